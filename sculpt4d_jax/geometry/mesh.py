@@ -1,0 +1,66 @@
+"""A triangle mesh and the conventions that every geometry function shares.
+
+Space is right-handed, y up, z towards the viewer, normalised to [-1, 1]^3 by
+one box for a whole animation. Faces are wound counter-clockwise seen from
+outside. Fields are positive inside and negative outside; the surface is at 0.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class TriangleMesh:
+  """A triangle mesh.
+
+  Attributes:
+    vertices: Positions, float32 [V, 3].
+    faces: Vertex indices, int32 [T, 3], counter-clockwise seen from outside.
+  """
+
+  vertices: np.ndarray
+  faces: np.ndarray
+
+  def __post_init__(self):
+    vertices = np.ascontiguousarray(self.vertices, dtype=np.float32)
+    faces = np.ascontiguousarray(self.faces, dtype=np.int32)
+    if vertices.ndim != 2 or vertices.shape[1] != 3:
+      raise ValueError(f"vertices must be [V, 3], got {vertices.shape}.")
+    if faces.ndim != 2 or faces.shape[1] != 3:
+      raise ValueError(f"faces must be [T, 3], got {faces.shape}.")
+    if faces.size and (faces.min() < 0 or faces.max() >= len(vertices)):
+      raise ValueError(
+          f"faces index vertices {faces.min()}..{faces.max()}, but the mesh"
+          f" has {len(vertices)} vertices."
+      )
+    object.__setattr__(self, "vertices", vertices)
+    object.__setattr__(self, "faces", faces)
+
+  @property
+  def num_vertices(self) -> int:
+    return len(self.vertices)
+
+  @property
+  def num_faces(self) -> int:
+    return len(self.faces)
+
+  @property
+  def is_empty(self) -> bool:
+    return self.num_faces == 0
+
+  def face_cross_products(self) -> np.ndarray:
+    """Face normals times twice the face areas, float32 [T, 3]."""
+    corners = self.vertices[self.faces]
+    return np.cross(
+        corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    )
+
+  def vertex_normals(self) -> np.ndarray:
+    """Area-weighted unit normals, float32 [V, 3]; zero on unused vertices."""
+    normals = np.zeros((self.num_vertices, 3), np.float64)
+    cross = self.face_cross_products()
+    for corner in range(3):
+      np.add.at(normals, self.faces[:, corner], cross)
+    length = np.linalg.norm(normals, axis=1, keepdims=True)
+    return (normals / np.maximum(length, 1e-20)).astype(np.float32)

@@ -1,0 +1,232 @@
+"""Layers that every network here is built from.
+
+Parameters are float32 (`param_dtype`) and are cast to the compute `dtype` where
+they are used. Each parameter names its logical axes in the metadata field
+`logical_axes`; `partitioning.py` maps those to the device mesh. The names are
+
+  embed   the transformer's width D         heads     attention heads H
+  kv      the width of a head K             mlp       the hidden width M
+  expert  experts E                         latent    latent channels C
+  context the context's width               None      never sharded
+
+A parameter with one axis more than it names is a stack of layers: the first
+axis is the layer.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any, TypeVar
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from sculpt4d_jax import array_types
+
+Array = array_types.Array
+Initializer = Callable[[Array, tuple[int, ...], Any], Array]
+Axes = tuple[str | None, ...]
+Module = TypeVar("Module", bound=nnx.Module)
+
+
+def fan_in_uniform(fan_in: int) -> Initializer:
+  """Uniform in +-1/sqrt(fan_in): what Hunyuan3D 2.1 starts its layers from."""
+  bound = 1.0 / math.sqrt(fan_in)
+
+  def init(key, shape, dtype):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+def zeros(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+  """Zero initialiser; `key` is not used."""
+  del key
+  return jnp.zeros(shape, dtype)
+
+
+class Linear(nnx.Module):
+  """y = x . kernel + bias over one or several axes.
+
+  The kernel has shape `in_features + out_features`, so an attention projection
+  is [D, H, K] and its output projection [H, K, D].
+  """
+
+  def __init__(
+      self,
+      in_features: int | tuple[int, ...],
+      out_features: int | tuple[int, ...],
+      *,
+      kernel_axes: Axes,
+      rngs: nnx.Rngs,
+      use_bias: bool = True,
+      kernel_init: Initializer | None = None,
+      dtype: Any = jnp.float32,
+      param_dtype: Any = jnp.float32,
+  ):
+    ins = in_features if isinstance(in_features, tuple) else (in_features,)
+    outs = out_features if isinstance(out_features, tuple) else (out_features,)
+    if len(kernel_axes) != len(ins) + len(outs):
+      raise ValueError(
+          f"kernel_axes={kernel_axes} must name the {len(ins) + len(outs)}"
+          f" axes of a kernel {ins + outs}."
+      )
+    self.num_in_axes = len(ins)
+    self.dtype = dtype
+    init = kernel_init or fan_in_uniform(math.prod(ins))
+    self.kernel = nnx.Param(
+        init(rngs.params(), ins + outs, param_dtype), logical_axes=kernel_axes
+    )
+    if use_bias:
+      bias = init(rngs.params(), outs, param_dtype)
+      self.bias = nnx.Param(bias, logical_axes=kernel_axes[len(ins):])
+    else:
+      self.bias = None
+
+  def __call__(self, x: Array) -> Array:
+    kernel = self.kernel[...].astype(self.dtype)
+    y = jnp.tensordot(x.astype(self.dtype), kernel, self.num_in_axes)
+    if self.bias is not None:
+      y = y + self.bias[...].astype(self.dtype)
+    return y
+
+
+class LayerNorm(nnx.Module):
+  """Layer normalisation over the last axis, computed in float32."""
+
+  def __init__(
+      self,
+      features: int,
+      *,
+      axis: str | None = "embed",
+      epsilon: float = 1e-6,
+      dtype: Any = jnp.float32,
+      param_dtype: Any = jnp.float32,
+  ):
+    self.epsilon = epsilon
+    self.dtype = dtype
+    self.scale = nnx.Param(
+        jnp.ones((features,), param_dtype), logical_axes=(axis,)
+    )
+    self.bias = nnx.Param(
+        jnp.zeros((features,), param_dtype), logical_axes=(axis,)
+    )
+
+  def __call__(self, x: Array) -> Array:
+    # The variance of bfloat16 activations loses its digits: float32.
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    centred = x - mean
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    y = centred * lax.rsqrt(variance + self.epsilon)
+    y = y * self.scale[...] + self.bias[...]
+    return y.astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x) * scale over the last axis, computed in float32."""
+
+  def __init__(
+      self,
+      features: int,
+      *,
+      axis: str | None = None,
+      epsilon: float = 1e-6,
+      dtype: Any = jnp.float32,
+      param_dtype: Any = jnp.float32,
+  ):
+    self.epsilon = epsilon
+    self.dtype = dtype
+    self.scale = nnx.Param(
+        jnp.ones((features,), param_dtype), logical_axes=(axis,)
+    )
+
+  def __call__(self, x: Array) -> Array:
+    x = x.astype(jnp.float32)  # As in LayerNorm.
+    square = jnp.square(x).mean(-1, keepdims=True)
+    y = x * lax.rsqrt(square + self.epsilon) * self.scale[...]
+    return y.astype(self.dtype)
+
+
+class MLP(nnx.Module):
+  """Linear, exact (erf) GELU, Linear.
+
+  The exact form matters: the tanh form is off by 5e-4 after seven blocks.
+  """
+
+  def __init__(
+      self,
+      features: int,
+      hidden_features: int,
+      *,
+      rngs: nnx.Rngs,
+      dtype: Any = jnp.float32,
+      param_dtype: Any = jnp.float32,
+  ):
+    kwargs = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+    self.fc1 = Linear(
+        features, hidden_features, kernel_axes=("embed", "mlp"), **kwargs
+    )
+    self.fc2 = Linear(
+        hidden_features, features, kernel_axes=("mlp", "embed"), **kwargs
+    )
+
+  def __call__(self, x: Array) -> Array:
+    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+def stack_layers(
+    create: Callable[[nnx.Rngs], Module], num_layers: int, rngs: nnx.Rngs
+) -> Module:
+  """Creates `num_layers` equal modules as one, parameters stacked [L, ...]."""
+
+  @nnx.split_rngs(splits=num_layers)
+  @nnx.vmap(in_axes=0, out_axes=0)
+  def create_all(rngs):
+    return create(rngs)
+
+  return create_all(rngs)
+
+
+def scan_layers(
+    body: Callable[[Module, Any, Any], tuple[Any, Any]],
+    stacked: Module,
+    carry: Any,
+    xs: Any = None,
+    *,
+    unroll: bool | int = 1,
+    remat_policy: str | None = None,
+) -> tuple[Any, Any]:
+  """Applies stacked layers one after the other, as `jax.lax.scan` does.
+
+  Args:
+    body: (layer, carry, x) -> (carry, y).
+    stacked: What `stack_layers` made.
+    carry: Activations that pass from layer to layer.
+    xs: One slice for each layer, or None.
+    unroll: Layers an iteration; True unrolls all. A scan compiles one layer
+      whatever their number; unrolled, XLA may fuse across layers.
+    remat_policy: None keeps all activations for the backward pass; "full"
+      recomputes each layer from its input; any other value names a policy of
+      `jax.checkpoint_policies`, such as "dots_with_no_batch_dims_saveable".
+
+  Returns:
+    The last carry, and the stacked ys.
+  """
+  graphdef, params = nnx.split(stacked)
+
+  def step(carry, layer):
+    layer_params, x = layer
+    return body(nnx.merge(graphdef, layer_params), carry, x)
+
+  if remat_policy is not None:
+    policy = None
+    if remat_policy != "full":
+      policy = getattr(jax.checkpoint_policies, remat_policy)
+    # A loop is a barrier against common subexpressions already. Unrolled layers
+    # and a single one, which XLA inlines, need their own.
+    num_layers = jax.tree.leaves(params)[0].shape[0]
+    is_loop = unroll == 1 and num_layers > 1
+    step = jax.checkpoint(step, policy=policy, prevent_cse=not is_loop)
+  return lax.scan(step, carry, (params, xs), unroll=unroll)
