@@ -1,0 +1,431 @@
+"""Procedural animated objects: articulated and deforming solids.
+
+Each clip is a smooth union of round cones and rounded boxes that move for F
+frames (`geometry/signed_distance.py`), so signed distance, correspondence over
+time and pictures are known exactly. Seven families cover what a deforming
+object does: limbs that swing (quadruped, biped), a body that bends (tentacle),
+arms that open (bloomer), hinges between boxes (machine), parts that swell
+(bulger), parts that join and split (splitter).
+
+Objects stand upright (+y) and are turned about it by any yaw that keeps their
+motion in sight of a camera in front (+z). One box for the whole clip puts them
+in [-0.95, 0.95]^3.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+import numpy as np
+
+from sculpt4d_jax.geometry import signed_distance
+
+NUM_CONES = 12
+NUM_BOXES = 4
+# Blends bulge beyond the parts' own bounds, so these stay inside the cube.
+EXTENT = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticClip:
+  """An animated solid.
+
+  Attributes:
+    solid: Parts at every frame: leaves have leading axis F.
+    colours: RGB in [0, 1] of cones, then boxes [K + J, 3].
+    family: Name of the family that made it.
+    seed: Its seed: the same seed gives the same clip.
+  """
+
+  solid: signed_distance.Solid
+  colours: np.ndarray
+  family: str
+  seed: int
+
+  @property
+  def num_frames(self) -> int:
+    return len(self.solid.smoothness)
+
+
+def make_clip(seed: int, num_frames: int) -> SyntheticClip:
+  """Makes the clip of a seed; seeds are independent of each other.
+
+  Args:
+    seed: Any non-negative number.
+    num_frames: Frames F, spread over the clip's one second; at least 1.
+
+  Returns:
+    The clip.
+
+  Raises:
+    ValueError: num_frames is less than 1.
+  """
+  if num_frames < 1:
+    raise ValueError(f"num_frames={num_frames} must be at least 1.")
+  rng = np.random.default_rng([seed, 0x4D])
+  names = sorted(_FAMILIES)
+  family = names[rng.integers(len(names))]
+  times = np.arange(num_frames) / max(num_frames, 2)
+  phase = 2 * np.pi * (rng.uniform(0.6, 1.0) * times + rng.uniform())
+  body = _Body(num_frames)
+  _FAMILIES[family](rng, phase, body)
+  return SyntheticClip(
+      solid=body.solid(yaw=rng.uniform(-0.9, 0.9)),
+      colours=_colours(rng, len(body.cones), len(body.boxes)),
+      family=family,
+      seed=seed,
+  )
+
+
+class _Body:
+  """Collects the parts of an animation and normalises them."""
+
+  def __init__(self, num_frames: int):
+    self.num_frames = num_frames
+    self.cones = []
+    self.boxes = []
+    self.smoothness = 0.05
+
+  def cone(self, start, end, start_radius, end_radius):
+    """Adds a round cone between two points [F, 3] or [3]."""
+    start, end = (self._per_frame(x, 3) for x in (start, end))
+    radii = np.stack(
+        [self._per_frame(x) for x in (start_radius, end_radius)], -1
+    )
+    self.cones.append((start, end, radii))
+    return end
+
+  def ball(self, centre, radius):
+    """Adds a ball; `centre` [F, 3], `radius` [F] or numbers."""
+    centre = self._per_frame(centre, 3)
+    half = np.array([0.0, 0.02, 0.0])
+    self.cone(centre - half, centre + half, radius, radius)
+
+  def box(self, centre, rotation, half_size, rounding):
+    """Adds a box; `rotation` [F, 3, 3], its columns the box's axes."""
+    rotation = np.broadcast_to(rotation, (self.num_frames, 3, 3))
+    half_size = self._per_frame(half_size, 3)
+    rounding = np.minimum(self._per_frame(rounding), half_size.min(-1) * 0.9)
+    self.boxes.append(
+        (self._per_frame(centre, 3), rotation, half_size, rounding)
+    )
+
+  def _per_frame(self, value, width=None):
+    shape = (self.num_frames,) if width is None else (self.num_frames, width)
+    return np.broadcast_to(np.asarray(value, np.float64), shape)
+
+  def solid(self, yaw: float) -> signed_distance.Solid:
+    """All parts, turned by yaw and brought into the cube."""
+    turn = rotation_about([0, 1, 0], yaw)
+    cones = [(s @ turn.T, e @ turn.T, r) for s, e, r in self.cones]
+    boxes = [(c @ turn.T, turn @ r, h, e) for c, r, h, e in self.boxes]
+    low, high = _bounds(cones, boxes)
+    scale = 2 * EXTENT / (high - low).max()
+    centre = (low + high) / 2
+    cone_arrays = _cone_arrays(cones, centre, scale, self.num_frames)
+    box_arrays = _box_arrays(boxes, centre, scale, self.num_frames)
+    smoothness = np.full(self.num_frames, self.smoothness * scale, np.float32)
+    return signed_distance.Solid(*cone_arrays, *box_arrays, smoothness)
+
+
+def _bounds(cones, boxes):
+  """The box of all parts in all frames: its low and high corners."""
+  lows, highs = [], []
+  for start, end, radii in cones:
+    for point, radius in ((start, radii[:, :1]), (end, radii[:, 1:])):
+      lows.append((point - radius).min(0))
+      highs.append((point + radius).max(0))
+  for centre, rotation, half_size, _ in boxes:
+    reach = np.einsum("fij,fj->fi", np.abs(rotation), half_size)
+    lows.append((centre - reach).min(0))
+    highs.append((centre + reach).max(0))
+  return np.min(lows, 0), np.max(highs, 0)
+
+
+def _cone_arrays(cones, centre, scale, num_frames):
+  origin = np.zeros((num_frames, NUM_CONES, 3), np.float32)
+  rotation = np.tile(np.eye(3, dtype=np.float32), (num_frames, NUM_CONES, 1, 1))
+  length = np.ones((num_frames, NUM_CONES), np.float32)
+  radii = np.full(
+      (num_frames, NUM_CONES, 2), signed_distance.ABSENT, np.float32
+  )
+  for part, (start, end, part_radii) in enumerate(cones):
+    axis = end - start
+    span = np.maximum(np.linalg.norm(axis, axis=-1), 1e-3)
+    # One sphere must not swallow the other, or the side has no tangent.
+    gap = np.abs(part_radii[:, 0] - part_radii[:, 1])
+    span = np.maximum(span, gap * 1.05)
+    origin[:, part] = (start - centre) * scale
+    rotation[:, part] = follow_axis(axis)
+    length[:, part] = span * scale
+    radii[:, part] = part_radii * scale
+  return origin, rotation, length, radii
+
+
+def _box_arrays(boxes, centre, scale, num_frames):
+  origin = np.zeros((num_frames, NUM_BOXES, 3), np.float32)
+  rotation = np.tile(np.eye(3, dtype=np.float32), (num_frames, NUM_BOXES, 1, 1))
+  half_size = np.full((num_frames, NUM_BOXES, 3), 1e-3, np.float32)
+  rounding = np.full((num_frames, NUM_BOXES), signed_distance.ABSENT,
+                     np.float32)
+  half_size += rounding[..., None]  # An absent box has no inner box either.
+  for part, (box_centre, box_rotation, box_half, box_rounding) in enumerate(
+      boxes
+  ):
+    origin[:, part] = (box_centre - centre) * scale
+    rotation[:, part] = box_rotation
+    half_size[:, part] = box_half * scale
+    rounding[:, part] = box_rounding * scale
+  return origin, rotation, half_size, rounding
+
+
+def rotation_about(axis: Sequence[float], angle) -> np.ndarray:
+  """Rotation matrices [..., 3, 3] about an axis by angles [...] in radians."""
+  angle = np.asarray(angle, np.float64)
+  x, y, z = np.asarray(axis, np.float64) / np.linalg.norm(axis)
+  cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+  sine, cosine = (f(angle)[..., None, None] for f in (np.sin, np.cos))
+  return np.eye(3) + sine * cross + (1 - cosine) * (cross @ cross)
+
+
+def follow_axis(axis: np.ndarray) -> np.ndarray:
+  """Rotations [F, 3, 3] whose y axis follows `axis` [F, 3] without twist.
+
+  Each frame is the shortest turn away from the clip's mean direction, so that
+  a point fixed on the part's surface moves as little as the part does.
+  """
+  axis = axis / np.maximum(np.linalg.norm(axis, axis=-1, keepdims=True), 1e-9)
+  mean = axis.mean(0)
+  if np.linalg.norm(mean) < 1e-3:
+    mean = axis[0]
+  mean = mean / np.linalg.norm(mean)
+  helper = np.eye(3)[np.argmin(np.abs(mean))]
+  side = np.cross(mean, helper)
+  side /= np.linalg.norm(side)
+  base = np.stack([side, mean, np.cross(side, mean)], -1)
+  cross = np.cross(mean, axis)
+  cosine = np.clip(axis @ mean, -0.999, None)
+  skew = np.zeros((len(axis), 3, 3))
+  skew[:, 0, 1], skew[:, 0, 2] = -cross[:, 2], cross[:, 1]
+  skew[:, 1, 0], skew[:, 1, 2] = cross[:, 2], -cross[:, 0]
+  skew[:, 2, 0], skew[:, 2, 1] = -cross[:, 1], cross[:, 0]
+  turn = np.eye(3) + skew + skew @ skew / (1 + cosine)[:, None, None]
+  return turn @ base
+
+
+def _colours(rng, num_cones, num_boxes):
+  """A base colour of the object and a shade of it for every part."""
+  base = rng.uniform(0.35, 0.95, 3)
+  shades = base + rng.normal(0, 0.12, (NUM_CONES + NUM_BOXES, 3))
+  del num_cones, num_boxes  # Absent parts have a colour that nobody sees.
+  return np.clip(shades, 0.15, 1.0).astype(np.float32)
+
+
+def _limb(body, root, lengths, angles, radii, side):
+  """A chain of cones hanging from `root`, bent by `angles` in the xy plane.
+
+  Args:
+    body: Where the parts go.
+    root: [F, 3].
+    lengths: Of each segment.
+    angles: One [F] a segment, from straight down, in radians.
+    radii: One more than there are segments.
+    side: How far each segment leans out along z, in radians.
+  """
+  for index, (length, angle) in enumerate(zip(lengths, angles)):
+    step = np.stack(
+        [
+            np.sin(angle) * np.cos(side),
+            -np.cos(angle) * np.cos(side),
+            np.full_like(angle, np.sin(side)),
+        ],
+        -1,
+    )
+    root = body.cone(root, root + length * step, radii[index], radii[index + 1])
+
+
+def _quadruped(rng, phase, body):
+  height, length = rng.uniform(0.5, 0.8), rng.uniform(0.7, 1.1)
+  girth, leg = rng.uniform(0.17, 0.28), rng.uniform(0.08, 0.12)
+  bounce = 0.04 * np.sin(2 * phase)
+  zero = np.zeros_like(phase)
+  hip = np.stack([zero - length / 2, height + bounce, zero], -1)
+  shoulder = np.stack([zero + length / 2, height + bounce, zero], -1)
+  body.cone(hip, shoulder, girth * rng.uniform(0.8, 1.1), girth)
+  nod = rng.uniform(0.3, 0.9) + 0.2 * np.sin(phase)
+  neck = shoulder + 0.4 * np.stack([np.cos(nod), np.sin(nod), zero], -1)
+  body.cone(shoulder, neck, girth * 0.7, girth * 0.5)
+  body.cone(
+      neck, neck + np.stack([zero + 0.22, zero - 0.06, zero], -1),
+      girth * rng.uniform(0.6, 0.8), girth * 0.4,
+  )
+  swing = rng.uniform(0.4, 0.75)
+  for end, gait in ((hip, 0.0), (shoulder, np.pi / 2)):
+    for side in (-1, 1):
+      step = phase + gait + (np.pi if side > 0 else 0.0)
+      upper = swing * np.sin(step)
+      lower = upper + 0.5 * np.cos(step) - 0.2
+      root = end + np.array([0.0, -girth * 0.3, side * girth * 0.75])
+      _limb(body, root, (height * 0.48,) * 2, (upper, lower),
+            (leg * 1.3, leg, leg * 0.8), side * 0.05)
+  wag = 0.8 * np.sin(phase + 1.0)
+  tail = np.stack([zero - 0.4, 0.25 + 0.1 * wag, 0.3 * wag], -1)
+  body.cone(hip, hip + tail, leg, leg * 0.5)
+
+
+def _biped(rng, phase, body):
+  height, torso = rng.uniform(0.7, 0.9), rng.uniform(0.4, 0.6)
+  girth, limb = rng.uniform(0.16, 0.24), rng.uniform(0.08, 0.11)
+  zero = np.zeros_like(phase)
+  hip = np.stack([zero, height + 0.04 * np.sin(2 * phase), zero], -1)
+  lean = rng.uniform(-0.1, 0.3) + 0.1 * np.sin(phase)
+  chest = hip + torso * np.stack([np.sin(lean), np.cos(lean), zero], -1)
+  body.cone(hip, chest, girth * 0.8, girth)
+  head = chest + np.stack([zero + 0.03, zero + girth + 0.14, zero], -1)
+  body.ball(head, rng.uniform(0.14, 0.22))
+  stride = rng.uniform(0.4, 0.9)
+  raised = rng.uniform(0.0, 1.2)
+  for side in (-1, 1):
+    step = phase + (np.pi if side > 0 else 0.0)
+    upper = stride * np.sin(step)
+    lower = upper - 0.4 + 0.4 * np.cos(step)
+    root = hip + np.array([0.0, -0.05, side * girth * 0.6])
+    _limb(body, root, (height * 0.46,) * 2, (upper, lower),
+          (limb * 1.3, limb, limb), side * 0.06)
+    arm = -stride * np.sin(step) * 0.9
+    root = chest + np.array([0.0, 0.02, side * girth * 0.9])
+    _limb(body, root, (0.32, 0.3), (arm, arm + 0.5 + 0.3 * np.sin(step)),
+          (limb, limb * 0.9, limb * 0.8), side * (0.3 + raised))
+
+
+def _tentacle(rng, phase, body):
+  count = int(rng.integers(7, NUM_CONES + 1))
+  bend, waves = rng.uniform(0.25, 0.55), rng.uniform(0.5, 1.2)
+  thick, thin = rng.uniform(0.18, 0.28), rng.uniform(0.08, 0.13)
+  upright = rng.uniform() < 0.5
+  angle = np.zeros_like(phase) if upright else np.full_like(phase, np.pi / 2)
+  tilt = rng.uniform(-0.25, 0.25)
+  point = np.zeros((len(phase), 3))
+  for index in range(count):
+    along = index / count
+    angle = angle + bend * np.sin(phase - 2 * np.pi * waves * along) * (
+        0.4 + 0.6 * along
+    )
+    step = np.stack(
+        [np.sin(angle), np.cos(angle), np.sin(tilt * np.sin(phase + along))],
+        -1,
+    )
+    end = point + 0.24 * step
+    radii = [thick + (thin - thick) * (index + k) / count for k in (0, 1)]
+    body.cone(point, end, *radii)
+    point = end
+
+
+def _bloomer(rng, phase, body):
+  arms = int(rng.integers(3, 6))
+  core, reach = rng.uniform(0.2, 0.32), rng.uniform(0.35, 0.55)
+  thick, thin = rng.uniform(0.12, 0.17), rng.uniform(0.08, 0.12)
+  opening = rng.uniform(0.2, 0.6) + rng.uniform(0.5, 0.8) * np.sin(phase)
+  zero = np.zeros_like(phase)
+  body.ball(np.stack([zero, zero, zero], -1), core)
+  spin = rng.uniform(0, 2 * np.pi)
+  vertical = rng.uniform() < 0.5
+  for index in range(arms):
+    around = spin + 2 * np.pi * index / arms
+    point = np.zeros((len(phase), 3))
+    for bend in (0.5, 1.2):
+      out, up = np.cos(opening * bend), np.sin(opening * bend)
+      step = np.stack([out * np.cos(around), up, out * np.sin(around)], -1)
+      if vertical:  # A star that faces the camera.
+        step = step[:, [0, 2, 1]]
+      end = point + reach * step
+      body.cone(point, end, thick, thin)
+      point = end
+
+
+def _machine(rng, phase, body):
+  base = rng.uniform([0.3, 0.1, 0.25], [0.5, 0.2, 0.45])
+  rounding = rng.uniform(0.02, 0.07)
+  zero = np.zeros_like(phase)
+  body.smoothness = 0.02
+  body.box(np.zeros(3), np.eye(3), base, rounding)
+  joint = np.stack([zero + rng.uniform(-0.2, 0.2), zero + base[1], zero], -1)
+  angle = rng.uniform(-0.4, 0.4) + 0.5 * np.sin(phase)
+  for index in range(int(rng.integers(2, 4))):
+    length, width = rng.uniform(0.35, 0.6), rng.uniform(0.07, 0.13)
+    turn = rotation_about([0, 0, 1], -angle)
+    up = turn[..., :, 1]
+    half = np.array([width, length / 2 + width * 0.3, width * 1.2])
+    body.box(joint + length / 2 * up, turn, half, rounding)
+    body.ball(joint, width * 1.5)
+    joint = joint + length * up
+    angle = angle + rng.uniform(0.4, 1.0) * (
+        np.sin(phase + rng.uniform(0, 6.28)) + rng.uniform(-0.5, 1.2)
+    )
+    del index
+  body.ball(joint, rng.uniform(0.14, 0.24))
+
+
+def _bulger(rng, phase, body):
+  count = int(rng.integers(2, 5))
+  body.smoothness = 0.1
+  zero = np.zeros_like(phase)
+  height = np.zeros_like(phase)
+  swell = rng.uniform(0.15, 0.35)
+  sway = rng.uniform(0.0, 0.2)
+  for index in range(count):
+    pulse = 1 + swell * np.sin(phase - 1.4 * index)
+    radius = rng.uniform(0.2, 0.38) * pulse
+    height = height + radius * 0.8
+    centre = np.stack(
+        [sway * index * np.sin(phase - 0.7 * index), height, zero], -1
+    )
+    if rng.uniform() < 0.25:
+      half = radius[:, None] * np.array([1.0, 0.8, 0.9])
+      turn = rotation_about([0, 1, 0], 0.6 * np.sin(phase))
+      body.box(centre, turn, half, 0.06)
+    else:
+      body.ball(centre, radius)
+    height = height + radius * 0.7
+  if rng.uniform() < 0.6:
+    for side in (-1, 1):
+      top = np.stack([zero, height * 0.7, zero], -1)
+      out = np.stack(
+          [side * (0.5 + 0 * phase), height * 0.7 + 0.25 * np.sin(phase), zero],
+          -1,
+      )
+      body.cone(top, out, 0.1, 0.08)
+
+
+def _splitter(rng, phase, body):
+  body.smoothness = rng.uniform(0.08, 0.2)
+  apart = 0.5 * (1 - np.cos(phase))
+  axis = rotation_about([0, 0, 1], rng.uniform(-0.6, 1.6)) @ np.array([1, 0, 0])
+  reach = rng.uniform(0.5, 0.8)
+  zero = np.zeros((len(phase), 3))
+  core = rng.uniform(0.22, 0.4)
+  if rng.uniform() < 0.4:
+    body.box(zero, np.eye(3), np.full(3, core), 0.08)
+  else:
+    body.ball(zero, core)
+  for side in (-1, 1):
+    if side > 0 and rng.uniform() < 0.3:
+      continue
+    radius = rng.uniform(0.16, 0.32)
+    start = rng.uniform(0.3, 0.6) * core
+    centre = side * axis * (start + (core + reach) * apart)[:, None]
+    if rng.uniform() < 0.3:
+      turn = rotation_about([0, 1, 1], apart * 1.5)
+      body.box(centre, turn, np.full(3, radius), 0.05)
+    else:
+      body.ball(centre, radius)
+
+
+_FAMILIES: dict[str, Callable[..., None]] = {
+    "quadruped": _quadruped,
+    "biped": _biped,
+    "tentacle": _tentacle,
+    "bloomer": _bloomer,
+    "machine": _machine,
+    "bulger": _bulger,
+    "splitter": _splitter,
+}
