@@ -1,0 +1,67 @@
+# Everything that a fresh clone needs: `make demo`, `make test`.
+#
+# Wants Python 3.11 or newer with venv, and make; no compiler. Another Python:
+#   make demo PYTHON=python3.12
+# An environment of your own instead of .venv:
+#   make test VENV=/path/to/venv
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+TESTS ?= tests
+CLIP ?= demo/clip.mp4
+DEMO_OUTPUT ?= out/demo
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --prefer-binary \
+  --disable-pip-version-check --no-input
+
+# Compiled code is kept between runs.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test test-slow clean
+
+help: ## Show this list.
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' \
+	  $(firstword $(MAKEFILE_LIST))
+
+venv: $(VENV)/.programs ## Make .venv with what the programs need.
+
+demo: $(VENV)/.programs ## Turn the shipped clip into a mesh sequence.
+	$(BIN)/python -m launch.sample --config=configs/tiny.py --input=$(CLIP) \
+	  --output=$(DEMO_OUTPUT)
+	@echo
+	@echo "Done. Open $(DEMO_OUTPUT)/index.html in a browser."
+
+test: $(VENV)/.tests ## Run the everyday tests.
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" --durations=10 $(TESTS)
+
+test-slow: $(VENV)/.tests ## Run the tests that take minutes or extra tools.
+	$(BIN)/python -m pytest -q -m slow --durations=10 $(TESTS)
+
+clean: ## Remove .venv, caches and demo output.
+	rm -rf .venv .cache .pytest_cache build dist *.egg-info $(DEMO_OUTPUT)
+	find . -name __pycache__ -type d -not -path './.git/*' -prune \
+	  -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; say make PYTHON=python3.12," \
+	    "for instance." >&2; exit 2; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)."
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "python3 -m venv failed; on Debian and Ubuntu install" \
+	    "python3-venv." >&2; rm -rf $(VENV); exit 2; }
+
+$(VENV)/.programs: requirements.txt | $(VENV)/bin/python
+	@echo "Installing requirements.txt: about 1.2 GB, once; a minute or more."
+	@$(PIP_INSTALL) -r requirements.txt
+	@touch $@
+
+$(VENV)/.tests: requirements-test.txt $(VENV)/.programs
+	@echo "Installing what the tests need."
+	@$(PIP_INSTALL) -r requirements-test.txt
+	@touch $@
