@@ -1,0 +1,8 @@
+"""Block-sparse attention over the frames of a clip; needs jax and numpy only."""
+
+from .api import block_sparse_attention
+from .mask import bit_reversal
+from .mask import bit_reversed_tokens
+from .mask import BlockMask
+from .mask import inverse_order
+from .mask import Mask

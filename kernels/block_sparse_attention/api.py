@@ -1,0 +1,142 @@
+"""The public function: checks its arguments and picks a backend.
+
+A backend is a function (query, key, value, mask, *, scale, token_order) ->
+(output, log_sum_exp) that is differentiable with respect to the first three. One
+that cannot serve the arguments raises NotImplementedError with the reason.
+"""
+
+import math
+from typing import Literal
+
+import jax
+
+from . import mask as mask_lib
+from . import reference
+from . import xla
+
+Implementation = Literal["xla", "reference"]
+
+# Later entries serve what earlier ones decline.
+_AUTOMATIC = ("xla",)
+_BACKENDS = {"xla": xla.attention, "reference": reference.attention}
+
+
+def block_sparse_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: mask_lib.Mask,
+    *,
+    scale: float | None = None,
+    token_order: mask_lib.TokenOrder = "natural",
+    implementation: Implementation | None = None,
+    return_log_sum_exp: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+  """Softmax attention between the blocks of tokens that a mask lets see.
+
+  Exact: equal to dense attention with the scores outside the mask set to minus
+  infinity, forward and backward. Scores and softmax are float32 for any input
+  dtype. Works under jit, grad, vmap, remat and scan.
+
+  Args:
+    query: Queries [B, H, S, K], S = num_frames * tokens_per_frame, frame by
+      frame. The blocks of a frame have tokens_per_frame / blocks_per_frame tokens.
+    key: Keys [B, H, S, K].
+    value: Values [B, H, S, K].
+    mask: Which blocks see which, in natural block indices whatever
+      `token_order` is. Static: known when the function is traced.
+    scale: Factor on the scores; K ** -0.5 if None.
+    token_order: "natural", or "bit_reversed" if the caller has listed the blocks
+      of every frame by `bit_reversal` (`bit_reversed_tokens` gives the token
+      indices); the output is in the same order as the input. With strides that
+      are powers of two, "bit_reversed" saves a permutation of all four arrays.
+    implementation: Backend: "xla" (plain JAX, any device) or "reference"
+      (quadratic memory). None takes the first one that serves the arguments.
+    return_log_sum_exp: Whether to return the log-sum-exp too.
+
+  Returns:
+    Output [B, H, S, K] in the dtype of query; with `return_log_sum_exp` also the
+    log-sum-exp of the scaled scores each query sees, [B, H, S] float32, which is
+    differentiable too.
+
+  Raises:
+    ValueError: Shapes, mask, order or implementation do not fit.
+    NotImplementedError: The named implementation cannot serve the arguments.
+
+  Source: Sculpt4D (arXiv 2604.21592), block-sparse attention.
+  """
+  _check_arrays(query, key, value)
+  _check_mask(query, mask)
+  if token_order not in ("natural", "bit_reversed"):
+    raise ValueError(
+        f'token_order must be "natural" or "bit_reversed", got {token_order!r}.'
+    )
+  if scale is None:
+    scale = query.shape[-1] ** -0.5
+  elif not math.isfinite(scale):
+    raise ValueError(f"scale must be finite, got {scale}.")
+  output, log_sum_exp = _run(
+      implementation,
+      (query, key, value, mask),
+      dict(scale=float(scale), token_order=token_order),
+  )
+  return (output, log_sum_exp) if return_log_sum_exp else output
+
+
+def _run(implementation, args, kwargs):
+  """Calls the named backend, or the first one that does not decline."""
+  if implementation is not None:
+    if implementation not in _BACKENDS:
+      raise ValueError(
+          f"implementation={implementation!r} is unknown; choose one of"
+          f" {sorted(_BACKENDS)}, or None for the first that serves."
+      )
+    return _BACKENDS[implementation](*args, **kwargs)
+  reasons = []
+  for name in _AUTOMATIC:
+    try:
+      return _BACKENDS[name](*args, **kwargs)
+    except NotImplementedError as reason:
+      reasons.append(f"{name}: {reason}")
+  raise NotImplementedError("No backend serves this call. " + "; ".join(reasons))
+
+
+def _check_arrays(query, key, value) -> None:
+  if query.ndim != 4:
+    raise ValueError(
+        f"query must be [B, H, S, K], got shape {query.shape}; add axes of length"
+        " 1, or use jax.vmap for more."
+    )
+  for name, array in (("key", key), ("value", value)):
+    if array.shape != query.shape:
+      raise ValueError(
+          f"{name} must have the shape of query, {query.shape}, got"
+          f" {array.shape}; repeat the heads of keys and values that are shared."
+      )
+    if array.dtype != query.dtype:
+      raise ValueError(
+          f"{name} must have the dtype of query, {query.dtype}, got"
+          f" {array.dtype}; cast it."
+      )
+  if query.dtype not in ("float32", "bfloat16", "float16"):
+    raise ValueError(
+        "query must be float32, bfloat16 or float16, got"
+        f" {query.dtype}; cast all three arrays."
+    )
+
+
+def _check_mask(query, mask) -> None:
+  if not isinstance(mask, mask_lib.Mask):
+    raise ValueError(
+        f"mask must be a BlockMask, got {type(mask).__name__}; make one with"
+        " BlockMask(num_frames, blocks_per_frame)."
+    )
+  num_tokens = query.shape[2]
+  if num_tokens == 0 or num_tokens % mask.num_frames:
+    raise ValueError(
+        f"query has S={num_tokens} tokens, not a positive multiple of the mask's"
+        f" num_frames={mask.num_frames}; S must be num_frames * tokens_per_frame."
+    )
+  mask_lib.require_block_size(
+      num_tokens // mask.num_frames, mask.blocks_per_frame
+  )

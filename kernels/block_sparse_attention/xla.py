@@ -1,0 +1,170 @@
+"""Plain JAX backend: runs everywhere, forward and backward.
+
+Three ways to the same numbers, chosen by size and mask:
+
+  small       S <= 512: all scores at once with the mask as a constant bias.
+              Fastest there: one large batched product instead of many small.
+  contiguous  Powers of two: dense attention between contiguous runs of tokens
+              in bit-reversed order, without gathers (`xla_contiguous`).
+  lists       Any other mask: lists of key blocks, gathered (`xla_lists`).
+
+The last two work head by head (a few heads at once if they are small), keep the
+log-sum-exp, and recompute the scores in the backward pass: memory is linear in
+S. Arithmetic is float32, cast from the input dtype a head at a time.
+
+With the batch sharded over devices, call it inside `jax.shard_map`: the loop over
+heads of the large paths would gather a sharded axis otherwise.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import mask as mask_lib
+from . import reference
+from . import xla_contiguous
+from . import xla_lists
+
+_MAX_SMALL_TOKENS = 512
+_MAX_SMALL_SCORES = 1 << 26  # Elements; 256 MiB in float32.
+_GROUP_TOKENS = 2048  # Heads are taken together up to so many tokens in all.
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: mask_lib.Mask,
+    *,
+    scale: float,
+    token_order: mask_lib.TokenOrder = "natural",
+) -> tuple[jax.Array, jax.Array]:
+  """Attention over the token pairs that the mask allows.
+
+  Args:
+    query: [B, H, S, K]; S = num_frames * tokens_per_frame.
+    key: As query.
+    value: As query.
+    mask: Which blocks see which.
+    scale: Factor on the scores.
+    token_order: Order in which the blocks of every frame come.
+
+  Returns:
+    Output [B, H, S, K] in the dtype of query and log-sum-exp [B, H, S] float32.
+  """
+  batch, heads, tokens, _ = query.shape
+  num_scores = batch * heads * tokens**2
+  if tokens <= _MAX_SMALL_TOKENS and num_scores <= _MAX_SMALL_SCORES:
+    return _small(query, key, value, mask, scale, token_order)
+  return _by_heads(query, key, value, mask, scale, token_order)
+
+
+def _small(query, key, value, mask, scale, token_order):
+  """All scores at once; differentiated automatically, as measured fastest."""
+  seen = reference.token_mask(mask, query.shape[2], token_order)
+  bias = np.where(seen, 0, -np.inf).astype(np.float32)
+  query_f32, key_f32, value_f32 = (
+      x.astype(jnp.float32) for x in (query, key, value)
+  )
+  scores = jnp.einsum("bhqk,bhsk->bhqs", query_f32 * scale, key_f32) + bias
+  # Every row has a finite score: a block sees itself. The maximum cancels out of
+  # the result, so that no gradient need flow through it.
+  maximum = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+  weights = jnp.exp(scores - maximum)
+  total = weights.sum(-1, keepdims=True)
+  output = jnp.einsum("bhqs,bhsk->bhqk", weights, value_f32) / total
+  log_sum_exp = (maximum + jnp.log(total))[..., 0]
+  return output.astype(query.dtype), log_sum_exp
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _by_heads(query, key, value, mask, scale, token_order):
+  return _forward(query, key, value, mask, scale, token_order)[0]
+
+
+def _forward(query, key, value, mask, scale, token_order):
+  def attend(query, key, value):
+    path = _Path(mask, token_order)
+    query, key, value = map(path.enter, (query * scale, key, value))
+    return tuple(map(path.leave, path.forward(query, key, value)))
+
+  output, log_sum_exp = _map_heads(attend, query, key, value)
+  output = output.astype(query.dtype)
+  return (output, log_sum_exp), (query, key, value, output, log_sum_exp)
+
+
+def _backward(mask, scale, token_order, residuals, cotangents):
+  def differentiate(query, key, value, output, log_sum_exp, *bars):
+    output_bar, log_sum_exp_bar = bars
+    offset = (output * output_bar).sum(-1) - log_sum_exp_bar
+    path = _Path(mask, token_order)
+    args = (query * scale, key, value, log_sum_exp, output_bar, offset)
+    bars = map(path.leave, path.backward(*map(path.enter, args)))
+    query_bar, key_bar, value_bar = bars
+    return query_bar * scale, key_bar, value_bar
+
+  bars = _map_heads(differentiate, *residuals, *cotangents)
+  return tuple(bar.astype(residuals[0].dtype) for bar in bars)
+
+
+_by_heads.defvjp(_forward, _backward)
+
+
+def _map_heads(function, *arrays):
+  """Maps over B and H in float32; small heads are taken several at a time."""
+  batch, heads, tokens = arrays[0].shape[:3]
+  group = math.gcd(batch * heads, max(1, _GROUP_TOKENS // tokens))
+  grouped = [x.reshape(-1, group, *x.shape[2:]) for x in arrays]
+
+  def map_group(xs):
+    return jax.vmap(function)(*(x.astype(jnp.float32) for x in xs))
+
+  results = jax.lax.map(map_group, grouped)
+  return [x.reshape(batch, heads, *x.shape[2:]) for x in results]
+
+
+class _Path:
+  """The path that serves a mask, and how its arrays are laid out."""
+
+  def __init__(self, mask: mask_lib.Mask, token_order: mask_lib.TokenOrder):
+    self._mask = mask
+    self._is_contiguous = mask.is_power_of_two
+    reorder = self._is_contiguous and mask.max_stride > 1
+    self._reorder = reorder and token_order == "natural"
+    self._token_order = token_order
+
+  def forward(self, *args):
+    if self._is_contiguous:
+      return xla_contiguous.forward(*args, self._mask)
+    return xla_lists.forward(*args, self._mask, self._token_order)
+
+  def backward(self, *args):
+    if self._is_contiguous:
+      return xla_contiguous.backward(*args, self._mask)
+    return xla_lists.backward(*args, self._mask, self._token_order)
+
+  def enter(self, x: jax.Array) -> jax.Array:
+    """[S, ...] -> [F, P, ...] or [blocks, block size, ...]."""
+    if self._is_contiguous:
+      return self._swap_order(x.reshape(self._mask.num_frames, -1, *x.shape[1:]))
+    return x.reshape(self._mask.num_blocks, -1, *x.shape[1:])
+
+  def leave(self, x: jax.Array) -> jax.Array:
+    """Undoes `enter`."""
+    if self._is_contiguous:
+      x = self._swap_order(x)
+    return x.reshape(-1, *x.shape[2:])
+
+  def _swap_order(self, x: jax.Array) -> jax.Array:
+    """Natural to bit-reversed order of blocks and back, if that is needed."""
+    if not self._reorder:
+      return x
+    blocks = self._mask.blocks_per_frame
+    # Reversing the bits of an index is transposing axes of length two.
+    bits = (2,) * (blocks.bit_length() - 1)
+    y = x.reshape(len(x), *bits, -1)
+    y = y.transpose(0, *range(len(bits), 0, -1), len(bits) + 1)
+    return y.reshape(x.shape)
