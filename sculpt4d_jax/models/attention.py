@@ -1,0 +1,392 @@
+"""Attention within a frame, to the frame's context, and through time.
+
+Every projection keeps its heads apart: query, key and value kernels are
+[D, H, K] and the output kernel is [H, K, D]. Checkpoints that scramble the
+order of the heads are put right by their importer, not here. Queries and keys
+are normalised over the head's width with one scale shared by all heads.
+
+`TemporalAttention` is the only user of the block-sparse kernels.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax.kernels import block_sparse_attention as bsa
+from sculpt4d_jax.models import layers
+from sculpt4d_jax.models import rope
+
+Array = array_types.Array
+Float = array_types.Float
+
+QKNorm = Literal["rms", "layer"] | None
+
+TEMPORAL_MODES = ("sparse", "full", "token", "none")
+# Scores held at a time by the "xla" implementation: 256 MiB in float32.
+MAX_SCORES = 2**26
+
+
+class KeyValues(NamedTuple):
+  """Keys and values of a context, each [..., I, H, K]."""
+
+  key: Array
+  value: Array
+
+
+def dot_product_attention(
+    query: Float[Array, "B Q H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H K"],
+    *,
+    implementation: str | None = None,
+    max_scores: int = MAX_SCORES,
+) -> Float[Array, "B Q H K"]:
+  """softmax(query . key / sqrt(K)) . value, without a mask.
+
+  Args:
+    query: Queries.
+    key: Keys.
+    value: Values.
+    implementation: "xla" runs everywhere, softmax in float32; "cudnn" is flash
+      attention on NVIDIA GPUs, for float16 and bfloat16; None takes the
+      fastest that serves the platform and dtype.
+    max_scores: Where B*H*Q*S exceeds this, "xla" works through the queries in
+      chunks and computes the scores again in the backward pass.
+
+  Raises:
+    ValueError: Unknown implementation.
+  """
+  if implementation is None:
+    implementation = "cudnn" if _is_served_by_cudnn(query) else "xla"
+  if implementation == "cudnn":
+    return jax.nn.dot_product_attention(
+        query, key, value, implementation="cudnn"
+    )
+  if implementation != "xla":
+    raise ValueError(
+        f"Unknown implementation={implementation!r}: choose 'xla', 'cudnn' or"
+        " None."
+    )
+  batch, num_queries, heads, _ = query.shape
+  scores_per_query = batch * heads * key.shape[1]
+  if num_queries * scores_per_query <= max_scores:
+    return _attend(query, key, value)
+  chunk = max(1, max_scores // scores_per_query)
+  return _attend_in_chunks(query, key, value, chunk)
+
+
+def _is_served_by_cudnn(query: Array) -> bool:
+  is_half = query.dtype in (jnp.bfloat16, jnp.float16)
+  width = query.shape[-1]
+  fits = width % 8 == 0 and width <= 128
+  return jax.default_backend() == "gpu" and is_half and fits
+
+
+def _attend(query: Array, key: Array, value: Array) -> Array:
+  scale = 1.0 / math.sqrt(query.shape[-1])
+  # Exponentials of bfloat16 scores are off by whole percents: float32.
+  scores = jnp.einsum(
+      "bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32
+  )
+  weights = jax.nn.softmax(scores * scale, axis=-1).astype(value.dtype)
+  return jnp.einsum("bhqs,bshk->bqhk", weights, value)
+
+
+def _attend_in_chunks(
+    query: Array, key: Array, value: Array, chunk: int
+) -> Array:
+  batch, num_queries, heads, width = query.shape
+  num_chunks = -(-num_queries // chunk)
+  padding = num_chunks * chunk - num_queries
+  padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
+  chunks = padded.reshape(batch, num_chunks, chunk, heads, width)
+  attend = jax.checkpoint(lambda q: _attend(q, key, value), prevent_cse=False)
+  out = lax.map(attend, jnp.moveaxis(chunks, 1, 0))
+  out = jnp.moveaxis(out, 0, 1).reshape(padded.shape)
+  return out[:, :num_queries]
+
+
+def _head_norm(kind: QKNorm, head_dim: int, **kwargs: Any) -> nnx.Module | None:
+  if kind is None:
+    return None
+  if kind == "rms":
+    return layers.RMSNorm(head_dim, **kwargs)
+  if kind == "layer":
+    return layers.LayerNorm(head_dim, axis=None, **kwargs)
+  raise ValueError(
+      f"Unknown qk_norm={kind!r}: choose 'rms', 'layer' or None."
+  )
+
+
+class _Attention(nnx.Module):
+  """Projections, q/k norms and output projection that all kinds share."""
+
+  def __init__(
+      self,
+      width: int,
+      num_heads: int,
+      *,
+      rngs: nnx.Rngs,
+      context_width: int | None = None,
+      qk_norm: QKNorm = "rms",
+      use_qkv_bias: bool = False,
+      zero_init_out: bool = False,
+      implementation: str | None = None,
+      dtype: Any = jnp.float32,
+      param_dtype: Any = jnp.float32,
+  ):
+    if width % num_heads:
+      raise ValueError(
+          f"width={width} is not a multiple of num_heads={num_heads}; choose"
+          " a number of heads that divides it."
+      )
+    heads = (num_heads, width // num_heads)
+    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+    kwargs = dict(rngs=rngs, use_bias=use_qkv_bias, **dtypes)
+    kv_width, kv_axis = width, "embed"
+    if context_width is not None:
+      kv_width, kv_axis = context_width, "context"
+    axes = ("embed", "heads", "kv")
+    kv_axes = (kv_axis, "heads", "kv")
+    self.query = layers.Linear(width, heads, kernel_axes=axes, **kwargs)
+    self.key = layers.Linear(kv_width, heads, kernel_axes=kv_axes, **kwargs)
+    self.value = layers.Linear(kv_width, heads, kernel_axes=kv_axes, **kwargs)
+    self.query_norm = _head_norm(qk_norm, heads[1], **dtypes)
+    self.key_norm = _head_norm(qk_norm, heads[1], **dtypes)
+    self.out = layers.Linear(
+        heads,
+        width,
+        kernel_axes=("heads", "kv", "embed"),
+        kernel_init=layers.zeros if zero_init_out else None,
+        rngs=rngs,
+        **dtypes,
+    )
+    self.implementation = implementation
+
+  def project_query(self, x: Array) -> Array:
+    """Normalised queries [..., H, K]."""
+    query = self.query(x)
+    return query if self.query_norm is None else self.query_norm(query)
+
+  def project_key_value(self, x: Array) -> KeyValues:
+    """Normalised keys, and values, each [..., H, K]."""
+    key = self.key(x)
+    if self.key_norm is not None:
+      key = self.key_norm(key)
+    return KeyValues(key, self.value(x))
+
+
+class SelfAttention(_Attention):
+  """Attention among a set of tokens: no positions, no mask.
+
+  Args:
+    width: D.
+    num_heads: H, a divisor of D.
+    rngs: Randomness of the initial parameters.
+    qk_norm: "rms" (the DiT), "layer" (the VAE) or None (DINOv2).
+    use_qkv_bias: Biases on query, key and value (DINOv2).
+    implementation: See `dot_product_attention`.
+    dtype: Of the computation.
+    param_dtype: Of the parameters.
+  """
+
+  def __call__(self, x: Float[Array, "*B S D"]) -> Float[Array, "*B S D"]:
+    query = self.project_query(x)
+    return self.out(_attend_batched(query, self.project_key_value(x), self))
+
+
+class CrossAttention(_Attention):
+  """Attention of tokens to a context `context_width` wide.
+
+  `context_width` is a keyword argument; the others are `SelfAttention`'s.
+  """
+
+  def encode_context(self, context: Float[Array, "*B I W"]) -> KeyValues:
+    """Keys and values of a context, to be used for many calls."""
+    return self.project_key_value(context)
+
+  def __call__(
+      self,
+      x: Float[Array, "*B S D"],
+      context: Float[Array, "*B I W"] | KeyValues,
+  ) -> Float[Array, "*B S D"]:
+    if not isinstance(context, KeyValues):
+      context = self.encode_context(context)
+    return self.out(_attend_batched(self.project_query(x), context, self))
+
+
+def _attend_batched(
+    query: Array, context: KeyValues, module: _Attention
+) -> Array:
+  """dot_product_attention over any number of leading axes."""
+  lead = query.shape[:-3]
+  flat = [y.reshape(-1, *y.shape[-3:]) for y in (query, *context)]
+  out = dot_product_attention(*flat, implementation=module.implementation)
+  return out.reshape(*lead, *out.shape[1:])
+
+
+class TemporalAttention(_Attention):
+  """Attention among all frames of a clip, block-sparse.
+
+  Query block (frame i, block u) sees key block (frame j, block v) where j is an
+  anchor frame, or u and v agree modulo schedule[min(|i - j|, last)]. The output
+  projection starts at zero, so that an untrained layer adds nothing to the
+  pretrained per-frame model.
+
+  Args:
+    width: D.
+    num_heads: H.
+    block_size: Tokens of a block.
+    schedule: Strides by distance in frames.
+    anchor_frames: Frames every query sees.
+    rope_theta: See `rope.frame_rotation`.
+    rngs: Randomness of the initial parameters.
+    implementation: Of the block-sparse kernel: None takes the best that runs.
+    dtype: Of the computation.
+    param_dtype: Of the parameters.
+
+  Source: Sculpt4D, section "Block-sparse attention" and Table A1.
+  """
+
+  def __init__(
+      self,
+      width: int,
+      num_heads: int,
+      *,
+      rngs: nnx.Rngs,
+      block_size: int = 128,
+      schedule: tuple[int, ...] = (1, 1, 2, 4, 8, 16),
+      anchor_frames: tuple[int, ...] = (0,),
+      rope_theta: float = 10000.0,
+      implementation: str | None = None,
+      dtype: Any = jnp.float32,
+      param_dtype: Any = jnp.float32,
+  ):
+    super().__init__(
+        width,
+        num_heads,
+        rngs=rngs,
+        zero_init_out=True,
+        implementation=implementation,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
+    self.head_dim = width // num_heads
+    self.block_size = block_size
+    self.schedule = tuple(schedule)
+    self.anchor_frames = tuple(anchor_frames)
+    self.rope_theta = rope_theta
+
+  def mask(self, num_frames: int, num_tokens: int, mode: str) -> bsa.BlockMask:
+    """Which blocks see which, in mode "sparse" or "full"."""
+    sparse = mode == "sparse"
+    return temporal_mask(
+        num_frames,
+        num_tokens,
+        self.block_size,
+        self.schedule if sparse else (1,),
+        self.anchor_frames if sparse else (),
+    )
+
+  def __call__(
+      self,
+      x: Float[Array, "B F N D"],
+      *,
+      mode: str = "sparse",
+      token_order: str = "natural",
+  ) -> Float[Array, "B F N D"]:
+    """Applies the layer.
+
+    Args:
+      x: The latent tokens of every frame.
+      mode: "sparse"; "full" attention; "token", where a token sees itself in
+        all frames and nothing else.
+      token_order: "natural", or "bit_reversed" if the blocks of every frame
+        come in the order of their reversed index.
+    """
+    num_frames, num_tokens = x.shape[1:3]
+    rotation = rope.frame_rotation(
+        jnp.arange(num_frames), self.head_dim, self.rope_theta
+    )
+    query = rope.rotate(self.project_query(x), rotation)
+    key, value = self.project_key_value(x)
+    key = rope.rotate(key, rotation)  # [B, F, N, H, K]
+    if mode == "token":
+      return self.out(_attend_per_token(query, key, value))
+    if mode not in ("sparse", "full"):
+      raise ValueError(
+          f"Unknown temporal mode {mode!r}: choose 'sparse', 'full' or 'token'."
+      )
+    mask = self.mask(num_frames, num_tokens, mode)
+    # [B, F, N, H, K] -> [B, H, S, K]
+    query, key, value = (
+        jnp.moveaxis(y.reshape(y.shape[0], -1, *y.shape[3:]), 2, 1)
+        for y in (query, key, value)
+    )
+    out = bsa.block_sparse_attention(
+        query,
+        key,
+        value,
+        mask,
+        token_order=token_order,
+        implementation=self.implementation,
+    )
+    out = jnp.moveaxis(out, 1, 2)  # [B, S, H, K]
+    out = self.out(out.astype(x.dtype))
+    return out.reshape(x.shape)
+
+
+def temporal_mask(
+    num_frames: int,
+    num_tokens: int,
+    block_size: int,
+    schedule: tuple[int, ...],
+    anchor_frames: tuple[int, ...],
+) -> bsa.BlockMask:
+  """The mask of a clip with `num_tokens` latent tokens a frame.
+
+  Raises:
+    ValueError: The blocks do not divide the tokens.
+  """
+  if num_tokens % block_size:
+    raise ValueError(
+        f"{num_tokens} latent tokens a frame are not a multiple of"
+        f" temporal_block_size={block_size}; choose a block size that divides"
+        " them, or temporal_mode='token' or 'none', which have no blocks."
+    )
+  return bsa.BlockMask(
+      num_frames=num_frames,
+      blocks_per_frame=num_tokens // block_size,
+      schedule=schedule,
+      anchor_frames=anchor_frames,
+  )
+
+
+def contiguous_order(mask: bsa.BlockMask) -> np.ndarray | None:
+  """Order of a frame's blocks that makes the visible ones neighbours.
+
+  It is the bit-reversed order and its own inverse; None where strides or
+  blocks a frame are not powers of two and there is no such order.
+  """
+  if not mask.is_power_of_two:
+    return None
+  return bsa.bit_reversal(mask.blocks_per_frame)
+
+
+def _attend_per_token(query: Array, key: Array, value: Array) -> Array:
+  """Each token attends to itself in every frame; arrays [B, F, N, H, K]."""
+  shape = query.shape
+  flat = [
+      jnp.moveaxis(y, 2, 1).reshape(-1, shape[1], *shape[3:])
+      for y in (query, key, value)
+  ]  # [B * N, F, H, K]
+  # Frames are few: flash attention would have nothing to tile.
+  out = _attend(*flat)
+  out = out.reshape(shape[0], shape[2], shape[1], *shape[3:])
+  return jnp.moveaxis(out, 1, 2)

@@ -1,0 +1,378 @@
+"""The 4D diffusion transformer: Hunyuan3D 2.1's DiT with temporal attention.
+
+Each frame is a set of N latent tokens led by one time token. Every block is
+
+    x <- skip_norm(skip_linear([skip, x]))     blocks after the middle one
+    x <- x + spatial attention(norm x)         within a frame
+    x <- x + cross-attention(norm x, context)  to the frame's own context
+    x <- x + temporal attention(norm x)        among all frames, block-sparse
+    x <- x + MLP(norm x), or MoE in the last blocks
+
+and blocks before the middle one hand their output, last in first out, to those
+after it. Temporal attention sees the N latent tokens only; the time token
+passes it by, so that the blocks of tokens stay aligned.
+
+Consecutive blocks of one kind form a stage: their parameters are stacked and
+`lax.scan` runs through them. As tokens are a set, each frame's blocks of tokens
+are brought into bit-reversed order once, at the input, where blocks that see
+each other are neighbours; the output undoes it.
+
+Source: Sculpt4D; Hunyuan3D 2.1 (`HunYuanDiTPlain`).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax.models import attention
+from sculpt4d_jax.models import dit_config
+from sculpt4d_jax.models import layers
+from sculpt4d_jax.models import moe
+
+Array = array_types.Array
+Float = array_types.Float
+BlockKind = dit_config.BlockKind
+DiTConfig = dit_config.DiTConfig
+
+
+class ContextKeyValues(NamedTuple):
+  """Keys and values of a clip's context for all blocks, one entry a stage.
+
+  Each entry is `attention.KeyValues` of [L, B, F, I, H, K].
+  """
+
+  stages: tuple[attention.KeyValues, ...]
+
+
+class DiTOutput(NamedTuple):
+  """What the DiT returns.
+
+  Attributes:
+    velocity: [B, F, N, C], in the dtype of the latents.
+    aux_losses: Load balancing loss of each MoE block, to be added to the
+      objective, [num_moe_blocks].
+    router_load: Fraction of the choices that fell on each expert,
+      [num_moe_blocks, E].
+  """
+
+  velocity: Array
+  aux_losses: Array
+  router_load: Array
+
+
+class BlockOutput(NamedTuple):
+  """Output [B, F, 1 + N, D]; the router's figures, None without experts."""
+
+  x: Array
+  aux_loss: Array | None
+  router_load: Array | None
+
+
+def time_features(time: Float[Array, "B"], width: int) -> Float[Array, "B D"]:
+  """Sines, then cosines, of time * 10000^(-2i / width).
+
+  Time runs from 0 to 1 and is not scaled to a thousand steps.
+  """
+  half = width // 2
+  exponents = jnp.arange(half, dtype=jnp.float32) / half
+  frequencies = jnp.exp(-math.log(10000.0) * exponents)
+  angles = time.astype(jnp.float32)[:, None] * frequencies
+  return jnp.concatenate((jnp.sin(angles), jnp.cos(angles)), axis=-1)
+
+
+class TimeEmbedding(nnx.Module):
+  """The time token: an MLP on sines and cosines of time."""
+
+  def __init__(self, width: int, **kwargs: Any):
+    self.width = width
+    self.mlp = layers.MLP(width, 4 * width, **kwargs)
+
+  def __call__(self, time: Float[Array, "B"]) -> Float[Array, "B D"]:
+    return self.mlp(time_features(time, self.width))
+
+
+class Block(nnx.Module):
+  """One block of the transformer; see the module's docstring."""
+
+  def __init__(self, config: DiTConfig, kind: BlockKind, *, rngs: nnx.Rngs):
+    width = config.width
+    dtypes = dict(
+        dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
+    )
+    kwargs = dict(rngs=rngs, **dtypes)
+    heads = dict(num_heads=config.num_heads, **kwargs)
+    spatial = dict(implementation=config.attention_implementation, **heads)
+    if kind.has_skip:
+      self.skip_linear = layers.Linear(
+          2 * width, width, kernel_axes=(None, "embed"), **kwargs
+      )
+      self.skip_norm = layers.LayerNorm(width, **dtypes)
+    self.norm_spatial = layers.LayerNorm(width, **dtypes)
+    self.spatial_attention = attention.SelfAttention(width, **spatial)
+    self.norm_cross = layers.LayerNorm(width, **dtypes)
+    self.cross_attention = attention.CrossAttention(
+        width, context_width=config.context_width, **spatial
+    )
+    if config.temporal_mode != "none":
+      self.norm_temporal = layers.LayerNorm(width, **dtypes)
+      self.temporal_attention = attention.TemporalAttention(
+          width,
+          block_size=config.temporal_block_size,
+          schedule=config.temporal_schedule,
+          anchor_frames=config.temporal_anchor_frames,
+          rope_theta=config.temporal_rope_theta,
+          implementation=config.temporal_implementation,
+          **heads,
+      )
+    self.norm_mlp = layers.LayerNorm(width, **dtypes)
+    hidden = config.mlp_ratio * width
+    if kind.is_moe:
+      self.moe = moe.MoE(
+          width,
+          hidden,
+          num_experts=config.num_experts,
+          num_chosen=config.num_experts_per_token,
+          aux_loss_weight=config.router_aux_loss_weight,
+          implementation=config.moe_implementation,
+          **kwargs,
+      )
+    else:
+      self.mlp = layers.MLP(width, hidden, **kwargs)
+    self.kind = kind
+
+  def fuse_skip(self, x: Array, skip: Array) -> Array:
+    """Replaces x by a projection of skip and x, both [B, F, 1 + N, D]."""
+    return self.skip_norm(self.skip_linear(jnp.concatenate((skip, x), -1)))
+
+  def __call__(
+      self,
+      x: Float[Array, "B F N+1 D"],
+      context: Float[Array, "B F I W"] | attention.KeyValues,
+      skip: Float[Array, "B F N+1 D"] | None = None,
+      *,
+      temporal_mode: str,
+      token_order: str = "natural",
+  ) -> BlockOutput:
+    if self.kind.has_skip:
+      x = self.fuse_skip(x, skip)
+    x = x + self.spatial_attention(self.norm_spatial(x))
+    x = x + self.cross_attention(self.norm_cross(x), context)
+    if temporal_mode != "none":
+      update = self.temporal_attention(
+          self.norm_temporal(x[:, :, 1:]),
+          mode=temporal_mode,
+          token_order=token_order,
+      )
+      # Adding a padded update fuses; writing a slice of x would copy it.
+      x = x + jnp.pad(update, ((0, 0), (0, 0), (1, 0), (0, 0)))
+    if self.kind.is_moe:
+      y, aux_loss, load = self.moe(self.norm_mlp(x))
+      return BlockOutput(x + y, aux_loss, load)
+    return BlockOutput(x + self.mlp(self.norm_mlp(x)), None, None)
+
+
+class DiT(nnx.Module):
+  """Velocity of a clip's latents; see the module's docstring."""
+
+  def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    dtypes = dict(
+        dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
+    )
+    kwargs = dict(rngs=rngs, **dtypes)
+    channels, width = config.latent_channels, config.width
+    self.latent_embedding = layers.Linear(
+        channels, width, kernel_axes=("latent", "embed"), **kwargs
+    )
+    self.time_embedding = TimeEmbedding(width, **kwargs)
+    self.stages = nnx.List([
+        layers.stack_layers(
+            lambda rngs, kind=stage.kind: Block(config, kind, rngs=rngs),
+            stage.num_blocks,
+            rngs,
+        )
+        for stage in config.stages
+    ])
+    self.final_norm = layers.LayerNorm(width, **dtypes)
+    self.final_linear = layers.Linear(
+        width, channels, kernel_axes=("embed", "latent"), **kwargs
+    )
+
+  def __call__(
+      self,
+      latents: Float[Array, "B F N C"],
+      time: Float[Array, "B"],
+      context: Float[Array, "B F I W"] | ContextKeyValues,
+      *,
+      temporal_mode: str | None = None,
+  ) -> DiTOutput:
+    """Predicts the velocity.
+
+    Args:
+      latents: Noisy latents of all frames.
+      time: Flow time of each clip, 0 noise and 1 data.
+      context: Image tokens of each frame, or what `encode_context` made of
+        them; zeros for the unconditional branch.
+      temporal_mode: In place of the configuration's.
+
+    Raises:
+      ValueError: Shapes that do not fit each other or the configuration.
+    """
+    mode = self._temporal_mode(temporal_mode)
+    self._check_inputs(latents, time, context)
+    order = _block_order(self.config, mode, *latents.shape[1:3])
+    x = self.embed(_reorder(latents, order), time)
+    token_order = "natural" if order is None else "bit_reversed"
+    x, aux_losses, load = self._run_stages(x, context, mode, token_order)
+    velocity = self.final_linear(self.final_norm(x)[:, :, 1:])
+    # A bit reversal is its own inverse.
+    velocity = _reorder(velocity, order).astype(latents.dtype)
+    return DiTOutput(velocity, aux_losses, load)
+
+  def embed(
+      self, latents: Float[Array, "B F N C"], time: Float[Array, "B"]
+  ) -> Float[Array, "B F N+1 D"]:
+    """Embeds latents and puts the time token in front of every frame."""
+    tokens = self.latent_embedding(latents)
+    token = self.time_embedding(time)[:, None, None]
+    token = jnp.broadcast_to(token, (*tokens.shape[:2], 1, tokens.shape[-1]))
+    return jnp.concatenate((token, tokens), axis=2)
+
+  def encode_context(
+      self, context: Float[Array, "B F I W"]
+  ) -> ContextKeyValues:
+    """Keys and values of all blocks, to be used for all steps of a sampler."""
+
+    def encode(block, carry, _):
+      return carry, block.cross_attention.encode_context(context)
+
+    return ContextKeyValues(
+        tuple(layers.scan_layers(encode, stage, ())[1] for stage in self.stages)
+    )
+
+  def block(self, index: int) -> Block:
+    """One block by itself, for tests and inspection."""
+    stage, slot = self.config.locate(index)
+    graphdef, params = nnx.split(self.stages[stage])
+    return nnx.merge(graphdef, jax.tree.map(lambda p: p[slot], params))
+
+  def _run_stages(self, x, context, mode, token_order):
+    skips = []  # Newest first, stacked [L, B, F, 1 + N, D].
+    num_taken = 0
+    figures = []
+    for index, (stage, blocks) in enumerate(
+        zip(self.config.stages, self.stages, strict=True)
+    ):
+      key_values = skip = None
+      if isinstance(context, ContextKeyValues):
+        key_values = context.stages[index]
+      if stage.kind.has_skip:
+        skip = _take(skips, num_taken, stage.num_blocks)
+        num_taken += stage.num_blocks
+
+      def run_block(block, x, inputs, pushes=stage.kind.pushes):
+        key_values, skip = inputs
+        out = block(
+            x,
+            context if key_values is None else key_values,
+            skip,
+            temporal_mode=mode,
+            token_order=token_order,
+        )
+        return out.x, out if pushes else out._replace(x=None)
+
+      x, outputs = layers.scan_layers(
+          run_block,
+          blocks,
+          x,
+          (key_values, skip),
+          unroll=self.config.scan_unroll,
+          remat_policy=self.config.remat_policy,
+      )
+      if stage.kind.pushes:
+        skips.insert(0, jnp.flip(outputs.x, axis=0))
+      if stage.kind.is_moe:
+        figures.append((outputs.aux_loss, outputs.router_load))
+    if not figures:
+      experts = self.config.num_experts
+      return x, jnp.zeros((0,)), jnp.zeros((0, experts))
+    aux_losses, load = (jnp.concatenate(parts) for parts in zip(*figures))
+    return x, aux_losses, load
+
+  def _temporal_mode(self, override: str | None) -> str:
+    own = self.config.temporal_mode
+    if override is None or override == own:
+      return own
+    if override not in attention.TEMPORAL_MODES:
+      raise ValueError(
+          f"temporal_mode={override!r}: choose one of"
+          f" {attention.TEMPORAL_MODES}."
+      )
+    if own == "none":
+      raise ValueError(
+          f"temporal_mode={override!r} asked of a model built with 'none',"
+          " which has no temporal parameters; build it with another mode."
+      )
+    return override
+
+  def _check_inputs(self, latents, time, context):
+    channels = self.config.latent_channels
+    if latents.ndim != 4 or latents.shape[-1] != channels:
+      raise ValueError(
+          f"latents must be [B, F, N, {channels}], came {latents.shape}; give"
+          " single frames an axis of one frame."
+      )
+    if time.shape != latents.shape[:1]:
+      raise ValueError(
+          f"time must be one number a clip, {latents.shape[:1]}, came"
+          f" {time.shape}."
+      )
+    if isinstance(context, ContextKeyValues):
+      lead = context.stages[0].key.shape[1:3]
+    else:
+      lead = context.shape[:2]
+      width = self.config.context_width
+      if context.ndim != 4 or context.shape[-1] != width:
+        raise ValueError(
+            f"context must be [B, F, I, {width}], came {context.shape}."
+        )
+    if tuple(lead) != tuple(latents.shape[:2]):
+      raise ValueError(
+          f"context is for {tuple(lead)} clips and frames, latents are"
+          f" {tuple(latents.shape[:2])}; encode the context of this clip."
+      )
+
+
+def _take(skips: list[Array], start: int, count: int) -> Array:
+  """`count` skips from the `start`-th newest on."""
+  stack = skips[0] if len(skips) == 1 else jnp.concatenate(skips)
+  return stack[start : start + count]
+
+
+def _block_order(
+    config: DiTConfig, mode: str, num_frames: int, num_tokens: int
+) -> np.ndarray | None:
+  """Order of the tokens' blocks inside the model; None is the natural one."""
+  if mode != "sparse":
+    return None
+  mask = attention.temporal_mask(
+      num_frames,
+      num_tokens,
+      config.temporal_block_size,
+      config.temporal_schedule,
+      config.temporal_anchor_frames,
+  )
+  return attention.contiguous_order(mask)
+
+
+def _reorder(x: Array, order: np.ndarray | None) -> Array:
+  """Reorders the blocks of tokens [B, F, N, C]."""
+  if order is None:
+    return x
+  blocks = x.reshape(*x.shape[:2], len(order), -1, x.shape[-1])
+  return blocks[:, :, order].reshape(x.shape)

@@ -1,0 +1,197 @@
+"""Shape of the diffusion transformer: which blocks there are, and their sizes.
+
+Of L blocks, those before block L // 2 hand their output to those after it, last
+in first out; the last `num_moe_blocks` have experts. With an even L one block
+more comes before the middle than after it, and its output stays unused.
+"""
+
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+import jax
+
+from sculpt4d_jax.models import attention
+from sculpt4d_jax.models import experts
+
+
+class BlockKind(NamedTuple):
+  """What tells blocks apart.
+
+  Attributes:
+    pushes: The output is kept as a skip.
+    has_skip: Takes the newest skip that is left.
+    is_moe: Has a mixture of experts in place of the MLP.
+  """
+
+  pushes: bool
+  has_skip: bool
+  is_moe: bool
+
+
+class Stage(NamedTuple):
+  """Consecutive blocks of one kind."""
+
+  kind: BlockKind
+  first_block: int
+  num_blocks: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+  """Shape of the DiT; the defaults are the full-size model.
+
+  Attributes:
+    depth: Blocks.
+    width: D.
+    num_heads: H, a divisor of D.
+    latent_channels: C.
+    context_width: Width of a context token.
+    mlp_ratio: Hidden width of an MLP and of an expert, over D.
+    num_moe_blocks: How many of the last blocks have experts.
+    num_experts: E.
+    num_experts_per_token: k.
+    temporal_mode: "sparse", "full", "token" (a token sees itself in all
+      frames) or "none": the per-frame model, without temporal parameters.
+    temporal_block_size: Tokens of a block.
+    temporal_schedule: Strides by distance in frames; the last one goes on.
+    temporal_anchor_frames: Frames every query sees.
+    temporal_rope_theta: Base of the rotary wavelengths.
+    router_aux_loss_weight: alpha of each block's load balancing loss.
+    dtype: Of the computation, "float32" or "bfloat16".
+    param_dtype: Of the parameters.
+    scan_unroll: Blocks an iteration of a stage's scan; True unrolls all.
+    remat_policy: See `layers.scan_layers`.
+    attention_implementation: See `attention.dot_product_attention`.
+    temporal_implementation: Backend of the block-sparse kernel.
+    moe_implementation: See `experts.apply_experts`.
+  """
+
+  depth: int = 21
+  width: int = 2048
+  num_heads: int = 16
+  latent_channels: int = 64
+  context_width: int = 1024
+  mlp_ratio: int = 4
+  num_moe_blocks: int = 6
+  num_experts: int = 8
+  num_experts_per_token: int = 2
+  temporal_mode: str = "sparse"
+  temporal_block_size: int = 128
+  temporal_schedule: tuple[int, ...] = (1, 1, 2, 4, 8, 16)
+  temporal_anchor_frames: tuple[int, ...] = (0,)
+  temporal_rope_theta: float = 10000.0
+  router_aux_loss_weight: float = 0.01
+  dtype: str = "float32"
+  param_dtype: str = "float32"
+  scan_unroll: int | bool = 1
+  remat_policy: str | None = None
+  attention_implementation: str | None = None
+  temporal_implementation: str | None = None
+  moe_implementation: str | None = None
+
+  def __post_init__(self):
+    # Lists, as configuration files have them, would not be hashable.
+    for name in ("temporal_schedule", "temporal_anchor_frames"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    self._check_sizes()
+    self._check_temporal()
+    for name in ("dtype", "param_dtype"):
+      if getattr(self, name) not in ("float32", "bfloat16"):
+        raise ValueError(
+            f"{name}={getattr(self, name)!r}: choose 'float32' or 'bfloat16'."
+        )
+    if self.moe_implementation not in (None, *experts.IMPLEMENTATIONS):
+      raise ValueError(
+          f"moe_implementation={self.moe_implementation!r}: choose one of"
+          f" {experts.IMPLEMENTATIONS} or None."
+      )
+    policy = self.remat_policy
+    if policy not in (None, "full") and not hasattr(
+        jax.checkpoint_policies, policy
+    ):
+      raise ValueError(
+          f"remat_policy={policy!r}: choose None, 'full' or a name in"
+          " jax.checkpoint_policies."
+      )
+
+  def _check_sizes(self):
+    positive = ("depth", "width", "num_heads", "latent_channels")
+    positive += ("context_width", "mlp_ratio", "temporal_block_size")
+    for name in positive:
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+    if self.width % self.num_heads:
+      raise ValueError(
+          f"width={self.width} is not a multiple of num_heads="
+          f"{self.num_heads}; choose heads that divide the width."
+      )
+    if self.width % 2:
+      raise ValueError(
+          f"width={self.width} is odd, but the time token has as many sines as"
+          " cosines; choose an even width."
+      )
+    if not 0 <= self.num_moe_blocks <= self.depth:
+      raise ValueError(
+          f"num_moe_blocks={self.num_moe_blocks} must be within 0 and depth="
+          f"{self.depth}."
+      )
+    if self.num_moe_blocks and not (
+        1 <= self.num_experts_per_token <= self.num_experts
+    ):
+      raise ValueError(
+          f"num_experts_per_token={self.num_experts_per_token} must be within"
+          f" 1 and num_experts={self.num_experts}."
+      )
+
+  def _check_temporal(self):
+    if self.temporal_mode not in attention.TEMPORAL_MODES:
+      raise ValueError(
+          f"temporal_mode={self.temporal_mode!r}: choose one of"
+          f" {attention.TEMPORAL_MODES}."
+      )
+    schedule = self.temporal_schedule
+    if not schedule or any(stride < 1 for stride in schedule):
+      raise ValueError(
+          f"temporal_schedule={schedule} must be strides of at least 1, one for"
+          " each distance in frames from 0 on."
+      )
+    if self.temporal_mode != "none" and self.head_dim % 2:
+      raise ValueError(
+          f"Heads are {self.head_dim} wide, which is odd; temporal rotary"
+          " embedding turns channels in pairs: choose an even width/num_heads."
+      )
+
+  @property
+  def head_dim(self) -> int:
+    return self.width // self.num_heads
+
+  @property
+  def block_kinds(self) -> tuple[BlockKind, ...]:
+    """The kind of every block, in order."""
+    middle = self.depth // 2
+    return tuple(
+        BlockKind(
+            pushes=block < middle,
+            has_skip=block > middle,
+            is_moe=self.depth - block <= self.num_moe_blocks,
+        )
+        for block in range(self.depth)
+    )
+
+  @property
+  def stages(self) -> tuple[Stage, ...]:
+    """Runs of blocks of one kind, in order."""
+    stages, first = [], 0
+    for kind, run in itertools.groupby(self.block_kinds):
+      num_blocks = len(list(run))
+      stages.append(Stage(kind, first, num_blocks))
+      first += num_blocks
+    return tuple(stages)
+
+  def locate(self, block: int) -> tuple[int, int]:
+    """(stage, slot in that stage) of a block."""
+    for index, stage in enumerate(self.stages):
+      if 0 <= block - stage.first_block < stage.num_blocks:
+        return index, block - stage.first_block
+    raise ValueError(f"There is no block {block}: depth={self.depth}.")

@@ -1,0 +1,284 @@
+"""Images to context tokens: one interface, and DINOv2 behind it.
+
+Whatever satisfies `ContextEncoder` can condition the diffusion model: a
+callable from images in [-1, 1] to tokens that knows how many tokens it makes
+and how wide they are. The resizing, cropping and normalisation that an encoder
+was trained with is part of it, so that callers never see it.
+
+"No image" is a context of zeros (`unconditional_context`): not the encoding of
+a blank image.
+
+Source: Oquab et al., DINOv2, 2023; the pixel path is Hunyuan3D 2.1's.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax.models import attention
+from sculpt4d_jax.models import layers
+
+Array = array_types.Array
+Float = array_types.Float
+
+
+class ContextEncoder(Protocol):
+  """What the diffusion model asks of an encoder of its conditions."""
+
+  @property
+  def num_tokens(self) -> int:
+    """Tokens an image becomes, I."""
+
+  @property
+  def width(self) -> int:
+    """Width of a token, D."""
+
+  def __call__(
+      self, images: Float[Array, "*B height width 3"]
+  ) -> Float[Array, "*B I D"]:
+    """Encodes images with values in [-1, 1], of any size."""
+
+
+def unconditional_context(
+    encoder: ContextEncoder, *leading: int, dtype: Any = jnp.float32
+) -> Float[Array, "*B I D"]:
+  """The context that stands for "no image": zeros."""
+  return jnp.zeros((*leading, encoder.num_tokens, encoder.width), dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoderConfig:
+  """Sizes of a DINOv2 transformer; the defaults are those of L/14 at 518.
+
+  Attributes:
+    image_size: Pixels along a side, after resizing and cropping.
+    patch_size: Pixels along a patch's side; divides the image size.
+    width: Width of the transformer, D.
+    num_layers: Number of blocks.
+    num_heads: Attention heads, H; divides the width.
+    mlp_ratio: Hidden width of the MLPs over the width.
+    layer_scale_init: Initial factor of every residual branch.
+    pixel_mean: Means of red, green, blue in [0, 1].
+    pixel_std: Standard deviations of red, green, blue.
+    dtype: Of the computation; norms are float32.
+    param_dtype: Of the parameters.
+    scan_unroll: Blocks an iteration of the scan over layers.
+    remat_policy: What the backward pass keeps, see `layers.scan_layers`.
+  """
+
+  image_size: int = 518
+  patch_size: int = 14
+  width: int = 1024
+  num_layers: int = 24
+  num_heads: int = 16
+  mlp_ratio: int = 4
+  layer_scale_init: float = 1.0
+  pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+  pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+  scan_unroll: bool | int = 1
+  remat_policy: str | None = None
+
+  def __post_init__(self):
+    # Configs that were read from a file hold lists.
+    object.__setattr__(self, "pixel_mean", tuple(self.pixel_mean))
+    object.__setattr__(self, "pixel_std", tuple(self.pixel_std))
+    for name in (
+        "image_size",
+        "patch_size",
+        "width",
+        "num_layers",
+        "num_heads",
+        "mlp_ratio",
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+    if self.image_size % self.patch_size:
+      raise ValueError(
+          f"image_size={self.image_size} is not a multiple of patch_size="
+          f"{self.patch_size}; the nearest that are:"
+          f" {self.image_size // self.patch_size * self.patch_size} and"
+          f" {-(-self.image_size // self.patch_size) * self.patch_size}."
+      )
+    if self.width % self.num_heads:
+      raise ValueError(
+          f"width={self.width} is not a multiple of num_heads="
+          f"{self.num_heads}; change one of them."
+      )
+    if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3:
+      raise ValueError(
+          "pixel_mean and pixel_std need a number for red, green and blue;"
+          f" got {self.pixel_mean} and {self.pixel_std}."
+      )
+    if min(self.pixel_std) <= 0:
+      raise ValueError(f"pixel_std={self.pixel_std} must be positive.")
+
+  @property
+  def patches_per_side(self) -> int:
+    return self.image_size // self.patch_size
+
+  @property
+  def num_tokens(self) -> int:
+    """The class token and the patches, I."""
+    return 1 + self.patches_per_side**2
+
+
+class ViTBlock(nnx.Module):
+  """Pre-norm block whose residual branches are scaled channel by channel."""
+
+  def __init__(self, config: ImageEncoderConfig, *, rngs: nnx.Rngs):
+    c = config
+    kwargs = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+    self.dtype = c.dtype
+
+    def layer_scale():
+      scale = jnp.full((c.width,), c.layer_scale_init, c.param_dtype)
+      return nnx.Param(scale, logical_axes=("embed",))
+
+    self.norm1 = layers.LayerNorm(c.width, **kwargs)
+    self.attention = attention.SelfAttention(
+        c.width,
+        c.num_heads,
+        qk_norm=None,
+        use_qkv_bias=True,
+        rngs=rngs,
+        **kwargs,
+    )
+    self.scale1 = layer_scale()
+    self.norm2 = layers.LayerNorm(c.width, **kwargs)
+    self.mlp = layers.MLP(c.width, c.mlp_ratio * c.width, rngs=rngs, **kwargs)
+    self.scale2 = layer_scale()
+
+  def __call__(self, x: Float[Array, "*B I D"]) -> Float[Array, "*B I D"]:
+    branch = self.attention(self.norm1(x))
+    x = x + self.scale1[...].astype(self.dtype) * branch
+    branch = self.mlp(self.norm2(x))
+    return x + self.scale2[...].astype(self.dtype) * branch
+
+
+class ImageEncoder(nnx.Module):
+  """DINOv2, without registers; all its tokens are the output."""
+
+  def __init__(self, config: ImageEncoderConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    c = config
+    kwargs = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+    # A patch is (row, column, colour); its embedding is a strided convolution.
+    self.patch_proj = layers.Linear(
+        (c.patch_size, c.patch_size, 3),
+        c.width,
+        kernel_axes=(None, None, None, "embed"),
+        rngs=rngs,
+        **kwargs,
+    )
+    normal = functools.partial(
+        _truncated_normal, rngs=rngs, dtype=c.param_dtype
+    )
+    self.class_token = nnx.Param(normal((c.width,)), logical_axes=("embed",))
+    self.positions = nnx.Param(
+        normal((c.num_tokens, c.width)), logical_axes=(None, "embed")
+    )
+    self.blocks = layers.stack_layers(
+        lambda r: ViTBlock(c, rngs=r), c.num_layers, rngs
+    )
+    self.norm = layers.LayerNorm(c.width, **kwargs)
+
+  @property
+  def num_tokens(self) -> int:
+    return self.config.num_tokens
+
+  @property
+  def width(self) -> int:
+    return self.config.width
+
+  def embed(
+      self, pixels: Float[Array, "*B S S 3"]
+  ) -> Float[Array, "*B I D"]:
+    """Normalised pixels to class token and patches, with positions."""
+    c = self.config
+    *leading, height, width, _ = pixels.shape
+    side, patch = c.patches_per_side, c.patch_size
+    if (height, width) != (c.image_size, c.image_size):
+      raise ValueError(
+          f"pixels {pixels.shape} must be {c.image_size} x {c.image_size}; call"
+          " the encoder itself on images of other sizes."
+      )
+    patches = pixels.reshape(*leading, side, patch, side, patch, 3)
+    patches = jnp.swapaxes(patches, -4, -3)
+    patches = patches.reshape(*leading, side * side, patch, patch, 3)
+    tokens = self.patch_proj(patches)  # [*B, I - 1, D]
+    class_token = jnp.broadcast_to(
+        self.class_token[...].astype(c.dtype), (*leading, 1, c.width)
+    )
+    tokens = jnp.concatenate([class_token, tokens], axis=-2)
+    return tokens + self.positions[...].astype(c.dtype)
+
+  def __call__(
+      self, images: Float[Array, "*B height width 3"]
+  ) -> Float[Array, "*B I D"]:
+    """Encodes images with values in [-1, 1], of any size; see `to_pixels`."""
+    c = self.config
+    pixels = to_pixels(images, c.image_size, c.pixel_mean, c.pixel_std)
+    x, _ = layers.scan_layers(
+        lambda block, x, _: (block(x), None),
+        self.blocks,
+        self.embed(pixels),
+        unroll=c.scan_unroll,
+        remat_policy=c.remat_policy,
+    )
+    return self.norm(x)
+
+
+def to_pixels(
+    images: Float[Array, "*B height width 3"],
+    size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Float[Array, "*B size size 3"]:
+  """Resizes the shorter side, crops the centre, normalises the colours.
+
+  Args:
+    images: Values in [-1, 1].
+    size: Side of the result; the resizing is bilinear and antialiased.
+    mean: Subtracted from colours in [0, 1].
+    std: Divides the difference.
+
+  Raises:
+    ValueError: No colour images.
+  """
+  if images.ndim < 3 or images.shape[-1] != 3:
+    raise ValueError(
+        f"images must be [..., height, width, 3], got {images.shape}."
+    )
+  # Colours in bfloat16 would have 8 bits before the resizing: float32.
+  x = (jnp.asarray(images, jnp.float32) + 1.0) / 2.0
+  *leading, height, width, _ = x.shape
+  # As torchvision does: the longer side is rounded down.
+  if height <= width:
+    resized = (size, int(size * width / height))
+  else:
+    resized = (int(size * height / width), size)
+  x = jax.image.resize(
+      x,
+      (*leading, *resized, 3),
+      "linear",
+      antialias=True,
+      precision=jax.lax.Precision.HIGHEST,
+  )
+  top, left = (int(round((r - size) / 2.0)) for r in resized)
+  x = x[..., top : top + size, left : left + size, :]
+  return (x - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def _truncated_normal(
+    shape: tuple[int, ...], rngs: nnx.Rngs, dtype: Any
+) -> Array:
+  """Standard deviation 0.02, cut at two of them."""
+  sample = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape)
+  return (0.02 * sample).astype(dtype)

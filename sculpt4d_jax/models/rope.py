@@ -1,0 +1,63 @@
+"""Rotary position embedding along time: one angle a frame.
+
+All tokens of a frame share the frame's angles, so a score depends on the
+distance in time between two frames and not on which of a frame's tokens are
+compared: a frame's tokens stay a set. Frequency i of K/2 is theta^(-2i/K); it
+turns the channel pair (2i, 2i + 1), which is to say that the frequencies are
+duplicated and interleaved to the K channels of a head.
+
+Source: Su et al., RoFormer, 2021; Sculpt4D, supplement, "Temporal RoPE".
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from sculpt4d_jax import array_types
+
+Array = array_types.Array
+Float = array_types.Float
+
+
+class Rotation(NamedTuple):
+  """Cosines and sines of every frame's angles, each [F, K], float32."""
+
+  cos: Array
+  sin: Array
+
+
+def frame_rotation(
+    positions: Float[Array, "F"], head_dim: int, theta: float = 10000.0
+) -> Rotation:
+  """Angles of frames at `positions` for heads `head_dim` wide.
+
+  Args:
+    positions: Frame indices; any float, so that a clip may start anywhere.
+    head_dim: K, even.
+    theta: Base of the geometric series of wavelengths.
+
+  Raises:
+    ValueError: `head_dim` is odd.
+  """
+  if head_dim % 2:
+    raise ValueError(
+        f"head_dim={head_dim} is odd: rotary embedding turns channels in"
+        " pairs; choose width / num_heads even."
+    )
+  exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  angles = positions.astype(jnp.float32)[:, None] * theta**-exponents
+  angles = jnp.repeat(angles, 2, axis=-1)  # [F, K]: a0 a0 a1 a1 ...
+  return Rotation(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(
+    x: Float[Array, "B F N H K"], rotation: Rotation
+) -> Float[Array, "B F N H K"]:
+  """Turns the channel pairs of queries or keys by their frame's angles."""
+  # bfloat16 has no digits to spare for a sum of two products that cancel.
+  y = x.astype(jnp.float32)
+  pairs = y.reshape(*y.shape[:-1], -1, 2)
+  turned = jnp.stack((-pairs[..., 1], pairs[..., 0]), -1).reshape(y.shape)
+  cos = rotation.cos[:, None, None]  # [F, 1, 1, K]
+  sin = rotation.sin[:, None, None]
+  return (y * cos + turned * sin).astype(x.dtype)
