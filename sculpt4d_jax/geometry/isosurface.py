@@ -1,0 +1,357 @@
+"""The surface of a field: where to evaluate it, and marching cubes.
+
+A grid of resolution R has R + 1 points an axis, from -bounds to bounds; arrays
+are indexed [x, y, z]. Fields are positive inside, and faces come out wound
+counter-clockwise seen from outside.
+
+Evaluating every point of a fine grid is wasteful, as only points near the
+surface matter. `coarse_to_fine_field` halves the resolution until it falls
+below `min_resolution`, evaluates that grid, and on each finer grid only points
+near those where the coarser one changes sign or is close to the level. In mode
+"exact" it then follows the surface: as long as a cell that the surface crosses
+has a corner that was not evaluated, its corners are. Each piece of surface that
+is found is therefore found whole, and equals the dense grid's to the bit. A
+piece can be missed only if no point of the coarser grid lies within `band` of
+the level near it.
+
+Source: Hunyuan3D 2.1, volume decoders; Lewiner et al., Efficient Implementation
+of Marching Cubes' Cases with Topological Guarantees, 2003.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+from skimage import measure
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax.geometry import mesh as mesh_lib
+
+Float = array_types.Float
+NumpyArray = array_types.NumpyArray
+Evaluate = Callable[[np.ndarray], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class GridField:
+  """A field on a grid.
+
+  Attributes:
+    values: Float32 [R+1, R+1, R+1]. Where the field was not evaluated: in mode
+      "exact" the value of a coarser grid nearby, which has the right sign; in
+      mode "flashvdm" NaN.
+    evaluated: Where it was evaluated on the finest grid, bool.
+    num_evaluations: Points evaluated on all grids together.
+  """
+
+  values: np.ndarray
+  evaluated: np.ndarray
+  num_evaluations: int
+
+  @property
+  def resolution(self) -> int:
+    return self.values.shape[0] - 1
+
+
+def grid_points(
+    resolution: int, bounds: float = 1.01
+) -> Float[NumpyArray, "R+1 R+1 R+1 3"]:
+  """All points of a grid, float32; x varies slowest."""
+  axis = _axis(resolution, bounds)
+  return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
+
+
+def dense_field(
+    evaluate: Evaluate,
+    resolution: int,
+    *,
+    bounds: float = 1.01,
+    chunk_size: int = 32768,
+) -> GridField:
+  """Evaluates every point of a grid; arguments as `coarse_to_fine_field`."""
+  _check_grid(resolution, bounds, chunk_size)
+  evaluated = np.ones((resolution + 1,) * 3, bool)
+  values = np.empty(evaluated.shape, np.float32)
+  count = _evaluate_where(evaluate, evaluated, values, bounds, chunk_size)
+  return GridField(values, evaluated, count)
+
+
+def coarse_to_fine_field(
+    evaluate: Evaluate,
+    resolution: int,
+    *,
+    bounds: float = 1.01,
+    level: float = 0.0,
+    band: float = 0.95,
+    min_resolution: int = 63,
+    chunk_size: int = 32768,
+    mode: Literal["exact", "flashvdm"] = "exact",
+) -> GridField:
+  """Evaluates a field where its surface is.
+
+  Args:
+    evaluate: The field at points, float32 [chunk_size, 3] -> [chunk_size]. It
+      is always called with that size, the last time with padding, so that a
+      jitted function compiles once.
+    resolution: Cells an axis, R.
+    bounds: The grid reaches from -bounds to bounds on each axis.
+    level: Value of the field on the surface.
+    band: Points whose value is closer than this to the level are near the
+      surface. The default suits a distance that is truncated and scaled to
+      -1..1. It must cover what the field changes within a cell of the coarsest
+      grid, or thin parts are missed.
+    min_resolution: The coarsest grid has at least this many cells an axis,
+      unless R itself has fewer.
+    chunk_size: Points of a call.
+    mode: "exact" evaluates the resolution asked for and follows the surface.
+      "flashvdm" repeats the FlashVDM decoder: its coarsest resolution is
+      rounded to a multiple of 4 less 1 and doubled from there (380 where 384
+      is asked for), and what lies beyond the marked points is NaN.
+
+  Returns:
+    The field on the finest grid.
+
+  Raises:
+    ValueError: An argument is out of range, or the field is not finite.
+  """
+  _check_grid(resolution, bounds, chunk_size)
+  if min_resolution < 1 or band < 0:
+    raise ValueError(
+        f"min_resolution={min_resolution} must be positive and band={band}"
+        " not negative."
+    )
+  if mode not in ("exact", "flashvdm"):
+    raise ValueError(f"Unknown mode={mode!r}: choose 'exact' or 'flashvdm'.")
+  resolutions = _resolutions(resolution, min_resolution, mode)
+  coarse = dense_field(
+      evaluate, resolutions[0], bounds=bounds, chunk_size=chunk_size
+  )
+  values, evaluated = coarse.values, coarse.evaluated
+  count = coarse.num_evaluations
+  for fine in resolutions[1:]:
+    is_last = fine == resolutions[-1]
+    marks = _near_surface(values, level, band)
+    if not is_last:
+      marks = _dilate(marks)
+    evaluated = _dilate(_marks_on_finer_grid(marks, fine))
+    if is_last:
+      evaluated = _dilate(evaluated)
+    if mode == "exact":
+      values = _values_on_finer_grid(values, fine)
+    else:
+      values = np.full((fine + 1,) * 3, np.nan, np.float32)
+    new = evaluated
+    while new.any():
+      count += _evaluate_where(evaluate, new, values, bounds, chunk_size)
+      if mode != "exact":
+        break
+      new = _corners_of_crossed_cells(values, level) & ~evaluated
+      evaluated = evaluated | new
+  return GridField(values, evaluated, count)
+
+
+def extract_surface(
+    values: Float[NumpyArray, "R+1 R+1 R+1"],
+    *,
+    bounds: float = 1.01,
+    level: float = 0.0,
+    vertex_scale: Literal["exact", "hunyuan3d"] = "exact",
+) -> mesh_lib.TriangleMesh | None:
+  """Marching cubes.
+
+  Args:
+    values: Field on a grid, positive inside. Cells with a corner that is NaN
+      have no surface.
+    bounds: The grid reaches from -bounds to bounds on each axis.
+    level: Value of the field on the surface.
+    vertex_scale: "exact" puts vertices where the field is at the level.
+      "hunyuan3d" repeats a slip in the released code, which divides by R + 1
+      where the grid has R cells: meshes 0.26 % smaller at R = 384, and off
+      the centre.
+
+  Returns:
+    The mesh, or None where the field does not cross the level.
+
+  Raises:
+    ValueError: The grid is not cubic, has no cell, or an argument is unknown.
+  """
+  values = np.asarray(values, np.float32)
+  if values.ndim != 3 or len(set(values.shape)) != 1 or len(values) < 2:
+    raise ValueError(
+        "values must be a cubic grid of at least 2 points an axis, got"
+        f" {values.shape}."
+    )
+  if vertex_scale not in ("exact", "hunyuan3d"):
+    raise ValueError(
+        f"Unknown vertex_scale={vertex_scale!r}: choose 'exact' or 'hunyuan3d'."
+    )
+  unknown = np.isnan(values)
+  inside = values > level
+  if not inside.any() or not (values <= level).any():
+    return None
+  if unknown.any():
+    # Any number outside will do: faces that come of it are dropped below.
+    values = np.where(unknown, np.float32(level - 1), values)
+  vertices, faces, _, _ = measure.marching_cubes(
+      values, level, method="lewiner"
+  )
+  if unknown.any():
+    cells = vertices[faces].mean(1).astype(int)  # [T, 3]
+    faces = faces[~_any_corner(unknown)[tuple(cells.T)]]
+    vertices, faces = _without_unused(vertices, faces)
+  if not len(faces):
+    return None
+  cells_per_side = len(values) - (1 if vertex_scale == "exact" else 0)
+  vertices = vertices / cells_per_side * (2 * bounds) - bounds
+  # The extractor winds faces clockwise for fields that are positive inside.
+  return mesh_lib.TriangleMesh(vertices, faces[:, ::-1])
+
+
+def _axis(resolution: int, bounds: float) -> np.ndarray:
+  return np.linspace(-bounds, bounds, resolution + 1, dtype=np.float32)
+
+
+def _check_grid(resolution: int, bounds: float, chunk_size: int) -> None:
+  if resolution < 1 or chunk_size < 1 or not bounds > 0:
+    raise ValueError(
+        f"resolution={resolution}, chunk_size={chunk_size} and bounds={bounds}"
+        " must be positive."
+    )
+
+
+def _resolutions(resolution: int, minimum: int, mode: str) -> list[int]:
+  """Resolutions of all grids, the coarsest first."""
+  halvings = [resolution]
+  while halvings[-1] // 2 >= minimum:
+    halvings.append(halvings[-1] // 2)
+  halvings.reverse()
+  if mode == "exact":
+    return halvings
+  coarsest = max(round(halvings[0] / 4) * 4 - 1, 1)
+  return [coarsest * 2**i for i in range(len(halvings))]
+
+
+def _evaluate_where(
+    evaluate: Evaluate,
+    where: np.ndarray,
+    values: np.ndarray,
+    bounds: float,
+    chunk_size: int,
+) -> int:
+  """Writes the field into `values` where told; returns the number of points."""
+  axis = _axis(len(where) - 1, bounds)
+  rows = np.flatnonzero(where)
+  flat = values.reshape(-1)
+  pending = None  # While a device computes a chunk, the host prepares the next.
+
+  def store(rows, result):
+    result = np.asarray(result, np.float32)
+    if result.shape != (chunk_size,):
+      raise ValueError(
+          f"evaluate must return [{chunk_size}] values for as many points, got"
+          f" {result.shape}."
+      )
+    result = result[: len(rows)]
+    if not np.isfinite(result).all():
+      raise ValueError(
+          f"The field is not finite at {np.sum(~np.isfinite(result))} points;"
+          " check the latents and the weights."
+      )
+    flat[rows] = result
+
+  for begin in range(0, len(rows), chunk_size):
+    chunk = rows[begin : begin + chunk_size]
+    points = np.zeros((chunk_size, 3), np.float32)
+    indices = np.unravel_index(chunk, where.shape)
+    points[: len(chunk)] = np.stack([axis[i] for i in indices], axis=-1)
+    result = evaluate(points)
+    if pending is not None:
+      store(*pending)
+    pending = chunk, result
+  if pending is not None:
+    store(*pending)
+  return len(rows)
+
+
+def _near_surface(values: np.ndarray, level: float, band: float) -> np.ndarray:
+  """Points close to the level, or with a neighbour on its other side."""
+  value = values - level
+  known = ~np.isnan(value)
+  sign = np.sign(value)
+  near = known & (np.abs(value) < band)
+  for axis in range(3):
+    low, high = _pair(sign, axis)
+    differ = (low != high) & ~np.isnan(low) & ~np.isnan(high)
+    near_low, near_high = _pair(near, axis)
+    near_low |= differ
+    near_high |= differ
+  return near
+
+
+def _pair(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+  """Views of all points but the last, and of all but the first."""
+  before = (slice(None),) * axis
+  return x[(*before, slice(None, -1))], x[(*before, slice(1, None))]
+
+
+def _dilate(marks: np.ndarray) -> np.ndarray:
+  """Marks of all points of a 3^3 neighbourhood that has one."""
+  for axis in range(3):
+    wider = marks.copy()
+    low, high = _pair(wider, axis)
+    old_low, old_high = _pair(marks, axis)
+    low |= old_high
+    high |= old_low
+    marks = wider
+  return marks
+
+
+def _marks_on_finer_grid(marks: np.ndarray, resolution: int) -> np.ndarray:
+  """Marks at the points nearest in place: at doubled indices, if doubled."""
+  coarse = len(marks) - 1
+  fine = np.zeros((resolution + 1,) * 3, bool)
+  indices = np.nonzero(marks)
+  # Where one grid is not a multiple of the other, both neighbours are marked.
+  for rounding in (0, coarse - 1):
+    fine[tuple((i * resolution + rounding) // coarse for i in indices)] = True
+  return fine
+
+
+def _values_on_finer_grid(values: np.ndarray, resolution: int) -> np.ndarray:
+  """The nearest coarse value for each fine point."""
+  coarse = len(values) - 1
+  i = np.arange(resolution + 1)
+  nearest = (2 * i * coarse + resolution) // (2 * resolution)
+  return values[np.ix_(nearest, nearest, nearest)]
+
+
+def _any_corner(x: np.ndarray) -> np.ndarray:
+  """Cells [R, R, R] that have a True corner."""
+  for axis in range(3):
+    low, high = _pair(x, axis)
+    x = low | high
+  return x
+
+
+def _corners_of_crossed_cells(values: np.ndarray, level: float) -> np.ndarray:
+  """Points of all cells whose corners lie on both sides of the level."""
+  inside = values > level
+  crossed = _any_corner(inside) & _any_corner(~inside)
+  for axis in range(3):
+    shape = list(crossed.shape)
+    shape[axis] += 1
+    corners = np.zeros(shape, bool)
+    low, high = _pair(corners, axis)
+    low |= crossed
+    high |= crossed
+    crossed = corners
+  return crossed
+
+
+def _without_unused(
+    vertices: np.ndarray, faces: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  used = np.zeros(len(vertices), bool)
+  used[faces] = True
+  return vertices[used], (np.cumsum(used) - 1)[faces]

@@ -1,0 +1,195 @@
+"""Files that appear whole or not at all.
+
+A file is written beside its final place under a hidden temporary name, flushed
+to the disk, and renamed over the final name in one step. Whatever goes wrong
+on the way, an interrupt included, the temporary file is removed and an older
+file of the same name stays as it was. `staged_folder` does the same for the
+many files of a run.
+
+What the system refuses (a full disk, a folder without write permission) comes
+out as `OutputError` with the path and the reason, ready to be shown to a user.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import errno
+import fnmatch
+import os
+import pathlib
+import secrets
+import shutil
+import typing
+
+PathLike = str | os.PathLike
+
+_ADVICE = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some of your quota or choose another folder",
+    errno.EROFS: "choose a folder on a writable file system",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.ENOTDIR: "a part of the path is a file; choose another folder",
+    errno.EEXIST: "a file of that name is in the way; choose another folder",
+    errno.EISDIR: "a folder of that name is in the way; choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+class OutputError(ValueError):
+  """An output cannot be written; the message names the path and the reason."""
+
+  def __init__(self, path: PathLike, error: OSError):
+    reason = error.strerror or str(error) or type(error).__name__
+    message = f"cannot write {os.fspath(path)}: {reason}"
+    if error.errno in _ADVICE:
+      message += f" ({_ADVICE[error.errno]})"
+    super().__init__(message + ".")
+    self.path = pathlib.Path(path)
+    self.errno = error.errno
+
+
+@contextlib.contextmanager
+def output_errors(path: PathLike) -> Iterator[None]:
+  """Turns the OSErrors of the block into OutputErrors about `path`."""
+  try:
+    yield
+  except OSError as error:
+    raise OutputError(path, error) from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: PathLike) -> Iterator[pathlib.Path]:
+  """Gives a temporary path whose file becomes `path` when the block succeeds.
+
+  For libraries that want a file name; `atomic_write` gives an open file. The
+  temporary name has the suffix of `path`, because libraries look at it.
+
+  Args:
+    path: The final place. Missing parent folders are made.
+
+  Yields:
+    A path in the same folder, at which no file exists yet.
+
+  Raises:
+    OutputError: The file cannot be written, flushed or renamed.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(
+      f".{path.stem[:64]}-{secrets.token_hex(4)}{path.suffix}"
+  )
+  with output_errors(path), _parent_folders(path.parent):
+    try:
+      yield temporary
+      _flush(temporary)
+      os.replace(temporary, path)
+    except BaseException:
+      temporary.unlink(missing_ok=True)
+      raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: PathLike) -> Iterator[typing.BinaryIO]:
+  """Gives a binary file that becomes `path` when the block succeeds.
+
+  Args:
+    path: The final place. Missing parent folders are made.
+
+  Yields:
+    A file open for writing bytes.
+
+  Raises:
+    OutputError: The file cannot be written, flushed or renamed.
+  """
+  with atomic_path(path) as temporary:
+    with open(temporary, "xb") as file:
+      yield file
+
+
+def write_bytes(path: PathLike, content: bytes) -> None:
+  """Writes a whole file atomically."""
+  with atomic_write(path) as file:
+    file.write(content)
+
+
+@contextlib.contextmanager
+def staged_folder(
+    folder: PathLike, *, replaces: Sequence[str] = ()
+) -> Iterator[pathlib.Path]:
+  """Gives a temporary folder whose files move to `folder` on success.
+
+  Write all files of a run there and either all of them arrive, or none does,
+  and folders made on the way are gone again.
+
+  Args:
+    folder: The final folder; made, with its parents, if missing. Other files
+      in it stay.
+    replaces: Patterns of file names, for instance "frame_*.ply": such files of
+      an earlier run are removed when the new files arrive, so that a shorter
+      sequence does not keep the tail of a longer one.
+
+  Yields:
+    An empty folder on the same file system.
+
+  Raises:
+    OutputError: The folder cannot be made or written to.
+  """
+  folder = pathlib.Path(folder)
+  staging = folder / f".partial-{secrets.token_hex(4)}"
+  with output_errors(folder), _parent_folders(folder):
+    try:
+      staging.mkdir()
+      yield staging
+      _move_files(staging, folder, replaces)
+    except BaseException as error:
+      shutil.rmtree(staging, ignore_errors=True)
+      if isinstance(error, OutputError) and error.path.is_relative_to(staging):
+        # Users know the final name only.
+        final = folder / error.path.relative_to(staging)
+        raise OutputError(final, error.__cause__) from error.__cause__
+      raise
+
+
+@contextlib.contextmanager
+def _parent_folders(folder: pathlib.Path) -> Iterator[None]:
+  """Makes a folder and its parents; on failure the new ones go again."""
+  missing = []
+  for candidate in (folder, *folder.parents):
+    if candidate.exists():
+      break
+    missing.append(candidate)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    yield
+  except BaseException:
+    for candidate in missing:
+      if candidate.is_dir() and not any(candidate.iterdir()):
+        candidate.rmdir()
+    raise
+
+
+def _move_files(
+    staging: pathlib.Path, folder: pathlib.Path, replaces: Sequence[str]
+) -> None:
+  files = sorted(path for path in staging.rglob("*") if path.is_file())
+  names = {path.relative_to(staging) for path in files}
+  stale = [
+      path
+      for path in folder.iterdir()
+      if path.is_file()
+      and pathlib.Path(path.name) not in names
+      and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in replaces)
+  ]
+  for path in files:
+    target = folder / path.relative_to(staging)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, target)
+  for path in stale:
+    path.unlink()
+  shutil.rmtree(staging)
+
+
+def _flush(path: pathlib.Path) -> None:
+  """Waits until a file is on the disk: a full disk may only show here."""
+  # Windows flushes only files opened for writing.
+  with open(path, "r+b") as file:
+    os.fsync(file.fileno())

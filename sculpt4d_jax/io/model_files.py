@@ -1,0 +1,170 @@
+"""Weights of one network in one safetensors file that says what it fits.
+
+Parameters are stored under their dotted paths, in half precision unless told
+otherwise. The header holds the network's configuration and how it was trained,
+so that weights which do not fit a preset are refused with the reason.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from sculpt4d_jax.io import atomic
+
+_FORMAT = "sculpt4d-1"
+# Fields that change how a network runs, not which weights fit it.
+_FREE_FIELDS = frozenset({
+    "dtype", "param_dtype", "scan_unroll", "remat_policy", "scale_factor",
+    "attention_implementation", "temporal_implementation",
+    "moe_implementation", "temporal_mode", "router_aux_loss_weight",
+    "temporal_schedule", "temporal_anchor_frames", "temporal_block_size",
+    "downsample_ratio", "num_latents",
+})
+
+
+class ModelFileError(ValueError):
+  """A file of weights is missing, damaged, foreign or of another size."""
+
+
+def save(
+    path: str | pathlib.Path,
+    params: nnx.State,
+    config: Any,
+    details: Mapping[str, Any],
+    dtype: Any = np.float16,
+) -> None:
+  """Writes parameters.
+
+  Args:
+    path: The file.
+    params: State of the network's parameters.
+    config: Its configuration, a dataclass.
+    details: How it was trained; JSON values.
+    dtype: Of the stored numbers.
+
+  Raises:
+    ValueError: A value does not fit the dtype.
+    atomic.OutputError: The file cannot be written.
+  """
+  arrays = {}
+  for name, value in flatten(params).items():
+    array = np.asarray(value, np.float32)
+    arrays[name] = np.ascontiguousarray(array.astype(dtype))
+    if not np.isfinite(arrays[name].astype(np.float32)).all():
+      raise ValueError(f"{name} holds values that {np.dtype(dtype)} cannot.")
+  header = {
+      "format": _FORMAT,
+      "config": json.dumps(_fields(config)),
+      "details": json.dumps(dict(details)),
+  }
+  atomic.write_bytes(path, safetensors.numpy.save(arrays, metadata=header))
+
+
+def load(
+    path: str | pathlib.Path, abstract: nnx.State, config: Any
+) -> tuple[nnx.State, dict[str, Any]]:
+  """Reads parameters.
+
+  Args:
+    path: The file.
+    abstract: The network's state, abstract or not; gives names and shapes.
+    config: Its configuration, to be compared with the file's.
+
+  Returns:
+    The state in float32, and the file's details.
+
+  Raises:
+    ModelFileError: The file is missing, damaged, foreign or of another size.
+  """
+  path = pathlib.Path(path)
+  header, arrays = _read(path)
+  if header.get("format") != _FORMAT:
+    raise ModelFileError(
+        f"{path} is a safetensors file, but not weights of this project:"
+        f" expected format {_FORMAT!r}, found {header.get('format')!r}."
+    )
+  _check_config(path, json.loads(header["config"]), _fields(config))
+  expected = flatten(abstract)
+  _check_shapes(path, arrays, {k: v.shape for k, v in expected.items()})
+  leaves = [arrays[name].astype(np.float32) for name in expected]
+  state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+  return state, json.loads(header.get("details", "{}"))
+
+
+def flatten(state: nnx.State) -> dict[str, Any]:
+  """Leaves by dotted path, in the order of `jax.tree.leaves`."""
+  leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+  return {_name(path): leaf for path, leaf in leaves}
+
+
+def _name(path) -> str:
+  parts = []
+  for key in path:
+    part = getattr(key, "key", getattr(key, "idx", None))
+    if part is not None:
+      parts.append(str(part))
+  return ".".join(parts)
+
+
+def _fields(config: Any) -> dict[str, Any]:
+  """A configuration as JSON has it: tuples are lists, dtypes are names."""
+  fields = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if isinstance(value, tuple):
+      value = list(value)
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+      value = np.dtype(value).name
+    fields[field.name] = value
+  return fields
+
+
+def _read(path):
+  if not path.is_file():
+    raise ModelFileError(f"There are no weights at {path}.")
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      header = file.metadata() or {}
+      return header, {name: file.get_tensor(name) for name in file.keys()}
+  except (safetensors.SafetensorError, OSError, ValueError) as error:
+    raise ModelFileError(
+        f"{path} is no whole safetensors file: {error}."
+    ) from error
+
+
+def _check_config(path, found, expected):
+  wrong = [
+      f"{name}: the file has {found[name]}, the preset {expected[name]}"
+      for name in expected
+      if name in found
+      and name not in _FREE_FIELDS
+      and found[name] != expected[name]
+  ]
+  if wrong:
+    raise ModelFileError(
+        f"{path} does not fit the preset. " + "; ".join(wrong) + "."
+    )
+
+
+def _check_shapes(path, arrays, shapes):
+  missing = sorted(set(shapes) - set(arrays))
+  unknown = sorted(set(arrays) - set(shapes))
+  wrong = [
+      f"{name} is {arrays[name].shape} instead of {shapes[name]}"
+      for name in shapes
+      if name in arrays and arrays[name].shape != shapes[name]
+  ]
+  problems = [f"{name} is missing" for name in missing]
+  problems += [f"{name} is unknown" for name in unknown] + wrong
+  if problems:
+    shown = "; ".join(problems[:5])
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    raise ModelFileError(f"{path} does not fit the preset: {shown}{more}.")

@@ -1,0 +1,143 @@
+"""Writes the viewer: one HTML file that plays meshes beside their video.
+
+The page opens from disk, without a server, a network or a library: styles,
+program, meshes and pictures are inside. `template.html` is the page's body and
+looks, `decoder.js` unpacks the meshes, `renderer.js` draws them with WebGL from
+where `orbit.js` says, and `viewer.js` is the player.
+"""
+
+from collections.abc import Mapping, Sequence
+import base64
+import html
+from importlib import resources
+import io
+import json
+import os
+import re
+from typing import Any
+
+import fast_simplification
+import numpy as np
+from PIL import Image
+
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.io import animated_glb
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.viewer import mesh_packing
+
+TriangleMesh = mesh_lib.TriangleMesh
+PathLike = str | os.PathLike
+
+_JPEG_QUALITY = 86
+_SCRIPTS = ("decoder.js", "renderer.js", "orbit.js", "viewer.js")
+
+
+def write_viewer(
+    path: PathLike,
+    meshes: Sequence[TriangleMesh],
+    fps: float,
+    video_frames: np.ndarray | None = None,
+    *,
+    title: str = "Sculpt4D",
+    details: Mapping[str, Any] | None = None,
+    max_faces: int | None = 60_000,
+    max_picture_side: int = 512,
+) -> None:
+  """Writes a self-contained page that plays the meshes beside the video.
+
+  Args:
+    path: Where to write, a .html file.
+    meshes: One mesh a frame; topologies may differ and frames may be empty.
+    fps: Frames a second.
+    video_frames: The input's frames, uint8 [F, h, w, 3], one for each mesh; or
+      None for a page without them.
+    title: The page's title.
+    details: What to list beside the meshes, name to value, for instance the
+      settings of the run.
+    max_faces: Frames with more faces are simplified to this many, for the page
+      only, so that it stays small; None keeps every face.
+    max_picture_side: Larger video frames are scaled down to this many pixels.
+
+  Raises:
+    ValueError: There are no frames, the video does not fit the meshes, the
+      frame rate is not positive or a position is not finite.
+    OutputError: The file cannot be written.
+  """
+  animated_glb.check_sequence(path, meshes, fps, (".html", ".htm"))
+  _check_video(video_frames, len(meshes))
+  if max_faces is not None and max_faces < 4:
+    raise ValueError(f"max_faces must be 4 or more, got {max_faces}.")
+  meshes = [_simplified(mesh, max_faces) for mesh in meshes]
+  quantization = mesh_packing.clip_quantization(meshes)
+  pictures = [] if video_frames is None else video_frames
+  data = {
+      "fps": float(fps),
+      "origin": quantization.origin,
+      "step": quantization.step,
+      "frames": [mesh_packing.pack_mesh(mesh, quantization) for mesh in meshes],
+      "pictures": [_data_uri(image, max_picture_side) for image in pictures],
+  }
+  page = _fill_template(title, details or {}, data)
+  atomic.write_bytes(path, page.encode("utf-8"))
+
+
+def _check_video(video_frames: np.ndarray | None, num_frames: int) -> None:
+  if video_frames is None:
+    return
+  shape, dtype = np.shape(video_frames), np.asarray(video_frames).dtype
+  if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
+    raise ValueError(
+        f"video_frames must be uint8 [F, h, w, 3], got {dtype} {list(shape)}."
+    )
+  if shape[0] != num_frames:
+    raise ValueError(
+        f"there are {num_frames} meshes but {shape[0]} video frames; give the"
+        " resampled frames, one for each mesh."
+    )
+
+
+def _simplified(mesh: TriangleMesh, max_faces: int | None) -> TriangleMesh:
+  if max_faces is None or mesh.num_faces <= max_faces:
+    return mesh
+  vertices, faces = fast_simplification.simplify(
+      mesh.vertices, mesh.faces, target_count=max_faces
+  )
+  return TriangleMesh(vertices, faces)
+
+
+def _data_uri(image: np.ndarray, max_side: int) -> str:
+  picture = Image.fromarray(image)
+  picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+  content = io.BytesIO()
+  picture.save(content, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+  encoded = base64.b64encode(content.getvalue()).decode("ascii")
+  return f"data:image/jpeg;base64,{encoded}"
+
+
+def _fill_template(
+    title: str, details: Mapping[str, Any], data: Mapping[str, Any]
+) -> str:
+  files = resources.files("sculpt4d_jax.io.viewer")
+  program = "\n".join((files / name).read_text("utf-8") for name in _SCRIPTS)
+  parts = {
+      "title": html.escape(title),
+      "details": "\n".join(
+          f"<dt>{html.escape(str(name))}</dt>"
+          f"<dd>{html.escape(_as_text(value))}</dd>"
+          for name, value in details.items()
+      ),
+      # "<" could end the script element; JSON may write it as an escape.
+      "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+      "program": program,
+  }
+  template = (files / "template.html").read_text("utf-8")
+  # One pass, so that nothing inside a part is taken for a placeholder.
+  return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _as_text(value: Any) -> str:
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if isinstance(value, float):
+    return f"{value:.4g}"
+  return str(value)
