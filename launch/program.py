@@ -1,0 +1,238 @@
+"""What every program shares: how it starts, explains itself and ends.
+
+A program is a module with a teaching docstring, absl flags and a `main(argv)`,
+closed by `program.run(main)`. This file gives all of them the same manners:
+
+  exit code 0    The work is done.
+  exit code 1    A bug or a crash: the traceback is shown.
+  exit code 2    The request cannot be served (a missing file, a foreign
+                 checkpoint, a misspelt flag, a full disk): one clear message on
+                 stderr and no traceback. `--verbosity=1` shows it as well.
+  exit code 130  Interrupted with Ctrl-C; 143 after SIGTERM. Both unwind the
+                 program, so that its temporary files are removed.
+
+A ValueError that a `raise` of this project's own code throws is such a message,
+because that is how its boundaries speak. One that comes out of a library is a
+bug of ours that nobody has explained yet, and keeps its traceback. Errors of
+the operating system are messages wherever they come from.
+"""
+
+from collections.abc import Callable, Sequence
+import dis
+import importlib.metadata
+import logging as python_logging
+import os
+import pathlib
+import platform
+import signal
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from absl import app
+from absl import flags
+from absl import logging
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_OWN_FOLDERS = tuple(
+    f"{_ROOT / name}{os.sep}"
+    for name in ("configs", "kernels", "launch", "sculpt4d_jax")
+)
+_REPORTED_VERSIONS = ("jax", "jaxlib", "flax", "numpy")
+_HELP_FLAGS = frozenset({"--help", "-help", "-h", "--helpshort"})
+
+
+def run(
+    main: Callable[[Sequence[str]], Any], *, positional: bool = False
+) -> NoReturn:
+  """Parses the flags, runs `main(argv)` and exits.
+
+  Args:
+    main: The program; an integer that it returns is the exit code.
+    positional: Whether arguments that are no flags are allowed. If not, they
+      are refused, as they mostly are a flag with its dashes forgotten.
+  """
+
+  def guarded_main(argv: Sequence[str]) -> int:
+    try:
+      return main(argv) or 0
+    except app.UsageError as error:
+      return _refuse(f"{error}\n{_help_hint()}")
+    except KeyboardInterrupt:
+      _say("Interrupted.")
+      return 130
+    except Exception as error:  # pylint: disable=broad-except
+      message = user_message(error)
+      if message is None:
+        raise
+      logging.debug("%s", traceback.format_exc())
+      return _refuse(message)
+
+  def parse_flags(argv: Sequence[str]) -> Sequence[str]:
+    if _HELP_FLAGS.intersection(argv[1:]):
+      print(help_text())
+      sys.exit(0)
+    try:
+      remaining = flags.FLAGS(argv)
+      _check_configs_loaded()
+    except (flags.Error, app.UsageError) as error:
+      sys.exit(_refuse(f"{error}\n{_help_hint()}"))
+    except Exception as error:  # pylint: disable=broad-except
+      if not _raised_by_config_flags(error):
+        raise
+      reason = f"it has no field {error}" if _is_lookup(error) else error
+      sys.exit(_refuse(f"--config cannot be used: {reason}\n{_help_hint()}"))
+    if len(remaining) > 1 and not positional:
+      unexpected = ", ".join(map(repr, remaining[1:]))
+      sys.exit(
+          _refuse(
+              f"Expected flags only, got {unexpected}; write --name=value.\n"
+              + _help_hint()
+          )
+      )
+    return remaining
+
+  _quieten_libraries()
+  signal.signal(signal.SIGTERM, _exit_on_sigterm)
+  try:
+    app.run(guarded_main, flags_parser=parse_flags)
+  except KeyboardInterrupt:  # Before main, or while its result was on its way.
+    _say("Interrupted.")
+    sys.exit(130)
+  raise AssertionError("app.run returned.")
+
+
+def user_message(error: BaseException) -> str | None:
+  """The message for the user, or None if the error is a bug to be traced."""
+  if isinstance(error, OSError):
+    return _os_error_message(error)
+  if isinstance(error, MemoryError):
+    return f"Not enough memory: {error}" if str(error) else "Not enough memory."
+  if isinstance(error, (ValueError, NotImplementedError, ImportError)):
+    if _raised_by_own_code(error):
+      return str(error)
+  return None
+
+
+def help_text() -> str:
+  """The program's docstring and its own flags, those of libraries left out."""
+  main_module = sys.modules["__main__"]
+  own_flags = flags.FLAGS.main_module_help().split("\n")
+  # The first lines are blank and the path of the file.
+  own_flags = [line for line in own_flags if not line.endswith(".py:")]
+  return "\n".join([
+      (main_module.__doc__ or _program_name()).strip(),
+      "",
+      "Flags:",
+      "\n".join(own_flags).strip("\n"),
+      "",
+      "--helpfull lists the flags of every library as well.",
+  ])
+
+
+def log_platform() -> None:
+  """Logs the versions and devices that a run depends on; starts JAX."""
+  import jax  # pylint: disable=g-import-not-at-top  # --help needs none of it.
+
+  logging.info(
+      "Python %s, %s",
+      platform.python_version(),
+      ", ".join(f"{name} {_version(name)}" for name in _REPORTED_VERSIONS),
+  )
+  devices = jax.devices()
+  logging.info(
+      "Devices: %d × %s (%s), process %d of %d",
+      len(devices),
+      devices[0].device_kind,
+      devices[0].platform,
+      jax.process_index(),
+      jax.process_count(),
+  )
+
+
+def _os_error_message(error: OSError) -> str:
+  """`file: reason`, in place of Python's `[Errno 2] reason: 'file'`."""
+  if error.strerror and error.filename is not None:
+    names = [str(error.filename)]
+    if error.filename2 is not None:
+      names.append(str(error.filename2))
+    return f"{' -> '.join(names)}: {error.strerror}"
+  return error.strerror or str(error) or type(error).__name__
+
+
+def _raised_by_own_code(error: BaseException) -> bool:
+  """Whether a `raise` in this project's code, not a library, threw it."""
+  trace = error.__traceback__
+  if trace is None:
+    return False
+  while trace.tb_next is not None:
+    trace = trace.tb_next
+  code = trace.tb_frame.f_code
+  if not os.path.abspath(code.co_filename).startswith(_OWN_FOLDERS):
+    return False
+  # An error of a function written in C leaves no frame of its own: the
+  # innermost frame is ours, but stands at a call instead of a raise.
+  return dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _raised_by_config_flags(error: BaseException) -> bool:
+  """Whether loading or overriding a config failed."""
+  return any(
+      "config_flags" in frame.filename
+      for frame in traceback.extract_tb(error.__traceback__)
+  )
+
+
+def _is_lookup(error: BaseException) -> bool:
+  """Whether all that the error says is the name that was not found."""
+  return isinstance(error, (AttributeError, KeyError)) and " " not in str(error)
+
+
+def _check_configs_loaded() -> None:
+  """Reports a config file that failed now, not at its first use."""
+  for name in flags.FLAGS:
+    value = flags.FLAGS[name].value
+    try:
+      getattr(value, "lock", None)  # Any access raises what loading raised.
+    except OSError as error:
+      reason = str(error).rpartition("failure to load: ")[2]
+      raise app.UsageError(f"--{name} cannot be used: {reason}") from error
+
+
+def _refuse(message: str) -> int:
+  _say(message)
+  return 2
+
+
+def _say(message: str) -> None:
+  print(f"{_program_name()}: {message}", file=sys.stderr, flush=True)
+
+
+def _program_name() -> str:
+  return pathlib.Path(sys.argv[0]).stem
+
+
+def _help_hint() -> str:
+  return f"Run python -m launch.{_program_name()} --help for all flags."
+
+
+def _exit_on_sigterm(signum, unused_frame) -> NoReturn:
+  raise SystemExit(128 + signum)
+
+
+def _quieten_libraries() -> None:
+  """Keeps INFO lines of this project; libraries speak from WARNING up."""
+  logging.use_absl_handler()
+  logging.get_absl_handler().addFilter(_keeps_record)
+
+
+def _keeps_record(record: python_logging.LogRecord) -> bool:
+  own = os.path.abspath(record.pathname).startswith(_OWN_FOLDERS)
+  return own or record.levelno >= python_logging.WARNING
+
+
+def _version(name: str) -> str:
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return "not installed"

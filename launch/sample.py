@@ -1,0 +1,146 @@
+r"""Makes an animated mesh from a clip of a moving object.
+
+With the small model that is shipped, on any machine:
+
+  python -m launch.sample --config=configs/tiny.py --input=my.mp4 --output=out
+
+--input is a video (mp4, mov, webm, avi, gif), a folder of pictures or one
+picture. The object should fill a good part of the frame. Where it has an alpha
+channel or stands before a plain background, it is cut out by itself; else give
+a matting network with --matte=onnx:FILE.
+
+OUTPUT gets frame_0000.ply and so on, animation.glb and animation.usdc, a
+viewer.html that you open in a browser, preview.png, and run.json.
+
+More frames:   --config.sampling.num_frames=16
+Finer meshes:  --config.surface.resolution=192 --config.surface.max_faces=20000
+Other result:  --config.sampling.seed=1 --config.sampling.guidance_scale=3
+Part of it:    --start=1.5 --end=3
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import platform
+
+from absl import flags
+from absl import logging
+import jax
+from ml_collections import config_flags
+
+from launch import program
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.inference import outputs
+from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.inference import run_log
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
+)
+_INPUT = flags.DEFINE_string(
+    "input", None, "Video, folder of pictures, or picture.", required=True
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder for the results; made if missing.", required=True
+)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None,
+    "Folder of weights; by default the ones that the preset names.",
+)
+_MATTE = flags.DEFINE_string(
+    "matte", "auto",
+    "How the object is cut out: auto, alpha, plain, none (the whole frame is"
+    " the object), or onnx:FILE, a matting network.",
+)
+_START = flags.DEFINE_float("start", None, "First second that is used.")
+_END = flags.DEFINE_float("end", None, "Last second that is used.")
+
+_VERSIONS = ("jax", "jaxlib", "flax", "numpy", "scikit-image", "trimesh")
+
+
+def main(argv):
+  del argv
+  program.log_platform()
+  config = _CONFIG.value
+  sampling = model_lib.SamplingConfig(**config.sampling)
+  surface = pipeline.SurfaceConfig(**config.surface)
+  output = pathlib.Path(_OUTPUT.value)
+  _check_writable(output)
+  log = run_log.RunLog()
+  clip = pipeline.read_clip(
+      _INPUT.value,
+      log,
+      num_frames=sampling.num_frames,
+      image_size=config.model.image_encoder.image_size,
+      matte=_MATTE.value,
+      start=_START.value,
+      end=_END.value,
+      border_ratio=config.data.border_ratio,
+  )
+  folder = weights_folder(config.weights, _CHECKPOINT.value)
+  with log.stage("load weights"):
+    model = model_lib.Sculpt4D.load(config.model, folder)
+  result = pipeline.generate(model, clip, sampling, surface, log)
+  details = _details(config, clip, sampling, surface, folder)
+  paths = outputs.write(output, result, details, log)
+  logging.info("Wrote %d files to %s.", len(paths), output)
+  print(f"Open {output / outputs.VIEWER} in a browser.")
+
+
+def weights_folder(preset: str, given: str | None) -> pathlib.Path:
+  """The folder of weights: the given one, else the preset's.
+
+  Raises:
+    ValueError: There is neither.
+  """
+  if given:
+    return pathlib.Path(given)
+  if not preset:
+    raise ValueError(
+        "This preset ships no weights; give a folder of them with"
+        " --checkpoint=FOLDER."
+    )
+  root = pathlib.Path(__file__).resolve().parents[1]
+  return root / preset
+
+
+def _check_writable(folder: pathlib.Path) -> None:
+  """Fails before the work, not after it."""
+  existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+  if not existing.is_dir():
+    raise ValueError(
+        f"Cannot write to {folder}: {existing} is a file; choose a folder."
+    )
+  if not os.access(existing, os.W_OK | os.X_OK):
+    raise ValueError(
+        f"Cannot write to {folder}: no permission to write in {existing};"
+        " choose another folder."
+    )
+
+
+def _details(config, clip, sampling, surface, folder):
+  """What run.json tells."""
+  return {
+      "preset": config.name,
+      "input": {
+          "name": clip.source.name,
+          "frames": clip.source.num_frames,
+          "fps": clip.source.fps,
+          "timestamps": [round(float(t), 6) for t in clip.source.timestamps],
+          "cut_out": clip.foreground.method,
+          "cut_out_confidence": round(float(clip.foreground.confidence), 3),
+          "crop": dataclasses.asdict(clip.box),
+      },
+      "weights": str(folder),
+      "sampling": dataclasses.asdict(sampling),
+      "surface": dataclasses.asdict(surface),
+      "seed": sampling.seed,
+      "device": jax.devices()[0].device_kind,
+      "versions": {"python": platform.python_version()}
+      | {name: importlib.metadata.version(name) for name in _VERSIONS},
+  }
+
+
+if __name__ == "__main__":
+  program.run(main)

@@ -1,0 +1,354 @@
+"""From mesh sequences to a table: their scores, the means, and how sure they are.
+
+A sequence is scored frame by frame and averaged over its frames; a table
+averages over sequences, which are the independent samples, and gives a
+bootstrap confidence interval of that mean. Methods compared on the same
+sequences are best told apart by `paired_difference`, as the sequences differ
+more among themselves than the methods do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+
+import numpy as np
+
+from sculpt4d_jax.evaluation import geometry_metrics
+from sculpt4d_jax.geometry import mesh as mesh_lib
+
+Conventions = geometry_metrics.Conventions
+TriangleMesh = mesh_lib.TriangleMesh
+
+# Columns of a table, with the direction that is better.
+METRICS = {
+    "chamfer": "lower",
+    "iou": "higher",
+    "f_score": "higher",
+    "jitter": "lower",
+}
+_TITLES = {
+    "chamfer": "Chamfer",
+    "iou": "IoU",
+    "f_score": "F-Score",
+    "jitter": "Jitter",
+}
+_ARROWS = {"lower": "↓", "higher": "↑"}
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceMetrics:
+  """Scores of one sequence; `geometry_metrics` defines each.
+
+  Attributes:
+    name: Of the sequence.
+    chamfer, iou, f_score: One value a frame, float64 [F].
+    motion: Jitter and accelerations of the whole sequence.
+    num_empty: Frames in which the prediction has no surface.
+  """
+
+  name: str
+  chamfer: np.ndarray
+  iou: np.ndarray
+  f_score: np.ndarray
+  motion: geometry_metrics.Motion
+  num_empty: int
+
+  @property
+  def num_frames(self) -> int:
+    return len(self.chamfer)
+
+  def means(self) -> dict[str, float]:
+    """Each metric as one number; jitter is NaN below three frames."""
+    return {
+        "chamfer": float(self.chamfer.mean()),
+        "iou": float(self.iou.mean()),
+        "f_score": float(self.f_score.mean()),
+        "jitter": self.motion.jitter,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A mean over sequences with its confidence interval.
+
+  The interval is NaN where fewer than two sequences have the metric.
+  """
+
+  mean: float
+  low: float
+  high: float
+  num_sequences: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """Scores of many sequences.
+
+  Attributes:
+    estimates: One for each of `METRICS`.
+    sequences: What they were made of.
+  """
+
+  estimates: Mapping[str, Estimate]
+  sequences: tuple[SequenceMetrics, ...]
+
+
+def evaluate_sequence(
+    prediction: Sequence[TriangleMesh],
+    truth: Sequence[TriangleMesh],
+    conventions: Conventions,
+    *,
+    name: str = "",
+    on_frame: Callable[[], object] | None = None,
+) -> SequenceMetrics:
+  """Scores one predicted sequence against the true one.
+
+  Args:
+    prediction: One mesh a frame; a mesh without a surface scores the worst.
+    truth: As many, each with a surface.
+    conventions: What is measured, and how.
+    name: Of the sequence, for messages and tables.
+    on_frame: Called after each frame, for a progress bar.
+
+  Raises:
+    ValueError: The numbers of frames differ, or the truth lacks a surface.
+  """
+  where = f"{name}: " if name else ""
+  if len(prediction) != len(truth):
+    raise ValueError(
+        f"{where}{len(prediction)} predicted frames against {len(truth)} true"
+        " ones; sample the video at the times of the truth."
+    )
+  if not truth:
+    raise ValueError(f"{where}there are no frames to compare.")
+  for frame, mesh in enumerate(truth):
+    if not geometry_metrics.has_surface(mesh):
+      raise ValueError(
+          f"{where}frame {frame} of the truth has no surface; there is nothing"
+          " to compare with."
+      )
+  prediction = geometry_metrics.align(prediction, truth, conventions)
+  cells = geometry_metrics.grid_points(conventions.iou_resolution)
+  points = geometry_metrics.grid_points(conventions.jitter_resolution)
+  surfaces, ious, fields = [], [], []
+  for frame, pair in enumerate(zip(prediction, truth)):
+    samples = [
+        geometry_metrics.surface_points(
+            mesh, conventions.num_points, conventions.seed + frame
+        )
+        for mesh in pair
+    ]
+    surfaces.append(
+        geometry_metrics.surface_scores(
+            *samples, conventions.f_score_threshold
+        )
+    )
+    ious.append(
+        geometry_metrics.intersection_over_union(
+            *(geometry_metrics.occupancy(mesh, cells) for mesh in pair)
+        )
+    )
+    if len(truth) > 2:
+      fields.append([
+          geometry_metrics.truncated_distance(
+              mesh, points, conventions.truncation
+          )
+          for mesh in pair
+      ])
+    if on_frame is not None:
+      on_frame()
+  fields = np.array(fields).reshape(-1, 2, len(points))
+  return SequenceMetrics(
+      name=name,
+      chamfer=np.array([scores.chamfer for scores in surfaces]),
+      iou=np.array(ious),
+      f_score=np.array([scores.f_score for scores in surfaces]),
+      motion=geometry_metrics.motion(
+          fields[:, 0], fields[:, 1], conventions.truncation
+      ),
+      num_empty=sum(
+          not geometry_metrics.has_surface(mesh) for mesh in prediction
+      ),
+  )
+
+
+def summarise(
+    sequences: Sequence[SequenceMetrics],
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Summary:
+  """Means over sequences with bootstrap confidence intervals.
+
+  Sequences too short to have a jitter are left out of its mean.
+
+  Source: Efron, Bootstrap methods, 1979 (percentile interval).
+  """
+  if not sequences:
+    raise ValueError("There are no sequences to summarise.")
+  values = [sequence.means() for sequence in sequences]
+  return Summary(
+      estimates={
+          metric: estimate_mean(
+              [value[metric] for value in values],
+              confidence=confidence,
+              num_resamples=num_resamples,
+              seed=seed,
+          )
+          for metric in METRICS
+      },
+      sequences=tuple(sequences),
+  )
+
+
+def estimate_mean(
+    values: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+  """The mean of values that are not NaN, and its bootstrap interval."""
+  if not 0.0 < confidence < 1.0:
+    raise ValueError(f"confidence={confidence} must lie between 0 and 1.")
+  values = np.asarray(values, np.float64)
+  values = values[~np.isnan(values)]
+  count = len(values)
+  if not count:
+    return Estimate(math.nan, math.nan, math.nan, 0)
+  if count == 1:
+    return Estimate(float(values[0]), math.nan, math.nan, 1)
+  rng = np.random.default_rng(seed)
+  resampled = values[rng.integers(0, count, (num_resamples, count))].mean(1)
+  tail = (1.0 - confidence) / 2.0
+  low, high = np.quantile(resampled, [tail, 1.0 - tail])
+  return Estimate(float(values.mean()), float(low), float(high), count)
+
+
+def paired_difference(
+    method: Summary, other: Summary, metric: str, **options
+) -> Estimate:
+  """Mean of `method - other` over the sequences that both were scored on.
+
+  Args:
+    method: Scores of one method.
+    other: Scores of another on the same sequences, in any order.
+    metric: One of `METRICS`.
+    **options: Of `estimate_mean`.
+
+  Raises:
+    ValueError: The sequences are not the same or not told apart by name.
+  """
+  pairs = []
+  for summary in (method, other):
+    values = {s.name: s.means()[metric] for s in summary.sequences}
+    if len(values) != len(summary.sequences):
+      raise ValueError("Sequences must have different names to be paired.")
+    pairs.append(values)
+  if pairs[0].keys() != pairs[1].keys():
+    odd = sorted(pairs[0].keys() ^ pairs[1].keys())
+    raise ValueError(f"Only one method has the sequences {', '.join(odd)}.")
+  return estimate_mean(
+      [value - pairs[1][name] for name, value in pairs[0].items()], **options
+  )
+
+
+def format_table(
+    rows: Mapping[str, Summary], *, markdown: bool = False, digits: int = 4
+) -> str:
+  """A table with a row for each method (or sequence) and its intervals."""
+  header = ["", "sequences"] + [
+      f"{_TITLES[metric]} {_ARROWS[better]}"
+      for metric, better in METRICS.items()
+  ]
+  table = [header]
+  for title, summary in rows.items():
+    table.append(
+        [title, str(len(summary.sequences))]
+        + [
+            _format_estimate(summary.estimates[metric], digits)
+            for metric in METRICS
+        ]
+    )
+  return _layout(table, markdown)
+
+
+def format_sequences(
+    summary: Summary, *, markdown: bool = False, digits: int = 4
+) -> str:
+  """A table with a row for each sequence."""
+  table = [
+      ["", "frames", "empty"] + [_TITLES[metric] for metric in METRICS]
+  ]
+  for sequence in summary.sequences:
+    means = sequence.means()
+    table.append(
+        [sequence.name, str(sequence.num_frames), str(sequence.num_empty)]
+        + [_format_number(means[metric], digits) for metric in METRICS]
+    )
+  return _layout(table, markdown)
+
+
+def to_json(rows: Mapping[str, Summary], conventions: Conventions) -> dict:
+  """Everything in a table and behind it, for `json.dump`; NaN becomes None."""
+  return {
+      "conventions": dataclasses.asdict(conventions),
+      "description": conventions.describe(),
+      "methods": {
+          title: {
+              "estimates": {
+                  metric: _plain(dataclasses.asdict(estimate))
+                  for metric, estimate in summary.estimates.items()
+              },
+              "sequences": [
+                  _plain(dataclasses.asdict(sequence))
+                  for sequence in summary.sequences
+              ],
+          }
+          for title, summary in rows.items()
+      },
+  }
+
+
+def _plain(value):
+  """Nested values as JSON has them."""
+  if isinstance(value, dict):
+    return {key: _plain(entry) for key, entry in value.items()}
+  if isinstance(value, np.ndarray):
+    return [_plain(entry) for entry in value.tolist()]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _format_estimate(estimate: Estimate, digits: int) -> str:
+  text = _format_number(estimate.mean, digits)
+  if math.isnan(estimate.low):
+    return text
+  low = _format_number(estimate.low, digits)
+  high = _format_number(estimate.high, digits)
+  return f"{text} [{low}, {high}]"
+
+
+def _format_number(value: float, digits: int) -> str:
+  return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _layout(table: Sequence[Sequence[str]], markdown: bool) -> str:
+  """Columns of equal width: the first to the left, the others to the right."""
+  widths = [max(map(len, column)) for column in zip(*table)]
+  lines = []
+  for row in table:
+    cells = [row[0].ljust(widths[0])] + [
+        cell.rjust(width) for cell, width in zip(row[1:], widths[1:])
+    ]
+    lines.append(
+        f"| {' | '.join(cells)} |" if markdown else "  ".join(cells).rstrip()
+    )
+  if markdown:
+    rules = ["-" * max(widths[0], 3)] + [
+        "-" * max(width - 1, 2) + ":" for width in widths[1:]
+    ]
+    lines.insert(1, f"| {' | '.join(rules)} |")
+  return "\n".join(lines)

@@ -1,0 +1,44 @@
+"""Sets up every test run: the CPU, one device, and a cache of compiled code.
+
+Tests see ONE device, as most users do. Those about sharding ask for
+`run_on_devices`, which runs a piece of code in a process of its own with as
+many virtual CPU devices as they need.
+"""
+
+from collections.abc import Callable
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Before anything imports jax. It reads JAX_COMPILATION_CACHE_DIR, which
+# `make test` sets, itself; compiles of small tests are short, keep them too.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+@pytest.fixture
+def run_on_devices() -> Callable[..., str]:
+  """A function (num_devices, code, timeout=300) that gives code's stdout."""
+
+  def run(num_devices: int, code: str, timeout: float = 300.0) -> str:
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += f" --xla_force_host_platform_device_count={num_devices}"
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+  return run

@@ -1,0 +1,25 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sculpt4d_jax.diffusion import losses
+
+
+def test_squared_error_by_hand():
+  prediction = jnp.array([[[1.0, 2.0]], [[3.0, 4.0]]])
+  target = jnp.array([[[0.0, 0.0]], [[3.0, 6.0]]])
+  per_clip = losses.squared_error_per_clip(prediction, target)
+  np.testing.assert_allclose(per_clip, [2.5, 2.0])
+  np.testing.assert_allclose(losses.squared_error(prediction, target), 2.25)
+
+
+def test_half_precision_is_averaged_in_float32():
+  prediction = jnp.ones((1, 4096), jnp.bfloat16)
+  loss = losses.squared_error(prediction, jnp.zeros_like(prediction))
+  assert loss.dtype == jnp.float32
+  np.testing.assert_allclose(loss, 1.0)
+
+
+def test_shapes_must_agree():
+  with pytest.raises(ValueError, match="shapes must be equal"):
+    losses.squared_error(jnp.zeros((2, 3)), jnp.zeros((2, 1)))

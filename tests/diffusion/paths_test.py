@@ -1,0 +1,44 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sculpt4d_jax.diffusion import paths
+
+
+def endpoints():
+  return jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+
+
+def test_time_runs_from_noise_to_data():
+  noise, data = endpoints()
+  time = jnp.array([0.0, 1.0, 0.25])
+  x = paths.interpolate(noise, data, time)
+  np.testing.assert_array_equal(x[0], noise[0])
+  np.testing.assert_array_equal(x[1], data[1])
+  np.testing.assert_allclose(
+      x[2], 0.75 * noise[2] + 0.25 * data[2], rtol=1e-6
+  )
+
+
+def test_velocity_is_the_derivative_of_the_path():
+  noise, data = endpoints()
+  time = jnp.array([0.1, 0.5, 0.9])
+  _, derivative = jax.jvp(
+      lambda t: paths.interpolate(noise, data, t), (time,), (jnp.ones(3),)
+  )
+  np.testing.assert_allclose(derivative, paths.velocity(noise, data), rtol=1e-6)
+
+
+def test_data_is_where_the_velocity_leads():
+  noise, data = endpoints()
+  time = jnp.array([0.1, 0.5, 0.9])
+  x = paths.interpolate(noise, data, time)
+  predicted = paths.predict_data(x, paths.velocity(noise, data), time)
+  np.testing.assert_allclose(predicted, data, atol=1e-6)
+
+
+def test_time_must_be_a_vector():
+  noise, data = endpoints()
+  with pytest.raises(ValueError, match="time must be"):
+    paths.interpolate(noise, data, jnp.array(0.5))

@@ -1,0 +1,131 @@
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+PROGRAM = '''"""Greets somebody.
+
+  python -m launch.greet --name=Ada
+"""
+import os, sys, time
+from absl import flags, logging
+from launch import program
+
+_NAME = flags.DEFINE_string("name", None, "Whom to greet.", required=True)
+_DEED = flags.DEFINE_string("deed", "greet", "What to do.")
+
+def main(argv):
+  if _DEED.value == "greet":
+    print("Hello", _NAME.value)
+  elif _DEED.value == "bad_mesh":
+    from sculpt4d_jax.geometry import mesh
+    mesh.TriangleMesh([[0.0, 0.0]], [])
+  elif _DEED.value == "library_error":
+    int("seven")
+  elif _DEED.value == "missing_file":
+    open("missing/file.txt")
+  elif _DEED.value == "code":
+    return 7
+  elif _DEED.value == "wait":
+    try:
+      print("waiting", flush=True)
+      time.sleep(60)
+    finally:
+      print("cleaned up", flush=True)
+
+if __name__ == "__main__":
+  program.run(main)
+'''
+
+
+@pytest.fixture(name="script", scope="module")
+def script_fixture(tmp_path_factory):
+  path = tmp_path_factory.mktemp("program") / "greet.py"
+  path.write_text(PROGRAM)
+  return path
+
+
+def start(script, *arguments):
+  return subprocess.Popen(
+      [sys.executable, script, *arguments],
+      cwd=script.parent,
+      env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+  )
+
+
+def run(script, *arguments):
+  with start(script, *arguments) as process:
+    stdout, stderr = process.communicate(timeout=60)
+  return process.returncode, stdout, stderr
+
+
+def test_runs_main_and_returns_its_code(script):
+  assert run(script, "--name=Ada")[:2] == (0, "Hello Ada\n")
+  assert run(script, "--name=Ada", "--deed=code")[0] == 7
+
+
+def test_help_shows_docstring_then_own_flags(script):
+  code, stdout, _ = run(script, "--help")
+  assert code == 0
+  assert stdout.startswith("Greets somebody.")
+  assert "--name: Whom to greet." in stdout
+  assert "--verbosity" not in stdout  # A flag of a library.
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "Flag --name must have a value"),
+        (["--nmae=Ada"], "Did you mean: name"),
+        (["--name=Ada", "Bob"], "Expected flags only, got 'Bob'"),
+    ],
+)
+def test_usage_errors_exit_with_two_and_point_to_help(
+    script, arguments, message
+):
+  code, stdout, stderr = run(script, *arguments)
+  assert (code, stdout) == (2, "")
+  assert message in stderr and "--help" in stderr
+  assert "Traceback" not in stderr
+
+
+def test_errors_of_this_project_are_messages(script):
+  code, _, stderr = run(script, "--name=Ada", "--deed=bad_mesh")
+  assert code == 2
+  assert stderr == "greet: vertices must be [V, 3], got (1, 2).\n"
+
+
+def test_operating_system_errors_are_messages(script):
+  code, _, stderr = run(script, "--name=Ada", "--deed=missing_file")
+  assert code == 2
+  assert stderr == "greet: missing/file.txt: No such file or directory\n"
+
+
+def test_errors_of_libraries_keep_their_traceback(script):
+  code, _, stderr = run(script, "--name=Ada", "--deed=library_error")
+  assert code == 1
+  assert "Traceback" in stderr and "invalid literal" in stderr
+
+
+@pytest.mark.parametrize(
+    "signal_number, expected",
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+)
+def test_interrupted_program_cleans_up(script, signal_number, expected):
+  with start(script, "--name=Ada", "--deed=wait") as process:
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.1)
+    process.send_signal(signal_number)
+    stdout, stderr = process.communicate(timeout=30)
+  assert process.returncode == expected
+  assert stdout == "cleaned up\n"
+  assert "Traceback" not in stderr
