@@ -1,0 +1,186 @@
+"""Every field of a configuration, with units and bounds.
+
+The values are those of the released model; a preset is a small difference.
+Sections `model.vae`, `model.image_encoder` and `model.dit` are handed to
+`ShapeVAEConfig`, `ImageEncoderConfig` and `DiTConfig`, which check them and
+document each field.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The released size."""
+  config = ml_collections.ConfigDict()
+  config.name = "sculpt4d"
+  # Weights that sampling and evaluation take when none are given: a path from
+  # the project's root, or "".
+  config.weights = ""
+  config.model = ml_collections.ConfigDict(dict(
+      vae=_vae(), image_encoder=_image_encoder(), dit=_dit()
+  ))
+  config.data = _data()
+  config.vae_training = _vae_training()
+  config.dit_training = _dit_training()
+  config.sampling = _sampling()
+  config.surface = _surface()
+  return config
+
+
+def _vae() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      num_latents=4096,  # Latent tokens N a frame.
+      latent_channels=64,  # Channels C of a latent.
+      width=1024,
+      num_heads=16,
+      num_encoder_layers=8,
+      num_decoder_layers=16,
+      num_freqs=8,  # Fourier features of a position.
+      include_pi=False,
+      point_feats=4,  # Normal and sharp-edge label.
+      downsample_ratio=20,  # Surface rows read for each query.
+      field_mlp_ratio=4,
+      use_field_norm=True,
+      scale_factor=1.0039506158752403,  # Of diffusion latents.
+      dtype="bfloat16",  # Of the computation.
+      scan_unroll=1,
+      remat_policy=ml_collections.config_dict.placeholder(str),
+  ))
+
+
+def _image_encoder() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      image_size=518,  # Pixels a side; a multiple of patch_size.
+      patch_size=14,
+      width=1024,
+      num_layers=24,
+      num_heads=16,
+      mlp_ratio=4,
+      layer_scale_init=1.0,
+      dtype="bfloat16",
+      scan_unroll=1,
+      remat_policy=ml_collections.config_dict.placeholder(str),
+  ))
+
+
+def _dit() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      depth=21,
+      width=2048,
+      num_heads=16,
+      latent_channels=64,  # As the autoencoder's.
+      context_width=1024,  # The image encoder's width.
+      mlp_ratio=4,
+      num_moe_blocks=6,  # The last ones.
+      num_experts=8,
+      num_experts_per_token=2,
+      # "sparse", "full", "token" (a token sees itself in all frames), "none".
+      temporal_mode="sparse",
+      temporal_block_size=128,  # Tokens; divides num_latents.
+      temporal_schedule=(1, 1, 2, 4, 8, 16),  # Stride by distance in frames.
+      temporal_anchor_frames=(0,),  # Seen by every query.
+      temporal_rope_theta=10000.0,
+      router_aux_loss_weight=0.01,
+      dtype="bfloat16",
+      scan_unroll=1,
+      remat_policy="full",
+  ))
+
+
+def _data() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      num_clips=4096,  # Of the training split.
+      num_held_out=64,  # Of the held-out split.
+      num_frames=16,  # F of a clip.
+      # Seeds of the first clips; the splits must not overlap.
+      first_seed=100_000,
+      held_out_seed=0,
+      # Surface points by area and on sharp edges, distance samples near the
+      # surface and in the cube, for each frame.
+      num_uniform=81920,
+      num_sharp=0,
+      num_near=8192,
+      num_volume=8192,
+      image_size=512,  # Pixels a side.
+      max_azimuth=0.4,  # Radians; cameras look from the front, +- this.
+      elevations=(0.0, 0.4),  # Radians above the horizon.
+      border_ratio=0.15,  # Of the picture, left free around the object.
+  ))
+
+
+def _optimizer(learning_rate, num_steps) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      learning_rate=learning_rate,  # Peak.
+      num_steps=num_steps,
+      warmup_steps=500,
+      final_fraction=0.02,  # Of the peak, at the end of the decay.
+      decay_fraction=1.0,  # Of the steps, the last ones, that decay.
+      b1=0.9,
+      b2=0.99,
+      epsilon=1e-6,
+      weight_decay=0.01,
+      max_grad_norm=1.0,
+      ema_decay=0.999,
+  ))
+
+
+def _vae_training() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      optimizer=_optimizer(1e-4, 100_000),
+      batch_size=32,  # Clips.
+      num_frames=4,  # Taken of each clip.
+      num_queries=4096,  # Distance samples taken of each frame.
+      field_band=0.02,  # The field is distance / band, cut at +-1.
+      kl_weight=1e-3,
+      initial_log_variance=-4.0,  # Of the posterior.
+      seed=0,
+      eval_clips=32,
+      log_every=20,  # Steps.
+      eval_every=1000,
+      save_every=500,
+  ))
+
+
+def _dit_training() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      optimizer=_optimizer(1e-5, 24_000),
+      batch_size=32,  # Clips; the paper's.
+      # Share of clips whose context is zeroed, for classifier-free guidance.
+      # Hunyuan3D 2.1 does not say; 0.1 is usual.
+      context_dropout=0.1,
+      time_sampling="uniform",  # Or "logit_normal".
+      train_image_encoder=False,  # True where no pretrained one exists.
+      latent_choices=1,  # Draws of the VAE's query rows kept for each clip.
+      seed=0,
+      eval_clips=32,
+      log_every=20,
+      eval_every=1000,
+      save_every=500,
+  ))
+
+
+def _sampling() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      num_frames=16,  # F that the input is resampled to.
+      num_steps=50,  # Of the Euler sampler.
+      guidance_scale=5.0,  # 1 turns guidance off.
+      timestep_shift=1.0,
+      # "independent" noise for every frame, or "shared" by all of them.
+      noise="independent",
+      temporal_mode="sparse",  # See model.dit.temporal_mode.
+      seed=0,
+  ))
+
+
+def _surface() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(
+      resolution=384,  # Cells a side.
+      bounds=1.01,  # The grid spans +- this.
+      level=0.0,
+      min_resolution=63,  # Of the coarsest grid.
+      chunk_size=65536,  # Points evaluated at a time.
+      # Components smaller than this share of the largest one's area go.
+      min_component_area=0.02,
+      max_components=0,  # The largest kept; 0 keeps all that are large enough.
+      max_faces=0,  # Of each mesh; 0 does not simplify.
+  ))

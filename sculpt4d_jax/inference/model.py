@@ -1,0 +1,234 @@
+"""The three networks of a preset with their weights, ready to sample.
+
+Every function here is compiled once for a clip's shape: the image encoder; the
+whole sampling loop, in which the context's keys and values are computed once a
+clip; the autoencoder's decoder; the field at a chunk of points.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax.diffusion import guidance
+from sculpt4d_jax.diffusion import samplers
+from sculpt4d_jax.io import model_files
+from sculpt4d_jax.models import attention
+from sculpt4d_jax.models import dit as dit_lib
+from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.models import shape_vae
+
+Array = array_types.Array
+Float = array_types.Float
+UInt8 = array_types.UInt8
+
+NOISES = ("independent", "shared")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """How latents are sampled; see `configs/base.py`.
+
+  Attributes:
+    num_frames: Frames that a longer clip is resampled to.
+    num_steps: Euler steps as Hunyuan3D 2.1 counts them; the model is called
+      once less.
+    guidance_scale: Of classifier-free guidance; 1 turns it off.
+    timestep_shift: Above 1, steps are longer near the data.
+    noise: "independent" for every frame, or "shared" by all of them.
+    temporal_mode: "sparse", "full", "token" or "none".
+    seed: Same seed, same machine: same result.
+  """
+
+  num_frames: int
+  num_steps: int
+  guidance_scale: float
+  timestep_shift: float
+  noise: str
+  temporal_mode: str
+  seed: int
+
+  def __post_init__(self):
+    if self.num_frames < 1:
+      raise ValueError(f"num_frames={self.num_frames} must be at least 1.")
+    if self.num_steps < 2:
+      raise ValueError(f"num_steps={self.num_steps} must be at least 2.")
+    if self.noise not in NOISES:
+      raise ValueError(f"noise={self.noise!r}: choose one of {NOISES}.")
+    if self.temporal_mode not in attention.TEMPORAL_MODES:
+      raise ValueError(
+          f"temporal_mode={self.temporal_mode!r}: choose one of"
+          f" {attention.TEMPORAL_MODES}."
+      )
+
+
+class Sculpt4D:
+  """Image encoder, DiT and autoencoder with their weights."""
+
+  def __init__(
+      self,
+      vae: shape_vae.ShapeVAE,
+      image_encoder: image_encoder_lib.ImageEncoder,
+      dit: dit_lib.DiT,
+      details: dict[str, Any] | None = None,
+  ):
+    self.vae_config = vae.config
+    self.encoder_config = image_encoder.config
+    self.dit_config = dit.config
+    self.details = details or {}
+    self._vae_def, self._vae = nnx.split(vae)
+    self._encoder_def, self._encoder = nnx.split(image_encoder)
+    self._dit_def, self._dit = nnx.split(dit)
+    self._sample = jax.jit(
+        self._sample_impl, static_argnames=("config", "on_step")
+    )
+    self._keys_values = jax.jit(self._keys_values_impl)
+    self._field = jax.jit(self._field_impl)
+
+  @classmethod
+  def load(
+      cls, model: ml_collections.ConfigDict, folder: str | pathlib.Path
+  ) -> "Sculpt4D":
+    """Builds a preset's networks and reads their weights.
+
+    Args:
+      model: The preset's `model` section.
+      folder: Holds vae, image_encoder and dit .safetensors.
+
+    Raises:
+      model_files.ModelFileError: Weights are missing or do not fit.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+      raise model_files.ModelFileError(
+          f"{folder} is no folder of weights: expected one that holds"
+          " vae.safetensors, image_encoder.safetensors and dit.safetensors,"
+          " as launch.train writes it."
+      )
+    modules, details = {}, {}
+    for name, (kind, config) in _parts(model).items():
+      abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+      abstract_params = nnx.split(abstract)[1]
+      params, details[name] = model_files.load(
+          folder / f"{name}.safetensors", abstract_params, config
+      )
+      if "scale_factor" in details[name]:
+        # The latents' scale is measured in training, after the config.
+        config = dataclasses.replace(
+            config, scale_factor=details[name]["scale_factor"]
+        )
+        abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+      modules[name] = nnx.merge(nnx.split(abstract)[0], params)
+    return cls(**modules, details=details)
+
+  def sample(
+      self,
+      images: UInt8[np.ndarray, "F S S 3"],
+      config: SamplingConfig,
+      on_step: Callable[[int], None] | None = None,
+  ) -> Float[np.ndarray, "F N C"]:
+    """Samples the diffusion latents of one clip.
+
+    Args:
+      images: The clip on a white background, cropped; see `io/clip_crop.py`.
+      config: Steps, guidance, seed.
+      on_step: Called from inside the compiled loop with the number of steps
+        that are done.
+    """
+    latents = self._sample(
+        (self._encoder, self._dit),
+        jnp.asarray(images),
+        jax.random.key(config.seed),
+        config=dataclasses.replace(config, seed=0),
+        on_step=on_step,
+    )
+    latents = jax.device_get(latents)
+    jax.effects_barrier()
+    return latents
+
+  def _sample_impl(self, params, images, key, config, on_step):
+    encoder = nnx.merge(self._encoder_def, params[0])
+    dit = nnx.merge(self._dit_def, params[1])
+    context = encoder(images[None].astype(jnp.float32) / 127.5 - 1.0)
+    guided = config.guidance_scale != 1.0
+    if guided:
+      context = jnp.concatenate([context, jnp.zeros_like(context)])
+    key_values = dit.encode_context(context)
+    mode = config.temporal_mode
+    if self.dit_config.temporal_mode == "none":
+      mode = None
+
+    def velocity(x, time):
+      output = dit(x, time, key_values, temporal_mode=mode)
+      return output.velocity
+
+    if guided:
+      velocity = guidance.in_one_batch(velocity, config.guidance_scale)
+    times = samplers.euler_times(config.num_steps, shift=config.timestep_shift)
+    if on_step is not None:
+      velocity = _reporting(velocity, times, on_step)
+    noise = self._noise(key, images.shape[0], config.noise)
+    return samplers.euler(velocity, noise, times)[0]
+
+  def _noise(self, key, num_frames, kind):
+    frames = 1 if kind == "shared" else num_frames
+    shape = (1, frames, self.vae_config.num_latents,
+             self.vae_config.latent_channels)
+    noise = jax.random.normal(key, shape, jnp.float32)
+    return jnp.broadcast_to(noise, (1, num_frames, *shape[2:]))
+
+  def field(
+      self, latents: Float[np.ndarray, "N C"]
+  ) -> Callable[[np.ndarray], np.ndarray]:
+    """The field of one frame: points [Q, 3] -> values [Q], positive inside."""
+    key_values = self._keys_values(self._vae, jnp.asarray(latents))
+
+    def evaluate(points: np.ndarray) -> np.ndarray:
+      return np.asarray(self._field(self._vae, key_values, points))
+
+    return evaluate
+
+  def _keys_values_impl(self, params, latents):
+    vae = nnx.merge(self._vae_def, params)
+    return vae.field_keys_values(vae.decode_from_diffusion(latents[None]))
+
+  def _field_impl(self, params, key_values, points):
+    vae = nnx.merge(self._vae_def, params)
+    return vae.query_field(key_values, points[None])[0].astype(jnp.float32)
+
+
+def _parts(model: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
+  """Network and configuration of every part."""
+  return {
+      "vae": (
+          shape_vae.ShapeVAE,
+          shape_vae.ShapeVAEConfig(**model.vae),
+      ),
+      "image_encoder": (
+          image_encoder_lib.ImageEncoder,
+          image_encoder_lib.ImageEncoderConfig(**model.image_encoder),
+      ),
+      "dit": (dit_lib.DiT, dit_lib.DiTConfig(**model.dit)),
+  }
+
+
+def _reporting(velocity, times, on_step):
+  """A velocity that tells how far the sampler has come."""
+  starts = jnp.asarray(times[:-1])
+
+  def reporting(x, time):
+    result = velocity(x, time)
+    # Depends on the result, so that the step is done when it reports.
+    done = jnp.searchsorted(starts, time[0], side="right")
+    done = done + (0.0 * result.ravel()[0]).astype(done.dtype)
+    jax.debug.callback(lambda n: on_step(int(n)), done)
+    return result
+
+  return reporting

@@ -1,0 +1,99 @@
+"""The files of a run: all of them, or none."""
+
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.io import animated_glb
+from sculpt4d_jax.io import animated_usd
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import clip_crop
+from sculpt4d_jax.io import mesh_files
+from sculpt4d_jax.io import preview
+from sculpt4d_jax.io.viewer import page
+
+GLB, USD, VIEWER = "animation.glb", "animation.usdc", "viewer.html"
+PREVIEW, RUN = "preview.png", "run.json"
+
+
+def write(
+    folder: str | pathlib.Path,
+    result: pipeline.Result,
+    details: Mapping[str, Any],
+    log: run_log.RunLog,
+) -> list[pathlib.Path]:
+  """Writes everything that a run made.
+
+  Files: frame_0000.ply and so on, animation.glb, animation.usdc, viewer.html,
+  preview.png, run.json. They appear together when all are whole; frames of an
+  earlier run in the folder are replaced.
+
+  Args:
+    folder: Made if missing.
+    result: Meshes and the clip they were made from.
+    details: What run.json should tell beside stages and meshes.
+    log: Times the stage; its stages go into run.json.
+
+  Returns:
+    The paths.
+
+  Raises:
+    atomic.OutputError: The folder cannot be written to, or its disk is full.
+  """
+  fps = result.clip.source.fps
+  pictures = input_pictures(result.clip)
+  name = result.clip.source.name
+  with atomic.staged_folder(folder, replaces=["frame_*.ply"]) as staging:
+    with log.stage("write files", 5) as bar:
+      mesh_files.write_mesh_sequence(staging, result.meshes)
+      bar.update()
+      animated_glb.write_animated_glb(staging / GLB, result.meshes, fps)
+      bar.update()
+      animated_usd.write_animated_usd(staging / USD, result.meshes, fps)
+      bar.update()
+      page.write_viewer(
+          staging / VIEWER,
+          result.meshes,
+          fps,
+          pictures,
+          title=name,
+          details=_page_details(details),
+      )
+      bar.update()
+      preview.write_preview(staging / PREVIEW, result.meshes, pictures)
+    record = dict(details) | {
+        "meshes": [
+            {"vertices": m.num_vertices, "faces": m.num_faces}
+            for m in result.meshes
+        ],
+        "field_evaluations": result.num_evaluations,
+        "stages": log.summary(),
+    }
+    atomic.write_bytes(
+        staging / RUN, (json.dumps(record, indent=2) + "\n").encode()
+    )
+    names = sorted(path.name for path in staging.iterdir())
+  return [pathlib.Path(folder) / name for name in names]
+
+
+def input_pictures(clip: pipeline.Clip, size: int = 384) -> np.ndarray:
+  """The cropped input, large enough to be looked at: uint8 [F, S, S, 3]."""
+  frames = clip.foreground.frames
+  side = int(min(size, max(clip.box.side, clip.images.shape[1])))
+  return clip_crop.crop_clip(frames, side).images
+
+
+def _page_details(details: Mapping[str, Any]) -> dict[str, Any]:
+  """The few settings that are worth reading beside the mesh."""
+  sampling = details.get("sampling", {})
+  return {
+      "preset": details.get("preset", ""),
+      "steps": sampling.get("num_steps", ""),
+      "guidance": sampling.get("guidance_scale", ""),
+      "seed": sampling.get("seed", ""),
+  }

@@ -1,0 +1,191 @@
+"""A clip in, a mesh for every frame out.
+
+  read -> cut out the object -> crop the clip -> denoise -> field -> mesh
+
+Nothing here writes files; `inference/outputs.py` does.
+"""
+
+import dataclasses
+import os
+
+from absl import logging
+import numpy as np
+
+from sculpt4d_jax.geometry import cleanup
+from sculpt4d_jax.geometry import isosurface
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.io import clip_crop
+from sculpt4d_jax.io import foreground
+from sculpt4d_jax.io import mesh_files
+from sculpt4d_jax.io import video
+
+
+@dataclasses.dataclass(frozen=True)
+class SurfaceConfig:
+  """How latents become meshes; see `configs/base.py`.
+
+  Attributes:
+    resolution: Cells of the field's grid along each axis.
+    min_resolution: The coarsest grid has at least this many.
+    bounds: The grid spans +- this.
+    level: Of the field, on the surface.
+    chunk_size: Points evaluated at a time.
+    min_component_area: Smaller components, as a share of the largest one's
+      area, are dropped.
+    max_components: The largest ones kept; 0 keeps all that are large enough.
+    max_faces: Of each mesh; 0 does not simplify.
+  """
+
+  resolution: int
+  min_resolution: int
+  bounds: float
+  level: float
+  chunk_size: int
+  min_component_area: float
+  max_components: int
+  max_faces: int
+
+  def __post_init__(self):
+    if self.resolution < 8:
+      raise ValueError(f"resolution={self.resolution} must be at least 8.")
+    for name in ("max_components", "max_faces"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+    if 0 < self.max_faces < 4:
+      raise ValueError(f"max_faces={self.max_faces} must be at least 4, or 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """A clip as the model gets it.
+
+  Attributes:
+    images: uint8 [F, S, S, 3], the object on white.
+    source: What was read: frames with their times.
+    foreground: What was cut out of them, and how.
+    box: The square that was cut out of every frame.
+  """
+
+  images: np.ndarray
+  source: video.VideoFrames
+  foreground: foreground.Foreground
+  box: clip_crop.CropBox
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """A clip and what was made of it.
+
+  Attributes:
+    clip: The input.
+    latents: float32 [F, N, C].
+    meshes: One a frame; a frame without surface has no faces.
+    num_evaluations: Points of the field evaluated, all frames together.
+  """
+
+  clip: Clip
+  latents: np.ndarray
+  meshes: list[mesh_lib.TriangleMesh]
+  num_evaluations: int
+
+
+def read_clip(
+    source: str | os.PathLike | np.ndarray,
+    log: run_log.RunLog,
+    *,
+    num_frames: int,
+    image_size: int,
+    matte: str = "auto",
+    start: float | None = None,
+    end: float | None = None,
+    border_ratio: float = 0.15,
+) -> Clip:
+  """Reads a clip, cuts the object out, crops and scales all frames alike.
+
+  Args:
+    source: See `video.read_frames`.
+    log: Times the stages.
+    num_frames: Frames at most.
+    image_size: Pixels a side for the image encoder.
+    matte: How the background is found, see `foreground.extract`.
+    start: Seconds; None is the first frame.
+    end: Seconds; None is the last frame.
+    border_ratio: Of the picture, left free around the object.
+
+  Raises:
+    InputError: The input cannot be used.
+  """
+  with log.stage("read frames"):
+    frames = video.read_frames(
+        source, num_frames=num_frames, start=start, end=end
+    )
+  with log.stage("find the object"):
+    cut_out = foreground.extract(frames, matte)
+  with log.stage("crop"):
+    cropped = clip_crop.crop_clip(cut_out.frames, image_size, border_ratio)
+  return Clip(cropped.images, frames, cut_out, cropped.box)
+
+
+def generate(
+    model: model_lib.Sculpt4D,
+    clip: Clip,
+    sampling: model_lib.SamplingConfig,
+    surface: SurfaceConfig,
+    log: run_log.RunLog,
+) -> Result:
+  """Samples a clip's latents and extracts a mesh for every frame.
+
+  Raises:
+    ValueError: No frame has a surface.
+  """
+  num_calls = sampling.num_steps - 1
+  with log.stage("denoise", num_calls) as bar:
+
+    def on_step(done: int) -> None:
+      bar.update(max(0, done - bar.n))
+
+    latents = model.sample(clip.images, sampling, on_step)
+  meshes, evaluations = [], 0
+  for frame in log.each("extract meshes", latents):
+    mesh, count = extract_mesh(model, frame, surface)
+    meshes.append(mesh)
+    evaluations += count
+  empty = [i for i, mesh in enumerate(meshes) if mesh.is_empty]
+  if len(empty) == len(meshes):
+    raise ValueError(
+        "No frame has a surface: the model saw no object it can shape. Check"
+        " the cut-out (--matte), the weights, or try another --config."
+        "sampling.seed."
+    )
+  if empty:
+    logging.warning("Frames without a surface: %s.", empty)
+  return Result(clip, latents, meshes, evaluations)
+
+
+def extract_mesh(
+    model: model_lib.Sculpt4D, latents: np.ndarray, config: SurfaceConfig
+) -> tuple[mesh_lib.TriangleMesh, int]:
+  """The mesh of one frame's latents [N, C], and the points evaluated."""
+  grid = isosurface.coarse_to_fine_field(
+      model.field(latents),
+      config.resolution,
+      bounds=config.bounds,
+      level=config.level,
+      min_resolution=config.min_resolution,
+      chunk_size=config.chunk_size,
+  )
+  mesh = isosurface.extract_surface(
+      grid.values, bounds=config.bounds, level=config.level
+  )
+  if mesh is None:
+    return mesh_files.empty_mesh(), grid.num_evaluations
+  mesh = cleanup.keep_largest_components(
+      mesh,
+      max_components=config.max_components or None,
+      min_area_fraction=config.min_component_area,
+  )
+  if config.max_faces:
+    mesh = cleanup.simplify(mesh, config.max_faces)
+  return mesh, grid.num_evaluations

@@ -1,0 +1,186 @@
+"""Training of the diffusion transformer on latents and pictures of clips."""
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax.data import pipeline
+from sculpt4d_jax.data import record_store
+from sculpt4d_jax.diffusion import losses
+from sculpt4d_jax.diffusion import paths
+from sculpt4d_jax.diffusion import time_sampling
+from sculpt4d_jax.models import dit as dit_lib
+from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.training import latents as latents_lib
+
+Array = array_types.Array
+
+_TIME_BUCKETS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTTaskConfig:
+  """How the diffusion transformer is trained.
+
+  Attributes:
+    batch_size: Clips a step.
+    context_dropout: Share of clips whose context is zeroed.
+    time_sampling: "uniform" or "logit_normal".
+    train_image_encoder: Whether the image encoder learns too.
+    seed: Of parameters, batches and noise.
+    eval_clips: Held-out clips that are evaluated.
+  """
+
+  batch_size: int
+  context_dropout: float
+  time_sampling: str
+  train_image_encoder: bool
+  seed: int = 0
+  eval_clips: int = 32
+
+  def __post_init__(self):
+    if not 0 <= self.context_dropout < 1:
+      raise ValueError(
+          f"context_dropout={self.context_dropout} must lie in [0, 1)."
+      )
+
+
+class ConditionalDiT(nnx.Module):
+  """The image encoder and the DiT that it conditions."""
+
+  def __init__(
+      self,
+      dit_config: dit_lib.DiTConfig,
+      encoder_config: image_encoder_lib.ImageEncoderConfig,
+      *,
+      rngs: nnx.Rngs,
+  ):
+    self.image_encoder = image_encoder_lib.ImageEncoder(
+        encoder_config, rngs=rngs
+    )
+    self.dit = dit_lib.DiT(dit_config, rngs=rngs)
+
+
+class DiTTask:
+  """Loss, batches and evaluation of the diffusion transformer."""
+
+  def __init__(
+      self,
+      config: DiTTaskConfig,
+      dit_config: dit_lib.DiTConfig,
+      encoder_config: image_encoder_lib.ImageEncoderConfig,
+      train: tuple[record_store.RecordStore, latents_lib.LatentStore],
+      held_out: tuple[record_store.RecordStore, latents_lib.LatentStore],
+  ):
+    self.config = config
+    self.dit_config = dit_config
+    self.encoder_config = encoder_config
+    self.train_split = train
+    self.held_out_split = held_out
+    self.scale = train[1].scale
+    self.graphdef = nnx.split(nnx.eval_shape(self._create))[0]
+    self._evaluate = jax.jit(self._evaluate_batch)
+
+  def _create(self) -> ConditionalDiT:
+    return ConditionalDiT(
+        self.dit_config,
+        self.encoder_config,
+        rngs=nnx.Rngs(self.config.seed),
+    )
+
+  def init_params(self) -> nnx.State:
+    """Fresh parameters."""
+    return jax.jit(lambda: nnx.split(self._create())[1])()
+
+  def batch(self, step: int) -> dict[str, np.ndarray]:
+    """The batch of a step."""
+    store, latents = self.train_split
+    drawn = pipeline.draw(
+        store.num_clips, self.config.batch_size, self.config.seed, step
+    )
+    return self._batch(store, latents, drawn)
+
+  def _batch(self, store, latents, drawn):
+    choices = drawn.rng.integers(latents.mean.shape[2], size=len(drawn.clips))
+    rows = (drawn.clips, drawn.mirrored.astype(int), choices)
+    return {
+        "mean": latents.mean[rows],
+        "log_variance": latents.log_variance[rows],
+        "images": pipeline.image_batch(store, drawn),
+    }
+
+  def loss(
+      self, params: Any, batch: dict[str, Array], key: Array
+  ) -> tuple[Array, dict[str, Array]]:
+    """Flow matching loss and the routers' balancing loss."""
+    sample_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
+    num_clips = len(batch["mean"])
+    latents = self._sample_latents(batch, sample_key)
+    time = time_sampling.get(self.config.time_sampling)(time_key, num_clips)
+    keep = jax.random.bernoulli(
+        drop_key, 1.0 - self.config.context_dropout, (num_clips, 1, 1, 1)
+    )
+    errors, output = self._errors(
+        params, latents, batch["images"], noise_key, time, keep
+    )
+    matching, balance = errors.mean(), output.aux_losses.sum()
+    metrics = {
+        "flow_loss": matching,
+        "router_aux_loss": balance,
+        "router_max_load": output.router_load.max(initial=0.0),
+    }
+    return matching + balance, metrics
+
+  def _sample_latents(self, batch, key):
+    """Latents [B, F, N, C] of unit variance, ONE noise a clip."""
+    mean = batch["mean"].astype(jnp.float32)
+    std = jnp.exp(0.5 * batch["log_variance"].astype(jnp.float32))
+    noise = jax.random.normal(key, mean[:, :1].shape)
+    return self.scale * (mean + std * noise)
+
+  def _errors(self, params, latents, images, noise_key, time, keep):
+    """Squared errors [B] at given times; `keep` [B, 1, 1, 1] keeps context."""
+    model = nnx.merge(self.graphdef, params)
+    context = model.image_encoder(images.astype(jnp.float32) / 127.5 - 1.0)
+    if not self.config.train_image_encoder:
+      context = jax.lax.stop_gradient(context)
+    noise = jax.random.normal(noise_key, latents.shape)
+    noisy = paths.interpolate(noise, latents, time)
+    output = model.dit(noisy, time, context * keep)
+    target = paths.velocity(noise, latents)
+    errors = losses.squared_error_per_clip(output.velocity, target)
+    return errors, output
+
+  def _evaluate_batch(self, params, batch, key):
+    """Errors of one clip at fixed times."""
+    sample_key, noise_key = jax.random.split(key)
+    latents = self._sample_latents(batch, sample_key)
+    times = (jnp.arange(_TIME_BUCKETS) + 0.5) / _TIME_BUCKETS
+    repeat = lambda x: jnp.repeat(x, _TIME_BUCKETS, 0)
+    errors, _ = self._errors(
+        params, repeat(latents), repeat(batch["images"]), noise_key, times,
+        jnp.ones((_TIME_BUCKETS, 1, 1, 1)),
+    )
+    return errors
+
+  def evaluate(self, params: Any) -> dict[str, float]:
+    """Flow loss on held-out clips at the centres of equal time buckets."""
+    store, latents = self.held_out_split
+    results = []
+    for clip in range(min(self.config.eval_clips, store.num_clips)):
+      drawn = pipeline.Draw(
+          np.array([clip]), np.array([False]), np.random.default_rng(clip)
+      )
+      batch = self._batch(store, latents, drawn)
+      results.append(self._evaluate(params, batch, jax.random.key(clip)))
+    errors = np.mean(results, 0)
+    named = {
+        f"flow_loss_t{(i + 0.5) / _TIME_BUCKETS:.3f}": float(e)
+        for i, e in enumerate(errors)
+    }
+    return named | {"flow_loss": float(errors.mean())}

@@ -1,0 +1,93 @@
+"""Latents of all clips of a store, encoded once before the DiT is trained.
+
+Kept are mean and log-variance, so that every use draws its own sample, with
+ONE noise for all frames of a clip.
+"""
+
+import dataclasses
+import pathlib
+
+from flax import nnx
+import jax
+import numpy as np
+import tqdm
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax.data import pipeline
+from sculpt4d_jax.data import record_store
+from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.training import vae_task
+
+Array = array_types.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentStore:
+  """Posteriors of a split, as the autoencoder gives them, unscaled.
+
+  Attributes:
+    mean: float16 [clips, 2, choices, F, N, C]; the second axis is mirrored or
+      not, the third the draw of query rows.
+    log_variance: The same shape.
+    scale: Diffusion latents are this times a sample: their variance is 1.
+  """
+
+  mean: np.ndarray
+  log_variance: np.ndarray
+  scale: float
+
+
+def encode_store(
+    path: str | pathlib.Path,
+    store: record_store.RecordStore,
+    vae: shape_vae.ShapeVAE,
+    *,
+    num_uniform: int,
+    num_choices: int,
+    seed: int = 0,
+) -> LatentStore:
+  """Encodes a store, or reads what an earlier call wrote to `path`.
+
+  Args:
+    path: An .npz file; its name should tell the autoencoder.
+    store: Records.
+    vae: The trained autoencoder.
+    num_uniform: Uniform rows of a surface.
+    num_choices: Draws of the query rows kept for each clip.
+    seed: Of the draws.
+  """
+  path = pathlib.Path(path)
+  if path.exists():
+    with np.load(path) as file:
+      return LatentStore(
+          file["mean"], file["log_variance"], float(file["scale"])
+      )
+  graphdef, params = nnx.split(vae)
+
+  @jax.jit
+  def encode(surface: Array, key: Array) -> shape_vae.Posterior:
+    inputs, queries = vae_task.select_clip_rows(
+        key, surface, vae.config, num_uniform
+    )
+    return nnx.merge(graphdef, params).encode(inputs, queries)
+
+  both = np.array([False, True])
+  means, log_variances = [], []
+  for clip in tqdm.tqdm(range(store.num_clips), desc="latents"):
+    surface = np.stack([store.surface[clip]] * 2).astype(np.float32)
+    surface = pipeline.mirror_rows(surface, both)
+    surface = np.repeat(surface, num_choices, 0)
+    key = jax.random.fold_in(jax.random.key(seed), clip)
+    posterior = jax.tree.map(np.asarray, encode(surface, key))
+    shape = (2, num_choices, *posterior.mean.shape[1:])
+    means.append(posterior.mean.reshape(shape).astype(np.float16))
+    log_variances.append(
+        posterior.log_variance.reshape(shape).astype(np.float16)
+    )
+  mean, log_variance = np.stack(means), np.stack(log_variances)
+  second_moment = np.mean(
+      mean.astype(np.float32) ** 2 + np.exp(log_variance.astype(np.float32))
+  )
+  result = LatentStore(mean, log_variance, float(second_moment**-0.5))
+  np.savez(path, **dataclasses.asdict(result))
+  return result

@@ -1,0 +1,107 @@
+"""AdamW with warm-up and decay, clipped by the global norm; moving averages."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sculpt4d_jax import array_types
+
+Array = array_types.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """Optimizer of one training stage.
+
+  Attributes:
+    learning_rate: Peak, after the warm-up.
+    num_steps: Steps of the whole run.
+    warmup_steps: Steps of linear warm-up from zero.
+    final_fraction: Share of the peak at the end of the cosine decay.
+    decay_fraction: Share of the steps, the last ones, over which the rate
+      decays; before them it is constant.
+    b1: Decay of the first moment.
+    b2: Decay of the second moment.
+    epsilon: Added to the root of the second moment.
+    weight_decay: Decoupled; on matrices only, not on norms and biases.
+    max_grad_norm: Clip of the global norm.
+    ema_decay: Of the moving average of the weights, once warmed up.
+  """
+
+  learning_rate: float
+  num_steps: int
+  warmup_steps: int = 100
+  final_fraction: float = 0.02
+  decay_fraction: float = 1.0
+  b1: float = 0.9
+  b2: float = 0.99
+  epsilon: float = 1e-8
+  weight_decay: float = 0.01
+  max_grad_norm: float = 1.0
+  ema_decay: float = 0.999
+
+  def __post_init__(self):
+    if self.num_steps < 1 or self.warmup_steps < 0:
+      raise ValueError(
+          f"num_steps={self.num_steps} must be positive and"
+          f" warmup_steps={self.warmup_steps} not negative."
+      )
+    if not 0 < self.decay_fraction <= 1:
+      raise ValueError(
+          f"decay_fraction={self.decay_fraction} must lie in (0, 1]."
+      )
+
+
+def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
+  """Linear warm-up, constant, cosine decay to the end of the run."""
+  decay_steps = max(1, int(config.num_steps * config.decay_fraction))
+  decay_steps = min(decay_steps, config.num_steps)
+  decay_start = max(config.num_steps - decay_steps, config.warmup_steps)
+  return optax.join_schedules(
+      [
+          optax.linear_schedule(
+              0.0, config.learning_rate, max(config.warmup_steps, 1)
+          ),
+          optax.constant_schedule(config.learning_rate),
+          optax.cosine_decay_schedule(
+              config.learning_rate,
+              max(config.num_steps - decay_start, 1),
+              config.final_fraction,
+          ),
+      ],
+      [config.warmup_steps, decay_start],
+  )
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+  """The gradient transformation of a stage."""
+  return optax.chain(
+      optax.clip_by_global_norm(config.max_grad_norm),
+      optax.adamw(
+          learning_rate_schedule(config),
+          b1=config.b1,
+          b2=config.b2,
+          eps=config.epsilon,
+          weight_decay=config.weight_decay,
+          mask=_is_matrix,
+      ),
+  )
+
+
+def _is_matrix(params: Any) -> Any:
+  """Kernels decay; norms, biases and single vectors do not."""
+
+  def decays(path, leaf):
+    return "kernel" in jax.tree_util.keystr(path) and leaf.ndim > 1
+
+  return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def update_ema(ema: Any, params: Any, step: Array, decay: float) -> Any:
+  """One step of the average; its decay is min(decay, (1 + n) / (10 + n))."""
+  count = step.astype(jnp.float32)
+  rate = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+  return jax.tree.map(lambda e, p: e * rate + p * (1.0 - rate), ema, params)

@@ -1,0 +1,178 @@
+"""A whole training from a preset: data, autoencoder, latents, DiT, weights."""
+
+import pathlib
+
+from absl import logging
+from flax import nnx
+import ml_collections
+
+from sculpt4d_jax.data import record_store
+from sculpt4d_jax.data import synthetic_records
+from sculpt4d_jax.io import model_files
+from sculpt4d_jax.models import dit as dit_lib
+from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.training import dit_task
+from sculpt4d_jax.training import latents as latents_lib
+from sculpt4d_jax.training import optimizer as optimizer_lib
+from sculpt4d_jax.training import train
+from sculpt4d_jax.training import vae_task
+
+STAGES = ("data", "vae", "dit")
+
+Stores = tuple[record_store.RecordStore, record_store.RecordStore]
+
+
+def run(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, stages: list[str]
+) -> None:
+  """Runs stages in order; each goes on where an earlier run stopped.
+
+  Args:
+    config: A preset, see `configs/base.py`.
+    workdir: Folder of everything that is written; the finished weights are in
+      `workdir/weights`.
+    stages: Some of `STAGES`.
+
+  Raises:
+    ValueError: A stage is unknown, or the one before it is not finished.
+  """
+  unknown = set(stages) - set(STAGES)
+  if unknown:
+    raise ValueError(
+        f"Unknown stages {sorted(unknown)}; choose among {list(STAGES)}."
+    )
+  stores = make_data(config, workdir / "data")
+  if "vae" in stages:
+    train_vae(config, workdir, stores)
+  if "dit" in stages:
+    train_dit(config, workdir, stores)
+
+
+def make_data(
+    config: ml_collections.ConfigDict, folder: pathlib.Path
+) -> Stores:
+  """The training and the held-out split of procedural clips."""
+  fields = config.data.to_dict()
+  splits = {
+      "train": (fields.pop("num_clips"), fields.pop("first_seed")),
+      "held_out": (fields.pop("num_held_out"), fields.pop("held_out_seed")),
+  }
+  _check_disjoint(*splits.values())
+  num_frames = fields.pop("num_frames")
+  sizes = synthetic_records.RecordSizes(**fields)
+  return tuple(
+      record_store.open_or_make(
+          folder / name,
+          num_clips=num_clips,
+          num_frames=num_frames,
+          first_seed=seed,
+          sizes=sizes,
+      )
+      for name, (num_clips, seed) in splits.items()
+  )
+
+
+def train_vae(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, stores: Stores
+) -> None:
+  """Trains the autoencoder and writes its weights and all latents."""
+  options = config.vae_training.to_dict()
+  optimizer = optimizer_lib.OptimizerConfig(**options.pop("optimizer"))
+  every = {k: options.pop(k) for k in ("log_every", "eval_every", "save_every")}
+  model_config = shape_vae.ShapeVAEConfig(**config.model.vae)
+  task = vae_task.VAETask(
+      vae_task.VAETaskConfig(**options),
+      model_config,
+      config.data.num_uniform,
+      *stores,
+  )
+  params = train.train(
+      task, optimizer, workdir / "vae", seed=options["seed"], **every
+  )
+  vae = nnx.merge(task.graphdef, params)
+  latents = _encode(config, workdir, stores, vae)
+  details = {
+      "steps": optimizer.num_steps,
+      "field_band": options["field_band"],
+      "scale_factor": latents[0].scale,
+      "eval": task.evaluate(params),
+  }
+  logging.info("Autoencoder: %s", details)
+  model_files.save(
+      workdir / "weights" / "vae.safetensors", params, model_config, details
+  )
+
+
+def _encode(config, workdir, stores, vae):
+  return tuple(
+      latents_lib.encode_store(
+          workdir / "vae" / f"latents_{name}.npz",
+          store,
+          vae,
+          num_uniform=config.data.num_uniform,
+          num_choices=config.dit_training.latent_choices,
+      )
+      for name, store in zip(("train", "held_out"), stores)
+  )
+
+
+def train_dit(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, stores: Stores
+) -> None:
+  """Trains the DiT, and the image encoder with it if the preset says so."""
+  vae_file = workdir / "weights" / "vae.safetensors"
+  if not vae_file.exists():
+    raise ValueError(
+        f"{vae_file} is missing: train the autoencoder first, with"
+        " --stages=vae,dit."
+    )
+  vae = _load_vae(config, vae_file)
+  latents = _encode(config, workdir, stores, vae)
+  options = config.dit_training.to_dict()
+  optimizer = optimizer_lib.OptimizerConfig(**options.pop("optimizer"))
+  every = {k: options.pop(k) for k in ("log_every", "eval_every", "save_every")}
+  del options["latent_choices"]
+  dit_config = dit_lib.DiTConfig(**config.model.dit)
+  encoder_config = image_encoder_lib.ImageEncoderConfig(
+      **config.model.image_encoder
+  )
+  task = dit_task.DiTTask(
+      dit_task.DiTTaskConfig(**options),
+      dit_config,
+      encoder_config,
+      (stores[0], latents[0]),
+      (stores[1], latents[1]),
+  )
+  params = train.train(
+      task, optimizer, workdir / "dit", seed=options["seed"], **every
+  )
+  details = {"steps": optimizer.num_steps, "eval": task.evaluate(params)}
+  logging.info("DiT: %s", details)
+  for name, part in (("dit", dit_config), ("image_encoder", encoder_config)):
+    model_files.save(
+        workdir / "weights" / f"{name}.safetensors",
+        params[name],
+        part,
+        details,
+    )
+
+
+def _load_vae(config, path):
+  model_config = shape_vae.ShapeVAEConfig(**config.model.vae)
+  graphdef, abstract = nnx.split(
+      nnx.eval_shape(
+          lambda: shape_vae.ShapeVAE(model_config, rngs=nnx.Rngs(0))
+      )
+  )
+  return nnx.merge(graphdef, model_files.load(path, abstract, model_config)[0])
+
+
+def _check_disjoint(train_split, held_out_split):
+  (num_train, first), (num_held_out, held_out) = train_split, held_out_split
+  if first < held_out + num_held_out and held_out < first + num_train:
+    raise ValueError(
+        f"Seeds of the training clips ({first} to {first + num_train - 1}) and"
+        f" of the held-out clips ({held_out} to"
+        f" {held_out + num_held_out - 1}) overlap; choose other first seeds."
+    )
