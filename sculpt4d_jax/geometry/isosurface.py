@@ -98,9 +98,11 @@ def coarse_to_fine_field(
     bounds: The grid reaches from -bounds to bounds on each axis.
     level: Value of the field on the surface.
     band: Points whose value is closer than this to the level are near the
-      surface. The default suits a distance that is truncated and scaled to
-      -1..1. It must cover what the field changes within a cell of the coarsest
-      grid, or thin parts are missed.
+      surface. It must cover what the field changes within a cell of the
+      coarsest grid, or thin parts are missed. The default is the released
+      model's, for a narrowly truncated distance; where the field is
+      distance / width, sqrt(3) * bounds / (width * coarsest resolution) is
+      enough, and for a wide one it saves most evaluations.
     min_resolution: The coarsest grid has at least this many cells an axis,
       unless R itself has fewer.
     chunk_size: Points of a call.

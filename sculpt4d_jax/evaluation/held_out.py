@@ -1,0 +1,197 @@
+"""A model on held-out procedural clips, beside the answers that cost nothing.
+
+The rows of the comparison:
+
+  model             as it samples
+  per frame         the same weights with temporal attention off
+  mean shape        one mesh for everything: where training objects are, on
+                    average, most often solid, with their mean volume
+  best training     the one training clip that, given as the answer to every
+                    held-out clip, overlaps with them most (chosen on the
+                    held-out clips themselves, so in its favour)
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from sculpt4d_jax.data import synthetic
+from sculpt4d_jax.data import synthetic_records
+from sculpt4d_jax.evaluation import evaluator
+from sculpt4d_jax.evaluation import geometry_metrics
+from sculpt4d_jax.geometry import isosurface
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry import signed_distance
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.inference import run_log
+
+Meshes = list[mesh_lib.TriangleMesh]
+
+METHODS = ("model", "per frame", "mean shape", "best training")
+_TRUTH_RESOLUTION = 96
+_BOUNDS = 1.01
+_COARSE_RESOLUTION = 32
+_BAND = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutClip:
+  """A clip with its truth.
+
+  Attributes:
+    name: Family and seed.
+    clip: The animated solid.
+    images: uint8 [F, S, S, 3], as the image encoder gets them.
+    truth: The true mesh of every frame.
+  """
+
+  name: str
+  clip: synthetic.SyntheticClip
+  images: np.ndarray
+  truth: Meshes
+
+
+def make_clips(
+    seeds: Sequence[int],
+    num_frames: int,
+    sizes: synthetic_records.RecordSizes,
+    log: run_log.RunLog,
+) -> list[HeldOutClip]:
+  """Makes clips, their pictures and their true meshes."""
+  clips = []
+  for seed in log.each("make held-out clips", seeds):
+    clip = synthetic.make_clip(seed, num_frames)
+    record = synthetic_records.make_record(clip, sizes)
+    clips.append(
+        HeldOutClip(
+            f"{clip.family}-{seed}", clip, record.images, truth_meshes(clip)
+        )
+    )
+  return clips
+
+
+def truth_meshes(clip: synthetic.SyntheticClip) -> Meshes:
+  """Marching cubes of the signed distance of every frame."""
+  solid = synthetic_records.trim(clip.solid)
+  meshes = []
+  for frame in range(clip.num_frames):
+    parts = jax.tree.map(lambda x: x[frame], solid)
+    grid = isosurface.coarse_to_fine_field(
+        lambda points, parts=parts: np.asarray(_field(parts, points)),
+        _TRUTH_RESOLUTION,
+        bounds=_BOUNDS,
+        min_resolution=_TRUTH_RESOLUTION // 4,
+    )
+    meshes.append(isosurface.extract_surface(grid.values, bounds=_BOUNDS))
+  return meshes
+
+
+@jax.jit
+def _field(solid, points):
+  return signed_distance.signed_distance(solid, points) / _BAND
+
+
+def mean_shape(clips: Sequence[synthetic.SyntheticClip]) -> Meshes:
+  """One mesh: the mean occupancy cut where it has the mean volume."""
+  total, count = 0.0, 0
+  for clip in clips:
+    occupied = _occupancies(clip, 2 * _COARSE_RESOLUTION)
+    total, count = total + occupied.sum(0), count + len(occupied)
+  mean = total / count
+  num_solid = max(1, int(round(mean.sum())))
+  threshold = np.sort(mean.ravel())[-num_solid]
+  # A little up, so that the cells at the threshold are inside.
+  field = (mean - threshold + 0.5 / count).astype(np.float32)
+  # Cells' centres span a little less than the cube.
+  bounds = 1.0 - 0.5 / _COARSE_RESOLUTION
+  return [isosurface.extract_surface(field, bounds=bounds)]
+
+
+def best_training_clip(
+    candidates: Sequence[synthetic.SyntheticClip],
+    clips: Sequence[HeldOutClip],
+) -> synthetic.SyntheticClip:
+  """The candidate with the largest mean IoU with all held-out clips."""
+  truth = [_occupancies(c.clip, _COARSE_RESOLUTION) for c in clips]
+
+  def score(candidate):
+    occupied = _occupancies(candidate, _COARSE_RESOLUTION)
+    return np.mean([
+        geometry_metrics.intersection_over_union(a.ravel(), b.ravel())
+        for true_frames in truth
+        for a, b in zip(occupied, true_frames)
+    ])
+
+  return max(candidates, key=score)
+
+
+def _occupancies(clip, resolution):
+  """Whether the centres of a grid's cells are inside: bool [F, R, R, R]."""
+  points = geometry_metrics.grid_points(resolution).astype(np.float32)
+  points = np.broadcast_to(points, (clip.num_frames, *points.shape))
+  solid = synthetic_records.trim(clip.solid)
+  inside = np.asarray(synthetic_records.distances(solid, points)) > 0
+  return inside.reshape(clip.num_frames, *(resolution,) * 3)
+
+
+def sample_meshes(
+    model: model_lib.Sculpt4D,
+    clip: HeldOutClip,
+    sampling: model_lib.SamplingConfig,
+    surface: pipeline.SurfaceConfig,
+) -> Meshes:
+  """The model's answer."""
+  latents = model.sample(clip.images, sampling)
+  return [
+      pipeline.extract_mesh(model, frame, surface)[0] for frame in latents
+  ]
+
+
+def compare(
+    model: model_lib.Sculpt4D,
+    clips: Sequence[HeldOutClip],
+    training_clips: Sequence[synthetic.SyntheticClip],
+    sampling: model_lib.SamplingConfig,
+    surface: pipeline.SurfaceConfig,
+    conventions: geometry_metrics.Conventions,
+    log: run_log.RunLog,
+) -> dict[str, evaluator.Summary]:
+  """Scores every method on every clip.
+
+  Args:
+    model: With its weights.
+    clips: Held out.
+    training_clips: What the trivial answers are made of.
+    sampling: Of the model.
+    surface: Of the model.
+    conventions: Of the metrics.
+    log: Shows progress.
+
+  Returns:
+    A summary for each of `METHODS`.
+  """
+  with log.stage("trivial answers"):
+    average = mean_shape(training_clips)
+    nearest = truth_meshes(best_training_clip(training_clips, clips))
+  per_frame = dataclasses.replace(sampling, temporal_mode="none")
+  answers = {
+      "model": functools.partial(sample_meshes, model, sampling=sampling,
+                                 surface=surface),
+      "per frame": functools.partial(sample_meshes, model, sampling=per_frame,
+                                     surface=surface),
+      "mean shape": lambda clip: average * clip.clip.num_frames,
+      "best training": lambda clip: nearest,
+  }
+  scores = {name: [] for name in answers}
+  for clip in log.each("sample and score", clips):
+    for name, answer in answers.items():
+      scores[name].append(
+          evaluator.evaluate_sequence(
+              answer(clip), clip.truth, conventions, name=clip.name
+          )
+      )
+  return {name: evaluator.summarise(s) for name, s in scores.items()}
