@@ -34,7 +34,7 @@ demo: $(VENV)/.programs ## Turn the shipped clip into a mesh sequence.
 	$(BIN)/python -m launch.sample --config=configs/tiny.py --input=$(CLIP) \
 	  --output=$(DEMO_OUTPUT)
 	@echo
-	@echo "Done. Open $(DEMO_OUTPUT)/index.html in a browser."
+	@echo "Done. Open $(DEMO_OUTPUT)/viewer.html in a browser."
 
 test: $(VENV)/.tests ## Run the everyday tests.
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" --durations=10 $(TESTS)

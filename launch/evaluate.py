@@ -1,6 +1,10 @@
-"""Scores predicted mesh sequences against the true ones.
+"""Scores mesh sequences against the true ones, or a model on held-out clips.
 
 Usage:
+
+  # The shipped model on 20 procedural clips that it never saw, beside the same
+  # weights with temporal attention off and two answers that need no model.
+  python -m launch.evaluate --config=configs/tiny.py --num_sequences=20
 
   # One sequence: two folders with frame_0000.ply, frame_0001.ply, ...
   python -m launch.evaluate --predicted=out/demo --truth=truth/demo
@@ -25,12 +29,20 @@ from collections.abc import Sequence
 import json
 
 from absl import flags
+import ml_collections
+from ml_collections import config_flags
 import tqdm
 
 from launch import program
+from sculpt4d_jax.data import synthetic
+from sculpt4d_jax.data import synthetic_records
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
+from sculpt4d_jax.evaluation import held_out as held_out_lib
 from sculpt4d_jax.evaluation import sequence_pairs
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
 
 _DEFAULTS = geometry_metrics.Conventions()
@@ -40,10 +52,29 @@ _PREDICTED = flags.DEFINE_string(
     None,
     "A predicted sequence (a folder of PLY files, a GLB or USD file), or a"
     " folder of them.",
-    required=True,
 )
 _TRUTH = flags.DEFINE_string(
-    "truth", None, "The true sequence or sequences, likewise.", required=True
+    "truth", None, "The true sequence or sequences, likewise."
+)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    "configs/tiny.py",
+    "Preset whose model is evaluated on held-out clips, where no --predicted is"
+    " given.",
+)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Folder of weights; by default the ones that the preset names.",
+)
+_NUM_SEQUENCES = flags.DEFINE_integer(
+    "num_sequences", 20, "Held-out clips.", lower_bound=1
+)
+_NUM_TRIVIAL = flags.DEFINE_integer(
+    "num_training_clips",
+    128,
+    "Training clips that the trivial answers are made of.",
+    lower_bound=1,
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "JSON file for every number, frame by frame; optional."
@@ -92,14 +123,59 @@ def main(unused_argv: Sequence[str]) -> None:
       alignment=_ALIGNMENT.value,
       seed=_SEED.value,
   )
-  pairs = sequence_pairs.find_pairs(_PREDICTED.value, _TRUTH.value)
-  scores = score_pairs(pairs, conventions)
-  summary = evaluator.summarise(scores)
-  print_report({_NAME.value: summary}, conventions, markdown=_MARKDOWN.value)
+  if _PREDICTED.value or _TRUTH.value:
+    if not (_PREDICTED.value and _TRUTH.value):
+      raise ValueError(
+          "--predicted and --truth belong together; give both, or neither to"
+          " evaluate the model of --config on held-out clips."
+      )
+    pairs = sequence_pairs.find_pairs(_PREDICTED.value, _TRUTH.value)
+    scores = score_pairs(pairs, conventions)
+    rows = {_NAME.value: evaluator.summarise(scores)}
+  else:
+    rows = score_model(_CONFIG.value, conventions)
+  print_report(rows, conventions, markdown=_MARKDOWN.value)
   if _OUTPUT.value:
-    report = evaluator.to_json({_NAME.value: summary}, conventions)
+    report = evaluator.to_json(rows, conventions)
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
     atomic.write_bytes(_OUTPUT.value, text.encode())
+
+
+def score_model(
+    config: ml_collections.ConfigDict,
+    conventions: geometry_metrics.Conventions,
+) -> dict[str, evaluator.Summary]:
+  """Scores a preset's model, and trivial answers, on held-out clips."""
+  program.log_platform()
+  data = config.data.to_dict()
+  first, held_out = data.pop("first_seed"), data.pop("held_out_seed")
+  num_train, num_held_out = data.pop("num_clips"), data.pop("num_held_out")
+  num_frames = data.pop("num_frames")
+  if _NUM_SEQUENCES.value > num_held_out:
+    raise ValueError(
+        f"--num_sequences={_NUM_SEQUENCES.value} exceeds the preset's"
+        f" {num_held_out} held-out clips (data.num_held_out)."
+    )
+  log = run_log.RunLog()
+  folder = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
+  with log.stage("load weights"):
+    model = model_lib.Sculpt4D.load(config.model, folder)
+  clips = held_out_lib.make_clips(
+      range(held_out, held_out + _NUM_SEQUENCES.value),
+      num_frames,
+      synthetic_records.RecordSizes(**data),
+      log,
+  )
+  count = min(num_train, _NUM_TRIVIAL.value)
+  return held_out_lib.compare(
+      model,
+      clips,
+      [synthetic.make_clip(first + i, num_frames) for i in range(count)],
+      model_lib.SamplingConfig(**config.sampling),
+      pipeline.SurfaceConfig(**config.surface),
+      conventions,
+      log,
+  )
 
 
 def score_pairs(

@@ -78,7 +78,7 @@ def main(argv):
       end=_END.value,
       border_ratio=config.data.border_ratio,
   )
-  folder = weights_folder(config.weights, _CHECKPOINT.value)
+  folder = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
   with log.stage("load weights"):
     model = model_lib.Sculpt4D.load(config.model, folder)
   result = pipeline.generate(model, clip, sampling, surface, log)
@@ -86,23 +86,6 @@ def main(argv):
   paths = outputs.write(output, result, details, log)
   logging.info("Wrote %d files to %s.", len(paths), output)
   print(f"Open {output / outputs.VIEWER} in a browser.")
-
-
-def weights_folder(preset: str, given: str | None) -> pathlib.Path:
-  """The folder of weights: the given one, else the preset's.
-
-  Raises:
-    ValueError: There is neither.
-  """
-  if given:
-    return pathlib.Path(given)
-  if not preset:
-    raise ValueError(
-        "This preset ships no weights; give a folder of them with"
-        " --checkpoint=FOLDER."
-    )
-  root = pathlib.Path(__file__).resolve().parents[1]
-  return root / preset
 
 
 def _check_writable(folder: pathlib.Path) -> None:

@@ -204,6 +204,23 @@ class Sculpt4D:
     return vae.query_field(key_values, points[None])[0].astype(jnp.float32)
 
 
+def weights_folder(preset: str, given: str | None) -> pathlib.Path:
+  """The folder of weights: the given one, else the preset's.
+
+  Raises:
+    ValueError: There is neither.
+  """
+  if given:
+    return pathlib.Path(given)
+  if not preset:
+    raise ValueError(
+        "This preset ships no weights; give a folder of them with"
+        " --checkpoint=FOLDER."
+    )
+  root = pathlib.Path(__file__).resolve().parents[2]
+  return root / preset
+
+
 def _parts(model: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
   """Network and configuration of every part."""
   return {

@@ -91,9 +91,13 @@ def input_pictures(clip: pipeline.Clip, size: int = 384) -> np.ndarray:
 def _page_details(details: Mapping[str, Any]) -> dict[str, Any]:
   """The few settings that are worth reading beside the mesh."""
   sampling = details.get("sampling", {})
+  surface = details.get("surface", {})
   return {
-      "preset": details.get("preset", ""),
-      "steps": sampling.get("num_steps", ""),
-      "guidance": sampling.get("guidance_scale", ""),
-      "seed": sampling.get("seed", ""),
+      "Input": details.get("input", {}).get("name", ""),
+      "Preset": details.get("preset", ""),
+      "Seed": sampling.get("seed", ""),
+      "Sampling steps": sampling.get("num_steps", ""),
+      "Guidance scale": sampling.get("guidance_scale", ""),
+      "Temporal attention": sampling.get("temporal_mode", ""),
+      "Field resolution": surface.get("resolution", ""),
   }
