@@ -7,6 +7,7 @@ alpha, 16-bit greys are scaled down, and the EXIF orientation is applied.
 import contextlib
 import pathlib
 import re
+import struct
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -25,6 +26,17 @@ _FORMATS = "PNG JPEG MPO GIF WEBP BMP TIFF PPM AVIF".split()
 # Only these hold an animation. A phone's JPEG (MPO) has a second "frame",
 # too, but that is its brightness map.
 _ANIMATED_FORMATS = frozenset(["GIF", "WEBP", "PNG"])
+# How Pillow's readers fail on damaged files.
+_DECODING_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    SyntaxError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 # What browsers play where a GIF gives no delay.
 _DEFAULT_DELAY = 0.1
 
@@ -34,7 +46,7 @@ def is_picture(path: pathlib.Path) -> bool:
   try:
     with Image.open(path, formats=_known_formats()):
       return True
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+  except _DECODING_ERRORS:
     return False
 
 
@@ -150,13 +162,7 @@ def _open(path: pathlib.Path) -> Iterator[Image.Image]:
       yield image
   except InputError:
     raise
-  except (
-      OSError,
-      EOFError,
-      ValueError,
-      SyntaxError,
-      Image.DecompressionBombError,
-  ) as error:
+  except _DECODING_ERRORS as error:
     raise InputError(
         f"{path} does not decode as a picture ({error}); it may be damaged or"
         " of another kind."

@@ -161,7 +161,15 @@ class _Reader:
             if not stream.disposition & av.stream.Disposition.attached_pic
         ]
         if not streams:
-          raise InputError(f"{self._path} has no video in it, only sound.")
+          raise InputError(
+              f"{self._path} has no video in it, only"
+              f" {len(container.streams)} other streams (sound, pictures)."
+          )
+        if streams[0].codec_context is None:
+          raise InputError(
+              f"{self._path} is of a kind that FFmpeg cannot decode; convert"
+              " it to mp4 (H.264)."
+          )
         streams[0].thread_type = "AUTO"
         yield container, streams[0]
     except av.error.EOFError as error:
@@ -177,7 +185,9 @@ class _Reader:
     if self._size is not None:
       return
     video_frames.check_size(frame.width, frame.height, self._path.name)
-    aspect = stream.sample_aspect_ratio or fractions.Fraction(1)
+    aspect = stream.sample_aspect_ratio or 1
+    if not 0.25 <= aspect <= 4:
+      aspect = 1  # No camera's; a damaged header's.
     self._size = video_frames.fit_size(
         round(frame.width * aspect), frame.height, self._max_side
     )
