@@ -1,0 +1,82 @@
+"""Imports point one way, as docs/architecture.md draws them."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = "sculpt4d_jax"
+
+# A room may import rooms of lower rank, and itself. Where two rooms of one
+# rank know each other, the pair is listed.
+RANKS = {
+    "array_types": 0,
+    "kernels": 0,
+    "geometry": 1,
+    "diffusion": 1,
+    "partitioning": 1,
+    "models": 2,
+    "rendering": 2,
+    "io": 2,
+    "data": 3,
+    "inference": 3,
+    "evaluation": 4,
+    "training": 5,
+}
+# Importers know the models whose weights they map; the preview renders.
+NEIGHBOURS = {("io", "models"), ("io", "rendering")}
+
+
+def _imports(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and not node.level:
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _files(folder):
+  return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "path", _files(PACKAGE), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_rooms_import_lower_rooms_only(path):
+  parts = path.relative_to(ROOT / PACKAGE).parts
+  room = parts[0].removesuffix(".py")
+  if room == "__init__" or path.name == "__init__.py":
+    return
+  for name in _imports(path):
+    assert name.split(".")[0] not in ("launch", "configs", "tests"), name
+    if not name.startswith(f"{PACKAGE}."):
+      continue
+    other = name.split(".")[1]
+    allowed = (
+        other == room
+        or RANKS[other] < RANKS[room]
+        or (room, other) in NEIGHBOURS
+    )
+    assert allowed, f"{room} imports {other}"
+    if other == "kernels":
+      assert path.name == "attention.py", "only models/attention.py may"
+
+
+def test_kernels_need_nothing_of_ours():
+  for path in _files("kernels"):
+    for name in _imports(path):
+      assert name.split(".")[0] not in (PACKAGE, "launch", "configs"), path
+
+
+def test_configs_need_ml_collections_and_each_other_only():
+  for path in _files("configs"):
+    for name in _imports(path):
+      assert name.split(".")[0] in ("configs", "ml_collections"), path
+
+
+def test_files_hold_one_subject():
+  for folder in (PACKAGE, "kernels", "launch", "configs"):
+    for path in _files(folder):
+      lines = len(path.read_text().splitlines())
+      assert lines <= 500, f"{path} has {lines} lines: two subjects?"
