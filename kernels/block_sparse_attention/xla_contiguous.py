@@ -30,7 +30,11 @@ import numpy as np
 from . import mask as mask_lib
 
 _CHUNK_TOKENS = 256  # Queries taken at once: measured on CPU.
-_MAX_PADDING = 0.04  # Masked work for a smaller program, as a share of the exact.
+# Masked work for a smaller program, as a share of the exact. On short inputs the
+# program takes longer to compile than to run.
+_MAX_PADDING = 0.04
+_MAX_PADDING_SHORT = 0.3
+_SHORT_TOKENS = 4096
 
 
 class _KeyFrames(NamedTuple):
@@ -84,7 +88,7 @@ def forward(
     )
 
   results = (jnp.zeros_like(query), jnp.zeros_like(query[..., 0]))
-  return _over_query_frames(step, results, mask)
+  return _over_query_frames(step, results, mask, len(query) * tokens)
 
 
 def backward(
@@ -129,7 +133,8 @@ def backward(
     return query_bars, key_bar, value_bar
 
   bars = tuple(jnp.zeros_like(x) for x in (query, key, value))
-  bars = _over_query_frames(step, bars, mask)
+  num_tokens = len(query) * query.shape[1]
+  bars = _over_query_frames(step, bars, mask, num_tokens)
   return bars[0], _uncut(bars[1]), _uncut(bars[2])
 
 
@@ -264,9 +269,13 @@ def _add_frames(x: jax.Array, frames, share: jax.Array) -> jax.Array:
   return x
 
 
-def _over_query_frames(step: Callable[..., Any], carry: Any, mask) -> Any:
+def _over_query_frames(
+    step: Callable[..., Any], carry: Any, mask: mask_lib.Mask, num_tokens: int
+) -> Any:
   """Folds step(carry, frame, key_frames, strides) over all query frames."""
-  for group in _groups(mask):
+  is_short = num_tokens <= _SHORT_TOKENS
+  padding = _MAX_PADDING_SHORT if is_short else _MAX_PADDING
+  for group in _groups(mask, padding):
     one = functools.partial(step, strides=group.strides)
     if len(group.frames) == 1:
       carry = one(carry, *jax.tree.map(lambda x: x[0], group[::2]))
@@ -280,8 +289,8 @@ def _over_query_frames(step: Callable[..., Any], carry: Any, mask) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _groups(mask: mask_lib.Mask) -> tuple[_Group, ...]:
-  """All query frames in few groups, within `_MAX_PADDING` of the exact work.
+def _groups(mask: mask_lib.Mask, max_padding: float) -> tuple[_Group, ...]:
+  """All query frames in few groups, within `max_padding` of the exact work.
 
   Starts from groups of equal lists and joins the two that cost least, as long as
   the sum stays within the limit.
@@ -294,7 +303,7 @@ def _groups(mask: mask_lib.Mask) -> tuple[_Group, ...]:
       len(frames) * sum(width / stride for stride, width in widths)
       for widths, frames in groups.items()
   )
-  limit = work(groups) * (1 + _MAX_PADDING)
+  limit = work(groups) * (1 + max_padding)
   while len(groups) > 1:
     joined = min(
         (_join(groups, a, b) for a, b in itertools.combinations(groups, 2)),

@@ -20,6 +20,8 @@ import safetensors.numpy
 from sculpt4d_jax.io import atomic
 
 _FORMAT = "sculpt4d-1"
+# One entry: the order of several would differ from run to run.
+_HEADER = "sculpt4d"
 # Fields that change how a network runs, not which weights fit it.
 _FREE_FIELDS = frozenset({
     "dtype", "param_dtype", "scan_unroll", "remat_policy", "scale_factor",
@@ -62,10 +64,13 @@ def save(
       raise ValueError(f"{name} holds values that {np.dtype(dtype)} cannot.")
   header = {
       "format": _FORMAT,
-      "config": json.dumps(_fields(config)),
-      "details": json.dumps(dict(details)),
+      "config": _fields(config),
+      "details": dict(details),
   }
-  atomic.write_bytes(path, safetensors.numpy.save(arrays, metadata=header))
+  content = safetensors.numpy.save(
+      arrays, metadata={_HEADER: json.dumps(header)}
+  )
+  atomic.write_bytes(path, content)
 
 
 def load(
@@ -88,15 +93,15 @@ def load(
   header, arrays = _read(path)
   if header.get("format") != _FORMAT:
     raise ModelFileError(
-        f"{path} is a safetensors file, but not weights of this project:"
-        f" expected format {_FORMAT!r}, found {header.get('format')!r}."
+        f"{path} is a safetensors file, but not weights that launch.train"
+        f" wrote: expected format {_FORMAT!r}, found {header.get('format')!r}."
     )
-  _check_config(path, json.loads(header["config"]), _fields(config))
+  _check_config(path, header["config"], _fields(config))
   expected = flatten(abstract)
   _check_shapes(path, arrays, {k: v.shape for k, v in expected.items()})
   leaves = [arrays[name].astype(np.float32) for name in expected]
   state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-  return state, json.loads(header.get("details", "{}"))
+  return state, header["details"]
 
 
 def flatten(state: nnx.State) -> dict[str, Any]:
@@ -132,7 +137,7 @@ def _read(path):
     raise ModelFileError(f"There are no weights at {path}.")
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
-      header = file.metadata() or {}
+      header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
       return header, {name: file.get_tensor(name) for name in file.keys()}
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise ModelFileError(

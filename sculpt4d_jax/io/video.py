@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import stat
 
 import numpy as np
 
@@ -105,16 +106,16 @@ def _check_arguments(num_frames, start, end, fps, max_side) -> None:
 
 def _check_readable(path: pathlib.Path) -> None:
   try:
-    exists = path.exists()
-  except OSError:  # A folder above it is closed to us.
-    exists = True
-  if not exists:
+    mode = path.stat().st_mode
+  except (FileNotFoundError, NotADirectoryError) as error:
     raise InputError(
         f"{path} does not exist; give a video file, a picture or a folder of"
         " pictures."
-    )
-  needed = os.R_OK | (os.X_OK if path.is_dir() else 0)
+    ) from error
+  except OSError as error:
+    raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+  if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    raise InputError(f"{path} is neither a file nor a folder.")
+  needed = os.R_OK | (os.X_OK if stat.S_ISDIR(mode) else 0)
   if not os.access(path, needed):
     raise InputError(f"{path} may not be read; check its permissions.")
-  if not (path.is_dir() or path.is_file()):
-    raise InputError(f"{path} is neither a file nor a folder.")

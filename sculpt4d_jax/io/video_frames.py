@@ -55,7 +55,7 @@ class VideoFrames:
 def make_video_frames(
     frames: np.ndarray, timestamps: np.ndarray, name: str, source_fps: float
 ) -> VideoFrames:
-  """Wraps decoded frames; `source_fps` stands in where one frame has no rate."""
+  """Wraps decoded frames; one frame alone gets `source_fps` as its rate."""
   duration = float(timestamps[-1] - timestamps[0])
   fps = (len(frames) - 1) / duration if duration > 0 else source_fps
   return VideoFrames(

@@ -47,8 +47,8 @@ def make_step(
     )
     metrics = metrics | {
         "loss": value,
-        "grad_norm": optax.global_norm(grads),
-        "param_norm": optax.global_norm(params),
+        "grad_norm": optax.tree.norm(grads),
+        "param_norm": optax.tree.norm(params),
         "learning_rate": schedule(state.step),
     }
     return state_lib.TrainState(state.step + 1, params, ema, opt_state), metrics

@@ -184,3 +184,28 @@ def test_kernels_need_no_other_package():
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert float(done.stdout) == 64.0
+
+
+def test_sharding_over_batch_and_heads_needs_no_communication(run_on_devices):
+  run_on_devices(4, """
+      import jax, numpy as np
+      from jax.sharding import NamedSharding, PartitionSpec
+      from sculpt4d_jax.kernels import block_sparse_attention as bsa
+      from sculpt4d_jax.kernels.block_sparse_attention import shapes, xla
+
+      mesh = jax.make_mesh((2, 2), ("data", "heads"))
+      spec = PartitionSpec("data", "heads")
+      mask = bsa.BlockMask(4, 4, schedule=(1, 2, 4))
+      inputs = shapes.random_inputs((2, 2, 32, 8))
+      attend = lambda *xs: bsa.block_sparse_attention(*xs, mask)
+      expected = bsa.block_sparse_attention(
+          *inputs, mask, implementation="reference")
+      inputs = jax.device_put(inputs, NamedSharding(mesh, spec))
+      mapped = jax.shard_map(attend, mesh=mesh, in_specs=spec, out_specs=spec)
+      for limit, function in ((512, attend), (0, mapped)):
+        xla._MAX_SMALL_TOKENS = limit
+        run = jax.jit(function).lower(*inputs).compile()
+        for exchange in ("all-gather", "all-to-all", "collective-permute"):
+          assert exchange not in run.as_text(), (limit, exchange)
+        np.testing.assert_allclose(run(*inputs), expected, atol=1e-5)
+      """)

@@ -29,7 +29,10 @@ def results_and_gradients(inputs, mask, **kwargs):
     return product, (output, log_sum_exp)
 
   differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-  (_, results), gradients = jax.jit(differentiate)(*inputs)
+  # Compiling takes far longer than running: optimise less.
+  options = {"xla_backend_optimization_level": 0}
+  jitted = jax.jit(differentiate, compiler_options=options)
+  (_, results), gradients = jitted(*inputs)
   return dict(
       zip(
           ("output", "log_sum_exp", "query", "key", "value"),
@@ -67,7 +70,7 @@ def inputs_for(mask, block_size, batch=1, heads=2, head_dim=8, **kwargs):
   return shapes.random_inputs(shape, **kwargs)
 
 
-@pytest.mark.parametrize("num_frames", [1, 2, 3, 5, 6, 7, 9, 16])
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 6, 9, 16])
 def test_contiguous_path_at_any_number_of_frames(large_path, num_frames):
   mask = BlockMask(num_frames, 16)
   assert_equals_reference(
@@ -75,8 +78,17 @@ def test_contiguous_path_at_any_number_of_frames(large_path, num_frames):
   )
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 3, 5, 8, 33])
-@pytest.mark.parametrize("block_size", [1, 3])
+def test_contiguous_path_without_padding(large_path, monkeypatch):
+  # One loop for every kind of query frame, as for large inputs.
+  monkeypatch.setattr(xla_contiguous, "_MAX_PADDING_SHORT", 0.0)
+  mask = BlockMask(8, 8)
+  assert len(xla_contiguous._groups(mask, 0.0)) > 3
+  assert_equals_reference(inputs_for(mask, 4), mask)
+
+
+@pytest.mark.parametrize(
+    "blocks, block_size", [(1, 5), (2, 1), (3, 3), (5, 2), (8, 3), (33, 1)]
+)
 def test_any_number_and_size_of_blocks(large_path, blocks, block_size):
   mask = BlockMask(4, blocks, schedule=(1, 2, 4))
   assert_equals_reference(inputs_for(mask, block_size), mask)
@@ -91,17 +103,17 @@ def test_every_schedule_of_the_ablation(large_path, variant):
 
 
 @pytest.mark.parametrize(
-    "mask",
+    "mask, order",
     [
-        BlockMask(5, 12, (1, 3, 5), anchor_frames=(1, 4)),
-        BlockMask(5, 8, (2, 4), anchor_frames=(0, 2, 3)),
-        BlockMask(5, 8, (2,)) & BlockMask(5, 8, (1, 4), anchor_frames=()),
-        BlockMask(5, 8, (2, 6)) | BlockMask(5, 8, (5,), anchor_frames=()),
-        BlockMask(3, 64, (64,), anchor_frames=()),
+        (BlockMask(5, 12, (1, 3, 5), anchor_frames=(1, 4)), "natural"),
+        (BlockMask(5, 12, (1, 3, 5), anchor_frames=(1, 4)), "bit_reversed"),
+        (BlockMask(5, 8, (2, 4), anchor_frames=(0, 2, 3)), "natural"),
+        (BlockMask(5, 8, (2,)) & BlockMask(5, 8, (1, 4), ()), "natural"),
+        (BlockMask(5, 8, (2, 6)) | BlockMask(5, 8, (5,), ()), "bit_reversed"),
+        (BlockMask(3, 64, (64,), anchor_frames=()), "natural"),
     ],
-    ids=["strides_1_3_5", "anchors_0_2_3", "and", "or", "token_only"],
+    ids=["lists", "lists_reversed", "anchors", "and", "or", "token_only"],
 )
-@pytest.mark.parametrize("order", ["natural", "bit_reversed"])
 def test_masks_of_every_kind(large_path, mask, order):
   assert_equals_reference(
       inputs_for(mask, 2, heads=1), mask, token_order=order
@@ -113,7 +125,7 @@ def test_masks_of_every_kind(large_path, mask, order):
 def test_small_path_equals_reference(blocks, order):
   mask = BlockMask(8, blocks)
   assert_equals_reference(
-      inputs_for(mask, 3, batch=2), mask, token_order=order
+      inputs_for(mask, 3, batch=2), mask, token_order=order, scale=0.1
   )
 
 
@@ -125,9 +137,7 @@ class TestLargePaths:
 
   def test_bfloat16(self, large_path, mask):
     inputs = inputs_for(mask, 4, dtype=jnp.bfloat16)
-    output = bsa.block_sparse_attention(*inputs, mask)
-    assert output.dtype == jnp.bfloat16
-    # Eight bits of mantissa, and inputs that were rounded alike.
+    # Eight bits of mantissa in the results; both sides round inputs alike.
     assert_equals_reference(inputs, mask, tolerance=1e-2)
 
   def test_large_logits(self, large_path, mask):
@@ -137,19 +147,11 @@ class TestLargePaths:
     # float32 keeps scores of 1e4 to about 1e-3.
     assert_equals_reference(inputs, mask, tolerance=5e-3)
 
-  def test_heads_are_independent(self, large_path, mask):
+  def test_scale_and_many_heads(self, large_path, mask):
     inputs = inputs_for(mask, 2, batch=2, heads=3)
-    whole = bsa.block_sparse_attention(*inputs, mask)
-    alone = bsa.block_sparse_attention(
-        *(x[1:, 2:] for x in inputs), mask
-    )
-    np.testing.assert_allclose(whole[1:, 2:], alone, atol=1e-6)
-
-  def test_scale_reaches_output_and_gradients(self, large_path, mask):
-    assert_equals_reference(inputs_for(mask, 2), mask, scale=0.1)
+    assert_equals_reference(inputs, mask, scale=0.1)
 
   def test_no_quadratic_memory(self, mask):
-    # Without the small path's limit lifted: S = 4800 or 7680 tokens.
     shape = (1, 1, mask.num_blocks * 160, 8)
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)] * 3
     loss = lambda *xs: bsa.block_sparse_attention(*xs, mask).sum()
@@ -165,13 +167,20 @@ def test_large_logits_on_small_path():
   )
 
 
-def test_gradient_agrees_with_finite_differences(large_path):
-  mask = BlockMask(3, 4, (1, 2))
-  inputs = inputs_for(mask, 2, heads=1, head_dim=4)
-  jax.test_util.check_grads(
-      lambda *xs: bsa.block_sparse_attention(*xs, mask),
-      inputs, order=1, modes=["rev"], atol=1e-2, rtol=1e-2,
-  )  # fmt: skip
+@pytest.mark.parametrize("num_frames", [8, 16, 32, 64])
+def test_padding_stays_within_its_bound(num_frames):
+  mask = BlockMask(num_frames, 32)
+  exact = num_frames**2 * mask.density()
+  for limit in (0.0, 0.04, 0.3):
+    groups = xla_contiguous._groups(mask, limit)
+    work = sum(
+        len(group.frames) * x.frames.shape[1] / stride
+        for group in groups
+        for x, stride in zip(group.key_frames, group.strides)
+    )
+    assert exact <= work <= exact * (1 + limit)
+    frames = sorted(np.concatenate([group.frames for group in groups]))
+    assert frames == list(range(num_frames))
 
 
 def test_bucket_lists_are_the_block_lists():

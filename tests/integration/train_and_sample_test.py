@@ -1,0 +1,171 @@
+"""The whole way at a size of seconds: data, training, weights, meshes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.inference import outputs
+from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.io import animated_glb
+from sculpt4d_jax.io import mesh_files
+from sculpt4d_jax.io import model_files
+from sculpt4d_jax.training import run
+from sculpt4d_jax.training import vae_task
+from tests.integration import micro
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """Folder of a finished run of the micro preset."""
+  workdir = tmp_path_factory.mktemp("run")
+  run.run(micro.get_config(), workdir, ["data", "vae", "dit"])
+  return workdir
+
+
+def _clip(num_frames):
+  """A grey disc that moves over white."""
+  y, x = np.mgrid[:32, :32]
+  frames = np.full((num_frames, 32, 32, 3), 255, np.uint8)
+  for index in range(num_frames):
+    disc = (x - 12 - 3 * index) ** 2 + (y - 16) ** 2 < 60
+    frames[index][disc] = 110
+  return frames
+
+
+def _generate(model, config, num_frames=3, **changes):
+  log = run_log.RunLog(show_progress=False)
+  sampling = model_lib.SamplingConfig(**(config.sampling.to_dict() | changes))
+  clip = pipeline.read_clip(
+      _clip(num_frames), log, num_frames=sampling.num_frames,
+      image_size=config.model.image_encoder.image_size,
+  )
+  # The micro model learns nothing, so its surface is where its field has its
+  # median; a trained one has it at 0.
+  values = model.field(model.sample(clip.images, sampling)[0])(
+      np.random.default_rng(0).uniform(-1, 1, (512, 3)).astype(np.float32)
+  )
+  surface = pipeline.SurfaceConfig(
+      **(config.surface.to_dict() | {"level": float(np.median(values))})
+  )
+  return pipeline.generate(model, clip, sampling, surface, log), log
+
+
+def test_a_run_leaves_weights_and_metrics(trained):
+  names = {path.name for path in (trained / "weights").iterdir()}
+  assert names == {
+      "vae.safetensors", "dit.safetensors", "image_encoder.safetensors"
+  }
+  for stage in ("vae", "dit"):
+    lines = (trained / stage / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["step"] == 1
+    assert list((trained / stage / "tensorboard").iterdir())
+
+
+def test_an_interrupted_run_goes_on_exactly(trained, tmp_path, monkeypatch):
+  config = micro.get_config()
+  (tmp_path / "data").symlink_to(trained / "data")
+  batch = vae_task.VAETask.batch
+
+  def interrupted(self, step):
+    if step == 3:
+      raise KeyboardInterrupt
+    return batch(self, step)
+
+  monkeypatch.setattr(vae_task.VAETask, "batch", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    run.run(config, tmp_path, ["vae"])
+  monkeypatch.setattr(vae_task.VAETask, "batch", batch)
+  run.run(config, tmp_path, ["vae"])
+  name = "weights/vae.safetensors"
+  assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_stages_are_checked(tmp_path):
+  with pytest.raises(ValueError, match="Unknown stages"):
+    run.run(micro.get_config(), tmp_path, ["dance"])
+  config = micro.get_config()
+  config.data.held_out_seed = config.data.first_seed + 1
+  with pytest.raises(ValueError, match="overlap"):
+    run.run(config, tmp_path, ["data"])
+
+
+def test_clip_to_files(trained, tmp_path):
+  config = micro.get_config()
+  model = model_lib.Sculpt4D.load(config.model, trained / "weights")
+  result, log = _generate(model, config)
+  assert len(result.meshes) == 3
+  paths = outputs.write(tmp_path / "out", result, {"preset": "micro"}, log)
+  assert {path.name for path in paths} == {
+      "frame_0000.ply", "frame_0001.ply", "frame_0002.ply", outputs.GLB,
+      outputs.USD, outputs.VIEWER, outputs.PREVIEW, outputs.RUN,
+  }
+  plys = mesh_files.read_mesh_sequence(tmp_path / "out")
+  glbs, _ = animated_glb.read_animated_glb(tmp_path / "out" / outputs.GLB)
+  for made, ply, glb in zip(result.meshes, plys, glbs, strict=True):
+    np.testing.assert_array_equal(made.vertices, ply.vertices)
+    np.testing.assert_array_equal(made.faces, glb.faces)
+  record = json.loads((tmp_path / "out" / outputs.RUN).read_text())
+  assert [s["name"] for s in record["stages"]][-1] == "write files"
+  assert all(s["seconds"] >= 0 for s in record["stages"])
+
+
+def test_same_seed_same_bytes_and_another_seed_others(trained):
+  config = micro.get_config()
+  model = model_lib.Sculpt4D.load(config.model, trained / "weights")
+  first, again, other = (
+      _generate(model, config, seed=seed)[0] for seed in (1, 1, 2)
+  )
+  np.testing.assert_array_equal(first.latents, again.latents)
+  assert not np.array_equal(first.latents, other.latents)
+  for a, b in zip(first.meshes, again.meshes):
+    np.testing.assert_array_equal(a.vertices, b.vertices)
+    np.testing.assert_array_equal(a.faces, b.faces)
+
+
+def test_a_single_picture_makes_one_mesh(trained):
+  config = micro.get_config()
+  model = model_lib.Sculpt4D.load(config.model, trained / "weights")
+  result, _ = _generate(model, config, num_frames=1)
+  assert len(result.meshes) == 1
+
+
+def test_progress_is_reported_from_inside_the_compiled_loop(trained):
+  config = micro.get_config()
+  model = model_lib.Sculpt4D.load(config.model, trained / "weights")
+  sampling = model_lib.SamplingConfig(**config.sampling)
+  steps = []
+  model.sample(np.zeros((2, 16, 16, 3), np.uint8), sampling, steps.append)
+  assert sorted(steps) == [1, 2]
+
+
+def test_shared_noise_is_the_same_in_every_frame(trained):
+  config = micro.get_config()
+  model = model_lib.Sculpt4D.load(config.model, trained / "weights")
+  noise = model._noise(jax.random.key(0), 3, "shared")
+  np.testing.assert_array_equal(noise[0, 0], noise[0, 2])
+  noise = model._noise(jax.random.key(0), 3, "independent")
+  assert not np.array_equal(noise[0, 0], noise[0, 2])
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_reason(trained, tmp_path):
+  weights = trained / "weights"
+  config = micro.get_config()
+  config.model.dit.width = 32
+  with pytest.raises(model_files.ModelFileError, match="width: the file has"):
+    model_lib.Sculpt4D.load(config.model, weights)
+  config = micro.get_config()
+  with pytest.raises(model_files.ModelFileError, match="no folder of weights"):
+    model_lib.Sculpt4D.load(config.model, tmp_path / "nothing")
+  broken = tmp_path / "broken"
+  broken.mkdir()
+  for path in weights.iterdir():
+    (broken / path.name).write_bytes(path.read_bytes()[:-100])
+  with pytest.raises(model_files.ModelFileError, match="no whole safetensors"):
+    model_lib.Sculpt4D.load(config.model, broken)
+  with pytest.raises(model_files.ModelFileError, match="no weights at"):
+    (broken / "vae.safetensors").unlink()
+    model_lib.Sculpt4D.load(config.model, broken)
