@@ -22,6 +22,7 @@ _COLOUR_SIDE = 160
 _MIN_MOVING_FRAMES = 5
 _MIN_MOTION = 18.0  # Distance of 8-bit RGB from the median frame.
 _MAX_STILL_NOISE = 6.0
+_MIN_OBJECT_SHARE = 0.7  # Of the changed pixels.
 _NUM_COMPONENTS = 5
 _NUM_ROUNDS = 3
 _MAX_SAMPLES = 3000
@@ -63,10 +64,11 @@ def moving_object(rgb: np.ndarray) -> Cutout | None:
   if is_shown.mean() < 0.6 or not _is_real(frames, background, masks, is_shown):
     return None
   masks[~is_shown] = False
-  changed = (distance > threshold)[is_shown].mean()
-  compactness = np.clip(changed / coverage[is_shown].mean(), 0, 1)
-  alpha = _refine(rgb, masks.astype(np.float32))
-  return Cutout(alpha, 0.5 * float(compactness))
+  changed = distance[is_shown] > threshold
+  share = (changed & masks[is_shown]).sum() / changed.sum()
+  if share < _MIN_OBJECT_SHARE:
+    return None  # Much moves: the camera, before an even backdrop.
+  return Cutout(_refine(rgb, masks.astype(np.float32)), 0.5 * float(share))
 
 
 def distinct_object(rgb: np.ndarray) -> Cutout:

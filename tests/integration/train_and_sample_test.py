@@ -11,6 +11,7 @@ from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import animated_glb
+from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import mesh_files
 from sculpt4d_jax.io import model_files
 from sculpt4d_jax.training import run
@@ -111,6 +112,20 @@ def test_clip_to_files(trained, tmp_path):
   record = json.loads((tmp_path / "out" / outputs.RUN).read_text())
   assert [s["name"] for s in record["stages"]][-1] == "write files"
   assert all(s["seconds"] >= 0 for s in record["stages"])
+
+
+def test_a_full_disk_leaves_nothing(trained, tmp_path, monkeypatch):
+  config = micro.get_config()
+  model = model_lib.Sculpt4D.load(config.model, trained / "weights")
+  result, log = _generate(model, config)
+
+  def full(path):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(atomic, "_flush", full)
+  with pytest.raises(atomic.OutputError, match="No space left"):
+    outputs.write(tmp_path / "out", result, {}, log)
+  assert not (tmp_path / "out").exists()
 
 
 def test_same_seed_same_bytes_and_another_seed_others(trained):

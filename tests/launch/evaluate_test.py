@@ -66,7 +66,7 @@ def test_help_teaches():
   result = evaluate("--help")
   assert result.returncode == 0
   text = result.stdout
-  assert text.startswith("Scores predicted mesh sequences")
+  assert text.startswith("Scores mesh sequences")
   assert text.index("python -m launch.evaluate") < text.index("Flags:")
   assert "--f_score_threshold" in text and "--verbosity" not in text
 

@@ -1,0 +1,57 @@
+"""Presets build the networks they describe."""
+
+import jax
+import pytest
+
+from configs import ablations
+from configs import sculpt4d
+from configs import tiny
+from flax import nnx
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.kernels import block_sparse_attention as bsa
+from sculpt4d_jax.models import dit as dit_lib
+
+# Densities at 16 frames, Table A1 of the paper by way of its PFLOPs.
+DENSITIES = {
+    "no_anchor": 30.37,
+    "fixed_stride": 29.69,
+    "aggressive": 23.67,
+    "conservative": 47.66,
+    "ours": 35.23,
+}
+
+
+def _num_params(module_type, config):
+  module = nnx.eval_shape(lambda: module_type(config, rngs=nnx.Rngs(0)))
+  return sum(x.size for x in jax.tree.leaves(nnx.split(module)[1]))
+
+
+def test_released_size_has_the_parameters_of_the_pretrained_model():
+  parts = model_lib._parts(sculpt4d.get_config().model)
+  sizes = {name: _num_params(*part) for name, part in parts.items()}
+  assert sizes["vae"] == 327_746_177
+  # The stored mask token, 1024 numbers, is never used.
+  assert sizes["image_encoder"] == 304_368_640 - 1024
+  temporal = 21 * (4 * 2048**2 + 2048 + 2 * 128 + 2 * 2048)
+  assert sizes["dit"] == 3_050_758_720 + temporal
+
+
+@pytest.mark.parametrize("variant", DENSITIES)
+def test_variants_have_the_papers_densities(variant):
+  dit = ablations.get_config(variant).model.dit
+  mask = bsa.BlockMask(
+      16, 32, dit.temporal_schedule, dit.temporal_anchor_frames
+  )
+  assert round(100 * mask.density(), 2) == DENSITIES[variant]
+
+
+def test_every_variant_of_every_size_is_a_valid_model():
+  for base in (sculpt4d, tiny):
+    for variant in ablations._VARIANTS:
+      config = ablations.apply(base.get_config(), variant)
+      dit_lib.DiTConfig(**config.model.dit)
+      model_lib.SamplingConfig(**config.sampling)
+      pipeline.SurfaceConfig(**config.surface)
+  with pytest.raises(ValueError, match="Unknown variant"):
+    ablations.get_config("best")
