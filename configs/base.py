@@ -150,6 +150,12 @@ def _dit_training() -> ml_collections.ConfigDict:
       context_dropout=0.1,
       time_sampling="uniform",  # Or "logit_normal".
       train_image_encoder=False,  # True where no pretrained one exists.
+      # Weight of reading the field off an untrained encoder's tokens, points a
+      # frame that it is read at, and its band; see `DiTTaskConfig`.
+      context_field_weight=0.0,
+      context_field_points=64,
+      field_band=0.3,
+      init_from="",  # Folder of weights to start from, or "".
       latent_choices=1,  # Draws of the VAE's query rows kept for each clip.
       seed=0,
       eval_clips=32,

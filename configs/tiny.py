@@ -47,7 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
       learning_rate=2e-3, num_steps=2200, warmup_steps=100, epsilon=1e-8,
   ))
   config.dit_training.update(dict(
-      batch_size=8, time_sampling="logit_normal", train_image_encoder=True,
+      batch_size=8, train_image_encoder=True, context_field_weight=1.0,
       latent_choices=2, save_every=250,
   ))
   config.dit_training.optimizer.update(dict(

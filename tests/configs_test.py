@@ -28,7 +28,7 @@ def _num_params(module_type, config):
 
 
 def test_released_size_has_the_parameters_of_the_pretrained_model():
-  parts = model_lib._parts(sculpt4d.get_config().model)
+  parts = model_lib.parts(sculpt4d.get_config().model)
   sizes = {name: _num_params(*part) for name, part in parts.items()}
   assert sizes["vae"] == 327_746_177
   # The stored mask token, 1024 numbers, is never used.

@@ -1,4 +1,4 @@
-"""Block-sparse attention over the frames of a clip; needs jax and numpy only."""
+"""Block-sparse attention over frames of a clip; needs jax and numpy only."""
 
 from .api import block_sparse_attention
 from .mask import bit_reversal

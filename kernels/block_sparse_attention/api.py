@@ -1,8 +1,8 @@
 """The public function: checks its arguments and picks a backend.
 
 A backend is a function (query, key, value, mask, *, scale, token_order) ->
-(output, log_sum_exp) that is differentiable with respect to the first three. One
-that cannot serve the arguments raises NotImplementedError with the reason.
+(output, log_sum_exp) that is differentiable with respect to the first three.
+One that cannot serve the arguments raises NotImplementedError with the reason.
 """
 
 import math
@@ -40,24 +40,26 @@ def block_sparse_attention(
 
   Args:
     query: Queries [B, H, S, K], S = num_frames * tokens_per_frame, frame by
-      frame. The blocks of a frame have tokens_per_frame / blocks_per_frame tokens.
+      frame. The blocks of a frame have tokens_per_frame / blocks_per_frame
+      tokens.
     key: Keys [B, H, S, K].
     value: Values [B, H, S, K].
     mask: Which blocks see which, in natural block indices whatever
       `token_order` is. Static: known when the function is traced.
     scale: Factor on the scores; K ** -0.5 if None.
-    token_order: "natural", or "bit_reversed" if the caller has listed the blocks
-      of every frame by `bit_reversal` (`bit_reversed_tokens` gives the token
-      indices); the output is in the same order as the input. With strides that
-      are powers of two, "bit_reversed" saves a permutation of all four arrays.
+    token_order: "natural", or "bit_reversed" if the caller has listed the
+      blocks of every frame by `bit_reversal` (`bit_reversed_tokens` gives the
+      token indices); the output is in the same order as the input. With strides
+      that are powers of two, "bit_reversed" saves a permutation of all four
+      arrays.
     implementation: Backend: "xla" (plain JAX, any device) or "reference"
       (quadratic memory). None takes the first one that serves the arguments.
     return_log_sum_exp: Whether to return the log-sum-exp too.
 
   Returns:
-    Output [B, H, S, K] in the dtype of query; with `return_log_sum_exp` also the
-    log-sum-exp of the scaled scores each query sees, [B, H, S] float32, which is
-    differentiable too.
+    Output [B, H, S, K] in the dtype of query; with `return_log_sum_exp` also
+    the log-sum-exp of the scaled scores each query sees, [B, H, S] float32,
+    which is differentiable too.
 
   Raises:
     ValueError: Shapes, mask, order or implementation do not fit.
@@ -98,20 +100,21 @@ def _run(implementation, args, kwargs):
       return _BACKENDS[name](*args, **kwargs)
     except NotImplementedError as reason:
       reasons.append(f"{name}: {reason}")
-  raise NotImplementedError("No backend serves this call. " + "; ".join(reasons))
+  reasons = "; ".join(reasons)
+  raise NotImplementedError(f"No backend serves this call. {reasons}")
 
 
 def _check_arrays(query, key, value) -> None:
   if query.ndim != 4:
     raise ValueError(
-        f"query must be [B, H, S, K], got shape {query.shape}; add axes of length"
-        " 1, or use jax.vmap for more."
+        f"query must be [B, H, S, K], got shape {query.shape}; add axes of"
+        " length 1, or use jax.vmap for more."
     )
   for name, array in (("key", key), ("value", value)):
     if array.shape != query.shape:
       raise ValueError(
           f"{name} must have the shape of query, {query.shape}, got"
-          f" {array.shape}; repeat the heads of keys and values that are shared."
+          f" {array.shape}; repeat heads of keys and values that are shared."
       )
     if array.dtype != query.dtype:
       raise ValueError(
@@ -134,8 +137,9 @@ def _check_mask(query, mask) -> None:
   num_tokens = query.shape[2]
   if num_tokens == 0 or num_tokens % mask.num_frames:
     raise ValueError(
-        f"query has S={num_tokens} tokens, not a positive multiple of the mask's"
-        f" num_frames={mask.num_frames}; S must be num_frames * tokens_per_frame."
+        f"query has S={num_tokens} tokens, not a positive multiple of the"
+        f" mask's num_frames={mask.num_frames}; S must be num_frames *"
+        " tokens_per_frame."
     )
   mask_lib.require_block_size(
       num_tokens // mask.num_frames, mask.blocks_per_frame

@@ -3,16 +3,17 @@
   python -m kernels.block_sparse_attention.bench
   python -m kernels.block_sparse_attention.bench --shapes cpu_16f --clock cpu
 
-All candidates of a shape run in turn within one process, so that changes of load
-or frequency meet them alike; the median over the rounds is printed. The ideal
-speed-up over dense attention is one over the density of the mask. Candidates:
+All candidates of a shape run in turn within one process, so that changes of
+load or frequency meet them alike; the median over the rounds is printed. The
+ideal speed-up over dense attention is one over the density of the mask.
+Candidates:
 
   sparse      the paper's mask, blocks in bit-reversed order
   dense       the same backend with every block seeing every block
   torch_sdpa  PyTorch's dense attention, if torch is installed (CPU only)
 
-Compilation is not timed. On a machine that does other work, use `--clock cpu`: the
-process's CPU time.
+Compilation is not timed. On a machine that does other work, use `--clock cpu`:
+the process's CPU time.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def main() -> None:
       help="elapsed time, or CPU time of all threads of the process",
   )  # fmt: skip
   parser.add_argument(
-      "--implementation", default=None, help="backend; the automatic choice if left"
+      "--implementation", help="backend; the automatic choice if left out"
   )
   flags = parser.parse_args()
   if flags.rounds < 1:
@@ -59,20 +60,21 @@ def main() -> None:
   print(_environment(flags, torch))
   for name in flags.shapes:
     shape = shapes.SHAPES[name]
-    print(f"\n{name}: {shape.array_shape}, density {shape.mask().density():.4f}")
+    density = shape.mask().density()
+    print(f"\n{name}: {shape.array_shape}, density {density:.4f}")
     print(_row("", "", "ms", "speed-up", "ideal", "share of ideal"))
     for is_backward in (False, True):
       candidates = _jax_candidates(shape, flags, is_backward)
       if torch is not None:
         candidates |= _torch_candidates(torch, shape, flags, is_backward)
       seconds = time_in_turn(candidates, flags.rounds, clock)
-      _print_times(seconds, 1 / shape.mask().density(), is_backward)
+      _print_times(seconds, 1 / density, is_backward)
 
 
 def time_in_turn(
     candidates: Candidates, rounds: int, clock: Callable[[], float]
 ) -> dict[str, float]:
-  """Median seconds of each candidate, after one run of each that is not timed."""
+  """Median seconds of each candidate, after a run of each not timed."""
   seconds = {name: [] for name in candidates}
   for candidate in candidates.values():
     candidate()
@@ -140,7 +142,8 @@ def _environment(flags, torch) -> str:
   device = jax.devices()[0]
   versions = f"jax {jax.__version__}"
   if torch is not None:
-    versions += f", torch {torch.__version__}, {torch.get_num_threads()} threads"
+    versions += f", torch {torch.__version__}"
+    versions += f" ({torch.get_num_threads()} threads)"
   return (
       f"{device.platform} ({device.device_kind}), {flags.dtype}, {flags.clock}"
       f" time, median of {flags.rounds}; {versions}"

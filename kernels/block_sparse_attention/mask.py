@@ -1,8 +1,8 @@
 """Which blocks see which: first-frame anchor and a stride schedule over frames.
 
 A clip has `num_frames` frames and every frame `blocks_per_frame` blocks of
-consecutive tokens. Query block (i, u), block u of frame i, sees key block (j, v)
-if and only if
+consecutive tokens. Query block (i, u), block u of frame i, sees key block (j,
+v) if and only if
 
     j is an anchor frame   or   u mod s == v mod s,
     s = schedule[min(|i - j|, len(schedule) - 1)].
@@ -15,10 +15,10 @@ below works on strides, one small set for a pair of frames. Stride
 sees itself.
 
 Order. For s = 2^k, "s divides u - v" says that the low k bits of u and v agree.
-Listing the blocks of a frame by the bit reversal of their index makes these bits
-the leading ones: blocks that may see each other become CONTIGUOUS, and the mask
-between two frames becomes s dense squares on the diagonal. "Natural" order is
-block u at position u; in "bit-reversed" order position p holds block
+Listing the blocks of a frame by the bit reversal of their index makes these
+bits the leading ones: blocks that may see each other become CONTIGUOUS, and the
+mask between two frames becomes s dense squares on the diagonal. "Natural" order
+is block u at position u; in "bit-reversed" order position p holds block
 `bit_reversal(blocks_per_frame)[p]`.
 
 Source: Sculpt4D (arXiv 2604.21592), block-sparse attention and Tables A1, A2.
@@ -115,7 +115,7 @@ class Mask:
     return pairs / self.num_blocks**2
 
   def dense_blocks(self, token_order: TokenOrder = "natural") -> np.ndarray:
-    """The whole mask, [F * blocks, F * blocks] bool; for tests and small sizes."""
+    """The whole mask, [F * blocks, F * blocks] bool; for small sizes."""
     blocks = self.blocks_per_frame
     u = block_order(blocks, token_order)
     difference = np.abs(u[:, None] - u[None, :])
@@ -129,8 +129,8 @@ class Mask:
     """Key frames of one query frame, grouped by stride; strides ascending.
 
     Raises:
-      ValueError: The mask is not `is_power_of_two`, so that a pair of frames may
-        need more than one stride. Use `block_lists`.
+      ValueError: The mask is not `is_power_of_two`, so that a pair of frames
+        may need more than one stride. Use `block_lists`.
     """
     if not self.is_power_of_two:
       raise ValueError(
@@ -261,10 +261,10 @@ def bit_reversal(blocks_per_frame: int) -> np.ndarray:
   """Blocks of a frame by the bit reversal of their index, [blocks_per_frame].
 
   Position p of the new order holds block `bit_reversal(n)[p]`: tokens go there
-  with `x[order]` and come back with `x[inverse_order(order)]`. For a power of two
-  the order is its own inverse. For any other n it is the order of the next power
-  of two with the blocks that do not exist left out: blocks that agree modulo a
-  power of two still are contiguous, only in runs of unequal length.
+  with `x[order]` and come back with `x[inverse_order(order)]`. For a power of
+  two the order is its own inverse. For any other n it is the order of the next
+  power of two with the blocks that do not exist left out: blocks that agree
+  modulo a power of two still are contiguous, only in runs of unequal length.
   """
   _require_positive("blocks_per_frame", blocks_per_frame)
   num_bits = (int(blocks_per_frame) - 1).bit_length()
@@ -302,8 +302,8 @@ def require_block_size(tokens_per_frame: int, blocks_per_frame: int) -> int:
   if tokens_per_frame < 1 or tokens_per_frame % blocks_per_frame:
     raise ValueError(
         f"tokens_per_frame={tokens_per_frame} is not a positive multiple of"
-        f" blocks_per_frame={blocks_per_frame}; pad the tokens or choose a number"
-        " of blocks that divides them."
+        f" blocks_per_frame={blocks_per_frame}; pad the tokens or choose a"
+        " number of blocks that divides them."
     )
   return tokens_per_frame // blocks_per_frame
 
@@ -321,7 +321,9 @@ def _is_power_of_two(n: int) -> bool:
 
 def _require_positive(name: str, value: int) -> None:
   if int(value) != value or value < 1:
-    raise ValueError(f"{name} must be a whole number of at least 1, got {value}.")
+    raise ValueError(
+        f"{name} must be a whole number of at least 1, got {value}."
+    )
 
 
 def _smallest(strides: Iterable[int], blocks: int) -> tuple[int, ...]:
@@ -334,7 +336,9 @@ def _smallest(strides: Iterable[int], blocks: int) -> tuple[int, ...]:
   return tuple(kept)
 
 
-def _divides_any(strides: tuple[int, ...], difference: np.ndarray) -> np.ndarray:
+def _divides_any(
+    strides: tuple[int, ...], difference: np.ndarray
+) -> np.ndarray:
   seen = np.zeros(difference.shape, bool)
   for stride in strides:
     seen |= difference % stride == 0

@@ -41,6 +41,7 @@ class AttentionShape:
 # The CPU sizes are small enough to time a backward pass in seconds.
 SHAPES = {
     "tiny_train": AttentionShape(16, 4, 8, 32, 24, blocks_per_frame=8),
+    "quick_16f": AttentionShape(1, 1, 16, 512, 64),
     "cpu_8f": AttentionShape(1, 4, 8, 1024, 64),
     "cpu_16f": AttentionShape(1, 4, 16, 1024, 64),
     "cpu_32f": AttentionShape(1, 1, 32, 1024, 64),

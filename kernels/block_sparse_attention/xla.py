@@ -12,8 +12,8 @@ The last two work head by head (a few heads at once if they are small), keep the
 log-sum-exp, and recompute the scores in the backward pass: memory is linear in
 S. Arithmetic is float32, cast from the input dtype a head at a time.
 
-With the batch sharded over devices, call it inside `jax.shard_map`: the loop over
-heads of the large paths would gather a sharded axis otherwise.
+With the batch sharded over devices, call it inside `jax.shard_map`: the loop
+over heads of the large paths would gather a sharded axis otherwise.
 """
 
 import functools
@@ -70,8 +70,8 @@ def _small(query, key, value, mask, scale, token_order):
       x.astype(jnp.float32) for x in (query, key, value)
   )
   scores = jnp.einsum("bhqk,bhsk->bhqs", query_f32 * scale, key_f32) + bias
-  # Every row has a finite score: a block sees itself. The maximum cancels out of
-  # the result, so that no gradient need flow through it.
+  # Every row has a finite score: a block sees itself. The maximum cancels out
+  # of the result, so that no gradient need flow through it.
   maximum = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
   weights = jnp.exp(scores - maximum)
   total = weights.sum(-1, keepdims=True)
@@ -149,7 +149,8 @@ class _Path:
   def enter(self, x: jax.Array) -> jax.Array:
     """[S, ...] -> [F, P, ...] or [blocks, block size, ...]."""
     if self._is_contiguous:
-      return self._swap_order(x.reshape(self._mask.num_frames, -1, *x.shape[1:]))
+      frames = x.reshape(self._mask.num_frames, -1, *x.shape[1:])
+      return self._swap_order(frames)
     return x.reshape(self._mask.num_blocks, -1, *x.shape[1:])
 
   def leave(self, x: jax.Array) -> jax.Array:

@@ -1,20 +1,21 @@
 """One head of attention between contiguous runs of tokens, in plain JAX.
 
 For masks whose strides are powers of two, with the blocks of every frame in
-bit-reversed order (`mask.py`). Cut a frame of P tokens into s segments: at stride
-s, segment a of the queries sees segment a of the keys, in every key frame of the
-level. The queries of one frame therefore need, for every level, one batched dense
-product [s, P / s, K] x [s, frames * P / s, K], with no mask and no gather of blocks.
+bit-reversed order (`mask.py`). Cut a frame of P tokens into s segments: at
+stride s, segment a of the queries sees segment a of the keys, in every key
+frame of the level. The queries of one frame therefore need, for every level,
+one batched dense product [s, P / s, K] x [s, frames * P / s, K], with no mask
+and no gather of blocks.
 
 The scores of the levels stay apart and share one maximum and one sum of
-exponentials. A frame's queries are taken in chunks, to keep the scores in cache;
-a chunk is a part of one segment, or covers `m` whole segments. The backward pass
-recomputes the scores from the log-sum-exp.
+exponentials. A frame's queries are taken in chunks, to keep the scores in
+cache; a chunk is a part of one segment, or covers `m` whole segments. The
+backward pass recomputes the scores from the log-sum-exp.
 
-Query frames that see equally many key frames at each stride (all but a few at the
-ends of a clip) share one loop, so that the program does not grow with the clip. It
-shrinks further where loops can be joined by filling up their lists of key frames,
-at the cost of a few per cent of masked work.
+Query frames that see equally many key frames at each stride (all but a few at
+the ends of a clip) share one loop, so that the program does not grow with the
+clip. It shrinks further where loops can be joined by filling up their lists of
+key frames, at the cost of a few per cent of masked work.
 """
 
 from collections.abc import Callable
@@ -29,9 +30,9 @@ import numpy as np
 
 from . import mask as mask_lib
 
-_CHUNK_TOKENS = 256  # Queries taken at once: measured on CPU.
-# Masked work for a smaller program, as a share of the exact. On short inputs the
-# program takes longer to compile than to run.
+_CHUNK_TOKENS = 256  # Queries taken at once, so that scores stay in cache.
+# Masked work for a smaller program, as a share of the exact. On short inputs
+# the program takes longer to compile than to run.
 _MAX_PADDING = 0.04
 _MAX_PADDING_SHORT = 0.3
 _SHORT_TOKENS = 4096
@@ -74,7 +75,6 @@ def forward(
   Returns:
     Output [F, P, K] and log-sum-exp [F, P], float32.
   """
-  tokens = query.shape[1]
   key, value = (_cut(x, mask.max_stride) for x in (key, value))
 
   def step(results, frame, key_frames, strides):
@@ -82,13 +82,10 @@ def forward(
     chunks = _chunks(query[frame])
     attend = lambda xs: _attend_chunk(*xs, levels, len(chunks))
     new = lax.map(attend, (jnp.arange(len(chunks)), chunks))
-    return tuple(
-        x.at[frame].set(y.reshape(tokens, *y.shape[2:]))
-        for x, y in zip(results, new)
-    )
+    return tuple(_set_frame(x, frame, y) for x, y in zip(results, new))
 
   results = (jnp.zeros_like(query), jnp.zeros_like(query[..., 0]))
-  return _over_query_frames(step, results, mask, len(query) * tokens)
+  return _over_query_frames(step, results, mask, results[1].size)
 
 
 def backward(
@@ -126,15 +123,14 @@ def backward(
         (jnp.arange(num_chunks), *chunks),
     )
     query_bars, key_bar, value_bar = bars
-    query_bars = query_bars.at[frame].set(query_bar.reshape(query.shape[1:]))
+    query_bars = _set_frame(query_bars, frame, query_bar)
     for (frames, _), level_bar in zip(key_frames, level_bars):
       key_bar = _add_frames(key_bar, frames, level_bar[0])
       value_bar = _add_frames(value_bar, frames, level_bar[1])
     return query_bars, key_bar, value_bar
 
   bars = tuple(jnp.zeros_like(x) for x in (query, key, value))
-  num_tokens = len(query) * query.shape[1]
-  bars = _over_query_frames(step, bars, mask, num_tokens)
+  bars = _over_query_frames(step, bars, mask, log_sum_exp.size)
   return bars[0], _uncut(bars[1]), _uncut(bars[2])
 
 
@@ -159,7 +155,7 @@ def _attend_chunk(chunk, query, levels, num_chunks):
 def _differentiate_chunk(
     bars, chunk, query, log_sum_exp, output_bar, offset, levels, num_chunks
 ):
-  """Adds one chunk's share to the levels' gradients; returns query's, [n, K]."""
+  """Adds one chunk's share to the gradients; returns query's, [n, K]."""
   query_bar, new_bars = 0.0, []
   for level, (key_bar, value_bar) in zip(levels, bars):
     key = _part(level.key, chunk, num_chunks)
@@ -202,6 +198,12 @@ def _chunks(rows: jax.Array) -> jax.Array:
   while tokens % (2 * num_chunks) == 0 and tokens > num_chunks * _CHUNK_TOKENS:
     num_chunks *= 2
   return rows.reshape(num_chunks, -1, *rows.shape[1:])
+
+
+def _set_frame(x: jax.Array, frame, rows: jax.Array) -> jax.Array:
+  """Puts what `_chunks` cut, [chunks, n, ...], back as one frame of x."""
+  rows = rows.reshape(x.shape[1:])
+  return lax.dynamic_update_index_in_dim(x, rows, frame, 0)
 
 
 def _part(x: jax.Array, chunk: jax.Array, num_chunks: int) -> jax.Array:
@@ -292,8 +294,8 @@ def _over_query_frames(
 def _groups(mask: mask_lib.Mask, max_padding: float) -> tuple[_Group, ...]:
   """All query frames in few groups, within `max_padding` of the exact work.
 
-  Starts from groups of equal lists and joins the two that cost least, as long as
-  the sum stays within the limit.
+  Starts from groups of equal lists and joins the two that cost least, as long
+  as the sum stays within the limit.
   """
   groups = {}  # From key frames by stride, ((stride, W), ...), to query frames.
   for frame in range(mask.num_frames):

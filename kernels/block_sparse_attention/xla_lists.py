@@ -3,8 +3,9 @@
 For masks of any kind. A query block gathers the key blocks on its list
 (`Mask.block_lists`). Query blocks are sorted by the length of their list and
 taken in buckets; within a bucket the lists are filled up with block 0, whose
-scores are set to minus infinity. The backward pass recomputes the scores from the
-log-sum-exp and scatters the gradients of the keys back, block by block.
+scores are set to minus infinity. The last step of a bucket is filled up with a
+query block that does not exist: what is written to it is dropped. The backward pass recomputes the scores from
+the log-sum-exp and scatters the gradients of the keys back, block by block.
 """
 
 import functools
@@ -18,13 +19,17 @@ import numpy as np
 from . import mask as mask_lib
 
 _STEP_TOKENS = 256  # Query tokens of a step of the loop.
-_MAX_PADDING = 1.1  # Longest over shortest list of a bucket.
+# Longest over shortest list of a bucket. Fewer buckets are a smaller program,
+# which on short inputs takes longer to compile than to run.
+_MAX_RATIO = 1.1
+_MAX_RATIO_SHORT = 2.0
+_SHORT_TOKENS = 4096
 
 
 class _Bucket(NamedTuple):
   """Query blocks with lists of similar length, R blocks a step."""
 
-  rows: np.ndarray  # Query blocks [steps, R].
+  rows: np.ndarray  # Query blocks [steps, R]; num_blocks where filled up.
   lists: np.ndarray  # Key blocks [steps, R, W].
   bias: np.ndarray  # Zero, or minus infinity where filled up; [steps, R, W].
 
@@ -46,18 +51,20 @@ def forward(
     token_order: Order in which the blocks of every frame come.
 
   Returns:
-    Output [blocks, block size, K] and log-sum-exp [blocks, block size], float32.
+    Output [blocks, block size, K], log-sum-exp [blocks, block size]; float32.
   """
 
   def step(results, bucket):
     rows, lists, bias = bucket
-    scores = _products(query[rows], key[lists]) + bias[:, None, :, None]
+    scores = _products(_read(query, rows), key[lists])
+    scores += bias[:, None, :, None]
     maximum = scores.max((2, 3))  # [R, n]
     weights = jnp.exp(scores - maximum[:, :, None, None])
     total = weights.sum((2, 3))
     output = jnp.einsum("rqws,rwsk->rqk", weights, value[lists])
     new = (output / total[:, :, None], maximum + jnp.log(total))
-    return tuple(x.at[rows].set(y) for x, y in zip(results, new)), None
+    results = (_write(x, rows, y) for x, y in zip(results, new))
+    return tuple(results), None
 
   results = (jnp.zeros_like(query), jnp.zeros_like(query[..., 0]))
   return _over_buckets(step, results, mask, token_order, query.shape[1])
@@ -90,21 +97,24 @@ def backward(
   def step(bars, bucket):
     rows, lists, bias = bucket
     query_bar, key_bar, value_bar = bars
-    column = lambda x: x[rows][:, :, None, None]
-    scores = _products(query[rows], key[lists]) + bias[:, None, :, None]
-    weights = jnp.exp(scores - column(log_sum_exp))  # [R, n, W, block size]
-    weights_bar = _products(output_bar[rows], value[lists])
-    scores_bar = weights * (weights_bar - column(offset))
-    query_bar = query_bar.at[rows].set(
-        jnp.einsum("rqws,rwsk->rqk", scores_bar, key[lists])
+    queries, output_bars = _read(query, rows), _read(output_bar, rows)
+    keys, values = key[lists], value[lists]
+    column = lambda x: x[:, :, None, None]
+    # A query block that does not exist has zero weights and adds nothing.
+    log_sum_exps = column(_read(log_sum_exp, rows, jnp.inf))
+    scores = _products(queries, keys) + bias[:, None, :, None]
+    weights = jnp.exp(scores - log_sum_exps)  # [R, n, W, block size]
+    weights_bar = _products(output_bars, values)
+    scores_bar = weights * (weights_bar - column(_read(offset, rows)))
+    query_share = jnp.einsum("rqws,rwsk->rqk", scores_bar, keys)
+    key_share = jnp.einsum("rqws,rqk->rwsk", scores_bar, queries)
+    value_share = jnp.einsum("rqws,rqk->rwsk", weights, output_bars)
+    bars = (
+        _write(query_bar, rows, query_share),
+        key_bar.at[lists].add(key_share),
+        value_bar.at[lists].add(value_share),
     )
-    key_bar = key_bar.at[lists].add(
-        jnp.einsum("rqws,rqk->rwsk", scores_bar, query[rows])
-    )
-    value_bar = value_bar.at[lists].add(
-        jnp.einsum("rqws,rqk->rwsk", weights, output_bar[rows])
-    )
-    return (query_bar, key_bar, value_bar), None
+    return bars, None
 
   bars = tuple(jnp.zeros_like(x) for x in (query, key, value))
   return _over_buckets(step, bars, mask, token_order, query.shape[1])
@@ -115,42 +125,51 @@ def _products(rows: jax.Array, keys: jax.Array) -> jax.Array:
   return jnp.einsum("rqk,rwsk->rqws", rows, keys)
 
 
+def _read(x: jax.Array, rows: jax.Array, fill: float = 0.0) -> jax.Array:
+  return x.at[rows].get(mode="fill", fill_value=fill)
+
+
+def _write(x: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
+  return x.at[rows].set(new, mode="drop")
+
+
 def _over_buckets(step, carry, mask, token_order, block_size):
+  """Folds step(carry, bucket) over all query blocks."""
   rows_a_step = max(1, _STEP_TOKENS // block_size)
-  for bucket in _buckets(mask, token_order, rows_a_step):
+  is_short = mask.num_blocks * block_size <= _SHORT_TOKENS
+  max_ratio = _MAX_RATIO_SHORT if is_short else _MAX_RATIO
+  for bucket in _buckets(mask, token_order, rows_a_step, max_ratio):
     carry, _ = lax.scan(step, carry, tuple(map(jnp.asarray, bucket)))
   return carry
 
 
 @functools.lru_cache(maxsize=16)
 def _buckets(
-    mask: mask_lib.Mask, token_order: mask_lib.TokenOrder, rows_a_step: int
+    mask: mask_lib.Mask,
+    token_order: mask_lib.TokenOrder,
+    rows_a_step: int,
+    max_ratio: float,
 ) -> tuple[_Bucket, ...]:
-  """Query blocks in buckets, every bucket a whole number of equal steps."""
+  """All query blocks, in buckets of lists of similar length."""
   offsets, indices = mask.block_lists(token_order)
   lengths = np.diff(offsets)
   by_length = np.argsort(lengths, kind="stable")
   buckets = []
   while by_length.size:
-    limit = lengths[by_length[0]] * _MAX_PADDING
+    limit = lengths[by_length[0]] * max_ratio
     count = int((lengths[by_length] <= limit).sum())
-    whole = count - count % rows_a_step
-    # What is left of a bucket opens the next one; at the very end, and where it
-    # is all there is, it is a step of its own.
-    taken, size = (whole, rows_a_step) if whole else (count, count)
-    rows, by_length = by_length[:taken], by_length[taken:]
-    width = int(lengths[rows].max())
-    lists = np.zeros((taken, width), np.int32)
-    filled = np.arange(width) < lengths[rows][:, None]
-    lists[filled] = np.concatenate(
-        [indices[offsets[r] : offsets[r + 1]] for r in rows]
+    rows, by_length = by_length[:count], by_length[count:]
+    size = min(count, rows_a_step)
+    steps = -(-count // size)
+    filled = np.arange(lengths[rows].max()) < lengths[rows][:, None]
+    lists = np.zeros((steps * size, filled.shape[1]), np.int32)
+    bias = np.zeros(lists.shape, np.float32)
+    lists[:count][filled] = np.concatenate(
+        [indices[offsets[row] : offsets[row + 1]] for row in rows]
     )
-    bias = np.where(filled, 0, -np.inf).astype(np.float32)
-    buckets.append(
-        _Bucket(
-            rows.reshape(-1, size).astype(np.int32),
-            lists.reshape(-1, size, width),
-            bias.reshape(-1, size, width),
-        )
-    )
+    bias[:count][~filled] = -np.inf
+    extra = np.full(steps * size - count, mask.num_blocks)
+    rows = np.concatenate([rows, extra]).astype(np.int32)
+    in_steps = lambda x: x.reshape(steps, -1, *x.shape[1:])
+    buckets.append(_Bucket(*map(in_steps, (rows, lists, bias))))
   return tuple(buckets)

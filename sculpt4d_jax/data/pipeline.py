@@ -73,14 +73,16 @@ def surface_batch(
     *,
     num_frames: int,
     num_queries: int,
+    keep_order: bool = False,
 ) -> dict[str, np.ndarray]:
-  """Surfaces and distance samples, to train the autoencoder.
+  """Surfaces and distance samples of some frames.
 
   Args:
     store: Records.
     drawn: Which clips.
     num_frames: Frames taken of each clip, at random.
     num_queries: Distance samples taken of each frame, at random.
+    keep_order: Whether the frames keep their order in time.
 
   Returns:
     `surface` [B, F', P, 7], `samples` [B, F', Q', 4], float32.
@@ -88,6 +90,8 @@ def surface_batch(
   surfaces, samples = [], []
   for clip in drawn.clips:
     frames = drawn.rng.choice(store.num_frames, num_frames, replace=False)
+    if keep_order:
+      frames.sort()
     rows = drawn.rng.choice(
         store.samples.shape[2], num_queries, replace=False
     )

@@ -113,7 +113,7 @@ class Sculpt4D:
           " as launch.train writes it."
       )
     modules, details = {}, {}
-    for name, (kind, config) in _parts(model).items():
+    for name, (kind, config) in parts(model).items():
       abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
       abstract_params = nnx.split(abstract)[1]
       params, details[name] = model_files.load(
@@ -221,7 +221,7 @@ def weights_folder(preset: str, given: str | None) -> pathlib.Path:
   return root / preset
 
 
-def _parts(model: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
+def parts(model: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
   """Network and configuration of every part."""
   return {
       "vae": (

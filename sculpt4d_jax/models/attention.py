@@ -11,6 +11,7 @@ are normalised over the head's width with one scale shared by all heads.
 import math
 from typing import Any, Literal, NamedTuple
 
+import einops
 from flax import nnx
 import jax
 from jax import lax
@@ -324,9 +325,8 @@ class TemporalAttention(_Attention):
           f"Unknown temporal mode {mode!r}: choose 'sparse', 'full' or 'token'."
       )
     mask = self.mask(num_frames, num_tokens, mode)
-    # [B, F, N, H, K] -> [B, H, S, K]
     query, key, value = (
-        jnp.moveaxis(y.reshape(y.shape[0], -1, *y.shape[3:]), 2, 1)
+        einops.rearrange(y, "b f n h k -> b h (f n) k")
         for y in (query, key, value)
     )
     out = bsa.block_sparse_attention(
@@ -337,9 +337,8 @@ class TemporalAttention(_Attention):
         token_order=token_order,
         implementation=self.implementation,
     )
-    out = jnp.moveaxis(out, 1, 2)  # [B, S, H, K]
-    out = self.out(out.astype(x.dtype))
-    return out.reshape(x.shape)
+    out = einops.rearrange(out, "b h (f n) k -> b f n h k", f=num_frames)
+    return self.out(out.astype(x.dtype))
 
 
 def temporal_mask(
@@ -381,12 +380,10 @@ def contiguous_order(mask: bsa.BlockMask) -> np.ndarray | None:
 
 def _attend_per_token(query: Array, key: Array, value: Array) -> Array:
   """Each token attends to itself in every frame; arrays [B, F, N, H, K]."""
-  shape = query.shape
   flat = [
-      jnp.moveaxis(y, 2, 1).reshape(-1, shape[1], *shape[3:])
+      einops.rearrange(y, "b f n h k -> (b n) f h k")
       for y in (query, key, value)
-  ]  # [B * N, F, H, K]
+  ]
   # Frames are few: flash attention would have nothing to tile.
   out = _attend(*flat)
-  out = out.reshape(shape[0], shape[2], shape[1], *shape[3:])
-  return jnp.moveaxis(out, 1, 2)
+  return einops.rearrange(out, "(b n) f h k -> b f n h k", b=len(query))

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 from typing import Any, Protocol
 
+import einops
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -203,15 +204,17 @@ class ImageEncoder(nnx.Module):
     """Normalised pixels to class token and patches, with positions."""
     c = self.config
     *leading, height, width, _ = pixels.shape
-    side, patch = c.patches_per_side, c.patch_size
     if (height, width) != (c.image_size, c.image_size):
       raise ValueError(
           f"pixels {pixels.shape} must be {c.image_size} x {c.image_size}; call"
           " the encoder itself on images of other sizes."
       )
-    patches = pixels.reshape(*leading, side, patch, side, patch, 3)
-    patches = jnp.swapaxes(patches, -4, -3)
-    patches = patches.reshape(*leading, side * side, patch, patch, 3)
+    patches = einops.rearrange(
+        pixels,
+        "... (row y) (column x) c -> ... (row column) y x c",
+        y=c.patch_size,
+        x=c.patch_size,
+    )
     tokens = self.patch_proj(patches)  # [*B, I - 1, D]
     class_token = jnp.broadcast_to(
         self.class_token[...].astype(c.dtype), (*leading, 1, c.width)

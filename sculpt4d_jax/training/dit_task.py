@@ -1,5 +1,6 @@
 """Training of the diffusion transformer on latents and pictures of clips."""
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -16,11 +17,13 @@ from sculpt4d_jax.diffusion import paths
 from sculpt4d_jax.diffusion import time_sampling
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.models import vae_blocks
 from sculpt4d_jax.training import latents as latents_lib
 
 Array = array_types.Array
 
 _TIME_BUCKETS = 4
+_HEAD_FREQS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,12 @@ class DiTTaskConfig:
     context_dropout: Share of clips whose context is zeroed.
     time_sampling: "uniform" or "logit_normal".
     train_image_encoder: Whether the image encoder learns too.
+    context_field_weight: Weight of a second lesson for an image encoder that
+      starts from nothing: a small decoder reads the field at points off its
+      tokens alone. It tells them where things are long before the DiT asks.
+      0 for an encoder that is trained already.
+    context_field_points: Points a frame of that lesson.
+    field_band: The field is the signed distance over this, cut at +-1.
     seed: Of parameters, batches and noise.
     eval_clips: Held-out clips that are evaluated.
   """
@@ -40,6 +49,9 @@ class DiTTaskConfig:
   context_dropout: float
   time_sampling: str
   train_image_encoder: bool
+  context_field_weight: float = 0.0
+  context_field_points: int = 64
+  field_band: float = 0.3
   seed: int = 0
   eval_clips: int = 32
 
@@ -51,19 +63,38 @@ class DiTTaskConfig:
 
 
 class ConditionalDiT(nnx.Module):
-  """The image encoder and the DiT that it conditions."""
+  """The image encoder and the DiT that it conditions.
+
+  `field_head` reads the field off the context in training, and is left there.
+  """
 
   def __init__(
       self,
       dit_config: dit_lib.DiTConfig,
       encoder_config: image_encoder_lib.ImageEncoderConfig,
       *,
+      use_field_head: bool,
       rngs: nnx.Rngs,
   ):
     self.image_encoder = image_encoder_lib.ImageEncoder(
         encoder_config, rngs=rngs
     )
     self.dit = dit_lib.DiT(dit_config, rngs=rngs)
+    self.field_head = (
+        _field_head(encoder_config, rngs) if use_field_head else None
+    )
+
+
+def _field_head(encoder_config, rngs):
+  return vae_blocks.FieldDecoder(
+      encoder_config.width,
+      encoder_config.num_heads,
+      num_freqs=_HEAD_FREQS,
+      include_pi=False,
+      mlp_ratio=2,
+      use_norm_post=True,
+      rngs=rngs,
+  )
 
 
 class DiTTask:
@@ -76,6 +107,7 @@ class DiTTask:
       encoder_config: image_encoder_lib.ImageEncoderConfig,
       train: tuple[record_store.RecordStore, latents_lib.LatentStore],
       held_out: tuple[record_store.RecordStore, latents_lib.LatentStore],
+      init_from: Mapping[str, nnx.State] | None = None,
   ):
     self.config = config
     self.dit_config = dit_config
@@ -83,6 +115,7 @@ class DiTTask:
     self.train_split = train
     self.held_out_split = held_out
     self.scale = train[1].scale
+    self.init_from = init_from or {}
     self.graphdef = nnx.split(nnx.eval_shape(self._create))[0]
     self._evaluate = jax.jit(self._evaluate_batch)
 
@@ -90,12 +123,16 @@ class DiTTask:
     return ConditionalDiT(
         self.dit_config,
         self.encoder_config,
+        use_field_head=self.config.context_field_weight > 0,
         rngs=nnx.Rngs(self.config.seed),
     )
 
   def init_params(self) -> nnx.State:
-    """Fresh parameters."""
-    return jax.jit(lambda: nnx.split(self._create())[1])()
+    """Fresh parameters, or those of `init_from` where it has them."""
+    params = jax.jit(lambda: nnx.split(self._create())[1])()
+    for name, state in self.init_from.items():
+      params[name] = state
+    return params
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
     """The batch of a step."""
@@ -108,11 +145,20 @@ class DiTTask:
   def _batch(self, store, latents, drawn):
     choices = drawn.rng.integers(latents.mean.shape[2], size=len(drawn.clips))
     rows = (drawn.clips, drawn.mirrored.astype(int), choices)
-    return {
+    batch = {
         "mean": latents.mean[rows],
         "log_variance": latents.log_variance[rows],
         "images": pipeline.image_batch(store, drawn),
     }
+    if self.config.context_field_weight:
+      batch["samples"] = pipeline.surface_batch(
+          store,
+          drawn,
+          num_frames=store.num_frames,
+          num_queries=self.config.context_field_points,
+          keep_order=True,
+      )["samples"]
+    return batch
 
   def loss(
       self, params: Any, batch: dict[str, Array], key: Array
@@ -125,16 +171,40 @@ class DiTTask:
     keep = jax.random.bernoulli(
         drop_key, 1.0 - self.config.context_dropout, (num_clips, 1, 1, 1)
     )
+    model = nnx.merge(self.graphdef, params)
+    context = self._context(model, batch["images"])
     errors, output = self._errors(
-        params, latents, batch["images"], noise_key, time, keep
+        model, latents, context * keep, noise_key, time
     )
     matching, balance = errors.mean(), output.aux_losses.sum()
+    loss = matching + balance
     metrics = {
         "flow_loss": matching,
         "router_aux_loss": balance,
         "router_max_load": output.router_load.max(initial=0.0),
     }
-    return matching + balance, metrics
+    if model.field_head is not None:
+      metrics["context_field_error"] = self._context_field_error(
+          model, context, batch["samples"]
+      )
+      loss += (
+          self.config.context_field_weight * metrics["context_field_error"]
+      )
+    return loss, metrics
+
+  def _context(self, model, images):
+    """Context tokens [B, F, I, D] of pictures."""
+    context = model.image_encoder(images.astype(jnp.float32) / 127.5 - 1.0)
+    if not self.config.train_image_encoder:
+      context = jax.lax.stop_gradient(context)
+    return context
+
+  def _context_field_error(self, model, context, samples):
+    """Absolute error of the field that is read off the context alone."""
+    head = model.field_head
+    field = head(head.encode_tokens(context), samples[..., :3])
+    target = jnp.clip(samples[..., 3] / self.config.field_band, -1.0, 1.0)
+    return jnp.abs(field - target).mean()
 
   def _sample_latents(self, batch, key):
     """Latents [B, F, N, C] of unit variance, ONE noise a clip."""
@@ -143,17 +213,13 @@ class DiTTask:
     noise = jax.random.normal(key, mean[:, :1].shape)
     return self.scale * (mean + std * noise)
 
-  def _errors(self, params, latents, images, noise_key, time, keep):
-    """Squared errors [B] at given times; `keep` [B, 1, 1, 1] keeps context."""
-    model = nnx.merge(self.graphdef, params)
-    context = model.image_encoder(images.astype(jnp.float32) / 127.5 - 1.0)
-    if not self.config.train_image_encoder:
-      context = jax.lax.stop_gradient(context)
+  def _errors(self, model, latents, context, noise_key, time):
+    """Squared errors [B] of the velocity at given times."""
     noise = jax.random.normal(noise_key, latents.shape)
-    noisy = paths.interpolate(noise, latents, time)
-    output = model.dit(noisy, time, context * keep)
-    target = paths.velocity(noise, latents)
-    errors = losses.squared_error_per_clip(output.velocity, target)
+    output = model.dit(paths.interpolate(noise, latents, time), time, context)
+    errors = losses.squared_error_per_clip(
+        output.velocity, paths.velocity(noise, latents)
+    )
     return errors, output
 
   def _evaluate_batch(self, params, batch, key):
@@ -162,9 +228,10 @@ class DiTTask:
     latents = self._sample_latents(batch, sample_key)
     times = (jnp.arange(_TIME_BUCKETS) + 0.5) / _TIME_BUCKETS
     repeat = lambda x: jnp.repeat(x, _TIME_BUCKETS, 0)
+    model = nnx.merge(self.graphdef, params)
+    context = self._context(model, batch["images"])
     errors, _ = self._errors(
-        params, repeat(latents), repeat(batch["images"]), noise_key, times,
-        jnp.ones((_TIME_BUCKETS, 1, 1, 1)),
+        model, repeat(latents), repeat(context), noise_key, times
     )
     return errors
 

@@ -8,6 +8,7 @@ import ml_collections
 
 from sculpt4d_jax.data import record_store
 from sculpt4d_jax.data import synthetic_records
+from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import model_files
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
@@ -133,6 +134,7 @@ def train_dit(
   optimizer = optimizer_lib.OptimizerConfig(**options.pop("optimizer"))
   every = {k: options.pop(k) for k in ("log_every", "eval_every", "save_every")}
   del options["latent_choices"]
+  init_from = options.pop("init_from")
   dit_config = dit_lib.DiTConfig(**config.model.dit)
   encoder_config = image_encoder_lib.ImageEncoderConfig(
       **config.model.image_encoder
@@ -143,6 +145,7 @@ def train_dit(
       encoder_config,
       (stores[0], latents[0]),
       (stores[1], latents[1]),
+      _load_parts(config, init_from) if init_from else None,
   )
   params = train.train(
       task, optimizer, workdir / "dit", seed=options["seed"], **every
@@ -156,6 +159,20 @@ def train_dit(
         part,
         details,
     )
+
+
+def _load_parts(config, folder):
+  """Parameters of the image encoder and the DiT, to start from."""
+  states = {}
+  for name in ("image_encoder", "dit"):
+    kind, part = model_lib.parts(config.model)[name]
+    abstract = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
+    states[name] = model_files.load(
+        pathlib.Path(folder) / f"{name}.safetensors",
+        nnx.split(abstract)[1],
+        part,
+    )[0]
+  return states
 
 
 def _load_vae(config, path):

@@ -159,6 +159,20 @@ def test_a_rod_the_coarse_grid_does_not_see_is_followed_from_the_ball():
   assert mesh.vertices[:, 0].max() > 0.85
 
 
+def test_a_band_of_half_a_cell_diagonal_is_enough_for_a_wide_field():
+  width, resolution, minimum = 0.3, 48, 12
+  field = _truncated(lambda p: _ball(p, radius=0.2), slope=1 / width)
+  band = np.sqrt(3) * 1.01 / (width * minimum)
+  narrow, default = (
+      isosurface.coarse_to_fine_field(
+          field, resolution, min_resolution=minimum, **kwargs
+      )
+      for kwargs in (dict(band=band), dict())
+  )
+  np.testing.assert_array_equal(narrow.values > 0, default.values > 0)
+  assert narrow.num_evaluations < 0.8 * default.num_evaluations
+
+
 def test_released_rounding_changes_the_resolution():
   field = isosurface.coarse_to_fine_field(
       _FIELDS["ball"], 32, min_resolution=7, mode="flashvdm"

@@ -47,6 +47,9 @@ DISTRIBUTIONS = {
     "skimage": "scikit-image",
 }
 
+# What benchmarks compare with where it is there; nothing needs it.
+COMPARED_WITH = {"torch"}
+
 
 def requirements(name):
   lines = (ROOT / name).read_text().splitlines()
@@ -95,11 +98,12 @@ def test_requirements_agree_with_the_project():
   assert requirements("requirements-test.txt") == set(extras["test"])
 
 
-def imported_distributions(*folders):
+def imported_distributions(*folders, at_start_only=False):
   """What the code imports beside itself and the standard library."""
   names = set()
   for path in (path for f in folders for path in (ROOT / f).rglob("*.py")):
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_start_only else ast.walk(tree):
       if isinstance(node, ast.Import):
         names |= {alias.name.partition(".")[0] for alias in node.names}
       elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -116,13 +120,16 @@ def test_every_import_is_declared_and_every_requirement_imported():
     listed += extra
   declared = {re.match(r"[\w-]+", entry)[0] for entry in listed}
   used = imported_distributions("sculpt4d_jax", "kernels", "launch", "configs")
-  assert used <= declared
+  assert used - COMPARED_WITH <= declared
   for requirement in project["dependencies"]:
     assert re.match(r"[\w-]+", requirement)[0] in used
 
 
 def test_kernels_need_jax_and_numpy_only():
-  assert imported_distributions("kernels") <= {"jax", "numpy"}
+  assert imported_distributions("kernels", at_start_only=True) <= {
+      "jax", "numpy"
+  }
+  assert imported_distributions("kernels") <= {"jax", "numpy"} | COMPARED_WITH
 
 
 def test_kernels_folder_is_no_package():

@@ -38,15 +38,16 @@ def test_dense_mask_is_ordinary_attention(small):
 
 
 def test_attention_by_hand():
-  # Two frames of one token, no anchor, frames that do not see each other's
-  # tokens but for the own: equal keys give the mean of the values seen.
+  # Two frames of two tokens. A token sees its frame, and itself in the other
+  # one: equal keys give the mean of the three values seen.
   mask = bsa.BlockMask(2, 2, schedule=(1, 2), anchor_frames=())
   zeros = jnp.zeros((1, 1, 4, 1))
   value = jnp.array([1.0, 2.0, 4.0, 8.0]).reshape(1, 1, 4, 1)
   output, log_sum_exp = bsa.block_sparse_attention(
       zeros, zeros, value, mask, return_log_sum_exp=True
   )
-  expected = [(1 + 2 + 4) / 3, (1 + 2 + 8) / 3, (1 + 4 + 8) / 3, (2 + 4 + 8) / 3]
+  sums = [1 + 2 + 4, 1 + 2 + 8, 1 + 4 + 8, 2 + 4 + 8]
+  expected = np.array(sums) / 3
   np.testing.assert_allclose(output.ravel(), expected, rtol=1e-6)
   np.testing.assert_allclose(log_sum_exp.ravel(), np.log(3), rtol=1e-6)
 
@@ -173,7 +174,8 @@ def test_kernels_need_no_other_package():
   """The folder works alone: on a path that has nothing else of this project."""
   folder = pathlib.Path(api.__file__).parents[1]
   program = (
-      "import sys; import block_sparse_attention as bsa; import jax.numpy as jnp;"
+      "import sys; import block_sparse_attention as bsa;"
+      " import jax.numpy as jnp;"
       " x = jnp.ones((1, 1, 16, 4)); mask = bsa.BlockMask(2, 4);"
       " print(bsa.block_sparse_attention(x, x, x, mask).sum());"
       " assert not any(name.startswith('sculpt4d') for name in sys.modules)"

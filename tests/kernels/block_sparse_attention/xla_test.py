@@ -42,7 +42,7 @@ def results_and_gradients(inputs, mask, **kwargs):
 
 
 def assert_equals_reference(inputs, mask, tolerance=2e-5, **kwargs):
-  """Compares results and gradients; the tolerance is relative to the largest."""
+  """Compares results and gradients, relative to the largest of each."""
   actual = results_and_gradients(inputs, mask, **kwargs)
   kwargs["implementation"] = "reference"
   expected = results_and_gradients(inputs, mask, **kwargs)
@@ -70,7 +70,7 @@ def inputs_for(mask, block_size, batch=1, heads=2, head_dim=8, **kwargs):
   return shapes.random_inputs(shape, **kwargs)
 
 
-@pytest.mark.parametrize("num_frames", [1, 2, 3, 6, 9, 16])
+@pytest.mark.parametrize("num_frames", [1, 3, 6, 16])
 def test_contiguous_path_at_any_number_of_frames(large_path, num_frames):
   mask = BlockMask(num_frames, 16)
   assert_equals_reference(
@@ -81,8 +81,8 @@ def test_contiguous_path_at_any_number_of_frames(large_path, num_frames):
 def test_contiguous_path_without_padding(large_path, monkeypatch):
   # One loop for every kind of query frame, as for large inputs.
   monkeypatch.setattr(xla_contiguous, "_MAX_PADDING_SHORT", 0.0)
-  mask = BlockMask(8, 8)
-  assert len(xla_contiguous._groups(mask, 0.0)) > 3
+  mask = BlockMask(8, 8, schedule=(1, 2, 4))
+  assert len(xla_contiguous._groups(mask, 0.0)) == 3
   assert_equals_reference(inputs_for(mask, 4), mask)
 
 
@@ -94,7 +94,7 @@ def test_any_number_and_size_of_blocks(large_path, blocks, block_size):
   assert_equals_reference(inputs_for(mask, block_size), mask)
 
 
-@pytest.mark.parametrize("variant", ["A", "B", "C", "D", "E"])
+@pytest.mark.parametrize("variant", ["A", "B", "C", "D"])
 def test_every_schedule_of_the_ablation(large_path, variant):
   mask = shapes.ablation_masks(7)[variant]
   assert_equals_reference(
@@ -108,11 +108,10 @@ def test_every_schedule_of_the_ablation(large_path, variant):
         (BlockMask(5, 12, (1, 3, 5), anchor_frames=(1, 4)), "natural"),
         (BlockMask(5, 12, (1, 3, 5), anchor_frames=(1, 4)), "bit_reversed"),
         (BlockMask(5, 8, (2, 4), anchor_frames=(0, 2, 3)), "natural"),
-        (BlockMask(5, 8, (2,)) & BlockMask(5, 8, (1, 4), ()), "natural"),
         (BlockMask(5, 8, (2, 6)) | BlockMask(5, 8, (5,), ()), "bit_reversed"),
         (BlockMask(3, 64, (64,), anchor_frames=()), "natural"),
     ],
-    ids=["lists", "lists_reversed", "anchors", "and", "or", "token_only"],
+    ids=["lists", "lists_reversed", "anchors", "or", "token_only"],
 )
 def test_masks_of_every_kind(large_path, mask, order):
   assert_equals_reference(
@@ -183,17 +182,19 @@ def test_padding_stays_within_its_bound(num_frames):
     assert frames == list(range(num_frames))
 
 
-def test_bucket_lists_are_the_block_lists():
+@pytest.mark.parametrize("max_ratio", [1.0, 1.1, 3.0])
+def test_buckets_hold_the_block_lists(max_ratio):
   mask = BlockMask(7, 5)
   offsets, indices = mask.block_lists()
   rows_seen = []
-  for rows, lists, bias in xla_lists._buckets(mask, "natural", 4):
-    for row, blocks, filled in zip(
-        rows.ravel(), lists.reshape(-1, lists.shape[-1]),
-        np.isfinite(bias).reshape(-1, lists.shape[-1]),
-    ):  # fmt: skip
-      rows_seen.append(row)
-      np.testing.assert_array_equal(
-          blocks[filled], indices[offsets[row] : offsets[row + 1]]
-      )
+  buckets = xla_lists._buckets(mask, "natural", 4, max_ratio)
+  for rows, lists, bias in buckets:
+    width = lists.shape[-1]
+    lists, is_filled = (x.reshape(-1, width) for x in (lists, np.isinf(bias)))
+    for row, blocks, is_filled in zip(rows.ravel(), lists, is_filled):
+      if row < mask.num_blocks:
+        rows_seen.append(row)
+        np.testing.assert_array_equal(
+            blocks[~is_filled], indices[offsets[row] : offsets[row + 1]]
+        )
   assert sorted(rows_seen) == list(range(mask.num_blocks))
