@@ -184,6 +184,7 @@ def _surface() -> ml_collections.ConfigDict:
       bounds=1.01,  # The grid spans +- this.
       level=0.0,
       min_resolution=63,  # Of the coarsest grid.
+      band=0.95,  # Of the field: finer grids are evaluated within it.
       chunk_size=65536,  # Points evaluated at a time.
       # Components smaller than this share of the largest one's area go.
       min_component_area=0.02,

@@ -55,5 +55,6 @@ def get_config() -> ml_collections.ConfigDict:
       decay_fraction=0.4,
   ))
   config.sampling.update(dict(num_frames=8, guidance_scale=2.0))
-  config.surface.update(dict(resolution=96, min_resolution=24))
+  # A cell of the coarsest grid spans 0.24 of the field's wide band.
+  config.surface.update(dict(resolution=96, min_resolution=24, band=0.3))
   return config

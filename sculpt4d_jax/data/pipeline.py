@@ -87,6 +87,11 @@ def surface_batch(
   Returns:
     `surface` [B, F', P, 7], `samples` [B, F', Q', 4], float32.
   """
+  if num_queries > store.samples.shape[2]:
+    raise ValueError(
+        f"num_queries={num_queries} exceeds the {store.samples.shape[2]}"
+        " distance samples a frame that the records have."
+    )
   surfaces, samples = [], []
   for clip in drawn.clips:
     frames = drawn.rng.choice(store.num_frames, num_frames, replace=False)

@@ -29,6 +29,9 @@ class SurfaceConfig:
   Attributes:
     resolution: Cells of the field's grid along each axis.
     min_resolution: The coarsest grid has at least this many.
+    band: Values closer to the level than this are near the surface, where
+      the next finer grid is evaluated. It must cover what the field changes
+      within a cell of the coarsest grid.
     bounds: The grid spans +- this.
     level: Of the field, on the surface.
     chunk_size: Points evaluated at a time.
@@ -40,6 +43,7 @@ class SurfaceConfig:
 
   resolution: int
   min_resolution: int
+  band: float
   bounds: float
   level: float
   chunk_size: int
@@ -173,6 +177,7 @@ def extract_mesh(
       config.resolution,
       bounds=config.bounds,
       level=config.level,
+      band=config.band,
       min_resolution=config.min_resolution,
       chunk_size=config.chunk_size,
   )

@@ -56,16 +56,18 @@ def test_attention_by_hand():
 def test_orders_agree_after_permutation(small, blocks):
   mask = bsa.BlockMask(4, blocks, schedule=(1, 2, 4))
   inputs = kernel_shapes.random_inputs((2, 2, 4 * 24, 8))
+  attend = jax.jit(
+      bsa.block_sparse_attention, static_argnames=("mask", "token_order")
+  )
   order = bsa.bit_reversed_tokens(24, blocks)
 
   def permute(x, order):
     frames = x.reshape(2, 2, 4, 24, 8)
     return frames[:, :, :, order].reshape(x.shape)
 
-  natural = bsa.block_sparse_attention(*inputs, mask)
-  reordered = bsa.block_sparse_attention(
-      *(permute(x, order) for x in inputs), mask, token_order="bit_reversed"
-  )
+  natural = attend(*inputs, mask=mask)
+  inputs = (permute(x, order) for x in inputs)
+  reordered = attend(*inputs, mask=mask, token_order="bit_reversed")
   back = permute(reordered, bsa.inverse_order(order))
   np.testing.assert_allclose(back, natural, atol=1e-6)
 
@@ -81,24 +83,34 @@ def test_unseen_tokens_have_no_influence(small):
 
 
 def test_jit_vmap_remat_and_scan_agree(small):
-  inputs = kernel_shapes.random_inputs((3, *SHAPE))
-  loss = lambda *xs: (attend(*xs) ** 2).sum()
-  gradient = jax.grad(loss, (0, 1, 2))
-  expected = [gradient(*(x[i] for x in inputs)) for i in range(3)]
-  expected = [np.stack(xs) for xs in zip(*expected)]
+  mask = bsa.BlockMask(3, 4, schedule=(1, 2))
+  inputs = kernel_shapes.random_inputs((2, 1, 2, 24, 4))
+
+  def loss(*inputs, **kwargs):
+    output = bsa.block_sparse_attention(*inputs, mask, **kwargs)
+    return (output**2).sum()
+
+  def reference(*inputs):
+    return loss(*inputs, implementation="reference")
 
   def scanned(*inputs):
     body = lambda total, xs: (total + loss(*xs), None)
     return jax.lax.scan(jax.checkpoint(body), 0.0, inputs)[0]
 
-  transformed = {
-      "vmap": jax.jit(jax.vmap(gradient)),
-      "remat": jax.vmap(jax.grad(jax.checkpoint(loss), (0, 1, 2))),
-      "scan": jax.jit(jax.grad(scanned, (0, 1, 2))),
-  }
-  for name, function in transformed.items():
-    for actual, value in zip(function(*inputs), expected):
-      np.testing.assert_allclose(actual, value, atol=1e-5, err_msg=name)
+  def gradients(*inputs):
+    argnums = (0, 1, 2)
+    return {
+        "vmap": jax.vmap(jax.grad(loss, argnums))(*inputs),
+        "remat": jax.vmap(jax.grad(jax.checkpoint(loss), argnums))(*inputs),
+        "scan": jax.grad(scanned, argnums)(*inputs),
+        "expected": jax.vmap(jax.grad(reference, argnums))(*inputs),
+    }
+
+  gradients = jax.jit(gradients)(*inputs)
+  expected = gradients.pop("expected")
+  for name, actual in gradients.items():
+    for x, y in zip(actual, expected):
+      np.testing.assert_allclose(x, y, atol=1e-5, err_msg=name)
 
 
 def test_mask_may_be_a_static_argument():
@@ -191,11 +203,12 @@ def test_kernels_need_no_other_package():
 def test_sharding_over_batch_and_heads_needs_no_communication(run_on_devices):
   run_on_devices(4, """
       import jax, numpy as np
-      from jax.sharding import NamedSharding, PartitionSpec
+      from jax.sharding import AxisType, NamedSharding, PartitionSpec
       from sculpt4d_jax.kernels import block_sparse_attention as bsa
       from sculpt4d_jax.kernels.block_sparse_attention import shapes, xla
 
-      mesh = jax.make_mesh((2, 2), ("data", "heads"))
+      mesh = jax.make_mesh(
+          (2, 2), ("data", "heads"), axis_types=(AxisType.Auto,) * 2)
       spec = PartitionSpec("data", "heads")
       mask = bsa.BlockMask(4, 4, schedule=(1, 2, 4))
       inputs = shapes.random_inputs((2, 2, 32, 8))
