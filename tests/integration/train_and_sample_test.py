@@ -27,6 +27,14 @@ def trained(tmp_path_factory):
   return workdir
 
 
+@pytest.fixture(scope="module")
+def model(trained):
+  """Its networks; one for all tests, so that they compile once."""
+  return model_lib.Sculpt4D.load(
+      micro.get_config().model, trained / "weights"
+  )
+
+
 def _clip(num_frames):
   """A grey disc that moves over white."""
   y, x = np.mgrid[:32, :32]
@@ -66,6 +74,7 @@ def test_a_run_leaves_weights_and_metrics(trained):
     assert list((trained / stage / "tensorboard").iterdir())
 
 
+@pytest.mark.slow  # Compiles both halves of the run once more.
 def test_an_interrupted_run_goes_on_exactly(trained, tmp_path, monkeypatch):
   config = micro.get_config()
   (tmp_path / "data").symlink_to(trained / "data")
@@ -94,9 +103,8 @@ def test_stages_are_checked(tmp_path):
     run.run(config, tmp_path, ["data"])
 
 
-def test_clip_to_files(trained, tmp_path):
+def test_clip_to_files(model, tmp_path):
   config = micro.get_config()
-  model = model_lib.Sculpt4D.load(config.model, trained / "weights")
   result, log = _generate(model, config)
   assert len(result.meshes) == 3
   paths = outputs.write(tmp_path / "out", result, {"preset": "micro"}, log)
@@ -114,9 +122,8 @@ def test_clip_to_files(trained, tmp_path):
   assert all(s["seconds"] >= 0 for s in record["stages"])
 
 
-def test_a_full_disk_leaves_nothing(trained, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):
   config = micro.get_config()
-  model = model_lib.Sculpt4D.load(config.model, trained / "weights")
   result, log = _generate(model, config)
 
   def full(path):
@@ -128,9 +135,8 @@ def test_a_full_disk_leaves_nothing(trained, tmp_path, monkeypatch):
   assert not (tmp_path / "out").exists()
 
 
-def test_same_seed_same_bytes_and_another_seed_others(trained):
+def test_same_seed_same_bytes_and_another_seed_others(model):
   config = micro.get_config()
-  model = model_lib.Sculpt4D.load(config.model, trained / "weights")
   first, again, other = (
       _generate(model, config, seed=seed)[0] for seed in (1, 1, 2)
   )
@@ -141,25 +147,22 @@ def test_same_seed_same_bytes_and_another_seed_others(trained):
     np.testing.assert_array_equal(a.faces, b.faces)
 
 
-def test_a_single_picture_makes_one_mesh(trained):
+def test_a_single_picture_makes_one_mesh(model):
   config = micro.get_config()
-  model = model_lib.Sculpt4D.load(config.model, trained / "weights")
   result, _ = _generate(model, config, num_frames=1)
   assert len(result.meshes) == 1
 
 
-def test_progress_is_reported_from_inside_the_compiled_loop(trained):
+def test_progress_is_reported_from_inside_the_compiled_loop(model):
   config = micro.get_config()
-  model = model_lib.Sculpt4D.load(config.model, trained / "weights")
   sampling = model_lib.SamplingConfig(**config.sampling)
   steps = []
   model.sample(np.zeros((2, 16, 16, 3), np.uint8), sampling, steps.append)
   assert sorted(steps) == [1, 2]
 
 
-def test_shared_noise_is_the_same_in_every_frame(trained):
+def test_shared_noise_is_the_same_in_every_frame(model):
   config = micro.get_config()
-  model = model_lib.Sculpt4D.load(config.model, trained / "weights")
   noise = model._noise(jax.random.key(0), 3, "shared")
   np.testing.assert_array_equal(noise[0, 0], noise[0, 2])
   noise = model._noise(jax.random.key(0), 3, "independent")

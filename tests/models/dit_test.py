@@ -111,15 +111,26 @@ def test_stages_equal_the_plain_stack(depth, num_moe_blocks):
   assert out.router_load.shape == (num_moe_blocks, 3)
 
 
+def test_zero_init_adds_nothing_in_a_block():
+  latents, time, context = inputs(num_clips=1)
+  block = model().block(0)
+  x = model().embed(latents, time)
+  # Not under jit, where XLA may fuse the two differently: bit for bit.
+  for mode in ("sparse", "full", "token"):
+    np.testing.assert_array_equal(
+        block(x, context, temporal_mode=mode).x,
+        block(x, context, temporal_mode="none").x,
+    )
+
+
 def test_zero_init_equals_per_frame_model():
   latents, time, context = inputs()
   out = run(model(), (latents, time, context))
+  # Bit-reversed order changes the order of sums: not bit for bit.
   without = run(model(), (latents, time, context), mode="none")
-  np.testing.assert_array_equal(out.velocity, without.velocity)
+  np.testing.assert_allclose(out.velocity, without.velocity, atol=2e-6)
   frame = run(model(), (latents[:, 2:3], time, context[:, 2:3]))
-  np.testing.assert_allclose(
-      out.velocity[:, 2:3], frame.velocity, atol=1e-6
-  )
+  np.testing.assert_allclose(out.velocity[:, 2:3], frame.velocity, atol=2e-6)
 
 
 def test_frames_are_independent_without_temporal_attention():
