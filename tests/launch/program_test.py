@@ -51,6 +51,11 @@ def script_fixture(tmp_path_factory):
   return path
 
 
+def _heed_interrupts():
+  """A shell's background jobs ignore SIGINT, and so would their children."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(script, *arguments):
   return subprocess.Popen(
       [sys.executable, script, *arguments],
@@ -58,6 +63,7 @@ def start(script, *arguments):
       env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
+      preexec_fn=_heed_interrupts,
       text=True,
   )
 
