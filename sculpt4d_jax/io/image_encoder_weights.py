@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sculpt4d_jax.io import weight_rules
+from sculpt4d_jax.io import weight_transforms
 from sculpt4d_jax.models import image_encoder
 
 Naming = Literal["transformers4", "transformers5"]
@@ -42,12 +43,17 @@ def rules(
 ) -> list[Rule]:
   """The table for an encoder of `num_layers` blocks."""
   linear, flat = weight_rules.linear, weight_rules.flat
+  squeezed = weight_transforms.squeezed
   embeddings = prefix + "embeddings."
   patch = embeddings + "patch_embeddings.projection."
   table = [
-      Rule(embeddings + "cls_token", "class_token", _squeezed()),
-      Rule(embeddings + "position_embeddings", "positions", _squeezed()),
-      Rule(patch + "weight", "patch_proj.kernel", _convolution()),
+      Rule(embeddings + "cls_token", "class_token", squeezed()),
+      Rule(embeddings + "position_embeddings", "positions", squeezed()),
+      Rule(
+          patch + "weight",
+          "patch_proj.kernel",
+          weight_transforms.convolution(),
+      ),
       Rule(patch + "bias", "patch_proj.bias"),
       Rule(prefix + "layernorm.weight", "norm.scale"),
       Rule(prefix + "layernorm.bias", "norm.bias"),
@@ -116,29 +122,3 @@ def convert(
       ignore=IGNORE,
       dtype=dtype,
   )
-
-
-def _convolution() -> weight_rules.Transform:
-  """[out, colour, row, column] to [row, column, colour, out]."""
-  return weight_rules.Transform(
-      lambda arrays, shapes: (np.transpose(arrays[0], (2, 3, 1, 0)),),
-      lambda arrays: (np.transpose(arrays[0], (3, 2, 0, 1)),),
-  )
-
-
-def _squeezed() -> weight_rules.Transform:
-  """[1, 1, D] to [D], and [1, I, D] to [I, D]."""
-
-  def forward(arrays, shapes):
-    (array,), (shape,) = arrays, shapes
-    # The batch axis must be 1: other sizes are a different table.
-    expected = (1,) * (3 - len(shape)) + shape
-    if array.shape != expected:
-      raise ValueError(f"expected {expected}, came {array.shape}")
-    return (array.reshape(shape),)
-
-  def inverse(arrays):
-    (array,) = arrays
-    return (array.reshape((1,) * (3 - array.ndim) + array.shape),)
-
-  return weight_rules.Transform(forward, inverse)
