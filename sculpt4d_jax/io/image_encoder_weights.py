@@ -5,7 +5,7 @@ version 4's (attention.query, ..., output.dense), which Hunyuan3D 2.1 stores,
 and version 5's (q_proj, ..., o_proj).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -91,6 +91,20 @@ def rules(
   ]
 
 
+def rules_for(
+    config: image_encoder.ImageEncoderConfig, names: Iterable[str]
+) -> list[Rule]:
+  """The table in the naming that a checkpoint's names have."""
+  names = list(names)
+  has_prefix = any(name.startswith(CONDITIONER_PREFIX) for name in names)
+  is_new = any(name.endswith("attention.q_proj.weight") for name in names)
+  return rules(
+      config.num_layers,
+      prefix=CONDITIONER_PREFIX if has_prefix else "",
+      naming="transformers5" if is_new else "transformers4",
+  )
+
+
 def convert(
     checkpoint: Mapping[str, Any],
     encoder: image_encoder.ImageEncoder,
@@ -108,15 +122,8 @@ def convert(
   Raises:
     ValueError: Names or shapes do not fit; all differences are listed.
   """
-  has_prefix = any(name.startswith(CONDITIONER_PREFIX) for name in checkpoint)
-  is_new = any(name.endswith("attention.q_proj.weight") for name in checkpoint)
-  table = rules(
-      encoder.config.num_layers,
-      prefix=CONDITIONER_PREFIX if has_prefix else "",
-      naming="transformers5" if is_new else "transformers4",
-  )
   return weight_rules.convert(
-      table,
+      rules_for(encoder.config, checkpoint),
       checkpoint,
       weight_rules.param_shapes(encoder),
       ignore=IGNORE,

@@ -195,7 +195,7 @@ def export_each(
     read: Gives the slice of a parameter.
   """
   for rule in rules:
-    arrays = tuple(read(*_split_path(target)) for target in rule.targets)
+    arrays = tuple(read(*split_path(target)) for target in rule.targets)
     made = (rule.transform or identity()).inverse(arrays)
     for name, array in zip(rule.sources, made, strict=True):
       yield name, np.ascontiguousarray(array)
@@ -250,7 +250,7 @@ class _Planner:
   def add(self, rule: Rule) -> None:
     self.used.update(rule.sources)
     missing = [name for name in rule.sources if name not in self.checkpoint]
-    places = [_split_path(target) for target in rule.targets]
+    places = [split_path(target) for target in rule.targets]
     unknown = [path for path, _ in places if path not in self.shapes]
     self.missing += missing
     self.unknown += unknown
@@ -295,7 +295,7 @@ class _Planner:
 
   def finish(self, ignore, optional, hint) -> Plan:
     unused = [name for name in self.checkpoint if name not in self.used]
-    ignored = [name for name in unused if _matches(name, ignore)]
+    ignored = [name for name in unused if matches(name, ignore)]
     excused = set(ignored)
     spare = [name for name in unused if name not in excused]
     named = set(self.unknown)
@@ -307,7 +307,7 @@ class _Planner:
     allowed = [
         path
         for path in partly
-        if _matches(path, optional) and path not in self.filled
+        if matches(path, optional) and path not in self.filled
     ]
     unfilled = [path for path in partly if path not in set(allowed)]
     sections = (
@@ -338,11 +338,11 @@ def _section(title, names, candidates) -> str:
   return "\n".join(lines + [f"    {name}{near[name]}" for name in names])
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
   return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _split_path(target: str) -> tuple[str, tuple[int, ...]]:
+def split_path(target: str) -> tuple[str, tuple[int, ...]]:
   """"a.b[1,2]" to ("a.b", (1, 2))."""
   path, _, index = target.partition("[")
   return path, tuple(int(i) for i in index.rstrip("]").split(",") if i)

@@ -87,6 +87,19 @@ class SafetensorsFile(tensor_file.TensorFile):
     dtype = tensor_file.to_dtype(info.dtype)
     return np.frombuffer(content, dtype).reshape(info.shape)
 
+  def read_slice(self, name: str, index: tuple[int, ...]) -> np.ndarray:
+    """The part of a tensor at an index of its first axes."""
+    info = self.tensors[name]
+    shape = info.shape[len(index) :]
+    dtype = tensor_file.to_dtype(info.dtype)
+    count = math.prod(shape) * dtype.itemsize
+    number = 0
+    for i, length in zip(index, info.shape):
+      number = number * length + i
+    begin = self._start + self._places[name][0] + number * count
+    content = tensor_file.read_bytes(self.path, begin, count)
+    return np.frombuffer(content, dtype).reshape(shape)
+
   def _check_places(self, size: int) -> None:
     ends = [end for _, end in self._places.values()]
     expected = self._start + max(ends, default=0)
