@@ -273,7 +273,7 @@ def export(
   parts = model_folders.open_parts(pathlib.Path(folder))
   tensors, tables = {}, {}
   for name, part in parts.items():
-    table = _export_table(name, part.config, with_temporal)
+    table = export_table(name, part.config, with_temporal)
     tables[name] = table
     tensors |= _export_infos(name, table, part, dtype)
 
@@ -424,7 +424,10 @@ def _initial_kind(path: str) -> str:
   return "initialised at random"
 
 
-def _export_table(name, config, with_temporal) -> list[weight_rules.Rule]:
+def export_table(
+    name: str, config: Any, with_temporal: bool
+) -> list[weight_rules.Rule]:
+  """The rules that `export` writes a network by."""
   if name == "dit":
     table = dit_weights.rules(config)
     if with_temporal:
