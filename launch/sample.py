@@ -80,7 +80,9 @@ def main(argv):
   )
   folder = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
   with log.stage("load weights"):
-    model = model_lib.Sculpt4D.load(config.model, folder)
+    model = model_lib.Sculpt4D.load(
+        config.model, folder, offload=sampling.offload
+    )
   result = pipeline.generate(model, clip, sampling, surface, log)
   details = _details(config, clip, sampling, surface, folder)
   paths = outputs.write(output, result, details, log)

@@ -60,6 +60,8 @@ def load(
     abstract: nnx.State,
     config: Any,
     dtype: str | None = None,
+    *,
+    on_host: bool = False,
 ) -> tuple[nnx.State, dict[str, Any]]:
   """Reads the parameters of one network.
 
@@ -71,6 +73,7 @@ def load(
     dtype: Of the result. None is float32 for what launch.train wrote, and the
       stored dtype for converted checkpoints, so that bfloat16 parameters come
       to the device as they are read.
+    on_host: Whether the numbers stay on the host, as numpy arrays.
 
   Returns:
     The state, and what is known about the weights.
@@ -97,7 +100,9 @@ def load(
   place = folder / part
   model_files.check_config(place, stored["config"], config)
   shapes = {k: v.shape for k, v in model_files.flatten(abstract).items()}
-  restored = _restore(place, shapes, dtype or description["dtype"])
+  restored = _restore(
+      place, shapes, dtype or description["dtype"], on_host
+  )
   leaves = [restored[name] for name in shapes]
   state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
   return state, stored["details"]
@@ -164,8 +169,10 @@ def _read_description(folder: pathlib.Path) -> dict[str, Any]:
   raise ModelFileError(f"{path}: expected format {_FORMAT!r}, found {found}.")
 
 
-def _restore(folder, shapes, dtype) -> dict[str, jax.Array]:
-  stored = orbax_leaves.LeafReader(folder).shapes
+def _restore(folder, shapes, dtype, on_host) -> dict[str, Any]:
+  reader = orbax_leaves.LeafReader(folder)
+  reader.check()
+  stored = reader.shapes
   model_files.check_shapes(folder, _without_temporal(stored, shapes), shapes)
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   kind = tensor_file.to_dtype(dtype)
@@ -173,12 +180,15 @@ def _restore(folder, shapes, dtype) -> dict[str, jax.Array]:
       name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
       for name, shape in shapes.items()
   }
-  arguments = jax.tree.map(
-      lambda s: ocp.ArrayRestoreArgs(
-          sharding=s.sharding, dtype=s.dtype, global_shape=s.shape
-      ),
-      item,
-  )
+
+  def argument(leaf):
+    if on_host:
+      return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+    return ocp.ArrayRestoreArgs(
+        sharding=leaf.sharding, dtype=leaf.dtype, global_shape=leaf.shape
+    )
+
+  arguments = jax.tree.map(argument, item)
   partial = {} if set(stored) == set(shapes) else {"partial_restore": True}
   handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_RESTORE_GB)
   try:
