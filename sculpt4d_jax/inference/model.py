@@ -195,10 +195,20 @@ class Sculpt4D:
 
   def _encode_impl(self, params, images):
     encoder = nnx.merge(self._encoder_def, params)
-    encode = lambda image: encoder(image.astype(jnp.float32) / 127.5 - 1.0)
-    if len(images) <= FRAMES_AT_A_TIME:
-      return encode(images)
-    return jax.lax.map(encode, images, batch_size=FRAMES_AT_A_TIME)
+
+    def encode(images):
+      return encoder(images.astype(jnp.float32) / 127.5 - 1.0)
+
+    # Whole groups and a rest. `lax.map` would do it frame by frame or hide the
+    # number of frames from the attention, which chooses its chunks by it.
+    whole = len(images) // FRAMES_AT_A_TIME * FRAMES_AT_A_TIME
+    rest = encode(images[whole:]) if whole < len(images) else None
+    if not whole:
+      return rest
+    groups = images[:whole].reshape(-1, FRAMES_AT_A_TIME, *images.shape[1:])
+    context = jax.lax.map(encode, groups)
+    context = context.reshape(whole, *context.shape[2:])
+    return context if rest is None else jnp.concatenate([context, rest])
 
   def _denoise_impl(self, params, context, key, config, on_step):
     dit = nnx.merge(self._dit_def, params)
