@@ -8,8 +8,8 @@ r"""The paper's per-frame baselines, at the released size.
 
 Neither has temporal attention: a checkpoint of Hunyuan3D 2.1 is complete, and
 one of the 4D model is read without its temporal layers. The paper's figures for
-Hunyuan3D (Table A3): LPIPS 0.131, CLIP 0.803, FVD 1276.2, 24 minutes a sequence;
-they are not measured here.
+Hunyuan3D (Table A3): LPIPS 0.131, CLIP 0.803, FVD 1276.2, 24 minutes a
+sequence; they are not measured here.
 """
 
 import ml_collections

@@ -219,7 +219,8 @@ def format_plan(planner: Planner, settings: Settings) -> Iterator[str]:
   """A table of parts and stages, and one of devices, as lines of Markdown."""
   plan = planner.plan(settings)
   names = list(dict.fromkeys(n for s in plan.stages.values() for n in s))
-  yield f"| GiB, {settings.num_frames} frames | " + " | ".join(plan.stages) + " |"
+  title = f"GiB, {settings.num_frames} frames"
+  yield f"| {' | '.join([title, *plan.stages])} |"
   yield "|---" * (1 + len(plan.stages)) + "|"
   for name in names:
     cells = [_gib(stage.get(name)) for stage in plan.stages.values()]

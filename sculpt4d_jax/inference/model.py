@@ -7,8 +7,8 @@ clip; the autoencoder's decoder; the field at a chunk of points.
 Frames are encoded a few at a time and decoded one by one, so that only the DiT
 sees a whole clip. What it needs of the device's memory can be cut further, at
 the price of time: `offload` keeps the other two networks on the host while they
-are not used, and `SamplingConfig` has two more ways. `memory_plan.py` tells what
-that makes of a given device.
+are not used, and `SamplingConfig` has two more ways. `memory_plan.py` tells
+what that makes of a given device.
 """
 
 from collections.abc import Callable

@@ -39,12 +39,14 @@ class StoredPart:
     config: Its configuration.
     shapes: Of its parameters by path.
     dtype: Of the stored numbers.
+    details: What is known about the weights.
     reader: Of an Orbax checkpoint or a safetensors file.
   """
 
   config: Any
   shapes: Mapping[str, tuple[int, ...]]
   dtype: str
+  details: Mapping[str, Any]
   reader: orbax_leaves.LeafReader | safetensors_file.SafetensorsFile
 
   def read(self, path: str, index: tuple[int, ...] = ()) -> np.ndarray:
@@ -123,6 +125,7 @@ def open_parts(folder: pathlib.Path) -> dict[str, StoredPart]:
           _config(name, about["config"]),
           reader.shapes,
           description["dtype"],
+          about["details"],
           reader,
       )
     return parts
@@ -134,7 +137,9 @@ def open_parts(folder: pathlib.Path) -> dict[str, StoredPart]:
       shapes = {n: info.shape for n, info in reader.tensors.items()}
       dtype = next(iter(reader.tensors.values())).dtype
       config = _config(name, header["config"])
-      parts[name] = StoredPart(config, shapes, dtype, reader)
+      parts[name] = StoredPart(
+          config, shapes, dtype, header["details"], reader
+      )
   if not parts:
     raise ModelFileError(
         f"{folder} holds no weights that launch.convert_weights or launch.train"

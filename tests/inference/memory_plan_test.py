@@ -11,6 +11,7 @@ from configs import sculpt4d
 from configs import tiny
 from sculpt4d_jax.inference import memory_plan
 from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.models import attention
 
 GIB = memory_plan.GIB
 
@@ -107,7 +108,8 @@ def test_estimates_are_near_xlas_own_accounting(settings, frames):
   vae_config = parts["vae"][1]
   heads = (1, 4096, vae_config.num_heads, 64)
   field = temporary(
-      "vae", lambda m, k, p: m.query_field(model_lib.attention.KeyValues(*k), p),
+      "vae",
+      lambda m, k, p: m.query_field(attention.KeyValues(*k), p),
       (shape(heads, jnp.float32),) * 2,
       shape((1, settings.chunk_size, 3), jnp.float32),
   )

@@ -110,8 +110,10 @@ def test_offloaded_networks_stay_on_the_host(folder, images, latents):
   )
   assert on_host(model._vae) and on_host(model._encoder)
   assert not on_host(model._dit)
-  np.testing.assert_allclose(model.sample(images, sampling()), latents, atol=1e-6)
-  assert np.isfinite(model.field(latents[0])(np.zeros((4, 3), np.float32))).all()
+  again = model.sample(images, sampling())
+  np.testing.assert_allclose(again, latents, atol=1e-6)
+  values = model.field(latents[0])(np.zeros((4, 3), np.float32))
+  assert np.isfinite(values).all()
 
 
 def test_frames_are_encoded_a_few_at_a_time(model, images, monkeypatch):

@@ -161,8 +161,9 @@ def test_a_dictionary_that_holds_itself_is_refused(tmp_path):
 def test_a_view_beyond_its_storage_is_refused():
   machine_input = checkpoints.pickle({"a": (0, (2, 3))}, "float16")
   # The storage promises 6 numbers; ask for a thousand rows.
+  columns = b"J\x03\x00\x00\x00t("
   widened = machine_input.replace(
-      b"(J\x02\x00\x00\x00J\x03\x00\x00\x00t(", b"(J\xe8\x03\x00\x00J\x03\x00\x00\x00t("
+      b"(J\x02\x00\x00\x00" + columns, b"(J\xe8\x03\x00\x00" + columns
   )
   assert widened != machine_input
   with pytest.raises(tensor_file.CheckpointError, match="beyond"):
