@@ -191,7 +191,7 @@ def test_a_missing_network_is_told(folder, tmp_path):
   content = json.loads(path.read_text())
   del content["parts"]["vae"]
   path.write_text(json.dumps(content))
-  with pytest.raises(model_files.ModelFileError, match="has no vae, only dit"):
+  with pytest.raises(model_files.ModelFileError, match="has no vae, only image_encoder, dit"):
     model_lib.Sculpt4D.load(get_config().model, tmp_path / "part")
 
 

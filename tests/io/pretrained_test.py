@@ -7,6 +7,7 @@ import pathlib
 from flax import nnx
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import tiny
@@ -235,6 +236,18 @@ def test_one_file_fills_all_networks(converted):
   # Temporal attention starts from an output of zero: all frames are the same.
   for frame in range(3):
     assert_close(out[0, frame], expected[0])
+
+
+def test_orbax_itself_restores_the_result(converted):
+  folder, tensors = converted
+  restored = ocp.StandardCheckpointer().restore((folder / "vae").absolute())
+  np.testing.assert_array_equal(
+      restored["latents_proj.kernel"],
+      tensors["vae.post_kl.weight"].T.astype(np.float32),
+  )
+  assert len(restored) == len(
+      model_folders.open_parts(folder)["vae"].shapes
+  )
 
 
 def test_temporal_attention_is_initialised_and_reported(tmp_path):
