@@ -91,6 +91,21 @@ def test_reads_what_torch_saves(tmp_path):
     np.testing.assert_array_equal(array, tensor.float().numpy(), name)
 
 
+def test_reads_archives_without_check_sums(tmp_path):
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+  if not hasattr(torch.serialization, "set_crc32_options"):
+    pytest.skip("this PyTorch always writes check sums")
+  path = tmp_path / "a.pt"
+  torch.serialization.set_crc32_options(False)
+  try:
+    torch.save({"a": torch.arange(5.0)}, path)
+  finally:
+    torch.serialization.set_crc32_options(True)
+  np.testing.assert_array_equal(
+      open_file.open_file(path).read("a"), np.arange(5)
+  )
+
+
 def test_torch_reads_what_the_tests_write(tmp_path):
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
   tensors = write(tmp_path / "a.pt")
