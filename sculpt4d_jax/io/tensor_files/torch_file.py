@@ -41,7 +41,19 @@ class TorchFile(tensor_file.TensorFile):
         self._root = self._find_root(path)
         listing = self._small(archive, "data.pkl", torch_pickle.MAX_BYTES)
         order = self._small(archive, "byteorder", 64, b"little")
-    except (zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
+    except CheckpointError:
+      raise
+    # What zipfile raises on archives that are none, or use what PyTorch does
+    # not: encryption, other compressions.
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        zlib.error,
+        struct.error,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:
       if isinstance(error, OSError) and error.filename:
         raise
       raise CheckpointError(
