@@ -119,7 +119,7 @@ def backward(
     num_chunks = len(chunks[0])
     level_bars, query_bar = lax.scan(
         lambda bars, xs: _differentiate_chunk(bars, *xs, levels, num_chunks),
-        [(jnp.zeros_like(x.key), jnp.zeros_like(x.value)) for x in levels],
+        [jax.tree.map(_zeros_transposed, (x.key, x.value)) for x in levels],
         (jnp.arange(num_chunks), *chunks),
     )
     query_bars, key_bar, value_bar = bars
@@ -129,7 +129,9 @@ def backward(
       value_bar = _add_frames(value_bar, frames, level_bar[1])
     return query_bars, key_bar, value_bar
 
-  bars = tuple(jnp.zeros_like(x) for x in (query, key, value))
+  segments, frames, length, width = key.shape
+  zeros = jnp.zeros((segments, width, frames, length), key.dtype)
+  bars = (jnp.zeros_like(query), zeros, zeros)
   bars = _over_query_frames(step, bars, mask, log_sum_exp.size)
   return bars[0], _uncut(bars[1]), _uncut(bars[2])
 
@@ -186,9 +188,16 @@ def _weighted(weights: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def _transposed(weights: jax.Array, rows: jax.Array) -> jax.Array:
-  """[m, n / m, keys] x [n, K] -> [m, keys, K]."""
+  """[m, n / m, keys] x [n, K] -> [m, K, keys]."""
   rows = rows.reshape(len(weights), -1, rows.shape[-1])
-  return jnp.einsum("mqs,mqk->msk", weights, rows)
+  # Not an einsum: it would order the operands, and with them the transposes of
+  # the product, as it likes.
+  return lax.dot_general(rows, weights, (((1,), (1,)), ((0,), (0,))))
+
+
+def _zeros_transposed(x: jax.Array) -> jax.Array:
+  """For gradients of x [s, keys, K]: zeros [s, K, keys]."""
+  return jnp.zeros_like(x.swapaxes(1, 2))
 
 
 def _chunks(rows: jax.Array) -> jax.Array:
@@ -208,6 +217,8 @@ def _set_frame(x: jax.Array, frame, rows: jax.Array) -> jax.Array:
 
 def _part(x: jax.Array, chunk: jax.Array, num_chunks: int) -> jax.Array:
   """The m segments that a chunk of queries lies in or covers, [m, keys, K]."""
+  if len(x) == 1:
+    return x
   start, m = chunk * len(x) // num_chunks, max(1, len(x) // num_chunks)
   return lax.dynamic_slice_in_dim(x, start, m)
 
@@ -216,6 +227,8 @@ def _add_part(
     x: jax.Array, share: jax.Array, chunk: jax.Array, num_chunks: int
 ) -> jax.Array:
   """Adds to the segments that `_part` returns."""
+  if len(x) == 1:
+    return x + share
   start = chunk * len(x) // num_chunks
   share += _part(x, chunk, num_chunks)
   return lax.dynamic_update_slice_in_dim(x, share, start, 0)
@@ -242,8 +255,8 @@ def _cut(x: jax.Array, segments: int) -> jax.Array:
 
 
 def _uncut(x: jax.Array) -> jax.Array:
-  """Undoes `_cut`."""
-  return x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[-1])
+  """[segments, K, F, P / segments] -> [F, P, K]."""
+  return x.transpose(2, 0, 3, 1).reshape(x.shape[2], -1, x.shape[1])
 
 
 def _take_frames(x: jax.Array, frames, stride: int) -> jax.Array:
@@ -260,13 +273,22 @@ def _take_frames(x: jax.Array, frames, stride: int) -> jax.Array:
 
 
 def _add_frames(x: jax.Array, frames, share: jax.Array) -> jax.Array:
-  """Adds to the frames that `_take_frames` returns."""
-  share = share.reshape(len(x), len(frames), *x.shape[2:])
+  """Adds a gradient of what `_take_frames` returns.
+
+  Args:
+    x: Gradients [segments, K, F, P / segments].
+    frames: As for `_take_frames`.
+    share: [stride, K, keys].
+  """
+  segments, width, _, length = x.shape
+  share = share.reshape(len(share), width, -1, len(frames), length)
+  share = share.swapaxes(1, 2).reshape(segments, width, -1, length)
   if not isinstance(frames, np.ndarray):
-    return x.at[:, frames].add(share, mode="promise_in_bounds")
+    return x.at[:, :, frames].add(share, mode="promise_in_bounds")
   first = 0
   for start, stop in mask_lib.Level(1, tuple(frames)).frame_runs:
-    x = x.at[:, start:stop].add(share[:, first : first + stop - start])
+    taken = share[:, :, first : first + stop - start]
+    x = x.at[:, :, start:stop].add(taken)
     first += stop - start
   return x
 
