@@ -33,7 +33,7 @@ from . import mask as mask_lib
 _CHUNK_TOKENS = 256  # Queries taken at once, so that scores stay in cache.
 # Masked work for a smaller program, as a share of the exact. On short inputs
 # the program takes longer to compile than to run.
-_MAX_PADDING = 0.04
+_MAX_PADDING = 0.01
 _MAX_PADDING_SHORT = 0.3
 _SHORT_TOKENS = 4096
 
@@ -54,10 +54,12 @@ class _Group(NamedTuple):
 
 
 class _Level(NamedTuple):
-  """What one query frame sees at one stride s."""
+  """What one query frame sees at one stride."""
 
-  key: jax.Array  # [s, keys, K]
-  value: jax.Array  # [s, keys, K]
+  stride: int
+  frames: np.ndarray | jax.Array | None  # [W]; None: taken already.
+  key: jax.Array  # As cut, or [1, keys, K] where taken already.
+  value: jax.Array  # As key.
   bias: jax.Array | float  # On the scores, [keys].
 
 
@@ -116,12 +118,7 @@ def backward(
     chunks = [
         _chunks(x[frame]) for x in (query, log_sum_exp, output_bar, offset)
     ]
-    num_chunks = len(chunks[0])
-    level_bars, query_bar = lax.scan(
-        lambda bars, xs: _differentiate_chunk(bars, *xs, levels, num_chunks),
-        [jax.tree.map(_zeros_transposed, (x.key, x.value)) for x in levels],
-        (jnp.arange(num_chunks), *chunks),
-    )
+    query_bar, level_bars = _differentiate_chunks(chunks, levels)
     query_bars, key_bar, value_bar = bars
     query_bars = _set_frame(query_bars, frame, query_bar)
     for (frames, _), level_bar in zip(key_frames, level_bars):
@@ -139,9 +136,9 @@ def backward(
 def _attend_chunk(chunk, query, levels, num_chunks):
   """Output [n, K] and log-sum-exp [n] of one chunk of queries, [n, K]."""
   size = len(query)
+  part = functools.partial(_part, chunk=chunk, num_chunks=num_chunks)
   scores = [  # Each [m, n / m, keys].
-      _product(query, _part(level.key, chunk, num_chunks)) + level.bias
-      for level in levels
+      _product(query, part(level, level.key)) + level.bias for level in levels
   ]
   maximum = functools.reduce(
       jnp.maximum, [x.max(-1).reshape(size) for x in scores]
@@ -150,29 +147,60 @@ def _attend_chunk(chunk, query, levels, num_chunks):
   for score, level in zip(scores, levels):
     weights = jnp.exp(score - maximum.reshape(len(score), -1, 1))
     total += weights.sum(-1).reshape(size)
-    output += _weighted(weights, _part(level.value, chunk, num_chunks))
+    output += _weighted(weights, part(level, level.value))
   return output / total[:, None], maximum + jnp.log(total)
 
 
+def _differentiate_chunks(chunks, levels):
+  """Gradients of one frame's queries, and of the keys and values they see.
+
+  Args:
+    chunks: Query, log-sum-exp, output_bar and offset, [chunks, n, ...].
+    levels: What the frame sees.
+
+  Returns:
+    Gradient of query, [chunks, n, K]; for each level the gradients of the keys
+    and values, [stride, K, keys].
+  """
+  num_chunks = len(chunks[0])
+  # Where a chunk covers whole segments, its share is all that there is.
+  num_shared = sum(level.stride < num_chunks for level in levels)
+
+  def body(bars, xs):
+    chunk = xs[0]
+    query_bar, shares = _differentiate_chunk(*xs, levels, num_chunks)
+    add = lambda x, share: _add_part(x, share, chunk, num_chunks)
+    bars = jax.tree.map(add, bars, shares[:num_shared])
+    return bars, (query_bar, shares[num_shared:])
+
+  width = chunks[0].shape[-1]
+  zeros = [
+      jnp.zeros((x.stride, width, _num_keys(x)), x.key.dtype)
+      for x in levels[:num_shared]
+  ]
+  shared, (query_bar, whole) = lax.scan(
+      body, [(x, x) for x in zeros], (jnp.arange(num_chunks), *chunks)
+  )
+  whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole)
+  return query_bar, shared + whole
+
+
 def _differentiate_chunk(
-    bars, chunk, query, log_sum_exp, output_bar, offset, levels, num_chunks
+    chunk, query, log_sum_exp, output_bar, offset, levels, num_chunks
 ):
-  """Adds one chunk's share to the gradients; returns query's, [n, K]."""
-  query_bar, new_bars = 0.0, []
-  for level, (key_bar, value_bar) in zip(levels, bars):
-    key = _part(level.key, chunk, num_chunks)
-    value = _part(level.value, chunk, num_chunks)
+  """One chunk's gradient of query, [n, K], and shares of the other two."""
+  part = functools.partial(_part, chunk=chunk, num_chunks=num_chunks)
+  query_bar, shares = 0.0, []
+  for level in levels:
+    key, value = part(level, level.key), part(level, level.value)
     column = lambda x, m=len(key): x.reshape(m, -1, 1)
     scores = _product(query, key) + level.bias
     weights = jnp.exp(scores - column(log_sum_exp))
     scores_bar = weights * (_product(output_bar, value) - column(offset))
     query_bar += _weighted(scores_bar, key)
-    add = functools.partial(_add_part, chunk=chunk, num_chunks=num_chunks)
-    new_bars.append((
-        add(key_bar, _transposed(scores_bar, query)),
-        add(value_bar, _transposed(weights, output_bar)),
-    ))
-  return new_bars, query_bar
+    key_share = _transposed(scores_bar, query)
+    shares.append((key_share, _transposed(weights, output_bar)))
+  return query_bar, shares
 
 
 def _product(rows: jax.Array, keys: jax.Array) -> jax.Array:
@@ -195,11 +223,6 @@ def _transposed(weights: jax.Array, rows: jax.Array) -> jax.Array:
   return lax.dot_general(rows, weights, (((1,), (1,)), ((0,), (0,))))
 
 
-def _zeros_transposed(x: jax.Array) -> jax.Array:
-  """For gradients of x [s, keys, K]: zeros [s, K, keys]."""
-  return jnp.zeros_like(x.swapaxes(1, 2))
-
-
 def _chunks(rows: jax.Array) -> jax.Array:
   """[P, ...] -> [chunks, n, ...]; chunks is a power of two that divides P."""
   tokens = len(rows)
@@ -215,27 +238,36 @@ def _set_frame(x: jax.Array, frame, rows: jax.Array) -> jax.Array:
   return lax.dynamic_update_index_in_dim(x, rows, frame, 0)
 
 
-def _part(x: jax.Array, chunk: jax.Array, num_chunks: int) -> jax.Array:
-  """The m segments that a chunk of queries lies in or covers, [m, keys, K]."""
-  if len(x) == 1:
+def _part(
+    level: _Level, x: jax.Array, chunk: jax.Array, num_chunks: int
+) -> jax.Array:
+  """Keys or values that a chunk sees at a stride, [m, keys, K].
+
+  A chunk of queries lies in m = 1 segment or covers m whole ones.
+  """
+  if level.frames is None:
     return x
-  start, m = chunk * len(x) // num_chunks, max(1, len(x) // num_chunks)
-  return lax.dynamic_slice_in_dim(x, start, m)
+  # A segment of the stride is several of those that x is cut into.
+  pieces = len(x) // level.stride
+  start = chunk * level.stride // num_chunks * pieces
+  m = max(1, level.stride // num_chunks)
+  part = lax.dynamic_slice_in_dim(x, start, m * pieces)
+  return _take_frames(part, level.frames, m)
 
 
 def _add_part(
     x: jax.Array, share: jax.Array, chunk: jax.Array, num_chunks: int
 ) -> jax.Array:
-  """Adds to the segments that `_part` returns."""
+  """Adds a share [1, ...] to the segment of x that the chunk lies in."""
   if len(x) == 1:
     return x + share
   start = chunk * len(x) // num_chunks
-  share += _part(x, chunk, num_chunks)
+  share += lax.dynamic_slice_in_dim(x, start, 1)
   return lax.dynamic_update_slice_in_dim(x, share, start, 0)
 
 
 def _levels(key, value, key_frames, strides) -> list[_Level]:
-  """Keys and values that one query frame sees, by stride."""
+  """What one query frame sees, by stride."""
   segments, _, length, _ = key.shape
   levels = []
   for (frames, bias), stride in zip(key_frames, strides):
@@ -244,9 +276,20 @@ def _levels(key, value, key_frames, strides) -> list[_Level]:
     else:
       pieces = (segments // stride, len(frames), length)
       bias = jnp.broadcast_to(bias[:, None], pieces).reshape(-1)
-    taken = (_take_frames(x, frames, stride) for x in (key, value))
-    levels.append(_Level(*taken, bias))
+    if stride == 1:  # All chunks see the same keys.
+      taken = (_take_frames(x, frames, 1) for x in (key, value))
+      levels.append(_Level(stride, None, *taken, bias))
+    else:
+      levels.append(_Level(stride, frames, key, value, bias))
   return levels
+
+
+def _num_keys(level: _Level) -> int:
+  """Keys that a query sees at a stride."""
+  if level.frames is None:
+    return level.key.shape[1]
+  segments, _, length, _ = level.key.shape
+  return segments // level.stride * len(level.frames) * length
 
 
 def _cut(x: jax.Array, segments: int) -> jax.Array:
