@@ -117,13 +117,17 @@ def _map_heads(function, *arrays):
   """Maps over B and H in float32; small heads are taken several at a time."""
   batch, heads, tokens = arrays[0].shape[:3]
   group = math.gcd(batch * heads, max(1, _GROUP_TOKENS // tokens))
-  grouped = [x.reshape(-1, group, *x.shape[2:]) for x in arrays]
-
-  def map_group(xs):
-    return jax.vmap(function)(*(x.astype(jnp.float32) for x in xs))
-
-  results = jax.lax.map(map_group, grouped)
-  return [x.reshape(batch, heads, *x.shape[2:]) for x in results]
+  if group == 1:
+    # No axis of length one: XLA would copy all arrays to lay it out.
+    group_shape, mapped = (), function
+  else:
+    group_shape, mapped = (group,), jax.vmap(function)
+  grouped = [x.reshape(-1, *group_shape, *x.shape[2:]) for x in arrays]
+  results = jax.lax.map(
+      lambda xs: mapped(*(x.astype(jnp.float32) for x in xs)), grouped
+  )
+  first = 1 + len(group_shape)
+  return [x.reshape(batch, heads, *x.shape[first:]) for x in results]
 
 
 class _Path:
