@@ -30,7 +30,6 @@ import numpy as np
 
 from . import mask as mask_lib
 
-_CHUNK_TOKENS = 256  # Queries taken at once, so that scores stay in cache.
 # Masked work for a smaller program, as a share of the exact. On short inputs
 # the program takes longer to compile than to run.
 _MAX_PADDING = 0.01
@@ -56,15 +55,19 @@ class _Group(NamedTuple):
 class _Level(NamedTuple):
   """What one query frame sees at one stride."""
 
-  stride: int
-  frames: np.ndarray | jax.Array | None  # [W]; None: taken already.
   key: jax.Array  # As cut, or [1, keys, K] where taken already.
   value: jax.Array  # As key.
+  stride: int
+  frames: np.ndarray | jax.Array | None  # [W]; None: taken already.
   bias: jax.Array | float  # On the scores, [keys].
 
 
 def forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: mask_lib.Mask
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: mask_lib.Mask,
+    chunk_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention of one head.
 
@@ -73,6 +76,7 @@ def forward(
     key: As query, not scaled.
     value: As key.
     mask: A mask that `is_power_of_two`.
+    chunk_tokens: Most queries taken at once.
 
   Returns:
     Output [F, P, K] and log-sum-exp [F, P], float32.
@@ -81,7 +85,7 @@ def forward(
 
   def step(results, frame, key_frames, strides):
     levels = _levels(key, value, key_frames, strides)
-    chunks = _chunks(query[frame])
+    chunks = _chunks(query[frame], chunk_tokens)
     attend = lambda xs: _attend_chunk(*xs, levels, len(chunks))
     new = lax.map(attend, (jnp.arange(len(chunks)), chunks))
     return tuple(_set_frame(x, frame, y) for x, y in zip(results, new))
@@ -98,11 +102,12 @@ def backward(
     output_bar: jax.Array,
     offset: jax.Array,
     mask: mask_lib.Mask,
+    chunk_tokens: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients with respect to query, key and value, each [F, P, K].
 
   Args:
-    query: As in `forward`; so are key, value and mask.
+    query: As in `forward`; so are key, value, mask and chunk_tokens.
     key: See query.
     value: See query.
     log_sum_exp: [F, P], from `forward`.
@@ -110,13 +115,15 @@ def backward(
     offset: Sum over K of output * output_bar, less the cotangent of the
       log-sum-exp, [F, P].
     mask: See query.
+    chunk_tokens: See query.
   """
   key, value = (_cut(x, mask.max_stride) for x in (key, value))
 
   def step(bars, frame, key_frames, strides):
     levels = _levels(key, value, key_frames, strides)
     chunks = [
-        _chunks(x[frame]) for x in (query, log_sum_exp, output_bar, offset)
+        _chunks(x[frame], chunk_tokens)
+        for x in (query, log_sum_exp, output_bar, offset)
     ]
     query_bar, level_bars = _differentiate_chunks(chunks, levels)
     query_bars, key_bar, value_bar = bars
@@ -126,9 +133,10 @@ def backward(
       value_bar = _add_frames(value_bar, frames, level_bar[1])
     return query_bars, key_bar, value_bar
 
-  segments, frames, length, width = key.shape
-  zeros = jnp.zeros((segments, width, frames, length), key.dtype)
-  bars = (jnp.zeros_like(query), zeros, zeros)
+  # [segments, K, F, P / segments]: shares of the gradients come with the keys
+  # last, which is how their products are fastest.
+  zeros = [jnp.zeros_like(x.transpose(0, 3, 1, 2)) for x in (key, value)]
+  bars = (jnp.zeros_like(query), *zeros)
   bars = _over_query_frames(step, bars, mask, log_sum_exp.size)
   return bars[0], _uncut(bars[1]), _uncut(bars[2])
 
@@ -173,13 +181,12 @@ def _differentiate_chunks(chunks, levels):
     bars = jax.tree.map(add, bars, shares[:num_shared])
     return bars, (query_bar, shares[num_shared:])
 
-  width = chunks[0].shape[-1]
   zeros = [
-      jnp.zeros((x.stride, width, _num_keys(x)), x.key.dtype)
-      for x in levels[:num_shared]
+      tuple(jnp.zeros_like(_all(level, x).swapaxes(1, 2)) for x in level[:2])
+      for level in levels[:num_shared]
   ]
   shared, (query_bar, whole) = lax.scan(
-      body, [(x, x) for x in zeros], (jnp.arange(num_chunks), *chunks)
+      body, zeros, (jnp.arange(num_chunks), *chunks)
   )
   whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole)
   return query_bar, shared + whole
@@ -223,11 +230,11 @@ def _transposed(weights: jax.Array, rows: jax.Array) -> jax.Array:
   return lax.dot_general(rows, weights, (((1,), (1,)), ((0,), (0,))))
 
 
-def _chunks(rows: jax.Array) -> jax.Array:
+def _chunks(rows: jax.Array, chunk_tokens: int) -> jax.Array:
   """[P, ...] -> [chunks, n, ...]; chunks is a power of two that divides P."""
   tokens = len(rows)
   num_chunks = 1
-  while tokens % (2 * num_chunks) == 0 and tokens > num_chunks * _CHUNK_TOKENS:
+  while tokens % (2 * num_chunks) == 0 and tokens > num_chunks * chunk_tokens:
     num_chunks *= 2
   return rows.reshape(num_chunks, -1, *rows.shape[1:])
 
@@ -239,7 +246,7 @@ def _set_frame(x: jax.Array, frame, rows: jax.Array) -> jax.Array:
 
 
 def _part(
-    level: _Level, x: jax.Array, chunk: jax.Array, num_chunks: int
+    level: _Level, x: jax.Array, chunk: jax.Array | int, num_chunks: int
 ) -> jax.Array:
   """Keys or values that a chunk sees at a stride, [m, keys, K].
 
@@ -253,6 +260,11 @@ def _part(
   m = max(1, level.stride // num_chunks)
   part = lax.dynamic_slice_in_dim(x, start, m * pieces)
   return _take_frames(part, level.frames, m)
+
+
+def _all(level: _Level, x: jax.Array) -> jax.Array:
+  """Keys or values that a frame sees at a stride, [stride, keys, K]."""
+  return _part(level, x, 0, 1)
 
 
 def _add_part(
@@ -278,18 +290,10 @@ def _levels(key, value, key_frames, strides) -> list[_Level]:
       bias = jnp.broadcast_to(bias[:, None], pieces).reshape(-1)
     if stride == 1:  # All chunks see the same keys.
       taken = (_take_frames(x, frames, 1) for x in (key, value))
-      levels.append(_Level(stride, None, *taken, bias))
+      levels.append(_Level(*taken, stride, None, bias))
     else:
-      levels.append(_Level(stride, frames, key, value, bias))
+      levels.append(_Level(key, value, stride, frames, bias))
   return levels
-
-
-def _num_keys(level: _Level) -> int:
-  """Keys that a query sees at a stride."""
-  if level.frames is None:
-    return level.key.shape[1]
-  segments, _, length, _ = level.key.shape
-  return segments // level.stride * len(level.frames) * length
 
 
 def _cut(x: jax.Array, segments: int) -> jax.Array:
