@@ -63,7 +63,7 @@ class _Forward:
     """Yields after each pair of pieces; scores are [pairs, keys, queries]."""
     slot, rows = self.stream.slot(item), self.stream.rows(item, size)
     for r, row in enumerate(rows):
-      query = self.query[_divide(row, self.segments)]
+      query = self.query[divide(row, self.segments)]
       maximum = None
       for c, piece in enumerate(pieces):
         s = product(self.keys[slot, piece], query, _ROWS)
@@ -108,8 +108,8 @@ class _Forward:
     pieces = range(self.stream.size)
 
     def step(item, old, new):
-      self.stream.fetch_ahead(item)
       self.stream.wait(item + 1)
+      self.stream.fetch_ahead(item)
       _exhaust(
           self.start_scores(item + 1, size, *new, pieces),
           self.finish(item, size, *old, pieces),
@@ -148,7 +148,7 @@ def _exhaust(*generators):
     generators = [g for g in generators if next(g, done) is not done]
 
 
-def _divide(row, segments):
+def divide(row, segments):
   """Index of a piece in a tile of frames by segments."""
   if isinstance(row, int):
     return divmod(row, segments)

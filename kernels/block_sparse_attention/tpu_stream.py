@@ -76,9 +76,13 @@ class ItemStream:
           buffer.at[slot], buffer.at[slot], self._semaphores.at[slot]
       ).wait()
 
+  def number(self, item):
+    """Number of an item among those of all tiles."""
+    return self._words[0, 0] + item
+
   def slot(self, item):
     """The buffer of an item."""
-    return lax.rem(self._words[0, 0] + item, self._buffers)
+    return lax.rem(self.number(item), self._buffers)
 
   def count(self, item):
     """Number of pieces of an item."""
@@ -91,11 +95,8 @@ class ItemStream:
     packed = self._words[0, self._address(item) + 1]
     return [(packed >> 4 * index) & 15 for index in range(size)]
 
-  def pieces(self, item) -> list:
-    address = self._address(item) + 2
-    return [
-        self._words[0, address + index] for index in range(self._work.stream)
-    ]
+  def piece(self, item, index):
+    return self._words[0, self._address(item) + 2 + index]
 
   def sections(self) -> list[tuple[int, Any, Any, Any, Any]]:
     """For every size of row set: first item and number, of both kinds."""
@@ -113,7 +114,8 @@ class ItemStream:
 
   def _start(self, item) -> None:
     slot = self.slot(item)
-    for index, piece in enumerate(self.pieces(item)):
+    for index in range(self._work.stream):
+      piece = self.piece(item, index)
       for array, buffer in self._sources:
         pltpu.make_async_copy(
             array.at[self._head, piece],
@@ -127,14 +129,18 @@ def for_rest(
     first,
     number,
     run: Callable[[Any, Any, int], None],
+    begin: Callable[[Any], None] = lambda item: None,
+    end: Callable[[Any], None] = lambda item: None,
 ) -> None:
   """Runs items that are not full: run(item, first piece, number of pieces).
 
   The number of pieces is static, a power of two, so that run can be unrolled.
+  `begin` and `end` are called with every item, before and after its pieces.
   """
 
   def step(index, _):
     item = first + index
+    begin(item)
     stream.wait(item)
     stream.fetch_ahead(item)
     count = stream.count(item)
@@ -147,6 +153,7 @@ def for_rest(
         run(item, start, size)
 
       size //= 2
+    end(item)
     return 0
 
   lax.fori_loop(0, number, step, 0)

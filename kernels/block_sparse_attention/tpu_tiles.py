@@ -62,3 +62,13 @@ class TileSizes:
   def tiles(self) -> tuple[tuple[int, int], ...]:
     """The shape of the tile of every pass."""
     return (self.near,) if self.far is None else (self.near, self.far)
+
+
+# By the static schedule of the compiler; see README.md.
+_DEFAULTS = {}
+
+
+def default() -> TileSizes:
+  """Tile sizes for the TPU at hand, or for an unknown one."""
+  kind = jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
+  return _DEFAULTS.get(kind, TileSizes())
