@@ -28,8 +28,9 @@ from . import tpu_stream
 
 _ROWS = (((1,), (1,)), ((), ()))
 _COLUMNS = (((0,), (0,)), ((), ()))
-_PLAIN = (((1,), (0,)), ((), ()))
+_FIRST_WITH_LAST = (((0,), (1,)), ((), ()))
 _OUT_BUFFERS = 2
+_LAG = 2  # Pairs of pieces whose scores are begun early.
 
 
 class _Backward:
@@ -44,29 +45,56 @@ class _Backward:
     self.scale, self.valid, self.segments = scale, valid, segments
 
   def run(self, item, size, pieces):
-    """One item, or some of its pieces."""
+    """One item, or some of its pieces.
+
+    The scores of a pair of pieces are begun before those of the pairs before it
+    are done with: the compiler keeps to the order of the program, and would let
+    the matrix units wait for the exponentials.
+    """
     slot, rows = self.stream.slot(item), self.stream.rows(item, size)
     out = self.out.buffer(item)
-    for r, row in enumerate(rows):
-      place = tpu_forward.divide(row, self.segments)
-      key, value = self.keys[place], self.values[place]
-      key_bar, value_bar = self.keys_bar[row], self.values_bar[row]
-      for piece in pieces:
-        query, output_bar = self.queries[slot, piece], self.outputs_bar[slot, piece]
-        log_sum_exp = self.rows[slot, piece, 0:1]
-        offset = self.rows[slot, piece, 1:2]
-        scores = tpu_forward.product(key, query, _ROWS) * self.scale
-        scores = tpu_forward.masked_fill(scores, self.valid)
-        weights = jnp.exp2(scores - log_sum_exp)
-        weights_bar = tpu_forward.product(value, output_bar, _ROWS)
-        scores_bar = (weights * (weights_bar - offset)).astype(query.dtype)
-        weights = weights.astype(output_bar.dtype)
-        value_bar += tpu_forward.product(weights, output_bar, _PLAIN)
-        key_bar += tpu_forward.product(scores_bar, query, _PLAIN)
-        share = tpu_forward.product(key, scores_bar, _COLUMNS)
-        before = self.queries_bar[slot, piece] if r == 0 else out[piece]
-        out[piece] = before + share
-      self.keys_bar[row], self.values_bar[row] = key_bar, value_bar
+    pairs = [(row, piece) for row in rows for piece in pieces]
+    begun = [self._begin(slot, *pair) for pair in pairs[:_LAG]]
+    for index, (row, piece) in enumerate(pairs):
+      if index + _LAG < len(pairs):
+        begun.append(self._begin(slot, *pairs[index + _LAG]))
+      if index % len(pieces) == 0:
+        sums = self.keys_bar[row], self.values_bar[row]
+      *shares, query_share = self._finish(slot, row, piece, *begun.pop(0))
+      sums = [x + share for x, share in zip(sums, shares)]
+      if index % len(pieces) == len(pieces) - 1:
+        self.keys_bar[row], self.values_bar[row] = sums
+      is_first = index < len(pieces)
+      before = self.queries_bar[slot, piece] if is_first else out[piece]
+      out[piece] = before + query_share
+
+  def _begin(self, slot, row, piece):
+    """Scores and the gradients of the weights."""
+    place = tpu_forward.divide(row, self.segments)
+    scores = tpu_forward.product(
+        self.keys[place], self.queries[slot, piece], _ROWS
+    )
+    weights_bar = tpu_forward.product(
+        self.values[place], self.outputs_bar[slot, piece], _ROWS
+    )
+    return scores, weights_bar
+
+  def _finish(self, slot, row, piece, scores, weights_bar):
+    """Shares of the gradients of keys, values and queries, transposed."""
+    query, output_bar = self.queries[slot, piece], self.outputs_bar[slot, piece]
+    log_sum_exp = self.rows[slot, piece, 0:1]
+    offset = self.rows[slot, piece, 1:2]
+    scores = tpu_forward.masked_fill(scores * self.scale, self.valid)
+    weights = jnp.exp2(scores - log_sum_exp)
+    scores_bar = (weights * (weights_bar - offset)).astype(query.dtype)
+    key = self.keys[tpu_forward.divide(row, self.segments)]
+    return (
+        tpu_forward.product(query, scores_bar, _FIRST_WITH_LAST),
+        tpu_forward.product(
+            output_bar, weights.astype(query.dtype), _FIRST_WITH_LAST
+        ),
+        tpu_forward.product(key, scores_bar, _COLUMNS),
+    )
 
   def run_rest(self, size, first, number):
     def run(item, start, count):
@@ -116,29 +144,39 @@ class _Out:
     """Starts the copies of an item's pieces."""
     slot = self._slot(item)
     self._pending[slot] = self._stream.count(item)
-
-    def start(index, _):
-      self._copy(slot, index, self._stream.piece(item, index)).start()
-      return 0
-
-    lax.fori_loop(0, self._stream.count(item), start, 0)
+    self._stream.for_copies(
+        item,
+        lambda index, is_run: self._copy(slot, index, item, is_run).start(),
+    )
 
   def drain(self):
     for slot in range(_OUT_BUFFERS):
       self._wait(slot)
 
   def _wait(self, slot):
-    def wait(index, _):
-      self._copy(slot, 0, 0).wait()
-      return 0
+    pending = self._pending[slot]
+    is_full = pending == self._stream.size
 
-    lax.fori_loop(0, self._pending[slot], wait, 0)
+    @pl.when(is_full)
+    def _():
+      buffer = self._buffers.at[slot]
+      # Waits for the bytes of all copies from this buffer.
+      pltpu.make_async_copy(buffer, buffer, self._semaphores.at[slot]).wait()
+
+    @pl.when(jnp.logical_not(is_full))
+    def _():
+      def wait(index, _):
+        self._copy(slot, index, 0, False).wait()
+        return 0
+
+      lax.fori_loop(0, pending, wait, 0)
+
     self._pending[slot] = 0
 
-  def _copy(self, slot, index, piece):
+  def _copy(self, slot, index, item, is_run):
     return pltpu.make_async_copy(
-        self._buffers.at[slot, index],
-        self._array.at[self._head, piece],
+        self._stream.of_buffer(self._buffers, slot, index, is_run),
+        self._stream.of_array(self._array, item, index, is_run),
         self._semaphores.at[slot],
     )
 
@@ -178,7 +216,7 @@ def _kernel(*refs, work, scale, valid, buffers, is_first):
 
   for row, place in enumerate(tile):
     for i, x in enumerate(sums):
-      x[row] = jnp.zeros_like(x[row]) if is_first else old[i][place]
+      x[row] = jnp.zeros_like(x[row]) if is_first else old[i][place].T
   backward = _Backward(
       stream,
       (key, value),
@@ -197,7 +235,7 @@ def _kernel(*refs, work, scale, valid, buffers, is_first):
       backward.run_full(size, first_full, num_full)
   for row, place in enumerate(tile):
     for x, result in zip(sums, results):
-      result[place] = x[row].astype(result.dtype)
+      result[place] = x[row].T.astype(result.dtype)
 
   @pl.when(index == pl.num_programs(1) * pl.num_programs(2) - 1)
   def _():
@@ -240,7 +278,7 @@ def backward(
   """
   heads, num_frames, num_segments, tokens, width = query.shape
   query_bar = jnp.zeros(
-      (heads, num_frames * num_segments, width, tokens), jnp.float32
+      (heads, num_frames, num_segments, width, tokens), jnp.float32
   )
   bars = ()
   for index, work in enumerate(lists):
@@ -249,7 +287,7 @@ def backward(
         scale=scale, valid=valid, buffers=buffers, interpret=interpret,
         is_last=index == len(lists) - 1,
     )
-  return query_bar.reshape(*query.shape[:3], width, tokens), *bars
+  return query_bar, *bars
 
 
 def _one_pass(
@@ -270,7 +308,6 @@ def _one_pass(
       memory_space=pltpu.SMEM,
   )
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
-  by_piece = lambda x: x.reshape(heads, -1, *x.shape[3:])
   dtype = key.dtype if is_last else jnp.float32
   bar = jax.ShapeDtypeStruct(key.shape, dtype)
   kernel = functools.partial(
@@ -298,8 +335,8 @@ def _one_pass(
           pltpu.VMEM((_OUT_BUFFERS, stream, width, tokens), jnp.float32),
           pltpu.SMEM((_OUT_BUFFERS,), jnp.int32),
           pltpu.SemaphoreType.DMA((_OUT_BUFFERS,)),
-          pltpu.VMEM((num_rows, tokens, width), jnp.float32),
-          pltpu.VMEM((num_rows, tokens, width), jnp.float32),
+          pltpu.VMEM((num_rows, width, tokens), jnp.float32),
+          pltpu.VMEM((num_rows, width, tokens), jnp.float32),
       ],
       compiler_params=pltpu.CompilerParams(
           dimension_semantics=("parallel", "arbitrary", "arbitrary"),
@@ -318,9 +355,9 @@ def _one_pass(
       jnp.asarray(work.words)[:, None],
       key,
       value,
-      by_piece(query),
-      by_piece(output_bar),
-      by_piece(rows),
+      query,
+      output_bar,
+      rows,
       query_bar,
       *bars,
   )

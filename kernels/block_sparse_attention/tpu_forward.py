@@ -321,7 +321,7 @@ def _one_pass(
   )(
       jnp.asarray(work.words)[:, None],
       query,
-      key.reshape(heads, -1, tokens, width),
-      value.reshape(heads, -1, tokens, width),
+      key,
+      value,
       *state,
   )

@@ -21,12 +21,14 @@ memory to make them grow with their length.
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from . import mask as mask_lib
 
+_MAX_RUN = 4  # Pieces that one copy fetches.
 _MAX_FILL = 2.0  # Filled-up tokens, as a multiple of the real ones.
 
 
@@ -57,14 +59,19 @@ class WorkList(NamedTuple):
   The words of a tile are a header, its items, and the first items of the next
   tile, which are fetched ahead. Header: number of items before this tile; then
   for each size of row set, largest first, the number of items that are done
-  piece by piece, and of full ones. Items come in that order. An item: its
-  pieces' number; its rows, four bits each; its pieces, filled up to `stream`.
+  piece by piece, and of full ones. Items come in that order. An item: the
+  number of its pieces, and in the bits from 8 on how many runs they begin with;
+  its rows, four bits each; its pieces, frame * 2^16 + segment. A run is `run`
+  pieces with successive segments of one frame, or in a pass of far pairs with
+  successive frames of one segment: one copy fetches it.
 
   Attributes:
     words: int32 [tiles, words].
     tile: Frames and segments of a tile.
     sizes: Numbers of rows, largest first.
     stream: Pieces of a full item.
+    run: Pieces of a run.
+    along_frames: Whether runs go along frames, not segments.
     num_units: Pairs of pieces in the lists, fillings not counted.
     num_items: For every size, items done piece by piece, their pieces, and full
       items, over all tiles.
@@ -74,6 +81,8 @@ class WorkList(NamedTuple):
   tile: tuple[int, int]
   sizes: tuple[int, ...]
   stream: int
+  run: int
+  along_frames: bool
   num_units: int
   num_items: tuple[tuple[int, int, int], ...]
 
@@ -188,7 +197,7 @@ class _Pairs:
     return bool((self._far[self._table] == far).any())
 
   def of_tile(self, frames, segments, far) -> np.ndarray:
-    """Rows that see each piece, as bits, [F * segments]."""
+    """Rows that see each piece, as bits, [F, segments]."""
     rows = np.zeros(self._table.shape[1:] + self._seen.shape[2:], np.int32)
     bit = 1
     for frame in frames:
@@ -200,12 +209,13 @@ class _Pairs:
             seen = seen & (self._far[kinds] == far)[:, None]
           rows += bit * seen
         bit *= 2
-    return rows.reshape(-1)
+    return rows
 
 
 class _Item(NamedTuple):
   rows: tuple[int, ...]
-  pieces: np.ndarray
+  pieces: np.ndarray  # Encoded as in the words.
+  num_runs: int
 
 
 def _make_list(
@@ -216,6 +226,8 @@ def _make_list(
   sizes = (num_rows,) + tuple(
       1 << bit for bit in reversed(range(3)) if 1 << bit < num_rows
   )
+  run = math.gcd(stream, _MAX_RUN)
+  along_frames = bool(far)
   tiles = []
   for frame in range(0, layout.num_frames, frames):
     for segment in range(0, layout.segments, segments):
@@ -224,30 +236,53 @@ def _make_list(
           range(segment, segment + segments),
           far,
       )
-      tiles.append(_items_of_tile(rows, sizes, stream))
+      tiles.append(_items_of_tile(rows, sizes, stream, run, along_frames))
   if apart:
     tiles = _keep_apart(tiles, buffers)
-  return _pack(tiles, tile, sizes, stream, buffers)
+  return _pack(tiles, tile, sizes, stream, buffers, run, along_frames)
 
 
-def _items_of_tile(rows_of_piece, sizes, stream):
+def _items_of_tile(rows_of_piece, sizes, stream, run, along_frames):
   """For every size the items that are done piece by piece, and full ones."""
+  if along_frames:
+    rows_of_piece = rows_of_piece.T
   pieces_of_rows = {}
   for bits in np.unique(rows_of_piece):
     if bits:
-      pieces = np.flatnonzero(rows_of_piece == bits)
+      seen = rows_of_piece == bits
       for rows in _row_sets(int(bits), sizes):
-        pieces_of_rows.setdefault(rows, []).append(pieces)
+        if rows in pieces_of_rows:
+          pieces_of_rows[rows] |= seen
+        else:
+          pieces_of_rows[rows] = seen.copy()
   sections = {size: ([], []) for size in sizes}
-  for rows, pieces in sorted(pieces_of_rows.items()):
-    pieces = np.sort(np.concatenate(pieces))
-    rest, full = sections[len(rows)]
-    num_full = len(pieces) // stream
-    for i in range(num_full):
-      full.append(_Item(rows, pieces[i * stream : (i + 1) * stream]))
-    if len(pieces) % stream:
-      rest.append(_Item(rows, pieces[num_full * stream :]))
+  for rows, seen in sorted(pieces_of_rows.items()):
+    pieces, num_runs = _runs_first(seen, run)
+    outer, inner = np.divmod(pieces, seen.shape[1])
+    if along_frames:
+      outer, inner = inner, outer
+    pieces = (outer << 16) + inner
+    for start in range(0, len(pieces), stream):
+      part = pieces[start : start + stream]
+      runs = min(max(num_runs - start // run, 0), len(part) // run)
+      section = sections[len(rows)][len(part) == stream]
+      section.append(_Item(rows, part, runs))
   return [sections[size] for size in sizes]
+
+
+def _runs_first(seen: np.ndarray, run: int) -> tuple[np.ndarray, int]:
+  """Flat indices of the pieces seen, [outer, inner]; whole runs come first."""
+  padded = np.pad(seen, ((0, 0), (1, 1)))
+  steps = np.diff(padded.astype(np.int8), axis=1)
+  starts = np.flatnonzero((steps == 1)[:, :-1])
+  stops = np.flatnonzero((steps == -1)[:, 1:]) + 1
+  runs, rest = [], []
+  for start, stop in zip(starts, stops):
+    middle = start + (stop - start) // run * run
+    runs.append(np.arange(start, middle))
+    rest.append(np.arange(middle, stop))
+  num_runs = sum(map(len, runs)) // run
+  return np.concatenate(runs + rest), num_runs
 
 
 def _row_sets(bits, sizes):
@@ -286,11 +321,8 @@ def _keep_apart(tiles, window):
         while waiting:
           found = next(filter(is_clear, waiting), None)
           if found is None:
-            empty = _Item((0,), np.zeros(0, np.int32))
-            if section is new_full and new_full:
-              # An empty item cannot stand among full ones: start over with it
-              # before them.
-              raise AssertionError("full items of a section share a piece")
+            empty = _Item((0,), np.zeros(0, np.int32), 0)
+            assert not new_full, "Full items of a section share a piece."
             place(empty, new_rest)
             continue
           waiting = [item for item in waiting if item is not found]
@@ -299,7 +331,9 @@ def _keep_apart(tiles, window):
   return ordered
 
 
-def _pack(tiles, tile, sizes, stream, buffers) -> WorkList:
+def _pack(
+    tiles, tile, sizes, stream, buffers, run, along_frames
+) -> WorkList:
   flat = [
       item for sections in tiles for part in sections for items in part
       for item in items
@@ -307,12 +341,9 @@ def _pack(tiles, tile, sizes, stream, buffers) -> WorkList:
   item_words = 2 + stream
   table = np.zeros((len(flat) + buffers, item_words), np.int32)
   for word, item in zip(table, flat):
-    word[0] = len(item.pieces)
+    word[0] = len(item.pieces) + (item.num_runs << 8)
     word[1] = sum(row << 4 * index for index, row in enumerate(item.rows))
     word[2 : 2 + len(item.pieces)] = item.pieces
-    # Fillings are fetched too: of the last piece, so that they cost no new page.
-    if len(item.pieces):
-      word[2 + len(item.pieces) :] = item.pieces[-1]
   counts = np.array([
       [len(items) for part in sections for items in part] for sections in tiles
   ])
@@ -336,4 +367,6 @@ def _pack(tiles, tile, sizes, stream, buffers) -> WorkList:
       )
       for k in range(len(sizes))
   )
-  return WorkList(words, tile, sizes, stream, num_units, by_size)
+  return WorkList(
+      words, tile, sizes, stream, run, along_frames, num_units, by_size
+  )

@@ -7,6 +7,7 @@ import jax
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
 
 from . import tpu_lists
 
@@ -34,7 +35,7 @@ class ItemStream:
     Args:
       words: The words of the tile, [1, words] int32 in scalar memory.
       head: Index of the first axis of the arrays.
-      sources: Arrays [heads, pieces, ...] and the buffers [buffers, stream,
+      sources: Arrays [heads, frames, segments, ...] and the buffers [buffers, stream,
         ...] which they are copied to.
       semaphores: DMA semaphores [buffers].
       work: The list that `words` belong to.
@@ -69,12 +70,25 @@ class ItemStream:
     self._start(item + self._buffers - 1)
 
   def wait(self, item) -> None:
-    slot = self.slot(item)
-    for _, buffer in self._sources:
-      # Waits for the bytes of all copies to this buffer.
-      pltpu.make_async_copy(
-          buffer.at[slot], buffer.at[slot], self._semaphores.at[slot]
-      ).wait()
+    slot, count = self.slot(item), self.count(item)
+    is_full = count == self.size
+
+    @pl.when(is_full)
+    def _():
+      for _, buffer in self._sources:
+        # Waits for the bytes of all copies to this buffer.
+        pltpu.make_async_copy(
+            buffer.at[slot], buffer.at[slot], self._semaphores.at[slot]
+        ).wait()
+
+    @pl.when(jnp.logical_not(is_full))
+    def _():
+      def wait(index, _):
+        for array, buffer in self._sources:
+          self._copy(array, buffer, slot, index, 0).wait()
+        return 0
+
+      lax.fori_loop(0, count, wait, 0)
 
   def number(self, item):
     """Number of an item among those of all tiles."""
@@ -86,7 +100,7 @@ class ItemStream:
 
   def count(self, item):
     """Number of pieces of an item."""
-    return self._words[0, self._address(item)]
+    return self._words[0, self._address(item)] & 255
 
   def rows(self, item, size: int) -> list:
     """Pieces of the tile that see an item."""
@@ -94,9 +108,6 @@ class ItemStream:
       return list(range(size))
     packed = self._words[0, self._address(item) + 1]
     return [(packed >> 4 * index) & 15 for index in range(size)]
-
-  def piece(self, item, index):
-    return self._words[0, self._address(item) + 2 + index]
 
   def sections(self) -> list[tuple[int, Any, Any, Any, Any]]:
     """For every size of row set: first item and number, of both kinds."""
@@ -114,14 +125,46 @@ class ItemStream:
 
   def _start(self, item) -> None:
     slot = self.slot(item)
-    for index in range(self._work.stream):
-      piece = self.piece(item, index)
+
+    def start(index, is_run):
       for array, buffer in self._sources:
-        pltpu.make_async_copy(
-            array.at[self._head, piece],
-            buffer.at[slot, index],
-            self._semaphores.at[slot],
-        ).start()
+        self._copy(array, buffer, slot, index, item, is_run).start()
+
+    self.for_copies(item, start)
+
+  def for_copies(self, item, copy: Callable[[Any, bool], None]) -> None:
+    """Calls copy(index of a piece, whether a run starts there)."""
+    num_runs = self._words[0, self._address(item)] >> 8
+    for index in range(self.size // self._work.run):
+      pl.when(index < num_runs)(lambda index=index: copy(index * self._work.run, True))
+
+    def single(index, _):
+      copy(index, False)
+      return 0
+
+    lax.fori_loop(num_runs * self._work.run, self.count(item), single, 0)
+
+  def of_array(self, array, item, index, is_run: bool):
+    """The piece of an array, or run of pieces, that an item lists."""
+    place = self._words[0, self._address(item) + 2 + index]
+    frame, segment = place >> 16, place & 0xFFFF
+    if is_run and self._work.along_frames:
+      frame = pl.ds(frame, self._work.run)
+    elif is_run:
+      segment = pl.ds(segment, self._work.run)
+    return array.at[self._head, frame, segment]
+
+  def of_buffer(self, buffer, slot, index, is_run: bool):
+    if is_run:
+      index = pl.ds(index, self._work.run)
+    return buffer.at[slot, index]
+
+  def _copy(self, array, buffer, slot, index, item, is_run=False):
+    return pltpu.make_async_copy(
+        self.of_array(array, item, index, is_run),
+        self.of_buffer(buffer, slot, index, is_run),
+        self._semaphores.at[slot],
+    )
 
 
 def for_rest(
