@@ -45,6 +45,7 @@ def attention(
     scale: float,
     token_order: mask_lib.TokenOrder = "natural",
     tiles: tpu_tiles.TileSizes | None = None,
+    chip: tpu_tiles.Chip | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention over the token pairs that the mask allows.
@@ -56,7 +57,9 @@ def attention(
     mask: Which blocks see which.
     scale: Factor on the scores.
     token_order: Order in which the blocks of every frame come.
-    tiles: How the work is cut; None takes `tpu_tiles.default()`.
+    tiles: How the work is cut; None takes the default of the chip.
+    chip: TPU to compile for, where there is none at hand: "v5e", for instance.
+      None takes the one at hand.
     interpret: Run the kernels in Pallas' interpreter, on any device; slow, for
       tests. Sizes are free then.
 
@@ -66,10 +69,12 @@ def attention(
   Raises:
     NotImplementedError: No TPU, or sizes that the kernels do not serve.
   """
-  if tiles is None:
-    tiles = tpu_tiles.default()
   if not interpret:
-    _require_tpu(query, tiles)
+    if chip is None:
+      chip = _chip_at_hand()
+    _require_sizes(query, tiles)
+  if tiles is None:
+    tiles = tpu_tiles.default(chip)
   layout = tpu_lists.make_layout(
       mask,
       query.shape[2] // mask.num_frames,
@@ -80,13 +85,17 @@ def attention(
   return _attention(query, key, value, static)
 
 
-def _require_tpu(query, tiles):
+def _chip_at_hand() -> tpu_tiles.Chip:
   if jax.default_backend() != "tpu":
     raise NotImplementedError(
         f'the kernels run on TPU, and the default backend is'
         f' "{jax.default_backend()}"; pallas_tpu.attention(interpret=True) runs'
         " them anywhere, slowly"
     )
+  return tpu_tiles.chip_of(jax.devices()[0].device_kind)
+
+
+def _require_sizes(query, tiles):
   if query.dtype == jnp.float16:
     raise NotImplementedError("float16 is not served; cast to bfloat16")
   if query.shape[-1] not in _HEAD_DIMS:
@@ -94,7 +103,7 @@ def _require_tpu(query, tiles):
         f"head dimension K={query.shape[-1]} is not one of {_HEAD_DIMS}, which"
         " fill the lanes of the matrix units"
     )
-  if tiles.lanes % tpu_tiles.LANES:
+  if tiles is not None and tiles.lanes % tpu_tiles.LANES:
     raise NotImplementedError(
         f"tiles.lanes={tiles.lanes} must be a multiple of {tpu_tiles.LANES} on"
         " a device"

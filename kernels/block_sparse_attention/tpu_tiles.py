@@ -1,10 +1,21 @@
 """Tile sizes of the TPU backend, with defaults by generation of the chip."""
 
 import dataclasses
-
-import jax
+from typing import Literal
 
 LANES = 128
+
+Chip = Literal["v5e", "v5p", "v6e", "unknown"]
+
+# What jax calls these kinds of devices.
+_CHIPS: dict[str, Chip] = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +75,27 @@ class TileSizes:
     return (self.near,) if self.far is None else (self.near, self.far)
 
 
-# By the static schedule of the compiler; see README.md.
-_DEFAULTS = {}
+# By the compiler's static schedule; `aot_tpu` prints it.
+_DEFAULTS: dict[Chip, TileSizes] = {
+    "v5e": TileSizes(),
+    "v5p": TileSizes(),
+    "v6e": TileSizes(),
+    "unknown": TileSizes(),
+}
 
 
-def default() -> TileSizes:
-  """Tile sizes for the TPU at hand, or for an unknown one."""
-  kind = jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
-  return _DEFAULTS.get(kind, TileSizes())
+def default(chip: Chip | None) -> TileSizes:
+  """Tile sizes for a chip; None is as "unknown"."""
+  if chip is None:
+    chip = "unknown"
+  if chip not in _DEFAULTS:
+    raise ValueError(
+        f"chip={chip!r} is unknown; choose one of {sorted(_DEFAULTS)}, or give"
+        " tiles."
+    )
+  return _DEFAULTS[chip]
+
+
+def chip_of(device_kind: str) -> Chip:
+  """The chip that jax's `Device.device_kind` names."""
+  return _CHIPS.get(device_kind, "unknown")
