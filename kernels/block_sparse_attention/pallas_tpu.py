@@ -152,13 +152,12 @@ def _batched(function, static):
 
 def _run_forward(query, key, value, static):
   pieces = _Pieces(static, query.shape)
-  tiles = static.tiles
   output, log_sum_exp = tpu_forward.forward(
       *map(pieces.enter, (query, key, value)),
       _lists(static, by_keys=False),
       scale=static.scale,
       valid=static.layout.valid,
-      buffers=tiles.buffers,
+      tiles=static.tiles,
       interpret=static.interpret,
   )
   return pieces.leave(output), pieces.leave(log_sum_exp[..., 0, :, None])[..., 0]
@@ -179,7 +178,7 @@ def _run_backward(
       _lists(static, by_keys=True),
       scale=static.scale,
       valid=static.layout.valid,
-      buffers=static.tiles.buffers,
+      tiles=static.tiles,
       interpret=static.interpret,
   )
   query_bar = static.scale * query_bar.swapaxes(-1, -2)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from . import tpu_lists
 from . import tpu_stream
+from . import tpu_tiles
 
 # dot_general with the contracted axes of both operands; last with last, first
 # with first.
@@ -53,21 +54,25 @@ def masked_fill(scores: jax.Array, valid: int) -> jax.Array:
 class _Forward:
   """The work on one tile of queries."""
 
-  def __init__(self, stream, query, keys, values, state, scale, valid, segments):
+  def __init__(self, stream, query, keys, values, state, scale, valid):
     self.stream = stream
     self.query, self.keys, self.values = query, keys, values
     self.maximum, self.total, self.output = state
-    self.scale, self.valid, self.segments = scale, valid, segments
+    self.scale, self.valid = scale, valid
 
   def start_scores(self, item, size, scores, maxima, pieces):
     """Yields after each pair of pieces; scores are [pairs, keys, queries]."""
     slot, rows = self.stream.slot(item), self.stream.rows(item, size)
     for r, row in enumerate(rows):
-      query = self.query[divide(row, self.segments)]
+      query = self.query[row]
       maximum = None
       for c, piece in enumerate(pieces):
-        s = product(self.keys[slot, piece], query, _ROWS)
-        s = masked_fill(s * self.scale, self.valid)
+        key = self.keys[slot, piece]
+        if query.shape[1] == 2 * key.shape[1]:  # Scaled, in two terms.
+          s = product(jnp.concatenate([key, key], 1), query, _ROWS)
+        else:
+          s = product(key, query, _ROWS) * self.scale
+        s = masked_fill(s, self.valid)
         scores[r * len(pieces) + c] = s
         top = jnp.max(s, 0, keepdims=True)
         maximum = top if maximum is None else jnp.maximum(maximum, top)
@@ -148,6 +153,21 @@ def _exhaust(*generators):
     generators = [g for g in generators if next(g, done) is not done]
 
 
+def _put_query(query, place, scale):
+  """Copies a piece; scales it where the matrix units have depth to spare.
+
+  Rounding the scaled query would cost accuracy. As a sum of two bfloat16 terms,
+  side by side, it has 16 bits of mantissa, and costs a deep unit nothing.
+  """
+  if place.shape == query.shape:
+    place[...] = query
+    return
+  scaled = query.astype(jnp.float32) * scale
+  high = scaled.astype(query.dtype)
+  low = (scaled - high.astype(jnp.float32)).astype(query.dtype)
+  place[...] = jnp.concatenate([high, low], 1)
+
+
 def divide(row, segments):
   """Index of a piece in a tile of frames by segments."""
   if isinstance(row, int):
@@ -163,7 +183,8 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   old_state = () if is_first else (refs.pop(0), refs.pop(0), refs.pop(0))
   results = [refs.pop(0) for _ in range(2 if is_last else 3)]
   (
-      keys, values, semaphores, scores, maxima, more_scores, more_maxima, *state,
+      keys, values, semaphores, queries, scores, maxima, more_scores,
+      more_maxima, *state,
   ) = refs
   maximum, total, output = state
   frames, segments = work.tile
@@ -186,9 +207,9 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
     for row, place in enumerate(tile):
       for x, old in zip(state, old_state):
         x[row] = old[place]
-  forward = _Forward(
-      stream, query, keys, values, state, scale, valid, segments
-  )
+  for row, place in enumerate(tile):
+    _put_query(query[place], queries.at[row], scale)
+  forward = _Forward(stream, queries, keys, values, state, scale, valid)
   even, odd = (scores, maxima), (more_scores, more_maxima)
   for size, *rest_and_full in stream.sections():
     if work.num_items[work.sizes.index(size)][0]:
@@ -214,7 +235,7 @@ def forward(
     *,
     scale: float,
     valid: int,
-    buffers: int,
+    tiles: tpu_tiles.TileSizes,
     interpret,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention over the pairs of pieces in the lists.
@@ -226,7 +247,7 @@ def forward(
     lists: The work; each query piece is in it at least once.
     scale: Factor on the scores.
     valid: Tokens of a piece that count, the first ones.
-    buffers: Items in flight or in use.
+    tiles: Sizes of buffers and units.
     interpret: As in `pl.pallas_call`.
 
   Returns:
@@ -236,15 +257,16 @@ def forward(
   for index, work in enumerate(lists):
     state = _one_pass(
         query, key, value, state, work, scale=scale, valid=valid,
-        buffers=buffers, interpret=interpret,
+        tiles=tiles, interpret=interpret,
         is_last=index == len(lists) - 1,
     )
   return state
 
 
 def _one_pass(
-    query, key, value, state, work, *, scale, valid, buffers, interpret, is_last
+    query, key, value, state, work, *, scale, valid, tiles, interpret, is_last
 ):
+  buffers, depth = tiles.buffers, tiles.depth
   heads, num_frames, num_segments, tokens, width = query.shape
   frames, segments = work.tile
   grid = (heads, pl.cdiv(num_frames, frames), pl.cdiv(num_segments, segments))
@@ -282,6 +304,8 @@ def _one_pass(
       pltpu.VMEM((num_rows, *per_token), jnp.float32),
   ]
   pieces = pltpu.VMEM((buffers, stream, tokens, width), key.dtype)
+  is_deep = width % 128 == 0 and 2 * width <= depth
+  terms = 2 if is_deep and query.dtype == jnp.bfloat16 else 1
   flops = 4 * heads * work.num_units * tokens * tokens * width
   streamed = heads * sum(r + f for r, _, f in work.num_items) * stream
   kernel = functools.partial(
@@ -299,13 +323,14 @@ def _one_pass(
           pieces,
           pieces,
           pltpu.SemaphoreType.DMA((buffers,)),
+          pltpu.VMEM((num_rows, tokens, terms * width), query.dtype),
           *scores,
           *scores,
           *[pltpu.VMEM((num_rows, *s), jnp.float32) for s in carried],
       ],
       compiler_params=pltpu.CompilerParams(
           dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-          vmem_limit_bytes=96 << 20,
+          vmem_limit_bytes=tiles.memory_mib << 20,
       ),
       cost_estimate=pl.CostEstimate(
           flops=flops,

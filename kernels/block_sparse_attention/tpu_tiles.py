@@ -35,6 +35,8 @@ class TileSizes:
     buffers: Sets of streamed pieces in flight or in use, at least 2.
     lanes: Tokens to a multiple of which pieces are filled up: 128 on a device,
       1 is enough for the interpreter.
+    depth: Rows of a matrix unit: products of less depth cost as much.
+    memory_mib: Fast memory that a kernel may use.
   """
 
   piece_tokens: int = 256
@@ -43,9 +45,13 @@ class TileSizes:
   stream: int = 8
   buffers: int = 3
   lanes: int = LANES
+  depth: int = 128
+  memory_mib: int = 14
 
   def __post_init__(self):
-    for name in ("piece_tokens", "stream", "buffers", "lanes"):
+    for name in (
+        "piece_tokens", "stream", "buffers", "lanes", "depth", "memory_mib"
+    ):
       value = getattr(self, name)
       if value != int(value) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value}.")
@@ -77,10 +83,11 @@ class TileSizes:
 
 # By the compiler's static schedule; `aot_tpu` prints it.
 _DEFAULTS: dict[Chip, TileSizes] = {
-    "v5e": TileSizes(),
-    "v5p": TileSizes(),
-    "v6e": TileSizes(),
-    "unknown": TileSizes(),
+    "v5e": TileSizes(memory_mib=100),
+    "v5p": TileSizes(memory_mib=52),
+    "v6e": TileSizes(depth=256, memory_mib=100),
+    # 16 MiB at least since TPU v2.
+    "unknown": TileSizes(stream=2),
 }
 
 
