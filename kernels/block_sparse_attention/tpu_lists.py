@@ -86,6 +86,31 @@ class WorkList(NamedTuple):
   num_units: int
   num_items: tuple[tuple[int, int, int], ...]
 
+  def full_items(self, size_index: int) -> np.ndarray:
+    """Number of full items of one size, for every tile."""
+    return self.words[:, 2 + 2 * size_index]
+
+  def rest_counts(self, size_index: int) -> np.ndarray:
+    """Pieces of every item of one size that is done piece by piece."""
+    counts = []
+    for word in self.words:
+      header = word[1 : header_words(self.sizes)]
+      first = int(header[: 2 * size_index].sum())
+      items = word[header_words(self.sizes) :].reshape(-1, 2 + self.stream)
+      counts.append(items[first : first + header[2 * size_index], 0] & 255)
+    return np.concatenate(counts)
+
+  def singles_per_item(self) -> float:
+    """Mean number of pieces that are fetched by a copy of their own."""
+    start = header_words(self.sizes)
+    pieces, items = 0, 0
+    for word in self.words:
+      number = int(word[1:start].sum())
+      first = word[start:].reshape(-1, 2 + self.stream)[:number, 0]
+      pieces += int(((first & 255) - (first >> 8) * self.run).sum())
+      items += number
+    return pieces / max(items, 1)
+
 
 def header_words(sizes: tuple[int, ...]) -> int:
   return 1 + 2 * len(sizes)
@@ -133,6 +158,7 @@ def _piece_size(run: int, limit: int, lanes: int) -> int:
   return min(sizes, key=lambda n: (run // n * (-(-n // lanes)), -n))
 
 
+@functools.lru_cache(maxsize=32)
 def make_lists(
     mask: mask_lib.Mask,
     layout: Layout,
@@ -156,12 +182,6 @@ def make_lists(
   Returns:
     One list for each tile shape; shorter if a pass has nothing to do.
   """
-  lists = _make_lists(mask, layout, tuple(tiles), stream, buffers, by_keys)
-  return lists
-
-
-@functools.lru_cache(maxsize=32)
-def _make_lists(mask, layout, tiles, stream, buffers, by_keys):
   pairs = _Pairs(mask, layout, by_keys)
   lists = []
   for index, tile in enumerate(tiles):

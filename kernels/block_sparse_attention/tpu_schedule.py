@@ -22,23 +22,24 @@ import numpy as np
 from . import tpu_lists
 
 _BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?\s*:\s*(>*)")
-_IS_JUMP = re.compile(r"= sbr\.")
+_JUMP = re.compile(r"= sbr\.")
+_PRODUCT = re.compile(r"= vmatmul")
 
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-  """A core of a chip: FLOPs a cycle in bfloat16, and cycles a second."""
+  """The matrix units of a core, in bfloat16."""
 
   flops_per_cycle: int
-  clock: float
+  clock: float  # Cycles a second.
+  cores: int  # Of a chip; each takes its share of the heads.
 
 
-# From the published peak: 197, 459 and 918 TFLOP/s; v5p has two cores, which
-# take half of the heads each.
+# Clocks follow from the published 197, 459 and 918 TFLOP/s of a chip.
 PEAKS = {
-    "v5e": Peak(4 * 2 * 128 * 128, 1.503e9),
-    "v5p": Peak(2 * 4 * 2 * 128 * 128, 1.751e9),
-    "v6e": Peak(4 * 2 * 256 * 256, 1.751e9),
+    "v5e": Peak(131072, 197e12 / 131072, 1),
+    "v5p": Peak(131072, 459e12 / 131072 / 2, 2),
+    "v6e": Peak(524288, 918e12 / 524288, 1),
 }
 
 
@@ -47,43 +48,149 @@ class Block(NamedTuple):
 
   start: int
   length: int
-  depth: int  # Of loops around it.
-  loop: int  # Number of the innermost loop's header, 0 outside.
+  loops: tuple[int, ...]  # Headers of the loops around it, outermost first.
   num_products: int  # Instructions that use the matrix units.
 
 
 class Use(NamedTuple):
-  """One block of the source that uses the matrix units."""
+  """One block of a kernel's source that uses the matrix units."""
 
   products: int  # Products of two pieces.
-  times: int  # Executions in all, for one head.
+  times: int  # Executions, over all tiles of a head.
+  rounds: int  # Iterations of the loop around it; 0 outside.
 
 
 def read_blocks(text: str) -> list[Block]:
   """The blocks of a `final_bundles` listing."""
-  bundles = []  # (address, depth, is_header, is_cut, products)
+  blocks, headers, bundles = [], {}, []
+
+  def close():
+    if bundles:
+      depth = max(depth for _, depth, _ in bundles)
+      loops = tuple(headers[d] for d in range(1, depth + 1))
+      products = sum(products for *_, products in bundles)
+      blocks.append(Block(bundles[0][0], len(bundles), loops, products))
+      bundles.clear()
+
+  after_jump = False
   for line in text.splitlines():
     match = _BUNDLE.match(line)
     if match:
-      address, label, depth = match.groups()
-      cut = bool(label) or "Start region" in line
-      bundles.append([int(address, 16), len(depth), label == "LB", cut, 0, 0])
-    if bundles:
-      bundles[-1][4] += len(re.findall(r"= vmatmul", line))
-      bundles[-1][5] |= bool(_IS_JUMP.search(line))
-  blocks, loop, first = [], 0, 0
-  for index, (address, depth, is_header, is_cut, _, _) in enumerate(bundles):
-    after_jump = index > 0 and bundles[index - 1][5]
-    if index > first and (is_cut or after_jump):
-      blocks.append(_block(bundles[first:index], loop))
-      first = index
-    if is_header:
-      loop = address
-  blocks.append(_block(bundles[first:], loop))
+      address, label, depth = int(match[1], 16), match[2], len(match[3])
+      if label or after_jump or "Start region" in line:
+        close()
+      after_jump = False
+      if label == "LB":
+        headers[depth] = address
+      bundles.append((address, depth, len(_PRODUCT.findall(line))))
+    elif bundles:  # A bundle may be listed on several lines.
+      address, depth, products = bundles[-1]
+      bundles[-1] = (address, depth, products + len(_PRODUCT.findall(line)))
+    after_jump |= bool(_JUMP.search(line))
+  close()
   return blocks
 
 
-def _block(bundles, loop):
-  start, depth = bundles[0][:2]
-  products = sum(bundle[4] for bundle in bundles)
-  return Block(start, len(bundles), depth, loop, products)
+def forward_uses(work: tpu_lists.WorkList) -> list[Use]:
+  """Blocks of the forward kernel, in the order of its source."""
+  uses = []
+  for index, size in enumerate(work.sizes):
+    uses += _rest_uses(work, index, 2 * size)
+    full = work.full_items(index)
+    if full.any():
+      some = size * work.stream
+      rounds = int((full // 2).sum())
+      uses += [
+          Use(some, int((full > 0).sum()), 0),
+          Use(2 * some, int((full // 2).sum()), rounds),
+          Use(2 * some, int(np.maximum(full - 1, 0).sum()) - rounds, rounds),
+          Use(some, int((full % 2 == 1).sum()), 0),
+          Use(some, int(((full > 0) & (full % 2 == 0)).sum()), 0),
+      ]
+  return uses
+
+
+def backward_uses(work: tpu_lists.WorkList) -> list[Use]:
+  """Blocks of the backward kernel, in the order of its source."""
+  uses = []
+  for index, size in enumerate(work.sizes):
+    uses += _rest_uses(work, index, 5 * size)
+    full = int(work.full_items(index).sum())
+    if full:
+      uses.append(Use(5 * size * work.stream, full, full))
+  return uses
+
+
+def _rest_uses(work, index, products):
+  counts = work.rest_counts(index)
+  powers = [1 << bit for bit in reversed(range((work.stream - 1).bit_length()))]
+  return [
+      Use(products * n, int((counts & n != 0).sum()), len(counts))
+      for n in powers
+      if len(counts)
+  ]
+
+
+def cycles(
+    blocks: list[Block],
+    uses: list[Use],
+    num_tiles: int,
+    singles_per_item: float,
+    product_cycles: float,
+) -> float:
+  """Cycles of a kernel for one head.
+
+  Args:
+    blocks: From `read_blocks`.
+    uses: The blocks that use the matrix units.
+    num_tiles: Iterations of the outermost loop.
+    singles_per_item: Iterations of loops within those of items: copies of
+      single pieces.
+    product_cycles: Cycles of a product of two pieces at peak.
+
+  Raises:
+    ValueError: The listing does not have the blocks of the kernel's source.
+  """
+  with_products = [block for block in blocks if block.num_products]
+  if len(with_products) != len(uses):
+    raise ValueError(
+        f"the schedule has {len(with_products)} blocks of bundles that use the"
+        f" matrix units, and the kernel's source {len(uses)}; this version of"
+        " libtpu arranges code in a way that is not known here"
+    )
+  total, rounds = 0.0, {}
+  for block, use in zip(with_products, uses):
+    total += use.times * max(block.length, use.products * product_cycles)
+    if use.rounds:
+      rounds[block.loops[:2]] = use.rounds
+  for block in blocks:
+    if block.num_products:
+      continue
+    times = 1.0
+    if block.loops:
+      times = float(num_tiles)
+    if block.loops[:2] in rounds:
+      times = rounds[block.loops[:2]]
+      if len(block.loops) > 2:
+        times *= singles_per_item
+    total += times * block.length
+  return total
+
+
+def find_listing(folder: pathlib.Path, kernel: str) -> str:
+  """The newest listing of a kernel's final bundles.
+
+  Raises:
+    FileNotFoundError: libtpu has written none.
+  """
+  listings = [
+      path
+      for path in folder.glob(f"*{kernel}*final_bundles.txt")
+      if "schedule-analysis" not in path.name
+  ]
+  if not listings:
+    raise FileNotFoundError(
+        f"libtpu has written no final bundles of {kernel} to {folder};"
+        " LIBTPU_INIT_ARGS must be set before libtpu is loaded"
+    )
+  return max(listings, key=lambda path: path.stat().st_mtime).read_text()
