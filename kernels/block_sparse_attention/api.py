@@ -11,14 +11,19 @@ from typing import Literal
 import jax
 
 from . import mask as mask_lib
+from . import pallas_gpu
 from . import reference
 from . import xla
 
-Implementation = Literal["xla", "reference"]
+Implementation = Literal["pallas_gpu", "xla", "reference"]
 
 # Later entries serve what earlier ones decline.
-_AUTOMATIC = ("xla",)
-_BACKENDS = {"xla": xla.attention, "reference": reference.attention}
+_AUTOMATIC = ("pallas_gpu", "xla")
+_BACKENDS = {
+    "pallas_gpu": pallas_gpu.attention,
+    "xla": xla.attention,
+    "reference": reference.attention,
+}
 
 
 def block_sparse_attention(
@@ -52,8 +57,9 @@ def block_sparse_attention(
       token indices); the output is in the same order as the input. With strides
       that are powers of two, "bit_reversed" saves a permutation of all four
       arrays.
-    implementation: Backend: "xla" (plain JAX, any device) or "reference"
-      (quadratic memory). None takes the first one that serves the arguments.
+    implementation: Backend: "pallas_gpu" (NVIDIA Hopper), "xla" (plain JAX, any
+      device) or "reference" (quadratic memory). None takes the first one that
+      serves the arguments.
     return_log_sum_exp: Whether to return the log-sum-exp too.
 
   Returns:
