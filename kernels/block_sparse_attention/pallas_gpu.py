@@ -92,7 +92,9 @@ def attention(
   if not interpret:
     plan.tiles.require_shared_memory(head_dim, query.dtype.itemsize)
   plan = dataclasses.replace(plan, interpret=interpret)
-  return _attend(query, key, value, plan)
+  inputs = (query, key, value)
+  inputs = [steps.varying_as(x, *inputs) for x in inputs]
+  return _attend(*inputs, plan)
 
 
 def default_tiles(head_dim: int) -> tiles_lib.GpuTiles:
@@ -146,7 +148,7 @@ class _Plan:
 
   def call(self, function, *args, by_key: bool = False):
     options = {} if self.interpret is True else dict(interpret=self.interpret)
-    return function(
+    results = function(
         *args,
         self.lists(by_key),
         self.granule,
@@ -154,6 +156,7 @@ class _Plan:
         self.tiles,
         **options,
     )
+    return jax.tree.map(lambda x: steps.varying_as(x, *args), results)
 
   def _swap_order(self, x: jax.Array) -> jax.Array:
     if not self.reorder:

@@ -207,3 +207,18 @@ def along_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def along_columns(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """[C] to [R, C], a value a column."""
   return lax.broadcast_in_dim(x, shape, (1,))
+
+
+def varying_as(x: jax.Array, *others: jax.Array) -> jax.Array:
+  """Marks an array as varying over the mesh axes that others vary over.
+
+  Inside `jax.shard_map` an array has a type that says so; what a kernel returns,
+  and constants, lack it.
+  """
+  missing = frozenset().union(*map(_varying, others)) - _varying(x)
+  return lax.pcast(x, tuple(missing), to="varying") if missing else x
+
+
+def _varying(x: jax.Array) -> frozenset:
+  axes = getattr(jax.typeof(x), "manual_axis_type", None)
+  return frozenset(getattr(axes, "varying", ()))

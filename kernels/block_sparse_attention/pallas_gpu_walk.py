@@ -132,6 +132,7 @@ def _programs(program, lists, granule, tile, num_own):
   def run_one(arrays, index):
     def over_columns(step, state):
       body = lambda i, state: step(state, schedule.first_column(index, i))
+      state = jax.tree.map(lambda x: steps.varying_as(x, *arrays), state)
       return lax.fori_loop(0, schedule.num_steps(index), body, state)
 
     first = schedule.first_row(index)
