@@ -7,8 +7,8 @@ hides, whatever the mask, and none knows a quadratic table.
 Why Mosaic GPU. Of the ways from jax to a tensor core it is the one that jax
 keeps and that can express a list of tiles:
 
-  Pallas Triton   Compiles such kernels too, but its lowering warns in jax 0.12
-                  that the backend is deprecated and will be removed.
+  Pallas Triton   Compiles such kernels too, but from jax 0.11 on its lowering
+                  warns that the backend is deprecated and will be removed.
   cuDNN           `jax.nn.dot_product_attention` has no block mask. One call for
                   every group of equal stride, merged by log-sum-exps, would do
                   forward, but the gradient through a returned log-sum-exp is
@@ -17,11 +17,12 @@ keeps and that can express a list of tiles:
   Mosaic GPU      Explicit: copies, barriers and register budgets are written
                   out, and jax's interpreter simulates them on a CPU. Called
                   unstable by its documentation: what is used here is small, and
-                  the same in jax 0.10.2 and 0.12.0.
+                  compiles and is simulated alike in jax 0.10.2 and 0.12.0.1.
 
 What it serves: head widths 64 and 128, bfloat16 and float16 (float32 scores,
 softmax and sums), granules that are a multiple of 64 tokens, devices of compute
-capability 9.0. It declines anything else with the reason.
+capability 9.0. It declines anything else with the reason: Ampere has neither
+the matrix instructions nor the copy unit that the kernels are built on.
 
 The gradients take seven matrix products a tile in two kernels, where one fused
 kernel takes five: sums of the queries' gradient would then come from many
@@ -98,9 +99,22 @@ def attention(
 
 
 def default_tiles(head_dim: int) -> tiles_lib.GpuTiles:
-  """Tile sizes for Hopper: the largest that compile without spills."""
-  del head_dim
-  return tiles_lib.GpuTiles()
+  """Tile sizes for Hopper: the largest that compile without spills to speak of.
+
+  Warpgroups that compute take registers from the one that copies. The assembler
+  that jax 0.12 starts does not do so ("setmaxnreg ignored to maintain
+  compatibility across compilation units"): wide heads need smaller tiles there.
+
+  Args:
+    head_dim: Head width K.
+  """
+  if head_dim <= 64 or jax.__version_info__ < (0, 11):
+    return tiles_lib.GpuTiles()
+  return tiles_lib.GpuTiles(
+      forward=tiles_lib.Tile(2, 64, stages=4),
+      query_bar=tiles_lib.Tile(2, 64),
+      key_value_bar=tiles_lib.Tile(1, 64),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
