@@ -345,7 +345,7 @@ def _query_entry(stored, guide, clip, settings, rng) -> tuple[str, int, bytes]:
 
 def _views(mesh, repair, clip, settings, rng, only_first):
   """Entries of all views, pictures for the summary, smallest coverage."""
-  entries, preview, coverage = [], [], 1.0
+  pictures, others, preview, coverage = [], [], [], 1.0
   views = record_views.render_entries(
       mesh,
       repair,
@@ -364,8 +364,9 @@ def _views(mesh, repair, clip, settings, rng, only_first):
       ]
     if only_first:
       break
-    for kind, arrays in (("view", view), ("buffers", buffers)):
-      entries.append(
-          (kind, number, asset_records.encode(kind, clip, arrays, number))
-      )
-  return entries, preview, coverage
+    for kind, arrays, entries in (
+        ("view", view, pictures), ("buffers", buffers, others)
+    ):
+      content = asset_records.encode(kind, clip, arrays, number)
+      entries.append((kind, number, content))
+  return pictures + others, preview, coverage

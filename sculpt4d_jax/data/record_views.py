@@ -23,8 +23,6 @@ DeformingMesh = deforming_mesh.DeformingMesh
 # Cheap to write; pictures of one object on nothing stay small all the same.
 _PNG_LEVEL = 3
 _DEPTH_STEPS = 65534
-# The sphere around the cube of side 2 * 0.95 that assets are normalised to.
-_RADIUS = 0.95 * cameras.BOX_RADIUS
 
 
 def render_entries(
@@ -54,8 +52,11 @@ def render_entries(
       repair.flipped[:, None], mesh.faces[:, ::-1], mesh.faces
   )
   colours = None if mesh.colours is None else mesh.colours / 255.0
-  for camera in cameras.hammersley_cameras(num_views, rng, radius=_RADIUS):
-    near, far = _depth_range(camera)
+  # The sphere around the origin that holds all frames just fits.
+  radius = float(np.linalg.norm(mesh.vertices, axis=-1).max())
+  for camera in cameras.hammersley_cameras(num_views, rng, radius=radius):
+    distance = float(np.linalg.norm(camera.eye))
+    near, far = max(distance - radius, 1e-3), distance + radius
     pictures, depths, normals, covered = [], [], [], 1.0
     for vertices in mesh.vertices:
       view = rasterizer.render_mesh(
@@ -106,11 +107,6 @@ def decode_normals(content: bytes) -> np.ndarray:
   """Normals in world space, float32 [S, S, 3]; not defined outside."""
   with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
     return np.asarray(image.convert("RGB")).astype(np.float32) / 127.5 - 1
-
-
-def _depth_range(camera: cameras.Camera) -> tuple[float, float]:
-  distance = float(np.linalg.norm(camera.eye))
-  return max(distance - _RADIUS, 1e-3), distance + _RADIUS
 
 
 def _png(pixels: np.ndarray) -> bytes:
