@@ -30,12 +30,14 @@ class Outcome:
     value: What it returned; None if it failed.
     error: Why it failed, one sentence; "" if it did not.
     seconds: It took.
+    cpu_seconds: Of processors, of all threads; 0 if it died.
     peak_bytes: The most memory that it held; 0 if it died.
   """
 
   value: Any
   error: str
   seconds: float
+  cpu_seconds: float
   peak_bytes: int
 
 
@@ -84,7 +86,7 @@ def run(
     error = f"it took longer than {seconds:g} seconds and was ended"
   else:
     error = f"it crashed ({_exit_name(process.exitcode)})"
-  return Outcome(None, error, took, 0)
+  return Outcome(None, error, took, 0.0, 0)
 
 
 def end_all() -> None:
@@ -134,7 +136,8 @@ def _work(sender, memory_bytes, threads, function, args) -> None:
     error = str(problem)
   except Exception as problem:  # pylint: disable=broad-except
     error = f"{type(problem).__name__}: {str(problem)[:300]}"
-  scale = 1 if os.uname().sysname == "Darwin" else 1024
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-  sender.send_bytes(pickle.dumps(Outcome(value, error, 0.0, peak)))
+  used = resource.getrusage(resource.RUSAGE_SELF)
+  peak = used.ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
+  outcome = Outcome(value, error, 0.0, used.ru_utime + used.ru_stime, peak)
+  sender.send_bytes(pickle.dumps(outcome))
   sender.close()

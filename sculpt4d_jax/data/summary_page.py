@@ -66,14 +66,21 @@ def write_summary(folder: str | pathlib.Path) -> pathlib.Path:
 
 def _totals(verdicts, accepted, rejected, refused) -> str:
   assets = {c["asset"] for _, c in accepted}
-  seconds = [v["seconds"] for v in verdicts if not v["error"]]
+  done = [v for v in verdicts if not v["error"]]
   clips = max(len(accepted) + len(rejected), 1)
   rows = [
       ("clips accepted", len(accepted)),
       ("clips rejected", len(rejected)),
       ("assets with accepted clips", len(assets)),
       ("assets that could not be used", len(refused)),
-      ("seconds a clip, on average", f"{sum(seconds) / clips:.1f}"),
+      (
+          "seconds a clip, on average",
+          f"{sum(v['seconds'] for v in done) / clips:.1f}",
+      ),
+      (
+          "processor seconds a clip, on average",
+          f"{sum(v['cpu_seconds'] for v in done) / clips:.1f}",
+      ),
       (
           "peak memory of a process, MB",
           f"{max([v['peak_bytes'] for v in verdicts], default=0) / 1e6:.0f}",

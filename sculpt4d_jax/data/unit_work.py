@@ -85,6 +85,7 @@ def _write_verdict(unit, outcome, output) -> dict[str, Any]:
       "credit": dataclasses.asdict(unit.credit),
       "error": outcome.error,
       "seconds": round(outcome.seconds, 3),
+      "cpu_seconds": round(outcome.cpu_seconds, 3),
       "peak_bytes": outcome.peak_bytes,
       "versions": versions(),
   }
