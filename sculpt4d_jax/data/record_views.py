@@ -92,7 +92,12 @@ def encode_depth(
 def decode_depth(content: bytes, near: float, far: float) -> np.ndarray:
   """Depths in world units, float32 [S, S]; 0 outside of the object."""
   with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-    steps = np.asarray(image).astype(np.float32)
+    return depth_of_steps(np.asarray(image), near, far)
+
+
+def depth_of_steps(steps: np.ndarray, near: float, far: float) -> np.ndarray:
+  """Depths in world units of 16-bit numbers; 0 outside of the object."""
+  steps = np.asarray(steps, np.float32)
   depth = near + (steps - 1) / _DEPTH_STEPS * (far - near)
   return np.where(steps > 0, depth, 0).astype(np.float32)
 
