@@ -5,7 +5,7 @@ of time, the colours, the place in the picture - so that nothing flickers that
 did not flicker in the object.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import io
 
@@ -77,15 +77,30 @@ class ExampleReader:
 
   def __init__(
       self,
-      folder,
-      clips: Sequence[dataset_index.IndexedClip],
+      index: dataset_index.DatasetIndex,
+      split: str,
       config: ExampleConfig,
   ):
-    self._clips = clips
+    """Reads a split of a data set.
+
+    Raises:
+      RecordError: Its clips have fewer frames than an example.
+    """
+    self._clips = index.splits[split]
     self._config = config
-    self._reader = record_files.ShardReader(folder / "shards")
+    settings = index.settings
+    self._num_frames = settings["num_frames"]
+    self._uniform_share = settings["num_uniform"] / (
+        settings["num_uniform"] + settings["num_sharp"]
+    )
+    if config.num_frames > self._num_frames:
+      raise asset_records.RecordError(
+          f"num_frames={config.num_frames} exceeds the {self._num_frames} of the"
+          " data set's clips."
+      )
+    self._reader = record_files.ShardReader(index.folder / "shards")
     self._posteriors = record_files.ShardReader(
-        folder / "posteriors" / config.posterior
+        index.folder / "posteriors" / config.posterior
     )
 
   def read(self, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -108,7 +123,7 @@ class ExampleReader:
       RecordError: An entry is damaged or missing.
     """
     clip, config = self._clips[row], self._config
-    frames = self._draw_frames(clip, rng)
+    frames = self._draw_frames(rng)
     # Drawn whether or not they are used, so that examples of the same seed
     # agree whatever is read.
     mirrored = bool(rng.random() < 0.5) and config.mirror
@@ -127,13 +142,8 @@ class ExampleReader:
       example |= self._posterior(clip, frames)
     return _mirror(example) if mirrored else example
 
-  def _draw_frames(self, clip, rng) -> np.ndarray:
-    total = clip.details["num_frames"]
-    count = self._config.num_frames
-    if count > total:
-      raise asset_records.RecordError(
-          f"num_frames={count} exceeds the {total} frames of {clip.clip}."
-      )
+  def _draw_frames(self, rng) -> np.ndarray:
+    total, count = self._num_frames, self._config.num_frames
     if self._config.consecutive:
       return np.arange(count) + rng.integers(total - count + 1)
     return np.sort(rng.choice(total, count, replace=False))
@@ -151,9 +161,9 @@ class ExampleReader:
       )
     parts = np.sort(rng.choice(total, count, replace=False))
     entries = [self._entry(clip, "geometry", part) for part in parts.tolist()]
-    halves = [len(e["is_sharp"]) * clip.details["uniform_share"] for e in entries]
+    middle = round(len(entries[0]["is_sharp"]) * self._uniform_share)
     groups = []
-    for side in (slice(None, int(halves[0])), slice(int(halves[0]), None)):
+    for side in (slice(None, middle), slice(middle, None)):
       groups += [
           _rows(e["surface"][frames][:, side], e["is_sharp"][side])
           for e in entries

@@ -88,7 +88,7 @@ def make_iterator(
         f"batch_size={config.batch_size} is not a multiple of the"
         f" {process_count} processes."
     )
-  reader = record_examples.ExampleReader(index.folder, clips, config.example)
+  reader = record_examples.ExampleReader(index, split, config.example)
   dataset = (
       grain.MapDataset.range(len(clips))
       .seed(config.seed)

@@ -118,9 +118,6 @@ def prepare(
     for number, job in enumerate(asset_units.jobs(unit, settings, limits)):
       prepared = _prepare_job(job, settings)
       details[job.clip] = asset_units.details(unit, job) | {
-          "num_frames": settings.num_frames,
-          "uniform_share": settings.num_uniform
-          / (settings.num_uniform + settings.num_sharp),
           "measures": _rounded(prepared.verdict.measures),
       }
       clips.append({
