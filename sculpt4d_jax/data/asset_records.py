@@ -61,7 +61,7 @@ SCHEMA: dict[str, dict[str, Field]] = {
         "pictures": Field("uint8", ("bytes",), "PNG files, one after the other"),
         "ends": Field("int64", ("F",), "where each picture ends"),
         "camera_to_world": Field("float64", (4, 4), "see rendering/cameras.py"),
-        "fov_degrees": Field("float64", (), "of the picture's height"),
+        "fov_degrees": Field("float64", (1,), "of the picture's height"),
     },
     "buffers": {
         "depth": Field("uint8", ("bytes",), "PNG files, one after the other"),

@@ -114,7 +114,7 @@ class ExampleReader:
       For geometry: `surface` [F', P, 7] (position, normal, sharp label; the
       uniform rows first) and `samples` [F', Q', 4]. For queries: `queries`
       [F', N, 7]. For images: `images` uint8 [F', S, S, 3] on white,
-      `camera_to_world` [4, 4] and `fov_degrees`. For depth: `depth`
+      `camera_to_world` [4, 4] and `fov_degrees` [1]. For depth: `depth`
       [F', S, S] and `normal` [F', S, S, 3], of the same view and crop. For
       posterior: `mean` and `log_variance` [F', N, C]. Always: `clip`, the
       row, and `frames` [F'].

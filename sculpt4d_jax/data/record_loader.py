@@ -32,7 +32,7 @@ class LoaderConfig:
     num_threads: That read and decode, in each process.
     num_workers: Processes that do so; 0 uses threads of this one. Part of the
       iterator's state: resume with the same number.
-    prefetch: Examples that are read ahead.
+    prefetch: Batches that are read ahead, at least one a thread.
   """
 
   batch_size: int
@@ -40,9 +40,9 @@ class LoaderConfig:
   example: record_examples.ExampleConfig = dataclasses.field(
       default_factory=record_examples.ExampleConfig
   )
-  num_threads: int = 8
+  num_threads: int = 4
   num_workers: int = 0
-  prefetch: int = 16
+  prefetch: int = 4
 
 
 def make_iterator(
@@ -101,9 +101,7 @@ def make_iterator(
   )
   options = grain.ReadOptions(
       num_threads=config.num_threads,
-      prefetch_buffer_size=max(
-          1, config.prefetch * process_count // config.batch_size
-      ),
+      prefetch_buffer_size=max(config.num_threads, config.prefetch),
   )
   batches = dataset.to_iter_dataset(options)
   if config.num_workers:

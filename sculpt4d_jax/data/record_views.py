@@ -128,7 +128,7 @@ def _entries(camera, depth_range, pictures, depths, normals):
       pictures=pixels,
       ends=ends,
       camera_to_world=camera.camera_to_world.astype(np.float64),
-      fov_degrees=np.float64(camera.fov_degrees).reshape(()),
+      fov_degrees=np.array([camera.fov_degrees], np.float64),
   )
   buffers = dict(
       depth=depth,

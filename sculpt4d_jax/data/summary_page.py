@@ -56,8 +56,8 @@ def write_summary(folder: str | pathlib.Path) -> pathlib.Path:
       _totals(verdicts, accepted, rejected, refused),
       _reason_table(rejected),
       _gallery("Rejected clips", rejected),
-      _refused_table(refused),
       _gallery("Accepted clips", accepted),
+      _refused_table(refused),
   ]
   path = folder / "summary.html"
   atomic.write_bytes(path, "\n".join(parts).encode())
