@@ -3,6 +3,12 @@
 Every function here is compiled once for a clip's shape: the image encoder; the
 whole sampling loop, in which the context's keys and values are computed once a
 clip; the autoencoder's decoder; the field at a chunk of points.
+
+Frames are encoded a few at a time and decoded one by one, so that only the DiT
+sees a whole clip. What it needs of the device's memory can be cut further, at
+the price of time: `offload` keeps the other two networks on the host while they
+are not used, and `SamplingConfig` has two more ways. `memory_plan.py` tells
+what that makes of a given device.
 """
 
 from collections.abc import Callable
@@ -19,7 +25,9 @@ import numpy as np
 from sculpt4d_jax import array_types
 from sculpt4d_jax.diffusion import guidance
 from sculpt4d_jax.diffusion import samplers
+from sculpt4d_jax.io import checkpoint_parts
 from sculpt4d_jax.io import model_files
+from sculpt4d_jax.io import model_folders
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
@@ -30,6 +38,8 @@ Float = array_types.Float
 UInt8 = array_types.UInt8
 
 NOISES = ("independent", "shared")
+# Frames that the image encoder takes at a time.
+FRAMES_AT_A_TIME = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +55,12 @@ class SamplingConfig:
     noise: "independent" for every frame, or "shared" by all of them.
     temporal_mode: "sparse", "full", "token" or "none".
     seed: Same seed, same machine: same result.
+    guidance_in_turns: Calls the DiT with and without context one after the
+      other instead of together: less memory, the same result but for rounding.
+    cache_context: Keeps the context's keys and values of all blocks, rather
+      than compute them in every step.
+    offload: Keeps the image encoder and the autoencoder on the host while they
+      are not used.
   """
 
   num_frames: int
@@ -54,6 +70,9 @@ class SamplingConfig:
   noise: str
   temporal_mode: str
   seed: int
+  guidance_in_turns: bool = False
+  cache_context: bool = True
+  offload: bool = False
 
   def __post_init__(self):
     if self.num_frames < 1:
@@ -78,6 +97,8 @@ class Sculpt4D:
       image_encoder: image_encoder_lib.ImageEncoder,
       dit: dit_lib.DiT,
       details: dict[str, Any] | None = None,
+      *,
+      offload: bool = False,
   ):
     self.vae_config = vae.config
     self.encoder_config = image_encoder.config
@@ -86,21 +107,33 @@ class Sculpt4D:
     self._vae_def, self._vae = nnx.split(vae)
     self._encoder_def, self._encoder = nnx.split(image_encoder)
     self._dit_def, self._dit = nnx.split(dit)
-    self._sample = jax.jit(
-        self._sample_impl, static_argnames=("config", "on_step")
+    place = jax.device_get if offload else jax.device_put
+    self._vae, self._encoder = place((self._vae, self._encoder))
+    self._dit = jax.device_put(self._dit)
+    self._encode = jax.jit(self._encode_impl)
+    self._denoise = jax.jit(
+        self._denoise_impl, static_argnames=("config", "on_step")
     )
     self._keys_values = jax.jit(self._keys_values_impl)
     self._field = jax.jit(self._field_impl)
 
   @classmethod
   def load(
-      cls, model: ml_collections.ConfigDict, folder: str | pathlib.Path
+      cls,
+      model: ml_collections.ConfigDict,
+      folder: str | pathlib.Path,
+      *,
+      dtype: str | None = None,
+      offload: bool = False,
   ) -> "Sculpt4D":
     """Builds a preset's networks and reads their weights.
 
     Args:
       model: The preset's `model` section.
-      folder: Holds vae, image_encoder and dit .safetensors.
+      folder: What launch.train or launch.convert_weights wrote.
+      dtype: Of the parameters; see `model_folders.load`.
+      offload: Keeps the image encoder and the autoencoder on the host while
+        they are not used.
 
     Raises:
       model_files.ModelFileError: Weights are missing or do not fit.
@@ -108,16 +141,21 @@ class Sculpt4D:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
       raise model_files.ModelFileError(
-          f"{folder} is no folder of weights: expected one that holds"
-          " vae.safetensors, image_encoder.safetensors and dit.safetensors,"
-          " as launch.train writes it."
+          f"{folder} is no folder of weights: expected one that launch.train or"
+          " launch.convert_weights wrote. A downloaded checkpoint is converted"
+          " first: python -m launch.convert_weights --help."
       )
     modules, details = {}, {}
     for name, (kind, config) in parts(model).items():
       abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
       abstract_params = nnx.split(abstract)[1]
-      params, details[name] = model_files.load(
-          folder / f"{name}.safetensors", abstract_params, config
+      params, details[name] = model_folders.load(
+          folder,
+          name,
+          abstract_params,
+          config,
+          dtype,
+          on_host=offload and name != "dit",
       )
       if "scale_factor" in details[name]:
         # The latents' scale is measured in training, after the config.
@@ -126,7 +164,7 @@ class Sculpt4D:
         )
         abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
       modules[name] = nnx.merge(nnx.split(abstract)[0], params)
-    return cls(**modules, details=details)
+    return cls(**modules, details=details, offload=offload)
 
   def sample(
       self,
@@ -142,10 +180,12 @@ class Sculpt4D:
       on_step: Called from inside the compiled loop with the number of steps
         that are done.
     """
-    latents = self._sample(
-        (self._encoder, self._dit),
-        jnp.asarray(images),
-        jax.random.key(config.seed),
+    key = jax.random.key(config.seed)
+    context = self._encode(self._encoder, jnp.asarray(images))
+    latents = self._denoise(
+        self._dit,
+        context,
+        key,
         config=dataclasses.replace(config, seed=0),
         on_step=on_step,
     )
@@ -153,28 +193,54 @@ class Sculpt4D:
     jax.effects_barrier()
     return latents
 
-  def _sample_impl(self, params, images, key, config, on_step):
-    encoder = nnx.merge(self._encoder_def, params[0])
-    dit = nnx.merge(self._dit_def, params[1])
-    context = encoder(images[None].astype(jnp.float32) / 127.5 - 1.0)
-    guided = config.guidance_scale != 1.0
-    if guided:
-      context = jnp.concatenate([context, jnp.zeros_like(context)])
-    key_values = dit.encode_context(context)
+  def _encode_impl(self, params, images):
+    encoder = nnx.merge(self._encoder_def, params)
+
+    def encode(images):
+      return encoder(images.astype(jnp.float32) / 127.5 - 1.0)
+
+    # Whole groups and a rest. `lax.map` would do it frame by frame or hide the
+    # number of frames from the attention, which chooses its chunks by it.
+    whole = len(images) // FRAMES_AT_A_TIME * FRAMES_AT_A_TIME
+    rest = encode(images[whole:]) if whole < len(images) else None
+    if not whole:
+      return rest
+    groups = images[:whole].reshape(-1, FRAMES_AT_A_TIME, *images.shape[1:])
+    context = jax.lax.map(encode, groups)
+    context = context.reshape(whole, *context.shape[2:])
+    return context if rest is None else jnp.concatenate([context, rest])
+
+  def _denoise_impl(self, params, context, key, config, on_step):
+    dit = nnx.merge(self._dit_def, params)
     mode = config.temporal_mode
     if self.dit_config.temporal_mode == "none":
       mode = None
 
-    def velocity(x, time):
-      output = dit(x, time, key_values, temporal_mode=mode)
-      return output.velocity
+    def velocity_of(context):
+      if config.cache_context:
+        context = dit.encode_context(context)
+      return lambda x, time: dit(
+          x, time, context, temporal_mode=mode
+      ).velocity
 
-    if guided:
-      velocity = guidance.in_one_batch(velocity, config.guidance_scale)
+    num_frames, context = len(context), context[None]
+    if config.guidance_scale == 1.0:
+      velocity = velocity_of(context)
+    elif config.guidance_in_turns:
+      # Keys and values of zeros are zeros: one token does for all.
+      nothing = jnp.zeros_like(context[:, :, :1])
+      velocity = guidance.one_after_the_other(
+          velocity_of(context), velocity_of(nothing), config.guidance_scale
+      )
+    else:
+      both = jnp.concatenate([context, jnp.zeros_like(context)])
+      velocity = guidance.in_one_batch(
+          velocity_of(both), config.guidance_scale
+      )
     times = samplers.euler_times(config.num_steps, shift=config.timestep_shift)
     if on_step is not None:
       velocity = _reporting(velocity, times, on_step)
-    noise = self._noise(key, images.shape[0], config.noise)
+    noise = self._noise(key, num_frames, config.noise)
     return samplers.euler(velocity, noise, times)[0]
 
   def _noise(self, key, num_frames, kind):
@@ -188,10 +254,11 @@ class Sculpt4D:
       self, latents: Float[np.ndarray, "N C"]
   ) -> Callable[[np.ndarray], np.ndarray]:
     """The field of one frame: points [Q, 3] -> values [Q], positive inside."""
-    key_values = self._keys_values(self._vae, jnp.asarray(latents))
+    vae = jax.device_put(self._vae)  # From the host, if it is there.
+    key_values = self._keys_values(vae, jnp.asarray(latents))
 
     def evaluate(points: np.ndarray) -> np.ndarray:
-      return np.asarray(self._field(self._vae, key_values, points))
+      return np.asarray(self._field(vae, key_values, points))
 
     return evaluate
 
@@ -224,15 +291,8 @@ def weights_folder(preset: str, given: str | None) -> pathlib.Path:
 def parts(model: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
   """Network and configuration of every part."""
   return {
-      "vae": (
-          shape_vae.ShapeVAE,
-          shape_vae.ShapeVAEConfig(**model.vae),
-      ),
-      "image_encoder": (
-          image_encoder_lib.ImageEncoder,
-          image_encoder_lib.ImageEncoderConfig(**model.image_encoder),
-      ),
-      "dit": (dit_lib.DiT, dit_lib.DiTConfig(**model.dit)),
+      name: (kind, config(**model[name]))
+      for name, (kind, config) in checkpoint_parts.KINDS.items()
   }
 
 

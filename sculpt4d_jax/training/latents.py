@@ -5,6 +5,7 @@ ONE noise for all frames of a clip.
 """
 
 import dataclasses
+import io
 import pathlib
 
 from flax import nnx
@@ -15,6 +16,7 @@ import tqdm
 from sculpt4d_jax import array_types
 from sculpt4d_jax.data import pipeline
 from sculpt4d_jax.data import record_store
+from sculpt4d_jax.io import atomic
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import vae_task
 
@@ -89,5 +91,7 @@ def encode_store(
       mean.astype(np.float32) ** 2 + np.exp(log_variance.astype(np.float32))
   )
   result = LatentStore(mean, log_variance, float(second_moment**-0.5))
-  np.savez(path, **dataclasses.asdict(result))
+  content = io.BytesIO()
+  np.savez(content, **dataclasses.asdict(result))
+  atomic.write_bytes(path, content.getvalue())
   return result

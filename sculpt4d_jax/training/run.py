@@ -1,5 +1,6 @@
 """A whole training from a preset: data, autoencoder, latents, DiT, weights."""
 
+import dataclasses
 import pathlib
 
 from absl import logging
@@ -10,6 +11,7 @@ from sculpt4d_jax.data import record_store
 from sculpt4d_jax.data import synthetic_records
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import model_files
+from sculpt4d_jax.io import model_folders
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import shape_vae
@@ -123,13 +125,19 @@ def train_dit(
 ) -> None:
   """Trains the DiT, and the image encoder with it if the preset says so."""
   vae_file = workdir / "weights" / "vae.safetensors"
+  if not vae_file.exists() and config.dit_training.init_from:
+    _take_vae(config, vae_file)
   if not vae_file.exists():
     raise ValueError(
         f"{vae_file} is missing: train the autoencoder first, with"
-        " --stages=vae,dit."
+        " --stages=vae,dit, or start from weights that have one, with"
+        " --config.dit_training.init_from."
     )
-  vae = _load_vae(config, vae_file)
-  latents = _encode(config, workdir, stores, vae)
+  vae, scale = _load_vae(config, vae_file)
+  latents = tuple(
+      dataclasses.replace(split, scale=scale)
+      for split in _encode(config, workdir, stores, vae)
+  )
   options = config.dit_training.to_dict()
   optimizer = optimizer_lib.OptimizerConfig(**options.pop("optimizer"))
   every = {k: options.pop(k) for k in ("log_every", "eval_every", "save_every")}
@@ -167,22 +175,35 @@ def _load_parts(config, folder):
   for name in ("image_encoder", "dit"):
     kind, part = model_lib.parts(config.model)[name]
     abstract = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
-    states[name] = model_files.load(
-        pathlib.Path(folder) / f"{name}.safetensors",
-        nnx.split(abstract)[1],
-        part,
+    states[name] = model_folders.load(
+        folder, name, nnx.split(abstract)[1], part, dtype="float32"
     )[0]
   return states
 
 
+def _take_vae(config, path):
+  """Copies the autoencoder of the weights to start from."""
+  folder = config.dit_training.init_from
+  kind, part = model_lib.parts(config.model)["vae"]
+  abstract = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
+  params, details = model_folders.load(
+      folder, "vae", nnx.split(abstract)[1], part, dtype="float32"
+  )
+  model_files.save(path, params, part, details | {"copied_from": str(folder)})
+
+
 def _load_vae(config, path):
+  """The autoencoder, and the factor of the latents that go with it."""
   model_config = shape_vae.ShapeVAEConfig(**config.model.vae)
   graphdef, abstract = nnx.split(
       nnx.eval_shape(
           lambda: shape_vae.ShapeVAE(model_config, rngs=nnx.Rngs(0))
       )
   )
-  return nnx.merge(graphdef, model_files.load(path, abstract, model_config)[0])
+  params, details = model_files.load(path, abstract, model_config)
+  # Of a pretrained one, the configuration has it.
+  scale = details.get("scale_factor", model_config.scale_factor)
+  return nnx.merge(graphdef, params), scale
 
 
 def _check_disjoint(train_split, held_out_split):
