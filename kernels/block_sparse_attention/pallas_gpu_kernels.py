@@ -1,6 +1,6 @@
 """The three kernels for NVIDIA Hopper GPUs, in Pallas Mosaic GPU.
 
-A program owns some rows - queries, or keys for the gradient of keys and values -
+A program owns some rows - queries; keys for the gradient of keys and values -
 and walks the list of columns that its rows see. One warpgroup copies: it keeps
 `stages` steps of operands on their way into shared memory by the tensor memory
 accelerator. The other warpgroups compute, each for 64 rows of its own, and say

@@ -212,8 +212,8 @@ def along_columns(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def varying_as(x: jax.Array, *others: jax.Array) -> jax.Array:
   """Marks an array as varying over the mesh axes that others vary over.
 
-  Inside `jax.shard_map` an array has a type that says so; what a kernel returns,
-  and constants, lack it.
+  Inside `jax.shard_map` an array has a type that says so; constants, and what a
+  kernel returns, lack it.
   """
   missing = frozenset().union(*map(_varying, others)) - _varying(x)
   return lax.pcast(x, tuple(missing), to="varying") if missing else x

@@ -1,9 +1,9 @@
 """Tile sizes of the NVIDIA GPU kernels, and the lists of tiles they walk.
 
-A GRANULE is the longest run of tokens in which all queries see the same keys
-and all keys are seen by the same queries: in bit-reversed order, blocks_per_frame
-/ max_stride blocks; in natural order, one block. Granules that see each other
-do so whole, so a kernel whose tiles divide the granule needs no mask: it walks
+A GRANULE is a run of tokens in which all queries see the same keys and all keys
+are seen by the same queries: in bit-reversed order, blocks_per_frame /
+max_stride blocks; in natural order, one block. Granules that see each other do
+so whole, so a kernel whose tiles divide the granule needs no mask: it walks
 a list of granules. The lists have one entry for a pair of granules, never one
 for a pair of blocks that see nothing.
 """

@@ -1,4 +1,4 @@
-"""The NVIDIA GPU backend equals the float32 reference, as far as a CPU can show.
+"""The NVIDIA GPU backend equals the reference, as far as a CPU can show.
 
 Three layers: the lists cover the mask; the lists with the kernels' mathematics,
 walked in plain JAX, give outputs and gradients; jax's GPU interpreter runs the
@@ -307,7 +307,7 @@ def test_sharding_over_heads_needs_no_communication(run_on_devices):
       """)
 
 
-# Of jax, in a process of its own: where a simulated warpgroup fails, the others
+# Runs in a process of its own: where a simulated warpgroup fails, the others
 # wait for it for ever.
 SIMULATION = """
     import jax, jax.numpy as jnp, numpy as np
