@@ -35,7 +35,6 @@ class TileSizes:
     buffers: Sets of streamed pieces in flight or in use, at least 2.
     lanes: Tokens to a multiple of which pieces are filled up: 128 on a device,
       1 is enough for the interpreter.
-    depth: Rows of a matrix unit: products of less depth cost as much.
     memory_mib: Fast memory that a kernel may use.
   """
 
@@ -45,12 +44,11 @@ class TileSizes:
   stream: int = 8
   buffers: int = 3
   lanes: int = LANES
-  depth: int = 128
   memory_mib: int = 14
 
   def __post_init__(self):
     for name in (
-        "piece_tokens", "stream", "buffers", "lanes", "depth", "memory_mib"
+        "piece_tokens", "stream", "buffers", "lanes", "memory_mib"
     ):
       value = getattr(self, name)
       if value != int(value) or value < 1:
@@ -85,7 +83,7 @@ class TileSizes:
 _DEFAULTS: dict[Chip, TileSizes] = {
     "v5e": TileSizes(memory_mib=100),
     "v5p": TileSizes(memory_mib=52),
-    "v6e": TileSizes(depth=256, memory_mib=100),
+    "v6e": TileSizes(memory_mib=100),
     # 16 MiB at least since TPU v2.
     "unknown": TileSizes(stream=2),
 }
