@@ -83,7 +83,7 @@ class TileSizes:
 _DEFAULTS: dict[Chip, TileSizes] = {
     "v5e": TileSizes(memory_mib=100),
     "v5p": TileSizes(memory_mib=52),
-    "v6e": TileSizes(memory_mib=100),
+    "v6e": TileSizes(near=(1, 8), far=(8, 1), stream=4, memory_mib=100),
     # 16 MiB at least since TPU v2.
     "unknown": TileSizes(stream=2),
 }
