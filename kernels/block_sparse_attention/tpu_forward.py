@@ -54,7 +54,9 @@ def masked_fill(scores: jax.Array, valid: int) -> jax.Array:
 class _Forward:
   """The work on one tile of queries."""
 
-  def __init__(self, stream, query, keys, values, state, scale, valid, segments):
+  def __init__(
+      self, stream, query, keys, values, state, scale, valid, segments
+  ):
     self.stream = stream
     self.query, self.keys, self.values = query, keys, values
     self.maximum, self.total, self.output = state
@@ -165,7 +167,8 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   old_state = () if is_first else (refs.pop(0), refs.pop(0), refs.pop(0))
   results = [refs.pop(0) for _ in range(2 if is_last else 3)]
   (
-      keys, values, semaphores, scores, maxima, more_scores, more_maxima, *state,
+      keys, values, semaphores, scores, maxima, more_scores, more_maxima,
+      *state,
   ) = refs
   maximum, total, output = state
   frames, segments = work.tile
@@ -277,9 +280,7 @@ def _one_pass(
   else:
     out_specs = [tile(*shape) for shape in carried]
     out_shape = [array(*shape) for shape in carried]
-  num_pairs = max(
-      size * stream for size in work.sizes
-  )
+  num_pairs = num_rows * stream
   scores = [
       pltpu.VMEM((num_pairs, tokens, tokens), jnp.float32),
       pltpu.VMEM((num_rows, *per_token), jnp.float32),

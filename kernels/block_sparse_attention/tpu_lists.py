@@ -187,7 +187,9 @@ def make_lists(
   for index, tile in enumerate(tiles):
     far = None if len(tiles) == 1 else bool(index)
     if far is None or pairs.has(far):
-      lists.append(_make_list(pairs, layout, tile, stream, buffers, far, by_keys))
+      lists.append(
+          _make_list(pairs, layout, tile, stream, buffers, far, by_keys)
+      )
   return tuple(lists)
 
 

@@ -47,12 +47,12 @@ class TileSizes:
   memory_mib: int = 14
 
   def __post_init__(self):
-    for name in (
-        "piece_tokens", "stream", "buffers", "lanes", "memory_mib"
-    ):
+    for name in ("piece_tokens", "stream", "buffers", "lanes", "memory_mib"):
       value = getattr(self, name)
       if value != int(value) or value < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {value}.")
+        raise ValueError(
+            f"{name} must be a positive whole number, got {value}."
+        )
     if self.piece_tokens % self.lanes:
       raise ValueError(
           f"piece_tokens={self.piece_tokens} must be a multiple of"

@@ -169,7 +169,7 @@ def test_lists_hold_the_mask_exactly(mask, tiles, by_keys):
 
 
 def _pairs(work, layout):
-  """(tile, item, row's piece, streamed piece) of a list, read from its words."""
+  """(tile, item, piece of the row, streamed piece), read from the words."""
   frames, segments = work.tile
   tiles_a_row = -(-layout.segments // segments)
   start = tpu_lists.header_words(work.sizes)
