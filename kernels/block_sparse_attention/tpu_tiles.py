@@ -32,7 +32,7 @@ class TileSizes:
     far: Frames and segments of a tile where a piece sees only the one piece of
       its own kind in another frame. None joins these pairs to the others.
     stream: Pieces that are streamed at once.
-    buffers: Sets of streamed pieces in flight or in use, at least 2.
+    buffers: Sets of streamed pieces, at least 3: two in use, one in flight.
     lanes: Tokens to a multiple of which pieces are filled up: 128 on a device,
       1 is enough for the interpreter.
     memory_mib: Fast memory that a kernel may use.
@@ -58,9 +58,9 @@ class TileSizes:
           f"piece_tokens={self.piece_tokens} must be a multiple of"
           f" lanes={self.lanes}."
       )
-    if self.buffers < 2:
+    if self.buffers < 3:
       raise ValueError(
-          "buffers must be at least 2, one in use and one in flight, got"
+          "buffers must be at least 3, two in use and one in flight, got"
           f" {self.buffers}."
       )
     for name in ("near", "far"):
