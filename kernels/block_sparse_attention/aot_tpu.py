@@ -1,4 +1,4 @@
-r"""Compiles the TPU kernels for chips that need not be there, and says how fast.
+r"""Compiles the TPU kernels for chips that need not be there; says how fast.
 
   python -m kernels.block_sparse_attention.aot_tpu \
     --chips v5e v5p v6e --frames 16 32 64

@@ -2,8 +2,8 @@
 
 The mask is cut into pieces between which it is all or nothing (`tpu_lists`),
 and the kernels (`tpu_forward`, `tpu_backward`) stream the pieces that a tile
-sees past it: the work is exactly that of the mask, in large products of bfloat16
-with float32 accumulation. float32 inputs are multiplied in float32.
+sees past it: the work is exactly that of the mask, in large products of
+bfloat16 with float32 accumulation. float32 inputs are multiplied in float32.
 
 Here: which calls are served, the order of blocks, filling up, and gradients.
 """
@@ -209,7 +209,8 @@ def _run_forward(query, key, value, static):
       tiles=static.tiles,
       interpret=static.interpret,
   )
-  return pieces.leave(output), pieces.leave(log_sum_exp[..., 0, :, None])[..., 0]
+  log_sum_exp = pieces.leave(log_sum_exp.swapaxes(-1, -2))
+  return pieces.leave(output), log_sum_exp[..., 0]
 
 
 def _run_backward(

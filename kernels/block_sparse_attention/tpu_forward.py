@@ -54,24 +54,23 @@ def masked_fill(scores: jax.Array, valid: int) -> jax.Array:
 class _Forward:
   """The work on one tile of queries."""
 
-  def __init__(self, stream, query, keys, values, state, scale, valid):
+  def __init__(
+      self, stream, query, keys, values, state, scale, valid, segments
+  ):
     self.stream = stream
     self.query, self.keys, self.values = query, keys, values
     self.maximum, self.total, self.output = state
-    self.scale, self.valid = scale, valid
+    self.scale, self.valid, self.segments = scale, valid, segments
 
   def start_scores(self, item, size, scores, maxima, pieces):
     """Yields after each pair of pieces; scores are [pairs, keys, queries]."""
     slot, rows = self.stream.slot(item), self.stream.rows(item, size)
     for r, row in enumerate(rows):
-      query = self.query[row]
+      query = self.query[divide(row, self.segments)]
       maximum = None
       for c, piece in enumerate(pieces):
         key = self.keys[slot, piece]
-        if query.shape[1] == 2 * key.shape[1]:  # Scaled, in two terms.
-          s = product(jnp.concatenate([key, key], 1), query, _ROWS)
-        else:
-          s = product(key, query, _ROWS) * self.scale
+        s = product(key, query, _ROWS) * self.scale
         s = masked_fill(s, self.valid)
         scores[r * len(pieces) + c] = s
         top = jnp.max(s, 0, keepdims=True)
@@ -153,21 +152,6 @@ def _exhaust(*generators):
     generators = [g for g in generators if next(g, done) is not done]
 
 
-def _put_query(query, place, scale):
-  """Copies a piece; scales it where the matrix units have depth to spare.
-
-  Rounding the scaled query would cost accuracy. As a sum of two bfloat16 terms,
-  side by side, it has 16 bits of mantissa, and costs a deep unit nothing.
-  """
-  if place.shape == query.shape:
-    place[...] = query
-    return
-  scaled = query.astype(jnp.float32) * scale
-  high = scaled.astype(query.dtype)
-  low = (scaled - high.astype(jnp.float32)).astype(query.dtype)
-  place[...] = jnp.concatenate([high, low], 1)
-
-
 def divide(row, segments):
   """Index of a piece in a tile of frames by segments."""
   if isinstance(row, int):
@@ -183,8 +167,8 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   old_state = () if is_first else (refs.pop(0), refs.pop(0), refs.pop(0))
   results = [refs.pop(0) for _ in range(2 if is_last else 3)]
   (
-      keys, values, semaphores, queries, scores, maxima, more_scores,
-      more_maxima, *state,
+      keys, values, semaphores, scores, maxima, more_scores, more_maxima,
+      *state,
   ) = refs
   maximum, total, output = state
   frames, segments = work.tile
@@ -207,9 +191,9 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
     for row, place in enumerate(tile):
       for x, old in zip(state, old_state):
         x[row] = old[place]
-  for row, place in enumerate(tile):
-    _put_query(query[place], queries.at[row], scale)
-  forward = _Forward(stream, queries, keys, values, state, scale, valid)
+  forward = _Forward(
+      stream, query, keys, values, state, scale, valid, segments
+  )
   even, odd = (scores, maxima), (more_scores, more_maxima)
   for size, *rest_and_full in stream.sections():
     if work.num_items[work.sizes.index(size)][0]:
@@ -266,7 +250,7 @@ def forward(
 def _one_pass(
     query, key, value, state, work, *, scale, valid, tiles, interpret, is_last
 ):
-  buffers, depth = tiles.buffers, tiles.depth
+  buffers = tiles.buffers
   heads, num_frames, num_segments, tokens, width = query.shape
   frames, segments = work.tile
   grid = (heads, pl.cdiv(num_frames, frames), pl.cdiv(num_segments, segments))
@@ -296,16 +280,12 @@ def _one_pass(
   else:
     out_specs = [tile(*shape) for shape in carried]
     out_shape = [array(*shape) for shape in carried]
-  num_pairs = max(
-      size * stream for size in work.sizes
-  )
+  num_pairs = num_rows * stream
   scores = [
       pltpu.VMEM((num_pairs, tokens, tokens), jnp.float32),
       pltpu.VMEM((num_rows, *per_token), jnp.float32),
   ]
   pieces = pltpu.VMEM((buffers, stream, tokens, width), key.dtype)
-  is_deep = width % 128 == 0 and 2 * width <= depth
-  terms = 2 if is_deep and query.dtype == jnp.bfloat16 else 1
   flops = 4 * heads * work.num_units * tokens * tokens * width
   streamed = heads * sum(r + f for r, _, f in work.num_items) * stream
   kernel = functools.partial(
@@ -323,7 +303,6 @@ def _one_pass(
           pieces,
           pieces,
           pltpu.SemaphoreType.DMA((buffers,)),
-          pltpu.VMEM((num_rows, tokens, terms * width), query.dtype),
           *scores,
           *scores,
           *[pltpu.VMEM((num_rows, *s), jnp.float32) for s in carried],
