@@ -129,7 +129,10 @@ class ExampleReader:
     mirrored = bool(rng.random() < 0.5) and config.mirror
     if rng.random() < 0.5 and config.reverse_time:
       frames = frames[::-1]
-    part_rng, view_rng = rng.spawn(2)
+    # Not rng.spawn: it counts its children, and a reader lends its generators.
+    part_rng, view_rng = (
+        np.random.default_rng(seed) for seed in rng.integers(2**62, size=2)
+    )
     example = {"clip": np.int64(row), "frames": frames}
     if "geometry" in config.contents:
       example |= self._geometry(clip, frames, part_rng)
