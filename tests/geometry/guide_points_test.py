@@ -39,10 +39,10 @@ def test_points_of_a_moving_box_keep_their_place_on_it():
   assert np.abs(moved - 2 * shift).max() < _SETTINGS.cell
   flat = ~guide.is_sharp
   assert np.abs(moved - 2 * shift)[flat].mean() < 0.05 * _SETTINGS.cell
-  # Further than a cell from all edges, normals are those of the box.
+  # The field sees an edge from two cells away; beyond, normals are the box's.
   gap = np.array([0.5, 0.4, 0.3]) - np.abs(projected[0].positions + shift)
-  clear = flat & (np.sort(gap, axis=1)[:, 1] > _SETTINGS.cell)
-  assert clear.sum() > 200
+  clear = flat & (np.sort(gap, axis=1)[:, 1] > 2 * _SETTINGS.cell)
+  assert clear.sum() > 150
   assert np.abs(projected[0].normals[clear]).max(1).min() > 0.999
 
 
