@@ -60,7 +60,9 @@ class ExampleConfig:
       )
     low, high = self.border_ratio
     if not 0 <= low <= high < 0.9:
-      raise ValueError(f"border_ratio={self.border_ratio} must lie in [0, 0.9).")
+      raise ValueError(
+          f"border_ratio={self.border_ratio} must lie in [0, 0.9)."
+      )
     if self.num_frames < 1 or self.num_parts < 0 or self.image_size < 1:
       raise ValueError(
           "num_frames and image_size must be positive and num_parts not"
@@ -68,7 +70,8 @@ class ExampleConfig:
       )
     if "posterior" in self.contents and self.mirror:
       raise ValueError(
-          "Posteriors are of the object as it is: set mirror=False to read them."
+          "Posteriors are of the object as it is: set mirror=False to read"
+          " them."
       )
 
 
