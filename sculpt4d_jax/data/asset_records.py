@@ -11,7 +11,7 @@ what a training step uses:
   buffers    one entry a camera: depth and normals of every frame
   posterior  mean and log-variance of an encoder, added by a later job
 
-An entry is a safetensors blob; its metadata says what it is. `SCHEMA` declares
+An entry is a safetensors blob whose metadata says what it is. `SCHEMA` declares
 the arrays of each kind, and both writer and reader hold entries to it. Space is
 the cube [-1, 1]^3, y up; distances are positive inside.
 
@@ -105,8 +105,11 @@ def encode(
   metadata = {
       "version": str(VERSION), "kind": kind, "clip": clip, "part": str(part)
   }
+  # One key: the order of several would differ from process to process, and
+  # equal records are to be equal files.
   return safetensors_numpy.save(
-      {name: np.ascontiguousarray(x) for name, x in arrays.items()}, metadata
+      {name: np.ascontiguousarray(x) for name, x in arrays.items()},
+      {"entry": json.dumps(metadata)},
   )
 
 
@@ -134,8 +137,9 @@ def read_metadata(content: bytes) -> dict[str, Any]:
   """What an entry says about itself: version, kind, clip, part."""
   try:
     length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
-  except (ValueError, AttributeError) as error:
+    header = json.loads(content[8 : 8 + length])
+    return json.loads(header["__metadata__"]["entry"])
+  except (ValueError, LookupError, TypeError) as error:
     raise RecordError(f"the entry is damaged: {error}.") from error
 
 

@@ -60,7 +60,9 @@ class ExampleConfig:
       )
     low, high = self.border_ratio
     if not 0 <= low <= high < 0.9:
-      raise ValueError(f"border_ratio={self.border_ratio} must lie in [0, 0.9).")
+      raise ValueError(
+          f"border_ratio={self.border_ratio} must lie in [0, 0.9)."
+      )
     if self.num_frames < 1 or self.num_parts < 0 or self.image_size < 1:
       raise ValueError(
           "num_frames and image_size must be positive and num_parts not"
@@ -68,7 +70,8 @@ class ExampleConfig:
       )
     if "posterior" in self.contents and self.mirror:
       raise ValueError(
-          "Posteriors are of the object as it is: set mirror=False to read them."
+          "Posteriors are of the object as it is: set mirror=False to read"
+          " them."
       )
 
 
@@ -129,7 +132,10 @@ class ExampleReader:
     mirrored = bool(rng.random() < 0.5) and config.mirror
     if rng.random() < 0.5 and config.reverse_time:
       frames = frames[::-1]
-    part_rng, view_rng = rng.spawn(2)
+    # Not rng.spawn: it counts its children, and a reader lends its generators.
+    part_rng, view_rng = (
+        np.random.default_rng(seed) for seed in rng.integers(2**62, size=2)
+    )
     example = {"clip": np.int64(row), "frames": frames}
     if "geometry" in config.contents:
       example |= self._geometry(clip, frames, part_rng)

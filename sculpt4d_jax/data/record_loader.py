@@ -20,6 +20,9 @@ import numpy as np
 from sculpt4d_jax.data import dataset_index
 from sculpt4d_jax.data import record_examples
 
+# Examples until the sequence ends: an endless one overflows in small batches.
+_MANY = 1 << 48
+
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
@@ -93,7 +96,7 @@ def make_iterator(
       grain.MapDataset.range(len(clips))
       .seed(config.seed)
       .shuffle()
-      .repeat()
+      .repeat(_MANY // len(clips))
       # Before the slice: what is drawn for element k does not depend on it.
       .random_map(reader.read)
       [process_index::process_count]
