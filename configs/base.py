@@ -148,6 +148,8 @@ def _dit_training() -> ml_collections.ConfigDict:
       # Share of clips whose context is zeroed, for classifier-free guidance.
       # Hunyuan3D 2.1 does not say; 0.1 is usual.
       context_dropout=0.1,
+      # Share of clips whose frames are denoised one by one in training.
+      temporal_dropout=0.0,
       time_sampling="uniform",  # Or "logit_normal".
       train_image_encoder=False,  # True where no pretrained one exists.
       # Weight of reading the field off an untrained encoder's tokens, points a

@@ -48,6 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
   ))
   config.dit_training.update(dict(
       batch_size=8, train_image_encoder=True, context_field_weight=1.0,
+      temporal_dropout=0.2,
       latent_choices=2, save_every=250,
   ))
   config.dit_training.optimizer.update(dict(
