@@ -192,8 +192,8 @@ class ExampleReader:
     contents = self._posteriors.contents(clip.shard)
     if clip.clip not in contents:
       raise asset_records.RecordError(
-          f"{clip.clip} has no posterior of {self._config.posterior!r}; run"
-          " python -m launch.encode_data."
+          f"{clip.clip} has no posterior of {self._config.posterior!r}; ask"
+          " for surfaces instead, and encode them in the training step."
       )
     position = contents[clip.clip]["entries"]["posterior"][0]
     entry = asset_records.decode(
