@@ -5,20 +5,28 @@ A backend is a function (query, key, value, mask, *, scale, token_order) ->
 One that cannot serve the arguments raises NotImplementedError with the reason.
 """
 
+from collections.abc import Callable
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
 from . import mask as mask_lib
+from . import pallas_tpu
 from . import reference
 from . import xla
 
-Implementation = Literal["xla", "reference"]
+Implementation = (
+    Literal["pallas_tpu", "xla", "reference"] | Callable[..., Any]
+)
 
 # Later entries serve what earlier ones decline.
-_AUTOMATIC = ("xla",)
-_BACKENDS = {"xla": xla.attention, "reference": reference.attention}
+_AUTOMATIC = ("pallas_tpu", "xla")
+_BACKENDS = {
+    "pallas_tpu": pallas_tpu.attention,
+    "xla": xla.attention,
+    "reference": reference.attention,
+}
 
 
 def block_sparse_attention(
@@ -52,8 +60,10 @@ def block_sparse_attention(
       token indices); the output is in the same order as the input. With strides
       that are powers of two, "bit_reversed" saves a permutation of all four
       arrays.
-    implementation: Backend: "xla" (plain JAX, any device) or "reference"
-      (quadratic memory). None takes the first one that serves the arguments.
+    implementation: Backend: "pallas_tpu" (Google TPU), "xla" (plain JAX, any
+      device) or "reference" (quadratic memory). None takes the first one that
+      serves the arguments. A function is called as a backend: so are options of
+      one backend given, `functools.partial(pallas_tpu.attention, tiles=...)`.
     return_log_sum_exp: Whether to return the log-sum-exp too.
 
   Returns:
@@ -87,6 +97,8 @@ def block_sparse_attention(
 
 def _run(implementation, args, kwargs):
   """Calls the named backend, or the first one that does not decline."""
+  if callable(implementation):
+    return implementation(*args, **kwargs)
   if implementation is not None:
     if implementation not in _BACKENDS:
       raise ValueError(

@@ -122,7 +122,7 @@ class Mask:
     table = np.zeros((self.num_frames, blocks, self.num_frames, blocks), bool)
     for i, row in enumerate(_stride_table(self)):
       for j, strides in enumerate(row):
-        table[i, :, j, :] = _divides_any(strides, difference)
+        table[i, :, j, :] = divides_any(strides, difference)
     return table.reshape(self.num_blocks, self.num_blocks)
 
   def levels(self, query_frame: int) -> tuple[Level, ...]:
@@ -336,9 +336,10 @@ def _smallest(strides: Iterable[int], blocks: int) -> tuple[int, ...]:
   return tuple(kept)
 
 
-def _divides_any(
+def divides_any(
     strides: tuple[int, ...], difference: np.ndarray
 ) -> np.ndarray:
+  """Whether any of the strides divides a difference of block indices."""
   seen = np.zeros(difference.shape, bool)
   for stride in strides:
     seen |= difference % stride == 0
@@ -350,7 +351,7 @@ def _count_pairs(strides: tuple[int, ...], blocks: int) -> int:
   """Pairs (u, v) of blocks that see each other: by difference, then summed."""
   difference = np.arange(blocks)
   pairs = np.where(difference == 0, blocks, 2 * (blocks - difference))
-  return int(pairs[_divides_any(strides, difference)].sum())
+  return int(pairs[divides_any(strides, difference)].sum())
 
 
 @functools.lru_cache(maxsize=256)
@@ -378,7 +379,7 @@ def _block_lists(mask: Mask, token_order: TokenOrder) -> BlockLists:
   difference = np.abs(order[:, None] - order[None, :])
   rows = []
   for row in _stride_table(mask):
-    seen = np.stack([_divides_any(s, difference) for s in row], 1)
+    seen = np.stack([divides_any(s, difference) for s in row], 1)
     rows += [np.flatnonzero(seen_by_u) for seen_by_u in seen]
   offsets = np.cumsum([0] + [len(row) for row in rows])
   return BlockLists(offsets, np.concatenate(rows).astype(np.int32))

@@ -16,8 +16,17 @@ Array = array_types.Array
 Float = array_types.Float
 
 
+# First time of the reference's scheduler where it is given no times: one of
+# its thousand training steps.
+SCHEDULER_START = 0.001
+
+
 def euler_times(
-    num_steps: int, *, shift: float = 1.0, skip_zero_step: bool = True
+    num_steps: int,
+    *,
+    shift: float = 1.0,
+    skip_zero_step: bool = True,
+    start: float = 0.0,
 ) -> np.ndarray:
   """Times of an Euler sampler, growing from 0 to 1.
 
@@ -29,6 +38,9 @@ def euler_times(
     num_steps: Calls of the model in the reference's count, at least 2.
     shift: Positive; above 1 steps are longer near the data.
     skip_zero_step: Leaves the appended 1 and its useless call out.
+    start: First time before the shift. 0 is pure noise, and what the released
+      pipeline asks for; SCHEDULER_START is what the reference's scheduler does
+      by itself.
 
   Returns:
     [num_steps], or [num_steps + 1] with the last 1 twice; float32. The sampler
@@ -41,8 +53,10 @@ def euler_times(
     )
   if shift <= 0:
     raise ValueError(f"shift={shift} must be positive.")
+  if not 0 <= start < 1:
+    raise ValueError(f"start={start} must be at least 0 and below 1.")
   # Rounded to float32 before the shift, as the reference does.
-  times = np.linspace(0.0, 1.0, num_steps).astype(np.float32)
+  times = np.linspace(start, 1.0, num_steps).astype(np.float32)
   times = time_sampling.shift_time(times, np.float32(shift))
   if not skip_zero_step:
     times = np.append(times, np.float32(1.0))

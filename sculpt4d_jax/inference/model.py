@@ -19,7 +19,9 @@ import numpy as np
 from sculpt4d_jax import array_types
 from sculpt4d_jax.diffusion import guidance
 from sculpt4d_jax.diffusion import samplers
+from sculpt4d_jax.io import checkpoint_parts
 from sculpt4d_jax.io import model_files
+from sculpt4d_jax.io import model_folders
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
@@ -94,13 +96,18 @@ class Sculpt4D:
 
   @classmethod
   def load(
-      cls, model: ml_collections.ConfigDict, folder: str | pathlib.Path
+      cls,
+      model: ml_collections.ConfigDict,
+      folder: str | pathlib.Path,
+      *,
+      dtype: str | None = None,
   ) -> "Sculpt4D":
     """Builds a preset's networks and reads their weights.
 
     Args:
       model: The preset's `model` section.
-      folder: Holds vae, image_encoder and dit .safetensors.
+      folder: What launch.train or launch.convert_weights wrote.
+      dtype: Of the parameters; see `model_folders.load`.
 
     Raises:
       model_files.ModelFileError: Weights are missing or do not fit.
@@ -108,16 +115,16 @@ class Sculpt4D:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
       raise model_files.ModelFileError(
-          f"{folder} is no folder of weights: expected one that holds"
-          " vae.safetensors, image_encoder.safetensors and dit.safetensors,"
-          " as launch.train writes it."
+          f"{folder} is no folder of weights: expected one that launch.train or"
+          " launch.convert_weights wrote. A downloaded checkpoint is converted"
+          " first: python -m launch.convert_weights --help."
       )
     modules, details = {}, {}
     for name, (kind, config) in parts(model).items():
       abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
       abstract_params = nnx.split(abstract)[1]
-      params, details[name] = model_files.load(
-          folder / f"{name}.safetensors", abstract_params, config
+      params, details[name] = model_folders.load(
+          folder, name, abstract_params, config, dtype
       )
       if "scale_factor" in details[name]:
         # The latents' scale is measured in training, after the config.
@@ -224,15 +231,8 @@ def weights_folder(preset: str, given: str | None) -> pathlib.Path:
 def parts(model: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
   """Network and configuration of every part."""
   return {
-      "vae": (
-          shape_vae.ShapeVAE,
-          shape_vae.ShapeVAEConfig(**model.vae),
-      ),
-      "image_encoder": (
-          image_encoder_lib.ImageEncoder,
-          image_encoder_lib.ImageEncoderConfig(**model.image_encoder),
-      ),
-      "dit": (dit_lib.DiT, dit_lib.DiTConfig(**model.dit)),
+      name: (kind, config(**model[name]))
+      for name, (kind, config) in checkpoint_parts.KINDS.items()
   }
 
 

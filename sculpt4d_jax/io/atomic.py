@@ -29,7 +29,7 @@ _ADVICE = {
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
-    errno.EEXIST: "a file of that name is in the way; choose another folder",
+    errno.EEXIST: "something of that name is in the way; choose another name",
     errno.EISDIR: "a folder of that name is in the way; choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
@@ -147,6 +147,51 @@ def staged_folder(
         final = folder / error.path.relative_to(staging)
         raise OutputError(final, error.__cause__) from error.__cause__
       raise
+
+
+@contextlib.contextmanager
+def new_folder(
+    folder: PathLike, *, replace: bool = False
+) -> Iterator[pathlib.Path]:
+  """Gives a temporary folder that becomes `folder` when the block succeeds.
+
+  For results that are one thing made of many files, such as a checkpoint.
+
+  Args:
+    folder: The final folder; missing parents are made.
+    replace: Whether an older folder gives way when the new one is whole. If
+      not, the folder must not exist, or be empty.
+
+  Yields:
+    An empty folder beside it.
+
+  Raises:
+    OutputError: The folder exists, or cannot be made or written to.
+  """
+  folder = pathlib.Path(folder)
+  is_free = not folder.exists() or (
+      folder.is_dir() and (replace or not any(folder.iterdir()))
+  )
+  if not is_free:
+    raise OutputError(
+        folder, OSError(errno.EEXIST, "it exists and is not empty")
+    )
+  name = f".{folder.name[:64]}-partial-{secrets.token_hex(4)}"
+  staging = folder.with_name(name)
+  old = folder.with_name(f"{name}-old")
+  with output_errors(folder), _parent_folders(folder.parent):
+    try:
+      staging.mkdir()
+      yield staging
+      if folder.exists():
+        os.replace(folder, old)
+      os.replace(staging, folder)
+    except BaseException:
+      shutil.rmtree(staging, ignore_errors=True)
+      if old.exists() and not folder.exists():
+        os.replace(old, folder)
+      raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

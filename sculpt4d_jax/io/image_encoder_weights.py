@@ -5,12 +5,13 @@ version 4's (attention.query, ..., output.dense), which Hunyuan3D 2.1 stores,
 and version 5's (q_proj, ..., o_proj).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from sculpt4d_jax.io import weight_rules
+from sculpt4d_jax.io import weight_transforms
 from sculpt4d_jax.models import image_encoder
 
 Naming = Literal["transformers4", "transformers5"]
@@ -42,12 +43,17 @@ def rules(
 ) -> list[Rule]:
   """The table for an encoder of `num_layers` blocks."""
   linear, flat = weight_rules.linear, weight_rules.flat
+  squeezed = weight_transforms.squeezed
   embeddings = prefix + "embeddings."
   patch = embeddings + "patch_embeddings.projection."
   table = [
-      Rule(embeddings + "cls_token", "class_token", _squeezed()),
-      Rule(embeddings + "position_embeddings", "positions", _squeezed()),
-      Rule(patch + "weight", "patch_proj.kernel", _convolution()),
+      Rule(embeddings + "cls_token", "class_token", squeezed()),
+      Rule(embeddings + "position_embeddings", "positions", squeezed()),
+      Rule(
+          patch + "weight",
+          "patch_proj.kernel",
+          weight_transforms.convolution(),
+      ),
       Rule(patch + "bias", "patch_proj.bias"),
       Rule(prefix + "layernorm.weight", "norm.scale"),
       Rule(prefix + "layernorm.bias", "norm.bias"),
@@ -85,6 +91,20 @@ def rules(
   ]
 
 
+def rules_for(
+    config: image_encoder.ImageEncoderConfig, names: Iterable[str]
+) -> list[Rule]:
+  """The table in the naming that a checkpoint's names have."""
+  names = list(names)
+  has_prefix = any(name.startswith(CONDITIONER_PREFIX) for name in names)
+  is_new = any(name.endswith("attention.q_proj.weight") for name in names)
+  return rules(
+      config.num_layers,
+      prefix=CONDITIONER_PREFIX if has_prefix else "",
+      naming="transformers5" if is_new else "transformers4",
+  )
+
+
 def convert(
     checkpoint: Mapping[str, Any],
     encoder: image_encoder.ImageEncoder,
@@ -102,43 +122,10 @@ def convert(
   Raises:
     ValueError: Names or shapes do not fit; all differences are listed.
   """
-  has_prefix = any(name.startswith(CONDITIONER_PREFIX) for name in checkpoint)
-  is_new = any(name.endswith("attention.q_proj.weight") for name in checkpoint)
-  table = rules(
-      encoder.config.num_layers,
-      prefix=CONDITIONER_PREFIX if has_prefix else "",
-      naming="transformers5" if is_new else "transformers4",
-  )
   return weight_rules.convert(
-      table,
+      rules_for(encoder.config, checkpoint),
       checkpoint,
       weight_rules.param_shapes(encoder),
       ignore=IGNORE,
       dtype=dtype,
   )
-
-
-def _convolution() -> weight_rules.Transform:
-  """[out, colour, row, column] to [row, column, colour, out]."""
-  return weight_rules.Transform(
-      lambda arrays, shapes: (np.transpose(arrays[0], (2, 3, 1, 0)),),
-      lambda arrays: (np.transpose(arrays[0], (3, 2, 0, 1)),),
-  )
-
-
-def _squeezed() -> weight_rules.Transform:
-  """[1, 1, D] to [D], and [1, I, D] to [I, D]."""
-
-  def forward(arrays, shapes):
-    (array,), (shape,) = arrays, shapes
-    # The batch axis must be 1: other sizes are a different table.
-    expected = (1,) * (3 - len(shape)) + shape
-    if array.shape != expected:
-      raise ValueError(f"expected {expected}, came {array.shape}")
-    return (array.reshape(shape),)
-
-  def inverse(arrays):
-    (array,) = arrays
-    return (array.reshape((1,) * (3 - array.ndim) + array.shape),)
-
-  return weight_rules.Transform(forward, inverse)

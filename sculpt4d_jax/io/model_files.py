@@ -64,7 +64,7 @@ def save(
       raise ValueError(f"{name} holds values that {np.dtype(dtype)} cannot.")
   header = {
       "format": _FORMAT,
-      "config": _fields(config),
+      "config": fields(config),
       "details": dict(details),
   }
   content = safetensors.numpy.save(
@@ -90,18 +90,35 @@ def load(
     ModelFileError: The file is missing, damaged, foreign or of another size.
   """
   path = pathlib.Path(path)
-  header, arrays = _read(path)
+  metadata, arrays = _read(path)
+  header = parse_header(path, metadata)
+  check_config(path, header["config"], config)
+  expected = flatten(abstract)
+  found = {k: v.shape for k, v in arrays.items()}
+  check_shapes(path, found, {k: v.shape for k, v in expected.items()})
+  leaves = [arrays[name].astype(np.float32) for name in expected]
+  state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+  return state, header["details"]
+
+
+def parse_header(
+    path: pathlib.Path, metadata: Mapping[str, str]
+) -> dict[str, Any]:
+  """Configuration and details from a safetensors file's metadata.
+
+  Raises:
+    ModelFileError: They are not there: the file is not one of ours.
+  """
+  try:
+    header = json.loads(metadata.get(_HEADER, "{}"))
+  except ValueError as error:
+    raise ModelFileError(f"{path} has a damaged header: {error}.") from error
   if header.get("format") != _FORMAT:
     raise ModelFileError(
         f"{path} is a safetensors file, but not weights that launch.train"
         f" wrote: expected format {_FORMAT!r}, found {header.get('format')!r}."
     )
-  _check_config(path, header["config"], _fields(config))
-  expected = flatten(abstract)
-  _check_shapes(path, arrays, {k: v.shape for k, v in expected.items()})
-  leaves = [arrays[name].astype(np.float32) for name in expected]
-  state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-  return state, header["details"]
+  return header
 
 
 def flatten(state: nnx.State) -> dict[str, Any]:
@@ -119,17 +136,17 @@ def _name(path) -> str:
   return ".".join(parts)
 
 
-def _fields(config: Any) -> dict[str, Any]:
+def fields(config: Any) -> dict[str, Any]:
   """A configuration as JSON has it: tuples are lists, dtypes are names."""
-  fields = {}
+  values = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if isinstance(value, tuple):
       value = list(value)
     elif not isinstance(value, (str, int, float, bool, type(None))):
       value = np.dtype(value).name
-    fields[field.name] = value
-  return fields
+    values[field.name] = value
+  return values
 
 
 def _read(path):
@@ -137,15 +154,21 @@ def _read(path):
     raise ModelFileError(f"There are no weights at {path}.")
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
-      header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
-      return header, {name: file.get_tensor(name) for name in file.keys()}
+      metadata = file.metadata() or {}
+      return metadata, {name: file.get_tensor(name) for name in file.keys()}
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise ModelFileError(
         f"{path} is no whole safetensors file: {error}."
     ) from error
 
 
-def _check_config(path, found, expected):
+def check_config(path: Any, found: Mapping[str, Any], config: Any) -> None:
+  """Compares a stored configuration with a preset's.
+
+  Raises:
+    ModelFileError: They differ in what decides which weights fit.
+  """
+  expected = fields(config)
   wrong = [
       f"{name}: the file has {found[name]}, the preset {expected[name]}"
       for name in expected
@@ -159,13 +182,22 @@ def _check_config(path, found, expected):
     )
 
 
-def _check_shapes(path, arrays, shapes):
-  missing = sorted(set(shapes) - set(arrays))
-  unknown = sorted(set(arrays) - set(shapes))
+def check_shapes(
+    path: Any,
+    found: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+  """Compares stored shapes with a network's.
+
+  Raises:
+    ModelFileError: They differ.
+  """
+  missing = sorted(set(shapes) - set(found))
+  unknown = sorted(set(found) - set(shapes))
   wrong = [
-      f"{name} is {arrays[name].shape} instead of {shapes[name]}"
+      f"{name} is {found[name]} instead of {shapes[name]}"
       for name in shapes
-      if name in arrays and arrays[name].shape != shapes[name]
+      if name in found and found[name] != shapes[name]
   ]
   problems = [f"{name} is missing" for name in missing]
   problems += [f"{name} is unknown" for name in unknown] + wrong

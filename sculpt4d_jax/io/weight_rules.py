@@ -10,13 +10,15 @@ names make which parameters:
 
 Names in braces are filled by `Rule.fill(layer=3)`; a path that ends in [i] or
 [i,j] is that slice of a stacked parameter. A rule may take several arrays and
-make several, as a fused projection does. Every transform has an inverse, so a
-table serves import and export alike.
+make several, as a fused projection does.
+
+`plan` compares a table with the shapes on both sides before any number is read;
+`Plan.run` then takes the arrays one rule at a time. `convert` does both for
+what fits into memory, `export` goes the other way.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
-import difflib
 import math
 import re
 from typing import Any, NamedTuple
@@ -25,20 +27,17 @@ from flax import nnx
 import jax
 import numpy as np
 
-Arrays = tuple[np.ndarray, ...]
-Shapes = tuple[tuple[int, ...], ...]
+from sculpt4d_jax.io import near_names
+from sculpt4d_jax.io import weight_transforms
 
+Transform = weight_transforms.Transform
+identity = weight_transforms.identity
+linear = weight_transforms.linear
+flat = weight_transforms.flat
+interleaved_heads = weight_transforms.interleaved_heads
+stacked_heads = weight_transforms.stacked_heads
 
-class Transform(NamedTuple):
-  """A reversible change of layout.
-
-  `forward` takes the checkpoint's arrays and the shapes ours must have;
-  `inverse` takes our arrays. `forward` raises ValueError for arrays that cannot
-  have those shapes.
-  """
-
-  forward: Callable[[Arrays, Shapes], Sequence[np.ndarray]]
-  inverse: Callable[[Arrays], Sequence[np.ndarray]]
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,66 +68,74 @@ class Rule:
     return dataclasses.replace(self, sources=sources, targets=targets)
 
 
-def identity() -> Transform:
-  """Arrays as they are."""
-  return Transform(lambda arrays, shapes: arrays, lambda arrays: arrays)
+class Slot(NamedTuple):
+  """Where an array goes: a parameter, the slice of it, the slice's shape."""
+
+  path: str
+  index: tuple[int, ...]
+  shape: tuple[int, ...]
 
 
-def linear(num_in_axes: int = 1) -> Transform:
-  """Weights [out, in] to kernels whose first `num_in_axes` axes are inputs."""
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """A rule that fits: its arrays' names and where they go."""
 
-  def forward(arrays, shapes):
-    (weight,), (shape,) = arrays, shapes
-    matrix = _matrix_shape(shape, num_in_axes)
-    if weight.shape != matrix[::-1]:
-      raise ValueError(f"expected {matrix[::-1]}, came {weight.shape}")
-    return (weight.T.reshape(shape),)
-
-  def inverse(arrays):
-    (kernel,) = arrays
-    return (kernel.reshape(_matrix_shape(kernel.shape, num_in_axes)).T,)
-
-  return Transform(forward, inverse)
+  sources: tuple[str, ...]
+  slots: tuple[Slot, ...]
+  transform: Transform
 
 
-def flat() -> Transform:
-  """Vectors to any shape of as many numbers: the bias of a [D, H, K] kernel."""
-  return Transform(
-      lambda arrays, shapes: tuple(
-          array.reshape(shape)
-          for array, shape in zip(arrays, shapes, strict=True)
-      ),
-      lambda arrays: tuple(array.reshape(-1) for array in arrays),
-  )
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A table that fits a checkpoint and a model.
 
-
-def interleaved_heads(num_sources: int = 1) -> Transform:
-  """Fused projections whose rows run head by head, parts within a head.
-
-  The sources' rows, one source after the other, are H groups of P * K rows: in
-  a group the first K rows are that head's part 0, the next K its part 1, and so
-  on. They become P kernels [in, H, K], or P biases [H, K]. Hunyuan3D 2.1 cuts
-  query, key and value in this way: its VAE stores them fused, its DiT apart.
+  Attributes:
+    steps: In the table's order.
+    unfilled: Our paths that no rule fills, which was allowed.
+    ignored: The checkpoint's names that no rule takes, which was allowed.
   """
 
-  def forward(arrays, shapes):
-    fused = np.concatenate(arrays, axis=0)
-    heads, head_dim = shapes[0][-2:]
-    rows = (heads * len(shapes) * head_dim,)
-    expected = rows + tuple(shapes[0][:-2])
-    if fused.shape != expected:
-      raise ValueError(f"expected {expected} in all, came {fused.shape}")
-    fused = fused.reshape(heads, len(shapes), head_dim, *fused.shape[1:])
-    parts = (fused[:, part] for part in range(len(shapes)))  # [H, K, in]
-    return tuple(np.moveaxis(part, (0, 1), (-2, -1)) for part in parts)
+  steps: tuple[Step, ...]
+  unfilled: tuple[str, ...]
+  ignored: tuple[str, ...]
 
-  def inverse(arrays):
-    parts = [np.moveaxis(array, (-2, -1), (0, 1)) for array in arrays]
-    fused = np.stack(parts, axis=1)  # [H, P, K, in]
-    fused = fused.reshape(math.prod(fused.shape[:3]), *fused.shape[3:])
-    return np.split(fused, num_sources)
+  def run(
+      self, read: Callable[[str], np.ndarray]
+  ) -> Iterator[tuple[Slot, np.ndarray]]:
+    """Reads array by array and yields what goes where."""
+    for step in self.steps:
+      arrays = tuple(np.asarray(read(name)) for name in step.sources)
+      shapes = tuple(slot.shape for slot in step.slots)
+      yield from zip(step.slots, step.transform.forward(arrays, shapes))
 
-  return Transform(forward, inverse)
+
+def plan(
+    rules: Iterable[Rule],
+    checkpoint: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    ignore: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    hint: str = "",
+) -> Plan:
+  """Compares a table with a checkpoint and a model.
+
+  Args:
+    rules: The table, all names filled.
+    checkpoint: Anything with a shape and a dtype, by name.
+    shapes: Shape of each of our parameters by path; see `param_shapes`.
+    ignore: Patterns (re.fullmatch) of checkpoint names that no rule needs.
+    optional: Patterns of our paths that no rule needs to fill.
+    hint: Said first if they do not agree.
+
+  Raises:
+    ValueError: The checkpoint, the table and the model do not agree. All
+      differences are listed together, with the nearest names.
+  """
+  planner = _Planner(checkpoint, shapes)
+  for rule in rules:
+    planner.add(rule)
+  return planner.finish(ignore, optional, hint)
 
 
 def convert(
@@ -140,47 +147,58 @@ def convert(
     optional: Sequence[str] = (),
     dtype: Any = np.float32,
 ) -> dict[str, np.ndarray]:
-  """Builds parameters from a checkpoint.
+  """Builds parameters from a checkpoint of arrays; arguments as `plan`.
 
   Args:
-    rules: The table, all names filled.
-    checkpoint: Arrays by name; each is read once, so it may load them lazily.
-    shapes: Shape of each of our parameters by path; see `param_shapes`.
-    ignore: Patterns (re.fullmatch) of checkpoint names that no rule needs.
-    optional: Patterns of our paths that no rule needs to fill.
+    rules: The table.
+    checkpoint: Arrays by name.
+    shapes: Our shapes by path.
+    ignore: Names that no rule needs.
+    optional: Paths that no rule needs to fill.
     dtype: Of the result.
 
   Returns:
     Arrays by path, for all paths that are filled.
-
-  Raises:
-    ValueError: The checkpoint, the table and the model do not agree. All
-      differences are listed together, with the nearest names.
   """
-  loader = _Loader(checkpoint, shapes, dtype)
-  for rule in rules:
-    loader.apply(rule)
-  loader.raise_if_wrong(ignore, optional)
-  return loader.values
+  checkpoint = {name: np.asarray(array) for name, array in checkpoint.items()}
+  plan_ = plan(rules, checkpoint, shapes, ignore=ignore, optional=optional)
+  values: dict[str, np.ndarray] = {}
+  for slot, array in plan_.run(checkpoint.__getitem__):
+    if slot.path not in values:
+      values[slot.path] = np.empty(shapes[slot.path], dtype)
+    values[slot.path][slot.index] = array
+  return values
 
 
 def export(
     rules: Iterable[Rule], params: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
   """Builds a checkpoint in the table's naming from our parameters."""
-  checkpoint = {}
+
+  def read(path, index):
+    if path not in params:
+      near = near_names.suggest([path], params)[path]
+      raise ValueError(f"No parameter {path!r} to export{near}.")
+    return np.asarray(params[path])[index]
+
+  return dict(export_each(rules, read))
+
+
+def export_each(
+    rules: Iterable[Rule],
+    read: Callable[[str, tuple[int, ...]], np.ndarray],
+) -> Iterator[tuple[str, np.ndarray]]:
+  """A checkpoint rule by rule, for what does not fit into memory.
+
+  Args:
+    rules: The table.
+    read: Gives the slice of a parameter.
+  """
   for rule in rules:
-    arrays = []
-    for path, index in map(_split_path, rule.targets):
-      if path not in params:
-        near = _nearest(path, params)
-        raise ValueError(f"No parameter {path!r} to export{near}.")
-      arrays.append(np.asarray(params[path])[index])
-    transform = rule.transform or identity()
-    made = transform.inverse(tuple(arrays))
+    arrays = tuple(read(*split_path(target)) for target in rule.targets)
+    made = (rule.transform or identity()).inverse(arrays)
     for name, array in zip(rule.sources, made, strict=True):
-      checkpoint[name] = np.ascontiguousarray(array)
-  return checkpoint
+      yield name, np.ascontiguousarray(array)
 
 
 def params_by_path(module: nnx.Module) -> dict[str, Any]:
@@ -205,7 +223,8 @@ def set_params(module: nnx.Module, values: Mapping[str, Any]) -> None:
   params = {_dotted(path): param for path, param in nnx.to_flat_state(state)}
   for path, value in values.items():
     if path not in params:
-      raise ValueError(f"No parameter {path!r}{_nearest(path, params)}.")
+      near = near_names.suggest([path], params)[path]
+      raise ValueError(f"No parameter {path!r}{near}.")
     old = params[path].get_value()
     if tuple(old.shape) != tuple(value.shape):
       raise ValueError(
@@ -215,73 +234,88 @@ def set_params(module: nnx.Module, values: Mapping[str, Any]) -> None:
   nnx.update(module, state)
 
 
-class _Loader:
-  """Fills parameters rule by rule and keeps account of what went wrong."""
+class _Planner:
+  """Checks rule by rule and keeps account of what went wrong."""
 
-  def __init__(self, checkpoint, shapes, dtype):
+  def __init__(self, checkpoint, shapes):
     self.checkpoint = checkpoint
     self.shapes = shapes
-    self.dtype = dtype
-    self.values: dict[str, np.ndarray] = {}
-    self.filled: dict[str, int] = {}  # Numbers written so far, by path.
+    self.steps: list[Step] = []
+    self.filled: dict[str, int] = {}  # Numbers promised so far, by path.
     self.used: set[str] = set()
     self.missing: list[str] = []
     self.unknown: list[str] = []
     self.wrong: list[str] = []
 
-  def apply(self, rule: Rule) -> None:
-    sources, targets = rule.sources, rule.targets
-    self.used.update(sources)
-    missing = [name for name in sources if name not in self.checkpoint]
-    places = [_split_path(target) for target in targets]
+  def add(self, rule: Rule) -> None:
+    self.used.update(rule.sources)
+    missing = [name for name in rule.sources if name not in self.checkpoint]
+    places = [split_path(target) for target in rule.targets]
     unknown = [path for path, _ in places if path not in self.shapes]
     self.missing += missing
     self.unknown += unknown
     if missing or unknown:
       return
     slots = tuple(
-        self.shapes[path][len(index) :] for path, index in places
+        Slot(path, index, tuple(self.shapes[path][len(index) :]))
+        for path, index in places
     )
-    arrays = tuple(np.asarray(self.checkpoint[name]) for name in sources)
-    try:
-      made = (rule.transform or identity()).forward(arrays, slots)
-      for array, slot in zip(made, slots, strict=True):
-        if array.shape != slot:
-          raise ValueError(f"expected {slot}, came {array.shape}")
-    except ValueError as error:
-      # Not lost: raise_if_wrong reports it along with all the others.
-      names = f"{', '.join(sources)} -> {', '.join(targets)}"
-      self.wrong.append(f"{names}: {error}")
+    step = Step(rule.sources, slots, rule.transform or identity())
+    for slot in slots:
+      filled = self.filled.get(slot.path, 0)
+      self.filled[slot.path] = filled + math.prod(slot.shape)
+    problem = self._problem(step)
+    if problem:
+      names = f"{', '.join(rule.sources)} -> {', '.join(rule.targets)}"
+      self.wrong.append(f"{names}: {problem}")
       return
-    for (path, index), array in zip(places, made, strict=True):
-      self._write(path, index, array)
+    self.steps.append(step)
 
-  def _write(self, path, index, array):
-    if path not in self.values:
-      self.values[path] = np.empty(self.shapes[path], self.dtype)
-    self.values[path][index] = array
-    self.filled[path] = self.filled.get(path, 0) + array.size
+  def _problem(self, step: Step) -> str | None:
+    """What keeps a step from working, found without its numbers."""
+    infos = [self.checkpoint[name] for name in step.sources]
+    for info in infos:
+      if str(info.dtype) not in FLOATS:
+        return f"expected floating point numbers, came {info.dtype}"
+    # One byte that stands for all: reshapes of it cost nothing.
+    arrays = tuple(
+        np.broadcast_to(np.zeros((), np.int8), tuple(info.shape))
+        for info in infos
+    )
+    shapes = tuple(slot.shape for slot in step.slots)
+    try:
+      made = step.transform.forward(arrays, shapes)
+    except ValueError as error:
+      return str(error)
+    for array, shape in zip(made, shapes, strict=True):
+      if array.shape != shape:
+        hint = ", the transposed one" if array.shape == shape[::-1] else ""
+        return f"expected {shape}, came {array.shape}{hint}"
+    return None
 
-  def raise_if_wrong(self, ignore, optional) -> None:
-    spare = [
-        name
-        for name in self.checkpoint
-        if name not in self.used and not _matches(name, ignore)
-    ]
+  def finish(self, ignore, optional, hint) -> Plan:
+    unused = [name for name in self.checkpoint if name not in self.used]
+    ignored = [name for name in unused if matches(name, ignore)]
+    excused = set(ignored)
+    spare = [name for name in unused if name not in excused]
     named = set(self.unknown)
-    unfilled = [
+    partly = [
         path
         for path, shape in self.shapes.items()
-        if path not in named
-        and self.filled.get(path, 0) != math.prod(shape)
-        and not (_matches(path, optional) and path not in self.values)
+        if path not in named and self.filled.get(path, 0) != math.prod(shape)
     ]
+    allowed = [
+        path
+        for path in partly
+        if matches(path, optional) and path not in self.filled
+    ]
+    unfilled = [path for path in partly if path not in set(allowed)]
     sections = (
         ("Not in the checkpoint", self.missing, spare),
         ("In the checkpoint, used by no rule", spare, self.missing),
         ("Not in the model", self.unknown, self.shapes),
         ("Of the model, not or only partly filled", unfilled, self.unknown),
-        ("Of the wrong shape", self.wrong, ()),
+        ("Of the wrong shape or dtype", self.wrong, ()),
     )
     report = "\n".join(
         _section(title, names, candidates)
@@ -290,31 +324,25 @@ class _Loader:
     )
     if report:
       raise ValueError(
-          "The checkpoint does not fit the model.\n"
-          f"{report}\n"
-          "Check that the model's configuration is the checkpoint's, or pass"
-          " patterns as `ignore` (checkpoint) and `optional` (model)."
+          f"The checkpoint does not fit the model.\n{hint}{report}\n"
+          "Check that the model's configuration is the checkpoint's. Where"
+          " names differ, give rules for them; names that are not needed may"
+          " be ignored, parameters that need no source left out."
       )
+    return Plan(tuple(self.steps), tuple(allowed), tuple(ignored))
 
 
-def _section(title, names, candidates, limit: int = 20) -> str:
+def _section(title, names, candidates) -> str:
+  near = near_names.suggest(names, candidates)
   lines = [f"  {title} ({len(names)}):"]
-  lines += [f"    {name}{_nearest(name, candidates)}" for name in names[:limit]]
-  if len(names) > limit:
-    lines.append(f"    ... and {len(names) - limit} more")
-  return "\n".join(lines)
+  return "\n".join(lines + [f"    {name}{near[name]}" for name in names])
 
 
-def _nearest(name: str, candidates: Iterable[str]) -> str:
-  found = difflib.get_close_matches(name, list(candidates), n=2, cutoff=0.7)
-  return f" (nearest: {', '.join(found)})" if found else ""
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
   return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _split_path(target: str) -> tuple[str, tuple[int, ...]]:
+def split_path(target: str) -> tuple[str, tuple[int, ...]]:
   """"a.b[1,2]" to ("a.b", (1, 2))."""
   path, _, index = target.partition("[")
   return path, tuple(int(i) for i in index.rstrip("]").split(",") if i)
@@ -322,9 +350,3 @@ def _split_path(target: str) -> tuple[str, tuple[int, ...]]:
 
 def _dotted(path: tuple[Any, ...]) -> str:
   return ".".join(map(str, path))
-
-
-def _matrix_shape(
-    shape: tuple[int, ...], num_in_axes: int
-) -> tuple[int, int]:
-  return math.prod(shape[:num_in_axes]), math.prod(shape[num_in_axes:])

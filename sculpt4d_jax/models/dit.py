@@ -96,6 +96,29 @@ class TimeEmbedding(nnx.Module):
     return self.mlp(time_features(time, self.width))
 
 
+def temporal_layers(
+    config: DiTConfig, *, rngs: nnx.Rngs
+) -> dict[str, nnx.Module]:
+  """What a block of the 4D model has more than one of the per-frame model."""
+  dtypes = dict(
+      dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
+  )
+  return dict(
+      norm_temporal=layers.LayerNorm(config.width, **dtypes),
+      temporal_attention=attention.TemporalAttention(
+          config.width,
+          config.num_heads,
+          block_size=config.temporal_block_size,
+          schedule=config.temporal_schedule,
+          anchor_frames=config.temporal_anchor_frames,
+          rope_theta=config.temporal_rope_theta,
+          implementation=config.temporal_implementation,
+          rngs=rngs,
+          **dtypes,
+      ),
+  )
+
+
 class Block(nnx.Module):
   """One block of the transformer; see the module's docstring."""
 
@@ -105,8 +128,11 @@ class Block(nnx.Module):
         dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
     )
     kwargs = dict(rngs=rngs, **dtypes)
-    heads = dict(num_heads=config.num_heads, **kwargs)
-    spatial = dict(implementation=config.attention_implementation, **heads)
+    spatial = dict(
+        num_heads=config.num_heads,
+        implementation=config.attention_implementation,
+        **kwargs,
+    )
     if kind.has_skip:
       self.skip_linear = layers.Linear(
           2 * width, width, kernel_axes=(None, "embed"), **kwargs
@@ -119,16 +145,8 @@ class Block(nnx.Module):
         width, context_width=config.context_width, **spatial
     )
     if config.temporal_mode != "none":
-      self.norm_temporal = layers.LayerNorm(width, **dtypes)
-      self.temporal_attention = attention.TemporalAttention(
-          width,
-          block_size=config.temporal_block_size,
-          schedule=config.temporal_schedule,
-          anchor_frames=config.temporal_anchor_frames,
-          rope_theta=config.temporal_rope_theta,
-          implementation=config.temporal_implementation,
-          **heads,
-      )
+      for name, layer in temporal_layers(config, rngs=rngs).items():
+        setattr(self, name, layer)
     self.norm_mlp = layers.LayerNorm(width, **dtypes)
     hidden = config.mlp_ratio * width
     if kind.is_moe:

@@ -10,6 +10,7 @@ from sculpt4d_jax.data import record_store
 from sculpt4d_jax.data import synthetic_records
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import model_files
+from sculpt4d_jax.io import model_folders
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import shape_vae
@@ -167,10 +168,8 @@ def _load_parts(config, folder):
   for name in ("image_encoder", "dit"):
     kind, part = model_lib.parts(config.model)[name]
     abstract = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
-    states[name] = model_files.load(
-        pathlib.Path(folder) / f"{name}.safetensors",
-        nnx.split(abstract)[1],
-        part,
+    states[name] = model_folders.load(
+        folder, name, nnx.split(abstract)[1], part, dtype="float32"
     )[0]
   return states
 

@@ -17,6 +17,12 @@ def test_times_by_hand():
   )
 
 
+def test_times_may_start_later():
+  np.testing.assert_allclose(samplers.euler_times(3, start=0.5), [0.5, 0.75, 1])
+  with pytest.raises(ValueError, match="start"):
+    samplers.euler_times(3, start=1.0)
+
+
 def test_fifty_steps_are_forty_nine_of_equal_length():
   steps = np.diff(samplers.euler_times(50))
   assert len(steps) == 49

@@ -166,6 +166,7 @@ def test_moe(implementation):
   dense_gate = np.zeros(golden["mid/dense_gate"].shape).reshape(-1, 4)
   np.put_along_axis(dense_gate, routing.chosen, routing.gates, axis=1)
   _assert_close(dense_gate.reshape(2, 18, 4), golden["mid/dense_gate"])
+  _assert_same_choices(routing, golden)
   scores = routing.probabilities.reshape(2, 18, 4)
   _assert_close(scores, golden["mid/scores"])
   _assert_close(module.shared_expert(x), golden["mid/shared_out"])
@@ -173,6 +174,18 @@ def test_moe(implementation):
   _assert_close(out.y, golden["out/y"])
   _assert_close(out.y, golden["out/y_train"])
   _assert_close(out.aux_loss, golden["out/aux_loss"][0], 1e-7)
+
+
+def _assert_same_choices(routing, golden):
+  """The chosen experts of each token, and the weight of each, in any order."""
+  chosen = golden["mid/topk_idx_unordered"]
+  weights = golden["mid/topk_weight_unordered"]
+  np.testing.assert_array_equal(np.sort(routing.chosen), np.sort(chosen))
+  by_expert = lambda w, e: np.take_along_axis(w, np.argsort(e), axis=1)
+  _assert_close(
+      by_expert(np.asarray(routing.gates), np.asarray(routing.chosen)),
+      by_expert(weights, chosen),
+  )
 
 
 @pytest.mark.parametrize("implementation", experts.IMPLEMENTATIONS)
@@ -369,6 +382,10 @@ def test_scheduler():
   _assert_close(1000 * times[:-1], golden["out/timesteps"], 1e-4)
   shifted = samplers.euler_times(20, shift=3.0, skip_zero_step=False)
   _assert_close(shifted, golden["out/sigmas_shift3_20"], 1e-7)
+  own = samplers.euler_times(
+      12, start=samplers.SCHEDULER_START, skip_zero_step=False
+  )
+  _assert_close(own, golden["out/sigmas_default12"], 1e-7)
 
 
 @pytest.mark.parametrize("skip_zero_step", [False, True])

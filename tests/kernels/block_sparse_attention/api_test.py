@@ -148,7 +148,7 @@ def test_automatic_choice_goes_on_to_the_next_backend(monkeypatch):
 
 def test_unknown_choices_are_refused():
   inputs = kernel_shapes.random_inputs(SHAPE)
-  with pytest.raises(ValueError, match=r"\['reference', 'xla'\]"):
+  with pytest.raises(ValueError, match="one of .*'reference', 'xla'"):
     attend(*inputs, implementation="cuda")
   with pytest.raises(ValueError, match="token_order must be"):
     attend(*inputs, token_order="morton")

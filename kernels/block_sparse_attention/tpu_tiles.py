@@ -1,0 +1,101 @@
+"""Tile sizes of the TPU backend, with defaults by generation of the chip."""
+
+import dataclasses
+from typing import Literal
+
+LANES = 128
+
+Chip = Literal["v5e", "v5p", "v6e", "unknown"]
+
+# What jax calls these kinds of devices.
+_CHIPS: dict[str, Chip] = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TileSizes:
+  """How the TPU kernels cut their work; see `tpu_lists.py` for the words.
+
+  A piece is a run of tokens of one frame that see the same keys. A kernel keeps
+  a tile of pieces, `frames` by `segments`, in fast memory and streams the
+  pieces which that tile sees past it, several at a time.
+
+  Attributes:
+    piece_tokens: Largest number of tokens of a piece.
+    near: Frames and segments of a tile where pieces see runs of pieces.
+    far: Frames and segments of a tile where a piece sees only the one piece of
+      its own kind in another frame. None joins these pairs to the others.
+    stream: Pieces that are streamed at once.
+    buffers: Sets of streamed pieces in flight or in use, at least 2.
+    lanes: Tokens to a multiple of which pieces are filled up: 128 on a device,
+      1 is enough for the interpreter.
+  """
+
+  piece_tokens: int = 256
+  near: tuple[int, int] = (1, 4)
+  far: tuple[int, int] | None = (4, 1)
+  stream: int = 8
+  buffers: int = 3
+  lanes: int = LANES
+
+  def __post_init__(self):
+    for name in ("piece_tokens", "stream", "buffers", "lanes"):
+      value = getattr(self, name)
+      if value != int(value) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value}.")
+    if self.piece_tokens % self.lanes:
+      raise ValueError(
+          f"piece_tokens={self.piece_tokens} must be a multiple of"
+          f" lanes={self.lanes}."
+      )
+    if self.buffers < 2:
+      raise ValueError(
+          "buffers must be at least 2, one in use and one in flight, got"
+          f" {self.buffers}."
+      )
+    for name in ("near", "far"):
+      tile = getattr(self, name)
+      if tile is None and name == "far":
+        continue
+      if len(tile) != 2 or min(tile) < 1 or tile[0] * tile[1] > 8:
+        raise ValueError(
+            f"{name} must be (frames, segments) of at most 8 pieces in all, got"
+            f" {tile}."
+        )
+
+  @property
+  def tiles(self) -> tuple[tuple[int, int], ...]:
+    """The shape of the tile of every pass."""
+    return (self.near,) if self.far is None else (self.near, self.far)
+
+
+# By the compiler's static schedule; `aot_tpu` prints it.
+_DEFAULTS: dict[Chip, TileSizes] = {
+    "v5e": TileSizes(),
+    "v5p": TileSizes(),
+    "v6e": TileSizes(),
+    "unknown": TileSizes(),
+}
+
+
+def default(chip: Chip | None) -> TileSizes:
+  """Tile sizes for a chip; None is as "unknown"."""
+  if chip is None:
+    chip = "unknown"
+  if chip not in _DEFAULTS:
+    raise ValueError(
+        f"chip={chip!r} is unknown; choose one of {sorted(_DEFAULTS)}, or give"
+        " tiles."
+    )
+  return _DEFAULTS[chip]
+
+
+def chip_of(device_kind: str) -> Chip:
+  """The chip that jax's `Device.device_kind` names."""
+  return _CHIPS.get(device_kind, "unknown")

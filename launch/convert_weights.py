@@ -1,0 +1,200 @@
+r"""Converts released checkpoints into weights for the programs here, and back.
+
+Hunyuan3D 2.1, whose file holds the DiT, the autoencoder and the image encoder:
+
+  python -m launch.convert_weights --source=tencent/Hunyuan3D-2.1 \
+      --output=weights/hunyuan3d
+
+--source is a file (.safetensors, .ckpt, .pt, .pth, .bin, or the .index.json of
+shards), a folder of such files, or a repository of Hugging Face, OWNER/NAME
+(pip install huggingface_hub). Several are separated by commas: each network is
+taken from the first that has it. OUTPUT holds an Orbax checkpoint for each
+network and is what launch.sample and launch.evaluate take as --checkpoint, and
+launch.train as --config.dit_training.init_from.
+
+Look first:       --dry_run prints every name, where it goes, and how
+Some networks:    --parts=dit,vae
+Sculpt4D:         --source=TencentARC/Sculpt4D,tencent/Hunyuan3D-2.1; the names
+                  of its temporal attention are matched with known ones; what
+                  shapes do not tell is asked for (--temporal_heads), and --rules
+                  explains names that are not known
+Other sizes:      --config.model.dit.depth=11
+Back:             --export --source=weights/hunyuan3d --output=dit.safetensors
+
+Pickles are read as lists of tensors; one that asks for anything else is
+refused, and nothing in it is run. The licences of released weights are their
+owners'; those of Hunyuan3D 2.1 and Sculpt4D are not valid in the European
+Union, the United Kingdom and South Korea.
+"""
+
+import pathlib
+import time
+
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+import tqdm
+
+from launch import program
+from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.io import checkpoint_parts
+from sculpt4d_jax.io import pretrained
+from sculpt4d_jax.io import rule_files
+from sculpt4d_jax.io import temporal_weights
+from sculpt4d_jax.io.tensor_files import hub
+from sculpt4d_jax.io.tensor_files import open_file
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    "configs/sculpt4d.py",
+    "Preset that says the networks' sizes.",
+)
+_SOURCE = flags.DEFINE_list(
+    "source",
+    None,
+    "Files, folders or repositories; with --export, a folder of weights.",
+    required=True,
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "New folder; with --export, a .safetensors file."
+)
+_PARTS = flags.DEFINE_list(
+    "parts", list(checkpoint_parts.PARTS), "Networks that are wanted."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["bfloat16", "float16", "float32"],
+    "Of the result: bfloat16 (the default) or float32; with --export also"
+    " float16, and by default the folder's own.",
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print what would be done, and write nothing."
+)
+_RULES = flags.DEFINE_string(
+    "rules", None, "JSON or TOML file of rules for names of your own."
+)
+_HEADS = flags.DEFINE_enum(
+    "temporal_heads",
+    None,
+    list(temporal_weights.HEADS),
+    "How the checkpoint lays out the heads of its temporal attention.",
+)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Of temporal layers that the checkpoint lacks.", lower_bound=0
+)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace an earlier conversion in OUTPUT."
+)
+_REVISION = flags.DEFINE_string(
+    "revision", None, "Branch, tag or commit of a repository."
+)
+_CACHE = flags.DEFINE_string(
+    "cache", None, "Folder of downloads; by default huggingface_hub's own."
+)
+_OFFLINE = flags.DEFINE_bool(
+    "offline", False, "Use earlier downloads and no connection."
+)
+_EXPORT = flags.DEFINE_bool(
+    "export", False, "Write weights of ours in the published names."
+)
+_TEMPORAL = flags.DEFINE_bool(
+    "temporal", True, "Whether temporal attention is exported."
+)
+
+
+def main(argv):
+  del argv
+  if not _OUTPUT.value and (_EXPORT.value or not _DRY_RUN.value):
+    raise ValueError("--output is missing: where should the result go?")
+  if _EXPORT.value:
+    export()
+  else:
+    convert()
+
+
+def convert() -> None:
+  """Converts --source into a folder of weights."""
+  dtype = _DTYPE.value or pretrained.DTYPES[0]
+  if dtype not in pretrained.DTYPES:
+    raise ValueError(
+        f"--dtype={dtype}: a conversion writes one of {pretrained.DTYPES}."
+    )
+  conversion = plan()
+  if _DRY_RUN.value:
+    print("\n".join(conversion.describe()))
+    return
+  output = pathlib.Path(_OUTPUT.value)
+  for line in conversion.summary():
+    logging.info("%s", line)
+  log, start = run_log.RunLog(), time.monotonic()
+  with log.stage("convert", conversion.num_steps) as bar:
+    pretrained.write(
+        conversion,
+        output,
+        dtype=dtype,
+        details={"sources": list(_SOURCE.value)},
+        overwrite=_OVERWRITE.value,
+        on_step=bar.update,
+    )
+  print(
+      f"Wrote {output} in {time.monotonic() - start:.0f} s, with at most"
+      f" {log.stages[-1].peak_memory_mb:.0f} MB of memory. Use it with"
+      f" --checkpoint={output}."
+  )
+
+
+def plan() -> pretrained.Conversion:
+  """Finds the checkpoints and compares them with the preset."""
+  wanted = _PARTS.value
+  unknown = set(wanted) - set(checkpoint_parts.PARTS)
+  if unknown or not wanted:
+    raise ValueError(
+        f"--parts={','.join(wanted)}: choose some of"
+        f" {','.join(checkpoint_parts.PARTS)}."
+    )
+  rules = rule_files.RuleFile()
+  if _RULES.value:
+    rules = rule_files.read(_RULES.value)
+  files = []
+  for source in _SOURCE.value:
+    paths = hub.resolve(
+        source,
+        revision=_REVISION.value,
+        cache=_CACHE.value,
+        offline=_OFFLINE.value,
+    )
+    files += [open_file.open_file(path) for path in paths]
+  model = _CONFIG.value.model
+  configs = {
+      name: checkpoint_parts.KINDS[name][1](**model[name])
+      for name in checkpoint_parts.PARTS
+      if name in wanted
+  }
+  return pretrained.plan_conversion(
+      files, configs, heads=_HEADS.value, rules=rules, seed=_SEED.value
+  )
+
+
+def export() -> None:
+  """Writes a folder of weights as one safetensors file."""
+  if len(_SOURCE.value) != 1:
+    raise ValueError("--export takes one --source, a folder of weights.")
+  output = pathlib.Path(_OUTPUT.value)
+  if output.suffix != open_file.SAFETENSORS:
+    raise ValueError(
+        f"--output={output}: an export is a {open_file.SAFETENSORS} file."
+    )
+  with tqdm.tqdm(desc="export", unit=" tensors") as bar:
+    names = pretrained.export(
+        _SOURCE.value[0],
+        output,
+        dtype=_DTYPE.value,
+        with_temporal=_TEMPORAL.value,
+        on_tensor=bar.update,
+    )
+  print(f"Wrote {len(names)} tensors to {output}.")
+
+
+if __name__ == "__main__":
+  program.run(main)
