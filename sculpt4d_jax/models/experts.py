@@ -255,8 +255,12 @@ def _dispatch(x: Array, plan: _Plan) -> Array:
 @jax.custom_vjp
 def _collect(rows: Array, plan: _Plan) -> Array:
   """Rows [R, D] to the choices [T, k, D]; zero for choices of no expert."""
-  is_used = plan.row < plan.rows_per_expert.sum()
-  return jnp.where(is_used[..., None], rows[plan.row], 0)
+  return jnp.where(_is_of_expert(plan), rows[plan.row], 0)
+
+
+def _is_of_expert(plan: _Plan) -> Array:
+  """Whether choices are of one of the experts, [T, k, 1]."""
+  return (plan.row < plan.rows_per_expert.sum())[..., None]
 
 
 def _dispatch_backward(plan, cotangent):
@@ -264,7 +268,8 @@ def _dispatch_backward(plan, cotangent):
 
 
 def _collect_backward(plan, cotangent):
-  choices = cotangent.reshape(-1, cotangent.shape[-1])
+  choices = jnp.where(_is_of_expert(plan), cotangent, 0)
+  choices = choices.reshape(-1, cotangent.shape[-1])
   return choices.at[plan.choice].get(mode="fill", fill_value=0), None
 
 

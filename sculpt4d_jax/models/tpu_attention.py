@@ -55,14 +55,15 @@ def attend(
   block_q = _block(num_queries, _MAX_QUERY_BLOCK)
   block_kv = _block(num_keys, _MAX_KEY_BLOCK)
   scale = np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
+  num_heads = query.shape[2]
   query = _fill(query * scale, block_q)
   key, value = _fill(key, block_kv), _fill(value, block_kv)
   kernel = _kernel(
-      query.shape[1], key.shape[1], query.shape[2], block_q, block_kv, interpret
+      query.shape[2], key.shape[2], num_heads, block_q, block_kv, interpret
   )
   segments = splash.SegmentIds(
-      q=jnp.zeros((query.shape[1],), jnp.int32),
-      kv=(jnp.arange(key.shape[1]) >= num_keys).astype(jnp.int32),
+      q=jnp.zeros((query.shape[2],), jnp.int32),
+      kv=(jnp.arange(key.shape[2]) >= num_keys).astype(jnp.int32),
   )
   out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(query, key, value, segments)
   return jnp.swapaxes(out, 1, 2)[:, :num_queries]
