@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
 from sculpt4d_jax.diffusion import guidance
 from sculpt4d_jax.diffusion import samplers
 from sculpt4d_jax.io import checkpoint_parts
@@ -163,26 +164,8 @@ class Sculpt4D:
   def _sample_impl(self, params, images, key, config, on_step):
     encoder = nnx.merge(self._encoder_def, params[0])
     dit = nnx.merge(self._dit_def, params[1])
-    context = encoder(images[None].astype(jnp.float32) / 127.5 - 1.0)
-    guided = config.guidance_scale != 1.0
-    if guided:
-      context = jnp.concatenate([context, jnp.zeros_like(context)])
-    key_values = dit.encode_context(context)
-    mode = config.temporal_mode
-    if self.dit_config.temporal_mode == "none":
-      mode = None
-
-    def velocity(x, time):
-      output = dit(x, time, key_values, temporal_mode=mode)
-      return output.velocity
-
-    if guided:
-      velocity = guidance.in_one_batch(velocity, config.guidance_scale)
-    times = samplers.euler_times(config.num_steps, shift=config.timestep_shift)
-    if on_step is not None:
-      velocity = _reporting(velocity, times, on_step)
     noise = self._noise(key, images.shape[0], config.noise)
-    return samplers.euler(velocity, noise, times)[0]
+    return sample_clips(encoder, dit, images[None], noise, config, on_step)[0]
 
   def _noise(self, key, num_frames, kind):
     frames = 1 if kind == "shared" else num_frames
@@ -209,6 +192,45 @@ class Sculpt4D:
   def _field_impl(self, params, key_values, points):
     vae = nnx.merge(self._vae_def, params)
     return vae.query_field(key_values, points[None])[0].astype(jnp.float32)
+
+
+def sample_clips(
+    encoder: image_encoder_lib.ImageEncoder,
+    dit: dit_lib.DiT,
+    images: UInt8[Array, "B F S S 3"],
+    noise: Float[Array, "B F N C"],
+    config: SamplingConfig,
+    on_step: Callable[[int], None] | None = None,
+) -> Float[Array, "B F N C"]:
+  """Samples the diffusion latents of clips; to be traced.
+
+  Args:
+    encoder: Of the pictures.
+    dit: The transformer.
+    images: Pictures of the clips.
+    noise: Where to start.
+    config: Steps and guidance; the seed is in the noise.
+    on_step: See `Sculpt4D.sample`.
+  """
+  context = encoder(images.astype(jnp.float32) / 127.5 - 1.0)
+  guided = config.guidance_scale != 1.0
+  if guided:
+    context = jnp.concatenate([context, jnp.zeros_like(context)])
+  context = partitioning.constrain(context, "batch", "frames")
+  key_values = dit.encode_context(context)
+  mode = config.temporal_mode
+  if dit.config.temporal_mode == "none":
+    mode = None
+
+  def velocity(x, time):
+    return dit(x, time, key_values, temporal_mode=mode).velocity
+
+  if guided:
+    velocity = guidance.in_one_batch(velocity, config.guidance_scale)
+  times = samplers.euler_times(config.num_steps, shift=config.timestep_shift)
+  if on_step is not None:
+    velocity = _reporting(velocity, times, on_step)
+  return samplers.euler(velocity, noise, times)
 
 
 def weights_folder(preset: str, given: str | None) -> pathlib.Path:

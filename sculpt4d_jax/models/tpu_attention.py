@@ -5,7 +5,6 @@ its context 1370: both are filled up to the block sizes that cost least, and
 segment ids keep the filling out of every softmax.
 """
 
-import functools
 import math
 
 import jax
@@ -85,7 +84,6 @@ def _fill(x: Array, block: int) -> Array:
   return jnp.pad(x, ((0, 0), (0, 0), (0, fill), (0, 0))) if fill else x
 
 
-@functools.lru_cache(maxsize=32)
 def _kernel(num_queries, num_keys, num_heads, block_q, block_kv, interpret):
   mask = splash.MultiHeadMask(
       [splash.FullMask((num_queries, num_keys))] * num_heads
@@ -99,11 +97,9 @@ def _kernel(num_queries, num_keys, num_heads, block_q, block_kv, interpret):
       block_kv_dkv_compute=_compute_block(block_kv),
       use_fused_bwd_kernel=True,
   )
-  # Made at trace time, but no part of any trace.
-  with jax.ensure_compile_time_eval():
-    return splash.make_splash_mha_single_device(
-        mask=mask, block_sizes=blocks, interpret=interpret
-    )
+  return splash.make_splash_mha_single_device(
+      mask=mask, block_sizes=blocks, interpret=interpret
+  )
 
 
 def _compute_block(block: int) -> int:

@@ -24,6 +24,7 @@ from sculpt4d_jax.training import train
 from sculpt4d_jax.training import vae_task
 
 STAGES = ("data", "vae", "dit")
+_EVERY = ("log_every", "eval_every", "save_every")
 
 Stores = tuple[record_store.RecordStore, record_store.RecordStore]
 
@@ -88,7 +89,7 @@ def train_vae(
   """Trains the autoencoder and writes its weights and all latents."""
   options = config.vae_training.to_dict()
   optimizer = optimizer_lib.OptimizerConfig(**options.pop("optimizer"))
-  every = {k: options.pop(k) for k in ("log_every", "eval_every", "save_every")}
+  every = {k: options.pop(k) for k in _EVERY}
   model_config = shape_vae.ShapeVAEConfig(**config.model.vae)
   task = vae_task.VAETask(
       vae_task.VAETaskConfig(**options),
@@ -149,6 +150,25 @@ def _save(path, params, model_config, details):
     multihost_utils.sync_global_devices(path.name)
 
 
+def dit_options(
+    config: ml_collections.ConfigDict,
+) -> tuple[dit_task.DiTTaskConfig, optimizer_lib.OptimizerConfig]:
+  """The `dit_training` section of a preset, checked.
+
+  An image encoder that does not learn is among the frozen groups: its weights
+  would decay otherwise.
+  """
+  options = config.dit_training.to_dict()
+  optimizer = options.pop("optimizer")
+  for name in (*_EVERY, "latent_choices", "init_from"):
+    del options[name]
+  task = dit_task.DiTTaskConfig(**options)
+  if not task.train_image_encoder:
+    frozen = {*optimizer["frozen"], "image_encoder"}
+    optimizer["frozen"] = tuple(sorted(frozen))
+  return task, optimizer_lib.OptimizerConfig(**optimizer)
+
+
 def train_dit(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, stores: Stores
 ) -> None:
@@ -161,17 +181,15 @@ def train_dit(
     )
   vae = _load_vae(config, vae_file)
   latents = _encode(config, workdir, stores, vae)
-  options = config.dit_training.to_dict()
-  optimizer = optimizer_lib.OptimizerConfig(**options.pop("optimizer"))
-  every = {k: options.pop(k) for k in ("log_every", "eval_every", "save_every")}
-  del options["latent_choices"]
-  init_from = options.pop("init_from")
+  options, optimizer = dit_options(config)
+  every = {k: config.dit_training[k] for k in _EVERY}
+  init_from = config.dit_training.init_from
   dit_config = dit_lib.DiTConfig(**config.model.dit)
   encoder_config = image_encoder_lib.ImageEncoderConfig(
       **config.model.image_encoder
   )
   task = dit_task.DiTTask(
-      dit_task.DiTTaskConfig(**options),
+      options,
       dit_config,
       encoder_config,
       (stores[0], latents[0]),
@@ -183,7 +201,7 @@ def train_dit(
       optimizer,
       workdir / "dit",
       mesh=partitioning.MeshConfig(**config.mesh),
-      seed=options["seed"],
+      seed=options.seed,
       **every,
   )
   details = {"steps": optimizer.num_steps, "eval": task.evaluate(params)}
