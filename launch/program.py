@@ -33,6 +33,8 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from launch import host_memory
+
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _OWN_FOLDERS = tuple(
     f"{_ROOT / name}{os.sep}"
@@ -92,6 +94,7 @@ def run(
       )
     return remaining
 
+  host_memory.keep_freed_memory()
   _quieten_libraries()
   signal.signal(signal.SIGTERM, _exit_on_sigterm)
   try:

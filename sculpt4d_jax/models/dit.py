@@ -378,9 +378,14 @@ def _take(skips: list[Array], start: int, count: int) -> Array:
 def _block_order(
     config: DiTConfig, mode: str, num_frames: int, num_tokens: int
 ) -> np.ndarray | None:
-  """Order of the tokens' blocks inside the model; None is the natural one."""
-  if mode != "sparse":
-    return None
+  """Order of the tokens' blocks inside the model; None is the natural one.
+
+  All modes take the order that sparse attention needs: sums over tokens then
+  run alike, so that a temporal layer which adds nothing changes no bit of the
+  result.
+  """
+  if mode != "sparse" and num_tokens % config.temporal_block_size:
+    return None  # The other modes need no blocks.
   mask = attention.temporal_mask(
       num_frames,
       num_tokens,

@@ -126,9 +126,15 @@ def test_zero_init_adds_nothing_in_a_block():
 def test_zero_init_equals_per_frame_model():
   latents, time, context = inputs()
   out = run(model(), (latents, time, context))
-  # Bit-reversed order changes the order of sums: not bit for bit.
   without = run(model(), (latents, time, context), mode="none")
-  np.testing.assert_allclose(out.velocity, without.velocity, atol=2e-6)
+  np.testing.assert_array_equal(out.velocity, without.velocity)
+  per_frame = model(temporal_mode="none")
+  fresh = nnx.split(per_frame)[1]
+  params = dict(nnx.to_flat_state(nnx.split(model())[1]))
+  shared = {path: params[path] for path, _ in nnx.to_flat_state(fresh)}
+  nnx.update(per_frame, nnx.from_flat_state(shared))
+  separate = run(per_frame, (latents, time, context))
+  np.testing.assert_array_equal(out.velocity, separate.velocity)
   frame = run(model(), (latents[:, 2:3], time, context[:, 2:3]))
   np.testing.assert_allclose(out.velocity[:, 2:3], frame.velocity, atol=2e-6)
 
