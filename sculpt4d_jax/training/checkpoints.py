@@ -27,6 +27,8 @@ class Checkpoints:
     self._folder = pathlib.Path(folder).absolute()
     self._manager = ocp.CheckpointManager(
         self._folder,
+        # Without it the shapes of a checkpoint cannot be asked for.
+        item_handlers=ocp.StandardCheckpointHandler(),
         options=ocp.CheckpointManagerOptions(
             max_to_keep=max_to_keep,
             create=True,
