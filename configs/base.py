@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict(dict(
       vae=_vae(), image_encoder=_image_encoder(), dit=_dit()
   ))
+  config.mesh = _mesh()
   config.data = _data()
   config.vae_training = _vae_training()
   config.dit_training = _dit_training()
@@ -87,6 +88,20 @@ def _dit() -> ml_collections.ConfigDict:
   ))
 
 
+def _mesh() -> ml_collections.ConfigDict:
+  """How the devices of a training are used; see `partitioning.py`.
+
+  -1, for one axis, takes all devices that the others leave.
+  """
+  return ml_collections.ConfigDict(dict(
+      data=1,  # Copies of the parameters.
+      fsdp=-1,  # Shards of the parameters; clips are split over it too.
+      expert=1,  # Shards of the experts; tokens are exchanged.
+      context=1,  # Shards of a clip's frames; divides frames and heads.
+      tensor=1,  # Shards of heads and hidden units.
+  ))
+
+
 def _data() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
       num_clips=4096,  # Of the training split.
@@ -121,6 +136,12 @@ def _optimizer(learning_rate, num_steps) -> ml_collections.ConfigDict:
       weight_decay=0.01,
       max_grad_norm=1.0,
       ema_decay=0.999,
+      accumulation_steps=1,  # Parts that a batch is worked through in.
+      # Peak for the temporal layers, where it differs.
+      temporal_learning_rate=ml_collections.config_dict.placeholder(float),
+      # Groups that do not learn, see training/groups.py: ("base",) is all that
+      # the per-frame model has.
+      frozen=(),
   ))
 
 

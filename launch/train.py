@@ -14,6 +14,9 @@ Watch it:    tensorboard --logdir=runs/tiny     (or read */metrics.jsonl)
 Change it:   --config.dit_training.optimizer.num_steps=20000
              --config.data.num_clips=8192
 One stage:   --stages=dit
+On a pod:    --distributed=auto, the same command in every process, and a
+             workdir that all of them see; launch/clusters/ starts them.
+             config.mesh says how the devices are used.
 """
 
 import pathlib
@@ -22,6 +25,7 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+from launch import processes
 from launch import program
 from sculpt4d_jax.training import run
 
@@ -39,6 +43,7 @@ _STAGES = flags.DEFINE_list(
 
 def main(argv):
   del argv
+  processes.initialize()
   program.log_platform()
   workdir = pathlib.Path(_WORKDIR.value)
   logging.info("Preset %s, into %s.", _CONFIG.value.name, workdir)

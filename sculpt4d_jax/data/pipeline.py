@@ -32,6 +32,19 @@ class Draw:
   mirrored: np.ndarray
   rng: np.random.Generator
 
+  def take(self, rows: np.ndarray) -> "Draw":
+    """Some rows of the batch, its randomness as it has come to be."""
+    return Draw(self.clips[rows], self.mirrored[rows], self.rng)
+
+
+def describe(drawn: Draw) -> str:
+  """The clips of a batch, for a message."""
+  names = (
+      f"{clip} mirrored" if mirrored else f"{clip}"
+      for clip, mirrored in zip(drawn.clips, drawn.mirrored)
+  )
+  return "clips " + ", ".join(names)
+
 
 def draw(num_clips: int, batch_size: int, seed: int, step: int) -> Draw:
   """The clips of a step; raises ValueError if a batch exceeds the clips."""
@@ -74,6 +87,7 @@ def surface_batch(
     num_frames: int,
     num_queries: int,
     keep_order: bool = False,
+    rows: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
   """Surfaces and distance samples of some frames.
 
@@ -83,6 +97,8 @@ def surface_batch(
     num_frames: Frames taken of each clip, at random.
     num_queries: Distance samples taken of each frame, at random.
     keep_order: Whether the frames keep their order in time.
+    rows: Clips of the batch that are wanted; None is all. The others are drawn
+      all the same, so that the processes of a run agree.
 
   Returns:
     `surface` [B, F', P, 7], `samples` [B, F', Q', 4], float32.
@@ -93,21 +109,24 @@ def surface_batch(
         " distance samples a frame that the records have."
     )
   surfaces, samples = [], []
-  for clip in drawn.clips:
+  wanted = set(range(len(drawn.clips)) if rows is None else map(int, rows))
+  mirrored = drawn.mirrored if rows is None else drawn.mirrored[rows]
+  for index, clip in enumerate(drawn.clips):
     frames = drawn.rng.choice(store.num_frames, num_frames, replace=False)
     if keep_order:
       frames.sort()
-    rows = drawn.rng.choice(
+    queries = drawn.rng.choice(
         store.samples.shape[2], num_queries, replace=False
     )
-    surfaces.append(store.surface[clip][frames])
-    samples.append(store.samples[clip][frames][:, rows])
+    if index in wanted:
+      surfaces.append(store.surface[clip][frames])
+      samples.append(store.samples[clip][frames][:, queries])
   return {
       "surface": mirror_rows(
-          np.stack(surfaces).astype(np.float32), drawn.mirrored
+          np.stack(surfaces).astype(np.float32), mirrored
       ),
       "samples": mirror_rows(
-          np.stack(samples).astype(np.float32), drawn.mirrored
+          np.stack(samples).astype(np.float32), mirrored
       ),
   }
 

@@ -23,6 +23,7 @@ import ml_collections
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
 from sculpt4d_jax.diffusion import guidance
 from sculpt4d_jax.diffusion import samplers
 from sculpt4d_jax.io import checkpoint_parts
@@ -212,36 +213,8 @@ class Sculpt4D:
 
   def _denoise_impl(self, params, context, key, config, on_step):
     dit = nnx.merge(self._dit_def, params)
-    mode = config.temporal_mode
-    if self.dit_config.temporal_mode == "none":
-      mode = None
-
-    def velocity_of(context):
-      if config.cache_context:
-        context = dit.encode_context(context)
-      return lambda x, time: dit(
-          x, time, context, temporal_mode=mode
-      ).velocity
-
-    num_frames, context = len(context), context[None]
-    if config.guidance_scale == 1.0:
-      velocity = velocity_of(context)
-    elif config.guidance_in_turns:
-      # Keys and values of zeros are zeros: one token does for all.
-      nothing = jnp.zeros_like(context[:, :, :1])
-      velocity = guidance.one_after_the_other(
-          velocity_of(context), velocity_of(nothing), config.guidance_scale
-      )
-    else:
-      both = jnp.concatenate([context, jnp.zeros_like(context)])
-      velocity = guidance.in_one_batch(
-          velocity_of(both), config.guidance_scale
-      )
-    times = samplers.euler_times(config.num_steps, shift=config.timestep_shift)
-    if on_step is not None:
-      velocity = _reporting(velocity, times, on_step)
-    noise = self._noise(key, num_frames, config.noise)
-    return samplers.euler(velocity, noise, times)[0]
+    noise = self._noise(key, len(context), config.noise)
+    return denoise(dit, context[None], noise, config, on_step)[0]
 
   def _noise(self, key, num_frames, kind):
     frames = 1 if kind == "shared" else num_frames
@@ -269,6 +242,65 @@ class Sculpt4D:
   def _field_impl(self, params, key_values, points):
     vae = nnx.merge(self._vae_def, params)
     return vae.query_field(key_values, points[None])[0].astype(jnp.float32)
+
+
+def sample_clips(
+    encoder: image_encoder_lib.ImageEncoder,
+    dit: dit_lib.DiT,
+    images: UInt8[Array, "B F S S 3"],
+    noise: Float[Array, "B F N C"],
+    config: SamplingConfig,
+    on_step: Callable[[int], None] | None = None,
+) -> Float[Array, "B F N C"]:
+  """Samples the diffusion latents of clips; to be traced.
+
+  Args:
+    encoder: Of the pictures.
+    dit: The transformer.
+    images: Pictures of the clips.
+    noise: Where to start.
+    config: Steps and guidance; the seed is in the noise.
+    on_step: See `Sculpt4D.sample`.
+  """
+  context = encoder(images.astype(jnp.float32) / 127.5 - 1.0)
+  return denoise(dit, context, noise, config, on_step)
+
+
+def denoise(
+    dit: dit_lib.DiT,
+    context: Float[Array, "B F I W"],
+    noise: Float[Array, "B F N C"],
+    config: SamplingConfig,
+    on_step: Callable[[int], None] | None = None,
+) -> Float[Array, "B F N C"]:
+  """The Euler steps of clips from noise to latents, guided; to be traced."""
+  mode = config.temporal_mode
+  if dit.config.temporal_mode == "none":
+    mode = None
+
+  def velocity_of(context):
+    context = partitioning.constrain(context, "batch", "frames")
+    if config.cache_context:
+      context = dit.encode_context(context)
+    return lambda x, time: dit(
+        x, time, context, temporal_mode=mode
+    ).velocity
+
+  if config.guidance_scale == 1.0:
+    velocity = velocity_of(context)
+  elif config.guidance_in_turns:
+    # Keys and values of zeros are zeros: one token does for all.
+    nothing = jnp.zeros_like(context[:, :, :1])
+    velocity = guidance.one_after_the_other(
+        velocity_of(context), velocity_of(nothing), config.guidance_scale
+    )
+  else:
+    both = jnp.concatenate([context, jnp.zeros_like(context)])
+    velocity = guidance.in_one_batch(velocity_of(both), config.guidance_scale)
+  times = samplers.euler_times(config.num_steps, shift=config.timestep_shift)
+  if on_step is not None:
+    velocity = _reporting(velocity, times, on_step)
+  return samplers.euler(velocity, noise, times)
 
 
 def weights_folder(preset: str, given: str | None) -> pathlib.Path:

@@ -8,6 +8,7 @@ are normalised over the head's width with one scale shared by all heads.
 `TemporalAttention` is the only user of the block-sparse kernels.
 """
 
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -19,9 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
+from sculpt4d_jax.kernels.block_sparse_attention import pallas_tpu
+from sculpt4d_jax.kernels.block_sparse_attention import tpu_tiles
+from sculpt4d_jax.models import frame_exchange
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import rope
+from sculpt4d_jax.models import tpu_attention
 
 Array = array_types.Array
 Float = array_types.Float
@@ -55,8 +61,9 @@ def dot_product_attention(
     key: Keys.
     value: Values.
     implementation: "xla" runs everywhere, softmax in float32; "cudnn" is flash
-      attention on NVIDIA GPUs, for float16 and bfloat16; None takes the
-      fastest that serves the platform and dtype.
+      attention on NVIDIA GPUs, for float16 and bfloat16; "splash" is flash
+      attention on TPUs, see `tpu_attention`; None takes the fastest that serves
+      the platform and dtype.
     max_scores: Where B*H*Q*S exceeds this, "xla" works through the queries in
       chunks and computes the scores again in the backward pass.
 
@@ -64,15 +71,17 @@ def dot_product_attention(
     ValueError: Unknown implementation.
   """
   if implementation is None:
-    implementation = "cudnn" if _is_served_by_cudnn(query) else "xla"
+    implementation = _fastest(query, key)
+  if implementation == "splash":
+    return tpu_attention.attend(query, key, value)
   if implementation == "cudnn":
     return jax.nn.dot_product_attention(
         query, key, value, implementation="cudnn"
     )
   if implementation != "xla":
     raise ValueError(
-        f"Unknown implementation={implementation!r}: choose 'xla', 'cudnn' or"
-        " None."
+        f"Unknown implementation={implementation!r}: choose 'xla', 'cudnn',"
+        " 'splash' or None."
     )
   batch, num_queries, heads, _ = query.shape
   scores_per_query = batch * heads * key.shape[1]
@@ -82,11 +91,15 @@ def dot_product_attention(
   return _attend_in_chunks(query, key, value, chunk)
 
 
-def _is_served_by_cudnn(query: Array) -> bool:
+def _fastest(query: Array, key: Array) -> str:
+  platform = partitioning.platform()[0]
   is_half = query.dtype in (jnp.bfloat16, jnp.float16)
   width = query.shape[-1]
-  fits = width % 8 == 0 and width <= 128
-  return jax.default_backend() == "gpu" and is_half and fits
+  if platform in ("gpu", "cuda") and is_half:
+    return "cudnn" if width % 8 == 0 and width <= 128 else "xla"
+  if platform == "tpu" and tpu_attention.serves(query, key):
+    return "splash"
+  return "xla"
 
 
 def _attend(query: Array, key: Array, value: Array) -> Array:
@@ -225,11 +238,25 @@ class CrossAttention(_Attention):
 def _attend_batched(
     query: Array, context: KeyValues, module: _Attention
 ) -> Array:
-  """dot_product_attention over any number of leading axes."""
-  lead = query.shape[:-3]
-  flat = [y.reshape(-1, *y.shape[-3:]) for y in (query, *context)]
-  out = dot_product_attention(*flat, implementation=module.implementation)
-  return out.reshape(*lead, *out.shape[1:])
+  """dot_product_attention over any number of leading axes.
+
+  On a mesh every device attends for its own clips, frames and heads.
+  """
+
+  def attend(*arrays):
+    flat = [y.reshape(-1, *y.shape[-3:]) for y in arrays]
+    out = dot_product_attention(*flat, implementation=module.implementation)
+    return out.reshape(*arrays[0].shape[:-3], *out.shape[1:])
+
+  if partitioning.current_mesh() is None:
+    return attend(query, *context)
+  num_leading = query.ndim - 3
+  axes = ("batch", "frames")[:num_leading] + (None,) * (num_leading - 2)
+  axes += (None, "heads", None)
+  specs = [
+      partitioning.activation_spec(y.shape, axes) for y in (query, *context)
+  ]
+  return partitioning.map_local(attend, (query, *context), specs, specs[0])
 
 
 class TemporalAttention(_Attention):
@@ -319,26 +346,36 @@ class TemporalAttention(_Attention):
     key, value = self.project_key_value(x)
     key = rope.rotate(key, rotation)  # [B, F, N, H, K]
     if mode == "token":
-      return self.out(_attend_per_token(query, key, value))
+      out = frame_exchange.over_all_frames(_attend_per_token, query, key, value)
+      return self.out(out)
     if mode not in ("sparse", "full"):
       raise ValueError(
           f"Unknown temporal mode {mode!r}: choose 'sparse', 'full' or 'token'."
       )
     mask = self.mask(num_frames, num_tokens, mode)
-    query, key, value = (
-        einops.rearrange(y, "b f n h k -> b h (f n) k")
-        for y in (query, key, value)
-    )
-    out = bsa.block_sparse_attention(
-        query,
-        key,
-        value,
-        mask,
-        token_order=token_order,
-        implementation=self.implementation,
-    )
-    out = einops.rearrange(out, "b h (f n) k -> b f n h k", f=num_frames)
+
+    def attend(*arrays):  # Each [B, F, N, H, K], all frames of some heads.
+      arrays = [einops.rearrange(y, "b f n h k -> b h (f n) k") for y in arrays]
+      out = bsa.block_sparse_attention(
+          *arrays,
+          mask,
+          token_order=token_order,
+          implementation=_temporal_backend(self.implementation),
+      )
+      return einops.rearrange(out, "b h (f n) k -> b f n h k", f=num_frames)
+
+    out = frame_exchange.over_all_frames(attend, query, key, value)
     return self.out(out.astype(x.dtype))
+
+
+def _temporal_backend(name: str | None) -> Any:
+  """The kernel for the devices of the mesh, which may be only compiled for."""
+  platform, kind = partitioning.platform()
+  if name in (None, "pallas_tpu") and platform == "tpu":
+    return functools.partial(
+        pallas_tpu.attention, chip=tpu_tiles.chip_of(kind)
+    )
+  return name
 
 
 def temporal_mask(

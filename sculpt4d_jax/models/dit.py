@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import layers
@@ -268,7 +269,8 @@ class DiT(nnx.Module):
     tokens = self.latent_embedding(latents)
     token = self.time_embedding(time)[:, None, None]
     token = jnp.broadcast_to(token, (*tokens.shape[:2], 1, tokens.shape[-1]))
-    return jnp.concatenate((token, tokens), axis=2)
+    x = jnp.concatenate((token, tokens), axis=2)
+    return partitioning.constrain(x, "batch", "frames")
 
   def encode_context(
       self, context: Float[Array, "B F I W"]
@@ -312,6 +314,7 @@ class DiT(nnx.Module):
             token_order=token_order,
             temporal_weight=temporal_weight,
         )
+        out = out._replace(x=partitioning.constrain(out.x, "batch", "frames"))
         return out.x, out if pushes else out._replace(x=None)
 
       x, outputs = layers.scan_layers(

@@ -7,7 +7,11 @@ No token is ever dropped. Every implementation computes exactly this sum:
   dense    every expert on every token: the specification, E / k times the work
   blocked  rows sorted by expert, each expert's padded to whole blocks, and one
            product for each block: the work follows the routed tokens
-  ragged   rows sorted by expert and `jax.lax.ragged_dot`: for TPU and GPU
+  ragged   rows sorted by expert and `jax.lax.ragged_dot`
+  grouped  as blocked, with Pallas kernels for TPU: `grouped_matmul`
+
+On a mesh tokens stay where they are and every device gathers the experts,
+unless the mesh has an `expert` axis: `expert_exchange` then moves tokens.
 """
 
 import functools
@@ -19,26 +23,23 @@ from jax import lax
 import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
+from sculpt4d_jax.models import expert_exchange
+from sculpt4d_jax.models import grouped_matmul
 from sculpt4d_jax.models import layers
 
 Array = array_types.Array
 Float = array_types.Float
 Int = array_types.Int
 
-IMPLEMENTATIONS = ("dense", "blocked", "ragged")
+IMPLEMENTATIONS = ("dense", "blocked", "ragged", "grouped")
 BLOCK_SIZE = 128
 # Numbers in the weights gathered for all blocks (256 MiB in float32), above
 # which "blocked" goes through the blocks one by one.
 MAX_GATHERED_WEIGHTS = 2**26
 
 
-class ExpertWeights(NamedTuple):
-  """Weights of all experts: [E, D, M], [E, M], [E, M, D], [E, D]."""
-
-  kernel1: Array
-  bias1: Array
-  kernel2: Array
-  bias2: Array
+ExpertWeights = expert_exchange.ExpertWeights
 
 
 class ExpertLinear(nnx.Module):
@@ -100,6 +101,30 @@ class Experts(nnx.Module):
     params = self.fc1.kernel, self.fc1.bias, self.fc2.kernel, self.fc2.bias
     return ExpertWeights(*(p[...].astype(self.dtype) for p in params))
 
+  def __call__(
+      self,
+      x: Float[Array, "*T D"],
+      gates: Float[Array, "*T k"],
+      chosen: Int[Array, "*T k"],
+      *,
+      implementation: str | None = None,
+  ) -> Float[Array, "*T D"]:
+    """Sum of the chosen experts' outputs; see `apply_experts`."""
+
+    def apply(x, gates, chosen, weights):
+      flat = [y.reshape(-1, y.shape[-1]) for y in (x, gates, chosen)]
+      out = apply_experts(*flat, weights, implementation=implementation)
+      return out.reshape(x.shape)
+
+    x = x.astype(self.dtype)
+    if partitioning.current_mesh() is None:
+      return apply(x, gates, chosen, self.weights())
+    params = self.fc1.kernel, self.fc1.bias, self.fc2.kernel, self.fc2.bias
+    axes = [p.get_metadata()["logical_axes"] for p in params]
+    return expert_exchange.on_mesh(
+        apply, x, gates, chosen, self.weights(), ExpertWeights(*axes)
+    )
+
 
 def apply_experts(
     x: Float[Array, "T D"],
@@ -116,10 +141,11 @@ def apply_experts(
   Args:
     x: Tokens.
     gates: Weight of each choice, float32.
-    chosen: The chosen experts, distinct for a token.
+    chosen: The chosen experts, distinct for a token. A choice of E or more is
+      of no expert here and adds nothing.
     weights: Of the experts, in the dtype to compute in.
-    implementation: One of IMPLEMENTATIONS; None takes "blocked" on CPU and
-      "ragged" elsewhere.
+    implementation: One of IMPLEMENTATIONS; None takes "grouped" on TPU,
+      "ragged" on GPU and "blocked" on CPU.
     block_size: Rows of a block, for "blocked".
     max_gathered_weights: "blocked" gathers each block's weights and multiplies
       all blocks at once where those are no more numbers than this, and scans
@@ -129,8 +155,7 @@ def apply_experts(
     ValueError: Unknown implementation.
   """
   if implementation is None:
-    on_cpu = jax.default_backend() == "cpu"
-    implementation = "blocked" if on_cpu else "ragged"
+    implementation = _fastest(x, weights)
   if implementation == "dense":
     return _dense(x, gates, chosen, weights)
   if implementation == "ragged":
@@ -139,10 +164,21 @@ def apply_experts(
     return _blocked(
         x, gates, chosen, weights, block_size, max_gathered_weights
     )
+  if implementation == "grouped":
+    return _grouped(x, gates, chosen, weights)
   raise ValueError(
       f"Unknown implementation={implementation!r}: choose one of"
       f" {IMPLEMENTATIONS} or None."
   )
+
+
+def _fastest(x: Array, weights: ExpertWeights) -> str:
+  platform = partitioning.platform()[0]
+  if platform == "cpu":
+    return "blocked"
+  if platform == "tpu" and grouped_matmul.serves(x, weights.kernel1):
+    return "grouped"
+  return "ragged"
 
 
 def _mlp(x: Array, weights: ExpertWeights) -> Array:
@@ -183,12 +219,16 @@ class _Plan(NamedTuple):
 
 
 def _plan(chosen: Array, num_experts: int, block_size: int) -> _Plan:
-  """Sorts choices [T, k] by expert, each expert padded to whole blocks."""
+  """Sorts choices [T, k] by expert, each expert padded to whole blocks.
+
+  Choices of no expert, E and above, come last.
+  """
   num_choices = chosen.size
   flat = chosen.reshape(-1)
-  sizes = jnp.bincount(flat, length=num_experts)
+  sizes = jnp.bincount(flat, length=num_experts + 1)
   padded = -(-sizes // block_size) * block_size
   shift = (jnp.cumsum(padded) - padded) - (jnp.cumsum(sizes) - sizes)
+  padded = padded[:num_experts]
   order = jnp.argsort(flat, stable=True)
   row_in_order = jnp.arange(num_choices) + shift[flat[order]]
   row = jnp.zeros_like(order).at[order].set(
@@ -214,8 +254,13 @@ def _dispatch(x: Array, plan: _Plan) -> Array:
 
 @jax.custom_vjp
 def _collect(rows: Array, plan: _Plan) -> Array:
-  """Rows [R, D] to the choices [T, k, D]."""
-  return rows[plan.row]
+  """Rows [R, D] to the choices [T, k, D]; zero for choices of no expert."""
+  return jnp.where(_is_of_expert(plan), rows[plan.row], 0)
+
+
+def _is_of_expert(plan: _Plan) -> Array:
+  """Whether choices are of one of the experts, [T, k, 1]."""
+  return (plan.row < plan.rows_per_expert.sum())[..., None]
 
 
 def _dispatch_backward(plan, cotangent):
@@ -223,7 +268,8 @@ def _dispatch_backward(plan, cotangent):
 
 
 def _collect_backward(plan, cotangent):
-  choices = cotangent.reshape(-1, cotangent.shape[-1])
+  choices = jnp.where(_is_of_expert(plan), cotangent, 0)
+  choices = choices.reshape(-1, cotangent.shape[-1])
   return choices.at[plan.choice].get(mode="fill", fill_value=0), None
 
 
@@ -244,7 +290,8 @@ def _ragged(
   plan = _plan(chosen, num_experts, block_size=1)
   sizes = plan.rows_per_expert.astype(jnp.int32)
   rows = _dispatch(x, plan)
-  expert = jnp.sort(chosen.reshape(-1))
+  # The bias of choices of no expert is of no consequence.
+  expert = jnp.minimum(jnp.sort(chosen.reshape(-1)), num_experts - 1)
   hidden = lax.ragged_dot(rows, weights.kernel1, sizes) + weights.bias1[expert]
   hidden = jax.nn.gelu(hidden, approximate=False)
   out = lax.ragged_dot(hidden, weights.kernel2, sizes) + weights.bias2[expert]
@@ -276,6 +323,26 @@ def _blocked(
   else:
     out = _multiply_one_by_one(blocks, expert, weights)
   return _combine(out.reshape(rows.shape), gates, plan)
+
+
+def _grouped(
+    x: Array, gates: Array, chosen: Array, weights: ExpertWeights
+) -> Array:
+  num_experts = weights.kernel1.shape[0]
+  block_size = grouped_matmul.block_rows(chosen.size, num_experts)
+  plan = _plan(chosen, num_experts, block_size)
+  rows = _dispatch(x, plan)
+  blocks = grouped_matmul.blocks_of(plan.rows_per_expert, len(rows), block_size)
+
+  def linear(rows, kernel, bias):
+    y = grouped_matmul.multiply(rows, kernel, blocks)
+    # By blocks: the gradient of a bias a row would be a scatter.
+    y = y.reshape(-1, block_size, y.shape[-1]) + bias[blocks.expert][:, None]
+    return y.reshape(len(rows), -1)
+
+  hidden = linear(rows, weights.kernel1, weights.bias1)
+  hidden = jax.nn.gelu(hidden, approximate=False)
+  return _combine(linear(hidden, weights.kernel2, weights.bias2), gates, plan)
 
 
 def _multiply_at_once(

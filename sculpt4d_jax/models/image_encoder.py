@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import layers
 
@@ -220,7 +221,7 @@ class ImageEncoder(nnx.Module):
         self.class_token[...].astype(c.dtype), (*leading, 1, c.width)
     )
     tokens = jnp.concatenate([class_token, tokens], axis=-2)
-    return tokens + self.positions[...].astype(c.dtype)
+    return tokens + partitioning.gather(self.positions, c.dtype)
 
   def __call__(
       self, images: Float[Array, "*B height width 3"]

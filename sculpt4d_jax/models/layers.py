@@ -23,6 +23,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
 
 Array = array_types.Array
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
@@ -85,7 +86,7 @@ class Linear(nnx.Module):
       self.bias = None
 
   def __call__(self, x: Array) -> Array:
-    kernel = self.kernel[...].astype(self.dtype)
+    kernel = partitioning.gather(self.kernel, self.dtype)
     y = jnp.tensordot(x.astype(self.dtype), kernel, self.num_in_axes)
     if self.bias is not None:
       y = y + self.bias[...].astype(self.dtype)

@@ -28,9 +28,9 @@ class Routing(NamedTuple):
   """Where tokens go.
 
   Attributes:
-    gates: Weight of each choice, [T, k], float32.
-    chosen: The chosen experts, [T, k].
-    probabilities: Of all experts, [T, E], float32.
+    gates: Weight of each choice, [..., k], float32.
+    chosen: The chosen experts, [..., k].
+    probabilities: Of all experts, [..., E], float32.
   """
 
   gates: Array
@@ -70,7 +70,7 @@ class Router(nnx.Module):
         logical_axes=("embed", None),
     )
 
-  def __call__(self, x: Float[Array, "T D"]) -> Routing:
+  def __call__(self, x: Float[Array, "*T D"]) -> Routing:
     # A choice turns on the smallest difference between two scores: float32,
     # and no bfloat16 passes on a TPU.
     logits = jnp.dot(
@@ -86,7 +86,8 @@ class Router(nnx.Module):
 def expert_load(routing: Routing) -> Float[Array, "E"]:
   """Fraction of all choices that fell on each expert; sums to 1."""
   num_experts = routing.probabilities.shape[-1]
-  return jax.nn.one_hot(routing.chosen, num_experts).mean(axis=(0, 1))
+  is_chosen = jax.nn.one_hot(routing.chosen, num_experts)
+  return is_chosen.mean(axis=tuple(range(is_chosen.ndim - 1)))
 
 
 def load_balancing_loss(routing: Routing, weight: float) -> Float[Array, ""]:
@@ -98,7 +99,8 @@ def load_balancing_loss(routing: Routing, weight: float) -> Float[Array, ""]:
   """
   num_experts = routing.probabilities.shape[-1]
   load = lax.stop_gradient(expert_load(routing)) * num_experts
-  return weight * jnp.sum(routing.probabilities.mean(axis=0) * load)
+  leading = tuple(range(routing.probabilities.ndim - 1))
+  return weight * jnp.sum(routing.probabilities.mean(axis=leading) * load)
 
 
 class MoE(nnx.Module):
@@ -128,15 +130,13 @@ class MoE(nnx.Module):
     self.shared_expert = layers.MLP(width, hidden_width, **kwargs)
 
   def __call__(self, x: Float[Array, "*T D"]) -> MoEOutput:
-    tokens = x.reshape(-1, x.shape[-1])
-    routing = self.router(tokens)
-    routed = experts.apply_experts(
-        tokens.astype(self.dtype),
+    routing = self.router(x)
+    routed = self.experts(
+        x,
         routing.gates,
         routing.chosen,
-        self.experts.weights(),
         implementation=self.implementation,
     )
-    y = routed.reshape(x.shape) + self.shared_expert(x)
+    y = routed + self.shared_expert(x)
     aux_loss = load_balancing_loss(routing, self.aux_loss_weight)
     return MoEOutput(y, aux_loss, expert_load(routing))

@@ -1,12 +1,19 @@
-"""Checkpoints of a run: whole states, written by Orbax, newest last."""
+"""Checkpoints of a run: whole states, written by Orbax, newest last.
+
+All processes of a run write their own shards, and any mesh can read them back.
+"""
 
 import pathlib
+from typing import Any
 
 from absl import logging
 import jax
+from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
 from sculpt4d_jax.training import state as state_lib
+
+_UNREADABLE = "unreadable"
 
 
 class Checkpoints:
@@ -17,8 +24,11 @@ class Checkpoints:
   """
 
   def __init__(self, folder: str | pathlib.Path, max_to_keep: int = 2):
+    self._folder = pathlib.Path(folder).absolute()
     self._manager = ocp.CheckpointManager(
-        pathlib.Path(folder).absolute(),
+        self._folder,
+        # Without it the shapes of a checkpoint cannot be asked for.
+        item_handlers=ocp.StandardCheckpointHandler(),
         options=ocp.CheckpointManagerOptions(
             max_to_keep=max_to_keep,
             create=True,
@@ -35,7 +45,9 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    self._manager.save(step, args=ocp.args.StandardSave(_plain(state)))
+    self._manager.save(
+        step, args=ocp.args.StandardSave(_plain(state)), force=True
+    )
 
   def restore(self, state: state_lib.TrainState) -> state_lib.TrainState:
     """The newest state, in the structure and shardings of `state`.
@@ -43,16 +55,99 @@ class Checkpoints:
     Raises:
       ValueError: There is no checkpoint, or it is of another model.
     """
-    step = self.latest_step()
-    if step is None:
-      raise ValueError(f"{self._manager.directory} holds no checkpoint.")
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(state))
-    restored = self._manager.restore(
-        step, args=ocp.args.StandardRestore(abstract)
+    return self.restore_newest(state, jax.tree.map(lambda x: x.sharding, state))
+
+  def restore_newest(
+      self,
+      abstract: state_lib.TrainState,
+      shardings: Any,
+      *,
+      missing_ok: bool = False,
+  ) -> state_lib.TrainState | None:
+    """The newest state that can be read.
+
+    One that cannot is put aside, into the folder "unreadable", and the one
+    before it is taken.
+
+    Args:
+      abstract: Shapes of the state.
+      shardings: Where it is to lie; the mesh need not be the one it was saved
+        from.
+      missing_ok: Returns None where there is no checkpoint.
+
+    Raises:
+      ValueError: There is no checkpoint, none that can be read, or it is of
+        another model.
+    """
+    wanted = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        _plain(abstract),
+        _plain(shardings),
     )
-    logging.info("Restored step %d from %s.", step, self._manager.directory)
-    leaves = [restored[key] for key in sorted(restored)]
-    return jax.tree.unflatten(jax.tree.structure(state), leaves)
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    if not steps and missing_ok:
+      return None
+    for step in steps:
+      try:
+        restored = self._read(step, wanted)
+      except _ForeignError as error:
+        raise ValueError(str(error)) from None
+      except Exception as error:  # pylint: disable=broad-except
+        # What a damaged file makes Orbax raise is not one kind of error.
+        logging.error(
+            "Checkpoint %d of %s cannot be read (%s: %s); trying the one before"
+            " it.", step, self._folder, type(error).__name__,
+            str(error).split("\n")[0][:300],
+        )
+        self._put_aside(step)
+        continue
+      logging.info("Restored step %d from %s.", step, self._folder)
+      leaves = [restored[key] for key in sorted(restored)]
+      return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    raise ValueError(
+        f"{self._folder} holds no checkpoint"
+        + (" that can be read" if steps else "")
+        + "; remove the folder to start anew."
+    )
+
+  def _read(self, step, wanted):
+    saved = self._manager.item_metadata(step)
+    saved = getattr(saved, "tree", saved)
+    if saved:
+      self._check_model(step, saved, wanted)
+    return self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+
+  def _check_model(self, step, saved, wanted):
+    for name in sorted({*saved, *wanted}):
+      there, here = (
+          tuple(tree[name].shape) if name in tree else "nothing"
+          for tree in (saved, wanted)
+      )
+      if there != here:
+        raise _ForeignError(
+            f"Checkpoint {step} of {self._folder} is of another model or"
+            f" optimizer: it has {there} at {name}, the preset {here}. Take the"
+            " preset it was trained with, or another --workdir."
+        )
+
+  def _put_aside(self, step):
+    if jax.process_index() == 0:
+      aside = self._folder.with_name(f"{self._folder.name}_{_UNREADABLE}")
+      aside.mkdir(exist_ok=True)
+      number = len(list(aside.iterdir()))
+      (self._folder / str(step)).rename(aside / f"{step}_{number}")
+    _wait_for_all(f"put aside {step}")
+    self._manager.reload()
+
+  def reached_preemption(self, step: int) -> bool:
+    """Whether the machine is to be taken away; all processes agree on it."""
+    if not jax.distributed.is_initialized():
+      return False
+    return self._manager.reached_preemption(step)
+
+  def wait(self) -> None:
+    """Waits for the last save."""
+    self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits for the last save."""
@@ -60,7 +155,16 @@ class Checkpoints:
     self._manager.close()
 
 
-def _plain(state: state_lib.TrainState) -> dict[str, jax.Array]:
+class _ForeignError(Exception):
+  """The checkpoint is whole, but not of this model."""
+
+
+def _wait_for_all(name: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def _plain(state: Any) -> dict[str, Any]:
   """Leaves by their path: a checkpoint that needs none of our classes."""
   leaves = jax.tree_util.tree_flatten_with_path(state)[0]
   return {

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
 from sculpt4d_jax.data import pipeline
 from sculpt4d_jax.data import record_store
 from sculpt4d_jax.diffusion import losses
@@ -19,6 +20,7 @@ from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import vae_blocks
 from sculpt4d_jax.training import latents as latents_lib
+from sculpt4d_jax.training import metrics as metrics_lib
 
 Array = array_types.Array
 
@@ -62,6 +64,21 @@ class DiTTaskConfig:
     for name in ("context_dropout", "temporal_dropout"):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+
+
+def _by_time(errors: Array, time: Array) -> dict[str, Any]:
+  """The loss in equal buckets of time, each named by its centre."""
+  bucket = jnp.minimum((time * _TIME_BUCKETS).astype(int), _TIME_BUCKETS - 1)
+  is_in = jax.nn.one_hot(bucket, _TIME_BUCKETS)  # [B, buckets]
+  totals, weights = errors @ is_in, is_in.sum(0)
+  return {
+      _bucket_name(i): metrics_lib.WeightedMean(totals[i], weights[i])
+      for i in range(_TIME_BUCKETS)
+  }
+
+
+def _bucket_name(index: int) -> str:
+  return f"flow_loss_t{(index + 0.5) / _TIME_BUCKETS:.3f}"
 
 
 class ConditionalDiT(nnx.Module):
@@ -117,7 +134,7 @@ class DiTTask:
     self.train_split = train
     self.held_out_split = held_out
     self.scale = train[1].scale
-    self.init_from = init_from or {}
+    self.warm_start = init_from or {}
     self.graphdef = nnx.split(nnx.eval_shape(self._create))[0]
     self._evaluate = jax.jit(self._evaluate_batch)
 
@@ -130,22 +147,45 @@ class DiTTask:
     )
 
   def init_params(self) -> nnx.State:
-    """Fresh parameters, or those of `init_from` where it has them."""
-    params = jax.jit(lambda: nnx.split(self._create())[1])()
-    for name, state in self.init_from.items():
-      params[name] = state
-    return params
+    """Fresh parameters; may be traced."""
+    return nnx.split(self._create())[1]
 
-  def batch(self, step: int) -> dict[str, np.ndarray]:
-    """The batch of a step."""
-    store, latents = self.train_split
-    drawn = pipeline.draw(
-        store.num_clips, self.config.batch_size, self.config.seed, step
+  def check_mesh(
+      self, mesh: partitioning.Mesh, accumulation_steps: int
+  ) -> None:
+    """Raises ValueError where the mesh does not divide a step."""
+    c = self.dit_config
+    partitioning.check_training(
+        mesh,
+        batch_size=self.config.batch_size,
+        num_frames=self.train_split[0].num_frames,
+        num_heads=c.num_heads,
+        hidden_width=c.mlp_ratio * c.width,
+        num_experts=c.num_experts if c.num_moe_blocks else 0,
+        accumulation_steps=accumulation_steps,
     )
-    return self._batch(store, latents, drawn)
 
-  def _batch(self, store, latents, drawn):
-    choices = drawn.rng.integers(latents.mean.shape[2], size=len(drawn.clips))
+  def _draw(self, step):
+    c = self.config
+    return pipeline.draw(
+        self.train_split[0].num_clips, c.batch_size, c.seed, step
+    )
+
+  def batch(
+      self, step: int, rows: np.ndarray | None = None
+  ) -> dict[str, np.ndarray]:
+    """The batch of a step, or some rows of it."""
+    return self._batch(*self.train_split, self._draw(step), rows)
+
+  def describe_batch(self, step: int) -> str:
+    """Which clips a step sees."""
+    return pipeline.describe(self._draw(step))
+
+  def _batch(self, store, latents, whole, local=None):
+    choices = whole.rng.integers(latents.mean.shape[2], size=len(whole.clips))
+    drawn = whole
+    if local is not None:
+      drawn, choices = whole.take(local), choices[local]
     rows = (drawn.clips, drawn.mirrored.astype(int), choices)
     batch = {
         "mean": latents.mean[rows],
@@ -155,10 +195,11 @@ class DiTTask:
     if self.config.context_field_weight:
       batch["samples"] = pipeline.surface_batch(
           store,
-          drawn,
+          whole,
           num_frames=store.num_frames,
           num_queries=self.config.context_field_points,
           keep_order=True,
+          rows=local,
       )["samples"]
     return batch
 
@@ -189,7 +230,11 @@ class DiTTask:
         "flow_loss": matching,
         "router_aux_loss": balance,
         "router_max_load": output.router_load.max(initial=0.0),
-    }
+        "router_min_load": output.router_load.min(initial=1.0),
+    } | _by_time(errors, time)
+    if len(output.router_load):
+      mean_load = output.router_load.mean(0)
+      metrics |= {f"router_load/{e}": x for e, x in enumerate(mean_load)}
     if model.field_head is not None:
       metrics["context_field_error"] = self._context_field_error(
           model, context, batch["samples"]
@@ -211,6 +256,7 @@ class DiTTask:
   def _context(self, model, images):
     """Context tokens [B, F, I, D] of pictures."""
     context = model.image_encoder(images.astype(jnp.float32) / 127.5 - 1.0)
+    context = partitioning.constrain(context, "batch", "frames")
     if not self.config.train_image_encoder:
       context = jax.lax.stop_gradient(context)
     return context
@@ -256,7 +302,7 @@ class DiTTask:
     errors, _ = self._errors(
         model, repeat(latents), repeat(context), noise_key, times
     )
-    return errors
+    return partitioning.constrain(errors)
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Flow loss on held-out clips at the centres of equal time buckets."""
@@ -270,7 +316,6 @@ class DiTTask:
       results.append(self._evaluate(params, batch, jax.random.key(clip)))
     errors = np.mean(results, 0)
     named = {
-        f"flow_loss_t{(i + 0.5) / _TIME_BUCKETS:.3f}": float(e)
-        for i, e in enumerate(errors)
+        _bucket_name(i): float(e) for i, e in enumerate(errors)
     }
     return named | {"flow_loss": float(errors.mean())}

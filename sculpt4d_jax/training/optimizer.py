@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.training import groups
 
 Array = array_types.Array
 
@@ -29,6 +30,10 @@ class OptimizerConfig:
     weight_decay: Decoupled; on matrices only, not on norms and biases.
     max_grad_norm: Clip of the global norm.
     ema_decay: Of the moving average of the weights, once warmed up.
+    accumulation_steps: Parts that a batch is worked through in, to save memory.
+    temporal_learning_rate: Peak for the temporal layers, where it differs.
+    frozen: Groups of parameters that do not learn, see `groups`; "base" is all
+      that the per-frame model has.
   """
 
   learning_rate: float
@@ -42,8 +47,17 @@ class OptimizerConfig:
   weight_decay: float = 0.01
   max_grad_norm: float = 1.0
   ema_decay: float = 0.999
+  accumulation_steps: int = 1
+  temporal_learning_rate: float | None = None
+  frozen: tuple[str, ...] = ()
 
   def __post_init__(self):
+    object.__setattr__(self, "frozen", tuple(self.frozen))
+    groups.check_names(self.frozen)
+    if self.accumulation_steps < 1:
+      raise ValueError(
+          f"accumulation_steps={self.accumulation_steps} must be at least 1."
+      )
     if self.num_steps < 1 or self.warmup_steps < 0:
       raise ValueError(
           f"num_steps={self.num_steps} must be positive and"
@@ -78,16 +92,52 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   """The gradient transformation of a stage."""
+  clip = optax.clip_by_global_norm(config.max_grad_norm)
+  base = _adamw(config)
+  if config.temporal_learning_rate is None and not config.frozen:
+    return optax.chain(clip, base)
+  temporal = config
+  if config.temporal_learning_rate is not None:
+    temporal = dataclasses.replace(
+        config, learning_rate=config.temporal_learning_rate
+    )
+
+  def label(group):
+    if groups.is_frozen(group, config.frozen):
+      return "frozen"
+    return "temporal" if group == "temporal" else "base"
+
+  kinds = {
+      "base": base,
+      "temporal": _adamw(temporal),
+      # Takes no memory for moments.
+      "frozen": optax.set_to_zero(),
+  }
   return optax.chain(
-      optax.clip_by_global_norm(config.max_grad_norm),
-      optax.adamw(
-          learning_rate_schedule(config),
-          b1=config.b1,
-          b2=config.b2,
-          eps=config.epsilon,
-          weight_decay=config.weight_decay,
-          mask=_is_matrix,
-      ),
+      clip, optax.partition(kinds, lambda tree: groups.label(tree, label))
+  )
+
+
+def _adamw(config: OptimizerConfig) -> optax.GradientTransformation:
+  return optax.adamw(
+      learning_rate_schedule(config),
+      b1=config.b1,
+      b2=config.b2,
+      eps=config.epsilon,
+      weight_decay=config.weight_decay,
+      mask=_is_matrix,
+  )
+
+
+def hold_frozen(params: Any, frozen: tuple[str, ...]) -> Any:
+  """Parameters whose frozen groups have no gradient, nor cost one."""
+  if not frozen:
+    return params
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: jax.lax.stop_gradient(x)
+      if groups.is_frozen(groups.group_of(path), frozen)
+      else x,
+      params,
   )
 
 

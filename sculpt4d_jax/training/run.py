@@ -5,8 +5,11 @@ import pathlib
 
 from absl import logging
 from flax import nnx
+import jax
+from jax.experimental import multihost_utils
 import ml_collections
 
+from sculpt4d_jax import partitioning
 from sculpt4d_jax.data import record_store
 from sculpt4d_jax.data import synthetic_records
 from sculpt4d_jax.inference import model as model_lib
@@ -22,6 +25,7 @@ from sculpt4d_jax.training import train
 from sculpt4d_jax.training import vae_task
 
 STAGES = ("data", "vae", "dit")
+_EVERY = ("log_every", "eval_every", "save_every")
 
 Stores = tuple[record_store.RecordStore, record_store.RecordStore]
 
@@ -64,16 +68,20 @@ def make_data(
   _check_disjoint(*splits.values())
   num_frames = fields.pop("num_frames")
   sizes = synthetic_records.RecordSizes(**fields)
-  return tuple(
-      record_store.open_or_make(
-          folder / name,
-          num_clips=num_clips,
-          num_frames=num_frames,
-          first_seed=seed,
-          sizes=sizes,
-      )
-      for name, (num_clips, seed) in splits.items()
-  )
+
+  def open_or_make():
+    return tuple(
+        record_store.open_or_make(
+            folder / name,
+            num_clips=num_clips,
+            num_frames=num_frames,
+            first_seed=seed,
+            sizes=sizes,
+        )
+        for name, (num_clips, seed) in splits.items()
+    )
+
+  return _first_process_first(open_or_make, "data")
 
 
 def train_vae(
@@ -82,7 +90,7 @@ def train_vae(
   """Trains the autoencoder and writes its weights and all latents."""
   options = config.vae_training.to_dict()
   optimizer = optimizer_lib.OptimizerConfig(**options.pop("optimizer"))
-  every = {k: options.pop(k) for k in ("log_every", "eval_every", "save_every")}
+  every = {k: options.pop(k) for k in _EVERY}
   model_config = shape_vae.ShapeVAEConfig(**config.model.vae)
   task = vae_task.VAETask(
       vae_task.VAETaskConfig(**options),
@@ -91,7 +99,12 @@ def train_vae(
       *stores,
   )
   params = train.train(
-      task, optimizer, workdir / "vae", seed=options["seed"], **every
+      task,
+      optimizer,
+      workdir / "vae",
+      mesh=partitioning.MeshConfig(**config.mesh),
+      seed=options["seed"],
+      **every,
   )
   vae = nnx.merge(task.graphdef, params)
   latents = _encode(config, workdir, stores, vae)
@@ -102,22 +115,59 @@ def train_vae(
       "eval": task.evaluate(params),
   }
   logging.info("Autoencoder: %s", details)
-  model_files.save(
-      workdir / "weights" / "vae.safetensors", params, model_config, details
-  )
+  _save(workdir / "weights" / "vae.safetensors", params, model_config, details)
 
 
 def _encode(config, workdir, stores, vae):
-  return tuple(
-      latents_lib.encode_store(
-          workdir / "vae" / f"latents_{name}.npz",
-          store,
-          vae,
-          num_uniform=config.data.num_uniform,
-          num_choices=config.dit_training.latent_choices,
-      )
-      for name, store in zip(("train", "held_out"), stores)
-  )
+  def encode():
+    return tuple(
+        latents_lib.encode_store(
+            workdir / "vae" / f"latents_{name}.npz",
+            store,
+            vae,
+            num_uniform=config.data.num_uniform,
+            num_choices=config.dit_training.latent_choices,
+        )
+        for name, store in zip(("train", "held_out"), stores)
+    )
+
+  return _first_process_first(encode, "latents")
+
+
+def _first_process_first(make, name):
+  """Calls `make` on the first process; the others then find what it wrote."""
+  if jax.process_count() == 1:
+    return make()
+  result = make() if jax.process_index() == 0 else None
+  multihost_utils.sync_global_devices(name)
+  return make() if result is None else result
+
+
+def _save(path, params, model_config, details):
+  """Writes weights on the first process; all go on when they are there."""
+  if jax.process_index() == 0:
+    model_files.save(path, params, model_config, details)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(path.name)
+
+
+def dit_options(
+    config: ml_collections.ConfigDict,
+) -> tuple[dit_task.DiTTaskConfig, optimizer_lib.OptimizerConfig]:
+  """The `dit_training` section of a preset, checked.
+
+  An image encoder that does not learn is among the frozen groups: its weights
+  would decay otherwise.
+  """
+  options = config.dit_training.to_dict()
+  optimizer = options.pop("optimizer")
+  for name in (*_EVERY, "latent_choices", "init_from"):
+    del options[name]
+  task = dit_task.DiTTaskConfig(**options)
+  if not task.train_image_encoder:
+    frozen = {*optimizer["frozen"], "image_encoder"}
+    optimizer["frozen"] = tuple(sorted(frozen))
+  return task, optimizer_lib.OptimizerConfig(**optimizer)
 
 
 def train_dit(
@@ -138,17 +188,15 @@ def train_dit(
       dataclasses.replace(split, scale=scale)
       for split in _encode(config, workdir, stores, vae)
   )
-  options = config.dit_training.to_dict()
-  optimizer = optimizer_lib.OptimizerConfig(**options.pop("optimizer"))
-  every = {k: options.pop(k) for k in ("log_every", "eval_every", "save_every")}
-  del options["latent_choices"]
-  init_from = options.pop("init_from")
+  options, optimizer = dit_options(config)
+  every = {k: config.dit_training[k] for k in _EVERY}
+  init_from = config.dit_training.init_from
   dit_config = dit_lib.DiTConfig(**config.model.dit)
   encoder_config = image_encoder_lib.ImageEncoderConfig(
       **config.model.image_encoder
   )
   task = dit_task.DiTTask(
-      dit_task.DiTTaskConfig(**options),
+      options,
       dit_config,
       encoder_config,
       (stores[0], latents[0]),
@@ -156,12 +204,17 @@ def train_dit(
       _load_parts(config, init_from) if init_from else None,
   )
   params = train.train(
-      task, optimizer, workdir / "dit", seed=options["seed"], **every
+      task,
+      optimizer,
+      workdir / "dit",
+      mesh=partitioning.MeshConfig(**config.mesh),
+      seed=options.seed,
+      **every,
   )
   details = {"steps": optimizer.num_steps, "eval": task.evaluate(params)}
   logging.info("DiT: %s", details)
   for name, part in (("dit", dit_config), ("image_encoder", encoder_config)):
-    model_files.save(
+    _save(
         workdir / "weights" / f"{name}.safetensors",
         params[name],
         part,

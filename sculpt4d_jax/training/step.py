@@ -4,9 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
+from sculpt4d_jax.training import groups
+from sculpt4d_jax.training import metrics as metrics_lib
 from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import state as state_lib
 
@@ -19,13 +23,17 @@ Step = Callable[
 
 
 def make_step(
-    loss: Loss, config: optimizer_lib.OptimizerConfig
+    loss: Loss,
+    config: optimizer_lib.OptimizerConfig,
+    state_shardings: Any = None,
 ) -> tuple[Step, optax.GradientTransformation]:
   """Compiles a step.
 
   Args:
     loss: (params, batch, key) -> (loss, metrics).
     config: The optimizer.
+    state_shardings: Where the state lies, before and after; None leaves that to
+      jax, which is right for one device.
 
   Returns:
     (state, batch, key) -> (state, metrics), which donates the state; and the
@@ -35,11 +43,17 @@ def make_step(
   tx = optimizer_lib.make_optimizer(config)
   schedule = optimizer_lib.learning_rate_schedule(config)
 
+  def frozen_loss(params, batch, key):
+    params = optimizer_lib.hold_frozen(params, config.frozen)
+    return loss(params, batch, key)
+
+  gradients = _accumulated(
+      jax.value_and_grad(frozen_loss, has_aux=True), config.accumulation_steps
+  )
+
   def step(state, batch, key):
     key = jax.random.fold_in(key, state.step)
-    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-        state.params, batch, key
-    )
+    (value, metrics), grads = gradients(state.params, batch, key)
     updates, opt_state = tx.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optimizer_lib.update_ema(
@@ -51,6 +65,55 @@ def make_step(
         "param_norm": optax.tree.norm(params),
         "learning_rate": schedule(state.step),
     }
+    for name, tree in (("grad_norm", grads), ("update_norm", updates)):
+      metrics |= {f"{name}/{g}": x for g, x in groups.norms(tree).items()}
     return state_lib.TrainState(state.step + 1, params, ema, opt_state), metrics
 
-  return jax.jit(step, donate_argnums=0), tx
+  if state_shardings is None:
+    return jax.jit(step, donate_argnums=0), tx
+  whole = jax.tree.leaves(state_shardings)[0]
+  whole = partitioning.NamedSharding(whole.mesh, partitioning.Spec())
+  return (
+      jax.jit(
+          step,
+          in_shardings=(state_shardings, None, None),
+          out_shardings=(state_shardings, whole),
+          donate_argnums=0,
+      ),
+      tx,
+  )
+
+
+def _accumulated(gradients: Callable[..., Any], num_parts: int):
+  """Averages gradients over equal parts of a batch, one after the other.
+
+  Every part draws its noise with a key of its own. Losses that are means over
+  clips average to the whole batch's; the routers' balancing loss is taken
+  within each part.
+  """
+  if num_parts == 1:
+    return gradients
+
+  def run(params, batch, key):
+    def add(total, part):
+      batch, key = part
+      (value, metrics), grads = gradients(params, batch, key)
+      total = jax.tree.map(jnp.add, total, (value, grads))
+      return total, metrics
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    parts = (
+        jax.tree.map(lambda x: _deal(x, num_parts), batch),
+        jax.random.split(key, num_parts),
+    )
+    total, metrics = jax.lax.scan(add, zeros, parts)
+    value, grads = jax.tree.map(lambda x: x / num_parts, total)
+    return (value, metrics_lib.join(metrics)), grads
+
+  return run
+
+
+def _deal(x: Array, num_parts: int) -> Array:
+  """[B, ...] to [parts, B / parts, ...]; every device deals its own clips."""
+  x = x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:])
+  return partitioning.constrain(jnp.swapaxes(x, 0, 1), None, "batch", "frames")

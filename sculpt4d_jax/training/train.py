@@ -1,16 +1,20 @@
-"""The training loop, for any task."""
+"""The training loop, for any task, on one device or many processes."""
 
+from collections.abc import Mapping
 import math
 import pathlib
 import time
 from typing import Any, Protocol
 
 from absl import logging
+from flax import nnx
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import tqdm
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
 from sculpt4d_jax.training import checkpoints as checkpoints_lib
 from sculpt4d_jax.training import metrics as metrics_lib
 from sculpt4d_jax.training import optimizer as optimizer_lib
@@ -19,15 +23,27 @@ from sculpt4d_jax.training import step as step_lib
 
 Array = array_types.Array
 
+# What a program's exit code is after it was told to stop.
+_EXIT_AFTER_NOTICE = 143
+
 
 class Task(Protocol):
   """What is trained."""
 
-  def init_params(self) -> Any:
-    """Fresh parameters."""
+  config: Any  # Has `batch_size`.
+  warm_start: Mapping[str, nnx.State]  # Parts that start from given weights.
 
-  def batch(self, step: int) -> Any:
-    """The batch of a step; depends on nothing but the step."""
+  def init_params(self) -> Any:
+    """Fresh parameters; may be traced."""
+
+  def check_mesh(self, mesh: partitioning.Mesh, accumulation_steps: int) -> None:
+    """Raises ValueError where the mesh does not divide a step."""
+
+  def batch(self, step: int, rows: np.ndarray | None = None) -> Any:
+    """The batch of a step, or some of its clips; depends on the step alone."""
+
+  def describe_batch(self, step: int) -> str:
+    """What a step's batch holds, for a message."""
 
   def loss(self, params: Any, batch: Any, key: Array) -> tuple[Array, dict]:
     """Loss and metrics."""
@@ -37,7 +53,7 @@ class Task(Protocol):
 
 
 class NonFiniteLossError(RuntimeError):
-  """The loss is NaN or infinite; the message names the step."""
+  """The loss is NaN or infinite; the message names step, groups and batch."""
 
 
 def train(
@@ -45,6 +61,7 @@ def train(
     optimizer: optimizer_lib.OptimizerConfig,
     workdir: str | pathlib.Path,
     *,
+    mesh: partitioning.MeshConfig = partitioning.MeshConfig(),
     seed: int = 0,
     log_every: int = 20,
     eval_every: int = 500,
@@ -52,57 +69,125 @@ def train(
 ) -> Any:
   """Trains to the last step, going on from the newest checkpoint if any.
 
+  Every process of a run calls this with the same arguments; `workdir` is a
+  folder that all of them see. A batch depends on its step alone, so that the
+  step in the checkpoint is the data's position too.
+
   Args:
     task: Model, data and loss.
     optimizer: Optimizer and number of steps.
     workdir: Folder of checkpoints, metrics and TensorBoard events.
+    mesh: How the devices are used.
     seed: Of everything random in the loss.
     log_every: Steps between lines of training metrics.
     eval_every: Steps between evaluations.
     save_every: Steps between checkpoints.
 
   Returns:
-    The moving average of the parameters.
+    The moving average of the parameters, whole on the host.
 
   Raises:
     NonFiniteLossError: The loss is not a number any more.
+    SystemExit: The machine is to be taken away; the state is saved.
+    ValueError: The mesh does not fit the devices or the task.
   """
   workdir = pathlib.Path(workdir)
-  step_fn, tx = step_lib.make_step(task.loss, optimizer)
-  state = state_lib.create(task.init_params(), tx)
-  num_params = sum(x.size for x in jax.tree.leaves(state.params))
-  logging.info("%s parameters on %s.", f"{num_params:,}", jax.devices())
-  checkpoints = checkpoints_lib.Checkpoints(workdir / "checkpoints")
-  if checkpoints.latest_step() is not None:
-    state = checkpoints.restore(state)
-  writer = metrics_lib.RunWriter(workdir)
-  try:
-    state = _loop(
-        task, step_fn, state, optimizer.num_steps, jax.random.key(seed),
-        checkpoints, writer, log_every, eval_every, save_every,
+  device_mesh = partitioning.make_mesh(mesh)
+  task.check_mesh(device_mesh, optimizer.accumulation_steps)
+  with partitioning.use_mesh(device_mesh):
+    shardings = state_shardings(task, optimizer, device_mesh)
+    step_fn, tx = step_lib.make_step(task.loss, optimizer, shardings)
+    checkpoints = checkpoints_lib.Checkpoints(workdir / "checkpoints")
+    # A checkpoint comes before given weights, and those before fresh ones.
+    state = checkpoints.restore_newest(
+        abstract_state(task, tx), shardings, missing_ok=True
     )
-  finally:
-    checkpoints.close()
-    writer.close()
-  return state.ema
+    if state is None:
+      state = _initial_state(task, tx, shardings)
+    num_params = sum(x.size for x in jax.tree.leaves(state.params))
+    logging.info("%s parameters on %s.", f"{num_params:,}", device_mesh)
+    writer = metrics_lib.open_writer(workdir)
+    try:
+      state = _loop(
+          task, step_fn, state, optimizer.num_steps, jax.random.key(seed),
+          device_mesh, checkpoints, writer, log_every, eval_every, save_every,
+      )
+    finally:
+      checkpoints.close()
+      writer.close()
+    return _on_host(state.ema)
+
+
+def abstract_state(task: Task, tx) -> state_lib.TrainState:
+  """Shapes of a run's state."""
+  return jax.eval_shape(lambda: state_lib.create(task.init_params(), tx))
+
+
+def state_shardings(
+    task: Task,
+    optimizer: optimizer_lib.OptimizerConfig,
+    mesh: partitioning.Mesh,
+) -> state_lib.TrainState:
+  """Where a run's state lies on a mesh."""
+  tx = optimizer_lib.make_optimizer(optimizer)
+  return partitioning.shardings(abstract_state(task, tx), mesh)
+
+
+def _initial_state(task, tx, shardings):
+  create = lambda: state_lib.create(task.init_params(), tx)
+  state = jax.jit(create, out_shardings=shardings)()
+  # Given weights take the place of fresh ones, in the average too.
+  for name, given in task.warm_start.items():
+    for tree in (state.params, state.ema):
+      tree[name] = jax.tree.map(
+          lambda new, old: jax.make_array_from_callback(
+              old.shape, old.sharding, lambda index: np.asarray(new)[index]
+          ),
+          given,
+          tree[name],
+      )
+  return state
+
+
+def _on_host(params):
+  """All of the parameters as NumPy arrays, on every process."""
+  if jax.process_count() == 1:
+    return params if jax.device_count() == 1 else jax.device_get(params)
+  return jax.tree.map(
+      lambda x: multihost_utils.process_allgather(x, tiled=True), params
+  )
 
 
 def _loop(
-    task, step_fn, state, num_steps, key, checkpoints, writer, log_every,
+    task, step_fn, state, num_steps, key, mesh, checkpoints, writer, log_every,
     eval_every, save_every,
 ):
   start = int(state.step)
-  meter = _Meter(writer, log_every)
+  meter = _Meter(writer, log_every, task.describe_batch)
+  batch_size = task.config.batch_size
+  rows = partitioning.local_rows(batch_size, mesh)
   progress = tqdm.tqdm(
       range(start, num_steps), initial=start, total=num_steps, desc="steps",
-      mininterval=5.0,
+      mininterval=5.0, disable=jax.process_index() != 0,
   )
   for step in progress:
-    state, metrics = step_fn(state, task.batch(step), key)
+    with meter.waiting_for_data():
+      batch = task.batch(step, rows)
+      if mesh.size > 1:
+        batch = partitioning.global_batch(batch, rows, batch_size, mesh)
+    state, metrics = step_fn(state, batch, key)
     meter.add(step + 1, metrics)
-    if (step + 1) % save_every == 0 or step + 1 == num_steps:
+    stops = checkpoints.reached_preemption(step + 1)
+    if (step + 1) % save_every == 0 or step + 1 == num_steps or stops:
       meter.check()
       checkpoints.save(state)
+    if stops:
+      checkpoints.wait()
+      logging.info(
+          "Told to stop at step %d; the state is saved, and the same command"
+          " goes on from it.", step + 1
+      )
+      raise SystemExit(_EXIT_AFTER_NOTICE)
     if (step + 1) % eval_every == 0 or step + 1 == num_steps:
       values = task.evaluate(state.ema)
       writer.write(step + 1, {f"eval/{k}": v for k, v in values.items()})
@@ -114,15 +199,22 @@ def _loop(
 class _Meter:
   """Averages metrics, a step late so that the device never waits."""
 
-  def __init__(self, writer: metrics_lib.Writer, log_every: int):
+  def __init__(self, writer: metrics_lib.Writer, log_every: int, describe):
     self._writer = writer
     self._log_every = log_every
+    self._describe = describe
     self._pending = None
     self._values = []
+    self._data = metrics_lib.Stopwatch()
     self.restart_clock()
 
   def restart_clock(self) -> None:
     self._time, self._since = time.monotonic(), len(self._values)
+    self._data.reset()
+
+  def waiting_for_data(self) -> metrics_lib.Stopwatch:
+    """Measures what it is entered around."""
+    return self._data
 
   def add(self, step: int, metrics: dict[str, Array]) -> None:
     """Takes the metrics of a step, and reads those of the step before."""
@@ -137,22 +229,32 @@ class _Meter:
       self._pending = None
 
   def _read(self, step: int, metrics: dict[str, Array]) -> None:
-    values = {k: float(v) for k, v in metrics.items()}
+    values = metrics_lib.to_host(metrics)
     for name in ("loss", "grad_norm"):
       if not math.isfinite(values[name]):
-        raise NonFiniteLossError(
-            f"{name} is {values[name]} at step {step}. The newest checkpoint"
-            " is from before it: resume with a lower learning rate, or look"
-            " at the batch of that step."
-        )
+        raise NonFiniteLossError(self._complaint(name, step, values))
     self._values.append(values)
     if step % self._log_every == 0:
-      mean = {
-          k: float(np.mean([v[k] for v in self._values])) for k in values
-      }
+      mean = {k: metrics_lib.mean([v[k] for v in self._values]) for k in values}
       elapsed = time.monotonic() - self._time
-      count = len(self._values) - self._since
+      count = max(len(self._values) - self._since, 1)
       mean["steps_per_second"] = count / max(elapsed, 1e-9)
-      self._writer.write(step, {f"train/{k}": v for k, v in mean.items()})
+      mean["seconds_for_data"] = self._data.seconds / count
+      self._writer.write(
+          step, {f"train/{k}": v for k, v in mean.items() if v == v}
+      )
       self._values = []
       self.restart_clock()
+
+  def _complaint(self, name, step, values):
+    bad = [
+        key.removeprefix("grad_norm/")
+        for key, value in values.items()
+        if key.startswith("grad_norm/") and not math.isfinite(value)
+    ]
+    where = f"the gradients of {', '.join(bad)}" if bad else "no gradient"
+    return (
+        f"{name} is {values[name]} at step {step}. Not finite: {where}. The"
+        f" batch: {self._describe(step - 1)}. The newest checkpoint is from"
+        " before it: resume with a lower learning rate, or look at that batch."
+    )

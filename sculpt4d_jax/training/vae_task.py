@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
 from sculpt4d_jax.data import pipeline
 from sculpt4d_jax.data import record_store
 from sculpt4d_jax.geometry import farthest_points
@@ -46,6 +47,8 @@ class VAETaskConfig:
 class VAETask:
   """Loss, batches and evaluation of the autoencoder."""
 
+  warm_start = {}  # Parts that start from given weights: none.
+
   def __init__(
       self,
       config: VAETaskConfig,
@@ -68,7 +71,7 @@ class VAETask:
     return shape_vae.ShapeVAE(self.model_config, rngs=rngs)
 
   def init_params(self) -> nnx.State:
-    """Fresh parameters."""
+    """Fresh parameters; may be traced."""
 
     def init():
       vae = self._create()
@@ -77,15 +80,39 @@ class VAETask:
       bias[...] = bias[...].at[channels:].set(self.config.initial_log_variance)
       return nnx.split(vae)[1]
 
-    return jax.jit(init)()
+    return init()
 
-  def batch(self, step: int) -> dict[str, np.ndarray]:
-    """The batch of a step."""
-    c = self.config
-    drawn = pipeline.draw(self.train.num_clips, c.batch_size, c.seed, step)
-    return pipeline.surface_batch(
-        self.train, drawn, num_frames=c.num_frames, num_queries=c.num_queries
+  def check_mesh(
+      self, mesh: partitioning.Mesh, accumulation_steps: int
+  ) -> None:
+    """Raises ValueError where the mesh does not divide a step."""
+    partitioning.check_training(
+        mesh,
+        batch_size=self.config.batch_size,
+        num_frames=self.config.num_frames,
+        accumulation_steps=accumulation_steps,
     )
+
+  def _draw(self, step):
+    c = self.config
+    return pipeline.draw(self.train.num_clips, c.batch_size, c.seed, step)
+
+  def batch(
+      self, step: int, rows: np.ndarray | None = None
+  ) -> dict[str, np.ndarray]:
+    """The batch of a step, or some rows of it."""
+    c = self.config
+    return pipeline.surface_batch(
+        self.train,
+        self._draw(step),
+        num_frames=c.num_frames,
+        num_queries=c.num_queries,
+        rows=rows,
+    )
+
+  def describe_batch(self, step: int) -> str:
+    """Which clips a step sees."""
+    return pipeline.describe(self._draw(step))
 
   def loss(
       self, params: Any, batch: dict[str, Array], key: Array
@@ -127,7 +154,7 @@ class VAETask:
     vae = nnx.merge(self.graphdef, params)
     posterior = self._encode(vae, batch["surface"], key)
     field, target = self._field(vae, posterior.mode(), batch["samples"])
-    return {
+    metrics = {
         "field_error": jnp.abs(field - target).mean(),
         "sample_iou": _iou(field, target),
         "kl": posterior.kl().mean(),
@@ -135,6 +162,7 @@ class VAETask:
             jnp.mean(posterior.mean**2 + posterior.std**2)
         ),
     }
+    return jax.tree.map(partitioning.constrain, metrics)
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Metrics on held-out clips, all frames and samples of them."""

@@ -1,0 +1,36 @@
+r"""The released size on slices of TPUs: how each is used.
+
+  python -m launch.train --config=configs/pods.py:v5p-64 --workdir=$WORKDIR
+  python -m launch.compile_check --config=configs/pods.py:v5p-64 \
+      --topology=v5p:4x4x4
+
+Parameters are split over all chips; frames over `context`, so that a chip holds
+few of them whatever the batch. Nothing of this was trained: what is known is
+what the compiler tells, see the README.
+
+  v5p-64    v5p:4x4x4, 64 chips (Google's name: v5p-128, which counts cores)
+  v6e-256   v6e:16x16
+  v5e-64    v5e:8x8
+  gpu-8     one machine with 8 GPUs of 80 GB or more
+"""
+
+import ml_collections
+
+from configs import base
+
+_MESHES = {
+    "v5p-64": dict(fsdp=16, context=4),
+    "v6e-256": dict(fsdp=16, context=16),
+    "v5e-64": dict(fsdp=8, context=8),
+    "gpu-8": dict(fsdp=8, context=1),
+}
+
+
+def get_config(name: str = "v5p-64") -> ml_collections.ConfigDict:
+  """The released size with a mesh by name."""
+  if name not in _MESHES:
+    raise ValueError(f"Unknown slice {name!r}; choose one of {list(_MESHES)}.")
+  config = base.get_config()
+  config.name = f"sculpt4d_{name}"
+  config.mesh.update(_MESHES[name])
+  return config

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Trains on TPU slices of a GKE cluster: XPK makes a JobSet of the container.
+#
+# A JobSet starts its processes again after a failure, and the run goes on from
+# its newest checkpoint.
+#
+#   PROJECT=my-project ZONE=us-east5-a CLUSTER=my-cluster \
+#     IMAGE=REGISTRY/sculpt4d launch/clusters/gke_xpk.sh
+#
+# A bucket is seen by all processes after, once for the cluster,
+#   xpk storage attach sculpt4d --cluster=... --type=gcsfuse --bucket=... \
+#     --mount-point=/mnt/bucket --readonly=false --auto-mount=true
+#
+# Variables (in brackets: the value without one):
+#   PROJECT   Google Cloud project.
+#   ZONE      Zone of the cluster.
+#   CLUSTER   GKE cluster that `xpk cluster create` made.
+#   IMAGE     Container of launch/clusters/Dockerfile, pushed to a registry.
+#   NAME      Name of the workload [sculpt4d].
+#   TYPE      Accelerator, counted as Google does [v5p-128: 64 chips].
+#   SLICES    Slices of that type; config.mesh.data is a multiple [1].
+#   WORKDIR   The run's folder in the container [/mnt/bucket/runs/NAME].
+#   RESTARTS  How often the JobSet starts again [20].
+#   CONFIG    Preset [configs/pods.py:v5p-64].
+#   EXTRA     More flags of launch.train [].
+#   DRY_RUN   1 prints the command instead of running it [0].
+set -euo pipefail
+
+: "${PROJECT:?name a Google Cloud project}"
+: "${ZONE:?name a zone}"
+: "${CLUSTER:?name a GKE cluster}"
+: "${IMAGE:?name a container image}"
+NAME=${NAME:-sculpt4d}
+TYPE=${TYPE:-v5p-128}
+SLICES=${SLICES:-1}
+WORKDIR=${WORKDIR:-/mnt/bucket/runs/$NAME}
+RESTARTS=${RESTARTS:-20}
+CONFIG=${CONFIG:-configs/pods.py:v5p-64}
+EXTRA=${EXTRA:-}
+DRY_RUN=${DRY_RUN:-0}
+
+command="exec python -m launch.train --distributed=auto --config=$CONFIG"
+command+=" --workdir=$WORKDIR $EXTRA"
+
+xpk=(xpk workload create --project="$PROJECT" --zone="$ZONE"
+  --cluster="$CLUSTER" --workload="$NAME" --docker-image="$IMAGE"
+  --tpu-type="$TYPE" --num-slices="$SLICES" --max-restarts="$RESTARTS"
+  --command="$command")
+if [[ $DRY_RUN == 1 ]]; then
+  printf '%q ' "${xpk[@]}"
+  echo
+else
+  "${xpk[@]}"
+fi

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Trains on the GPUs of one machine, in one process.
+#
+#   launch/clusters/single_gpu.sh
+#
+# Variables (in brackets: the value without one):
+#   VENV      Environment, made if it is missing [.venv].
+#   CONFIG    Preset [configs/tiny.py].
+#   WORKDIR   The run's folder [runs/gpu].
+#   GPUS      Devices to use, as 0 or 0,1 [all].
+#   MEMORY    Share of the memory that jax takes at once [0.92].
+#   EXTRA     More flags of launch.train [].
+#   DRY_RUN   1 prints the commands instead of running them [0].
+set -euo pipefail
+
+VENV=${VENV:-.venv}
+CONFIG=${CONFIG:-configs/tiny.py}
+WORKDIR=${WORKDIR:-runs/gpu}
+GPUS=${GPUS:-}
+MEMORY=${MEMORY:-0.92}
+EXTRA=${EXTRA:-}
+DRY_RUN=${DRY_RUN:-0}
+
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+run() {
+  if [[ $DRY_RUN == 1 ]]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+if [[ ! -x $VENV/bin/python ]]; then
+  run python3 -m venv "$VENV"
+  run "$VENV/bin/pip" install -q -r requirements.txt 'jax[cuda12]'
+fi
+if [[ -n $GPUS ]]; then export CUDA_VISIBLE_DEVICES=$GPUS; fi
+export XLA_PYTHON_CLIENT_MEM_FRACTION=$MEMORY
+# shellcheck disable=SC2206  # EXTRA holds several flags.
+flags=(--config="$CONFIG" --workdir="$WORKDIR" $EXTRA)
+run "$VENV/bin/python" -m launch.train "${flags[@]}"

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Trains on a TPU slice of Google Cloud, asked for as a queued resource.
+#
+# The slice's own startup script installs the code and starts the run, so that
+# it goes on by itself when the slice comes back after an interruption.
+#
+#   PROJECT=my-project ZONE=us-east5-a BUCKET=gs://my-bucket \
+#     launch/clusters/tpu_vm.sh
+#
+# Variables (in brackets: the value without one):
+#   PROJECT   Google Cloud project.
+#   ZONE      Zone that has the accelerator.
+#   BUCKET    gs://...: the code is copied there, the run's folder lies there.
+#   NAME      Name of the queued resource [sculpt4d].
+#   TYPE      Accelerator, counted as Google does [v5p-128: 64 chips].
+#   RUNTIME   Image of the machines [v2-alpha-tpuv5].
+#   CONFIG    Preset [configs/pods.py:v5p-64].
+#   WORKDIR   The run's folder on all machines [/mnt/bucket/runs/NAME].
+#   SPOT      1 asks for spot capacity, cheaper and interruptible [1].
+#   EXTRA     More flags of launch.train, as --config.dit_training... [].
+#   DRY_RUN   1 prints the commands instead of running them [0].
+set -euo pipefail
+
+: "${PROJECT:?name a Google Cloud project}"
+: "${ZONE:?name a zone}"
+: "${BUCKET:?name a bucket, gs://...}"
+NAME=${NAME:-sculpt4d}
+TYPE=${TYPE:-v5p-128}
+RUNTIME=${RUNTIME:-v2-alpha-tpuv5}
+CONFIG=${CONFIG:-configs/pods.py:v5p-64}
+WORKDIR=${WORKDIR:-/mnt/bucket/runs/$NAME}
+SPOT=${SPOT:-1}
+EXTRA=${EXTRA:-}
+DRY_RUN=${DRY_RUN:-0}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+startup=$(mktemp)
+trap 'rm -f "$startup"' EXIT
+
+run() {
+  if [[ $DRY_RUN == 1 ]]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+# What every machine of the slice does whenever it starts.
+cat > "$startup" <<STARTUP
+#!/usr/bin/env bash
+set -euo pipefail
+apt-get install -y -qq gcsfuse python3-venv
+mkdir -p /mnt/bucket /opt/sculpt4d
+mountpoint -q /mnt/bucket || gcsfuse --implicit-dirs ${BUCKET#gs://} /mnt/bucket
+tar -xzf /mnt/bucket/code/$NAME.tar.gz -C /opt/sculpt4d
+cd /opt/sculpt4d
+python3 -m venv .venv
+.venv/bin/pip install -q -r requirements.txt 'jax[tpu]'
+exec .venv/bin/python -m launch.train --distributed=auto \\
+  --config=$CONFIG --workdir=$WORKDIR $EXTRA
+STARTUP
+
+archive=$BUCKET/code/$NAME.tar.gz
+if [[ $DRY_RUN == 1 ]]; then
+  echo "git archive HEAD | gzip | gcloud storage cp - $archive"
+  cat "$startup"
+else
+  git -C "$root" archive HEAD | gzip | gcloud storage cp - "$archive"
+fi
+capacity=()
+if [[ $SPOT == 1 ]]; then capacity=(--spot); fi
+run gcloud compute tpus queued-resources create "$NAME" \
+  --project="$PROJECT" --zone="$ZONE" --node-id="$NAME" \
+  --accelerator-type="$TYPE" --runtime-version="$RUNTIME" \
+  --metadata-from-file=startup-script="$startup" \
+  ${capacity[@]+"${capacity[@]}"}

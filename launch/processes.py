@@ -1,0 +1,66 @@
+"""Several processes, one run: on a TPU pod, GKE, SLURM, or by plain flags.
+
+  --distributed=auto   asks the environment: TPU pods, GKE, SLURM and Open MPI
+                       name the processes themselves
+  --distributed=flags  --coordinator=HOST:PORT --num_processes=N --process_id=I
+  --distributed=off    one process (the default)
+"""
+
+from absl import flags
+from absl import logging
+
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "off", ["off", "auto", "flags"],
+    "How the processes of a run find each other.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, for --distributed=flags."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes of the run, for --distributed=flags."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this one, from 0, for --distributed=flags."
+)
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", 50,
+    "A process that is silent for so long is lost; the others then stop.",
+    lower_bound=5,
+)
+
+
+def initialize() -> None:
+  """Joins the run's other processes; call it before anything uses a device.
+
+  Raises:
+    ValueError: Flags are missing, or the environment names no processes.
+  """
+  if _DISTRIBUTED.value == "off":
+    return
+  import jax  # pylint: disable=g-import-not-at-top  # --help needs none of it.
+
+  options = dict(heartbeat_timeout_seconds=_HEARTBEAT.value)
+  if _DISTRIBUTED.value == "flags":
+    given = dict(
+        coordinator_address=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+    )
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+      raise ValueError(
+          "--distributed=flags needs --coordinator, --num_processes and"
+          f" --process_id; missing: {', '.join(missing)}."
+      )
+    options |= given
+  try:
+    jax.distributed.initialize(**options)
+  except ValueError as error:
+    raise ValueError(
+        f"--distributed={_DISTRIBUTED.value} does not find the other processes:"
+        f" {error}. Where the environment does not name them, use"
+        " --distributed=flags."
+    ) from error
+  logging.info(
+      "Process %d of %d.", jax.process_index(), jax.process_count()
+  )

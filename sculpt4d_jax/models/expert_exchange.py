@@ -1,0 +1,125 @@
+"""Experts on a mesh: who holds them, and how tokens and experts meet.
+
+By default tokens stay where they are. Parameters of the experts are split like
+all others, and every device gathers those of a layer when it comes to it: the
+work is balanced however tokens are routed, and nothing depends on how many of
+them choose an expert.
+
+Where the mesh has an `expert` axis, its devices hold some of the experts each.
+They then exchange tokens in place of parameters: every device sees the tokens
+of all devices along that axis, applies its own experts to those that chose
+them, and the sums of the results go back. No choice of the router overflows
+anything, so that no token is ever dropped.
+
+Both give the sum that one device would compute.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
+
+Array = array_types.Array
+Spec = partitioning.Spec
+
+_EXPERT, _TENSOR = "expert", "tensor"
+
+
+class ExpertWeights(NamedTuple):
+  """Weights of all experts: [E, D, M], [E, M], [E, M, D], [E, D]."""
+
+  kernel1: Array
+  bias1: Array
+  kernel2: Array
+  bias2: Array
+
+
+Apply = Callable[[Array, Array, Array, ExpertWeights], Array]
+
+
+def on_mesh(
+    apply: Apply,
+    x: Array,
+    gates: Array,
+    chosen: Array,
+    weights: ExpertWeights,
+    logical_axes: ExpertWeights,
+) -> Array:
+  """Applies the experts on the mesh in use.
+
+  Args:
+    apply: (x, gates, chosen, weights) -> y on one device; a choice of E or more
+      adds nothing.
+    x: Tokens [..., D]; of four axes, the first two are clips and frames.
+    gates: [..., k].
+    chosen: [..., k].
+    weights: Of all experts.
+    logical_axes: Names of the axes of each of them.
+  """
+  mesh = partitioning.current_mesh()
+  leading = ("batch", "frames", None)[: x.ndim - 1] if x.ndim == 4 else (
+      ("batch",) + (None,) * (x.ndim - 2)
+  )
+  specs = [
+      partitioning.activation_spec(y.shape, (*leading, None))
+      for y in (x, gates, chosen)
+  ]
+  weight_specs = ExpertWeights(*(
+      partitioning.parameter_spec(w.shape, axes, mesh)
+      for w, axes in zip(weights, logical_axes)
+  ))
+  is_exchanged = weight_specs.kernel1[0] is not None
+  is_split = _EXPERT in _names(specs[0][0])
+  is_partial = _TENSOR in _names(weight_specs.kernel1[2])
+
+  def local(x, gates, chosen, weights):
+    weights = ExpertWeights(*map(_gather, weights, weight_specs))
+    if is_partial:  # The sum over the hidden units is; the bias comes once.
+      first = lax.axis_index(_TENSOR) == 0
+      weights = weights._replace(
+          bias2=jnp.where(first, weights.bias2, 0)
+      )
+    if is_exchanged:
+      if is_split:
+        x, gates, chosen = (
+            lax.all_gather(y, _EXPERT, axis=0, tiled=True)
+            for y in (x, gates, chosen)
+        )
+      chosen = _own_choices(chosen, len(weights.kernel1))
+    y = apply(x, gates, chosen, weights)
+    if is_partial:
+      y = lax.psum(y, _TENSOR)
+    if is_exchanged and is_split:
+      y = lax.psum_scatter(y, _EXPERT, scatter_dimension=0, tiled=True)
+    elif is_exchanged:
+      y = lax.psum(y, _EXPERT)
+    return y
+
+  return partitioning.map_local(
+      local, (x, gates, chosen, weights), (*specs, weight_specs), specs[0]
+  )
+
+
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return (entry,) if isinstance(entry, str) else (entry or ())
+
+
+def _gather(weight: Array, spec: Spec) -> Array:
+  """All of a weight but for the experts and hidden units of others."""
+  for axis, entry in enumerate(spec):
+    names = tuple(n for n in _names(entry) if n not in (_EXPERT, _TENSOR))
+    if names:
+      weight = lax.all_gather(weight, names, axis=axis, tiled=True)
+  return weight
+
+
+def _own_choices(chosen: Array, num_own: int) -> Array:
+  """Choices counted from the first own expert; `num_own` is one of others."""
+  own = chosen - num_own * lax.axis_index(_EXPERT)
+  is_own = (own >= 0) & (own < num_own)
+  return jnp.where(is_own, own, num_own)

@@ -1,0 +1,259 @@
+"""One product for every group of rows, on TPU: Pallas kernels.
+
+Rows are sorted by group and every group is filled up to whole blocks, so that a
+block of rows has ONE matrix. Which one is known to the kernel before it starts
+(a prefetched scalar picks the tile that is fetched), and successive blocks of
+one group keep it in fast memory. The work is that of the blocks in use, whatever
+the sizes of the groups; blocks behind the last group are zero and are skipped.
+
+`jax.lax.ragged_dot` serves the same purpose, but on TPU its product is masked
+and covers all groups for all rows.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+import numpy as np
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
+
+Array = array_types.Array
+Float = array_types.Float
+
+_LANES = 128
+_VMEM_LIMIT = 48 * 2**20
+# Rows of a block, largest first, while a group has 8 blocks on average.
+_BLOCK_ROWS = (512, 256, 128)
+# A contraction of at most so many is done at once: a block of the same group as
+# the one before then finds its matrix in fast memory.
+_MAX_WHOLE_DEPTH = 2048
+
+
+class Blocks(NamedTuple):
+  """Which matrix each block of rows takes.
+
+  Attributes:
+    expert: Its group, [num_blocks] int32, growing.
+    is_used: Whether it holds rows of a group at all, [num_blocks] int32.
+    has_rows: Whether a group has rows, [E].
+  """
+
+  expert: Array
+  is_used: Array
+  has_rows: Array
+
+
+def serves(rows: Array, kernel: Array) -> bool:
+  """Whether the kernels take such rows [..., D] and matrices [E, D, M]."""
+  return rows.dtype in (jnp.bfloat16, jnp.float32) and not any(
+      size % _LANES for size in kernel.shape[1:]
+  )
+
+
+def block_rows(num_rows: int, num_groups: int) -> int:
+  """Rows of a block: large ones multiply best, small ones fill up less."""
+  for rows in _BLOCK_ROWS:
+    if num_rows >= 8 * rows * num_groups:
+      return rows
+  return _BLOCK_ROWS[-1]
+
+
+def blocks_of(rows_per_group: Array, num_rows: int, block_size: int) -> Blocks:
+  """The blocks of sorted rows.
+
+  Args:
+    rows_per_group: Filling included, multiples of `block_size`, [E].
+    num_rows: Of all rows, used or not; a multiple of `block_size`.
+    block_size: Rows of a block.
+  """
+  ends = jnp.cumsum(rows_per_group) // block_size
+  index = jnp.arange(num_rows // block_size)
+  expert = jnp.searchsorted(ends, index, side="right")
+  expert = jnp.minimum(expert, len(rows_per_group) - 1)
+  is_used = index < ends[-1]
+  return Blocks(
+      expert.astype(jnp.int32), is_used.astype(jnp.int32), rows_per_group > 0
+  )
+
+
+@jax.custom_vjp
+def multiply(
+    rows: Float[Array, "R D"], kernel: Float[Array, "E D M"], blocks: Blocks
+) -> Float[Array, "R M"]:
+  """Every row times the matrix of its block; zero where blocks are unused."""
+  return _multiply(rows, kernel, blocks, transposed=False)
+
+
+def _forward(rows, kernel, blocks):
+  return multiply(rows, kernel, blocks), (rows, kernel, blocks)
+
+
+def _backward(residuals, cotangent):
+  rows, kernel, blocks = residuals
+  cotangent = cotangent.astype(rows.dtype)
+  rows_bar = _multiply(cotangent, kernel, blocks, transposed=True)
+  return rows_bar, _outer(rows, cotangent, kernel, blocks), None
+
+
+multiply.defvjp(_forward, _backward)
+
+
+def _tile(size: int, limit: int) -> int:
+  """The largest divisor of a size, in lanes, up to a limit."""
+  lanes = size // _LANES
+  best = max(
+      n for n in range(1, limit // _LANES + 1) if lanes % n == 0
+  )
+  return best * _LANES
+
+
+def _call(kernel, name, **kwargs):
+  """A Pallas call; in the interpreter where there is no TPU."""
+  return pl.pallas_call(
+      kernel,
+      name=name,
+      compiler_params=pltpu.CompilerParams(
+          dimension_semantics=("arbitrary",) * 3,
+          vmem_limit_bytes=_VMEM_LIMIT,
+      ),
+      interpret=partitioning.platform()[0] != "tpu",
+      **kwargs,
+  )
+
+
+def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+  # float32 would be multiplied in one pass of bfloat16.
+  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  dimensions = (((contract[0],), (contract[1],)), ((), ()))
+  return lax.dot_general(
+      a,
+      b,
+      dimensions,
+      precision=precision,
+      preferred_element_type=jnp.float32,
+  )
+
+
+def _multiply(
+    rows: Array, kernel: Array, blocks: Blocks, *, transposed: bool
+) -> Array:
+  """rows @ kernel[expert], or rows @ kernel[expert].T."""
+  num_blocks = len(blocks.expert)
+  block_size = len(rows) // num_blocks
+  depth, width = kernel.shape[1:][::-1] if transposed else kernel.shape[1:]
+  whole = depth <= _MAX_WHOLE_DEPTH
+  tile_depth = depth if whole else _tile(depth, 1024)
+  tile_width = _tile(width, 1024 if whole else 2048)
+  steps = depth // tile_depth
+
+  def body(expert, is_used, rows, kernel, out, total):
+    del expert
+    block, step = pl.program_id(1), pl.program_id(2)
+
+    @pl.when(step == 0)
+    def _():
+      total[...] = jnp.zeros_like(total)
+
+    @pl.when(is_used[block] != 0)
+    def _():
+      total[...] += _dot(rows[...], kernel[...], (1, 1 if transposed else 0))
+
+    @pl.when(step == steps - 1)
+    def _():
+      out[...] = total[...].astype(out.dtype)
+
+  if transposed:
+    kernel_block = (None, tile_width, tile_depth)
+    kernel_index = lambda n, b, k, expert, _: (expert[b], n, k)
+  else:
+    kernel_block = (None, tile_depth, tile_width)
+    kernel_index = lambda n, b, k, expert, _: (expert[b], k, n)
+  return _call(
+      body,
+      "grouped_multiply",
+      grid_spec=pltpu.PrefetchScalarGridSpec(
+          num_scalar_prefetch=2,
+          grid=(width // tile_width, num_blocks, steps),
+          in_specs=[
+              pl.BlockSpec(
+                  (block_size, tile_depth), lambda n, b, k, *_: (b, k)
+              ),
+              pl.BlockSpec(kernel_block, kernel_index),
+          ],
+          out_specs=pl.BlockSpec(
+              (block_size, tile_width), lambda n, b, k, *_: (b, n)
+          ),
+          scratch_shapes=[pltpu.VMEM((block_size, tile_width), jnp.float32)],
+      ),
+      out_shape=jax.ShapeDtypeStruct((len(rows), width), rows.dtype),
+      cost_estimate=_cost(rows, kernel, width),
+  )(blocks.expert, blocks.is_used, rows, kernel)
+
+
+def _outer(
+    rows: Array, cotangent: Array, kernel: Array, blocks: Blocks
+) -> Array:
+  """The sum of rows^T @ cotangent over every group: gradient of its matrix."""
+  num_blocks = len(blocks.expert)
+  block_size = len(rows) // num_blocks
+  depth, width = kernel.shape[1:]
+  tile_depth, tile_width = _tile(depth, 1024), _tile(width, 1024)
+
+  def body(expert, is_used, rows, cotangent, out, total):
+    block = pl.program_id(2)
+    before = expert[jnp.maximum(block - 1, 0)]
+    after = expert[jnp.minimum(block + 1, num_blocks - 1)]
+
+    @pl.when((block == 0) | (before != expert[block]))
+    def _():
+      total[...] = jnp.zeros_like(total)
+
+    @pl.when(is_used[block] != 0)
+    def _():
+      total[...] += _dot(rows[...], cotangent[...], (0, 0))
+
+    @pl.when((block == num_blocks - 1) | (after != expert[block]))
+    def _():
+      out[...] = total[...].astype(out.dtype)
+
+  gradient = _call(
+      body,
+      "grouped_outer",
+      grid_spec=pltpu.PrefetchScalarGridSpec(
+          num_scalar_prefetch=2,
+          grid=(depth // tile_depth, width // tile_width, num_blocks),
+          in_specs=[
+              pl.BlockSpec(
+                  (block_size, tile_depth), lambda i, j, b, *_: (b, i)
+              ),
+              pl.BlockSpec(
+                  (block_size, tile_width), lambda i, j, b, *_: (b, j)
+              ),
+          ],
+          out_specs=pl.BlockSpec(
+              (None, tile_depth, tile_width),
+              lambda i, j, b, expert, _: (expert[b], i, j),
+          ),
+          scratch_shapes=[pltpu.VMEM((tile_depth, tile_width), jnp.float32)],
+      ),
+      out_shape=jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
+      cost_estimate=_cost(rows, kernel, width),
+  )(blocks.expert, blocks.is_used, rows, cotangent)
+  # No block of a group without rows wrote its part.
+  return jnp.where(blocks.has_rows[:, None, None], gradient, 0)
+
+
+def _cost(rows: Array, kernel: Array, width: int) -> Any:
+  """What the compiler's scheduler is told of a call."""
+  size = rows.dtype.itemsize
+  return pl.CostEstimate(
+      flops=2 * len(rows) * int(np.prod(kernel.shape[1:])),
+      bytes_accessed=size * (rows.size + kernel.size + len(rows) * width),
+      transcendentals=0,
+  )

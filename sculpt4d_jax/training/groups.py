@@ -1,0 +1,66 @@
+"""Parameters by what they do: for norms, learning rates and freezing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from sculpt4d_jax import array_types
+
+Array = array_types.Array
+
+# The first whose mark is in a parameter's path; everything else is "other":
+# embeddings and norms.
+_MARKS = (
+    ("image_encoder", "image_encoder"),
+    ("field_head", "field_head"),
+    ("temporal", "temporal"),
+    ("router", "router"),
+    ("experts", "experts"),
+    ("attention", "attention"),
+    ("mlp", "mlp"),
+    ("shared_expert", "mlp"),
+    ("skip_linear", "skip"),
+)
+GROUPS = tuple(dict.fromkeys(group for _, group in _MARKS)) + ("other",)
+# All that a per-frame model has.
+BASE = "base"
+_NOT_BASE = ("temporal", "image_encoder", "field_head")
+
+
+def group_of(path: tuple[Any, ...]) -> str:
+  """The group of the parameter at a path of a tree."""
+  name = jax.tree_util.keystr(path)
+  return next((group for mark, group in _MARKS if mark in name), "other")
+
+
+def check_names(names: tuple[str, ...]) -> None:
+  """Raises ValueError at a name that is neither a group nor "base"."""
+  unknown = set(names) - {*GROUPS, BASE}
+  if unknown:
+    raise ValueError(
+        f"Unknown groups of parameters {sorted(unknown)}; choose among"
+        f" {[*GROUPS, BASE]}, where {BASE!r} is everything that the per-frame"
+        " model has."
+    )
+
+
+def is_frozen(group: str, frozen: tuple[str, ...]) -> bool:
+  """Whether a group is among the frozen ones, or part of a frozen base."""
+  return group in frozen or (BASE in frozen and group not in _NOT_BASE)
+
+
+def label(tree: Any, of_group: Callable[[str], str]) -> Any:
+  """A tree of labels, one for each parameter."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: of_group(group_of(path)), tree
+  )
+
+
+def norms(tree: Any) -> dict[str, Array]:
+  """Norm of every group that has parameters."""
+  members = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    members.setdefault(group_of(path), []).append(leaf)
+  return {group: optax.tree.norm(leaves) for group, leaves in members.items()}
