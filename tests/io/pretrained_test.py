@@ -150,6 +150,7 @@ def test_dit_of_any_size(tmp_path, changes):
   check_dit(tmp_path, dataclasses.replace(DIT, **changes), seed=7)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow  # Compiles a network for each.
 @pytest.mark.parametrize("seed", range(12))
 def test_dit_of_random_sizes(tmp_path, seed):

@@ -191,6 +191,7 @@ def test_equals_reference(name, case):
   assert_equals_reference(name, case)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("case", sweep(), ids=str)
 @pytest.mark.parametrize("name", BACKENDS)

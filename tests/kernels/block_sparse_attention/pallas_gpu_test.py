@@ -356,6 +356,7 @@ def test_simulated_kernels_equal_reference(run_on_devices):
   """)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
@@ -378,6 +379,7 @@ def test_simulated_kernels_in_all_forms(run_on_devices, call):
   run_on_devices(1, SIMULATION + f"    {call}\n", timeout=600)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", "ABCDEF")
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5, 6, 7, 8, 9, 16])
@@ -387,6 +389,7 @@ def test_walk_of_every_schedule_at_every_length(num_frames, variant):
   assert_walk_equals_reference(mask, token_order="bit_reversed", head_dim=4)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("blocks", [*range(1, 18), 24, 31, 32, 33])
 @pytest.mark.parametrize("anchors", [(), (0,), (1,)])

@@ -265,6 +265,7 @@ def test_tile_sizes_check_themselves():
   assert tpu_tiles.chip_of("TPU v4") == "unknown"
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("num_frames", [*range(1, 10), 16])
 @pytest.mark.parametrize("anchors", [(), (0,)], ids=["free", "anchored"])
@@ -273,6 +274,7 @@ def test_any_number_of_frames(num_frames, anchors):
   assert_equals_reference(inputs_for(mask, 1), mask)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("blocks", range(1, 34))
 def test_any_number_of_blocks(blocks):
@@ -280,6 +282,7 @@ def test_any_number_of_blocks(blocks):
   assert_equals_reference(inputs_for(mask, 1, heads=1), mask)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("variant", list("ABCDEF"))
@@ -291,6 +294,7 @@ def test_every_schedule_of_the_ablation(variant, dtype):
   )
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
