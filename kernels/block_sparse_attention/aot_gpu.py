@@ -101,7 +101,7 @@ _TARGETS = {
 }  # fmt: skip
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -118,7 +118,7 @@ def main() -> None:
       "--backends", nargs="+", choices=["sparse", "dense", "cudnn"],
       default=["sparse", "dense", "cudnn"],
   )  # fmt: skip
-  flags = parser.parse_args()
+  flags = parser.parse_args(argv)
   if min(flags.heads, flags.head_dim, *flags.frames) < 1:
     parser.error("--heads, --head_dim and --frames must be positive")
   _prepare_environment()

@@ -1,19 +1,23 @@
-"""Times sparse against dense attention on this machine.
+"""Times sparse against dense attention, and against what one would use instead.
 
   python -m kernels.block_sparse_attention.bench
   python -m kernels.block_sparse_attention.bench --shapes cpu_16f --clock cpu
+  python -m kernels.block_sparse_attention.bench --memory
+  python -m kernels.block_sparse_attention.bench --aot v5e
 
-All candidates of a shape run in turn within one process, so that changes of
-load or frequency meet them alike; the median over the rounds is printed. The
-ideal speed-up over dense attention is one over the density of the mask.
-Candidates:
+By default 8, 16, 32 and 64 frames, at a size that suits the platform. All
+candidates of a shape run in turn within one process, so that changes of load or
+frequency meet them alike; the median over the rounds is printed. The ideal
+speed-up over dense attention is one over the density of the mask. Candidates:
 
-  sparse      the paper's mask, blocks in bit-reversed order
-  dense       the same backend with every block seeing every block
-  torch_sdpa  PyTorch's dense attention, if torch is installed (CPU only)
+  sparse  the paper's mask, blocks in bit-reversed order
+  dense   the same backend with every block seeing every block
+  others  see `bench_peers`: those that are installed
 
 Compilation is not timed. On a machine that does other work, use `--clock cpu`:
-the process's CPU time.
+the process's CPU time. `--memory` runs nothing: it prints what the compiler
+reserves for forward and backward. `--aot` compiles for a chip that need not be
+there and prints what its compiler reports, by `aot_tpu` and `aot_gpu`.
 """
 
 import argparse
@@ -24,49 +28,39 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from . import api
+from . import bench_peers
 from . import shapes
 
 Candidates = dict[str, Callable[[], object]]
 
+_FRAMES = (8, 16, 32, 64)
 
-def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument(
-      "--shapes", nargs="+", choices=sorted(shapes.SHAPES), metavar="NAME",
-      default=["cpu_8f", "cpu_16f", "cpu_32f"],
-      help=f"named shapes, of {', '.join(shapes.SHAPES)}",
-  )  # fmt: skip
-  parser.add_argument(
-      "--dtype", choices=["float32", "bfloat16"], default="float32"
-  )
-  parser.add_argument("--rounds", type=int, default=5, help="runs of each")
-  parser.add_argument(
-      "--clock", choices=["wall", "cpu"], default="wall",
-      help="elapsed time, or CPU time of all threads of the process",
-  )  # fmt: skip
-  parser.add_argument(
-      "--implementation", help="backend; the automatic choice if left out"
-  )
-  flags = parser.parse_args()
-  if flags.rounds < 1:
-    parser.error(f"--rounds must be at least 1, got {flags.rounds}")
+
+def main(argv: list[str] | None = None) -> None:
+  flags = _parse(argv)
+  if flags.aot is not None:
+    _compile_ahead(flags.aot)
+    return
+  on_cpu = jax.default_backend() == "cpu"
+  if flags.dtype is None:
+    flags.dtype = "float32" if on_cpu else "bfloat16"
+  if flags.shapes is None:
+    size = "cpu" if on_cpu else "full"
+    flags.shapes = [f"{size}_{frames}f" for frames in _FRAMES]
+  if flags.memory:
+    _print_memory(flags)
+    return
   clock = dict(wall=time.perf_counter, cpu=time.process_time)[flags.clock]
-  torch = _import_torch()
-  print(_environment(flags, torch))
+  print(_environment(flags))
   for name in flags.shapes:
     shape = shapes.SHAPES[name]
     density = shape.mask().density()
     print(f"\n{name}: {shape.array_shape}, density {density:.4f}")
-    print(_row("", "", "ms", "speed-up", "ideal", "share of ideal"))
+    print(_row("", "", "ms", "speed-up", "ideal", "share of ideal", "of sparse"))
     for is_backward in (False, True):
-      candidates = _jax_candidates(shape, flags, is_backward)
-      if torch is not None:
-        candidates |= _torch_candidates(torch, shape, flags, is_backward)
+      candidates = _candidates(shape, flags, is_backward)
       seconds = time_in_turn(candidates, flags.rounds, clock)
       _print_times(seconds, 1 / density, is_backward)
 
@@ -86,67 +80,124 @@ def time_in_turn(
   return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def _jax_candidates(shape, flags, is_backward) -> Candidates:
+def _parse(argv) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+      "--shapes", nargs="+", choices=sorted(shapes.SHAPES), metavar="NAME",
+      help=f"named shapes, of {', '.join(shapes.SHAPES)}",
+  )  # fmt: skip
+  parser.add_argument(
+      "--dtype", choices=["float32", "bfloat16"],
+      help="float32 on CPU and bfloat16 elsewhere if left out",
+  )  # fmt: skip
+  parser.add_argument("--rounds", type=int, default=5, help="runs of each")
+  parser.add_argument(
+      "--clock", choices=["wall", "cpu"], default="wall",
+      help="elapsed time, or CPU time of all threads of the process",
+  )  # fmt: skip
+  parser.add_argument(
+      "--implementation", choices=sorted(api._BACKENDS),
+      help="backend; the automatic choice if left out",
+  )  # fmt: skip
+  parser.add_argument(
+      "--no_peers", action="store_true", help="sparse and dense only"
+  )
+  parser.add_argument(
+      "--memory", action="store_true", help="memory in place of time"
+  )
+  parser.add_argument(
+      "--aot", choices=["v5e", "v5p", "v6e", "h100"],
+      help="compile for this chip and print what its compiler reports",
+  )  # fmt: skip
+  flags = parser.parse_args(argv)
+  if flags.rounds < 1:
+    parser.error(f"--rounds must be at least 1, got {flags.rounds}")
+  return flags
+
+
+def _compile_ahead(chip: str) -> None:
+  """Imports late: either program sets its compiler up before it loads."""
+  if chip == "h100":
+    from . import aot_gpu  # pylint: disable=g-import-not-at-top
+
+    aot_gpu.main(["--target", chip])
+  else:
+    from . import aot_tpu  # pylint: disable=g-import-not-at-top
+
+    aot_tpu.main(["--chips", chip])
+
+
+def _attend(mask, flags):
+  return functools.partial(
+      api.block_sparse_attention,
+      mask=mask,
+      token_order="bit_reversed",
+      implementation=flags.implementation,
+  )
+
+
+def _candidates(shape, flags, is_backward) -> Candidates:
   inputs = shapes.random_inputs(shape.array_shape, jnp.dtype(flags.dtype))
-
-  def compiled(mask):
-    attend = functools.partial(
-        api.block_sparse_attention,
-        mask=mask,
-        token_order="bit_reversed",
-        implementation=flags.implementation,
-    )
-    # The cotangent is the output: a cheap one that is not constant.
-    loss = lambda *xs: 0.5 * (attend(*xs).astype(jnp.float32) ** 2).sum()
-    function = jax.grad(loss, (0, 1, 2)) if is_backward else attend
-    run = jax.jit(function).lower(*inputs).compile()
-    return lambda: jax.block_until_ready(run(*inputs))
-
-  return {
-      "sparse": compiled(shape.mask()),
-      "dense": compiled(shape.dense_mask()),
+  masks = {"sparse": shape.mask(), "dense": shape.dense_mask()}
+  candidates = {
+      name: bench_peers.timed(_attend(mask, flags), inputs, is_backward)
+      for name, mask in masks.items()
   }
+  peers = {} if flags.no_peers else bench_peers.peers()
+  for name, peer in peers.items():
+    candidate = peer(shape, flags.dtype, is_backward)
+    if candidate is not None:
+      candidates[name] = candidate
+  return candidates
 
 
-def _torch_candidates(torch, shape, flags, is_backward) -> Candidates:
-  if jax.default_backend() != "cpu":
-    return {}
-  inputs = shapes.random_inputs(shape.array_shape)
-  inputs = [
-      torch.from_numpy(np.array(x)).to(getattr(torch, flags.dtype))
-      for x in inputs
-  ]
-  attend = torch.nn.functional.scaled_dot_product_attention
+def _print_memory(flags) -> None:
+  """Of forward and backward: inputs, cotangent, results, and all the rest."""
+  print(_environment(flags))
+  print(_row("", "", "fixed MiB", "peak MiB", "peak / fixed"))
+  for name in flags.shapes:
+    shape = shapes.SHAPES[name]
+    attend = functools.partial(
+        _attend(shape.mask(), flags), return_log_sum_exp=True
+    )
 
-  def forward():
-    with torch.no_grad():
-      attend(*inputs)
+    def run(query, key, value, output_bar, attend=attend):
+      results, vjp = jax.vjp(attend, query, key, value)
+      return results, vjp((output_bar, jnp.zeros_like(results[1])))
 
-  def forward_and_backward():
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    output = attend(*leaves)
-    output.backward(output.detach())
+    array = jax.ShapeDtypeStruct(shape.array_shape, jnp.dtype(flags.dtype))
+    memory = jax.jit(run).lower(*[array] * 4).compile().memory_analysis()
+    fixed = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    peak = fixed + memory.temp_size_in_bytes
+    print(
+        _row(
+            "forward+backward", name, f"{fixed / 2**20:.1f}",
+            f"{peak / 2**20:.1f}", f"{peak / fixed:.2f}",
+        )
+    )  # fmt: skip
+  print(
+      "fixed: query, key, value, the output's cotangent; output, log-sum-exp and"
+      " three gradients. Nothing else is kept between forward and backward."
+  )
 
-  return {"torch_sdpa": forward_and_backward if is_backward else forward}
 
-
-def _import_torch():
-  try:
-    import torch  # pylint: disable=g-import-not-at-top
-  except ImportError:
-    return None
-  return torch
-
-
-def _environment(flags, torch) -> str:
+def _environment(flags) -> str:
   device = jax.devices()[0]
   versions = f"jax {jax.__version__}"
+  torch = bench_peers.import_torch()
   if torch is not None:
     versions += f", torch {torch.__version__}"
     versions += f" ({torch.get_num_threads()} threads)"
+  measured = (
+      "memory by XLA's analysis"
+      if flags.memory
+      else f"{flags.clock} time, median of {flags.rounds}"
+  )
   return (
-      f"{device.platform} ({device.device_kind}), {flags.dtype}, {flags.clock}"
-      f" time, median of {flags.rounds}; {versions}"
+      f"{device.platform} ({device.device_kind}), {flags.dtype}, {measured};"
+      f" {versions}"
   )
 
 
@@ -156,12 +207,14 @@ def _print_times(seconds, ideal, is_backward) -> None:
     speed_up = seconds["dense"] / value
     columns = [f"{1e3 * value:.1f}", f"{speed_up:.2f}"]
     if name == "sparse":
-      columns += [f"{ideal:.2f}", f"{speed_up / ideal:.0%}"]
+      columns += [f"{ideal:.2f}", f"{speed_up / ideal:.0%}", ""]
+    else:
+      columns += ["", "", f"{seconds['sparse'] / value:.3f}"]
     print(_row(direction, name, *columns))
 
 
 def _row(direction: str, name: str, *columns: str) -> str:
-  return f"{direction:<17}{name:<11}" + "".join(f"{c:>15}" for c in columns)
+  return f"{direction:<17}{name:<12}" + "".join(f"{c:>15}" for c in columns)
 
 
 if __name__ == "__main__":

@@ -38,13 +38,17 @@ class AttentionShape:
     return mask_lib.BlockMask.dense(self.num_frames, self.blocks_per_frame)
 
 
-# The CPU sizes are small enough to time a backward pass in seconds.
+# The CPU sizes are small enough to time a backward pass in seconds, that at
+# 64 frames in a minute.
 SHAPES = {
     "tiny_train": AttentionShape(16, 4, 8, 32, 24, blocks_per_frame=8),
     "quick_16f": AttentionShape(1, 1, 16, 512, 64),
     "cpu_8f": AttentionShape(1, 4, 8, 1024, 64),
     "cpu_16f": AttentionShape(1, 4, 16, 1024, 64),
     "cpu_32f": AttentionShape(1, 1, 32, 1024, 64),
+    "cpu_64f": AttentionShape(1, 1, 64, 1024, 64),
+    "cpu_8f_4096": AttentionShape(1, 1, 8, 4096, 64),
+    "full_8f": AttentionShape(1, 16, 8, 4096, 128),
     "full_16f": AttentionShape(1, 16, 16, 4096, 128),
     "full_32f": AttentionShape(1, 16, 32, 4096, 128),
     "full_64f": AttentionShape(1, 16, 64, 4096, 128),
