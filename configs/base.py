@@ -169,6 +169,8 @@ def _dit_training() -> ml_collections.ConfigDict:
       # Share of clips whose context is zeroed, for classifier-free guidance.
       # Hunyuan3D 2.1 does not say; 0.1 is usual.
       context_dropout=0.1,
+      # Share of clips whose frames are denoised one by one in training.
+      temporal_dropout=0.0,
       time_sampling="uniform",  # Or "logit_normal".
       train_image_encoder=False,  # True where no pretrained one exists.
       # Weight of reading the field off an untrained encoder's tokens, points a
@@ -196,6 +198,11 @@ def _sampling() -> ml_collections.ConfigDict:
       noise="independent",
       temporal_mode="sparse",  # See model.dit.temporal_mode.
       seed=0,
+      # Less memory for more time; `python -m launch.sample --plan` tells what
+      # a device needs. See `SamplingConfig`.
+      guidance_in_turns=False,
+      cache_context=True,
+      offload=False,
   ))
 
 
@@ -211,4 +218,8 @@ def _surface() -> ml_collections.ConfigDict:
       min_component_area=0.02,
       max_components=0,  # The largest kept; 0 keeps all that are large enough.
       max_faces=0,  # Of each mesh; 0 does not simplify.
+      # "exact", or what Hunyuan3D 2.1's code does, to compare with it: "dense",
+      # "flashvdm", "hunyuan3d". See geometry/isosurface.py.
+      grid="exact",
+      vertex_scale="exact",  # Or "hunyuan3d", 0.26 % too small.
   ))

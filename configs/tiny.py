@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
       remat_policy=None,
   ))
   config.data.update(dict(
-      num_clips=1664, num_frames=8, num_uniform=384, num_sharp=128, num_near=1024,
+      num_clips=6656, num_frames=8, num_uniform=384, num_sharp=128, num_near=1024,
       num_volume=512, image_size=64,
   ))
   config.vae_training.update(dict(
@@ -48,10 +48,11 @@ def get_config() -> ml_collections.ConfigDict:
   ))
   config.dit_training.update(dict(
       batch_size=8, train_image_encoder=True, context_field_weight=1.0,
+      temporal_dropout=0.2,
       latent_choices=2, save_every=250,
   ))
   config.dit_training.optimizer.update(dict(
-      learning_rate=1e-3, num_steps=4000, warmup_steps=200, epsilon=1e-8,
+      learning_rate=1e-3, num_steps=9000, warmup_steps=200, epsilon=1e-8,
       decay_fraction=0.4,
   ))
   config.sampling.update(dict(num_frames=8, guidance_scale=2.0))

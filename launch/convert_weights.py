@@ -16,8 +16,8 @@ Look first:       --dry_run prints every name, where it goes, and how
 Some networks:    --parts=dit,vae
 Sculpt4D:         --source=TencentARC/Sculpt4D,tencent/Hunyuan3D-2.1; the names
                   of its temporal attention are matched with known ones; what
-                  shapes do not tell is asked for (--temporal_heads), and --rules
-                  explains names that are not known
+                  shapes do not tell is asked for (--temporal_heads), and
+                  --rules explains names that are not known
 Other sizes:      --config.model.dit.depth=11
 Back:             --export --source=weights/hunyuan3d --output=dit.safetensors
 
@@ -41,6 +41,7 @@ from sculpt4d_jax.io import checkpoint_parts
 from sculpt4d_jax.io import pretrained
 from sculpt4d_jax.io import rule_files
 from sculpt4d_jax.io import temporal_weights
+from sculpt4d_jax.io import weight_export
 from sculpt4d_jax.io.tensor_files import hub
 from sculpt4d_jax.io.tensor_files import open_file
 
@@ -186,7 +187,7 @@ def export() -> None:
         f"--output={output}: an export is a {open_file.SAFETENSORS} file."
     )
   with tqdm.tqdm(desc="export", unit=" tensors") as bar:
-    names = pretrained.export(
+    names = weight_export.export(
         _SOURCE.value[0],
         output,
         dtype=_DTYPE.value,

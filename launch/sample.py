@@ -16,6 +16,15 @@ More frames:   --config.sampling.num_frames=16
 Finer meshes:  --config.surface.resolution=192 --config.surface.max_faces=20000
 Other result:  --config.sampling.seed=1 --config.sampling.guidance_scale=3
 Part of it:    --start=1.5 --end=3
+
+The full-size model, with converted weights (launch.convert_weights), on one
+accelerator; --plan prints what it needs of the memory of usual devices, and
+with which savings it fits, and does nothing else:
+
+  python -m launch.sample --plan --config=configs/sculpt4d.py
+  python -m launch.sample --config=configs/sculpt4d.py --input=my.mp4 \
+      --output=out --checkpoint=weights/hunyuan3d \
+      --config.sampling.offload --config.sampling.guidance_in_turns
 """
 
 import dataclasses
@@ -30,6 +39,7 @@ import jax
 from ml_collections import config_flags
 
 from launch import program
+from sculpt4d_jax.inference import memory_plan
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import pipeline
@@ -39,10 +49,10 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
 )
 _INPUT = flags.DEFINE_string(
-    "input", None, "Video, folder of pictures, or picture.", required=True
+    "input", None, "Video, folder of pictures, or picture."
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for the results; made if missing.", required=True
+    "output", None, "Folder for the results; made if missing."
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None,
@@ -53,6 +63,11 @@ _MATTE = flags.DEFINE_string(
     "How the object is cut out: auto, alpha, plain, none (the whole frame is"
     " the object), or onnx:FILE, a matting network.",
 )
+_PLAN = flags.DEFINE_bool(
+    "plan", False,
+    "Print what the preset needs of a device's memory, and whether usual"
+    " devices have it.",
+)
 _START = flags.DEFINE_float("start", None, "First second that is used.")
 _END = flags.DEFINE_float("end", None, "Last second that is used.")
 
@@ -61,8 +76,14 @@ _VERSIONS = ("jax", "jaxlib", "flax", "numpy", "scikit-image", "trimesh")
 
 def main(argv):
   del argv
-  program.log_platform()
   config = _CONFIG.value
+  if _PLAN.value:
+    print_plan(config)
+    return
+  for flag in (_INPUT, _OUTPUT):
+    if not flag.value:
+      raise ValueError(f"--{flag.name} is missing; --help explains the flags.")
+  program.log_platform()
   sampling = model_lib.SamplingConfig(**config.sampling)
   surface = pipeline.SurfaceConfig(**config.surface)
   output = pathlib.Path(_OUTPUT.value)
@@ -80,12 +101,29 @@ def main(argv):
   )
   folder = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
   with log.stage("load weights"):
-    model = model_lib.Sculpt4D.load(config.model, folder)
+    model = model_lib.Sculpt4D.load(
+        config.model, folder, offload=sampling.offload
+    )
   result = pipeline.generate(model, clip, sampling, surface, log)
   details = _details(config, clip, sampling, surface, folder)
   paths = outputs.write(output, result, details, log)
   logging.info("Wrote %d files to %s.", len(paths), output)
   print(f"Open {output / outputs.VIEWER} in a browser.")
+
+
+def print_plan(config) -> None:
+  """Prints tables of memory by part and of devices."""
+  # Nothing is allocated, but arrays of no numbers still want a device: the
+  # host, so that the plan of an accelerator is made without it.
+  with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    planner = memory_plan.Planner(config.model)
+    settings = memory_plan.settings_of(config)
+    print("\n".join(memory_plan.format_plan(planner, settings)))
+  print(
+      f"\nWeights in bfloat16; a device is filled to {memory_plan.USABLE:.0%}."
+      " The savings are fields of --config.sampling. Estimated, not measured on"
+      " these devices; see sculpt4d_jax/inference/memory_plan.py."
+  )
 
 
 def _check_writable(folder: pathlib.Path) -> None:

@@ -6,3 +6,4 @@ from .mask import bit_reversed_tokens
 from .mask import BlockMask
 from .mask import inverse_order
 from .mask import Mask
+from .sharded import attend_with_sharded_frames

@@ -12,18 +12,20 @@ from typing import Any, Literal
 import jax
 
 from . import mask as mask_lib
+from . import pallas_gpu
 from . import pallas_tpu
 from . import reference
 from . import xla
 
 Implementation = (
-    Literal["pallas_tpu", "xla", "reference"] | Callable[..., Any]
+    Literal["pallas_tpu", "pallas_gpu", "xla", "reference"] | Callable[..., Any]
 )
 
 # Later entries serve what earlier ones decline.
-_AUTOMATIC = ("pallas_tpu", "xla")
+_AUTOMATIC = ("pallas_tpu", "pallas_gpu", "xla")
 _BACKENDS = {
     "pallas_tpu": pallas_tpu.attention,
+    "pallas_gpu": pallas_gpu.attention,
     "xla": xla.attention,
     "reference": reference.attention,
 }
@@ -60,10 +62,11 @@ def block_sparse_attention(
       token indices); the output is in the same order as the input. With strides
       that are powers of two, "bit_reversed" saves a permutation of all four
       arrays.
-    implementation: Backend: "pallas_tpu" (Google TPU), "xla" (plain JAX, any
-      device) or "reference" (quadratic memory). None takes the first one that
-      serves the arguments. A function is called as a backend: so are options of
-      one backend given, `functools.partial(pallas_tpu.attention, tiles=...)`.
+    implementation: Backend: "pallas_tpu" (Google TPU), "pallas_gpu" (NVIDIA
+      Hopper), "xla" (plain JAX, any device) or "reference" (quadratic memory).
+      None takes the first one that serves the arguments. A function is called
+      as a backend: so are options of one backend given,
+      `functools.partial(pallas_tpu.attention, tiles=...)`.
     return_log_sum_exp: Whether to return the log-sum-exp too.
 
   Returns:

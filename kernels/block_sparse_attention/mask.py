@@ -105,14 +105,17 @@ class Mask:
         for stride in strides
     )
 
-  def density(self) -> float:
-    """Block pairs that see each other, as a fraction of all; exact."""
-    pairs = sum(
+  def num_pairs(self) -> int:
+    """Pairs of blocks that see each other."""
+    return sum(
         _count_pairs(strides, self.blocks_per_frame)
         for row in _stride_table(self)
         for strides in row
     )
-    return pairs / self.num_blocks**2
+
+  def density(self) -> float:
+    """Block pairs that see each other, as a fraction of all; exact."""
+    return self.num_pairs() / self.num_blocks**2
 
   def dense_blocks(self, token_order: TokenOrder = "natural") -> np.ndarray:
     """The whole mask, [F * blocks, F * blocks] bool; for small sizes."""

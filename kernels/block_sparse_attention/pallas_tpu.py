@@ -2,8 +2,8 @@
 
 The mask is cut into pieces between which it is all or nothing (`tpu_lists`),
 and the kernels (`tpu_forward`, `tpu_backward`) stream the pieces that a tile
-sees past it: the work is exactly that of the mask, in large products of bfloat16
-with float32 accumulation. float32 inputs are multiplied in float32.
+sees past it: the work is exactly that of the mask, in large products of
+bfloat16 with float32 accumulation. float32 inputs are multiplied in float32.
 
 Here: which calls are served, the order of blocks, filling up, and gradients.
 """
@@ -69,6 +69,56 @@ def attention(
   Raises:
     NotImplementedError: No TPU, or sizes that the kernels do not serve.
   """
+  static = _static(
+      query, mask, scale, token_order, tiles, chip, interpret
+  )
+  return _attention(query, key, value, static)
+
+
+def gradients(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    output: jax.Array,
+    log_sum_exp: jax.Array,
+    output_bar: jax.Array,
+    log_sum_exp_bar: jax.Array,
+    mask: mask_lib.Mask,
+    *,
+    scale: float,
+    token_order: mask_lib.TokenOrder = "natural",
+    tiles: tpu_tiles.TileSizes | None = None,
+    chip: tpu_tiles.Chip | None = None,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The backward pass of `attention` alone: gradients of query, key and value.
+
+  Args:
+    query: As in `attention`; so are key, value and the named arguments.
+    key: See query.
+    value: See query.
+    output: Results of `attention`; so is log_sum_exp.
+    log_sum_exp: See output.
+    output_bar: Cotangent of the output.
+    log_sum_exp_bar: Cotangent of the log-sum-exp.
+    mask: See query.
+    scale: See query.
+    token_order: See query.
+    tiles: See query.
+    chip: See query.
+    interpret: See query.
+
+  Raises:
+    NotImplementedError: As `attention`.
+  """
+  static = _static(query, mask, scale, token_order, tiles, chip, interpret)
+  residuals = (query, key, value, output, log_sum_exp)
+  return _backward(static, residuals, (output_bar, log_sum_exp_bar))
+
+
+def _static(
+    query, mask, scale, token_order, tiles, chip, interpret
+) -> _Static:
   if not interpret:
     if chip is None:
       chip = _chip_at_hand()
@@ -81,8 +131,7 @@ def attention(
       tiles.piece_tokens,
       tiles.lanes,
   )
-  static = _Static(mask, token_order, scale, tiles, layout, interpret)
-  return _attention(query, key, value, static)
+  return _Static(mask, token_order, scale, tiles, layout, interpret)
 
 
 def _chip_at_hand() -> tpu_tiles.Chip:
@@ -152,16 +201,16 @@ def _batched(function, static):
 
 def _run_forward(query, key, value, static):
   pieces = _Pieces(static, query.shape)
-  tiles = static.tiles
   output, log_sum_exp = tpu_forward.forward(
       *map(pieces.enter, (query, key, value)),
       _lists(static, by_keys=False),
       scale=static.scale,
       valid=static.layout.valid,
-      buffers=tiles.buffers,
+      tiles=static.tiles,
       interpret=static.interpret,
   )
-  return pieces.leave(output), pieces.leave(log_sum_exp[..., 0, :, None])[..., 0]
+  log_sum_exp = pieces.leave(log_sum_exp.swapaxes(-1, -2))
+  return pieces.leave(output), log_sum_exp[..., 0]
 
 
 def _run_backward(
@@ -179,7 +228,7 @@ def _run_backward(
       _lists(static, by_keys=True),
       scale=static.scale,
       valid=static.layout.valid,
-      buffers=static.tiles.buffers,
+      tiles=static.tiles,
       interpret=static.interpret,
   )
   query_bar = static.scale * query_bar.swapaxes(-1, -2)

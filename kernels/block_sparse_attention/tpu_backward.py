@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from . import tpu_forward
 from . import tpu_lists
 from . import tpu_stream
+from . import tpu_tiles
 
 _ROWS = (((1,), (1,)), ((), ()))
 _COLUMNS = (((0,), (0,)), ((), ()))
@@ -253,7 +254,7 @@ def backward(
     *,
     scale: float,
     valid: int,
-    buffers: int,
+    tiles: tpu_tiles.TileSizes,
     interpret,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients, up to a factor: those of query and key lack `scale`.
@@ -269,7 +270,7 @@ def backward(
     lists: The work, made `by_keys`.
     scale: Factor on the scores.
     valid: Tokens of a piece that count, the first ones.
-    buffers: Items in flight or in use.
+    tiles: Sizes of buffers and units.
     interpret: As in `pl.pallas_call`.
 
   Returns:
@@ -284,7 +285,7 @@ def backward(
   for index, work in enumerate(lists):
     query_bar, *bars = _one_pass(
         query, key, value, output_bar, rows, query_bar, bars, work,
-        scale=scale, valid=valid, buffers=buffers, interpret=interpret,
+        scale=scale, valid=valid, tiles=tiles, interpret=interpret,
         is_last=index == len(lists) - 1,
     )
   return query_bar, *bars
@@ -292,8 +293,9 @@ def backward(
 
 def _one_pass(
     query, key, value, output_bar, rows, query_bar, bars, work, *, scale,
-    valid, buffers, interpret, is_last,
+    valid, tiles, interpret, is_last,
 ):
+  buffers = tiles.buffers
   heads, num_frames, num_segments, tokens, width = query.shape
   frames, segments = work.tile
   grid = (heads, pl.cdiv(num_frames, frames), pl.cdiv(num_segments, segments))
@@ -340,7 +342,7 @@ def _one_pass(
       ],
       compiler_params=pltpu.CompilerParams(
           dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-          vmem_limit_bytes=96 << 20,
+          vmem_limit_bytes=tiles.memory_mib << 20,
       ),
       cost_estimate=pl.CostEstimate(
           flops=flops,

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from . import tpu_lists
 from . import tpu_stream
+from . import tpu_tiles
 
 # dot_general with the contracted axes of both operands; last with last, first
 # with first.
@@ -53,7 +54,9 @@ def masked_fill(scores: jax.Array, valid: int) -> jax.Array:
 class _Forward:
   """The work on one tile of queries."""
 
-  def __init__(self, stream, query, keys, values, state, scale, valid, segments):
+  def __init__(
+      self, stream, query, keys, values, state, scale, valid, segments
+  ):
     self.stream = stream
     self.query, self.keys, self.values = query, keys, values
     self.maximum, self.total, self.output = state
@@ -66,8 +69,9 @@ class _Forward:
       query = self.query[divide(row, self.segments)]
       maximum = None
       for c, piece in enumerate(pieces):
-        s = product(self.keys[slot, piece], query, _ROWS)
-        s = masked_fill(s * self.scale, self.valid)
+        key = self.keys[slot, piece]
+        s = product(key, query, _ROWS) * self.scale
+        s = masked_fill(s, self.valid)
         scores[r * len(pieces) + c] = s
         top = jnp.max(s, 0, keepdims=True)
         maximum = top if maximum is None else jnp.maximum(maximum, top)
@@ -163,7 +167,8 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   old_state = () if is_first else (refs.pop(0), refs.pop(0), refs.pop(0))
   results = [refs.pop(0) for _ in range(2 if is_last else 3)]
   (
-      keys, values, semaphores, scores, maxima, more_scores, more_maxima, *state,
+      keys, values, semaphores, scores, maxima, more_scores, more_maxima,
+      *state,
   ) = refs
   maximum, total, output = state
   frames, segments = work.tile
@@ -214,7 +219,7 @@ def forward(
     *,
     scale: float,
     valid: int,
-    buffers: int,
+    tiles: tpu_tiles.TileSizes,
     interpret,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention over the pairs of pieces in the lists.
@@ -226,7 +231,7 @@ def forward(
     lists: The work; each query piece is in it at least once.
     scale: Factor on the scores.
     valid: Tokens of a piece that count, the first ones.
-    buffers: Items in flight or in use.
+    tiles: Sizes of buffers and units.
     interpret: As in `pl.pallas_call`.
 
   Returns:
@@ -236,15 +241,16 @@ def forward(
   for index, work in enumerate(lists):
     state = _one_pass(
         query, key, value, state, work, scale=scale, valid=valid,
-        buffers=buffers, interpret=interpret,
+        tiles=tiles, interpret=interpret,
         is_last=index == len(lists) - 1,
     )
   return state
 
 
 def _one_pass(
-    query, key, value, state, work, *, scale, valid, buffers, interpret, is_last
+    query, key, value, state, work, *, scale, valid, tiles, interpret, is_last
 ):
+  buffers = tiles.buffers
   heads, num_frames, num_segments, tokens, width = query.shape
   frames, segments = work.tile
   grid = (heads, pl.cdiv(num_frames, frames), pl.cdiv(num_segments, segments))
@@ -274,9 +280,7 @@ def _one_pass(
   else:
     out_specs = [tile(*shape) for shape in carried]
     out_shape = [array(*shape) for shape in carried]
-  num_pairs = max(
-      size * stream for size in work.sizes
-  )
+  num_pairs = num_rows * stream
   scores = [
       pltpu.VMEM((num_pairs, tokens, tokens), jnp.float32),
       pltpu.VMEM((num_rows, *per_token), jnp.float32),
@@ -305,7 +309,7 @@ def _one_pass(
       ],
       compiler_params=pltpu.CompilerParams(
           dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-          vmem_limit_bytes=96 << 20,
+          vmem_limit_bytes=tiles.memory_mib << 20,
       ),
       cost_estimate=pl.CostEstimate(
           flops=flops,

@@ -86,6 +86,31 @@ class WorkList(NamedTuple):
   num_units: int
   num_items: tuple[tuple[int, int, int], ...]
 
+  def full_items(self, size_index: int) -> np.ndarray:
+    """Number of full items of one size, for every tile."""
+    return self.words[:, 2 + 2 * size_index]
+
+  def rest_counts(self, size_index: int) -> np.ndarray:
+    """Pieces of every item of one size that is done piece by piece."""
+    counts = []
+    for word in self.words:
+      header = word[1 : header_words(self.sizes)]
+      first = int(header[: 2 * size_index].sum())
+      items = word[header_words(self.sizes) :].reshape(-1, 2 + self.stream)
+      counts.append(items[first : first + header[2 * size_index], 0] & 255)
+    return np.concatenate(counts)
+
+  def singles_per_item(self) -> float:
+    """Mean number of pieces that are fetched by a copy of their own."""
+    start = header_words(self.sizes)
+    pieces, items = 0, 0
+    for word in self.words:
+      number = int(word[1:start].sum())
+      first = word[start:].reshape(-1, 2 + self.stream)[:number, 0]
+      pieces += int(((first & 255) - (first >> 8) * self.run).sum())
+      items += number
+    return pieces / max(items, 1)
+
 
 def header_words(sizes: tuple[int, ...]) -> int:
   return 1 + 2 * len(sizes)
@@ -133,6 +158,7 @@ def _piece_size(run: int, limit: int, lanes: int) -> int:
   return min(sizes, key=lambda n: (run // n * (-(-n // lanes)), -n))
 
 
+@functools.lru_cache(maxsize=32)
 def make_lists(
     mask: mask_lib.Mask,
     layout: Layout,
@@ -156,18 +182,14 @@ def make_lists(
   Returns:
     One list for each tile shape; shorter if a pass has nothing to do.
   """
-  lists = _make_lists(mask, layout, tuple(tiles), stream, buffers, by_keys)
-  return lists
-
-
-@functools.lru_cache(maxsize=32)
-def _make_lists(mask, layout, tiles, stream, buffers, by_keys):
   pairs = _Pairs(mask, layout, by_keys)
   lists = []
   for index, tile in enumerate(tiles):
     far = None if len(tiles) == 1 else bool(index)
     if far is None or pairs.has(far):
-      lists.append(_make_list(pairs, layout, tile, stream, buffers, far, by_keys))
+      lists.append(
+          _make_list(pairs, layout, tile, stream, buffers, far, by_keys)
+      )
   return tuple(lists)
 
 
@@ -297,38 +319,42 @@ def _row_sets(bits, sizes):
 def _keep_apart(tiles, window):
   """Reorders items such that `window` successive ones share no piece.
 
-  Within a section no two items share a piece, as long as they are full; where
-  sections meet, an item that would come too soon is moved back, or empty items
-  are put before it.
+  Items of a section share none. Where sections meet, an item that would come
+  too soon is moved back; if that is not enough, empty items, which are of the
+  kind that is done piece by piece, are put between.
   """
-  recent = []  # The pieces of the last items, as sets.
-
-  def is_clear(item):
-    return not any(pieces & set(item.pieces.tolist()) for pieces in recent)
-
-  def place(item, section):
-    section.append(item)
-    recent.append(set(item.pieces.tolist()))
-    del recent[:-window]
-
-  ordered = []
+  ordered, recent = [], []  # The last items.
+  empty = _Item((0,), np.zeros(0, np.int32), 0)
   for sections in tiles:
     ordered.append([])
     for rest, full in sections:
-      new_rest, new_full = [], []
-      for waiting, section in ((rest, new_rest), (full, new_full)):
-        waiting = list(waiting)
-        while waiting:
-          found = next(filter(is_clear, waiting), None)
-          if found is None:
-            empty = _Item((0,), np.zeros(0, np.int32), 0)
-            assert not new_full, "Full items of a section share a piece."
-            place(empty, new_rest)
-            continue
-          waiting = [item for item in waiting if item is not found]
-          place(found, section)
-      ordered[-1].append((new_rest, new_full))
+      new_rest = []
+      for section in (rest, full):
+        placed = _place(section, recent, window)
+        while placed is None:
+          new_rest.append(empty)
+          recent = [*recent, empty][-window:]
+          placed = _place(section, recent, window)
+        recent = [*recent, *placed][-window:]
+        if section is rest:
+          new_rest += placed
+      ordered[-1].append((new_rest, placed))
   return ordered
+
+
+def _place(items, recent, window):
+  """The items in an order that fits after the recent ones; None if stuck."""
+  placed = list(recent)
+  waiting = list(items)
+  while waiting:
+    taken = {int(piece) for item in placed[-window:] for piece in item.pieces}
+    for index, item in enumerate(waiting):
+      if taken.isdisjoint(item.pieces.tolist()):
+        placed.append(waiting.pop(index))
+        break
+    else:
+      return None
+  return placed[len(recent) :]
 
 
 def _pack(

@@ -35,8 +35,8 @@ class ItemStream:
     Args:
       words: The words of the tile, [1, words] int32 in scalar memory.
       head: Index of the first axis of the arrays.
-      sources: Arrays [heads, frames, segments, ...] and the buffers [buffers, stream,
-        ...] which they are copied to.
+      sources: Arrays [heads, frames, segments, ...] and the buffers [buffers,
+        stream, ...] which they are copied to.
       semaphores: DMA semaphores [buffers].
       work: The list that `words` belong to.
       buffers: Items in flight or in use.
@@ -136,7 +136,10 @@ class ItemStream:
     """Calls copy(index of a piece, whether a run starts there)."""
     num_runs = self._words[0, self._address(item)] >> 8
     for index in range(self.size // self._work.run):
-      pl.when(index < num_runs)(lambda index=index: copy(index * self._work.run, True))
+
+      @pl.when(index < num_runs)
+      def _(index=index):
+        copy(index * self._work.run, True)
 
     def single(index, _):
       copy(index, False)

@@ -32,9 +32,10 @@ class TileSizes:
     far: Frames and segments of a tile where a piece sees only the one piece of
       its own kind in another frame. None joins these pairs to the others.
     stream: Pieces that are streamed at once.
-    buffers: Sets of streamed pieces in flight or in use, at least 2.
+    buffers: Sets of streamed pieces, at least 3: two in use, one in flight.
     lanes: Tokens to a multiple of which pieces are filled up: 128 on a device,
       1 is enough for the interpreter.
+    memory_mib: Fast memory that a kernel may use.
   """
 
   piece_tokens: int = 256
@@ -43,20 +44,23 @@ class TileSizes:
   stream: int = 8
   buffers: int = 3
   lanes: int = LANES
+  memory_mib: int = 14
 
   def __post_init__(self):
-    for name in ("piece_tokens", "stream", "buffers", "lanes"):
+    for name in ("piece_tokens", "stream", "buffers", "lanes", "memory_mib"):
       value = getattr(self, name)
       if value != int(value) or value < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {value}.")
+        raise ValueError(
+            f"{name} must be a positive whole number, got {value}."
+        )
     if self.piece_tokens % self.lanes:
       raise ValueError(
           f"piece_tokens={self.piece_tokens} must be a multiple of"
           f" lanes={self.lanes}."
       )
-    if self.buffers < 2:
+    if self.buffers < 3:
       raise ValueError(
-          "buffers must be at least 2, one in use and one in flight, got"
+          "buffers must be at least 3, two in use and one in flight, got"
           f" {self.buffers}."
       )
     for name in ("near", "far"):
@@ -77,10 +81,11 @@ class TileSizes:
 
 # By the compiler's static schedule; `aot_tpu` prints it.
 _DEFAULTS: dict[Chip, TileSizes] = {
-    "v5e": TileSizes(),
-    "v5p": TileSizes(),
-    "v6e": TileSizes(),
-    "unknown": TileSizes(),
+    "v5e": TileSizes(memory_mib=100),
+    "v5p": TileSizes(memory_mib=52),
+    "v6e": TileSizes(near=(1, 8), far=(8, 1), stream=4, memory_mib=100),
+    # 16 MiB at least since TPU v2.
+    "unknown": TileSizes(stream=2),
 }
 
 

@@ -16,8 +16,10 @@ With the batch sharded over devices, call it inside `jax.shard_map`: the loop
 over heads of the large paths would gather a sharded axis otherwise.
 """
 
+import dataclasses
 import functools
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +30,46 @@ from . import reference
 from . import xla_contiguous
 from . import xla_lists
 
+Path = Literal["small", "contiguous", "lists"]
+
+_PATHS = ("small", "contiguous", "lists")
 _MAX_SMALL_TOKENS = 512
 _MAX_SMALL_SCORES = 1 << 26  # Elements; 256 MiB in float32.
-_GROUP_TOKENS = 2048  # Heads are taken together up to so many tokens in all.
+
+
+@dataclasses.dataclass(frozen=True)
+class TileSizes:
+  """How much the large paths take at once; the defaults suit CPUs.
+
+  Attributes:
+    chunk_tokens: Most queries a step of the contiguous path. Their scores of
+      all levels are held at once, in the second and third level of cache.
+    step_tokens: Queries a step of the path of lists.
+    group_tokens: Heads are taken together up to so many tokens in all.
+  """
+
+  chunk_tokens: int = 256
+  step_tokens: int = 256
+  group_tokens: int = 2048
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if int(value) != value or value < 1:
+        raise ValueError(
+            f"{field.name} must be a whole number of at least 1, got {value}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+  """What is known of a call when it is traced."""
+
+  mask: mask_lib.Mask
+  scale: float
+  token_order: mask_lib.TokenOrder
+  path: Path
+  tiles: TileSizes
 
 
 def attention(
@@ -41,6 +80,8 @@ def attention(
     *,
     scale: float,
     token_order: mask_lib.TokenOrder = "natural",
+    path: Path | None = None,
+    tiles: TileSizes | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention over the token pairs that the mask allows.
 
@@ -51,15 +92,37 @@ def attention(
     mask: Which blocks see which.
     scale: Factor on the scores.
     token_order: Order in which the blocks of every frame come.
+    path: One of the three ways above; None chooses by size and mask.
+    tiles: How much is taken at once; None takes the defaults.
 
   Returns:
     Output [B, H, S, K] in the dtype of query and log-sum-exp [B, H, S] float32.
+
+  Raises:
+    NotImplementedError: The path named cannot serve the mask.
+    ValueError: There is no path of that name.
   """
-  batch, heads, tokens, _ = query.shape
+  if path is None:
+    path = _choose(query.shape, mask)
+  elif path not in _PATHS:
+    raise ValueError(f"path={path!r} is unknown; choose one of {_PATHS}.")
+  elif path == "contiguous" and not mask.is_power_of_two:
+    raise NotImplementedError(
+        "the contiguous path needs strides and blocks a frame that are powers"
+        f' of two, got {mask}; path="lists" serves any mask'
+    )
+  if path == "small":
+    return _small(query, key, value, mask, scale, token_order)
+  static = _Static(mask, scale, token_order, path, tiles or TileSizes())
+  return _by_heads(query, key, value, static)
+
+
+def _choose(shape, mask) -> Path:
+  batch, heads, tokens, _ = shape
   num_scores = batch * heads * tokens**2
   if tokens <= _MAX_SMALL_TOKENS and num_scores <= _MAX_SMALL_SCORES:
-    return _small(query, key, value, mask, scale, token_order)
-  return _by_heads(query, key, value, mask, scale, token_order)
+    return "small"
+  return "contiguous" if mask.is_power_of_two else "lists"
 
 
 def _small(query, key, value, mask, scale, token_order):
@@ -80,71 +143,85 @@ def _small(query, key, value, mask, scale, token_order):
   return output.astype(query.dtype), log_sum_exp
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _by_heads(query, key, value, mask, scale, token_order):
-  return _forward(query, key, value, mask, scale, token_order)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _by_heads(query, key, value, static):
+  return _forward(query, key, value, static)[0]
 
 
-def _forward(query, key, value, mask, scale, token_order):
+def _forward(query, key, value, static):
+  path = _Layout(static)
+
   def attend(query, key, value):
-    path = _Path(mask, token_order)
-    query, key, value = map(path.enter, (query * scale, key, value))
+    query, key, value = map(path.enter, (query * static.scale, key, value))
     return tuple(map(path.leave, path.forward(query, key, value)))
 
-  output, log_sum_exp = _map_heads(attend, query, key, value)
+  output, log_sum_exp = _map_heads(attend, static, query, key, value)
   output = output.astype(query.dtype)
   return (output, log_sum_exp), (query, key, value, output, log_sum_exp)
 
 
-def _backward(mask, scale, token_order, residuals, cotangents):
+def _backward(static, residuals, cotangents):
+  path = _Layout(static)
+
   def differentiate(query, key, value, output, log_sum_exp, *bars):
     output_bar, log_sum_exp_bar = bars
     offset = (output * output_bar).sum(-1) - log_sum_exp_bar
-    path = _Path(mask, token_order)
-    args = (query * scale, key, value, log_sum_exp, output_bar, offset)
+    args = (query * static.scale, key, value, log_sum_exp, output_bar, offset)
     bars = map(path.leave, path.backward(*map(path.enter, args)))
     query_bar, key_bar, value_bar = bars
-    return query_bar * scale, key_bar, value_bar
+    return query_bar * static.scale, key_bar, value_bar
 
-  bars = _map_heads(differentiate, *residuals, *cotangents)
+  bars = _map_heads(differentiate, static, *residuals, *cotangents)
   return tuple(bar.astype(residuals[0].dtype) for bar in bars)
 
 
 _by_heads.defvjp(_forward, _backward)
 
 
-def _map_heads(function, *arrays):
+def _map_heads(function, static, *arrays):
   """Maps over B and H in float32; small heads are taken several at a time."""
   batch, heads, tokens = arrays[0].shape[:3]
-  group = math.gcd(batch * heads, max(1, _GROUP_TOKENS // tokens))
-  grouped = [x.reshape(-1, group, *x.shape[2:]) for x in arrays]
+  group = max(1, static.tiles.group_tokens // tokens)
+  group = math.gcd(batch * heads, group)
+  if group == 1:
+    # No axis of length one: XLA would copy all arrays to lay it out.
+    group_shape, mapped = (), function
+  else:
+    group_shape, mapped = (group,), jax.vmap(function)
+  grouped = [x.reshape(-1, *group_shape, *x.shape[2:]) for x in arrays]
+  results = jax.lax.map(
+      lambda xs: mapped(*(x.astype(jnp.float32) for x in xs)), grouped
+  )
+  first = 1 + len(group_shape)
+  return [x.reshape(batch, heads, *x.shape[first:]) for x in results]
 
-  def map_group(xs):
-    return jax.vmap(function)(*(x.astype(jnp.float32) for x in xs))
 
-  results = jax.lax.map(map_group, grouped)
-  return [x.reshape(batch, heads, *x.shape[2:]) for x in results]
+class _Layout:
+  """A large path, and how its arrays are laid out."""
 
-
-class _Path:
-  """The path that serves a mask, and how its arrays are laid out."""
-
-  def __init__(self, mask: mask_lib.Mask, token_order: mask_lib.TokenOrder):
-    self._mask = mask
-    self._is_contiguous = mask.is_power_of_two
+  def __init__(self, static: _Static):
+    self._mask = mask = static.mask
+    self._tiles = static.tiles
+    self._is_contiguous = static.path == "contiguous"
     reorder = self._is_contiguous and mask.max_stride > 1
-    self._reorder = reorder and token_order == "natural"
-    self._token_order = token_order
+    self._reorder = reorder and static.token_order == "natural"
+    self._token_order = static.token_order
 
   def forward(self, *args):
-    if self._is_contiguous:
-      return xla_contiguous.forward(*args, self._mask)
-    return xla_lists.forward(*args, self._mask, self._token_order)
+    return self._module.forward(*args, *self._options)
 
   def backward(self, *args):
+    return self._module.backward(*args, *self._options)
+
+  @property
+  def _module(self):
+    return xla_contiguous if self._is_contiguous else xla_lists
+
+  @property
+  def _options(self):
     if self._is_contiguous:
-      return xla_contiguous.backward(*args, self._mask)
-    return xla_lists.backward(*args, self._mask, self._token_order)
+      return self._mask, self._tiles.chunk_tokens
+    return self._mask, self._token_order, self._tiles.step_tokens
 
   def enter(self, x: jax.Array) -> jax.Array:
     """[S, ...] -> [F, P, ...] or [blocks, block size, ...]."""

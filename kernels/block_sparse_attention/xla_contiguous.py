@@ -30,10 +30,9 @@ import numpy as np
 
 from . import mask as mask_lib
 
-_CHUNK_TOKENS = 256  # Queries taken at once, so that scores stay in cache.
 # Masked work for a smaller program, as a share of the exact. On short inputs
 # the program takes longer to compile than to run.
-_MAX_PADDING = 0.04
+_MAX_PADDING = 0.01
 _MAX_PADDING_SHORT = 0.3
 _SHORT_TOKENS = 4096
 
@@ -54,15 +53,21 @@ class _Group(NamedTuple):
 
 
 class _Level(NamedTuple):
-  """What one query frame sees at one stride s."""
+  """What one query frame sees at one stride."""
 
-  key: jax.Array  # [s, keys, K]
-  value: jax.Array  # [s, keys, K]
+  key: jax.Array  # As cut, or [1, keys, K] where taken already.
+  value: jax.Array  # As key.
+  stride: int
+  frames: np.ndarray | jax.Array | None  # [W]; None: taken already.
   bias: jax.Array | float  # On the scores, [keys].
 
 
 def forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: mask_lib.Mask
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: mask_lib.Mask,
+    chunk_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention of one head.
 
@@ -71,6 +76,7 @@ def forward(
     key: As query, not scaled.
     value: As key.
     mask: A mask that `is_power_of_two`.
+    chunk_tokens: Most queries taken at once.
 
   Returns:
     Output [F, P, K] and log-sum-exp [F, P], float32.
@@ -79,7 +85,7 @@ def forward(
 
   def step(results, frame, key_frames, strides):
     levels = _levels(key, value, key_frames, strides)
-    chunks = _chunks(query[frame])
+    chunks = _chunks(query[frame], chunk_tokens)
     attend = lambda xs: _attend_chunk(*xs, levels, len(chunks))
     new = lax.map(attend, (jnp.arange(len(chunks)), chunks))
     return tuple(_set_frame(x, frame, y) for x, y in zip(results, new))
@@ -96,11 +102,12 @@ def backward(
     output_bar: jax.Array,
     offset: jax.Array,
     mask: mask_lib.Mask,
+    chunk_tokens: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients with respect to query, key and value, each [F, P, K].
 
   Args:
-    query: As in `forward`; so are key, value and mask.
+    query: As in `forward`; so are key, value, mask and chunk_tokens.
     key: See query.
     value: See query.
     log_sum_exp: [F, P], from `forward`.
@@ -108,20 +115,17 @@ def backward(
     offset: Sum over K of output * output_bar, less the cotangent of the
       log-sum-exp, [F, P].
     mask: See query.
+    chunk_tokens: See query.
   """
   key, value = (_cut(x, mask.max_stride) for x in (key, value))
 
   def step(bars, frame, key_frames, strides):
     levels = _levels(key, value, key_frames, strides)
     chunks = [
-        _chunks(x[frame]) for x in (query, log_sum_exp, output_bar, offset)
+        _chunks(x[frame], chunk_tokens)
+        for x in (query, log_sum_exp, output_bar, offset)
     ]
-    num_chunks = len(chunks[0])
-    level_bars, query_bar = lax.scan(
-        lambda bars, xs: _differentiate_chunk(bars, *xs, levels, num_chunks),
-        [(jnp.zeros_like(x.key), jnp.zeros_like(x.value)) for x in levels],
-        (jnp.arange(num_chunks), *chunks),
-    )
+    query_bar, level_bars = _differentiate_chunks(chunks, levels)
     query_bars, key_bar, value_bar = bars
     query_bars = _set_frame(query_bars, frame, query_bar)
     for (frames, _), level_bar in zip(key_frames, level_bars):
@@ -129,7 +133,10 @@ def backward(
       value_bar = _add_frames(value_bar, frames, level_bar[1])
     return query_bars, key_bar, value_bar
 
-  bars = tuple(jnp.zeros_like(x) for x in (query, key, value))
+  # [segments, K, F, P / segments]: shares of the gradients come with the keys
+  # last, which is how their products are fastest.
+  zeros = [jnp.zeros_like(x.transpose(0, 3, 1, 2)) for x in (key, value)]
+  bars = (jnp.zeros_like(query), *zeros)
   bars = _over_query_frames(step, bars, mask, log_sum_exp.size)
   return bars[0], _uncut(bars[1]), _uncut(bars[2])
 
@@ -137,9 +144,9 @@ def backward(
 def _attend_chunk(chunk, query, levels, num_chunks):
   """Output [n, K] and log-sum-exp [n] of one chunk of queries, [n, K]."""
   size = len(query)
+  part = functools.partial(_part, chunk=chunk, num_chunks=num_chunks)
   scores = [  # Each [m, n / m, keys].
-      _product(query, _part(level.key, chunk, num_chunks)) + level.bias
-      for level in levels
+      _product(query, part(level, level.key)) + level.bias for level in levels
   ]
   maximum = functools.reduce(
       jnp.maximum, [x.max(-1).reshape(size) for x in scores]
@@ -148,29 +155,59 @@ def _attend_chunk(chunk, query, levels, num_chunks):
   for score, level in zip(scores, levels):
     weights = jnp.exp(score - maximum.reshape(len(score), -1, 1))
     total += weights.sum(-1).reshape(size)
-    output += _weighted(weights, _part(level.value, chunk, num_chunks))
+    output += _weighted(weights, part(level, level.value))
   return output / total[:, None], maximum + jnp.log(total)
 
 
+def _differentiate_chunks(chunks, levels):
+  """Gradients of one frame's queries, and of the keys and values they see.
+
+  Args:
+    chunks: Query, log-sum-exp, output_bar and offset, [chunks, n, ...].
+    levels: What the frame sees.
+
+  Returns:
+    Gradient of query, [chunks, n, K]; for each level the gradients of the keys
+    and values, [stride, K, keys].
+  """
+  num_chunks = len(chunks[0])
+  # Where a chunk covers whole segments, its share is all that there is.
+  num_shared = sum(level.stride < num_chunks for level in levels)
+
+  def body(bars, xs):
+    chunk = xs[0]
+    query_bar, shares = _differentiate_chunk(*xs, levels, num_chunks)
+    add = lambda x, share: _add_part(x, share, chunk, num_chunks)
+    bars = jax.tree.map(add, bars, shares[:num_shared])
+    return bars, (query_bar, shares[num_shared:])
+
+  zeros = [
+      tuple(jnp.zeros_like(_all(level, x).swapaxes(1, 2)) for x in level[:2])
+      for level in levels[:num_shared]
+  ]
+  shared, (query_bar, whole) = lax.scan(
+      body, zeros, (jnp.arange(num_chunks), *chunks)
+  )
+  whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole)
+  return query_bar, shared + whole
+
+
 def _differentiate_chunk(
-    bars, chunk, query, log_sum_exp, output_bar, offset, levels, num_chunks
+    chunk, query, log_sum_exp, output_bar, offset, levels, num_chunks
 ):
-  """Adds one chunk's share to the gradients; returns query's, [n, K]."""
-  query_bar, new_bars = 0.0, []
-  for level, (key_bar, value_bar) in zip(levels, bars):
-    key = _part(level.key, chunk, num_chunks)
-    value = _part(level.value, chunk, num_chunks)
+  """One chunk's gradient of query, [n, K], and shares of the other two."""
+  part = functools.partial(_part, chunk=chunk, num_chunks=num_chunks)
+  query_bar, shares = 0.0, []
+  for level in levels:
+    key, value = part(level, level.key), part(level, level.value)
     column = lambda x, m=len(key): x.reshape(m, -1, 1)
     scores = _product(query, key) + level.bias
     weights = jnp.exp(scores - column(log_sum_exp))
     scores_bar = weights * (_product(output_bar, value) - column(offset))
     query_bar += _weighted(scores_bar, key)
-    add = functools.partial(_add_part, chunk=chunk, num_chunks=num_chunks)
-    new_bars.append((
-        add(key_bar, _transposed(scores_bar, query)),
-        add(value_bar, _transposed(weights, output_bar)),
-    ))
-  return new_bars, query_bar
+    key_share = _transposed(scores_bar, query)
+    shares.append((key_share, _transposed(weights, output_bar)))
+  return query_bar, shares
 
 
 def _product(rows: jax.Array, keys: jax.Array) -> jax.Array:
@@ -186,16 +223,18 @@ def _weighted(weights: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def _transposed(weights: jax.Array, rows: jax.Array) -> jax.Array:
-  """[m, n / m, keys] x [n, K] -> [m, keys, K]."""
+  """[m, n / m, keys] x [n, K] -> [m, K, keys]."""
   rows = rows.reshape(len(weights), -1, rows.shape[-1])
-  return jnp.einsum("mqs,mqk->msk", weights, rows)
+  # Not an einsum: it would order the operands, and with them the transposes of
+  # the product, as it likes.
+  return lax.dot_general(rows, weights, (((1,), (1,)), ((0,), (0,))))
 
 
-def _chunks(rows: jax.Array) -> jax.Array:
+def _chunks(rows: jax.Array, chunk_tokens: int) -> jax.Array:
   """[P, ...] -> [chunks, n, ...]; chunks is a power of two that divides P."""
   tokens = len(rows)
   num_chunks = 1
-  while tokens % (2 * num_chunks) == 0 and tokens > num_chunks * _CHUNK_TOKENS:
+  while tokens % (2 * num_chunks) == 0 and tokens > num_chunks * chunk_tokens:
     num_chunks *= 2
   return rows.reshape(num_chunks, -1, *rows.shape[1:])
 
@@ -206,23 +245,41 @@ def _set_frame(x: jax.Array, frame, rows: jax.Array) -> jax.Array:
   return lax.dynamic_update_index_in_dim(x, rows, frame, 0)
 
 
-def _part(x: jax.Array, chunk: jax.Array, num_chunks: int) -> jax.Array:
-  """The m segments that a chunk of queries lies in or covers, [m, keys, K]."""
-  start, m = chunk * len(x) // num_chunks, max(1, len(x) // num_chunks)
-  return lax.dynamic_slice_in_dim(x, start, m)
+def _part(
+    level: _Level, x: jax.Array, chunk: jax.Array | int, num_chunks: int
+) -> jax.Array:
+  """Keys or values that a chunk sees at a stride, [m, keys, K].
+
+  A chunk of queries lies in m = 1 segment or covers m whole ones.
+  """
+  if level.frames is None:
+    return x
+  # A segment of the stride is several of those that x is cut into.
+  pieces = len(x) // level.stride
+  start = chunk * level.stride // num_chunks * pieces
+  m = max(1, level.stride // num_chunks)
+  part = lax.dynamic_slice_in_dim(x, start, m * pieces)
+  return _take_frames(part, level.frames, m)
+
+
+def _all(level: _Level, x: jax.Array) -> jax.Array:
+  """Keys or values that a frame sees at a stride, [stride, keys, K]."""
+  return _part(level, x, 0, 1)
 
 
 def _add_part(
     x: jax.Array, share: jax.Array, chunk: jax.Array, num_chunks: int
 ) -> jax.Array:
-  """Adds to the segments that `_part` returns."""
+  """Adds a share [1, ...] to the segment of x that the chunk lies in."""
+  if len(x) == 1:
+    return x + share
   start = chunk * len(x) // num_chunks
-  share += _part(x, chunk, num_chunks)
+  share += lax.dynamic_slice_in_dim(x, start, 1)
   return lax.dynamic_update_slice_in_dim(x, share, start, 0)
 
 
 def _levels(key, value, key_frames, strides) -> list[_Level]:
-  """Keys and values that one query frame sees, by stride."""
+  """What one query frame sees, by stride."""
   segments, _, length, _ = key.shape
   levels = []
   for (frames, bias), stride in zip(key_frames, strides):
@@ -231,8 +288,11 @@ def _levels(key, value, key_frames, strides) -> list[_Level]:
     else:
       pieces = (segments // stride, len(frames), length)
       bias = jnp.broadcast_to(bias[:, None], pieces).reshape(-1)
-    taken = (_take_frames(x, frames, stride) for x in (key, value))
-    levels.append(_Level(*taken, bias))
+    if stride == 1:  # All chunks see the same keys.
+      taken = (_take_frames(x, frames, 1) for x in (key, value))
+      levels.append(_Level(*taken, stride, None, bias))
+    else:
+      levels.append(_Level(key, value, stride, frames, bias))
   return levels
 
 
@@ -242,8 +302,8 @@ def _cut(x: jax.Array, segments: int) -> jax.Array:
 
 
 def _uncut(x: jax.Array) -> jax.Array:
-  """Undoes `_cut`."""
-  return x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[-1])
+  """[segments, K, F, P / segments] -> [F, P, K]."""
+  return x.transpose(2, 0, 3, 1).reshape(x.shape[2], -1, x.shape[1])
 
 
 def _take_frames(x: jax.Array, frames, stride: int) -> jax.Array:
@@ -260,13 +320,22 @@ def _take_frames(x: jax.Array, frames, stride: int) -> jax.Array:
 
 
 def _add_frames(x: jax.Array, frames, share: jax.Array) -> jax.Array:
-  """Adds to the frames that `_take_frames` returns."""
-  share = share.reshape(len(x), len(frames), *x.shape[2:])
+  """Adds a gradient of what `_take_frames` returns.
+
+  Args:
+    x: Gradients [segments, K, F, P / segments].
+    frames: As for `_take_frames`.
+    share: [stride, K, keys].
+  """
+  segments, width, _, length = x.shape
+  share = share.reshape(len(share), width, -1, len(frames), length)
+  share = share.swapaxes(1, 2).reshape(segments, width, -1, length)
   if not isinstance(frames, np.ndarray):
-    return x.at[:, frames].add(share, mode="promise_in_bounds")
+    return x.at[:, :, frames].add(share, mode="promise_in_bounds")
   first = 0
   for start, stop in mask_lib.Level(1, tuple(frames)).frame_runs:
-    x = x.at[:, start:stop].add(share[:, first : first + stop - start])
+    taken = share[:, :, first : first + stop - start]
+    x = x.at[:, :, start:stop].add(taken)
     first += stop - start
   return x
 

@@ -4,8 +4,9 @@ For masks of any kind. A query block gathers the key blocks on its list
 (`Mask.block_lists`). Query blocks are sorted by the length of their list and
 taken in buckets; within a bucket the lists are filled up with block 0, whose
 scores are set to minus infinity. The last step of a bucket is filled up with a
-query block that does not exist: what is written to it is dropped. The backward pass recomputes the scores from
-the log-sum-exp and scatters the gradients of the keys back, block by block.
+query block that does not exist: what is written to it is dropped. The backward
+pass recomputes the scores from the log-sum-exp and scatters the gradients of
+the keys back, block by block.
 """
 
 import functools
@@ -18,7 +19,6 @@ import numpy as np
 
 from . import mask as mask_lib
 
-_STEP_TOKENS = 256  # Query tokens of a step of the loop.
 # Longest over shortest list of a bucket. Fewer buckets are a smaller program,
 # which on short inputs takes longer to compile than to run.
 _MAX_RATIO = 1.1
@@ -40,6 +40,7 @@ def forward(
     value: jax.Array,
     mask: mask_lib.Mask,
     token_order: mask_lib.TokenOrder,
+    step_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention of one head.
 
@@ -49,6 +50,7 @@ def forward(
     value: As key.
     mask: Any mask.
     token_order: Order in which the blocks of every frame come.
+    step_tokens: Query tokens of a step of the loop.
 
   Returns:
     Output [blocks, block size, K], log-sum-exp [blocks, block size]; float32.
@@ -67,7 +69,9 @@ def forward(
     return tuple(results), None
 
   results = (jnp.zeros_like(query), jnp.zeros_like(query[..., 0]))
-  return _over_buckets(step, results, mask, token_order, query.shape[1])
+  return _over_buckets(
+      step, results, mask, token_order, query.shape[1], step_tokens
+  )
 
 
 def backward(
@@ -79,11 +83,12 @@ def backward(
     offset: jax.Array,
     mask: mask_lib.Mask,
     token_order: mask_lib.TokenOrder,
+    step_tokens: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients with respect to query, key and value.
 
   Args:
-    query: As in `forward`; so are key, value, mask and token_order.
+    query: As in `forward`; so are key, value, and the last three.
     key: See query.
     value: See query.
     log_sum_exp: [blocks, block size], from `forward`.
@@ -92,6 +97,7 @@ def backward(
       log-sum-exp, [blocks, block size].
     mask: See query.
     token_order: See query.
+    step_tokens: See query.
   """
 
   def step(bars, bucket):
@@ -117,7 +123,9 @@ def backward(
     return bars, None
 
   bars = tuple(jnp.zeros_like(x) for x in (query, key, value))
-  return _over_buckets(step, bars, mask, token_order, query.shape[1])
+  return _over_buckets(
+      step, bars, mask, token_order, query.shape[1], step_tokens
+  )
 
 
 def _products(rows: jax.Array, keys: jax.Array) -> jax.Array:
@@ -133,9 +141,9 @@ def _write(x: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
   return x.at[rows].set(new, mode="drop")
 
 
-def _over_buckets(step, carry, mask, token_order, block_size):
+def _over_buckets(step, carry, mask, token_order, block_size, step_tokens):
   """Folds step(carry, bucket) over all query blocks."""
-  rows_a_step = max(1, _STEP_TOKENS // block_size)
+  rows_a_step = max(1, step_tokens // block_size)
   is_short = mask.num_blocks * block_size <= _SHORT_TOKENS
   max_ratio = _MAX_RATIO_SHORT if is_short else _MAX_RATIO
   for bucket in _buckets(mask, token_order, rows_a_step, max_ratio):

@@ -14,6 +14,18 @@ is found is therefore found whole, and equals the dense grid's to the bit. A
 piece can be missed only if no point of the coarser grid lies within `band` of
 the level near it.
 
+Where the released code of Hunyuan3D 2.1 does something else, the defaults are
+what a user wants, and named options repeat the original:
+
+  mode="flashvdm"           coarsest grid rounded to a multiple of 4 less 1, so
+                            that 380 cells are evaluated where 384 are asked for
+  mode="hunyuan3d"          its hierarchical decoder, which rounds coordinates
+                            to whole numbers: every point of a refined grid has
+                            the value at one and the same place
+  level not 0               both of these mark points near -level
+  vertex_scale="hunyuan3d"  indices divided by R + 1 where the grid has R cells
+  dense_field               its default decoder, the same here
+
 Source: Hunyuan3D 2.1, volume decoders; Lewiner et al., Efficient Implementation
 of Marching Cubes' Cases with Topological Guarantees, 2003.
 """
@@ -31,6 +43,9 @@ from sculpt4d_jax.geometry import mesh as mesh_lib
 Float = array_types.Float
 NumpyArray = array_types.NumpyArray
 Evaluate = Callable[[np.ndarray], Any]
+
+MODES = ("exact", "flashvdm", "hunyuan3d")
+VERTEX_SCALES = ("exact", "hunyuan3d")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +101,8 @@ def coarse_to_fine_field(
     band: float = 0.95,
     min_resolution: int = 63,
     chunk_size: int = 32768,
-    mode: Literal["exact", "flashvdm"] = "exact",
+    mode: Literal["exact", "flashvdm", "hunyuan3d"] = "exact",
+    band_cells: float | None = None,
 ) -> GridField:
   """Evaluates a field where its surface is.
 
@@ -110,6 +126,10 @@ def coarse_to_fine_field(
       "flashvdm" repeats the FlashVDM decoder: its coarsest resolution is
       rounded to a multiple of 4 less 1 and doubled from there (380 where 384
       is asked for), and what lies beyond the marked points is NaN.
+    band_cells: In place of `band`, for a field that is a true distance: points
+      closer to the level than this many cells of their own grid are near the
+      surface, so that fine grids are evaluated in a thin layer only. Half the
+      diagonal of a cell, 0.87, misses nothing.
 
   Returns:
     The field on the finest grid.
@@ -123,8 +143,8 @@ def coarse_to_fine_field(
         f"min_resolution={min_resolution} must be positive and band={band}"
         " not negative."
     )
-  if mode not in ("exact", "flashvdm"):
-    raise ValueError(f"Unknown mode={mode!r}: choose 'exact' or 'flashvdm'.")
+  if mode not in MODES:
+    raise ValueError(f"Unknown mode={mode!r}: choose one of {MODES}.")
   resolutions = _resolutions(resolution, min_resolution, mode)
   coarse = dense_field(
       evaluate, resolutions[0], bounds=bounds, chunk_size=chunk_size
@@ -133,7 +153,11 @@ def coarse_to_fine_field(
   count = coarse.num_evaluations
   for fine in resolutions[1:]:
     is_last = fine == resolutions[-1]
-    marks = _near_surface(values, level, band)
+    reach = band
+    if band_cells is not None:
+      reach = band_cells * 2 * bounds / (len(values) - 1)
+    # The original adds the level where it should subtract it.
+    marks = _near_surface(values, level if mode == "exact" else -level, reach)
     if not is_last:
       marks = _dilate(marks)
     evaluated = _dilate(_marks_on_finer_grid(marks, fine))
@@ -144,8 +168,13 @@ def coarse_to_fine_field(
     else:
       values = np.full((fine + 1,) * 3, np.nan, np.float32)
     new = evaluated
+    axis = None
+    if mode == "hunyuan3d":
+      axis = _truncated_axis(fine, bounds)
     while new.any():
-      count += _evaluate_where(evaluate, new, values, bounds, chunk_size)
+      count += _evaluate_where(
+          evaluate, new, values, bounds, chunk_size, axis
+      )
       if mode != "exact":
         break
       new = _corners_of_crossed_cells(values, level) & ~evaluated
@@ -159,6 +188,7 @@ def extract_surface(
     bounds: float = 1.01,
     level: float = 0.0,
     vertex_scale: Literal["exact", "hunyuan3d"] = "exact",
+    resolution: int | None = None,
 ) -> mesh_lib.TriangleMesh | None:
   """Marching cubes.
 
@@ -171,6 +201,8 @@ def extract_surface(
       "hunyuan3d" repeats a slip in the released code, which divides by R + 1
       where the grid has R cells: meshes 0.26 % smaller at R = 384, and off
       the centre.
+    resolution: The R of "hunyuan3d", which the original takes from the request
+      even if FlashVDM evaluated another; None is the grid's.
 
   Returns:
     The mesh, or None where the field does not cross the level.
@@ -184,9 +216,9 @@ def extract_surface(
         "values must be a cubic grid of at least 2 points an axis, got"
         f" {values.shape}."
     )
-  if vertex_scale not in ("exact", "hunyuan3d"):
+  if vertex_scale not in VERTEX_SCALES:
     raise ValueError(
-        f"Unknown vertex_scale={vertex_scale!r}: choose 'exact' or 'hunyuan3d'."
+        f"Unknown vertex_scale={vertex_scale!r}: choose one of {VERTEX_SCALES}."
     )
   unknown = np.isnan(values)
   inside = values > level
@@ -204,7 +236,9 @@ def extract_surface(
     vertices, faces = _without_unused(vertices, faces)
   if not len(faces):
     return None
-  cells_per_side = len(values) - (1 if vertex_scale == "exact" else 0)
+  cells_per_side = len(values) - 1
+  if vertex_scale == "hunyuan3d":
+    cells_per_side = (resolution or cells_per_side) + 1
   vertices = vertices / cells_per_side * (2 * bounds) - bounds
   # The extractor winds faces clockwise for fields that are positive inside.
   return mesh_lib.TriangleMesh(vertices, faces[:, ::-1])
@@ -212,6 +246,13 @@ def extract_surface(
 
 def _axis(resolution: int, bounds: float) -> np.ndarray:
   return np.linspace(-bounds, bounds, resolution + 1, dtype=np.float32)
+
+
+def _truncated_axis(resolution: int, bounds: float) -> np.ndarray:
+  """Coordinates whose origin and spacing have been cut to whole numbers."""
+  spacing = np.trunc(np.float32(2 * bounds / resolution))
+  steps = np.arange(resolution + 1, dtype=np.float32)
+  return steps * spacing + np.trunc(np.float32(-bounds))
 
 
 def _check_grid(resolution: int, bounds: float, chunk_size: int) -> None:
@@ -228,7 +269,7 @@ def _resolutions(resolution: int, minimum: int, mode: str) -> list[int]:
   while halvings[-1] // 2 >= minimum:
     halvings.append(halvings[-1] // 2)
   halvings.reverse()
-  if mode == "exact":
+  if mode != "flashvdm":
     return halvings
   coarsest = max(round(halvings[0] / 4) * 4 - 1, 1)
   return [coarsest * 2**i for i in range(len(halvings))]
@@ -240,9 +281,11 @@ def _evaluate_where(
     values: np.ndarray,
     bounds: float,
     chunk_size: int,
+    axis: np.ndarray | None = None,
 ) -> int:
   """Writes the field into `values` where told; returns the number of points."""
-  axis = _axis(len(where) - 1, bounds)
+  if axis is None:
+    axis = _axis(len(where) - 1, bounds)
   rows = np.flatnonzero(where)
   flat = values.reshape(-1)
   pending = None  # While a device computes a chunk, the host prepares the next.

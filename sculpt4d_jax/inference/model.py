@@ -3,6 +3,12 @@
 Every function here is compiled once for a clip's shape: the image encoder; the
 whole sampling loop, in which the context's keys and values are computed once a
 clip; the autoencoder's decoder; the field at a chunk of points.
+
+Frames are encoded a few at a time and decoded one by one, so that only the DiT
+sees a whole clip. What it needs of the device's memory can be cut further, at
+the price of time: `offload` keeps the other two networks on the host while they
+are not used, and `SamplingConfig` has two more ways. `memory_plan.py` tells
+what that makes of a given device.
 """
 
 from collections.abc import Callable
@@ -33,6 +39,8 @@ Float = array_types.Float
 UInt8 = array_types.UInt8
 
 NOISES = ("independent", "shared")
+# Frames that the image encoder takes at a time.
+FRAMES_AT_A_TIME = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +56,12 @@ class SamplingConfig:
     noise: "independent" for every frame, or "shared" by all of them.
     temporal_mode: "sparse", "full", "token" or "none".
     seed: Same seed, same machine: same result.
+    guidance_in_turns: Calls the DiT with and without context one after the
+      other instead of together: less memory, the same result but for rounding.
+    cache_context: Keeps the context's keys and values of all blocks, rather
+      than compute them in every step.
+    offload: Keeps the image encoder and the autoencoder on the host while they
+      are not used.
   """
 
   num_frames: int
@@ -57,6 +71,9 @@ class SamplingConfig:
   noise: str
   temporal_mode: str
   seed: int
+  guidance_in_turns: bool = False
+  cache_context: bool = True
+  offload: bool = False
 
   def __post_init__(self):
     if self.num_frames < 1:
@@ -81,6 +98,8 @@ class Sculpt4D:
       image_encoder: image_encoder_lib.ImageEncoder,
       dit: dit_lib.DiT,
       details: dict[str, Any] | None = None,
+      *,
+      offload: bool = False,
   ):
     self.vae_config = vae.config
     self.encoder_config = image_encoder.config
@@ -89,8 +108,12 @@ class Sculpt4D:
     self._vae_def, self._vae = nnx.split(vae)
     self._encoder_def, self._encoder = nnx.split(image_encoder)
     self._dit_def, self._dit = nnx.split(dit)
-    self._sample = jax.jit(
-        self._sample_impl, static_argnames=("config", "on_step")
+    place = jax.device_get if offload else jax.device_put
+    self._vae, self._encoder = place((self._vae, self._encoder))
+    self._dit = jax.device_put(self._dit)
+    self._encode = jax.jit(self._encode_impl)
+    self._denoise = jax.jit(
+        self._denoise_impl, static_argnames=("config", "on_step")
     )
     self._keys_values = jax.jit(self._keys_values_impl)
     self._field = jax.jit(self._field_impl)
@@ -102,6 +125,7 @@ class Sculpt4D:
       folder: str | pathlib.Path,
       *,
       dtype: str | None = None,
+      offload: bool = False,
   ) -> "Sculpt4D":
     """Builds a preset's networks and reads their weights.
 
@@ -109,6 +133,8 @@ class Sculpt4D:
       model: The preset's `model` section.
       folder: What launch.train or launch.convert_weights wrote.
       dtype: Of the parameters; see `model_folders.load`.
+      offload: Keeps the image encoder and the autoencoder on the host while
+        they are not used.
 
     Raises:
       model_files.ModelFileError: Weights are missing or do not fit.
@@ -125,7 +151,12 @@ class Sculpt4D:
       abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
       abstract_params = nnx.split(abstract)[1]
       params, details[name] = model_folders.load(
-          folder, name, abstract_params, config, dtype
+          folder,
+          name,
+          abstract_params,
+          config,
+          dtype,
+          on_host=offload and name != "dit",
       )
       if "scale_factor" in details[name]:
         # The latents' scale is measured in training, after the config.
@@ -134,7 +165,7 @@ class Sculpt4D:
         )
         abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
       modules[name] = nnx.merge(nnx.split(abstract)[0], params)
-    return cls(**modules, details=details)
+    return cls(**modules, details=details, offload=offload)
 
   def sample(
       self,
@@ -150,10 +181,12 @@ class Sculpt4D:
       on_step: Called from inside the compiled loop with the number of steps
         that are done.
     """
-    latents = self._sample(
-        (self._encoder, self._dit),
-        jnp.asarray(images),
-        jax.random.key(config.seed),
+    key = jax.random.key(config.seed)
+    context = self._encode(self._encoder, jnp.asarray(images))
+    latents = self._denoise(
+        self._dit,
+        context,
+        key,
         config=dataclasses.replace(config, seed=0),
         on_step=on_step,
     )
@@ -161,11 +194,27 @@ class Sculpt4D:
     jax.effects_barrier()
     return latents
 
-  def _sample_impl(self, params, images, key, config, on_step):
-    encoder = nnx.merge(self._encoder_def, params[0])
-    dit = nnx.merge(self._dit_def, params[1])
-    noise = self._noise(key, images.shape[0], config.noise)
-    return sample_clips(encoder, dit, images[None], noise, config, on_step)[0]
+  def _encode_impl(self, params, images):
+    encoder = nnx.merge(self._encoder_def, params)
+
+    def encode(images):
+      return encoder(images.astype(jnp.float32) / 127.5 - 1.0)
+
+    # Whole groups and a rest. `lax.map` would do it frame by frame or hide the
+    # number of frames from the attention, which chooses its chunks by it.
+    whole = len(images) // FRAMES_AT_A_TIME * FRAMES_AT_A_TIME
+    rest = encode(images[whole:]) if whole < len(images) else None
+    if not whole:
+      return rest
+    groups = images[:whole].reshape(-1, FRAMES_AT_A_TIME, *images.shape[1:])
+    context = jax.lax.map(encode, groups)
+    context = context.reshape(whole, *context.shape[2:])
+    return context if rest is None else jnp.concatenate([context, rest])
+
+  def _denoise_impl(self, params, context, key, config, on_step):
+    dit = nnx.merge(self._dit_def, params)
+    noise = self._noise(key, len(context), config.noise)
+    return denoise_clips(dit, context[None], noise, config, on_step)[0]
 
   def _noise(self, key, num_frames, kind):
     frames = 1 if kind == "shared" else num_frames
@@ -178,10 +227,11 @@ class Sculpt4D:
       self, latents: Float[np.ndarray, "N C"]
   ) -> Callable[[np.ndarray], np.ndarray]:
     """The field of one frame: points [Q, 3] -> values [Q], positive inside."""
-    key_values = self._keys_values(self._vae, jnp.asarray(latents))
+    vae = jax.device_put(self._vae)  # From the host, if it is there.
+    key_values = self._keys_values(vae, jnp.asarray(latents))
 
     def evaluate(points: np.ndarray) -> np.ndarray:
-      return np.asarray(self._field(self._vae, key_values, points))
+      return np.asarray(self._field(vae, key_values, points))
 
     return evaluate
 
@@ -194,39 +244,43 @@ class Sculpt4D:
     return vae.query_field(key_values, points[None])[0].astype(jnp.float32)
 
 
-def sample_clips(
-    encoder: image_encoder_lib.ImageEncoder,
+def denoise_clips(
     dit: dit_lib.DiT,
-    images: UInt8[Array, "B F S S 3"],
+    context: Float[Array, "B F I W"],
     noise: Float[Array, "B F N C"],
     config: SamplingConfig,
     on_step: Callable[[int], None] | None = None,
 ) -> Float[Array, "B F N C"]:
-  """Samples the diffusion latents of clips; to be traced.
+  """Follows the guided velocity from noise to latents; to be traced.
 
   Args:
-    encoder: Of the pictures.
     dit: The transformer.
-    images: Pictures of the clips.
+    context: The clips' image tokens.
     noise: Where to start.
     config: Steps and guidance; the seed is in the noise.
     on_step: See `Sculpt4D.sample`.
   """
-  context = encoder(images.astype(jnp.float32) / 127.5 - 1.0)
-  guided = config.guidance_scale != 1.0
-  if guided:
-    context = jnp.concatenate([context, jnp.zeros_like(context)])
-  context = partitioning.constrain(context, "batch", "frames")
-  key_values = dit.encode_context(context)
   mode = config.temporal_mode
   if dit.config.temporal_mode == "none":
     mode = None
 
-  def velocity(x, time):
-    return dit(x, time, key_values, temporal_mode=mode).velocity
+  def velocity_of(context):
+    context = partitioning.constrain(context, "batch", "frames")
+    if config.cache_context:
+      context = dit.encode_context(context)
+    return lambda x, time: dit(x, time, context, temporal_mode=mode).velocity
 
-  if guided:
-    velocity = guidance.in_one_batch(velocity, config.guidance_scale)
+  if config.guidance_scale == 1.0:
+    velocity = velocity_of(context)
+  elif config.guidance_in_turns:
+    # Keys and values of zeros are zeros: one token does for all.
+    nothing = jnp.zeros_like(context[:, :, :1])
+    velocity = guidance.one_after_the_other(
+        velocity_of(context), velocity_of(nothing), config.guidance_scale
+    )
+  else:
+    both = jnp.concatenate([context, jnp.zeros_like(context)])
+    velocity = guidance.in_one_batch(velocity_of(both), config.guidance_scale)
   times = samplers.euler_times(config.num_steps, shift=config.timestep_shift)
   if on_step is not None:
     velocity = _reporting(velocity, times, on_step)

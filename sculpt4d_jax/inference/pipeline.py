@@ -39,6 +39,9 @@ class SurfaceConfig:
       area, are dropped.
     max_components: The largest ones kept; 0 keeps all that are large enough.
     max_faces: Of each mesh; 0 does not simplify.
+    grid: "exact", or what Hunyuan3D 2.1 does: "dense", "flashvdm" or
+      "hunyuan3d"; see `geometry/isosurface.py`.
+    vertex_scale: "exact", or "hunyuan3d" for the released code's.
   """
 
   resolution: int
@@ -50,6 +53,8 @@ class SurfaceConfig:
   min_component_area: float
   max_components: int
   max_faces: int
+  grid: str = "exact"
+  vertex_scale: str = "exact"
 
   def __post_init__(self):
     if self.resolution < 8:
@@ -57,6 +62,14 @@ class SurfaceConfig:
     for name in ("max_components", "max_faces"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+    for name, choices in (
+        ("grid", ("dense", *isosurface.MODES)),
+        ("vertex_scale", isosurface.VERTEX_SCALES),
+    ):
+      if getattr(self, name) not in choices:
+        raise ValueError(
+            f"{name}={getattr(self, name)!r}: choose one of {choices}."
+        )
     if 0 < self.max_faces < 4:
       raise ValueError(f"max_faces={self.max_faces} must be at least 4, or 0.")
 
@@ -172,17 +185,13 @@ def extract_mesh(
     model: model_lib.Sculpt4D, latents: np.ndarray, config: SurfaceConfig
 ) -> tuple[mesh_lib.TriangleMesh, int]:
   """The mesh of one frame's latents [N, C], and the points evaluated."""
-  grid = isosurface.coarse_to_fine_field(
-      model.field(latents),
-      config.resolution,
+  grid = evaluate_grid(model.field(latents), config)
+  mesh = isosurface.extract_surface(
+      grid.values,
       bounds=config.bounds,
       level=config.level,
-      band=config.band,
-      min_resolution=config.min_resolution,
-      chunk_size=config.chunk_size,
-  )
-  mesh = isosurface.extract_surface(
-      grid.values, bounds=config.bounds, level=config.level
+      vertex_scale=config.vertex_scale,
+      resolution=config.resolution,
   )
   if mesh is None:
     return mesh_files.empty_mesh(), grid.num_evaluations
@@ -194,3 +203,21 @@ def extract_mesh(
   if config.max_faces:
     mesh = cleanup.simplify(mesh, config.max_faces)
   return mesh, grid.num_evaluations
+
+
+def evaluate_grid(
+    field: isosurface.Evaluate, config: SurfaceConfig
+) -> isosurface.GridField:
+  """A field on the grid that the configuration asks for."""
+  sizes = dict(bounds=config.bounds, chunk_size=config.chunk_size)
+  if config.grid == "dense":
+    return isosurface.dense_field(field, config.resolution, **sizes)
+  return isosurface.coarse_to_fine_field(
+      field,
+      config.resolution,
+      level=config.level,
+      band=config.band,
+      min_resolution=config.min_resolution,
+      mode=config.grid,
+      **sizes,
+  )

@@ -29,7 +29,8 @@ _ADVICE = {
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
-    errno.EEXIST: "something of that name is in the way; choose another name",
+    errno.EEXIST: "a file of that name is in the way; choose another folder",
+    errno.ENOTEMPTY: "choose another folder",
     errno.EISDIR: "a folder of that name is in the way; choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
@@ -174,7 +175,7 @@ def new_folder(
   )
   if not is_free:
     raise OutputError(
-        folder, OSError(errno.EEXIST, "it exists and is not empty")
+        folder, OSError(errno.ENOTEMPTY, "it exists and is not empty")
     )
   name = f".{folder.name[:64]}-partial-{secrets.token_hex(4)}"
   staging = folder.with_name(name)

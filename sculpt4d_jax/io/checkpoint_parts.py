@@ -19,12 +19,12 @@ CheckpointError = tensor_file.CheckpointError
 
 # Module and configuration of each network.
 KINDS = {
-    "dit": (dit.DiT, dit.DiTConfig),
     "vae": (shape_vae.ShapeVAE, shape_vae.ShapeVAEConfig),
     "image_encoder": (
         image_encoder.ImageEncoder,
         image_encoder.ImageEncoderConfig,
     ),
+    "dit": (dit.DiT, dit.DiTConfig),
 }
 PARTS = tuple(KINDS)
 

@@ -39,12 +39,14 @@ class StoredPart:
     config: Its configuration.
     shapes: Of its parameters by path.
     dtype: Of the stored numbers.
+    details: What is known about the weights.
     reader: Of an Orbax checkpoint or a safetensors file.
   """
 
   config: Any
   shapes: Mapping[str, tuple[int, ...]]
   dtype: str
+  details: Mapping[str, Any]
   reader: orbax_leaves.LeafReader | safetensors_file.SafetensorsFile
 
   def read(self, path: str, index: tuple[int, ...] = ()) -> np.ndarray:
@@ -60,6 +62,8 @@ def load(
     abstract: nnx.State,
     config: Any,
     dtype: str | None = None,
+    *,
+    on_host: bool = False,
 ) -> tuple[nnx.State, dict[str, Any]]:
   """Reads the parameters of one network.
 
@@ -71,6 +75,7 @@ def load(
     dtype: Of the result. None is float32 for what launch.train wrote, and the
       stored dtype for converted checkpoints, so that bfloat16 parameters come
       to the device as they are read.
+    on_host: Whether the numbers stay on the host, as numpy arrays.
 
   Returns:
     The state, and what is known about the weights.
@@ -97,7 +102,9 @@ def load(
   place = folder / part
   model_files.check_config(place, stored["config"], config)
   shapes = {k: v.shape for k, v in model_files.flatten(abstract).items()}
-  restored = _restore(place, shapes, dtype or description["dtype"])
+  restored = _restore(
+      place, shapes, dtype or description["dtype"], on_host
+  )
   leaves = [restored[name] for name in shapes]
   state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
   return state, stored["details"]
@@ -118,6 +125,7 @@ def open_parts(folder: pathlib.Path) -> dict[str, StoredPart]:
           _config(name, about["config"]),
           reader.shapes,
           description["dtype"],
+          about["details"],
           reader,
       )
     return parts
@@ -129,7 +137,9 @@ def open_parts(folder: pathlib.Path) -> dict[str, StoredPart]:
       shapes = {n: info.shape for n, info in reader.tensors.items()}
       dtype = next(iter(reader.tensors.values())).dtype
       config = _config(name, header["config"])
-      parts[name] = StoredPart(config, shapes, dtype, reader)
+      parts[name] = StoredPart(
+          config, shapes, dtype, header["details"], reader
+      )
   if not parts:
     raise ModelFileError(
         f"{folder} holds no weights that launch.convert_weights or launch.train"
@@ -164,35 +174,48 @@ def _read_description(folder: pathlib.Path) -> dict[str, Any]:
   raise ModelFileError(f"{path}: expected format {_FORMAT!r}, found {found}.")
 
 
-def _restore(folder, shapes, dtype) -> dict[str, jax.Array]:
-  stored = orbax_leaves.LeafReader(folder).shapes
+def _restore(folder, shapes, dtype, on_host) -> dict[str, Any]:
+  reader = orbax_leaves.LeafReader(folder)
+  reader.check()
+  stored = reader.shapes
   model_files.check_shapes(folder, _without_temporal(stored, shapes), shapes)
+  if set(stored) != set(shapes):
+    return _read_some(reader, shapes, dtype, on_host)
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   kind = tensor_file.to_dtype(dtype)
   item = {
       name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
       for name, shape in shapes.items()
   }
-  arguments = jax.tree.map(
-      lambda s: ocp.ArrayRestoreArgs(
-          sharding=s.sharding, dtype=s.dtype, global_shape=s.shape
-      ),
-      item,
-  )
-  partial = {} if set(stored) == set(shapes) else {"partial_restore": True}
+
+  def argument(leaf):
+    if on_host:
+      return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+    return ocp.ArrayRestoreArgs(
+        sharding=leaf.sharding, dtype=leaf.dtype, global_shape=leaf.shape
+    )
+
+  arguments = jax.tree.map(argument, item)
   handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_RESTORE_GB)
   try:
     with ocp.Checkpointer(handler) as checkpointer:
       return checkpointer.restore(
           folder.absolute(),
-          args=ocp.args.PyTreeRestore(
-              item=item, restore_args=arguments, **partial
-          ),
+          args=ocp.args.PyTreeRestore(item=item, restore_args=arguments),
       )
   except (ValueError, OSError, KeyError) as error:
     raise ModelFileError(
         f"{folder} cannot be restored: {error}. Convert the checkpoint again."
     ) from error
+
+
+def _read_some(reader, names, dtype, on_host) -> dict[str, Any]:
+  """Some leaves: Orbax below 0.11.20 restores all or none."""
+  kind = tensor_file.to_dtype(dtype)
+  place = np.asarray if on_host else jax.device_put
+  return {
+      name: place(reader.read(name).astype(kind, copy=False)) for name in names
+  }
 
 
 def _without_temporal(stored, wanted):

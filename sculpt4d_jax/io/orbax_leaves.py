@@ -158,18 +158,37 @@ class LeafReader:
     parts = [self._chunk(name, (*index, *more)) for more in rest]
     return np.stack(parts).reshape(shape[len(index) :])
 
-  def _chunk(self, name, index) -> np.ndarray:
+  def check(self) -> None:
+    """Checks that the files of all slices are there and have their size.
+
+    Raises:
+      CheckpointError: One is not.
+    """
+    for name, header in self._headers.items():
+      shape, chunks = header["shape"], header["chunks"]
+      if header["compressor"] is None:
+        for index in np.ndindex(*(-(-n // c) for n, c in zip(shape, chunks))):
+          self._check_file(name, index)
+
+  def _check_file(self, name, place) -> pathlib.Path:
+    """The file of a slice."""
     header = self._headers[name]
-    inner = tuple(header["chunks"][len(index) :])
-    place = (*index, *[0] * len(inner))
     path = self.folder / name / ".".join(map(str, place))
-    dtype = tensor_file.to_dtype(_DTYPES[header["dtype"]])
-    count = math.prod(inner) * dtype.itemsize
+    size = tensor_file.to_dtype(_DTYPES[header["dtype"]]).itemsize
+    count = math.prod(header["chunks"]) * size
     if not path.is_file() or path.stat().st_size != count:
       raise CheckpointError(
           f"{path} is missing or has another size than {count} bytes; convert"
           " the checkpoint again."
       )
+    return path
+
+  def _chunk(self, name, index) -> np.ndarray:
+    header = self._headers[name]
+    inner = tuple(header["chunks"][len(index) :])
+    path = self._check_file(name, (*index, *[0] * len(inner)))
+    dtype = tensor_file.to_dtype(_DTYPES[header["dtype"]])
+    count = math.prod(inner) * dtype.itemsize
     content = tensor_file.read_bytes(path, 0, count)
     return np.frombuffer(content, dtype).reshape(inner)
 

@@ -1,13 +1,10 @@
-"""Checkpoints of Hunyuan3D 2.1, Sculpt4D and DINOv2, into ours and back.
+"""Checkpoints of Hunyuan3D 2.1, Sculpt4D and DINOv2 into ours.
 
-    plan = plan_conversion(files, configs)   compares everything, reads no number
-    print("\\n".join(plan.describe()))        what goes where
-    write(plan, folder)                      one tensor in memory at a time
-
-The result is a folder with an Orbax checkpoint for each network, and
-sculpt4d.json, which says what they are; `model_folders.load` reads it. `export`
-writes such a folder, or weights of launch.train, as one safetensors file in the
-published names.
+`plan_conversion` compares files with networks and reads no number; the plan
+describes what goes where; `write` carries it out with one tensor in memory at a
+time. The result is a folder with an Orbax checkpoint for each network, and
+sculpt4d.json, which says what they are; `model_folders.load` reads it.
+`weight_export` goes the other way.
 
 Temporal attention that a checkpoint lacks starts from its initial values: its
 output projection is zero, and the 4D model equals the per-frame one.
@@ -32,20 +29,14 @@ from sculpt4d_jax.io import orbax_leaves
 from sculpt4d_jax.io import rule_files
 from sculpt4d_jax.io import temporal_weights
 from sculpt4d_jax.io import vae_weights
+from sculpt4d_jax.io import weight_export
 from sculpt4d_jax.io import weight_rules
-from sculpt4d_jax.io.tensor_files import safetensors_file
 from sculpt4d_jax.io.tensor_files import tensor_file
 from sculpt4d_jax.models import dit as dit_lib
 
 CheckpointError = tensor_file.CheckpointError
 PARTS = checkpoint_parts.PARTS
 DTYPES = ("bfloat16", "float32")
-# In front of the names of each network in an export.
-EXPORT_PREFIXES = {
-    "dit": "model.",
-    "vae": "vae.",
-    "image_encoder": "conditioner." + image_encoder_weights.CONDITIONER_PREFIX,
-}
 # Of our temporal attention, what a checkpoint with temporal attention may lack:
 # biases that are zero then.
 _TEMPORAL_BIASES = (
@@ -240,73 +231,10 @@ def write(
               "source": str(part.part.file.path),
               "initialised": list(part.plan.unfilled),
           }
+          | _own_details(part)
           | dict(details or {}),
       )
     model_folders.write_description(staging, about, dtype)
-
-
-def export(
-    folder: str | pathlib.Path,
-    output: str | pathlib.Path,
-    *,
-    dtype: str | None = None,
-    with_temporal: bool = True,
-    on_tensor: Callable[[], None] = lambda: None,
-) -> list[str]:
-  """Writes our weights as one safetensors file in the published names.
-
-  Args:
-    folder: What `write`, or launch.train, wrote.
-    output: The file.
-    dtype: Of the result; None keeps that of the folder.
-    with_temporal: Whether temporal attention comes along. Without it the DiT
-      is one that Hunyuan3D 2.1's own code loads.
-    on_tensor: Called after each tensor.
-
-  Returns:
-    The names.
-
-  Raises:
-    ValueError: The folder holds no weights of ours.
-    atomic.OutputError: The file cannot be written.
-  """
-  parts = model_folders.open_parts(pathlib.Path(folder))
-  tensors, tables = {}, {}
-  for name, part in parts.items():
-    table = export_table(name, part.config, with_temporal)
-    tables[name] = table
-    tensors |= _export_infos(name, table, part, dtype)
-
-  mask = {}
-  if "image_encoder" in parts:
-    # Never read, but code that loads strictly asks for it.
-    part = parts["image_encoder"]
-    name = EXPORT_PREFIXES["image_encoder"] + "embeddings.mask_token"
-    shape = (1, part.config.width)
-    mask[name] = tensor_file.TensorInfo(shape, dtype or part.dtype)
-    tensors |= mask
-
-  def values():
-    for name, part in parts.items():
-      prefix = EXPORT_PREFIXES[name]
-      for key, array in weight_rules.export_each(tables[name], part.read):
-        info = tensors[prefix + key]
-        yield prefix + key, array.astype(
-            tensor_file.to_dtype(info.dtype), copy=False
-        )
-        on_tensor()
-    for name in mask:
-      yield name, np.zeros(
-          tensors[name].shape, tensor_file.to_dtype(tensors[name].dtype)
-      )
-
-  metadata = {"format": "pt"}
-  if "dit" in parts and parts["dit"].config.temporal_mode != "none":
-    if with_temporal:
-      metadata[temporal_weights.METADATA] = temporal_weights.HEADS[0]
-  with atomic.atomic_write(output) as file:
-    safetensors_file.write(file, tensors, values(), metadata)
-  return list(tensors)
 
 
 class _Renamed(tensor_file.TensorFile):
@@ -401,6 +329,19 @@ def _write_part(part: PartPlan, folder, dtype, seed, on_step) -> None:
   writer.finish()
 
 
+def _own_details(part: PartPlan) -> dict[str, Any]:
+  """What an export of ours says about the autoencoder beside its weights."""
+  scale = part.part.file.metadata.get(weight_export.SCALE)
+  if part.name != "vae" or scale is None:
+    return {}
+  try:
+    return {"scale_factor": float(scale)}
+  except ValueError as error:
+    raise CheckpointError(
+        f"{part.part.file.path} has a damaged header: {error}."
+    ) from error
+
+
 def _initial_values(part: PartPlan, seed: int):
   """Initial values of the temporal layers, block by block."""
   wanted = set(part.plan.unfilled)
@@ -422,42 +363,3 @@ def _initial_kind(path: str) -> str:
   if path.endswith(".scale"):
     return "initialised with ones"
   return "initialised at random"
-
-
-def export_table(
-    name: str, config: Any, with_temporal: bool
-) -> list[weight_rules.Rule]:
-  """The rules that `export` writes a network by."""
-  if name == "dit":
-    table = dit_weights.rules(config)
-    if with_temporal:
-      table += temporal_weights.export_rules(config)
-    return table
-  if name == "vae":
-    return vae_weights.rules(config)
-  return image_encoder_weights.rules(config.num_layers)
-
-
-def _export_infos(name, table, part, dtype):
-  """Shapes of an export, found with one byte that stands for all numbers."""
-
-  def read(path, index):
-    shape = part.shapes[path][len(index) :]
-    return np.broadcast_to(np.zeros((), np.int8), shape)
-
-  missing = {
-      path
-      for rule in table
-      for path, _ in map(weight_rules.split_path, rule.targets)
-      if path not in part.shapes
-  }
-  if missing:
-    raise ValueError(
-        f"The {name} lacks {sorted(missing)[:5]}; export it without temporal"
-        " attention (--notemporal) if that is what is missing."
-    )
-  prefix = EXPORT_PREFIXES[name]
-  return {
-      prefix + key: tensor_file.TensorInfo(array.shape, dtype or part.dtype)
-      for key, array in weight_rules.export_each(table, read)
-  }

@@ -22,7 +22,7 @@ A rule file is JSON or TOML. In TOML:
     dit = "ema.model."
 
 `part` is dit, vae or image_encoder. {block} runs over the blocks of the DiT
-and brings {stage} and {slot}, the block's place in our stacks, with it; "blocks"
+and brings {stage} and {slot}, the block's place in our stacks, along; "blocks"
 lists some of them. {expert} runs over the experts, {layer} over as many layers
 as "layers" says. A rule replaces those of the built-in table that read the same
 sources or fill the same targets. The transforms are identity, linear,

@@ -31,6 +31,10 @@ _CONTAINERS = (
 )
 # The default decoders of these show the colours and drop the alpha layer.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+# Titles and the like in other encodings are no reason to refuse a clip; from
+# PyAV 19 on that is so without a word.
+_PYAV_MAJOR = int(av.__version__.partition(".")[0])
+_OPEN_ARGUMENTS = {} if _PYAV_MAJOR >= 19 else {"metadata_errors": "replace"}
 _NO_FRAMES = "{} has no frame that decodes; it may be empty or damaged."
 _HD_HEIGHT = 720
 _UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED.
@@ -149,11 +153,11 @@ class _Reader:
       with av.open(
           # The prefix keeps names such as "a:b.mp4" from being protocols.
           "file:" + os.fspath(self._path),
-          metadata_errors="replace",
           options={
               "format_whitelist": _CONTAINERS,
               "protocol_whitelist": "file",
           },
+          **_OPEN_ARGUMENTS,
       ) as container:
         streams = [
             stream

@@ -176,6 +176,7 @@ class Block(nnx.Module):
       *,
       temporal_mode: str,
       token_order: str = "natural",
+      temporal_weight: Float[Array, "B"] | None = None,
   ) -> BlockOutput:
     if self.kind.has_skip:
       x = self.fuse_skip(x, skip)
@@ -187,6 +188,9 @@ class Block(nnx.Module):
           mode=temporal_mode,
           token_order=token_order,
       )
+      if temporal_weight is not None:
+        weight = temporal_weight.astype(update.dtype)
+        update = update * weight[:, None, None, None]
       # Adding a padded update fuses; writing a slice of x would copy it.
       x = x + jnp.pad(update, ((0, 0), (0, 0), (1, 0), (0, 0)))
     if self.kind.is_moe:
@@ -229,6 +233,7 @@ class DiT(nnx.Module):
       context: Float[Array, "B F I W"] | ContextKeyValues,
       *,
       temporal_mode: str | None = None,
+      temporal_weight: Float[Array, "B"] | None = None,
   ) -> DiTOutput:
     """Predicts the velocity.
 
@@ -238,6 +243,8 @@ class DiT(nnx.Module):
       context: Image tokens of each frame, or what `encode_context` made of
         them; zeros for the unconditional branch.
       temporal_mode: In place of the configuration's.
+      temporal_weight: Factor on what temporal attention adds, for each clip; 0
+        denoises its frames one by one. None is 1.
 
     Raises:
       ValueError: Shapes that do not fit each other or the configuration.
@@ -247,7 +254,9 @@ class DiT(nnx.Module):
     order = _block_order(self.config, mode, *latents.shape[1:3])
     x = self.embed(_reorder(latents, order), time)
     token_order = "natural" if order is None else "bit_reversed"
-    x, aux_losses, load = self._run_stages(x, context, mode, token_order)
+    x, aux_losses, load = self._run_stages(
+        x, context, mode, token_order, temporal_weight
+    )
     velocity = self.final_linear(self.final_norm(x)[:, :, 1:])
     # A bit reversal is its own inverse.
     velocity = _reorder(velocity, order).astype(latents.dtype)
@@ -281,7 +290,7 @@ class DiT(nnx.Module):
     graphdef, params = nnx.split(self.stages[stage])
     return nnx.merge(graphdef, jax.tree.map(lambda p: p[slot], params))
 
-  def _run_stages(self, x, context, mode, token_order):
+  def _run_stages(self, x, context, mode, token_order, temporal_weight):
     skips = []  # Newest first, stacked [L, B, F, 1 + N, D].
     num_taken = 0
     figures = []
@@ -303,6 +312,7 @@ class DiT(nnx.Module):
             skip,
             temporal_mode=mode,
             token_order=token_order,
+            temporal_weight=temporal_weight,
         )
         out = out._replace(x=partitioning.constrain(out.x, "batch", "frames"))
         return out.x, out if pushes else out._replace(x=None)

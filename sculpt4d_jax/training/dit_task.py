@@ -35,6 +35,8 @@ class DiTTaskConfig:
   Attributes:
     batch_size: Clips a step.
     context_dropout: Share of clips whose context is zeroed.
+    temporal_dropout: Share of clips whose frames are denoised one by one,
+      without temporal attention, so that the weights serve single frames too.
     time_sampling: "uniform" or "logit_normal".
     train_image_encoder: Whether the image encoder learns too.
     context_field_weight: Weight of a second lesson for an image encoder that
@@ -51,6 +53,7 @@ class DiTTaskConfig:
   context_dropout: float
   time_sampling: str
   train_image_encoder: bool
+  temporal_dropout: float = 0.0
   context_field_weight: float = 0.0
   context_field_points: int = 64
   field_band: float = 0.3
@@ -58,10 +61,9 @@ class DiTTaskConfig:
   eval_clips: int = 32
 
   def __post_init__(self):
-    if not 0 <= self.context_dropout < 1:
-      raise ValueError(
-          f"context_dropout={self.context_dropout} must lie in [0, 1)."
-      )
+    for name in ("context_dropout", "temporal_dropout"):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
 
 
 def _by_time(errors: Array, time: Array) -> dict[str, Any]:
@@ -215,7 +217,12 @@ class DiTTask:
     model = nnx.merge(self.graphdef, params)
     context = self._context(model, batch["images"])
     errors, output = self._errors(
-        model, latents, context * keep, noise_key, time
+        model,
+        latents,
+        context * keep,
+        noise_key,
+        time,
+        self._temporal_weight(drop_key, num_clips),
     )
     matching, balance = errors.mean(), output.aux_losses.sum()
     loss = matching + balance
@@ -236,6 +243,15 @@ class DiTTask:
           self.config.context_field_weight * metrics["context_field_error"]
       )
     return loss, metrics
+
+  def _temporal_weight(self, key, num_clips):
+    """0 for clips whose frames are denoised one by one, else 1 [B]."""
+    rate = self.config.temporal_dropout
+    if not rate:
+      return None
+    key = jax.random.fold_in(key, 1)
+    kept = jax.random.bernoulli(key, 1.0 - rate, (num_clips,))
+    return kept.astype(jnp.float32)
 
   def _context(self, model, images):
     """Context tokens [B, F, I, D] of pictures."""
@@ -259,10 +275,17 @@ class DiTTask:
     noise = jax.random.normal(key, mean[:, :1].shape)
     return self.scale * (mean + std * noise)
 
-  def _errors(self, model, latents, context, noise_key, time):
+  def _errors(
+      self, model, latents, context, noise_key, time, temporal_weight=None
+  ):
     """Squared errors [B] of the velocity at given times."""
     noise = jax.random.normal(noise_key, latents.shape)
-    output = model.dit(paths.interpolate(noise, latents, time), time, context)
+    output = model.dit(
+        paths.interpolate(noise, latents, time),
+        time,
+        context,
+        temporal_weight=temporal_weight,
+    )
     errors = losses.squared_error_per_clip(
         output.velocity, paths.velocity(noise, latents)
     )

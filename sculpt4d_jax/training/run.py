@@ -1,5 +1,6 @@
 """A whole training from a preset: data, autoencoder, latents, DiT, weights."""
 
+import dataclasses
 import pathlib
 
 from absl import logging
@@ -174,13 +175,19 @@ def train_dit(
 ) -> None:
   """Trains the DiT, and the image encoder with it if the preset says so."""
   vae_file = workdir / "weights" / "vae.safetensors"
+  if not vae_file.exists() and config.dit_training.init_from:
+    _take_vae(config, vae_file)
   if not vae_file.exists():
     raise ValueError(
         f"{vae_file} is missing: train the autoencoder first, with"
-        " --stages=vae,dit."
+        " --stages=vae,dit, or start from weights that have one, with"
+        " --config.dit_training.init_from."
     )
-  vae = _load_vae(config, vae_file)
-  latents = _encode(config, workdir, stores, vae)
+  vae, scale = _load_vae(config, vae_file)
+  latents = tuple(
+      dataclasses.replace(split, scale=scale)
+      for split in _encode(config, workdir, stores, vae)
+  )
   options, optimizer = dit_options(config)
   every = {k: config.dit_training[k] for k in _EVERY}
   init_from = config.dit_training.init_from
@@ -227,14 +234,29 @@ def _load_parts(config, folder):
   return states
 
 
+def _take_vae(config, path):
+  """Copies the autoencoder of the weights to start from."""
+  folder = config.dit_training.init_from
+  kind, part = model_lib.parts(config.model)["vae"]
+  abstract = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
+  params, details = model_folders.load(
+      folder, "vae", nnx.split(abstract)[1], part, dtype="float32"
+  )
+  model_files.save(path, params, part, details | {"copied_from": str(folder)})
+
+
 def _load_vae(config, path):
+  """The autoencoder, and the factor of the latents that go with it."""
   model_config = shape_vae.ShapeVAEConfig(**config.model.vae)
   graphdef, abstract = nnx.split(
       nnx.eval_shape(
           lambda: shape_vae.ShapeVAE(model_config, rngs=nnx.Rngs(0))
       )
   )
-  return nnx.merge(graphdef, model_files.load(path, abstract, model_config)[0])
+  params, details = model_files.load(path, abstract, model_config)
+  # Of a pretrained one, the configuration has it.
+  scale = details.get("scale_factor", model_config.scale_factor)
+  return nnx.merge(graphdef, params), scale
 
 
 def _check_disjoint(train_split, held_out_split):

@@ -232,3 +232,54 @@ def test_arguments_out_of_range_are_refused(kwargs):
 def test_grids_that_are_not_cubic_are_refused(shape):
   with pytest.raises(ValueError, match="cubic"):
     isosurface.extract_surface(np.zeros(shape))
+
+
+def test_the_released_hierarchical_decoder_sees_one_point():
+  """Its refined grids all have the value at (-1, -1, -1); ours do not."""
+  ball = lambda p: np.clip(4 * (0.6 - np.linalg.norm(p, axis=-1)), -1, 1)
+  asked = []
+
+  def field(points):
+    asked.append(points)
+    return ball(points)
+
+  options = dict(min_resolution=8, chunk_size=500, bounds=1.01)
+  grid = isosurface.coarse_to_fine_field(
+      field, 16, mode="hunyuan3d", **options
+  )
+  # Two chunks hold the coarse grid; the rest of the last one is padding.
+  refined = np.concatenate(asked[2:])[: grid.evaluated.sum()]
+  np.testing.assert_array_equal(refined, -1)
+  assert grid.resolution == 16
+  assert set(grid.values[grid.evaluated]) == {-1.0}
+  assert np.isnan(grid.values[~grid.evaluated]).all()
+  assert isosurface.extract_surface(grid.values) is None
+  exact = isosurface.coarse_to_fine_field(ball, 16, **options)
+  assert isosurface.extract_surface(exact.values) is not None
+
+
+def test_the_released_vertex_scale_takes_the_resolution_asked_for():
+  values = np.full((5, 5, 5), -1.0, np.float32)
+  values[2, 2, 2] = 1.0
+  exact = isosurface.extract_surface(values, bounds=1.0)
+  np.testing.assert_allclose(exact.vertices.mean(0), 0, atol=1e-6)
+  for asked, cells in ((None, 5), (6, 7)):
+    mesh = isosurface.extract_surface(
+        values, bounds=1.0, vertex_scale="hunyuan3d", resolution=asked
+    )
+    np.testing.assert_allclose(
+        mesh.vertices.mean(0), 2 * 2 / cells - 1, atol=1e-6
+    )
+
+
+def test_the_released_decoders_mark_points_near_minus_the_level():
+  slope = lambda p: p[:, 0]
+  options = dict(min_resolution=4, band=0.2, bounds=1.0, level=0.5)
+  exact = isosurface.coarse_to_fine_field(slope, 16, **options)
+  released = isosurface.coarse_to_fine_field(
+      slope, 16, mode="flashvdm", **options
+  )
+  middle = lambda grid: np.linspace(-1, 1, grid.resolution + 1)[
+      grid.evaluated.any((1, 2))
+  ].mean()
+  assert middle(exact) > 0.3 and middle(released) < -0.3

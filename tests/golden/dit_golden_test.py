@@ -378,6 +378,7 @@ def test_scheduler():
   golden = _load("scheduler")
   times = samplers.euler_times(50, skip_zero_step=False)
   _assert_close(times, golden["out/sigmas"], 1e-7)
+  _assert_close(times[:-1], golden["in/sigmas_arg"], 1e-7)
   _assert_close(times[:-1], golden["out/model_time"], 1e-7)
   _assert_close(1000 * times[:-1], golden["out/timesteps"], 1e-4)
   shifted = samplers.euler_times(20, shift=3.0, skip_zero_step=False)

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import outputs
@@ -92,6 +93,24 @@ def test_an_interrupted_run_goes_on_exactly(trained, tmp_path, monkeypatch):
   run.run(config, tmp_path, ["vae"])
   name = "weights/vae.safetensors"
   assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+
+
+@pytest.mark.slow  # Compiles the DiT's training once more.
+def test_fine_tuning_starts_from_given_weights(trained, tmp_path):
+  """Also from their autoencoder, where none was trained."""
+  config = micro.get_config()
+  (tmp_path / "data").symlink_to(trained / "data")
+  config.dit_training.init_from = str(trained / "weights")
+  config.dit_training.optimizer.learning_rate = 0.0
+  config.dit_training.optimizer.ema_decay = 0.0
+  run.run(config, tmp_path, ["dit"])
+  for name in ("vae", "dit", "image_encoder"):
+    old, new = (
+        safetensors_numpy.load_file(f / "weights" / f"{name}.safetensors")
+        for f in (trained, tmp_path)
+    )
+    for key, array in old.items():
+      np.testing.assert_allclose(array, new[key], atol=1e-3, err_msg=key)
 
 
 def test_stages_are_checked(tmp_path):

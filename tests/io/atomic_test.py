@@ -150,3 +150,37 @@ def test_errors_in_a_stage_name_the_final_place(tmp_path):
   assert caught.value.path == pathlib.Path(tmp_path / "mesh.ply")
   assert caught.value.errno == errno.ENOSPC
   assert ".partial" not in str(caught.value)
+
+
+def test_a_new_folder_appears_when_it_is_whole(tmp_path):
+  folder = tmp_path / "deep" / "result"
+  with atomic.new_folder(folder) as staging:
+    (staging / "part").mkdir()
+    (staging / "part" / "file").write_text("one")
+    assert not folder.exists()
+  assert (folder / "part" / "file").read_text() == "one"
+  assert os.listdir(folder.parent) == ["result"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failing_new_folder_leaves_nothing_or_the_old_one(tmp_path, error):
+  with pytest.raises(error):
+    with atomic.new_folder(tmp_path / "a" / "result") as staging:
+      (staging / "file").write_text("half")
+      raise error
+  assert not (tmp_path / "a").exists()
+  old = tmp_path / "old"
+  old.mkdir()
+  (old / "file").write_text("old")
+  with pytest.raises(atomic.OutputError, match="not empty"):
+    with atomic.new_folder(old):
+      pass
+  with pytest.raises(error):
+    with atomic.new_folder(old, replace=True) as staging:
+      (staging / "file").write_text("half")
+      raise error
+  assert (old / "file").read_text() == "old"
+  with atomic.new_folder(old, replace=True) as staging:
+    (staging / "other").write_text("new")
+  assert os.listdir(old) == ["other"]
+  assert os.listdir(tmp_path) == ["old"]

@@ -26,6 +26,7 @@ import numpy as np
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import model_folders
 from sculpt4d_jax.io import pretrained
+from sculpt4d_jax.io import weight_export
 from sculpt4d_jax.io import weight_rules
 from sculpt4d_jax.io.tensor_files import open_file
 from sculpt4d_jax.models import dit as dit_lib
@@ -48,8 +49,8 @@ def check_equal(source, folder) -> None:
   parts = model_folders.open_parts(folder)
   count = 0
   for name, part in parts.items():
-    prefix = pretrained.EXPORT_PREFIXES[name]
-    table = pretrained.export_table(name, part.config, with_temporal=False)
+    prefix = weight_export.PREFIXES[name]
+    table = weight_export.table_of(name, part.config, with_temporal=False)
     for key, array in weight_rules.export_each(table, part.read):
       expected = source.read(prefix + key).astype(ml_dtypes.bfloat16)
       if not np.array_equal(array.view(np.uint16), expected.view(np.uint16)):

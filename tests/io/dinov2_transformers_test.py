@@ -6,6 +6,7 @@ import pytest
 
 from sculpt4d_jax.io import model_folders
 from sculpt4d_jax.io import pretrained
+from sculpt4d_jax.io import weight_export
 from sculpt4d_jax.io.tensor_files import open_file
 from sculpt4d_jax.models import image_encoder
 
@@ -97,9 +98,9 @@ def test_transformers_loads_what_is_exported(tmp_path):
   model.save_pretrained(tmp_path / "hub")
   convert(tmp_path / "hub", tmp_path / "out", encoder_config(sizes))
   path = tmp_path / "back.safetensors"
-  pretrained.export(tmp_path / "out", path)
+  weight_export.export(tmp_path / "out", path)
   file = open_file.open_file(path)
-  prefix = pretrained.EXPORT_PREFIXES["image_encoder"]
+  prefix = weight_export.PREFIXES["image_encoder"]
   assert all(name.startswith(prefix) for name in file.tensors)
   again = transformers.Dinov2Model(model.config).eval()
   state = {

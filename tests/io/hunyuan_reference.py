@@ -139,7 +139,8 @@ def fourier(x, freqs: int):
 
 
 def _vae_self(get, name, s, x):
-  y = _linear(get, name + "attn.c_qkv", _norm(get, name + "ln_1", x), bias=False)
+  y = _norm(get, name + "ln_1", x)
+  y = _linear(get, name + "attn.c_qkv", y, bias=False)
   y = y.reshape(*x.shape[:2], s.heads, -1)
   x = x + _vae_attend(get, name, *np.split(y, 3, axis=-1))
   return x + _vae_mlp(get, name, _norm(get, name + "ln_2", x))

@@ -2,17 +2,21 @@
 
 import dataclasses
 import json
+import pathlib
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from configs import tiny
+from sculpt4d_jax.io import checkpoint_parts
 from sculpt4d_jax.io import checkpoint_sizes
 from sculpt4d_jax.io import model_folders
 from sculpt4d_jax.io import pretrained
 from sculpt4d_jax.io import rule_files
+from sculpt4d_jax.io import weight_export
 from sculpt4d_jax.io import weight_rules
 from sculpt4d_jax.io.tensor_files import open_file
 from sculpt4d_jax.models import dit as dit_lib
@@ -234,6 +238,18 @@ def test_one_file_fills_all_networks(converted):
     assert_close(out[0, frame], expected[0])
 
 
+def test_orbax_itself_restores_the_result(converted):
+  folder, tensors = converted
+  restored = ocp.StandardCheckpointer().restore((folder / "vae").absolute())
+  np.testing.assert_array_equal(
+      restored["latents_proj.kernel"],
+      tensors["vae.post_kl.weight"].T.astype(np.float32),
+  )
+  assert len(restored) == len(
+      model_folders.open_parts(folder)["vae"].shapes
+  )
+
+
 def test_temporal_attention_is_initialised_and_reported(tmp_path):
   path = tmp_path / "a.ckpt"
   write_checkpoint(path)
@@ -303,7 +319,7 @@ def test_there_and_back(tmp_path, dtype):
   checkpoints.write_torch(path, shapes, tensors.items(), dtype=dtype)
   convert(path, tmp_path / "out")
   back = tmp_path / "back.safetensors"
-  pretrained.export(tmp_path / "out", back, with_temporal=False)
+  weight_export.export(tmp_path / "out", back, with_temporal=False)
   file = open_file.open_file(back)
   assert file.tensors.keys() == tensors.keys()
   for name, tensor in tensors.items():
@@ -319,7 +335,7 @@ def test_there_and_back(tmp_path, dtype):
 def test_temporal_attention_goes_there_and_back(tmp_path, converted):
   folder, _ = converted
   path = tmp_path / "ours.safetensors"
-  names = pretrained.export(folder, path)
+  names = weight_export.export(folder, path)
   assert "model.blocks.2.attn_temporal.to_q.weight" in names
   conversion = convert(path, tmp_path / "again")
   assert not any(part.plan.unfilled for part in conversion.parts)
@@ -329,6 +345,28 @@ def test_temporal_attention_goes_there_and_back(tmp_path, converted):
   )
   for name, value in old.items():
     np.testing.assert_array_equal(value, new[name], err_msg=name)
+
+
+def test_shipped_weights_go_there_and_back(tmp_path):
+  """The small model through the published names, scale of latents included."""
+  folder = pathlib.Path(__file__).resolve().parents[2] / "weights" / "tiny"
+  path = tmp_path / "tiny.safetensors"
+  weight_export.export(folder, path)
+  configs = {
+      name: kind[1](**tiny.get_config().model[name])
+      for name, kind in checkpoint_parts.KINDS.items()
+  }
+  convert(path, tmp_path / "out", configs)
+  old = model_folders.open_parts(folder)
+  new = model_folders.open_parts(tmp_path / "out")
+  for name, part in old.items():
+    assert part.shapes == new[name].shapes
+    for key in part.shapes:
+      np.testing.assert_array_equal(
+          part.read(key).astype(np.float32), new[name].read(key), err_msg=key
+      )
+  scale = old["vae"].details["scale_factor"]
+  assert new["vae"].details["scale_factor"] == scale
 
 
 def test_sizes_are_read_off_the_shapes():

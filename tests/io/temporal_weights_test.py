@@ -1,5 +1,7 @@
 """Temporal attention under the names and layouts a fork may use."""
 
+import pathlib
+
 from flax import nnx
 import numpy as np
 import pytest
@@ -35,8 +37,6 @@ class Memory(tensor_file.TensorFile):
         n: tensor_file.TensorInfo(a.shape, a.dtype.name)
         for n, a in arrays.items()
     }
-    import pathlib
-
     super().__init__(pathlib.Path("memory.ckpt"), infos, metadata)
 
   def read(self, name):
@@ -72,7 +72,8 @@ def convert(arrays, **options):
 def kernels(values, block):
   stage, slot = CONFIG.locate(block)
   prefix = f"stages.{stage}.temporal_attention."
-  return [values[f"{prefix}{n}.kernel"][slot] for n in ("query", "key", "value")]
+  names = ("query", "key", "value")
+  return [values[f"{prefix}{name}.kernel"][slot] for name in names]
 
 
 def test_layouts_of_separate_matrices():

@@ -129,6 +129,27 @@ def test_exit_code_is_two_and_no_traceback(arguments, reason):
   assert not (ROOT / "out" / "refused").exists()
 
 
+def test_plan_needs_no_input_and_no_memory():
+  result = subprocess.run(
+      [
+          sys.executable, "-c",
+          "import resource, runpy, sys\n"
+          "sys.argv = ['sample', '--plan', '--config=configs/sculpt4d.py']\n"
+          "try: runpy.run_module('launch.sample', run_name='__main__')\n"
+          "except SystemExit as e: assert not e.code, e.code\n"
+          "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)",
+      ],
+      cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+      capture_output=True, text=True, timeout=300, check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  for device in ("8 GB GPU", "80 GB GPU", "TPU v5e", "TPU v5p", "TPU v6e"):
+    assert f"| {device} |" in result.stdout
+  assert "| DiT weights | 6.34 |" in result.stdout
+  peak = int(result.stdout.rpartition("PEAK ")[2])
+  assert peak < 1.5 * 2**20  # KiB; the DiT alone would be four times that.
+
+
 def test_help_teaches():
   result = subprocess.run(
       [sys.executable, "-m", "launch.sample", "--help"],

@@ -149,6 +149,22 @@ def test_frames_are_independent_without_temporal_attention():
   assert np.abs(before - after)[:, 1].max() > 1e-3
 
 
+def test_temporal_weight_turns_temporal_attention_off_by_clip():
+  args = inputs()
+  module = model(temporal="random")
+  graphdef, params = nnx.split(module)
+  weighted = jax.jit(
+      lambda *xs: nnx.merge(graphdef, params)(
+          *xs, temporal_weight=jnp.array([0.0, 1.0])
+      ).velocity
+  )(*args)
+  with_it = run(module, args).velocity
+  without = run(module, args, mode="none").velocity
+  np.testing.assert_allclose(weighted[0], without[0], atol=2e-6)
+  np.testing.assert_allclose(weighted[1], with_it[1], atol=2e-6)
+  assert np.abs(with_it - without)[0].max() > 1e-3
+
+
 @pytest.mark.parametrize("mode", ["sparse", "full", "token"])
 def test_temporal_modes_tie_frames_together(mode):
   latents, time, context = inputs()

@@ -67,8 +67,9 @@ class SafetensorsFile(tensor_file.TensorFile):
       tensors, self._places = {}, {}
       for name, entry in header.items():
         dtype = _DTYPES.get(entry["dtype"], entry["dtype"])
-        tensors[name] = TensorInfo(tuple(entry["shape"]), dtype)
-        self._places[name] = tuple(entry["data_offsets"])
+        tensors[name] = TensorInfo(_counts(entry["shape"]), str(dtype))
+        begin, end = _counts(entry["data_offsets"])
+        self._places[name] = (begin, end)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise CheckpointError(
           f"{path} is no whole safetensors file: its header cannot be read"
@@ -80,6 +81,11 @@ class SafetensorsFile(tensor_file.TensorFile):
 
   def read(self, name: str) -> np.ndarray:
     info = self.tensors[name]
+    if info.dtype not in _NAMES:
+      raise CheckpointError(
+          f"{self.path}: {name!r} holds numbers of type {info.dtype}, which is"
+          " not known here."
+      )
     begin, end = self._places[name]
     content = tensor_file.read_bytes(
         self.path, self._start + begin, end - begin
@@ -112,6 +118,13 @@ class SafetensorsFile(tensor_file.TensorFile):
             f"{self.path} is damaged: {name!r} has {end - begin} bytes, its"
             f" shape {info.shape} needs {info.num_bytes}."
         )
+
+
+def _counts(values) -> tuple[int, ...]:
+  counts = tuple(values)
+  if not all(type(count) is int and count >= 0 for count in counts):
+    raise ValueError(f"{counts} are no sizes")
+  return counts
 
 
 def write(

@@ -34,13 +34,26 @@ class TorchFile(tensor_file.TensorFile):
       CheckpointError: The file is truncated, foreign, or holds code.
     """
     _check_kind(path)
+    self.path = path
     try:
       with zipfile.ZipFile(path) as archive:
         self._entries = {entry.filename: entry for entry in archive.infolist()}
         self._root = self._find_root(path)
         listing = self._small(archive, "data.pkl", torch_pickle.MAX_BYTES)
         order = self._small(archive, "byteorder", 64, b"little")
-    except (zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
+    except CheckpointError:
+      raise
+    # What zipfile raises on archives that are none, or use what PyTorch does
+    # not: encryption, other compressions.
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        zlib.error,
+        struct.error,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:
       if isinstance(error, OSError) and error.filename:
         raise
       raise CheckpointError(
@@ -65,18 +78,7 @@ class TorchFile(tensor_file.TensorFile):
     entry = self._entries[self._key(tensor.storage)]
     start = tensor.offset * dtype.itemsize
     count = tensor.extent * dtype.itemsize
-    content = tensor_file.read_bytes(
-        self.path, self._data_offset(entry) + start, count
-    )
-    # A part of a storage has no check sum of its own. Zero means that the
-    # writer was told to leave check sums out.
-    if count == entry.file_size and entry.CRC and zlib.crc32(
-        content
-    ) != entry.CRC:
-      raise CheckpointError(
-          f"{self.path} is damaged: the check sum of {name!r} does not fit its"
-          " numbers. Download or copy it again."
-      )
+    content = self._content(entry, name, start, count)
     flat = np.frombuffer(content, _with_order(dtype, self._byte_order))
     if not flat.dtype.isnative:
       flat = flat.astype(dtype)
@@ -114,7 +116,24 @@ class TorchFile(tensor_file.TensorFile):
           f"{archive.filename}: {name} has {entry.file_size} bytes; no"
           " checkpoint needs so many."
       )
-    return archive.read(entry)
+    if entry.compress_type != zipfile.ZIP_STORED:
+      return archive.read(entry)
+    return bytes(self._content(entry, name, 0, entry.file_size))
+
+  def _content(self, entry, name, start, count) -> bytearray:
+    """A part of an entry; of a whole one the check sum is compared."""
+    content = tensor_file.read_bytes(
+        self.path, self._data_offset(entry) + start, count
+    )
+    # A part has no check sum of its own. Zero means that PyTorch was told to
+    # leave check sums out.
+    is_checked = count == entry.file_size and entry.CRC
+    if is_checked and zlib.crc32(content) != entry.CRC:
+      raise CheckpointError(
+          f"{self.path} is damaged: the check sum of {name!r} does not fit its"
+          " content. Download or copy it again."
+      )
+    return content
 
   def _key(self, storage: torch_pickle.Storage) -> str:
     return f"{self._root}data/{storage.key}"

@@ -11,6 +11,7 @@ from sculpt4d_jax.io.tensor_files import hub
 from sculpt4d_jax.io.tensor_files import open_file
 from sculpt4d_jax.io.tensor_files import safetensors_file
 from sculpt4d_jax.io.tensor_files import tensor_file
+from tests.io import hunyuan_checkpoints as checkpoints
 
 TENSORS = {
     "a": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
@@ -90,6 +91,32 @@ def test_damaged(tmp_path, header, reason):
   refused(path, reason)
   path.write_bytes(struct.pack("<Q", 2**40) + b"{}")
   refused(path, "no safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_any_damage_is_refused_or_harmless(tmp_path, suffix):
+  """Random bytes changed or cut off: a message, never another error."""
+  shapes = {"model.a": (2, 3), "b": (4,)}
+  path = tmp_path / f"x{suffix}"
+  if suffix == ".pt":
+    checkpoints.write_torch(path, shapes, checkpoints.values(shapes))
+  else:
+    write(path)
+  content, rng, refusals = path.read_bytes(), np.random.default_rng(0), 0
+  for _ in range(300):
+    damaged = bytearray(content)
+    for at in rng.integers(len(content), size=3):
+      damaged[at] = rng.integers(256)
+    if rng.random() < 0.2:
+      damaged = damaged[: rng.integers(len(damaged))]
+    path.write_bytes(damaged)
+    try:
+      file = open_file.open_file(path)
+      for name in file.tensors:
+        file.read(name)
+    except tensor_file.CheckpointError:
+      refusals += 1
+  assert refusals > 150
 
 
 def test_shards_are_one_file(tmp_path):

@@ -91,6 +91,21 @@ def test_reads_what_torch_saves(tmp_path):
     np.testing.assert_array_equal(array, tensor.float().numpy(), name)
 
 
+def test_reads_archives_without_check_sums(tmp_path):
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+  if not hasattr(torch.serialization, "set_crc32_options"):
+    pytest.skip("this PyTorch always writes check sums")
+  path = tmp_path / "a.pt"
+  torch.serialization.set_crc32_options(False)
+  try:
+    torch.save({"a": torch.arange(5.0)}, path)
+  finally:
+    torch.serialization.set_crc32_options(True)
+  np.testing.assert_array_equal(
+      open_file.open_file(path).read("a"), np.arange(5)
+  )
+
+
 def test_torch_reads_what_the_tests_write(tmp_path):
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
   tensors = write(tmp_path / "a.pt")
@@ -161,8 +176,9 @@ def test_a_dictionary_that_holds_itself_is_refused(tmp_path):
 def test_a_view_beyond_its_storage_is_refused():
   machine_input = checkpoints.pickle({"a": (0, (2, 3))}, "float16")
   # The storage promises 6 numbers; ask for a thousand rows.
+  columns = b"J\x03\x00\x00\x00t("
   widened = machine_input.replace(
-      b"(J\x02\x00\x00\x00J\x03\x00\x00\x00t(", b"(J\xe8\x03\x00\x00J\x03\x00\x00\x00t("
+      b"(J\x02\x00\x00\x00" + columns, b"(J\xe8\x03\x00\x00" + columns
   )
   assert widened != machine_input
   with pytest.raises(tensor_file.CheckpointError, match="beyond"):

@@ -82,37 +82,6 @@ def test_unseen_tokens_have_no_influence(small):
   assert gradient[:, :, 0:8].all()  # The anchor frame.
 
 
-def test_jit_vmap_remat_and_scan_agree(small):
-  mask = bsa.BlockMask(3, 4, schedule=(1, 2))
-  inputs = kernel_shapes.random_inputs((2, 1, 2, 24, 4))
-
-  def loss(*inputs, **kwargs):
-    output = bsa.block_sparse_attention(*inputs, mask, **kwargs)
-    return (output**2).sum()
-
-  def reference(*inputs):
-    return loss(*inputs, implementation="reference")
-
-  def scanned(*inputs):
-    body = lambda total, xs: (total + loss(*xs), None)
-    return jax.lax.scan(jax.checkpoint(body), 0.0, inputs)[0]
-
-  def gradients(*inputs):
-    argnums = (0, 1, 2)
-    return {
-        "vmap": jax.vmap(jax.grad(loss, argnums))(*inputs),
-        "remat": jax.vmap(jax.grad(jax.checkpoint(loss), argnums))(*inputs),
-        "scan": jax.grad(scanned, argnums)(*inputs),
-        "expected": jax.vmap(jax.grad(reference, argnums))(*inputs),
-    }
-
-  gradients = jax.jit(gradients)(*inputs)
-  expected = gradients.pop("expected")
-  for name, actual in gradients.items():
-    for x, y in zip(actual, expected):
-      np.testing.assert_allclose(x, y, atol=1e-5, err_msg=name)
-
-
 def test_mask_may_be_a_static_argument():
   inputs = kernel_shapes.random_inputs(SHAPE)
   jitted = jax.jit(bsa.block_sparse_attention, static_argnums=3)
@@ -148,7 +117,7 @@ def test_automatic_choice_goes_on_to_the_next_backend(monkeypatch):
 
 def test_unknown_choices_are_refused():
   inputs = kernel_shapes.random_inputs(SHAPE)
-  with pytest.raises(ValueError, match="one of .*'reference', 'xla'"):
+  with pytest.raises(ValueError, match=r"'reference', 'xla'\]"):
     attend(*inputs, implementation="cuda")
   with pytest.raises(ValueError, match="token_order must be"):
     attend(*inputs, token_order="morton")

@@ -1,4 +1,9 @@
-"""The plain JAX backend equals the float32 reference, on all of its paths."""
+"""How the plain JAX backend chooses, plans its work, and uses memory.
+
+That its paths equal the reference is tested in `backend_test`.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,156 +19,55 @@ from sculpt4d_jax.kernels.block_sparse_attention import xla_lists
 BlockMask = bsa.BlockMask
 
 
-def results_and_gradients(inputs, mask, **kwargs):
-  """Output, log-sum-exp, and gradients for random cotangents of both."""
-  keys = jax.random.split(jax.random.key(7), 2)
-  output_bar = jax.random.normal(keys[0], inputs[0].shape)
-  log_sum_exp_bar = jax.random.normal(keys[1], inputs[0].shape[:-1])
+def memory(mask, shape, **kwargs):
+  """Bytes (inputs and outputs, temporary) of forward and backward."""
+  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)] * 4
 
-  def loss(*inputs):
-    output, log_sum_exp = bsa.block_sparse_attention(
-        *inputs, mask, return_log_sum_exp=True, **kwargs
-    )
-    product = (output.astype(jnp.float32) * output_bar).sum()
-    product += (log_sum_exp * log_sum_exp_bar).sum()
-    return product, (output, log_sum_exp)
+  def run(query, key, value, output_bar):
+    attend = functools.partial(
+        xla.attention, mask=mask, scale=0.1, token_order="bit_reversed",
+        **kwargs,
+    )  # fmt: skip
+    results, vjp = jax.vjp(attend, query, key, value)
+    return results, vjp((output_bar, jnp.zeros_like(results[1])))
 
-  differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-  # Compiling takes far longer than running: optimise less.
-  options = {"xla_backend_optimization_level": 0}
-  jitted = jax.jit(differentiate, compiler_options=options)
-  (_, results), gradients = jitted(*inputs)
-  return dict(
-      zip(
-          ("output", "log_sum_exp", "query", "key", "value"),
-          (np.asarray(x, np.float32) for x in (*results, *gradients)),
-      )
-  )
+  analysis = jax.jit(run).lower(*arrays).compile().memory_analysis()
+  fixed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+  return fixed, analysis.temp_size_in_bytes
 
 
-def assert_equals_reference(inputs, mask, tolerance=2e-5, **kwargs):
-  """Compares results and gradients, relative to the largest of each."""
-  actual = results_and_gradients(inputs, mask, **kwargs)
-  kwargs["implementation"] = "reference"
-  expected = results_and_gradients(inputs, mask, **kwargs)
-  for name, value in expected.items():
-    np.testing.assert_allclose(
-        actual[name],
-        value,
-        rtol=tolerance,
-        atol=tolerance * max(1.0, np.abs(value).max()),
-        err_msg=f"{name} of {mask}",
-    )
+@pytest.mark.parametrize("mask", [BlockMask(6, 8), BlockMask(6, 5)], ids=str)
+def test_no_quadratic_memory(mask):
+  shape = (1, 1, mask.num_blocks * 160, 8)
+  _, temporary = memory(mask, shape)
+  scores = 4 * shape[2] ** 2
+  assert temporary < scores / 4
 
 
-@pytest.fixture(name="large_path")
-def fixture_large_path(monkeypatch):
-  """Sends small inputs the way of large ones, in several chunks and steps."""
-  monkeypatch.setattr(xla, "_MAX_SMALL_TOKENS", 0)
-  monkeypatch.setattr(xla, "_GROUP_TOKENS", 64)
-  monkeypatch.setattr(xla_contiguous, "_CHUNK_TOKENS", 8)
-  monkeypatch.setattr(xla_lists, "_STEP_TOKENS", 8)
+@pytest.mark.slow
+def test_peak_memory_is_near_that_of_inputs_outputs_and_residuals():
+  shape = shapes.SHAPES["cpu_16f"]
+  fixed, temporary = memory(shape.mask(), shape.array_shape)
+  assert temporary < 0.5 * fixed
 
 
-def inputs_for(mask, block_size, batch=1, heads=2, head_dim=8, **kwargs):
-  shape = (batch, heads, mask.num_blocks * block_size, head_dim)
-  return shapes.random_inputs(shape, **kwargs)
+def test_path_is_chosen_by_size_and_mask():
+  choose = lambda tokens, mask: xla._choose((1, 1, tokens, 8), mask)
+  assert choose(512, BlockMask(4, 8)) == "small"
+  assert choose(1024, BlockMask(4, 8)) == "contiguous"
+  assert choose(1000, BlockMask(4, 5)) == "lists"
+  assert xla._choose((64, 16, 512, 8), BlockMask(4, 8)) == "contiguous"
 
 
-@pytest.mark.parametrize("num_frames", [1, 3, 6, 16])
-def test_contiguous_path_at_any_number_of_frames(large_path, num_frames):
-  mask = BlockMask(num_frames, 16)
-  assert_equals_reference(
-      inputs_for(mask, 2), mask, token_order="bit_reversed"
-  )
-
-
-def test_contiguous_path_without_padding(large_path, monkeypatch):
-  # One loop for every kind of query frame, as for large inputs.
-  monkeypatch.setattr(xla_contiguous, "_MAX_PADDING_SHORT", 0.0)
-  mask = BlockMask(8, 8, schedule=(1, 2, 4))
-  assert len(xla_contiguous._groups(mask, 0.0)) == 3
-  assert_equals_reference(inputs_for(mask, 4), mask)
-
-
-@pytest.mark.parametrize(
-    "blocks, block_size", [(1, 5), (2, 1), (3, 3), (5, 2), (8, 3), (33, 1)]
-)
-def test_any_number_and_size_of_blocks(large_path, blocks, block_size):
-  mask = BlockMask(4, blocks, schedule=(1, 2, 4))
-  assert_equals_reference(inputs_for(mask, block_size), mask)
-
-
-@pytest.mark.parametrize("variant", ["A", "B", "C", "D"])
-def test_every_schedule_of_the_ablation(large_path, variant):
-  mask = shapes.ablation_masks(7)[variant]
-  assert_equals_reference(
-      inputs_for(mask, 1, heads=1), mask, token_order="bit_reversed"
-  )
-
-
-@pytest.mark.parametrize(
-    "mask, order",
-    [
-        (BlockMask(5, 12, (1, 3, 5), anchor_frames=(1, 4)), "natural"),
-        (BlockMask(5, 12, (1, 3, 5), anchor_frames=(1, 4)), "bit_reversed"),
-        (BlockMask(5, 8, (2, 4), anchor_frames=(0, 2, 3)), "natural"),
-        (BlockMask(5, 8, (2, 6)) | BlockMask(5, 8, (5,), ()), "bit_reversed"),
-        (BlockMask(3, 64, (64,), anchor_frames=()), "natural"),
-    ],
-    ids=["lists", "lists_reversed", "anchors", "or", "token_only"],
-)
-def test_masks_of_every_kind(large_path, mask, order):
-  assert_equals_reference(
-      inputs_for(mask, 2, heads=1), mask, token_order=order
-  )
-
-
-@pytest.mark.parametrize("order", ["natural", "bit_reversed"])
-@pytest.mark.parametrize("blocks", [5, 8])
-def test_small_path_equals_reference(blocks, order):
-  mask = BlockMask(8, blocks)
-  assert_equals_reference(
-      inputs_for(mask, 3, batch=2), mask, token_order=order, scale=0.1
-  )
-
-
-@pytest.mark.parametrize(
-    "mask", [BlockMask(6, 8), BlockMask(6, 5)], ids=["contiguous", "lists"]
-)
-class TestLargePaths:
-  """Both linear-memory paths under awkward numbers."""
-
-  def test_bfloat16(self, large_path, mask):
-    inputs = inputs_for(mask, 4, dtype=jnp.bfloat16)
-    # Eight bits of mantissa in the results; both sides round inputs alike.
-    assert_equals_reference(inputs, mask, tolerance=1e-2)
-
-  def test_large_logits(self, large_path, mask):
-    inputs = inputs_for(mask, 4, size=100.0)
-    logits = jnp.einsum("bhqk,bhsk->bhqs", inputs[0], inputs[1])
-    assert float(logits.max()) > 1e4  # exp overflows float32 beyond 88.
-    # float32 keeps scores of 1e4 to about 1e-3.
-    assert_equals_reference(inputs, mask, tolerance=5e-3)
-
-  def test_scale_and_many_heads(self, large_path, mask):
-    inputs = inputs_for(mask, 2, batch=2, heads=3)
-    assert_equals_reference(inputs, mask, scale=0.1)
-
-  def test_no_quadratic_memory(self, mask):
-    shape = (1, 1, mask.num_blocks * 160, 8)
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)] * 3
-    loss = lambda *xs: bsa.block_sparse_attention(*xs, mask).sum()
-    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).compile()
-    scores = 4 * shape[2] ** 2
-    assert compiled.memory_analysis().temp_size_in_bytes < scores / 4
-
-
-def test_large_logits_on_small_path():
-  mask = BlockMask(4, 8)
-  assert_equals_reference(
-      inputs_for(mask, 4, size=100.0), mask, tolerance=5e-3
-  )
+def test_path_that_cannot_serve_is_refused():
+  inputs = shapes.random_inputs((1, 1, 20, 8))
+  attend = functools.partial(xla.attention, *inputs, scale=1.0)
+  with pytest.raises(NotImplementedError, match='path="lists" serves any'):
+    attend(BlockMask(4, 5), path="contiguous")
+  with pytest.raises(ValueError, match="'dense' is unknown; choose one of"):
+    attend(BlockMask(4, 5), path="dense")
+  with pytest.raises(ValueError, match="chunk_tokens must be a whole number"):
+    xla.TileSizes(chunk_tokens=0)
 
 
 @pytest.mark.parametrize("num_frames", [8, 16, 32, 64])

@@ -1,0 +1,25 @@
+r"""Between tiny and the released size: for measurements of speed.
+
+  python -m launch.flops --config=configs/mid.py --measure
+
+The released model's blocks, 32 a frame, and heads 64 wide, small enough for two
+CPU cores. No weights are shipped; none are needed to take the time.
+"""
+
+import ml_collections
+
+from configs import tiny
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """512 wide, 256 tokens a frame."""
+  config = tiny.get_config()
+  config.name = "mid"
+  config.weights = ""
+  config.model.vae.update(dict(num_latents=256, latent_channels=64))
+  config.model.dit.update(dict(
+      depth=5, width=512, num_heads=8, latent_channels=64, num_moe_blocks=1,
+      temporal_block_size=8,
+  ))
+  config.sampling.update(dict(num_frames=16, num_steps=2, guidance_scale=1.0))
+  return config

@@ -1,0 +1,224 @@
+"""One step of each GPU kernel: the mathematics of a tile, written once.
+
+The same functions run on the device and in plain JAX. What differs is behind
+three small things that a step is given:
+
+  product      Float32 matrix product of two tiles, [R, N] and [N, C];
+               `product_of_rows` of [R, N] and [C, N].
+  Operand      A tile of the loop: `read()` gives it once it is there,
+               `release()` says that it is not needed any more.
+  Accumulator  `add(left, right)` adds their product to a running sum.
+
+Exponentials are base 2, as the hardware has them: a factor log2(e) goes with
+the scale of the scores, so that exp(scale * s) = exp2(exponent * s). Maxima and
+log-sum-exps inside the kernels have base 2 too.
+
+Source: Dao et al., FlashAttention-2, 2023 (online softmax; backward from the
+log-sum-exp).
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+LOG2_E = math.log2(math.e)
+
+
+class Product(Protocol):
+
+  def __call__(
+      self, left: Any, right: Any, transposed: bool = False
+  ) -> jax.Array:
+    ...
+
+
+class Operand(Protocol):
+
+  def read(self) -> Any:
+    ...
+
+  def release(self) -> None:
+    ...
+
+
+class Accumulator(Protocol):
+
+  def add(self, left: Any, right: Any) -> None:
+    ...
+
+
+class Softmax(NamedTuple):
+  """State of the online softmax of R queries."""
+
+  output: jax.Array  # Sum of weights times values, [R, K] float32.
+  maximum: jax.Array  # Of the scaled scores so far, base 2, [R].
+  total: jax.Array  # Sum of the weights relative to the maximum, [R].
+
+  @classmethod
+  def start(cls, rows: int, head_dim: int) -> "Softmax":
+    return cls(
+        jnp.zeros((rows, head_dim), jnp.float32),
+        jnp.full((rows,), -jnp.inf, jnp.float32),
+        jnp.zeros((rows,), jnp.float32),
+    )
+
+  def finish(self) -> tuple[jax.Array, jax.Array]:
+    """Output [R, K] and natural log-sum-exp [R]; float32."""
+    output = self.output * along_rows(1.0 / self.total, self.output.shape)
+    return output, self.maximum / LOG2_E + jnp.log(self.total)
+
+
+def forward(
+    state: Softmax,
+    query: Any,
+    key: Operand,
+    value: Operand,
+    exponent: float,
+    product: Product,
+    take_turns: Callable[[], None],
+    product_of_scores: Product | None = None,
+) -> Softmax:
+  """Takes one tile of keys and values into the softmax.
+
+  Args:
+    state: Of R queries.
+    query: [R, K].
+    key: [C, K].
+    value: [C, K].
+    exponent: Scale of the scores times log2(e); not negative.
+    product: Matrix product.
+    take_turns: Called before the second product.
+    product_of_scores: Matrix product for the scores, if another one.
+  """
+  scores = (product_of_scores or product)(query, key.read(), True)  # [R, C]
+  key.release()
+  maximum = jnp.maximum(state.maximum, scores.max(axis=1) * exponent)
+  shrink = jnp.exp2(state.maximum - maximum)
+  weights = jnp.exp2(scores * exponent - along_rows(maximum, scores.shape))
+  total = state.total * shrink + weights.sum(axis=1)
+  values = value.read()
+  weights = weights.astype(values.dtype)
+  take_turns()
+  # Shrinking the old sum is part of adding the new one: one instruction.
+  share = product(weights, values)  # [R, K]
+  value.release()
+  output = state.output * along_rows(shrink, share.shape) + share
+  return Softmax(output, maximum, total)
+
+
+def query_bar(
+    total: Accumulator,
+    query: Any,
+    output_bar: Any,
+    log_sum_exp: jax.Array,
+    offset: jax.Array,
+    key: Operand,
+    value: Operand,
+    exponent: float,
+    product: Product,
+    finish: Callable[[], None],
+) -> None:
+  """Adds the gradient, but for the scale, through one tile of keys.
+
+  Args:
+    total: Of the gradient of R queries, [R, K].
+    query: [R, K].
+    output_bar: Cotangent of the output, [R, K].
+    log_sum_exp: Of the scaled scores, base 2, [R].
+    offset: Sum over K of output * output_bar, less the cotangent of the
+      log-sum-exp, [R].
+    key: [C, K].
+    value: [C, K].
+    exponent: Scale of the scores times log2(e); not negative.
+    product: Matrix product.
+    finish: Waits until all sums are done.
+  """
+  keys = key.read()
+  scores = product(query, keys, transposed=True)  # [R, C]
+  shape = scores.shape
+  weights = jnp.exp2(scores * exponent - along_rows(log_sum_exp, shape))
+  values = value.read()
+  weights_bar = product(output_bar, values, transposed=True)
+  value.release()
+  scores_bar = weights * (weights_bar - along_rows(offset, shape))
+  total.add(scores_bar.astype(values.dtype), keys)
+  finish()
+  key.release()
+
+
+def key_value_bar(
+    key_total: Accumulator,
+    value_total: Accumulator,
+    key: Any,
+    value: Any,
+    query: Operand,
+    output_bar: Operand,
+    log_sum_exp: Operand,
+    offset: Operand,
+    exponent: float,
+    product: Product,
+    finish: Callable[[], None],
+) -> None:
+  """Adds the gradients, but for keys' scale, through one tile of queries.
+
+  Scores are held transposed, a row for a key, so that all of a program's sums
+  are over its own rows.
+
+  Args:
+    key_total: Of the gradient of R keys, [R, K].
+    value_total: Of the gradient of R values, [R, K].
+    key: [R, K].
+    value: [R, K].
+    query: [C, K].
+    output_bar: As in `query_bar`, [C, K].
+    log_sum_exp: As in `query_bar`, [C].
+    offset: As in `query_bar`, [C].
+    exponent: Scale of the scores times log2(e); not negative.
+    product: Matrix product.
+    finish: Waits until all sums are done.
+  """
+  queries = query.read()
+  scores = product(key, queries, transposed=True)  # [R, C]
+  shape = scores.shape
+  log_sum_exps = along_columns(log_sum_exp.read()[...], shape)
+  log_sum_exp.release()
+  weights = jnp.exp2(scores * exponent - log_sum_exps)
+  output_bars = output_bar.read()
+  value_total.add(weights.astype(queries.dtype), output_bars)
+  weights_bar = product(value, output_bars, transposed=True)
+  offsets = along_columns(offset.read()[...], shape)
+  offset.release()
+  scores_bar = weights * (weights_bar - offsets)
+  key_total.add(scores_bar.astype(queries.dtype), queries)
+  finish()
+  output_bar.release()
+  query.release()
+
+
+def along_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """[R] to [R, C], a value a row."""
+  return lax.broadcast_in_dim(x, shape, (0,))
+
+
+def along_columns(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """[C] to [R, C], a value a column."""
+  return lax.broadcast_in_dim(x, shape, (1,))
+
+
+def varying_as(x: jax.Array, *others: jax.Array) -> jax.Array:
+  """Marks an array as varying over the mesh axes that others vary over.
+
+  Inside `jax.shard_map` an array has a type that says so; constants, and what a
+  kernel returns, lack it.
+  """
+  missing = frozenset().union(*map(_varying, others)) - _varying(x)
+  return lax.pcast(x, tuple(missing), to="varying") if missing else x
+
+
+def _varying(x: jax.Array) -> frozenset:
+  axes = getattr(jax.typeof(x), "manual_axis_type", None)
+  return frozenset(getattr(axes, "varying", ()))

@@ -1,0 +1,128 @@
+"""Counts the operations of a preset, and prints the paper's tables beside them.
+
+Usage:
+
+  # By part, a step and a sample, of the released model; Tables A1 and A2.
+  python -m launch.flops
+
+  # Any preset and number of frames; Figure A1 as a file.
+  python -m launch.flops --config=configs/tiny.py --num_frames=8,16 \\
+      --figure=figure_a1.svg
+
+  # Time of sampling, sparse over full, beside the ratio of operations. Takes
+  # minutes on a CPU; random weights.
+  python -m launch.flops --config=configs/mid.py --num_frames=8,16,32 --measure
+
+Counted are products of matrices, two operations for a multiplication with its
+addition. A step is one call of the transformer on one clip; a sample is the
+image encoder, the context's keys and values, and all steps, twice each with
+guidance, up to the latents. With --num_points the autoencoder follows.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import program
+from sculpt4d_jax.evaluation import cost
+from sculpt4d_jax.evaluation import sampling_time
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.io import atomic
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/sculpt4d.py", "Preset; see configs/base.py."
+)
+_NUM_FRAMES = flags.DEFINE_list(
+    "num_frames", ["16"], "Numbers of frames to count by part, or to measure."
+)
+_NUM_POINTS = flags.DEFINE_integer(
+    "num_points",
+    0,
+    "Points a frame where the field is evaluated, with the autoencoder's part"
+    " of a sample; 0 leaves it out.",
+    lower_bound=0,
+)
+_FIGURE = flags.DEFINE_string(
+    "figure", None, "SVG file for Figure A1; optional."
+)
+_MEASURE = flags.DEFINE_bool(
+    "measure", False, "Take the time of sampling, sparse over full, instead."
+)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 3, "Runs of each that --measure takes.", lower_bound=1
+)
+
+
+def main(unused_argv: Sequence[str]) -> None:
+  config = _CONFIG.value
+  frames = _frames(_NUM_FRAMES.value)
+  networks = model_lib.parts(config.model)
+  sizes = cost.Sizes(**{name: part[1] for name, part in networks.items()})
+  sampling = config.sampling.to_dict()
+  if _MEASURE.value:
+    _print_measured(config, sampling, frames)
+    return
+  for num_frames in frames:
+    _print_parts(sizes, sampling, num_frames)
+  print(cost.table_a1(sizes), "\n")
+  print(cost.table_a2(sizes), "\n")
+  print(cost.difference(sizes))
+  if _FIGURE.value:
+    atomic.write_bytes(_FIGURE.value, cost.figure_a1(sizes).encode())
+
+
+def _frames(texts: Sequence[str]) -> list[int]:
+  try:
+    frames = [int(text) for text in texts]
+  except ValueError:
+    frames = []
+  if not frames or min(frames) < 1:
+    raise ValueError(
+        f"--num_frames={','.join(texts)} must be whole numbers of at least 1,"
+        " separated by commas."
+    )
+  return frames
+
+
+def _print_parts(sizes, sampling, num_frames) -> None:
+  config = model_lib.SamplingConfig(**{**sampling, "num_frames": num_frames})
+  steps, branches = cost.num_calls(config.num_steps, config.guidance_scale)
+  print(
+      f"{num_frames} frames, temporal attention {config.temporal_mode};"
+      f" a sample is {config.num_steps} times, that is {steps} steps, of"
+      f" {branches} call{'s' * (branches > 1)} each (guidance"
+      f" {config.guidance_scale:g})"
+  )
+  columns = {
+      "step, full": sizes.call(num_frames, "full"),
+      f"step, {config.temporal_mode}": sizes.call(
+          num_frames, config.temporal_mode
+      ),
+      "sample": cost.sample(sizes, config, _NUM_POINTS.value),
+  }
+  print(cost.parts_table(columns), "\n")
+
+
+def _print_measured(config, sampling, frames) -> None:
+  program.log_platform()
+  ratios = sampling_time.measure(
+      config.model,
+      model_lib.SamplingConfig(**sampling),
+      frames,
+      _ROUNDS.value,
+  )
+  print(
+      f"{'frames':<8}{'sparse':>10}{'full':>10}{'time ratio':>12}"
+      f"{'operations':>12}{'deviation':>11}   (CPU seconds a sample)"
+  )
+  for ratio in ratios:
+    print(
+        f"{ratio.num_frames:<8}{ratio.seconds['sparse']:>10.2f}"
+        f"{ratio.seconds['full']:>10.2f}{ratio.by_time:>12.1%}"
+        f"{ratio.by_operations:>12.1%}{ratio.deviation:>+11.1%}"
+    )
+
+
+if __name__ == "__main__":
+  program.run(main)

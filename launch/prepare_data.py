@@ -1,0 +1,166 @@
+r"""Makes training records of animated assets.
+
+  python -m launch.prepare_data --assets=my_assets --output=data/mine
+  python -m launch.prepare_data --procedural=200 --output=data/made --preset=tiny
+
+Assets are .glb and .gltf files (skins, morph targets, node animation), USD
+files, and folders or zips of per-frame meshes, found in all folders below.
+Each animation becomes one or more records, if it passes the round-trip gate;
+OUTPUT/summary.html shows what was accepted and rejected, and why. Say where the
+assets come from in a `sources.json` beside them:
+
+  [{"files": "kaykit/*.glb", "licence": "CC0-1.0", "source": "...",
+    "authors": "..."}]
+
+Stop it whenever you like: the same command goes on, and takes up new assets.
+Sizes are those of the paper; --preset=small and --preset=tiny are for tests
+and small models, and every size has a flag. --beam sends the work through
+Apache Beam; options of its runner follow in --beam_options.
+"""
+
+import dataclasses
+import os
+import shlex
+import sys
+
+from absl import flags
+from absl import logging
+
+from launch import program
+from sculpt4d_jax.data import asset_units
+from sculpt4d_jax.data import beam_run
+from sculpt4d_jax.data import dataset_card
+from sculpt4d_jax.data import dataset_index
+from sculpt4d_jax.data import preparation
+from sculpt4d_jax.data import preparation_run
+from sculpt4d_jax.data import summary_page
+from sculpt4d_jax.geometry import watertight
+
+_PRESETS = {
+    "full": {},
+    "small": dict(
+        num_uniform=16_384, num_sharp=16_384, num_queries=512,
+        num_near=8192, num_volume=4096, num_views=8, image_size=256,
+        resolution=128,
+    ),
+    "tiny": dict(
+        num_frames=8, num_uniform=2048, num_sharp=2048, num_parts=2,
+        num_queries=64, num_near=2048, num_volume=1024, num_views=4,
+        image_size=128, resolution=64,
+    ),
+}
+
+_ASSETS = flags.DEFINE_list("assets", [], "Folders of assets.")
+_PROCEDURAL = flags.DEFINE_integer(
+    "procedural", 0, "Clips of the procedural source.", lower_bound=0
+)
+_FIRST_SEED = flags.DEFINE_integer(
+    "first_seed", 200_000, "Of the procedural clips.", lower_bound=0
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder of the data set.", required=True
+)
+_PRESET = flags.DEFINE_enum("preset", "full", list(_PRESETS), "Sizes.")
+_TEST_FRACTION = flags.DEFINE_float(
+    "test_fraction", 0.1, "Of the assets, for the test split.", 0.0, 0.99
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers", os.cpu_count() or 1, "Units prepared at a time.", lower_bound=1
+)
+_CLIPS_PER_UNIT = flags.DEFINE_integer(
+    "clips_per_unit", 8, "Animations of a unit of work.", lower_bound=1
+)
+_MEMORY = flags.DEFINE_float(
+    "memory_gb", 16.0, "Address space of a unit's process.", lower_bound=1.0
+)
+_TIME = flags.DEFINE_float(
+    "time_limit", 7200.0, "Seconds after which a unit is ended.",
+    lower_bound=1.0,
+)
+_BEAM = flags.DEFINE_bool("beam", False, "Run through Apache Beam.")
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options", "", "Options of Beam's runner, as on a command line."
+)
+
+
+def _define_sizes() -> dict[str, flags.FlagHolder]:
+  """A flag for every size of a record; unset ones are the preset's."""
+  holders = {}
+  for field in dataclasses.fields(preparation.PreparationSettings):
+    text = f"{field.name.replace('_', ' ')} of a record; default by preset."
+    if field.type == "int" or field.type is int:
+      holders[field.name] = flags.DEFINE_integer(field.name, None, text)
+    elif field.type == "float" or field.type is float:
+      holders[field.name] = flags.DEFINE_float(field.name, None, text)
+  holders["attachments"] = flags.DEFINE_enum(
+      "attachments", None, ["one", "all", "none"],
+      "Unskinned meshes on a skinned character: one a joint, all, none.",
+  )
+  holders["resolution"] = flags.DEFINE_integer(
+      "resolution", None, "Cells a side of the watertight surface's grid."
+  )
+  return holders
+
+
+_SIZES = _define_sizes()
+
+
+def _settings() -> preparation.PreparationSettings:
+  sizes = dict(_PRESETS[_PRESET.value])
+  sizes |= {
+      name: holder.value
+      for name, holder in _SIZES.items()
+      if holder.value is not None
+  }
+  surface = {}
+  if "resolution" in sizes:
+    surface["resolution"] = sizes.pop("resolution")
+  return preparation.PreparationSettings(
+      **sizes, surface=watertight.WatertightSettings(**surface)
+  )
+
+
+def main(argv):
+  del argv
+  settings = _settings()
+  folder = preparation_run.open_output(_OUTPUT.value, settings)
+  run = preparation_run.RunSettings(
+      num_workers=_WORKERS.value,
+      clips_per_unit=_CLIPS_PER_UNIT.value,
+      memory_bytes=int(_MEMORY.value * 2**30),
+      seconds=_TIME.value,
+      threads=max(1, (os.cpu_count() or 1) // _WORKERS.value),
+  )
+  assets = asset_units.find_assets(_ASSETS.value)
+  assets += asset_units.procedural_units(
+      _FIRST_SEED.value, _PROCEDURAL.value, _CLIPS_PER_UNIT.value
+  )
+  if not assets:
+    raise ValueError(
+        "There is nothing to prepare: give folders of assets with --assets or"
+        " a number of procedural clips with --procedural."
+    )
+  logging.info("%d assets, into %s.", len(assets), folder)
+  if _BEAM.value:
+    beam_run.run(
+        assets, settings, run, str(folder), shlex.split(_BEAM_OPTIONS.value)
+    )
+  else:
+    preparation_run.run_locally(assets, settings, run, str(folder))
+  index = dataset_index.write_index(folder, _TEST_FRACTION.value)
+  page = summary_page.write_summary(folder)
+  dataset_card.write_card(index, _command())
+  for name, clips in index.splits.items():
+    logging.info(
+        "%s: %d clips of %d assets.", name, len(clips),
+        len({clip.asset for clip in clips}),
+    )
+  logging.info("Open %s.", page)
+
+
+def _command() -> str:
+  return shlex.join(["python", "-m", "launch.prepare_data", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+  program.run(main)

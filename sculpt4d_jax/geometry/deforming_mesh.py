@@ -1,0 +1,174 @@
+"""A mesh whose vertices move: one topology, a position a vertex and frame.
+
+`frame(i)` gives ordinary meshes. A point stored as (face, barycentrics) on one
+frame is the same material point on all others (`geometry/sampling.py`).
+"""
+
+from collections.abc import Iterator
+import dataclasses
+
+import numpy as np
+
+from sculpt4d_jax.geometry import mesh as mesh_lib
+
+TriangleMesh = mesh_lib.TriangleMesh
+
+
+@dataclasses.dataclass(frozen=True)
+class DeformingMesh:
+  """An animated triangle mesh.
+
+  Attributes:
+    vertices: Positions, float32 [F, V, 3].
+    faces: Vertex indices, int32 [T, 3].
+    rest: Positions at rest, where points are sampled, float32 [V, 3]; those of
+      frame 0 if there is no better pose.
+    colours: RGB of the vertices, uint8 [V, 3], or None.
+  """
+
+  vertices: np.ndarray
+  faces: np.ndarray
+  rest: np.ndarray | None = None
+  colours: np.ndarray | None = None
+
+  def __post_init__(self):
+    vertices = np.ascontiguousarray(self.vertices, np.float32)
+    if vertices.ndim != 3 or vertices.shape[2] != 3 or not len(vertices):
+      raise ValueError(f"vertices must be [F, V, 3], got {vertices.shape}.")
+    rest = vertices[0] if self.rest is None else self.rest
+    mesh = TriangleMesh(rest, self.faces)
+    if mesh.num_vertices != vertices.shape[1]:
+      raise ValueError(
+          f"rest has {mesh.num_vertices} vertices, the frames have"
+          f" {vertices.shape[1]}."
+      )
+    if self.colours is not None:
+      colours = np.ascontiguousarray(self.colours, np.uint8)
+      if colours.shape != (vertices.shape[1], 3):
+        raise ValueError(
+            f"colours must be [{vertices.shape[1]}, 3], got {colours.shape}."
+        )
+      object.__setattr__(self, "colours", colours)
+    object.__setattr__(self, "vertices", vertices)
+    object.__setattr__(self, "faces", mesh.faces)
+    object.__setattr__(self, "rest", mesh.vertices)
+
+  @property
+  def num_frames(self) -> int:
+    return len(self.vertices)
+
+  @property
+  def num_vertices(self) -> int:
+    return self.vertices.shape[1]
+
+  @property
+  def num_faces(self) -> int:
+    return len(self.faces)
+
+  def frame(self, index: int) -> TriangleMesh:
+    return TriangleMesh(self.vertices[index], self.faces)
+
+  def frames(self) -> Iterator[TriangleMesh]:
+    return (self.frame(index) for index in range(self.num_frames))
+
+  def rest_mesh(self) -> TriangleMesh:
+    return TriangleMesh(self.rest, self.faces)
+
+  def select_faces(self, keep: np.ndarray) -> "DeformingMesh":
+    """The faces of a mask [T], and the vertices they use."""
+    faces = self.faces[keep]
+    used = np.zeros(self.num_vertices, bool)
+    used[faces] = True
+    return DeformingMesh(
+        self.vertices[:, used],
+        (np.cumsum(used) - 1)[faces],
+        self.rest[used],
+        None if self.colours is None else self.colours[used],
+    )
+
+
+def normalise(mesh: DeformingMesh, extent: float = 0.95) -> DeformingMesh:
+  """Brings an animation into [-extent, extent]^3 with ONE box for all frames.
+
+  The box is that of the vertices that faces use; its longest side becomes
+  2 * extent. Motion of the whole object is kept.
+
+  Raises:
+    ValueError: The box has no size or is not finite.
+  """
+  used = np.unique(mesh.faces)
+  if not len(used):
+    raise ValueError("The mesh has no faces.")
+  seen = mesh.vertices[:, used].astype(np.float64)
+  low, high = seen.min((0, 1)), seen.max((0, 1))
+  size = (high - low).max()
+  if not (np.isfinite(size) and size > 0):
+    raise ValueError(f"The animation's box has the size {size}.")
+  centre, scale = (low + high) / 2, 2 * extent / size
+  return DeformingMesh(
+      (mesh.vertices - centre) * scale,
+      mesh.faces,
+      (mesh.rest - centre) * scale,
+      mesh.colours,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+  """How an animation moves, in units of the object's own size.
+
+  The size is the diagonal of a frame's box, its median over the frames.
+
+  Attributes:
+    travel: The longest way that a vertex goes from its place in frame 0.
+    deformation: The same once the frame's mean motion is taken off.
+    size_ratio: Largest over smallest diagonal of a frame's box.
+    share_of_box: The object's size over the diagonal of the animation's box;
+      small where the object crosses a large scene.
+    stretch: How much longer an edge gets than in frame 0: the length that
+      99.9 % of the total edge length stay below, as a ratio.
+  """
+
+  travel: float
+  deformation: float
+  size_ratio: float
+  share_of_box: float
+  stretch: float
+
+
+def measure_motion(mesh: DeformingMesh) -> Motion:
+  """Measures an animation; all its positions must be finite."""
+  used = np.unique(mesh.faces)
+  seen = mesh.vertices[:, used].astype(np.float64)
+  diagonals = np.linalg.norm(seen.max(1) - seen.min(1), axis=1)
+  size = max(float(np.median(diagonals)), 1e-30)
+  whole = np.linalg.norm(seen.max((0, 1)) - seen.min((0, 1)))
+  moved = seen - seen[0]
+  shift = moved.mean(1, keepdims=True)
+  return Motion(
+      travel=float(np.linalg.norm(moved, axis=-1).max() / size),
+      deformation=float(np.linalg.norm(moved - shift, axis=-1).max() / size),
+      size_ratio=float(diagonals.max() / max(diagonals.min(), 1e-30)),
+      share_of_box=float(size / max(whole, 1e-30)),
+      stretch=_stretch(mesh, size),
+  )
+
+
+def _stretch(mesh: DeformingMesh, size: float) -> float:
+  edges = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]],
+                          mesh.faces[:, [2, 0]]])
+  edges = np.unique(np.sort(edges, axis=1), axis=0)
+
+  def lengths(frame):
+    ends = mesh.vertices[frame].astype(np.float64)[edges]
+    return np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
+
+  first = lengths(0)
+  # An edge of no length may become short without being stretched.
+  floor = np.maximum(first, 0.01 * size)
+  worst = np.ones(len(edges))
+  for frame in range(1, mesh.num_frames):
+    worst = np.maximum(worst, lengths(frame) / floor)
+  order = np.argsort(worst)
+  share = np.cumsum(floor[order]) / floor.sum()
+  return float(worst[order][min(np.searchsorted(share, 0.999), len(order) - 1)])

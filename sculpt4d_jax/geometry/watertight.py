@@ -1,0 +1,295 @@
+"""Watertight surfaces of meshes that artists made.
+
+Animated models are soups: many bodies that pass through each other, holes
+where nobody looks, parts wound inside out, capes of no thickness. Their
+watertight surface is the zero level of a field that marching cubes reads:
+
+  body    distance, signed by the generalised winding number: bodies unite,
+          small holes close, thickness stays as it is
+  sheets  faces that enclose nothing (cloth, capes, thin planes) have no inside;
+          they get one, `sheet_cells` cells of the grid to either side
+  cavities  what cannot be reached from outside is filled: nobody sees it
+
+Which faces are sheets, and which bodies must be turned around, is decided once
+for a whole animation, so that the surface does not flicker.
+
+Source: the field is that of Sculpt4D's data section (unsigned distance, flood
+fill, marching cubes) with winding numbers for the sign, which do not thicken
+solid parts.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import igl
+import numpy as np
+from scipy import ndimage
+
+from sculpt4d_jax.geometry import deforming_mesh as deforming_mesh_lib
+from sculpt4d_jax.geometry import isosurface
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry import mesh_distance
+from sculpt4d_jax.geometry import sampling
+
+DeformingMesh = deforming_mesh_lib.DeformingMesh
+TriangleMesh = mesh_lib.TriangleMesh
+
+# A component of which more than this share of the area is missing from the
+# surface is a sheet as a whole.
+_SHEET_SHARE = 0.5
+_MISSING_CELLS = 1.5
+_FLAT_VOLUME = 1e-4  # Of the volume of a ball with the same area.
+
+
+@dataclasses.dataclass(frozen=True)
+class WatertightSettings:
+  """How fine the surface is.
+
+  Attributes:
+    resolution: Cells of the grid a side.
+    bounds: The grid spans +- this.
+    min_resolution: Of the coarsest grid. The field is a true distance, so that
+      a coarse grid misses nothing, however thin.
+    sheet_cells: Half the thickness that a sheet gets, in cells.
+    fill_cavities: Whether what cannot be reached from outside is filled.
+    test_points: Points that are sampled to find the sheets.
+    chunk_size: Points evaluated at a time.
+  """
+
+  resolution: int = 256
+  bounds: float = 1.01
+  min_resolution: int = 16
+  sheet_cells: float = 1.0
+  fill_cavities: bool = True
+  test_points: int = 20_000
+  chunk_size: int = 65_536
+
+  def __post_init__(self):
+    if self.resolution < 8 or not self.bounds > 0 or self.sheet_cells < 0.75:
+      raise ValueError(
+          f"resolution={self.resolution} must be at least 8, bounds="
+          f"{self.bounds} positive and sheet_cells={self.sheet_cells} at least"
+          " 0.75, or sheets get holes."
+      )
+
+  @property
+  def cell(self) -> float:
+    """Side of a cell."""
+    return 2 * self.bounds / self.resolution
+
+
+@dataclasses.dataclass(frozen=True)
+class Repair:
+  """What must be known of an animation's faces to close it.
+
+  Attributes:
+    flipped: Faces that are wound the wrong way, bool [T].
+    sheets: Faces that get a thickness, bool [T].
+    body: Faces that vote on what is inside, bool [T].
+  """
+
+  flipped: np.ndarray
+  sheets: np.ndarray
+  body: np.ndarray
+
+
+def find_flipped_faces(mesh: TriangleMesh) -> np.ndarray:
+  """Faces that are to be turned around so that all look outwards, bool [T].
+
+  Pieces (faces connected by edges, corners at the same place welded) are made
+  consistent, then turned outwards. A closed piece that was wound inwards as a
+  whole and lies inside of the others is the wall of a cavity and stays so.
+  """
+  faces = _welded_faces(mesh)
+  solid = np.flatnonzero(
+      (faces[:, 0] != faces[:, 1])
+      & (faces[:, 1] != faces[:, 2])
+      & (faces[:, 2] != faces[:, 0])
+  )
+  flipped = np.zeros(mesh.num_faces, bool)
+  if not len(solid):
+    return flipped
+  turned, piece = igl.bfs_orient(faces[solid])
+  flipped[solid] = ~_same_cycle(faces[solid], turned)
+  areas = np.linalg.norm(mesh.face_cross_products(), axis=1)
+  for number in range(piece.max() + 1):
+    members = solid[piece == number]
+    kept = areas[members][~flipped[members]].sum()
+    if kept < areas[members].sum() / 2:
+      # Nearer to what the file says: most faces stay as they are.
+      flipped[members] = ~flipped[members]
+    part = _with_flips(mesh, flipped).faces[members]
+    volume = mesh_distance.signed_volume(TriangleMesh(mesh.vertices, part))
+    ball = areas[members].sum() ** 1.5 / (6 * np.sqrt(np.pi)) / 2**1.5
+    if volume < -_FLAT_VOLUME * ball and not _is_cavity(
+        mesh, members, len(solid) == len(members)
+    ):
+      flipped[members] = ~flipped[members]
+  return flipped
+
+
+def _is_cavity(mesh, members, is_alone) -> bool:
+  if is_alone:
+    return False
+  others = np.ones(mesh.num_faces, bool)
+  others[members] = False
+  rest = TriangleMesh(mesh.vertices, mesh.faces[others])
+  corners = mesh.vertices[mesh.faces[members]].mean(1)
+  return bool(np.mean(mesh_distance.winding_number(rest, corners) > 0.5) > 0.9)
+
+
+def plan_repair(
+    mesh: DeformingMesh,
+    settings: WatertightSettings,
+    rng: np.random.Generator,
+    frames: Sequence[int] | None = None,
+) -> tuple[Repair, dict[int, TriangleMesh | None]]:
+  """Finds out what an animation needs to be closed.
+
+  Args:
+    mesh: The animation, in the grid's bounds.
+    settings: Of the surface.
+    rng: Of the points that are sampled to find the sheets.
+    frames: Where to look; by default the first, the middle and the last.
+
+  Returns:
+    The plan, and surfaces that follow it of frames that were looked at, by
+    frame: what `close` would give again. Empty if there are sheets.
+  """
+  flipped = find_flipped_faces(mesh.rest_mesh())
+  everything = np.ones(mesh.num_faces, bool)
+  plan = Repair(flipped, ~everything, everything)
+  if frames is None:
+    last = mesh.num_frames - 1
+    frames = sorted({0, last // 2, last})
+  piece = _pieces(mesh.rest_mesh())
+  sheets, whole, surfaces = ~everything, ~everything, {}
+  for frame in frames:
+    source = mesh.frame(frame)
+    surface = surfaces[frame] = close(source, plan, settings)
+    missing, sampled = _missing_faces(source, surface, settings, rng)
+    share = np.bincount(piece, missing) / np.maximum(
+        np.bincount(piece, sampled), 1
+    )
+    whole |= (share > _SHEET_SHARE)[piece]
+    sheets |= missing > 0
+  if not (sheets | whole).any():
+    return plan, surfaces
+  return Repair(flipped, sheets | whole, ~whole), {}
+
+
+def close(
+    mesh: TriangleMesh, repair: Repair, settings: WatertightSettings
+) -> TriangleMesh | None:
+  """The watertight surface of one frame.
+
+  Args:
+    mesh: A frame of the animation that `repair` was made for.
+    repair: From `plan_repair`.
+    settings: Of the surface.
+
+  Returns:
+    A closed mesh, wound outwards; None if nothing is inside.
+  """
+  turned = _with_flips(mesh, repair.flipped)
+  body = TriangleMesh(turned.vertices, turned.faces[repair.body])
+  sheet = TriangleMesh(turned.vertices, turned.faces[repair.sheets])
+  half_thickness = settings.sheet_cells * settings.cell
+  coarsest = settings.resolution
+  while coarsest // 2 >= settings.min_resolution:
+    coarsest //= 2
+  # Only near the surface must distances be exact: within a coarse cell.
+  cap = 4 * settings.bounds / coarsest
+
+  def field(points):
+    # The grid pads its calls with the origin, for the sake of jitted fields.
+    used = 1 + np.flatnonzero(points.any(axis=1)).max(initial=0)
+    result = np.empty(len(points), np.float32)
+    result[:used] = distance_field(points[:used])
+    result[used:] = result[used - 1]
+    return result
+
+  def distance_field(points):
+    value = mesh_distance.signed_distance(body, points, cap=cap)
+    if not sheet.is_empty:
+      distance = mesh_distance.unsigned_distance(sheet, points, cap=cap)
+      value = np.maximum(value, half_thickness - distance)
+    return value
+
+  grid = isosurface.coarse_to_fine_field(
+      field,
+      settings.resolution,
+      bounds=settings.bounds,
+      band_cells=0.9,  # The field is a true distance.
+      min_resolution=settings.min_resolution,
+      chunk_size=settings.chunk_size,
+  )
+  values = grid.values
+  if settings.fill_cavities:
+    values = fill_cavities(values)
+  # Values on the level itself make faces without area.
+  tiny = 1e-4 * settings.cell
+  values = np.where(np.abs(values) < tiny, -tiny, values)
+  # What leaves the grid is closed at its sides.
+  for axis in range(3):
+    for side in (0, -1):
+      index = [slice(None)] * 3
+      index[axis] = side
+      values[tuple(index)] = np.minimum(values[tuple(index)], -tiny)
+  return isosurface.extract_surface(values, bounds=settings.bounds)
+
+
+def fill_cavities(values: np.ndarray) -> np.ndarray:
+  """Makes everything positive that is negative and not reached from outside."""
+  outside = values <= 0
+  labels, _ = ndimage.label(outside)
+  border = np.unique(
+      np.concatenate([
+          np.take(labels, side, axis).ravel()
+          for axis in range(3)
+          for side in (0, -1)
+      ])
+  )
+  cavity = outside & ~np.isin(labels, border)
+  return np.where(cavity, np.maximum(np.abs(values), 1e-6), values)
+
+
+def _missing_faces(source, surface, settings, rng):
+  """Samples of each face that the surface lacks, and all samples, [T]."""
+  points = sampling.sample_surface(source, settings.test_points, rng)
+  missing = np.ones(len(points), bool)
+  if surface is not None:
+    allowed = _MISSING_CELLS * settings.cell
+    signed = mesh_distance.signed_distance(
+        surface, points.positions, cap=2 * allowed
+    )
+    missing = signed < -allowed
+  counts = (
+      np.bincount(points.face_ids[chosen], minlength=source.num_faces)
+      for chosen in (missing, slice(None))
+  )
+  return tuple(counts)
+
+
+def _with_flips(mesh: TriangleMesh, flipped: np.ndarray) -> TriangleMesh:
+  faces = np.where(flipped[:, None], mesh.faces[:, ::-1], mesh.faces)
+  return TriangleMesh(mesh.vertices, faces)
+
+
+def _welded_faces(mesh: TriangleMesh) -> np.ndarray:
+  """Faces [T, 3] whose corners at the same position have one number."""
+  _, welded = np.unique(mesh.vertices + 0.0, axis=0, return_inverse=True)
+  return welded.reshape(-1)[mesh.faces].astype(np.int64)
+
+
+def _pieces(mesh: TriangleMesh) -> np.ndarray:
+  """Number of the piece of each face, by edges of the welded mesh [T]."""
+  return igl.facet_components(_welded_faces(mesh))[1]
+
+
+def _same_cycle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Whether faces with the same corners have the same winding [T]."""
+  return np.any(
+      [np.all(np.roll(a, shift, axis=1) == b, axis=1) for shift in range(3)],
+      axis=0,
+  )

@@ -1,0 +1,273 @@
+"""What sampling needs of a device's memory, told without allocating any.
+
+A clip is made in three stages: its frames are encoded, denoised, decoded. Each
+holds parameters, whose bytes are counted on abstract networks, and activations,
+which are estimated from the sizes: U is one tensor of all tokens, F (N + 1) D
+numbers. While a step of the DiT runs, the skips live twice (in the order they
+were made and in the order they are taken), beside the residual stream and the
+hidden layer of an MLP; later half of them once, beside the rows of the routed
+experts. Scores of attention, and an allocation that nobody counts, are
+constants.
+
+The estimates were held against XLA's own accounting, `memory_analysis` of the
+compiled programs at the released size, on a CPU; a test repeats that. They are
+not measurements on a device: a share of it is left free.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+import ml_collections
+
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.models import attention
+
+GIB = 2**30
+# Bytes of memory by name; GPUs are sold in GB, TPU chips are what the vendor
+# says of their HBM.
+DEVICES: Mapping[str, int] = {
+    **{f"{size} GB GPU": size * GIB for size in (8, 12, 16, 24, 40, 80)},
+    "TPU v5e": 16 * GIB,
+    "TPU v5p": 95 * GIB,
+    "TPU v6e": 32 * GIB,
+}
+# Share of a device that a plan may fill; the driver, XLA's own buffers and
+# fragmentation take some.
+USABLE = 0.92
+
+_SCORES = 4 * attention.MAX_SCORES  # Float32.
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What decides about memory, beside the networks' sizes.
+
+  Attributes:
+    num_frames: F.
+    guided: Whether guidance is on.
+    guidance_in_turns: See `SamplingConfig`.
+    cache_context: See `SamplingConfig`.
+    offload: See `SamplingConfig`.
+    chunk_size: Points of the field evaluated at a time.
+  """
+
+  num_frames: int
+  guided: bool
+  guidance_in_turns: bool
+  cache_context: bool
+  offload: bool
+  chunk_size: int
+
+  def describe(self) -> str:
+    """The settings that save memory, as flags."""
+    flags = []
+    if self.offload:
+      flags.append("offload")
+    if self.guidance_in_turns:
+      flags.append("guidance_in_turns")
+    if not self.cache_context:
+      flags.append("no cache_context")
+    return ", ".join(flags) or "as it is"
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+  """Bytes by stage and part.
+
+  Attributes:
+    stages: For each stage, what it holds.
+    settings: They were made for.
+  """
+
+  stages: Mapping[str, Mapping[str, int]]
+  settings: Settings
+
+  @property
+  def peak(self) -> int:
+    """Bytes of the stage that needs most."""
+    return max(sum(parts.values()) for parts in self.stages.values())
+
+  def fits(self, num_bytes: int) -> bool:
+    """Whether a device of so many bytes is large enough."""
+    return self.peak <= USABLE * num_bytes
+
+
+def settings_of(config: ml_collections.ConfigDict) -> Settings:
+  """The settings of a preset."""
+  sampling = config.sampling
+  return Settings(
+      num_frames=sampling.num_frames,
+      guided=sampling.guidance_scale != 1.0,
+      guidance_in_turns=sampling.guidance_in_turns,
+      cache_context=sampling.cache_context,
+      offload=sampling.offload,
+      chunk_size=config.surface.chunk_size,
+  )
+
+
+class Planner:
+  """Plans for one preset's networks; their sizes are counted once."""
+
+  def __init__(self, model: ml_collections.ConfigDict, param_bytes: int = 2):
+    """Counts parameters on abstract networks.
+
+    Args:
+      model: The preset's `model` section.
+      param_bytes: Of a stored number: 2 for a conversion in bfloat16, 4 for
+        one in float32.
+    """
+    parts = model_lib.parts(model)
+    self.vae, self.encoder, self.dit = (
+        parts[name][1] for name in ("vae", "image_encoder", "dit")
+    )
+    self.params = {
+        name: param_bytes * _num_params(kind, config)
+        for name, (kind, config) in parts.items()
+    }
+
+  def plan(self, settings: Settings) -> MemoryPlan:
+    """Bytes of every stage."""
+    idle = {} if settings.offload else self.params
+    context = settings.num_frames * _bytes(
+        self.encoder.num_tokens * self.encoder.width, self.encoder.dtype
+    )
+    stages = {
+        "encode": self._params(idle, "image_encoder", "dit")
+        | {"frames being encoded": self._encode(settings)}
+        | {"context": context},
+        "denoise": self._params(idle, "dit")
+        | {"context": context}
+        | {"keys and values": self._key_values(settings)}
+        | {"a step of the DiT": self._step(settings)},
+        "decode": self._params(idle, "vae", "dit")
+        | {"a frame being decoded": self._decode(settings)},
+    }
+    return MemoryPlan(stages, settings)
+
+  def best(self, settings: Settings, num_bytes: int) -> MemoryPlan | None:
+    """The plan of a device with as few savings as it needs, if any fits."""
+    for savings in _savings(settings):
+      plan = self.plan(savings)
+      if plan.fits(num_bytes):
+        return plan
+    return None
+
+  def most_frames(self, settings: Settings, num_bytes: int) -> int:
+    """The longest clip that fits with all savings; 0 if none does."""
+    savings = list(_savings(settings))[-1]
+
+    def fits(frames):
+      changed = dataclasses.replace(savings, num_frames=frames)
+      return self.plan(changed).fits(num_bytes)
+
+    low, high = 0, 1
+    while fits(high) and high < 2**12:
+      low, high = high, 2 * high
+    while high - low > 1:
+      middle = (low + high) // 2
+      low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+  def _params(self, idle, *needed) -> dict[str, int]:
+    names = [name for name in self.params if name in (*idle, *needed)]
+    return {f"{_TITLES[name]} weights": self.params[name] for name in names}
+
+  def _key_values(self, settings: Settings) -> int:
+    d = self.dit
+    per_token = 2 * d.width * (d.depth if settings.cache_context else 1)
+    tokens = settings.num_frames * self.encoder.num_tokens
+    # In turns, one token of zeros stands for "no image".
+    both = settings.guided and not settings.guidance_in_turns
+    return _bytes(tokens * per_token * (2 if both else 1), d.dtype)
+
+  def _step(self, settings: Settings) -> int:
+    d = self.dit
+    both = settings.guided and not settings.guidance_in_turns
+    tokens = settings.num_frames * (self.vae.num_latents + 1)
+    unit = _bytes((2 if both else 1) * tokens * d.width, d.dtype)
+    kinds = d.block_kinds
+    pushed = sum(kind.pushes for kind in kinds)
+    dense = 2 * pushed + 1 + d.mlp_ratio
+    routed = 2 + d.num_experts_per_token * (d.mlp_ratio + 1)
+    routed += sum(kind.has_skip and kind.is_moe for kind in kinds)
+    units = max(dense, routed if d.num_moe_blocks else 0)
+    # The state of the sampler and both velocities, in float32.
+    state = 4 * 4 * tokens * d.latent_channels
+    return unit * units + state + 2 * _SCORES
+
+  def _encode(self, settings: Settings) -> int:
+    e = self.encoder
+    frames = min(settings.num_frames, model_lib.FRAMES_AT_A_TIME)
+    numbers = frames * e.num_tokens * e.width * (2 + e.mlp_ratio)
+    pixels = 4 * frames * 3 * e.image_size**2
+    return _bytes(numbers, e.dtype) + 3 * pixels + _SCORES
+
+  def _decode(self, settings: Settings) -> int:
+    v = self.vae
+    tokens = _bytes(v.num_latents * v.width * 8, v.dtype)
+    hidden = 2 + 2 * v.field_mlp_ratio
+    points = _bytes(settings.chunk_size * v.width * hidden, v.dtype)
+    return max(tokens, points) + 2 * _SCORES
+
+
+def format_plan(planner: Planner, settings: Settings) -> Iterator[str]:
+  """A table of parts and stages, and one of devices, as lines of Markdown."""
+  plan = planner.plan(settings)
+  names = list(dict.fromkeys(n for s in plan.stages.values() for n in s))
+  title = f"GiB, {settings.num_frames} frames"
+  yield f"| {' | '.join([title, *plan.stages])} |"
+  yield "|---" * (1 + len(plan.stages)) + "|"
+  for name in names:
+    cells = [_gib(stage.get(name)) for stage in plan.stages.values()]
+    yield f"| {name} | {' | '.join(cells)} |"
+  totals = [_gib(sum(stage.values())) for stage in plan.stages.values()]
+  yield f"| **all** | {' | '.join(totals)} |"
+  yield ""
+  yield (
+      f"| device | {settings.num_frames} frames | needs GiB | with"
+      " | most frames, all savings |"
+  )
+  yield "|---|---|---|---|---|"
+  for device, num_bytes in DEVICES.items():
+    best = planner.best(settings, num_bytes)
+    most = planner.most_frames(settings, num_bytes)
+    if best is None:
+      least = planner.plan(list(_savings(settings))[-1])
+      cells = ["no", _gib(least.peak), "all savings"]
+    else:
+      cells = ["fits", _gib(best.peak), best.settings.describe()]
+    yield f"| {device} | {' | '.join(cells)} | {most or 'none'} |"
+
+
+_TITLES = {"dit": "DiT", "vae": "VAE", "image_encoder": "image encoder"}
+
+
+def _savings(settings: Settings) -> Iterator[Settings]:
+  """The settings, then with one saving more each, the cheapest first."""
+  yield settings
+  for changes in (
+      {"offload": True},
+      {"guidance_in_turns": settings.guided or settings.guidance_in_turns},
+      {"cache_context": False},
+  ):
+    settings = dataclasses.replace(settings, **changes)
+    yield settings
+
+
+def _num_params(kind: Any, config: Any) -> int:
+  module = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+  leaves = jax.tree.leaves(nnx.state(module, nnx.Param))
+  return sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+def _bytes(numbers: int, dtype: Any) -> int:
+  return numbers * _DTYPE_BYTES[jax.numpy.dtype(dtype).name]
+
+
+def _gib(num_bytes: int | None) -> str:
+  return "" if num_bytes is None else f"{num_bytes / GIB:.2f}"

@@ -1,0 +1,189 @@
+"""Animated assets of any kind: what clips they have, and the clips played.
+
+An asset is a .glb or .gltf file, a USD file, a folder of per-frame meshes or a
+zip of them. Whatever is wrong with one comes out as an `AssetError`.
+
+A clip is known by the hash of its asset's content and its name, so that the
+same asset found twice, or again tomorrow, is the same asset.
+"""
+
+from collections.abc import Sequence
+import contextlib
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+
+from sculpt4d_jax.geometry import deforming_mesh
+from sculpt4d_jax.io import asset_files
+from sculpt4d_jax.io import gltf_animation
+from sculpt4d_jax.io import gltf_file
+from sculpt4d_jax.io import mesh_sequences
+from sculpt4d_jax.io import usd_animation
+
+AssetError = asset_files.AssetError
+AssetLimits = asset_files.AssetLimits
+Clip = gltf_animation.Clip
+PathLike = str | os.PathLike
+
+_GLTF = (".glb", ".gltf")
+_FILES = (*_GLTF, *usd_animation.SUFFIXES, ".zip")
+SEQUENCE_RATE = 24.0  # Frames a second of files that do not tell.
+_MIN_FRAMES = 2
+_HASH_CHUNK = 1 << 20
+
+
+def find_assets(folder: PathLike) -> list[pathlib.Path]:
+  """All assets under a folder, sorted; a folder of meshes counts as one.
+
+  Hidden files and links that lead out of the folder are left out.
+
+  Raises:
+    ValueError: There is no such folder.
+  """
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():
+    raise ValueError(f"there is no folder of assets at {folder}.")
+  root, found = folder.resolve(), []
+  for current, folders, files in os.walk(folder):
+    folders[:] = sorted(name for name in folders if name[0] != ".")
+    here = pathlib.Path(current)
+    frames = 0
+    for name in files:
+      path = here / name
+      suffix = path.suffix.lower()
+      if name[0] == "." or not path.resolve().is_relative_to(root):
+        continue
+      if suffix in _FILES and path.is_file():
+        found.append(path)
+      frames += suffix in mesh_sequences.SUFFIXES
+    if frames >= _MIN_FRAMES and here != folder:
+      found.append(here)
+  return sorted(found)
+
+
+def content_hash(path: PathLike) -> str:
+  """SHA-256 of an asset, 64 hexadecimal digits.
+
+  Of a folder: names and contents of its meshes. A .gltf's other files do not
+  count; it is an asset of its own in every folder that it lies in.
+  """
+  path = pathlib.Path(path)
+  digest = hashlib.sha256()
+  for file in mesh_sequences.list_frames(path) if path.is_dir() else [path]:
+    if path.is_dir():
+      digest.update(file.name.encode() + b"\0")
+    with open(file, "rb") as stream:
+      while chunk := stream.read(_HASH_CHUNK):
+        digest.update(chunk)
+  return digest.hexdigest()
+
+
+class AnimatedAsset:
+  """An open asset.
+
+  Attributes:
+    path: Where it is.
+    clips: Its animations.
+    copyright: What it says about its authors and licence, or "".
+  """
+
+  def __init__(
+      self,
+      path: PathLike,
+      limits: AssetLimits = asset_files.DEFAULT_LIMITS,
+      attachments: gltf_animation.Attachments = "one",
+  ):
+    """Opens an asset.
+
+    Args:
+      path: See the module.
+      limits: The most it may ask for.
+      attachments: See `gltf_animation.evaluate`.
+
+    Raises:
+      AssetError: It cannot be used.
+      ImportError: It is a USD file and usd-core is not installed.
+    """
+    self.path = pathlib.Path(path)
+    self._limits = limits
+    self._attachments = attachments
+    self.copyright = ""
+    self._gltf, self._usd, self._num_files = None, None, 0
+    with _as_asset_errors():
+      self.clips = self._open()
+    if not self.clips:
+      raise AssetError("the asset has no animation.")
+
+  def _open(self) -> list[Clip]:
+    suffix = self.path.suffix.lower()
+    if self.path.is_dir():
+      self._num_files = len(mesh_sequences.list_frames(self.path))
+    elif suffix == ".zip":
+      self._num_files = len(
+          asset_files.unpack_zip(
+              self.path, mesh_sequences.SUFFIXES, self._limits
+          )
+      )
+    elif suffix in _GLTF:
+      self._gltf = gltf_file.GltfFile(self.path, self._limits)
+      header = gltf_file.table(self._gltf.document, "asset")
+      self.copyright = str(header.get("copyright", ""))[:1000]
+      return gltf_animation.list_clips(self._gltf)
+    elif suffix in usd_animation.SUFFIXES:
+      self._usd = usd_animation.UsdAsset(self.path, self._limits)
+      seconds = (self._usd.end - self._usd.start) / self._usd.rate
+      return [Clip(0, "animation", 0.0, seconds)]
+    else:
+      raise AssetError(f"{suffix or 'no suffix'!r} is not a kind of asset.")
+    if self._num_files < _MIN_FRAMES:
+      raise AssetError(
+          f"a sequence needs {_MIN_FRAMES} meshes at least, found"
+          f" {self._num_files}."
+      )
+    return [
+        Clip(0, "sequence", 0.0, (self._num_files - 1) / SEQUENCE_RATE)
+    ]
+
+  def play(
+      self, clip: Clip, times: Sequence[float]
+  ) -> deforming_mesh.DeformingMesh:
+    """The meshes of a clip at times in seconds.
+
+    Sequences of files give their nearest frame.
+
+    Raises:
+      AssetError: The asset is malformed.
+    """
+    with _as_asset_errors():
+      if self._gltf is not None:
+        return gltf_animation.evaluate(
+            self._gltf, clip, times, attachments=self._attachments
+        )
+      if self._usd is not None:
+        return self._usd.evaluate(times)
+      frames = np.rint(np.asarray(times) * SEQUENCE_RATE).astype(int)
+      frames = np.clip(frames, 0, self._num_files - 1).tolist()
+      read = mesh_sequences.read_zip
+      if self.path.is_dir():
+        read = mesh_sequences.read_folder
+      return read(self.path, frames, self._limits)
+
+
+@contextlib.contextmanager
+def _as_asset_errors():
+  """What a malformed file makes Python raise, as one sentence."""
+  try:
+    yield
+  except AssetError:
+    raise
+  except MemoryError as error:
+    raise AssetError("the asset asks for more memory than there is.") from error
+  except (
+      ArithmeticError, AttributeError, LookupError, OSError, RecursionError,
+      TypeError, UnicodeError, ValueError,
+  ) as error:
+    raise AssetError(
+        f"the asset is malformed ({type(error).__name__}: {str(error)[:200]})."
+    ) from error

@@ -1,0 +1,193 @@
+"""What may be read of an asset that nobody vouches for, and how much of it.
+
+Assets come from strangers. Whatever a file claims is compared with what is
+there and with `AssetLimits` before memory is taken for it, names inside a file
+lead to files of the asset's own folder only, and archives are unpacked in
+memory, counting bytes as they come. What does not pass is an `AssetError`: one
+sentence that says what is wrong with the asset.
+"""
+
+import dataclasses
+import lzma
+import os
+import pathlib
+import re
+import urllib.parse
+import zipfile
+import zlib
+
+PathLike = str | os.PathLike
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_CHUNK = 1 << 20
+
+
+class AssetError(ValueError):
+  """An asset cannot be used; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AssetLimits:
+  """The most that one asset may ask for.
+
+  Attributes:
+    file_bytes: Size of any one file, and of all files of a zip unpacked.
+    json_bytes: Size of a glTF's JSON.
+    decoded_bytes: All arrays that are decoded for one clip.
+    vertices: Vertices of one frame.
+    faces: Triangles of one frame.
+    nodes: Nodes of a scene, its joints included.
+    keys: Key frames of one animation channel.
+    frames: Files of a mesh sequence.
+    image_pixels: Pixels of one texture.
+    zip_ratio: How much larger a zip's member may be than its packed bytes.
+  """
+
+  file_bytes: int = 1 << 30
+  json_bytes: int = 64 << 20
+  decoded_bytes: int = 2 << 30
+  vertices: int = 4_000_000
+  faces: int = 4_000_000
+  nodes: int = 50_000
+  keys: int = 1_000_000
+  frames: int = 4096
+  image_pixels: int = 1 << 26
+  zip_ratio: float = 200.0
+
+
+DEFAULT_LIMITS = AssetLimits()
+
+
+class Budget:
+  """Counts what a clip decodes against its limit."""
+
+  def __init__(self, limit: int):
+    self.limit = limit
+    self.used = 0
+
+  def take(self, num_bytes: int, what: str) -> None:
+    """Raises AssetError if `num_bytes` more would pass the limit."""
+    self.used += num_bytes
+    if self.used > self.limit:
+      raise AssetError(
+          f"{what} would bring the decoded arrays to {self.used:,} bytes; the"
+          f" limit is {self.limit:,}."
+      )
+
+
+def read_file(path: PathLike, max_bytes: int) -> bytes:
+  """Reads a regular file of bounded size.
+
+  Raises:
+    AssetError: It is missing, no regular file or too large.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():  # A pipe or a device would never end.
+    raise AssetError(f"there is no regular file {path.name!r}.")
+  size = path.stat().st_size
+  if size > max_bytes:
+    raise AssetError(
+        f"{path.name!r} has {size:,} bytes; the limit is {max_bytes:,}."
+    )
+  with open(path, "rb") as file:
+    content = file.read(max_bytes + 1)
+  if len(content) > max_bytes:
+    raise AssetError(f"{path.name!r} grew past {max_bytes:,} bytes.")
+  return content
+
+
+def path_inside(folder: PathLike, uri: str) -> pathlib.Path:
+  """The file that a relative URI names, which must lie in `folder`.
+
+  Raises:
+    AssetError: The URI is absolute, has a scheme, or leads out of the folder,
+      be it by "..", by percent signs or through a link.
+  """
+  name = urllib.parse.unquote(uri)
+  if _SCHEME.match(name) or name.startswith(("/", "\\")) or "\0" in name:
+    raise AssetError(
+        f"the URI {uri[:120]!r} is not relative; only files beside the asset"
+        " are read."
+    )
+  root = pathlib.Path(folder).resolve()
+  try:
+    path = (root / name.replace("\\", "/")).resolve()
+  except (OSError, RuntimeError, ValueError) as error:
+    raise AssetError(f"the URI {uri[:120]!r} is no path: {error}.") from error
+  if not path.is_relative_to(root) or path == root:
+    raise AssetError(
+        f"the URI {uri[:120]!r} leads out of the asset's folder."
+    )
+  return path
+
+
+def unpack_zip(
+    path: PathLike, suffixes: tuple[str, ...], limits: AssetLimits
+) -> dict[str, bytes]:
+  """Reads the members of a zip that end in `suffixes`, into memory.
+
+  Args:
+    path: The zip.
+    suffixes: In lower case, with their dots.
+    limits: `file_bytes` bounds all members together, `frames` their number
+      and `zip_ratio` the growth of each.
+
+  Returns:
+    Contents by the members' names, sorted by name.
+
+  Raises:
+    AssetError: The zip is damaged, encrypted or would unpack to too much.
+  """
+  if pathlib.Path(path).stat().st_size > limits.file_bytes:
+    raise AssetError(f"the zip has more than {limits.file_bytes:,} bytes.")
+  contents, total = {}, 0
+  try:
+    with zipfile.ZipFile(path) as archive:
+      members = [
+          info
+          for info in archive.infolist()
+          if info.filename.lower().endswith(suffixes) and not info.is_dir()
+      ]
+      if len(members) > limits.frames:
+        raise AssetError(
+            f"the zip has {len(members)} meshes; the limit is {limits.frames}."
+        )
+      for info in sorted(members, key=lambda info: info.filename):
+        content = _member(archive, info, limits.file_bytes - total, limits)
+        total += len(content)
+        contents[info.filename] = content
+  except (
+      zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError,
+      OSError, ValueError,
+  ) as error:
+    if isinstance(error, AssetError):
+      raise
+    raise AssetError(f"the zip cannot be read: {error}.") from error
+  return contents
+
+
+def _member(
+    archive: zipfile.ZipFile,
+    info: zipfile.ZipInfo,
+    room: int,
+    limits: AssetLimits,
+) -> bytes:
+  """One member; counts what comes out, whatever the directory claims."""
+  packed = max(info.compress_size, 1)
+  room = min(room, int(limits.zip_ratio * packed) + _CHUNK)
+  if info.file_size > room:
+    raise AssetError(
+        f"the zip's {info.filename[:80]!r} unpacks {info.compress_size:,} bytes"
+        f" to {info.file_size:,}; at most {room:,} are read."
+    )
+  parts, size = [], 0
+  with archive.open(info) as file:
+    while chunk := file.read(_CHUNK):
+      size += len(chunk)
+      if size > room:
+        raise AssetError(
+            f"the zip's {info.filename[:80]!r} unpacks to more than {room:,}"
+            " bytes."
+        )
+      parts.append(chunk)
+  return b"".join(parts)

@@ -1,0 +1,116 @@
+"""Plans of memory: by hand at small sizes, against XLA at the released one."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import sculpt4d
+from configs import tiny
+from sculpt4d_jax.inference import memory_plan
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.models import attention
+
+GIB = memory_plan.GIB
+
+
+@pytest.fixture(scope="module")
+def planner():
+  return memory_plan.Planner(sculpt4d.get_config().model)
+
+
+@pytest.fixture(scope="module")
+def settings():
+  return memory_plan.settings_of(sculpt4d.get_config())
+
+
+def test_weights_are_counted(planner):
+  assert planner.params["vae"] == 2 * 327_746_177
+  assert planner.params["image_encoder"] == 2 * (304_368_640 - 1024)
+  wide = memory_plan.Planner(tiny.get_config().model, param_bytes=4)
+  narrow = memory_plan.Planner(tiny.get_config().model)
+  assert wide.params["dit"] == 2 * narrow.params["dit"]
+
+
+def test_keys_and_values_by_hand(planner, settings):
+  stage = planner.plan(settings).stages["denoise"]
+  # Key and value, 21 blocks, 2048 wide, 2 bytes, for both halves of a batch.
+  assert stage["keys and values"] == 2 * 21 * 2048 * 2 * 16 * 1370 * 2
+  once = dataclasses.replace(settings, cache_context=False)
+  assert planner.plan(once).stages["denoise"]["keys and values"] == (
+      stage["keys and values"] // 21
+  )
+
+
+def test_every_saving_saves(planner, settings):
+  peaks = [
+      planner.plan(s).peak for s in memory_plan._savings(settings)
+  ]
+  assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
+
+
+def test_more_memory_means_more_frames_and_fewer_savings(planner, settings):
+  sizes = [8, 12, 16, 24, 40, 80]
+  frames = [planner.most_frames(settings, size * GIB) for size in sizes]
+  assert frames == sorted(frames) and frames[-1] > 64
+  for size, most in zip(sizes, frames):
+    last = list(memory_plan._savings(settings))[-1]
+    fits = lambda n: planner.plan(
+        dataclasses.replace(last, num_frames=n)
+    ).fits(size * GIB)
+    assert not fits(most + 1) and (most == 0 or fits(most))
+  assert planner.best(settings, 8 * GIB) is None
+  assert planner.best(settings, 80 * GIB).settings == settings
+
+
+@pytest.mark.slow  # Compiles the released size, without allocating it.
+@pytest.mark.parametrize("frames", [4, 16])
+def test_estimates_are_near_xlas_own_accounting(settings, frames):
+  """In float32, as XLA on a CPU keeps float32 copies of anything else."""
+  config = sculpt4d.get_config()
+  for part in config.model.values():
+    part.dtype = "float32"
+  planner = memory_plan.Planner(config.model, param_bytes=4)
+  single = dataclasses.replace(settings, num_frames=frames, guided=False)
+  stages = planner.plan(single).stages
+  parts = model_lib.parts(config.model)
+  shape = jax.ShapeDtypeStruct
+
+  def temporary(name, function, *arguments):
+    kind, part_config = parts[name]
+    part = nnx.eval_shape(lambda: kind(part_config, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(part)
+    call = lambda p, *a: function(nnx.merge(graphdef, p), *a)
+    compiled = jax.jit(call).lower(params, *arguments).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  kind, dit_config = parts["dit"]
+  dit = nnx.eval_shape(lambda: kind(dit_config, rngs=nnx.Rngs(0)))
+  graphdef, params = nnx.split(dit)
+  key_values = jax.eval_shape(
+      lambda p, c: nnx.merge(graphdef, p).encode_context(c),
+      params,
+      shape((1, frames, 1370, 1024), jnp.float32),
+  )
+  step = temporary(
+      "dit", lambda m, *a: m(*a).velocity,
+      shape((1, frames, 4096, 64), jnp.float32), shape((1,), jnp.float32),
+      key_values,
+  )
+  assert 0.95 < stages["denoise"]["a step of the DiT"] / step < 1.3
+  encode = temporary(
+      "image_encoder", lambda m, x: m(x),
+      shape((min(frames, 8), 518, 518, 3), jnp.float32),
+  )
+  assert 0.95 < stages["encode"]["frames being encoded"] / encode < 3
+  vae_config = parts["vae"][1]
+  heads = (1, 4096, vae_config.num_heads, 64)
+  field = temporary(
+      "vae",
+      lambda m, k, p: m.query_field(attention.KeyValues(*k), p),
+      (shape(heads, jnp.float32),) * 2,
+      shape((1, settings.chunk_size, 3), jnp.float32),
+  )
+  assert 0.95 < stages["decode"]["a frame being decoded"] / field < 1.5
