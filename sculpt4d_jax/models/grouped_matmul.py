@@ -1,7 +1,7 @@
 """One product for every group of rows, on TPU: Pallas kernels.
 
-Rows are sorted by group and every group is filled up to whole blocks, so that a
-block of rows has ONE matrix. Which one is known to the kernel before it starts
+Rows are sorted by group and every group is filled up to whole blocks, so that
+a block of rows has ONE matrix. Which one is known to the kernel before it starts
 (a prefetched scalar picks the tile that is fetched), and successive blocks of
 one group keep it in fast memory. The work is that of the blocks in use, whatever
 the sizes of the groups; blocks behind the last group are zero and are skipped.
