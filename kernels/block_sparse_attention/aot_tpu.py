@@ -3,8 +3,8 @@ r"""Compiles the TPU kernels for chips that need not be there; says how fast.
   python -m kernels.block_sparse_attention.aot_tpu \
     --chips v5e v5p v6e --frames 16 32 64
 
-For every chip, number of frames and direction it prints the time to make the
-lists of work, to trace and compile; memory; the work over the exact mask; and
+For every chip, number of frames and direction it prints the CPU time to make
+the lists of work, the wall time to trace and compile; memory; the work over the exact mask; and
 from the compiler's final schedule the time of a layer, the time that the exact
 mask takes at the chip's peak (the roofline), and their ratio. See
 `tpu_schedule` for what the estimate contains: stalls on memory are left out,
@@ -90,12 +90,12 @@ def check(
     folder: Where `prepare` has libtpu write to.
 
   Returns:
-    Seconds (list, compile), GiB (temporary, arguments), ratio of the work to
+    Seconds (list: of the CPU; compile), GiB (temporary, arguments), ratio of the work to
     that of the mask, milliseconds (estimate, roofline), and their ratio.
   """
   shape = (1, heads, mask.num_frames * tokens_per_frame, head_dim)
   tpu_lists.make_lists.cache_clear()
-  start = time.perf_counter()
+  start = time.process_time()
   layout = tpu_lists.make_layout(
       mask, tokens_per_frame, tiles.piece_tokens, tiles.lanes
   )
@@ -103,7 +103,7 @@ def check(
   lists = tpu_lists.make_lists(
       mask, layout, tiles.tiles, tiles.stream, tiles.buffers, by_keys
   )
-  list_seconds = time.perf_counter() - start
+  list_seconds = time.process_time() - start
   start = time.perf_counter()
   compiled = _compile(chip, direction, shape, mask, tiles)
   compile_seconds = time.perf_counter() - start
