@@ -40,7 +40,7 @@ test: $(VENV)/.tests ## Run the everyday tests.
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" --durations=10 $(TESTS)
 
 test-slow: $(VENV)/.tests ## Run the tests that take minutes or extra tools.
-	$(BIN)/python -m pytest -q -m "slow and not sweep" --durations=10 $(TESTS)
+	$(BIN)/python -m pytest -q -m "slow and not sweep" -x --durations=10 $(TESTS)
 
 test-sweep: $(VENV)/.tests ## Run hundreds of sizes of kernels and networks: hours.
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m sweep -x $(TESTS)

@@ -126,6 +126,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(run_on_devices):
   assert out.count("equal") == len(meshes)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow  # A compile for every mesh.
 def test_all_other_meshes_too(run_on_devices):
   out = run_on_devices(8, _MODEL_ON_MESHES % {"meshes": list(MESHES[2:])}, 1800)

@@ -214,7 +214,7 @@ class Sculpt4D:
   def _denoise_impl(self, params, context, key, config, on_step):
     dit = nnx.merge(self._dit_def, params)
     noise = self._noise(key, len(context), config.noise)
-    return denoise(dit, context[None], noise, config, on_step)[0]
+    return denoise_clips(dit, context[None], noise, config, on_step)[0]
 
   def _noise(self, key, num_frames, kind):
     frames = 1 if kind == "shared" else num_frames
@@ -244,36 +244,22 @@ class Sculpt4D:
     return vae.query_field(key_values, points[None])[0].astype(jnp.float32)
 
 
-def sample_clips(
-    encoder: image_encoder_lib.ImageEncoder,
-    dit: dit_lib.DiT,
-    images: UInt8[Array, "B F S S 3"],
-    noise: Float[Array, "B F N C"],
-    config: SamplingConfig,
-    on_step: Callable[[int], None] | None = None,
-) -> Float[Array, "B F N C"]:
-  """Samples the diffusion latents of clips; to be traced.
-
-  Args:
-    encoder: Of the pictures.
-    dit: The transformer.
-    images: Pictures of the clips.
-    noise: Where to start.
-    config: Steps and guidance; the seed is in the noise.
-    on_step: See `Sculpt4D.sample`.
-  """
-  context = encoder(images.astype(jnp.float32) / 127.5 - 1.0)
-  return denoise(dit, context, noise, config, on_step)
-
-
-def denoise(
+def denoise_clips(
     dit: dit_lib.DiT,
     context: Float[Array, "B F I W"],
     noise: Float[Array, "B F N C"],
     config: SamplingConfig,
     on_step: Callable[[int], None] | None = None,
 ) -> Float[Array, "B F N C"]:
-  """The Euler steps of clips from noise to latents, guided; to be traced."""
+  """Follows the guided velocity from noise to latents; to be traced.
+
+  Args:
+    dit: The transformer.
+    context: The clips' image tokens.
+    noise: Where to start.
+    config: Steps and guidance; the seed is in the noise.
+    on_step: See `Sculpt4D.sample`.
+  """
   mode = config.temporal_mode
   if dit.config.temporal_mode == "none":
     mode = None
@@ -282,9 +268,7 @@ def denoise(
     context = partitioning.constrain(context, "batch", "frames")
     if config.cache_context:
       context = dit.encode_context(context)
-    return lambda x, time: dit(
-        x, time, context, temporal_mode=mode
-    ).velocity
+    return lambda x, time: dit(x, time, context, temporal_mode=mode).velocity
 
   if config.guidance_scale == 1.0:
     velocity = velocity_of(context)

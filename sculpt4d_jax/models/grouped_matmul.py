@@ -1,7 +1,7 @@
 """One product for every group of rows, on TPU: Pallas kernels.
 
-Rows are sorted by group and every group is filled up to whole blocks, so that a
-block of rows has ONE matrix. Which one is known to the kernel before it starts
+Rows are sorted by group and every group is filled up to whole blocks, so that
+a block of rows has ONE matrix. Which one is known to the kernel before it starts
 (a prefetched scalar picks the tile that is fetched), and successive blocks of
 one group keep it in fast memory. The work is that of the blocks in use, whatever
 the sizes of the groups; blocks behind the last group are zero and are skipped.
@@ -50,7 +50,7 @@ class Blocks(NamedTuple):
 
 
 def serves(rows: Array, kernel: Array) -> bool:
-  """Whether the kernels take such rows [..., D] and matrices [E, D, M]."""
+  """Whether rows [..., D] and matrices [E, D, M] need no filling up."""
   return rows.dtype in (jnp.bfloat16, jnp.float32) and not any(
       size % _LANES for size in kernel.shape[1:]
   )
@@ -82,16 +82,28 @@ def blocks_of(rows_per_group: Array, num_rows: int, block_size: int) -> Blocks:
   )
 
 
-@jax.custom_vjp
 def multiply(
     rows: Float[Array, "R D"], kernel: Float[Array, "E D M"], blocks: Blocks
 ) -> Float[Array, "R M"]:
-  """Every row times the matrix of its block; zero where blocks are unused."""
+  """Every row times the matrix of its block; zero where blocks are unused.
+
+  Widths that are no multiple of the lanes are filled up with zeros.
+  """
+  width = kernel.shape[-1]
+  depth_fill, width_fill = (-size % _LANES for size in kernel.shape[1:])
+  if depth_fill or width_fill:
+    rows = jnp.pad(rows, ((0, 0), (0, depth_fill)))
+    kernel = jnp.pad(kernel, ((0, 0), (0, depth_fill), (0, width_fill)))
+  return _multiply_lanes(rows, kernel, blocks)[:, :width]
+
+
+@jax.custom_vjp
+def _multiply_lanes(rows, kernel, blocks):
   return _multiply(rows, kernel, blocks, transposed=False)
 
 
 def _forward(rows, kernel, blocks):
-  return multiply(rows, kernel, blocks), (rows, kernel, blocks)
+  return _multiply_lanes(rows, kernel, blocks), (rows, kernel, blocks)
 
 
 def _backward(residuals, cotangent):
@@ -101,7 +113,7 @@ def _backward(residuals, cotangent):
   return rows_bar, _outer(rows, cotangent, kernel, blocks), None
 
 
-multiply.defvjp(_forward, _backward)
+_multiply_lanes.defvjp(_forward, _backward)
 
 
 def _tile(size: int, limit: int) -> int:

@@ -107,9 +107,8 @@ def sampler(
 
   def sample(params, images, noise):
     modules = {n: nnx.merge(graphdefs[n], params[n]) for n in graphdefs}
-    return model_lib.sample_clips(
-        modules["image_encoder"], modules["dit"], images, noise, sampling
-    )
+    context = modules["image_encoder"](images.astype(jnp.float32) / 127.5 - 1.0)
+    return model_lib.denoise_clips(modules["dit"], context, noise, sampling)
 
   noise = (*lead, vae.num_latents, vae.latent_channels)
   args = (

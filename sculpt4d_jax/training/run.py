@@ -1,13 +1,14 @@
 """A whole training from a preset: data, autoencoder, latents, DiT, weights."""
 
 import dataclasses
+import itertools
 import pathlib
 
 from absl import logging
 from flax import nnx
 import jax
-from jax.experimental import multihost_utils
 import ml_collections
+import orbax.checkpoint as ocp
 
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.data import record_store
@@ -25,6 +26,9 @@ from sculpt4d_jax.training import train
 from sculpt4d_jax.training import vae_task
 
 STAGES = ("data", "vae", "dit")
+# Of one process for another, in seconds.
+_MAX_WAIT = 7 * 24 * 3600
+_barriers = itertools.count()  # Names of barriers are never used twice.
 _EVERY = ("log_every", "eval_every", "save_every")
 
 Stores = tuple[record_store.RecordStore, record_store.RecordStore]
@@ -139,8 +143,18 @@ def _first_process_first(make, name):
   if jax.process_count() == 1:
     return make()
   result = make() if jax.process_index() == 0 else None
-  multihost_utils.sync_global_devices(name)
+  _wait_for_all(name)
   return make() if result is None else result
+
+
+def _wait_for_all(name):
+  """Waits for as long as the first process works, which may be hours."""
+  # A collective of the devices would give up on it after seconds.
+  ocp.multihost.sync_global_processes(
+      f"{name} {next(_barriers)}",
+      timeout=_MAX_WAIT,
+      processes=set(range(jax.process_count())),
+  )
 
 
 def _save(path, params, model_config, details):
@@ -148,7 +162,7 @@ def _save(path, params, model_config, details):
   if jax.process_index() == 0:
     model_files.save(path, params, model_config, details)
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(path.name)
+    _wait_for_all(path.name)
 
 
 def dit_options(
