@@ -11,6 +11,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,21 @@ from sculpt4d_jax.kernels import block_sparse_attention as bsa
 from sculpt4d_jax.kernels.block_sparse_attention import api
 from sculpt4d_jax.kernels.block_sparse_attention import reference
 from sculpt4d_jax.kernels.block_sparse_attention import shapes
+from sculpt4d_jax.kernels.block_sparse_attention import tpu_tiles
 from sculpt4d_jax.kernels.block_sparse_attention import xla
 
 BlockMask = bsa.BlockMask
 
 # Small inputs go the way of large ones, in several chunks, steps and groups.
 TILES = xla.TileSizes(chunk_tokens=8, step_tokens=8, group_tokens=64)
+# Of backends with sizes of their own; the GPU's granules are 64 tokens at least.
+OPTIONS = {
+    "pallas_tpu": dict(
+        tiles=tpu_tiles.TileSizes(
+            piece_tokens=4, near=(1, 2), far=(2, 1), stream=2, lanes=1
+        )
+    )
+}
 
 
 def all_backends() -> dict[str, Callable[..., tuple[jax.Array, jax.Array]]]:
@@ -39,7 +49,8 @@ def all_backends() -> dict[str, Callable[..., tuple[jax.Array, jax.Array]]]:
     if name in ("reference", "xla"):
       continue
     if "interpret" in inspect.signature(attention).parameters:
-      attention = functools.partial(attention, interpret=True)
+      options = OPTIONS.get(name, {})
+      attention = functools.partial(attention, interpret=True, **options)
     found[name] = attention
   return found
 
@@ -104,7 +115,10 @@ EVERYDAY = (
     ),
     Case(BlockMask(6, 8), block_size=4, dtype="bfloat16"),
     Case(BlockMask(6, 8), block_size=4, logit_size=100.0),
+    Case(BlockMask(4, 2, (1, 2)), block_size=64, heads=1),
 )
+# Strides that are not powers of two; granules that are large enough for all.
+EVERYDAY_INTERPRETED = (Case(BlockMask(3, 5, (1, 2))), EVERYDAY[-1])
 
 
 def sweep() -> tuple[Case, ...]:
@@ -136,7 +150,17 @@ def sweep() -> tuple[Case, ...]:
       Case(BlockMask(3, 8), head_dim=64, heads=1),
       Case(BlockMask(3, 8), scale=-1.0),
   ]
-  return tuple(case for case in dict.fromkeys(cases) if case not in EVERYDAY)
+  # Runs of 64 tokens at least, as the GPU backend has them.
+  wide = functools.partial(Case, block_size=64, heads=1)
+  cases += [
+      wide(BlockMask(frames, 2, (1, 2)), token_order=orders[frames % 2])
+      for frames in (*range(1, 10), 16)
+  ]
+  cases += [wide(BlockMask(2, blocks, (1, 4))) for blocks in (1, 3, 5, 16, 33)]
+  for variant in shapes.ablation_masks(7, 4).values():
+    cases.append(wide(variant, dtype="bfloat16", head_dim=64))
+  cases += [wide(BlockMask(4, 4), logit_size=100.0)]
+  return tuple(dict.fromkeys(cases))
 
 
 def results_and_gradients(attention, case):
@@ -185,16 +209,26 @@ def assert_equals_reference(name, case):
     )
 
 
-@pytest.mark.parametrize("case", EVERYDAY, ids=str)
-@pytest.mark.parametrize("name", BACKENDS)
+def pairs(is_everyday: bool) -> list[Any]:
+  """Backends and cases: interpreters take seconds a case, and few every day."""
+  result = []
+  for name in BACKENDS:
+    everyday = EVERYDAY if name.startswith("xla") else EVERYDAY_INTERPRETED
+    cases = dict.fromkeys((*EVERYDAY, *sweep()))
+    for case in everyday if is_everyday else cases:
+      if is_everyday or case not in everyday:
+        result.append(pytest.param(name, case, id=f"{name}-{case}"))
+  return result
+
+
+@pytest.mark.parametrize("name, case", pairs(is_everyday=True))
 def test_equals_reference(name, case):
   assert_equals_reference(name, case)
 
 
 @pytest.mark.sweep
 @pytest.mark.slow
-@pytest.mark.parametrize("case", sweep(), ids=str)
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name, case", pairs(is_everyday=False))
 def test_equals_reference_throughout(name, case):
   assert_equals_reference(name, case)
 
@@ -211,8 +245,9 @@ def attend(name, *inputs, mask):
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_jit_vmap_remat_and_scan_agree(name):
+  block_size = 64 if name == "pallas_gpu" else 2
   mask = BlockMask(3, 4, schedule=(1, 2))
-  inputs = shapes.random_inputs((2, 1, 2, 24, 8))
+  inputs = shapes.random_inputs((2, 1, 1, 3 * 4 * block_size, 8))
   argnums = (0, 1, 2)
 
   def loss(*inputs, name=name):
@@ -255,14 +290,16 @@ def test_heads_may_lie_on_several_devices(run_on_devices):
       mesh = jax.make_mesh((2,), ("heads",), axis_types=(AxisType.Auto,))
       spec = PartitionSpec(None, "heads")
       mask = bsa.BlockMask(3, 4, schedule=(1, 2))
-      inputs = shapes.random_inputs((1, 4, 24, 8))
+      inputs = shapes.random_inputs((1, 2, 12 * 64, 8))
       options = {"xla_backend_optimization_level": 0}
       placed = jax.device_put(inputs, NamedSharding(mesh, spec))
       for name in backend_test.BACKENDS:
         def attend(*inputs):
           return backend_test.attend(name, *inputs, mask=mask)
+        # Pallas for TPU does not say how its results vary over devices.
         sharded = jax.shard_map(
-            attend, mesh=mesh, in_specs=spec, out_specs=spec)
+            attend, mesh=mesh, in_specs=spec, out_specs=spec,
+            check_vma=name != "pallas_tpu")
         def compiled(function, inputs):
           loss = lambda *xs: (function(*xs) ** 2).sum()
           gradients = jax.jit(jax.grad(loss, (0, 1, 2)))
