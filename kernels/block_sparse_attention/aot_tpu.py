@@ -4,11 +4,11 @@ r"""Compiles the TPU kernels for chips that need not be there; says how fast.
     --chips v5e v5p v6e --frames 16 32 64
 
 For every chip, number of frames and direction it prints the CPU time to make
-the lists of work, the wall time to trace and compile; memory; the work over the exact mask; and
-from the compiler's final schedule the time of a layer, the time that the exact
-mask takes at the chip's peak (the roofline), and their ratio. See
-`tpu_schedule` for what the estimate contains: stalls on memory are left out,
-and nothing is run.
+the lists of work, the wall time to trace and compile; memory; the work over the
+exact mask; and from the compiler's final schedule the time of a layer, the time
+that the exact mask takes at the chip's peak (the roofline), and their ratio.
+See `tpu_schedule` for what the estimate contains: stalls on memory are left
+out, and nothing is run.
 
 Needs libtpu: pip install "jax[tpu]".
 """
@@ -90,8 +90,9 @@ def check(
     folder: Where `prepare` has libtpu write to.
 
   Returns:
-    Seconds (list: of the CPU; compile), GiB (temporary, arguments), ratio of the work to
-    that of the mask, milliseconds (estimate, roofline), and their ratio.
+    Seconds (list: of the CPU; compile), GiB (temporary, arguments), ratio of
+    the work to that of the mask, milliseconds (estimate, roofline), and their
+    ratio.
   """
   shape = (1, heads, mask.num_frames * tokens_per_frame, head_dim)
   tpu_lists.make_lists.cache_clear()
