@@ -12,14 +12,14 @@ from configs import tiny
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """512 wide, 256 tokens a frame."""
+  """256 wide, 1024 tokens a frame."""
   config = tiny.get_config()
   config.name = "mid"
   config.weights = ""
-  config.model.vae.update(dict(num_latents=256, latent_channels=64))
+  config.model.vae.update(dict(num_latents=1024, latent_channels=64))
   config.model.dit.update(dict(
-      depth=5, width=512, num_heads=8, latent_channels=64, num_moe_blocks=1,
-      temporal_block_size=8,
+      depth=4, width=256, num_heads=4, latent_channels=64, num_moe_blocks=1,
+      temporal_block_size=32,
   ))
   config.sampling.update(dict(num_frames=16, num_steps=2, guidance_scale=1.0))
   return config
