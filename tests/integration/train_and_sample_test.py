@@ -81,10 +81,10 @@ def test_an_interrupted_run_goes_on_exactly(trained, tmp_path, monkeypatch):
   (tmp_path / "data").symlink_to(trained / "data")
   batch = vae_task.VAETask.batch
 
-  def interrupted(self, step):
+  def interrupted(self, step, *rows):
     if step == 3:
       raise KeyboardInterrupt
-    return batch(self, step)
+    return batch(self, step, *rows)
 
   monkeypatch.setattr(vae_task.VAETask, "batch", interrupted)
   with pytest.raises(KeyboardInterrupt):
