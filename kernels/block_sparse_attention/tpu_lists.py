@@ -248,8 +248,14 @@ def _make_list(
   sizes = (num_rows,) + tuple(
       1 << bit for bit in reversed(range(3)) if 1 << bit < num_rows
   )
-  run = math.gcd(stream, _MAX_RUN)
   along_frames = bool(far)
+  # A run longer than what it goes along would be no valid slice.
+  length = layout.num_frames if along_frames else layout.segments
+  run = max(
+      n
+      for n in range(1, min(_MAX_RUN, length) + 1)
+      if math.gcd(stream, _MAX_RUN) % n == 0
+  )
   tiles = []
   for frame in range(0, layout.num_frames, frames):
     for segment in range(0, layout.segments, segments):
