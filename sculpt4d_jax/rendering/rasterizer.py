@@ -119,7 +119,9 @@ def render_mesh(
   def shade(hits, normals, directions):
     albedo = color
     if vertex_colors is not None:
+      # Weights at an edge are below zero by a rounding, which has no root.
       albedo = _interpolate(np.asarray(vertex_colors), mesh.faces, hits)
+      albedo = np.clip(albedo, 0, 1)
     rgb = _shade(normals, directions, camera, albedo)
     rgba = np.concatenate([rgb, np.ones_like(rgb[:, :1])], axis=1)
     return hits.scatter(rgba, 0.0)
