@@ -16,7 +16,6 @@ import math
 import pathlib
 
 from absl import logging
-import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 

@@ -17,7 +17,6 @@ Both give the sum that one device would compute.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 from jax import lax
 import jax.numpy as jnp
 

@@ -10,7 +10,6 @@ the sizes of the groups; blocks behind the last group are zero and are skipped.
 and covers all groups for all rows.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax

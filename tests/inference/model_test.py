@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from flax import nnx
 import jax
 import numpy as np
 import pytest

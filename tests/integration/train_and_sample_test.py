@@ -181,7 +181,6 @@ def test_progress_is_reported_from_inside_the_compiled_loop(model):
 
 
 def test_shared_noise_is_the_same_in_every_frame(model):
-  config = micro.get_config()
   noise = model._noise(jax.random.key(0), 3, "shared")
   np.testing.assert_array_equal(noise[0, 0], noise[0, 2])
   noise = model._noise(jax.random.key(0), 3, "independent")

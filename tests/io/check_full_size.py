@@ -25,7 +25,6 @@ import numpy as np
 
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import model_folders
-from sculpt4d_jax.io import pretrained
 from sculpt4d_jax.io import weight_export
 from sculpt4d_jax.io import weight_rules
 from sculpt4d_jax.io.tensor_files import open_file

@@ -9,7 +9,6 @@ import sys
 import zipfile
 
 import numpy as np
-import pytest
 import safetensors.numpy
 
 from tests.io import hunyuan_checkpoints as checkpoints
