@@ -43,6 +43,11 @@ def main() -> None:
   parser.add_argument("--output", type=pathlib.Path, required=True)
   parser.add_argument("--seed", type=int, default=0)
   arguments = parser.parse_args()
+  if arguments.output.suffix not in (".ckpt", ".pt", ".pth", ".bin"):
+    parser.error(
+        f"--output {arguments.output}: expected a name that ends in .ckpt, "
+        ".pt, .pth or .bin, as the converter goes by it"
+    )
   start, shapes = time.monotonic(), released_shapes()
   checkpoints.write_torch(
       arguments.output, shapes, checkpoints.values(shapes, arguments.seed)
