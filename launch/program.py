@@ -72,7 +72,10 @@ def run(
 
   def parse_flags(argv: Sequence[str]) -> Sequence[str]:
     if _HELP_FLAGS.intersection(argv[1:]):
-      print(help_text())
+      try:
+        print(help_text(), flush=True)
+      except BrokenPipeError:  # As in `... --help | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(0)
     try:
       remaining = flags.FLAGS(argv)
