@@ -3,8 +3,9 @@ r"""Makes training records of animated assets.
   python -m launch.prepare_data --assets=my_assets --output=data/mine
   python -m launch.prepare_data --procedural=200 --output=data/made --preset=tiny
 
-Assets are .glb and .gltf files (skins, morph targets, node animation), USD
-files, and folders or zips of per-frame meshes, found in all folders below.
+Assets are .glb and .gltf files (skins, morph targets, node animation), USD and
+Alembic files, and folders or zips of per-frame meshes, found in all folders
+below.
 Each animation becomes one or more records, if it passes the round-trip gate;
 OUTPUT/summary.html shows what was accepted and rejected, and why. Say where the
 assets come from in a `sources.json` beside them:

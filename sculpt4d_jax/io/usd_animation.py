@@ -16,6 +16,7 @@ import numpy as np
 
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.io import asset_files
+from sculpt4d_jax.io import polygons
 
 AssetError = asset_files.AssetError
 PathLike = str | os.PathLike
@@ -145,16 +146,7 @@ class UsdAsset:
 def _triangles(mesh, code: float, num_points: int) -> np.ndarray:
   counts = np.asarray(mesh.GetFaceVertexCountsAttr().Get(code) or [], np.int64)
   corners = np.asarray(mesh.GetFaceVertexIndicesAttr().Get(code) or [], np.int64)
-  if counts.sum() != len(corners) or (counts < 0).any():
-    raise AssetError("a mesh's face counts and indices do not match.")
-  if len(corners) and not (0 <= corners.min() and corners.max() < num_points):
-    raise AssetError("a face has a vertex that does not exist.")
-  begin = np.cumsum(counts) - counts
-  fans = np.maximum(counts - 2, 0)
-  first = np.repeat(begin, fans)
-  offset = np.arange(fans.sum()) - np.repeat(np.cumsum(fans) - fans, fans)
-  rows = np.stack([first, first + offset + 1, first + offset + 2], axis=1)
-  return corners[rows].astype(np.int32)
+  return polygons.fan_triangles(counts, corners, num_points)
 
 
 def _check_layers(path: pathlib.Path, folder: pathlib.Path) -> None:
