@@ -66,21 +66,51 @@ def find_assets(folder: PathLike) -> list[pathlib.Path]:
   return sorted(found)
 
 
-def content_hash(path: PathLike) -> str:
+def content_hash(
+    path: PathLike, limits: AssetLimits = asset_files.DEFAULT_LIMITS
+) -> str:
   """SHA-256 of an asset, 64 hexadecimal digits.
 
-  Of a folder: names and contents of its meshes. A .gltf's other files do not
-  count; it is an asset of its own in every folder that it lies in.
+  Of a folder: names and contents of its meshes. Of a glTF asset: its own bytes,
+  then the names and contents of the buffers and images that lie beside it, so
+  that the asset is another one when one of them changes. A name that may not be
+  read (it leads out of the folder, or there is no such file) counts as a name.
+
+  Args:
+    path: See the module.
+    limits: What a side file may have; larger ones count as names and sizes.
+
+  Raises:
+    OSError: The asset itself cannot be read.
   """
   path = pathlib.Path(path)
   digest = hashlib.sha256()
-  for file in mesh_sequences.list_frames(path) if path.is_dir() else [path]:
-    if path.is_dir():
+  if path.is_dir():
+    for file in mesh_sequences.list_frames(path):
       digest.update(file.name.encode() + b"\0")
-    with open(file, "rb") as stream:
-      while chunk := stream.read(_HASH_CHUNK):
-        digest.update(chunk)
+      _hash_file(digest, file)
+    return digest.hexdigest()
+  _hash_file(digest, path)
+  if path.suffix.lower() in _GLTF:
+    for uri in gltf_file.side_uris(path, limits):
+      digest.update(b"\0" + uri.encode(errors="replace") + b"\0")
+      try:
+        file = asset_files.path_inside(path.parent, uri)
+      except AssetError:
+        continue
+      if not file.is_file():
+        continue
+      size = file.stat().st_size
+      digest.update(str(size).encode() + b"\0")
+      if size <= limits.file_bytes:
+        _hash_file(digest, file)
   return digest.hexdigest()
+
+
+def _hash_file(digest, path: pathlib.Path) -> None:
+  with open(path, "rb") as stream:
+    while chunk := stream.read(_HASH_CHUNK):
+      digest.update(chunk)
 
 
 class AnimatedAsset:
