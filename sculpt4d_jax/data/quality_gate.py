@@ -6,18 +6,21 @@ cells of the grid that the surface was made on, where a name ends in `_cells`.
 A record that misses a limit is rejected, and says by how much.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 
 import numpy as np
 
+from sculpt4d_jax.data import asset_records
+from sculpt4d_jax.data import record_views
 from sculpt4d_jax.geometry import deforming_mesh as deforming_mesh_lib
 from sculpt4d_jax.geometry import guide_points
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import mesh_distance
 from sculpt4d_jax.geometry import sampling
 from sculpt4d_jax.geometry import watertight
+from sculpt4d_jax.rendering import cameras
 
 DeformingMesh = deforming_mesh_lib.DeformingMesh
 TriangleMesh = mesh_lib.TriangleMesh
@@ -25,6 +28,7 @@ TriangleMesh = mesh_lib.TriangleMesh
 _MISSING_CELLS = 1.5
 _EXTRA_CELLS = 2.0
 _FAR_CELLS = 2.0
+_NORMAL_DEGREES = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,10 @@ class GateLimits:
     max_source_sign_errors: The same against winding numbers of the asset,
       further than 2 cells from its surface.
     max_volume_ratio: Largest volume of a frame over the smallest.
+    max_view_off: Largest distance from the asset of a point that a view's depth
+      and camera put into the world, in world units.
+    max_view_normals: Share of a view's pixels whose normal is further than 60
+      degrees from that of the face that is seen there.
     min_coverage: Share of a picture that the object covers at least.
   """
 
@@ -72,6 +80,8 @@ class GateLimits:
   max_sign_errors: float = 1e-3
   max_source_sign_errors: float = 0.02
   max_volume_ratio: float = 4.0
+  max_view_off: float = 1e-3
+  max_view_normals: float = 0.1
   min_coverage: float = 0.002
 
 
@@ -95,6 +105,8 @@ _RULES = (
         "inside and outside are mixed up",
     ),
     ("volume_ratio", "max_volume_ratio", "the volume jumps"),
+    ("view_off", "max_view_off", "depths and cameras miss the object"),
+    ("view_normals", "max_view_normals", "normals of pictures are wrong"),
     ("coverage", "min_coverage", "a picture shows next to nothing"),
 )
 
@@ -240,3 +252,56 @@ def sign_measures(
       sign_errors=wrong / max(total, 1),
       source_sign_errors=contradicted / max(far_samples, 1),
   )
+
+
+def view_measures(
+    mesh: DeformingMesh,
+    repair: watertight.Repair,
+    view: Mapping[str, np.ndarray],
+    buffers: Mapping[str, np.ndarray],
+    num_pixels: int = 2000,
+) -> dict[str, float]:
+  """Reads an encoded view back and compares it with the asset.
+
+  The pixels of the first and last frame go back into the world, by their depth
+  and the stored camera, where they must lie on the asset's faces.
+
+  Args:
+    mesh: The animation, normalised.
+    repair: Which of its faces are wound the wrong way.
+    view: Fields of a "view" entry.
+    buffers: Fields of its "buffers" entry.
+    num_pixels: That are looked at in each frame, evenly spread.
+  """
+  near, far = buffers["depth_range"].tolist()
+  camera = cameras.Camera(
+      view["camera_to_world"], fov_degrees=float(view["fov_degrees"][0])
+  )
+  off, wrong, total = 0.0, 0, 0
+  for frame in sorted({0, mesh.num_frames - 1}):
+    depth = record_views.decode_depth(
+        asset_records.unpack(buffers["depth"], buffers["depth_ends"], frame),
+        near, far,
+    )
+    normals = record_views.decode_normals(
+        asset_records.unpack(buffers["normal"], buffers["normal_ends"], frame)
+    )
+    seen = np.flatnonzero(depth)
+    if not len(seen):
+      continue
+    seen = seen[:: -(-len(seen) // num_pixels)]
+    origins, directions = (
+        rays.reshape(-1, 3)[seen]
+        for rays in cameras.camera_rays(camera, *depth.shape)
+    )
+    points = origins + directions * depth.reshape(-1)[seen, None]
+    source = mesh.frame(frame)
+    found = mesh_distance.closest_points(source, points)
+    off = max(off, float(found.distances.max()))
+    faces = source.face_cross_products()[found.face_ids].astype(np.float64)
+    faces *= np.where(repair.flipped[found.face_ids], -1, 1)[:, None]
+    cosine = np.sum(faces * normals.reshape(-1, 3)[seen], axis=1)
+    cosine /= np.maximum(np.linalg.norm(faces, axis=1), 1e-30)
+    wrong += np.count_nonzero(cosine < math.cos(math.radians(_NORMAL_DEGREES)))
+    total += len(seen)
+  return dict(view_off=off, view_normals=wrong / max(total, 1))

@@ -9,8 +9,9 @@ positions are interpolated, and transforms by turning and stretching.
 Alembic comes from the package alembic3d, which only these functions import:
 wheels of the Alembic project's own Python bindings for CPython 3.10 to 3.14 on
 Linux and Windows (x86-64) and macOS (arm64), made by somebody else. Neither
-usd-core (it carries no usdAbc plug-in) nor trimesh reads these files. Elsewhere,
-and for archives in the old HDF5 format, Blender turns them into .glb or .usdc.
+usd-core (it carries no usdAbc plug-in) nor trimesh reads these files.
+Elsewhere, and for archives in the old HDF5 format, Blender turns them into .glb
+or .usdc.
 """
 
 from collections.abc import Sequence
@@ -205,7 +206,8 @@ def _polygons(mesh: _Mesh, time: float) -> tuple[np.ndarray, np.ndarray]:
       len(points),
   )
   if share:
-    later = _array(_sample(mesh.schema, mesh.times[after]).getPositions(), np.float64)
+    later = _sample(mesh.schema, mesh.times[after]).getPositions()
+    later = _array(later, np.float64)
     if later.size != points.size:
       raise AssetError("the faces change over time; no point can be followed.")
     points = (1 - share) * points + share * later.reshape(-1, 3)

@@ -1,7 +1,8 @@
 """Animated assets of any kind: what clips they have, and the clips played.
 
 An asset is a .glb or .gltf file, a USD file, an Alembic file, a folder of
-per-frame meshes or a zip of them. Whatever is wrong with one comes out as an `AssetError`.
+per-frame meshes or a zip of them. Whatever is wrong with one comes out as an
+`AssetError`.
 
 A clip is known by the hash of its asset's content and its name, so that the
 same asset found twice, or again tomorrow, is the same asset.
