@@ -81,50 +81,77 @@ class GateLimits:
   max_source_sign_errors: float = 0.02
   max_volume_ratio: float = 4.0
   max_view_off: float = 1e-3
-  max_view_normals: float = 0.1
+  max_view_normals: float = 0.25
   min_coverage: float = 0.002
 
 
-# Measure, limit, and what it means if it is missed.
-_RULES = (
-    ("travel", "min_travel", "nothing moves"),
-    ("size_ratio", "max_size_ratio", "the object changes its size"),
-    ("stretch", "max_stretch", "the mesh explodes"),
-    ("share_of_box", "min_share_of_box", "the object is lost in its scene"),
-    ("chamfer_cells", "max_chamfer_cells", "the surface is another one"),
-    ("missing", "max_missing", "parts are missing"),
-    ("extra", "max_extra", "surface was invented"),
-    ("sheets", "max_sheets", "most of it is sheets without an inside"),
-    ("off_surface", "max_off_surface", "points are off the surface"),
-    ("unmatched", "max_unmatched", "points lost their place on the mesh"),
-    ("slip_cells", "max_slip_cells", "points slide over the mesh"),
-    ("sign_errors", "max_sign_errors", "signs of distances are wrong"),
-    (
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """A limit of the gate.
+
+  Attributes:
+    measure: That is looked at.
+    limit: Field of `GateLimits`.
+    meaning: Of missing it.
+  """
+
+  measure: str
+  limit: str
+  meaning: str
+
+  @property
+  def is_minimum(self) -> bool:
+    return self.limit.startswith("min_")
+
+  def keeps(self, value: float, limits: GateLimits) -> bool:
+    """Whether a measure keeps the limit; what is not a number does not."""
+    limit = getattr(limits, self.limit)
+    return value >= limit if self.is_minimum else value <= limit
+
+
+RULES = (
+    Rule("travel", "min_travel", "nothing moves"),
+    Rule("size_ratio", "max_size_ratio", "the object changes its size"),
+    Rule("stretch", "max_stretch", "the mesh explodes"),
+    Rule(
+        "share_of_box", "min_share_of_box", "the object is lost in its scene"
+    ),
+    Rule("chamfer_cells", "max_chamfer_cells", "the surface is another one"),
+    Rule("missing", "max_missing", "parts are missing"),
+    Rule("extra", "max_extra", "surface was invented"),
+    Rule("sheets", "max_sheets", "most of it is sheets without an inside"),
+    Rule("off_surface", "max_off_surface", "points are off the surface"),
+    Rule("unmatched", "max_unmatched", "points lost their place on the mesh"),
+    Rule("slip_cells", "max_slip_cells", "points slide over the mesh"),
+    Rule("sign_errors", "max_sign_errors", "signs of distances are wrong"),
+    Rule(
         "source_sign_errors",
         "max_source_sign_errors",
         "inside and outside are mixed up",
     ),
-    ("volume_ratio", "max_volume_ratio", "the volume jumps"),
-    ("view_off", "max_view_off", "depths and cameras miss the object"),
-    ("view_normals", "max_view_normals", "normals of pictures are wrong"),
-    ("coverage", "min_coverage", "a picture shows next to nothing"),
+    Rule("volume_ratio", "max_volume_ratio", "the volume jumps"),
+    Rule("view_off", "max_view_off", "depths and cameras miss the object"),
+    Rule("view_normals", "max_view_normals", "normals of pictures are wrong"),
+    Rule("coverage", "min_coverage", "a picture shows next to nothing"),
 )
 
 
 def judge(measures: dict[str, float], limits: GateLimits) -> list[str]:
   """Reasons to reject; none if all measures that are there keep the limits."""
   reasons = []
-  for measure, limit_name, meaning in _RULES:
-    if measure not in measures:
+  for rule in RULES:
+    if rule.measure not in measures:
       continue
-    value, limit = measures[measure], getattr(limits, limit_name)
-    is_minimum = limit_name.startswith("min_")
-    if is_minimum and value >= limit or not is_minimum and value <= limit:
+    value = measures[rule.measure]
+    if rule.keeps(value, limits):
       continue
-    relation = "below" if is_minimum else "above"
+    relation = "below" if rule.is_minimum else "above"
     if not math.isfinite(value):
       relation = "not comparable with"
-    reasons.append(f"{meaning}: {measure} = {value:.3g} is {relation} {limit:g}")
+    reasons.append(
+        f"{rule.meaning}: {rule.measure} = {value:.3g} is {relation}"
+        f" {getattr(limits, rule.limit):g}"
+    )
   return reasons
 
 
