@@ -3,28 +3,24 @@ r"""Measures what consistent sampling and shared noise do to latents in time.
   python -m launch.measure_consistency --data=data/mine --config=configs/tiny.py
 
 The paper's two ablations: an autoencoder with fixed weights encodes every frame
-of prepared clips, and the mean change of a latent from one frame to the next is
-printed, over the latents' standard deviation, for
-
-  consistent sampling or not   the same material points and queries in all
-                               frames, or other ones in every frame
-  shared noise or not          one noise for all frames of a clip, or one a
-                               frame; "mean" takes none
+of prepared clips. Printed are the mean change of a latent from one frame to the
+next under each variant, and the differences between variants: same clips, same
+draws of points and noise. A difference is over clips, with its standard error
+and the number of clips where it is below zero. See
+`sculpt4d_jax/evaluation/latent_consistency.py`.
 """
-
-import functools
 
 from absl import flags
 from flax import nnx
 import jax
-import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
+import tqdm
 
 from launch import program
 from sculpt4d_jax.data import dataset_index
 from sculpt4d_jax.data import record_examples
-from sculpt4d_jax.geometry import farthest_points
+from sculpt4d_jax.evaluation import latent_consistency
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import model_files
 from sculpt4d_jax.models import shape_vae
@@ -37,7 +33,18 @@ _DATA = flags.DEFINE_string("data", None, "Folder of the data set.",
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of weights; the preset's by default."
 )
-_NUM_CLIPS = flags.DEFINE_integer("num_clips", 20, "Clips.", lower_bound=1)
+_NUM_CLIPS = flags.DEFINE_integer("num_clips", 20, "Clips.", lower_bound=2)
+_NUM_DRAWS = flags.DEFINE_integer(
+    "num_draws", 4, "Draws of points and noise a clip.", lower_bound=1
+)
+
+# First and second variant: sampling and noise of each.
+_COMPARED = (
+    (("consistent", "mean"), ("independent", "mean")),
+    (("consistent", "shared"), ("independent", "shared")),
+    (("consistent", "shared"), ("consistent", "independent")),
+    (("independent", "shared"), ("independent", "independent")),
+)
 
 
 def _load_vae(config):
@@ -49,72 +56,60 @@ def _load_vae(config):
   return nnx.merge(graph, params)
 
 
-def _read_surfaces(index, frames):
-  clips = sum(index.splits.values(), [])[: _NUM_CLIPS.value]
+def _read_surfaces(index):
+  """Whole surfaces [F, P, 7] of clips that are evenly spread over the data."""
+  clips = sum(index.splits.values(), [])
+  chosen = np.linspace(0, len(clips) - 1, min(len(clips), _NUM_CLIPS.value))
+  clips = [clips[int(row)] for row in chosen]
   whole = dataset_index.DatasetIndex(
       index.folder, index.settings, {"all": clips}
   )
   reader = record_examples.ExampleReader(
       whole, "all",
       record_examples.ExampleConfig(
-          contents=("geometry",), num_frames=frames, num_parts=0,
-          mirror=False, reverse_time=False,
+          contents=("geometry",), num_frames=index.settings["num_frames"],
+          num_parts=0, mirror=False, reverse_time=False,
       ),
   )
-  for row in range(len(clips)):
+  for row in tqdm.tqdm(range(len(clips)), desc="encode"):
     yield reader.read(row, np.random.default_rng(row))["surface"]
-
-
-def _change(latents) -> float:
-  """Mean step from frame to frame over the standard deviation of all."""
-  return float(jnp.abs(jnp.diff(latents, axis=0)).mean() / latents.std())
 
 
 def main(argv):
   del argv
   vae = _load_vae(_CONFIG.value)
-  config = vae.config
   index = dataset_index.read_index(_DATA.value)
-  num_uniform, num_sharp = (
-      index.settings["num_uniform"], index.settings["num_sharp"]
-  )
-  select = functools.partial(
-      farthest_points.select_rows,
-      num_latents=config.num_latents, num_uniform=num_uniform,
-      num_sharp=num_sharp, downsample_ratio=config.downsample_ratio,
-  )
-  encode = nnx.jit(lambda vae, surface, queries: vae.encode(surface, queries))
   results = {}
-  frames = index.settings["num_frames"]
-  for number, surface in enumerate(_read_surfaces(index, frames)):
-    keys = jax.random.split(jax.random.key(number), frames)
-    shared = jax.random.normal(
-        keys[0], (1, config.num_latents, config.latent_channels)
+  for number, surface in enumerate(_read_surfaces(index)):
+    changes = latent_consistency.latent_changes(
+        vae, surface, jax.random.key(number),
+        num_uniform=index.settings["num_uniform"],
+        num_draws=_NUM_DRAWS.value,
     )
-    own = jax.vmap(lambda key: jax.random.normal(key, shared.shape[1:]))(keys)
-    for sampling in ("consistent", "independent"):
-      chosen = []
-      for frame in range(frames):
-        first = sampling == "consistent"
-        rows, queries = select(
-            keys[0 if first else frame], surface[0 if first else frame]
-        )
-        chosen.append((surface[frame][rows], surface[frame][queries]))
-      posterior = encode(
-          vae, jnp.stack([c[0] for c in chosen]),
-          jnp.stack([c[1] for c in chosen]),
-      )
-      for noise, latents in (
-          ("mean", posterior.mean),
-          ("shared noise", posterior.sample(shared)),
-          ("independent noise", posterior.sample(own)),
-      ):
-        results.setdefault((sampling, noise), []).append(_change(latents))
+    for variant, values in changes.items():
+      results.setdefault(variant, []).append(values)
+  if not results:
+    raise ValueError(f"{_DATA.value} has no clips.")
   count = len(next(iter(results.values())))
-  print(f"Change of a latent from frame to frame, {count} clips:")
-  for (sampling, noise), changes in results.items():
-    print(f"  {sampling:12} sampling, {noise:18} {np.mean(changes):.3f}"
-          f" +- {np.std(changes) / max(count, 1) ** 0.5:.3f}")
+  print(f"Change of a latent from frame to frame, {count} clips of"
+        f" {_NUM_DRAWS.value} draws:")
+  for (sampling, noise), values in results.items():
+    print(f"  {sampling:12} sampling, noise {noise:12} {np.mean(values):.4f}")
+  print("Differences, clip by clip:")
+  for first, second in _COMPARED:
+    found = latent_consistency.paired_difference(
+        results[first], results[second]
+    )
+    print(
+        f"  {_name(first):26} - {_name(second):26} {found.mean:+.4f} +-"
+        f" {found.standard_error:.4f}, below 0 in {found.num_smaller} of"
+        f" {found.num_clips} clips"
+    )
+
+
+def _name(variant: tuple[str, str]) -> str:
+  sampling, noise = variant
+  return f"{sampling}, noise {noise}"
 
 
 if __name__ == "__main__":

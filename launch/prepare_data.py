@@ -3,18 +3,26 @@ r"""Makes training records of animated assets.
   python -m launch.prepare_data --assets=my_assets --output=data/mine
   python -m launch.prepare_data --procedural=200 --output=data/made --preset=tiny
 
-Assets are .glb and .gltf files (skins, morph targets, node animation), USD
-files, and folders or zips of per-frame meshes, found in all folders below.
+Assets are .glb and .gltf files (skins, morph targets, node animation), USD and
+Alembic files, and folders or zips of per-frame meshes, found in all folders
+below.
 Each animation becomes one or more records, if it passes the round-trip gate;
 OUTPUT/summary.html shows what was accepted and rejected, and why. Say where the
 assets come from in a `sources.json` beside them:
 
   [{"files": "kaykit/*.glb", "licence": "CC0-1.0", "source": "...",
-    "authors": "..."}]
+    "authors": "...", "object": "assets of one object share its name"}]
+
+All sources of one command, several folders and the procedural one, become one
+data set, split by asset, with one card:
+
+  python -m launch.prepare_data --assets=my_assets,more --procedural=200 \
+    --config=configs/tiny.py --output=data/both
 
 Stop it whenever you like: the same command goes on, and takes up new assets.
 Sizes are those of the paper; --preset=small and --preset=tiny are for tests
-and small models, and every size has a flag. --beam sends the work through
+and small models, --config takes those that a configuration trains on, and every
+size has a flag. --beam sends the work through
 Apache Beam; options of its runner follow in --beam_options.
 """
 
@@ -25,6 +33,7 @@ import sys
 
 from absl import flags
 from absl import logging
+from ml_collections import config_flags
 
 from launch import program
 from sculpt4d_jax.data import asset_units
@@ -61,6 +70,12 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder of the data set.", required=True
 )
 _PRESET = flags.DEFINE_enum("preset", "full", list(_PRESETS), "Sizes.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None,
+    "Configuration that is to be trained: a part of a record has its numbers of"
+    " points and samples, --num_parts of them differ (4 by default), and"
+    " pictures are twice as large, as the reader cuts the object out.",
+)
 _TEST_FRACTION = flags.DEFINE_float(
     "test_fraction", 0.1, "Of the assets, for the test split.", 0.0, 0.99
 )
@@ -105,8 +120,28 @@ def _define_sizes() -> dict[str, flags.FlagHolder]:
 _SIZES = _define_sizes()
 
 
+_CONFIG_PARTS = 4
+
+
+def _config_sizes(config, num_parts: int) -> dict[str, int]:
+  """Sizes of records whose parts are what a configuration trains on."""
+  data, vae = config.data, config.model.vae
+  points = ("num_uniform", "num_sharp", "num_near", "num_volume")
+  return dict(
+      {name: num_parts * data[name] for name in points},
+      num_parts=num_parts,
+      num_frames=data.num_frames,
+      num_queries=vae.num_latents,
+      downsample_ratio=vae.downsample_ratio,
+      image_size=2 * data.image_size,
+  )
+
+
 def _settings() -> preparation.PreparationSettings:
   sizes = dict(_PRESETS[_PRESET.value])
+  if _CONFIG.value is not None:
+    num_parts = _SIZES["num_parts"].value or _CONFIG_PARTS
+    sizes |= _config_sizes(_CONFIG.value, num_parts)
   sizes |= {
       name: holder.value
       for name, holder in _SIZES.items()

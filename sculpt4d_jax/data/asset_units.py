@@ -37,11 +37,14 @@ class Credit:
     licence: For instance "CC0-1.0"; "" if nobody said.
     source: A repository or package, with its version.
     authors: Whom to name.
+    object: Assets of the same object (the same character in two formats) share
+      this name and are on one side of the split; "" is an object of its own.
   """
 
   licence: str = ""
   source: str = ""
   authors: str = ""
+  object: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,7 @@ def read_credits(folder: PathLike) -> dict[str, Credit]:
   """Credits of a folder of assets, by patterns of their names.
 
   They are in its `sources.json`: a list of objects with "files" (a pattern, as
-  "kaykit/*.glb"), "licence", "source" and "authors".
+  "kaykit/*.glb"), "licence", "source", "authors" and "object"; see `Credit`.
 
   Raises:
     ValueError: The file is malformed.
@@ -107,7 +110,7 @@ def read_credits(folder: PathLike) -> dict[str, Credit]:
     return {
         str(row["files"]): Credit(
             **{key: str(row.get(key, "")) for key in
-               ("licence", "source", "authors")}
+               ("licence", "source", "authors", "object")}
         )
         for row in json.loads(path.read_text())
     }

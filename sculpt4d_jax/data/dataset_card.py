@@ -55,7 +55,8 @@ def _counts(index, verdicts) -> str:
       "",
       f"Every clip has {index.settings['num_frames']} frames. {rejected} more"
       " clips were rejected by the round-trip gate. The split is by asset: no"
-      " asset has clips on both sides.",
+      " asset has clips on both sides, nor has an object that several assets"
+      " are said to show.",
   ]
   return "\n".join(rows)
 

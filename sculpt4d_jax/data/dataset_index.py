@@ -2,7 +2,8 @@
 
 `dataset.json` is made of the verdicts and the shards' tables of contents, and
 can be made again at any time. An asset is on the test side if its hash says
-so: all of its clips are, now and when the data set grows.
+so: all of its clips are, now and when the data set grows. Assets that are said
+to be the same object (`asset_units.Credit`) go by the hash of its name.
 """
 
 from collections.abc import Mapping
@@ -57,7 +58,7 @@ class DatasetIndex:
 
 
 def split_of(asset: str, test_fraction: float) -> str:
-  """The side that an asset is on, by the hash of its identity."""
+  """The side that an asset, or an object, is on: by its identity's hash."""
   digest = hashlib.sha256(asset.encode()).digest()
   share = int.from_bytes(digest[:8], "big") / 2**64
   return "test" if share < test_fraction else "train"
@@ -96,7 +97,8 @@ def write_index(
       continue
     for clip, content in reader.contents(verdict["shard"]).items():
       asset = content["details"]["asset"]
-      splits[split_of(asset, test_fraction)].append(
+      same = content["details"].get("object") or asset
+      splits[split_of(same, test_fraction)].append(
           dataclasses.asdict(
               IndexedClip(
                   clip, asset, verdict["shard"], content["entries"],

@@ -9,7 +9,7 @@ Everything is drawn from the clip's seed, so that the same clip gives the same
 record wherever and whenever it is made.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import time
 
@@ -198,11 +198,11 @@ def prepare_clip(
       measures |= more
     except ValueError as error:
       reasons = [str(error)]
-  views, preview, coverage = _views(mesh, repair, clip, settings, rng,
-                                    only_first=bool(reasons))
+  views, preview, more = _views(mesh, repair, clip, settings, rng,
+                                only_first=bool(reasons))
   watch.lap("views")
   if not reasons:
-    measures["coverage"] = coverage
+    measures |= more
     reasons = quality_gate.judge(measures, settings.limits)
   verdict = Verdict(reasons, measures, watch.seconds)
   return PreparedClip(entries + views if not reasons else [], verdict, preview)
@@ -231,8 +231,42 @@ def choose_clips(num_clips: int, settings: PreparationSettings) -> list[int]:
   return sorted(set(chosen.round().astype(int).tolist()))
 
 
-def _geometry(mesh, repair, surfaces, clip, settings, rng, watch):
-  """Entries of points and distances, and their measures."""
+@dataclasses.dataclass(frozen=True)
+class CarriedPoints:
+  """Guide points in all frames.
+
+  Attributes:
+    guide: The points on the mesh.
+    positions: Where its material points are, [F, P, 3].
+    projections: Of them to the watertight surfaces, one a frame.
+    stored: Positions and normals as a record keeps them, float16 [F, P, 6].
+  """
+
+  guide: guide_points.GuidePoints
+  positions: np.ndarray
+  projections: list[guide_points.Projection]
+  stored: np.ndarray
+
+
+def carry_points(
+    mesh: DeformingMesh,
+    repair: watertight.Repair,
+    surfaces: Sequence[TriangleMesh],
+    settings: PreparationSettings,
+    rng: np.random.Generator,
+) -> CarriedPoints:
+  """Draws guide points, carries them along and projects them.
+
+  Args:
+    mesh: The animation, normalised.
+    repair: From `watertight.plan_repair`.
+    surfaces: Watertight surfaces, one a frame.
+    settings: Numbers of points.
+    rng: Randomness; the same state gives the same points.
+
+  Raises:
+    ValueError: Next to nothing of the surface is ever seen.
+  """
   last = mesh.num_frames - 1
   looked_at = sorted({0, last // 2, last})
   guide = guide_points.draw(
@@ -244,26 +278,30 @@ def _geometry(mesh, repair, surfaces, clip, settings, rng, watch):
       hidden_depth=_HIDDEN_CELLS * settings.surface.cell,
       rng=rng,
   )
-  watch.lap("draw points")
-  guides, projections = [], []
+  positions, projections = [], []
   reach = 2 * settings.surface.sheet_cells * settings.surface.cell
   for frame, surface in zip(mesh.frames(), surfaces):
-    positions, normals = guide.at(frame, repair.flipped)
-    guides.append(positions)
-    projections.append(
-        guide_points.project(positions, normals, surface, reach)
-    )
+    here, normals = guide.at(frame, repair.flipped)
+    positions.append(here)
+    projections.append(guide_points.project(here, normals, surface, reach))
   stored = np.stack([
       np.concatenate([p.positions, p.normals], axis=1) for p in projections
   ]).astype(np.float16)  # [F, P, 6]
-  watch.lap("project")
-  samples = _samples(stored, surfaces, settings, rng)
+  return CarriedPoints(guide, np.stack(positions), projections, stored)
+
+
+def _geometry(mesh, repair, surfaces, clip, settings, rng, watch):
+  """Entries of points and distances, and their measures."""
+  carried = carry_points(mesh, repair, surfaces, settings, rng)
+  guide, stored = carried.guide, carried.stored
+  watch.lap("points")
+  samples = distance_samples(stored, surfaces, settings, rng)
   watch.lap("distances")
   entries = list(_part_entries(stored, guide, samples, clip, settings))
   entries.append(_query_entry(stored, guide, clip, settings, rng))
   watch.lap("queries")
   measures = quality_gate.point_measures(
-      stored[..., :3], np.stack(guides), projections, surfaces,
+      stored[..., :3], carried.positions, carried.projections, surfaces,
       settings.surface,
   )
   measures |= quality_gate.sign_measures(
@@ -274,11 +312,22 @@ def _geometry(mesh, repair, surfaces, clip, settings, rng, watch):
   return entries, measures
 
 
-def _samples(stored, surfaces, settings, rng) -> np.ndarray:
-  """Distance samples [F, Q, 4] in float16, the near ones first.
+def distance_samples(
+    stored: np.ndarray,
+    surfaces: Sequence[TriangleMesh],
+    settings: PreparationSettings,
+    rng: np.random.Generator,
+) -> np.ndarray:
+  """Draws distance samples [F, Q, 4] in float16, the near ones first.
 
   Positions are rounded before their distances are measured, so that what is
   stored is true of what is stored.
+
+  Args:
+    stored: Points that the near samples are around, [F, P, 6].
+    surfaces: Watertight surfaces, one a frame.
+    settings: Numbers and deviations of the samples.
+    rng: Randomness; the same state gives the same samples.
   """
   rows = rng.integers(stored.shape[1], size=settings.num_near)
   deviation = np.resize(settings.near_deviations, settings.num_near)
@@ -344,8 +393,8 @@ def _query_entry(stored, guide, clip, settings, rng) -> tuple[str, int, bytes]:
 
 
 def _views(mesh, repair, clip, settings, rng, only_first):
-  """Entries of all views, pictures for the summary, smallest coverage."""
-  pictures, others, preview, coverage = [], [], [], 1.0
+  """Entries of all views, pictures for the summary, measures."""
+  pictures, others, preview, measures = [], [], [], {"coverage": 1.0}
   views = record_views.render_entries(
       mesh,
       repair,
@@ -355,8 +404,9 @@ def _views(mesh, repair, clip, settings, rng, only_first):
       rng=rng,
   )
   for number, (view, buffers, covered) in enumerate(views):
-    coverage = min(coverage, covered)
+    measures["coverage"] = min(measures["coverage"], covered)
     if not number:
+      measures |= quality_gate.view_measures(mesh, repair, view, buffers)
       last = mesh.num_frames - 1
       preview = [
           asset_records.unpack(view["pictures"], view["ends"], frame)
@@ -369,4 +419,4 @@ def _views(mesh, repair, clip, settings, rng, only_first):
     ):
       content = asset_records.encode(kind, clip, arrays, number)
       entries.append((kind, number, content))
-  return pictures + others, preview, coverage
+  return pictures + others, preview, measures

@@ -6,18 +6,21 @@ cells of the grid that the surface was made on, where a name ends in `_cells`.
 A record that misses a limit is rejected, and says by how much.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 
 import numpy as np
 
+from sculpt4d_jax.data import asset_records
+from sculpt4d_jax.data import record_views
 from sculpt4d_jax.geometry import deforming_mesh as deforming_mesh_lib
 from sculpt4d_jax.geometry import guide_points
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import mesh_distance
 from sculpt4d_jax.geometry import sampling
 from sculpt4d_jax.geometry import watertight
+from sculpt4d_jax.rendering import cameras
 
 DeformingMesh = deforming_mesh_lib.DeformingMesh
 TriangleMesh = mesh_lib.TriangleMesh
@@ -25,6 +28,7 @@ TriangleMesh = mesh_lib.TriangleMesh
 _MISSING_CELLS = 1.5
 _EXTRA_CELLS = 2.0
 _FAR_CELLS = 2.0
+_NORMAL_DEGREES = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,10 @@ class GateLimits:
     max_source_sign_errors: The same against winding numbers of the asset,
       further than 2 cells from its surface.
     max_volume_ratio: Largest volume of a frame over the smallest.
+    max_view_off: Largest distance from the asset of a point that a view's depth
+      and camera put into the world, in world units.
+    max_view_normals: Share of a view's pixels whose normal is further than 60
+      degrees from that of the face that is seen there.
     min_coverage: Share of a picture that the object covers at least.
   """
 
@@ -72,47 +80,78 @@ class GateLimits:
   max_sign_errors: float = 1e-3
   max_source_sign_errors: float = 0.02
   max_volume_ratio: float = 4.0
+  max_view_off: float = 1e-3
+  max_view_normals: float = 0.25
   min_coverage: float = 0.002
 
 
-# Measure, limit, and what it means if it is missed.
-_RULES = (
-    ("travel", "min_travel", "nothing moves"),
-    ("size_ratio", "max_size_ratio", "the object changes its size"),
-    ("stretch", "max_stretch", "the mesh explodes"),
-    ("share_of_box", "min_share_of_box", "the object is lost in its scene"),
-    ("chamfer_cells", "max_chamfer_cells", "the surface is another one"),
-    ("missing", "max_missing", "parts are missing"),
-    ("extra", "max_extra", "surface was invented"),
-    ("sheets", "max_sheets", "most of it is sheets without an inside"),
-    ("off_surface", "max_off_surface", "points are off the surface"),
-    ("unmatched", "max_unmatched", "points lost their place on the mesh"),
-    ("slip_cells", "max_slip_cells", "points slide over the mesh"),
-    ("sign_errors", "max_sign_errors", "signs of distances are wrong"),
-    (
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """A limit of the gate.
+
+  Attributes:
+    measure: That is looked at.
+    limit: Field of `GateLimits`.
+    meaning: Of missing it.
+  """
+
+  measure: str
+  limit: str
+  meaning: str
+
+  @property
+  def is_minimum(self) -> bool:
+    return self.limit.startswith("min_")
+
+  def keeps(self, value: float, limits: GateLimits) -> bool:
+    """Whether a measure keeps the limit; what is not a number does not."""
+    limit = getattr(limits, self.limit)
+    return value >= limit if self.is_minimum else value <= limit
+
+
+RULES = (
+    Rule("travel", "min_travel", "nothing moves"),
+    Rule("size_ratio", "max_size_ratio", "the object changes its size"),
+    Rule("stretch", "max_stretch", "the mesh explodes"),
+    Rule(
+        "share_of_box", "min_share_of_box", "the object is lost in its scene"
+    ),
+    Rule("chamfer_cells", "max_chamfer_cells", "the surface is another one"),
+    Rule("missing", "max_missing", "parts are missing"),
+    Rule("extra", "max_extra", "surface was invented"),
+    Rule("sheets", "max_sheets", "most of it is sheets without an inside"),
+    Rule("off_surface", "max_off_surface", "points are off the surface"),
+    Rule("unmatched", "max_unmatched", "points lost their place on the mesh"),
+    Rule("slip_cells", "max_slip_cells", "points slide over the mesh"),
+    Rule("sign_errors", "max_sign_errors", "signs of distances are wrong"),
+    Rule(
         "source_sign_errors",
         "max_source_sign_errors",
         "inside and outside are mixed up",
     ),
-    ("volume_ratio", "max_volume_ratio", "the volume jumps"),
-    ("coverage", "min_coverage", "a picture shows next to nothing"),
+    Rule("volume_ratio", "max_volume_ratio", "the volume jumps"),
+    Rule("view_off", "max_view_off", "depths and cameras miss the object"),
+    Rule("view_normals", "max_view_normals", "normals of pictures are wrong"),
+    Rule("coverage", "min_coverage", "a picture shows next to nothing"),
 )
 
 
 def judge(measures: dict[str, float], limits: GateLimits) -> list[str]:
   """Reasons to reject; none if all measures that are there keep the limits."""
   reasons = []
-  for measure, limit_name, meaning in _RULES:
-    if measure not in measures:
+  for rule in RULES:
+    if rule.measure not in measures:
       continue
-    value, limit = measures[measure], getattr(limits, limit_name)
-    is_minimum = limit_name.startswith("min_")
-    if is_minimum and value >= limit or not is_minimum and value <= limit:
+    value = measures[rule.measure]
+    if rule.keeps(value, limits):
       continue
-    relation = "below" if is_minimum else "above"
+    relation = "below" if rule.is_minimum else "above"
     if not math.isfinite(value):
       relation = "not comparable with"
-    reasons.append(f"{meaning}: {measure} = {value:.3g} is {relation} {limit:g}")
+    reasons.append(
+        f"{rule.meaning}: {rule.measure} = {value:.3g} is {relation}"
+        f" {getattr(limits, rule.limit):g}"
+    )
   return reasons
 
 
@@ -240,3 +279,56 @@ def sign_measures(
       sign_errors=wrong / max(total, 1),
       source_sign_errors=contradicted / max(far_samples, 1),
   )
+
+
+def view_measures(
+    mesh: DeformingMesh,
+    repair: watertight.Repair,
+    view: Mapping[str, np.ndarray],
+    buffers: Mapping[str, np.ndarray],
+    num_pixels: int = 2000,
+) -> dict[str, float]:
+  """Reads an encoded view back and compares it with the asset.
+
+  The pixels of the first and last frame go back into the world, by their depth
+  and the stored camera, where they must lie on the asset's faces.
+
+  Args:
+    mesh: The animation, normalised.
+    repair: Which of its faces are wound the wrong way.
+    view: Fields of a "view" entry.
+    buffers: Fields of its "buffers" entry.
+    num_pixels: That are looked at in each frame, evenly spread.
+  """
+  near, far = buffers["depth_range"].tolist()
+  camera = cameras.Camera(
+      view["camera_to_world"], fov_degrees=float(view["fov_degrees"][0])
+  )
+  off, wrong, total = 0.0, 0, 0
+  for frame in sorted({0, mesh.num_frames - 1}):
+    depth = record_views.decode_depth(
+        asset_records.unpack(buffers["depth"], buffers["depth_ends"], frame),
+        near, far,
+    )
+    normals = record_views.decode_normals(
+        asset_records.unpack(buffers["normal"], buffers["normal_ends"], frame)
+    )
+    seen = np.flatnonzero(depth)
+    if not len(seen):
+      continue
+    seen = seen[:: -(-len(seen) // num_pixels)]
+    origins, directions = (
+        rays.reshape(-1, 3)[seen]
+        for rays in cameras.camera_rays(camera, *depth.shape)
+    )
+    points = origins + directions * depth.reshape(-1)[seen, None]
+    source = mesh.frame(frame)
+    found = mesh_distance.closest_points(source, points)
+    off = max(off, float(found.distances.max()))
+    faces = source.face_cross_products()[found.face_ids].astype(np.float64)
+    faces *= np.where(repair.flipped[found.face_ids], -1, 1)[:, None]
+    cosine = np.sum(faces * normals.reshape(-1, 3)[seen], axis=1)
+    cosine /= np.maximum(np.linalg.norm(faces, axis=1), 1e-30)
+    wrong += np.count_nonzero(cosine < math.cos(math.radians(_NORMAL_DEGREES)))
+    total += len(seen)
+  return dict(view_off=off, view_normals=wrong / max(total, 1))

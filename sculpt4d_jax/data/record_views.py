@@ -66,9 +66,10 @@ def render_entries(
           supersampling=supersampling,
           vertex_colors=colours,
       )
-      pictures.append(_png(view.rgba))
-      depths.append(_png(encode_depth(view.depth, view.mask, near, far)))
-      normals.append(_png(encode_normals(view.normal, view.mask)))
+      pictures.append(encode_png(view.rgba))
+      steps = encode_depth(view.depth, view.mask, near, far)
+      depths.append(encode_png(steps))
+      normals.append(encode_png(encode_normals(view.normal, view.mask)))
       covered = min(covered, float(view.mask.mean()))
     yield *_entries(camera, (near, far), pictures, depths, normals), covered
 
@@ -114,7 +115,8 @@ def decode_normals(content: bytes) -> np.ndarray:
     return np.asarray(image.convert("RGB")).astype(np.float32) / 127.5 - 1
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: np.ndarray) -> bytes:
+  """Pixels, uint8 or uint16, as a PNG file."""
   stream = io.BytesIO()
   Image.fromarray(pixels).save(stream, "PNG", compress_level=_PNG_LEVEL)
   return stream.getvalue()

@@ -93,8 +93,9 @@ def draw(
     surfaces: Numbers and watertight surfaces of the frames that are looked at
       to find out which points are hidden.
     num_uniform: Points by area.
-    num_sharp: Points on sharp edges, by their length. A mesh without sharp
-      edges gets points by area in their place, and `is_sharp` says so.
+    num_sharp: Points on sharp edges, by the area of the faces at them. A mesh
+      without sharp edges, or none that is ever seen, gets points by area in
+      their place, and their `is_sharp` is False.
     hidden_depth: Points deeper than this in all of the frames are hidden.
     rng: Randomness; the same state gives the same points.
     sharp_angle: Edges above this dihedral angle are sharp, degrees.

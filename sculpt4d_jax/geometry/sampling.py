@@ -5,7 +5,9 @@ meshes of the same topology these give the same material point in every frame,
 which is what consistent surface sampling means.
 
 An edge is sharp if the planes of its two faces meet at a dihedral angle above a
-threshold: 0 on a flat surface, 90 degrees on a cube. Corners at exactly the
+threshold: 0 on a flat surface, 90 degrees on a cube. Points are shared out to
+edges by the area of the two faces at them: an edge of large faces counts for
+more than one of the same length in a finely cut ornament. Corners at exactly the
 same position count as one vertex, as files split vertices at hard edges to give
 each side its own normal or texture coordinate. The angle does not depend on
 whether the two faces are wound alike. The rim of an open surface has one face
@@ -51,11 +53,13 @@ class SharpEdges:
     corners: In each of these faces the corner that the edge leaves and the one
       that it reaches, 0..2, int32 [E, 2, 2]; the same end comes first in both.
     lengths: float64 [E].
+    areas: Of these two faces together, float64 [E].
   """
 
   face_ids: np.ndarray
   corners: np.ndarray
   lengths: np.ndarray
+  areas: np.ndarray
 
   def __len__(self) -> int:
     return len(self.lengths)
@@ -102,9 +106,10 @@ def sample_sharp_edges(
     *,
     angle_degrees: float = 30.0,
 ) -> SurfacePoints:
-  """Samples points on the sharp edges of a mesh, uniformly by length.
+  """Samples points on the sharp edges of a mesh, weighted by area.
 
-  Each point belongs to one of the two faces at its edge, drawn at random, and
+  An edge is drawn in proportion to the area of the two faces at it, and a point
+  on it uniformly. Each point belongs to one of the two faces at its edge, drawn at random, and
   has that face's normal: both sides of an edge are told of.
 
   Args:
@@ -120,11 +125,11 @@ def sample_sharp_edges(
   """
   _check_num_points(num_points)
   edges = find_sharp_edges(mesh, angle_degrees)
-  if not len(edges) or not edges.lengths.sum() > 0.0:
+  if not len(edges):
     return points_at(
         mesh, np.zeros([0], np.int32), np.zeros([0, 3], np.float32)
     )
-  chosen = _choose(edges.lengths, num_points, rng)
+  chosen = _choose(edges.areas, num_points, rng)
   side = rng.integers(0, 2, num_points)
   position = rng.random(num_points)
   corners = edges.corners[chosen, side]  # [P, 2]
@@ -219,6 +224,7 @@ def find_sharp_edges(
       face_ids=face_ids,
       corners=corners.astype(np.int32),
       lengths=np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1),
+      areas=areas[face_ids].sum(1) / 2,
   )
 
 

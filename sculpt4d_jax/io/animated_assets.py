@@ -1,7 +1,8 @@
 """Animated assets of any kind: what clips they have, and the clips played.
 
-An asset is a .glb or .gltf file, a USD file, a folder of per-frame meshes or a
-zip of them. Whatever is wrong with one comes out as an `AssetError`.
+An asset is a .glb or .gltf file, a USD file, an Alembic file, a folder of
+per-frame meshes or a zip of them. Whatever is wrong with one comes out as an
+`AssetError`.
 
 A clip is known by the hash of its asset's content and its name, so that the
 same asset found twice, or again tomorrow, is the same asset.
@@ -16,6 +17,7 @@ import pathlib
 import numpy as np
 
 from sculpt4d_jax.geometry import deforming_mesh
+from sculpt4d_jax.io import alembic_animation
 from sculpt4d_jax.io import asset_files
 from sculpt4d_jax.io import gltf_animation
 from sculpt4d_jax.io import gltf_file
@@ -28,7 +30,9 @@ Clip = gltf_animation.Clip
 PathLike = str | os.PathLike
 
 _GLTF = (".glb", ".gltf")
-_FILES = (*_GLTF, *usd_animation.SUFFIXES, ".zip")
+_FILES = (
+    *_GLTF, *usd_animation.SUFFIXES, *alembic_animation.SUFFIXES, ".zip"
+)
 SEQUENCE_RATE = 24.0  # Frames a second of files that do not tell.
 _MIN_FRAMES = 2
 _HASH_CHUNK = 1 << 20
@@ -63,21 +67,51 @@ def find_assets(folder: PathLike) -> list[pathlib.Path]:
   return sorted(found)
 
 
-def content_hash(path: PathLike) -> str:
+def content_hash(
+    path: PathLike, limits: AssetLimits = asset_files.DEFAULT_LIMITS
+) -> str:
   """SHA-256 of an asset, 64 hexadecimal digits.
 
-  Of a folder: names and contents of its meshes. A .gltf's other files do not
-  count; it is an asset of its own in every folder that it lies in.
+  Of a folder: names and contents of its meshes. Of a glTF asset: its own bytes,
+  then the names and contents of the buffers and images that lie beside it, so
+  that the asset is another one when one of them changes. A name that may not be
+  read (it leads out of the folder, or there is no such file) counts as a name.
+
+  Args:
+    path: See the module.
+    limits: What a side file may have; larger ones count as names and sizes.
+
+  Raises:
+    OSError: The asset itself cannot be read.
   """
   path = pathlib.Path(path)
   digest = hashlib.sha256()
-  for file in mesh_sequences.list_frames(path) if path.is_dir() else [path]:
-    if path.is_dir():
+  if path.is_dir():
+    for file in mesh_sequences.list_frames(path):
       digest.update(file.name.encode() + b"\0")
-    with open(file, "rb") as stream:
-      while chunk := stream.read(_HASH_CHUNK):
-        digest.update(chunk)
+      _hash_file(digest, file)
+    return digest.hexdigest()
+  _hash_file(digest, path)
+  if path.suffix.lower() in _GLTF:
+    for uri in gltf_file.side_uris(path, limits):
+      digest.update(b"\0" + uri.encode(errors="replace") + b"\0")
+      try:
+        file = asset_files.path_inside(path.parent, uri)
+      except AssetError:
+        continue
+      if not file.is_file():
+        continue
+      size = file.stat().st_size
+      digest.update(str(size).encode() + b"\0")
+      if size <= limits.file_bytes:
+        _hash_file(digest, file)
   return digest.hexdigest()
+
+
+def _hash_file(digest, path: pathlib.Path) -> None:
+  with open(path, "rb") as stream:
+    while chunk := stream.read(_HASH_CHUNK):
+      digest.update(chunk)
 
 
 class AnimatedAsset:
@@ -104,13 +138,14 @@ class AnimatedAsset:
 
     Raises:
       AssetError: It cannot be used.
-      ImportError: It is a USD file and usd-core is not installed.
+      ImportError: It is a USD or an Alembic file, and the package that reads
+        it is not installed.
     """
     self.path = pathlib.Path(path)
     self._limits = limits
     self._attachments = attachments
     self.copyright = ""
-    self._gltf, self._usd, self._num_files = None, None, 0
+    self._gltf, self._scene, self._num_files = None, None, 0
     with _as_asset_errors():
       self.clips = self._open()
     if not self.clips:
@@ -132,8 +167,12 @@ class AnimatedAsset:
       self.copyright = str(header.get("copyright", ""))[:1000]
       return gltf_animation.list_clips(self._gltf)
     elif suffix in usd_animation.SUFFIXES:
-      self._usd = usd_animation.UsdAsset(self.path, self._limits)
-      seconds = (self._usd.end - self._usd.start) / self._usd.rate
+      self._scene = usd_animation.UsdAsset(self.path, self._limits)
+      seconds = (self._scene.end - self._scene.start) / self._scene.rate
+      return [Clip(0, "animation", 0.0, seconds)]
+    elif suffix in alembic_animation.SUFFIXES:
+      self._scene = alembic_animation.AlembicAsset(self.path, self._limits)
+      seconds = self._scene.end - self._scene.start
       return [Clip(0, "animation", 0.0, seconds)]
     else:
       raise AssetError(f"{suffix or 'no suffix'!r} is not a kind of asset.")
@@ -161,8 +200,8 @@ class AnimatedAsset:
         return gltf_animation.evaluate(
             self._gltf, clip, times, attachments=self._attachments
         )
-      if self._usd is not None:
-        return self._usd.evaluate(times)
+      if self._scene is not None:
+        return self._scene.evaluate(times)
       frames = np.rint(np.asarray(times) * SEQUENCE_RATE).astype(int)
       frames = np.clip(frames, 0, self._num_files - 1).tolist()
       read = mesh_sequences.read_zip

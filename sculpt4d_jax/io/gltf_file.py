@@ -12,6 +12,7 @@ import binascii
 import json
 import os
 import pathlib
+import re
 import struct
 from typing import Any
 
@@ -39,6 +40,38 @@ _HARMLESS = (
     "KHR_materials_", "KHR_texture_", "KHR_lights_", "KHR_xmp", "EXT_texture_",
     "KHR_mesh_quantization",
 )
+
+
+# A string under the name "uri": that of a buffer or an image.
+_URI = re.compile(rb'"uri"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")', re.DOTALL)
+
+
+def side_uris(
+    path: PathLike,
+    limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
+) -> list[str]:
+  """Names of the files that a glTF asset refers to, each once, sorted.
+
+  Buffers and images that are embedded have none. The JSON is searched, not
+  parsed: whatever it holds, this takes no more memory than the file. A file
+  that is not a glTF asset refers to nothing.
+  """
+  try:
+    content = asset_files.read_file(path, limits.file_bytes)
+    text, _ = _split(content, limits.json_bytes)
+  except AssetError:
+    return []
+  found = set()
+  for match in _URI.finditer(text):
+    if match[1][1:6].lower() == b"data:":
+      continue
+    try:
+      found.add(json.loads(match[1]))
+    except ValueError:
+      continue
+    if len(found) > limits.nodes:
+      break
+  return sorted(found)
 
 
 class GltfFile:

@@ -1,9 +1,10 @@
 """Animated USD files as deforming meshes.
 
-All meshes of a stage are joined, in world space and with y up: animated points,
-animated transforms, and skeletons (UsdSkel), whose skinning USD itself bakes.
-Polygons become triangle fans. Instances and subdivision are left as they are
-written. Layers may refer to other files of their own folder only.
+All meshes of a stage that are seen are joined, in world space and with y up:
+animated points, animated transforms, instances, and skeletons with their skins
+and blend shapes (UsdSkel), which USD itself bakes. Polygons become triangle
+fans; subdivision surfaces are read as their cages; point instancers are left
+out. Layers may refer to other files of their own folder only.
 
 USD comes from the package usd-core, which only these functions import.
 """
@@ -16,6 +17,7 @@ import numpy as np
 
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.io import asset_files
+from sculpt4d_jax.io import polygons
 
 AssetError = asset_files.AssetError
 PathLike = str | os.PathLike
@@ -65,12 +67,15 @@ class UsdAsset:
     try:
       _check_layers(path, path.parent)
       self._stage = Usd.Stage.Open(os.fspath(path))
+      # What is written for this reading stays in memory.
+      self._stage.SetEditTarget(self._stage.GetSessionLayer())
+      self._dissolve_instances()
       UsdSkel.BakeSkinning(self._stage.Traverse())
     except Tf.ErrorException as error:
       raise AssetError(
           f"{path.name!r} is not a readable USD file: {str(error)[:200]}"
       ) from error
-    self._prims = [p for p in self._stage.Traverse() if p.IsA(UsdGeom.Mesh)]
+    self._prims = [p for p in self._stage.Traverse() if _is_seen(UsdGeom, p)]
     if not self._prims:
       raise AssetError(f"{path.name!r} holds no mesh.")
     samples = sorted(self._time_samples(UsdGeom))
@@ -107,6 +112,22 @@ class UsdAsset:
       raise AssetError("vertices are not finite.")
     return deforming_mesh.DeformingMesh(result, faces)
 
+  def _dissolve_instances(self) -> None:
+    """Makes instances prims of their own: a skin can only be baked on those."""
+    found = True
+    while found:
+      found, count = [], 0
+      for prim in self._stage.Traverse():
+        count += 1
+        if count > self.limits.nodes:
+          raise AssetError(
+              f"the stage has more than {self.limits.nodes:,} prims."
+          )
+        if prim.IsInstance():
+          found.append(prim)
+      for prim in found:
+        prim.SetInstanceable(False)
+
   def _time_samples(self, UsdGeom) -> set[float]:
     times = set()
     for prim in self._prims:
@@ -142,19 +163,20 @@ class UsdAsset:
     return vertices.astype(np.float32), np.concatenate(faces)
 
 
+def _is_seen(UsdGeom, prim) -> bool:
+  """Whether a prim is a mesh of the final picture."""
+  if not prim.IsA(UsdGeom.Mesh):
+    return False
+  image, tokens = UsdGeom.Imageable(prim), UsdGeom.Tokens
+  if image.ComputePurpose() not in (tokens.default_, tokens.render):
+    return False
+  return image.ComputeVisibility() != tokens.invisible
+
+
 def _triangles(mesh, code: float, num_points: int) -> np.ndarray:
   counts = np.asarray(mesh.GetFaceVertexCountsAttr().Get(code) or [], np.int64)
   corners = np.asarray(mesh.GetFaceVertexIndicesAttr().Get(code) or [], np.int64)
-  if counts.sum() != len(corners) or (counts < 0).any():
-    raise AssetError("a mesh's face counts and indices do not match.")
-  if len(corners) and not (0 <= corners.min() and corners.max() < num_points):
-    raise AssetError("a face has a vertex that does not exist.")
-  begin = np.cumsum(counts) - counts
-  fans = np.maximum(counts - 2, 0)
-  first = np.repeat(begin, fans)
-  offset = np.arange(fans.sum()) - np.repeat(np.cumsum(fans) - fans, fans)
-  rows = np.stack([first, first + offset + 1, first + offset + 2], axis=1)
-  return corners[rows].astype(np.int32)
+  return polygons.fan_triangles(counts, corners, num_points)
 
 
 def _check_layers(path: pathlib.Path, folder: pathlib.Path) -> None:

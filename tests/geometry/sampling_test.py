@@ -137,13 +137,28 @@ def test_sharp_points_lie_on_edges_of_the_cube(prepare):
   np.testing.assert_allclose(along, 0.5, atol=1e-6)
 
 
-def test_sharp_points_are_distributed_by_length():
+def test_sharp_points_are_distributed_by_area():
   mesh = trimesh.creation.box(bounds=[[-1, -0.25, -0.125], [1, 0.25, 0.125]])
   mesh = TriangleMesh(mesh.vertices, mesh.faces)
+  # Sides of 2 by 1/2, 2 by 1/4 and 1/2 by 1/4 are two triangles each: the four
+  # edges along x have triangles of 1/2 and 1/4 at them, those along y of 1/2
+  # and 1/16, those along z of 1/4 and 1/16.
+  edges = sampling.find_sharp_edges(mesh)
+  order = np.argsort(-edges.areas)
+  np.testing.assert_allclose(
+      edges.areas[order], np.repeat([0.75, 0.5625, 0.3125], 4)
+  )
+  np.testing.assert_allclose(
+      edges.lengths[order], np.repeat([2.0, 0.5, 0.25], 4)
+  )
   points = sampling.sample_sharp_edges(mesh, 20_000, rng())
-  along_x = np.abs(points.positions[:, 0]) < 0.999
-  # Four edges each of 2, 1/2, 1/4.
-  assert np.mean(along_x) == pytest.approx(2 / 2.75, abs=0.015)
+  # An edge along an axis leaves that axis' coordinate between its ends.
+  inner = np.abs(points.positions) < np.array([0.999, 0.2499, 0.12495])
+  shares = np.mean(inner, axis=0)
+  np.testing.assert_allclose(
+      shares, np.array([0.75, 0.5625, 0.3125]) / 1.625, atol=0.015
+  )
+  along_x = inner[:, 0]
   # Uniform along an edge.
   assert np.std(points.positions[along_x, 0]) == pytest.approx(
       2 / np.sqrt(12), abs=0.02

@@ -1,5 +1,6 @@
 """Assets that are right are played right; hostile ones are refused in time."""
 
+import hashlib
 import json
 import os
 import struct
@@ -235,6 +236,50 @@ def test_hostile_gltf_is_refused(name, tmp_path):
   with pytest.raises(AssetError, match=message):
     _play(path)
   assert time.monotonic() - start < 5
+
+
+def test_side_files_are_part_of_an_assets_identity(tmp_path):
+  glb = Glb()
+  glb.document["buffers"] = [
+      {"byteLength": len(glb.binary), "uri": "my%20buffer.bin"}
+  ]
+  glb.document["images"] = [
+      {"uri": "skin.png"}, {"uri": "data:image/png;base64,AAAA"},
+      {"uri": "../secret.png"}, {"uri": "missing.png"},
+  ]
+  folder = tmp_path / "inside"
+  folder.mkdir()
+  path = folder / "a.gltf"
+  path.write_text(json.dumps(glb.document))
+  files = {
+      folder / "my buffer.bin": glb.binary,
+      folder / "skin.png": b"one picture",
+      tmp_path / "secret.png": b"none of its business",
+  }
+  for file, content in files.items():
+    file.write_bytes(content)
+  first = animated_assets.content_hash(path)
+  _play(path)
+  for file, content in files.items():
+    file.write_bytes(content + b"!")
+    changed = animated_assets.content_hash(path) != first
+    assert changed == (file.parent == folder), file
+    file.write_bytes(content)
+  assert animated_assets.content_hash(path) == first
+  # Elsewhere, with the same files beside it, it is the same asset.
+  other = tmp_path / "other"
+  other.mkdir()
+  for file in folder.iterdir():
+    (other / file.name).write_bytes(file.read_bytes())
+  assert animated_assets.content_hash(other / "a.gltf") == first
+
+
+def test_embedded_assets_have_no_side_files(tmp_path):
+  path = Glb().write(tmp_path)
+  expected = hashlib.sha256(path.read_bytes()).hexdigest()
+  assert animated_assets.content_hash(path) == expected
+  path.write_bytes(b"no glTF at all")
+  assert len(animated_assets.content_hash(path)) == 64
 
 
 def test_random_damage_never_shows_another_error(tmp_path):
