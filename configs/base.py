@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
   ))
   config.mesh = _mesh()
   config.data = _data()
+  config.records = _records()
   config.vae_training = _vae_training()
   config.dit_training = _dit_training()
   config.sampling = _sampling()
@@ -123,6 +124,35 @@ def _data() -> ml_collections.ConfigDict:
   ))
 
 
+def _records() -> ml_collections.ConfigDict:
+  """Records of assets that training reads in place of procedural clips.
+
+  Of `data`, they take the numbers of frames, pixels and surface points: those
+  that an example has, which may be fewer than a record has.
+  """
+  return ml_collections.ConfigDict(dict(
+      # Data sets that launch.prepare_data wrote, one or more, with commas
+      # between them; "" trains on procedural clips.
+      folders="",
+      num_parts=0,  # Parts of a surface that are read at a time; 0 reads all.
+      # Whether the object is turned about y until the camera stands in front
+      # of it. Posteriors are then kept for every view.
+      turn_to_camera=False,
+      max_elevation=1.5708,  # Radians; steeper views are left out.
+      border_ratio=(0.1, 0.25),  # Of the picture, left free; drawn within.
+      mirror=True,  # Left and right, half the time.
+      reverse_time=True,  # Half the time.
+      colour_jitter=0.1,  # Brightness, contrast, saturation vary by +- this.
+      # Reads tokens of the image encoder that were computed once, instead of
+      # pictures; for an encoder that does not learn. 45 MB a view and side of
+      # the full size.
+      use_features=False,
+      num_threads=4,  # That read and decode, in each process.
+      num_workers=0,  # Processes that do so instead of threads.
+      prefetch=4,  # Batches that are read ahead.
+  ))
+
+
 def _optimizer(learning_rate, num_steps) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
       learning_rate=learning_rate,  # Peak.
@@ -156,6 +186,7 @@ def _vae_training() -> ml_collections.ConfigDict:
       initial_log_variance=-4.0,  # Of the posterior.
       seed=0,
       eval_clips=32,
+      init_from="",  # Folder of weights to start from, or "".
       log_every=20,  # Steps.
       eval_every=1000,
       save_every=500,

@@ -5,9 +5,10 @@ of time, the colours, the place in the picture - so that nothing flickers that
 did not flicker in the object.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import io
+import math
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,11 @@ from sculpt4d_jax.data import dataset_index
 from sculpt4d_jax.data import record_files
 from sculpt4d_jax.data import record_views
 
-CONTENTS = ("geometry", "queries", "images", "depth", "posterior")
+CONTENTS = (
+    "geometry", "samples", "queries", "images", "depth", "posterior", "features"
+)
+# The reach of an object that was turned: as preparation leaves it.
+_EXTENT = 0.95
 _MIRROR = np.array([-1.0, 1.0, 1.0])
 
 
@@ -30,7 +35,14 @@ class ExampleConfig:
     num_frames: Frames F' of an example.
     consecutive: Whether they follow each other; otherwise any frames, in order.
     num_parts: Parts of the surface that are read; 0 reads all.
+    num_uniform: Uniform surface points, drawn from the parts read; 0 takes all
+      of these.
+    num_sharp: The same of points on sharp edges, where `num_uniform` is given.
     num_samples: Distance samples a frame; 0 takes all of the parts read.
+    turn_to_camera: Whether the object is turned about y, so that the camera
+      stands in front of it, and made smaller where it would leave its cube.
+    max_elevation: Views from further above or below are left out, radians. A
+      clip without another one keeps its lowest.
     image_size: Pixels S of a picture's side.
     border_ratio: Smallest and largest share of the picture that the object
       leaves free, drawn once an example.
@@ -38,19 +50,25 @@ class ExampleConfig:
     reverse_time: Whether time runs backwards half the time.
     colour_jitter: Brightness, contrast and saturation vary by +- this.
     posterior: Name of the encoder whose posteriors are read.
+    features: Name of the image encoder whose features are read.
   """
 
   contents: tuple[str, ...] = ("geometry", "images")
   num_frames: int = 16
   consecutive: bool = True
   num_parts: int = 1
+  num_uniform: int = 0
+  num_sharp: int = 0
   num_samples: int = 0
+  turn_to_camera: bool = False
+  max_elevation: float = math.pi / 2
   image_size: int = 512
   border_ratio: tuple[float, float] = (0.1, 0.25)
   mirror: bool = True
   reverse_time: bool = True
   colour_jitter: float = 0.1
   posterior: str = ""
+  features: str = ""
 
   def __post_init__(self):
     unknown = set(self.contents) - set(CONTENTS)
@@ -68,43 +86,118 @@ class ExampleConfig:
           "num_frames and image_size must be positive and num_parts not"
           " negative."
       )
-    if "posterior" in self.contents and self.mirror:
+    if min(self.num_uniform, self.num_sharp, self.num_samples) < 0:
       raise ValueError(
-          "Posteriors are of the object as it is: set mirror=False to read"
-          " them."
+          "num_uniform, num_sharp and num_samples must not be negative."
       )
+    for kind in ("posterior", "features"):
+      if kind in self.contents and not getattr(self, kind):
+        raise ValueError(
+            f"Reading {kind} takes a name: that of a folder that"
+            " launch.precompute_latents wrote."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Folder:
+  """A data set, opened."""
+
+  num_frames: int
+  uniform_share: float
+  shards: record_files.ShardReader
+  posteriors: record_files.ShardReader
+  features: record_files.ShardReader
+
+
+def _open(index, config) -> _Folder:
+  settings = index.settings
+  if config.num_frames > settings["num_frames"]:
+    raise asset_records.RecordError(
+        f"num_frames={config.num_frames} exceeds the"
+        f" {settings['num_frames']} of the clips in {index.folder}."
+    )
+  num_points = settings["num_uniform"] + settings["num_sharp"]
+  return _Folder(
+      settings["num_frames"],
+      settings["num_uniform"] / num_points,
+      record_files.ShardReader(index.folder / "shards"),
+      record_files.ShardReader(
+          index.folder / "posteriors" / config.posterior
+      ),
+      record_files.ShardReader(index.folder / "features" / config.features),
+  )
 
 
 class ExampleReader:
-  """Reads examples of a data set's clips; may be pickled."""
+  """Reads examples of the clips of one or more data sets; may be pickled."""
 
   def __init__(
       self,
-      index: dataset_index.DatasetIndex,
+      indexes: dataset_index.DatasetIndex | Sequence[dataset_index.DatasetIndex],
       split: str,
       config: ExampleConfig,
   ):
-    """Reads a split of a data set.
+    """Reads a split of data sets.
 
     Raises:
-      RecordError: Its clips have fewer frames than an example.
+      RecordError: Their clips have fewer frames than an example.
     """
-    self._clips = index.splits[split]
+    if isinstance(indexes, dataset_index.DatasetIndex):
+      indexes = (indexes,)
     self._config = config
-    settings = index.settings
-    self._num_frames = settings["num_frames"]
-    self._uniform_share = settings["num_uniform"] / (
-        settings["num_uniform"] + settings["num_sharp"]
-    )
-    if config.num_frames > self._num_frames:
-      raise asset_records.RecordError(
-          f"num_frames={config.num_frames} exceeds the {self._num_frames} of the"
-          " data set's clips."
-      )
-    self._reader = record_files.ShardReader(index.folder / "shards")
-    self._posteriors = record_files.ShardReader(
-        index.folder / "posteriors" / config.posterior
-    )
+    self._clips = []
+    for index in indexes:
+      folder = _open(index, config)
+      self._clips += [(folder, clip) for clip in index.splits[split]]
+    # By clip: its cameras, and how it is turned for each.
+    self._cameras: dict[int, np.ndarray] = {}
+    self._poses: dict[int, np.ndarray] = {}
+
+  def __len__(self) -> int:
+    return len(self._clips)
+
+  def clip(self, row: int) -> dataset_index.IndexedClip:
+    """What the index says of a clip."""
+    return self._clips[row][1]
+
+  def views(self, row: int) -> list[int]:
+    """The views that examples of a clip are drawn from."""
+    count = len(self.clip(row).entries["view"])
+    if self._config.max_elevation >= math.pi / 2:
+      return list(range(count))
+    eyes = self.cameras(row)[:, :3, 3]
+    steep = np.abs(np.arctan2(eyes[:, 1], np.hypot(eyes[:, 0], eyes[:, 2])))
+    chosen = np.flatnonzero(steep <= self._config.max_elevation)
+    return chosen.tolist() or [int(steep.argmin())]
+
+  def cameras(self, row: int) -> np.ndarray:
+    """Camera-to-world transforms of all views [views, 4, 4]."""
+    if row not in self._cameras:
+      folder, clip = self._clips[row]
+      self._cameras[row] = np.stack([
+          _entry(folder, clip, "view", view)["camera_to_world"]
+          for view in range(len(clip.entries["view"]))
+      ])
+    return self._cameras[row]
+
+  def poses(self, row: int) -> np.ndarray:
+    """How a clip is turned and scaled for each of its views [views, 3, 3].
+
+    Multiples of rotations: points x become x @ pose.T, distances grow by the
+    cube root of its determinant.
+    """
+    if not self._config.turn_to_camera:
+      views = len(self.clip(row).entries["view"])
+      return np.broadcast_to(np.eye(3), (views, 3, 3))
+    if row not in self._poses:
+      folder, clip = self._clips[row]
+      # Farthest points: as far out as the object reaches, nearly.
+      outmost = _entry(folder, clip, "queries", 0)["surface"][..., :3]
+      outmost = outmost.reshape(-1, 3).astype(np.float64)
+      self._poses[row] = np.stack([
+          _facing(camera[:3, 3], outmost) for camera in self.cameras(row)
+      ])
+    return self._poses[row]
 
   def read(self, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Reads an example.
@@ -115,96 +208,109 @@ class ExampleReader:
 
     Returns:
       For geometry: `surface` [F', P, 7] (position, normal, sharp label; the
-      uniform rows first) and `samples` [F', Q', 4]. For queries: `queries`
-      [F', N, 7]. For images: `images` uint8 [F', S, S, 3] on white,
-      `camera_to_world` [4, 4] and `fov_degrees` [1]. For depth: `depth`
-      [F', S, S] and `normal` [F', S, S, 3], of the same view and crop. For
-      posterior: `mean` and `log_variance` [F', N, C]. Always: `clip`, the
-      row, and `frames` [F'].
+      uniform rows first) and `samples` [F', Q', 4], for samples these alone.
+      For queries: `queries` [F', N, 7]. For images: `images` uint8
+      [F', S, S, 3] on white, `camera_to_world` [4, 4], of the object as it
+      was prepared unless it is turned, and `fov_degrees` [1]. For depth:
+      `depth` [F', S, S] and `normal` [F', S, S, 3], of the same view and
+      crop. For posterior: `mean` and `log_variance` [F', N, C]. For features:
+      `context` [F', I, D]. Always: `clip`, the row, and `frames` [F'].
 
     Raises:
       RecordError: An entry is damaged or missing.
     """
-    clip, config = self._clips[row], self._config
-    frames = self._draw_frames(rng)
+    config = self._config
+    frames = self._draw_frames(self._clips[row][0], rng)
     # Drawn whether or not they are used, so that examples of the same seed
     # agree whatever is read.
     mirrored = bool(rng.random() < 0.5) and config.mirror
     if rng.random() < 0.5 and config.reverse_time:
       frames = frames[::-1]
     # Not rng.spawn: it counts its children, and a reader lends its generators.
-    part_rng, view_rng = (
-        np.random.default_rng(seed) for seed in rng.integers(2**62, size=2)
-    )
+    rngs = [np.random.default_rng(x) for x in rng.integers(2**62, size=3)]
+    view = int(rngs[1].choice(self.views(row)))
+    return self._make(row, frames, view, mirrored, rngs)
+
+  def read_variant(
+      self, row: int, view: int, mirrored: bool, rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
+    """Reads a given view of all frames, mirrored or not; see `read`."""
+    frames = np.arange(self._clips[row][0].num_frames)
+    rngs = [np.random.default_rng(x) for x in rng.integers(2**62, size=3)]
+    return self._make(row, frames, view, mirrored, rngs)
+
+  def _make(self, row, frames, view, mirrored, rngs):
+    config = self._config
+    folder, clip = self._clips[row]
+    part_rng, view_rng, choice_rng = rngs
     example = {"clip": np.int64(row), "frames": frames}
-    if "geometry" in config.contents:
-      example |= self._geometry(clip, frames, part_rng)
+    if {"geometry", "samples"} & set(config.contents):
+      geometry = self._geometry(folder, clip, frames, part_rng)
+      if "geometry" not in config.contents:
+        del geometry["surface"]
+      example |= geometry
     if "queries" in config.contents:
-      entry = self._entry(clip, "queries", 0)
+      entry = _entry(folder, clip, "queries", 0)
       example["queries"] = _rows(entry["surface"][frames], entry["is_sharp"])
     if {"images", "depth"} & set(config.contents):
-      example |= self._view(clip, frames, view_rng)
+      example |= self._view(folder, clip, frames, view, view_rng)
+    if config.turn_to_camera:
+      example = _turn(example, self.poses(row)[view])
+    if mirrored:
+      example = _mirror(example)
+    # Made for the turned and mirrored object.
     if "posterior" in config.contents:
-      example |= self._posterior(clip, frames)
-    return _mirror(example) if mirrored else example
+      variant = (view, mirrored, choice_rng.random())
+      example |= _posterior(folder, clip, frames, variant, config)
+    if "features" in config.contents:
+      example |= _features(folder, clip, frames, (view, mirrored), config)
+    return example
 
-  def _draw_frames(self, rng) -> np.ndarray:
-    total, count = self._num_frames, self._config.num_frames
+  def _draw_frames(self, folder, rng) -> np.ndarray:
+    total, count = folder.num_frames, self._config.num_frames
     if self._config.consecutive:
       return np.arange(count) + rng.integers(total - count + 1)
     return np.sort(rng.choice(total, count, replace=False))
 
-  def _entry(self, clip, kind, part) -> dict[str, np.ndarray]:
-    position = clip.entries[kind][part]
-    return asset_records.decode(self._reader.read(clip.shard, position), kind)
-
-  def _geometry(self, clip, frames, rng) -> dict[str, np.ndarray]:
+  def _geometry(self, folder, clip, frames, rng) -> dict[str, np.ndarray]:
+    config = self._config
     total = len(clip.entries["geometry"])
-    count = self._config.num_parts or total
+    count = config.num_parts or total
     if count > total:
       raise asset_records.RecordError(
           f"num_parts={count} exceeds the {total} parts of {clip.clip}."
       )
     parts = np.sort(rng.choice(total, count, replace=False))
-    entries = [self._entry(clip, "geometry", part) for part in parts.tolist()]
-    middle = round(len(entries[0]["is_sharp"]) * self._uniform_share)
+    entries = [
+        _entry(folder, clip, "geometry", part) for part in parts.tolist()
+    ]
+    middle = round(len(entries[0]["is_sharp"]) * folder.uniform_share)
     groups = []
-    for side in (slice(None, middle), slice(middle, None)):
-      groups += [
-          _rows(e["surface"][frames][:, side], e["is_sharp"][side])
-          for e in entries
-      ]
-    samples = np.concatenate([e["samples"][frames] for e in entries], axis=1)
-    wanted = self._config.num_samples
-    if wanted > samples.shape[1]:
-      raise asset_records.RecordError(
-          f"num_samples={wanted} exceeds the {samples.shape[1]} samples of the"
-          f" parts that are read of {clip.clip}; read more parts."
+    for side, wanted in (
+        (slice(None, middle), config.num_uniform),
+        (slice(middle, None), config.num_sharp),
+    ):
+      rows = np.concatenate(
+          [
+              _rows(e["surface"][frames][:, side], e["is_sharp"][side])
+              for e in entries
+          ],
+          axis=1,
       )
-    if wanted:
-      samples = samples[:, rng.choice(samples.shape[1], wanted, replace=False)]
+      if config.num_uniform:
+        rows = _draw_rows(rows, wanted, rng, clip, "points")
+      groups.append(rows)
+    samples = np.concatenate([e["samples"][frames] for e in entries], axis=1)
+    if config.num_samples:
+      samples = _draw_rows(samples, config.num_samples, rng, clip, "samples")
     return {
         "surface": np.concatenate(groups, axis=1),
         "samples": samples.astype(np.float32),
     }
 
-  def _posterior(self, clip, frames) -> dict[str, np.ndarray]:
-    contents = self._posteriors.contents(clip.shard)
-    if clip.clip not in contents:
-      raise asset_records.RecordError(
-          f"{clip.clip} has no posterior of {self._config.posterior!r}; ask"
-          " for surfaces instead, and encode them in the training step."
-      )
-    position = contents[clip.clip]["entries"]["posterior"][0]
-    entry = asset_records.decode(
-        self._posteriors.read(clip.shard, position), "posterior"
-    )
-    return {name: x[frames].astype(np.float32) for name, x in entry.items()}
-
-  def _view(self, clip, frames, rng) -> dict[str, np.ndarray]:
+  def _view(self, folder, clip, frames, number, rng) -> dict[str, np.ndarray]:
     config = self._config
-    number = int(rng.integers(len(clip.entries["view"])))
-    view = self._entry(clip, "view", number)
+    view = _entry(folder, clip, "view", number)
     pictures = np.stack([
         record_views.decode_picture(
             asset_records.unpack(view["pictures"], view["ends"], frame)
@@ -221,9 +327,86 @@ class ExampleReader:
       example["camera_to_world"] = view["camera_to_world"]
       example["fov_degrees"] = view["fov_degrees"]
     if "depth" in config.contents:
-      buffers = self._entry(clip, "buffers", number)
+      buffers = _entry(folder, clip, "buffers", number)
       example |= _buffers(buffers, frames, box, config.image_size)
     return example
+
+
+def _entry(folder, clip, kind, part) -> dict[str, np.ndarray]:
+  position = clip.entries[kind][part]
+  return asset_records.decode(folder.shards.read(clip.shard, position), kind)
+
+
+def _draw_rows(rows, count, rng, clip, what) -> np.ndarray:
+  """Some rows [F, count, ...] of all [F, P, ...], the same in all frames."""
+  total = rows.shape[1]
+  if count > total:
+    raise asset_records.RecordError(
+        f"{count} {what} are asked for, but the parts that are read of"
+        f" {clip.clip} have {total}; read more parts."
+    )
+  return rows[:, rng.choice(total, count, replace=False)]
+
+
+def posterior_part(
+    contents: Mapping[str, int], view: int, mirrored: bool, choice: int
+) -> int:
+  """Number of a posterior among those of its clip.
+
+  Args:
+    contents: What the shard's table of contents says: `views`, `mirrors` and
+      `choices`, how many there are of each; 1 view if it is the same for all.
+    view: That the object is turned to.
+    mirrored: Whether it is.
+    choice: Which draw of the query rows.
+  """
+  view = view if contents["views"] > 1 else 0
+  return (view * contents["mirrors"] + mirrored) * contents["choices"] + choice
+
+
+def _posterior(folder, clip, frames, variant, config):
+  view, mirrored, fraction = variant
+  found = _derived(folder.posteriors, clip, "posterior", config.posterior)
+  details = found["details"]
+  _check_mirrors(details, mirrored, "posteriors", config.posterior)
+  part = posterior_part(
+      details, view, mirrored, int(fraction * details["choices"])
+  )
+  entry = asset_records.decode(
+      folder.posteriors.read(clip.shard, found["entries"]["posterior"][part]),
+      "posterior",
+  )
+  return {name: x[frames] for name, x in entry.items()}
+
+
+def _features(folder, clip, frames, variant, config):
+  view, mirrored = variant
+  found = _derived(folder.features, clip, "features", config.features)
+  _check_mirrors(found["details"], mirrored, "features", config.features)
+  part = posterior_part(found["details"] | {"choices": 1}, view, mirrored, 0)
+  entry = asset_records.decode(
+      folder.features.read(clip.shard, found["entries"]["features"][part]),
+      "features",
+  )
+  return {"context": entry["tokens"][frames]}
+
+
+def _derived(reader, clip, kind, name):
+  contents = reader.contents(clip.shard)
+  if clip.clip not in contents:
+    raise asset_records.RecordError(
+        f"{clip.clip} has no {kind} of {name!r}; make it with"
+        " python -m launch.precompute_latents."
+    )
+  return contents[clip.clip]
+
+
+def _check_mirrors(details, mirrored, kind, name):
+  if mirrored and details["mirrors"] < 2:
+    raise asset_records.RecordError(
+        f"The {kind} of {name!r} are of the objects as they are: set"
+        " mirror=False, or make them with mirrors."
+    )
 
 
 def _rows(surface: np.ndarray, is_sharp: np.ndarray) -> np.ndarray:
@@ -232,6 +415,45 @@ def _rows(surface: np.ndarray, is_sharp: np.ndarray) -> np.ndarray:
       is_sharp.astype(np.float32), surface.shape[:2]
   )[..., None]
   return np.concatenate([surface.astype(np.float32), label], axis=-1)
+
+
+def _facing(eye: np.ndarray, points: np.ndarray) -> np.ndarray:
+  """Turns an eye to the front, and keeps points [P, 3] in their cube."""
+  azimuth = math.atan2(eye[0], eye[2])
+  sine, cosine = math.sin(azimuth), math.cos(azimuth)
+  turn = np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
+  reach = np.abs(points @ turn.T).max()
+  return turn * min(1.0, _EXTENT / reach)
+
+
+def _turn(
+    example: Mapping[str, np.ndarray], pose: np.ndarray
+) -> dict[str, np.ndarray]:
+  """The example with its object turned and scaled by a pose [3, 3]."""
+  result = dict(example)
+  scale = np.cbrt(np.linalg.det(pose))
+  moved, turned = pose.T.astype(np.float32), (pose / scale).T.astype(np.float32)
+  for name in ("surface", "queries"):
+    if name in result:
+      rows = result[name]
+      result[name] = np.concatenate(
+          [rows[..., :3] @ moved, rows[..., 3:6] @ turned, rows[..., 6:]], -1
+      )
+  if "samples" in result:
+    rows = result["samples"]
+    result["samples"] = np.concatenate(
+        [rows[..., :3] @ moved, rows[..., 3:] * np.float32(scale)], -1
+    )
+  if "depth" in result:
+    result["depth"] = result["depth"] * np.float32(scale)
+  if "normal" in result:
+    result["normal"] = result["normal"] @ turned
+  if "camera_to_world" in result:
+    camera = result["camera_to_world"].copy()
+    camera[:3, :3] = (pose / scale) @ camera[:3, :3]
+    camera[:3, 3] = pose @ camera[:3, 3]
+    result["camera_to_world"] = camera
+  return result
 
 
 def _mirror(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -92,6 +92,7 @@ class ShardReader:
 
   def _reset(self) -> None:
     self._open: collections.OrderedDict[str, Any] = collections.OrderedDict()
+    self._contents: dict[str, dict[str, Any]] = {}
     self._lock = threading.Lock()
 
   def __getstate__(self):
@@ -120,9 +121,13 @@ class ShardReader:
   def contents(self, shard: str) -> dict[str, Any]:
     """The table of contents: by clip, places of entries and details.
 
+    It is read once, and kept.
+
     Raises:
       RecordError: The shard is missing, damaged or of another version.
     """
+    if shard in self._contents:
+      return self._contents[shard]
     with self._lock:
       count = self._reader(shard).num_records()
     if not count:
@@ -140,6 +145,7 @@ class ShardReader:
           f"{self.folder / shard} is of version {version}, expected"
           f" {asset_records.VERSION}; prepare the assets again."
       )
+    self._contents[shard] = clips
     return clips
 
   def close(self) -> None:

@@ -27,11 +27,9 @@ Mesh = partitioning.Mesh
 
 @dataclasses.dataclass(frozen=True)
 class _Clips:
-  """Stands where a store of records or latents would: its sizes."""
+  """Stands where batches would: their sizes."""
 
-  num_clips: int
   num_frames: int
-  scale: float = 1.0
 
 
 def training_step(
@@ -45,13 +43,12 @@ def training_step(
     ValueError: The mesh does not divide the step.
   """
   options, optimizer = run.dit_options(config)
-  clips = _Clips(config.data.num_clips, config.data.num_frames)
   task = dit_task.DiTTask(
       options,
       dit_lib.DiTConfig(**config.model.dit),
       image_encoder_lib.ImageEncoderConfig(**config.model.image_encoder),
-      (clips, clips),
-      (clips, clips),
+      _Clips(config.data.num_frames),
+      scale=1.0,
   )
   task.check_mesh(mesh, optimizer.accumulation_steps)
   tx = optimizer_lib.make_optimizer(optimizer)

@@ -11,15 +11,13 @@ import numpy as np
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
-from sculpt4d_jax.data import pipeline
-from sculpt4d_jax.data import record_store
+from sculpt4d_jax.data import batches as batches_lib
 from sculpt4d_jax.diffusion import losses
 from sculpt4d_jax.diffusion import paths
 from sculpt4d_jax.diffusion import time_sampling
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import vae_blocks
-from sculpt4d_jax.training import latents as latents_lib
 from sculpt4d_jax.training import metrics as metrics_lib
 
 Array = array_types.Array
@@ -124,16 +122,15 @@ class DiTTask:
       config: DiTTaskConfig,
       dit_config: dit_lib.DiTConfig,
       encoder_config: image_encoder_lib.ImageEncoderConfig,
-      train: tuple[record_store.RecordStore, latents_lib.LatentStore],
-      held_out: tuple[record_store.RecordStore, latents_lib.LatentStore],
+      batches: batches_lib.Batches,
+      scale: float,
       init_from: Mapping[str, nnx.State] | None = None,
   ):
     self.config = config
     self.dit_config = dit_config
     self.encoder_config = encoder_config
-    self.train_split = train
-    self.held_out_split = held_out
-    self.scale = train[1].scale
+    self.batches = batches
+    self.scale = scale  # Of latents, so that their variance is 1.
     self.warm_start = init_from or {}
     self.graphdef = nnx.split(nnx.eval_shape(self._create))[0]
     self._evaluate = jax.jit(self._evaluate_batch)
@@ -158,50 +155,22 @@ class DiTTask:
     partitioning.check_training(
         mesh,
         batch_size=self.config.batch_size,
-        num_frames=self.train_split[0].num_frames,
+        num_frames=self.batches.num_frames,
         num_heads=c.num_heads,
         hidden_width=c.mlp_ratio * c.width,
         num_experts=c.num_experts if c.num_moe_blocks else 0,
         accumulation_steps=accumulation_steps,
     )
 
-  def _draw(self, step):
-    c = self.config
-    return pipeline.draw(
-        self.train_split[0].num_clips, c.batch_size, c.seed, step
-    )
-
   def batch(
       self, step: int, rows: np.ndarray | None = None
   ) -> dict[str, np.ndarray]:
     """The batch of a step, or some rows of it."""
-    return self._batch(*self.train_split, self._draw(step), rows)
+    return self.batches.batch(step, rows)
 
   def describe_batch(self, step: int) -> str:
     """Which clips a step sees."""
-    return pipeline.describe(self._draw(step))
-
-  def _batch(self, store, latents, whole, local=None):
-    choices = whole.rng.integers(latents.mean.shape[2], size=len(whole.clips))
-    drawn = whole
-    if local is not None:
-      drawn, choices = whole.take(local), choices[local]
-    rows = (drawn.clips, drawn.mirrored.astype(int), choices)
-    batch = {
-        "mean": latents.mean[rows],
-        "log_variance": latents.log_variance[rows],
-        "images": pipeline.image_batch(store, drawn),
-    }
-    if self.config.context_field_weight:
-      batch["samples"] = pipeline.surface_batch(
-          store,
-          whole,
-          num_frames=store.num_frames,
-          num_queries=self.config.context_field_points,
-          keep_order=True,
-          rows=local,
-      )["samples"]
-    return batch
+    return self.batches.describe(step)
 
   def loss(
       self, params: Any, batch: dict[str, Array], key: Array
@@ -215,7 +184,7 @@ class DiTTask:
         drop_key, 1.0 - self.config.context_dropout, (num_clips, 1, 1, 1)
     )
     model = nnx.merge(self.graphdef, params)
-    context = self._context(model, batch["images"])
+    context = self._context(model, batch)
     errors, output = self._errors(
         model,
         latents,
@@ -253,9 +222,13 @@ class DiTTask:
     kept = jax.random.bernoulli(key, 1.0 - rate, (num_clips,))
     return kept.astype(jnp.float32)
 
-  def _context(self, model, images):
-    """Context tokens [B, F, I, D] of pictures."""
-    context = model.image_encoder(images.astype(jnp.float32) / 127.5 - 1.0)
+  def _context(self, model, batch):
+    """Context tokens [B, F, I, D], of pictures unless they are given."""
+    if "context" in batch:
+      context = batch["context"].astype(self.encoder_config.dtype)
+      return partitioning.constrain(context, "batch", "frames")
+    images = batch["images"].astype(jnp.float32) / 127.5 - 1.0
+    context = model.image_encoder(images)
     context = partitioning.constrain(context, "batch", "frames")
     if not self.config.train_image_encoder:
       context = jax.lax.stop_gradient(context)
@@ -298,7 +271,7 @@ class DiTTask:
     times = (jnp.arange(_TIME_BUCKETS) + 0.5) / _TIME_BUCKETS
     repeat = lambda x: jnp.repeat(x, _TIME_BUCKETS, 0)
     model = nnx.merge(self.graphdef, params)
-    context = self._context(model, batch["images"])
+    context = self._context(model, batch)
     errors, _ = self._errors(
         model, repeat(latents), repeat(context), noise_key, times
     )
@@ -306,13 +279,9 @@ class DiTTask:
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Flow loss on held-out clips at the centres of equal time buckets."""
-    store, latents = self.held_out_split
     results = []
-    for clip in range(min(self.config.eval_clips, store.num_clips)):
-      drawn = pipeline.Draw(
-          np.array([clip]), np.array([False]), np.random.default_rng(clip)
-      )
-      batch = self._batch(store, latents, drawn)
+    for clip in range(min(self.config.eval_clips, self.batches.num_held_out)):
+      batch = self.batches.held_out(clip)
       results.append(self._evaluate(params, batch, jax.random.key(clip)))
     errors = np.mean(results, 0)
     named = {

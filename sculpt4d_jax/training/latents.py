@@ -16,27 +16,12 @@ import tqdm
 from sculpt4d_jax import array_types
 from sculpt4d_jax.data import pipeline
 from sculpt4d_jax.data import record_store
+from sculpt4d_jax.data import store_batches
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import vae_task
 
 Array = array_types.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class LatentStore:
-  """Posteriors of a split, as the autoencoder gives them, unscaled.
-
-  Attributes:
-    mean: float16 [clips, 2, choices, F, N, C]; the second axis is mirrored or
-      not, the third the draw of query rows.
-    log_variance: The same shape.
-    scale: Diffusion latents are this times a sample: their variance is 1.
-  """
-
-  mean: np.ndarray
-  log_variance: np.ndarray
-  scale: float
 
 
 def encode_store(
@@ -47,7 +32,7 @@ def encode_store(
     num_uniform: int,
     num_choices: int,
     seed: int = 0,
-) -> LatentStore:
+) -> store_batches.LatentStore:
   """Encodes a store, or reads what an earlier call wrote to `path`.
 
   Args:
@@ -61,7 +46,7 @@ def encode_store(
   path = pathlib.Path(path)
   if path.exists():
     with np.load(path) as file:
-      return LatentStore(
+      return store_batches.LatentStore(
           file["mean"], file["log_variance"], float(file["scale"])
       )
   graphdef, params = nnx.split(vae)
@@ -90,7 +75,7 @@ def encode_store(
   second_moment = np.mean(
       mean.astype(np.float32) ** 2 + np.exp(log_variance.astype(np.float32))
   )
-  result = LatentStore(mean, log_variance, float(second_moment**-0.5))
+  result = store_batches.LatentStore(mean, log_variance, float(second_moment**-0.5))
   content = io.BytesIO()
   np.savez(content, **dataclasses.asdict(result))
   atomic.write_bytes(path, content.getvalue())

@@ -1,5 +1,6 @@
 """Training of the shape autoencoder on surfaces and signed distances."""
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -10,8 +11,7 @@ import numpy as np
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
-from sculpt4d_jax.data import pipeline
-from sculpt4d_jax.data import record_store
+from sculpt4d_jax.data import batches as batches_lib
 from sculpt4d_jax.geometry import farthest_points
 from sculpt4d_jax.models import shape_vae
 
@@ -47,21 +47,19 @@ class VAETaskConfig:
 class VAETask:
   """Loss, batches and evaluation of the autoencoder."""
 
-  warm_start = {}  # Parts that start from given weights: none.
-
   def __init__(
       self,
       config: VAETaskConfig,
       model_config: shape_vae.ShapeVAEConfig,
       num_uniform: int,
-      train: record_store.RecordStore,
-      held_out: record_store.RecordStore,
+      batches: batches_lib.Batches,
+      init_from: Mapping[str, nnx.State] | None = None,
   ):
     self.config = config
     self.model_config = model_config
     self.num_uniform = num_uniform
-    self.train = train
-    self.held_out = held_out
+    self.batches = batches
+    self.warm_start = init_from or {}
     abstract = nnx.eval_shape(self._create)
     self.graphdef = nnx.split(abstract)[0]
     self._evaluate = jax.jit(self._evaluate_batch)
@@ -93,26 +91,15 @@ class VAETask:
         accumulation_steps=accumulation_steps,
     )
 
-  def _draw(self, step):
-    c = self.config
-    return pipeline.draw(self.train.num_clips, c.batch_size, c.seed, step)
-
   def batch(
       self, step: int, rows: np.ndarray | None = None
   ) -> dict[str, np.ndarray]:
     """The batch of a step, or some rows of it."""
-    c = self.config
-    return pipeline.surface_batch(
-        self.train,
-        self._draw(step),
-        num_frames=c.num_frames,
-        num_queries=c.num_queries,
-        rows=rows,
-    )
+    return self.batches.batch(step, rows)
 
   def describe_batch(self, step: int) -> str:
     """Which clips a step sees."""
-    return pipeline.describe(self._draw(step))
+    return self.batches.describe(step)
 
   def loss(
       self, params: Any, batch: dict[str, Array], key: Array
@@ -166,17 +153,9 @@ class VAETask:
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Metrics on held-out clips, all frames and samples of them."""
-    clips = np.arange(min(self.config.eval_clips, self.held_out.num_clips))
     results = []
-    for clip in clips:
-      rng = np.random.default_rng(clip)
-      drawn = pipeline.Draw(np.array([clip]), np.array([False]), rng)
-      batch = pipeline.surface_batch(
-          self.held_out,
-          drawn,
-          num_frames=self.held_out.num_frames,
-          num_queries=self.held_out.samples.shape[2],
-      )
+    for clip in range(min(self.config.eval_clips, self.batches.num_held_out)):
+      batch = self.batches.held_out(clip)
       results.append(self._evaluate(params, batch, jax.random.key(clip)))
     mean = jax.tree.map(lambda *x: float(np.mean(x)), *results)
     return mean

@@ -1,0 +1,309 @@
+"""Latents and image features of records, computed once, in shards beside them.
+
+  posteriors/NAME/SHARD   mean and log-variance of every frame, so that each use
+                          draws its own sample, with ONE noise for a clip
+  features/NAME/SHARD     the image encoder's tokens of every view
+
+A shard of records has one of each. It appears whole or not at all, so that an
+interrupted job goes on with the shards that are missing, and any number of jobs
+can share the work. NAME tells the encoder's weights and everything else that
+shapes what it computes: other weights never meet a stale latent. One clip is in
+memory at a time.
+
+A clip has several posteriors: of the object as it is and in a mirror, for some
+draws of the encoder's query rows, and for each view where objects are turned to
+the camera. `record_examples.posterior_part` numbers them.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import hashlib
+import json
+import pathlib
+import zlib
+
+from absl import logging
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax.data import asset_records
+from sculpt4d_jax.data import dataset_index
+from sculpt4d_jax.data import record_examples
+from sculpt4d_jax.data import record_files
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.training import vae_task
+
+Array = array_types.Array
+
+_NAME_LENGTH = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSettings:
+  """What is computed for each clip.
+
+  Attributes:
+    example: Which rows, views and pictures; as training reads them.
+    choices: Draws of the autoencoder's query rows.
+    seed: Of the draws.
+  """
+
+  example: record_examples.ExampleConfig
+  choices: int = 1
+  seed: int = 0
+
+  @property
+  def mirrors(self) -> int:
+    return 2 if self.example.mirror else 1
+
+
+class PosteriorJob:
+  """Posteriors of an autoencoder."""
+
+  kind = "posterior"
+  folder = "posteriors"
+
+  def __init__(self, vae: shape_vae.ShapeVAE, settings: LatentSettings):
+    e = settings.example
+    self.settings = settings
+    self.example = dataclasses.replace(
+        e, contents=("geometry",), num_samples=0, posterior="", features=""
+    )
+    self._num_uniform = e.num_uniform
+    self.name = _name(
+        vae, vae.config, settings,
+        ("num_parts", "num_uniform", "num_sharp", "turn_to_camera", "mirror"),
+    )
+    graphdef, params = nnx.split(vae)
+    config = vae.config
+
+    @jax.jit
+    def encode(params, surface: Array, key: Array) -> shape_vae.Posterior:
+      inputs, queries = vae_task.select_clip_rows(
+          key, surface[None], config, self._num_uniform
+      )
+      posterior = nnx.merge(graphdef, params).encode(inputs, queries)
+      return jax.tree.map(lambda x: x[0].astype(jnp.float16), posterior)
+
+    self._encode = lambda *args: encode(params, *args)
+
+  def details(self, reader, row) -> dict[str, int]:
+    views = len(reader.clip(row).entries["view"])
+    return {
+        "views": views if self.example.turn_to_camera else 1,
+        "mirrors": self.settings.mirrors,
+        "choices": self.settings.choices,
+    }
+
+  def entries(self, reader, row, details) -> Iterator[dict[str, np.ndarray]]:
+    """All posteriors of a clip; adds their second moment to the details."""
+    clip = reader.clip(row).clip
+    moments, number = [], 0
+    for view in range(details["views"]):
+      for mirrored in range(details["mirrors"]):
+        for _ in range(details["choices"]):
+          seed = _seed(self.settings.seed, clip, number)
+          example = reader.read_variant(
+              row, view, bool(mirrored), np.random.default_rng(seed)
+          )
+          posterior = self._encode(
+              example["surface"], jax.random.key(seed % 2**31)
+          )
+          mean, log_variance = map(
+              np.asarray, (posterior.mean, posterior.log_variance)
+          )
+          moments.append(
+              np.mean(
+                  mean.astype(np.float64) ** 2
+                  + np.exp(log_variance.astype(np.float64))
+              )
+          )
+          number += 1
+          yield {"mean": mean, "log_variance": log_variance}
+    details["moment"] = float(np.mean(moments))
+
+
+class FeatureJob:
+  """Tokens of an image encoder that does not learn."""
+
+  kind = "features"
+  folder = "features"
+
+  def __init__(
+      self,
+      encoder: image_encoder_lib.ImageEncoder,
+      settings: LatentSettings,
+  ):
+    e = settings.example
+    border = sum(e.border_ratio) / 2
+    self.settings = settings
+    self.example = dataclasses.replace(
+        e, contents=("images",), colour_jitter=0.0, posterior="", features="",
+        border_ratio=(border, border),
+    )
+    self.name = _name(
+        encoder, encoder.config, dataclasses.replace(settings, choices=1),
+        ("image_size", "border_ratio", "mirror"),
+    )
+    graphdef, params = nnx.split(encoder)
+
+    @jax.jit
+    def encode(params, images: Array) -> Array:
+      module = nnx.merge(graphdef, params)
+      # Frame by frame: a clip of full size would need 16 times the memory.
+      one = lambda x: module(x[None].astype(jnp.float32) / 127.5 - 1.0)[0]
+      return jax.lax.map(one, images).astype(jnp.float16)
+
+    self._encode = lambda images: encode(params, images)
+
+  def details(self, reader, row) -> dict[str, int]:
+    return {
+        "views": len(reader.clip(row).entries["view"]),
+        "mirrors": self.settings.mirrors,
+        "choices": 1,
+    }
+
+  def entries(self, reader, row, details) -> Iterator[dict[str, np.ndarray]]:
+    rng = np.random.default_rng
+    for view in range(details["views"]):
+      for mirrored in range(details["mirrors"]):
+        example = reader.read_variant(row, view, bool(mirrored), rng(0))
+        yield {"tokens": np.asarray(self._encode(example["images"]))}
+
+
+Job = PosteriorJob | FeatureJob
+
+
+def precompute(
+    folders: Sequence[str | pathlib.Path],
+    job: Job,
+    *,
+    share: int = 0,
+    num_shares: int = 1,
+) -> int:
+  """Makes the shards that a job still lacks.
+
+  Args:
+    folders: Data sets.
+    job: What is computed.
+    share: Number of this worker's share of the shards, from 0.
+    num_shares: Workers that do this at the same time.
+
+  Returns:
+    Clips that were computed; the others were there.
+
+  Raises:
+    RecordError: There is no data set, or a record is damaged.
+    OutputError: A shard cannot be written.
+  """
+  work = []
+  for folder in folders:
+    index = dataset_index.read_index(folder)
+    for split in dataset_index.SPLITS:
+      reader = record_examples.ExampleReader(index, split, job.example)
+      by_shard: dict[str, list[int]] = {}
+      for row in range(len(reader)):
+        by_shard.setdefault(reader.clip(row).shard, []).append(row)
+      for shard, rows in sorted(by_shard.items()):
+        path = index.folder / job.folder / job.name / shard
+        work.append((path, reader, rows))
+  work = work[share::num_shares]
+  missing = [item for item in work if not _is_done(job, *item)]
+  total = sum(len(rows) for _, _, rows in work)
+  todo = sum(len(rows) for _, _, rows in missing)
+  logging.info(
+      "%s %s: %d of %d clips are still to be computed.",
+      job.folder.capitalize(), job.name, todo, total,
+  )
+  with tqdm.tqdm(
+      total=total, initial=total - todo, desc=job.folder, mininterval=2.0,
+      disable=share != 0,
+  ) as progress:
+    for path, reader, rows in missing:
+      _write(job, path, reader, rows, progress)
+  return todo
+
+
+def _write(job, path, reader, rows, progress):
+  details: dict[str, dict[str, float]] = {}
+
+  def entries() -> Iterator[record_files.Entry]:
+    for row in rows:
+      clip = reader.clip(row).clip
+      details[clip] = job.details(reader, row)
+      for part, arrays in enumerate(job.entries(reader, row, details[clip])):
+        content = asset_records.encode(job.kind, clip, arrays, part)
+        yield clip, job.kind, part, content
+      progress.update()
+
+  with atomic.output_errors(path.parent):
+    path.parent.mkdir(parents=True, exist_ok=True)
+  record_files.write_shard(path, entries(), details)
+
+
+def _is_done(job, path, reader, rows) -> bool:
+  """Whether a shard is there, of the clips that the index has now."""
+  if not path.is_file():
+    return False
+  shards = record_files.ShardReader(path.parent)
+  try:
+    contents = shards.contents(path.name)
+  except record_files.RecordError as error:
+    logging.warning("%s; it is made again.", error)
+    return False
+  finally:
+    shards.close()
+  return {reader.clip(row).clip for row in rows} <= set(contents)
+
+
+def latent_scale(folders: Sequence[str | pathlib.Path], name: str) -> float:
+  """The factor that gives the training clips' latents a variance of 1.
+
+  Raises:
+    RecordError: Posteriors are missing.
+  """
+  moments = []
+  for folder in folders:
+    index = dataset_index.read_index(folder)
+    shards = record_files.ShardReader(
+        index.folder / PosteriorJob.folder / name
+    )
+    for clip in index.splits["train"]:
+      moments.append(shards.contents(clip.shard)[clip.clip]["details"]["moment"])
+    shards.close()
+  return float(np.mean(moments) ** -0.5)
+
+
+def _seed(seed: int, clip: str, number: int) -> int:
+  return zlib.crc32(f"{seed} {clip} {number}".encode())
+
+
+def _name(module, config, settings, fields) -> str:
+  """The hash of an encoder's weights and of what else shapes its output."""
+  digest = hashlib.sha256()
+  shaping = {name: getattr(settings.example, name) for name in fields}
+  shaping |= {
+      "choices": settings.choices,
+      "seed": settings.seed,
+      "config": _plain(config),
+  }
+  digest.update(json.dumps(shaping, sort_keys=True, default=str).encode())
+  leaves = jax.tree_util.tree_flatten_with_path(nnx.split(module)[1])[0]
+  for path, leaf in leaves:
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()[:_NAME_LENGTH]
+
+
+def _plain(config) -> dict:
+  """The configuration's fields that change what is computed."""
+  fields = dataclasses.asdict(config)
+  for name in ("scan_unroll", "remat_policy", "scale_factor"):
+    fields.pop(name, None)
+  return fields

@@ -1,0 +1,343 @@
+"""Where a training's clips come from: made here, or records of assets.
+
+Both kinds of source give the two stages their batches and know how to encode
+their clips in between; nothing else in a training depends on the kind.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+from typing import Any, Protocol
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+
+from sculpt4d_jax.data import batches as batches_lib
+from sculpt4d_jax.data import dataset_index
+from sculpt4d_jax.data import record_batches
+from sculpt4d_jax.data import record_examples
+from sculpt4d_jax.data import record_loader
+from sculpt4d_jax.data import record_store
+from sculpt4d_jax.data import store_batches
+from sculpt4d_jax.data import synthetic_records
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.training import dit_task
+from sculpt4d_jax.training import latents as latents_lib
+from sculpt4d_jax.training import record_latents
+from sculpt4d_jax.training import vae_task
+
+# Of one process for another, in seconds.
+_MAX_WAIT = 7 * 24 * 3600
+_barriers = itertools.count()  # Names of barriers are never used twice.
+
+
+class Source(Protocol):
+  """Clips for both stages.
+
+  Attributes:
+    num_uniform: Uniform rows of a surface, which come first.
+    identity: What a resumed run must find again; JSON.
+  """
+
+  num_uniform: int
+  identity: dict[str, Any]
+
+  def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
+    """Batches for the autoencoder."""
+
+  def encode(
+      self,
+      vae: shape_vae.ShapeVAE,
+      image_encoder: image_encoder_lib.ImageEncoder | None = None,
+  ) -> float:
+    """Encodes all clips, unless that is done; the latents' scale.
+
+    Args:
+      vae: The trained autoencoder.
+      image_encoder: One that does not learn; None where it does.
+    """
+
+  def latents(self, task: dit_task.DiTTaskConfig) -> batches_lib.Batches:
+    """Batches for the DiT, of clips that are encoded."""
+
+
+def open_source(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> Source:
+  """The source that a preset names.
+
+  Args:
+    config: A preset, see `configs/base.py`.
+    workdir: Of the training; procedural clips are made there.
+
+  Raises:
+    ValueError: The sections `data` and `records` do not fit the records, or
+      seeds overlap.
+    ImportError: Records need packages that are not installed.
+  """
+  if record_folders(config):
+    return RecordSource(config)
+  return ProceduralSource(config, workdir)
+
+
+def record_folders(config: ml_collections.ConfigDict) -> list[str]:
+  """The data sets that a preset names."""
+  return [x.strip() for x in config.records.folders.split(",") if x.strip()]
+
+
+class ProceduralSource:
+  """Clips that are made here, and kept in the working folder."""
+
+  def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+    self._workdir = workdir
+    self._num_choices = config.dit_training.latent_choices
+    self.num_uniform = config.data.num_uniform
+    self.identity = {"data": json.loads(config.data.to_json_best_effort())}
+    self._train, self._held_out = _make_stores(config, workdir / "data")
+    self._latents: tuple[store_batches.LatentStore, ...] | None = None
+
+  def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
+    return store_batches.SurfaceBatches(
+        self._train,
+        self._held_out,
+        batch_size=task.batch_size,
+        num_frames=task.num_frames,
+        num_queries=task.num_queries,
+        seed=task.seed,
+    )
+
+  def encode(self, vae, image_encoder=None) -> float:
+    del image_encoder  # Pictures are small here: they are encoded in the step.
+
+    def encode():
+      return tuple(
+          latents_lib.encode_store(
+              self._workdir / "vae" / f"latents_{name}.npz",
+              store,
+              vae,
+              num_uniform=self.num_uniform,
+              num_choices=self._num_choices,
+          )
+          for name, store in (
+              ("train", self._train), ("held_out", self._held_out)
+          )
+      )
+
+    self._latents = _first_process_first(encode, "latents")
+    return self._latents[0].scale
+
+  def latents(self, task: dit_task.DiTTaskConfig) -> batches_lib.Batches:
+    if self._latents is None:
+      raise ValueError("The clips are not encoded yet: call encode first.")
+    return store_batches.LatentBatches(
+        (self._train, self._latents[0]),
+        (self._held_out, self._latents[1]),
+        batch_size=task.batch_size,
+        num_samples=_num_samples(task),
+        seed=task.seed,
+    )
+
+
+class RecordSource:
+  """Records of assets, that launch.prepare_data made."""
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._folders = record_folders(config)
+    self._config = config
+    self._data = config.data
+    self._names: dict[str, str] = {}
+    self.num_uniform = config.data.num_uniform
+    self.example = example_config(config)
+    digest = hashlib.sha256()
+    for folder in self._folders:
+      for clip in dataset_index.read_index(folder).splits["train"]:
+        digest.update(clip.clip.encode())
+    # The folders may move; what they hold may not change.
+    self.identity = {"training clips": digest.hexdigest()}
+
+  def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
+    example = dataclasses.replace(
+        self.example,
+        contents=("geometry",),
+        num_frames=task.num_frames,
+        consecutive=False,
+        num_samples=task.num_queries,
+    )
+    return self._batches(task, example)
+
+  def encode(self, vae, image_encoder=None) -> float:
+    job = posterior_job(self._config, vae)
+    jobs = [job]
+    self._names = {"posterior": job.name}
+    if self._config.records.use_features and image_encoder is not None:
+      jobs.append(feature_job(self._config, image_encoder))
+      self._names["features"] = jobs[-1].name
+    for each in jobs:
+      record_latents.precompute(
+          self._folders,
+          each,
+          share=jax.process_index(),
+          num_shares=jax.process_count(),
+      )
+      wait_for_all(each.folder)
+    return record_latents.latent_scale(self._folders, job.name)
+
+  def latents(self, task: dit_task.DiTTaskConfig) -> batches_lib.Batches:
+    if not self._names:
+      raise ValueError("The clips are not encoded yet: call encode first.")
+    shown = "features" if self._config.records.use_features else "images"
+    if shown == "features" and shown not in self._names:
+      raise ValueError(
+          "records.use_features is for an image encoder that does not learn:"
+          " set dit_training.train_image_encoder=False and give its weights by"
+          " dit_training.init_from."
+      )
+    samples = _num_samples(task)
+    example = dataclasses.replace(
+        self.example,
+        contents=("posterior", shown) + (("samples",) if samples else ()),
+        num_samples=samples,
+        **self._names,
+    )
+    return self._batches(task, example)
+
+  def _batches(self, task, example):
+    options = self._config.records
+    loader = record_loader.LoaderConfig(
+        batch_size=task.batch_size,
+        seed=task.seed,
+        example=example,
+        num_threads=options.num_threads,
+        num_workers=options.num_workers,
+        prefetch=options.prefetch,
+    )
+    return record_batches.RecordBatches(
+        self._folders, loader, num_frames=self._data.num_frames
+    )
+
+
+def example_config(
+    config: ml_collections.ConfigDict,
+) -> record_examples.ExampleConfig:
+  """What a preset reads of a record."""
+  data, records = config.data, config.records
+  return record_examples.ExampleConfig(
+      num_frames=data.num_frames,
+      num_parts=records.num_parts,
+      num_uniform=data.num_uniform,
+      num_sharp=data.num_sharp,
+      turn_to_camera=records.turn_to_camera,
+      max_elevation=records.max_elevation,
+      image_size=data.image_size,
+      border_ratio=tuple(records.border_ratio),
+      mirror=records.mirror,
+      reverse_time=records.reverse_time,
+      colour_jitter=records.colour_jitter,
+  )
+
+
+def posterior_job(
+    config: ml_collections.ConfigDict, vae: shape_vae.ShapeVAE
+) -> record_latents.PosteriorJob:
+  """The job that a training by this preset asks for."""
+  settings = record_latents.LatentSettings(
+      example_config(config), config.dit_training.latent_choices
+  )
+  return record_latents.PosteriorJob(vae, settings)
+
+
+def feature_job(
+    config: ml_collections.ConfigDict,
+    image_encoder: image_encoder_lib.ImageEncoder,
+) -> record_latents.FeatureJob:
+  """The job that a training by this preset asks for."""
+  settings = record_latents.LatentSettings(example_config(config))
+  return record_latents.FeatureJob(image_encoder, settings)
+
+
+def check_identity(folder: pathlib.Path, source: Source) -> None:
+  """Makes sure that a resumed stage goes on with the data it began with.
+
+  Raises:
+    ValueError: The data are others.
+  """
+  path = folder / "data.json"
+  if path.is_file():
+    found = json.loads(path.read_text())
+    if found != source.identity:
+      raise ValueError(
+          f"The data of {folder} have changed since its training began, and"
+          " its steps would not see the clips they would have seen. Take"
+          f" another --workdir, or delete {path} to go on all the same."
+      )
+  wait_for_all(f"identity of {folder.name}")
+  if jax.process_index() == 0 and not path.is_file():
+    with atomic.output_errors(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_bytes(path, json.dumps(source.identity, indent=1).encode())
+
+
+def wait_for_all(name: str) -> None:
+  """Waits for as long as the slowest process works, which may be hours."""
+  if jax.process_count() == 1:
+    return
+  # A collective of the devices would give up on it after seconds.
+  ocp.multihost.sync_global_processes(
+      f"{name} {next(_barriers)}",
+      timeout=_MAX_WAIT,
+      processes=set(range(jax.process_count())),
+  )
+
+
+def _make_stores(config, folder):
+  """The training and the held-out split of procedural clips."""
+  fields = config.data.to_dict()
+  splits = {
+      "train": (fields.pop("num_clips"), fields.pop("first_seed")),
+      "held_out": (fields.pop("num_held_out"), fields.pop("held_out_seed")),
+  }
+  _check_disjoint(*splits.values())
+  num_frames = fields.pop("num_frames")
+  sizes = synthetic_records.RecordSizes(**fields)
+
+  def open_or_make():
+    return tuple(
+        record_store.open_or_make(
+            folder / name,
+            num_clips=num_clips,
+            num_frames=num_frames,
+            first_seed=seed,
+            sizes=sizes,
+        )
+        for name, (num_clips, seed) in splits.items()
+    )
+
+  return _first_process_first(open_or_make, "data")
+
+
+def _first_process_first(make, name):
+  """Calls `make` on the first process; the others then find what it wrote."""
+  if jax.process_count() == 1:
+    return make()
+  result = make() if jax.process_index() == 0 else None
+  wait_for_all(name)
+  return make() if result is None else result
+
+
+def _num_samples(task: dit_task.DiTTaskConfig) -> int:
+  return task.context_field_points if task.context_field_weight else 0
+
+
+def _check_disjoint(train_split, held_out_split):
+  (num_train, first), (num_held_out, held_out) = train_split, held_out_split
+  if first < held_out + num_held_out and held_out < first + num_train:
+    raise ValueError(
+        f"Seeds of the training clips ({first} to {first + num_train - 1}) and"
+        f" of the held-out clips ({held_out} to"
+        f" {held_out + num_held_out - 1}) overlap; choose other first seeds."
+    )
