@@ -32,9 +32,13 @@ import jax.numpy as jnp
 from . import pallas_gpu_steps as steps
 from . import pallas_gpu_tiles as tiles_lib
 
+# Of a matrix product, taken from shared memory at once. The compiler cuts rows
+# of this many numbers into banks without conflicts.
+_DEPTH = 32
+# Threads of a warpgroup copy at least one float32 each.
+_MIN_STATISTICS = 128
 
-import os
-CH1=int(os.environ.get("CH1","64"));CH2=int(os.environ.get("CH2","16"))
+
 def is_supported() -> bool:
   """Whether this jax can compile the kernels."""
   return hasattr(plgpu, "mma")
@@ -331,24 +335,20 @@ class _Device:
     plgpu.store(target, x, optimized=False)
 
   def product(self, left, right, transposed=False) -> jax.Array:
-    columns = right.shape[0 if transposed else 1]
-    total = jnp.zeros((left.shape[0], columns), jnp.float32)
-    depth = left.shape[1]
-    chunk = CH1 if transposed else CH2
-    for start in range(0, depth, chunk):
-      part = slice(start, start + chunk)
-      if transposed:
-        r = right.at[:, part].T[...]
-      else:
-        r = right.at[part][...]
-      l = left[:, part]
-      total = plgpu.mma(total, l, r)
-    return total
+    shape = (left.shape[0], right.shape[0 if transposed else 1])
+    return self._add(jnp.zeros(shape, jnp.float32), left, right, transposed)
 
   def add_product(self, total, left, right) -> jax.Array:
-    for start in range(0, left.shape[1], CH2):
-      part = slice(start, start + CH2)
-      total = plgpu.mma(total, left[:, part], right.at[part][...])
+    return self._add(total, left, right, transposed=False)
+
+  def _add(self, total, left, right, transposed) -> jax.Array:
+    if isinstance(left, jax.Array):
+      return plgpu.mma(total, left, right[...])
+    # Operands come to registers a part at a time: both at once do not fit.
+    for start in range(0, left.shape[1], _DEPTH):
+      part = slice(start, start + _DEPTH)
+      right_part = right.at[:, part].T if transposed else right.at[part]
+      total = plgpu.mma(total, left[:, part], right_part[...])
     return total
 
   def round_to(self, x: jax.Array, dtype) -> jax.Array:
@@ -464,6 +464,7 @@ def _run(
       compiler_params=plgpu.CompilerParams(
           approx_math=True,
           lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
+          reduction_scratch_bytes=0,  # Rows are reduced inside a warp.
       ),
       interpret=interpret,
       kernel_name=name,
@@ -473,7 +474,12 @@ def _run(
 
 
 def _cut(x, size: int) -> jax.Array:
-  """[N, S, K] to [N, S / size, size, K]; a pair to [N, S / size, 2, size]."""
+  """[N, S, K] to [N, S / size, size, K]; a pair to [N, S / size, 2, size].
+
+  A pair of short parts is given several times, so that each thread has
+  something to copy.
+  """
   if isinstance(x, tuple):
-    return jnp.stack([_cut(part, size) for part in x], axis=2)
+    copies = max(1, _MIN_STATISTICS // (2 * size))
+    return jnp.stack([_cut(part, size) for part in x * copies], axis=2)
   return x.reshape(len(x), -1, size, *x.shape[2:])

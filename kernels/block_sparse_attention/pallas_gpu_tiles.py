@@ -19,7 +19,7 @@ import numpy as np
 from . import mask as mask_lib
 
 WARPGROUP_ROWS = 64  # Rows of a matrix product of one warpgroup on Hopper.
-_SHARED_MEMORY = 227 * 1024  # Bytes a program may use on Hopper.
+HOPPER_SHARED_MEMORY = 227 * 1024  # Bytes a program may use.
 _MAX_COPY_ROWS = 256  # Of one copy by the tensor memory accelerator.
 
 
@@ -99,15 +99,22 @@ class GpuTiles:
     tiles = {name: getattr(self, name).fit(granule) for name in names}
     return dataclasses.replace(self, **tiles)
 
-  def require_shared_memory(self, head_dim: int, itemsize: int) -> None:
-    """Checks that the operands of each kernel fit a Hopper multiprocessor.
+  def require_shared_memory(
+      self, head_dim: int, itemsize: int, limit: int = HOPPER_SHARED_MEMORY
+  ) -> None:
+    """Checks that the operands of each kernel fit a multiprocessor.
+
+    Args:
+      head_dim: Head width K.
+      itemsize: Bytes of an element.
+      limit: Bytes a program may use.
 
     Raises:
       ValueError: They do not.
     """
     for name in ("forward", "query_bar", "key_value_bar"):
       size = self._shared_memory(name, head_dim, itemsize)
-      _require_fits(name, getattr(self, name), size, head_dim, _SHARED_MEMORY)
+      _require_fits(name, getattr(self, name), size, head_dim, limit)
 
   def _shared_memory(self, name, head_dim, itemsize) -> int:
     tile = getattr(self, name)
@@ -162,20 +169,12 @@ class AmpereTiles:
   Attributes:
     forward: Rows are queries, columns are keys.
     query_bar: Gradient of the queries; as `forward`.
-    key_value_bar: Gradient of keys and values: rows are keys, columns queries;
-      at least 64 columns.
+    key_value_bar: Gradient of keys and values: rows are keys, columns queries.
   """
 
   forward: AmpereTile = AmpereTile(128, 64)
   query_bar: AmpereTile = AmpereTile(64, 64)
   key_value_bar: AmpereTile = AmpereTile(64, 64)
-
-  def __post_init__(self):
-    if self.key_value_bar.columns < 64:
-      raise ValueError(
-          f"key_value_bar={self.key_value_bar} must have at least 64 columns:"
-          " all threads copy their log-sum-exps together."
-      )
 
   def fit(self, granule: int) -> "AmpereTiles":
     """Tiles that divide the granule, for every kernel."""
