@@ -133,14 +133,17 @@ def default_tiles(head_dim: int, compute_capability: str = _HOPPER) -> Tiles:
   tile = tiles_lib.AmpereTile
   if compute_capability in _AMPERE:
     is_large = compute_capability == "8.0"
+    stages = 2 if is_large else 1
     if head_dim <= 64:
       return tiles_lib.AmpereTiles(
-          tile(128, 64), tile(128, 32), tile(64, 64, stages=2)
+          forward=tile(128, 64),
+          query_bar=tile(128, 32),
+          key_value_bar=tile(64, 64, stages),
       )
     return tiles_lib.AmpereTiles(
         forward=tile(128, 32),
         query_bar=tile(64, 64 if is_large else 32),
-        key_value_bar=tile(64, 32, stages=2 if is_large else 1),
+        key_value_bar=tile(64, 32, stages),
     )
   if head_dim <= 64 or jax.__version_info__ < (0, 11):
     return tiles_lib.GpuTiles()
