@@ -39,6 +39,7 @@ from . import pallas_gpu_tiles
 from . import shapes
 
 _GIB = 2**30
+_BACKENDS = ["sparse", "dense", "xla", "cudnn"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,14 @@ _TARGETS = {
         "NVIDIA A100-SXM4-80GB", 8, 0, 108, 164 << 10, 64, 1.41,
         2_039_000_000_000, 40 << 20, 80 << 30,
     ),
+    "rtx3090": _Target(
+        "NVIDIA GeForce RTX 3090", 8, 6, 82, 100 << 10, 128, 1.70,
+        936_000_000_000, 6 << 20, 24 << 30,
+    ),
+    "rtx4090": _Target(
+        "NVIDIA GeForce RTX 4090", 8, 9, 128, 100 << 10, 128, 2.52,
+        1_008_000_000_000, 72 << 20, 24 << 30,
+    ),
 }  # fmt: skip
 
 
@@ -115,20 +124,22 @@ def main(argv: list[str] | None = None) -> None:
       "--dtype", choices=["bfloat16", "float16"], default="bfloat16"
   )
   parser.add_argument(
-      "--backends", nargs="+", choices=["sparse", "dense", "cudnn"],
-      default=["sparse", "dense", "cudnn"],
+      "--backends", nargs="+", choices=_BACKENDS, default=_BACKENDS
   )  # fmt: skip
   flags = parser.parse_args(argv)
   if min(flags.heads, flags.head_dim, *flags.frames) < 1:
     parser.error("--heads, --head_dim and --frames must be positive")
   _prepare_environment()
   target = _TARGETS[flags.target]
-  sharding = jax.sharding.SingleDeviceSharding(_device(target))
+  device = _device(target)
+  sharding = jax.sharding.SingleDeviceSharding(device)
   print(f"{target.name}, {flags.dtype}, jax {jax.__version__}; not run\n")
   _print_row("attention", "frames", "density", "pass", "compile s", "temp GiB",
              "TFLOP")  # fmt: skip
-  for frames in flags.frames:
-    _report_frames(flags, target, sharding, frames)
+  # Pallas asks the default device for the instructions that it has.
+  with jax.default_device(device):
+    for frames in flags.frames:
+      _report_frames(flags, target, sharding, frames)
 
 
 def _report_frames(flags, target, sharding, frames) -> None:
@@ -139,13 +150,15 @@ def _report_frames(flags, target, sharding, frames) -> None:
       shape.array_shape, jnp.dtype(flags.dtype), sharding=sharding
   )
   for name in flags.backends:
-    mask = shape.mask() if name == "sparse" else shape.dense_mask()
+    is_sparse = name in ("sparse", "xla")
+    mask = shape.mask() if is_sparse else shape.dense_mask()
     attend = _candidate(name, mask, target)
     # Two matrix products forward; two more for each of three gradients, and
-    # both kernels, or cuDNN's one, compute the scores anew.
+    # each of our two kernels, or the one pass of the others, computes the
+    # scores anew; ours their gradient too.
     pairs = mask.density() * shape.num_tokens**2 * flags.heads
     product = 2e-12 * pairs * flags.head_dim
-    counts = (2, 2 + 5 if name == "cudnn" else 2 + 7)
+    counts = (2, 2 + 7 if name in ("sparse", "dense") else 2 + 5)
     passes = (
         ("forward", attend, 3, counts[0]),
         ("+ backward", _with_gradients(attend), 4, counts[1]),
@@ -174,15 +187,14 @@ def _report_frames(flags, target, sharding, frames) -> None:
 def _candidate(name, mask, target) -> Callable[..., jax.Array]:
   if name == "cudnn":
     return _cudnn
-  if target.compute_capability == "9.0":
-    attend = functools.partial(
-        pallas_gpu.attention, compute_capability="9.0", scale=0.1,
-        token_order="bit_reversed",
-    )  # fmt: skip
-    return lambda *xs: attend(*xs, mask)[0]
+  backend = "xla"
+  if name != "xla":
+    backend = functools.partial(
+        pallas_gpu.attention, compute_capability=target.compute_capability
+    )
   return functools.partial(
       api.block_sparse_attention, mask=mask, token_order="bit_reversed",
-      implementation="xla",
+      implementation=backend,
   )  # fmt: skip
 
 

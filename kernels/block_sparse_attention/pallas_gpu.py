@@ -1,8 +1,11 @@
-"""NVIDIA GPU backend: Pallas Mosaic GPU kernels for Hopper.
+"""NVIDIA GPU backend: Pallas Mosaic GPU kernels for Hopper, Ampere and Ada.
 
 Forward; gradient of the queries; gradient of keys and values. Work is listed by
 granules (`pallas_gpu_tiles`), so that no kernel computes a score that the mask
-hides, whatever the mask, and none knows a quadratic table.
+hides, whatever the mask, and none knows a quadratic table. A step's mathematics
+is written once (`pallas_gpu_steps`), how operands come and products are done
+once for each family: `pallas_gpu_kernels` for Hopper, `pallas_gpu_ampere` for
+Ampere and Ada.
 
 Why Mosaic GPU. Of the ways from jax to a tensor core it is the one that jax
 keeps and that can express a list of tiles:
@@ -12,17 +15,20 @@ keeps and that can express a list of tiles:
   cuDNN           `jax.nn.dot_product_attention` has no block mask. One call for
                   every group of equal stride, merged by log-sum-exps, would do
                   forward, but the gradient through a returned log-sum-exp is
-                  dropped by jax's rule: the merged backward needs two more
-                  passes over all scores.
+                  dropped by jax's rule, and no public function takes the merged
+                  log-sum-exp for a backward: two more passes over all scores.
+  XLA             `xla` compiles for every GPU, but stores the scores of a chunk
+                  of queries and computes in float32: for devices and arguments
+                  that the kernels do not serve.
   Mosaic GPU      Explicit: copies, barriers and register budgets are written
                   out, and jax's interpreter simulates them on a CPU. Called
-                  unstable by its documentation: what is used here is small, and
-                  compiles and is simulated alike in jax 0.10.2 and 0.12.0.1.
+                  unstable by its documentation: what is used here is small. The
+                  kernels for Hopper compile and are simulated alike in jax
+                  0.10.2 and 0.12.0.1; jax 0.10 cannot compile for Ampere.
 
 What it serves: head widths 64 and 128, bfloat16 and float16 (float32 scores,
 softmax and sums), granules that are a multiple of 64 tokens, devices of compute
-capability 9.0. It declines anything else with the reason: Ampere has neither
-the matrix instructions nor the copy unit that the kernels are built on.
+capability 9.0, 8.0, 8.6 and 8.9. It declines anything else with the reason.
 
 The gradients take seven matrix products a tile in two kernels, where one fused
 kernel takes five: sums of the queries' gradient would then come from many
@@ -42,8 +48,12 @@ from . import pallas_gpu_steps as steps
 from . import pallas_gpu_tiles as tiles_lib
 from . import pallas_gpu_walk as walk
 
+Tiles = tiles_lib.GpuTiles | tiles_lib.AmpereTiles
+
 _HEAD_DIMS = (64, 128)
-_COMPUTE_CAPABILITY = "9.0"
+_HOPPER = "9.0"
+# Shared memory that a program may use.
+_AMPERE = {"8.0": 163 << 10, "8.6": 99 << 10, "8.9": 99 << 10}
 # Below, bit-reversing the blocks pays if that makes granules larger.
 _SMALL_GRANULE = 128
 
@@ -56,7 +66,7 @@ def attention(
     *,
     scale: float,
     token_order: mask_lib.TokenOrder = "natural",
-    tiles: tiles_lib.GpuTiles | None = None,
+    tiles: Tiles | None = None,
     compute_capability: str | None = None,
     interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -69,8 +79,9 @@ def attention(
     mask: Which blocks see which.
     scale: Factor on the scores.
     token_order: Order in which the blocks of every frame come.
-    tiles: Largest tile sizes; they are reduced to divide a granule. None takes
-      the default for the head width.
+    tiles: Largest tile sizes; they are reduced to divide a granule. `GpuTiles`
+      for Hopper, `AmpereTiles` for Ampere and Ada. None takes the default for
+      device and head width.
     compute_capability: Of the device that is compiled for, as "9.0". None asks
       the default device.
     interpret: None runs on the device. True walks the same tiles in plain JAX
@@ -83,31 +94,57 @@ def attention(
 
   Raises:
     NotImplementedError: The backend cannot serve the arguments.
-    ValueError: The tiles do not fit a multiprocessor.
+    ValueError: The tiles do not fit a multiprocessor, or are those of another
+      family of devices.
   """
   head_dim = query.shape[-1]
   if not interpret:
-    _require_device(compute_capability)
+    compute_capability = _require_device(compute_capability)
     _require_arrays(head_dim, query.dtype)
-  plan = _plan(mask, query.shape[2], scale, token_order, head_dim, tiles)
+  if tiles is None:
+    tiles = default_tiles(head_dim, compute_capability or _HOPPER)
   if not interpret:
-    plan.tiles.require_shared_memory(head_dim, query.dtype.itemsize)
+    _require_family(tiles, compute_capability)
+  plan = _plan(mask, query.shape[2], scale, token_order, tiles)
+  if not interpret:
+    limit = _AMPERE.get(compute_capability, tiles_lib.HOPPER_SHARED_MEMORY)
+    plan.tiles.require_shared_memory(head_dim, query.dtype.itemsize, limit)
   plan = dataclasses.replace(plan, interpret=interpret)
   inputs = (query, key, value)
   inputs = [steps.varying_as(x, *inputs) for x in inputs]
   return _attend(*inputs, plan)
 
 
-def default_tiles(head_dim: int) -> tiles_lib.GpuTiles:
-  """Tile sizes for Hopper: the largest that compile without spills to speak of.
+def default_tiles(head_dim: int, compute_capability: str = _HOPPER) -> Tiles:
+  """The largest tiles that compile without spills to speak of.
 
-  Warpgroups that compute take registers from the one that copies. The assembler
-  that jax 0.12 starts does not do so ("setmaxnreg ignored to maintain
+  Hopper: warpgroups that compute take registers from the one that copies. The
+  assembler that jax 0.12 starts does not do so ("setmaxnreg ignored to maintain
   compatibility across compilation units"): wide heads need smaller tiles there.
+
+  Ampere and Ada: two programs share a multiprocessor, so that one computes
+  while the other waits. Their registers allow that everywhere, the 100 KiB of
+  shared memory of 8.6 and 8.9 with smaller tiles than the 164 KiB of 8.0.
 
   Args:
     head_dim: Head width K.
+    compute_capability: Of the device, as "9.0".
   """
+  tile = tiles_lib.AmpereTile
+  if compute_capability in _AMPERE:
+    is_large = compute_capability == "8.0"
+    stages = 2 if is_large else 1
+    if head_dim <= 64:
+      return tiles_lib.AmpereTiles(
+          forward=tile(128, 64),
+          query_bar=tile(128, 32),
+          key_value_bar=tile(64, 64, stages),
+      )
+    return tiles_lib.AmpereTiles(
+        forward=tile(128, 32),
+        query_bar=tile(64, 64 if is_large else 32),
+        key_value_bar=tile(64, 32, stages),
+    )
   if head_dim <= 64 or jax.__version_info__ < (0, 11):
     return tiles_lib.GpuTiles()
   return tiles_lib.GpuTiles(
@@ -126,7 +163,7 @@ class _Plan:
   reorder: bool  # Whether blocks are bit-reversed on the way in and out.
   granule: int
   scale: float
-  tiles: tiles_lib.GpuTiles
+  tiles: Tiles
   interpret: Any = None
 
   @property
@@ -156,6 +193,10 @@ class _Plan:
     if self.interpret is True:
       return walk
     # Imported late: whoever runs on another device needs no Mosaic GPU.
+    if isinstance(self.tiles, tiles_lib.AmpereTiles):
+      from . import pallas_gpu_ampere
+
+      return pallas_gpu_ampere
     from . import pallas_gpu_kernels
 
     return pallas_gpu_kernels
@@ -181,7 +222,7 @@ class _Plan:
     return blocks[:, :, order].reshape(x.shape)
 
 
-def _plan(mask, num_tokens, scale, token_order, head_dim, tiles) -> _Plan:
+def _plan(mask, num_tokens, scale, token_order, tiles) -> _Plan:
   block_size = num_tokens // mask.num_blocks
 
   def granule_in(order):
@@ -199,14 +240,13 @@ def _plan(mask, num_tokens, scale, token_order, head_dim, tiles) -> _Plan:
         f"needs granules (runs of tokens that see the same keys) of a multiple"
         f" of {tiles_lib.WARPGROUP_ROWS} tokens, and this mask has {granule}"
     )
-  if tiles is None:
-    tiles = default_tiles(head_dim)
   return _Plan(
       mask, token_order, reorder, granule, scale, tiles.fit(granule)
   )
 
 
-def _require_device(compute_capability: str | None) -> None:
+def _require_device(compute_capability: str | None) -> str:
+  """The compute capability, if there are kernels for it."""
   if compute_capability is None:
     if jax.default_backend() != "gpu":
       raise NotImplementedError(
@@ -214,10 +254,32 @@ def _require_device(compute_capability: str | None) -> None:
       )
     device = jax.devices()[0]
     compute_capability = getattr(device, "compute_capability", "unknown")
-  if str(compute_capability) != _COMPUTE_CAPABILITY:
+  compute_capability = str(compute_capability)
+  served = (_HOPPER, *_AMPERE)
+  if compute_capability not in served:
     raise NotImplementedError(
-        f"needs compute capability {_COMPUTE_CAPABILITY} (Hopper), and the"
-        f" device has {compute_capability}"
+        f"needs a device of compute capability {_HOPPER} (Hopper) or"
+        f" {', '.join(_AMPERE)} (Ampere, Ada), and the device has"
+        f" {compute_capability}"
+    )
+  if compute_capability in _AMPERE:
+    from . import pallas_gpu_ampere
+
+    if not pallas_gpu_ampere.is_supported():
+      raise NotImplementedError(
+          f"needs a jax whose Pallas compiles for compute capability"
+          f" {compute_capability}, such as 0.12, and this is {jax.__version__}"
+      )
+  return compute_capability
+
+
+def _require_family(tiles: Tiles, compute_capability: str) -> None:
+  is_ampere = compute_capability in _AMPERE
+  expected = tiles_lib.AmpereTiles if is_ampere else tiles_lib.GpuTiles
+  if not isinstance(tiles, expected):
+    raise ValueError(
+        f"tiles must be {expected.__name__} for compute capability"
+        f" {compute_capability}, got {tiles}."
     )
 
 

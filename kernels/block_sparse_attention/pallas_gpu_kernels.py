@@ -10,6 +10,7 @@ A step's mathematics is in `pallas_gpu_steps`. Results leave through the shared
 memory that held the program's own operands.
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -208,10 +209,13 @@ def key_value_bar(
     def run(key_total, value_total):
       @pl.loop(0, program.num_steps)
       def _(index):
+        query, output_bar, statistics = program.operands(index)
+        log_sum_exp = _Part(statistics, 0, release=lambda: None)
+        offset = _Part(statistics, 1, release=statistics.release)
         steps.key_value_bar(
             _Sum(key_total, program), _Sum(value_total, program), key_smem,
-            value_smem, *program.operands(index), exponent, program.product,
-            _finish,
+            value_smem, query, output_bar, log_sum_exp, offset, exponent,
+            program.product, _finish,
         )  # fmt: skip
 
       return key_total[...], value_total[...]
@@ -223,10 +227,11 @@ def key_value_bar(
     program.store_own((key_smem, value_smem), program.outputs)
 
   columns = [_columns(tile, dtype, head_dim)] * 2
-  columns += [_columns(tile, jnp.float32)] * 2
+  columns += [plgpu.SMEM((tile.stages, 2, tile.columns), jnp.float32)]
+  statistics = jnp.stack([log_sum_exp, offset], axis=1)  # [N, 2, S]
   return _run(
       compute,
-      (key, value, query, output_bar, log_sum_exp, offset),
+      (key, value, query, output_bar, statistics),
       lists, granule, tile, tiles, interpret,
       own=[_own(tile, dtype, head_dim)] * 2,
       columns=columns,
@@ -319,19 +324,34 @@ class _Program:
     return smem
 
 
-class _Operand(NamedTuple):
+class _Operand:
   """A tile in shared memory and its two barriers."""
 
-  smem: Any
-  ready: Any
-  consumed: Any
+  def __init__(self, smem, ready, consumed):
+    self._smem = smem
+    self._ready = ready
+    self._consumed = consumed
+    self._is_there = False
 
   def read(self):
-    plgpu.barrier_wait(self.ready)
-    return self.smem
+    if not self._is_there:  # Waiting again would be for the next tile.
+      plgpu.barrier_wait(self._ready)
+    self._is_there = True
+    return self._smem
 
   def release(self) -> None:
-    plgpu.barrier_arrive(self.consumed)
+    plgpu.barrier_arrive(self._consumed)
+
+
+class _Part(NamedTuple):
+  """One of several arrays that are copied together."""
+
+  operand: _Operand
+  index: int
+  release: Callable[[], None]
+
+  def read(self):
+    return self.operand.read().at[self.index]
 
 
 class _Sum(NamedTuple):
@@ -467,6 +487,6 @@ def _copy_columns(head, first_column, num_steps, sources, scratch) -> None:
       @pl.when(step < num_steps)
       def _():
         columns = pl.ds(first_column(step), num_columns)
-        plgpu.copy_gmem_to_smem(
-            source.at[head, columns], smem.at[slot], ready.at[slot]
-        )
+        is_pair = smem.shape[1] != num_columns  # Statistics, [N, 2, S].
+        rows = (head, slice(None), columns) if is_pair else (head, columns)
+        plgpu.copy_gmem_to_smem(source.at[rows], smem.at[slot], ready.at[slot])

@@ -1,13 +1,15 @@
 """One step of each GPU kernel: the mathematics of a tile, written once.
 
 The same functions run on the device and in plain JAX. What differs is behind
-three small things that a step is given:
+four small things that a step is given:
 
   product      Float32 matrix product of two tiles, [R, N] and [N, C];
                `product_of_rows` of [R, N] and [C, N].
   Operand      A tile of the loop: `read()` gives it once it is there,
                `release()` says that it is not needed any more.
   Accumulator  `add(left, right)` adds their product to a running sum.
+  round_to     Gives a float32 array the dtype of the factor it is multiplied
+               with, which on some hardware changes its layout too.
 
 Exponentials are base 2, as the hardware has them: a factor log2(e) goes with
 the scale of the scores, so that exp(scale * s) = exp2(exponent * s). Maxima and
@@ -26,6 +28,9 @@ from jax import lax
 import jax.numpy as jnp
 
 LOG2_E = math.log2(math.e)
+
+
+RoundTo = Callable[[jax.Array, Any], jax.Array]
 
 
 class Product(Protocol):
@@ -49,6 +54,11 @@ class Accumulator(Protocol):
 
   def add(self, left: Any, right: Any) -> None:
     ...
+
+
+def cast(x: jax.Array, dtype) -> jax.Array:
+  """The plain `round_to`."""
+  return x.astype(dtype)
 
 
 class Softmax(NamedTuple):
@@ -81,6 +91,7 @@ def forward(
     product: Product,
     take_turns: Callable[[], None],
     product_of_scores: Product | None = None,
+    round_to: RoundTo = cast,
 ) -> Softmax:
   """Takes one tile of keys and values into the softmax.
 
@@ -93,6 +104,7 @@ def forward(
     product: Matrix product.
     take_turns: Called before the second product.
     product_of_scores: Matrix product for the scores, if another one.
+    round_to: Casts the weights.
   """
   scores = (product_of_scores or product)(query, key.read(), True)  # [R, C]
   key.release()
@@ -101,7 +113,7 @@ def forward(
   weights = jnp.exp2(scores * exponent - along_rows(maximum, scores.shape))
   total = state.total * shrink + weights.sum(axis=1)
   values = value.read()
-  weights = weights.astype(values.dtype)
+  weights = round_to(weights, values.dtype)
   take_turns()
   # Shrinking the old sum is part of adding the new one: one instruction.
   share = product(weights, values)  # [R, K]
@@ -121,6 +133,7 @@ def query_bar(
     exponent: float,
     product: Product,
     finish: Callable[[], None],
+    round_to: RoundTo = cast,
 ) -> None:
   """Adds the gradient, but for the scale, through one tile of keys.
 
@@ -136,6 +149,7 @@ def query_bar(
     exponent: Scale of the scores times log2(e); not negative.
     product: Matrix product.
     finish: Waits until all sums are done.
+    round_to: Casts weights and their gradients.
   """
   keys = key.read()
   scores = product(query, keys, transposed=True)  # [R, C]
@@ -145,7 +159,7 @@ def query_bar(
   weights_bar = product(output_bar, values, transposed=True)
   value.release()
   scores_bar = weights * (weights_bar - along_rows(offset, shape))
-  total.add(scores_bar.astype(values.dtype), keys)
+  total.add(round_to(scores_bar, values.dtype), keys)
   finish()
   key.release()
 
@@ -162,6 +176,7 @@ def key_value_bar(
     exponent: float,
     product: Product,
     finish: Callable[[], None],
+    round_to: RoundTo = cast,
 ) -> None:
   """Adds the gradients, but for keys' scale, through one tile of queries.
 
@@ -180,6 +195,7 @@ def key_value_bar(
     exponent: Scale of the scores times log2(e); not negative.
     product: Matrix product.
     finish: Waits until all sums are done.
+    round_to: Casts weights and their gradients.
   """
   queries = query.read()
   scores = product(key, queries, transposed=True)  # [R, C]
@@ -188,12 +204,12 @@ def key_value_bar(
   log_sum_exp.release()
   weights = jnp.exp2(scores * exponent - log_sum_exps)
   output_bars = output_bar.read()
-  value_total.add(weights.astype(queries.dtype), output_bars)
+  value_total.add(round_to(weights, queries.dtype), output_bars)
   weights_bar = product(value, output_bars, transposed=True)
   offsets = along_columns(offset.read()[...], shape)
   offset.release()
   scores_bar = weights * (weights_bar - offsets)
-  key_total.add(scores_bar.astype(queries.dtype), queries)
+  key_total.add(round_to(scores_bar, queries.dtype), queries)
   finish()
   output_bar.release()
   query.release()

@@ -19,7 +19,7 @@ import numpy as np
 from . import mask as mask_lib
 
 WARPGROUP_ROWS = 64  # Rows of a matrix product of one warpgroup on Hopper.
-_SHARED_MEMORY = 227 * 1024  # Bytes a program may use on Hopper.
+HOPPER_SHARED_MEMORY = 227 * 1024  # Bytes a program may use.
 _MAX_COPY_ROWS = 256  # Of one copy by the tensor memory accelerator.
 
 
@@ -99,20 +99,22 @@ class GpuTiles:
     tiles = {name: getattr(self, name).fit(granule) for name in names}
     return dataclasses.replace(self, **tiles)
 
-  def require_shared_memory(self, head_dim: int, itemsize: int) -> None:
-    """Checks that the operands of each kernel fit a Hopper multiprocessor.
+  def require_shared_memory(
+      self, head_dim: int, itemsize: int, limit: int = HOPPER_SHARED_MEMORY
+  ) -> None:
+    """Checks that the operands of each kernel fit a multiprocessor.
+
+    Args:
+      head_dim: Head width K.
+      itemsize: Bytes of an element.
+      limit: Bytes a program may use.
 
     Raises:
       ValueError: They do not.
     """
     for name in ("forward", "query_bar", "key_value_bar"):
       size = self._shared_memory(name, head_dim, itemsize)
-      if size > _SHARED_MEMORY:
-        raise ValueError(
-            f"{name}={getattr(self, name)} needs {size} bytes of shared memory"
-            f" at head width {head_dim}, and a program has {_SHARED_MEMORY};"
-            " choose fewer columns or stages."
-        )
+      _require_fits(name, getattr(self, name), size, head_dim, limit)
 
   def _shared_memory(self, name, head_dim, itemsize) -> int:
     tile = getattr(self, name)
@@ -123,6 +125,83 @@ class GpuTiles:
     if self.weights_in_shared_memory:
       size += tile.rows * tile.columns * itemsize
     return size + 1024  # Barriers, and room for alignment.
+
+
+@dataclasses.dataclass(frozen=True)
+class AmpereTile:
+  """How one kernel for Ampere or Ada cuts its work.
+
+  Attributes:
+    rows: Tokens whose results one program, of four warps, computes: 64 or 128.
+      With 128, every operand read from shared memory serves two products.
+    columns: Tokens that one step of the loop takes: 32, 64 or 128.
+    stages: Steps whose operands are in shared memory at once. One suffices:
+      an operand is refilled as soon as its products are done.
+  """
+
+  rows: int
+  columns: int
+  stages: int = 1
+
+  def __post_init__(self):
+    if self.rows not in (64, 128):
+      raise ValueError(f"rows={self.rows} must be 64 or 128.")
+    if self.columns not in (32, 64, 128):
+      raise ValueError(f"columns={self.columns} must be 32, 64 or 128.")
+    if self.stages < 1:
+      raise ValueError(f"stages={self.stages} must be at least 1.")
+
+  def fit(self, granule: int) -> "AmpereTile":
+    """The largest tile, at most this one, that divides the granule.
+
+    Args:
+      granule: Tokens, a multiple of 64.
+    """
+    rows = math.gcd(self.rows, granule)
+    columns = math.gcd(self.columns, granule)
+    return dataclasses.replace(self, rows=rows, columns=columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class AmpereTiles:
+  """Tile sizes of the three kernels for Ampere and Ada.
+
+  Attributes:
+    forward: Rows are queries, columns are keys.
+    query_bar: Gradient of the queries; as `forward`.
+    key_value_bar: Gradient of keys and values: rows are keys, columns queries.
+  """
+
+  forward: AmpereTile = AmpereTile(128, 64)
+  query_bar: AmpereTile = AmpereTile(64, 64)
+  key_value_bar: AmpereTile = AmpereTile(64, 64)
+
+  def fit(self, granule: int) -> "AmpereTiles":
+    """Tiles that divide the granule, for every kernel."""
+    names = ("forward", "query_bar", "key_value_bar")
+    tiles = {name: getattr(self, name).fit(granule) for name in names}
+    return dataclasses.replace(self, **tiles)
+
+  def require_shared_memory(
+      self, head_dim: int, itemsize: int, limit: int
+  ) -> None:
+    """Checks that the operands of each kernel fit a multiprocessor.
+
+    Args:
+      head_dim: Head width K.
+      itemsize: Bytes of an element.
+      limit: Bytes a program may use.
+
+    Raises:
+      ValueError: They do not.
+    """
+    for name in ("forward", "query_bar", "key_value_bar"):
+      tile = getattr(self, name)
+      own_arrays = 1 if name == "forward" else 2
+      row_bytes = own_arrays * head_dim * itemsize + 8
+      column_bytes = 2 * head_dim * itemsize + 8
+      size = tile.rows * row_bytes + tile.stages * tile.columns * column_bytes
+      _require_fits(name, tile, size + 1024, head_dim, limit)
 
 
 class TileLists(NamedTuple):
@@ -227,3 +306,12 @@ def tile_lists(
 
 def _largest_divisor(number: int, limit: int) -> int:
   return max(n for n in range(1, limit + 1) if math.gcd(n, number) == n)
+
+
+def _require_fits(name, tile, size: int, head_dim: int, limit: int) -> None:
+  if size > limit:
+    raise ValueError(
+        f"{name}={tile} needs {size} bytes of shared memory at head width"
+        f" {head_dim}, and a program has {limit}; choose fewer columns or"
+        " stages."
+    )

@@ -1,0 +1,485 @@
+"""The three kernels for NVIDIA Ampere and Ada GPUs, in Pallas Mosaic GPU.
+
+A program is one warpgroup. It owns some rows - queries; keys for the gradient
+of keys and values - and walks the list of columns that its rows see. Operands
+of the next steps are on their way into shared memory, by copies that the
+threads start and do not wait for, while a step computes; matrix products are
+the synchronous ones of the tensor cores, from registers into registers.
+
+Copies finish in the order in which they were started, and a thread can only
+wait until at most so many are left. A step therefore starts exactly one copy
+for each operand, when that is released, in an order that is the same in every
+step; at the end of the list it copies the last columns again. How many copies
+may be left when an operand is read is then a constant (`copies_in_flight`).
+
+A step's mathematics is in `pallas_gpu_steps`. The instructions are those of
+compute capability 8.0, which 8.6 and 8.9 have too. Needs `plgpu.mma`, which
+jax 0.10 does not have.
+
+Source: Dao, FlashAttention-2, 2023 (tiles of a program; weights stay in
+registers between the two products).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+from . import pallas_gpu_steps as steps
+from . import pallas_gpu_tiles as tiles_lib
+
+# Of a matrix product, taken from shared memory at once. The compiler cuts rows
+# of this many numbers into banks without conflicts.
+_DEPTH = 32
+# Threads of a warpgroup copy at least one float32 each.
+_MIN_STATISTICS = 128
+
+
+def is_supported() -> bool:
+  """Whether this jax can compile the kernels."""
+  return hasattr(plgpu, "mma")
+
+
+def forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    lists: tiles_lib.TileLists,
+    granule: int,
+    exponent: float,
+    tiles: tiles_lib.AmpereTiles,
+    interpret: Any = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Attention of every head; see `pallas_gpu_kernels.forward`."""
+  tile = tiles.forward
+  head_dim, dtype = query.shape[-1], query.dtype
+
+  def compute(program: "_Program", unit):
+    (query_smem,) = program.own
+
+    def step(index, state):
+      key, value = program.operands(index)
+      return steps.forward(
+          state, query_smem, key, value, exponent, unit.product, lambda: None,
+          round_to=unit.round_to,
+      )  # fmt: skip
+
+    state = steps.Softmax.start(tile.rows, head_dim)
+    state = lax.fori_loop(0, program.num_steps, step, state)
+    output, log_sum_exp = state.finish()
+    return output.astype(dtype), log_sum_exp
+
+  results = _run(
+      compute,
+      lists, granule, tile, interpret,
+      rows=[query],
+      columns=[key, value],
+      results=[query, jax.ShapeDtypeStruct(query.shape[:2], jnp.float32)],
+      name="block_sparse_attention_forward",
+  )  # fmt: skip
+  return tuple(results)
+
+
+def query_bar(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    output_bar: jax.Array,
+    log_sum_exp: jax.Array,
+    offset: jax.Array,
+    lists: tiles_lib.TileLists,
+    granule: int,
+    exponent: float,
+    tiles: tiles_lib.AmpereTiles,
+    interpret: Any = None,
+) -> jax.Array:
+  """Gradient of the queries; see `pallas_gpu_kernels.query_bar`."""
+  tile = tiles.query_bar
+  dtype = query.dtype
+
+  def compute(program: "_Program", unit):
+    query_smem, output_bar_smem, statistics_smem = program.own
+    program.await_own()
+    log_sum_exp, offset = statistics_smem[0], statistics_smem[1]
+
+    def step(index, total):
+      total = _Sum(total, unit)
+      value, key = program.operands(index)
+      steps.query_bar(
+          total, query_smem, output_bar_smem, log_sum_exp, offset, key, value,
+          exponent, unit.product, lambda: None, round_to=unit.round_to,
+      )  # fmt: skip
+      return total.value
+
+    total = jnp.zeros(query_smem.shape, jnp.float32)
+    total = lax.fori_loop(0, program.num_steps, step, total)
+    return ((total * (exponent / steps.LOG2_E)).astype(dtype),)
+
+  (result,) = _run(
+      compute,
+      lists, granule, tile, interpret,
+      rows=[query, output_bar, (log_sum_exp, offset)],
+      columns=[value, key],
+      results=[query],
+      name="block_sparse_attention_query_bar",
+  )  # fmt: skip
+  return result
+
+
+def key_value_bar(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    output_bar: jax.Array,
+    log_sum_exp: jax.Array,
+    offset: jax.Array,
+    lists: tiles_lib.TileLists,
+    granule: int,
+    exponent: float,
+    tiles: tiles_lib.AmpereTiles,
+    interpret: Any = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Gradients of keys and values; see `pallas_gpu_kernels.key_value_bar`."""
+  tile = tiles.key_value_bar
+  dtype = query.dtype
+
+  def compute(program: "_Program", unit):
+    key_smem, value_smem = program.own
+
+    def step(index, totals):
+      totals = [_Sum(total, unit) for total in totals]
+      statistics, output_bar, query = program.operands(index)
+      log_sum_exp = _Part(statistics, 0, release=lambda: None)
+      offset = _Part(statistics, 1, release=statistics.release)
+      steps.key_value_bar(
+          *totals, key_smem, value_smem, query, output_bar, log_sum_exp, offset,
+          exponent, unit.product, lambda: None, round_to=unit.round_to,
+      )  # fmt: skip
+      return tuple(total.value for total in totals)
+
+    zeros = jnp.zeros(key_smem.shape, jnp.float32)
+    totals = lax.fori_loop(0, program.num_steps, step, (zeros, zeros))
+    key_bar = totals[0] * (exponent / steps.LOG2_E)
+    return key_bar.astype(dtype), totals[1].astype(dtype)
+
+  results = _run(
+      compute,
+      lists, granule, tile, interpret,
+      rows=[key, value],
+      columns=[(log_sum_exp, offset), output_bar, query],
+      results=[key, value],
+      name="block_sparse_attention_key_value_bar",
+  )  # fmt: skip
+  return tuple(results)
+
+
+def copies_in_flight(
+    num_operands: int, stages: int, position: int, num_released: int
+) -> int:
+  """Copies started after that of an operand, at the time when it is read.
+
+  Before step i, the copies of steps 0..i + stages - 1 have been started, each
+  in the order in which operands are released; step i starts those of step
+  i + stages.
+
+  Args:
+    num_operands: Of a step.
+    stages: Steps whose operands are in shared memory at once.
+    position: Of the operand in the order of release.
+    num_released: Operands that this step has released before.
+  """
+  return stages * num_operands - 1 - position + num_released
+
+
+class _Program:
+  """What a program works with.
+
+  Attributes:
+    num_steps: Length of its loop.
+    own: Shared memory with its rows of every input that is tiled by rows; there
+      once an operand has been read, or after `await_own`.
+  """
+
+  def __init__(self, unit, tile, head, index, schedule, sources, scratch):
+    self._unit = unit
+    self._tile = tile
+    self._head = head
+    self._index = index
+    self._schedule = schedule
+    self._sources = sources["columns"]
+    self._columns = scratch["columns"]
+    self.num_steps = schedule.num_steps(index)
+    self.own = scratch["rows"]
+    row = lax.div(schedule.first_row(index), tile.rows)
+    for source, smem in zip(sources["rows"], self.own):
+      unit.copy(source.at[head, row], smem)
+    for stage in range(tile.stages):
+      column = self._column(stage)
+      for position in range(len(self._columns)):
+        self.start_copy(position, column, stage)
+
+  def await_own(self) -> None:
+    self._unit.wait(self._tile.stages * len(self._columns))
+
+  def operands(self, index) -> list["_Operand"]:
+    """The columns of a step, in the order in which they are released."""
+    step = _Step(self, index, self._column(index + self._tile.stages))
+    return [
+        _Operand(step, position, smem.at[step.slot])
+        for position, smem in enumerate(self._columns)
+    ]
+
+  def slot(self, index):
+    return 0 if self._tile.stages == 1 else lax.rem(index, self._tile.stages)
+
+  def wait(self, position: int, num_released: int) -> None:
+    left = copies_in_flight(
+        len(self._columns), self._tile.stages, position, num_released
+    )
+    self._unit.wait(left)
+
+  def start_copy(self, position: int, column, slot) -> None:
+    source = self._sources[position].at[self._head, column]
+    self._unit.copy(source, self._columns[position].at[slot])
+
+  def finish(self) -> None:
+    """Waits until nothing is on its way to shared memory any more."""
+    self._unit.wait(0)
+
+  def _column(self, step):
+    """Index of a tile of columns; the last one beyond the end of the list."""
+    step = lax.min(jnp.int32(step), self.num_steps - 1)
+    first = self._schedule.first_column(self._index, step)
+    return lax.div(first, self._tile.columns)
+
+
+class _Step:
+  """Keeps count of the copies of one step, while it is traced."""
+
+  def __init__(self, program: _Program, index, next_column):
+    self.slot = program.slot(index)
+    self._program = program
+    # Read from the list here, long before the copies need it.
+    self._next_column = next_column
+    self._num_released = 0
+    self._awaited = set()
+
+  def wait(self, position: int) -> None:
+    if position not in self._awaited:
+      self._program.wait(position, self._num_released)
+    self._awaited.add(position)
+
+  def release(self, position: int) -> None:
+    assert position == self._num_released, "released out of order"
+    self._program.start_copy(position, self._next_column, self.slot)
+    self._num_released += 1
+
+
+class _Operand:
+  """A tile in shared memory."""
+
+  def __init__(self, step: _Step, position: int, smem):
+    self._step = step
+    self._position = position
+    self._smem = smem
+
+  def read(self):
+    self._step.wait(self._position)
+    return self._smem
+
+  def release(self) -> None:
+    self._step.release(self._position)
+
+
+class _Part:
+  """One of several arrays that are copied together."""
+
+  def __init__(self, operand: _Operand, index: int, release: Callable):
+    self._operand = operand
+    self._index = index
+    self.release = release
+
+  def read(self):
+    return self._operand.read().at[self._index]
+
+
+class _Sum:
+  """A running sum inside one step."""
+
+  def __init__(self, value: jax.Array, unit):
+    self.value = value
+    self._unit = unit
+
+  def add(self, left, right) -> None:
+    self.value = self._unit.add_product(self.value, left, right)
+
+
+class _Device:
+  """Copies, products and layouts of the hardware."""
+
+  def copy(self, source, smem) -> None:
+    # Copies of this kind check no bounds; tiles divide the arrays.
+    plgpu.copy_gmem_to_smem(
+        source, smem, oob_mode=plgpu.OOBFillMode.PROMISE_IN_BOUNDS
+    )
+
+  def wait(self, num_copies: int) -> None:
+    plgpu.wait_gmem_to_smem(num_copies)
+
+  def store(self, target, x: jax.Array) -> None:
+    # From registers, a few bytes a thread: once a program.
+    plgpu.store(target, x, optimized=False)
+
+  def product(self, left, right, transposed=False) -> jax.Array:
+    shape = (left.shape[0], right.shape[0 if transposed else 1])
+    return self._add(jnp.zeros(shape, jnp.float32), left, right, transposed)
+
+  def add_product(self, total, left, right) -> jax.Array:
+    return self._add(total, left, right, transposed=False)
+
+  def _add(self, total, left, right, transposed) -> jax.Array:
+    if isinstance(left, jax.Array):
+      return plgpu.mma(total, left, right[...])
+    # Operands come to registers a part at a time: both at once do not fit.
+    for start in range(0, left.shape[1], _DEPTH):
+      part = slice(start, start + _DEPTH)
+      right_part = right.at[:, part].T if transposed else right.at[part]
+      total = plgpu.mma(total, left[:, part], right_part[...])
+    return total
+
+  def round_to(self, x: jax.Array, dtype) -> jax.Array:
+    """A product, rounded, as the left factor of the next.
+
+    A thread holds the same elements of both; only their order in its registers
+    differs. jax converts layouts itself, but does not know this pair.
+    """
+    from jax.experimental.mosaic import gpu as mosaic_gpu
+
+    left = plgpu.Layout.MMA_LHS(dtype)
+
+    @plgpu.inline_mgpu(
+        arg_types=(plgpu.Layout.MMA_ACC(dtype),),
+        return_type=plgpu.ShapeDtypeStruct(x.shape, dtype, layout=left),
+    )
+    def convert(_, x):
+      x = x.astype(mosaic_gpu.utils.dtype_to_ir_type(jnp.dtype(dtype)))
+      zero = mosaic_gpu.c(0, x.mlir_dtype)
+      y = mosaic_gpu.FragmentedArray.splat(zero, x.shape, left.to_mgpu())
+      y.registers[...] = x.registers.reshape(y.registers.shape)
+      return y
+
+    return convert(x)
+
+
+class _Simulation:
+  """The same by value, as jax's GPU interpreter has neither.
+
+  A copy is there at once: what a slot is overwritten with too early shows, what
+  is read too early does not.
+  """
+
+  def copy(self, source, smem) -> None:
+    smem[...] = source[...]
+
+  def wait(self, num_copies: int) -> None:
+    del num_copies
+
+  def store(self, target, x: jax.Array) -> None:
+    target[...] = x
+
+  def product(self, left, right, transposed=False) -> jax.Array:
+    right = right[...].T if transposed else right[...]
+    return jnp.dot(left[...], right, preferred_element_type=jnp.float32)
+
+  def add_product(self, total, left, right) -> jax.Array:
+    return total + self.product(left, right)
+
+  def round_to(self, x: jax.Array, dtype) -> jax.Array:
+    return x.astype(dtype)
+
+
+def _run(
+    compute: Callable, lists, granule, tile, interpret,
+    *, rows: Sequence, columns: Sequence, results: Sequence, name: str,
+):  # fmt: skip
+  """Runs all programs of one kernel.
+
+  Args:
+    compute: Called with a _Program and its unit; returns the program's rows of
+      all results.
+    lists: Granules that see each other.
+    granule: Tokens of a granule.
+    tile: Tile sizes of this kernel.
+    interpret: Parameters of jax's GPU interpreter.
+    rows: Inputs tiled by rows, [N, S, K] or pairs of [N, S].
+    columns: Inputs tiled by columns, in the order in which a step releases
+      them.
+    results: Shapes and types of the results, [N, S, K] or [N, S].
+    name: Name of the kernel.
+  """
+  rows = [_cut(x, tile.rows) for x in rows]
+  columns = [_cut(x, tile.columns) for x in columns]
+  num_heads, num_tokens = results[0].shape[:2]
+  result_types = [
+      jax.ShapeDtypeStruct(
+          (num_heads, num_tokens // tile.rows, tile.rows, *x.shape[2:]), x.dtype
+      )
+      for x in results
+  ]
+  scratch = {
+      "rows": [plgpu.SMEM(x.shape[2:], x.dtype) for x in rows],
+      "columns": [
+          plgpu.SMEM((tile.stages, *x.shape[2:]), x.dtype) for x in columns
+      ],
+  }
+  unit = _Device() if interpret is None else _Simulation()
+  num_programs = tiles_lib.Schedule(lists, granule, tile).num_programs
+
+  def body(*refs, **scratch):
+    lists, refs = tiles_lib.TileLists(*refs[:3]), refs[3:]
+    sources = {
+        "rows": refs[: len(rows)],
+        "columns": refs[len(rows) : len(rows) + len(columns)],
+    }
+    targets = refs[len(rows) + len(columns) :]
+    head, index = lax.axis_index("heads"), lax.axis_index("programs")
+    schedule = tiles_lib.Schedule(lists, granule, tile)
+    program = _Program(unit, tile, head, index, schedule, sources, scratch)
+    values = compute(program, unit)
+    program.finish()
+    row = lax.div(schedule.first_row(index), tile.rows)
+    for target, value in zip(targets, values):
+      unit.store(target.at[head, row], value)
+
+  run = plgpu.kernel(
+      body,
+      out_type=result_types,
+      scratch_types=scratch,
+      grid=(num_heads, num_programs),
+      grid_names=("heads", "programs"),
+      compiler_params=plgpu.CompilerParams(
+          approx_math=True,
+          lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
+          reduction_scratch_bytes=0,  # Rows are reduced inside a warp.
+      ),
+      interpret=interpret,
+      kernel_name=name,
+  )
+  outputs = run(*map(jnp.asarray, lists), *rows, *columns)
+  return [y.reshape(x.shape) for x, y in zip(results, outputs)]
+
+
+def _cut(x, size: int) -> jax.Array:
+  """[N, S, K] to [N, S / size, size, K]; a pair to [N, S / size, 2, size].
+
+  A pair of short parts is given several times, so that each thread has
+  something to copy.
+  """
+  if isinstance(x, tuple):
+    copies = max(1, _MIN_STATISTICS // (2 * size))
+    return jnp.stack([_cut(part, size) for part in x * copies], axis=2)
+  return x.reshape(len(x), -1, size, *x.shape[2:])
