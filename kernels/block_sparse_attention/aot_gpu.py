@@ -129,9 +129,9 @@ def main(argv: list[str] | None = None) -> None:
   flags = parser.parse_args(argv)
   if min(flags.heads, flags.head_dim, *flags.frames) < 1:
     parser.error("--heads, --head_dim and --frames must be positive")
-  _prepare_environment()
+  prepare_environment()
   target = _TARGETS[flags.target]
-  device = _device(target)
+  device = compile_only_device(flags.target)
   sharding = jax.sharding.SingleDeviceSharding(device)
   print(f"{target.name}, {flags.dtype}, jax {jax.__version__}; not run\n")
   _print_row("attention", "frames", "density", "pass", "compile s", "temp GiB",
@@ -215,7 +215,7 @@ def _with_gradients(attend):
 
 def _compile(function, arrays) -> tuple[float, int, list[str]]:
   """Seconds, bytes of intermediates, and a line for each kernel of ours."""
-  with _assembler_log() as log:
+  with assembler_log() as log:
     start = time.perf_counter()
     lowered = jax.jit(function).lower(*arrays)
     compiled = lowered.compile()
@@ -225,7 +225,7 @@ def _compile(function, arrays) -> tuple[float, int, list[str]]:
 
 
 @contextlib.contextmanager
-def _assembler_log() -> Iterator[Callable[[], str]]:
+def assembler_log() -> Iterator[Callable[[], str]]:
   """Catches what the compiler writes to the process's standard output."""
   sys.stdout.flush()
   with tempfile.TemporaryFile() as file:
@@ -255,7 +255,7 @@ def _kernels(log: str) -> list[str]:
   ]
 
 
-def _prepare_environment() -> None:
+def prepare_environment() -> None:
   """Lets jax's CUDA compiler start without a GPU.
 
   Raises:
@@ -274,9 +274,11 @@ def _prepare_environment() -> None:
   os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
 
 
-def _device(target: _Target):
+def compile_only_device(name: str):
+  """The GPU that a target stands for; it can be compiled for, not run on."""
   from jax.experimental import topologies
 
+  target = _TARGETS[name]
   return topologies.get_topology_desc(
       platform="cuda",
       topology_name=target.name,

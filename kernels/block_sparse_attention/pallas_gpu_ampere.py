@@ -35,8 +35,6 @@ from . import pallas_gpu_tiles as tiles_lib
 # Of a matrix product, taken from shared memory at once. The compiler cuts rows
 # of this many numbers into banks without conflicts.
 _DEPTH = 32
-# Threads of a warpgroup copy at least one float32 each.
-_MIN_STATISTICS = 128
 
 
 def is_supported() -> bool:
@@ -102,9 +100,8 @@ def query_bar(
   dtype = query.dtype
 
   def compute(program: "_Program", unit):
-    query_smem, output_bar_smem, statistics_smem = program.own
-    program.await_own()
-    log_sum_exp, offset = statistics_smem[0], statistics_smem[1]
+    query_smem, output_bar_smem = program.own
+    log_sum_exp, offset = program.row_vectors()
 
     def step(index, total):
       total = _Sum(total, unit)
@@ -122,7 +119,8 @@ def query_bar(
   (result,) = _run(
       compute,
       lists, granule, tile, interpret,
-      rows=[query, output_bar, (log_sum_exp, offset)],
+      rows=[query, output_bar],
+      row_vectors=[log_sum_exp, offset],
       columns=[value, key],
       results=[query],
       name="block_sparse_attention_query_bar",
@@ -152,9 +150,8 @@ def key_value_bar(
 
     def step(index, totals):
       totals = [_Sum(total, unit) for total in totals]
-      statistics, output_bar, query = program.operands(index)
-      log_sum_exp = _Part(statistics, 0, release=lambda: None)
-      offset = _Part(statistics, 1, release=statistics.release)
+      log_sum_exp, offset = map(_Vector, program.column_vectors(index))
+      output_bar, query = program.operands(index)
       steps.key_value_bar(
           *totals, key_smem, value_smem, query, output_bar, log_sum_exp, offset,
           exponent, unit.product, lambda: None, round_to=unit.round_to,
@@ -170,7 +167,8 @@ def key_value_bar(
       compute,
       lists, granule, tile, interpret,
       rows=[key, value],
-      columns=[(log_sum_exp, offset), output_bar, query],
+      columns=[output_bar, query],
+      column_vectors=[log_sum_exp, offset],
       results=[key, value],
       name="block_sparse_attention_key_value_bar",
   )  # fmt: skip
@@ -201,7 +199,7 @@ class _Program:
   Attributes:
     num_steps: Length of its loop.
     own: Shared memory with its rows of every input that is tiled by rows; there
-      once an operand has been read, or after `await_own`.
+      once an operand has been read.
   """
 
   def __init__(self, unit, tile, head, index, schedule, sources, scratch):
@@ -210,20 +208,32 @@ class _Program:
     self._head = head
     self._index = index
     self._schedule = schedule
-    self._sources = sources["columns"]
+    self._sources = sources
     self._columns = scratch["columns"]
     self.num_steps = schedule.num_steps(index)
     self.own = scratch["rows"]
-    row = lax.div(schedule.first_row(index), tile.rows)
+    self._row = lax.div(schedule.first_row(index), tile.rows)
     for source, smem in zip(sources["rows"], self.own):
-      unit.copy(source.at[head, row], smem)
+      unit.copy(source.at[head, self._row], smem)
     for stage in range(tile.stages):
       column = self._column(stage)
       for position in range(len(self._columns)):
         self.start_copy(position, column, stage)
 
-  def await_own(self) -> None:
-    self._unit.wait(self._tile.stages * len(self._columns))
+  def row_vectors(self) -> list[jax.Array]:
+    """Its rows of every vector that is tiled by rows."""
+    return [
+        self._unit.load(source.at[self._head, self._row])
+        for source in self._sources["row_vectors"]
+    ]
+
+  def column_vectors(self, index) -> list[jax.Array]:
+    """The columns of a step, of every vector that is tiled by columns."""
+    column = self._column(index)
+    return [
+        self._unit.load(source.at[self._head, column])
+        for source in self._sources["column_vectors"]
+    ]
 
   def operands(self, index) -> list["_Operand"]:
     """The columns of a step, in the order in which they are released."""
@@ -243,12 +253,14 @@ class _Program:
     self._unit.wait(left)
 
   def start_copy(self, position: int, column, slot) -> None:
-    source = self._sources[position].at[self._head, column]
+    source = self._sources["columns"][position].at[self._head, column]
     self._unit.copy(source, self._columns[position].at[slot])
 
-  def finish(self) -> None:
-    """Waits until nothing is on its way to shared memory any more."""
+  def finish(self, values: Sequence[jax.Array], targets: Sequence) -> None:
+    """Stores its rows of all results, when nothing is on its way any more."""
     self._unit.wait(0)
+    for value, target in zip(values, targets, strict=True):
+      self._unit.store(target.at[self._head, self._row], value)
 
   def _column(self, step):
     """Index of a tile of columns; the last one beyond the end of the list."""
@@ -295,16 +307,17 @@ class _Operand:
     self._step.release(self._position)
 
 
-class _Part:
-  """One of several arrays that are copied together."""
+class _Vector:
+  """An operand that is in registers from the start of the step."""
 
-  def __init__(self, operand: _Operand, index: int, release: Callable):
-    self._operand = operand
-    self._index = index
-    self.release = release
+  def __init__(self, value: jax.Array):
+    self._value = value
 
-  def read(self):
-    return self._operand.read().at[self._index]
+  def read(self) -> jax.Array:
+    return self._value
+
+  def release(self) -> None:
+    pass
 
 
 class _Sum:
@@ -330,8 +343,11 @@ class _Device:
   def wait(self, num_copies: int) -> None:
     plgpu.wait_gmem_to_smem(num_copies)
 
+  def load(self, source) -> jax.Array:
+    # To registers, a few bytes a thread.
+    return plgpu.load(source, optimized=False)
+
   def store(self, target, x: jax.Array) -> None:
-    # From registers, a few bytes a thread: once a program.
     plgpu.store(target, x, optimized=False)
 
   def product(self, left, right, transposed=False) -> jax.Array:
@@ -388,6 +404,9 @@ class _Simulation:
   def wait(self, num_copies: int) -> None:
     del num_copies
 
+  def load(self, source) -> jax.Array:
+    return source[...]
+
   def store(self, target, x: jax.Array) -> None:
     target[...] = x
 
@@ -405,6 +424,7 @@ class _Simulation:
 def _run(
     compute: Callable, lists, granule, tile, interpret,
     *, rows: Sequence, columns: Sequence, results: Sequence, name: str,
+    row_vectors: Sequence = (), column_vectors: Sequence = (),
 ):  # fmt: skip
   """Runs all programs of one kernel.
 
@@ -415,51 +435,47 @@ def _run(
     granule: Tokens of a granule.
     tile: Tile sizes of this kernel.
     interpret: Parameters of jax's GPU interpreter.
-    rows: Inputs tiled by rows, [N, S, K] or pairs of [N, S].
-    columns: Inputs tiled by columns, in the order in which a step releases
-      them.
+    rows: Inputs [N, S, K] tiled by rows.
+    columns: Inputs [N, S, K] tiled by columns, in the order in which a step
+      releases them.
     results: Shapes and types of the results, [N, S, K] or [N, S].
     name: Name of the kernel.
+    row_vectors: Inputs [N, S] tiled by rows.
+    column_vectors: Inputs [N, S] tiled by columns.
   """
-  rows = [_cut(x, tile.rows) for x in rows]
-  columns = [_cut(x, tile.columns) for x in columns]
-  num_heads, num_tokens = results[0].shape[:2]
-  result_types = [
-      jax.ShapeDtypeStruct(
-          (num_heads, num_tokens // tile.rows, tile.rows, *x.shape[2:]), x.dtype
-      )
-      for x in results
-  ]
+  cut = lambda arrays, size: [_cut(x, size) for x in arrays]
+  inputs = {
+      "rows": cut(rows, tile.rows),
+      "row_vectors": cut(row_vectors, tile.rows),
+      "columns": cut(columns, tile.columns),
+      "column_vectors": cut(column_vectors, tile.columns),
+  }
+  leaves, structure = jax.tree.flatten((tiles_lib.TileLists(*lists), inputs))
+  targets = jax.eval_shape(lambda xs: cut(xs, tile.rows), results)
+  tile_shape = lambda x: x.shape[2:]
   scratch = {
-      "rows": [plgpu.SMEM(x.shape[2:], x.dtype) for x in rows],
+      "rows": [plgpu.SMEM(tile_shape(x), x.dtype) for x in inputs["rows"]],
       "columns": [
-          plgpu.SMEM((tile.stages, *x.shape[2:]), x.dtype) for x in columns
+          plgpu.SMEM((tile.stages, *tile_shape(x)), x.dtype)
+          for x in inputs["columns"]
       ],
   }
   unit = _Device() if interpret is None else _Simulation()
-  num_programs = tiles_lib.Schedule(lists, granule, tile).num_programs
 
   def body(*refs, **scratch):
-    lists, refs = tiles_lib.TileLists(*refs[:3]), refs[3:]
-    sources = {
-        "rows": refs[: len(rows)],
-        "columns": refs[len(rows) : len(rows) + len(columns)],
-    }
-    targets = refs[len(rows) + len(columns) :]
+    sources, targets = refs[: len(leaves)], refs[len(leaves) :]
+    lists, sources = jax.tree.unflatten(structure, sources)
     head, index = lax.axis_index("heads"), lax.axis_index("programs")
     schedule = tiles_lib.Schedule(lists, granule, tile)
     program = _Program(unit, tile, head, index, schedule, sources, scratch)
-    values = compute(program, unit)
-    program.finish()
-    row = lax.div(schedule.first_row(index), tile.rows)
-    for target, value in zip(targets, values):
-      unit.store(target.at[head, row], value)
+    program.finish(compute(program, unit), targets)
 
+  num_programs = tiles_lib.Schedule(lists, granule, tile).num_programs
   run = plgpu.kernel(
       body,
-      out_type=result_types,
+      out_type=targets,
       scratch_types=scratch,
-      grid=(num_heads, num_programs),
+      grid=(rows[0].shape[0], num_programs),
       grid_names=("heads", "programs"),
       compiler_params=plgpu.CompilerParams(
           approx_math=True,
@@ -469,17 +485,10 @@ def _run(
       interpret=interpret,
       kernel_name=name,
   )
-  outputs = run(*map(jnp.asarray, lists), *rows, *columns)
+  outputs = run(*map(jnp.asarray, leaves))
   return [y.reshape(x.shape) for x, y in zip(results, outputs)]
 
 
-def _cut(x, size: int) -> jax.Array:
-  """[N, S, K] to [N, S / size, size, K]; a pair to [N, S / size, 2, size].
-
-  A pair of short parts is given several times, so that each thread has
-  something to copy.
-  """
-  if isinstance(x, tuple):
-    copies = max(1, _MIN_STATISTICS // (2 * size))
-    return jnp.stack([_cut(part, size) for part in x * copies], axis=2)
+def _cut(x: jax.Array, size: int) -> jax.Array:
+  """[N, S, ...] to [N, S / size, size, ...]."""
   return x.reshape(len(x), -1, size, *x.shape[2:])

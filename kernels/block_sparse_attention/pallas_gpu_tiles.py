@@ -197,11 +197,10 @@ class AmpereTiles:
     """
     for name in ("forward", "query_bar", "key_value_bar"):
       tile = getattr(self, name)
-      own_arrays = 1 if name == "forward" else 2
-      row_bytes = own_arrays * head_dim * itemsize + 8
-      column_bytes = 2 * head_dim * itemsize + 8
-      size = tile.rows * row_bytes + tile.stages * tile.columns * column_bytes
-      _require_fits(name, tile, size + 1024, head_dim, limit)
+      own_tokens = tile.rows * (1 if name == "forward" else 2)
+      tokens = own_tokens + 2 * tile.stages * tile.columns
+      size = tokens * head_dim * itemsize + 1024  # Room for alignment.
+      _require_fits(name, tile, size, head_dim, limit)
 
 
 class TileLists(NamedTuple):

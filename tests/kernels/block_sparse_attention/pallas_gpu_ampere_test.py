@@ -147,7 +147,8 @@ def test_tiles_of_another_family_are_refused():
       (pallas_gpu_tiles.GpuTiles(), "8.0"),
       (AmpereTiles(), "9.0"),
   ):
-    with pytest.raises(ValueError, match=f"for compute capability {compute_capability}"):
+    message = f"for compute capability {compute_capability}"
+    with pytest.raises(ValueError, match=message):
       pallas_gpu.attention(
           *inputs, mask, scale=1.0, tiles=tiles,
           compute_capability=compute_capability,

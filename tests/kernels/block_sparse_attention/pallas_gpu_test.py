@@ -369,4 +369,4 @@ def test_kernels_compile_for_hopper_without_spills(spills_ahead_of_time, head_di
 def test_ahead_of_time_program_names_the_extra(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(SystemExit, match=r"pip install 'jax\[cuda12\]'"):
-    aot_gpu._prepare_environment()
+    aot_gpu.prepare_environment()
