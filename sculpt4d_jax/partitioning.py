@@ -162,12 +162,6 @@ def current_mesh() -> Mesh | None:
   return None if mesh is None or mesh.size == 1 else mesh
 
 
-def axis_size(*names: str) -> int:
-  """Product of the sizes of some axes of the mesh in use."""
-  mesh = current_mesh()
-  return 1 if mesh is None else math.prod(mesh.shape[name] for name in names)
-
-
 def platform() -> tuple[str, str]:
   """Platform and kind of the devices that are computed on.
 

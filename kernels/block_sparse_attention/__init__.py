@@ -7,3 +7,4 @@ from .mask import BlockMask
 from .mask import inverse_order
 from .mask import Mask
 from .sharded import attend_with_sharded_frames
+from .sharded import with_all_frames

@@ -12,11 +12,13 @@ that is exchanged. Forward exchanges four: query, key and value there, the outpu
 back. Backward exchanges four: the output's cotangent there, three gradients
 back; with the call inside `jax.checkpoint`, the forward's once more. At 64
 frames x 4096 tokens, 16 heads of 128 in bfloat16 on 16 devices an array is
-63 MB a device, forward 252 MB; to gather keys and values is 2.0 GB.
+63 MB a device, forward 252 MB; to gather keys and values is 2.0 GB. Where heads
+are split already, say over t devices of another axis, H is that of a device.
 
 Source: Jacobs et al., DeepSpeed Ulysses, 2023.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,20 +63,64 @@ def attend_with_sharded_frames(
         "return_log_sum_exp is not served with sharded frames; call"
         " block_sparse_attention on whole clips for it."
     )
-  num_devices = lax.axis_size(axis_name)
-  for name, size in (
-      ("heads", query.shape[_HEADS]), ("frames", mask.num_frames)
-  ):  # fmt: skip
-    if size % num_devices:
-      raise ValueError(
-          f"{size} {name} cannot be divided among the {num_devices} devices of"
-          f" axis {axis_name!r}; choose an axis whose size divides heads and"
-          " frames."
-      )
+  _check_divides("frames", mask.num_frames, axis_name)
+  return with_all_frames(
+      lambda *arrays: api.block_sparse_attention(*arrays, mask, **kwargs),
+      query,
+      key,
+      value,
+      axis_name=axis_name,
+      frame_axis=_TOKENS,
+      head_axis=_HEADS,
+  )
+
+
+def with_all_frames(
+    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    axis_name: str,
+    frame_axis: int,
+    head_axis: int,
+) -> jax.Array:
+  """Calls `attend` on all frames of a part of the heads.
+
+  The exchange itself, for any attention whose heads know nothing of each other
+  and any order of axes; inside `jax.shard_map`, frames being sharded.
+
+  Args:
+    attend: Takes and returns arrays that hold n times the frames, and one of n
+      parts of the heads.
+    query: This device's frames of the queries, all heads.
+    key: As query.
+    value: As query.
+    axis_name: Mesh axis of n devices along which the frames lie, in order.
+    frame_axis: Axis of the arrays that the frames lead: frames, or the tokens
+      of all frames.
+    head_axis: Axis of the heads.
+
+  Returns:
+    This device's frames of what `attend` returns, all heads.
+
+  Raises:
+    ValueError: n does not divide the heads.
+  """
+  _check_divides("heads", query.shape[head_axis], axis_name)
 
   def exchange(x, split, join):
     return lax.all_to_all(x, axis_name, split, join, tiled=True)
 
-  arrays = (exchange(x, _HEADS, _TOKENS) for x in (query, key, value))
-  output = api.block_sparse_attention(*arrays, mask, **kwargs)
-  return exchange(output, _TOKENS, _HEADS)
+  arrays = (exchange(x, head_axis, frame_axis) for x in (query, key, value))
+  return exchange(attend(*arrays), frame_axis, head_axis)
+
+
+def _check_divides(name: str, size: int, axis_name: str) -> None:
+  num_devices = lax.axis_size(axis_name)
+  if size % num_devices:
+    raise ValueError(
+        f"{size} {name} cannot be divided among the {num_devices} devices of"
+        f" axis {axis_name!r}; choose a size of that axis that divides heads"
+        " and frames."
+    )

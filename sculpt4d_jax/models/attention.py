@@ -8,6 +8,7 @@ are normalised over the head's width with one scale shared by all heads.
 `TemporalAttention` is the only user of the block-sparse kernels.
 """
 
+from collections.abc import Callable
 import functools
 import math
 from typing import Any, Literal, NamedTuple
@@ -24,7 +25,6 @@ from sculpt4d_jax import partitioning
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
 from sculpt4d_jax.kernels.block_sparse_attention import pallas_tpu
 from sculpt4d_jax.kernels.block_sparse_attention import tpu_tiles
-from sculpt4d_jax.models import frame_exchange
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import rope
 from sculpt4d_jax.models import tpu_attention
@@ -346,7 +346,7 @@ class TemporalAttention(_Attention):
     key, value = self.project_key_value(x)
     key = rope.rotate(key, rotation)  # [B, F, N, H, K]
     if mode == "token":
-      out = frame_exchange.over_all_frames(_attend_per_token, query, key, value)
+      out = _over_all_frames(_attend_per_token, query, key, value)
       return self.out(out)
     if mode not in ("sparse", "full"):
       raise ValueError(
@@ -364,8 +364,35 @@ class TemporalAttention(_Attention):
       )
       return einops.rearrange(out, "b h (f n) k -> b f n h k", f=num_frames)
 
-    out = frame_exchange.over_all_frames(attend, query, key, value)
+    out = _over_all_frames(attend, query, key, value)
     return self.out(out.astype(x.dtype))
+
+
+def _over_all_frames(
+    attend: Callable[[Array, Array, Array], Array],
+    query: Array,
+    key: Array,
+    value: Array,
+) -> Array:
+  """Calls `attend` on arrays [B, F, N, H, K] that hold all frames.
+
+  On a mesh every device attends for its own clips and heads, and exchanges
+  frames for heads where frames are split.
+  """
+  if partitioning.current_mesh() is None:
+    return attend(query, key, value)
+  axes = ("batch", "frames", None, "heads", None)
+  spec = partitioning.activation_spec(query.shape, axes)
+  frame_axis, head_axis = axes.index("frames"), axes.index("heads")
+  if spec[frame_axis] is not None:
+    attend = functools.partial(
+        bsa.with_all_frames,
+        attend,
+        axis_name=spec[frame_axis],
+        frame_axis=frame_axis,
+        head_axis=head_axis,
+    )
+  return partitioning.map_local(attend, (query, key, value), (spec,) * 3, spec)
 
 
 def _temporal_backend(name: str | None) -> Any:
