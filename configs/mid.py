@@ -12,13 +12,13 @@ from configs import tiny
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """256 wide, 1024 tokens a frame."""
+  """512 wide, 1024 tokens a frame."""
   config = tiny.get_config()
   config.name = "mid"
   config.weights = ""
   config.model.vae.update(dict(num_latents=1024, latent_channels=64))
   config.model.dit.update(dict(
-      depth=4, width=256, num_heads=4, latent_channels=64, num_moe_blocks=1,
+      depth=3, width=512, num_heads=8, latent_channels=64, num_moe_blocks=1,
       temporal_block_size=32,
   ))
   config.sampling.update(dict(num_frames=16, num_steps=2, guidance_scale=1.0))

@@ -13,6 +13,9 @@ Usage:
   # minutes on a CPU; random weights.
   python -m launch.flops --config=configs/mid.py --num_frames=8,16,32 --measure
 
+  # Time of every part of a step beside its operations.
+  python -m launch.flops --config=configs/mid.py --num_frames=16 --parts
+
 Counted are products of matrices, two operations for a multiplication with its
 addition. A step is one call of the transformer on one clip; a sample is the
 image encoder, the context's keys and values, and all steps, twice each with
@@ -27,6 +30,7 @@ from ml_collections import config_flags
 from launch import program
 from sculpt4d_jax.evaluation import cost
 from sculpt4d_jax.evaluation import sampling_time
+from sculpt4d_jax.evaluation import step_parts
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
 
@@ -49,8 +53,11 @@ _FIGURE = flags.DEFINE_string(
 _MEASURE = flags.DEFINE_bool(
     "measure", False, "Take the time of sampling, sparse over full, instead."
 )
+_PARTS = flags.DEFINE_bool(
+    "parts", False, "Take the time of the parts of a step instead."
+)
 _ROUNDS = flags.DEFINE_integer(
-    "rounds", 3, "Runs of each that --measure takes.", lower_bound=1
+    "rounds", 3, "Runs of each that --measure or --parts takes.", lower_bound=1
 )
 
 
@@ -62,6 +69,9 @@ def main(unused_argv: Sequence[str]) -> None:
   sampling = config.sampling.to_dict()
   if _MEASURE.value:
     _print_measured(config, sampling, frames)
+  if _PARTS.value:
+    _print_measured_parts(config, frames)
+  if _MEASURE.value or _PARTS.value:
     return
   for num_frames in frames:
     _print_parts(sizes, sampling, num_frames)
@@ -122,6 +132,14 @@ def _print_measured(config, sampling, frames) -> None:
         f"{ratio.seconds['full']:>10.2f}{ratio.by_time:>12.1%}"
         f"{ratio.by_operations:>12.1%}{ratio.deviation:>+11.1%}"
     )
+
+
+def _print_measured_parts(config, frames) -> None:
+  modules, sizes = sampling_time.random_modules(config.model)
+  for num_frames in frames:
+    print(f"{num_frames} frames, one call of the transformer")
+    parts = step_parts.measure(modules["dit"], sizes, num_frames, _ROUNDS.value)
+    print(step_parts.table(parts), "\n")
 
 
 if __name__ == "__main__":

@@ -42,13 +42,13 @@ class TileSizes:
   """How much the large paths take at once; the defaults suit CPUs.
 
   Attributes:
-    chunk_tokens: Most queries a step of the contiguous path. Their scores of
-      all levels are held at once, in the second and third level of cache.
+    chunk_scores: Most scores a step of the contiguous path, 4 MiB by default:
+      more would leave the cache.
     step_tokens: Queries a step of the path of lists.
     group_tokens: Heads are taken together up to so many tokens in all.
   """
 
-  chunk_tokens: int = 256
+  chunk_scores: int = 1 << 20
   step_tokens: int = 256
   group_tokens: int = 2048
 
@@ -220,7 +220,7 @@ class _Layout:
   @property
   def _options(self):
     if self._is_contiguous:
-      return self._mask, self._tiles.chunk_tokens
+      return self._mask, self._tiles.chunk_scores
     return self._mask, self._token_order, self._tiles.step_tokens
 
   def enter(self, x: jax.Array) -> jax.Array:

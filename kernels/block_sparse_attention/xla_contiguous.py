@@ -7,10 +7,11 @@ frame of the level. The queries of one frame therefore need, for every level,
 one batched dense product [s, P / s, K] x [s, frames * P / s, K], with no mask
 and no gather of blocks.
 
-The scores of the levels stay apart and share one maximum and one sum of
-exponentials. A frame's queries are taken in chunks, to keep the scores in
-cache; a chunk is a part of one segment, or covers `m` whole segments. The
-backward pass recomputes the scores from the log-sum-exp.
+Every level is a softmax of its own, with its maximum and its sum of
+exponentials, by which the outputs of a frame's levels are joined. A level takes
+the queries in chunks, so that its scores stay in cache; a chunk is a part of
+one segment, or covers `m` whole segments. The backward pass recomputes the
+scores from the log-sum-exp, again level by level.
 
 Query frames that see equally many key frames at each stride (all but a few at
 the ends of a clip) share one loop, so that the program does not grow with the
@@ -30,6 +31,9 @@ import numpy as np
 
 from . import mask as mask_lib
 
+# On scores of key frames that only fill a list up: no exponential is left of
+# them, and none of their maximum, which must be finite.
+_NEVER = float(-0.5 * np.finfo(np.float32).max)
 # Masked work for a smaller program, as a share of the exact. On short inputs
 # the program takes longer to compile than to run.
 _MAX_PADDING = 0.01
@@ -41,7 +45,7 @@ class _KeyFrames(NamedTuple):
   """Key frames of one stride, for one query frame or, stacked, for several."""
 
   frames: np.ndarray | jax.Array  # [W]
-  bias: np.ndarray | jax.Array | None  # [W], minus infinity where filled up.
+  bias: np.ndarray | jax.Array | None  # [W], `_NEVER` where filled up.
 
 
 class _Group(NamedTuple):
@@ -55,10 +59,8 @@ class _Group(NamedTuple):
 class _Level(NamedTuple):
   """What one query frame sees at one stride."""
 
-  key: jax.Array  # As cut, or [1, keys, K] where taken already.
+  key: jax.Array  # [stride, keys, K].
   value: jax.Array  # As key.
-  stride: int
-  frames: np.ndarray | jax.Array | None  # [W]; None: taken already.
   bias: jax.Array | float  # On the scores, [keys].
 
 
@@ -67,7 +69,7 @@ def forward(
     key: jax.Array,
     value: jax.Array,
     mask: mask_lib.Mask,
-    chunk_tokens: int,
+    chunk_scores: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention of one head.
 
@@ -76,7 +78,7 @@ def forward(
     key: As query, not scaled.
     value: As key.
     mask: A mask that `is_power_of_two`.
-    chunk_tokens: Most queries taken at once.
+    chunk_scores: Most scores held at once.
 
   Returns:
     Output [F, P, K] and log-sum-exp [F, P], float32.
@@ -84,11 +86,14 @@ def forward(
   key, value = (_cut(x, mask.max_stride) for x in (key, value))
 
   def step(results, frame, key_frames, strides):
-    levels = _levels(key, value, key_frames, strides)
-    chunks = _chunks(query[frame], chunk_tokens)
-    attend = lambda xs: _attend_chunk(*xs, levels, len(chunks))
-    new = lax.map(attend, (jnp.arange(len(chunks)), chunks))
-    return tuple(_set_frame(x, frame, y) for x, y in zip(results, new))
+    levels = [
+        _attend_level(query[frame], level, chunk_scores)
+        for level in _levels(key, value, key_frames, strides)
+    ]
+    return tuple(
+        lax.dynamic_update_index_in_dim(x, y, frame, 0)
+        for x, y in zip(results, _join_levels(levels))
+    )
 
   results = (jnp.zeros_like(query), jnp.zeros_like(query[..., 0]))
   return _over_query_frames(step, results, mask, results[1].size)
@@ -102,12 +107,12 @@ def backward(
     output_bar: jax.Array,
     offset: jax.Array,
     mask: mask_lib.Mask,
-    chunk_tokens: int,
+    chunk_scores: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients with respect to query, key and value, each [F, P, K].
 
   Args:
-    query: As in `forward`; so are key, value, mask and chunk_tokens.
+    query: As in `forward`; so are key, value, mask and chunk_scores.
     key: See query.
     value: See query.
     log_sum_exp: [F, P], from `forward`.
@@ -115,22 +120,25 @@ def backward(
     offset: Sum over K of output * output_bar, less the cotangent of the
       log-sum-exp, [F, P].
     mask: See query.
-    chunk_tokens: See query.
+    chunk_scores: See query.
   """
   key, value = (_cut(x, mask.max_stride) for x in (key, value))
 
   def step(bars, frame, key_frames, strides):
-    levels = _levels(key, value, key_frames, strides)
-    chunks = [
-        _chunks(x[frame], chunk_tokens)
-        for x in (query, log_sum_exp, output_bar, offset)
-    ]
-    query_bar, level_bars = _differentiate_chunks(chunks, levels)
+    rows = [x[frame] for x in (query, log_sum_exp, output_bar, offset)]
     query_bars, key_bar, value_bar = bars
-    query_bars = _set_frame(query_bars, frame, query_bar)
-    for (frames, _), level_bar in zip(key_frames, level_bars):
-      key_bar = _add_frames(key_bar, frames, level_bar[0])
-      value_bar = _add_frames(value_bar, frames, level_bar[1])
+    query_bar = 0.0
+    levels = _levels(key, value, key_frames, strides)
+    for level, (frames, _) in zip(levels, key_frames):
+      share, key_share, value_share = _differentiate_level(
+          rows, level, chunk_scores
+      )
+      query_bar += share
+      key_bar = _add_frames(key_bar, frames, key_share)
+      value_bar = _add_frames(value_bar, frames, value_share)
+    query_bars = lax.dynamic_update_index_in_dim(
+        query_bars, query_bar, frame, 0
+    )
     return query_bars, key_bar, value_bar
 
   # [segments, K, F, P / segments]: shares of the gradients come with the keys
@@ -141,73 +149,84 @@ def backward(
   return bars[0], _uncut(bars[1]), _uncut(bars[2])
 
 
-def _attend_chunk(chunk, query, levels, num_chunks):
-  """Output [n, K] and log-sum-exp [n] of one chunk of queries, [n, K]."""
-  size = len(query)
-  part = functools.partial(_part, chunk=chunk, num_chunks=num_chunks)
-  scores = [  # Each [m, n / m, keys].
-      _product(query, part(level, level.key)) + level.bias for level in levels
-  ]
-  maximum = functools.reduce(
-      jnp.maximum, [x.max(-1).reshape(size) for x in scores]
-  )
-  total, output = 0.0, 0.0
-  for score, level in zip(scores, levels):
-    weights = jnp.exp(score - maximum.reshape(len(score), -1, 1))
-    total += weights.sum(-1).reshape(size)
-    output += _weighted(weights, part(level, level.value))
+def _attend_level(query, level, chunk_scores):
+  """Softmax over what one frame's queries [P, K] see at one stride.
+
+  Returns:
+    Maximum [P], sum of exponentials [P], sum of exponentials times values
+    [P, K].
+  """
+  outer, inner = _num_chunks(query, level, chunk_scores)
+
+  def attend_segments(xs):
+    query, key, value = xs
+    attend = lambda query: _attend_chunk(query, key, value, level.bias)
+    return _map(attend, query, inner)
+
+  return _map(attend_segments, (query, level.key, level.value), outer)
+
+
+def _attend_chunk(query, key, value, bias):
+  scores = _product(query, key) + bias  # [m, n / m, keys]
+  maximum = scores.max(-1, keepdims=True)
+  weights = jnp.exp(scores - maximum)
+  output = _weighted(weights, value)
+  return maximum.ravel(), weights.sum(-1).ravel(), output
+
+
+def _join_levels(levels):
+  """One frame's output [P, K] and log-sum-exp [P]."""
+  maximum = functools.reduce(jnp.maximum, [level[0] for level in levels])
+  factors = [jnp.exp(level[0] - maximum) for level in levels]
+  total = sum(x * level[1] for x, level in zip(factors, levels))
+  output = sum(x[:, None] * level[2] for x, level in zip(factors, levels))
   return output / total[:, None], maximum + jnp.log(total)
 
 
-def _differentiate_chunks(chunks, levels):
-  """Gradients of one frame's queries, and of the keys and values they see.
+def _differentiate_level(rows, level, chunk_scores):
+  """Shares of the gradients of one frame's queries at one stride.
 
   Args:
-    chunks: Query, log-sum-exp, output_bar and offset, [chunks, n, ...].
-    levels: What the frame sees.
+    rows: Query, log-sum-exp, output_bar and offset, [P, ...].
+    level: What the frame sees at the stride.
+    chunk_scores: See `forward`.
 
   Returns:
-    Gradient of query, [chunks, n, K]; for each level the gradients of the keys
-    and values, [stride, K, keys].
+    Gradient of query, [P, K]; of the keys and values, [stride, K, keys].
   """
-  num_chunks = len(chunks[0])
-  # Where a chunk covers whole segments, its share is all that there is.
-  num_shared = sum(level.stride < num_chunks for level in levels)
+  outer, inner = _num_chunks(rows[0], level, chunk_scores)
 
-  def body(bars, xs):
-    chunk = xs[0]
-    query_bar, shares = _differentiate_chunk(*xs, levels, num_chunks)
-    add = lambda x, share: _add_part(x, share, chunk, num_chunks)
-    bars = jax.tree.map(add, bars, shares[:num_shared])
-    return bars, (query_bar, shares[num_shared:])
+  def differentiate_segments(xs):
+    rows, key, value = xs
+    differentiate = functools.partial(
+        _differentiate_chunk, key=key, value=value, bias=level.bias
+    )
+    if inner == 1:
+      return differentiate(rows)
 
-  zeros = [
-      tuple(jnp.zeros_like(_all(level, x).swapaxes(1, 2)) for x in level[:2])
-      for level in levels[:num_shared]
-  ]
-  shared, (query_bar, whole) = lax.scan(
-      body, zeros, (jnp.arange(num_chunks), *chunks)
+    def body(bars, rows):
+      query_bar, *shares = differentiate(rows)
+      return [x + share for x, share in zip(bars, shares)], query_bar
+
+    zeros = [jnp.zeros_like(x.swapaxes(1, 2)) for x in (key, value)]
+    shares, query_bar = lax.scan(body, zeros, _split(rows, inner))
+    return _merge(query_bar), *shares
+
+  return _map(differentiate_segments, (rows, level.key, level.value), outer)
+
+
+def _differentiate_chunk(rows, key, value, bias):
+  """Gradient of query, [n, K]; shares of the other two, [m, K, keys]."""
+  query, log_sum_exp, output_bar, offset = rows
+  column = lambda x: x.reshape(len(key), -1, 1)
+  scores = _product(query, key) + bias
+  weights = jnp.exp(scores - column(log_sum_exp))
+  scores_bar = weights * (_product(output_bar, value) - column(offset))
+  return (
+      _weighted(scores_bar, key),
+      _transposed(scores_bar, query),
+      _transposed(weights, output_bar),
   )
-  whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole)
-  return query_bar, shared + whole
-
-
-def _differentiate_chunk(
-    chunk, query, log_sum_exp, output_bar, offset, levels, num_chunks
-):
-  """One chunk's gradient of query, [n, K], and shares of the other two."""
-  part = functools.partial(_part, chunk=chunk, num_chunks=num_chunks)
-  query_bar, shares = 0.0, []
-  for level in levels:
-    key, value = part(level, level.key), part(level, level.value)
-    column = lambda x, m=len(key): x.reshape(m, -1, 1)
-    scores = _product(query, key) + level.bias
-    weights = jnp.exp(scores - column(log_sum_exp))
-    scores_bar = weights * (_product(output_bar, value) - column(offset))
-    query_bar += _weighted(scores_bar, key)
-    key_share = _transposed(scores_bar, query)
-    shares.append((key_share, _transposed(weights, output_bar)))
-  return query_bar, shares
 
 
 def _product(rows: jax.Array, keys: jax.Array) -> jax.Array:
@@ -230,52 +249,35 @@ def _transposed(weights: jax.Array, rows: jax.Array) -> jax.Array:
   return lax.dot_general(rows, weights, (((1,), (1,)), ((0,), (0,))))
 
 
-def _chunks(rows: jax.Array, chunk_tokens: int) -> jax.Array:
-  """[P, ...] -> [chunks, n, ...]; chunks is a power of two that divides P."""
-  tokens = len(rows)
-  num_chunks = 1
-  while tokens % (2 * num_chunks) == 0 and tokens > num_chunks * chunk_tokens:
-    num_chunks *= 2
-  return rows.reshape(num_chunks, -1, *rows.shape[1:])
+def _num_chunks(
+    query: jax.Array, level: _Level, chunk_scores: int
+) -> tuple[int, int]:
+  """Into how many parts a level is cut: by its segments, and these by queries.
 
-
-def _set_frame(x: jax.Array, frame, rows: jax.Array) -> jax.Array:
-  """Puts what `_chunks` cut, [chunks, n, ...], back as one frame of x."""
-  rows = rows.reshape(x.shape[1:])
-  return lax.dynamic_update_index_in_dim(x, rows, frame, 0)
-
-
-def _part(
-    level: _Level, x: jax.Array, chunk: jax.Array | int, num_chunks: int
-) -> jax.Array:
-  """Keys or values that a chunk sees at a stride, [m, keys, K].
-
-  A chunk of queries lies in m = 1 segment or covers m whole ones.
+  Both are powers of two, and their product divides the queries.
   """
-  if level.frames is None:
-    return x
-  # A segment of the stride is several of those that x is cut into.
-  pieces = len(x) // level.stride
-  start = chunk * level.stride // num_chunks * pieces
-  m = max(1, level.stride // num_chunks)
-  part = lax.dynamic_slice_in_dim(x, start, m * pieces)
-  return _take_frames(part, level.frames, m)
+  tokens = len(query)
+  stride, num_keys, _ = level.key.shape
+  chunks = 1
+  while tokens % (2 * chunks) == 0 and tokens * num_keys > chunks * chunk_scores:
+    chunks *= 2
+  outer = min(chunks, stride)
+  return outer, chunks // outer
 
 
-def _all(level: _Level, x: jax.Array) -> jax.Array:
-  """Keys or values that a frame sees at a stride, [stride, keys, K]."""
-  return _part(level, x, 0, 1)
+def _map(function: Callable[[Any], Any], args: Any, parts: int) -> Any:
+  """Calls a function on parts of its arguments' first axes, one by one."""
+  if parts == 1:
+    return function(args)
+  return _merge(lax.map(function, _split(args, parts)))
 
 
-def _add_part(
-    x: jax.Array, share: jax.Array, chunk: jax.Array, num_chunks: int
-) -> jax.Array:
-  """Adds a share [1, ...] to the segment of x that the chunk lies in."""
-  if len(x) == 1:
-    return x + share
-  start = chunk * len(x) // num_chunks
-  share += lax.dynamic_slice_in_dim(x, start, 1)
-  return lax.dynamic_update_slice_in_dim(x, share, start, 0)
+def _split(tree: Any, parts: int) -> Any:
+  return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
+
+
+def _merge(tree: Any) -> Any:
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
 def _levels(key, value, key_frames, strides) -> list[_Level]:
@@ -288,11 +290,8 @@ def _levels(key, value, key_frames, strides) -> list[_Level]:
     else:
       pieces = (segments // stride, len(frames), length)
       bias = jnp.broadcast_to(bias[:, None], pieces).reshape(-1)
-    if stride == 1:  # All chunks see the same keys.
-      taken = (_take_frames(x, frames, 1) for x in (key, value))
-      levels.append(_Level(*taken, stride, None, bias))
-    else:
-      levels.append(_Level(key, value, stride, frames, bias))
+    taken = (_take_frames(x, frames, stride) for x in (key, value))
+    levels.append(_Level(*taken, bias))
   return levels
 
 
@@ -401,7 +400,7 @@ def _fill_up(mask, widths, frames) -> _Group:
   key_frames = []
   for stride, width in widths:
     filled = np.zeros((len(frames), width), np.int32)
-    bias = np.full((len(frames), width), -np.inf, np.float32)
+    bias = np.full((len(frames), width), _NEVER, np.float32)
     for row, frame in enumerate(frames):
       for level in mask.levels(frame):
         if level.stride == stride:

@@ -47,7 +47,8 @@ def measure(
     rounds: Times each is run, after one that is not timed; the medians count.
       Time is CPU time of the process, which other work disturbs less.
   """
-  network, sizes = _random_network(model)
+  modules, sizes = random_modules(model)
+  network = model_lib.Sculpt4D(**modules)
   ratios = []
   for num_frames in frames:
     side = sizes.image_encoder.image_size
@@ -80,7 +81,9 @@ def measure(
   return ratios
 
 
-def _random_network(model):
+def random_modules(
+    model: ml_collections.ConfigDict,
+) -> tuple[dict[str, nnx.Module], cost.Sizes]:
   """The networks with random weights; zeros would make nothing of routing."""
   modules, configs = {}, {}
   for name, (kind, config) in model_lib.parts(model).items():
@@ -92,4 +95,4 @@ def _random_network(model):
       jax.random.key(0), x.shape, jnp.float32
   ).astype(x.dtype)
   nnx.update(modules["dit"], jax.tree.map(noise, params))
-  return model_lib.Sculpt4D(**modules), cost.Sizes(**configs)
+  return modules, cost.Sizes(**configs)

@@ -24,7 +24,7 @@ import jax
 import ml_collections
 
 from sculpt4d_jax.inference import model as model_lib
-from sculpt4d_jax.models import attention
+from sculpt4d_jax.models import dense_attention
 
 GIB = 2**30
 # Bytes of memory by name; GPUs are sold in GB, TPU chips are what the vendor
@@ -39,7 +39,7 @@ DEVICES: Mapping[str, int] = {
 # fragmentation take some.
 USABLE = 0.92
 
-_SCORES = 4 * attention.MAX_SCORES  # Float32.
+_SCORES = 4 * dense_attention.MAX_SCORES  # Float32.
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 

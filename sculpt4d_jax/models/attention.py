@@ -10,13 +10,11 @@ are normalised over the head's width with one scale shared by all heads.
 
 from collections.abc import Callable
 import functools
-import math
 from typing import Any, Literal, NamedTuple
 
 import einops
 from flax import nnx
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,9 +23,9 @@ from sculpt4d_jax import partitioning
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
 from sculpt4d_jax.kernels.block_sparse_attention import pallas_tpu
 from sculpt4d_jax.kernels.block_sparse_attention import tpu_tiles
+from sculpt4d_jax.models import dense_attention
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import rope
-from sculpt4d_jax.models import tpu_attention
 
 Array = array_types.Array
 Float = array_types.Float
@@ -35,8 +33,6 @@ Float = array_types.Float
 QKNorm = Literal["rms", "layer"] | None
 
 TEMPORAL_MODES = ("sparse", "full", "token", "none")
-# Scores held at a time by the "xla" implementation: 256 MiB in float32.
-MAX_SCORES = 2**26
 
 
 class KeyValues(NamedTuple):
@@ -44,86 +40,6 @@ class KeyValues(NamedTuple):
 
   key: Array
   value: Array
-
-
-def dot_product_attention(
-    query: Float[Array, "B Q H K"],
-    key: Float[Array, "B S H K"],
-    value: Float[Array, "B S H K"],
-    *,
-    implementation: str | None = None,
-    max_scores: int = MAX_SCORES,
-) -> Float[Array, "B Q H K"]:
-  """softmax(query . key / sqrt(K)) . value, without a mask.
-
-  Args:
-    query: Queries.
-    key: Keys.
-    value: Values.
-    implementation: "xla" runs everywhere, softmax in float32; "cudnn" is flash
-      attention on NVIDIA GPUs, for float16 and bfloat16; "splash" is flash
-      attention on TPUs, see `tpu_attention`; None takes the fastest that serves
-      the platform and dtype.
-    max_scores: Where B*H*Q*S exceeds this, "xla" works through the queries in
-      chunks and computes the scores again in the backward pass.
-
-  Raises:
-    ValueError: Unknown implementation.
-  """
-  if implementation is None:
-    implementation = _fastest(query, key)
-  if implementation == "splash":
-    return tpu_attention.attend(query, key, value)
-  if implementation == "cudnn":
-    return jax.nn.dot_product_attention(
-        query, key, value, implementation="cudnn"
-    )
-  if implementation != "xla":
-    raise ValueError(
-        f"Unknown implementation={implementation!r}: choose 'xla', 'cudnn',"
-        " 'splash' or None."
-    )
-  batch, num_queries, heads, _ = query.shape
-  scores_per_query = batch * heads * key.shape[1]
-  if num_queries * scores_per_query <= max_scores:
-    return _attend(query, key, value)
-  chunk = max(1, max_scores // scores_per_query)
-  return _attend_in_chunks(query, key, value, chunk)
-
-
-def _fastest(query: Array, key: Array) -> str:
-  platform = partitioning.platform()[0]
-  is_half = query.dtype in (jnp.bfloat16, jnp.float16)
-  width = query.shape[-1]
-  if platform in ("gpu", "cuda") and is_half:
-    return "cudnn" if width % 8 == 0 and width <= 128 else "xla"
-  if platform == "tpu" and tpu_attention.serves(query, key):
-    return "splash"
-  return "xla"
-
-
-def _attend(query: Array, key: Array, value: Array) -> Array:
-  scale = 1.0 / math.sqrt(query.shape[-1])
-  # Exponentials of bfloat16 scores are off by whole percents: float32.
-  scores = jnp.einsum(
-      "bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32
-  )
-  weights = jax.nn.softmax(scores * scale, axis=-1).astype(value.dtype)
-  return jnp.einsum("bhqs,bshk->bqhk", weights, value)
-
-
-def _attend_in_chunks(
-    query: Array, key: Array, value: Array, chunk: int
-) -> Array:
-  batch, num_queries, heads, width = query.shape
-  num_chunks = -(-num_queries // chunk)
-  padding = num_chunks * chunk - num_queries
-  padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
-  chunks = padded.reshape(batch, num_chunks, chunk, heads, width)
-  attend = jax.checkpoint(lambda q: _attend(q, key, value), prevent_cse=False)
-  out = lax.map(attend, jnp.moveaxis(chunks, 1, 0))
-  out = jnp.moveaxis(out, 0, 1).reshape(padded.shape)
-  return out[:, :num_queries]
 
 
 def _head_norm(kind: QKNorm, head_dim: int, **kwargs: Any) -> nnx.Module | None:
@@ -205,7 +121,7 @@ class SelfAttention(_Attention):
     rngs: Randomness of the initial parameters.
     qk_norm: "rms" (the DiT), "layer" (the VAE) or None (DINOv2).
     use_qkv_bias: Biases on query, key and value (DINOv2).
-    implementation: See `dot_product_attention`.
+    implementation: See `dense_attention.dot_product_attention`.
     dtype: Of the computation.
     param_dtype: Of the parameters.
   """
@@ -238,14 +154,16 @@ class CrossAttention(_Attention):
 def _attend_batched(
     query: Array, context: KeyValues, module: _Attention
 ) -> Array:
-  """dot_product_attention over any number of leading axes.
+  """Dense attention over any number of leading axes.
 
   On a mesh every device attends for its own clips, frames and heads.
   """
 
   def attend(*arrays):
     flat = [y.reshape(-1, *y.shape[-3:]) for y in arrays]
-    out = dot_product_attention(*flat, implementation=module.implementation)
+    out = dense_attention.dot_product_attention(
+        *flat, implementation=module.implementation
+    )
     return out.reshape(*arrays[0].shape[:-3], *out.shape[1:])
 
   if partitioning.current_mesh() is None:
@@ -449,5 +367,5 @@ def _attend_per_token(query: Array, key: Array, value: Array) -> Array:
       for y in (query, key, value)
   ]
   # Frames are few: flash attention would have nothing to tile.
-  out = _attend(*flat)
+  out = dense_attention.attend_at_once(*flat)
   return einops.rearrange(out, "(b n) f h k -> b f n h k", b=len(query))

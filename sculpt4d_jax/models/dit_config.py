@@ -62,7 +62,7 @@ class DiTConfig:
     param_dtype: Of the parameters.
     scan_unroll: Blocks an iteration of a stage's scan; True unrolls all.
     remat_policy: See `layers.scan_layers`.
-    attention_implementation: See `attention.dot_product_attention`.
+    attention_implementation: See `dense_attention.dot_product_attention`.
     temporal_implementation: Backend of the block-sparse kernel.
     moe_implementation: See `experts.apply_experts`.
   """

@@ -20,46 +20,6 @@ def filled_temporal(seed=0, **kwargs):
   return module
 
 
-def test_uniform_scores_average_the_values():
-  value = random(0, 1, 5, 1, 4)
-  out = attention.dot_product_attention(
-      jnp.zeros((1, 2, 1, 4)), random(1, 1, 5, 1, 4), value
-  )
-  expected = np.broadcast_to(value.mean(1, keepdims=True), out.shape)
-  np.testing.assert_allclose(out, expected, atol=1e-6)
-
-
-def test_agrees_with_the_library():
-  query = random(0, 2, 7, 3, 8)
-  key, value = random(1, 2, 2, 5, 3, 8)
-  expected = jax.nn.dot_product_attention(query, key, value)
-  out = attention.dot_product_attention(query, key, value)
-  np.testing.assert_allclose(out, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 7])
-def test_chunks_change_neither_output_nor_gradients(chunk):
-  arrays = random(0, 2, 7, 3, 8), *random(1, 2, 2, 5, 3, 8)
-
-  def objective(query, key, value, max_scores):
-    out = attention.dot_product_attention(
-        query, key, value, implementation="xla", max_scores=max_scores
-    )
-    return jnp.sum(jnp.sin(out)), out
-
-  differentiate = jax.grad(objective, argnums=(0, 1, 2), has_aux=True)
-  whole = differentiate(*arrays, 2**20)
-  chunked = differentiate(*arrays, chunk * 2 * 3 * 5)
-  for a, b in zip(jax.tree.leaves(chunked), jax.tree.leaves(whole)):
-    np.testing.assert_allclose(a, b, atol=1e-6)
-
-
-def test_unknown_implementation_is_refused():
-  x = random(0, 1, 2, 1, 4)
-  with pytest.raises(ValueError, match="flash"):
-    attention.dot_product_attention(x, x, x, implementation="flash")
-
-
 @pytest.mark.parametrize("qk_norm", ["rms", "layer", None])
 @pytest.mark.parametrize("use_qkv_bias", [False, True])
 def test_self_attention_sees_a_set(qk_norm, use_qkv_bias):

@@ -66,8 +66,8 @@ def test_path_that_cannot_serve_is_refused():
     attend(BlockMask(4, 5), path="contiguous")
   with pytest.raises(ValueError, match="'dense' is unknown; choose one of"):
     attend(BlockMask(4, 5), path="dense")
-  with pytest.raises(ValueError, match="chunk_tokens must be a whole number"):
-    xla.TileSizes(chunk_tokens=0)
+  with pytest.raises(ValueError, match="chunk_scores must be a whole number"):
+    xla.TileSizes(chunk_scores=0)
 
 
 @pytest.mark.parametrize("num_frames", [8, 16, 32, 64])

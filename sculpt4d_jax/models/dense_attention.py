@@ -1,0 +1,165 @@
+"""Attention without a mask: softmax(query . key / sqrt(K)) . value.
+
+Where no fused kernel serves, scores are made in float32 and a part at a time. On
+accelerators a part is as large as memory allows; on CPUs it is as large as the
+cache, which is faster than to write all scores and read them again.
+"""
+
+import math
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
+from sculpt4d_jax.models import tpu_attention
+
+Array = array_types.Array
+Float = array_types.Float
+
+# Scores held at a time by the "xla" implementation: 256 MiB in float32.
+MAX_SCORES = 2**26
+# Scores computed at a time on CPUs, where larger parts leave the cache: 8 MiB.
+CPU_SCORES = 2**21
+
+
+def dot_product_attention(
+    query: Float[Array, "B Q H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H K"],
+    *,
+    implementation: str | None = None,
+    max_scores: int = MAX_SCORES,
+) -> Float[Array, "B Q H K"]:
+  """softmax(query . key / sqrt(K)) . value, without a mask.
+
+  Args:
+    query: Queries.
+    key: Keys.
+    value: Values.
+    implementation: "xla" runs everywhere, softmax in float32; "cudnn" is flash
+      attention on NVIDIA GPUs, for float16 and bfloat16; "splash" is flash
+      attention on TPUs, see `tpu_attention`; None takes the fastest that serves
+      the platform and dtype.
+    max_scores: Where B*H*Q*S exceeds this, "xla" works through the queries in
+      chunks and computes the scores again in the backward pass.
+
+  Raises:
+    ValueError: Unknown implementation.
+  """
+  if implementation is None:
+    implementation = _fastest(query, key)
+  if implementation == "splash":
+    return tpu_attention.attend(query, key, value)
+  if implementation == "cudnn":
+    return jax.nn.dot_product_attention(
+        query, key, value, implementation="cudnn"
+    )
+  if implementation != "xla":
+    raise ValueError(
+        f"Unknown implementation={implementation!r}: choose 'xla', 'cudnn',"
+        " 'splash' or None."
+    )
+  batch, num_queries, heads, _ = query.shape
+  scores_per_query = batch * heads * key.shape[1]
+  num_scores = num_queries * scores_per_query
+  if partitioning.platform()[0] == "cpu" and num_scores > CPU_SCORES:
+    # What fits into memory is kept for the backward pass.
+    return _attend_by_heads(query, key, value, num_scores > max_scores)
+  if num_scores <= max_scores:
+    return attend_at_once(query, key, value)
+  chunk = max(1, max_scores // scores_per_query)
+  return _attend_in_chunks(query, key, value, chunk)
+
+
+def _fastest(query: Array, key: Array) -> str:
+  platform = partitioning.platform()[0]
+  is_half = query.dtype in (jnp.bfloat16, jnp.float16)
+  width = query.shape[-1]
+  if platform in ("gpu", "cuda") and is_half:
+    return "cudnn" if width % 8 == 0 and width <= 128 else "xla"
+  if platform == "tpu" and tpu_attention.serves(query, key):
+    return "splash"
+  return "xla"
+
+
+def attend_at_once(
+    query: Float[Array, "B Q H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H K"],
+) -> Float[Array, "B Q H K"]:
+  """All scores at once, softmax in float32."""
+  scale = 1.0 / math.sqrt(query.shape[-1])
+  # Exponentials of bfloat16 scores are off by whole percents: float32.
+  scores = jnp.einsum(
+      "bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32
+  )
+  weights = jax.nn.softmax(scores * scale, axis=-1).astype(value.dtype)
+  return jnp.einsum("bhqs,bshk->bqhk", weights, value)
+
+
+def _attend_in_chunks(
+    query: Array, key: Array, value: Array, chunk: int
+) -> Array:
+  batch, num_queries, heads, width = query.shape
+  num_chunks = -(-num_queries // chunk)
+  padding = num_chunks * chunk - num_queries
+  padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
+  chunks = padded.reshape(batch, num_chunks, chunk, heads, width)
+  attend = jax.checkpoint(
+      lambda q: attend_at_once(q, key, value), prevent_cse=False
+  )
+  out = lax.map(attend, jnp.moveaxis(chunks, 1, 0))
+  out = jnp.moveaxis(out, 0, 1).reshape(padded.shape)
+  return out[:, :num_queries]
+
+
+def _attend_by_heads(
+    query: Array, key: Array, value: Array, recompute: bool
+) -> Array:
+  """Some heads at a time, or some queries of one: at most `CPU_SCORES`."""
+  batch, num_queries, heads, width = query.shape
+  scores_per_head = num_queries * key.shape[1]
+  group = _divisor(batch * heads, CPU_SCORES // scores_per_head)
+  num_parts = -(-group * scores_per_head // CPU_SCORES)  # Above 1 of one head.
+  attend = _attend_float32
+  if recompute:
+    attend = jax.checkpoint(attend, prevent_cse=False)
+
+  def attend_group(arrays):  # Each [group, tokens, K].
+    query, key, value = arrays
+    if num_parts == 1:
+      return attend(query, key, value)
+    size = -(-num_queries // num_parts)
+    padding = num_parts * size - num_queries
+    parts = jnp.pad(query, ((0, 0), (0, padding), (0, 0)))
+    parts = parts.reshape(num_parts, 1, size, width)
+    out = lax.map(lambda part: attend(part, key, value), parts)
+    return out.reshape(1, -1, width)[:, :num_queries]
+
+  groups = tuple(
+      x.swapaxes(1, 2).reshape(-1, group, x.shape[1], width)
+      for x in (query, key, value)
+  )
+  out = lax.map(attend_group, groups)
+  return out.reshape(batch, heads, num_queries, width).swapaxes(1, 2)
+
+
+def _attend_float32(query: Array, key: Array, value: Array) -> Array:
+  """[G, Q, K] x [G, S, K] -> [G, Q, K]; products of bfloat16 are slow on CPUs."""
+  dtype = value.dtype
+  query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+  query = query / math.sqrt(query.shape[-1])
+  scores = jnp.einsum("gqk,gsk->gqs", query, key)
+  # The maximum cancels out of the result: no gradient need flow through it.
+  maximum = lax.stop_gradient(scores.max(-1, keepdims=True))
+  weights = jnp.exp(scores - maximum)
+  output = jnp.einsum("gqs,gsk->gqk", weights, value)
+  return (output / weights.sum(-1, keepdims=True)).astype(dtype)
+
+
+def _divisor(number: int, limit: int) -> int:
+  """The largest divisor of a number that is at most `limit`, or 1."""
+  candidates = range(min(number, limit), 1, -1)
+  return next((d for d in candidates if number % d == 0), 1)
