@@ -173,13 +173,14 @@ def _write_preview(folder, unit, number, pictures: list[bytes]) -> str:
   """One strip of a clip's pictures; returns its path in the data set."""
   if not pictures:
     return ""
-  size = _PREVIEW_SIZE
-  strip = Image.new("RGB", (size * len(pictures), size), _PAPER)
-  for column, content in enumerate(pictures):
+  size, images = _PREVIEW_SIZE, []
+  for content in pictures:
     with Image.open(io.BytesIO(content)) as image:
-      image = _cropped(image.convert("RGBA"))
-      image = image.resize((size, size), Image.Resampling.LANCZOS)
-      strip.paste(image, (column * size, 0), image)
+      images.append(image.convert("RGBA"))
+  strip = Image.new("RGB", (size * len(pictures), size), _PAPER)
+  for column, image in enumerate(_cropped(images)):
+    image = image.resize((size, size), Image.Resampling.LANCZOS)
+    strip.paste(image, (column * size, 0), image)
   stream = io.BytesIO()
   strip.save(stream, "JPEG", quality=85)
   name = f"previews/{unit.id}/{number}.jpg"
@@ -187,13 +188,13 @@ def _write_preview(folder, unit, number, pictures: list[bytes]) -> str:
   return name
 
 
-def _cropped(image: Image.Image) -> Image.Image:
-  """Around the middle, as far as the object reaches."""
-  alpha = np.asarray(image)[..., 3]
-  middle = image.width / 2
+def _cropped(images: list[Image.Image]) -> list[Image.Image]:
+  """Around the middle, as far as the object reaches in any of them."""
+  alpha = np.max([np.asarray(image)[..., 3] for image in images], axis=0)
+  middle = images[0].width / 2
   rows, columns = np.nonzero(alpha)
   if not len(rows):
-    return image
+    return images
   reach = max(np.abs(np.r_[rows, columns] + 0.5 - middle).max(), 8) + 2
   box = (middle - reach, middle - reach, middle + reach, middle + reach)
-  return image.crop(tuple(int(round(x)) for x in box))
+  return [image.crop(tuple(int(round(x)) for x in box)) for image in images]
