@@ -171,7 +171,8 @@ def prepare_clip(
   watch.lap("motion")
   reasons = quality_gate.judge(measures, settings.limits)
   if reasons:
-    return PreparedClip([], Verdict(reasons, measures, watch.seconds), [])
+    verdict = Verdict(reasons, measures, watch.seconds)
+    return PreparedClip([], verdict, _plain_preview(source, settings, rng))
   mesh = deforming_mesh_lib.normalise(source)
   repair, closed = watertight.plan_repair(mesh, settings.surface, rng)
   watch.lap("repair")
@@ -184,7 +185,8 @@ def prepare_clip(
   watch.lap("watertight")
   if any(s is None or not mesh_distance.is_closed(s) for s in surfaces):
     reasons = ["no watertight surface came out in some frame"]
-    return PreparedClip([], Verdict(reasons, measures, watch.seconds), [])
+    verdict = Verdict(reasons, measures, watch.seconds)
+    return PreparedClip([], verdict, _plain_preview(source, settings, rng))
   measures |= quality_gate.surface_measures(
       mesh, repair, surfaces, settings.surface, rng
   )
@@ -206,6 +208,21 @@ def prepare_clip(
     reasons = quality_gate.judge(measures, settings.limits)
   verdict = Verdict(reasons, measures, watch.seconds)
   return PreparedClip(entries + views if not reasons else [], verdict, preview)
+
+
+def _plain_preview(source, settings, rng) -> list[bytes]:
+  """Pictures of a clip of which nothing else is made; none if it has no size."""
+  last = source.num_frames - 1
+  shown = dataclasses.replace(
+      source, vertices=source.vertices[[0, last // 2, last]]
+  )
+  try:
+    shown = deforming_mesh_lib.normalise(shown)
+  except ValueError:
+    return []
+  none = np.zeros(shown.num_faces, bool)
+  as_it_is = watertight.Repair(none, none, ~none)
+  return _views(shown, as_it_is, "", settings, rng, only_first=True)[1]
 
 
 def window_times(
@@ -406,7 +423,8 @@ def _views(mesh, repair, clip, settings, rng, only_first):
   for number, (view, buffers, covered) in enumerate(views):
     measures["coverage"] = min(measures["coverage"], covered)
     if not number:
-      measures |= quality_gate.view_measures(mesh, repair, view, buffers)
+      if not only_first:
+        measures |= quality_gate.view_measures(mesh, repair, view, buffers)
       last = mesh.num_frames - 1
       preview = [
           asset_records.unpack(view["pictures"], view["ends"], frame)

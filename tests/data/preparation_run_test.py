@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import numpy as np
+from PIL import Image
 import pytest
 import trimesh
 
@@ -68,6 +69,11 @@ def test_good_clips_are_kept_and_bad_ones_say_why(data_set):
   verdicts = {v["asset_name"]: v for v in dataset_index.read_verdicts(output)}
   assert verdicts["moving"]["clips"][0]["accepted"]
   assert "nothing moves" in verdicts["still"]["clips"][0]["reasons"][0]
+  for name in ("moving", "still"):
+    preview = output / verdicts[name]["clips"][0]["preview"]
+    with Image.open(preview) as strip:
+      assert strip.size == (3 * 144, 144)
+      assert np.asarray(strip).std() > 10  # Not an empty page.
   assert "GLB" in verdicts["broken.glb"]["error"]
   index = dataset_index.read_index(output)
   moving = [c for c in index.splits["train"] if c.shard and
