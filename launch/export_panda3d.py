@@ -4,9 +4,9 @@ r"""Exports the animated characters of Panda3D's packages as assets.
   python -m launch.export_panda3d --output=assets/panda3d
 
 Every animation of a character becomes a folder of meshes, one a frame, with y
-up, which `launch.prepare_data` reads; `OUTPUT/sources.json` says where they come
-from and on what terms, and that all clips of a character are one object. Still
-poses are left out, as is the characters' texture.
+up, which `launch.prepare_data` reads; `OUTPUT/sources.json` says where they
+come from and on what terms, and that all clips of a character are one object.
+Still poses are left out, as are textures.
 """
 
 from collections.abc import Iterator

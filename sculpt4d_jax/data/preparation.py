@@ -211,7 +211,7 @@ def prepare_clip(
 
 
 def _plain_preview(source, settings, rng) -> list[bytes]:
-  """Pictures of a clip of which nothing else is made; none if it has no size."""
+  """Pictures of a clip that gives no record; none if it has no size."""
   last = source.num_frames - 1
   shown = dataclasses.replace(
       source, vertices=source.vertices[[0, last // 2, last]]

@@ -1,9 +1,9 @@
 """What consistent sampling and shared noise do to latents in time.
 
 The paper's two ablations on the way from surfaces to latents. An autoencoder
-with fixed weights encodes every frame of a clip, and the mean change of a latent
-from one frame to the next is taken, over the standard deviation of the clip's
-latents (of their means under consistent sampling, for all variants alike):
+with fixed weights encodes every frame of a clip, and the mean change of a
+latent from one frame to the next is taken, over the standard deviation of the
+clip's latents (of their means under consistent sampling, for all variants):
 
   consistent sampling  the same material points and queries in all frames;
                        independent: drawn anew in every frame

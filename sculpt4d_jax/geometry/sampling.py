@@ -7,11 +7,13 @@ which is what consistent surface sampling means.
 An edge is sharp if the planes of its two faces meet at a dihedral angle above a
 threshold: 0 on a flat surface, 90 degrees on a cube. Points are shared out to
 edges by the area of the two faces at them: an edge of large faces counts for
-more than one of the same length in a finely cut ornament. Corners at exactly the
-same position count as one vertex, as files split vertices at hard edges to give
-each side its own normal or texture coordinate. The angle does not depend on
-whether the two faces are wound alike. The rim of an open surface has one face
-and no angle, and is not sharp; where three or more faces meet, the edge is.
+more than one of the same length in a finely cut ornament.
+
+Corners at exactly the same position count as one vertex, as files split
+vertices at hard edges to give each side its own normal or texture coordinate.
+The angle does not depend on whether the two faces are wound alike. The rim of
+an open surface has one face and no angle, and is not sharp; where three or more
+faces meet, the edge is.
 """
 
 import dataclasses
@@ -109,8 +111,8 @@ def sample_sharp_edges(
   """Samples points on the sharp edges of a mesh, weighted by area.
 
   An edge is drawn in proportion to the area of the two faces at it, and a point
-  on it uniformly. Each point belongs to one of the two faces at its edge, drawn at random, and
-  has that face's normal: both sides of an edge are told of.
+  on it uniformly. Each point belongs to one of the two faces, drawn at random,
+  and has that face's normal: both sides of an edge are told of.
 
   Args:
     mesh: Any triangle mesh.
