@@ -4,8 +4,9 @@ r"""Measures the preparation of records on shapes whose answers are known.
   python -m launch.measure_preparation --assets=my_assets --num_clips=8
 
 Prints two tables. The first holds records of moving shapes (sphere, box, torus,
-thin plate, cloth, limbs that pass through each other, nested shells, a mesh
-wound inside out, one that splits in two) against formulas. The second breaks
+thin plate, cloth, a body with a cape, limbs that pass through each other,
+nested shells, a mesh wound inside out, one that splits in two) against
+formulas. The second breaks
 good clips on purpose, those shapes and clips of your assets, and shows whether
 each limit of the quality gate parts good ones from broken ones; the exit code
 is 1 if one does not.

@@ -30,6 +30,7 @@ TriangleMesh = mesh_lib.TriangleMesh
 
 _FINE = 200  # Vertices that a mesh needs for a few of them to be a spike.
 _SHEETS = 0.05  # Share of the area that is worth missing.
+_DEEP = 0.01  # Share of the samples that are deep inside of a solid.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,6 +304,9 @@ def _some_signs(trip):
 
 
 def _all_signs(trip):
+  deep = 2 * trip.settings.surface.cell
+  if np.mean(trip.samples[..., 3] > deep) < _DEEP:
+    return None  # All of it is thin: no sample is clear of the surface.
   return _with_signs(trip, slice(None))
 
 

@@ -28,7 +28,7 @@ TriangleMesh = mesh_lib.TriangleMesh
 _MISSING_CELLS = 1.5
 _EXTRA_CELLS = 2.0
 _FAR_CELLS = 2.0
-_NORMAL_DEGREES = 60.0
+_NORMAL_DEGREES = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,8 @@ class GateLimits:
     max_volume_ratio: Largest volume of a frame over the smallest.
     max_view_off: Largest distance from the asset of a point that a view's depth
       and camera put into the world, in world units.
-    max_view_normals: Share of a view's pixels whose normal is further than 60
-      degrees from that of the face that is seen there.
+    max_view_normals: Share of a view's pixels whose normal is further than 30
+      degrees from the asset's smooth one at the place that is seen there.
     min_coverage: Share of a picture that the object covers at least.
   """
 
@@ -84,7 +84,7 @@ class GateLimits:
   max_source_sign_errors: float = 0.02
   max_volume_ratio: float = 4.0
   max_view_off: float = 1e-3
-  max_view_normals: float = 0.25
+  max_view_normals: float = 0.1
   min_coverage: float = 0.002
 
 
@@ -308,6 +308,7 @@ def view_measures(
       view["camera_to_world"], fov_degrees=float(view["fov_degrees"][0])
   )
   off, wrong, total = 0.0, 0, 0
+  faces = np.where(repair.flipped[:, None], mesh.faces[:, ::-1], mesh.faces)
   for frame in sorted({0, mesh.num_frames - 1}):
     depth = record_views.decode_depth(
         asset_records.unpack(buffers["depth"], buffers["depth_ends"], frame),
@@ -325,13 +326,28 @@ def view_measures(
         for rays in cameras.camera_rays(camera, *depth.shape)
     )
     points = origins + directions * depth.reshape(-1)[seen, None]
-    source = mesh.frame(frame)
+    source = TriangleMesh(mesh.vertices[frame], faces)
     found = mesh_distance.closest_points(source, points)
     off = max(off, float(found.distances.max()))
-    faces = source.face_cross_products()[found.face_ids].astype(np.float64)
-    faces *= np.where(repair.flipped[found.face_ids], -1, 1)[:, None]
-    cosine = np.sum(faces * normals.reshape(-1, 3)[seen], axis=1)
-    cosine /= np.maximum(np.linalg.norm(faces, axis=1), 1e-30)
+    smooth = _smooth_normals(source, found)
+    cosine = np.sum(smooth * normals.reshape(-1, 3)[seen], axis=1)
     wrong += np.count_nonzero(cosine < math.cos(math.radians(_NORMAL_DEGREES)))
     total += len(seen)
   return dict(view_off=off, view_normals=wrong / max(total, 1))
+
+
+def _smooth_normals(
+    mesh: TriangleMesh, found: mesh_distance.ClosestPoints
+) -> np.ndarray:
+  """Unit normals at points of a mesh, between those of its vertices, [Q, 3]."""
+  corners = mesh.vertices.astype(np.float64)[mesh.faces[found.face_ids]]
+  spokes = corners - found.positions[:, None]
+  # The weight of a corner is the area across of it.
+  weights = np.linalg.norm(
+      np.cross(np.roll(spokes, -1, axis=1), np.roll(spokes, -2, axis=1)),
+      axis=-1,
+  )
+  normals = mesh.vertex_normals()[mesh.faces[found.face_ids]]
+  smooth = np.einsum("qc,qcx->qx", weights, normals)
+  length = np.linalg.norm(smooth, axis=1, keepdims=True)
+  return smooth / np.maximum(length, 1e-30)
