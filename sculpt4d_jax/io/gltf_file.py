@@ -10,6 +10,7 @@ Source: Khronos glTF 2.0 specification, sections 3.6, 4.4 and 5.
 import base64
 import binascii
 import json
+import mmap
 import os
 import pathlib
 import re
@@ -44,6 +45,7 @@ _HARMLESS = (
 
 # A string under the name "uri": that of a buffer or an image.
 _URI = re.compile(rb'"uri"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")', re.DOTALL)
+_MAX_URI = 1 << 16
 
 
 def side_uris(
@@ -52,25 +54,33 @@ def side_uris(
 ) -> list[str]:
   """Names of the files that a glTF asset refers to, each once, sorted.
 
-  Buffers and images that are embedded have none. The JSON is searched, not
-  parsed: whatever it holds, this takes no more memory than the file. A file
-  that is not a glTF asset refers to nothing.
+  Buffers and images that are embedded have none. The JSON is searched where it
+  lies, not read or parsed: this takes next to no memory, whatever it holds. A
+  file that is not a glTF asset, or larger than allowed, refers to nothing.
   """
-  try:
-    content = asset_files.read_file(path, limits.file_bytes)
-    text, _ = _split(content, limits.json_bytes)
-  except AssetError:
+  path = pathlib.Path(path)
+  if not path.is_file() or not 20 <= path.stat().st_size <= limits.file_bytes:
     return []
-  found = set()
-  for match in _URI.finditer(text):
-    if match[1][1:6].lower() == b"data:":
-      continue
-    try:
-      found.add(json.loads(match[1]))
-    except ValueError:
-      continue
-    if len(found) > limits.nodes:
-      break
+  found: set[str] = set()
+  with (
+      open(path, "rb") as file,
+      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+  ):
+    end = len(content)
+    if content[:4] == b"glTF":
+      end = min(end, 20 + int.from_bytes(content[12:16], "little"))
+    for match in _URI.finditer(content, 0, end):
+      start, stop = match.span(1)
+      if content[start + 1 : start + 6].lower() == b"data:":
+        continue
+      if stop - start > _MAX_URI:  # No file's name is so long.
+        continue
+      try:
+        found.add(json.loads(content[start:stop]))
+      except ValueError:
+        continue
+      if len(found) > limits.nodes:
+        break
   return sorted(found)
 
 
