@@ -81,7 +81,7 @@ class GateLimits:
   max_unmatched: float = 0.1
   max_slip_cells: float = 0.5
   max_sign_errors: float = 1e-3
-  max_source_sign_errors: float = 0.02
+  max_source_sign_errors: float = 0.005
   max_volume_ratio: float = 4.0
   max_view_off: float = 1e-3
   max_view_normals: float = 0.1
