@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import io
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -349,19 +350,19 @@ def _draw_rows(rows, count, rng, clip, what) -> np.ndarray:
 
 
 def posterior_part(
-    contents: Mapping[str, int], view: int, mirrored: bool, choice: int
+    contents: Mapping[str, Any], view: int, mirrored: bool, choice: int
 ) -> int:
   """Number of a posterior among those of its clip.
 
   Args:
-    contents: What the shard's table of contents says: `views`, `mirrors` and
-      `choices`, how many there are of each; 1 view if it is the same for all.
+    contents: What the shard's table of contents says: the `views` that there
+      are, none if it is the same for all; how many `mirrors` and `choices`.
     view: That the object is turned to.
     mirrored: Whether it is.
     choice: Which draw of the query rows.
   """
-  view = view if contents["views"] > 1 else 0
-  return (view * contents["mirrors"] + mirrored) * contents["choices"] + choice
+  place = contents["views"].index(view) if contents["views"] else 0
+  return (place * contents["mirrors"] + mirrored) * contents["choices"] + choice
 
 
 def _posterior(folder, clip, frames, variant, config):
