@@ -80,6 +80,8 @@ def train_vae(
       seed=options["seed"],
       **every,
   )
+  # The clips are encoded with the weights that are written.
+  params = model_files.as_stored(params)
   vae = nnx.merge(task.graphdef, params)
   details = {
       "steps": optimizer.num_steps,

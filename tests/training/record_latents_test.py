@@ -38,6 +38,12 @@ def _job(vae=None, **changes):
   )
 
 
+@pytest.fixture(scope="module", name="job")
+def _shared_job():
+  """One for all tests, so that it compiles once."""
+  return _job()
+
+
 @pytest.fixture(name="folder")
 def _folder(tmp_path):
   return small_records.make(tmp_path / "data", num_clips=3, num_test=2)
@@ -50,8 +56,7 @@ def _files(folder, job):
   }
 
 
-def test_latents_are_made_once_and_the_rest_is_resumed(folder):
-  job = _job()
+def test_latents_are_made_once_and_the_rest_is_resumed(folder, job):
   assert record_latents.precompute([folder], job) == 5
   first = _files(folder, job)
   assert set(first) == {"shard0.arrayrecord", "shard1.arrayrecord"}
@@ -68,9 +73,8 @@ def test_latents_are_made_once_and_the_rest_is_resumed(folder):
   assert _files(folder, job) == first
 
 
-def test_latents_are_those_of_what_is_seen(folder):
+def test_latents_are_those_of_what_is_seen(folder, job):
   """The posterior of a view is that of the object turned to this view."""
-  job = _job(choices=1)
   record_latents.precompute([folder], job)
   index = dataset_index.read_index(folder)
   config = dataclasses.replace(
@@ -82,9 +86,9 @@ def test_latents_are_those_of_what_is_seen(folder):
       reader.read(0, np.random.default_rng(seed))["mean"][0].tobytes()
       for seed in range(40)
   }
-  # Two views are low enough, each as it is and mirrored; any two frames of 4
-  # in any direction of time, of which one comes first.
-  assert 4 <= len(found) <= 16
+  # Two views are low enough, each as it is and mirrored, in two draws; any of
+  # the 4 frames may come first.
+  assert 8 <= len(found) <= 32
   example = reader.read(0, np.random.default_rng(0))
   assert example["mean"].shape == (2, 8, 4)
   scale = record_latents.latent_scale([folder], job.name)
