@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
       learning_rate=5e-4, num_steps=800, warmup_steps=50,
   ))
   config.dit_training.init_from = "weights/tiny"
+  config.dit_training.latent_choices = 1  # There are some for every view.
   config.dit_training.optimizer.update(dict(
       learning_rate=4e-4, num_steps=6000, warmup_steps=100,
   ))

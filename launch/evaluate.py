@@ -1,10 +1,14 @@
-"""Scores mesh sequences against the true ones, or a model on held-out clips.
+r"""Scores mesh sequences against the true ones, or a model on held-out clips.
 
 Usage:
 
   # The shipped model on 20 procedural clips that it never saw, beside the same
   # weights with temporal attention off and two answers that need no model.
   python -m launch.evaluate --config=configs/tiny.py --num_sequences=20
+
+  # Two models on the test split of records that launch.prepare_data made.
+  python -m launch.evaluate --config=configs/tiny_records.py --data=data/mine \
+    --checkpoint=runs/mine/weights --other_checkpoint=weights/tiny
 
   # One sequence: two folders with frame_0000.ply, frame_0001.ply, ...
   python -m launch.evaluate --predicted=out/demo --truth=truth/demo
@@ -26,7 +30,10 @@ Exits with 2 and one message if the input cannot be compared.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import json
+import pathlib
+import re
 
 from absl import flags
 import ml_collections
@@ -34,16 +41,22 @@ from ml_collections import config_flags
 import tqdm
 
 from launch import program
+from sculpt4d_jax.data import record_batches
+from sculpt4d_jax.data import record_examples
+from sculpt4d_jax.data import record_loader
 from sculpt4d_jax.data import synthetic
 from sculpt4d_jax.data import synthetic_records
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out as held_out_lib
+from sculpt4d_jax.evaluation import held_out_records
 from sculpt4d_jax.evaluation import sequence_pairs
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import preview
+from sculpt4d_jax.training import sources
 
 _DEFAULTS = geometry_metrics.Conventions()
 
@@ -66,6 +79,25 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
     "Folder of weights; by default the ones that the preset names.",
+)
+_DATA = flags.DEFINE_list(
+    "data",
+    [],
+    "Data sets of launch.prepare_data whose test split is taken in place of"
+    " procedural clips.",
+)
+_ASSETS = flags.DEFINE_string(
+    "assets", "", "With --data: only assets whose name contains this."
+)
+_OTHER = flags.DEFINE_string(
+    "other_checkpoint",
+    None,
+    "With --data: other weights of the same preset, on the same clips.",
+)
+_PICTURES = flags.DEFINE_string(
+    "pictures",
+    None,
+    "With --data: folder for a picture of each clip and model.",
 )
 _NUM_SEQUENCES = flags.DEFINE_integer(
     "num_sequences", 20, "Held-out clips.", lower_bound=1
@@ -123,6 +155,7 @@ def main(unused_argv: Sequence[str]) -> None:
       alignment=_ALIGNMENT.value,
       seed=_SEED.value,
   )
+  description = conventions.describe()
   if _PREDICTED.value or _TRUTH.value:
     if not (_PREDICTED.value and _TRUTH.value):
       raise ValueError(
@@ -132,11 +165,14 @@ def main(unused_argv: Sequence[str]) -> None:
     pairs = sequence_pairs.find_pairs(_PREDICTED.value, _TRUTH.value)
     scores = score_pairs(pairs, conventions)
     rows = {_NAME.value: evaluator.summarise(scores)}
+  elif _DATA.value:
+    rows, description = score_on_records(_CONFIG.value, conventions)
   else:
     rows = score_model(_CONFIG.value, conventions)
-  print_report(rows, conventions, markdown=_MARKDOWN.value)
+  print_report(rows, description, markdown=_MARKDOWN.value)
   if _OUTPUT.value:
     report = evaluator.to_json(rows, conventions)
+    report["description"] = description
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
     atomic.write_bytes(_OUTPUT.value, text.encode())
 
@@ -178,6 +214,58 @@ def score_model(
   )
 
 
+def score_on_records(
+    config: ml_collections.ConfigDict,
+    conventions: geometry_metrics.Conventions,
+) -> tuple[dict[str, evaluator.Summary], str]:
+  """Scores one or two models on a test split; also tells the conventions."""
+  program.log_platform()
+  folders = {"model": model_lib.weights_folder(config.weights,
+                                               _CHECKPOINT.value)}
+  if _OTHER.value:
+    folders["other model"] = pathlib.Path(_OTHER.value)
+  reader = record_loader.open_split(_DATA.value, "test", _whole(config))
+  log = run_log.RunLog()
+  rows = held_out_records.choose(reader, _NUM_SEQUENCES.value, _ASSETS.value)
+  records = [
+      held_out_records.read(reader, row, _SEED.value)
+      for row in log.each("read held-out clips", rows)
+  ]
+  sampling = model_lib.SamplingConfig(**config.sampling)
+  surface = pipeline.SurfaceConfig(**config.surface)
+  alone = dataclasses.replace(sampling, temporal_mode="none")
+  summaries = {}
+  for title, folder in folders.items():
+    with log.stage(f"load weights of {title}"):
+      model = model_lib.Sculpt4D.load(config.model, folder)
+    for name, how in ((title, sampling), (f"{title}, per frame", alone)):
+      scores = []
+      for record in log.each(f"sample and score {name}", records):
+        meshes = held_out_records.sample_meshes(model, record, how, surface)
+        scores.append(held_out_records.score(meshes, record, conventions))
+        if _PICTURES.value and how is sampling:
+          file = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{record.name} {title}")
+          path = pathlib.Path(_PICTURES.value) / f"{file}.png"
+          with atomic.output_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+          preview.write_preview(path, meshes, record.images)
+      summaries[name] = evaluator.summarise(scores)
+  if _OTHER.value and len(records) > 1:
+    print_differences(*(summaries[title] for title in folders))
+  return summaries, held_out_records.describe(records, conventions)
+
+
+def _whole(config) -> record_examples.ExampleConfig:
+  """All points and distances of a clip, as the preset sees it."""
+  example = record_batches.as_they_are(
+      sources.example_config(config), config.data.num_frames
+  )
+  return dataclasses.replace(
+      example, contents=("geometry", "images"), num_parts=0, num_uniform=0,
+      num_sharp=0, num_samples=0,
+  )
+
+
 def score_pairs(
     pairs: Sequence[sequence_pairs.SequencePair],
     conventions: geometry_metrics.Conventions,
@@ -202,7 +290,7 @@ def score_pairs(
 
 def print_report(
     rows: dict[str, evaluator.Summary],
-    conventions: geometry_metrics.Conventions,
+    description: str,
     *,
     markdown: bool,
 ) -> None:
@@ -212,7 +300,22 @@ def print_report(
       print(f"{title}, by sequence:\n")
       print(evaluator.format_sequences(summary, markdown=markdown), "\n")
   print(evaluator.format_table(rows, markdown=markdown))
-  print(f"\nConventions: {conventions.describe()}.")
+  print(f"\nConventions: {description}.")
+
+
+def print_differences(
+    model: evaluator.Summary, other: evaluator.Summary
+) -> None:
+  """Prints how much better or worse the model is, clip by clip."""
+  print("\nmodel - other model, means over clips with 95 % intervals:")
+  for metric, better in evaluator.METRICS.items():
+    found = evaluator.paired_difference(model, other, metric)
+    if found.num_sequences:
+      print(
+          f"  {metric:8s} {found.mean:+.4f} [{found.low:+.4f},"
+          f" {found.high:+.4f}]  ({better} is better)"
+      )
+  print()
 
 
 if __name__ == "__main__":

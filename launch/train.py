@@ -10,6 +10,11 @@ autoencoder (`vae`), encodes all clips and trains the diffusion transformer
 checkpoint. The finished weights are in WORKDIR/weights, which is what
 launch.sample and launch.evaluate take as --checkpoint.
 
+On records of launch.prepare_data, from the shipped weights:
+
+  python -m launch.train --config=configs/tiny_records.py \
+    --config.records.folders=data/mine --workdir=runs/mine
+
 Watch it:    tensorboard --logdir=runs/tiny     (or read */metrics.jsonl)
 Change it:   --config.dit_training.optimizer.num_steps=20000
              --config.data.num_clips=8192

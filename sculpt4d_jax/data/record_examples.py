@@ -7,23 +7,21 @@ did not flicker in the object.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import io
 import math
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from sculpt4d_jax.data import asset_records
 from sculpt4d_jax.data import dataset_index
+from sculpt4d_jax.data import example_pictures
+from sculpt4d_jax.data import example_poses
 from sculpt4d_jax.data import record_files
 from sculpt4d_jax.data import record_views
 
 CONTENTS = (
     "geometry", "samples", "queries", "images", "depth", "posterior", "features"
 )
-# The reach of an object that was turned: as preparation leaves it.
-_EXTENT = 0.95
-_MIRROR = np.array([-1.0, 1.0, 1.0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +193,8 @@ class ExampleReader:
       outmost = _entry(folder, clip, "queries", 0)["surface"][..., :3]
       outmost = outmost.reshape(-1, 3).astype(np.float64)
       self._poses[row] = np.stack([
-          _facing(camera[:3, 3], outmost) for camera in self.cameras(row)
+          example_poses.facing(camera[:3, 3], outmost)
+          for camera in self.cameras(row)
       ])
     return self._poses[row]
 
@@ -208,7 +207,8 @@ class ExampleReader:
 
     Returns:
       For geometry: `surface` [F', P, 7] (position, normal, sharp label; the
-      uniform rows first) and `samples` [F', Q', 4], for samples these alone.
+      uniform rows first) and `samples` [F', Q', 4], with `is_near` bool [Q'];
+      for samples these alone.
       For queries: `queries` [F', N, 7]. For images: `images` uint8
       [F', S, S, 3] on white, `camera_to_world` [4, 4], of the object as it
       was prepared unless it is turned, and `fov_degrees` [1]. For depth:
@@ -255,9 +255,9 @@ class ExampleReader:
     if {"images", "depth"} & set(config.contents):
       example |= self._view(folder, clip, frames, view, view_rng)
     if config.turn_to_camera:
-      example = _turn(example, self.poses(row)[view])
+      example = example_poses.turn(example, self.poses(row)[view])
     if mirrored:
-      example = _mirror(example)
+      example = example_poses.mirror(example)
     # Made for the turned and mirrored object.
     if "posterior" in config.contents:
       variant = (view, mirrored, choice_rng.random())
@@ -298,14 +298,20 @@ class ExampleReader:
           axis=1,
       )
       if config.num_uniform:
-        rows = _draw_rows(rows, wanted, rng, clip, "points")
+        drawn = _draw_rows(rows.shape[1], wanted, rng, clip, "points")
+        rows = rows[:, drawn]
       groups.append(rows)
     samples = np.concatenate([e["samples"][frames] for e in entries], axis=1)
+    is_near = np.concatenate([e["is_near"] for e in entries]).astype(bool)
     if config.num_samples:
-      samples = _draw_rows(samples, config.num_samples, rng, clip, "samples")
+      rows = _draw_rows(
+          is_near.size, config.num_samples, rng, clip, "samples"
+      )
+      samples, is_near = samples[:, rows], is_near[rows]
     return {
         "surface": np.concatenate(groups, axis=1),
         "samples": samples.astype(np.float32),
+        "is_near": is_near,
     }
 
   def _view(self, folder, clip, frames, number, rng) -> dict[str, np.ndarray]:
@@ -319,16 +325,20 @@ class ExampleReader:
     ])
     border = rng.uniform(*config.border_ratio)
     gains = 1 + config.colour_jitter * rng.uniform(-1, 1, 3)
-    box = _square(pictures[..., 3], border)
+    box = example_pictures.square(pictures[..., 3], border)
     example: dict[str, np.ndarray] = {}
     if "images" in config.contents:
-      images = [_crop(p, box, config.image_size) for p in pictures]
-      example["images"] = _on_white(np.stack(images), gains)
+      images = [
+          example_pictures.crop(p, box, config.image_size) for p in pictures
+      ]
+      example["images"] = example_pictures.on_white(np.stack(images), gains)
       example["camera_to_world"] = view["camera_to_world"]
       example["fov_degrees"] = view["fov_degrees"]
     if "depth" in config.contents:
       buffers = _entry(folder, clip, "buffers", number)
-      example |= _buffers(buffers, frames, box, config.image_size)
+      example |= example_pictures.buffers(
+          buffers, frames, box, config.image_size
+      )
     return example
 
 
@@ -337,31 +347,30 @@ def _entry(folder, clip, kind, part) -> dict[str, np.ndarray]:
   return asset_records.decode(folder.shards.read(clip.shard, position), kind)
 
 
-def _draw_rows(rows, count, rng, clip, what) -> np.ndarray:
-  """Some rows [F, count, ...] of all [F, P, ...], the same in all frames."""
-  total = rows.shape[1]
+def _draw_rows(total, count, rng, clip, what) -> np.ndarray:
+  """Some rows, the same in all frames."""
   if count > total:
     raise asset_records.RecordError(
         f"{count} {what} are asked for, but the parts that are read of"
         f" {clip.clip} have {total}; read more parts."
     )
-  return rows[:, rng.choice(total, count, replace=False)]
+  return rng.choice(total, count, replace=False)
 
 
 def posterior_part(
-    contents: Mapping[str, int], view: int, mirrored: bool, choice: int
+    contents: Mapping[str, Any], view: int, mirrored: bool, choice: int
 ) -> int:
   """Number of a posterior among those of its clip.
 
   Args:
-    contents: What the shard's table of contents says: `views`, `mirrors` and
-      `choices`, how many there are of each; 1 view if it is the same for all.
+    contents: What the shard's table of contents says: the `views` that there
+      are, none if it is the same for all; how many `mirrors` and `choices`.
     view: That the object is turned to.
     mirrored: Whether it is.
     choice: Which draw of the query rows.
   """
-  view = view if contents["views"] > 1 else 0
-  return (view * contents["mirrors"] + mirrored) * contents["choices"] + choice
+  place = contents["views"].index(view) if contents["views"] else 0
+  return (place * contents["mirrors"] + mirrored) * contents["choices"] + choice
 
 
 def _posterior(folder, clip, frames, variant, config):
@@ -415,127 +424,3 @@ def _rows(surface: np.ndarray, is_sharp: np.ndarray) -> np.ndarray:
       is_sharp.astype(np.float32), surface.shape[:2]
   )[..., None]
   return np.concatenate([surface.astype(np.float32), label], axis=-1)
-
-
-def _facing(eye: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """Turns an eye to the front, and keeps points [P, 3] in their cube."""
-  azimuth = math.atan2(eye[0], eye[2])
-  sine, cosine = math.sin(azimuth), math.cos(azimuth)
-  turn = np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
-  reach = np.abs(points @ turn.T).max()
-  return turn * min(1.0, _EXTENT / reach)
-
-
-def _turn(
-    example: Mapping[str, np.ndarray], pose: np.ndarray
-) -> dict[str, np.ndarray]:
-  """The example with its object turned and scaled by a pose [3, 3]."""
-  result = dict(example)
-  scale = np.cbrt(np.linalg.det(pose))
-  moved, turned = pose.T.astype(np.float32), (pose / scale).T.astype(np.float32)
-  for name in ("surface", "queries"):
-    if name in result:
-      rows = result[name]
-      result[name] = np.concatenate(
-          [rows[..., :3] @ moved, rows[..., 3:6] @ turned, rows[..., 6:]], -1
-      )
-  if "samples" in result:
-    rows = result["samples"]
-    result["samples"] = np.concatenate(
-        [rows[..., :3] @ moved, rows[..., 3:] * np.float32(scale)], -1
-    )
-  if "depth" in result:
-    result["depth"] = result["depth"] * np.float32(scale)
-  if "normal" in result:
-    result["normal"] = result["normal"] @ turned
-  if "camera_to_world" in result:
-    camera = result["camera_to_world"].copy()
-    camera[:3, :3] = (pose / scale) @ camera[:3, :3]
-    camera[:3, 3] = pose @ camera[:3, 3]
-    result["camera_to_world"] = camera
-  return result
-
-
-def _mirror(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The example in a mirror across x = 0."""
-  result = dict(example)
-  for name in ("surface", "queries"):
-    if name in result:
-      signs = np.concatenate([_MIRROR, _MIRROR, [1.0]]).astype(np.float32)
-      result[name] = result[name] * signs
-  if "samples" in result:
-    signs = np.concatenate([_MIRROR, [1.0]]).astype(np.float32)
-    result["samples"] = result["samples"] * signs
-  for name in ("images", "depth", "normal"):
-    if name in result:
-      result[name] = np.ascontiguousarray(result[name][:, :, ::-1])
-  if "normal" in result:
-    result["normal"] = result["normal"] * _MIRROR.astype(np.float32)
-  if "camera_to_world" in result:
-    flip = np.diag([-1.0, 1.0, 1.0, 1.0])
-    result["camera_to_world"] = flip @ result["camera_to_world"] @ flip
-  return result
-
-
-def _square(alpha: np.ndarray, border: float) -> tuple[float, ...]:
-  """One square around the object in all frames: left, top, right, bottom."""
-  rows = np.flatnonzero(alpha.any(axis=(0, 2)))
-  columns = np.flatnonzero(alpha.any(axis=(0, 1)))
-  if not len(rows):
-    return (0.0, 0.0, float(alpha.shape[2]), float(alpha.shape[1]))
-  top, bottom = rows[0], rows[-1] + 1
-  left, right = columns[0], columns[-1] + 1
-  half = max(bottom - top, right - left) / 2 / (1 - border)
-  x, y = (left + right) / 2, (top + bottom) / 2
-  return (x - half, y - half, x + half, y + half)
-
-
-def _crop(
-    pixels: np.ndarray,
-    box: tuple[float, ...],
-    size: int,
-    resample: Image.Resampling = Image.Resampling.BOX,
-) -> np.ndarray:
-  """A square of a picture at another size; nothing lies beyond its sides."""
-  outside = int(np.ceil(max(0.0, -box[0], -box[1], box[2] - pixels.shape[1],
-                            box[3] - pixels.shape[0])))
-  margin = ((outside, outside), (outside, outside)) + ((0, 0),) * (
-      pixels.ndim - 2
-  )
-  shifted = tuple(x + outside for x in box)
-  image = Image.fromarray(np.pad(pixels, margin))
-  if image.mode == "RGBA":
-    # Colours are averaged by how much of them is seen.
-    image = image.convert("RGBa")
-  image = image.resize((size, size), resample, box=shifted)
-  return np.asarray(image.convert("RGBA") if image.mode == "RGBa" else image)
-
-
-def _on_white(rgba: np.ndarray, gains: np.ndarray) -> np.ndarray:
-  """Jittered colours on white, uint8 [F, S, S, 3]."""
-  alpha = rgba[..., 3:].astype(np.float32) / 255
-  rgb = rgba[..., :3].astype(np.float32) / 255
-  brightness, contrast, saturation = gains.astype(np.float32)
-  grey = rgb.mean(-1, keepdims=True)
-  rgb = grey + (rgb - grey) * saturation
-  rgb = np.clip(((rgb - 0.5) * contrast + 0.5) * brightness, 0, 1)
-  return np.round(255 * (rgb * alpha + 1 - alpha)).astype(np.uint8)
-
-
-def _buffers(entry, frames, box, size) -> dict[str, np.ndarray]:
-  near, far = entry["depth_range"].tolist()
-  depths, normals = [], []
-  for frame in frames.tolist():
-    content = asset_records.unpack(entry["depth"], entry["depth_ends"], frame)
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-      steps = np.asarray(image).astype(np.int32)
-    # Depths and normals of different surfaces have no average.
-    steps = _crop(steps, box, size, Image.Resampling.NEAREST)
-    depths.append(record_views.depth_of_steps(steps, near, far))
-    content = asset_records.unpack(entry["normal"], entry["normal_ends"], frame)
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-      pixels = np.asarray(image.convert("RGB"))
-    pixels = _crop(pixels, box, size, Image.Resampling.NEAREST)
-    normal = pixels.astype(np.float32) / 127.5 - 1
-    normals.append(np.where(steps[..., None] > 0, normal, 0))
-  return {"depth": np.stack(depths), "normal": np.stack(normals)}

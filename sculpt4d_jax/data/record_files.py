@@ -163,13 +163,15 @@ class ShardReader:
       raise RecordError(f"there is no shard {path}.")
     try:
       reader = _array_record().ArrayRecordReader(os.fspath(path), _READ_OPTIONS)
-      reader.num_records()
+      is_whole = reader.ok()
     except ImportError:
       raise
     except Exception as error:
       raise RecordError(
           f"{path} is no ArrayRecord file ({str(error)[:200]})."
       ) from error
+    if not is_whole:
+      raise RecordError(f"{path} is no ArrayRecord file, or cut off.")
     self._open[shard] = reader
     if len(self._open) > _MAX_OPEN:
       _, oldest = self._open.popitem(last=False)

@@ -73,6 +73,13 @@ def save(
   atomic.write_bytes(path, content)
 
 
+def as_stored(params: nnx.State, dtype: Any = np.float16) -> nnx.State:
+  """Parameters as they come back from a file of `dtype`, in their own."""
+  return jax.tree.map(
+      lambda x: np.asarray(x).astype(dtype).astype(x.dtype), params
+  )
+
+
 def load(
     path: str | pathlib.Path, abstract: nnx.State, config: Any
 ) -> tuple[nnx.State, dict[str, Any]]:

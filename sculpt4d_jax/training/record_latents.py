@@ -40,6 +40,7 @@ from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import vae_task
 
 Array = array_types.Array
+Reader = record_examples.ExampleReader
 
 _NAME_LENGTH = 12
 
@@ -78,7 +79,8 @@ class PosteriorJob:
     self._num_uniform = e.num_uniform
     self.name = _name(
         vae, vae.config, settings,
-        ("num_parts", "num_uniform", "num_sharp", "turn_to_camera", "mirror"),
+        ("num_parts", "num_uniform", "num_sharp", "turn_to_camera",
+         "max_elevation", "mirror"),
     )
     graphdef, params = nnx.split(vae)
     config = vae.config
@@ -94,9 +96,9 @@ class PosteriorJob:
     self._encode = lambda *args: encode(params, *args)
 
   def details(self, reader, row) -> dict[str, int]:
-    views = len(reader.clip(row).entries["view"])
+    turned = self.example.turn_to_camera
     return {
-        "views": views if self.example.turn_to_camera else 1,
+        "views": reader.views(row) if turned else [],
         "mirrors": self.settings.mirrors,
         "choices": self.settings.choices,
     }
@@ -105,7 +107,7 @@ class PosteriorJob:
     """All posteriors of a clip; adds their second moment to the details."""
     clip = reader.clip(row).clip
     moments, number = [], 0
-    for view in range(details["views"]):
+    for view in details["views"] or [0]:
       for mirrored in range(details["mirrors"]):
         for _ in range(details["choices"]):
           seed = _seed(self.settings.seed, clip, number)
@@ -149,7 +151,7 @@ class FeatureJob:
     )
     self.name = _name(
         encoder, encoder.config, dataclasses.replace(settings, choices=1),
-        ("image_size", "border_ratio", "mirror"),
+        ("image_size", "border_ratio", "max_elevation", "mirror"),
     )
     graphdef, params = nnx.split(encoder)
 
@@ -164,14 +166,14 @@ class FeatureJob:
 
   def details(self, reader, row) -> dict[str, int]:
     return {
-        "views": len(reader.clip(row).entries["view"]),
+        "views": reader.views(row),
         "mirrors": self.settings.mirrors,
         "choices": 1,
     }
 
   def entries(self, reader, row, details) -> Iterator[dict[str, np.ndarray]]:
     rng = np.random.default_rng
-    for view in range(details["views"]):
+    for view in details["views"]:
       for mirrored in range(details["mirrors"]):
         example = reader.read_variant(row, view, bool(mirrored), rng(0))
         yield {"tokens": np.asarray(self._encode(example["images"]))}
@@ -205,18 +207,18 @@ def precompute(
   work = []
   for folder in folders:
     index = dataset_index.read_index(folder)
+    by_shard: dict[str, list[tuple[Reader, int]]] = {}
     for split in dataset_index.SPLITS:
       reader = record_examples.ExampleReader(index, split, job.example)
-      by_shard: dict[str, list[int]] = {}
       for row in range(len(reader)):
-        by_shard.setdefault(reader.clip(row).shard, []).append(row)
-      for shard, rows in sorted(by_shard.items()):
-        path = index.folder / job.folder / job.name / shard
-        work.append((path, reader, rows))
+        # Clips of both splits may share a shard.
+        by_shard.setdefault(reader.clip(row).shard, []).append((reader, row))
+    for shard, clips in sorted(by_shard.items()):
+      work.append((index.folder / job.folder / job.name / shard, clips))
   work = work[share::num_shares]
   missing = [item for item in work if not _is_done(job, *item)]
-  total = sum(len(rows) for _, _, rows in work)
-  todo = sum(len(rows) for _, _, rows in missing)
+  total = sum(len(clips) for _, clips in work)
+  todo = sum(len(clips) for _, clips in missing)
   logging.info(
       "%s %s: %d of %d clips are still to be computed.",
       job.folder.capitalize(), job.name, todo, total,
@@ -225,16 +227,16 @@ def precompute(
       total=total, initial=total - todo, desc=job.folder, mininterval=2.0,
       disable=share != 0,
   ) as progress:
-    for path, reader, rows in missing:
-      _write(job, path, reader, rows, progress)
+    for path, clips in missing:
+      _write(job, path, clips, progress)
   return todo
 
 
-def _write(job, path, reader, rows, progress):
+def _write(job, path, clips, progress):
   details: dict[str, dict[str, float]] = {}
 
   def entries() -> Iterator[record_files.Entry]:
-    for row in rows:
+    for reader, row in clips:
       clip = reader.clip(row).clip
       details[clip] = job.details(reader, row)
       for part, arrays in enumerate(job.entries(reader, row, details[clip])):
@@ -247,7 +249,7 @@ def _write(job, path, reader, rows, progress):
   record_files.write_shard(path, entries(), details)
 
 
-def _is_done(job, path, reader, rows) -> bool:
+def _is_done(job, path, clips) -> bool:
   """Whether a shard is there, of the clips that the index has now."""
   if not path.is_file():
     return False
@@ -259,7 +261,7 @@ def _is_done(job, path, reader, rows) -> bool:
     return False
   finally:
     shards.close()
-  return {reader.clip(row).clip for row in rows} <= set(contents)
+  return {reader.clip(row).clip for reader, row in clips} <= set(contents)
 
 
 def latent_scale(folders: Sequence[str | pathlib.Path], name: str) -> float:

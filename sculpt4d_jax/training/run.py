@@ -67,7 +67,9 @@ def train_vae(
       model_config,
       source.num_uniform,
       source.surfaces(task_config),
-      _load_parts(config, init_from, ["vae"])["vae"] if init_from else None,
+      nnx.state(sources.load_module(config, init_from, "vae"))
+      if init_from
+      else None,
   )
   sources.check_identity(workdir / "vae", source)
   params = train.train(
@@ -78,6 +80,8 @@ def train_vae(
       seed=options["seed"],
       **every,
   )
+  # The clips are encoded with the weights that are written.
+  params = model_files.as_stored(params)
   vae = nnx.merge(task.graphdef, params)
   details = {
       "steps": optimizer.num_steps,
@@ -134,26 +138,23 @@ def train_dit(
   options, optimizer = dit_options(config)
   every = {k: config.dit_training[k] for k in _EVERY}
   init_from = config.dit_training.init_from
-  given = (
-      _load_parts(config, init_from, ["image_encoder", "dit"])
-      if init_from
-      else {}
-  )
+  given = {}
+  if init_from:
+    for name in ("image_encoder", "dit"):
+      given[name] = sources.load_module(config, init_from, name)
   dit_config = dit_lib.DiTConfig(**config.model.dit)
   encoder_config = image_encoder_lib.ImageEncoderConfig(
       **config.model.image_encoder
   )
-  fixed = None
-  if given and not options.train_image_encoder:
-    fixed = _module(config, "image_encoder", given["image_encoder"])
-  source.encode(vae, fixed)
+  learns = options.train_image_encoder
+  source.encode(vae, None if learns else given.get("image_encoder"))
   task = dit_task.DiTTask(
       options,
       dit_config,
       encoder_config,
       source.latents(options),
       scale,
-      given,
+      {name: nnx.state(module) for name, module in given.items()},
   )
   sources.check_identity(workdir / "dit", source)
   params = train.train(
@@ -173,25 +174,6 @@ def train_dit(
         part,
         details,
     )
-
-
-def _load_parts(config, folder, names):
-  """Parameters of some of the networks, to start from."""
-  states = {}
-  for name in names:
-    kind, part = model_lib.parts(config.model)[name]
-    abstract = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
-    states[name] = model_folders.load(
-        folder, name, nnx.split(abstract)[1], part, dtype="float32"
-    )[0]
-  return states
-
-
-def _module(config, name, params):
-  """A network with given parameters."""
-  kind, part = model_lib.parts(config.model)[name]
-  abstract = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
-  return nnx.merge(nnx.split(abstract)[0], params)
 
 
 def _take_vae(config, path):

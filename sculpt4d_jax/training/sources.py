@@ -11,6 +11,7 @@ import json
 import pathlib
 from typing import Any, Protocol
 
+from flax import nnx
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
@@ -23,7 +24,9 @@ from sculpt4d_jax.data import record_loader
 from sculpt4d_jax.data import record_store
 from sculpt4d_jax.data import store_batches
 from sculpt4d_jax.data import synthetic_records
+from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import model_folders
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import dit_task
@@ -258,6 +261,27 @@ def feature_job(
   """The job that a training by this preset asks for."""
   settings = record_latents.LatentSettings(example_config(config))
   return record_latents.FeatureJob(image_encoder, settings)
+
+
+def load_module(
+    config: ml_collections.ConfigDict, folder: str | pathlib.Path, name: str
+) -> nnx.Module:
+  """One of a preset's networks with weights, in float32.
+
+  Args:
+    config: The preset.
+    folder: Of weights.
+    name: "vae", "image_encoder" or "dit".
+
+  Raises:
+    model_files.ModelFileError: The weights are missing or do not fit.
+  """
+  kind, part = model_lib.parts(config.model)[name]
+  abstract = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
+  graphdef, params = nnx.split(abstract)
+  return nnx.merge(
+      graphdef, model_folders.load(folder, name, params, part, "float32")[0]
+  )
 
 
 def check_identity(folder: pathlib.Path, source: Source) -> None:

@@ -1,0 +1,86 @@
+r"""Computes latents and image features of records, into shards beside them.
+
+  python -m launch.precompute_latents --config=configs/tiny_records.py \
+    --data=data/mine --checkpoint=weights/tiny
+
+A training on records does this by itself, between its two stages. Doing it
+before spares a pod the wait: give the settings that the training will have, and
+the weights of its autoencoder. Several jobs share the work with
+--num_shares=N --share=0 ... N-1, each on a machine of its own.
+
+Mean and log-variance of every frame are kept, so that each training step draws
+its own sample, with one noise for all frames of a clip. --features computes the
+image encoder's tokens too, which --config.records.use_features reads; it is for
+an encoder that does not learn.
+
+Stop it whenever you like: the same command goes on with the shards that are
+missing. One clip is in memory at a time.
+"""
+
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from launch import program
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.training import record_latents
+from sculpt4d_jax.training import sources
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/tiny_records.py", "Preset of the training."
+)
+_DATA = flags.DEFINE_list(
+    "data", [], "Data sets; by default those of config.records.folders."
+)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None,
+    "Folder of weights; by default the ones that the preset names.",
+)
+_FEATURES = flags.DEFINE_bool(
+    "features", False, "The image encoder's tokens too."
+)
+_SHARE = flags.DEFINE_integer(
+    "share", 0, "Number of this job's share of the shards.", lower_bound=0
+)
+_NUM_SHARES = flags.DEFINE_integer(
+    "num_shares", 1, "Jobs that share the work.", lower_bound=1
+)
+
+
+def main(argv):
+  del argv
+  config = _CONFIG.value
+  folders = _DATA.value or sources.record_folders(config)
+  if not folders:
+    raise ValueError(
+        "There are no records: name a data set of launch.prepare_data with"
+        " --data=FOLDER."
+    )
+  if _SHARE.value >= _NUM_SHARES.value:
+    raise ValueError(
+        f"--share={_SHARE.value} must be below --num_shares="
+        f"{_NUM_SHARES.value}."
+    )
+  program.log_platform()
+  weights = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
+  jobs = [
+      sources.posterior_job(config, sources.load_module(config, weights, "vae"))
+  ]
+  if _FEATURES.value:
+    jobs.append(
+        sources.feature_job(
+            config, sources.load_module(config, weights, "image_encoder")
+        )
+    )
+  for job in jobs:
+    count = record_latents.precompute(
+        folders, job, share=_SHARE.value, num_shares=_NUM_SHARES.value
+    )
+    logging.info(
+        "%d clips computed; the shards are in %s/%s of each data set.",
+        count, job.folder, job.name,
+    )
+
+
+if __name__ == "__main__":
+  program.run(main)
