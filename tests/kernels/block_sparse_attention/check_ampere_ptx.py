@@ -8,6 +8,7 @@ jax's CUDA compiler, and a jax that compiles for Ampere:
 pip install 'jax[cuda12]>=0.12'.
 """
 
+import functools
 import os
 import re
 from unittest import mock
@@ -17,11 +18,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.block_sparse_attention import aot_gpu
-from kernels.block_sparse_attention import mask as mask_lib
-from kernels.block_sparse_attention import pallas_gpu
-from kernels.block_sparse_attention import reference
-from kernels.block_sparse_attention import shapes
+from sculpt4d_jax.kernels.block_sparse_attention import aot_gpu
+from sculpt4d_jax.kernels.block_sparse_attention import mask as mask_lib
+from sculpt4d_jax.kernels.block_sparse_attention import pallas_gpu
+from sculpt4d_jax.kernels.block_sparse_attention import reference
+from sculpt4d_jax.kernels.block_sparse_attention import shapes
 from tests.kernels.block_sparse_attention import ptx_machine
 
 _TARGETS = {"8.0": "a100", "8.6": "rtx3090", "8.9": "rtx4090"}
@@ -83,7 +84,8 @@ def _kernel_in_numpy(device):
 
     def call(*args):
       text = _compile(compiled, args, device)
-      late, at_once = (_run(text, args, out_type, grid, x) for x in (True, False))
+      run = functools.partial(_run, text, args, out_type, grid)
+      late, at_once = run(late=True), run(late=False)
       for x, y in zip(late, at_once):
         np.testing.assert_array_equal(x, y)
       return [jnp.asarray(x) for x in late]
