@@ -138,12 +138,12 @@ def default_tiles(head_dim: int, compute_capability: str = _HOPPER) -> Tiles:
     stages = 2 if is_large else 1
     if head_dim <= 64:
       return tiles_lib.AmpereTiles(
-          forward=tile(128, 64),
+          forward=tile(128, 32, stages=2),
           query_bar=tile(128, 32),
           key_value_bar=tile(64, 64, stages),
       )
     return tiles_lib.AmpereTiles(
-        forward=tile(128, 32) if is_large else tile(64, 64),
+        forward=tile(128, 32) if is_large else tile(64, 32, stages=2),
         query_bar=tile(64, 64 if is_large else 32),
         key_value_bar=tile(64, 32, stages),
     )
