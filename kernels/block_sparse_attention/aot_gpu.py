@@ -3,11 +3,14 @@ r"""Compiles the attention for an NVIDIA GPU ahead of time; needs no GPU.
   python -m kernels.block_sparse_attention.aot_gpu --target h100
   python -m kernels.block_sparse_attention.aot_gpu --target a100 --frames 16
 
+A100, RTX 3090 and RTX 4090 need a jax that compiles for them, such as 0.12.
+
 For 16 heads, 128 wide, bfloat16, 4096 tokens a frame in blocks of 128, in
 bit-reversed order: forward, and forward with all gradients, of
 
-  sparse  the paper's mask with the backend that the target gets
-  dense   the same backend with every block seeing every block
+  sparse  the paper's mask with the kernels for the target
+  dense   the same kernels with every block seeing every block
+  xla     the paper's mask in plain JAX
   cudnn   jax's dense attention by cuDNN
 
 Prints the seconds of compilation, what the lists of tiles take to build, the

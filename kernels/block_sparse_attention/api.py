@@ -63,7 +63,8 @@ def block_sparse_attention(
       that are powers of two, "bit_reversed" saves a permutation of all four
       arrays.
     implementation: Backend: "pallas_tpu" (Google TPU), "pallas_gpu" (NVIDIA
-      Hopper), "xla" (plain JAX, any device) or "reference" (quadratic memory).
+      Hopper, Ampere, Ada), "xla" (plain JAX, any device) or "reference"
+      (quadratic memory).
       None takes the first one that serves the arguments. A function is called
       as a backend: so are options of one backend given,
       `functools.partial(pallas_tpu.attention, tiles=...)`.

@@ -116,7 +116,7 @@ def attention(
 
 
 def default_tiles(head_dim: int, compute_capability: str = _HOPPER) -> Tiles:
-  """The largest tiles that compile without spills to speak of.
+  """The largest tiles that compile without spills.
 
   Hopper: warpgroups that compute take registers from the one that copies. The
   assembler that jax 0.12 starts does not do so ("setmaxnreg ignored to maintain
@@ -124,7 +124,9 @@ def default_tiles(head_dim: int, compute_capability: str = _HOPPER) -> Tiles:
 
   Ampere and Ada: two programs share a multiprocessor, so that one computes
   while the other waits. Their registers allow that everywhere, the 100 KiB of
-  shared memory of 8.6 and 8.9 with smaller tiles than the 164 KiB of 8.0.
+  shared memory of 8.6 and 8.9 with smaller tiles than the 164 KiB of 8.0. There
+  128 rows also pay less: products take twice as long or more, and shared memory
+  is as fast.
 
   Args:
     head_dim: Head width K.
@@ -136,12 +138,12 @@ def default_tiles(head_dim: int, compute_capability: str = _HOPPER) -> Tiles:
     stages = 2 if is_large else 1
     if head_dim <= 64:
       return tiles_lib.AmpereTiles(
-          forward=tile(128, 64),
+          forward=tile(128, 32, stages=2),
           query_bar=tile(128, 32),
           key_value_bar=tile(64, 64, stages),
       )
     return tiles_lib.AmpereTiles(
-        forward=tile(128, 32),
+        forward=tile(128, 32) if is_large else tile(64, 32, stages=2),
         query_bar=tile(64, 64 if is_large else 32),
         key_value_bar=tile(64, 32, stages),
     )

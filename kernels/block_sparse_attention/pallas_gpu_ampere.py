@@ -25,16 +25,12 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from . import pallas_gpu_ampere_units as units
 from . import pallas_gpu_steps as steps
 from . import pallas_gpu_tiles as tiles_lib
-
-# Of a matrix product, taken from shared memory at once. The compiler cuts rows
-# of this many numbers into banks without conflicts.
-_DEPTH = 32
 
 
 def is_supported() -> bool:
@@ -331,96 +327,6 @@ class _Sum:
     self.value = self._unit.add_product(self.value, left, right)
 
 
-class _Device:
-  """Copies, products and layouts of the hardware."""
-
-  def copy(self, source, smem) -> None:
-    # Copies of this kind check no bounds; tiles divide the arrays.
-    plgpu.copy_gmem_to_smem(
-        source, smem, oob_mode=plgpu.OOBFillMode.PROMISE_IN_BOUNDS
-    )
-
-  def wait(self, num_copies: int) -> None:
-    plgpu.wait_gmem_to_smem(num_copies)
-
-  def load(self, source) -> jax.Array:
-    # To registers, a few bytes a thread.
-    return plgpu.load(source, optimized=False)
-
-  def store(self, target, x: jax.Array) -> None:
-    plgpu.store(target, x, optimized=False)
-
-  def product(self, left, right, transposed=False) -> jax.Array:
-    shape = (left.shape[0], right.shape[0 if transposed else 1])
-    return self._add(jnp.zeros(shape, jnp.float32), left, right, transposed)
-
-  def add_product(self, total, left, right) -> jax.Array:
-    return self._add(total, left, right, transposed=False)
-
-  def _add(self, total, left, right, transposed) -> jax.Array:
-    if isinstance(left, jax.Array):
-      return plgpu.mma(total, left, right[...])
-    # Operands come to registers a part at a time: both at once do not fit.
-    for start in range(0, left.shape[1], _DEPTH):
-      part = slice(start, start + _DEPTH)
-      right_part = right.at[:, part].T if transposed else right.at[part]
-      total = plgpu.mma(total, left[:, part], right_part[...])
-    return total
-
-  def round_to(self, x: jax.Array, dtype) -> jax.Array:
-    """A product, rounded, as the left factor of the next.
-
-    A thread holds the same elements of both; only their order in its registers
-    differs. jax converts layouts itself, but does not know this pair.
-    """
-    from jax.experimental.mosaic import gpu as mosaic_gpu
-
-    left = plgpu.Layout.MMA_LHS(dtype)
-
-    @plgpu.inline_mgpu(
-        arg_types=(plgpu.Layout.MMA_ACC(dtype),),
-        return_type=plgpu.ShapeDtypeStruct(x.shape, dtype, layout=left),
-    )
-    def convert(_, x):
-      x = x.astype(mosaic_gpu.utils.dtype_to_ir_type(jnp.dtype(dtype)))
-      zero = mosaic_gpu.c(0, x.mlir_dtype)
-      y = mosaic_gpu.FragmentedArray.splat(zero, x.shape, left.to_mgpu())
-      y.registers[...] = x.registers.reshape(y.registers.shape)
-      return y
-
-    return convert(x)
-
-
-class _Simulation:
-  """The same by value, as jax's GPU interpreter has neither.
-
-  A copy is there at once: what a slot is overwritten with too early shows, what
-  is read too early does not.
-  """
-
-  def copy(self, source, smem) -> None:
-    smem[...] = source[...]
-
-  def wait(self, num_copies: int) -> None:
-    del num_copies
-
-  def load(self, source) -> jax.Array:
-    return source[...]
-
-  def store(self, target, x: jax.Array) -> None:
-    target[...] = x
-
-  def product(self, left, right, transposed=False) -> jax.Array:
-    right = right[...].T if transposed else right[...]
-    return jnp.dot(left[...], right, preferred_element_type=jnp.float32)
-
-  def add_product(self, total, left, right) -> jax.Array:
-    return total + self.product(left, right)
-
-  def round_to(self, x: jax.Array, dtype) -> jax.Array:
-    return x.astype(dtype)
-
-
 def _run(
     compute: Callable, lists, granule, tile, interpret,
     *, rows: Sequence, columns: Sequence, results: Sequence, name: str,
@@ -460,7 +366,7 @@ def _run(
           for x in inputs["columns"]
       ],
   }
-  unit = _Device() if interpret is None else _Simulation()
+  unit = units.Device() if interpret is None else units.Simulation()
 
   def body(*refs, **scratch):
     sources, targets = refs[: len(leaves)], refs[len(leaves) :]

@@ -10,9 +10,8 @@ A step's mathematics is in `pallas_gpu_steps`. Results leave through the shared
 memory that held the program's own operands.
 """
 
-from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax import lax
@@ -20,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from . import pallas_gpu_program as work
 from . import pallas_gpu_steps as steps
 from . import pallas_gpu_tiles as tiles_lib
 
@@ -59,12 +59,12 @@ def forward(
   num_heads, num_tokens, head_dim = query.shape
   dtype = query.dtype
 
-  def compute(program: "_Program"):
+  def compute(program: work.Program):
     query_smem, log_sum_exp_smem = program.own
     program.load_own(query_smem, program.inputs[0])
     if tiles.alternate and tile.warpgroups == 2:
       turns = program.scratch["turns"]
-      take_turns = functools.partial(_rendezvous, turns)
+      take_turns = functools.partial(work.rendezvous, turns)
     else:
       take_turns = lambda: None
 
@@ -133,7 +133,7 @@ def query_bar(
   tile = tiles.query_bar
   head_dim, dtype = query.shape[-1], query.dtype
 
-  def compute(program: "_Program"):
+  def compute(program: work.Program):
     rows = program.own
     for smem, source in zip(rows, program.inputs[:4]):
       program.load_own(smem, source)
@@ -145,9 +145,9 @@ def query_bar(
       @pl.loop(0, program.num_steps)
       def _(index):
         steps.query_bar(
-            _Sum(total, program), query_smem, output_bar_smem, log_sum_exp,
-            offset, *program.operands(index), exponent, program.product,
-            _finish,
+            work.Sum(total, program), query_smem, output_bar_smem,
+            log_sum_exp, offset, *program.operands(index), exponent,
+            program.product, work.finish,
         )  # fmt: skip
 
       return total[...]
@@ -201,7 +201,7 @@ def key_value_bar(
   tile = tiles.key_value_bar
   head_dim, dtype = query.shape[-1], query.dtype
 
-  def compute(program: "_Program"):
+  def compute(program: work.Program):
     key_smem, value_smem = program.own
     program.load_own(key_smem, program.inputs[0])
     program.load_own(value_smem, program.inputs[1])
@@ -210,12 +210,12 @@ def key_value_bar(
       @pl.loop(0, program.num_steps)
       def _(index):
         query, output_bar, statistics = program.operands(index)
-        log_sum_exp = _Part(statistics, 0, release=lambda: None)
-        offset = _Part(statistics, 1, release=statistics.release)
+        log_sum_exp = work.Part(statistics, 0, release=lambda: None)
+        offset = work.Part(statistics, 1, release=statistics.release)
         steps.key_value_bar(
-            _Sum(key_total, program), _Sum(value_total, program), key_smem,
-            value_smem, query, output_bar, log_sum_exp, offset, exponent,
-            program.product, _finish,
+            work.Sum(key_total, program), work.Sum(value_total, program),
+            key_smem, value_smem, query, output_bar, log_sum_exp, offset,
+            exponent, program.product, work.finish,
         )  # fmt: skip
 
       return key_total[...], value_total[...]
@@ -240,139 +240,6 @@ def key_value_bar(
   )  # fmt: skip
 
 
-class _Program:
-  """What a computing warpgroup of one program works with.
-
-  Attributes:
-    warpgroup: Index of the warpgroup among the computing ones.
-    num_steps: Length of its loop.
-    own: Shared memory for its own 64 rows of every tiled input.
-    inputs: References to whole inputs: first those tiled by rows, then those
-      tiled by columns.
-    outputs: References to whole results, tiled by rows.
-    scratch: All scratch by name.
-  """
-
-  def __init__(self, head, first_row, num_steps, inputs, outputs, scratch):
-    self.warpgroup = lax.axis_index("warpgroup")
-    self.num_steps = num_steps
-    self.inputs = inputs
-    self.outputs = outputs
-    self.scratch = scratch
-    self.own = [x.at[self.warpgroup] for x in scratch["own"]]
-    row = first_row + self.warpgroup * _ROWS
-    self._rows = (head, pl.ds(row, _ROWS))
-    self._num_loaded = 0
-
-  def load_own(self, smem, source) -> None:
-    """Copies the warpgroup's rows of an input."""
-    index = self.warpgroup * len(self.own) + self._num_loaded
-    self._num_loaded += 1
-    barrier = self.scratch["own_ready"].at[index]
-    plgpu.copy_gmem_to_smem(source.at[self._rows], smem, barrier)
-    plgpu.barrier_wait(barrier)
-
-  def store_own(self, arrays, targets) -> None:
-    """Copies the warpgroup's rows of results, and waits."""
-    plgpu.commit_smem()
-    for smem, target in zip(arrays, targets):
-      plgpu.copy_smem_to_gmem(smem, target.at[self._rows])
-    plgpu.wait_smem_to_gmem(0)
-
-  def operands(self, step) -> list["_Operand"]:
-    """The columns of one step."""
-    scratch = self.scratch
-    num_stages = scratch["columns"][0].shape[0]
-    slot = lax.rem(step, num_stages)
-    return [
-        _Operand(*(x.at[slot] for x in group))
-        for group in zip(
-            scratch["columns"], scratch["ready"], scratch["consumed"]
-        )
-    ]
-
-  def product(
-      self, left, right, transposed=False, after_issue=lambda: None
-  ) -> jax.Array:
-    """Float32 matrix product; `after_issue` is called while it runs."""
-
-    def compute(total):
-      self.issue(total, left, right, transposed)
-      after_issue()
-      return total[...]
-
-    shape = (left.shape[0], right.shape[0 if transposed else 1])
-    return pl.run_scoped(compute, plgpu.ACC(shape, jnp.float32))
-
-  def issue(self, total, left, right, transposed=False) -> None:
-    """Starts to add a matrix product to registers."""
-    if isinstance(left, jax.Array):
-      left = self._stage("staging", left)
-    if transposed:
-      # jax's interpreter does not know transposed references.
-      stage = "transposed" in self.scratch
-      right = self._stage("transposed", right[...].T) if stage else right.T
-    plgpu.wgmma(total, left, right)
-
-  def _stage(self, name: str, x: jax.Array):
-    """Puts an array into shared memory, where there is some for it."""
-    if name not in self.scratch:
-      return x
-    smem = self.scratch[name].at[self.warpgroup]
-    smem[...] = x
-    plgpu.commit_smem()
-    return smem
-
-
-class _Operand:
-  """A tile in shared memory and its two barriers."""
-
-  def __init__(self, smem, ready, consumed):
-    self._smem = smem
-    self._ready = ready
-    self._consumed = consumed
-    self._is_there = False
-
-  def read(self):
-    if not self._is_there:  # Waiting again would be for the next tile.
-      plgpu.barrier_wait(self._ready)
-    self._is_there = True
-    return self._smem
-
-  def release(self) -> None:
-    plgpu.barrier_arrive(self._consumed)
-
-
-class _Part(NamedTuple):
-  """One of several arrays that are copied together."""
-
-  operand: _Operand
-  index: int
-  release: Callable[[], None]
-
-  def read(self):
-    return self.operand.read().at[self.index]
-
-
-class _Sum(NamedTuple):
-  """A running sum in registers."""
-
-  total: Any
-  program: _Program
-
-  def add(self, left, right) -> None:
-    self.program.issue(self.total, left, right)
-
-
-def _finish() -> None:
-  plgpu.wgmma_wait(0)
-
-
-def _rendezvous(barrier) -> None:
-  plgpu.barrier_arrive(barrier)
-  plgpu.barrier_wait(barrier)
-
-
 def _own(tile: tiles_lib.Tile, dtype, *width: int):
   return plgpu.SMEM((tile.warpgroups, _ROWS, *width), dtype)
 
@@ -388,7 +255,7 @@ def _run(
   """Runs all programs of one kernel.
 
   Args:
-    compute: Called with a _Program on every computing warpgroup.
+    compute: Called with a Program on every computing warpgroup.
     arrays: Inputs, the last of them tiled by columns.
     lists: Granules that see each other.
     granule: Tokens of a granule.
@@ -436,7 +303,7 @@ def _run(
       )
       first_row = schedule.first_row(index)
       compute(
-          _Program(head, first_row, num_steps, inputs, outputs, scratch)
+          work.Program(head, first_row, num_steps, inputs, outputs, scratch)
       )
 
     @pl.when(lax.axis_index("warpgroup") == tile.warpgroups)

@@ -61,39 +61,49 @@ _SIMULATION = """
 
 @pytest.fixture
 def simulate(run_on_devices) -> Callable[[str], None]:
-  """A function that calls `check` under jax's GPU interpreter, given as code."""
+  """A function that runs a call of `check`, as text, in jax's interpreter."""
   code = textwrap.dedent(_SIMULATION)
   return lambda call: run_on_devices(1, f"{code}\n{call}\n", timeout=600)
 
 
 @pytest.fixture
-def spills_ahead_of_time() -> Callable[[str, int], dict[str, int]]:
-  """A function (target, head_dim) that compiles the kernels for that GPU.
+def run_with_cuda_compiler() -> Callable[..., str]:
+  """A function (module, *flags) that runs a program and gives its output.
 
-  It gives the bytes that each kernel spills, and skips without the compiler.
+  Skips where there is no CUDA compiler.
   """
   if importlib.util.find_spec("jax_cuda12_plugin") is None:
     pytest.skip("needs the CUDA compiler: pip install 'jax[cuda12]'")
 
+  def run(module: str, *flags: str) -> str:
+    # What is found in the cache is not compiled, and says nothing.
+    hidden = ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")
+    environment = {k: v for k, v in os.environ.items() if k not in hidden}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *flags], cwd=ROOT, env=environment,
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+  return run
+
+
+@pytest.fixture
+def spills_ahead_of_time(
+    run_with_cuda_compiler,
+) -> Callable[[str, int], dict[str, int]]:
+  """A function (target, head_dim): the bytes that each kernel spills there."""
+
   def compile_for(target: str, head_dim: int) -> dict[str, int]:
     if target != "h100" and not hasattr(plgpu, "mma"):
       pytest.skip("needs a jax whose Pallas compiles for Ampere, such as 0.12")
-    command = [
-        sys.executable, "-m", "kernels.block_sparse_attention.aot_gpu",
-        "--target", target, "--frames", "2", "--heads", "1",
-        "--head_dim", str(head_dim), "--backends", "sparse",
-    ]  # fmt: skip
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")
-    }
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=600, check=False,
+    text = run_with_cuda_compiler(
+        "kernels.block_sparse_attention.aot_gpu", "--target", target,
+        "--frames", "2", "--heads", "1", "--head_dim", str(head_dim),
+        "--backends", "sparse",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     kernel = r"attention_(\w+): \d+ registers at launch, (\d+) bytes spilled"
-    return {x: int(y) for x, y in re.findall(kernel, done.stdout)}
+    return {name: int(spilled) for name, spilled in re.findall(kernel, text)}
 
   return compile_for

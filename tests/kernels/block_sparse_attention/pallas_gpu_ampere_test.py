@@ -6,6 +6,7 @@ products by value; a model counts their copies; the layout that the kernels give
 to weights is the one the tensor cores expect.
 """
 
+import re
 import types
 
 import jax
@@ -176,3 +177,17 @@ def test_an_older_jax_leaves_ampere_to_the_next_backend(monkeypatch):
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_kernels_compile_without_spills(spills_ahead_of_time, target, head_dim):
   assert spills_ahead_of_time(target, head_dim) == NO_SPILLS
+
+
+@needs_mma
+@pytest.mark.slow
+def test_instructions_run_in_numpy_equal_reference(run_with_cuda_compiler):
+  """What the compiler makes of the kernels, executed."""
+  text = run_with_cuda_compiler(
+      "tests.kernels.block_sparse_attention.check_ampere_ptx"
+  )
+  errors = re.findall(r"^  (\w+) ([0-9.e+-]+)$", text, re.MULTILINE)
+  assert len(errors) == 3 * 5, text
+  for name, error in errors:
+    # Inputs, weights and results have eight bits of mantissa or more.
+    assert float(error) < (1e-6 if name == "log_sum_exp" else 1e-2), text

@@ -1,0 +1,104 @@
+"""What the kernels for Ampere and Ada ask of the hardware, and its stand-in.
+
+`Device` starts copies, multiplies and lays out arrays on a GPU; `Simulation`
+does the same by value in jax's GPU interpreter, which has no instructions from
+before Hopper.
+"""
+
+import jax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+# Of a matrix product, taken from shared memory at once. The compiler cuts rows
+# of this many numbers into banks without conflicts.
+_DEPTH = 32
+
+
+class Device:
+  """Copies, products and layouts of the hardware."""
+
+  def copy(self, source, smem) -> None:
+    # Copies of this kind check no bounds; tiles divide the arrays.
+    plgpu.copy_gmem_to_smem(
+        source, smem, oob_mode=plgpu.OOBFillMode.PROMISE_IN_BOUNDS
+    )
+
+  def wait(self, num_copies: int) -> None:
+    plgpu.wait_gmem_to_smem(num_copies)
+
+  def load(self, source) -> jax.Array:
+    # To registers, a few bytes a thread.
+    return plgpu.load(source, optimized=False)
+
+  def store(self, target, x: jax.Array) -> None:
+    plgpu.store(target, x, optimized=False)
+
+  def product(self, left, right, transposed=False) -> jax.Array:
+    shape = (left.shape[0], right.shape[0 if transposed else 1])
+    return self._add(jnp.zeros(shape, jnp.float32), left, right, transposed)
+
+  def add_product(self, total, left, right) -> jax.Array:
+    return self._add(total, left, right, transposed=False)
+
+  def _add(self, total, left, right, transposed) -> jax.Array:
+    if isinstance(left, jax.Array):
+      return plgpu.mma(total, left, right[...])
+    # Operands come to registers a part at a time: both at once do not fit.
+    for start in range(0, left.shape[1], _DEPTH):
+      part = slice(start, start + _DEPTH)
+      right_part = right.at[:, part].T if transposed else right.at[part]
+      total = plgpu.mma(total, left[:, part], right_part[...])
+    return total
+
+  def round_to(self, x: jax.Array, dtype) -> jax.Array:
+    """A product, rounded, as the left factor of the next.
+
+    A thread holds the same elements of both; only their order in its registers
+    differs. jax converts layouts itself, but does not know this pair.
+    """
+    from jax.experimental.mosaic import gpu as mosaic_gpu
+
+    left = plgpu.Layout.MMA_LHS(dtype)
+
+    @plgpu.inline_mgpu(
+        arg_types=(plgpu.Layout.MMA_ACC(dtype),),
+        return_type=plgpu.ShapeDtypeStruct(x.shape, dtype, layout=left),
+    )
+    def convert(_, x):
+      x = x.astype(mosaic_gpu.utils.dtype_to_ir_type(jnp.dtype(dtype)))
+      zero = mosaic_gpu.c(0, x.mlir_dtype)
+      y = mosaic_gpu.FragmentedArray.splat(zero, x.shape, left.to_mgpu())
+      y.registers[...] = x.registers.reshape(y.registers.shape)
+      return y
+
+    return convert(x)
+
+
+class Simulation:
+  """The same by value.
+
+  A copy is there at once: what a slot is overwritten with too early shows, what
+  is read too early does not.
+  """
+
+  def copy(self, source, smem) -> None:
+    smem[...] = source[...]
+
+  def wait(self, num_copies: int) -> None:
+    del num_copies
+
+  def load(self, source) -> jax.Array:
+    return source[...]
+
+  def store(self, target, x: jax.Array) -> None:
+    target[...] = x
+
+  def product(self, left, right, transposed=False) -> jax.Array:
+    right = right[...].T if transposed else right[...]
+    return jnp.dot(left[...], right, preferred_element_type=jnp.float32)
+
+  def add_product(self, total, left, right) -> jax.Array:
+    return total + self.product(left, right)
+
+  def round_to(self, x: jax.Array, dtype) -> jax.Array:
+    return x.astype(dtype)
