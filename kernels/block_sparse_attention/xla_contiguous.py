@@ -258,8 +258,8 @@ def _num_chunks(
   """
   tokens = len(query)
   stride, num_keys, _ = level.key.shape
-  chunks = 1
-  while tokens % (2 * chunks) == 0 and tokens * num_keys > chunks * chunk_scores:
+  scores, chunks = tokens * num_keys, 1
+  while tokens % (2 * chunks) == 0 and scores > chunks * chunk_scores:
     chunks *= 2
   outer = min(chunks, stride)
   return outer, chunks // outer
