@@ -6,6 +6,11 @@ A quarter of the released model in width, in tokens a frame (still in 32 blocks)
 and in tokens of the context, with half as many heads half as wide and a third
 of the blocks with experts: small enough for two CPU cores. No weights are
 shipped; none are needed to take the time.
+
+Sampling with sparse over full temporal attention, in CPU time on two busy cores
+(median of two): 81.9 % at 8 frames, where the operations are 78.2 %; 53.1 % at
+16 frames, where they are 55.7 %. `--parts` shows why they agree: every part of a
+step runs at 140 to 170 GFLOP/s.
 """
 
 import ml_collections
