@@ -2,8 +2,15 @@ r"""Between tiny and the released size: for measurements of speed.
 
   python -m launch.flops --config=configs/mid.py --measure
 
-The released model's blocks, 32 a frame, and heads 64 wide, small enough for two
-CPU cores. No weights are shipped; none are needed to take the time.
+A quarter of the released model in width, in tokens a frame (still in 32 blocks)
+and in tokens of the context, with half as many heads half as wide and a third
+of the blocks with experts: small enough for two CPU cores. No weights are
+shipped; none are needed to take the time.
+
+Sampling with sparse over full temporal attention, in CPU time on two busy cores
+(median of two): 81.9 % at 8 frames, where the operations are 78.2 %; 53.1 % at
+16 frames, where they are 55.7 %. `--parts` shows why they agree: every part of a
+step runs at 140 to 170 GFLOP/s.
 """
 
 import ml_collections
@@ -17,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.name = "mid"
   config.weights = ""
   config.model.vae.update(dict(num_latents=1024, latent_channels=64))
+  config.model.image_encoder.image_size = 144  # 325 tokens of context.
   config.model.dit.update(dict(
       depth=3, width=512, num_heads=8, latent_channels=64, num_moe_blocks=1,
       temporal_block_size=32,

@@ -3,6 +3,7 @@
   python -m kernels.block_sparse_attention.bench
   python -m kernels.block_sparse_attention.bench --shapes cpu_16f --clock cpu
   python -m kernels.block_sparse_attention.bench --memory
+  python -m kernels.block_sparse_attention.bench --parts --shapes cpu_16f
   python -m kernels.block_sparse_attention.bench --aot v5e
 
 By default 8, 16, 32 and 64 frames, at a size that suits the platform. All
@@ -16,7 +17,8 @@ speed-up over dense attention is one over the density of the mask. Candidates:
 
 Compilation is not timed. On a machine that does other work, use `--clock cpu`:
 the process's CPU time. `--memory` runs nothing: it prints what the compiler
-reserves for forward and backward. `--aot` compiles for a chip that need not be
+reserves for forward and backward. `--parts` runs sparse and dense once each
+under the profiler and prints what their time goes to, on CPUs. `--aot` compiles for a chip that need not be
 there and prints what its compiler reports, by `aot_tpu` and `aot_gpu`.
 """
 
@@ -30,6 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from . import api
+from . import bench_parts
 from . import bench_peers
 from . import shapes
 
@@ -51,6 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     flags.shapes = [f"{size}_{frames}f" for frames in _FRAMES]
   if flags.memory:
     _print_memory(flags)
+    return
+  if flags.parts:
+    _print_parts(flags)
     return
   clock = dict(wall=time.perf_counter, cpu=time.process_time)[flags.clock]
   print(_environment(flags))
@@ -108,6 +114,9 @@ def _parse(argv) -> argparse.Namespace:
       "--memory", action="store_true", help="memory in place of time"
   )
   parser.add_argument(
+      "--parts", action="store_true", help="what the time goes to, on CPUs"
+  )
+  parser.add_argument(
       "--aot", choices=["v5e", "v5p", "v6e", "h100"],
       help="compile for this chip and print what its compiler reports",
   )  # fmt: skip
@@ -151,6 +160,27 @@ def _candidates(shape, flags, is_backward) -> Candidates:
     if candidate is not None:
       candidates[name] = candidate
   return candidates
+
+
+def _print_parts(flags) -> None:
+  """Of sparse and dense, forward and with gradients."""
+  print(_environment(flags))
+  for name in flags.shapes:
+    shape = shapes.SHAPES[name]
+    inputs = shapes.random_inputs(shape.array_shape, jnp.dtype(flags.dtype))
+    masks = {"sparse": shape.mask(), "dense": shape.dense_mask()}
+    for is_backward in (False, True):
+      direction = "forward+backward" if is_backward else "forward"
+      for kind, mask in masks.items():
+        run = bench_peers.compiled(_attend(mask, flags), inputs, is_backward)
+        parts = bench_parts.measure(
+            lambda run=run: jax.block_until_ready(run(*inputs)), run.as_text()
+        )
+        total = sum(milliseconds for milliseconds, _ in parts.values())
+        print(f"\n{name}, {direction}, {kind}: ms of all threads")
+        for part, (milliseconds, count) in parts.items():
+          share = milliseconds / total
+          print(f"{part:<42}{milliseconds:>10.1f}{share:>8.1%}{count:>8} calls")
 
 
 def _print_memory(flags) -> None:

@@ -54,12 +54,17 @@ def import_torch():
   return torch
 
 
-def timed(attend, inputs, is_backward: bool) -> Callable[[], object]:
-  """A compiled jax function on its inputs, forward or with gradients."""
+def compiled(attend, inputs, is_backward: bool):
+  """A compiled jax function, forward or with gradients."""
   # The cotangent is the output: a cheap one that is not constant.
   loss = lambda *xs: 0.5 * (attend(*xs).astype(jnp.float32) ** 2).sum()
   function = jax.grad(loss, (0, 1, 2)) if is_backward else attend
-  run = jax.jit(function).lower(*inputs).compile()
+  return jax.jit(function).lower(*inputs).compile()
+
+
+def timed(attend, inputs, is_backward: bool) -> Callable[[], object]:
+  """A compiled jax function on its inputs, forward or with gradients."""
+  run = compiled(attend, inputs, is_backward)
   return lambda: jax.block_until_ready(run(*inputs))
 
 

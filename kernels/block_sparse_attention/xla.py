@@ -43,12 +43,16 @@ class TileSizes:
 
   Attributes:
     chunk_scores: Most scores a step of the contiguous path, 4 MiB by default:
-      more would leave the cache.
+      more would leave the cache. The backward pass takes half as many.
+    chunk_tokens: Queries of a segment that are not cut further for it. The
+      backward pass takes twice as many, as every part of a segment adds to the
+      gradients of all its keys.
     step_tokens: Queries a step of the path of lists.
     group_tokens: Heads are taken together up to so many tokens in all.
   """
 
   chunk_scores: int = 1 << 20
+  chunk_tokens: int = 128
   step_tokens: int = 256
   group_tokens: int = 2048
 
@@ -208,19 +212,23 @@ class _Layout:
     self._token_order = static.token_order
 
   def forward(self, *args):
-    return self._module.forward(*args, *self._options)
+    return self._module.forward(*args, *self._options(1))
 
   def backward(self, *args):
-    return self._module.backward(*args, *self._options)
+    return self._module.backward(*args, *self._options(2))
 
   @property
   def _module(self):
     return xla_contiguous if self._is_contiguous else xla_lists
 
-  @property
-  def _options(self):
+  def _options(self, num_arrays):
+    tiles = self._tiles
     if self._is_contiguous:
-      return self._mask, self._tiles.chunk_scores
+      chunks = xla_contiguous.Chunks(
+          max(1, tiles.chunk_scores // num_arrays),
+          tiles.chunk_tokens * num_arrays,
+      )
+      return self._mask, chunks
     return self._mask, self._token_order, self._tiles.step_tokens
 
   def enter(self, x: jax.Array) -> jax.Array:

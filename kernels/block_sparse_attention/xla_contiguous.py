@@ -41,6 +41,18 @@ _MAX_PADDING_SHORT = 0.3
 _SHORT_TOKENS = 4096
 
 
+class Chunks(NamedTuple):
+  """Limits of what a step takes at once of the queries of one frame.
+
+  Attributes:
+    scores: Most scores.
+    min_tokens: Queries of a segment that are not cut further for it.
+  """
+
+  scores: int
+  min_tokens: int
+
+
 class _KeyFrames(NamedTuple):
   """Key frames of one stride, for one query frame or, stacked, for several."""
 
@@ -69,7 +81,7 @@ def forward(
     key: jax.Array,
     value: jax.Array,
     mask: mask_lib.Mask,
-    chunk_scores: int,
+    chunks: Chunks,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention of one head.
 
@@ -78,17 +90,17 @@ def forward(
     key: As query, not scaled.
     value: As key.
     mask: A mask that `is_power_of_two`.
-    chunk_scores: Most scores held at once.
+    chunks: How much is taken at once.
 
   Returns:
     Output [F, P, K] and log-sum-exp [F, P], float32.
   """
-  key, value = (_cut(x, mask.max_stride) for x in (key, value))
 
   def step(results, frame, key_frames, strides):
+    rows = lax.optimization_barrier(query[frame])
     levels = [
-        _attend_level(query[frame], level, chunk_scores)
-        for level in _levels(key, value, key_frames, strides)
+        _attend_level(rows, _level(key, value, *frames, stride), chunks)
+        for frames, stride in zip(key_frames, strides)
     ]
     return tuple(
         lax.dynamic_update_index_in_dim(x, y, frame, 0)
@@ -107,12 +119,12 @@ def backward(
     output_bar: jax.Array,
     offset: jax.Array,
     mask: mask_lib.Mask,
-    chunk_scores: int,
+    chunks: Chunks,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients with respect to query, key and value, each [F, P, K].
 
   Args:
-    query: As in `forward`; so are key, value, mask and chunk_scores.
+    query: As in `forward`; so are key, value, mask and chunks.
     key: See query.
     value: See query.
     log_sum_exp: [F, P], from `forward`.
@@ -120,43 +132,45 @@ def backward(
     offset: Sum over K of output * output_bar, less the cotangent of the
       log-sum-exp, [F, P].
     mask: See query.
-    chunk_scores: See query.
+    chunks: See query.
   """
-  key, value = (_cut(x, mask.max_stride) for x in (key, value))
 
   def step(bars, frame, key_frames, strides):
-    rows = [x[frame] for x in (query, log_sum_exp, output_bar, offset)]
-    query_bars, key_bar, value_bar = bars
-    query_bar = 0.0
-    levels = _levels(key, value, key_frames, strides)
-    for level, (frames, _) in zip(levels, key_frames):
-      share, key_share, value_share = _differentiate_level(
-          rows, level, chunk_scores
-      )
+    # The barrier: XLA would copy the rows again for every level.
+    rows = lax.optimization_barrier(
+        [x[frame] for x in (query, log_sum_exp, output_bar, offset)]
+    )
+    query_bars, *level_bars = bars
+    query_bar = jnp.zeros_like(rows[0])
+    for frames, stride in zip(key_frames, strides):
+      level = _level(key, value, *frames, stride)
+      share, *shares = _differentiate_level(rows, level, chunks)
       query_bar += share
-      key_bar = _add_frames(key_bar, frames, key_share)
-      value_bar = _add_frames(value_bar, frames, value_share)
+      level_bars = [
+          _add_frames(x, frames.frames, share)
+          for x, share in zip(level_bars, shares)
+      ]
     query_bars = lax.dynamic_update_index_in_dim(
         query_bars, query_bar, frame, 0
     )
-    return query_bars, key_bar, value_bar
+    return query_bars, *level_bars
 
-  # [segments, K, F, P / segments]: shares of the gradients come with the keys
-  # last, which is how their products are fastest.
-  zeros = [jnp.zeros_like(x.transpose(0, 3, 1, 2)) for x in (key, value)]
+  # [F, K, P]: shares of the gradients come with the keys last, which is how
+  # their products are fastest.
+  zeros = [jnp.zeros_like(x.swapaxes(1, 2)) for x in (key, value)]
   bars = (jnp.zeros_like(query), *zeros)
   bars = _over_query_frames(step, bars, mask, log_sum_exp.size)
-  return bars[0], _uncut(bars[1]), _uncut(bars[2])
+  return bars[0], bars[1].swapaxes(1, 2), bars[2].swapaxes(1, 2)
 
 
-def _attend_level(query, level, chunk_scores):
+def _attend_level(query, level, chunks):
   """Softmax over what one frame's queries [P, K] see at one stride.
 
   Returns:
     Maximum [P], sum of exponentials [P], sum of exponentials times values
     [P, K].
   """
-  outer, inner = _num_chunks(query, level, chunk_scores)
+  outer, inner = _num_parts(query, level, chunks)
 
   def attend_segments(xs):
     query, key, value = xs
@@ -183,18 +197,18 @@ def _join_levels(levels):
   return output / total[:, None], maximum + jnp.log(total)
 
 
-def _differentiate_level(rows, level, chunk_scores):
+def _differentiate_level(rows, level, chunks):
   """Shares of the gradients of one frame's queries at one stride.
 
   Args:
     rows: Query, log-sum-exp, output_bar and offset, [P, ...].
     level: What the frame sees at the stride.
-    chunk_scores: See `forward`.
+    chunks: See `forward`.
 
   Returns:
     Gradient of query, [P, K]; of the keys and values, [stride, K, keys].
   """
-  outer, inner = _num_chunks(rows[0], level, chunk_scores)
+  outer, inner = _num_parts(rows[0], level, chunks)
 
   def differentiate_segments(xs):
     rows, key, value = xs
@@ -249,8 +263,8 @@ def _transposed(weights: jax.Array, rows: jax.Array) -> jax.Array:
   return lax.dot_general(rows, weights, (((1,), (1,)), ((0,), (0,))))
 
 
-def _num_chunks(
-    query: jax.Array, level: _Level, chunk_scores: int
+def _num_parts(
+    query: jax.Array, level: _Level, chunks: Chunks
 ) -> tuple[int, int]:
   """Into how many parts a level is cut: by its segments, and these by queries.
 
@@ -258,11 +272,13 @@ def _num_chunks(
   """
   tokens = len(query)
   stride, num_keys, _ = level.key.shape
-  chunks = 1
-  while tokens % (2 * chunks) == 0 and tokens * num_keys > chunks * chunk_scores:
-    chunks *= 2
-  outer = min(chunks, stride)
-  return outer, chunks // outer
+  parts = 1
+  while tokens % (2 * parts) == 0 and tokens * num_keys > parts * chunks.scores:
+    if parts >= stride and tokens <= parts * chunks.min_tokens:
+      break
+    parts *= 2
+  outer = min(parts, stride)
+  return outer, parts // outer
 
 
 def _map(function: Callable[[Any], Any], args: Any, parts: int) -> Any:
@@ -280,61 +296,43 @@ def _merge(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def _levels(key, value, key_frames, strides) -> list[_Level]:
-  """What one query frame sees, by stride."""
-  segments, _, length, _ = key.shape
-  levels = []
-  for (frames, bias), stride in zip(key_frames, strides):
-    if bias is None:
-      bias = 0.0
-    else:
-      pieces = (segments // stride, len(frames), length)
-      bias = jnp.broadcast_to(bias[:, None], pieces).reshape(-1)
-    taken = (_take_frames(x, frames, stride) for x in (key, value))
-    levels.append(_Level(*taken, bias))
-  return levels
-
-
-def _cut(x: jax.Array, segments: int) -> jax.Array:
-  """[F, P, K] -> [segments, F, P / segments, K]."""
-  return x.reshape(len(x), segments, -1, x.shape[-1]).swapaxes(0, 1)
-
-
-def _uncut(x: jax.Array) -> jax.Array:
-  """[segments, K, F, P / segments] -> [F, P, K]."""
-  return x.transpose(2, 0, 3, 1).reshape(x.shape[2], -1, x.shape[1])
+def _level(key, value, frames, bias, stride) -> _Level:
+  """What one query frame sees at one stride, of keys and values [F, P, K]."""
+  if bias is None:
+    bias = 0.0
+  else:
+    bias = jnp.repeat(bias, key.shape[1] // stride)
+  return _Level(*(_take_frames(x, frames, stride) for x in (key, value)), bias)
 
 
 def _take_frames(x: jax.Array, frames, stride: int) -> jax.Array:
-  """Some frames of what `_cut` gives, as [stride, keys, K].
-
-  The order of the keys of a segment is free, so that whole pieces are copied.
-  """
+  """Some frames of [F, P, K], by segments: [stride, keys, K]."""
   if isinstance(frames, np.ndarray):
     runs = mask_lib.Level(stride, tuple(frames)).frame_runs
-    x = jnp.concatenate([x[:, start:stop] for start, stop in runs], 1)
+    x = jnp.concatenate([x[start:stop] for start, stop in runs])
   else:
-    x = x.at[:, frames].get(mode="promise_in_bounds")
-  return x.reshape(stride, -1, x.shape[-1])
+    x = x.at[frames].get(mode="promise_in_bounds")
+  width = x.shape[-1]
+  x = x.reshape(len(x), stride, -1, width).swapaxes(0, 1)
+  return x.reshape(stride, -1, width)
 
 
 def _add_frames(x: jax.Array, frames, share: jax.Array) -> jax.Array:
   """Adds a gradient of what `_take_frames` returns.
 
   Args:
-    x: Gradients [segments, K, F, P / segments].
+    x: Gradients [F, K, P].
     frames: As for `_take_frames`.
     share: [stride, K, keys].
   """
-  segments, width, _, length = x.shape
-  share = share.reshape(len(share), width, -1, len(frames), length)
-  share = share.swapaxes(1, 2).reshape(segments, width, -1, length)
+  stride, width, _ = share.shape
+  share = share.reshape(stride, width, len(frames), -1)
+  share = share.transpose(2, 1, 0, 3).reshape(len(frames), *x.shape[1:])
   if not isinstance(frames, np.ndarray):
-    return x.at[:, :, frames].add(share, mode="promise_in_bounds")
+    return x.at[frames].add(share, mode="promise_in_bounds")
   first = 0
-  for start, stop in mask_lib.Level(1, tuple(frames)).frame_runs:
-    taken = share[:, :, first : first + stop - start]
-    x = x.at[:, :, start:stop].add(taken)
+  for start, stop in mask_lib.Level(stride, tuple(frames)).frame_runs:
+    x = x.at[start:stop].add(share[first : first + stop - start])
     first += stop - start
   return x
 

@@ -151,7 +151,8 @@ def _parts(dit, sizes, num_frames) -> dict[str, _Timed]:
   add(
       "embedding and final layer",
       lambda dit, latents, time, x: (
-          dit.embed(latents, time), dit.final_linear(dit.final_norm(x)[:, :, 1:])
+          dit.embed(latents, time),
+          dit.final_linear(dit.final_norm(x)[:, :, 1:]),
       ),
       (dit, inputs.latents, inputs.time, inputs.x), 1,
       count("latent embedding", "time token", "final layer"),

@@ -1,8 +1,8 @@
 """Attention without a mask: softmax(query . key / sqrt(K)) . value.
 
-Where no fused kernel serves, scores are made in float32 and a part at a time. On
-accelerators a part is as large as memory allows; on CPUs it is as large as the
-cache, which is faster than to write all scores and read them again.
+Where no fused kernel serves, scores are made in float32 and a part at a time.
+On accelerators a part is as large as memory allows; on CPUs it is as large as
+the cache, which is faster than to write all scores and read them again.
 """
 
 import math
@@ -147,7 +147,7 @@ def _attend_by_heads(
 
 
 def _attend_float32(query: Array, key: Array, value: Array) -> Array:
-  """[G, Q, K] x [G, S, K] -> [G, Q, K]; products of bfloat16 are slow on CPUs."""
+  """[G, Q, K] x [G, S, K] -> [G, Q, K]; CPUs are slow with bfloat16."""
   dtype = value.dtype
   query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
   query = query / math.sqrt(query.shape[-1])

@@ -28,7 +28,9 @@ from sculpt4d_jax.kernels.block_sparse_attention import xla
 BlockMask = bsa.BlockMask
 
 # Small inputs go the way of large ones, in several chunks, steps and groups.
-TILES = xla.TileSizes(chunk_scores=256, step_tokens=8, group_tokens=64)
+TILES = xla.TileSizes(
+    chunk_scores=64, chunk_tokens=2, step_tokens=8, group_tokens=64
+)
 # Of backends with sizes of their own; the GPU's granules are 64 tokens at least.
 OPTIONS = {
     "pallas_tpu": dict(
