@@ -8,7 +8,8 @@ product whose stationary operand, the weights, fills a matrix unit of any size.
 An item is done in two stages: its scores and their maxima, and then the
 exponentials and the product with the values. The first stage of an item is
 interleaved with the second of the item before it. The two depend on nothing in
-each other, so that the matrix units work while exponentials are taken.
+each other, so that the matrix units work while exponentials are taken. The
+first stage also transposes the values, once for all rows of the tile.
 
 Softmax is online, in base 2: m is the running maximum of log2(e) * scores, l
 the sum of 2^(. - m), and acc the sum of 2^(. - m) * value.
@@ -26,10 +27,10 @@ from . import tpu_lists
 from . import tpu_stream
 from . import tpu_tiles
 
-# dot_general with the contracted axes of both operands; last with last, first
+# dot_general with the contracted axes of both operands: last with last, last
 # with first.
 _ROWS = (((1,), (1,)), ((), ()))
-_COLUMNS = (((0,), (0,)), ((), ()))
+_LAST_WITH_FIRST = (((1,), (0,)), ((), ()))
 _UNSEEN = -1e30  # Score of a token that only fills up a piece.
 LN_2 = 0.6931471805599453
 LOG2_E = 1.4426950408889634
@@ -62,13 +63,18 @@ class _Forward:
     self.maximum, self.total, self.output = state
     self.scale, self.valid, self.segments = scale, valid, segments
 
-  def start_scores(self, item, size, scores, maxima, pieces):
-    """Yields after each pair of pieces; scores are [pairs, keys, queries]."""
+  def start(self, item, size, scores, maxima, turned, pieces):
+    """Yields after each pair of pieces.
+
+    Scores become [pairs, keys, queries], values [pieces, K, keys].
+    """
     slot, rows = self.stream.slot(item), self.stream.rows(item, size)
     for r, row in enumerate(rows):
       query = self.query[divide(row, self.segments)]
       maximum = None
       for c, piece in enumerate(pieces):
+        if r == 0:
+          turned[c] = self.values[slot, piece].T
         key = self.keys[slot, piece]
         s = product(key, query, _ROWS) * self.scale
         s = masked_fill(s, self.valid)
@@ -78,21 +84,20 @@ class _Forward:
         yield
       maxima[r] = maximum
 
-  def finish(self, item, size, scores, maxima, pieces):
+  def finish(self, item, size, scores, maxima, turned, pieces):
     """Yields after each pair of pieces."""
-    slot, rows = self.stream.slot(item), self.stream.rows(item, size)
-    for r, row in enumerate(rows):
+    for r, row in enumerate(self.stream.rows(item, size)):
       before = self.maximum[row]
       maximum = jnp.maximum(before, maxima[r])
       shrink = jnp.exp2(before - maximum)
       self.maximum[row] = maximum
       total = shrink * self.total[row]
       output = shrink * self.output[row]
-      for c, piece in enumerate(pieces):
+      for c in range(len(pieces)):
         weights = jnp.exp2(scores[r * len(pieces) + c] - maximum)
         total += jnp.sum(weights, 0, keepdims=True)
-        values = self.values[slot, piece]
-        output += product(values, weights.astype(values.dtype), _COLUMNS)
+        weights = weights.astype(turned.dtype)
+        output += product(turned[c], weights, _LAST_WITH_FIRST)
         if c == len(pieces) - 1:
           self.total[row] = total
           self.output[row] = output
@@ -102,7 +107,7 @@ class _Forward:
     def run(item, start, count):
       pieces = [start + c for c in range(count)]
       args = (item, size, *buffer, pieces)
-      _exhaust(self.start_scores(*args))
+      _exhaust(self.start(*args))
       _exhaust(self.finish(*args))
 
     tpu_stream.for_rest(self.stream, first, number, run)
@@ -115,7 +120,7 @@ class _Forward:
       self.stream.wait(item + 1)
       self.stream.fetch_ahead(item)
       _exhaust(
-          self.start_scores(item + 1, size, *new, pieces),
+          self.start(item + 1, size, *new, pieces),
           self.finish(item, size, *old, pieces),
       )
 
@@ -137,7 +142,7 @@ class _Forward:
     @pl.when(number > 0)
     def _():
       self.stream.wait(first)
-      _exhaust(self.start_scores(first, size, *even, pieces))
+      _exhaust(self.start(first, size, *even, pieces))
       lax.fori_loop(0, lax.div(number, 2), two_steps, 0)
       is_even = (number & 1) == 1  # The buffer of the last item.
       pl.when(is_even)(lambda: last_step(even))
@@ -167,8 +172,8 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   old_state = () if is_first else (refs.pop(0), refs.pop(0), refs.pop(0))
   results = [refs.pop(0) for _ in range(2 if is_last else 3)]
   (
-      keys, values, semaphores, scores, maxima, more_scores, more_maxima,
-      *state,
+      keys, values, semaphores, even_scores, even_maxima, even_turned,
+      odd_scores, odd_maxima, odd_turned, *state,
   ) = refs
   maximum, total, output = state
   frames, segments = work.tile
@@ -194,7 +199,8 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   forward = _Forward(
       stream, query, keys, values, state, scale, valid, segments
   )
-  even, odd = (scores, maxima), (more_scores, more_maxima)
+  even = even_scores, even_maxima, even_turned
+  odd = odd_scores, odd_maxima, odd_turned
   for size, *rest_and_full in stream.sections():
     if work.num_items[work.sizes.index(size)][0]:
       forward.run_rest(size, even, *rest_and_full[:2])
@@ -281,9 +287,10 @@ def _one_pass(
     out_specs = [tile(*shape) for shape in carried]
     out_shape = [array(*shape) for shape in carried]
   num_pairs = num_rows * stream
-  scores = [
+  between_stages = [
       pltpu.VMEM((num_pairs, tokens, tokens), jnp.float32),
       pltpu.VMEM((num_rows, *per_token), jnp.float32),
+      pltpu.VMEM((stream, *per_value), value.dtype),
   ]
   pieces = pltpu.VMEM((buffers, stream, tokens, width), key.dtype)
   flops = 4 * heads * work.num_units * tokens * tokens * width
@@ -303,8 +310,8 @@ def _one_pass(
           pieces,
           pieces,
           pltpu.SemaphoreType.DMA((buffers,)),
-          *scores,
-          *scores,
+          *between_stages,
+          *between_stages,
           *[pltpu.VMEM((num_rows, *s), jnp.float32) for s in carried],
       ],
       compiler_params=pltpu.CompilerParams(
