@@ -31,6 +31,7 @@ from . import tpu_tiles
 # with first.
 _ROWS = (((1,), (1,)), ((), ()))
 _LAST_WITH_FIRST = (((1,), (0,)), ((), ()))
+_ONES = 16  # Rows of ones below the values: as many as fill a register.
 _UNSEEN = -1e30  # Score of a token that only fills up a piece.
 LN_2 = 0.6931471805599453
 LOG2_E = 1.4426950408889634
@@ -74,9 +75,9 @@ class _Forward:
       maximum = None
       for c, piece in enumerate(pieces):
         if r == 0:
-          turned[c] = self.values[slot, piece].T
-        key = self.keys[slot, piece]
-        s = product(key, query, _ROWS) * self.scale
+          values = self.values[slot, piece].T
+          turned[c, : values.shape[0]] = values
+        s = product(self.keys[slot, piece], query, _ROWS) * self.scale
         s = masked_fill(s, self.valid)
         scores[r * len(pieces) + c] = s
         top = jnp.max(s, 0, keepdims=True)
@@ -95,9 +96,14 @@ class _Forward:
       output = shrink * self.output[row]
       for c in range(len(pieces)):
         weights = jnp.exp2(scores[r * len(pieces) + c] - maximum)
-        total += jnp.sum(weights, 0, keepdims=True)
-        weights = weights.astype(turned.dtype)
-        output += product(turned[c], weights, _LAST_WITH_FIRST)
+        width = output.shape[0]
+        narrow = weights.astype(turned.dtype)
+        share = product(turned[c], narrow, _LAST_WITH_FIRST)
+        output += share[:width]
+        if share.shape[0] > width:  # Rows of ones below the values.
+          total += share[width : width + 1]
+        else:
+          total += jnp.sum(weights, 0, keepdims=True)
         if c == len(pieces) - 1:
           self.total[row] = total
           self.output[row] = output
@@ -112,8 +118,25 @@ class _Forward:
 
     tpu_stream.for_rest(self.stream, first, number, run)
 
-  def run_full(self, size, even, odd, first, number):
-    """The items from `first` on, two stages at a time."""
+  def run_full(self, size, even, odd, first, numbers, number):
+    """The items from `first` on; `numbers` are those of all tiles."""
+    pieces = range(self.stream.size)
+
+    def one_step():
+      self.stream.wait(first)
+      self.stream.fetch_ahead(first)
+      _exhaust(self.start(first, size, *even, pieces))
+      _exhaust(self.finish(first, size, *even, pieces))
+
+    if (numbers == 1).any():
+      pl.when(number == 1)(one_step)
+    if (numbers > 1).any():
+      pl.when(number > 1)(
+          lambda: self._run_overlapping(size, even, odd, first, number)
+      )
+
+  def _run_overlapping(self, size, even, odd, first, number):
+    """Two stages of two items at a time."""
     pieces = range(self.stream.size)
 
     def step(item, old, new):
@@ -135,18 +158,15 @@ class _Forward:
       return 0
 
     def last_step(buffer):
-      item = first + number - 1
-      self.stream.fetch_ahead(item)
-      _exhaust(self.finish(item, size, *buffer, pieces))
+      _exhaust(self.finish(first + number - 1, size, *buffer, pieces))
 
-    @pl.when(number > 0)
-    def _():
-      self.stream.wait(first)
-      _exhaust(self.start(first, size, *even, pieces))
-      lax.fori_loop(0, lax.div(number, 2), two_steps, 0)
-      is_even = (number & 1) == 1  # The buffer of the last item.
-      pl.when(is_even)(lambda: last_step(even))
-      pl.when(jnp.logical_not(is_even))(lambda: last_step(odd))
+    self.stream.wait(first)
+    _exhaust(self.start(first, size, *even, pieces))
+    lax.fori_loop(0, lax.div(number, 2), two_steps, 0)
+    self.stream.fetch_ahead(first + number - 1)
+    is_even = (number & 1) == 1  # The buffer of the last item.
+    pl.when(is_even)(lambda: last_step(even))
+    pl.when(jnp.logical_not(is_even))(lambda: last_step(odd))
 
 
 def _exhaust(*generators):
@@ -171,10 +191,8 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   refs = list(refs[4:])
   old_state = () if is_first else (refs.pop(0), refs.pop(0), refs.pop(0))
   results = [refs.pop(0) for _ in range(2 if is_last else 3)]
-  (
-      keys, values, semaphores, even_scores, even_maxima, even_turned,
-      odd_scores, odd_maxima, odd_turned, *state,
-  ) = refs
+  keys, values, semaphores, *refs = refs
+  even, odd, state = refs[:3], refs[3:6], refs[6:]
   maximum, total, output = state
   frames, segments = work.tile
   tile = [(f, g) for f in range(frames) for g in range(segments)]
@@ -187,7 +205,15 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
       buffers,
   )
   index = pl.program_id(1) * pl.num_programs(2) + pl.program_id(2)
-  pl.when(index == 0)(stream.begin)
+
+  @pl.when(index == 0)
+  def _():
+    stream.begin()
+    for turned in (even[2], odd[2]):
+      if turned.shape[1] > output.shape[1]:
+        ones = turned.at[:, output.shape[1] :]
+        ones[...] = jnp.ones_like(ones)
+
   if is_first:
     maximum[...] = jnp.full_like(maximum, -jnp.inf)
     total[...] = jnp.zeros_like(total)
@@ -199,16 +225,16 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   forward = _Forward(
       stream, query, keys, values, state, scale, valid, segments
   )
-  even = even_scores, even_maxima, even_turned
-  odd = odd_scores, odd_maxima, odd_turned
-  for size, *rest_and_full in stream.sections():
-    if work.num_items[work.sizes.index(size)][0]:
-      forward.run_rest(size, even, *rest_and_full[:2])
-    if work.num_items[work.sizes.index(size)][2]:
-      forward.run_full(size, even, odd, *rest_and_full[2:])
+  for size, first_rest, num_rest, first_full, num_full in stream.sections():
+    size_index = work.sizes.index(size)
+    if work.num_items[size_index][0]:
+      forward.run_rest(size, even, first_rest, num_rest)
+    numbers = work.full_items(size_index)
+    forward.run_full(size, even, odd, first_full, numbers, num_full)
   for row, place in enumerate(tile):
     if is_last:
-      results[0][place] = (output[row] / total[row]).T.astype(results[0].dtype)
+      mean = output[row] * (1.0 / total[row])
+      results[0][place] = mean.T.astype(results[0].dtype)
       results[1][place] = LN_2 * (maximum[row] + jnp.log2(total[row]))
     else:
       for x, new in zip(state, results):
@@ -287,10 +313,13 @@ def _one_pass(
     out_specs = [tile(*shape) for shape in carried]
     out_shape = [array(*shape) for shape in carried]
   num_pairs = num_rows * stream
+  # float32 weights are summed as they are.
+  has_ones = tiles.spare_vector_units and value.dtype == jnp.bfloat16
+  ones = _ONES if has_ones else 0
   between_stages = [
       pltpu.VMEM((num_pairs, tokens, tokens), jnp.float32),
       pltpu.VMEM((num_rows, *per_token), jnp.float32),
-      pltpu.VMEM((stream, *per_value), value.dtype),
+      pltpu.VMEM((stream, width + ones, tokens), value.dtype),
   ]
   pieces = pltpu.VMEM((buffers, stream, tokens, width), key.dtype)
   flops = 4 * heads * work.num_units * tokens * tokens * width
