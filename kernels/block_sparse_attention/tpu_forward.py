@@ -62,7 +62,8 @@ class _Forward:
     self.stream = stream
     self.query, self.keys, self.values = query, keys, values
     self.maximum, self.total, self.output = state
-    self.scale, self.valid, self.segments = scale, valid, segments
+    self.scale, self.valid = scale, valid
+    self.place = functools.partial(divide, segments=segments)
 
   def start(self, item, size, scores, maxima, turned, pieces):
     """Yields after each pair of pieces.
@@ -71,7 +72,7 @@ class _Forward:
     """
     slot, rows = self.stream.slot(item), self.stream.rows(item, size)
     for r, row in enumerate(rows):
-      query = self.query[divide(row, self.segments)]
+      query = self.query[self.place(row)]
       maximum = None
       for c, piece in enumerate(pieces):
         if r == 0:
@@ -86,28 +87,37 @@ class _Forward:
       maxima[r] = maximum
 
   def finish(self, item, size, scores, maxima, turned, pieces):
-    """Yields after each pair of pieces."""
-    for r, row in enumerate(self.stream.rows(item, size)):
+    """Yields after each pair of pieces.
+
+    Sums are read when those of the item are known: rows may be known only when
+    the kernel runs, and a read then waits for all writes before it.
+    """
+    rows = [self.place(row) for row in self.stream.rows(item, size)]
+    shrinks = []
+    for r, row in enumerate(rows):
       before = self.maximum[row]
-      maximum = jnp.maximum(before, maxima[r])
-      shrink = jnp.exp2(before - maximum)
-      self.maximum[row] = maximum
-      total = shrink * self.total[row]
-      output = shrink * self.output[row]
+      maxima[r] = jnp.maximum(before, maxima[r])
+      shrinks.append(jnp.exp2(before - maxima[r]))
+    for r, row in enumerate(rows):
+      self.maximum[row] = maxima[r]
+    for r, row in enumerate(rows):
+      maximum, total, output = maxima[r], 0.0, 0.0
       for c in range(len(pieces)):
         weights = jnp.exp2(scores[r * len(pieces) + c] - maximum)
-        width = output.shape[0]
-        narrow = weights.astype(turned.dtype)
-        share = product(turned[c], narrow, _LAST_WITH_FIRST)
-        output += share[:width]
-        if share.shape[0] > width:  # Rows of ones below the values.
-          total += share[width : width + 1]
-        else:
-          total += jnp.sum(weights, 0, keepdims=True)
+        share, sums = self._weigh(turned[c], weights)
+        output, total = output + share, total + sums
         if c == len(pieces) - 1:
-          self.total[row] = total
-          self.output[row] = output
+          self.total[row] = shrinks[r] * self.total[row] + total
+          self.output[row] = shrinks[r] * self.output[row] + output
         yield
+
+  def _weigh(self, values, weights):
+    """Values, transposed, times weights [keys, queries]; the weights' sums."""
+    width = self.output.shape[-2]
+    weighted = product(values, weights.astype(values.dtype), _LAST_WITH_FIRST)
+    if values.shape[0] > width:  # Rows of ones below the values.
+      return weighted[:width], weighted[width : width + 1]
+    return weighted, jnp.sum(weights, 0, keepdims=True)
 
   def run_rest(self, size, buffer, first, number):
     def run(item, start, count):
@@ -123,7 +133,7 @@ class _Forward:
     pieces = range(self.stream.size)
 
     def one_step():
-      self.stream.wait(first)
+      self.stream.wait_full(first)
       self.stream.fetch_ahead(first)
       _exhaust(self.start(first, size, *even, pieces))
       _exhaust(self.finish(first, size, *even, pieces))
@@ -140,7 +150,7 @@ class _Forward:
     pieces = range(self.stream.size)
 
     def step(item, old, new):
-      self.stream.wait(item + 1)
+      self.stream.wait_full(item + 1)
       self.stream.fetch_ahead(item)
       _exhaust(
           self.start(item + 1, size, *new, pieces),
@@ -160,7 +170,7 @@ class _Forward:
     def last_step(buffer):
       _exhaust(self.finish(first + number - 1, size, *buffer, pieces))
 
-    self.stream.wait(first)
+    self.stream.wait_full(first)
     _exhaust(self.start(first, size, *even, pieces))
     lax.fori_loop(0, lax.div(number, 2), two_steps, 0)
     self.stream.fetch_ahead(first + number - 1)
@@ -192,8 +202,9 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   old_state = () if is_first else (refs.pop(0), refs.pop(0), refs.pop(0))
   results = [refs.pop(0) for _ in range(2 if is_last else 3)]
   keys, values, semaphores, *refs = refs
-  even, odd, state = refs[:3], refs[3:6], refs[6:]
-  maximum, total, output = state
+  even, odd = refs[:3], refs[3:6]
+  # The sums of a pass that is not the last are its results.
+  state = maximum, total, output = refs[6:] if is_last else results
   frames, segments = work.tile
   tile = [(f, g) for f in range(frames) for g in range(segments)]
   stream = tpu_stream.ItemStream(
@@ -210,18 +221,17 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   def _():
     stream.begin()
     for turned in (even[2], odd[2]):
-      if turned.shape[1] > output.shape[1]:
-        ones = turned.at[:, output.shape[1] :]
-        ones[...] = jnp.ones_like(ones)
+      width = output.shape[-2]
+      if turned.shape[1] > width:
+        turned[:, width:] = jnp.ones_like(turned[:, width:])
 
   if is_first:
     maximum[...] = jnp.full_like(maximum, -jnp.inf)
     total[...] = jnp.zeros_like(total)
     output[...] = jnp.zeros_like(output)
   else:
-    for row, place in enumerate(tile):
-      for x, old in zip(state, old_state):
-        x[row] = old[place]
+    for x, old in zip(state, old_state):
+      x[...] = old[...]
   forward = _Forward(
       stream, query, keys, values, state, scale, valid, segments
   )
@@ -231,14 +241,11 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
       forward.run_rest(size, even, first_rest, num_rest)
     numbers = work.full_items(size_index)
     forward.run_full(size, even, odd, first_full, numbers, num_full)
-  for row, place in enumerate(tile):
-    if is_last:
-      mean = output[row] * (1.0 / total[row])
+  if is_last:
+    for place in tile:
+      mean = output[place] * (1.0 / total[place])
       results[0][place] = mean.T.astype(results[0].dtype)
-      results[1][place] = LN_2 * (maximum[row] + jnp.log2(total[row]))
-    else:
-      for x, new in zip(state, results):
-        new[place] = x[row]
+      results[1][place] = LN_2 * (maximum[place] + jnp.log2(total[place]))
   num_tiles = pl.num_programs(1) * pl.num_programs(2)
   pl.when(index == num_tiles - 1)(stream.end)
 
@@ -321,6 +328,7 @@ def _one_pass(
       pltpu.VMEM((num_rows, *per_token), jnp.float32),
       pltpu.VMEM((stream, width + ones, tokens), value.dtype),
   ]
+  sums = [pltpu.VMEM((*work.tile, *s), jnp.float32) for s in carried * is_last]
   pieces = pltpu.VMEM((buffers, stream, tokens, width), key.dtype)
   flops = 4 * heads * work.num_units * tokens * tokens * width
   streamed = heads * sum(r + f for r, _, f in work.num_items) * stream
@@ -341,7 +349,7 @@ def _one_pass(
           pltpu.SemaphoreType.DMA((buffers,)),
           *between_stages,
           *between_stages,
-          *[pltpu.VMEM((num_rows, *s), jnp.float32) for s in carried],
+          *sums,
       ],
       compiler_params=pltpu.CompilerParams(
           dimension_semantics=("parallel", "arbitrary", "arbitrary"),
