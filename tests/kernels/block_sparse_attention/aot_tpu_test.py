@@ -62,7 +62,8 @@ def test_compiles_for(chip, what):
     assert float(work) == 1.0, row
     assert 0.2 < float(share.rstrip("%")) / 100 <= 1.0, row
     if what == "sharded_frames":
-      # Three arrays there and one back; and that much again.
-      assert exchanges == {"forward": 4, "backward": 8}[direction], row
+      # Three arrays there and one back; backward another there and three back,
+      # without the output. The compiler may join some of them.
+      assert 0 < exchanges <= {"forward": 4, "backward": 7}[direction], row
     else:
       assert exchanges == 0, row
