@@ -10,26 +10,95 @@ that the exact mask takes at the chip's peak (the roofline), and their ratio.
 See `tpu_schedule` for what the estimate contains: stalls on memory are left
 out, and nothing is run.
 
+`--what` names other calls than that of the paper: a dense mask, strides that
+are no powers of two, float32, and calls inside `jax.shard_map` on the devices
+of a small slice, for which the exchanges between devices are counted too.
+
 Needs libtpu: pip install "jax[tpu]".
 """
 
 import argparse
+import dataclasses
+import functools
+from importlib import metadata
+import itertools
 import os
 import pathlib
 import tempfile
 import time
+from typing import Any
 
 import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
+import numpy as np
 
+from . import api
 from . import mask as mask_lib
 from . import pallas_tpu
+from . import sharded
 from . import tpu_lists
 from . import tpu_schedule
 from . import tpu_tiles
 
 _TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+
+WHAT = {
+    "paper": "the paper's mask in bfloat16",
+    "dense": "a mask that lets everything see everything",
+    "lists": "strides that are no powers of two, hence a list of blocks",
+    "float32": "the paper's mask in float32",
+    "sharded_heads": "inside shard_map, each device with some of the heads",
+    "sharded_frames": (
+        "inside shard_map, each device with some of the frames, which are"
+        " exchanged for heads"
+    ),
+}
+_EXCHANGES = ("all-to-all", "all-gather", "all-reduce", "collective-permute")
+# Products of float32 are made of bfloat16 ones.
+_PASSES = {"bfloat16": 1, "float32": 6}
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """An attention call; blocks are in bit-reversed order where that helps.
+
+  Attributes:
+    mask: Which blocks see which.
+    heads: Number of heads.
+    tokens_per_frame: Tokens of a frame.
+    head_dim: Width of a head.
+    dtype: "bfloat16" or "float32".
+    axis: What lies on the devices of a slice: "heads" or "frames"; None is a
+      call on one device.
+  """
+
+  mask: mask_lib.Mask
+  heads: int = 16
+  tokens_per_frame: int = 4096
+  head_dim: int = 128
+  dtype: str = "bfloat16"
+  axis: str | None = None
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    tokens = self.mask.num_frames * self.tokens_per_frame
+    return (1, self.heads, tokens, self.head_dim)
+
+
+def make_call(
+    what: str, num_frames: int, blocks_per_frame: int, **sizes: int
+) -> Call:
+  """The call that a key of `WHAT` names; sizes are fields of `Call`."""
+  size = (num_frames, blocks_per_frame)
+  masks = {
+      "dense": mask_lib.BlockMask.dense(*size),
+      "lists": mask_lib.BlockMask(*size, (1, 1, 2, 3, 6, 12)),
+  }
+  mask = masks.get(what, mask_lib.BlockMask(*size))
+  dtype = "float32" if what == "float32" else "bfloat16"
+  axis = what.removeprefix("sharded_") if what.startswith("sharded") else None
+  return Call(mask, **sizes, dtype=dtype, axis=axis)
 
 
 def prepare(folder: pathlib.Path) -> None:
@@ -48,8 +117,8 @@ def prepare(folder: pathlib.Path) -> None:
   jax.config.update("jax_platforms", "cpu")
 
 
-def device(chip: str):
-  """One device of a chip that is compiled for.
+def devices(chip: str) -> list[Any]:
+  """The devices of a small slice of a chip that is compiled for.
 
   Raises:
     RuntimeError: libtpu is not installed or does not know the chip.
@@ -63,17 +132,14 @@ def device(chip: str):
         f"cannot compile for {chip}; libtpu is needed: pip install 'jax[tpu]'."
         f" jax says: {error}"
     ) from error
-  return topology.devices[0]
+  return list(topology.devices)
 
 
 def check(
     chip: str,
     direction: str,
-    mask: mask_lib.Mask,
+    call: Call,
     *,
-    heads: int,
-    tokens_per_frame: int,
-    head_dim: int,
     tiles: tpu_tiles.TileSizes,
     folder: pathlib.Path,
 ) -> dict[str, float]:
@@ -81,24 +147,22 @@ def check(
 
   Args:
     chip: "v5e", "v5p" or "v6e".
-    direction: "forward", or "backward" for the gradients alone.
-    mask: Which blocks see which; blocks in bit-reversed order.
-    heads: Number of heads.
-    tokens_per_frame: Tokens of a frame.
-    head_dim: Width of a head.
+    direction: "forward", or "backward" for the gradients alone; a call on
+      several devices is compiled with its forward pass then.
+    call: What is compiled.
     tiles: How the work is cut.
     folder: Where `prepare` has libtpu write to.
 
   Returns:
-    Seconds (list: of the CPU; compile), GiB (temporary, arguments), ratio of
-    the work to that of the mask, milliseconds (estimate, roofline), and their
-    ratio.
+    Seconds (list: of the CPU; compile), GiB of a device (temporary, arguments),
+    ratio of the work to that of the mask, milliseconds (estimate, roofline) and
+    their ratio, and the number of exchanges between devices.
   """
-  shape = (1, heads, mask.num_frames * tokens_per_frame, head_dim)
+  mask = call.mask
   tpu_lists.make_lists.cache_clear()
   start = time.process_time()
   layout = tpu_lists.make_layout(
-      mask, tokens_per_frame, tiles.piece_tokens, tiles.lanes
+      mask, call.tokens_per_frame, tiles.piece_tokens, tiles.lanes
   )
   by_keys = direction == "backward"
   lists = tpu_lists.make_lists(
@@ -106,11 +170,12 @@ def check(
   )
   list_seconds = time.process_time() - start
   start = time.perf_counter()
-  compiled = _compile(chip, direction, shape, mask, tiles)
+  compiled, num_devices = _compile(chip, direction, call, tiles)
   compile_seconds = time.perf_counter() - start
   memory = compiled.memory_analysis()
   peak = tpu_schedule.PEAKS[chip]
-  product_flops = 2 * layout.tokens**2 * head_dim
+  passes = _PASSES[call.dtype]
+  product_flops = passes * 2 * layout.tokens**2 * call.head_dim
   total = 0.0
   for work in lists:
     name = f"block_sparse_{direction}_{work.tile[0]}x{work.tile[1]}"
@@ -124,10 +189,9 @@ def check(
         product_flops / peak.flops_per_cycle,
     )
   exact_units = mask.density() * (mask.num_frames * layout.segments) ** 2
-  products = 5 if by_keys else 2
-  exact_flops = (
-      products * 2 * mask.density() * heads * shape[2] ** 2 * head_dim
-  )
+  heads = call.heads / num_devices
+  exact_flops = (5 if by_keys else 2) * passes * 2 * call.head_dim
+  exact_flops *= mask.density() * heads * call.shape[2] ** 2
   estimate = heads / peak.cores * total / peak.clock
   roofline = exact_flops / peak.cores / peak.flops_per_cycle / peak.clock
   return {
@@ -139,29 +203,64 @@ def check(
       "estimate_ms": 1e3 * estimate,
       "roofline_ms": 1e3 * roofline,
       "share": roofline / estimate,
+      "exchanges": num_devices > 1 and _count_exchanges(compiled.as_text()),
   }
 
 
-def _compile(chip, direction, shape, mask, tiles):
-  sharding = jax.sharding.SingleDeviceSharding(device(chip))
-  array = lambda shape, dtype: jax.ShapeDtypeStruct(
-      shape, dtype, sharding=sharding
+def _count_exchanges(text: str) -> int:
+  """Exchanges between devices in a compiled program; ends do not count."""
+  return sum(
+      text.count(f" {name}(") + text.count(f" {name}-start(")
+      for name in _EXCHANGES
   )
-  wide = array(shape, jnp.bfloat16)
-  row = array(shape[:-1], jnp.float32)
-  options = dict(
-      scale=shape[-1] ** -0.5,
-      token_order="bit_reversed",
-      tiles=tiles,
-      chip=chip,
-  )
-  if direction == "forward":
-    function = lambda *xs: pallas_tpu.attention(*xs, mask, **options)
-    args = (wide, wide, wide)
+
+
+def _compile(chip, direction, call, tiles):
+  """The compiled program and the number of its devices."""
+  found = devices(chip)
+  if call.axis is None:
+    sharding = jax.sharding.SingleDeviceSharding(found[0])
+    function = _function(chip, direction, call, tiles)
+    num_devices = 1
   else:
-    function = lambda *xs: pallas_tpu.gradients(*xs, mask, **options)
-    args = (wide, wide, wide, wide, row, wide, row)
-  return jax.jit(function).lower(*args).compile()
+    mesh = jax.sharding.Mesh(np.array(found), ("devices",))
+    dimension = {"heads": 1, "frames": 2}[call.axis]
+    spec = jax.sharding.PartitionSpec(*[None] * dimension, "devices")
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    function = jax.shard_map(
+        _function(chip, direction, call, tiles),
+        mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False,
+    )
+    num_devices = len(found)
+  wide = jax.ShapeDtypeStruct(call.shape, call.dtype, sharding=sharding)
+  row = jax.ShapeDtypeStruct(call.shape[:-1], jnp.float32, sharding=sharding)
+  args = (wide, wide, wide)
+  if direction == "backward":
+    args += (wide,) if call.axis else (wide, row, wide, row)
+  return jax.jit(function).lower(*args).compile(), num_devices
+
+
+def _function(chip, direction, call, tiles):
+  """What is compiled, of the arrays of one device."""
+  options = dict(scale=call.head_dim**-0.5, token_order="bit_reversed")
+  backend = functools.partial(pallas_tpu.attention, tiles=tiles, chip=chip)
+  if call.axis == "frames":
+    attend = lambda *xs: sharded.attend_with_sharded_frames(
+        *xs, call.mask, axis_name="devices", implementation=backend, **options
+    )
+  elif call.axis == "heads":
+    attend = lambda *xs: api.block_sparse_attention(
+        *xs, call.mask, implementation=backend, **options
+    )
+  elif direction == "forward":
+    attend = lambda *xs: backend(*xs, call.mask, **options)
+  else:
+    return lambda *xs: pallas_tpu.gradients(
+        *xs, call.mask, tiles=tiles, chip=chip, **options
+    )
+  if direction == "forward":
+    return attend
+  return lambda *xs: jax.vjp(attend, *xs[:3])[1](xs[3])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -181,42 +280,59 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--tokens_per_frame", type=int, default=4096)
   parser.add_argument("--blocks_per_frame", type=int, default=32)
   parser.add_argument("--head_dim", type=int, default=128)
-  parser.add_argument("--dense", action="store_true", help="Dense mask.")
+  parser.add_argument(
+      "--what",
+      nargs="+",
+      choices=list(WHAT),
+      default=["paper"],
+      help="; ".join(f"{name}: {text}" for name, text in WHAT.items()) + ".",
+  )
   args = parser.parse_args(argv)
   print(
-      f"{args.heads} heads x {args.head_dim}, bfloat16,"
-      f" {args.tokens_per_frame} tokens a frame, jax {jax.__version__}. v5p:"
-      " two cores, half of the heads each."
+      f"{args.heads} heads x {args.head_dim}, {args.tokens_per_frame} tokens a"
+      f" frame, jax {jax.__version__}, libtpu {_libtpu_version()}. v5p: two"
+      " cores, half of the heads each."
   )
   print(
-      f"{'chip':5}{'frames':>7} {'direction':10}{'list s':>7}{'compile s':>10}"
-      f"{'temp GiB':>9}{'args GiB':>9}{'work':>7}{'est. ms':>9}{'roof ms':>9}"
-      f"{'share':>7}"
+      f"{'what':15}{'chip':5}{'frames':>7} {'direction':10}{'list s':>7}"
+      f"{'compile s':>10}{'temp GiB':>9}{'args GiB':>9}{'work':>7}"
+      f"{'est. ms':>9}{'roof ms':>9}{'share':>7}{'exchanges':>10}"
   )
   with tempfile.TemporaryDirectory() as folder:
     prepare(pathlib.Path(folder))
-    make = mask_lib.BlockMask.dense if args.dense else mask_lib.BlockMask
-    for chip in args.chips:
-      for frames in args.frames:
-        for direction in args.directions:
-          found = check(
-              chip,
-              direction,
-              make(frames, args.blocks_per_frame),
-              heads=args.heads,
-              tokens_per_frame=args.tokens_per_frame,
-              head_dim=args.head_dim,
-              tiles=tpu_tiles.default(chip),
-              folder=pathlib.Path(folder),
-          )
-          print(
-              f"{chip:5}{frames:7} {direction:10}{found['list_s']:7.2f}"
-              f"{found['compile_s']:10.1f}{found['temporary_gib']:9.2f}"
-              f"{found['arguments_gib']:9.2f}{found['work']:7.3f}"
-              f"{found['estimate_ms']:9.2f}{found['roofline_ms']:9.2f}"
-              f"{found['share']:7.1%}",
-              flush=True,
-          )
+    for what, chip, frames, direction in itertools.product(
+        args.what, args.chips, args.frames, args.directions
+    ):
+      call = make_call(
+          what,
+          frames,
+          args.blocks_per_frame,
+          heads=args.heads,
+          tokens_per_frame=args.tokens_per_frame,
+          head_dim=args.head_dim,
+      )
+      found = check(
+          chip,
+          direction,
+          call,
+          tiles=tpu_tiles.default(chip),
+          folder=pathlib.Path(folder),
+      )
+      print(
+          f"{what:15}{chip:5}{frames:7} {direction:10}{found['list_s']:7.2f}"
+          f"{found['compile_s']:10.1f}{found['temporary_gib']:9.2f}"
+          f"{found['arguments_gib']:9.2f}{found['work']:7.3f}"
+          f"{found['estimate_ms']:9.2f}{found['roofline_ms']:9.2f}"
+          f"{found['share']:7.1%}{found['exchanges']:10d}",
+          flush=True,
+      )
+
+
+def _libtpu_version() -> str:
+  try:
+    return metadata.version("libtpu")
+  except metadata.PackageNotFoundError:
+    return "is not installed"
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ class _Backward:
     def step(index, _):
       item = first + index
       self.out.begin(item)
-      self.stream.wait(item)
+      self.stream.wait_full(item)
       self.stream.fetch_ahead(item)
       self.run(item, size, range(self.stream.size))
       self.out.end(item)

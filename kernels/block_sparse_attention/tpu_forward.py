@@ -8,7 +8,8 @@ product whose stationary operand, the weights, fills a matrix unit of any size.
 An item is done in two stages: its scores and their maxima, and then the
 exponentials and the product with the values. The first stage of an item is
 interleaved with the second of the item before it. The two depend on nothing in
-each other, so that the matrix units work while exponentials are taken.
+each other, so that the matrix units work while exponentials are taken. The
+first stage also transposes the values, once for all rows of the tile.
 
 Softmax is online, in base 2: m is the running maximum of log2(e) * scores, l
 the sum of 2^(. - m), and acc the sum of 2^(. - m) * value.
@@ -26,10 +27,11 @@ from . import tpu_lists
 from . import tpu_stream
 from . import tpu_tiles
 
-# dot_general with the contracted axes of both operands; last with last, first
+# dot_general with the contracted axes of both operands: last with last, last
 # with first.
 _ROWS = (((1,), (1,)), ((), ()))
-_COLUMNS = (((0,), (0,)), ((), ()))
+_LAST_WITH_FIRST = (((1,), (0,)), ((), ()))
+_ONES = 16  # Rows of ones below the values: as many as fill a register.
 _UNSEEN = -1e30  # Score of a token that only fills up a piece.
 LN_2 = 0.6931471805599453
 LOG2_E = 1.4426950408889634
@@ -60,17 +62,23 @@ class _Forward:
     self.stream = stream
     self.query, self.keys, self.values = query, keys, values
     self.maximum, self.total, self.output = state
-    self.scale, self.valid, self.segments = scale, valid, segments
+    self.scale, self.valid = scale, valid
+    self.place = functools.partial(divide, segments=segments)
 
-  def start_scores(self, item, size, scores, maxima, pieces):
-    """Yields after each pair of pieces; scores are [pairs, keys, queries]."""
+  def start(self, item, size, scores, maxima, turned, pieces):
+    """Yields after each pair of pieces.
+
+    Scores become [pairs, keys, queries], values [pieces, K, keys].
+    """
     slot, rows = self.stream.slot(item), self.stream.rows(item, size)
     for r, row in enumerate(rows):
-      query = self.query[divide(row, self.segments)]
+      query = self.query[self.place(row)]
       maximum = None
       for c, piece in enumerate(pieces):
-        key = self.keys[slot, piece]
-        s = product(key, query, _ROWS) * self.scale
+        if r == 0:
+          values = self.values[slot, piece].T
+          turned[c, : values.shape[0]] = values
+        s = product(self.keys[slot, piece], query, _ROWS) * self.scale
         s = masked_fill(s, self.valid)
         scores[r * len(pieces) + c] = s
         top = jnp.max(s, 0, keepdims=True)
@@ -78,44 +86,74 @@ class _Forward:
         yield
       maxima[r] = maximum
 
-  def finish(self, item, size, scores, maxima, pieces):
-    """Yields after each pair of pieces."""
-    slot, rows = self.stream.slot(item), self.stream.rows(item, size)
+  def finish(self, item, size, scores, maxima, turned, pieces):
+    """Yields after each pair of pieces.
+
+    Sums are read when those of the item are known: rows may be known only when
+    the kernel runs, and a read then waits for all writes before it.
+    """
+    rows = [self.place(row) for row in self.stream.rows(item, size)]
+    shrinks = []
     for r, row in enumerate(rows):
       before = self.maximum[row]
-      maximum = jnp.maximum(before, maxima[r])
-      shrink = jnp.exp2(before - maximum)
-      self.maximum[row] = maximum
-      total = shrink * self.total[row]
-      output = shrink * self.output[row]
-      for c, piece in enumerate(pieces):
+      maxima[r] = jnp.maximum(before, maxima[r])
+      shrinks.append(jnp.exp2(before - maxima[r]))
+    for r, row in enumerate(rows):
+      self.maximum[row] = maxima[r]
+    for r, row in enumerate(rows):
+      maximum, total, output = maxima[r], 0.0, 0.0
+      for c in range(len(pieces)):
         weights = jnp.exp2(scores[r * len(pieces) + c] - maximum)
-        total += jnp.sum(weights, 0, keepdims=True)
-        values = self.values[slot, piece]
-        output += product(values, weights.astype(values.dtype), _COLUMNS)
+        share, sums = self._weigh(turned[c], weights)
+        output, total = output + share, total + sums
         if c == len(pieces) - 1:
-          self.total[row] = total
-          self.output[row] = output
+          self.total[row] = shrinks[r] * self.total[row] + total
+          self.output[row] = shrinks[r] * self.output[row] + output
         yield
+
+  def _weigh(self, values, weights):
+    """Values, transposed, times weights [keys, queries]; the weights' sums."""
+    width = self.output.shape[-2]
+    weighted = product(values, weights.astype(values.dtype), _LAST_WITH_FIRST)
+    if values.shape[0] > width:  # Rows of ones below the values.
+      return weighted[:width], weighted[width : width + 1]
+    return weighted, jnp.sum(weights, 0, keepdims=True)
 
   def run_rest(self, size, buffer, first, number):
     def run(item, start, count):
       pieces = [start + c for c in range(count)]
       args = (item, size, *buffer, pieces)
-      _exhaust(self.start_scores(*args))
+      _exhaust(self.start(*args))
       _exhaust(self.finish(*args))
 
     tpu_stream.for_rest(self.stream, first, number, run)
 
-  def run_full(self, size, even, odd, first, number):
-    """The items from `first` on, two stages at a time."""
+  def run_full(self, size, even, odd, first, numbers, number):
+    """The items from `first` on; `numbers` are those of all tiles."""
+    pieces = range(self.stream.size)
+
+    def one_step():
+      self.stream.wait_full(first)
+      self.stream.fetch_ahead(first)
+      _exhaust(self.start(first, size, *even, pieces))
+      _exhaust(self.finish(first, size, *even, pieces))
+
+    if (numbers == 1).any():
+      pl.when(number == 1)(one_step)
+    if (numbers > 1).any():
+      pl.when(number > 1)(
+          lambda: self._run_overlapping(size, even, odd, first, number)
+      )
+
+  def _run_overlapping(self, size, even, odd, first, number):
+    """Two stages of two items at a time."""
     pieces = range(self.stream.size)
 
     def step(item, old, new):
-      self.stream.wait(item + 1)
+      self.stream.wait_full(item + 1)
       self.stream.fetch_ahead(item)
       _exhaust(
-          self.start_scores(item + 1, size, *new, pieces),
+          self.start(item + 1, size, *new, pieces),
           self.finish(item, size, *old, pieces),
       )
 
@@ -130,18 +168,15 @@ class _Forward:
       return 0
 
     def last_step(buffer):
-      item = first + number - 1
-      self.stream.fetch_ahead(item)
-      _exhaust(self.finish(item, size, *buffer, pieces))
+      _exhaust(self.finish(first + number - 1, size, *buffer, pieces))
 
-    @pl.when(number > 0)
-    def _():
-      self.stream.wait(first)
-      _exhaust(self.start_scores(first, size, *even, pieces))
-      lax.fori_loop(0, lax.div(number, 2), two_steps, 0)
-      is_even = (number & 1) == 1  # The buffer of the last item.
-      pl.when(is_even)(lambda: last_step(even))
-      pl.when(jnp.logical_not(is_even))(lambda: last_step(odd))
+    self.stream.wait_full(first)
+    _exhaust(self.start(first, size, *even, pieces))
+    lax.fori_loop(0, lax.div(number, 2), two_steps, 0)
+    self.stream.fetch_ahead(first + number - 1)
+    is_even = (number & 1) == 1  # The buffer of the last item.
+    pl.when(is_even)(lambda: last_step(even))
+    pl.when(jnp.logical_not(is_even))(lambda: last_step(odd))
 
 
 def _exhaust(*generators):
@@ -166,11 +201,10 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   refs = list(refs[4:])
   old_state = () if is_first else (refs.pop(0), refs.pop(0), refs.pop(0))
   results = [refs.pop(0) for _ in range(2 if is_last else 3)]
-  (
-      keys, values, semaphores, scores, maxima, more_scores, more_maxima,
-      *state,
-  ) = refs
-  maximum, total, output = state
+  keys, values, semaphores, *refs = refs
+  even, odd = refs[:3], refs[3:6]
+  # The sums of a pass that is not the last are its results.
+  state = maximum, total, output = refs[6:] if is_last else results
   frames, segments = work.tile
   tile = [(f, g) for f in range(frames) for g in range(segments)]
   stream = tpu_stream.ItemStream(
@@ -182,31 +216,36 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
       buffers,
   )
   index = pl.program_id(1) * pl.num_programs(2) + pl.program_id(2)
-  pl.when(index == 0)(stream.begin)
+
+  @pl.when(index == 0)
+  def _():
+    stream.begin()
+    for turned in (even[2], odd[2]):
+      width = output.shape[-2]
+      if turned.shape[1] > width:
+        turned[:, width:] = jnp.ones_like(turned[:, width:])
+
   if is_first:
     maximum[...] = jnp.full_like(maximum, -jnp.inf)
     total[...] = jnp.zeros_like(total)
     output[...] = jnp.zeros_like(output)
   else:
-    for row, place in enumerate(tile):
-      for x, old in zip(state, old_state):
-        x[row] = old[place]
+    for x, old in zip(state, old_state):
+      x[...] = old[...]
   forward = _Forward(
       stream, query, keys, values, state, scale, valid, segments
   )
-  even, odd = (scores, maxima), (more_scores, more_maxima)
-  for size, *rest_and_full in stream.sections():
-    if work.num_items[work.sizes.index(size)][0]:
-      forward.run_rest(size, even, *rest_and_full[:2])
-    if work.num_items[work.sizes.index(size)][2]:
-      forward.run_full(size, even, odd, *rest_and_full[2:])
-  for row, place in enumerate(tile):
-    if is_last:
-      results[0][place] = (output[row] / total[row]).T.astype(results[0].dtype)
-      results[1][place] = LN_2 * (maximum[row] + jnp.log2(total[row]))
-    else:
-      for x, new in zip(state, results):
-        new[place] = x[row]
+  for size, first_rest, num_rest, first_full, num_full in stream.sections():
+    size_index = work.sizes.index(size)
+    if work.num_items[size_index][0]:
+      forward.run_rest(size, even, first_rest, num_rest)
+    numbers = work.full_items(size_index)
+    forward.run_full(size, even, odd, first_full, numbers, num_full)
+  if is_last:
+    for place in tile:
+      mean = output[place] * (1.0 / total[place])
+      results[0][place] = mean.T.astype(results[0].dtype)
+      results[1][place] = LN_2 * (maximum[place] + jnp.log2(total[place]))
   num_tiles = pl.num_programs(1) * pl.num_programs(2)
   pl.when(index == num_tiles - 1)(stream.end)
 
@@ -281,10 +320,15 @@ def _one_pass(
     out_specs = [tile(*shape) for shape in carried]
     out_shape = [array(*shape) for shape in carried]
   num_pairs = num_rows * stream
-  scores = [
+  # float32 weights are summed as they are.
+  has_ones = tiles.spare_vector_units and value.dtype == jnp.bfloat16
+  ones = _ONES if has_ones else 0
+  between_stages = [
       pltpu.VMEM((num_pairs, tokens, tokens), jnp.float32),
       pltpu.VMEM((num_rows, *per_token), jnp.float32),
+      pltpu.VMEM((stream, width + ones, tokens), value.dtype),
   ]
+  sums = [pltpu.VMEM((*work.tile, *s), jnp.float32) for s in carried * is_last]
   pieces = pltpu.VMEM((buffers, stream, tokens, width), key.dtype)
   flops = 4 * heads * work.num_units * tokens * tokens * width
   streamed = heads * sum(r + f for r, _, f in work.num_items) * stream
@@ -303,9 +347,9 @@ def _one_pass(
           pieces,
           pieces,
           pltpu.SemaphoreType.DMA((buffers,)),
-          *scores,
-          *scores,
-          *[pltpu.VMEM((num_rows, *s), jnp.float32) for s in carried],
+          *between_stages,
+          *between_stages,
+          *sums,
       ],
       compiler_params=pltpu.CompilerParams(
           dimension_semantics=("parallel", "arbitrary", "arbitrary"),

@@ -96,16 +96,19 @@ def forward_uses(work: tpu_lists.WorkList) -> list[Use]:
   uses = []
   for index, size in enumerate(work.sizes):
     uses += _rest_uses(work, index, 2 * size)
+    some = size * work.stream
     full = work.full_items(index)
-    if full.any():
-      some = size * work.stream
+    if (full == 1).any():
+      uses.append(Use(2 * some, int((full == 1).sum()), 0))
+    full = full[full > 1]
+    if full.size:
       rounds = int((full // 2).sum())
       uses += [
-          Use(some, int((full > 0).sum()), 0),
-          Use(2 * some, int((full // 2).sum()), rounds),
-          Use(2 * some, int(np.maximum(full - 1, 0).sum()) - rounds, rounds),
+          Use(some, full.size, 0),
+          Use(2 * some, rounds, rounds),
+          Use(2 * some, int((full - 1).sum()) - rounds, rounds),
           Use(some, int((full % 2 == 1).sum()), 0),
-          Use(some, int(((full > 0) & (full % 2 == 0)).sum()), 0),
+          Use(some, int((full % 2 == 0).sum()), 0),
       ]
   return uses
 

@@ -69,17 +69,19 @@ class ItemStream:
   def fetch_ahead(self, item) -> None:
     self._start(item + self._buffers - 1)
 
+  def wait_full(self, item) -> None:
+    """As `wait`, for an item that is known to be full."""
+    slot = self.slot(item)
+    for _, buffer in self._sources:
+      # Waits for the bytes of all copies to this buffer.
+      pltpu.make_async_copy(
+          buffer.at[slot], buffer.at[slot], self._semaphores.at[slot]
+      ).wait()
+
   def wait(self, item) -> None:
     slot, count = self.slot(item), self.count(item)
     is_full = count == self.size
-
-    @pl.when(is_full)
-    def _():
-      for _, buffer in self._sources:
-        # Waits for the bytes of all copies to this buffer.
-        pltpu.make_async_copy(
-            buffer.at[slot], buffer.at[slot], self._semaphores.at[slot]
-        ).wait()
+    pl.when(is_full)(lambda: self.wait_full(item))
 
     @pl.when(jnp.logical_not(is_full))
     def _():

@@ -36,6 +36,10 @@ class TileSizes:
     lanes: Tokens to a multiple of which pieces are filled up: 128 on a device,
       1 is enough for the interpreter.
     memory_mib: Fast memory that a kernel may use.
+    spare_vector_units: Whether the matrix units sum the weights of the softmax
+      in the forward pass, by rows of ones below the values: for chips whose
+      vector units are what the kernel waits for. The sum is then of weights as
+      they are multiplied, bfloat16; float32 inputs are summed as ever.
   """
 
   piece_tokens: int = 256
@@ -45,6 +49,7 @@ class TileSizes:
   buffers: int = 3
   lanes: int = LANES
   memory_mib: int = 14
+  spare_vector_units: bool = False
 
   def __post_init__(self):
     for name in ("piece_tokens", "stream", "buffers", "lanes", "memory_mib"):
@@ -83,7 +88,13 @@ class TileSizes:
 _DEFAULTS: dict[Chip, TileSizes] = {
     "v5e": TileSizes(memory_mib=100),
     "v5p": TileSizes(memory_mib=52),
-    "v6e": TileSizes(near=(1, 8), far=(8, 1), stream=4, memory_mib=100),
+    "v6e": TileSizes(
+        near=(1, 8),
+        far=(8, 1),
+        stream=4,
+        memory_mib=100,
+        spare_vector_units=True,
+    ),
     # 16 MiB at least since TPU v2.
     "unknown": TileSizes(stream=2),
 }

@@ -78,4 +78,4 @@ def test_missing_schedule_is_named(tmp_path):
 )
 def test_missing_libtpu_is_named():
   with pytest.raises(RuntimeError, match=r"jax\[tpu\]"):
-    aot_tpu.device("v5e")
+    aot_tpu.devices("v5e")
