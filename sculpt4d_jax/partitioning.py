@@ -174,6 +174,13 @@ def platform() -> tuple[str, str]:
   return device.platform, device.device_kind
 
 
+def compute_capability() -> str:
+  """Of the NVIDIA GPUs that are computed on, as "9.0"; see `platform`."""
+  mesh = _current.get()
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  return str(getattr(device, "compute_capability", "unknown"))
+
+
 def spec(
     shape: Sequence[int],
     axes: Axes,

@@ -14,6 +14,7 @@ larger of these; a real step is slower.
 
 from collections.abc import Sequence
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -136,6 +137,11 @@ def model_flops(
   return {"model": total, "hardware": total}
 
 
+def kernels(lowered: Any) -> list[str]:
+  """Names of the Pallas kernels in a lowered program."""
+  return sorted(set(re.findall(r'kernel_name = "([^"]+)"', lowered.as_text())))
+
+
 def examine(
     executable: Any, kind: Chip, work: dict[str, float], num_chips: int
 ) -> dict[str, Any]:
@@ -199,6 +205,8 @@ def describe(what: str, report: dict[str, Any], limit: float) -> str:
           f"  {entry['kind']} among {entry['group_size']} chips:"
           f" {entry['number']}, {entry['bytes'] / 1e9:.3f} GB received{unsure}"
       )
+  if report.get("kernels"):
+    lines.append(f"  Pallas kernels: {', '.join(report['kernels'])}")
   times = ", ".join(f"{k} {v:.3f}" for k, v in report["seconds"].items())
   lines.append(
       f"  at least {max(report['seconds'].values()):.3f} s ({times}); MFU at"
