@@ -62,16 +62,20 @@ def chip(topology: str) -> Chip:
 
 
 def topology_devices(topology: str) -> Sequence[jax.Device]:
-  """Devices to compile for.
+  """Devices to compile for; "v6e:1x1" is a single one.
 
   Raises:
     ValueError: The compiler for TPUs is missing, or knows no such topology.
   """
   from jax.experimental import topologies  # pylint: disable=g-import-not-at-top
 
+  options = {}
+  if topology.split(":")[-1].strip("1x") == "":
+    # One chip of a host, which has several.
+    options["chips_per_host_bounds"] = (1, 1, 1)
   try:
     return topologies.get_topology_desc(
-        platform="tpu", topology_name=topology
+        platform="tpu", topology_name=topology, **options
     ).devices
   except Exception as error:  # jax raises kinds of its own.
     raise ValueError(
