@@ -48,10 +48,10 @@ class Blocks(NamedTuple):
   has_rows: Array
 
 
-def serves(rows: Array, kernel: Array) -> bool:
-  """Whether rows [..., D] and matrices [E, D, M] need no filling up."""
-  return rows.dtype in (jnp.bfloat16, jnp.float32) and not any(
-      size % _LANES for size in kernel.shape[1:]
+def serves(dtype: Any, width: int, hidden_width: int) -> bool:
+  """Whether rows and matrices of these widths need no filling up."""
+  return dtype in (jnp.bfloat16, jnp.float32) and not (
+      width % _LANES or hidden_width % _LANES
   )
 
 

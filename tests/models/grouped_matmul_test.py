@@ -72,3 +72,9 @@ def test_outer_products_are_summed_over_each_group():
         sums[group], rows[is_in].T @ others[is_in], atol=1e-4
     )
   assert kernel.shape == sums.shape
+
+
+def test_lanes_that_are_whole_are_served():
+  assert grouped_matmul.serves(jnp.bfloat16, 2048, 8192)
+  assert not grouped_matmul.serves(jnp.bfloat16, 2048, 96)
+  assert not grouped_matmul.serves(jnp.float16, 2048, 8192)
