@@ -47,7 +47,8 @@ class Collective:
 
   Attributes:
     kind: Such as "all-gather".
-    group_size: Devices that take part together.
+    group_size: Devices that take part together; 2 of a permutation, in which each
+      sends to another one.
     number: How often they run.
     bytes: What a chip receives in all of them.
     unknown_loops: How many are in loops of which the turns could not be read,

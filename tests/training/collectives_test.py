@@ -45,7 +45,7 @@ def test_a_program_worked_by_hand(run_on_devices):
       "all-gather 4 5 7680 0",
       "all-reduce 2 5 320 0",
       "all-to-all 4 1 384 0",
-      "collective-permute 4 1 512 0",
+      "collective-permute 2 1 512 0",
       "reduce-scatter 8 1 1792 0",
   ]
 
