@@ -72,10 +72,12 @@ def main(argv):
       function, args = makers[what](config, mesh)
       lowered = function.lower(*args)
       executable = lowered.compile()
-    report = compiled.examine(
-        executable, chip, compiled.model_flops(config, what, mesh), mesh.size
-    )
-    report["compile_seconds"] = round(time.monotonic() - start, 1)
+    seconds = time.monotonic() - start
+    num_clips = abstract.num_sampled_clips(config, mesh)
+    work = compiled.model_flops(config, what, num_clips)
+    report = compiled.examine(executable, chip, work, mesh.size)
+    report["kernels"] = compiled.kernels(lowered)
+    report["compile_seconds"] = round(seconds, 1)
     report["fits"] = report["memory_gb"]["peak"] * 1e9 <= limit
     reports[what] = report
     print(compiled.describe(what, report, limit))

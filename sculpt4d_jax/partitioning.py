@@ -174,6 +174,13 @@ def platform() -> tuple[str, str]:
   return device.platform, device.device_kind
 
 
+def compute_capability() -> str:
+  """Of the NVIDIA GPUs that are computed on, as "9.0"; see `platform`."""
+  mesh = _current.get()
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  return str(getattr(device, "compute_capability", "unknown"))
+
+
 def spec(
     shape: Sequence[int],
     axes: Axes,
@@ -236,12 +243,15 @@ def gather(parameter: nnx.Param, dtype: Any) -> Array:
     return value
   axes = parameter.get_metadata()["logical_axes"]
   own = parameter_spec(value.shape, axes, mesh)
-  whole = Spec(*(_keep(entry, ("tensor",)) for entry in own))
-  if whole == own:
-    return value
-  return _reshard(
-      value, NamedSharding(mesh, own), NamedSharding(mesh, whole)
-  )
+  # One axis of the mesh after the other: among all chips of a slice at once the
+  # TPU's compiler would sum whole parameters, which is twice the bytes.
+  steps, kept = [own], list(MESH_AXES)
+  for name in reversed(PARAMETER_RULES["embed"]):
+    kept.remove(name)
+    step = Spec(*(_keep(entry, kept) for entry in own))
+    if step != steps[-1]:
+      steps.append(step)
+  return _reshard(value, tuple(NamedSharding(mesh, step) for step in steps))
 
 
 def _keep(entry, names):
@@ -251,19 +261,20 @@ def _keep(entry, names):
   return (kept or (None,))[0] if len(kept) < 2 else kept
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _reshard(x, source, target):
-  del source
-  return jax.lax.with_sharding_constraint(x, target)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _reshard(x, steps):
+  """From the first of some shardings to the last one."""
+  for step in steps[1:]:
+    x = jax.lax.with_sharding_constraint(x, step)
+  return x
 
 
-def _reshard_forward(x, source, target):
-  return _reshard(x, source, target), None
+def _reshard_forward(x, steps):
+  return _reshard(x, steps), None
 
 
-def _reshard_backward(source, target, _, cotangent):
-  del target
-  return (jax.lax.with_sharding_constraint(cotangent, source),)
+def _reshard_backward(steps, _, cotangent):
+  return (jax.lax.with_sharding_constraint(cotangent, steps[0]),)
 
 
 _reshard.defvjp(_reshard_forward, _reshard_backward)

@@ -21,8 +21,10 @@ import numpy as np
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
+from sculpt4d_jax.kernels.block_sparse_attention import pallas_gpu
 from sculpt4d_jax.kernels.block_sparse_attention import pallas_tpu
 from sculpt4d_jax.kernels.block_sparse_attention import tpu_tiles
+from sculpt4d_jax.kernels.block_sparse_attention import xla
 from sculpt4d_jax.models import dense_attention
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import rope
@@ -320,7 +322,21 @@ def _temporal_backend(name: str | None) -> Any:
     return functools.partial(
         pallas_tpu.attention, chip=tpu_tiles.chip_of(kind)
     )
+  if name in (None, "pallas_gpu") and platform in ("gpu", "cuda"):
+    return functools.partial(_on_gpu, name, partitioning.compute_capability())
   return name
+
+
+def _on_gpu(name: str | None, compute_capability: str, *args, **kwargs) -> Any:
+  """The kernels for a GPU; plain JAX where they decline and none was named."""
+  try:
+    return pallas_gpu.attention(
+        *args, compute_capability=compute_capability, **kwargs
+    )
+  except NotImplementedError:
+    if name is not None:
+      raise
+    return xla.attention(*args, **kwargs)
 
 
 def temporal_mask(

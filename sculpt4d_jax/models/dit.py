@@ -20,6 +20,7 @@ each other are neighbours; the output undoes it.
 Source: Sculpt4D; Hunyuan3D 2.1 (`HunYuanDiTPlain`).
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import moe
+from sculpt4d_jax.models import u_shape
 
 Array = array_types.Array
 Float = array_types.Float
@@ -291,6 +293,12 @@ class DiT(nnx.Module):
     return nnx.merge(graphdef, jax.tree.map(lambda p: p[slot], params))
 
   def _run_stages(self, x, context, mode, token_order, temporal_weight):
+    c = self.config
+    settings = dict(temporal_mode=mode, token_order=token_order)
+    if c.remat_policy == "full" and c.scan_unroll == 1 and not isinstance(
+        context, ContextKeyValues
+    ):
+      return self._run_u_shape(x, context, temporal_weight, settings)
     skips = []  # Newest first, stacked [L, B, F, 1 + N, D].
     num_taken = 0
     figures = []
@@ -310,9 +318,8 @@ class DiT(nnx.Module):
             x,
             context if key_values is None else key_values,
             skip,
-            temporal_mode=mode,
-            token_order=token_order,
             temporal_weight=temporal_weight,
+            **settings,
         )
         out = out._replace(x=partitioning.constrain(out.x, "batch", "frames"))
         return out.x, out if pushes else out._replace(x=None)
@@ -322,18 +329,49 @@ class DiT(nnx.Module):
           blocks,
           x,
           (key_values, skip),
-          unroll=self.config.scan_unroll,
-          remat_policy=self.config.remat_policy,
+          unroll=c.scan_unroll,
+          remat_policy=c.remat_policy,
       )
       if stage.kind.pushes:
         skips.insert(0, jnp.flip(outputs.x, axis=0))
       if stage.kind.is_moe:
         figures.append((outputs.aux_loss, outputs.router_load))
+    return x, *self._join_figures(figures)
+
+  def _run_u_shape(self, x, context, temporal_weight, settings):
+    """As `_run_stages`; keeps the inputs of the blocks only."""
+    stages, params = [], []
+    for kind, run in itertools.groupby(
+        zip(self.config.stages, self.stages, strict=True),
+        # Whether the output is a skip is nothing that a block knows.
+        lambda stage: stage[0].kind._replace(pushes=False),
+    ):
+      plans, modules = zip(*run)
+      graphdef = nnx.split(modules[0])[0]
+
+      def apply(params, x, skip, shared, graphdef=graphdef):
+        context, temporal_weight = shared
+        out = nnx.merge(graphdef, params)(
+            x, context, skip, temporal_weight=temporal_weight, **settings
+        )
+        x = partitioning.constrain(out.x, "batch", "frames")
+        return x, (out.aux_loss, out.router_load)
+
+      num_blocks = sum(plan.num_blocks for plan in plans)
+      stages.append(u_shape.Stage(apply, num_blocks, kind.has_skip))
+      stacks = [nnx.split(module)[1] for module in modules]
+      params.append(jax.tree.map(lambda *p: jnp.concatenate(p), *stacks))
+    x, figures = u_shape.run(
+        tuple(stages), tuple(params), x, (context, temporal_weight)
+    )
+    figures = [figure for figure in figures if figure[0] is not None]
+    return x, *self._join_figures(figures)
+
+  def _join_figures(self, figures):
     if not figures:
-      experts = self.config.num_experts
-      return x, jnp.zeros((0,)), jnp.zeros((0, experts))
+      return jnp.zeros((0,)), jnp.zeros((0, self.config.num_experts))
     aux_losses, load = (jnp.concatenate(parts) for parts in zip(*figures))
-    return x, aux_losses, load
+    return aux_losses, load
 
   def _temporal_mode(self, override: str | None) -> str:
     own = self.config.temporal_mode

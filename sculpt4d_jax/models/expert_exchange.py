@@ -1,9 +1,9 @@
 """Experts on a mesh: who holds them, and how tokens and experts meet.
 
 By default tokens stay where they are. Parameters of the experts are split like
-all others, and every device gathers those of a layer when it comes to it: the
-work is balanced however tokens are routed, and nothing depends on how many of
-them choose an expert.
+all others, and every device gathers those of a layer when it comes to it (on
+TPU those of some hidden units at a time): the work is balanced however tokens
+are routed, and nothing depends on how many of them choose an expert.
 
 Where the mesh has an `expert` axis, its devices hold some of the experts each.
 They then exchange tokens in place of parameters: every device sees the tokens
@@ -38,7 +38,8 @@ class ExpertWeights(NamedTuple):
   bias2: Array
 
 
-Apply = Callable[[Array, Array, Array, ExpertWeights], Array]
+Gather = Callable[[ExpertWeights], ExpertWeights]
+Apply = Callable[[Array, Array, Array, ExpertWeights, Gather], Array]
 
 
 def on_mesh(
@@ -52,8 +53,10 @@ def on_mesh(
   """Applies the experts on the mesh in use.
 
   Args:
-    apply: (x, gates, chosen, weights) -> y on one device; a choice of E or more
-      adds nothing.
+    apply: (x, gates, chosen, weights, gather) -> y on one device. The weights
+      are this device's parts, which `gather` makes whole: of all hidden units
+      or of some, and None where they are None. A choice of E or more adds
+      nothing.
     x: Tokens [..., D]; of four axes, the first two are clips and frames.
     gates: [..., k].
     chosen: [..., k].
@@ -76,8 +79,10 @@ def on_mesh(
   is_split = _EXPERT in _names(specs[0][0])
   is_partial = _TENSOR in _names(weight_specs.kernel1[2])
 
+  def gather(weights):
+    return ExpertWeights(*map(_gather, weights, weight_specs))
+
   def local(x, gates, chosen, weights):
-    weights = ExpertWeights(*map(_gather, weights, weight_specs))
     if is_partial:  # The sum over the hidden units is; the bias comes once.
       first = lax.axis_index(_TENSOR) == 0
       weights = weights._replace(
@@ -90,7 +95,7 @@ def on_mesh(
             for y in (x, gates, chosen)
         )
       chosen = _own_choices(chosen, len(weights.kernel1))
-    y = apply(x, gates, chosen, weights)
+    y = apply(x, gates, chosen, weights, gather)
     if is_partial:
       y = lax.psum(y, _TENSOR)
     if is_exchanged and is_split:
@@ -108,12 +113,16 @@ def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
   return (entry,) if isinstance(entry, str) else (entry or ())
 
 
-def _gather(weight: Array, spec: Spec) -> Array:
+def _gather(weight: Array | None, spec: Spec) -> Array | None:
   """All of a weight but for the experts and hidden units of others."""
+  if weight is None:
+    return None
   for axis, entry in enumerate(spec):
-    names = tuple(n for n in _names(entry) if n not in (_EXPERT, _TENSOR))
-    if names:
-      weight = lax.all_gather(weight, names, axis=axis, tiled=True)
+    # One axis of the mesh after the other: among all chips of a slice at once
+    # the TPU's compiler would sum whole weights, twice the bytes.
+    for name in reversed(_names(entry)):
+      if name not in (_EXPERT, _TENSOR):
+        weight = lax.all_gather(weight, name, axis=axis, tiled=True)
   return weight
 
 

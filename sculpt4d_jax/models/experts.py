@@ -8,14 +8,16 @@ No token is ever dropped. Every implementation computes exactly this sum:
   blocked  rows sorted by expert, each expert's padded to whole blocks, and one
            product for each block: the work follows the routed tokens
   ragged   rows sorted by expert and `jax.lax.ragged_dot`
-  grouped  as blocked, with Pallas kernels for TPU: `grouped_matmul`
+  grouped  as blocked, with Pallas kernels for TPU and a part of the hidden
+           units at a time: `grouped_mlp`
 
 On a mesh tokens stay where they are and every device gathers the experts,
 unless the mesh has an `expert` axis: `expert_exchange` then moves tokens.
 """
 
+from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
 import jax
@@ -25,7 +27,9 @@ import jax.numpy as jnp
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.models import expert_exchange
+from sculpt4d_jax.models import expert_rows
 from sculpt4d_jax.models import grouped_matmul
+from sculpt4d_jax.models import grouped_mlp
 from sculpt4d_jax.models import layers
 
 Array = array_types.Array
@@ -111,19 +115,25 @@ class Experts(nnx.Module):
   ) -> Float[Array, "*T D"]:
     """Sum of the chosen experts' outputs; see `apply_experts`."""
 
-    def apply(x, gates, chosen, weights):
+    def apply(x, gates, chosen, weights, gather):
       flat = [y.reshape(-1, y.shape[-1]) for y in (x, gates, chosen)]
-      out = apply_experts(*flat, weights, implementation=implementation)
+      out = apply_experts(
+          *flat, weights, implementation=implementation, gather=gather
+      )
       return out.reshape(x.shape)
 
     x = x.astype(self.dtype)
     if partitioning.current_mesh() is None:
-      return apply(x, gates, chosen, self.weights())
+      return apply(x, gates, chosen, self.weights(), _as_they_are)
     params = self.fc1.kernel, self.fc1.bias, self.fc2.kernel, self.fc2.bias
     axes = [p.get_metadata()["logical_axes"] for p in params]
     return expert_exchange.on_mesh(
         apply, x, gates, chosen, self.weights(), ExpertWeights(*axes)
     )
+
+
+def _as_they_are(weights: ExpertWeights) -> ExpertWeights:
+  return weights
 
 
 def apply_experts(
@@ -135,6 +145,7 @@ def apply_experts(
     implementation: str | None = None,
     block_size: int = BLOCK_SIZE,
     max_gathered_weights: int = MAX_GATHERED_WEIGHTS,
+    gather: Callable[[ExpertWeights], ExpertWeights] = _as_they_are,
 ) -> Float[Array, "T D"]:
   """Sum of the chosen experts' outputs, weighted by their gates.
 
@@ -150,12 +161,17 @@ def apply_experts(
     max_gathered_weights: "blocked" gathers each block's weights and multiplies
       all blocks at once where those are no more numbers than this, and scans
       over the blocks otherwise.
+    gather: Makes whole weights of this device's parts of them, whatever hidden
+      units they are of; "grouped" calls it for some of them at a time.
 
   Raises:
     ValueError: Unknown implementation.
   """
   if implementation is None:
     implementation = _fastest(x, weights)
+  if implementation == "grouped":
+    return grouped_mlp.apply(x, gates, chosen, weights, gather)
+  weights = gather(weights)
   if implementation == "dense":
     return _dense(x, gates, chosen, weights)
   if implementation == "ragged":
@@ -164,8 +180,6 @@ def apply_experts(
     return _blocked(
         x, gates, chosen, weights, block_size, max_gathered_weights
     )
-  if implementation == "grouped":
-    return _grouped(x, gates, chosen, weights)
   raise ValueError(
       f"Unknown implementation={implementation!r}: choose one of"
       f" {IMPLEMENTATIONS} or None."
@@ -176,7 +190,9 @@ def _fastest(x: Array, weights: ExpertWeights) -> str:
   platform = partitioning.platform()[0]
   if platform == "cpu":
     return "blocked"
-  if platform == "tpu" and grouped_matmul.serves(x, weights.kernel1):
+  # Of the weights only the hidden units are whole on every mesh.
+  widths = x.shape[-1], weights.kernel1.shape[-1]
+  if platform == "tpu" and grouped_matmul.serves(x.dtype, *widths):
     return "grouped"
   return "ragged"
 
@@ -203,99 +219,19 @@ def _dense(
   return y.astype(x.dtype)
 
 
-class _Plan(NamedTuple):
-  """A one-to-one map of choices (token, slot) to rows sorted by expert.
-
-  Attributes:
-    row: Row of each choice, [T, k].
-    choice: Choice of each row, token * k + slot; T * k where the row is
-      padding, [R].
-    rows_per_expert: Padding included, [E].
-  """
-
-  row: Array
-  choice: Array
-  rows_per_expert: Array
-
-
-def _plan(chosen: Array, num_experts: int, block_size: int) -> _Plan:
-  """Sorts choices [T, k] by expert, each expert padded to whole blocks.
-
-  Choices of no expert, E and above, come last.
-  """
-  num_choices = chosen.size
-  flat = chosen.reshape(-1)
-  sizes = jnp.bincount(flat, length=num_experts + 1)
-  padded = -(-sizes // block_size) * block_size
-  shift = (jnp.cumsum(padded) - padded) - (jnp.cumsum(sizes) - sizes)
-  padded = padded[:num_experts]
-  order = jnp.argsort(flat, stable=True)
-  row_in_order = jnp.arange(num_choices) + shift[flat[order]]
-  row = jnp.zeros_like(order).at[order].set(
-      row_in_order, unique_indices=True
-  )
-  # However the choices fall, the padding is at most block_size - 1 an expert.
-  num_rows = (num_choices + num_experts * (block_size - 1)) // block_size
-  choice = jnp.full((num_rows * block_size,), num_choices, order.dtype)
-  choice = choice.at[row].set(jnp.arange(num_choices), unique_indices=True)
-  return _Plan(row.reshape(chosen.shape), choice, padded)
-
-
-# The two below are each other's transpose. As the map is one-to-one, both are
-# gathers; JAX's own transposes would be scatter-adds, slow on every platform.
-
-
-@jax.custom_vjp
-def _dispatch(x: Array, plan: _Plan) -> Array:
-  """Tokens [T, D] to rows [R, D]; padding rows are zero."""
-  tokens = plan.choice // plan.row.shape[1]
-  return x.at[tokens].get(mode="fill", fill_value=0)
-
-
-@jax.custom_vjp
-def _collect(rows: Array, plan: _Plan) -> Array:
-  """Rows [R, D] to the choices [T, k, D]; zero for choices of no expert."""
-  return jnp.where(_is_of_expert(plan), rows[plan.row], 0)
-
-
-def _is_of_expert(plan: _Plan) -> Array:
-  """Whether choices are of one of the experts, [T, k, 1]."""
-  return (plan.row < plan.rows_per_expert.sum())[..., None]
-
-
-def _dispatch_backward(plan, cotangent):
-  return _collect(cotangent, plan).sum(axis=1), None
-
-
-def _collect_backward(plan, cotangent):
-  choices = jnp.where(_is_of_expert(plan), cotangent, 0)
-  choices = choices.reshape(-1, cotangent.shape[-1])
-  return choices.at[plan.choice].get(mode="fill", fill_value=0), None
-
-
-_dispatch.defvjp(lambda x, plan: (_dispatch(x, plan), plan), _dispatch_backward)
-_collect.defvjp(lambda x, plan: (_collect(x, plan), plan), _collect_backward)
-
-
-def _combine(rows: Array, gates: Array, plan: _Plan) -> Array:
-  outputs = _collect(rows, plan)
-  y = jnp.einsum("tkd,tk->td", outputs.astype(jnp.float32), gates)
-  return y.astype(rows.dtype)
-
-
 def _ragged(
     x: Array, gates: Array, chosen: Array, weights: ExpertWeights
 ) -> Array:
   num_experts = weights.kernel1.shape[0]
-  plan = _plan(chosen, num_experts, block_size=1)
+  plan = expert_rows.plan(chosen, num_experts, block_size=1)
   sizes = plan.rows_per_expert.astype(jnp.int32)
-  rows = _dispatch(x, plan)
+  rows = expert_rows.dispatch(x, plan)
   # The bias of choices of no expert is of no consequence.
   expert = jnp.minimum(jnp.sort(chosen.reshape(-1)), num_experts - 1)
   hidden = lax.ragged_dot(rows, weights.kernel1, sizes) + weights.bias1[expert]
   hidden = jax.nn.gelu(hidden, approximate=False)
   out = lax.ragged_dot(hidden, weights.kernel2, sizes) + weights.bias2[expert]
-  return _combine(out, gates, plan)
+  return expert_rows.combine(out, gates, plan)
 
 
 def _blocked(
@@ -307,8 +243,8 @@ def _blocked(
     max_gathered_weights: int,
 ) -> Array:
   num_experts = weights.kernel1.shape[0]
-  plan = _plan(chosen, num_experts, block_size)
-  rows = _dispatch(x, plan)
+  plan = expert_rows.plan(chosen, num_experts, block_size)
+  rows = expert_rows.dispatch(x, plan)
   blocks = rows.reshape(-1, block_size, rows.shape[-1])
   # Blocks behind the last expert's are padding; any expert serves them.
   expert = jnp.searchsorted(
@@ -322,27 +258,7 @@ def _blocked(
     out = _multiply_at_once(blocks, expert, weights)
   else:
     out = _multiply_one_by_one(blocks, expert, weights)
-  return _combine(out.reshape(rows.shape), gates, plan)
-
-
-def _grouped(
-    x: Array, gates: Array, chosen: Array, weights: ExpertWeights
-) -> Array:
-  num_experts = weights.kernel1.shape[0]
-  block_size = grouped_matmul.block_rows(chosen.size, num_experts)
-  plan = _plan(chosen, num_experts, block_size)
-  rows = _dispatch(x, plan)
-  blocks = grouped_matmul.blocks_of(plan.rows_per_expert, len(rows), block_size)
-
-  def linear(rows, kernel, bias):
-    y = grouped_matmul.multiply(rows, kernel, blocks)
-    # By blocks: the gradient of a bias a row would be a scatter.
-    y = y.reshape(-1, block_size, y.shape[-1]) + bias[blocks.expert][:, None]
-    return y.reshape(len(rows), -1)
-
-  hidden = linear(rows, weights.kernel1, weights.bias1)
-  hidden = jax.nn.gelu(hidden, approximate=False)
-  return _combine(linear(hidden, weights.kernel2, weights.bias2), gates, plan)
+  return expert_rows.combine(out.reshape(rows.shape), gates, plan)
 
 
 def _multiply_at_once(

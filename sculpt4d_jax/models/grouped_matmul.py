@@ -48,10 +48,10 @@ class Blocks(NamedTuple):
   has_rows: Array
 
 
-def serves(rows: Array, kernel: Array) -> bool:
-  """Whether rows [..., D] and matrices [E, D, M] need no filling up."""
-  return rows.dtype in (jnp.bfloat16, jnp.float32) and not any(
-      size % _LANES for size in kernel.shape[1:]
+def serves(dtype: Any, width: int, hidden_width: int) -> bool:
+  """Whether rows and matrices of these widths need no filling up."""
+  return dtype in (jnp.bfloat16, jnp.float32) and not (
+      width % _LANES or hidden_width % _LANES
   )
 
 
@@ -73,7 +73,7 @@ def blocks_of(rows_per_group: Array, num_rows: int, block_size: int) -> Blocks:
   """
   ends = jnp.cumsum(rows_per_group) // block_size
   index = jnp.arange(num_rows // block_size)
-  expert = jnp.searchsorted(ends, index, side="right")
+  expert = (index[:, None] >= ends).sum(1)  # A search would be a loop.
   expert = jnp.minimum(expert, len(rows_per_group) - 1)
   is_used = index < ends[-1]
   return Blocks(
@@ -82,37 +82,51 @@ def blocks_of(rows_per_group: Array, num_rows: int, block_size: int) -> Blocks:
 
 
 def multiply(
-    rows: Float[Array, "R D"], kernel: Float[Array, "E D M"], blocks: Blocks
+    rows: Float[Array, "R D"],
+    kernel: Float[Array, "E D M"],
+    blocks: Blocks,
+    *,
+    transposed: bool = False,
+    bias: Float[Array, "E M"] | None = None,
+    initial: Float[Array, "R M"] | None = None,
 ) -> Float[Array, "R M"]:
-  """Every row times the matrix of its block; zero where blocks are unused.
+  """Every row times the matrix of its block; nothing where blocks are unused.
 
   Widths that are no multiple of the lanes are filled up with zeros.
+
+  Args:
+    rows: Sorted by group.
+    kernel: A matrix a group.
+    blocks: Which matrix each block takes.
+    transposed: The matrices are taken transposed, [E, M, D].
+    bias: Added to the product, of unused blocks too.
+    initial: What the product is added to, in float32, as is the result then;
+      its memory becomes the result's.
   """
-  width = kernel.shape[-1]
-  depth_fill, width_fill = (-size % _LANES for size in kernel.shape[1:])
-  if depth_fill or width_fill:
-    rows = jnp.pad(rows, ((0, 0), (0, depth_fill)))
-    kernel = jnp.pad(kernel, ((0, 0), (0, depth_fill), (0, width_fill)))
-  return _multiply_lanes(rows, kernel, blocks)[:, :width]
+  width = kernel.shape[1] if transposed else kernel.shape[2]
+  kernel = _fill(kernel, (1, 2))
+  rows = _fill(rows, (1,))
+  if bias is not None:
+    bias = _fill(bias, (1,))
+  if initial is not None:
+    initial = _fill(initial.astype(jnp.float32), (1,))
+  out = _multiply(rows, kernel, blocks, transposed, bias, initial)
+  return out[:, :width]
 
 
-@jax.custom_vjp
-def _multiply_lanes(rows, kernel, blocks):
-  return _multiply(rows, kernel, blocks, transposed=False)
+def outer(
+    rows: Float[Array, "R D"], others: Float[Array, "R M"], blocks: Blocks
+) -> Float[Array, "E D M"]:
+  """Sum of row^T . other over every group: the gradient of its matrix."""
+  depth, width = rows.shape[1], others.shape[1]
+  sums = _outer(_fill(rows, (1,)), _fill(others, (1,)), blocks)
+  return sums[:, :depth, :width]
 
 
-def _forward(rows, kernel, blocks):
-  return _multiply_lanes(rows, kernel, blocks), (rows, kernel, blocks)
-
-
-def _backward(residuals, cotangent):
-  rows, kernel, blocks = residuals
-  cotangent = cotangent.astype(rows.dtype)
-  rows_bar = _multiply(cotangent, kernel, blocks, transposed=True)
-  return rows_bar, _outer(rows, cotangent, kernel, blocks), None
-
-
-_multiply_lanes.defvjp(_forward, _backward)
+def _fill(x: Array, axes: tuple[int, ...]) -> Array:
+  """Fills axes up to whole lanes."""
+  fills = [(0, -n % _LANES if i in axes else 0) for i, n in enumerate(x.shape)]
+  return jnp.pad(x, fills) if any(fill for _, fill in fills) else x
 
 
 def _tile(size: int, limit: int) -> int:
@@ -152,9 +166,14 @@ def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
 
 
 def _multiply(
-    rows: Array, kernel: Array, blocks: Blocks, *, transposed: bool
+    rows: Array,
+    kernel: Array,
+    blocks: Blocks,
+    transposed: bool,
+    bias: Array | None,
+    initial: Array | None,
 ) -> Array:
-  """rows @ kernel[expert], or rows @ kernel[expert].T."""
+  """rows @ kernel[expert], or rows @ kernel[expert].T, and what is added."""
   num_blocks = len(blocks.expert)
   block_size = len(rows) // num_blocks
   depth, width = kernel.shape[1:][::-1] if transposed else kernel.shape[1:]
@@ -162,14 +181,19 @@ def _multiply(
   tile_depth = depth if whole else _tile(depth, 1024)
   tile_width = _tile(width, 1024 if whole else 2048)
   steps = depth // tile_depth
+  has_bias, has_initial = bias is not None, initial is not None
 
-  def body(expert, is_used, rows, kernel, out, total):
+  def body(expert, is_used, rows, kernel, *refs):
     del expert
+    refs = list(refs)
+    bias = refs.pop(0) if has_bias else None
+    initial = refs.pop(0) if has_initial else None
+    out, total = refs
     block, step = pl.program_id(1), pl.program_id(2)
 
     @pl.when(step == 0)
     def _():
-      total[...] = jnp.zeros_like(total)
+      total[...] = initial[...] if has_initial else jnp.zeros_like(total)
 
     @pl.when(is_used[block] != 0)
     def _():
@@ -177,7 +201,10 @@ def _multiply(
 
     @pl.when(step == steps - 1)
     def _():
-      out[...] = total[...].astype(out.dtype)
+      y = total[...]
+      if has_bias:
+        y += bias[...].astype(jnp.float32)
+      out[...] = y.astype(out.dtype)
 
   if transposed:
     kernel_block = (None, tile_width, tile_depth)
@@ -185,35 +212,44 @@ def _multiply(
   else:
     kernel_block = (None, tile_depth, tile_width)
     kernel_index = lambda n, b, k, expert, _: (expert[b], k, n)
+  out_spec = pl.BlockSpec((block_size, tile_width), lambda n, b, k, *_: (b, n))
+  specs = [
+      pl.BlockSpec((block_size, tile_depth), lambda n, b, k, *_: (b, k)),
+      pl.BlockSpec(kernel_block, kernel_index),
+  ]
+  operands = [blocks.expert, blocks.is_used, rows, kernel]
+  if has_bias:
+    specs.append(pl.BlockSpec(
+        (None, 1, tile_width), lambda n, b, k, expert, _: (expert[b], 0, n)
+    ))
+    operands.append(bias[:, None])
+  aliases = {}
+  if has_initial:
+    specs.append(out_spec)
+    aliases[len(operands)] = 0
+    operands.append(initial)
   return _call(
       body,
       "grouped_multiply",
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=2,
           grid=(width // tile_width, num_blocks, steps),
-          in_specs=[
-              pl.BlockSpec(
-                  (block_size, tile_depth), lambda n, b, k, *_: (b, k)
-              ),
-              pl.BlockSpec(kernel_block, kernel_index),
-          ],
-          out_specs=pl.BlockSpec(
-              (block_size, tile_width), lambda n, b, k, *_: (b, n)
-          ),
+          in_specs=specs,
+          out_specs=out_spec,
           scratch_shapes=[pltpu.VMEM((block_size, tile_width), jnp.float32)],
       ),
-      out_shape=jax.ShapeDtypeStruct((len(rows), width), rows.dtype),
+      out_shape=jax.ShapeDtypeStruct(
+          (len(rows), width), jnp.float32 if has_initial else rows.dtype
+      ),
+      input_output_aliases=aliases,
       cost_estimate=_cost(rows, kernel, width),
-  )(blocks.expert, blocks.is_used, rows, kernel)
+  )(*operands)
 
 
-def _outer(
-    rows: Array, cotangent: Array, kernel: Array, blocks: Blocks
-) -> Array:
-  """The sum of rows^T @ cotangent over every group: gradient of its matrix."""
+def _outer(rows: Array, cotangent: Array, blocks: Blocks) -> Array:
   num_blocks = len(blocks.expert)
   block_size = len(rows) // num_blocks
-  depth, width = kernel.shape[1:]
+  depth, width = rows.shape[1], cotangent.shape[1]
   tile_depth, tile_width = _tile(depth, 1024), _tile(width, 1024)
 
   def body(expert, is_used, rows, cotangent, out, total):
@@ -233,6 +269,7 @@ def _outer(
     def _():
       out[...] = total[...].astype(out.dtype)
 
+  shape = (len(blocks.has_rows), depth, width)
   gradient = _call(
       body,
       "grouped_outer",
@@ -253,14 +290,14 @@ def _outer(
           ),
           scratch_shapes=[pltpu.VMEM((tile_depth, tile_width), jnp.float32)],
       ),
-      out_shape=jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
-      cost_estimate=_cost(rows, kernel, width),
+      out_shape=jax.ShapeDtypeStruct(shape, rows.dtype),
+      cost_estimate=_cost(rows, jax.ShapeDtypeStruct(shape, rows.dtype), width),
   )(blocks.expert, blocks.is_used, rows, cotangent)
   # No block of a group without rows wrote its part.
   return jnp.where(blocks.has_rows[:, None, None], gradient, 0)
 
 
-def _cost(rows: Array, kernel: Array, width: int) -> Any:
+def _cost(rows: Array, kernel: Any, width: int) -> Any:
   """What the compiler's scheduler is told of a call."""
   size = rows.dtype.itemsize
   return pl.CostEstimate(

@@ -5,6 +5,7 @@ Everything is shapes with shardings, for compiling ahead of time.
 
 from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any
 
 from flax import nnx
@@ -77,10 +78,9 @@ def _batch(config, mesh):
 def sampler(
     config: ml_collections.ConfigDict, mesh: Mesh
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-  """The jitted sampler of as many clips as keep the mesh busy, and its shapes.
+  """The jitted sampler of `num_sampled_clips`, and the shapes it takes.
 
-  Guided sampling evaluates a clip with and without its context, which are two
-  rows of a batch: there are half as many clips as rows.
+  Call and lower it inside `partitioning.use_mesh(mesh)`.
   """
   sampling = model_lib.SamplingConfig(**config.sampling)
   parts = model_lib.parts(config.model)
@@ -94,12 +94,7 @@ def sampler(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(part.dtype)), shapes
     )
     params[name] = _placed(shapes, partitioning.shardings(shapes, mesh))
-  rows = 1
-  for name in partitioning.BATCH_AXES:
-    rows *= mesh.shape[name]
-  guided = sampling.guidance_scale != 1.0
-  num_clips = max(rows // 2, 1) if guided else rows
-  lead = (num_clips, sampling.num_frames)
+  lead = (num_sampled_clips(config, mesh), sampling.num_frames)
   vae, side = config.model.vae, config.model.image_encoder.image_size
 
   def sample(params, images, noise):
@@ -114,6 +109,18 @@ def sampler(
       _clips(noise, jnp.float32, mesh),
   )
   return jax.jit(sample, donate_argnums=2), args
+
+
+def num_sampled_clips(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
+  """Clips that keep the mesh busy.
+
+  Guided sampling evaluates a clip with and without its context, which are two
+  rows of a batch: there are half as many clips as rows.
+  """
+  rows = math.prod(mesh.shape[name] for name in partitioning.BATCH_AXES)
+  sampling = config.sampling
+  two_rows = sampling.guidance_scale != 1.0 and not sampling.guidance_in_turns
+  return max(rows // 2, 1) if two_rows else rows
 
 
 def _clips(shape, dtype, mesh):

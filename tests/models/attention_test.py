@@ -143,3 +143,21 @@ def test_unknown_mode_is_refused():
   module = attention.TemporalAttention(16, 2, block_size=2, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match="causal"):
     module(random(0, 1, 2, 8, 16), mode="causal")
+
+
+def test_gpus_without_kernels_take_plain_jax_unless_kernels_are_named(
+    monkeypatch,
+):
+  x = random(0, 1, 2, 8, 16)
+  expected = filled_temporal(block_size=4, schedule=(1, 2))(x)
+  monkeypatch.setattr(attention.partitioning, "platform", lambda: ("gpu", "V100"))
+  monkeypatch.setattr(
+      attention.partitioning, "compute_capability", lambda: "7.0"
+  )
+  out = filled_temporal(block_size=4, schedule=(1, 2))(x)
+  np.testing.assert_allclose(out, expected, atol=1e-6)
+  named = filled_temporal(
+      block_size=4, schedule=(1, 2), implementation="pallas_gpu"
+  )
+  with pytest.raises(NotImplementedError, match="compute capability"):
+    named(x)

@@ -216,10 +216,14 @@ def gradient(**changes):
   return jax.tree.leaves(jax.jit(jax.grad(objective))(params))
 
 
-@pytest.mark.parametrize("policy", ["full", "dots_with_no_batch_dims_saveable"])
-def test_rematerialised_and_unrolled_gradients_are_the_same(policy):
+@pytest.mark.parametrize("policy,unroll", [
+    ("full", 1),
+    ("full", True),
+    ("dots_with_no_batch_dims_saveable", 1),
+])
+def test_rematerialised_and_unrolled_gradients_are_the_same(policy, unroll):
   kept = gradient()
-  again = gradient(remat_policy=policy, scan_unroll=policy == "full" or 1)
+  again = gradient(remat_policy=policy, scan_unroll=unroll)
   for a, b in zip(kept, again, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
 

@@ -1,10 +1,8 @@
 """The TPU kernels of grouped products, in the interpreter."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sculpt4d_jax.models import experts
 from sculpt4d_jax.models import grouped_matmul
 
 
@@ -21,60 +19,62 @@ def _expected(rows, kernel, sizes):
   for size, matrix in zip(sizes, kernel):
     out[start : start + size] = rows[start : start + size] @ matrix
     start += size
-  return jnp.array(out)
+  return out
 
 
-def test_products_and_gradients_with_an_empty_group_and_unused_blocks():
-  sizes = [16, 0, 32, 8]  # The last 8 of 64 rows are of no group.
-  rows, kernel, blocks = _case(sizes, 8, 64)
-  weight = jnp.array(
+SIZES = (16, 0, 32, 8)  # The last 8 of 64 rows are of no group.
+
+
+def _owners():
+  return np.repeat(np.arange(5), [*SIZES, 8])
+
+
+def test_products_with_an_empty_group_and_unused_blocks():
+  rows, kernel, blocks = _case(SIZES, 8, 64)
+  y = grouped_matmul.multiply(rows, kernel, blocks)
+  expected = _expected(np.array(rows), np.array(kernel), SIZES)
+  np.testing.assert_allclose(y, expected, atol=1e-4)
+  back = grouped_matmul.multiply(y, kernel, blocks, transposed=True)
+  turned = np.swapaxes(np.array(kernel), 1, 2)
+  expected = _expected(np.array(y), turned, SIZES)
+  np.testing.assert_allclose(back, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_products_add_a_bias_and_go_on_from_a_sum():
+  rows, kernel, blocks = _case(SIZES, 8, 64)
+  rng = np.random.default_rng(1)
+  bias = rng.normal(size=(4, 256)).astype(np.float32)
+  initial = rng.normal(size=(64, 256)).astype(np.float32)
+  y = grouped_matmul.multiply(
+      rows, kernel, blocks, bias=jnp.array(bias), initial=jnp.array(initial)
+  )
+  expected = initial + _expected(np.array(rows), np.array(kernel), SIZES)
+  used = _owners() < 4
+  expected[used] += bias[_owners()[used]]
+  np.testing.assert_allclose(y[used], expected[used], atol=1e-4)
+  # bfloat16 rows go on from a sum in float32.
+  y = grouped_matmul.multiply(
+      rows.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), blocks,
+      initial=jnp.array(initial),
+  )
+  assert y.dtype == jnp.float32
+
+
+def test_outer_products_are_summed_over_each_group():
+  rows, kernel, blocks = _case(SIZES, 8, 64)
+  others = jnp.array(
       np.random.default_rng(1).normal(size=(64, 256)), jnp.float32
   )
-
-  def ours(rows, kernel):
-    return (grouped_matmul.multiply(rows, kernel, blocks) * weight).sum()
-
-  def plain(rows, kernel):
-    owner = np.repeat([0, 2, 3, 4], [16, 32, 8, 8])
-    matrices = jnp.concatenate([kernel, jnp.zeros_like(kernel[:1])])[owner]
-    return (jnp.einsum("rd,rdm->rm", rows, matrices) * weight).sum()
-
-  np.testing.assert_allclose(
-      grouped_matmul.multiply(rows, kernel, blocks),
-      _expected(np.array(rows), np.array(kernel), sizes), atol=1e-4,
-  )
-  for a, b in zip(
-      jax.grad(ours, (0, 1))(rows, kernel), jax.grad(plain, (0, 1))(rows, kernel)
-  ):
-    np.testing.assert_allclose(a, b, atol=1e-4)
-
-
-def test_experts_on_the_kernels_equal_the_dense_evaluation():
-  keys = jax.random.split(jax.random.key(0), 7)
-  normal = lambda key, *shape: 0.1 * jax.random.normal(key, shape)
-  weights = experts.ExpertWeights(
-      normal(keys[0], 4, 128, 256), normal(keys[1], 4, 256),
-      normal(keys[2], 4, 256, 128), normal(keys[3], 4, 128),
-  )
-  x = normal(keys[4], 40, 128)
-  gates = jax.random.uniform(keys[5], (40, 2))
-  # Expert 2 is never chosen; 4 is an expert of another device.
-  chosen = jnp.stack([jnp.arange(40) % 2, jnp.where(jnp.arange(40) < 9, 4, 3)], 1)
-
-  def loss(implementation):
-    def run(x, gates, weights):
-      y = experts.apply_experts(
-          x, gates, chosen, weights, implementation=implementation
-      )
-      return (y * jnp.cos(jnp.arange(128.0))).sum(), y
-
-    return jax.value_and_grad(run, (0, 1, 2), has_aux=True)(x, gates, weights)
-
-  expected, others = loss("dense"), ("grouped", "blocked", "ragged")
-  for implementation in others:
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(
-            a, b, atol=2e-5, err_msg=implementation
-        ),
-        loss(implementation), expected,
+  sums = grouped_matmul.outer(rows, others, blocks)
+  for group in range(4):
+    is_in = _owners() == group
+    np.testing.assert_allclose(
+        sums[group], rows[is_in].T @ others[is_in], atol=1e-4
     )
+  assert kernel.shape == sums.shape
+
+
+def test_lanes_that_are_whole_are_served():
+  assert grouped_matmul.serves(jnp.bfloat16, 2048, 8192)
+  assert not grouped_matmul.serves(jnp.bfloat16, 2048, 96)
+  assert not grouped_matmul.serves(jnp.float16, 2048, 8192)

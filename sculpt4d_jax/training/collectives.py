@@ -1,0 +1,232 @@
+"""Which collectives a compiled program runs, read off the program's text.
+
+Counted is what runs, not what is written: a collective in a loop counts as often
+as the loop turns, the start and the end of an asynchronous one count once, and
+one among groups of a single device, which does nothing, not at all.
+
+Bytes are those that a chip receives when the collective goes round a ring of its
+g devices, for a result of r bytes:
+
+    all-gather          r (g - 1) / g        all-reduce      2 r (g - 1) / g
+    all-to-all          r (g - 1) / g        reduce-scatter  r (g - 1)
+    collective-permute  r
+
+The turns of a loop are the compiler's own figure where it prints one, and are
+read off the loop's condition, `counter < constant` from zero on, elsewhere.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import math
+import re
+from typing import NamedTuple
+
+_DTYPE_BYTES = {
+    "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2,
+    "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8,
+}
+_KINDS = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all",
+    "collective-permute",
+)
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*->.*\{\s*$")
+_INSTRUCTION = re.compile(
+    r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)"
+)
+# What runs other computations, besides loops.
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
+)
+# What the TPU's compiler makes of an all-reduce of which a chip keeps a part.
+_FUSED_SCATTER = "all-reduce-scatter"
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """Collectives of one kind among equally many devices.
+
+  Attributes:
+    kind: Such as "all-gather".
+    group_size: Devices that take part together; 2 of a permutation, in which each
+      sends to another one.
+    number: How often they run.
+    bytes: What a chip receives in all of them.
+    unknown_loops: How many are in loops of which the turns could not be read,
+      and are counted as if these turned once.
+  """
+
+  kind: str
+  group_size: int
+  number: int
+  bytes: int
+  unknown_loops: int = 0
+
+
+class _Instruction(NamedTuple):
+  name: str
+  type: str
+  op: str
+  rest: str
+
+
+def count(text: str) -> tuple[Collective, ...]:
+  """The collectives of a program, the most bytes first."""
+  computations, entry = _parse(text)
+  found = {}
+  for instruction, times, is_known, scatter in _walk(
+      computations, entry, 1, True, None
+  ):
+    kind = re.sub("-start$", "", instruction.op)
+    size = _result_bytes(instruction)
+    if scatter is not None:
+      kind, size = "reduce-scatter", _type_bytes(scatter)
+    group = _group_size(instruction.rest)
+    if group == 1:
+      continue
+    one = _received(kind, size, group)
+    old = found.get((kind, group), Collective(kind, group, 0, 0))
+    found[kind, group] = dataclasses.replace(
+        old,
+        number=old.number + times,
+        bytes=old.bytes + times * one,
+        unknown_loops=old.unknown_loops + (not is_known),
+    )
+  return tuple(sorted(found.values(), key=lambda c: -c.bytes))
+
+
+def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+  """Computations by name, and the name of the one that runs."""
+  computations, current, entry = {}, None, None
+  for line in text.splitlines():
+    header = _HEADER.match(line)
+    if header:
+      current = computations.setdefault(header.group(2), [])
+      if header.group(1):
+        entry = header.group(2)
+    match = _INSTRUCTION.match(line)
+    if match and current is not None:
+      current.append(_Instruction(*match.groups()[1:]))
+  if entry is None:
+    raise ValueError("The text holds no program: there is no ENTRY in it.")
+  return computations, entry
+
+
+def _walk(
+    computations: dict[str, list[_Instruction]],
+    name: str,
+    times: int,
+    is_known: bool,
+    scatter: str | None,
+) -> Iterator[tuple[_Instruction, int, bool, str | None]]:
+  """Every collective that runs, how often, whether that is sure.
+
+  `scatter` is the type of the result where the computation is a fusion of an
+  all-reduce with the choice of a part.
+  """
+  for instruction in computations.get(name, ()):
+    op, rest = instruction.op, instruction.rest
+    if re.sub("-start$", "", op) in _KINDS:
+      yield instruction, times, is_known, scatter
+    elif op == "while":
+      body = re.search(r"\bbody=%?([\w.\-]+)", rest).group(1)
+      trips = _trips(computations, rest)
+      yield from _walk(
+          computations, body, times * (trips or 1), is_known and trips is not None,
+          None,
+      )
+    elif op not in ("async-update", "async-done"):
+      called = _CALLED.findall(rest)
+      branches = re.search(r"branch_computations=\{([^}]*)\}", rest)
+      if branches:
+        called += re.findall(r"%?([\w.\-]+)", branches.group(1))
+      for other in called:
+        is_scatter = other.startswith(_FUSED_SCATTER)
+        yield from _walk(
+            computations, other, times, is_known,
+            instruction.type if is_scatter else None,
+        )
+
+
+def _trips(
+    computations: dict[str, list[_Instruction]], loop: str
+) -> int | None:
+  """How often a loop turns, None where it does not say."""
+  known = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', loop)
+  if known:
+    return int(known.group(1))
+  condition = re.search(r"\bcondition=%?([\w.\-]+)", loop)
+  instructions = computations.get(condition.group(1), ()) if condition else ()
+  constants = {}
+  for instruction in instructions:
+    value = re.match(r"(\d+)\)", instruction.rest)
+    if instruction.op == "constant" and value:
+      constants[instruction.name] = int(value.group(1))
+  limits = []
+  for instruction in instructions:
+    if instruction.op == "compare" and "direction=LT" in instruction.rest:
+      second = re.findall(r"%?([\w.\-]+)", instruction.rest.split(")")[0])[-1]
+      if second in constants:
+        limits.append(constants[second])
+  return limits[0] if len(limits) == 1 else None
+
+
+def _result_bytes(instruction: _Instruction) -> int:
+  """Bytes of a result; an asynchronous start names its operands before it."""
+  if instruction.op in ("all-gather-start", "collective-permute-start"):
+    parts = _elements(instruction.type)
+    return _type_bytes(parts[1]) if len(parts) > 1 else _type_bytes(parts[0])
+  return _type_bytes(instruction.type)
+
+
+def _elements(tuple_type: str) -> list[str]:
+  """The types in a tuple, of which each may be one itself."""
+  if not tuple_type.startswith("("):
+    return [tuple_type]
+  parts, depth = [""], 0
+  for letter in tuple_type[1:-1]:
+    depth += letter in "([{"
+    depth -= letter in ")]}"
+    if letter == "," and depth == 0:
+      parts.append("")
+    else:
+      parts[-1] += letter
+  return [part.strip() for part in parts]
+
+
+def _type_bytes(types: str) -> int:
+  total = 0
+  for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", types):
+    if dtype in _DTYPE_BYTES:
+      numbers = [int(n) for n in shape.split(",") if n]
+      total += _DTYPE_BYTES[dtype] * math.prod(numbers)
+  return total
+
+
+def _group_size(attributes: str) -> int:
+  """Devices of a group; 2, the fewest, where groups are not printed."""
+  listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+  if listed:
+    return listed.group(1).count(",") + 1
+  iota = re.search(r"replica_groups=\[([\d,]+)\]<=", attributes)
+  if iota:
+    return int(iota.group(1).split(",")[-1])
+  mesh = re.search(
+      r"replica_groups=(?:@?\w+)?\[([^\]]*)\]\s*\{([^}]*)\}", attributes
+  )
+  if mesh:
+    sizes = dict(re.findall(r"'([\w.]+)'=(\d+)", mesh.group(1)))
+    size = 1
+    for axis, part in re.findall(
+        r"'([\w.]+)'(?::\(\d+\)(\d+))?", mesh.group(2)
+    ):
+      size *= int(part or sizes[axis])
+    return size
+  return 2
+
+
+def _received(kind: str, size: int, group: int) -> int:
+  if kind == "reduce-scatter":
+    return size * (group - 1)
+  if kind == "collective-permute":
+    return size
+  return size * (group - 1) // group * (2 if kind == "all-reduce" else 1)

@@ -1,0 +1,75 @@
+"""A small training step and sampler, compiled for a slice that is not here."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import conftest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason='needs the TPU compiler: pip install "jax[tpu]"',
+    ),
+]
+
+_SMALL = {
+    "mesh.fsdp": 2,
+    "mesh.context": 2,
+    "model.dit.depth": 3,
+    "model.dit.num_moe_blocks": 1,
+    "model.dit.width": 256,
+    "model.dit.num_heads": 2,
+    "model.dit.num_experts": 4,
+    "model.vae.num_latents": 512,
+    "model.image_encoder.num_layers": 2,
+    "model.image_encoder.width": 128,
+    "model.image_encoder.num_heads": 2,
+    "model.dit.context_width": 128,
+    "data.num_frames": 4,
+    "sampling.num_frames": 4,
+    "dit_training.batch_size": 4,
+}
+
+
+def _compile(*flags):
+  small = [f"--config.{name}={value}" for name, value in _SMALL.items()]
+  return subprocess.run(
+      [
+          sys.executable, "-m", "launch.compile_check",
+          "--config=configs/pods.py:v5e-64", "--topology=v5e:2x2", *small,
+          *flags,
+      ],
+      cwd=conftest.ROOT,
+      env={**os.environ, "JAX_OPTIMIZATION_LEVEL": "O0"},
+      capture_output=True,
+      text=True,
+      timeout=900,
+      check=False,
+  )
+
+
+def test_training_compiles_with_its_kernels_and_fits(tmp_path):
+  result = _compile("--what=train", f"--json={tmp_path / 'report.json'}")
+  assert result.returncode == 0, result.stderr[-3000:]
+  report = json.loads((tmp_path / "report.json").read_text())["train"]
+  assert report["fits"] and 0 < report["memory_gb"]["peak"] < 16
+  kernels = " ".join(report["kernels"])
+  for name in ("block_sparse_forward", "block_sparse_backward",
+               "grouped_multiply", "grouped_outer"):
+    assert name in kernels
+  # Frames for heads and back, for queries, keys, values and outputs; forward,
+  # again and backward; for three blocks.
+  exchanged = [c for c in report["collectives"] if c["kind"] == "all-to-all"]
+  assert [(c["group_size"], c["number"]) for c in exchanged] == [(2, 36)]
+
+
+def test_what_does_not_fit_fails(tmp_path):
+  result = _compile("--what=sample", "--max_gb=0.001")
+  assert result.returncode == 1, result.stderr[-3000:]
+  assert "DOES NOT FIT" in result.stdout

@@ -1,0 +1,59 @@
+"""Dense attention on TPU, in the interpreter, against a plain softmax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sculpt4d_jax.models import tpu_attention
+
+
+def _dense(query, key, value):
+  scores = jnp.einsum("bqhk,bshk->bhqs", query, key, precision="highest")
+  weights = jax.nn.softmax(scores / np.sqrt(query.shape[-1]))
+  return jnp.einsum("bhqs,bshk->bqhk", weights, value, precision="highest")
+
+
+def _case(num_queries, num_keys, num_heads=2, head_dim=64):
+  keys = jax.random.split(jax.random.key(0), 4)
+  shapes = [num_queries, num_keys, num_keys, num_queries]
+  return [
+      jax.random.normal(key, (1, length, num_heads, head_dim))
+      for key, length in zip(keys, shapes)
+  ]
+
+
+# One token and whole blocks, as a frame's; fewer keys than queries and none a
+# multiple of the lanes, as a context's.
+@pytest.mark.parametrize("num_queries,num_keys", [(257, 257), (385, 300)])
+def test_outputs_and_gradients_equal_the_dense_evaluation(num_queries, num_keys):
+  *inputs, cotangent = _case(num_queries, num_keys)
+
+  def splash(*arrays):
+    return tpu_attention.attend(*arrays, interpret=True)
+
+  out, vjp = jax.vjp(splash, *inputs)
+  expected, expected_vjp = jax.vjp(_dense, *inputs)
+  np.testing.assert_allclose(out, expected, atol=2e-6)
+  for ours, theirs in zip(vjp(cotangent), expected_vjp(cotangent), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_every_row_of_a_batch_and_every_head_is_its_own():
+  query, key, value, _ = _case(260, 256)
+  two = lambda x: jnp.concatenate([x, x[:, ::-1]])
+  out = tpu_attention.attend(two(query), two(key), two(value), interpret=True)
+  for row in range(2):
+    part = [two(x)[row : row + 1, :, 1:] for x in (query, key, value)]
+    np.testing.assert_allclose(
+        out[row : row + 1, :, 1:], _dense(*part), atol=2e-6
+    )
+
+
+def test_what_the_kernels_serve():
+  array = lambda length, dim, dtype: jax.ShapeDtypeStruct((1, length, 4, dim), dtype)
+  frame = array(4097, 128, jnp.bfloat16)
+  assert tpu_attention.serves(frame, array(1370, 128, jnp.bfloat16))
+  assert not tpu_attention.serves(frame, array(9, 128, jnp.bfloat16))
+  assert not tpu_attention.serves(*[array(512, 80, jnp.bfloat16)] * 2)
+  assert not tpu_attention.serves(*[array(512, 64, jnp.float16)] * 2)
