@@ -26,6 +26,7 @@ import pathlib
 import platform
 import signal
 import sys
+import threading
 import traceback
 from typing import Any, NoReturn
 
@@ -230,11 +231,31 @@ def _quieten_libraries() -> None:
   """Keeps INFO lines of this project; libraries speak from WARNING up."""
   logging.use_absl_handler()
   logging.get_absl_handler().addFilter(_keeps_record)
+  threading.excepthook = _note_thread_error
+
+
+def _note_thread_error(failure: threading.ExceptHookArgs) -> None:
+  """One line for what ended a thread; who waits for it reports the rest."""
+  name = failure.thread.name if failure.thread else "a thread"
+  error = f"{failure.exc_type.__name__}: {failure.exc_value}"
+  logging.error("%s ended: %s", name, error.split("\n")[0][:300])
+  logging.debug(
+      "%s",
+      "".join(
+          traceback.format_exception(
+              failure.exc_type, failure.exc_value, failure.exc_traceback
+          )
+      ),
+  )
 
 
 def _keeps_record(record: python_logging.LogRecord) -> bool:
-  own = os.path.abspath(record.pathname).startswith(_OWN_FOLDERS)
-  return own or record.levelno >= python_logging.WARNING
+  if os.path.abspath(record.pathname).startswith(_OWN_FOLDERS):
+    return True
+  if logging.get_verbosity() < logging.DEBUG:
+    # A library's line is enough; who called it says what it means.
+    record.exc_info = record.exc_text = None
+  return record.levelno >= python_logging.WARNING
 
 
 def _version(name: str) -> str:

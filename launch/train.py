@@ -28,6 +28,7 @@ from ml_collections import config_flags
 from launch import processes
 from launch import program
 from sculpt4d_jax.training import run
+from sculpt4d_jax.training import train
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
@@ -47,7 +48,10 @@ def main(argv):
   program.log_platform()
   workdir = pathlib.Path(_WORKDIR.value)
   logging.info("Preset %s, into %s.", _CONFIG.value.name, workdir)
-  run.run(_CONFIG.value, workdir, _STAGES.value)
+  try:
+    run.run(_CONFIG.value, workdir, _STAGES.value)
+  except train.LostProcessError as error:
+    processes.leave(error)
   logging.info("Done. The weights are in %s.", workdir / "weights")
 
 

@@ -3,6 +3,7 @@
 All processes of a run write their own shards, and any mesh can read them back.
 """
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -14,6 +15,10 @@ import orbax.checkpoint as ocp
 from sculpt4d_jax.training import state as state_lib
 
 _UNREADABLE = "unreadable"
+
+
+class CheckpointError(ValueError):
+  """A checkpoint cannot be written; the message says what is left."""
 
 
 class Checkpoints:
@@ -41,12 +46,40 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, state: state_lib.TrainState) -> None:
-    """Starts to save; waits only for a save that is still going on."""
+    """Starts to save; waits only for a save that is still going on.
+
+    Raises:
+      CheckpointError: This one, or the one that was going on, cannot be
+        written.
+    """
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    self._manager.save(
-        step, args=ocp.args.StandardSave(_plain(state)), force=True
+    with self._writing():
+      self._manager.save(
+          step, args=ocp.args.StandardSave(_plain(state)), force=True
+      )
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Tells in a line what keeps a checkpoint from being written."""
+    try:
+      yield
+    except (OSError, ValueError) as error:
+      # TensorStore's errors of a file are ValueErrors.
+      raise CheckpointError(
+          f"A checkpoint cannot be written to {self._folder}:"
+          f" {_reason(error)}. {self._what_is_left()}"
+      ) from error
+
+  def _what_is_left(self):
+    # Not the manager's list, which has the one that failed.
+    whole = sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdigit())
+    if not whole:
+      return "There is none before it; make room and start again."
+    return (
+        f"Those of steps {', '.join(map(str, whole))} are whole; make room, and"
+        " the same command goes on from the newest."
     )
 
   def restore(self, state: state_lib.TrainState) -> state_lib.TrainState:
@@ -146,13 +179,23 @@ class Checkpoints:
     return self._manager.reached_preemption(step)
 
   def wait(self) -> None:
-    """Waits for the last save."""
-    self._manager.wait_until_finished()
+    """Waits for the last save; raises CheckpointError if it failed."""
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for the last save."""
-    self._manager.wait_until_finished()
+    """Waits for the last save; raises CheckpointError if it failed."""
+    self.wait()
     self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+  """The system's reason, out of what a library makes of it."""
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  reason = getattr(error, "strerror", None) or lines[0]
+  if "RESOURCE_EXHAUSTED" in reason:
+    reason = "no space left on the device, or of a quota"
+  return reason[:300]
 
 
 class _ForeignError(Exception):

@@ -19,11 +19,13 @@ from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import vae_blocks
 from sculpt4d_jax.training import metrics as metrics_lib
+from sculpt4d_jax.training import step_flops
 
 Array = array_types.Array
 
 _TIME_BUCKETS = 4
-_HEAD_FREQS = 5
+# Of the field head's points.
+HEAD_FREQS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _field_head(encoder_config, rngs):
   return vae_blocks.FieldDecoder(
       encoder_config.width,
       encoder_config.num_heads,
-      num_freqs=_HEAD_FREQS,
+      num_freqs=HEAD_FREQS,
       include_pi=False,
       mlp_ratio=2,
       use_norm_post=True,

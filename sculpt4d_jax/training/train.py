@@ -1,9 +1,7 @@
 """The training loop, for any task, on one device or many processes."""
 
 from collections.abc import Mapping
-import math
 import pathlib
-import time
 from typing import Any, Protocol
 
 from absl import logging
@@ -16,7 +14,9 @@ import tqdm
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.training import checkpoints as checkpoints_lib
+from sculpt4d_jax.training import meter as meter_lib
 from sculpt4d_jax.training import metrics as metrics_lib
+from sculpt4d_jax.training import notice as notice_lib
 from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import state as state_lib
 from sculpt4d_jax.training import step as step_lib
@@ -25,6 +25,11 @@ Array = array_types.Array
 
 # What a program's exit code is after it was told to stop.
 _EXIT_AFTER_NOTICE = 143
+# In what jax says when a process that it waits for has gone.
+_SIGNS_OF_LOSS = (
+    "gloo", "connection", "heartbeat", "barrier", "coordination",
+    "unavailable", "deadline_exceeded", "preempted",
+)
 
 
 class Task(Protocol):
@@ -52,8 +57,8 @@ class Task(Protocol):
     """Held-out metrics."""
 
 
-class NonFiniteLossError(RuntimeError):
-  """The loss is NaN or infinite; the message names step, groups and batch."""
+class LostProcessError(RuntimeError):
+  """Another process of the run is gone; this one cannot go on without it."""
 
 
 def train(
@@ -87,7 +92,8 @@ def train(
     The moving average of the parameters, whole on the host.
 
   Raises:
-    NonFiniteLossError: The loss is not a number any more.
+    meter.NonFiniteLossError: The loss is not a number any more.
+    LostProcessError: Another process of the run is gone.
     SystemExit: The machine is to be taken away; the state is saved.
     ValueError: The mesh does not fit the devices or the task.
   """
@@ -107,15 +113,28 @@ def train(
     num_params = sum(x.size for x in jax.tree.leaves(state.params))
     logging.info("%s parameters on %s.", f"{num_params:,}", device_mesh)
     writer = metrics_lib.open_writer(workdir)
+    can_save = True
     try:
-      state = _loop(
-          task, step_fn, state, optimizer.num_steps, jax.random.key(seed),
-          device_mesh, checkpoints, writer, log_every, eval_every, save_every,
-      )
+      with notice_lib.Notice() as notice:
+        state = _loop(
+            task, step_fn, state, optimizer.num_steps, jax.random.key(seed),
+            device_mesh, checkpoints, writer, notice, log_every, eval_every,
+            save_every,
+        )
+      return _on_host(state.ema)
+    except checkpoints_lib.CheckpointError:
+      can_save = False
+      raise
+    except Exception as error:
+      lost = _lost_process(error)
+      if lost is None:
+        raise
+      can_save = False  # All have to take part.
+      raise lost from error
     finally:
-      checkpoints.close()
       writer.close()
-    return _on_host(state.ema)
+      if can_save:
+        checkpoints.close()
 
 
 def abstract_state(task: Task, tx) -> state_lib.TrainState:
@@ -158,12 +177,28 @@ def _on_host(params):
   )
 
 
+def _lost_process(error: Exception) -> LostProcessError | None:
+  """The message, where an error comes of a process that has gone."""
+  if jax.process_count() == 1 or isinstance(error, ValueError):
+    return None
+  text = f"{type(error).__name__} {error}"
+  if not any(sign in text.lower() for sign in _SIGNS_OF_LOSS):
+    return None
+  reason = str(error).strip().splitlines() or [type(error).__name__]
+  return LostProcessError(
+      f"Process {jax.process_index()} of {jax.process_count()} stops: another"
+      " one has gone, and no step can be taken without it"
+      f" ({reason[0][:200]}). Start all of them again; the same command goes on"
+      " from the newest checkpoint."
+  )
+
+
 def _loop(
-    task, step_fn, state, num_steps, key, mesh, checkpoints, writer, log_every,
-    eval_every, save_every,
+    task, step_fn, state, num_steps, key, mesh, checkpoints, writer, notice,
+    log_every, eval_every, save_every,
 ):
   start = int(state.step)
-  meter = _Meter(writer, log_every, task.describe_batch)
+  meter = meter_lib.Meter(writer, log_every, task.describe_batch)
   batch_size = task.config.batch_size
   rows = partitioning.local_rows(batch_size, mesh)
   progress = tqdm.tqdm(
@@ -171,16 +206,20 @@ def _loop(
       mininterval=5.0, disable=jax.process_index() != 0,
   )
   for step in progress:
-    with meter.waiting_for_data():
+    with meter.spending("data"):
       batch = task.batch(step, rows)
+    with meter.spending("transfer"):
       if mesh.size > 1:
         batch = partitioning.global_batch(batch, rows, batch_size, mesh)
+      else:
+        batch = jax.device_put(batch)
     state, metrics = step_fn(state, batch, key)
     meter.add(step + 1, metrics)
-    stops = checkpoints.reached_preemption(step + 1)
+    stops = notice.came() or checkpoints.reached_preemption(step + 1)
     if (step + 1) % save_every == 0 or step + 1 == num_steps or stops:
       meter.check()
-      checkpoints.save(state)
+      with meter.spending("save"):
+        checkpoints.save(state)
     if stops:
       checkpoints.wait()
       logging.info(
@@ -195,66 +234,3 @@ def _loop(
   meter.check()
   return state
 
-
-class _Meter:
-  """Averages metrics, a step late so that the device never waits."""
-
-  def __init__(self, writer: metrics_lib.Writer, log_every: int, describe):
-    self._writer = writer
-    self._log_every = log_every
-    self._describe = describe
-    self._pending = None
-    self._values = []
-    self._data = metrics_lib.Stopwatch()
-    self.restart_clock()
-
-  def restart_clock(self) -> None:
-    self._time, self._since = time.monotonic(), len(self._values)
-    self._data.reset()
-
-  def waiting_for_data(self) -> metrics_lib.Stopwatch:
-    """Measures what it is entered around."""
-    return self._data
-
-  def add(self, step: int, metrics: dict[str, Array]) -> None:
-    """Takes the metrics of a step, and reads those of the step before."""
-    previous, self._pending = self._pending, (step, metrics)
-    if previous is not None:
-      self._read(*previous)
-
-  def check(self) -> None:
-    """Reads what is pending: the state is good up to here."""
-    if self._pending is not None:
-      self._read(*self._pending)
-      self._pending = None
-
-  def _read(self, step: int, metrics: dict[str, Array]) -> None:
-    values = metrics_lib.to_host(metrics)
-    for name in ("loss", "grad_norm"):
-      if not math.isfinite(values[name]):
-        raise NonFiniteLossError(self._complaint(name, step, values))
-    self._values.append(values)
-    if step % self._log_every == 0:
-      mean = {k: metrics_lib.mean([v[k] for v in self._values]) for k in values}
-      elapsed = time.monotonic() - self._time
-      count = max(len(self._values) - self._since, 1)
-      mean["steps_per_second"] = count / max(elapsed, 1e-9)
-      mean["seconds_for_data"] = self._data.seconds / count
-      self._writer.write(
-          step, {f"train/{k}": v for k, v in mean.items() if v == v}
-      )
-      self._values = []
-      self.restart_clock()
-
-  def _complaint(self, name, step, values):
-    bad = [
-        key.removeprefix("grad_norm/")
-        for key, value in values.items()
-        if key.startswith("grad_norm/") and not math.isfinite(value)
-    ]
-    where = f"the gradients of {', '.join(bad)}" if bad else "no gradient"
-    return (
-        f"{name} is {values[name]} at step {step}. Not finite: {where}. The"
-        f" batch: {self._describe(step - 1)}. The newest checkpoint is from"
-        " before it: resume with a lower learning rate, or look at that batch."
-    )

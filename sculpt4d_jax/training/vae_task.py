@@ -14,6 +14,7 @@ from sculpt4d_jax import partitioning
 from sculpt4d_jax.data import batches as batches_lib
 from sculpt4d_jax.geometry import farthest_points
 from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.training import step_flops
 
 Array = array_types.Array
 
