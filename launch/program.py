@@ -42,6 +42,7 @@ _OWN_FOLDERS = tuple(
     for name in ("configs", "kernels", "launch", "sculpt4d_jax")
 )
 _REPORTED_VERSIONS = ("jax", "jaxlib", "flax", "numpy")
+_SOON = 0.05  # Seconds: out of a finalizer by then.
 _HELP_FLAGS = frozenset({"--help", "-help", "-h", "--helpshort"})
 
 
@@ -101,6 +102,7 @@ def run(
   host_memory.keep_freed_memory()
   _quieten_libraries()
   signal.signal(signal.SIGTERM, _exit_on_sigterm)
+  sys.unraisablehook = _end_again
   try:
     app.run(guarded_main, flags_parser=parse_flags)
   except KeyboardInterrupt:  # Before main, or while its result was on its way.
@@ -225,6 +227,22 @@ def _help_hint() -> str:
 
 def _exit_on_sigterm(signum, unused_frame) -> NoReturn:
   raise SystemExit(128 + signum)
+
+
+def _end_again(unraisable: Any) -> None:
+  """Repeats a signal whose exception came where Python can only drop it.
+
+  Finalizers and callbacks of the garbage collector are such places, and a
+  program that computes is often in one.
+  """
+  signals = {SystemExit: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+  again = signals.get(unraisable.exc_type)
+  if again is None:
+    sys.__unraisablehook__(unraisable)
+    return
+  timer = threading.Timer(_SOON, os.kill, (os.getpid(), again))
+  timer.daemon = True
+  timer.start()
 
 
 def _quieten_libraries() -> None:

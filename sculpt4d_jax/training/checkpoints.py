@@ -4,6 +4,7 @@ All processes of a run write their own shards, and any mesh can read them back.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -28,7 +29,9 @@ class Checkpoints:
   interrupted is ignored.
   """
 
-  def __init__(self, folder: str | pathlib.Path, max_to_keep: int = 2):
+  def __init__(
+      self, folder: str | pathlib.Path, max_to_keep: int | None = 2
+  ):
     self._folder = pathlib.Path(folder).absolute()
     self._manager = ocp.CheckpointManager(
         self._folder,
@@ -45,6 +48,14 @@ class Checkpoints:
     """Step of the newest whole checkpoint, if there is one."""
     return self._manager.latest_step()
 
+  def steps(self) -> list[int]:
+    """Steps of the whole checkpoints."""
+    return sorted(self._manager.all_steps())
+
+  def delete(self, step: int) -> None:
+    """Removes a checkpoint."""
+    self._manager.delete(step)
+
   def save(self, state: state_lib.TrainState) -> None:
     """Starts to save; waits only for a save that is still going on.
 
@@ -55,9 +66,10 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
+    saved = dataclasses.replace(state, fixed={})
     with self._writing():
       self._manager.save(
-          step, args=ocp.args.StandardSave(_plain(state)), force=True
+          step, args=ocp.args.StandardSave(_plain(saved)), force=True
       )
 
   @contextlib.contextmanager
@@ -112,11 +124,7 @@ class Checkpoints:
       ValueError: There is no checkpoint, none that can be read, or it is of
         another model.
     """
-    wanted = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        _plain(abstract),
-        _plain(shardings),
-    )
+    wanted = _wanted(abstract, shardings)
     steps = sorted(self._manager.all_steps(), reverse=True)
     if not steps and missing_ok:
       return None
@@ -135,13 +143,26 @@ class Checkpoints:
         self._put_aside(step)
         continue
       logging.info("Restored step %d from %s.", step, self._folder)
-      leaves = [restored[key] for key in sorted(restored)]
-      return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+      return _state(restored, abstract)
     raise ValueError(
         f"{self._folder} holds no checkpoint"
         + (" that can be read" if steps else "")
         + "; remove the folder to start anew."
     )
+
+  def restore_step(
+      self, step: int, abstract: state_lib.TrainState, shardings: Any
+  ) -> state_lib.TrainState:
+    """The state of one step, as `restore_newest` gives the newest.
+
+    Raises:
+      ValueError: It is of another model.
+    """
+    try:
+      restored = self._read(step, _wanted(abstract, shardings))
+    except _ForeignError as error:
+      raise ValueError(str(error)) from None
+    return _state(restored, abstract)
 
   def _read(self, step, wanted):
     saved = self._manager.item_metadata(step)
@@ -205,6 +226,25 @@ class _ForeignError(Exception):
 def _wait_for_all(name: str) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def _wanted(abstract: Any, shardings: Any) -> dict[str, Any]:
+  """What is to be read, and where it is to lie."""
+  parts = [
+      _plain(dataclasses.replace(tree, fixed={}))
+      for tree in (abstract, shardings)
+  ]
+  return jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      *parts,
+  )
+
+
+def _state(restored: dict[str, Any], abstract: Any) -> state_lib.TrainState:
+  """The state that plain leaves are of; what is fixed is not among them."""
+  leaves = [restored[key] for key in sorted(restored)]
+  structure = jax.tree.structure(dataclasses.replace(abstract, fixed={}))
+  return jax.tree.unflatten(structure, leaves)
 
 
 def _plain(state: Any) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class Meter:
   where the time went: `seconds/data` to make a batch, `seconds/transfer` to
   hand it to the devices, `seconds/save` to start a checkpoint, and
   `seconds/step`, all the rest, which is the devices' work. They add up to
-  `seconds/all`, a step's share of the wall clock.
+  `seconds/all`, a step's share of the wall clock. Once `expect` has told what a
+  step takes, `mfu` is the model FLOPs utilisation.
   """
 
   def __init__(
@@ -39,8 +40,13 @@ class Meter:
     self._describe = describe
     self._pending = None
     self._values = []
+    self._work = None
     self._parts = {name: metrics_lib.Stopwatch() for name in PARTS}
     self.restart_clock()
+
+  def expect(self, flops: float, peak: float) -> None:
+    """Tells a step's model operations, and those of all devices a second."""
+    self._work = flops / peak
 
   def restart_clock(self) -> None:
     """Leaves the time until now out of the next means."""
@@ -90,7 +96,10 @@ class Meter:
     times["step"] = max(elapsed - sum(times.values()), 0.0)
     times["all"] = elapsed
     times = {f"seconds/{name}": value for name, value in times.items()}
-    return times | {"steps_per_second": 1.0 / elapsed}
+    times["steps_per_second"] = 1.0 / elapsed
+    if self._work is not None:
+      times["mfu"] = self._work / elapsed
+    return times
 
   def _complaint(self, name, step, values):
     bad = [

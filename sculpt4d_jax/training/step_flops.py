@@ -83,17 +83,25 @@ def dit_step(
     num_frames: int,
     num_tokens: int,
     encoder_learns: bool,
+    has_pictures: bool = True,
+    is_adapted: bool = False,
 ) -> int:
-  """Of a step of the transformer, its image encoder included."""
+  """Of a step of the transformer, its image encoder included.
+
+  Without pictures the batch has the encoder's tokens, and it does not run. Where
+  only adapters learn, no gradients of the transformer's own matrices are
+  taken; the adapters' own products are not counted.
+  """
   context = encoder.num_tokens
   learned = [
       flops.dit_call(dit, num_frames, num_tokens, context),
       flops.dit_context(dit, num_frames, context),
   ]
-  pictures = flops.image_encoder(encoder, num_frames)
+  pictures = flops.image_encoder(encoder, num_frames * has_pictures)
   fixed = []
   (learned if encoder_learns else fixed).append(pictures)
-  total = _FORWARD_AND_BACKWARD * sum(flops.add(*learned).values())
+  passes = _FORWARD_AND_BACKWARD - is_adapted
+  total = passes * sum(flops.add(*learned).values())
   return batch_size * (total + sum(flops.add(*fixed).values()))
 
 

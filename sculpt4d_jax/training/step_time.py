@@ -109,7 +109,7 @@ def our_step(
       optimizer,
       jax.device_get(jax.jit(task.init_params)()),
       jax.device_put(batches),
-      task.flops_per_step(),
+      task.flops(batches[0]),
       options.batch_size * frames * tokens,
   )
 

@@ -26,6 +26,7 @@ from sculpt4d_jax.training import checkpoints as checkpoints_lib
 from sculpt4d_jax.training import dit_task
 from sculpt4d_jax.training import latents as latents_lib
 from sculpt4d_jax.training import optimizer as optimizer_lib
+from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training import train
 
 CLIPS, FRAMES, TOKENS, CHANNELS, SIDE = 4, 4, 8, 4, 16
@@ -94,7 +95,7 @@ def run(task, mesh: dict[str, int], folder: pathlib.Path) -> None:
   """Trains to the end, from what the folder has."""
   train.train(
       task, OPTIMIZER, folder, mesh=partitioning.MeshConfig(**mesh),
-      log_every=1, eval_every=10**6, save_every=SAVED,
+      schedule=schedule_lib.Schedule(log_every=1, save_every=SAVED),
   )
 
 
