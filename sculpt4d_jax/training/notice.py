@@ -11,12 +11,14 @@ import threading
 from types import FrameType, TracebackType
 
 from absl import logging
+import jax
 
 
 class Notice:
   """Notes SIGTERM while it is entered.
 
-  Outside of the main thread, where Python takes no signals, it does nothing.
+  It does nothing in a run of several processes, where jax has a handler of its
+  own, and outside of the main thread, where Python takes no signals.
   """
 
   def __init__(self):
@@ -24,7 +26,8 @@ class Notice:
     self._previous = None
 
   def __enter__(self) -> "Notice":
-    if threading.current_thread() is threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and not jax.distributed.is_initialized():
       self._previous = signal.signal(signal.SIGTERM, self._note)
     return self
 

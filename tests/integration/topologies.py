@@ -4,7 +4,8 @@ r"""One process of a run on several meshes, one after the other.
 
 PHASE is "train": every mesh of so many processes trains the same small DiT from
 nothing, saves half way, and writes its losses; or "restore": every mesh reads
-what all the others saved, whole and to the bit, and trains on from one of them.
+what all the others saved, whole and to the bit, and one of every number of
+processes trains on from what another number saved.
 Joining once for all meshes saves most of the time that processes take to start.
 """
 
@@ -39,8 +40,8 @@ MESHES = {
         dict(tensor=2),
     ],
     4: [
-        dict(fsdp=4), dict(data=2, expert=2), dict(fsdp=2, context=2),
-        dict(expert=2, tensor=2), dict(context=2, tensor=2),
+        dict(data=2, expert=2), dict(fsdp=2, context=2),
+        dict(context=2, tensor=2),
     ],
 }
 OPTIMIZER = optimizer_lib.OptimizerConfig(
@@ -56,6 +57,12 @@ def name_of(mesh: dict[str, int]) -> str:
 def names() -> list[str]:
   """Of all meshes."""
   return [name_of(mesh) for meshes in MESHES.values() for mesh in meshes]
+
+
+def continued() -> dict[str, str]:
+  """Meshes that train on, one of every number of processes, and from where."""
+  last = [name_of(meshes[-1]) for meshes in MESHES.values()]
+  return dict(zip(last, last[1:] + last[:1]))
 
 
 def make_task() -> dit_task.DiTTask:
@@ -139,14 +146,15 @@ def restore_all(workdir: pathlib.Path) -> None:
         source: digest_saved(task, mesh, workdir / f"{source}_half")
         for source in names()
     }
-    # On from the one after it in the list of all.
-    source = names()[(names().index(name) + 1) % len(names())]
-    folder = workdir / f"{name}_resumed"
     if jax.process_index() == 0:
       (workdir / f"{name}_digests.json").write_text(json.dumps(digests))
-      shutil.copytree(workdir / f"{source}_half", folder / "checkpoints")
-    multihost_utils.sync_global_devices(f"copied {folder}")
-    run(task, mesh, folder)
+    if name in continued():
+      folder = workdir / f"{name}_resumed"
+      if jax.process_index() == 0:
+        source = workdir / f"{continued()[name]}_half"
+        shutil.copytree(source, folder / "checkpoints")
+      multihost_utils.sync_global_devices(f"copied {folder}")
+      run(task, mesh, folder)
 
 
 def main(workdir, phase, port, processes, index):
