@@ -13,7 +13,6 @@ make, and the ratio of the two. --profile writes a trace of ours.
 """
 
 import statistics
-import tempfile
 import time
 
 from absl import flags
@@ -27,9 +26,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Turns of each.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps a turn.", lower_bound=1)
-_CLIPS = flags.DEFINE_integer(
-    "clips", 32, "Clips to make; at least a batch.", lower_bound=1
-)
 _PEER = flags.DEFINE_bool("peer", True, "Whether PyTorch takes part.")
 _PROFILE = flags.DEFINE_string(
     "profile", None, "Folder for a trace of our step, if wanted."
@@ -43,8 +39,7 @@ def main(argv):
 
   program.log_platform()
   config = _CONFIG.value
-  with tempfile.TemporaryDirectory() as folder:
-    ours = step_time.our_step(config, folder, _CLIPS.value)
+  ours = step_time.our_step(config)
   steps = {"ours": ours}
   if _PEER.value:
     steps["PyTorch"] = step_time.torch_step(ours)

@@ -1,8 +1,6 @@
 """A training step to be timed: ours, and the same one in PyTorch."""
 
-import copy
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
@@ -10,12 +8,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from sculpt4d_jax.data import record_store
+from sculpt4d_jax.data import store_batches
 from sculpt4d_jax.diffusion import time_sampling
 from sculpt4d_jax.io import model_files
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.training import dit_task
-from sculpt4d_jax.training import latents as latents_lib
 from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import run
 from sculpt4d_jax.training import state as state_lib
@@ -72,36 +71,21 @@ class OurStep:
     return jax.random.fold_in(self._key, step)
 
 
-def our_step(
-    config: ml_collections.ConfigDict, folder: str, num_clips: int
-) -> OurStep:
-  """The step of a preset's transformer, on procedural clips.
+def our_step(config: ml_collections.ConfigDict) -> OurStep:
+  """The step of a preset's transformer, on clips of noise.
 
-  Args:
-    config: A preset.
-    folder: For the clips.
-    num_clips: How many of them are made.
+  What is in the clips does not change the time of a step, but for how the
+  routers' choices fall.
   """
-  config = copy.deepcopy(config)
-  with config.unlocked():
-    num_clips = max(num_clips, config.dit_training.batch_size)
-    config.data.update(dict(num_clips=num_clips, num_held_out=1))
-  stores = run.make_data(config, pathlib.Path(folder) / "data")
   options, optimizer = run.dit_options(config)
-  dit = dit_lib.DiTConfig(**config.model.dit)
-  encoder = image_encoder_lib.ImageEncoderConfig(**config.model.image_encoder)
   vae = config.model.vae
   frames, tokens = config.data.num_frames, vae.num_latents
-  # Numbers do not change the time: latents need no autoencoder.
-  shape = (num_clips, 2, 1, frames, tokens, vae.latent_channels)
-  rng = np.random.default_rng(0)
-  latents = latents_lib.LatentStore(
-      rng.normal(size=shape).astype(np.float16),
-      np.full(shape, -4.0, np.float16),
-      scale=1.0,
-  )
   task = dit_task.DiTTask(
-      options, dit, encoder, (stores[0], latents), (stores[1], latents)
+      options,
+      dit_lib.DiTConfig(**config.model.dit),
+      image_encoder_lib.ImageEncoderConfig(**config.model.image_encoder),
+      _noise_batches(config),
+      scale=1.0,
   )
   batches = [task.batch(step) for step in range(_NUM_BATCHES)]
   return OurStep(
@@ -111,6 +95,32 @@ def our_step(
       jax.device_put(batches),
       task.flops(batches[0]),
       options.batch_size * frames * tokens,
+  )
+
+
+def _noise_batches(config):
+  training, data, vae = config.dit_training, config.data, config.model.vae
+  clips, frames = training.batch_size, data.num_frames
+  rng = np.random.default_rng(0)
+  side, points = data.image_size, training.context_field_points
+  store = record_store.RecordStore(
+      surface=np.zeros((clips, frames, 1, 7), np.float16),
+      samples=rng.uniform(-1, 1, (clips, frames, points, 4)).astype(np.float16),
+      images=rng.integers(0, 255, (clips, frames, side, side, 3), np.uint8),
+      first_seed=0,
+  )
+  shape = (clips, 2, 1, frames, vae.num_latents, vae.latent_channels)
+  latents = store_batches.LatentStore(
+      rng.normal(size=shape).astype(np.float16),
+      np.full(shape, -4.0, np.float16),
+      scale=1.0,
+  )
+  return store_batches.LatentBatches(
+      (store, latents),
+      (store, latents),
+      batch_size=clips,
+      num_samples=points if training.context_field_weight else 0,
+      seed=training.seed,
   )
 
 
@@ -193,8 +203,8 @@ def torch_step(ours: OurStep) -> TorchStep:
       dit,
       task.encoder_config,
       optimizer,
-      num_frames=task.train_split[0].num_frames,
-      num_tokens=task.train_split[1].mean.shape[-2],
+      num_frames=task.batches.num_frames,
+      num_tokens=ours.batches[0]["mean"].shape[-2],
       field_weight=task.config.context_field_weight,
       field_band=task.config.field_band,
       field_heads=task.encoder_config.num_heads,

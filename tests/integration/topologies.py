@@ -21,11 +21,11 @@ import numpy as np
 
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.data import record_store
+from sculpt4d_jax.data import store_batches
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.training import checkpoints as checkpoints_lib
 from sculpt4d_jax.training import dit_task
-from sculpt4d_jax.training import latents as latents_lib
 from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training import train
@@ -75,7 +75,7 @@ def make_task() -> dit_task.DiTTask:
       images=rng.integers(0, 255, (CLIPS, FRAMES, SIDE, SIDE, 3), np.uint8),
       first_seed=0,
   )
-  posteriors = latents_lib.LatentStore(
+  posteriors = store_batches.LatentStore(
       rng.normal(size=latents).astype(np.float16),
       np.full(latents, -4.0, np.float16),
       scale=1.0,
@@ -93,8 +93,11 @@ def make_task() -> dit_task.DiTTask:
       image_encoder_lib.ImageEncoderConfig(
           image_size=SIDE, patch_size=8, width=16, num_layers=1, num_heads=2
       ),
-      (store, posteriors),
-      (store, posteriors),
+      store_batches.LatentBatches(
+          (store, posteriors), (store, posteriors), batch_size=4,
+          num_samples=0, seed=0,
+      ),
+      scale=1.0,
   )
 
 
