@@ -185,11 +185,9 @@ def _vae_training() -> ml_collections.ConfigDict:
       kl_weight=1e-3,
       initial_log_variance=-4.0,  # Of the posterior.
       seed=0,
-      eval_clips=32,
       init_from="",  # Folder of weights to start from, or "".
-      log_every=20,  # Steps.
-      eval_every=1000,
-      save_every=500,
+      eval_clips=32,  # Held-out clips of an evaluation; 0 evaluates nothing.
+      **_schedule("eval/field_error"),
   ))
 
 
@@ -211,11 +209,47 @@ def _dit_training() -> ml_collections.ConfigDict:
       field_band=0.3,
       init_from="",  # Folder of weights to start from, or "".
       latent_choices=1,  # Draws of the VAE's query rows kept for each clip.
+      lora=_lora(),
+      samples=_samples(),
       seed=0,
       eval_clips=32,
-      log_every=20,
-      eval_every=1000,
-      save_every=500,
+      **_schedule("eval/flow_loss"),
+  ))
+
+
+def _schedule(best_metric) -> dict:
+  """When a stage logs, evaluates and saves; see `training/schedule.py`."""
+  return dict(
+      log_every=20,  # Steps between lines of metrics.
+      eval_every=1000,  # Steps between evaluations on held-out clips.
+      save_every=500,  # Steps between checkpoints.
+      keep_checkpoints=2,  # The newest.
+      keep_best=0,  # The best, beside them, by this metric:
+      best_metric=best_metric,  # As it is logged; "sample/chamfer" for instance.
+      export="last",  # Or "best": the weights that are written at the end.
+      profile=(),  # First step and number of steps to trace, as (100, 5).
+  )
+
+
+def _lora() -> ml_collections.ConfigDict:
+  """Adapters that are trained in place of the DiT; see `models/lora.py`."""
+  return ml_collections.ConfigDict(dict(
+      rank=0,  # 0 trains the DiT itself.
+      alpha=16.0,  # What is added is scaled by alpha / rank.
+      # Names in the path of a linear map: a kind of layer, or "query", "fc1".
+      modules=("spatial_attention", "cross_attention", "temporal_attention"),
+      also_train=(),  # Groups of parameters trained beside, as ("temporal",).
+  ))
+
+
+def _samples() -> ml_collections.ConfigDict:
+  """Held-out clips sampled while the DiT is trained; `training/sampled.py`."""
+  return ml_collections.ConfigDict(dict(
+      every=0,  # Steps; 0 never.
+      num_clips=2,  # The first held-out ones.
+      num_steps=20,  # Of the sampler; all else is config.sampling's.
+      resolution=64,  # Of the surface's grid.
+      num_points=5000,  # A surface, of the metrics.
   ))
 
 

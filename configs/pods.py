@@ -1,12 +1,19 @@
 r"""The released size on slices of TPUs: how each is used.
 
   python -m launch.train --config=configs/pods.py:v5p-64 --workdir=$WORKDIR
+  python -m launch.train --config=configs/pods.py:v5p-64-vae --stages=data,vae \
+      --workdir=$WORKDIR
   python -m launch.compile_check --config=configs/pods.py:v5p-64 \
       --topology=v5p:4x4x4
 
 Parameters are split over all chips; frames over `context`, so that a chip holds
 few of them whatever the batch. Nothing of this was trained: what is known is
 what the compiler tells, see the README.
+
+A name that ends in -vae is for training the autoencoder, of which nobody has
+released the training either. Its frames are independent of each other, so that
+all chips share the clips; a layer's activations are computed again in the
+backward pass.
 
   v5p-64    v5p:4x4x4, 64 chips (Google's name: v5p-128, which counts cores)
   v6e-256   v6e:16x16
@@ -24,13 +31,28 @@ _MESHES = {
     "v5e-64": dict(fsdp=8, context=8),
     "gpu-8": dict(fsdp=8, context=1),
 }
+_VAE = "-vae"
 
 
 def get_config(name: str = "v5p-64") -> ml_collections.ConfigDict:
   """The released size with a mesh by name."""
-  if name not in _MESHES:
-    raise ValueError(f"Unknown slice {name!r}; choose one of {list(_MESHES)}.")
+  slice_name = name.removesuffix(_VAE)
+  if slice_name not in _MESHES:
+    raise ValueError(
+        f"Unknown slice {name!r}; choose one of {list(_MESHES)}, with {_VAE!r}"
+        " behind it to train the autoencoder."
+    )
   config = base.get_config()
   config.name = f"sculpt4d_{name}"
-  config.mesh.update(_MESHES[name])
+  config.mesh.update(_MESHES[slice_name])
+  if name != slice_name:
+    _train_vae(config)
   return config
+
+
+def _train_vae(config: ml_collections.ConfigDict) -> None:
+  """All chips share clips, as many as there are chips and a multiple of 32."""
+  num_chips = config.mesh.fsdp * config.mesh.context
+  config.mesh.update(dict(fsdp=num_chips, context=1))
+  config.vae_training.batch_size = max(32, num_chips)
+  config.model.vae.remat_policy = "full"

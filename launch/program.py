@@ -26,6 +26,7 @@ import pathlib
 import platform
 import signal
 import sys
+import threading
 import traceback
 from typing import Any, NoReturn
 
@@ -41,6 +42,7 @@ _OWN_FOLDERS = tuple(
     for name in ("configs", "kernels", "launch", "sculpt4d_jax")
 )
 _REPORTED_VERSIONS = ("jax", "jaxlib", "flax", "numpy")
+_SOON = 0.05  # Seconds: out of a finalizer by then.
 _HELP_FLAGS = frozenset({"--help", "-help", "-h", "--helpshort"})
 
 
@@ -100,6 +102,7 @@ def run(
   host_memory.keep_freed_memory()
   _quieten_libraries()
   signal.signal(signal.SIGTERM, _exit_on_sigterm)
+  sys.unraisablehook = _end_again
   try:
     app.run(guarded_main, flags_parser=parse_flags)
   except KeyboardInterrupt:  # Before main, or while its result was on its way.
@@ -226,15 +229,51 @@ def _exit_on_sigterm(signum, unused_frame) -> NoReturn:
   raise SystemExit(128 + signum)
 
 
+def _end_again(unraisable: Any) -> None:
+  """Repeats a signal whose exception came where Python can only drop it.
+
+  Finalizers and callbacks of the garbage collector are such places, and a
+  program that computes is often in one.
+  """
+  signals = {SystemExit: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+  again = signals.get(unraisable.exc_type)
+  if again is None:
+    sys.__unraisablehook__(unraisable)
+    return
+  timer = threading.Timer(_SOON, os.kill, (os.getpid(), again))
+  timer.daemon = True
+  timer.start()
+
+
 def _quieten_libraries() -> None:
   """Keeps INFO lines of this project; libraries speak from WARNING up."""
   logging.use_absl_handler()
   logging.get_absl_handler().addFilter(_keeps_record)
+  threading.excepthook = _note_thread_error
+
+
+def _note_thread_error(failure: threading.ExceptHookArgs) -> None:
+  """One line for what ended a thread; who waits for it reports the rest."""
+  name = failure.thread.name if failure.thread else "a thread"
+  error = f"{failure.exc_type.__name__}: {failure.exc_value}"
+  logging.error("%s ended: %s", name, error.split("\n")[0][:300])
+  logging.debug(
+      "%s",
+      "".join(
+          traceback.format_exception(
+              failure.exc_type, failure.exc_value, failure.exc_traceback
+          )
+      ),
+  )
 
 
 def _keeps_record(record: python_logging.LogRecord) -> bool:
-  own = os.path.abspath(record.pathname).startswith(_OWN_FOLDERS)
-  return own or record.levelno >= python_logging.WARNING
+  if os.path.abspath(record.pathname).startswith(_OWN_FOLDERS):
+    return True
+  if logging.get_verbosity() < logging.DEBUG:
+    # A library's line is enough; who called it says what it means.
+    record.exc_info = record.exc_text = None
+  return record.levelno >= python_logging.WARNING
 
 
 def _version(name: str) -> str:

@@ -16,23 +16,31 @@ On records of launch.prepare_data, from the shipped weights:
     --config.records.folders=data/mine --workdir=runs/mine
 
 Watch it:    tensorboard --logdir=runs/tiny     (or read */metrics.jsonl)
+See samples: --config.dit_training.samples.every=500
+Trace it:    --config.dit_training.profile=100,5
+Adapt it:    --config.dit_training.lora.rank=16 \
+             --config.dit_training.init_from=WEIGHTS
 Change it:   --config.dit_training.optimizer.num_steps=20000
              --config.data.num_clips=8192
 One stage:   --stages=dit
 On a pod:    --distributed=auto, the same command in every process, and a
              workdir that all of them see; launch/clusters/ starts them.
              config.mesh says how the devices are used.
+After a fault, the same command goes on; docs/training.md says what happens at
+SIGTERM, on a full disk and when a process is lost.
 """
 
 import pathlib
 
 from absl import flags
 from absl import logging
+import jax
 from ml_collections import config_flags
 
 from launch import processes
 from launch import program
 from sculpt4d_jax.training import run
+from sculpt4d_jax.training import train
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
@@ -52,8 +60,18 @@ def main(argv):
   program.log_platform()
   workdir = pathlib.Path(_WORKDIR.value)
   logging.info("Preset %s, into %s.", _CONFIG.value.name, workdir)
-  run.run(_CONFIG.value, workdir, _STAGES.value)
+  _keep_compiled(workdir / "compiled")
+  try:
+    run.run(_CONFIG.value, workdir, _STAGES.value)
+  except train.LostProcessError as error:
+    processes.leave(error)
   logging.info("Done. The weights are in %s.", workdir / "weights")
+
+
+def _keep_compiled(folder: pathlib.Path) -> None:
+  """Keeps compiled code for the next start, unless the user has a place."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
 if __name__ == "__main__":

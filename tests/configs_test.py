@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from configs import ablations
+from configs import pods
 from configs import sculpt4d
 from configs import tiny
 from flax import nnx
@@ -55,3 +56,15 @@ def test_every_variant_of_every_size_is_a_valid_model():
       pipeline.SurfaceConfig(**config.surface)
   with pytest.raises(ValueError, match="Unknown variant"):
     ablations.get_config("best")
+
+
+@pytest.mark.parametrize("name", ["v5p-64", "v6e-256", "v5e-64", "gpu-8"])
+def test_pods_divide_the_training_of_both_networks(name):
+  for stage, suffix in (("dit_training", ""), ("vae_training", "-vae")):
+    config = pods.get_config(name + suffix)
+    mesh = config.mesh
+    clips = config[stage].batch_size
+    assert clips % (mesh.data * mesh.fsdp * mesh.expert) == 0
+    assert mesh.fsdp * mesh.context == int(name.split("-")[1])
+  with pytest.raises(ValueError, match="Unknown slice 'v5p-vae'"):
+    pods.get_config("v5p-vae")

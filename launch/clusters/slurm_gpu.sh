@@ -37,5 +37,11 @@ if [[ $DRY_RUN == 1 ]]; then
   printf '%q ' "${step[@]}"
   echo
 else
-  exec "${step[@]}"
+  code=0
+  "${step[@]}" || code=$?
+  # A process was lost, with its node perhaps: again, on nodes that are there.
+  if ((code == 75 || code == 134 || code == 137)); then
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit "$code"
 fi

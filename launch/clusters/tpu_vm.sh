@@ -16,6 +16,7 @@
 #   RUNTIME   Image of the machines [v2-alpha-tpuv5].
 #   CONFIG    Preset [configs/pods.py:v5p-64].
 #   WORKDIR   The run's folder on all machines [/mnt/bucket/runs/NAME].
+#   RESTARTS  Starts after another machine was lost [20].
 #   SPOT      1 asks for spot capacity, cheaper and interruptible [1].
 #   EXTRA     More flags of launch.train, as --config.dit_training... [].
 #   DRY_RUN   1 prints the commands instead of running them [0].
@@ -29,6 +30,7 @@ TYPE=${TYPE:-v5p-128}
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5}
 CONFIG=${CONFIG:-configs/pods.py:v5p-64}
 WORKDIR=${WORKDIR:-/mnt/bucket/runs/$NAME}
+RESTARTS=${RESTARTS:-20}
 SPOT=${SPOT:-1}
 EXTRA=${EXTRA:-}
 DRY_RUN=${DRY_RUN:-0}
@@ -57,8 +59,15 @@ tar -xzf /mnt/bucket/code/$NAME.tar.gz -C /opt/sculpt4d
 cd /opt/sculpt4d
 python3 -m venv .venv
 .venv/bin/pip install -q -r requirements.txt 'jax[tpu]'
-exec .venv/bin/python -m launch.train --distributed=auto \\
-  --config=$CONFIG --workdir=$WORKDIR $EXTRA
+# Codes 75 and 134 say that another machine was lost: all start again.
+for ((start = 0; start <= $RESTARTS; start++)); do
+  code=0
+  .venv/bin/python -m launch.train --distributed=auto \\
+    --config=$CONFIG --workdir=$WORKDIR $EXTRA || code=\$?
+  if ((code != 75 && code != 134)); then break; fi
+  sleep 20
+done
+exit "\$code"
 STARTUP
 
 archive=$BUCKET/code/$NAME.tar.gz

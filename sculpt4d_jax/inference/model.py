@@ -108,6 +108,7 @@ class Sculpt4D:
     self._vae_def, self._vae = nnx.split(vae)
     self._encoder_def, self._encoder = nnx.split(image_encoder)
     self._dit_def, self._dit = nnx.split(dit)
+    self._offload = offload
     place = jax.device_get if offload else jax.device_put
     self._vae, self._encoder = place((self._vae, self._encoder))
     self._dit = jax.device_put(self._dit)
@@ -166,6 +167,13 @@ class Sculpt4D:
         abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
       modules[name] = nnx.merge(nnx.split(abstract)[0], params)
     return cls(**modules, details=details, offload=offload)
+
+  def set_weights(self, image_encoder: nnx.State, dit: nnx.State) -> None:
+    """Takes other weights of the same shapes; nothing is compiled anew."""
+    self._encoder = jax.device_get(image_encoder)
+    if not self._offload:
+      self._encoder = jax.device_put(self._encoder)
+    self._dit = jax.device_put(dit)
 
   def sample(
       self,

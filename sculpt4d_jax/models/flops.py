@@ -163,6 +163,23 @@ def image_encoder(
   return {"image encoder": num_images * one}
 
 
+def vae_encoder(
+    config: shape_vae.ShapeVAEConfig, num_shapes: int = 1
+) -> Counts:
+  """Surface rows to the moments of the latents; choosing rows is not counted."""
+  queries, width = config.num_latents, config.width
+  rows = queries * config.downsample_ratio
+  features = 3 * (1 + 2 * config.num_freqs) + config.point_feats
+  one = linear(queries + rows, features, width)
+  one += 2 * linear(rows, width, width) + 2 * linear(queries, width, width)
+  one += scores(queries, rows, width) + mlp(queries, width, 4 * width)
+  block = 4 * linear(queries, width, width) + scores(queries, queries, width)
+  block += mlp(queries, width, 4 * width)
+  one += config.num_encoder_layers * block
+  one += linear(queries, width, 2 * config.latent_channels)
+  return {"VAE encoder": num_shapes * one}
+
+
 def vae_decoder(
     config: shape_vae.ShapeVAEConfig, num_shapes: int = 1
 ) -> Counts:

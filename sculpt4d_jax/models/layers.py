@@ -54,6 +54,9 @@ class Linear(nnx.Module):
   is [D, H, K] and its output projection [H, K, D].
   """
 
+  # What `lora.attach` gives one: it is added to the output.
+  adapter = None
+
   def __init__(
       self,
       in_features: int | tuple[int, ...],
@@ -88,6 +91,8 @@ class Linear(nnx.Module):
   def __call__(self, x: Array) -> Array:
     kernel = partitioning.gather(self.kernel, self.dtype)
     y = jnp.tensordot(x.astype(self.dtype), kernel, self.num_in_axes)
+    if self.adapter is not None:
+      y = y + self.adapter(x)
     if self.bias is not None:
       y = y + self.bias[...].astype(self.dtype)
     return y

@@ -3,6 +3,8 @@
 All processes of a run write their own shards, and any mesh can read them back.
 """
 
+import contextlib
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -16,6 +18,10 @@ from sculpt4d_jax.training import state as state_lib
 _UNREADABLE = "unreadable"
 
 
+class CheckpointError(ValueError):
+  """A checkpoint cannot be written; the message says what is left."""
+
+
 class Checkpoints:
   """Saves states in the background, keeps the newest few, restores them.
 
@@ -23,7 +29,9 @@ class Checkpoints:
   interrupted is ignored.
   """
 
-  def __init__(self, folder: str | pathlib.Path, max_to_keep: int = 2):
+  def __init__(
+      self, folder: str | pathlib.Path, max_to_keep: int | None = 2
+  ):
     self._folder = pathlib.Path(folder).absolute()
     self._manager = ocp.CheckpointManager(
         self._folder,
@@ -40,13 +48,50 @@ class Checkpoints:
     """Step of the newest whole checkpoint, if there is one."""
     return self._manager.latest_step()
 
+  def steps(self) -> list[int]:
+    """Steps of the whole checkpoints."""
+    return sorted(self._manager.all_steps())
+
+  def delete(self, step: int) -> None:
+    """Removes a checkpoint."""
+    self._manager.delete(step)
+
   def save(self, state: state_lib.TrainState) -> None:
-    """Starts to save; waits only for a save that is still going on."""
+    """Starts to save; waits only for a save that is still going on.
+
+    Raises:
+      CheckpointError: This one, or the one that was going on, cannot be
+        written.
+    """
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    self._manager.save(
-        step, args=ocp.args.StandardSave(_plain(state)), force=True
+    saved = dataclasses.replace(state, fixed={})
+    with self._writing():
+      self._manager.save(
+          step, args=ocp.args.StandardSave(_plain(saved)), force=True
+      )
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Tells in a line what keeps a checkpoint from being written."""
+    try:
+      yield
+    except (OSError, ValueError) as error:
+      # TensorStore's errors of a file are ValueErrors.
+      raise CheckpointError(
+          f"A checkpoint cannot be written to {self._folder}:"
+          f" {_reason(error)}. {self._what_is_left()}"
+      ) from error
+
+  def _what_is_left(self):
+    # Not the manager's list, which has the one that failed.
+    whole = sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdigit())
+    if not whole:
+      return "There is none before it; make room and start again."
+    return (
+        f"Those of steps {', '.join(map(str, whole))} are whole; make room, and"
+        " the same command goes on from the newest."
     )
 
   def restore(self, state: state_lib.TrainState) -> state_lib.TrainState:
@@ -79,11 +124,7 @@ class Checkpoints:
       ValueError: There is no checkpoint, none that can be read, or it is of
         another model.
     """
-    wanted = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        _plain(abstract),
-        _plain(shardings),
-    )
+    wanted = _wanted(abstract, shardings)
     steps = sorted(self._manager.all_steps(), reverse=True)
     if not steps and missing_ok:
       return None
@@ -102,13 +143,26 @@ class Checkpoints:
         self._put_aside(step)
         continue
       logging.info("Restored step %d from %s.", step, self._folder)
-      leaves = [restored[key] for key in sorted(restored)]
-      return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+      return _state(restored, abstract)
     raise ValueError(
         f"{self._folder} holds no checkpoint"
         + (" that can be read" if steps else "")
         + "; remove the folder to start anew."
     )
+
+  def restore_step(
+      self, step: int, abstract: state_lib.TrainState, shardings: Any
+  ) -> state_lib.TrainState:
+    """The state of one step, as `restore_newest` gives the newest.
+
+    Raises:
+      ValueError: It is of another model.
+    """
+    try:
+      restored = self._read(step, _wanted(abstract, shardings))
+    except _ForeignError as error:
+      raise ValueError(str(error)) from None
+    return _state(restored, abstract)
 
   def _read(self, step, wanted):
     saved = self._manager.item_metadata(step)
@@ -146,13 +200,23 @@ class Checkpoints:
     return self._manager.reached_preemption(step)
 
   def wait(self) -> None:
-    """Waits for the last save."""
-    self._manager.wait_until_finished()
+    """Waits for the last save; raises CheckpointError if it failed."""
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for the last save."""
-    self._manager.wait_until_finished()
+    """Waits for the last save; raises CheckpointError if it failed."""
+    self.wait()
     self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+  """The system's reason, out of what a library makes of it."""
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  reason = getattr(error, "strerror", None) or lines[0]
+  if "RESOURCE_EXHAUSTED" in reason:
+    reason = "no space left on the device, or of a quota"
+  return reason[:300]
 
 
 class _ForeignError(Exception):
@@ -162,6 +226,25 @@ class _ForeignError(Exception):
 def _wait_for_all(name: str) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def _wanted(abstract: Any, shardings: Any) -> dict[str, Any]:
+  """What is to be read, and where it is to lie."""
+  parts = [
+      _plain(dataclasses.replace(tree, fixed={}))
+      for tree in (abstract, shardings)
+  ]
+  return jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      *parts,
+  )
+
+
+def _state(restored: dict[str, Any], abstract: Any) -> state_lib.TrainState:
+  """The state that plain leaves are of; what is fixed is not among them."""
+  leaves = [restored[key] for key in sorted(restored)]
+  structure = jax.tree.structure(dataclasses.replace(abstract, fixed={}))
+  return jax.tree.unflatten(structure, leaves)
 
 
 def _plain(state: Any) -> dict[str, Any]:

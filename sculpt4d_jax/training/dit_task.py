@@ -17,13 +17,17 @@ from sculpt4d_jax.diffusion import paths
 from sculpt4d_jax.diffusion import time_sampling
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.models import lora as lora_lib
 from sculpt4d_jax.models import vae_blocks
+from sculpt4d_jax.training import groups
 from sculpt4d_jax.training import metrics as metrics_lib
+from sculpt4d_jax.training import step_flops
 
 Array = array_types.Array
 
 _TIME_BUCKETS = 4
-_HEAD_FREQS = 5
+# Of the field head's points.
+HEAD_FREQS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +47,9 @@ class DiTTaskConfig:
       0 for an encoder that is trained already.
     context_field_points: Points a frame of that lesson.
     field_band: The field is the signed distance over this, cut at +-1.
+    lora: Adapters that are trained in place of the DiT's own parameters.
     seed: Of parameters, batches and noise.
-    eval_clips: Held-out clips that are evaluated.
+    eval_clips: Held-out clips that are evaluated; 0 evaluates nothing.
   """
 
   batch_size: int
@@ -55,6 +60,7 @@ class DiTTaskConfig:
   context_field_weight: float = 0.0
   context_field_points: int = 64
   field_band: float = 0.3
+  lora: lora_lib.LoRAConfig = lora_lib.LoRAConfig()
   seed: int = 0
   eval_clips: int = 32
 
@@ -62,6 +68,12 @@ class DiTTaskConfig:
     for name in ("context_dropout", "temporal_dropout"):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+    if self.lora.rank and (self.train_image_encoder or self.context_field_weight):
+      raise ValueError(
+          "LoRA trains adapters of the DiT alone: train_image_encoder must be"
+          " False and context_field_weight 0, came"
+          f" {self.train_image_encoder} and {self.context_field_weight}."
+      )
 
 
 def _by_time(errors: Array, time: Array) -> dict[str, Any]:
@@ -106,7 +118,7 @@ def _field_head(encoder_config, rngs):
   return vae_blocks.FieldDecoder(
       encoder_config.width,
       encoder_config.num_heads,
-      num_freqs=_HEAD_FREQS,
+      num_freqs=HEAD_FREQS,
       include_pi=False,
       mlp_ratio=2,
       use_norm_post=True,
@@ -133,15 +145,40 @@ class DiTTask:
     self.scale = scale  # Of latents, so that their variance is 1.
     self.warm_start = init_from or {}
     self.graphdef = nnx.split(nnx.eval_shape(self._create))[0]
+    self.is_trained = self._is_trained if config.lora.rank else None
     self._evaluate = jax.jit(self._evaluate_batch)
 
   def _create(self) -> ConditionalDiT:
-    return ConditionalDiT(
+    model = ConditionalDiT(
         self.dit_config,
         self.encoder_config,
         use_field_head=self.config.context_field_weight > 0,
         rngs=nnx.Rngs(self.config.seed),
     )
+    if self.config.lora.rank:
+      rngs = nnx.Rngs(self.config.seed + 1)
+      lora_lib.attach(model.dit, self.config.lora, rngs=rngs)
+    return model
+
+  def _is_trained(self, path: tuple[Any, ...], unused_parameter: Any) -> bool:
+    if lora_lib.ADAPTER in path:
+      return True
+    group = groups.group_named("/".join(map(str, path)))
+    return group in self.config.lora.also_train
+
+  def exported(self, params: nnx.State) -> nnx.State:
+    """The parameters of networks without adapters: those are folded in."""
+    if not self.config.lora.rank:
+      return params
+    model = nnx.merge(self.graphdef, jax.tree.map(jnp.asarray, params))
+    lora_lib.fold(model.dit)
+    return nnx.split(model)[1]
+
+  def trained(self, params: nnx.State) -> nnx.State:
+    """Those of the parameters that are trained."""
+    if self.is_trained is None:
+      return params
+    return nnx.split_state(params, self.is_trained, ...)[0]
 
   def init_params(self) -> nnx.State:
     """Fresh parameters; may be traced."""
@@ -160,6 +197,20 @@ class DiTTask:
         hidden_width=c.mlp_ratio * c.width,
         num_experts=c.num_experts if c.num_moe_blocks else 0,
         accumulation_steps=accumulation_steps,
+    )
+
+  def flops(self, batch: Mapping[str, Any]) -> int:
+    """Model operations of a step on a batch; see `step_flops`."""
+    clips, frames, tokens, _ = batch["mean"].shape
+    return step_flops.dit_step(
+        self.dit_config,
+        self.encoder_config,
+        batch_size=clips,
+        num_frames=frames,
+        num_tokens=tokens,
+        has_pictures="images" in batch,
+        encoder_learns=self.config.train_image_encoder,
+        is_adapted=bool(self.config.lora.rank),
     )
 
   def batch(
@@ -283,6 +334,8 @@ class DiTTask:
     for clip in range(min(self.config.eval_clips, self.batches.num_held_out)):
       batch = self.batches.held_out(clip)
       results.append(self._evaluate(params, batch, jax.random.key(clip)))
+    if not results:
+      return {}
     errors = np.mean(results, 0)
     named = {
         _bucket_name(i): float(e) for i, e in enumerate(errors)

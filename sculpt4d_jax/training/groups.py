@@ -31,7 +31,11 @@ _NOT_BASE = ("temporal", "image_encoder", "field_head")
 
 def group_of(path: tuple[Any, ...]) -> str:
   """The group of the parameter at a path of a tree."""
-  name = jax.tree_util.keystr(path)
+  return group_named(jax.tree_util.keystr(path))
+
+
+def group_named(name: str) -> str:
+  """The group of the parameter with this name, which tells its path."""
   return next((group for mark, group in _MARKS if mark in name), "other")
 
 

@@ -1,7 +1,9 @@
 """Where a run's numbers go: TensorBoard events, JSON lines, the log."""
 
 from collections.abc import Mapping
+import io
 import json
+import os
 import pathlib
 import time
 from typing import Any, NamedTuple, Protocol
@@ -9,11 +11,16 @@ from typing import Any, NamedTuple, Protocol
 from absl import logging
 import jax
 import numpy as np
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.io import atomic
 
 Array = array_types.Array
+
+_FLUSH_SECONDS = 30.0
 
 
 class WeightedMean(NamedTuple):
@@ -52,31 +59,76 @@ class Writer(Protocol):
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes scalars under their names."""
 
+  def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    """Writes a picture, uint8 [height, width, 3]."""
+
   def close(self) -> None:
     """Flushes."""
 
 
 class RunWriter:
-  """TensorBoard events and `metrics.jsonl` in the run's folder."""
+  """TensorBoard events and `metrics.jsonl` in the run's folder.
+
+  Events are written by the caller, not by a thread of tensorboardX's: one that
+  met a full disk would end unseen, and the next events wait for it for ever.
+  """
 
   def __init__(self, folder: str | pathlib.Path):
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"))
-    self._lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")
+    self._folder = pathlib.Path(folder)
+    events = self._folder / "tensorboard"
+    with atomic.output_errors(self._folder):
+      events.mkdir(parents=True, exist_ok=True)
+      self._events = event_file_writer.EventsWriter(
+          # Two runs in one second are told apart.
+          str(events / "events"), f".{os.getpid()}"
+      )
+      self._lines = _open_lines(self._folder / "metrics.jsonl")
+    self._flushed = time.monotonic()
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    for name, value in values.items():
-      self._events.add_scalar(name, value, step)
     record = {"step": step} | {k: float(v) for k, v in values.items()}
-    self._lines.write(json.dumps(record) + "\n")
-    self._lines.flush()
+    with atomic.output_errors(self._folder):
+      self._lines.write(json.dumps(record) + "\n")
+      self._lines.flush()
+      for name, value in values.items():
+        self._add(step, summary.scalar(name, float(value)))
+      self._flush()
     numbers = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
     logging.info("step %d  %s", step, numbers)
 
+  def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    with atomic.output_errors(self._folder):
+      self._add(step, summary.image(name, picture, dataformats="HWC"))
+      self._flush(0.0)
+
+  def _add(self, step, value):
+    self._events.write_event(
+        event_pb2.Event(wall_time=time.time(), step=step, summary=value)
+    )
+
+  def _flush(self, after=_FLUSH_SECONDS):
+    if time.monotonic() - self._flushed >= after:
+      self._events.flush()
+      self._flushed = time.monotonic()
+
   def close(self) -> None:
-    self._events.close()
-    self._lines.close()
+    for file in (self._events, self._lines):
+      try:
+        file.close()
+      except OSError as error:
+        # What stopped the run is more to the point than that its last numbers
+        # are missing.
+        logging.error("Metrics of %s are cut short: %s.", self._folder, error)
+
+
+def _open_lines(path):
+  """Opens for appending; a line that was cut short stays one line."""
+  lines = open(path, "ab+")
+  if lines.tell():
+    lines.seek(-1, os.SEEK_END)
+    if lines.read(1) != b"\n":
+      lines.write(b"\n")
+  return io.TextIOWrapper(lines, encoding="utf-8")
 
 
 class NullWriter:
@@ -84,6 +136,9 @@ class NullWriter:
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     del step, values
+
+  def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    del step, name, picture
 
   def close(self) -> None:
     pass

@@ -13,15 +13,17 @@ from sculpt4d_jax.io import model_files
 from sculpt4d_jax.io import model_folders
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.models import lora as lora_lib
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import dit_task
 from sculpt4d_jax.training import optimizer as optimizer_lib
+from sculpt4d_jax.training import sampled
+from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training import sources
 from sculpt4d_jax.training import train
 from sculpt4d_jax.training import vae_task
 
 STAGES = ("data", "vae", "dit")
-_EVERY = ("log_every", "eval_every", "save_every")
 
 
 def run(
@@ -59,7 +61,7 @@ def train_vae(
   options = config.vae_training.to_dict()
   init_from = options.pop("init_from")
   optimizer = optimizer_lib.OptimizerConfig(**options.pop("optimizer"))
-  every = {k: options.pop(k) for k in _EVERY}
+  schedule = schedule_lib.take(options)
   model_config = shape_vae.ShapeVAEConfig(**config.model.vae)
   task_config = vae_task.VAETaskConfig(**options)
   task = vae_task.VAETask(
@@ -78,7 +80,7 @@ def train_vae(
       workdir / "vae",
       mesh=partitioning.MeshConfig(**config.mesh),
       seed=options["seed"],
-      **every,
+      schedule=schedule,
   )
   # The clips are encoded with the weights that are written.
   params = model_files.as_stored(params)
@@ -110,8 +112,10 @@ def dit_options(
   """
   options = config.dit_training.to_dict()
   optimizer = options.pop("optimizer")
-  for name in (*_EVERY, "latent_choices", "init_from"):
+  schedule_lib.take(options)
+  for name in ("latent_choices", "init_from", "samples"):
     del options[name]
+  options["lora"] = lora_lib.LoRAConfig(**options["lora"])
   task = dit_task.DiTTaskConfig(**options)
   if not task.train_image_encoder:
     frozen = {*optimizer["frozen"], "image_encoder"}
@@ -136,8 +140,12 @@ def train_dit(
     )
   vae, scale = _load_vae(config, vae_file)
   options, optimizer = dit_options(config)
-  every = {k: config.dit_training[k] for k in _EVERY}
   init_from = config.dit_training.init_from
+  if options.lora.rank and not init_from:
+    raise ValueError(
+        "LoRA adapts given weights: name them with"
+        " --config.dit_training.init_from."
+    )
   given = {}
   if init_from:
     for name in ("image_encoder", "dit"):
@@ -163,10 +171,17 @@ def train_dit(
       workdir / "dit",
       mesh=partitioning.MeshConfig(**config.mesh),
       seed=options.seed,
-      **every,
+      schedule=schedule_lib.take(config.dit_training.to_dict()),
+      observers=_observers(config, vae, scale),
   )
   details = {"steps": optimizer.num_steps, "eval": task.evaluate(params)}
   logging.info("DiT: %s", details)
+  if options.lora.rank:
+    _save(
+        workdir / "weights" / "adapters.safetensors",
+        task.trained(params), options.lora, details,
+    )
+    params = task.exported(params)
   for name, part in (("dit", dit_config), ("image_encoder", encoder_config)):
     _save(
         workdir / "weights" / f"{name}.safetensors",
@@ -174,6 +189,14 @@ def train_dit(
         part,
         details,
     )
+
+
+def _observers(config, vae, scale):
+  """What shows samples while the DiT is trained."""
+  options = sampled.SampledConfig(**config.dit_training.samples)
+  if not options.every:
+    return ()
+  return (sampled.SampledClips(options, config, vae, scale),)
 
 
 def _take_vae(config, path):

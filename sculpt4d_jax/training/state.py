@@ -1,9 +1,11 @@
 """What a training run carries from step to step."""
 
-import functools
+from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,7 +17,7 @@ Array = array_types.Array
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("step", "params", "ema", "optimizer"),
+    data_fields=("step", "params", "ema", "optimizer", "fixed"),
     meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True)
@@ -24,23 +26,47 @@ class TrainState:
 
   Attributes:
     step: Steps taken, int32 [].
-    params: Parameters, float32.
+    params: Parameters that are trained, float32.
     ema: Their moving average: what is evaluated, exported and sampled.
     optimizer: State of the gradient transformation.
+    fixed: Parameters that are not trained at all: no gradient, no moments, no
+      average is kept of them, and checkpoints do not hold them. Empty where
+      everything is trained.
   """
 
   step: Array
   params: Any
   ema: Any
   optimizer: Any
+  fixed: Any = dataclasses.field(default_factory=dict)
 
 
-def create(params: Any, tx: optax.GradientTransformation) -> TrainState:
-  """The state before the first step."""
+def create(
+    params: Any,
+    tx: optax.GradientTransformation,
+    is_trained: Callable[[tuple[Any, ...], Any], bool] | None = None,
+) -> TrainState:
+  """The state before the first step.
+
+  Args:
+    params: All parameters.
+    tx: The gradient transformation.
+    is_trained: (path, parameter) -> whether it is trained, for parameters that
+      are an `nnx.State`; None trains all.
+  """
+  fixed = {}
+  if is_trained is not None:
+    params, fixed = nnx.split_state(params, is_trained, ...)
   return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
       # A copy: the step donates its input, which must not hold a buffer twice.
       ema=jax.tree.map(jnp.copy, params),
       optimizer=tx.init(params),
+      fixed=fixed,
   )
+
+
+def join(params: Any, fixed: Any) -> Any:
+  """All parameters, of the trained and the fixed ones."""
+  return nnx.merge_state(params, fixed) if fixed else params

@@ -43,15 +43,15 @@ def make_step(
   tx = optimizer_lib.make_optimizer(config)
   schedule = optimizer_lib.learning_rate_schedule(config)
 
-  def frozen_loss(params, batch, key):
-    params = optimizer_lib.hold_frozen(params, config.frozen)
-    return loss(params, batch, key)
-
-  gradients = _accumulated(
-      jax.value_and_grad(frozen_loss, has_aux=True), config.accumulation_steps
-  )
-
   def step(state, batch, key):
+    def loss_of_trained(params, batch, key):
+      params = optimizer_lib.hold_frozen(params, config.frozen)
+      return loss(state_lib.join(params, state.fixed), batch, key)
+
+    gradients = _accumulated(
+        jax.value_and_grad(loss_of_trained, has_aux=True),
+        config.accumulation_steps,
+    )
     key = jax.random.fold_in(key, state.step)
     (value, metrics), grads = gradients(state.params, batch, key)
     updates, opt_state = tx.update(grads, state.optimizer, state.params)
@@ -67,7 +67,10 @@ def make_step(
     }
     for name, tree in (("grad_norm", grads), ("update_norm", updates)):
       metrics |= {f"{name}/{g}": x for g, x in groups.norms(tree).items()}
-    return state_lib.TrainState(state.step + 1, params, ema, opt_state), metrics
+    state = state_lib.TrainState(
+        state.step + 1, params, ema, opt_state, state.fixed
+    )
+    return state, metrics
 
   if state_shardings is None:
     return jax.jit(step, donate_argnums=0), tx

@@ -1,9 +1,8 @@
 """The training loop, for any task, on one device or many processes."""
 
-from collections.abc import Mapping
-import math
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import pathlib
-import time
 from typing import Any, Protocol
 
 from absl import logging
@@ -15,16 +14,27 @@ import tqdm
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.training import best as best_lib
 from sculpt4d_jax.training import checkpoints as checkpoints_lib
+from sculpt4d_jax.training import meter as meter_lib
 from sculpt4d_jax.training import metrics as metrics_lib
+from sculpt4d_jax.training import notice as notice_lib
 from sculpt4d_jax.training import optimizer as optimizer_lib
+from sculpt4d_jax.training import profiling
+from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training import state as state_lib
 from sculpt4d_jax.training import step as step_lib
+from sculpt4d_jax.training import step_flops
 
 Array = array_types.Array
 
 # What a program's exit code is after it was told to stop.
 _EXIT_AFTER_NOTICE = 143
+# In what jax says when a process that it waits for has gone.
+_SIGNS_OF_LOSS = (
+    "gloo", "connection", "heartbeat", "barrier", "coordination",
+    "unavailable", "deadline_exceeded", "preempted",
+)
 
 
 class Task(Protocol):
@@ -32,6 +42,8 @@ class Task(Protocol):
 
   config: Any  # Has `batch_size`.
   warm_start: Mapping[str, nnx.State]  # Parts that start from given weights.
+  # (path, parameter) -> whether it is trained at all; None trains everything.
+  is_trained: Callable[[tuple[Any, ...], Any], bool] | None
 
   def init_params(self) -> Any:
     """Fresh parameters; may be traced."""
@@ -45,15 +57,32 @@ class Task(Protocol):
   def describe_batch(self, step: int) -> str:
     """What a step's batch holds, for a message."""
 
+  def flops(self, batch: Any) -> int:
+    """Model operations of a step on a whole batch."""
+
   def loss(self, params: Any, batch: Any, key: Array) -> tuple[Array, dict]:
     """Loss and metrics."""
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Held-out metrics."""
 
+  def exported(self, params: Any) -> Any:
+    """The parameters as the networks have them that are exported."""
 
-class NonFiniteLossError(RuntimeError):
-  """The loss is NaN or infinite; the message names step, groups and batch."""
+
+class Observer(Protocol):
+  """Looks at a run from outside, now and then."""
+
+  every: int  # Steps between looks; the last step is looked at too.
+
+  def look(
+      self, step: int, params: Any, writer: metrics_lib.Writer
+  ) -> dict[str, float]:
+    """Metrics of parameters on the host, the same on every process."""
+
+
+class LostProcessError(RuntimeError):
+  """Another process of the run is gone; this one cannot go on without it."""
 
 
 def train(
@@ -63,9 +92,8 @@ def train(
     *,
     mesh: partitioning.MeshConfig = partitioning.MeshConfig(),
     seed: int = 0,
-    log_every: int = 20,
-    eval_every: int = 500,
-    save_every: int = 250,
+    schedule: schedule_lib.Schedule = schedule_lib.Schedule(),
+    observers: Sequence[Observer] = (),
 ) -> Any:
   """Trains to the last step, going on from the newest checkpoint if any.
 
@@ -79,15 +107,16 @@ def train(
     workdir: Folder of checkpoints, metrics and TensorBoard events.
     mesh: How the devices are used.
     seed: Of everything random in the loss.
-    log_every: Steps between lines of training metrics.
-    eval_every: Steps between evaluations.
-    save_every: Steps between checkpoints.
+    schedule: When it logs, evaluates, saves and profiles.
+    observers: What looks at the averaged parameters now and then.
 
   Returns:
-    The moving average of the parameters, whole on the host.
+    The moving average of the parameters, whole on the host, with those that are
+    not trained: of the last step, or of the best one where the schedule says so.
 
   Raises:
-    NonFiniteLossError: The loss is not a number any more.
+    meter.NonFiniteLossError: The loss is not a number any more.
+    LostProcessError: Another process of the run is gone.
     SystemExit: The machine is to be taken away; the state is saved.
     ValueError: The mesh does not fit the devices or the task.
   """
@@ -97,30 +126,65 @@ def train(
   with partitioning.use_mesh(device_mesh):
     shardings = state_shardings(task, optimizer, device_mesh)
     step_fn, tx = step_lib.make_step(task.loss, optimizer, shardings)
-    checkpoints = checkpoints_lib.Checkpoints(workdir / "checkpoints")
-    # A checkpoint comes before given weights, and those before fresh ones.
-    state = checkpoints.restore_newest(
-        abstract_state(task, tx), shardings, missing_ok=True
+    checkpoints = checkpoints_lib.Checkpoints(
+        workdir / "checkpoints", schedule.keep_checkpoints
     )
+    best = best_lib.Best(workdir / "best", schedule)
+    # A checkpoint comes before given weights, and those before fresh ones.
+    abstract = abstract_state(task, tx)
+    state = checkpoints.restore_newest(abstract, shardings, missing_ok=True)
     if state is None:
       state = _initial_state(task, tx, shardings)
-    num_params = sum(x.size for x in jax.tree.leaves(state.params))
-    logging.info("%s parameters on %s.", f"{num_params:,}", device_mesh)
+    elif abstract.fixed:  # No checkpoint holds what does not change.
+      fixed = _initial_state(task, tx, shardings).fixed
+      state = dataclasses.replace(state, fixed=fixed)
+    _log_sizes(state, device_mesh)
     writer = metrics_lib.open_writer(workdir)
+    tracer = profiling.Tracer(workdir / "profile", schedule)
+    can_save = True
     try:
-      state = _loop(
-          task, step_fn, state, optimizer.num_steps, jax.random.key(seed),
-          device_mesh, checkpoints, writer, log_every, eval_every, save_every,
-      )
+      with notice_lib.Notice() as notice:
+        loop = _Loop(
+            task, step_fn, optimizer.num_steps, jax.random.key(seed),
+            device_mesh, checkpoints, best, writer, notice, tracer, schedule,
+            observers,
+        )
+        state = loop.run(state)
+      if schedule.export == "best":
+        chosen = best.restore(abstract, shardings)
+        state = dataclasses.replace(chosen, fixed=state.fixed)
+      return _on_host(state_lib.join(state.ema, state.fixed))
+    except checkpoints_lib.CheckpointError:
+      can_save = False
+      raise
+    except Exception as error:
+      lost = _lost_process(error)
+      if lost is None:
+        raise
+      can_save = False  # All have to take part.
+      raise lost from error
     finally:
-      checkpoints.close()
+      tracer.close()
       writer.close()
-    return _on_host(state.ema)
+      if can_save:
+        checkpoints.close()
+        best.close()
+
+
+def _log_sizes(state, mesh):
+  sizes = [
+      sum(x.size for x in jax.tree.leaves(tree))
+      for tree in (state.params, state.fixed)
+  ]
+  fixed = f" and {sizes[1]:,} that stay as they are" if sizes[1] else ""
+  logging.info("%s parameters%s on %s.", f"{sizes[0]:,}", fixed, mesh)
 
 
 def abstract_state(task: Task, tx) -> state_lib.TrainState:
   """Shapes of a run's state."""
-  return jax.eval_shape(lambda: state_lib.create(task.init_params(), tx))
+  return jax.eval_shape(
+      lambda: state_lib.create(task.init_params(), tx, task.is_trained)
+  )
 
 
 def state_shardings(
@@ -134,19 +198,30 @@ def state_shardings(
 
 
 def _initial_state(task, tx, shardings):
-  create = lambda: state_lib.create(task.init_params(), tx)
+  create = lambda: state_lib.create(task.init_params(), tx, task.is_trained)
   state = jax.jit(create, out_shardings=shardings)()
   # Given weights take the place of fresh ones, in the average too.
-  for name, given in task.warm_start.items():
-    for tree in (state.params, state.ema):
-      tree[name] = jax.tree.map(
-          lambda new, old: jax.make_array_from_callback(
-              old.shape, old.sharding, lambda index: np.asarray(new)[index]
-          ),
-          given,
-          tree[name],
-      )
+  given = dict(nnx.to_flat_state(nnx.State(dict(task.warm_start))))
+  left = set(given)
+  for tree in (state.params, state.ema, state.fixed):
+    left -= _give(tree, given)
+  assert not left, f"Given weights have no place: {sorted(left)[:3]}"
   return state
+
+
+def _give(tree, given):
+  """Puts given numbers in the place of those of the same path; the paths."""
+  found = set()
+  for path, variable in nnx.to_flat_state(tree) if given and tree else ():
+    if path in given:
+      old, new = variable[...], given[path][...]
+      variable.set_value(
+          jax.make_array_from_callback(
+              old.shape, old.sharding, lambda index: np.asarray(new)[index]
+          )
+      )
+      found.add(path)
+  return found
 
 
 def _on_host(params):
@@ -158,103 +233,106 @@ def _on_host(params):
   )
 
 
-def _loop(
-    task, step_fn, state, num_steps, key, mesh, checkpoints, writer, log_every,
-    eval_every, save_every,
-):
-  start = int(state.step)
-  meter = _Meter(writer, log_every, task.describe_batch)
-  batch_size = task.config.batch_size
-  rows = partitioning.local_rows(batch_size, mesh)
-  progress = tqdm.tqdm(
-      range(start, num_steps), initial=start, total=num_steps, desc="steps",
-      mininterval=5.0, disable=jax.process_index() != 0,
+def _lost_process(error: Exception) -> LostProcessError | None:
+  """The message, where an error comes of a process that has gone."""
+  if jax.process_count() == 1 or isinstance(error, ValueError):
+    return None
+  text = f"{type(error).__name__} {error}"
+  if not any(sign in text.lower() for sign in _SIGNS_OF_LOSS):
+    return None
+  reason = str(error).strip().splitlines() or [type(error).__name__]
+  return LostProcessError(
+      f"Process {jax.process_index()} of {jax.process_count()} stops: another"
+      " one has gone, and no step can be taken without it"
+      f" ({reason[0][:200]}). Start all of them again; the same command goes on"
+      " from the newest checkpoint."
   )
-  for step in progress:
-    with meter.waiting_for_data():
-      batch = task.batch(step, rows)
-      if mesh.size > 1:
-        batch = partitioning.global_batch(batch, rows, batch_size, mesh)
-    state, metrics = step_fn(state, batch, key)
-    meter.add(step + 1, metrics)
-    stops = checkpoints.reached_preemption(step + 1)
-    if (step + 1) % save_every == 0 or step + 1 == num_steps or stops:
-      meter.check()
-      checkpoints.save(state)
+
+
+@dataclasses.dataclass
+class _Loop:
+  """The steps of a run, with all that happens between them."""
+
+  task: Task
+  step_fn: step_lib.Step
+  num_steps: int
+  key: Array
+  mesh: partitioning.Mesh
+  checkpoints: checkpoints_lib.Checkpoints
+  best: best_lib.Best
+  writer: metrics_lib.Writer
+  notice: notice_lib.Notice
+  tracer: profiling.Tracer
+  schedule: schedule_lib.Schedule
+  observers: Sequence[Observer]
+
+  def __post_init__(self):
+    self.meter = meter_lib.Meter(
+        self.writer, self.schedule.log_every, self.task.describe_batch
+    )
+
+  def run(self, state: state_lib.TrainState) -> state_lib.TrainState:
+    """Takes the steps that are left."""
+    start = int(state.step)
+    rows = partitioning.local_rows(self.task.config.batch_size, self.mesh)
+    progress = tqdm.tqdm(
+        range(start, self.num_steps), initial=start, total=self.num_steps,
+        desc="steps", mininterval=5.0, disable=jax.process_index() != 0,
+    )
+    for step in progress:
+      batch = self._batch(step, rows)
+      if step == start:
+        self._measure_work(batch)
+      self.tracer.before(step)
+      state, metrics = self.step_fn(state, batch, self.key)
+      self.meter.add(step + 1, metrics)
+      self._save(state, step + 1)
+      self._evaluate(state, step + 1)
+    self.meter.check()
+    return state
+
+  def _batch(self, step, rows):
+    with self.meter.spending("data"):
+      batch = self.task.batch(step, rows)
+    with self.meter.spending("transfer"):
+      if self.mesh.size == 1:
+        return jax.device_put(batch)
+      size = self.task.config.batch_size
+      return partitioning.global_batch(batch, rows, size, self.mesh)
+
+  def _measure_work(self, batch):
+    peak = step_flops.peak(self.mesh.devices.flat[0])
+    if peak is not None:
+      self.meter.expect(self.task.flops(batch), peak * self.mesh.size)
+
+  def _save(self, state, step):
+    """Saves a step where it is time to, and ends the run at a notice."""
+    stops = self.notice.came() or self.checkpoints.reached_preemption(step)
+    if step % self.schedule.save_every == 0 or step == self.num_steps or stops:
+      self.meter.check()
+      with self.meter.spending("save"):
+        self.checkpoints.save(state)
     if stops:
-      checkpoints.wait()
+      self.checkpoints.wait()
       logging.info(
           "Told to stop at step %d; the state is saved, and the same command"
-          " goes on from it.", step + 1
+          " goes on from it.", step,
       )
       raise SystemExit(_EXIT_AFTER_NOTICE)
-    if (step + 1) % eval_every == 0 or step + 1 == num_steps:
-      values = task.evaluate(state.ema)
-      writer.write(step + 1, {f"eval/{k}": v for k, v in values.items()})
-      meter.restart_clock()
-  meter.check()
-  return state
 
-
-class _Meter:
-  """Averages metrics, a step late so that the device never waits."""
-
-  def __init__(self, writer: metrics_lib.Writer, log_every: int, describe):
-    self._writer = writer
-    self._log_every = log_every
-    self._describe = describe
-    self._pending = None
-    self._values = []
-    self._data = metrics_lib.Stopwatch()
-    self.restart_clock()
-
-  def restart_clock(self) -> None:
-    self._time, self._since = time.monotonic(), len(self._values)
-    self._data.reset()
-
-  def waiting_for_data(self) -> metrics_lib.Stopwatch:
-    """Measures what it is entered around."""
-    return self._data
-
-  def add(self, step: int, metrics: dict[str, Array]) -> None:
-    """Takes the metrics of a step, and reads those of the step before."""
-    previous, self._pending = self._pending, (step, metrics)
-    if previous is not None:
-      self._read(*previous)
-
-  def check(self) -> None:
-    """Reads what is pending: the state is good up to here."""
-    if self._pending is not None:
-      self._read(*self._pending)
-      self._pending = None
-
-  def _read(self, step: int, metrics: dict[str, Array]) -> None:
-    values = metrics_lib.to_host(metrics)
-    for name in ("loss", "grad_norm"):
-      if not math.isfinite(values[name]):
-        raise NonFiniteLossError(self._complaint(name, step, values))
-    self._values.append(values)
-    if step % self._log_every == 0:
-      mean = {k: metrics_lib.mean([v[k] for v in self._values]) for k in values}
-      elapsed = time.monotonic() - self._time
-      count = max(len(self._values) - self._since, 1)
-      mean["steps_per_second"] = count / max(elapsed, 1e-9)
-      mean["seconds_for_data"] = self._data.seconds / count
-      self._writer.write(
-          step, {f"train/{k}": v for k, v in mean.items() if v == v}
-      )
-      self._values = []
-      self.restart_clock()
-
-  def _complaint(self, name, step, values):
-    bad = [
-        key.removeprefix("grad_norm/")
-        for key, value in values.items()
-        if key.startswith("grad_norm/") and not math.isfinite(value)
-    ]
-    where = f"the gradients of {', '.join(bad)}" if bad else "no gradient"
-    return (
-        f"{name} is {values[name]} at step {step}. Not finite: {where}. The"
-        f" batch: {self._describe(step - 1)}. The newest checkpoint is from"
-        " before it: resume with a lower learning rate, or look at that batch."
-    )
+  def _evaluate(self, state, step):
+    """Evaluates and shows samples where it is time to."""
+    values = {}
+    params = lambda: state_lib.join(state.ema, state.fixed)
+    if step % self.schedule.eval_every == 0 or step == self.num_steps:
+      held_out = self.task.evaluate(params())
+      values |= {f"eval/{name}": value for name, value in held_out.items()}
+    for observer in self.observers:
+      if step % observer.every == 0 or step == self.num_steps:
+        whole = self.task.exported(_on_host(params()))
+        values |= observer.look(step, whole, self.writer)
+    if values:
+      self.meter.check()
+      self.writer.write(step, values)
+      self.best.offer(state, values)
+      self.meter.restart_clock()

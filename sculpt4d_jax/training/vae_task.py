@@ -14,6 +14,7 @@ from sculpt4d_jax import partitioning
 from sculpt4d_jax.data import batches as batches_lib
 from sculpt4d_jax.geometry import farthest_points
 from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.training import step_flops
 
 Array = array_types.Array
 
@@ -31,7 +32,7 @@ class VAETaskConfig:
     initial_log_variance: Of the posterior before training. Latents that start
       as mostly noise keep the decoder from learning to read them.
     seed: Of parameters, batches and noise.
-    eval_clips: Held-out clips that are evaluated.
+    eval_clips: Held-out clips that are evaluated; 0 evaluates nothing.
   """
 
   batch_size: int
@@ -46,6 +47,8 @@ class VAETaskConfig:
 
 class VAETask:
   """Loss, batches and evaluation of the autoencoder."""
+
+  is_trained = None  # Everything.
 
   def __init__(
       self,
@@ -89,6 +92,20 @@ class VAETask:
         batch_size=self.config.batch_size,
         num_frames=self.config.num_frames,
         accumulation_steps=accumulation_steps,
+    )
+
+  def exported(self, params: nnx.State) -> nnx.State:
+    """The autoencoder is exported as it is trained."""
+    return params
+
+  def flops(self, batch: Mapping[str, Any]) -> int:
+    """Model operations of a step on a batch; see `step_flops`."""
+    clips, frames, queries, _ = batch["samples"].shape
+    return step_flops.vae_step(
+        self.model_config,
+        batch_size=clips,
+        num_frames=frames,
+        num_queries=queries,
     )
 
   def batch(
@@ -157,8 +174,9 @@ class VAETask:
     for clip in range(min(self.config.eval_clips, self.batches.num_held_out)):
       batch = self.batches.held_out(clip)
       results.append(self._evaluate(params, batch, jax.random.key(clip)))
-    mean = jax.tree.map(lambda *x: float(np.mean(x)), *results)
-    return mean
+    if not results:
+      return {}
+    return jax.tree.map(lambda *x: float(np.mean(x)), *results)
 
 
 def _iou(field: Array, target: Array) -> Array:

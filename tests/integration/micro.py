@@ -29,7 +29,12 @@ def get_config():
     ))
     stage.optimizer.update(dict(num_steps=4, warmup_steps=1))
   config.vae_training.update(dict(num_frames=2, num_queries=16))
-  config.dit_training.update(dict(latent_choices=1, context_field_points=8))
+  config.dit_training.update(dict(
+      latent_choices=1, context_field_points=8, keep_best=1, profile=(1, 2),
+  ))
+  config.dit_training.samples.update(dict(
+      every=4, num_clips=1, num_steps=2, resolution=8, num_points=50,
+  ))
   config.sampling.update(dict(num_frames=3, num_steps=3))
   config.surface.update(dict(resolution=16, min_resolution=8, level=-10.0))
   return config

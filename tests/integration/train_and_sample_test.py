@@ -75,6 +75,31 @@ def test_a_run_leaves_weights_and_metrics(trained):
     assert list((trained / stage / "tensorboard").iterdir())
 
 
+def test_a_run_tells_where_its_time_went_and_what_its_samples_look_like(
+    trained,
+):
+  lines = (trained / "dit" / "metrics.jsonl").read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  parts = [f"train/seconds/{n}" for n in ("data", "transfer", "save", "step")]
+  for record in records:
+    if "train/loss" in record:
+      total = record["train/seconds/all"]
+      np.testing.assert_allclose(sum(record[p] for p in parts), total)
+      assert 0 < record["train/mfu"] < 1
+  last = records[-1]
+  assert last["step"] == 4 and np.isfinite(last["eval/flow_loss"])
+  assert 0 <= last["sample/iou"] <= 1 and last["sample/chamfer"] > 0
+  events = b"".join(
+      path.read_bytes()
+      for path in (trained / "dit" / "tensorboard").iterdir()
+  )
+  assert events.count(b"\x89PNG") == 1
+  assert list((trained / "dit" / "profile").rglob("*.xplane.pb"))
+  best = json.loads((trained / "dit" / "best.json").read_text())
+  assert best == {"metric": "eval/flow_loss", "4": last["eval/flow_loss"]}
+  assert (trained / "dit" / "best" / "4").is_dir()
+
+
 @pytest.mark.slow  # Compiles both halves of the run once more.
 def test_an_interrupted_run_goes_on_exactly(trained, tmp_path, monkeypatch):
   config = micro.get_config()
@@ -111,6 +136,48 @@ def test_fine_tuning_starts_from_given_weights(trained, tmp_path):
     )
     for key, array in old.items():
       np.testing.assert_allclose(array, new[key], atol=1e-3, err_msg=key)
+
+
+@pytest.mark.slow  # Compiles the DiT's training once more.
+def test_lora_trains_and_saves_adapters_alone(trained, tmp_path):
+  config = micro.get_config()
+  config.dit_training.update(dict(
+      init_from=str(trained / "weights"), train_image_encoder=False,
+      context_field_weight=0.0, profile=(),
+  ))
+  config.dit_training.lora.rank = 2
+  config.dit_training.optimizer.learning_rate = 0.1
+  (tmp_path / "data").symlink_to(trained / "data")
+  run.run(config, tmp_path, ["dit"])
+  load = lambda folder, name: safetensors_numpy.load_file(
+      folder / "weights" / f"{name}.safetensors"
+  )
+  adapters = load(tmp_path, "adapters")
+  assert adapters and all("adapter" in name for name in adapters)
+  # Merged into the weights: the adapted maps differ, all others do not.
+  old, new = load(trained, "dit"), load(tmp_path, "dit")
+  assert set(old) == set(new)
+  adapted = {
+      name.partition(".adapter.")[0].removeprefix("dit.") + ".kernel"
+      for name in adapters
+  }
+  assert adapted < set(old)
+  for name, value in old.items():
+    assert np.array_equal(value, new[name]) == (name not in adapted), name
+  # The checkpoint holds no more than that: moments, averages, adapters.
+  state = tmp_path / "dit" / "checkpoints" / "4"
+  size = sum(p.stat().st_size for p in state.rglob("*") if p.is_file())
+  whole = trained / "dit" / "checkpoints" / "4"
+  assert size < 0.5 * sum(
+      p.stat().st_size for p in whole.rglob("*") if p.is_file()
+  )
+  model_lib.Sculpt4D.load(config.model, tmp_path / "weights")
+  # It goes on from there, and without given weights it does not start.
+  config.dit_training.optimizer.num_steps = 5
+  run.run(config, tmp_path, ["dit"])
+  config.dit_training.init_from = ""
+  with pytest.raises(ValueError, match="LoRA adapts given weights"):
+    run.run(config, tmp_path, ["dit"])
 
 
 def test_stages_are_checked(tmp_path):

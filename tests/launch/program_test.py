@@ -13,7 +13,7 @@ PROGRAM = '''"""Greets somebody.
 
   python -m launch.greet --name=Ada
 """
-import os, sys, time
+import os, sys, threading, time
 from absl import flags, logging
 from launch import program
 
@@ -38,6 +38,22 @@ def main(argv):
       time.sleep(60)
     finally:
       print("cleaned up", flush=True)
+  elif _DEED.value == "finalize":
+    try:
+      Slow().wait()  # Nothing holds it: it is finalized here.
+      time.sleep(60)
+    finally:
+      print("cleaned up", flush=True)
+  elif _DEED.value == "thread":
+    thread = threading.Thread(target=int, args=("seven",), name="counting")
+    thread.start()
+    thread.join()
+
+class Slow:
+  def wait(self):
+    print("waiting", flush=True)
+  def __del__(self):
+    time.sleep(0.5)  # Python drops what is raised in here.
 
 if __name__ == "__main__":
   program.run(main)
@@ -134,4 +150,28 @@ def test_interrupted_program_cleans_up(script, signal_number, expected):
     stdout, stderr = process.communicate(timeout=30)
   assert process.returncode == expected
   assert stdout == "cleaned up\n"
+  assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    "signal_number, expected",
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+)
+def test_a_signal_that_comes_in_a_finalizer_is_not_lost(
+    script, signal_number, expected
+):
+  with start(script, "--name=Ada", "--deed=finalize") as process:
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.1)
+    process.send_signal(signal_number)
+    stdout, stderr = process.communicate(timeout=30)
+  assert process.returncode == expected
+  assert stdout == "cleaned up\n"
+  assert "Traceback" not in stderr
+
+
+def test_a_thread_that_ends_badly_is_one_line(script):
+  code, _, stderr = run(script, "--name=Ada", "--deed=thread")
+  assert code == 0
+  assert "counting ended: ValueError: invalid literal" in stderr
   assert "Traceback" not in stderr

@@ -209,6 +209,11 @@ def test_autoencoder():
   by_xla = count_module(make, query, heads, heads, array(1, 100, 3))
   ours = flops.field_queries(config, 100)["VAE field queries"]
   assert ours == pytest.approx(by_xla, rel=0.01)
+  rows = 8 * config.downsample_ratio
+  encode = lambda vae, surface, queries: vae.encode(surface, queries).mean
+  by_xla = count_module(make, encode, array(2, rows, 7), array(2, 8, 7))
+  ours = flops.vae_encoder(config, 2)["VAE encoder"]
+  assert ours == pytest.approx(by_xla, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """A step: parts of a batch, frozen groups, learning rates, meshes."""
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sculpt4d_jax.models import layers
+from sculpt4d_jax.models import lora
+from sculpt4d_jax.training import checkpoints
 from sculpt4d_jax.training import groups
 from sculpt4d_jax.training import metrics
 from sculpt4d_jax.training import optimizer
@@ -77,3 +81,47 @@ def test_means_over_some_clips_are_weighed_over_steps():
 def test_unknown_groups_are_refused():
   with pytest.raises(ValueError, match="Unknown groups .*'wings'"):
     groups.check_names(("temporal", "wings"))
+
+
+class _Adapted(nnx.Module):
+
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.fc1 = layers.Linear(3, 4, kernel_axes=("embed", "mlp"), rngs=rngs)
+    self.fc2 = layers.Linear(4, 2, kernel_axes=("mlp", "embed"), rngs=rngs)
+    config = lora.LoRAConfig(rank=2, modules=("fc1",))
+    lora.attach(self, config, rngs=nnx.Rngs(1))
+
+  def __call__(self, x):
+    return self.fc2(jax.nn.relu(self.fc1(x)))
+
+
+def test_what_is_fixed_has_no_gradient_moment_or_average(tmp_path):
+  graphdef, params = nnx.split(_Adapted())
+
+  def loss(params, batch, key):
+    del key
+    return (nnx.merge(graphdef, params)(batch) ** 2).mean(), {}
+
+  config = optimizer.OptimizerConfig(
+      learning_rate=0.1, num_steps=10, warmup_steps=0
+  )
+  run, tx = step.make_step(loss, config)
+  before = state.create(params, tx, lambda path, _: lora.ADAPTER in path)
+  batch = jax.random.normal(jax.random.key(3), (6, 3))
+  fixed = jax.tree.map(np.asarray, before.fixed)
+  b = np.asarray(before.params["fc1"]["adapter"]["b"][...])
+  after, figures = run(before, batch, jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, fixed, after.fixed)
+  assert np.abs(np.asarray(after.params["fc1"]["adapter"]["b"][...]) - b).max()
+  assert set(after.params) == {"fc1"} and np.isfinite(figures["grad_norm"])
+  # A checkpoint holds what is trained; the rest is given again.
+  store = checkpoints.Checkpoints(tmp_path)
+  store.save(after)
+  store.wait()
+  restored = store.restore(after)
+  assert not jax.tree.leaves(restored.fixed)
+  jax.tree.map(
+      np.testing.assert_array_equal, restored.params, after.params
+  )
+  store.close()

@@ -1,0 +1,146 @@
+"""Low-rank adapters: small trained additions to maps that stay as they are.
+
+    y = x W + b + alpha / rank * (x A) B        A [in, rank], B [rank, out]
+
+B starts at zero, so that an adapted network equals the one it adapts until it
+is trained. A and B are applied to the activations, one after the other: neither
+their product nor a gradient of W is ever made. Afterwards `fold` adds the
+product to W, and nothing of the adapter is left.
+
+Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import math
+from typing import Any
+
+from flax import nnx
+import jax.numpy as jnp
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
+from sculpt4d_jax.models import layers
+
+Array = array_types.Array
+
+# The part of a parameter's path that says it is of an adapter.
+ADAPTER = "adapter"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+  """Which maps are adapted, and how much.
+
+  Attributes:
+    rank: Of the added product; 0 adapts nothing.
+    alpha: The product is scaled by alpha / rank.
+    modules: Names in the path of the adapted maps: a kind of layer as
+      "temporal_attention", "spatial_attention", "cross_attention", "mlp",
+      "skip_linear", or a single map in it as "query" or "fc1".
+    also_train: Groups of parameters (`training/groups.py`) that are trained
+      themselves beside the adapters, as "temporal".
+  """
+
+  rank: int = 0
+  alpha: float = 16.0
+  modules: tuple[str, ...] = (
+      "spatial_attention", "cross_attention", "temporal_attention",
+  )
+  also_train: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    for name in ("modules", "also_train"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    if self.rank < 0:
+      raise ValueError(f"rank={self.rank} must be 0, which is off, or more.")
+    if self.rank and not self.modules:
+      raise ValueError("LoRA with no modules adapts nothing; name some.")
+
+  @property
+  def scale(self) -> float:
+    return self.alpha / self.rank
+
+
+class Adapter(nnx.Module):
+  """What is added to a Linear, or to each of a stack of them."""
+
+  def __init__(
+      self, linear: layers.Linear, config: LoRAConfig, *, rngs: nnx.Rngs
+  ):
+    kernel = linear.kernel
+    axes = kernel.get_metadata()["logical_axes"]
+    shape = kernel[...].shape
+    stack, own = shape[: len(shape) - len(axes)], shape[-len(axes):]
+    self.num_in_axes = linear.num_in_axes
+    ins, outs = own[: self.num_in_axes], own[self.num_in_axes:]
+    self.scale = config.scale
+    self.dtype = linear.dtype
+    init = layers.fan_in_uniform(math.prod(ins))
+    dtype = kernel[...].dtype
+    self.a = nnx.Param(
+        init(rngs.params(), stack + ins + (config.rank,), dtype),
+        logical_axes=axes[: self.num_in_axes] + (None,),
+    )
+    self.b = nnx.Param(
+        jnp.zeros(stack + (config.rank,) + outs, dtype),
+        logical_axes=(None,) + axes[self.num_in_axes:],
+    )
+
+  def __call__(self, x: Array) -> Array:
+    a = partitioning.gather(self.a, self.dtype)
+    b = partitioning.gather(self.b, self.dtype)
+    low = jnp.tensordot(x.astype(self.dtype), a, self.num_in_axes)
+    return self.scale * jnp.tensordot(low, b, 1)
+
+  def product(self) -> Array:
+    """What it adds to the kernel, or to the stack of them."""
+    a, b = self.a[...], self.b[...]
+    num_axes = len(self.a.get_metadata()["logical_axes"])
+    stack = a.shape[: a.ndim - num_axes]
+    rank = a.shape[-1]
+    ins, outs = a.shape[len(stack):-1], b.shape[len(stack) + 1:]
+    product = jnp.matmul(
+        a.reshape(*stack, -1, rank), b.reshape(*stack, rank, -1),
+        precision="highest",
+    )
+    return self.scale * product.reshape(*stack, *ins, *outs)
+
+
+def attach(
+    module: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs
+) -> None:
+  """Gives the chosen maps of a module their adapters.
+
+  Raises:
+    ValueError: A name is of no map, or of the experts, which have none.
+  """
+  found = set()
+  for path, linear in list(_linears(module)):
+    names = set(path) & set(config.modules)
+    if names:
+      linear.adapter = Adapter(linear, config, rngs=rngs)
+      found |= names
+  missing = sorted(set(config.modules) - found)
+  if missing:
+    maps = sorted({name for path, _ in _linears(module) for name in path
+                   if isinstance(name, str)})
+    raise ValueError(
+        f"lora.modules {missing} name no linear map of the model (experts are"
+        f" stacks of their own and cannot be adapted); choose among {maps}."
+    )
+
+
+def fold(module: nnx.Module) -> None:
+  """Adds every adapter's product to its map, and takes the adapter away."""
+  for _, linear in list(_linears(module)):
+    if linear.adapter is not None:
+      kernel = linear.kernel
+      kernel[...] = kernel[...] + linear.adapter.product()
+      del linear.adapter
+
+
+def _linears(module: nnx.Module) -> Iterator[tuple[tuple[Any, ...], Any]]:
+  for path, part in nnx.iter_modules(module):
+    if isinstance(part, layers.Linear):
+      yield path, part

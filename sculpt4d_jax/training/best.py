@@ -1,0 +1,111 @@
+"""The best states of a run, by a held-out metric, beside the newest ones."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.training import checkpoints as checkpoints_lib
+from sculpt4d_jax.training import schedule as schedule_lib
+from sculpt4d_jax.training import state as state_lib
+
+class Best:
+  """Keeps `keep_best` checkpoints in a folder, with the metric of each."""
+
+  def __init__(
+      self, folder: str | pathlib.Path, schedule: schedule_lib.Schedule
+  ):
+    self._folder = pathlib.Path(folder)
+    self._schedule = schedule
+    self._checkpoints = None
+    self._scores = {}
+    if not schedule.keep_best:
+      return
+    self._checkpoints = checkpoints_lib.Checkpoints(
+        self._folder, max_to_keep=None
+    )
+    path = self._path()
+    known = json.loads(path.read_text()) if path.exists() else {}
+    # A checkpoint whose score was not written any more is not known.
+    self._scores = {
+        step: known[str(step)]
+        for step in self._checkpoints.steps()
+        if str(step) in known
+    }
+
+  def offer(
+      self, state: state_lib.TrainState, values: dict[str, float]
+  ) -> None:
+    """Keeps the state if its metric is among the best so far.
+
+    Every process calls it with the same values. Values without the metric are
+    of another kind of evaluation.
+
+    Raises:
+      CheckpointError: It cannot be written.
+    """
+    name, keep = self._schedule.best_metric, self._schedule.keep_best
+    if not keep or name not in values or not math.isfinite(values[name]):
+      return
+    step, score = int(state.step), float(values[name])
+    if step in self._scores or step in self._checkpoints.steps():
+      return
+    ranked = self._ranked(self._scores | {step: score})
+    if step not in ranked[:keep]:
+      return
+    logging.info("Step %d is among the best: %s %.4g.", step, name, score)
+    self._checkpoints.save(state)
+    self._checkpoints.wait()
+    self._scores[step] = score
+    for loser in ranked[keep:]:
+      self._checkpoints.delete(loser)
+      del self._scores[loser]
+    self._write_scores()
+
+  def best_step(self) -> int | None:
+    """The best step, or None while there is none."""
+    ranked = self._ranked(self._scores)
+    return ranked[0] if ranked else None
+
+  def restore(self, abstract: state_lib.TrainState, shardings: Any):
+    """The best state.
+
+    Raises:
+      ValueError: There is none.
+    """
+    step = self.best_step()
+    if step is None:
+      raise ValueError(
+          f"{self._folder} holds no best checkpoint: {self._schedule.best_metric}"
+          " was never evaluated. Choose a best_metric that is, or export 'last'."
+      )
+    logging.info(
+        "The best step is %d: %s %.4g.", step, self._schedule.best_metric,
+        self._scores[step],
+    )
+    return self._checkpoints.restore_step(step, abstract, shardings)
+
+  def close(self) -> None:
+    """Waits for the last save."""
+    if self._checkpoints is not None:
+      self._checkpoints.close()
+
+  def _ranked(self, scores):
+    sign = -1.0 if self._schedule.best_is_highest else 1.0
+    return sorted(scores, key=lambda step: (sign * scores[step], step))
+
+  def _path(self):
+    return self._folder.with_name(f"{self._folder.name}.json")
+
+  def _write_scores(self):
+    if jax.process_index() == 0:
+      content = {"metric": self._schedule.best_metric} | {
+          str(step): score for step, score in sorted(self._scores.items())
+      }
+      atomic.write_bytes(
+          self._path(), json.dumps(content, indent=1).encode()
+      )

@@ -1,0 +1,73 @@
+"""When a run writes, evaluates, samples, saves and profiles."""
+
+import dataclasses
+from typing import Any
+
+# Metrics of which more is better; of all others, less is.
+_HIGHER = ("iou", "f_score", "sample_iou")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """Steps between what a run does beside training.
+
+  Attributes:
+    log_every: Steps between lines of training metrics.
+    eval_every: Steps between evaluations of the loss on held-out clips.
+    save_every: Steps between checkpoints.
+    keep_checkpoints: The newest ones kept.
+    keep_best: The best ones kept beside them, by `best_metric`.
+    best_metric: A metric of an evaluation or of sampled clips, under the name
+      that it is logged with, as "eval/flow_loss" or "sample/chamfer".
+    export: "last" exports the weights of the last step, "best" those of the
+      best checkpoint; for the latter, `keep_best` is at least 1.
+    profile: First step and number of steps to write a trace of; () for none.
+      Tracing begins when the step before has been read.
+  """
+
+  log_every: int = 20
+  eval_every: int = 500
+  save_every: int = 250
+  keep_checkpoints: int = 2
+  keep_best: int = 0
+  best_metric: str = "eval/flow_loss"
+  export: str = "last"
+  profile: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    object.__setattr__(self, "profile", tuple(self.profile))
+    for name in ("log_every", "eval_every", "save_every", "keep_checkpoints"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+    if self.keep_best < 0:
+      raise ValueError(f"keep_best={self.keep_best} must not be negative.")
+    if self.export not in ("last", "best"):
+      raise ValueError(f"export={self.export!r}: choose 'last' or 'best'.")
+    if self.export == "best" and not self.keep_best:
+      raise ValueError("export='best' needs keep_best of at least 1.")
+    if self.profile and (
+        len(self.profile) != 2 or self.profile[0] < 0 or self.profile[1] < 1
+    ):
+      raise ValueError(
+          f"profile={self.profile} must be a first step and a number of steps,"
+          " as (100, 5), or () for none."
+      )
+
+  @property
+  def best_is_highest(self) -> bool:
+    return self.best_metric.split("/")[-1] in _HIGHER
+
+  def traces(self, step: int) -> bool:
+    """Whether a trace is written of this step, counted from 0."""
+    if not self.profile:
+      return False
+    first, count = self.profile
+    return first <= step < first + count
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Schedule))
+
+
+def take(options: dict[str, Any]) -> Schedule:
+  """Takes the schedule's fields out of a stage's options."""
+  return Schedule(**{name: options.pop(name) for name in FIELDS})

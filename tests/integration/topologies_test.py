@@ -1,0 +1,81 @@
+"""Two and four real processes train as one, and read what any other saved."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests import conftest
+from tests.integration import topologies
+from tests.integration import train_processes as runs
+
+pytestmark = pytest.mark.slow  # Each of nine meshes compiles the step.
+
+# Compiling takes longer than all that is computed.
+_QUICK = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0"
+    " --xla_llvm_disable_expensive_passes=true"
+}
+
+
+def _join(workdir, phase, num_processes):
+  """Runs a phase in as many processes, to the end."""
+  port = runs.free_port()
+  processes = [
+      subprocess.Popen(
+          [
+              sys.executable, "-m", "tests.integration.topologies",
+              str(workdir), phase, str(port), str(num_processes), str(index),
+          ],
+          cwd=conftest.ROOT, env=runs.environment() | _QUICK, text=True,
+          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+      )
+      for index in range(num_processes)
+  ]
+  runs.finish(processes)
+
+
+def _losses(folder):
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  records = [r for r in map(json.loads, lines) if "train/loss" in r]
+  return {r["step"]: r["train/loss"] for r in records}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """Folder in which all meshes have gone through both phases."""
+  workdir = tmp_path_factory.mktemp("topologies")
+  for phase in ("train", "restore"):
+    for num_processes in topologies.MESHES:
+      _join(workdir, phase, num_processes)
+  return workdir
+
+
+@pytest.mark.parametrize("name", topologies.names()[1:])
+def test_every_mesh_has_the_losses_of_one_process(trained, name):
+  one, many = _losses(trained / "one"), _losses(trained / name)
+  assert sorted(one) == sorted(many) == [1, 2, 3, 4]
+  np.testing.assert_allclose(
+      [many[s] for s in sorted(one)], [one[s] for s in sorted(one)], rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("name", topologies.names())
+def test_every_mesh_reads_every_checkpoint_to_the_bit(trained, name):
+  """The digests of what all meshes read of a checkpoint are one."""
+  own = json.loads((trained / f"{name}_digests.json").read_text())
+  one = json.loads((trained / "one_digests.json").read_text())
+  assert sorted(own) == sorted(topologies.names())
+  assert own == one
+  assert len(set(own.values())) > 1  # Meshes round differently.
+
+
+@pytest.mark.parametrize("name", topologies.continued())
+def test_it_goes_on_from_what_other_processes_saved(trained, name):
+  one, resumed = _losses(trained / "one"), _losses(trained / f"{name}_resumed")
+  assert sorted(resumed) == [3, 4]
+  np.testing.assert_allclose(
+      [resumed[3], resumed[4]], [one[3], one[4]], rtol=1e-5
+  )
