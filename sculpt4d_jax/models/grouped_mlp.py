@@ -45,7 +45,7 @@ def apply(
     chosen: Int[Array, "T k"],
     weights: ExpertWeights,
     gather: Gather,
-    part_width: int = PART_WIDTH,
+    part_width: int | None = None,
 ) -> Float[Array, "T D"]:
   """Sum of the chosen experts' outputs, weighted by their gates.
 
@@ -56,8 +56,10 @@ def apply(
     weights: Parts of the weights that this device holds, split along D only.
     gather: Makes them whole, whatever hidden units they are of; None for some
       of the weights gives None.
-    part_width: Hidden units at a time, where it divides them.
+    part_width: Hidden units at a time, where it divides them; None is
+      PART_WIDTH.
   """
+  part_width = part_width or PART_WIDTH
   hidden_width = weights.kernel1.shape[2]
   if hidden_width % part_width:
     part_width = hidden_width

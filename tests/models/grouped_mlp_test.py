@@ -59,3 +59,40 @@ def test_choices_of_other_devices_add_nothing(implementation):
       lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
       _value_and_gradients(of(implementation)), _value_and_gradients(of("dense")),
   )
+
+
+_ON_MESHES = """
+import jax, numpy as np, jax.numpy as jnp
+from flax import nnx
+from sculpt4d_jax import partitioning
+from sculpt4d_jax.models import experts, grouped_mlp
+
+grouped_mlp.PART_WIDTH = 128
+module = experts.Experts(4, 128, 256, rngs=nnx.Rngs(0))
+graphdef, params = nnx.split(module)
+x = jax.random.normal(jax.random.key(0), (4, 2, 6, 128))
+gates, chosen = jax.lax.top_k(jax.nn.softmax(
+    jax.random.normal(jax.random.key(1), (4, 2, 6, 4))), 2)
+
+def loss(implementation):
+  def run(params, x, gates):
+    y = nnx.merge(graphdef, params)(
+        x, gates, chosen, implementation=implementation)
+    return (y * jnp.cos(jnp.arange(128.0))).sum(), y
+  return jax.jit(jax.value_and_grad(run, (0, 1, 2), has_aux=True))
+
+expected = loss("dense")(params, x, gates)
+for sizes in (dict(fsdp=2, context=2), dict(fsdp=1, expert=2, context=2)):
+  mesh = partitioning.make_mesh(
+      partitioning.MeshConfig(**sizes), jax.devices()[:4])
+  with partitioning.use_mesh(mesh):
+    split = jax.device_put(params, partitioning.shardings(params, mesh))
+    ours = loss("grouped")(split, x, gates)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+               ours, expected)
+  print("equal", sizes)
+"""
+
+
+def test_meshes_gather_parts_and_give_the_same(run_on_devices):
+  assert run_on_devices(4, _ON_MESHES).count("equal") == 2
