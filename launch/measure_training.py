@@ -7,7 +7,8 @@ Both start from the same parameters, see the same batches and random draws, in
 float32, and take the same steps: loss, gradients, clipping, AdamW, moving
 average. Their losses are compared before any time is taken, and they take turns
 while it is, so that what else the machine does hits both. Printed are the
-median time of a step, latent tokens a second, the share of the processor's peak
+median time of a step (the wall's, and the processor's, which a busy machine
+disturbs less), latent tokens a second, the share of the processor's peak
 (measured with a large product of matrices) that the model's own operations
 make, and the ratio of the two. --profile writes a trace of ours.
 """
@@ -46,14 +47,16 @@ def main(argv):
     step_time.check_agreement(ours, steps["PyTorch"])
     logging.info("The losses of the first steps agree.")
   seconds = {name: [] for name in steps}
+  processor = {name: [] for name in steps}
   for step in steps.values():
     step.take(0)  # Compiles, fills caches.
   for turn in range(_ROUNDS.value):
     for name, step in steps.items():
-      start = time.perf_counter()
+      start, used = time.perf_counter(), time.process_time()
       for index in range(_STEPS.value):
         step.take(turn * _STEPS.value + index)
       seconds[name].append((time.perf_counter() - start) / _STEPS.value)
+      processor[name].append((time.process_time() - used) / _STEPS.value)
   peak = step_time.measured_peak()
   print(
       f"{config.name}: {ours.num_tokens} latent tokens and"
@@ -63,13 +66,18 @@ def main(argv):
     median = statistics.median(values)
     print(
         f"{name:<8} {median:.4f} s a step ({min(values):.4f} to"
-        f" {max(values):.4f}), {ours.num_tokens / median:.0f} tokens/s,"
+        f" {max(values):.4f}; {statistics.median(processor[name]):.4f} s of the"
+        f" processor), {ours.num_tokens / median:.0f} tokens/s,"
         f" {ours.flops / median / peak:.1%} of the peak"
     )
   if _PEER.value:
     pairs = zip(seconds["PyTorch"], seconds["ours"])
     ratio = statistics.median(peer / own for peer, own in pairs)
-    print(f"ours is {ratio:.2f} times as fast (median of the turns' ratios)")
+    own, peer = (statistics.median(processor[n]) for n in ("ours", "PyTorch"))
+    print(
+        f"ours is {ratio:.2f} times as fast (median of the turns' ratios), and"
+        f" takes 1 / {peer / own:.2f} of the processor's time"
+    )
   if _PROFILE.value:
     step_time.trace(ours, _PROFILE.value)
     print(f"trace in {_PROFILE.value}")
