@@ -251,7 +251,9 @@ class ExampleReader:
       example |= geometry
     if "queries" in config.contents:
       entry = _entry(folder, clip, "queries", 0)
-      example["queries"] = _rows(entry["surface"][frames], entry["is_sharp"])
+      example["queries"] = _rows(
+          (entry["surface"][frames], entry["is_sharp"])
+      )
     if {"images", "depth"} & set(config.contents):
       example |= self._view(folder, clip, frames, view, view_rng)
     if config.turn_to_camera:
@@ -290,17 +292,14 @@ class ExampleReader:
         (slice(None, middle), config.num_uniform),
         (slice(middle, None), config.num_sharp),
     ):
-      rows = np.concatenate(
-          [
-              _rows(e["surface"][frames][:, side], e["is_sharp"][side])
-              for e in entries
-          ],
-          axis=1,
+      surface = np.concatenate(
+          [e["surface"][:, side] for e in entries], axis=1
       )
+      label = np.concatenate([e["is_sharp"][side] for e in entries])
       if config.num_uniform:
-        drawn = _draw_rows(rows.shape[1], wanted, rng, clip, "points")
-        rows = rows[:, drawn]
-      groups.append(rows)
+        drawn = _draw_rows(len(label), wanted, rng, clip, "points")
+        surface, label = surface[:, drawn], label[drawn]
+      groups.append((surface[frames], label))
     samples = np.concatenate([e["samples"][frames] for e in entries], axis=1)
     is_near = np.concatenate([e["is_near"] for e in entries]).astype(bool)
     if config.num_samples:
@@ -309,7 +308,7 @@ class ExampleReader:
       )
       samples, is_near = samples[:, rows], is_near[rows]
     return {
-        "surface": np.concatenate(groups, axis=1),
+        "surface": _rows(*groups),
         "samples": samples.astype(np.float32),
         "is_near": is_near,
     }
@@ -418,9 +417,14 @@ def _check_mirrors(details, mirrored, kind, name):
     )
 
 
-def _rows(surface: np.ndarray, is_sharp: np.ndarray) -> np.ndarray:
-  """Rows [F, P, 7]: position, normal, label."""
-  label = np.broadcast_to(
-      is_sharp.astype(np.float32), surface.shape[:2]
-  )[..., None]
-  return np.concatenate([surface.astype(np.float32), label], axis=-1)
+def _rows(*groups: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+  """Rows [F, P, 7] of surfaces [F, P', 6] and labels [P'], one after another."""
+  num_rows = sum(len(label) for _, label in groups)
+  rows = np.empty((len(groups[0][0]), num_rows, 7), np.float32)
+  begin = 0
+  for surface, label in groups:  # Written once: a full surface has 112 MB.
+    end = begin + len(label)
+    rows[:, begin:end, :6] = surface
+    rows[:, begin:end, 6] = label
+    begin = end
+  return rows
