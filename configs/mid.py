@@ -8,8 +8,9 @@ of the blocks with experts: small enough for two CPU cores. No weights are
 shipped; none are needed to take the time.
 
 Sampling with sparse over full temporal attention, in CPU time on two busy cores
-(median of two): 81.9 % at 8 frames, where the operations are 78.2 %; 53.1 % at
-16 frames, where they are 55.7 %. `--parts` shows why they agree: every part of a
+(median of two; one at 32 frames): 81.9 % at 8 frames, where the operations are
+78.2 %; 53.1 % at 16 frames, where they are 55.7 %; 38.4 % at 32 frames, where
+they are 36.2 %. `--parts` shows why they agree: every part of a
 step runs at 140 to 170 GFLOP/s.
 """
 
