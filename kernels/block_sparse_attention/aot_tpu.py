@@ -166,7 +166,12 @@ def check(
   )
   by_keys = direction == "backward"
   lists = tpu_lists.make_lists(
-      mask, layout, tiles.tiles, tiles.stream, tiles.buffers, by_keys
+      mask,
+      layout,
+      tiles.tiles(by_keys),
+      tiles.stream,
+      tiles.buffers,
+      by_keys,
   )
   list_seconds = time.process_time() - start
   start = time.perf_counter()

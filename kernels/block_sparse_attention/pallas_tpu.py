@@ -244,7 +244,7 @@ def _lists(static, by_keys):
   return tpu_lists.make_lists(
       static.mask,
       static.layout,
-      tiles.tiles,
+      tiles.tiles(by_keys),
       tiles.stream,
       tiles.buffers,
       by_keys,

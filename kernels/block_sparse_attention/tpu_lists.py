@@ -61,9 +61,10 @@ class WorkList(NamedTuple):
   for each size of row set, largest first, the number of items that are done
   piece by piece, and of full ones. Items come in that order. An item: the
   number of its pieces, and in the bits from 8 on how many runs they begin with;
-  its rows, four bits each; its pieces, frame * 2^16 + segment. A run is `run`
-  pieces with successive segments of one frame, or in a pass of far pairs with
-  successive frames of one segment: one copy fetches it.
+  its rows, four bits each, unless they are all rows of the tile; its pieces,
+  frame * 2^16 + segment. A run is `run` pieces with successive segments of one
+  frame, or in a pass of far pairs with successive frames of one segment: one
+  copy fetches it.
 
   Attributes:
     words: int32 [tiles, words].
@@ -172,8 +173,8 @@ def make_lists(
   Args:
     mask: Which blocks see which.
     layout: From `make_layout`.
-    tiles: Frames and segments of a tile, for every pass. A second one does the
-      far pairs of frames.
+    tiles: Frames and segments of a tile at most, for every pass. A second one
+      does the far pairs of frames.
     stream: Pieces of a full item.
     buffers: Items in flight or in use.
     by_keys: Tiles are of keys, and the queries that see them are streamed, such
@@ -185,6 +186,8 @@ def make_lists(
   pairs = _Pairs(mask, layout, by_keys)
   lists = []
   for index, tile in enumerate(tiles):
+    # A clip may be smaller than a tile.
+    tile = min(tile[0], layout.num_frames), min(tile[1], layout.segments)
     far = None if len(tiles) == 1 else bool(index)
     if far is None or pairs.has(far):
       lists.append(
@@ -246,7 +249,7 @@ def _make_list(
   frames, segments = tile
   num_rows = frames * segments
   sizes = (num_rows,) + tuple(
-      1 << bit for bit in reversed(range(3)) if 1 << bit < num_rows
+      1 << bit for bit in reversed(range(4)) if 1 << bit < num_rows
   )
   along_frames = bool(far)
   # A run longer than what it goes along would be no valid slice.
@@ -374,7 +377,9 @@ def _pack(
   table = np.zeros((len(flat) + buffers, item_words), np.int32)
   for word, item in zip(table, flat):
     word[0] = len(item.pieces) + (item.num_runs << 8)
-    word[1] = sum(row << 4 * index for index, row in enumerate(item.rows))
+    if len(item.rows) < tile[0] * tile[1]:
+      packed = sum(row << 4 * index for index, row in enumerate(item.rows))
+      word[1] = np.uint32(packed).astype(np.int32)  # The same bits.
     word[2 : 2 + len(item.pieces)] = item.pieces
   counts = np.array([
       [len(items) for part in sections for items in part] for sections in tiles

@@ -31,6 +31,9 @@ class TileSizes:
     near: Frames and segments of a tile where pieces see runs of pieces.
     far: Frames and segments of a tile where a piece sees only the one piece of
       its own kind in another frame. None joins these pairs to the others.
+    forward_near: As near, for the forward kernel, which has room for more; None
+      is the same as near.
+    forward_far: As far, for the forward kernel; None is the same as far.
     stream: Pieces that are streamed at once.
     buffers: Sets of streamed pieces, at least 3: two in use, one in flight.
     lanes: Tokens to a multiple of which pieces are filled up: 128 on a device,
@@ -45,6 +48,8 @@ class TileSizes:
   piece_tokens: int = 256
   near: tuple[int, int] = (1, 4)
   far: tuple[int, int] | None = (4, 1)
+  forward_near: tuple[int, int] | None = None
+  forward_far: tuple[int, int] | None = None
   stream: int = 8
   buffers: int = 3
   lanes: int = LANES
@@ -68,20 +73,28 @@ class TileSizes:
           "buffers must be at least 3, two in use and one in flight, got"
           f" {self.buffers}."
       )
-    for name in ("near", "far"):
+    for name in ("near", "far", "forward_near", "forward_far"):
       tile = getattr(self, name)
-      if tile is None and name == "far":
+      if tile is None and name != "near":
         continue
-      if len(tile) != 2 or min(tile) < 1 or tile[0] * tile[1] > 8:
+      most = 16 if name.startswith("forward") else 8
+      if len(tile) != 2 or min(tile) < 1 or tile[0] * tile[1] > most:
         raise ValueError(
-            f"{name} must be (frames, segments) of at most 8 pieces in all, got"
-            f" {tile}."
+            f"{name} must be (frames, segments) of at most {most} pieces in"
+            f" all, got {tile}."
         )
+    if self.far is None and self.forward_far is not None:
+      raise ValueError(
+          f"forward_far={self.forward_far} needs far: far=None joins the far"
+          " pairs to the others."
+      )
 
-  @property
-  def tiles(self) -> tuple[tuple[int, int], ...]:
-    """The shape of the tile of every pass."""
-    return (self.near,) if self.far is None else (self.near, self.far)
+  def tiles(self, by_keys: bool) -> tuple[tuple[int, int], ...]:
+    """The shape of the tile of every pass, backward (by keys) or forward."""
+    near, far = self.near, self.far
+    if not by_keys:
+      near, far = self.forward_near or near, self.forward_far or far
+    return (near,) if far is None else (near, far)
 
 
 # By the compiler's static schedule; `aot_tpu` prints it.
@@ -91,6 +104,8 @@ _DEFAULTS: dict[Chip, TileSizes] = {
     "v6e": TileSizes(
         near=(1, 8),
         far=(8, 1),
+        forward_near=(1, 16),
+        forward_far=(16, 1),
         stream=4,
         memory_mib=100,
         spare_vector_units=True,

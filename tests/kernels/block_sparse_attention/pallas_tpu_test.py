@@ -173,11 +173,12 @@ def test_remat_and_scan():
     "mask, tiles",
     [
         (BlockMask(9, 16), ((1, 4), (4, 1))),
+        (BlockMask(16, 32), ((1, 16), (16, 1))),
         (BlockMask(16, 32), ((2, 2),)),
         (BlockMask(6, 7, (1, 3, 5), (2,)), ((1, 4), (4, 1))),
         (BlockMask.dense(3, 4), ((1, 4), (4, 1))),
     ],
-    ids=["near_far", "one_pass", "lists", "dense"],
+    ids=["near_far", "sixteen", "one_pass", "lists", "dense"],
 )
 def test_lists_hold_the_mask_exactly(mask, tiles, by_keys):
   stream, buffers = 4, 3
@@ -211,7 +212,9 @@ def _pairs(work, layout):
         np.repeat(work.sizes, 2), words[1:start], strict=True
     ):
       for index in range(item, item + count):
-        rows = [int(items[index, 1]) >> 4 * r & 15 for r in range(size)]
+        rows = range(size)
+        if size < work.sizes[0]:
+          rows = [int(items[index, 1]) >> 4 * r & 15 for r in rows]
         for piece in items[index, 2 : 2 + (items[index, 0] & 255)]:
           for row in rows:
             place = row // segments + corner[0], row % segments + corner[1]
@@ -235,6 +238,15 @@ def test_sums_are_written_before_they_are_read_again(num_frames):
         assert not own & pieces.get(before, set())
 
 
+def test_tiles_are_no_larger_than_the_clip():
+  mask = BlockMask(9, 8, schedule=(1, 1, 2, 4, 8))
+  layout = tpu_lists.make_layout(mask, 2048, 256, 128)
+  lists = tpu_lists.make_lists(mask, layout, ((1, 16), (16, 1)), 4, 3)
+  assert [work.tile for work in lists] == [(1, 8), (9, 1)]
+  # Sets of rows: all of the tile, and powers of two.
+  assert [work.sizes for work in lists] == [(8, 4, 2, 1), (9, 8, 4, 2, 1)]
+
+
 def test_lists_of_64_frames_are_exact_and_quick():
   mask = BlockMask(64, 32)
   tpu_lists.make_lists.cache_clear()
@@ -242,7 +254,7 @@ def test_lists_of_64_frames_are_exact_and_quick():
   assert (layout.segments, layout.tokens) == (16, 256)
   tiles = tpu_tiles.default("v5e")
   lists = tpu_lists.make_lists(
-      mask, layout, tiles.tiles, tiles.stream, tiles.buffers
+      mask, layout, tiles.tiles(False), tiles.stream, tiles.buffers
   )
   units = sum(work.num_units for work in lists)
   assert units == round(mask.density() * (64 * 16) ** 2)
@@ -271,6 +283,10 @@ def test_tile_sizes_check_themselves():
     tpu_tiles.TileSizes(piece_tokens=100)
   with pytest.raises(ValueError, match="at most 8 pieces"):
     tpu_tiles.TileSizes(near=(4, 4))
+  with pytest.raises(ValueError, match="at most 16 pieces"):
+    tpu_tiles.TileSizes(forward_far=(17, 1))
+  with pytest.raises(ValueError, match="forward_far=.* needs far"):
+    tpu_tiles.TileSizes(far=None, forward_far=(16, 1))
   with pytest.raises(ValueError, match="chip='v9' is unknown"):
     tpu_tiles.default("v9")
   assert tpu_tiles.chip_of("TPU v6 lite") == "v6e"
@@ -306,6 +322,7 @@ def test_every_schedule_of_the_ablation_in_bfloat16(variant):
         dict(near=(2, 2), far=None, stream=4),
         dict(near=(2, 3), far=(5, 1), stream=4, buffers=3),
         dict(near=(1, 8), far=(8, 1), stream=4, buffers=4),
+        dict(forward_near=(1, 16), forward_far=(16, 1), stream=2),
     ],
     ids=str,
 )
