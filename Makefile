@@ -22,7 +22,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow test-sweep clean
+.PHONY: help venv demo test test-slow test-sweep test-long clean
 
 help: ## Show this list.
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' \
@@ -40,10 +40,13 @@ test: $(VENV)/.tests ## Run the everyday tests.
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" --durations=10 $(TESTS)
 
 test-slow: $(VENV)/.tests ## Run the tests that take minutes or extra tools.
-	$(BIN)/python -m pytest -q -m "slow and not sweep" -x --durations=10 $(TESTS)
+	$(BIN)/python -m pytest -q -m "slow and not sweep and not long" -x --durations=10 $(TESTS)
 
 test-sweep: $(VENV)/.tests ## Run hundreds of sizes of kernels and networks: hours.
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m sweep -x $(TESTS)
+
+test-long: $(VENV)/.tests ## Kill runs twenty times; move checkpoints between meshes.
+	$(BIN)/python -m pytest -q -m long --durations=10 $(TESTS)
 
 clean: ## Remove .venv, caches and demo output.
 	rm -rf .venv .cache .pytest_cache build dist *.egg-info $(DEMO_OUTPUT)

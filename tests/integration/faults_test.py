@@ -85,6 +85,7 @@ def _kill(folder, rng, number):
   return sent.name, place, was_saving, runs.checkpoint_steps(folder)
 
 
+@pytest.mark.long
 def test_twenty_kills_change_no_bit(whole, tmp_path, capsys):
   _copy_data(whole, tmp_path)
   rng = random.Random(6)

@@ -11,7 +11,8 @@ from tests import conftest
 from tests.integration import topologies
 from tests.integration import train_processes as runs
 
-pytestmark = pytest.mark.slow  # Each of nine meshes compiles the step.
+# Each of nine meshes compiles the step.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 # Compiling takes longer than all that is computed.
 _QUICK = {
