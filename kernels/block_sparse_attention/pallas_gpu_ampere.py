@@ -146,7 +146,8 @@ def key_value_bar(
 
     def step(index, totals):
       totals = [_Sum(total, unit) for total in totals]
-      log_sum_exp, offset = map(_Vector, program.column_vectors(index))
+      vectors = program.column_vectors(index)  # In registers already.
+      log_sum_exp, offset = map(steps.Ready, vectors)
       output_bar, query = program.operands(index)
       steps.key_value_bar(
           *totals, key_smem, value_smem, query, output_bar, log_sum_exp, offset,
@@ -301,19 +302,6 @@ class _Operand:
 
   def release(self) -> None:
     self._step.release(self._position)
-
-
-class _Vector:
-  """An operand that is in registers from the start of the step."""
-
-  def __init__(self, value: jax.Array):
-    self._value = value
-
-  def read(self) -> jax.Array:
-    return self._value
-
-  def release(self) -> None:
-    pass
 
 
 class _Sum:

@@ -50,6 +50,19 @@ class Operand(Protocol):
     ...
 
 
+class Ready:
+  """An operand that is simply there."""
+
+  def __init__(self, value: jax.Array):
+    self._value = value
+
+  def read(self) -> jax.Array:
+    return self._value
+
+  def release(self) -> None:
+    pass
+
+
 class Accumulator(Protocol):
 
   def add(self, left: Any, right: Any) -> None:

@@ -11,7 +11,7 @@ for a pair of blocks that see nothing.
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from jax import lax
 import numpy as np
@@ -72,8 +72,40 @@ class Tile:
     return dataclasses.replace(self, warpgroups=warpgroups, columns=columns)
 
 
+class _KernelTiles:
+  """What tile sizes of the three kernels have in common, on any GPU."""
+
+  _KERNELS = ("forward", "query_bar", "key_value_bar")
+
+  def fit(self, granule: int) -> Self:
+    """Tiles that divide the granule, for every kernel."""
+    tiles = {name: getattr(self, name).fit(granule) for name in self._KERNELS}
+    return dataclasses.replace(self, **tiles)
+
+  def require_shared_memory(
+      self, head_dim: int, itemsize: int, limit: int = HOPPER_SHARED_MEMORY
+  ) -> None:
+    """Checks that the operands of each kernel fit a multiprocessor.
+
+    Args:
+      head_dim: Head width K.
+      itemsize: Bytes of an element.
+      limit: Bytes a program may use.
+
+    Raises:
+      ValueError: They do not.
+    """
+    for name in self._KERNELS:
+      size = self._shared_memory(name, head_dim, itemsize)
+      _require_fits(name, getattr(self, name), size, head_dim, limit)
+
+  def _shared_memory(self, name: str, head_dim: int, itemsize: int) -> int:
+    """Bytes that one kernel takes."""
+    raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
-class GpuTiles:
+class GpuTiles(_KernelTiles):
   """Tile sizes of the three kernels.
 
   Attributes:
@@ -92,29 +124,6 @@ class GpuTiles:
   key_value_bar: Tile = Tile(2, 64)
   alternate: bool = True
   weights_in_shared_memory: bool = False
-
-  def fit(self, granule: int) -> "GpuTiles":
-    """Tiles that divide the granule, for every kernel."""
-    names = ("forward", "query_bar", "key_value_bar")
-    tiles = {name: getattr(self, name).fit(granule) for name in names}
-    return dataclasses.replace(self, **tiles)
-
-  def require_shared_memory(
-      self, head_dim: int, itemsize: int, limit: int = HOPPER_SHARED_MEMORY
-  ) -> None:
-    """Checks that the operands of each kernel fit a multiprocessor.
-
-    Args:
-      head_dim: Head width K.
-      itemsize: Bytes of an element.
-      limit: Bytes a program may use.
-
-    Raises:
-      ValueError: They do not.
-    """
-    for name in ("forward", "query_bar", "key_value_bar"):
-      size = self._shared_memory(name, head_dim, itemsize)
-      _require_fits(name, getattr(self, name), size, head_dim, limit)
 
   def _shared_memory(self, name, head_dim, itemsize) -> int:
     tile = getattr(self, name)
@@ -163,7 +172,7 @@ class AmpereTile:
 
 
 @dataclasses.dataclass(frozen=True)
-class AmpereTiles:
+class AmpereTiles(_KernelTiles):
   """Tile sizes of the three kernels for Ampere and Ada.
 
   Attributes:
@@ -176,31 +185,11 @@ class AmpereTiles:
   query_bar: AmpereTile = AmpereTile(64, 64)
   key_value_bar: AmpereTile = AmpereTile(64, 64)
 
-  def fit(self, granule: int) -> "AmpereTiles":
-    """Tiles that divide the granule, for every kernel."""
-    names = ("forward", "query_bar", "key_value_bar")
-    tiles = {name: getattr(self, name).fit(granule) for name in names}
-    return dataclasses.replace(self, **tiles)
-
-  def require_shared_memory(
-      self, head_dim: int, itemsize: int, limit: int
-  ) -> None:
-    """Checks that the operands of each kernel fit a multiprocessor.
-
-    Args:
-      head_dim: Head width K.
-      itemsize: Bytes of an element.
-      limit: Bytes a program may use.
-
-    Raises:
-      ValueError: They do not.
-    """
-    for name in ("forward", "query_bar", "key_value_bar"):
-      tile = getattr(self, name)
-      own_tokens = tile.rows * (1 if name == "forward" else 2)
-      tokens = own_tokens + 2 * tile.stages * tile.columns
-      size = tokens * head_dim * itemsize + 1024  # Room for alignment.
-      _require_fits(name, tile, size, head_dim, limit)
+  def _shared_memory(self, name, head_dim, itemsize) -> int:
+    tile = getattr(self, name)
+    own_tokens = tile.rows * (1 if name == "forward" else 2)
+    tokens = own_tokens + 2 * tile.stages * tile.columns
+    return tokens * head_dim * itemsize + 1024  # Room for alignment.
 
 
 class TileLists(NamedTuple):

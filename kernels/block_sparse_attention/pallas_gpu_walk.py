@@ -22,7 +22,7 @@ def forward(query, key, value, lists, granule, exponent, tiles):
 
   def program(over_columns, query, key, value):
     def step(state, first):
-      operands = (_Tile(_slice(x, first, tile.columns)) for x in (key, value))
+      operands = (_at(x, first, tile) for x in (key, value))
       return steps.forward(
           state, query, *operands, exponent, _product, lambda: None
       )
@@ -46,7 +46,7 @@ def query_bar(
   def program(over_columns, query, output_bar, log_sum_exp, offset, key, value):
     def step(total, first):
       total = _Sum(total)
-      operands = (_Tile(_slice(x, first, tile.columns)) for x in (key, value))
+      operands = (_at(x, first, tile) for x in (key, value))
       steps.query_bar(
           total, query, output_bar, log_sum_exp, offset, *operands, exponent,
           _product, lambda: None,
@@ -72,7 +72,7 @@ def key_value_bar(
   def program(over_columns, key, value, *args):
     def step(totals, first):
       totals = [_Sum(total) for total in totals]
-      operands = (_Tile(_slice(x, first, tile.columns)) for x in args)
+      operands = (_at(x, first, tile) for x in args)
       steps.key_value_bar(
           *totals, key, value, *operands, exponent, _product, lambda: None
       )
@@ -87,17 +87,9 @@ def key_value_bar(
   return jax.vmap(run)(key, value, query, output_bar, log_sum_exp, offset)
 
 
-class _Tile:
-  """An operand that is simply there."""
-
-  def __init__(self, value: jax.Array):
-    self._value = value
-
-  def read(self) -> jax.Array:
-    return self._value
-
-  def release(self) -> None:
-    pass
+def _at(x: jax.Array, first: jax.Array, tile: tiles_lib.Tile) -> steps.Ready:
+  """The columns of a step."""
+  return steps.Ready(_slice(x, first, tile.columns))
 
 
 class _Sum:
