@@ -121,24 +121,8 @@ class AlembicAsset:
       AssetError: Topology changes, positions are not finite, or there are more
         of them than allowed.
     """
-    budget = asset_files.Budget(self.limits.decoded_bytes)
-    frames, faces = [], None
-    for time in times:
-      vertices, triangles = self._frame(self.start + float(time))
-      budget.take(vertices.nbytes, "the animated vertices")
-      if faces is None:
-        faces = triangles
-      elif not np.array_equal(faces, triangles) or len(vertices) != len(
-          frames[0]
-      ):
-        raise AssetError("the faces change over time; no point can be followed.")
-      frames.append(vertices)
-    result = np.stack(frames)
-    if not len(faces):
-      raise AssetError("the meshes have no faces.")
-    if not np.isfinite(result).all():
-      raise AssetError("vertices are not finite.")
-    return deforming_mesh.DeformingMesh(result, faces)
+    frames = (self._frame(self.start + float(time)) for time in times)
+    return polygons.join_frames(frames, self.limits.decoded_bytes)
 
   def _find(self, top) -> list[_Mesh]:
     """All visible meshes, in the order of the archive."""

@@ -92,25 +92,9 @@ class UsdAsset:
         of them than allowed.
     """
     _, _, _, UsdGeom, _ = _pxr()
-    budget = asset_files.Budget(self.limits.decoded_bytes)
-    frames, faces = [], None
-    for time in times:
-      code = self.start + float(time) * self.rate
-      vertices, triangles = self._frame(UsdGeom, code)
-      budget.take(vertices.nbytes, "the animated vertices")
-      if faces is None:
-        faces = triangles
-      elif not np.array_equal(faces, triangles) or len(vertices) != len(
-          frames[0]
-      ):
-        raise AssetError("the faces change over time; no point can be followed.")
-      frames.append(vertices)
-    result = np.stack(frames)
-    if not len(faces):
-      raise AssetError("the meshes have no faces.")
-    if not np.isfinite(result).all():
-      raise AssetError("vertices are not finite.")
-    return deforming_mesh.DeformingMesh(result, faces)
+    codes = (self.start + float(time) * self.rate for time in times)
+    frames = (self._frame(UsdGeom, code) for code in codes)
+    return polygons.join_frames(frames, self.limits.decoded_bytes)
 
   def _dissolve_instances(self) -> None:
     """Makes instances prims of their own: a skin can only be baked on those."""
