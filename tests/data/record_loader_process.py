@@ -1,9 +1,11 @@
-"""Reads batches as a training does, and writes down what each held.
+r"""Reads batches as a training does, and writes down what each held.
 
-  python -m tests.data.record_loader_process DATA LOG PROCESS PROCESSES STEPS
+  python -m tests.data.record_loader_process DATA LOG PROCESS PROCESSES STEPS \
+    STAY_AT
 
 Every third step the position is saved; another start goes on from there. LOG
-gets a line a step: its number and a digest of the batch.
+gets a line a step: its number and a digest of the batch. After step STAY_AT it
+only waits for its end, so that a kill is known to come before the next save.
 """
 
 import hashlib
@@ -22,7 +24,7 @@ from sculpt4d_jax.io import atomic
 BATCH = 4
 
 
-def main(data, log, process, processes, steps):
+def main(data, log, process, processes, steps, stay_at):
   config = record_loader.LoaderConfig(
       batch_size=BATCH, seed=3, num_threads=2,
       example=record_examples.ExampleConfig(
@@ -44,9 +46,10 @@ def main(data, log, process, processes, steps):
       file.write(f"{step} {digest.hexdigest()}\n")
       file.flush()
       os.fsync(file.fileno())
+    if step == stay_at:
+      time.sleep(600)
     if step % 3 == 2:
       atomic.write_bytes(position, str(step + 1).encode())
-    time.sleep(0.03)
 
 
 if __name__ == "__main__":

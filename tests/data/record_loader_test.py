@@ -105,17 +105,18 @@ def test_killed_processes_go_on_with_the_same_batches(
 ):
   steps = 40
   logs = [tmp_path / f"killed{i}.log" for i in range(processes)]
-  for _ in range(2):
+  for stay_at in (7, 16):  # The last saves are those after steps 5 and 14.
     running = [
-        _start(folder, log, i, processes, steps) for i, log in enumerate(logs)
+        _start(folder, log, i, processes, steps, stay_at)
+        for i, log in enumerate(logs)
     ]
-    seen = [_lines(log) for log in logs]
-    _wait_until(lambda: all(len(_lines(log)) > len(old) + 4
-                            for log, old in zip(logs, seen)))
+    _wait_until(lambda: all(
+        _lines(log)[-1:] and _lines(log)[-1].startswith(f"{stay_at} ")
+        for log in logs
+    ))
     for process in running:
       process.send_signal(signal.SIGKILL)
       assert process.wait(60) == -signal.SIGKILL
-  assert all(0 < len(_lines(log)) for log in logs)
   running = [
       _start(folder, log, i, processes, steps) for i, log in enumerate(logs)
   ]
@@ -128,14 +129,15 @@ def test_killed_processes_go_on_with_the_same_batches(
     assert len(_lines(expected)) == steps
     # A step that was seen twice was the same both times.
     assert set(_lines(log)) == set(_lines(expected))
-    assert len(_lines(log)) > steps
+    assert len(_lines(log)) == steps + 4
 
 
-def _start(folder, log, number, processes, steps):
+def _start(folder, log, number, processes, steps, stay_at=-1):
   return subprocess.Popen(
       [
           sys.executable, "-m", "tests.data.record_loader_process",
           str(folder), str(log), str(number), str(processes), str(steps),
+          str(stay_at),
       ],
       cwd=conftest.ROOT,
   )
