@@ -26,12 +26,14 @@ def get_config() -> ml_collections.ConfigDict:
   ))
   config.model.image_encoder.update(dict(
       image_size=64, patch_size=8, width=64, num_layers=3, num_heads=2,
-      dtype="float32",
+      dtype="float32", scan_unroll=3,
   ))
   config.model.dit.update(dict(
       depth=5, width=96, num_heads=4, latent_channels=16, context_width=64,
       num_moe_blocks=2, temporal_block_size=4, dtype="float32",
-      remat_policy=None,
+      # Few and small blocks: what a scan keeps of each for the backward pass
+      # takes longer to copy than to compute with.
+      remat_policy=None, scan_unroll=5,
   ))
   config.data.update(dict(
       num_clips=6656, num_frames=8, num_uniform=384, num_sharp=128, num_near=1024,

@@ -199,7 +199,7 @@ def _fastest(x: Array, weights: ExpertWeights) -> str:
 
 def _mlp(x: Array, weights: ExpertWeights) -> Array:
   """One expert on rows x [..., D]; weights without their first axis."""
-  hidden = jax.nn.gelu(x @ weights.kernel1 + weights.bias1, approximate=False)
+  hidden = layers.gelu(x @ weights.kernel1 + weights.bias1)
   return hidden @ weights.kernel2 + weights.bias2
 
 
@@ -229,7 +229,7 @@ def _ragged(
   # The bias of choices of no expert is of no consequence.
   expert = jnp.minimum(jnp.sort(chosen.reshape(-1)), num_experts - 1)
   hidden = lax.ragged_dot(rows, weights.kernel1, sizes) + weights.bias1[expert]
-  hidden = jax.nn.gelu(hidden, approximate=False)
+  hidden = layers.gelu(hidden)
   out = lax.ragged_dot(hidden, weights.kernel2, sizes) + weights.bias2[expert]
   return expert_rows.combine(out, gates, plan)
 

@@ -28,6 +28,7 @@ from sculpt4d_jax import array_types
 from sculpt4d_jax.models import expert_exchange
 from sculpt4d_jax.models import expert_rows
 from sculpt4d_jax.models import grouped_matmul
+from sculpt4d_jax.models import layers
 
 Array = array_types.Array
 Float = array_types.Float
@@ -76,7 +77,7 @@ def _apply(x, gates, chosen, weights, gather, part_width):
     part = gather(_part(weights, start, part_width))
     hidden = _hidden(rows, part, blocks)
     return grouped_matmul.multiply(
-        _gelu(hidden), part.kernel2, blocks, initial=total
+        layers.gelu(hidden), part.kernel2, blocks, initial=total
     ), None
 
   total = _of_rows(bias2.astype(jnp.float32), blocks, len(rows))
@@ -100,7 +101,9 @@ def _backward(gather, part_width, residuals, y_bar):
   def add_part(carry, start):
     rows_bar, gate_bar = carry
     part, to_shards = jax.vjp(gather, _part(weights, start, part_width))
-    activated, gelu_vjp = jax.vjp(_gelu, _hidden(rows, part, blocks))
+    activated, gelu_vjp = jax.vjp(
+        layers.gelu, _hidden(rows, part, blocks)
+    )
     # Before the gate, which the gate's own gradient needs.
     activated_bar = grouped_matmul.multiply(
         y_bar, part.kernel2, blocks, transposed=True
@@ -186,10 +189,6 @@ def _hidden(rows, part, blocks):
   return grouped_matmul.multiply(
       rows, part.kernel1, blocks, bias=part.bias1
   )
-
-
-def _gelu(x: Array) -> Array:
-  return jax.nn.gelu(x, approximate=False)
 
 
 def _of_rows(bias: Array, blocks: Any, num_rows: int) -> Array:

@@ -155,6 +155,40 @@ class RMSNorm(nnx.Module):
     return y.astype(self.dtype)
 
 
+_SQRT_HALF = math.sqrt(0.5)
+_NORMAL_DENSITY_AT_ZERO = 1.0 / math.sqrt(2.0 * math.pi)
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+  """x times the normal distribution's mass below x, exact, in x's dtype.
+
+  The backward pass keeps x alone and computes the rest again; differentiated
+  automatically it would keep several arrays of its size. With erf, as here, the
+  result is off by 5e-7 at most, and on CPUs it takes half the time that erfc
+  takes, which is more exact far below zero, where the result is near zero.
+  """
+  return (x * _normal_mass(x)).astype(x.dtype)
+
+
+def _normal_mass(x: Array) -> Array:
+  return 0.5 * (1.0 + lax.erf(x.astype(jnp.float32) * _SQRT_HALF))
+
+
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
+  return gelu(x), x
+
+
+def _gelu_backward(x: Array, bar: Array) -> tuple[Array]:
+  wide = x.astype(jnp.float32)
+  density = _NORMAL_DENSITY_AT_ZERO * jnp.exp(-0.5 * jnp.square(wide))
+  slope = _normal_mass(x) + wide * density
+  return ((bar * slope).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
 class MLP(nnx.Module):
   """Linear, exact (erf) GELU, Linear.
 
@@ -179,7 +213,7 @@ class MLP(nnx.Module):
     )
 
   def __call__(self, x: Array) -> Array:
-    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+    return self.fc2(gelu(self.fc1(x)))
 
 
 def stack_layers(
@@ -211,8 +245,10 @@ def scan_layers(
     stacked: What `stack_layers` made.
     carry: Activations that pass from layer to layer.
     xs: One slice for each layer, or None.
-    unroll: Layers an iteration; True unrolls all. A scan compiles one layer
-      whatever their number; unrolled, XLA may fuse across layers.
+    unroll: Layers an iteration; True, or as many as there are, unrolls all. A
+      scan compiles one layer whatever their number; unrolled, XLA may fuse
+      across layers, and what the backward pass needs of a layer is not copied
+      to and from arrays that hold all layers.
     remat_policy: None keeps all activations for the backward pass; "full"
       recomputes each layer from its input; any other value names a policy of
       `jax.checkpoint_policies`, such as "dots_with_no_batch_dims_saveable".
@@ -221,6 +257,7 @@ def scan_layers(
     The last carry, and the stacked ys.
   """
   graphdef, params = nnx.split(stacked)
+  num_layers = jax.tree.leaves(params)[0].shape[0]
 
   def step(carry, layer):
     layer_params, x = layer
@@ -232,7 +269,24 @@ def scan_layers(
       policy = getattr(jax.checkpoint_policies, remat_policy)
     # A loop is a barrier against common subexpressions already. Unrolled layers
     # and a single one, which XLA inlines, need their own.
-    num_layers = jax.tree.leaves(params)[0].shape[0]
     is_loop = unroll == 1 and num_layers > 1
     step = jax.checkpoint(step, policy=policy, prevent_cse=not is_loop)
-  return lax.scan(step, carry, (params, xs), unroll=unroll)
+  if unroll is not True and unroll < num_layers:
+    return lax.scan(step, carry, (params, xs), unroll=unroll)
+  ys = []
+  for layer in _unstack((params, xs), num_layers):
+    carry, y = step(carry, layer)
+    ys.append(y)
+  return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
+
+
+def _unstack(stacked: Any, num_layers: int) -> list[Any]:
+  """The trees of the single layers; gradients are put together again."""
+  # The gradient of `split` is a concatenation; that of indexing would be as
+  # many sums of whole stacks as there are layers.
+  leaves, tree = jax.tree.flatten(stacked)
+  parts = [lax.split(x, (1,) * num_layers) for x in leaves]
+  return [
+      tree.unflatten([lax.squeeze(x, (0,)) for x in layer])
+      for layer in zip(*parts)
+  ]
