@@ -320,7 +320,7 @@ def main(argv: list[str] | None = None) -> None:
           chip,
           direction,
           call,
-          tiles=tpu_tiles.default(chip),
+          tiles=tpu_tiles.default(chip, call.dtype),
           folder=pathlib.Path(folder),
       )
       print(

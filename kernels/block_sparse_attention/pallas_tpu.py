@@ -124,7 +124,7 @@ def _static(
       chip = _chip_at_hand()
     _require_sizes(query, tiles)
   if tiles is None:
-    tiles = tpu_tiles.default(chip)
+    tiles = tpu_tiles.default(chip, query.dtype)
   layout = tpu_lists.make_layout(
       mask,
       query.shape[2] // mask.num_frames,

@@ -289,6 +289,10 @@ def test_tile_sizes_check_themselves():
     tpu_tiles.TileSizes(far=None, forward_far=(16, 1))
   with pytest.raises(ValueError, match="chip='v9' is unknown"):
     tpu_tiles.default("v9")
+  half = tpu_tiles.default("v6e")
+  assert half.tiles(False) != half.tiles(True)
+  exact = tpu_tiles.default("v6e", "float32")  # Large tiles compile for minutes.
+  assert exact.tiles(False) == exact.tiles(True)
   assert tpu_tiles.chip_of("TPU v6 lite") == "v6e"
   assert tpu_tiles.chip_of("TPU v4") == "unknown"
 
