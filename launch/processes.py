@@ -41,7 +41,10 @@ def initialize() -> None:
   """
   if _DISTRIBUTED.value == "off":
     return
-  import jax  # pylint: disable=g-import-not-at-top  # --help needs none of it.
+  # pylint: disable=g-import-not-at-top  # --help needs none of it.
+  import jax
+  from jax.experimental import multihost_utils
+  # pylint: enable=g-import-not-at-top
 
   options = dict(heartbeat_timeout_seconds=_HEARTBEAT.value)
   if _DISTRIBUTED.value == "flags":
@@ -65,6 +68,8 @@ def initialize() -> None:
         f" {error}. Where the environment does not name them, use"
         " --distributed=flags."
     ) from error
+  # On CPUs the first to come gives up soon, and now all of them are here.
+  multihost_utils.sync_global_devices("joined")
   logging.info(
       "Process %d of %d.", jax.process_index(), jax.process_count()
   )

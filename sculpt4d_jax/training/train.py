@@ -16,6 +16,7 @@ from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.training import best as best_lib
 from sculpt4d_jax.training import checkpoints as checkpoints_lib
+from sculpt4d_jax.training import connections
 from sculpt4d_jax.training import meter as meter_lib
 from sculpt4d_jax.training import metrics as metrics_lib
 from sculpt4d_jax.training import notice as notice_lib
@@ -123,6 +124,7 @@ def train(
   workdir = pathlib.Path(workdir)
   device_mesh = partitioning.make_mesh(mesh)
   task.check_mesh(device_mesh, optimizer.accumulation_steps)
+  connections.connect(device_mesh)
   with partitioning.use_mesh(device_mesh):
     shardings = state_shardings(task, optimizer, device_mesh)
     step_fn, tx = step_lib.make_step(task.loss, optimizer, shardings)

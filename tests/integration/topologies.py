@@ -11,9 +11,11 @@ Joining once for all meshes saves most of the time that processes take to start.
 
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import sys
+import traceback
 
 import jax
 from jax.experimental import multihost_utils
@@ -109,22 +111,27 @@ def run(task, mesh: dict[str, int], folder: pathlib.Path) -> None:
   )
 
 
-def digest_saved(task, mesh: dict[str, int], folder: pathlib.Path) -> str:
-  """Of all numbers of a folder's checkpoint, read onto a mesh."""
+def digests_of_saved(
+    task, mesh: dict[str, int], folders: dict[str, pathlib.Path]
+) -> dict[str, str]:
+  """Of all numbers of the folders' checkpoints, read onto a mesh."""
   device_mesh = partitioning.make_mesh(partitioning.MeshConfig(**mesh))
   with partitioning.use_mesh(device_mesh):
     tx = optimizer_lib.make_optimizer(OPTIMIZER)
-    checkpoints = checkpoints_lib.Checkpoints(folder)
-    state = checkpoints.restore_newest(
-        train.abstract_state(task, tx),
-        train.state_shardings(task, OPTIMIZER, device_mesh),
-    )
-    checkpoints.close()
-  total = hashlib.sha256()
-  for leaf in jax.tree.leaves(state):
-    whole = multihost_utils.process_allgather(leaf, tiled=True)
-    total.update(np.asarray(whole).tobytes())
-  return total.hexdigest()
+    abstract = train.abstract_state(task, tx)
+    shardings = train.state_shardings(task, OPTIMIZER, device_mesh)
+    everywhere = jax.NamedSharding(device_mesh, jax.P())
+    gather = jax.jit(lambda state: state, out_shardings=everywhere)
+    digests = {}
+    for name, folder in folders.items():
+      checkpoints = checkpoints_lib.Checkpoints(folder)
+      state = checkpoints.restore_newest(abstract, shardings)
+      checkpoints.close()
+      total = hashlib.sha256()
+      for whole in jax.tree.leaves(gather(state)):
+        total.update(np.asarray(whole).tobytes())
+      digests[name] = total.hexdigest()
+  return digests
 
 
 def train_all(workdir: pathlib.Path) -> None:
@@ -145,10 +152,9 @@ def restore_all(workdir: pathlib.Path) -> None:
   task = make_task()
   for mesh in MESHES[jax.process_count()]:
     name = name_of(mesh)
-    digests = {
-        source: digest_saved(task, mesh, workdir / f"{source}_half")
-        for source in names()
-    }
+    digests = digests_of_saved(
+        task, mesh, {source: workdir / f"{source}_half" for source in names()}
+    )
     if jax.process_index() == 0:
       (workdir / f"{name}_digests.json").write_text(json.dumps(digests))
     if name in continued():
@@ -163,9 +169,16 @@ def restore_all(workdir: pathlib.Path) -> None:
 def main(workdir, phase, port, processes, index):
   if int(processes) > 1:
     jax.distributed.initialize(
-        f"127.0.0.1:{port}", int(processes), int(index)
+        f"127.0.0.1:{port}", int(processes), int(index),
+        heartbeat_timeout_seconds=600,  # The machine may have other work.
     )
-  {"train": train_all, "restore": restore_all}[phase](pathlib.Path(workdir))
+    multihost_utils.sync_global_devices("joined")
+  try:
+    {"train": train_all, "restore": restore_all}[phase](pathlib.Path(workdir))
+  except BaseException:  # Not to wait at jax's exit for those that wait for us.
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 if __name__ == "__main__":
