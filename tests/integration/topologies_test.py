@@ -14,10 +14,14 @@ from tests.integration import train_processes as runs
 # Each of nine meshes compiles the step.
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-# Compiling takes longer than all that is computed.
+# Compiling takes longer than all that is computed, and is not shared: jax's
+# cache has another key for every process.
 _QUICK = {
     "XLA_FLAGS": "--xla_backend_optimization_level=0"
     " --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
+    " --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_prefer_vector_width=128"
 }
 
 
@@ -44,6 +48,14 @@ def _losses(folder):
   return {r["step"]: r["train/loss"] for r in records}
 
 
+def _check_equal(name, many, one):
+  """The losses of some steps are one process's; says how nearly."""
+  steps = sorted(many)
+  many, one = (np.array([losses[s] for s in steps]) for losses in (many, one))
+  print(f"{name}: {np.max(np.abs(many / one - 1)):.1e} from one process's")
+  np.testing.assert_allclose(many, one, rtol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
   """Folder in which all meshes have gone through both phases."""
@@ -58,9 +70,7 @@ def trained(tmp_path_factory):
 def test_every_mesh_has_the_losses_of_one_process(trained, name):
   one, many = _losses(trained / "one"), _losses(trained / name)
   assert sorted(one) == sorted(many) == [1, 2, 3, 4]
-  np.testing.assert_allclose(
-      [many[s] for s in sorted(one)], [one[s] for s in sorted(one)], rtol=1e-5
-  )
+  _check_equal(name, many, one)
 
 
 @pytest.mark.parametrize("name", topologies.names())
@@ -70,6 +80,7 @@ def test_every_mesh_reads_every_checkpoint_to_the_bit(trained, name):
   one = json.loads((trained / "one_digests.json").read_text())
   assert sorted(own) == sorted(topologies.names())
   assert own == one
+  print(f"{name}: has read {len(own)} checkpoints")
   assert len(set(own.values())) > 1  # Meshes round differently.
 
 
@@ -77,6 +88,4 @@ def test_every_mesh_reads_every_checkpoint_to_the_bit(trained, name):
 def test_it_goes_on_from_what_other_processes_saved(trained, name):
   one, resumed = _losses(trained / "one"), _losses(trained / f"{name}_resumed")
   assert sorted(resumed) == [3, 4]
-  np.testing.assert_allclose(
-      [resumed[3], resumed[4]], [one[3], one[4]], rtol=1e-5
-  )
+  _check_equal(f"{name}, after another", resumed, one)
