@@ -273,6 +273,10 @@ def _keeps_record(record: python_logging.LogRecord) -> bool:
   if logging.get_verbosity() < logging.DEBUG:
     # A library's line is enough; who called it says what it means.
     record.exc_info = record.exc_text = None
+    if "exception was never retrieved" in str(record.msg):
+      # By asyncio: of what fails together, only the first failure is waited
+      # for, and it is told by who waits.
+      return False
   return record.levelno >= python_logging.WARNING
 
 

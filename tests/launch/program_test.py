@@ -13,7 +13,7 @@ PROGRAM = '''"""Greets somebody.
 
   python -m launch.greet --name=Ada
 """
-import os, sys, threading, time
+import asyncio, os, sys, threading, time
 from absl import flags, logging
 from launch import program
 
@@ -48,6 +48,13 @@ def main(argv):
     thread = threading.Thread(target=int, args=("seven",), name="counting")
     thread.start()
     thread.join()
+  elif _DEED.value == "future":
+    async def fail_twice():
+      futures = [asyncio.ensure_future(fail()) for _ in range(2)]
+      await futures[0]
+    async def fail():
+      raise OSError(28, "No space left on device")
+    asyncio.run(fail_twice())
 
 class Slow:
   def wait(self):
@@ -168,6 +175,12 @@ def test_a_signal_that_comes_in_a_finalizer_is_not_lost(
   assert process.returncode == expected
   assert stdout == "cleaned up\n"
   assert "Traceback" not in stderr
+
+
+def test_of_futures_that_fail_together_only_the_first_speaks(script):
+  code, _, stderr = run(script, "--name=Ada", "--deed=future")
+  assert code == 2
+  assert stderr.strip() == "greet: No space left on device"
 
 
 def test_a_thread_that_ends_badly_is_one_line(script):
