@@ -9,6 +9,9 @@ Several data sets: --config.records.folders=data/mine,data/made. Objects are
 turned so that the camera stands in front of them, as the shipped model knows
 them; views from steeply above or below are left out.
 
+Where there is an hour and not a day, keep the shipped autoencoder, with
+--stages=data,dit; see "An hour on records" in docs/training.md.
+
 Hardware: two CPU cores. An hour makes some thousand steps.
 """
 
@@ -31,6 +34,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.dit_training.init_from = "weights/tiny"
   config.dit_training.latent_choices = 1  # There are some for every view.
   config.dit_training.optimizer.update(dict(
-      learning_rate=4e-4, num_steps=6000, warmup_steps=100,
+      learning_rate=2e-4, num_steps=6000, warmup_steps=100,
   ))
   return config
