@@ -210,8 +210,10 @@ class Planner:
   def _decode(self, settings: Settings) -> int:
     v = self.vae
     tokens = _bytes(v.num_latents * v.width * 8, v.dtype)
-    hidden = 2 + 2 * v.field_mlp_ratio
-    points = _bytes(settings.chunk_size * v.width * hidden, v.dtype)
+    # The hidden layer; its activation takes its place.
+    points = _bytes(
+        settings.chunk_size * v.width * v.field_mlp_ratio, v.dtype
+    )
     return max(tokens, points) + 2 * _SCORES
 
 
