@@ -213,7 +213,7 @@ def _differentiate_level(rows, level, chunks):
   def differentiate_segments(xs):
     rows, key, value = xs
     differentiate = functools.partial(
-        _differentiate_chunk, key=key, value=value, bias=level.bias
+        differentiate_chunk, key=key, value=value, bias=level.bias
     )
     if inner == 1:
       return differentiate(rows)
@@ -229,8 +229,19 @@ def _differentiate_level(rows, level, chunks):
   return _map(differentiate_segments, (rows, level.key, level.value), outer)
 
 
-def _differentiate_chunk(rows, key, value, bias):
-  """Gradient of query, [n, K]; shares of the other two, [m, K, keys]."""
+def differentiate_chunk(rows, key, value, bias):
+  """Gradients of queries' attention, each to the keys of its segment.
+
+  Args:
+    rows: Query, log-sum-exp, output_bar and offset, [n, ...]; the first n / m
+      belong to the first segment, and so on.
+    key: [m, keys, K].
+    value: As key.
+    bias: Added to the scores [m, n / m, keys].
+
+  Returns:
+    Gradient of query, [n, K]; shares of the other two, [m, K, keys].
+  """
   query, log_sum_exp, output_bar, offset = rows
   column = lambda x: x.reshape(len(key), -1, 1)
   scores = _product(query, key) + bias
