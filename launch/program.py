@@ -102,7 +102,7 @@ def run(
   host_memory.keep_freed_memory()
   _quieten_libraries()
   signal.signal(signal.SIGTERM, _exit_on_sigterm)
-  sys.unraisablehook = _end_again
+  sys.unraisablehook = _note_dropped_error
   try:
     app.run(guarded_main, flags_parser=parse_flags)
   except KeyboardInterrupt:  # Before main, or while its result was on its way.
@@ -229,16 +229,19 @@ def _exit_on_sigterm(signum, unused_frame) -> NoReturn:
   raise SystemExit(128 + signum)
 
 
-def _end_again(unraisable: Any) -> None:
+def _note_dropped_error(unraisable: Any) -> None:
   """Repeats a signal whose exception came where Python can only drop it.
 
   Finalizers and callbacks of the garbage collector are such places, and a
-  program that computes is often in one.
+  program that computes is often in one. What a library's thread has to tell
+  an event loop that has ended with an earlier error is nobody's any more.
   """
   signals = {SystemExit: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
   again = signals.get(unraisable.exc_type)
   if again is None:
-    sys.__unraisablehook__(unraisable)
+    too_late = str(unraisable.exc_value) == "Event loop is closed"
+    if not too_late or logging.get_verbosity() >= logging.DEBUG:
+      sys.__unraisablehook__(unraisable)
     return
   timer = threading.Timer(_SOON, os.kill, (os.getpid(), again))
   timer.daemon = True

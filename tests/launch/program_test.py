@@ -55,6 +55,17 @@ def main(argv):
     async def fail():
       raise OSError(28, "No space left on device")
     asyncio.run(fail_twice())
+  elif _DEED.value == "late":
+    async def fail_before(future):
+      waiting = future.__await__()
+      next(waiting)  # As a task does that begins to wait.
+      raise OSError(28, "No space left on device")
+    import tensorstore
+    promise, future = tensorstore.Promise.new()
+    try:
+      asyncio.run(fail_before(future))
+    finally:
+      promise.set_result(None)
 
 class Slow:
   def wait(self):
@@ -179,6 +190,12 @@ def test_a_signal_that_comes_in_a_finalizer_is_not_lost(
 
 def test_of_futures_that_fail_together_only_the_first_speaks(script):
   code, _, stderr = run(script, "--name=Ada", "--deed=future")
+  assert code == 2
+  assert stderr.strip() == "greet: No space left on device"
+
+
+def test_who_tells_a_loop_that_has_ended_is_not_heard(script):
+  code, _, stderr = run(script, "--name=Ada", "--deed=late")
   assert code == 2
   assert stderr.strip() == "greet: No space left on device"
 
