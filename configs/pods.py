@@ -5,6 +5,8 @@ r"""The released size on slices of TPUs: how each is used.
       --workdir=$WORKDIR
   python -m launch.compile_check --config=configs/pods.py:v5p-64 \
       --topology=v5p:4x4x4
+  python -m launch.compile_check --config=configs/pods.py:v5p-64-vae \
+      --topology=v5p:4x4x4 --what=train_vae
 
 Parameters are split over all chips; frames over `context`, so that a chip holds
 few of them whatever the batch. Nothing of this was trained: what is known is

@@ -4,8 +4,9 @@ r"""Compiles training and sampling for TPUs that are not here, and says if it fi
   python -m launch.compile_check --config=configs/sculpt4d.py \
       --topology=v5p:4x4x4 --config.mesh.context=4
 
-The real training step and the real sampler of the preset are compiled for the
-named slice by the TPU compiler, which needs no TPU. Printed are the memory of a
+The real training step and the real sampler of the preset, or with
+--what=train_vae the step of its autoencoder's training, are compiled for the named
+slice by the TPU compiler, which needs no TPU. Printed are the memory of a
 chip by kind, the work of a step, the collectives and their bytes, and bounds of
 the time of a step; see `sculpt4d_jax/training/compiled.py` for what they mean.
 Exit code 0 says that all of it fits the chip, 1 that it does not.
@@ -38,7 +39,8 @@ _TOPOLOGY = flags.DEFINE_string(
     "topology", "v5p:4x4x4", "Kind and shape of a slice, as v6e:16x16."
 )
 _WHAT = flags.DEFINE_list(
-    "what", ["train", "sample"], "What to compile, of train and sample."
+    "what", ["train", "sample"],
+    "What to compile, of train, sample and train_vae (the autoencoder's)."
 )
 _MAX_GB = flags.DEFINE_float(
     "max_gb", None, "Fails above so many GB (10^9 bytes) a chip; default: the"
@@ -52,7 +54,11 @@ def main(argv):
   from sculpt4d_jax.training import abstract  # pylint: disable=g-import-not-at-top
   from sculpt4d_jax.training import compiled  # pylint: disable=g-import-not-at-top
 
-  makers = {"train": abstract.training_step, "sample": abstract.sampler}
+  makers = {
+      "train": abstract.dit_training_step,
+      "sample": abstract.sampler,
+      "train_vae": abstract.vae_training_step,
+  }
   unknown = set(_WHAT.value) - set(makers)
   if unknown:
     raise ValueError(f"--what={sorted(unknown)}: choose among {list(makers)}.")

@@ -17,11 +17,13 @@ from sculpt4d_jax import partitioning
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import dit_task
 from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import run
 from sculpt4d_jax.training import step as step_lib
 from sculpt4d_jax.training import train
+from sculpt4d_jax.training import vae_task
 
 Mesh = partitioning.Mesh
 
@@ -33,7 +35,7 @@ class _Clips:
   num_frames: int
 
 
-def training_step(
+def dit_training_step(
     config: ml_collections.ConfigDict, mesh: Mesh
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   """The jitted step of the DiT's training, and the shapes it takes.
@@ -51,15 +53,45 @@ def training_step(
       _Clips(config.data.num_frames),
       scale=1.0,
   )
+  return _training_step(task, optimizer, mesh, _dit_batch(config, mesh))
+
+
+def vae_training_step(
+    config: ml_collections.ConfigDict, mesh: Mesh
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+  """The jitted step of the autoencoder's training, and the shapes it takes.
+
+  Call and lower it inside `partitioning.use_mesh(mesh)`.
+
+  Raises:
+    ValueError: The mesh does not divide the step.
+  """
+  options, optimizer = run.vae_options(config)
+  task = vae_task.VAETask(
+      options,
+      shape_vae.ShapeVAEConfig(**config.model.vae),
+      config.data.num_uniform,
+      _Clips(options.num_frames),
+  )
+  lead = (options.batch_size, options.num_frames)
+  num_points = config.data.num_uniform + config.data.num_sharp
+  batch = {
+      "surface": _clips((*lead, num_points, 7), jnp.float32, mesh),
+      "samples": _clips((*lead, options.num_queries, 4), jnp.float32, mesh),
+  }
+  return _training_step(task, optimizer, mesh, batch)
+
+
+def _training_step(task, optimizer, mesh, batch):
   task.check_mesh(mesh, optimizer.accumulation_steps)
   tx = optimizer_lib.make_optimizer(optimizer)
   shardings = train.state_shardings(task, optimizer, mesh)
   step, _ = step_lib.make_step(task.loss, optimizer, shardings)
   state = _placed(train.abstract_state(task, tx), shardings)
-  return step, (state, _batch(config, mesh), _key(mesh))
+  return step, (state, batch, _key(mesh))
 
 
-def _batch(config, mesh):
+def _dit_batch(config, mesh):
   lead = (config.dit_training.batch_size, config.data.num_frames)
   vae = config.model.vae
   latents = (*lead, vae.num_latents, vae.latent_channels)

@@ -23,6 +23,7 @@ import ml_collections
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.models import flops
 from sculpt4d_jax.training import collectives
+from sculpt4d_jax.training import step_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def model_flops(
 
   Args:
     config: The preset.
-    what: "train" or "sample".
+    what: "train", of the DiT; "train_vae", of the autoencoder; or "sample".
     num_clips: Clips that are sampled; a training step's are the preset's.
   """
   if what == "train":
@@ -130,6 +131,16 @@ def model_flops(
     model = (1 + _BACKWARD) * once + encoder * (1 + _BACKWARD * learns)
     again = _REMAT * once if config.model.dit.remat_policy == "full" else 0
     return {"model": num_clips * model, "hardware": num_clips * (model + again)}
+  if what == "train_vae":
+    options = config.vae_training
+    model = step_flops.vae_step(
+        _part(config, "vae"),
+        batch_size=options.batch_size,
+        num_frames=options.num_frames,
+        num_queries=options.num_queries,
+    )
+    again = _REMAT * (config.model.vae.remat_policy == "full")
+    return {"model": model, "hardware": model * (1 + again / (1 + _BACKWARD))}
   sampling = config.sampling
   encoder, keys = _context_flops(config, sampling.num_frames)
   calls = 2 if sampling.guidance_scale != 1.0 else 1

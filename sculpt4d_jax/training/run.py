@@ -58,17 +58,14 @@ def train_vae(
     source: sources.Source,
 ) -> None:
   """Trains the autoencoder and writes its weights and all latents."""
-  options = config.vae_training.to_dict()
-  init_from = options.pop("init_from")
-  optimizer = optimizer_lib.OptimizerConfig(**options.pop("optimizer"))
-  schedule = schedule_lib.take(options)
+  options, optimizer = vae_options(config)
+  init_from = config.vae_training.init_from
   model_config = shape_vae.ShapeVAEConfig(**config.model.vae)
-  task_config = vae_task.VAETaskConfig(**options)
   task = vae_task.VAETask(
-      task_config,
+      options,
       model_config,
       source.num_uniform,
-      source.surfaces(task_config),
+      source.surfaces(options),
       nnx.state(sources.load_module(config, init_from, "vae"))
       if init_from
       else None,
@@ -79,15 +76,15 @@ def train_vae(
       optimizer,
       workdir / "vae",
       mesh=partitioning.MeshConfig(**config.mesh),
-      seed=options["seed"],
-      schedule=schedule,
+      seed=options.seed,
+      schedule=schedule_lib.take(config.vae_training.to_dict()),
   )
   # The clips are encoded with the weights that are written.
   params = model_files.as_stored(params)
   vae = nnx.merge(task.graphdef, params)
   details = {
       "steps": optimizer.num_steps,
-      "field_band": options["field_band"],
+      "field_band": options.field_band,
       "scale_factor": source.encode(vae),
       "eval": task.evaluate(params),
   }
@@ -100,6 +97,20 @@ def _save(path, params, model_config, details):
   if jax.process_index() == 0:
     model_files.save(path, params, model_config, details)
   sources.wait_for_all(path.name)
+
+
+def vae_options(
+    config: ml_collections.ConfigDict,
+) -> tuple[vae_task.VAETaskConfig, optimizer_lib.OptimizerConfig]:
+  """The `vae_training` section of a preset, checked."""
+  options = config.vae_training.to_dict()
+  optimizer = options.pop("optimizer")
+  schedule_lib.take(options)
+  del options["init_from"]
+  return (
+      vae_task.VAETaskConfig(**options),
+      optimizer_lib.OptimizerConfig(**optimizer),
+  )
 
 
 def dit_options(

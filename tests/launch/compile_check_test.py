@@ -1,4 +1,4 @@
-"""A small training step and sampler, compiled for a slice that is not here."""
+"""Small training steps and a sampler, compiled for a slice that is not here."""
 
 import importlib.util
 import json
@@ -67,6 +67,32 @@ def test_training_compiles_with_its_kernels_and_fits(tmp_path):
   # again and backward; for three blocks.
   exchanged = [c for c in report["collectives"] if c["kind"] == "all-to-all"]
   assert [(c["group_size"], c["number"]) for c in exchanged] == [(2, 36)]
+
+
+def test_the_autoencoders_training_compiles(tmp_path):
+  sizes = {
+      "mesh.fsdp": 4,
+      "mesh.context": 1,
+      "model.vae.width": 256,
+      "model.vae.num_heads": 2,
+      "model.vae.num_encoder_layers": 1,
+      "model.vae.num_decoder_layers": 2,
+      "model.vae.remat_policy": "full",
+      "data.num_uniform": 20480,
+      "vae_training.batch_size": 4,
+      "vae_training.num_frames": 2,
+  }
+  result = _compile(
+      "--what=train_vae", f"--json={tmp_path / 'report.json'}",
+      *[f"--config.{name}={value}" for name, value in sizes.items()],
+  )
+  assert result.returncode == 0, result.stderr[-3000:]
+  report = json.loads((tmp_path / "report.json").read_text())["train_vae"]
+  assert report["fits"] and 0 < report["memory_gb"]["peak"] < 16
+  work = report["tera_flops"]
+  assert work["hardware"] == pytest.approx(work["model"] * 4 / 3, rel=0.1)
+  # Frames are independent of each other: none are exchanged.
+  assert "all-to-all" not in {c["kind"] for c in report["collectives"]}
 
 
 def test_what_does_not_fit_fails(tmp_path):

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import pods
 from configs import sculpt4d
 from configs import tiny
 from sculpt4d_jax.models import dit
 from sculpt4d_jax.models import flops
 from sculpt4d_jax.models import image_encoder
+from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import compiled
 
 
@@ -37,6 +39,19 @@ def test_work_of_a_training_step_is_three_forward_passes_and_one_more():
 def test_nothing_is_computed_again_where_all_is_kept():
   work = compiled.model_flops(tiny.get_config(), "train", num_clips=0)
   assert work["hardware"] == work["model"]
+
+
+def test_work_of_the_autoencoders_training():
+  config = pods.get_config("v5p-64-vae")
+  vae = shape_vae.ShapeVAEConfig(**config.model.vae)
+  frame = flops.add(
+      flops.vae_encoder(vae), flops.vae_decoder(vae),
+      flops.field_queries(vae, config.vae_training.num_queries),
+  )
+  once = 64 * 4 * sum(frame.values())  # 64 clips of 4 frames.
+  work = compiled.model_flops(config, "train_vae", num_clips=0)
+  assert work["model"] == pytest.approx(3 * once)
+  assert work["hardware"] == pytest.approx(4 * once)
 
 
 def test_guidance_doubles_the_calls_of_a_sampler():
