@@ -25,6 +25,7 @@ from ml_collections import config_flags
 
 from launch import program
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.io import atomic
 
 # Before libtpu starts: no cloud to ask about this machine, and others here may
 # be compiling too.
@@ -87,9 +88,8 @@ def main(argv):
     report["fits"] = report["memory_gb"]["peak"] * 1e9 <= limit
     reports[what] = report
     print(compiled.describe(what, report, limit))
-  if _JSON.value:
-    with open(_JSON.value, "w", encoding="utf-8") as file:
-      json.dump(reports, file, indent=1)
+    if _JSON.value:
+      atomic.write_bytes(_JSON.value, json.dumps(reports, indent=1).encode())
   return 0 if all(report["fits"] for report in reports.values()) else 1
 
 

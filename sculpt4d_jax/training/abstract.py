@@ -4,7 +4,6 @@ Everything is shapes with shardings, for compiling ahead of time.
 """
 
 from collections.abc import Callable
-import dataclasses
 import math
 from typing import Any
 
@@ -15,24 +14,12 @@ import ml_collections
 
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.inference import model as model_lib
-from sculpt4d_jax.models import dit as dit_lib
-from sculpt4d_jax.models import image_encoder as image_encoder_lib
-from sculpt4d_jax.models import shape_vae
-from sculpt4d_jax.training import dit_task
 from sculpt4d_jax.training import optimizer as optimizer_lib
-from sculpt4d_jax.training import run
 from sculpt4d_jax.training import step as step_lib
+from sculpt4d_jax.training import tasks
 from sculpt4d_jax.training import train
-from sculpt4d_jax.training import vae_task
 
 Mesh = partitioning.Mesh
-
-
-@dataclasses.dataclass(frozen=True)
-class _Clips:
-  """Stands where batches would: their sizes."""
-
-  num_frames: int
 
 
 def dit_training_step(
@@ -45,15 +32,9 @@ def dit_training_step(
   Raises:
     ValueError: The mesh does not divide the step.
   """
-  options, optimizer = run.dit_options(config)
-  task = dit_task.DiTTask(
-      options,
-      dit_lib.DiTConfig(**config.model.dit),
-      image_encoder_lib.ImageEncoderConfig(**config.model.image_encoder),
-      _Clips(config.data.num_frames),
-      scale=1.0,
-  )
-  return _training_step(task, optimizer, mesh, _dit_batch(config, mesh))
+  _, optimizer = tasks.dit_options(config)
+  batch = _dit_batch(config, mesh)
+  return _training_step(tasks.dit(config), optimizer, mesh, batch)
 
 
 def vae_training_step(
@@ -66,20 +47,14 @@ def vae_training_step(
   Raises:
     ValueError: The mesh does not divide the step.
   """
-  options, optimizer = run.vae_options(config)
-  task = vae_task.VAETask(
-      options,
-      shape_vae.ShapeVAEConfig(**config.model.vae),
-      config.data.num_uniform,
-      _Clips(options.num_frames),
-  )
+  options, optimizer = tasks.vae_options(config)
   lead = (options.batch_size, options.num_frames)
   num_points = config.data.num_uniform + config.data.num_sharp
   batch = {
       "surface": _clips((*lead, num_points, 7), jnp.float32, mesh),
       "samples": _clips((*lead, options.num_queries, 4), jnp.float32, mesh),
   }
-  return _training_step(task, optimizer, mesh, batch)
+  return _training_step(tasks.vae(config), optimizer, mesh, batch)
 
 
 def _training_step(task, optimizer, mesh, batch):

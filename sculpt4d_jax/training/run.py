@@ -13,17 +13,15 @@ from sculpt4d_jax.io import model_files
 from sculpt4d_jax.io import model_folders
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
-from sculpt4d_jax.models import lora as lora_lib
 from sculpt4d_jax.models import shape_vae
-from sculpt4d_jax.training import dit_task
-from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import sampled
 from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training import sources
+from sculpt4d_jax.training import tasks
 from sculpt4d_jax.training import train
-from sculpt4d_jax.training import vae_task
 
 STAGES = ("data", "vae", "dit")
+_VAE_FILE = pathlib.PurePath("weights") / "vae.safetensors"
 
 
 def run(
@@ -38,13 +36,15 @@ def run(
     stages: Some of `STAGES`.
 
   Raises:
-    ValueError: A stage is unknown, or the one before it is not finished.
+    ValueError: A stage is unknown or cannot run; see `tasks.check`.
+    model_files.ModelFileError: Weights to start from do not fit.
   """
   unknown = set(stages) - set(STAGES)
   if unknown:
     raise ValueError(
         f"Unknown stages {sorted(unknown)}; choose among {list(STAGES)}."
     )
+  tasks.check(config, stages, workdir / _VAE_FILE)
   source = sources.open_source(config, workdir)
   if "vae" in stages:
     train_vae(config, workdir, source)
@@ -58,18 +58,13 @@ def train_vae(
     source: sources.Source,
 ) -> None:
   """Trains the autoencoder and writes its weights and all latents."""
-  options, optimizer = vae_options(config)
+  options, optimizer = tasks.vae_options(config)
   init_from = config.vae_training.init_from
   model_config = shape_vae.ShapeVAEConfig(**config.model.vae)
-  task = vae_task.VAETask(
-      options,
-      model_config,
-      source.num_uniform,
-      source.surfaces(options),
-      nnx.state(sources.load_module(config, init_from, "vae"))
-      if init_from
-      else None,
-  )
+  given = None
+  if init_from:
+    given = nnx.state(sources.load_module(config, init_from, "vae"))
+  task = tasks.vae(config, source.surfaces(options), given)
   sources.check_identity(workdir / "vae", source)
   params = train.train(
       task,
@@ -89,7 +84,7 @@ def train_vae(
       "eval": task.evaluate(params),
   }
   logging.info("Autoencoder: %s", details)
-  _save(workdir / "weights" / "vae.safetensors", params, model_config, details)
+  _save(workdir / _VAE_FILE, params, model_config, details)
 
 
 def _save(path, params, model_config, details):
@@ -99,64 +94,18 @@ def _save(path, params, model_config, details):
   sources.wait_for_all(path.name)
 
 
-def vae_options(
-    config: ml_collections.ConfigDict,
-) -> tuple[vae_task.VAETaskConfig, optimizer_lib.OptimizerConfig]:
-  """The `vae_training` section of a preset, checked."""
-  options = config.vae_training.to_dict()
-  optimizer = options.pop("optimizer")
-  schedule_lib.take(options)
-  del options["init_from"]
-  return (
-      vae_task.VAETaskConfig(**options),
-      optimizer_lib.OptimizerConfig(**optimizer),
-  )
-
-
-def dit_options(
-    config: ml_collections.ConfigDict,
-) -> tuple[dit_task.DiTTaskConfig, optimizer_lib.OptimizerConfig]:
-  """The `dit_training` section of a preset, checked.
-
-  An image encoder that does not learn is among the frozen groups: its weights
-  would decay otherwise.
-  """
-  options = config.dit_training.to_dict()
-  optimizer = options.pop("optimizer")
-  schedule_lib.take(options)
-  for name in ("latent_choices", "init_from", "samples"):
-    del options[name]
-  options["lora"] = lora_lib.LoRAConfig(**options["lora"])
-  task = dit_task.DiTTaskConfig(**options)
-  if not task.train_image_encoder:
-    frozen = {*optimizer["frozen"], "image_encoder"}
-    optimizer["frozen"] = tuple(sorted(frozen))
-  return task, optimizer_lib.OptimizerConfig(**optimizer)
-
-
 def train_dit(
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
     source: sources.Source,
 ) -> None:
   """Trains the DiT, and the image encoder with it if the preset says so."""
-  vae_file = workdir / "weights" / "vae.safetensors"
+  vae_file = workdir / _VAE_FILE
   if not vae_file.exists() and config.dit_training.init_from:
     _take_vae(config, vae_file)
-  if not vae_file.exists():
-    raise ValueError(
-        f"{vae_file} is missing: train the autoencoder first, with"
-        " --stages=vae,dit, or start from weights that have one, with"
-        " --config.dit_training.init_from."
-    )
   vae, scale = _load_vae(config, vae_file)
-  options, optimizer = dit_options(config)
+  options, optimizer = tasks.dit_options(config)
   init_from = config.dit_training.init_from
-  if options.lora.rank and not init_from:
-    raise ValueError(
-        "LoRA adapts given weights: name them with"
-        " --config.dit_training.init_from."
-    )
   given = {}
   if init_from:
     for name in ("image_encoder", "dit"):
@@ -167,10 +116,8 @@ def train_dit(
   )
   learns = options.train_image_encoder
   source.encode(vae, None if learns else given.get("image_encoder"))
-  task = dit_task.DiTTask(
-      options,
-      dit_config,
-      encoder_config,
+  task = tasks.dit(
+      config,
       source.latents(options),
       scale,
       {name: nnx.state(module) for name, module in given.items()},

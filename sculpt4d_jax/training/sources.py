@@ -43,11 +43,9 @@ class Source(Protocol):
   """Clips for both stages.
 
   Attributes:
-    num_uniform: Uniform rows of a surface, which come first.
     identity: What a resumed run must find again; JSON.
   """
 
-  num_uniform: int
   identity: dict[str, Any]
 
   def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
@@ -99,7 +97,7 @@ class ProceduralSource:
   def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
     self._workdir = workdir
     self._num_choices = config.dit_training.latent_choices
-    self.num_uniform = config.data.num_uniform
+    self._num_uniform = config.data.num_uniform
     self.identity = {"data": json.loads(config.data.to_json_best_effort())}
     self._train, self._held_out = _make_stores(config, workdir / "data")
     self._latents: tuple[store_batches.LatentStore, ...] | None = None
@@ -123,7 +121,7 @@ class ProceduralSource:
               self._workdir / "vae" / f"latents_{name}.npz",
               store,
               vae,
-              num_uniform=self.num_uniform,
+              num_uniform=self._num_uniform,
               num_choices=self._num_choices,
           )
           for name, store in (
@@ -154,7 +152,6 @@ class RecordSource:
     self._config = config
     self._data = config.data
     self._names: dict[str, str] = {}
-    self.num_uniform = config.data.num_uniform
     self.example = example_config(config)
     digest = hashlib.sha256()
     for folder in self._folders:

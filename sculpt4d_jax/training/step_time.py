@@ -12,14 +12,12 @@ from sculpt4d_jax.data import record_store
 from sculpt4d_jax.data import store_batches
 from sculpt4d_jax.diffusion import time_sampling
 from sculpt4d_jax.io import model_files
-from sculpt4d_jax.models import dit as dit_lib
-from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.training import dit_task
 from sculpt4d_jax.training import optimizer as optimizer_lib
-from sculpt4d_jax.training import run
 from sculpt4d_jax.training import state as state_lib
 from sculpt4d_jax.training import step as step_lib
 from sculpt4d_jax.training import step_flops
+from sculpt4d_jax.training import tasks
 
 measured_peak = step_flops.measured_peak
 
@@ -77,16 +75,10 @@ def our_step(config: ml_collections.ConfigDict) -> OurStep:
   What is in the clips does not change the time of a step, but for how the
   routers' choices fall.
   """
-  options, optimizer = run.dit_options(config)
+  options, optimizer = tasks.dit_options(config)
   vae = config.model.vae
   frames, tokens = config.data.num_frames, vae.num_latents
-  task = dit_task.DiTTask(
-      options,
-      dit_lib.DiTConfig(**config.model.dit),
-      image_encoder_lib.ImageEncoderConfig(**config.model.image_encoder),
-      _noise_batches(config),
-      scale=1.0,
-  )
+  task = tasks.dit(config, _noise_batches(config))
   batches = [task.batch(step) for step in range(_NUM_BATCHES)]
   return OurStep(
       task,

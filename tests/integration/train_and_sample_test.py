@@ -17,7 +17,10 @@ from sculpt4d_jax.io import mesh_files
 from sculpt4d_jax.io import model_files
 from sculpt4d_jax.training import run
 from sculpt4d_jax.training import vae_task
+from tests import conftest
 from tests.integration import micro
+
+TINY = str(conftest.ROOT / "weights" / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +190,33 @@ def test_stages_are_checked(tmp_path):
   config.data.held_out_seed = config.data.first_seed + 1
   with pytest.raises(ValueError, match="overlap"):
     run.run(config, tmp_path, ["data"])
+
+
+@pytest.mark.parametrize(
+    "stages, change, message",
+    [
+        (["data", "vae"], {"mesh.fsdp": 999}, "devices"),
+        (["data", "dit"], {}, "train the autoencoder first"),
+        (["data", "vae", "dit"], {"dit_training.init_from": "no"}, "no weights"),
+        (["data", "vae"], {"vae_training.init_from": "no"}, "no weights"),
+        (["data", "vae"], {"vae_training.init_from": TINY}, "does not fit the p"),
+        (["data", "dit"], {"dit_training.batch_size": 3,
+                           "dit_training.optimizer.accumulation_steps": 2},
+         "not a multiple of accumulation_steps"),
+        (["data", "vae", "dit"], {"dit_training.lora.rank": 2,
+                                  "dit_training.train_image_encoder": False,
+                                  "dit_training.context_field_weight": 0.0},
+         "LoRA adapts given weights"),
+    ],
+)
+def test_what_cannot_work_stops_before_the_first_stage(
+    tmp_path, stages, change, message
+):
+  config = micro.get_config()
+  config.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=message):
+    run.run(config, tmp_path, stages)
+  assert not list(tmp_path.iterdir())
 
 
 def test_clip_to_files(model, tmp_path):
