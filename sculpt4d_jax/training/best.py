@@ -13,6 +13,7 @@ from sculpt4d_jax.training import checkpoints as checkpoints_lib
 from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training import state as state_lib
 
+
 class Best:
   """Keeps `keep_best` checkpoints in a folder, with the metric of each."""
 
@@ -47,9 +48,18 @@ class Best:
 
     Raises:
       CheckpointError: It cannot be written.
+      ValueError: The evaluation that the metric is named after has none such.
     """
     name, keep = self._schedule.best_metric, self._schedule.keep_best
-    if not keep or name not in values or not math.isfinite(values[name]):
+    if not keep:
+      return
+    alike = [n for n in values if schedule_lib.kind(n) == schedule_lib.kind(name)]
+    if alike and name not in values:
+      raise ValueError(
+          f"best_metric={name!r} is not among what is evaluated:"
+          f" {', '.join(sorted(alike))}."
+      )
+    if not alike or not math.isfinite(values[name]):
       return
     step, score = int(state.step), float(values[name])
     if step in self._scores or step in self._checkpoints.steps():

@@ -5,6 +5,8 @@ from typing import Any
 
 # Metrics of which more is better; of all others, less is.
 _HIGHER = ("iou", "f_score", "sample_iou")
+# What is evaluated: the loss of held-out clips, and sampled clips.
+_KINDS = ("eval", "sample")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Schedule:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
     if self.keep_best < 0:
       raise ValueError(f"keep_best={self.keep_best} must not be negative.")
+    if kind(self.best_metric) not in _KINDS:
+      raise ValueError(
+          f"best_metric={self.best_metric!r} must be named as it is logged, with"
+          f" {'/ or '.join(_KINDS)}/ before it."
+      )
     if self.export not in ("last", "best"):
       raise ValueError(f"export={self.export!r}: choose 'last' or 'best'.")
     if self.export == "best" and not self.keep_best:
@@ -63,6 +70,11 @@ class Schedule:
       return False
     first, count = self.profile
     return first <= step < first + count
+
+
+def kind(metric: str) -> str:
+  """The kind of evaluation that a metric is of: what its name begins with."""
+  return metric.split("/")[0]
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Schedule))

@@ -128,8 +128,9 @@ def check(
     vae_file: Where the trained autoencoder is, or will be.
 
   Raises:
-    ValueError: The mesh does not fit the devices or divide a step, or the stage
-      before one is not finished.
+    ValueError: The mesh does not fit the devices or divide a step, the best
+      checkpoints are chosen by what is not evaluated, or the stage before one is
+      not finished.
     model_files.ModelFileError: Weights to start from are missing or of another
       size.
   """
@@ -137,13 +138,27 @@ def check(
   if "vae" in stages:
     training = config.vae_training
     vae(config).check_mesh(mesh, training.optimizer.accumulation_steps)
+    _check_best(training, {"eval": training.eval_clips})
     if training.init_from:
       _check_weights(config, training.init_from, ["vae"])
   if "dit" in stages:
     training = config.dit_training
     dit(config).check_mesh(mesh, training.optimizer.accumulation_steps)
+    evaluated = {"eval": training.eval_clips, "sample": training.samples.every}
+    _check_best(training, evaluated)
     has_vae = "vae" in stages or vae_file.exists()
     _check_dit_start(config, has_vae, vae_file)
+
+
+def _check_best(training, evaluated):
+  """Raises ValueError where no evaluation has the metric of the best."""
+  metric = training.best_metric
+  if training.keep_best and not evaluated.get(schedule_lib.kind(metric)):
+    raise ValueError(
+        f"The best checkpoints are chosen by {metric}, which this stage does not"
+        " evaluate: see eval_clips and samples.every, or choose another"
+        " best_metric."
+    )
 
 
 def _check_dit_start(config, has_vae, vae_file):

@@ -196,6 +196,9 @@ def test_stages_are_checked(tmp_path):
     "stages, change, message",
     [
         (["data", "vae"], {"mesh.fsdp": 999}, "devices"),
+        (["data", "vae"], {"vae_training.keep_best": 1,
+                           "vae_training.best_metric": "sample/iou"},
+         "chosen by sample/iou"),
         (["data", "dit"], {}, "train the autoencoder first"),
         (["data", "vae", "dit"], {"dit_training.init_from": "no"}, "no weights"),
         (["data", "vae"], {"vae_training.init_from": "no"}, "no weights"),

@@ -57,7 +57,16 @@ def test_other_metrics_are_passed_by(tmp_path):
   keeper.close()
 
 
+def test_a_metric_that_its_evaluation_lacks_is_refused(tmp_path):
+  keeper = best.Best(tmp_path / "best", schedule.Schedule(keep_best=1))
+  with pytest.raises(ValueError, match="not among .*: eval/error, eval/loss"):
+    keeper.offer(_state(1), {"eval/loss": 1.0, "eval/error": 2.0, "sample/x": 3})
+  keeper.close()
+
+
 def test_schedules_are_checked():
+  with pytest.raises(ValueError, match="eval/ or sample/"):
+    schedule.Schedule(best_metric="chamfer")
   with pytest.raises(ValueError, match="keep_best of at least 1"):
     schedule.Schedule(export="best")
   with pytest.raises(ValueError, match="first step and a number"):
