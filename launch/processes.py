@@ -6,12 +6,13 @@
   --distributed=off    one process (the default)
 """
 
-import os
 import sys
 from typing import NoReturn
 
 from absl import flags
 from absl import logging
+
+from launch import program
 
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "off", ["off", "auto", "flags"],
@@ -86,6 +87,4 @@ def leave(message: object) -> NoReturn:
   and then be aborted by jax.
   """
   print(f"train: {message}", file=sys.stderr, flush=True)
-  logging.flush()
-  sys.stdout.flush()
-  os._exit(EXIT_AFTER_LOSS)
+  program.end_at_once(EXIT_AFTER_LOSS)

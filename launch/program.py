@@ -9,7 +9,8 @@ closed by `program.run(main)`. This file gives all of them the same manners:
                  checkpoint, a misspelt flag, a full disk): one clear message on
                  stderr and no traceback. `--verbosity=1` shows it as well.
   exit code 130  Interrupted with Ctrl-C; 143 after SIGTERM. Both unwind the
-                 program, so that its temporary files are removed.
+                 program, so that its temporary files are removed, and end it
+                 without waiting for threads of libraries.
 
 A ValueError that a `raise` of this project's own code throws is such a message,
 because that is how its boundaries speak. One that comes out of a library is a
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 import dis
 import importlib.metadata
 import logging as python_logging
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -62,9 +64,6 @@ def run(
       return main(argv) or 0
     except app.UsageError as error:
       return _refuse(f"{error}\n{_help_hint()}")
-    except KeyboardInterrupt:
-      _say("Interrupted.")
-      return 130
     except Exception as error:  # pylint: disable=broad-except
       message = user_message(error)
       if message is None:
@@ -105,10 +104,30 @@ def run(
   sys.unraisablehook = _note_dropped_error
   try:
     app.run(guarded_main, flags_parser=parse_flags)
-  except KeyboardInterrupt:  # Before main, or while its result was on its way.
+  except KeyboardInterrupt:
     _say("Interrupted.")
-    sys.exit(130)
+    end_at_once(130)
+  except _Terminated as error:
+    end_at_once(error.code)
   raise AssertionError("app.run returned.")
+
+
+def end_at_once(code: int) -> NoReturn:
+  """Ends the process with what it has said, but not as Python ends otherwise.
+
+  A signal often comes while jax compiles. Its thread would go on while Python
+  takes down what it works with, and crash; and in a run of several processes
+  jax would wait for the others.
+  """
+  for child in multiprocessing.active_children():
+    child.terminate()
+  logging.flush()
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except OSError:  # Nobody reads it any more.
+      pass
+  os._exit(code)
 
 
 def user_message(error: BaseException) -> str | None:
@@ -225,8 +244,12 @@ def _help_hint() -> str:
   return f"Run python -m launch.{_program_name()} --help for all flags."
 
 
+class _Terminated(SystemExit):
+  """SIGTERM came."""
+
+
 def _exit_on_sigterm(signum, unused_frame) -> NoReturn:
-  raise SystemExit(128 + signum)
+  raise _Terminated(128 + signum)
 
 
 def _note_dropped_error(unraisable: Any) -> None:
@@ -236,7 +259,7 @@ def _note_dropped_error(unraisable: Any) -> None:
   program that computes is often in one. What a library's thread has to tell
   an event loop that has ended with an earlier error is nobody's any more.
   """
-  signals = {SystemExit: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+  signals = {_Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
   again = signals.get(unraisable.exc_type)
   if again is None:
     too_late = str(unraisable.exc_value) == "Event loop is closed"

@@ -55,6 +55,19 @@ def main(argv):
     async def fail():
       raise OSError(28, "No space left on device")
     asyncio.run(fail_twice())
+  elif _DEED.value == "compile":
+    import jax
+    def slow_to_compile(x):
+      for number in range(1000):
+        x = jax.numpy.sin(x @ x) + number
+      return x
+    jax.config.update("jax_enable_compilation_cache", False)
+    lowered = jax.jit(slow_to_compile).lower(jax.numpy.ones((64, 64)))
+    print("waiting", flush=True)
+    try:
+      lowered.compile()
+    finally:
+      print("cleaned up")
   elif _DEED.value == "late":
     async def fail_before(future):
       waiting = future.__await__()
@@ -186,6 +199,23 @@ def test_a_signal_that_comes_in_a_finalizer_is_not_lost(
   assert process.returncode == expected
   assert stdout == "cleaned up\n"
   assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    "signal_number, expected",
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+)
+def test_a_signal_while_jax_compiles_is_no_crash(
+    script, signal_number, expected
+):
+  with start(script, "--name=Ada", "--deed=compile") as process:
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.3)
+    process.send_signal(signal_number)
+    stdout, stderr = process.communicate(timeout=60)
+  assert process.returncode == expected, stderr
+  assert stdout == "cleaned up\n"
+  assert "Fatal" not in stderr and "Traceback" not in stderr
 
 
 def test_of_futures_that_fail_together_only_the_first_speaks(script):
