@@ -11,8 +11,8 @@ chip by kind, the work of a step, the collectives and their bytes, and bounds of
 the time of a step; see `sculpt4d_jax/training/compiled.py` for what they mean.
 Exit code 0 says that all of it fits the chip, 1 that it does not.
 
-A quick look, at a third of the compiler's time and some percent less memory
-than the real program takes:  JAX_OPTIMIZATION_LEVEL=O0 python -m launch...
+A quicker look, some percent off in memory, with fewer of the compiler's passes:
+  JAX_OPTIMIZATION_LEVEL=O0 python -m launch.compile_check ...
 """
 
 import json
