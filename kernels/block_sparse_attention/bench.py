@@ -16,10 +16,11 @@ speed-up over dense attention is one over the density of the mask. Candidates:
   others  see `bench_peers`: those that are installed
 
 Compilation is not timed. On a machine that does other work, use `--clock cpu`:
-the process's CPU time. `--memory` runs nothing: it prints what the compiler
-reserves for forward and backward. `--parts` runs sparse and dense once each
-under the profiler and prints what their time goes to, on CPUs. `--aot` compiles for a chip that need not be
-there and prints what its compiler reports, by `aot_tpu` and `aot_gpu`.
+the process's CPU time. `--memory` prints what the compiler reserves for forward
+and backward and, on CPUs, what a run takes. `--parts` runs sparse and dense once
+each under the profiler and prints what their time goes to, on CPUs. `--aot`
+compiles for a chip that need not be there and prints what its compiler reports,
+by `aot_tpu` and `aot_gpu`.
 """
 
 import argparse
@@ -32,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from . import api
+from . import bench_memory
 from . import bench_parts
 from . import bench_peers
 from . import shapes
@@ -39,6 +41,8 @@ from . import shapes
 Candidates = dict[str, Callable[[], object]]
 
 _FRAMES = (8, 16, 32, 64)
+_TPUS = ("v5e", "v5p", "v6e")
+_GPUS = ("h100", "a100", "rtx3090", "rtx4090")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -117,7 +121,7 @@ def _parse(argv) -> argparse.Namespace:
       "--parts", action="store_true", help="what the time goes to, on CPUs"
   )
   parser.add_argument(
-      "--aot", choices=["v5e", "v5p", "v6e", "h100"],
+      "--aot", choices=[*_TPUS, *_GPUS],
       help="compile for this chip and print what its compiler reports",
   )  # fmt: skip
   flags = parser.parse_args(argv)
@@ -128,7 +132,7 @@ def _parse(argv) -> argparse.Namespace:
 
 def _compile_ahead(chip: str) -> None:
   """Imports late: either program sets its compiler up before it loads."""
-  if chip == "h100":
+  if chip in _GPUS:
     from . import aot_gpu  # pylint: disable=g-import-not-at-top
 
     aot_gpu.main(["--target", chip])
@@ -184,32 +188,26 @@ def _print_parts(flags) -> None:
 
 
 def _print_memory(flags) -> None:
-  """Of forward and backward: inputs, cotangent, results, and all the rest."""
+  """Of forward and backward, against what any method holds."""
+  bench_memory.return_freed_memory()
   print(_environment(flags))
-  print(_row("", "", "fixed MiB", "peak MiB", "peak / fixed"))
+  columns = ("fixed MiB", "peak MiB", "/ fixed", "measured MiB", "/ fixed")
+  print(_row("", "", *columns))
   for name in flags.shapes:
     shape = shapes.SHAPES[name]
     attend = functools.partial(
         _attend(shape.mask(), flags), return_log_sum_exp=True
     )
-
-    def run(query, key, value, output_bar, attend=attend):
-      results, vjp = jax.vjp(attend, query, key, value)
-      return results, vjp((output_bar, jnp.zeros_like(results[1])))
-
-    array = jax.ShapeDtypeStruct(shape.array_shape, jnp.dtype(flags.dtype))
-    memory = jax.jit(run).lower(*[array] * 4).compile().memory_analysis()
-    fixed = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    peak = fixed + memory.temp_size_in_bytes
-    print(
-        _row(
-            "forward+backward", name, f"{fixed / 2**20:.1f}",
-            f"{peak / 2**20:.1f}", f"{peak / fixed:.2f}",
-        )
-    )  # fmt: skip
+    memory = bench_memory.measure(attend, shape, flags.dtype)
+    columns = [f"{memory.fixed / 2**20:.1f}"]
+    for peak in (memory.analysed, memory.measured):
+      if peak is not None:
+        columns += [f"{peak / 2**20:.1f}", f"{peak / memory.fixed:.2f}"]
+    print(_row("forward+backward", name, *columns))
   print(
       "fixed: query, key, value, the output's cotangent; output, log-sum-exp and"
       " three gradients. Nothing else is kept between forward and backward."
+      " peak: by the compiler's analysis. measured: resident memory, on CPUs."
   )
 
 
@@ -221,7 +219,7 @@ def _environment(flags) -> str:
     versions += f", torch {torch.__version__}"
     versions += f" ({torch.get_num_threads()} threads)"
   measured = (
-      "memory by XLA's analysis"
+      "memory"
       if flags.memory
       else f"{flags.clock} time, median of {flags.rounds}"
   )

@@ -42,16 +42,16 @@ class TileSizes:
   """How much the large paths take at once; the defaults suit CPUs.
 
   Attributes:
-    chunk_scores: Most scores a step of the contiguous path, 4 MiB by default:
+    chunk_scores: Most scores a step of the contiguous path, 2 MiB by default:
       more would leave the cache. The backward pass takes half as many.
-    chunk_tokens: Queries of a segment that are not cut further for it. The
-      backward pass takes twice as many, as every part of a segment adds to the
-      gradients of all its keys.
+    chunk_tokens: Queries of a segment that are not cut further for it. Twice
+      as many make the backward pass of dense masks up to 6 % faster and that of
+      sparse ones no faster, and take more memory.
     step_tokens: Queries a step of the path of lists.
     group_tokens: Heads are taken together up to so many tokens in all.
   """
 
-  chunk_scores: int = 1 << 20
+  chunk_scores: int = 1 << 19
   chunk_tokens: int = 128
   step_tokens: int = 256
   group_tokens: int = 2048
@@ -265,8 +265,7 @@ class _Layout:
     tiles = self._tiles
     if self._is_contiguous:
       chunks = xla_contiguous.Chunks(
-          max(1, tiles.chunk_scores // num_arrays),
-          tiles.chunk_tokens * num_arrays,
+          max(1, tiles.chunk_scores // num_arrays), tiles.chunk_tokens
       )
       return self._mask, chunks
     return self._mask, self._token_order, self._tiles.step_tokens
