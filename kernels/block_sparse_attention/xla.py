@@ -42,7 +42,7 @@ class TileSizes:
   """How much the large paths take at once; the defaults suit CPUs.
 
   Attributes:
-    chunk_scores: Most scores a step of the contiguous path, 2 MiB by default:
+    chunk_scores: Most scores a step of the contiguous path, 4 MiB by default:
       more would leave the cache. The backward pass takes half as many.
     chunk_tokens: Queries of a segment that are not cut further for it. Twice
       as many make the backward pass of dense masks up to 6 % faster and that of
@@ -51,7 +51,7 @@ class TileSizes:
     group_tokens: Heads are taken together up to so many tokens in all.
   """
 
-  chunk_scores: int = 1 << 19
+  chunk_scores: int = 1 << 20
   chunk_tokens: int = 128
   step_tokens: int = 256
   group_tokens: int = 2048
