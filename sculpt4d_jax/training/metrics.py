@@ -21,6 +21,7 @@ from sculpt4d_jax.io import atomic
 Array = array_types.Array
 
 _FLUSH_SECONDS = 30.0
+_READ_BYTES = 1 << 16
 
 
 class WeightedMean(NamedTuple):
@@ -122,13 +123,26 @@ class RunWriter:
 
 
 def _open_lines(path):
-  """Opens for appending; a line that was cut short stays one line."""
+  """Opens for appending; the start of a line that was cut short goes.
+
+  A full disk or a kill leaves one. Its step comes again, or had no checkpoint.
+  """
   lines = open(path, "ab+")
-  if lines.tell():
-    lines.seek(-1, os.SEEK_END)
-    if lines.read(1) != b"\n":
-      lines.write(b"\n")
+  lines.truncate(_end_of_lines(lines))
   return io.TextIOWrapper(lines, encoding="utf-8")
+
+
+def _end_of_lines(file) -> int:
+  """Bytes of a file up to its last end of a line, that included."""
+  end = file.seek(0, os.SEEK_END)
+  while end:
+    start = max(0, end - _READ_BYTES)
+    file.seek(start)
+    length = file.read(end - start).rfind(b"\n") + 1
+    if length:
+      return start + length
+    end = start
+  return 0
 
 
 class NullWriter:

@@ -11,15 +11,20 @@ from sculpt4d_jax.training import meter
 from sculpt4d_jax.training import metrics
 
 
-def test_a_line_that_was_cut_short_spoils_no_other(tmp_path):
+@pytest.mark.parametrize(
+    "left",
+    ['{"step": 2, "lo', '{"step": 2, "a": "' + "long" * 50_000, "", None],
+    ids=["short", "longer than what is read at once", "whole", "nothing else"],
+)
+def test_a_line_that_was_cut_short_is_not_left_behind(tmp_path, left):
   path = tmp_path / "metrics.jsonl"
-  path.write_text('{"step": 1}\n{"step": 2, "lo')
+  whole = [] if left is None else [{"step": 1}]
+  path.write_text("{" if left is None else '{"step": 1}\n' + left)
   writer = metrics.RunWriter(tmp_path)
   writer.write(3, {"loss": 1.5})
   writer.close()
-  lines = path.read_text().splitlines()
-  assert json.loads(lines[0]) == {"step": 1}
-  assert json.loads(lines[-1]) == {"step": 3, "loss": 1.5}
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert lines == [*whole, {"step": 3, "loss": 1.5}]
 
 
 def test_what_cannot_be_written_is_said(tmp_path):
