@@ -93,7 +93,7 @@ class _Target:
       """
 
 
-_TARGETS = {
+TARGETS = {
     "h100": _Target(
         "NVIDIA H100 80GB HBM3", 9, 0, 132, 228 << 10, 128, 1.98,
         3_352_320_000_000, 50 << 20, 80 << 30,
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--target", choices=sorted(_TARGETS), default="h100")
+  parser.add_argument("--target", choices=sorted(TARGETS), default="h100")
   parser.add_argument(
       "--frames", type=int, nargs="+", default=[16, 32, 64], help="clip lengths"
   )
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
   if min(flags.heads, flags.head_dim, *flags.frames) < 1:
     parser.error("--heads, --head_dim and --frames must be positive")
   prepare_environment()
-  target = _TARGETS[flags.target]
+  target = TARGETS[flags.target]
   device = compile_only_device(flags.target)
   sharding = jax.sharding.SingleDeviceSharding(device)
   print(f"{target.name}, {flags.dtype}, jax {jax.__version__}; not run\n")
@@ -281,7 +281,7 @@ def compile_only_device(name: str):
   """The GPU that a target stands for; it can be compiled for, not run on."""
   from jax.experimental import topologies
 
-  target = _TARGETS[name]
+  target = TARGETS[name]
   return topologies.get_topology_desc(
       platform="cuda",
       topology_name=target.name,

@@ -41,7 +41,7 @@ from . import tpu_lists
 from . import tpu_schedule
 from . import tpu_tiles
 
-_TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 WHAT = {
     "paper": "the paper's mask in bfloat16",
@@ -125,7 +125,7 @@ def devices(chip: str) -> list[Any]:
   """
   try:
     topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=_TOPOLOGIES[chip]
+        platform="tpu", topology_name=TOPOLOGIES[chip]
     )
   except Exception as error:  # jax raises various kinds.
     raise RuntimeError(
@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  chips = list(_TOPOLOGIES)
+  chips = list(TOPOLOGIES)
   parser.add_argument("--chips", nargs="+", choices=chips, default=chips)
   parser.add_argument("--frames", nargs="+", type=int, default=[16, 32, 64])
   parser.add_argument(

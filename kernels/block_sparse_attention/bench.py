@@ -32,6 +32,8 @@ import time
 import jax
 import jax.numpy as jnp
 
+from . import aot_gpu
+from . import aot_tpu
 from . import api
 from . import bench_memory
 from . import bench_parts
@@ -41,8 +43,6 @@ from . import shapes
 Candidates = dict[str, Callable[[], object]]
 
 _FRAMES = (8, 16, 32, 64)
-_TPUS = ("v5e", "v5p", "v6e")
-_GPUS = ("h100", "a100", "rtx3090", "rtx4090")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -121,7 +121,7 @@ def _parse(argv) -> argparse.Namespace:
       "--parts", action="store_true", help="what the time goes to, on CPUs"
   )
   parser.add_argument(
-      "--aot", choices=[*_TPUS, *_GPUS],
+      "--aot", choices=[*aot_tpu.TOPOLOGIES, *aot_gpu.TARGETS],
       help="compile for this chip and print what its compiler reports",
   )  # fmt: skip
   flags = parser.parse_args(argv)
@@ -131,14 +131,9 @@ def _parse(argv) -> argparse.Namespace:
 
 
 def _compile_ahead(chip: str) -> None:
-  """Imports late: either program sets its compiler up before it loads."""
-  if chip in _GPUS:
-    from . import aot_gpu  # pylint: disable=g-import-not-at-top
-
+  if chip in aot_gpu.TARGETS:
     aot_gpu.main(["--target", chip])
   else:
-    from . import aot_tpu  # pylint: disable=g-import-not-at-top
-
     aot_tpu.main(["--chips", chip])
 
 
@@ -198,7 +193,8 @@ def _print_memory(flags) -> None:
     attend = functools.partial(
         _attend(shape.mask(), flags), return_log_sum_exp=True
     )
-    memory = bench_memory.measure(attend, shape, flags.dtype)
+    array = jax.ShapeDtypeStruct(shape.array_shape, jnp.dtype(flags.dtype))
+    memory = bench_memory.measure(attend, array)
     columns = [f"{memory.fixed / 2**20:.1f}"]
     for peak in (memory.analysed, memory.measured):
       if peak is not None:

@@ -29,13 +29,18 @@ class Memory:
 
   Attributes:
     fixed: Inputs, cotangent and results.
-    analysed: Peak by the compiler's analysis.
+    temporary: All the rest, by the compiler's analysis.
     measured: Peak as the process had it; None where it cannot be told.
   """
 
   fixed: int
-  analysed: int
-  measured: int | None
+  temporary: int
+  measured: int | None = None
+
+  @property
+  def analysed(self) -> int:
+    """Peak by the compiler's analysis."""
+    return self.fixed + self.temporary
 
 
 def return_freed_memory() -> None:
@@ -44,34 +49,41 @@ def return_freed_memory() -> None:
   Kept, they would hide as much of what is measured later. For a process that
   does nothing else: to ask for them anew takes time.
   """
-  if platform.libc_ver()[0] == "glibc":
+  if _can_measure():
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)
 
 
-def measure(attend, shape: shapes.AttentionShape, dtype: str) -> Memory:
+def measure(attend, array: jax.ShapeDtypeStruct) -> Memory:
+  """Memory of a run of attention, forward and backward; see `analyse`."""
+  memory, compiled = _compile(attend, array)
+  if not _can_measure():
+    return memory
+  inputs = shapes.random_inputs(array.shape, array.dtype)
+  inputs = jax.block_until_ready((*inputs, jnp.ones_like(inputs[0])))
+  rise = _rise(functools.partial(compiled, *inputs))
+  measured = sum(x.nbytes for x in inputs) + rise
+  return dataclasses.replace(memory, measured=measured)
+
+
+def analyse(attend, array: jax.ShapeDtypeStruct) -> Memory:
   """Memory of attention, forward and backward, in one compiled function.
 
   Args:
     attend: Takes query, key, value and returns the output and log-sum-exp.
-    shape: Sizes.
-    dtype: Of the inputs.
+    array: Shape and dtype of each input.
   """
+  return _compile(attend, array)[0]
 
+
+def _compile(attend, array):
   def run(query, key, value, output_bar):
     results, vjp = jax.vjp(attend, query, key, value)
     return results, vjp((output_bar, jnp.zeros_like(results[1])))
 
-  array = jax.ShapeDtypeStruct(shape.array_shape, jnp.dtype(dtype))
   compiled = jax.jit(run).lower(*[array] * 4).compile()
   analysis = compiled.memory_analysis()
   fixed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-  measured = None
-  if _can_measure():
-    inputs = shapes.random_inputs(shape.array_shape, array.dtype)
-    inputs = jax.block_until_ready((*inputs, jnp.ones_like(inputs[0])))
-    rise = _rise(functools.partial(compiled, *inputs))
-    measured = sum(x.nbytes for x in inputs) + rise
-  return Memory(fixed, fixed + analysis.temp_size_in_bytes, measured)
+  return Memory(fixed, analysis.temp_size_in_bytes), compiled
 
 
 def _can_measure() -> bool:

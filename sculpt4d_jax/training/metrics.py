@@ -21,7 +21,6 @@ from sculpt4d_jax.io import atomic
 Array = array_types.Array
 
 _FLUSH_SECONDS = 30.0
-_READ_BYTES = 1 << 16
 
 
 class WeightedMean(NamedTuple):
@@ -128,21 +127,9 @@ def _open_lines(path):
   A full disk or a kill leaves one. Its step comes again, or had no checkpoint.
   """
   lines = open(path, "ab+")
-  lines.truncate(_end_of_lines(lines))
+  lines.seek(0)
+  lines.truncate(sum(len(line) for line in lines if line.endswith(b"\n")))
   return io.TextIOWrapper(lines, encoding="utf-8")
-
-
-def _end_of_lines(file) -> int:
-  """Bytes of a file up to its last end of a line, that included."""
-  end = file.seek(0, os.SEEK_END)
-  while end:
-    start = max(0, end - _READ_BYTES)
-    file.seek(start)
-    length = file.read(end - start).rfind(b"\n") + 1
-    if length:
-      return start + length
-    end = start
-  return 0
 
 
 class NullWriter:

@@ -14,7 +14,7 @@ from sculpt4d_jax.training import metrics
 @pytest.mark.parametrize(
     "left",
     ['{"step": 2, "lo', '{"step": 2, "a": "' + "long" * 50_000, "", None],
-    ids=["short", "longer than what is read at once", "whole", "nothing else"],
+    ids=["short", "longer than a buffer", "whole", "nothing else"],
 )
 def test_a_line_that_was_cut_short_is_not_left_behind(tmp_path, left):
   path = tmp_path / "metrics.jsonl"

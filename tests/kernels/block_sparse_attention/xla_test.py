@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
+from sculpt4d_jax.kernels.block_sparse_attention import bench_memory
 from sculpt4d_jax.kernels.block_sparse_attention import shapes
 from sculpt4d_jax.kernels.block_sparse_attention import xla
 from sculpt4d_jax.kernels.block_sparse_attention import xla_contiguous
@@ -19,29 +20,28 @@ from sculpt4d_jax.kernels.block_sparse_attention import xla_lists
 BlockMask = bsa.BlockMask
 
 
-def memory(mask, shape, **kwargs):
-  """Bytes (inputs and outputs, temporary) of forward and backward."""
-  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)] * 4
-
-  def run(query, key, value, output_bar):
-    attend = functools.partial(
-        xla.attention, mask=mask, scale=0.1, token_order="bit_reversed",
-        **kwargs,
-    )  # fmt: skip
-    results, vjp = jax.vjp(attend, query, key, value)
-    return results, vjp((output_bar, jnp.zeros_like(results[1])))
-
-  analysis = jax.jit(run).lower(*arrays).compile().memory_analysis()
-  fixed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-  return fixed, analysis.temp_size_in_bytes
+def memory(mask, shape):
+  """Bytes of forward and backward."""
+  attend = functools.partial(
+      xla.attention, mask=mask, scale=0.1, token_order="bit_reversed"
+  )
+  array = jax.ShapeDtypeStruct(shape, jnp.float32)
+  return bench_memory.analyse(attend, array)
 
 
 @pytest.mark.parametrize("mask", [BlockMask(6, 8), BlockMask(6, 5)], ids=str)
 def test_no_quadratic_memory(mask):
   shape = (1, 1, mask.num_blocks * 160, 8)
-  _, temporary = memory(mask, shape)
+  temporary = memory(mask, shape).temporary
   scores = 4 * shape[2] ** 2
   assert temporary < scores / 4
+
+
+@pytest.mark.slow
+def test_peak_memory_is_near_that_of_inputs_outputs_and_residuals():
+  shape = shapes.SHAPES["cpu_16f"]
+  peak = memory(shape.mask(), shape.array_shape)
+  assert peak.temporary < 0.5 * peak.fixed
 
 
 def test_path_is_chosen_by_size_and_mask():
