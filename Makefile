@@ -22,7 +22,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow test-sweep test-long clean
+.PHONY: help venv demo lint format test test-slow test-sweep test-long clean
 
 help: ## Show this list.
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' \
@@ -35,6 +35,14 @@ demo: $(VENV)/.programs ## Turn the shipped clip into a mesh sequence.
 	  --output=$(DEMO_OUTPUT)
 	@echo
 	@echo "Done. Open $(DEMO_OUTPUT)/viewer.html in a browser."
+
+lint: $(VENV)/.tests ## Check form: formatter and linter, nothing is changed.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/.tests ## Format the code and mend what the linter can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 test: $(VENV)/.tests ## Run the everyday tests.
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" --durations=10 $(TESTS)

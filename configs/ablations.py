@@ -26,12 +26,12 @@ def get_config(variant: str = "ours") -> ml_collections.ConfigDict:
 
 
 def apply(
-    config: ml_collections.ConfigDict, variant: str
+  config: ml_collections.ConfigDict, variant: str
 ) -> ml_collections.ConfigDict:
   """Changes a preset of any size into a variant of it."""
   if variant not in _VARIANTS:
     raise ValueError(
-        f"Unknown variant {variant!r}; choose one of {sorted(_VARIANTS)}."
+      f"Unknown variant {variant!r}; choose one of {sorted(_VARIANTS)}."
     )
   _VARIANTS[variant](config)
   config.name = f"{config.name}_{variant}"
@@ -62,13 +62,13 @@ def _ours_full(config):
 
 
 _VARIANTS = {
-    "no_anchor": _no_anchor,
-    "fixed_stride": _schedule(4),
-    "aggressive": _schedule(1, 2, 4, 8, 16, 32),
-    "conservative": _schedule(1, 1, 2, 2, 4, 4),
-    "full": _trained_mode("full"),
-    "ours": lambda config: None,
-    "ours_full": _ours_full,
-    "token": _trained_mode("token"),
-    "per_frame": _trained_mode("none"),
+  "no_anchor": _no_anchor,
+  "fixed_stride": _schedule(4),
+  "aggressive": _schedule(1, 2, 4, 8, 16, 32),
+  "conservative": _schedule(1, 1, 2, 2, 4, 4),
+  "full": _trained_mode("full"),
+  "ours": lambda config: None,
+  "ours_full": _ours_full,
+  "token": _trained_mode("token"),
+  "per_frame": _trained_mode("none"),
 }

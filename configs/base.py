@@ -16,9 +16,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Weights that sampling and evaluation take when none are given: a path from
   # the project's root, or "".
   config.weights = ""
-  config.model = ml_collections.ConfigDict(dict(
-      vae=_vae(), image_encoder=_image_encoder(), dit=_dit()
-  ))
+  config.model = ml_collections.ConfigDict(
+    dict(vae=_vae(), image_encoder=_image_encoder(), dit=_dit())
+  )
   config.mesh = _mesh()
   config.data = _data()
   config.records = _records()
@@ -30,7 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def _vae() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       num_latents=4096,  # Latent tokens N a frame.
       latent_channels=64,  # Channels C of a latent.
       width=1024,
@@ -47,11 +48,13 @@ def _vae() -> ml_collections.ConfigDict:
       dtype="bfloat16",  # Of the computation.
       scan_unroll=1,
       remat_policy=ml_collections.config_dict.placeholder(str),
-  ))
+    )
+  )
 
 
 def _image_encoder() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       image_size=518,  # Pixels a side; a multiple of patch_size.
       patch_size=14,
       width=1024,
@@ -62,11 +65,13 @@ def _image_encoder() -> ml_collections.ConfigDict:
       dtype="bfloat16",
       scan_unroll=1,
       remat_policy=ml_collections.config_dict.placeholder(str),
-  ))
+    )
+  )
 
 
 def _dit() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       depth=21,
       width=2048,
       num_heads=16,
@@ -86,7 +91,8 @@ def _dit() -> ml_collections.ConfigDict:
       dtype="bfloat16",
       scan_unroll=1,
       remat_policy="full",
-  ))
+    )
+  )
 
 
 def _mesh() -> ml_collections.ConfigDict:
@@ -94,17 +100,20 @@ def _mesh() -> ml_collections.ConfigDict:
 
   -1, for one axis, takes all devices that the others leave.
   """
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       data=1,  # Copies of the parameters.
       fsdp=-1,  # Shards of the parameters; clips are split over it too.
       expert=1,  # Shards of the experts; tokens are exchanged.
       context=1,  # Shards of a clip's frames; divides frames and heads.
       tensor=1,  # Shards of heads and hidden units.
-  ))
+    )
+  )
 
 
 def _data() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       num_clips=4096,  # Of the training split.
       num_held_out=64,  # Of the held-out split.
       num_frames=16,  # F of a clip.
@@ -121,7 +130,8 @@ def _data() -> ml_collections.ConfigDict:
       max_azimuth=0.4,  # Radians; cameras look from the front, +- this.
       elevations=(0.0, 0.4),  # Radians above the horizon.
       border_ratio=0.15,  # Of the picture, left free around the object.
-  ))
+    )
+  )
 
 
 def _records() -> ml_collections.ConfigDict:
@@ -130,7 +140,8 @@ def _records() -> ml_collections.ConfigDict:
   Of `data`, they take the numbers of frames, pixels and surface points: those
   that an example has, which may be fewer than a record has.
   """
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       # Data sets that launch.prepare_data wrote, one or more, with commas
       # between them; "" trains on procedural clips.
       folders="",
@@ -150,11 +161,13 @@ def _records() -> ml_collections.ConfigDict:
       num_threads=4,  # That read and decode, in each process.
       num_workers=0,  # Processes that do so instead of threads.
       prefetch=4,  # Batches that are read ahead.
-  ))
+    )
+  )
 
 
 def _optimizer(learning_rate, num_steps) -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       learning_rate=learning_rate,  # Peak.
       num_steps=num_steps,
       warmup_steps=500,
@@ -172,11 +185,13 @@ def _optimizer(learning_rate, num_steps) -> ml_collections.ConfigDict:
       # Groups that do not learn, see training/groups.py: ("base",) is all that
       # the per-frame model has.
       frozen=(),
-  ))
+    )
+  )
 
 
 def _vae_training() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       optimizer=_optimizer(1e-4, 100_000),
       batch_size=32,  # Clips.
       num_frames=4,  # Taken of each clip.
@@ -188,11 +203,13 @@ def _vae_training() -> ml_collections.ConfigDict:
       init_from="",  # Folder of weights to start from, or "".
       eval_clips=32,  # Held-out clips of an evaluation; 0 evaluates nothing.
       **_schedule("eval/field_error"),
-  ))
+    )
+  )
 
 
 def _dit_training() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       optimizer=_optimizer(1e-5, 24_000),
       batch_size=32,  # Clips; the paper's.
       # Share of clips whose context is zeroed, for classifier-free guidance.
@@ -214,47 +231,53 @@ def _dit_training() -> ml_collections.ConfigDict:
       seed=0,
       eval_clips=32,
       **_schedule("eval/flow_loss"),
-  ))
+    )
+  )
 
 
 def _schedule(best_metric) -> dict:
   """When a stage logs, evaluates and saves; see `training/schedule.py`."""
   return dict(
-      log_every=20,  # Steps between lines of metrics.
-      eval_every=1000,  # Steps between evaluations on held-out clips.
-      save_every=500,  # Steps between checkpoints.
-      keep_checkpoints=2,  # The newest.
-      keep_best=0,  # The best, beside them, by this metric:
-      best_metric=best_metric,  # As it is logged; "sample/chamfer" for instance.
-      export="last",  # Or "best": the weights that are written at the end.
-      profile=(),  # First step and number of steps to trace, as (100, 5).
+    log_every=20,  # Steps between lines of metrics.
+    eval_every=1000,  # Steps between evaluations on held-out clips.
+    save_every=500,  # Steps between checkpoints.
+    keep_checkpoints=2,  # The newest.
+    keep_best=0,  # The best, beside them, by this metric:
+    best_metric=best_metric,  # As it is logged; "sample/chamfer" for instance.
+    export="last",  # Or "best": the weights that are written at the end.
+    profile=(),  # First step and number of steps to trace, as (100, 5).
   )
 
 
 def _lora() -> ml_collections.ConfigDict:
   """Adapters that are trained in place of the DiT; see `models/lora.py`."""
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       rank=0,  # 0 trains the DiT itself.
       alpha=16.0,  # What is added is scaled by alpha / rank.
       # Names in the path of a linear map: a kind of layer, or "query", "fc1".
       modules=("spatial_attention", "cross_attention", "temporal_attention"),
       also_train=(),  # Groups of parameters trained beside, as ("temporal",).
-  ))
+    )
+  )
 
 
 def _samples() -> ml_collections.ConfigDict:
   """Held-out clips sampled while the DiT is trained; `training/sampled.py`."""
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       every=0,  # Steps; 0 never.
       num_clips=2,  # The first held-out ones.
       num_steps=20,  # Of the sampler; all else is config.sampling's.
       resolution=64,  # Of the surface's grid.
       num_points=5000,  # A surface, of the metrics.
-  ))
+    )
+  )
 
 
 def _sampling() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       num_frames=16,  # F that the input is resampled to.
       num_steps=50,  # Of the Euler sampler.
       guidance_scale=5.0,  # 1 turns guidance off.
@@ -268,11 +291,13 @@ def _sampling() -> ml_collections.ConfigDict:
       guidance_in_turns=False,
       cache_context=True,
       offload=False,
-  ))
+    )
+  )
 
 
 def _surface() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       resolution=384,  # Cells a side.
       bounds=1.01,  # The grid spans +- this.
       level=0.0,
@@ -287,4 +312,5 @@ def _surface() -> ml_collections.ConfigDict:
       # "flashvdm", "hunyuan3d". See geometry/isosurface.py.
       grid="exact",
       vertex_scale="exact",  # Or "hunyuan3d", 0.26 % too small.
-  ))
+    )
+  )

@@ -25,12 +25,12 @@ def get_config(baseline: str = "hunyuan3d") -> ml_collections.ConfigDict:
 
 
 def apply(
-    config: ml_collections.ConfigDict, baseline: str
+  config: ml_collections.ConfigDict, baseline: str
 ) -> ml_collections.ConfigDict:
   """Changes a preset of any size into a per-frame baseline."""
   if baseline not in _NOISES:
     raise ValueError(
-        f"Unknown baseline {baseline!r}; choose one of {sorted(_NOISES)}."
+      f"Unknown baseline {baseline!r}; choose one of {sorted(_NOISES)}."
     )
   config.name = f"{config.name}_{baseline}"
   config.model.dit.temporal_mode = "none"

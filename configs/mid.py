@@ -26,9 +26,15 @@ def get_config() -> ml_collections.ConfigDict:
   config.weights = ""
   config.model.vae.update(dict(num_latents=1024, latent_channels=64))
   config.model.image_encoder.image_size = 144  # 325 tokens of context.
-  config.model.dit.update(dict(
-      depth=3, width=512, num_heads=8, latent_channels=64, num_moe_blocks=1,
+  config.model.dit.update(
+    dict(
+      depth=3,
+      width=512,
+      num_heads=8,
+      latent_channels=64,
+      num_moe_blocks=1,
       temporal_block_size=32,
-  ))
+    )
+  )
   config.sampling.update(dict(num_frames=16, num_steps=2, guidance_scale=1.0))
   return config

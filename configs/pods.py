@@ -28,10 +28,10 @@ import ml_collections
 from configs import base
 
 _MESHES = {
-    "v5p-64": dict(fsdp=16, context=4),
-    "v6e-256": dict(fsdp=16, context=16),
-    "v5e-64": dict(fsdp=8, context=8),
-    "gpu-8": dict(fsdp=8, context=1),
+  "v5p-64": dict(fsdp=16, context=4),
+  "v6e-256": dict(fsdp=16, context=16),
+  "v5e-64": dict(fsdp=8, context=8),
+  "gpu-8": dict(fsdp=8, context=1),
 }
 _VAE = "-vae"
 
@@ -41,8 +41,8 @@ def get_config(name: str = "v5p-64") -> ml_collections.ConfigDict:
   slice_name = name.removesuffix(_VAE)
   if slice_name not in _MESHES:
     raise ValueError(
-        f"Unknown slice {name!r}; choose one of {list(_MESHES)}, with {_VAE!r}"
-        " behind it to train the autoencoder."
+      f"Unknown slice {name!r}; choose one of {list(_MESHES)}, with {_VAE!r}"
+      " behind it to train the autoencoder."
     )
   config = base.get_config()
   config.name = f"sculpt4d_{name}"

@@ -19,44 +19,99 @@ def get_config() -> ml_collections.ConfigDict:
   config = base.get_config()
   config.name = "tiny"
   config.weights = "weights/tiny"
-  config.model.vae.update(dict(
-      num_latents=32, latent_channels=16, width=96, num_heads=4,
-      num_encoder_layers=2, num_decoder_layers=4, downsample_ratio=16,
-      num_freqs=6, field_mlp_ratio=2, scale_factor=1.0, dtype="float32",
-  ))
-  config.model.image_encoder.update(dict(
-      image_size=64, patch_size=8, width=64, num_layers=3, num_heads=2,
-      dtype="float32", scan_unroll=3,
-  ))
-  config.model.dit.update(dict(
-      depth=5, width=96, num_heads=4, latent_channels=16, context_width=64,
-      num_moe_blocks=2, temporal_block_size=4, dtype="float32",
+  config.model.vae.update(
+    dict(
+      num_latents=32,
+      latent_channels=16,
+      width=96,
+      num_heads=4,
+      num_encoder_layers=2,
+      num_decoder_layers=4,
+      downsample_ratio=16,
+      num_freqs=6,
+      field_mlp_ratio=2,
+      scale_factor=1.0,
+      dtype="float32",
+    )
+  )
+  config.model.image_encoder.update(
+    dict(
+      image_size=64,
+      patch_size=8,
+      width=64,
+      num_layers=3,
+      num_heads=2,
+      dtype="float32",
+      scan_unroll=3,
+    )
+  )
+  config.model.dit.update(
+    dict(
+      depth=5,
+      width=96,
+      num_heads=4,
+      latent_channels=16,
+      context_width=64,
+      num_moe_blocks=2,
+      temporal_block_size=4,
+      dtype="float32",
       # Few and small blocks: what a scan keeps of each for the backward pass
       # takes longer to copy than to compute with.
-      remat_policy=None, scan_unroll=5,
-  ))
-  config.data.update(dict(
-      num_clips=6656, num_frames=8, num_uniform=384, num_sharp=128, num_near=1024,
-      num_volume=512, image_size=64,
-  ))
-  config.vae_training.update(dict(
+      remat_policy=None,
+      scan_unroll=5,
+    )
+  )
+  config.data.update(
+    dict(
+      num_clips=6656,
+      num_frames=8,
+      num_uniform=384,
+      num_sharp=128,
+      num_near=1024,
+      num_volume=512,
+      image_size=64,
+    )
+  )
+  config.vae_training.update(
+    dict(
       # A wide band: the narrow one of the full size is a field so rough that
       # a small decoder does not find out where its tokens are.
-      batch_size=16, num_frames=2, num_queries=384, field_band=0.3,
-      kl_weight=1e-4, eval_every=1000, save_every=250,
-  ))
-  config.vae_training.optimizer.update(dict(
-      learning_rate=2e-3, num_steps=2200, warmup_steps=100, epsilon=1e-8,
-  ))
-  config.dit_training.update(dict(
-      batch_size=8, train_image_encoder=True, context_field_weight=1.0,
+      batch_size=16,
+      num_frames=2,
+      num_queries=384,
+      field_band=0.3,
+      kl_weight=1e-4,
+      eval_every=1000,
+      save_every=250,
+    )
+  )
+  config.vae_training.optimizer.update(
+    dict(
+      learning_rate=2e-3,
+      num_steps=2200,
+      warmup_steps=100,
+      epsilon=1e-8,
+    )
+  )
+  config.dit_training.update(
+    dict(
+      batch_size=8,
+      train_image_encoder=True,
+      context_field_weight=1.0,
       temporal_dropout=0.2,
-      latent_choices=2, save_every=250,
-  ))
-  config.dit_training.optimizer.update(dict(
-      learning_rate=1e-3, num_steps=9000, warmup_steps=200, epsilon=1e-8,
+      latent_choices=2,
+      save_every=250,
+    )
+  )
+  config.dit_training.optimizer.update(
+    dict(
+      learning_rate=1e-3,
+      num_steps=9000,
+      warmup_steps=200,
+      epsilon=1e-8,
       decay_fraction=0.4,
-  ))
+    )
+  )
   config.sampling.update(dict(num_frames=8, guidance_scale=2.0))
   # A cell of the coarsest grid spans 0.24 of the field's wide band.
   config.surface.update(dict(resolution=96, min_resolution=24, band=0.3))

@@ -24,16 +24,29 @@ def get_config() -> ml_collections.ConfigDict:
   """Fine-tuning of the shipped small model."""
   config = tiny.get_config()
   config.name = "tiny_records"
-  config.records.update(dict(
-      num_parts=1, turn_to_camera=True, max_elevation=0.6, num_threads=1,
-  ))
+  config.records.update(
+    dict(
+      num_parts=1,
+      turn_to_camera=True,
+      max_elevation=0.6,
+      num_threads=1,
+    )
+  )
   config.vae_training.init_from = "weights/tiny"
-  config.vae_training.optimizer.update(dict(
-      learning_rate=5e-4, num_steps=800, warmup_steps=50,
-  ))
+  config.vae_training.optimizer.update(
+    dict(
+      learning_rate=5e-4,
+      num_steps=800,
+      warmup_steps=50,
+    )
+  )
   config.dit_training.init_from = "weights/tiny"
   config.dit_training.latent_choices = 1  # There are some for every view.
-  config.dit_training.optimizer.update(dict(
-      learning_rate=2e-4, num_steps=6000, warmup_steps=100,
-  ))
+  config.dit_training.optimizer.update(
+    dict(
+      learning_rate=2e-4,
+      num_steps=6000,
+      warmup_steps=100,
+    )
+  )
   return config

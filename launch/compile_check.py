@@ -34,31 +34,33 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/sculpt4d.py", "Preset; see configs/base.py."
+  "config", "configs/sculpt4d.py", "Preset; see configs/base.py."
 )
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "v5p:4x4x4", "Kind and shape of a slice, as v6e:16x16."
+  "topology", "v5p:4x4x4", "Kind and shape of a slice, as v6e:16x16."
 )
 _WHAT = flags.DEFINE_list(
-    "what", ["train", "sample"],
-    "What to compile, of train, sample and train_vae (the autoencoder's)."
+  "what",
+  ["train", "sample"],
+  "What to compile, of train, sample and train_vae (the autoencoder's).",
 )
 _MAX_GB = flags.DEFINE_float(
-    "max_gb", None, "Fails above so many GB (10^9 bytes) a chip; default: the"
-    " chip's memory."
+  "max_gb",
+  None,
+  "Fails above so many GB (10^9 bytes) a chip; default: the chip's memory.",
 )
 _JSON = flags.DEFINE_string("json", None, "File for the figures, if wanted.")
 
 
 def main(argv):
   del argv
-  from sculpt4d_jax.training import abstract  # pylint: disable=g-import-not-at-top
-  from sculpt4d_jax.training import compiled  # pylint: disable=g-import-not-at-top
+  from sculpt4d_jax.training import abstract
+  from sculpt4d_jax.training import compiled
 
   makers = {
-      "train": abstract.dit_training_step,
-      "sample": abstract.sampler,
-      "train_vae": abstract.vae_training_step,
+    "train": abstract.dit_training_step,
+    "sample": abstract.sampler,
+    "train_vae": abstract.vae_training_step,
   }
   unknown = set(_WHAT.value) - set(makers)
   if unknown:
@@ -66,8 +68,8 @@ def main(argv):
   config = _CONFIG.value
   chip = compiled.chip(_TOPOLOGY.value)
   mesh = partitioning.make_mesh(
-      partitioning.MeshConfig(**config.mesh),
-      compiled.topology_devices(_TOPOLOGY.value),
+    partitioning.MeshConfig(**config.mesh),
+    compiled.topology_devices(_TOPOLOGY.value),
   )
   print(f"{config.name} on {_TOPOLOGY.value}: {dict(mesh.shape)}")
   limit = chip.memory_bytes if _MAX_GB.value is None else _MAX_GB.value * 1e9

@@ -46,61 +46,61 @@ from sculpt4d_jax.io.tensor_files import hub
 from sculpt4d_jax.io.tensor_files import open_file
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    "configs/sculpt4d.py",
-    "Preset that says the networks' sizes.",
+  "config",
+  "configs/sculpt4d.py",
+  "Preset that says the networks' sizes.",
 )
 _SOURCE = flags.DEFINE_list(
-    "source",
-    None,
-    "Files, folders or repositories; with --export, a folder of weights.",
-    required=True,
+  "source",
+  None,
+  "Files, folders or repositories; with --export, a folder of weights.",
+  required=True,
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "New folder; with --export, a .safetensors file."
+  "output", None, "New folder; with --export, a .safetensors file."
 )
 _PARTS = flags.DEFINE_list(
-    "parts", list(checkpoint_parts.PARTS), "Networks that are wanted."
+  "parts", list(checkpoint_parts.PARTS), "Networks that are wanted."
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype",
-    None,
-    ["bfloat16", "float16", "float32"],
-    "Of the result: bfloat16 (the default) or float32; with --export also"
-    " float16, and by default the folder's own.",
+  "dtype",
+  None,
+  ["bfloat16", "float16", "float32"],
+  "Of the result: bfloat16 (the default) or float32; with --export also"
+  " float16, and by default the folder's own.",
 )
 _DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Print what would be done, and write nothing."
+  "dry_run", False, "Print what would be done, and write nothing."
 )
 _RULES = flags.DEFINE_string(
-    "rules", None, "JSON or TOML file of rules for names of your own."
+  "rules", None, "JSON or TOML file of rules for names of your own."
 )
 _HEADS = flags.DEFINE_enum(
-    "temporal_heads",
-    None,
-    list(temporal_weights.HEADS),
-    "How the checkpoint lays out the heads of its temporal attention.",
+  "temporal_heads",
+  None,
+  list(temporal_weights.HEADS),
+  "How the checkpoint lays out the heads of its temporal attention.",
 )
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Of temporal layers that the checkpoint lacks.", lower_bound=0
+  "seed", 0, "Of temporal layers that the checkpoint lacks.", lower_bound=0
 )
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Replace an earlier conversion in OUTPUT."
+  "overwrite", False, "Replace an earlier conversion in OUTPUT."
 )
 _REVISION = flags.DEFINE_string(
-    "revision", None, "Branch, tag or commit of a repository."
+  "revision", None, "Branch, tag or commit of a repository."
 )
 _CACHE = flags.DEFINE_string(
-    "cache", None, "Folder of downloads; by default huggingface_hub's own."
+  "cache", None, "Folder of downloads; by default huggingface_hub's own."
 )
 _OFFLINE = flags.DEFINE_bool(
-    "offline", False, "Use earlier downloads and no connection."
+  "offline", False, "Use earlier downloads and no connection."
 )
 _EXPORT = flags.DEFINE_bool(
-    "export", False, "Write weights of ours in the published names."
+  "export", False, "Write weights of ours in the published names."
 )
 _TEMPORAL = flags.DEFINE_bool(
-    "temporal", True, "Whether temporal attention is exported."
+  "temporal", True, "Whether temporal attention is exported."
 )
 
 
@@ -119,7 +119,7 @@ def convert() -> None:
   dtype = _DTYPE.value or pretrained.DTYPES[0]
   if dtype not in pretrained.DTYPES:
     raise ValueError(
-        f"--dtype={dtype}: a conversion writes one of {pretrained.DTYPES}."
+      f"--dtype={dtype}: a conversion writes one of {pretrained.DTYPES}."
     )
   conversion = plan()
   if _DRY_RUN.value:
@@ -131,17 +131,17 @@ def convert() -> None:
   log, start = run_log.RunLog(), time.monotonic()
   with log.stage("convert", conversion.num_steps) as bar:
     pretrained.write(
-        conversion,
-        output,
-        dtype=dtype,
-        details={"sources": list(_SOURCE.value)},
-        overwrite=_OVERWRITE.value,
-        on_step=bar.update,
+      conversion,
+      output,
+      dtype=dtype,
+      details={"sources": list(_SOURCE.value)},
+      overwrite=_OVERWRITE.value,
+      on_step=bar.update,
     )
   print(
-      f"Wrote {output} in {time.monotonic() - start:.0f} s, with at most"
-      f" {log.stages[-1].peak_memory_mb:.0f} MB of memory. Use it with"
-      f" --checkpoint={output}."
+    f"Wrote {output} in {time.monotonic() - start:.0f} s, with at most"
+    f" {log.stages[-1].peak_memory_mb:.0f} MB of memory. Use it with"
+    f" --checkpoint={output}."
   )
 
 
@@ -151,8 +151,8 @@ def plan() -> pretrained.Conversion:
   unknown = set(wanted) - set(checkpoint_parts.PARTS)
   if unknown or not wanted:
     raise ValueError(
-        f"--parts={','.join(wanted)}: choose some of"
-        f" {','.join(checkpoint_parts.PARTS)}."
+      f"--parts={','.join(wanted)}: choose some of"
+      f" {','.join(checkpoint_parts.PARTS)}."
     )
   rules = rule_files.RuleFile()
   if _RULES.value:
@@ -160,20 +160,20 @@ def plan() -> pretrained.Conversion:
   files = []
   for source in _SOURCE.value:
     paths = hub.resolve(
-        source,
-        revision=_REVISION.value,
-        cache=_CACHE.value,
-        offline=_OFFLINE.value,
+      source,
+      revision=_REVISION.value,
+      cache=_CACHE.value,
+      offline=_OFFLINE.value,
     )
     files += [open_file.open_file(path) for path in paths]
   model = _CONFIG.value.model
   configs = {
-      name: checkpoint_parts.KINDS[name][1](**model[name])
-      for name in checkpoint_parts.PARTS
-      if name in wanted
+    name: checkpoint_parts.KINDS[name][1](**model[name])
+    for name in checkpoint_parts.PARTS
+    if name in wanted
   }
   return pretrained.plan_conversion(
-      files, configs, heads=_HEADS.value, rules=rules, seed=_SEED.value
+    files, configs, heads=_HEADS.value, rules=rules, seed=_SEED.value
   )
 
 
@@ -184,15 +184,15 @@ def export() -> None:
   output = pathlib.Path(_OUTPUT.value)
   if output.suffix != open_file.SAFETENSORS:
     raise ValueError(
-        f"--output={output}: an export is a {open_file.SAFETENSORS} file."
+      f"--output={output}: an export is a {open_file.SAFETENSORS} file."
     )
   with tqdm.tqdm(desc="export", unit=" tensors") as bar:
     names = weight_export.export(
-        _SOURCE.value[0],
-        output,
-        dtype=_DTYPE.value,
-        with_temporal=_TEMPORAL.value,
-        on_tensor=bar.update,
+      _SOURCE.value[0],
+      output,
+      dtype=_DTYPE.value,
+      with_temporal=_TEMPORAL.value,
+      on_tensor=bar.update,
     )
   print(f"Wrote {len(names)} tensors to {output}.")
 

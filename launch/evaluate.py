@@ -61,106 +61,106 @@ from sculpt4d_jax.training import sources
 _DEFAULTS = geometry_metrics.Conventions()
 
 _PREDICTED = flags.DEFINE_string(
-    "predicted",
-    None,
-    "A predicted sequence (a folder of PLY files, a GLB or USD file), or a"
-    " folder of them.",
+  "predicted",
+  None,
+  "A predicted sequence (a folder of PLY files, a GLB or USD file), or a"
+  " folder of them.",
 )
 _TRUTH = flags.DEFINE_string(
-    "truth", None, "The true sequence or sequences, likewise."
+  "truth", None, "The true sequence or sequences, likewise."
 )
 _CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    "configs/tiny.py",
-    "Preset whose model is evaluated on held-out clips, where no --predicted is"
-    " given.",
+  "config",
+  "configs/tiny.py",
+  "Preset whose model is evaluated on held-out clips, where no --predicted is"
+  " given.",
 )
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "Folder of weights; by default the ones that the preset names.",
+  "checkpoint",
+  None,
+  "Folder of weights; by default the ones that the preset names.",
 )
 _DATA = flags.DEFINE_list(
-    "data",
-    [],
-    "Data sets of launch.prepare_data whose test split is taken in place of"
-    " procedural clips.",
+  "data",
+  [],
+  "Data sets of launch.prepare_data whose test split is taken in place of"
+  " procedural clips.",
 )
 _ASSETS = flags.DEFINE_string(
-    "assets", "", "With --data: only assets whose name contains this."
+  "assets", "", "With --data: only assets whose name contains this."
 )
 _OTHER = flags.DEFINE_string(
-    "other_checkpoint",
-    None,
-    "With --data: other weights of the same preset, on the same clips.",
+  "other_checkpoint",
+  None,
+  "With --data: other weights of the same preset, on the same clips.",
 )
 _PICTURES = flags.DEFINE_string(
-    "pictures",
-    None,
-    "With --data: folder for a picture of each clip and model.",
+  "pictures",
+  None,
+  "With --data: folder for a picture of each clip and model.",
 )
 _NUM_SEQUENCES = flags.DEFINE_integer(
-    "num_sequences", 20, "Held-out clips.", lower_bound=1
+  "num_sequences", 20, "Held-out clips.", lower_bound=1
 )
 _NUM_TRIVIAL = flags.DEFINE_integer(
-    "num_training_clips",
-    128,
-    "Training clips that the trivial answers are made of.",
-    lower_bound=1,
+  "num_training_clips",
+  128,
+  "Training clips that the trivial answers are made of.",
+  lower_bound=1,
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "JSON file for every number, frame by frame; optional."
+  "output", None, "JSON file for every number, frame by frame; optional."
 )
 _NAME = flags.DEFINE_string(
-    "name", "prediction", "What to call the predictions in the table."
+  "name", "prediction", "What to call the predictions in the table."
 )
 _MARKDOWN = flags.DEFINE_bool(
-    "markdown", False, "Print tables in Markdown instead of plain text."
+  "markdown", False, "Print tables in Markdown instead of plain text."
 )
 _ALIGNMENT = flags.DEFINE_enum(
-    "alignment",
-    _DEFAULTS.alignment,
-    geometry_metrics.ALIGNMENTS,
-    "What to take off the prediction first, found once for a whole sequence:"
-    " nothing, scale and translation, or these and a rigid pose found by ICP.",
+  "alignment",
+  _DEFAULTS.alignment,
+  geometry_metrics.ALIGNMENTS,
+  "What to take off the prediction first, found once for a whole sequence:"
+  " nothing, scale and translation, or these and a rigid pose found by ICP.",
 )
 _NUM_POINTS = flags.DEFINE_integer(
-    "num_points",
-    _DEFAULTS.num_points,
-    "Points sampled on each surface for Chamfer and F-Score.",
-    lower_bound=1,
+  "num_points",
+  _DEFAULTS.num_points,
+  "Points sampled on each surface for Chamfer and F-Score.",
+  lower_bound=1,
 )
 _F_SCORE_THRESHOLD = flags.DEFINE_float(
-    "f_score_threshold",
-    _DEFAULTS.f_score_threshold,
-    "Distance in [-1, 1]^3 below which a point counts as met.",
-    lower_bound=0.0,
+  "f_score_threshold",
+  _DEFAULTS.f_score_threshold,
+  "Distance in [-1, 1]^3 below which a point counts as met.",
+  lower_bound=0.0,
 )
 _IOU_RESOLUTION = flags.DEFINE_integer(
-    "iou_resolution",
-    _DEFAULTS.iou_resolution,
-    "Cells along an axis of the occupancy grid.",
-    lower_bound=1,
+  "iou_resolution",
+  _DEFAULTS.iou_resolution,
+  "Cells along an axis of the occupancy grid.",
+  lower_bound=1,
 )
 _SEED = flags.DEFINE_integer(
-    "seed", _DEFAULTS.seed, "Seed of the sampled points.", lower_bound=0
+  "seed", _DEFAULTS.seed, "Seed of the sampled points.", lower_bound=0
 )
 
 
 def main(unused_argv: Sequence[str]) -> None:
   conventions = geometry_metrics.Conventions(
-      num_points=_NUM_POINTS.value,
-      f_score_threshold=_F_SCORE_THRESHOLD.value,
-      iou_resolution=_IOU_RESOLUTION.value,
-      alignment=_ALIGNMENT.value,
-      seed=_SEED.value,
+    num_points=_NUM_POINTS.value,
+    f_score_threshold=_F_SCORE_THRESHOLD.value,
+    iou_resolution=_IOU_RESOLUTION.value,
+    alignment=_ALIGNMENT.value,
+    seed=_SEED.value,
   )
   description = conventions.describe()
   if _PREDICTED.value or _TRUTH.value:
     if not (_PREDICTED.value and _TRUTH.value):
       raise ValueError(
-          "--predicted and --truth belong together; give both, or neither to"
-          " evaluate the model of --config on held-out clips."
+        "--predicted and --truth belong together; give both, or neither to"
+        " evaluate the model of --config on held-out clips."
       )
     pairs = sequence_pairs.find_pairs(_PREDICTED.value, _TRUTH.value)
     scores = score_pairs(pairs, conventions)
@@ -178,8 +178,8 @@ def main(unused_argv: Sequence[str]) -> None:
 
 
 def score_model(
-    config: ml_collections.ConfigDict,
-    conventions: geometry_metrics.Conventions,
+  config: ml_collections.ConfigDict,
+  conventions: geometry_metrics.Conventions,
 ) -> dict[str, evaluator.Summary]:
   """Scores a preset's model, and trivial answers, on held-out clips."""
   program.log_platform()
@@ -189,47 +189,48 @@ def score_model(
   num_frames = data.pop("num_frames")
   if _NUM_SEQUENCES.value > num_held_out:
     raise ValueError(
-        f"--num_sequences={_NUM_SEQUENCES.value} exceeds the preset's"
-        f" {num_held_out} held-out clips (data.num_held_out)."
+      f"--num_sequences={_NUM_SEQUENCES.value} exceeds the preset's"
+      f" {num_held_out} held-out clips (data.num_held_out)."
     )
   log = run_log.RunLog()
   folder = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
   with log.stage("load weights"):
     model = model_lib.Sculpt4D.load(config.model, folder)
   clips = held_out_lib.make_clips(
-      range(held_out, held_out + _NUM_SEQUENCES.value),
-      num_frames,
-      synthetic_records.RecordSizes(**data),
-      log,
+    range(held_out, held_out + _NUM_SEQUENCES.value),
+    num_frames,
+    synthetic_records.RecordSizes(**data),
+    log,
   )
   count = min(num_train, _NUM_TRIVIAL.value)
   return held_out_lib.compare(
-      model,
-      clips,
-      [synthetic.make_clip(first + i, num_frames) for i in range(count)],
-      model_lib.SamplingConfig(**config.sampling),
-      pipeline.SurfaceConfig(**config.surface),
-      conventions,
-      log,
+    model,
+    clips,
+    [synthetic.make_clip(first + i, num_frames) for i in range(count)],
+    model_lib.SamplingConfig(**config.sampling),
+    pipeline.SurfaceConfig(**config.surface),
+    conventions,
+    log,
   )
 
 
 def score_on_records(
-    config: ml_collections.ConfigDict,
-    conventions: geometry_metrics.Conventions,
+  config: ml_collections.ConfigDict,
+  conventions: geometry_metrics.Conventions,
 ) -> tuple[dict[str, evaluator.Summary], str]:
   """Scores one or two models on a test split; also tells the conventions."""
   program.log_platform()
-  folders = {"model": model_lib.weights_folder(config.weights,
-                                               _CHECKPOINT.value)}
+  folders = {
+    "model": model_lib.weights_folder(config.weights, _CHECKPOINT.value)
+  }
   if _OTHER.value:
     folders["other model"] = pathlib.Path(_OTHER.value)
   reader = record_loader.open_split(_DATA.value, "test", _whole(config))
   log = run_log.RunLog()
   rows = held_out_records.choose(reader, _NUM_SEQUENCES.value, _ASSETS.value)
   records = [
-      held_out_records.read(reader, row, _SEED.value)
-      for row in log.each("read held-out clips", rows)
+    held_out_records.read(reader, row, _SEED.value)
+    for row in log.each("read held-out clips", rows)
   ]
   sampling = model_lib.SamplingConfig(**config.sampling)
   surface = pipeline.SurfaceConfig(**config.surface)
@@ -258,17 +259,21 @@ def score_on_records(
 def _whole(config) -> record_examples.ExampleConfig:
   """All points and distances of a clip, as the preset sees it."""
   example = record_batches.as_they_are(
-      sources.example_config(config), config.data.num_frames
+    sources.example_config(config), config.data.num_frames
   )
   return dataclasses.replace(
-      example, contents=("geometry", "images"), num_parts=0, num_uniform=0,
-      num_sharp=0, num_samples=0,
+    example,
+    contents=("geometry", "images"),
+    num_parts=0,
+    num_uniform=0,
+    num_sharp=0,
+    num_samples=0,
   )
 
 
 def score_pairs(
-    pairs: Sequence[sequence_pairs.SequencePair],
-    conventions: geometry_metrics.Conventions,
+  pairs: Sequence[sequence_pairs.SequencePair],
+  conventions: geometry_metrics.Conventions,
 ) -> list[evaluator.SequenceMetrics]:
   """Reads and scores sequence by sequence, with a progress bar."""
   scores = []
@@ -277,22 +282,22 @@ def score_pairs(
       bar.set_description(f"{pair.name} ({index + 1} of {len(pairs)})")
       prediction, truth = pair.read()
       scores.append(
-          evaluator.evaluate_sequence(
-              prediction,
-              truth,
-              conventions,
-              name=pair.name,
-              on_frame=bar.update,
-          )
+        evaluator.evaluate_sequence(
+          prediction,
+          truth,
+          conventions,
+          name=pair.name,
+          on_frame=bar.update,
+        )
       )
   return scores
 
 
 def print_report(
-    rows: dict[str, evaluator.Summary],
-    description: str,
-    *,
-    markdown: bool,
+  rows: dict[str, evaluator.Summary],
+  description: str,
+  *,
+  markdown: bool,
 ) -> None:
   """Prints sequences where there are several, the means, and conventions."""
   for title, summary in rows.items():
@@ -304,7 +309,7 @@ def print_report(
 
 
 def print_differences(
-    model: evaluator.Summary, other: evaluator.Summary
+  model: evaluator.Summary, other: evaluator.Summary
 ) -> None:
   """Prints how much better or worse the model is, clip by clip."""
   print("\nmodel - other model, means over clips with 95 % intervals:")
@@ -312,8 +317,8 @@ def print_differences(
     found = evaluator.paired_difference(model, other, metric)
     if found.num_sequences:
       print(
-          f"  {metric:8s} {found.mean:+.4f} [{found.low:+.4f},"
-          f" {found.high:+.4f}]  ({better} is better)"
+        f"  {metric:8s} {found.mean:+.4f} [{found.low:+.4f},"
+        f" {found.high:+.4f}]  ({better} is better)"
       )
   print()
 

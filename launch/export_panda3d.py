@@ -26,39 +26,51 @@ from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import mesh_files
 
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for the assets.", required=True
+  "output", None, "Folder for the assets.", required=True
 )
 _MIN_FRAMES = 8
 
 # Package, folder in it, model, files with animations, licence, authors.
 _CHARACTERS = (
-    ("panda3d", "panda3d/models", "panda-model.egg.pz",
-     ("panda-walk4.egg.pz",), "BSD-3-Clause", "the Panda3D project"),
-    *(
-        ("panda3d-assetcoop", "assetcoop/bam/models/character", f"{name}.bam",
-         (), "Panda3D License (modified BSD)", "Entikan, thecheapestpixels")
-        for name in ("peter_panda", "sofia", "rebecca", "polyimpairedperson")
-    ),
+  (
+    "panda3d",
+    "panda3d/models",
+    "panda-model.egg.pz",
+    ("panda-walk4.egg.pz",),
+    "BSD-3-Clause",
+    "the Panda3D project",
+  ),
+  *(
+    (
+      "panda3d-assetcoop",
+      "assetcoop/bam/models/character",
+      f"{name}.bam",
+      (),
+      "Panda3D License (modified BSD)",
+      "Entikan, thecheapestpixels",
+    )
+    for name in ("peter_panda", "sofia", "rebecca", "polyimpairedperson")
+  ),
 )
 
 
 def _panda3d():
   try:
-    from panda3d import core  # pylint: disable=g-import-not-at-top
+    from panda3d import core
   except ImportError as error:
     raise ImportError(
-        "Exporting the characters needs them: pip install panda3d"
-        " panda3d-assetcoop."
+      "Exporting the characters needs them: pip install panda3d"
+      " panda3d-assetcoop."
     ) from error
   core.load_prc_file_data(
-      "", "window-type none\nnotify-level-char error\nnotify-level-loader error"
+    "", "window-type none\nnotify-level-char error\nnotify-level-loader error"
   )
   return core
 
 
 def _load(core, path: pathlib.Path):
   node = core.Loader.get_global_ptr().load_sync(
-      core.Filename.from_os_specific(os.fspath(path))
+    core.Filename.from_os_specific(os.fspath(path))
   )
   if node is None:
     raise ValueError(f"Panda3D cannot read {path}.")
@@ -93,7 +105,7 @@ def _faces(top) -> np.ndarray:
       for number in range(triangles.get_num_primitives()):
         primitive = triangles.get_primitive(number)
         corners = [
-            primitive.get_vertex(i) for i in range(primitive.get_num_vertices())
+          primitive.get_vertex(i) for i in range(primitive.get_num_vertices())
         ]
         faces.append(np.reshape(corners, (-1, 3)) + count)
       count += geom.get_vertex_data().get_num_rows()
@@ -101,7 +113,7 @@ def _faces(top) -> np.ndarray:
 
 
 def _clips(
-    core, folder: pathlib.Path, model: str, animations: tuple[str, ...]
+  core, folder: pathlib.Path, model: str, animations: tuple[str, ...]
 ) -> Iterator[tuple[str, list[mesh_lib.TriangleMesh]]]:
   """Names and meshes of a character's animations."""
   top = _load(core, folder / model)
@@ -110,9 +122,9 @@ def _clips(
   controls = core.AnimControlCollection()
   core.auto_bind(top.node(), controls, ~0)
   bundles = [
-      path.node().get_bundle(i)
-      for path in top.find_all_matches("**/+Character")
-      for i in range(path.node().get_num_bundles())
+    path.node().get_bundle(i)
+    for path in top.find_all_matches("**/+Character")
+    for i in range(path.node().get_num_bundles())
   ]
   faces = _faces(top)
   for number in range(controls.get_num_anims()):
@@ -148,12 +160,17 @@ def main(argv):
     for name, meshes in _clips(core, folder, model, animations):
       mesh_files.write_mesh_sequence(output / character / name, meshes)
       logging.info("%s %s: %d frames.", character, name, len(meshes))
-    credits.append({
-        "files": f"{character}/*", "licence": licence, "authors": authors,
-        "source": f"PyPI {package} {files.version}", "object": character,
-    })
+    credits.append(
+      {
+        "files": f"{character}/*",
+        "licence": licence,
+        "authors": authors,
+        "source": f"PyPI {package} {files.version}",
+        "object": character,
+      }
+    )
   atomic.write_bytes(
-      output / "sources.json", json.dumps(credits, indent=1).encode()
+    output / "sources.json", json.dumps(credits, indent=1).encode()
   )
 
 

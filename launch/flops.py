@@ -1,4 +1,4 @@
-"""Counts the operations of a preset, and prints the paper's tables beside them.
+r"""Counts the operations of a preset, and prints the paper's tables beside them.
 
 Usage:
 
@@ -6,7 +6,7 @@ Usage:
   python -m launch.flops
 
   # Any preset and number of frames; Figure A1 as a file.
-  python -m launch.flops --config=configs/tiny.py --num_frames=8,16 \\
+  python -m launch.flops --config=configs/tiny.py --num_frames=8,16 \
       --figure=figure_a1.svg
 
   # Time of sampling, sparse over full, beside the ratio of operations. Takes
@@ -35,29 +35,29 @@ from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/sculpt4d.py", "Preset; see configs/base.py."
+  "config", "configs/sculpt4d.py", "Preset; see configs/base.py."
 )
 _NUM_FRAMES = flags.DEFINE_list(
-    "num_frames", ["16"], "Numbers of frames to count by part, or to measure."
+  "num_frames", ["16"], "Numbers of frames to count by part, or to measure."
 )
 _NUM_POINTS = flags.DEFINE_integer(
-    "num_points",
-    0,
-    "Points a frame where the field is evaluated, with the autoencoder's part"
-    " of a sample; 0 leaves it out.",
-    lower_bound=0,
+  "num_points",
+  0,
+  "Points a frame where the field is evaluated, with the autoencoder's part"
+  " of a sample; 0 leaves it out.",
+  lower_bound=0,
 )
 _FIGURE = flags.DEFINE_string(
-    "figure", None, "SVG file for Figure A1; optional."
+  "figure", None, "SVG file for Figure A1; optional."
 )
 _MEASURE = flags.DEFINE_bool(
-    "measure", False, "Take the time of sampling, sparse over full, instead."
+  "measure", False, "Take the time of sampling, sparse over full, instead."
 )
 _PARTS = flags.DEFINE_bool(
-    "parts", False, "Take the time of the parts of a step instead."
+  "parts", False, "Take the time of the parts of a step instead."
 )
 _ROUNDS = flags.DEFINE_integer(
-    "rounds", 3, "Runs of each that --measure or --parts takes.", lower_bound=1
+  "rounds", 3, "Runs of each that --measure or --parts takes.", lower_bound=1
 )
 
 
@@ -89,8 +89,8 @@ def _frames(texts: Sequence[str]) -> list[int]:
     frames = []
   if not frames or min(frames) < 1:
     raise ValueError(
-        f"--num_frames={','.join(texts)} must be whole numbers of at least 1,"
-        " separated by commas."
+      f"--num_frames={','.join(texts)} must be whole numbers of at least 1,"
+      " separated by commas."
     )
   return frames
 
@@ -99,17 +99,17 @@ def _print_parts(sizes, sampling, num_frames) -> None:
   config = model_lib.SamplingConfig(**{**sampling, "num_frames": num_frames})
   steps, branches = cost.num_calls(config.num_steps, config.guidance_scale)
   print(
-      f"{num_frames} frames, temporal attention {config.temporal_mode};"
-      f" a sample is {config.num_steps} times, that is {steps} steps, of"
-      f" {branches} call{'s' * (branches > 1)} each (guidance"
-      f" {config.guidance_scale:g})"
+    f"{num_frames} frames, temporal attention {config.temporal_mode};"
+    f" a sample is {config.num_steps} times, that is {steps} steps, of"
+    f" {branches} call{'s' * (branches > 1)} each (guidance"
+    f" {config.guidance_scale:g})"
   )
   columns = {
-      "step, full": sizes.call(num_frames, "full"),
-      f"step, {config.temporal_mode}": sizes.call(
-          num_frames, config.temporal_mode
-      ),
-      "sample": cost.sample(sizes, config, _NUM_POINTS.value),
+    "step, full": sizes.call(num_frames, "full"),
+    f"step, {config.temporal_mode}": sizes.call(
+      num_frames, config.temporal_mode
+    ),
+    "sample": cost.sample(sizes, config, _NUM_POINTS.value),
   }
   print(cost.parts_table(columns), "\n")
 
@@ -117,20 +117,20 @@ def _print_parts(sizes, sampling, num_frames) -> None:
 def _print_measured(config, sampling, frames) -> None:
   program.log_platform()
   ratios = sampling_time.measure(
-      config.model,
-      model_lib.SamplingConfig(**sampling),
-      frames,
-      _ROUNDS.value,
+    config.model,
+    model_lib.SamplingConfig(**sampling),
+    frames,
+    _ROUNDS.value,
   )
   print(
-      f"{'frames':<8}{'sparse':>10}{'full':>10}{'time ratio':>12}"
-      f"{'operations':>12}{'deviation':>11}   (CPU seconds a sample)"
+    f"{'frames':<8}{'sparse':>10}{'full':>10}{'time ratio':>12}"
+    f"{'operations':>12}{'deviation':>11}   (CPU seconds a sample)"
   )
   for ratio in ratios:
     print(
-        f"{ratio.num_frames:<8}{ratio.seconds['sparse']:>10.2f}"
-        f"{ratio.seconds['full']:>10.2f}{ratio.by_time:>12.1%}"
-        f"{ratio.by_operations:>12.1%}{ratio.deviation:>+11.1%}"
+      f"{ratio.num_frames:<8}{ratio.seconds['sparse']:>10.2f}"
+      f"{ratio.seconds['full']:>10.2f}{ratio.by_time:>12.1%}"
+      f"{ratio.by_operations:>12.1%}{ratio.deviation:>+11.1%}"
     )
 
 

@@ -20,7 +20,10 @@ _TOP_PAD = 64 << 20
 _NEVER = (1 << 31) - 1
 
 _ACCELERATOR_PLUGINS = (
-    "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "libtpu",
+  "jax_cuda12_plugin",
+  "jax_cuda13_plugin",
+  "jax_rocm60_plugin",
+  "libtpu",
 )
 
 
@@ -35,12 +38,12 @@ def keep_freed_memory() -> bool:
     return False
   mallopt = ctypes.CDLL(None).mallopt
   settings = {
-      # Large blocks come from the heap as well, which is never trimmed, and
-      # all threads share one heap: others cannot grow beyond 64 MiB.
-      _M_MMAP_MAX: 0,
-      _M_TRIM_THRESHOLD: _NEVER,
-      _M_TOP_PAD: _TOP_PAD,
-      _M_ARENA_MAX: 1,
+    # Large blocks come from the heap as well, which is never trimmed, and
+    # all threads share one heap: others cannot grow beyond 64 MiB.
+    _M_MMAP_MAX: 0,
+    _M_TRIM_THRESHOLD: _NEVER,
+    _M_TOP_PAD: _TOP_PAD,
+    _M_ARENA_MAX: 1,
   }
   return all(mallopt(*setting) for setting in settings.items())
 

@@ -26,24 +26,25 @@ from sculpt4d_jax.io import model_files
 from sculpt4d_jax.models import shape_vae
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/tiny.py", "Preset of the autoencoder."
+  "config", "configs/tiny.py", "Preset of the autoencoder."
 )
-_DATA = flags.DEFINE_string("data", None, "Folder of the data set.",
-                            required=True)
+_DATA = flags.DEFINE_string(
+  "data", None, "Folder of the data set.", required=True
+)
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Folder of weights; the preset's by default."
+  "checkpoint", None, "Folder of weights; the preset's by default."
 )
 _NUM_CLIPS = flags.DEFINE_integer("num_clips", 20, "Clips.", lower_bound=2)
 _NUM_DRAWS = flags.DEFINE_integer(
-    "num_draws", 4, "Draws of points and noise a clip.", lower_bound=1
+  "num_draws", 4, "Draws of points and noise a clip.", lower_bound=1
 )
 
 # First and second variant: sampling and noise of each.
 _COMPARED = (
-    (("consistent", "mean"), ("independent", "mean")),
-    (("consistent", "shared"), ("independent", "shared")),
-    (("consistent", "shared"), ("consistent", "independent")),
-    (("independent", "shared"), ("independent", "independent")),
+  (("consistent", "mean"), ("independent", "mean")),
+  (("consistent", "shared"), ("independent", "shared")),
+  (("consistent", "shared"), ("consistent", "independent")),
+  (("independent", "shared"), ("independent", "independent")),
 )
 
 
@@ -62,14 +63,18 @@ def _read_surfaces(index):
   chosen = np.linspace(0, len(clips) - 1, min(len(clips), _NUM_CLIPS.value))
   clips = [clips[int(row)] for row in chosen]
   whole = dataset_index.DatasetIndex(
-      index.folder, index.settings, {"all": clips}
+    index.folder, index.settings, {"all": clips}
   )
   reader = record_examples.ExampleReader(
-      whole, "all",
-      record_examples.ExampleConfig(
-          contents=("geometry",), num_frames=index.settings["num_frames"],
-          num_parts=0, mirror=False, reverse_time=False,
-      ),
+    whole,
+    "all",
+    record_examples.ExampleConfig(
+      contents=("geometry",),
+      num_frames=index.settings["num_frames"],
+      num_parts=0,
+      mirror=False,
+      reverse_time=False,
+    ),
   )
   for row in tqdm.tqdm(range(len(clips)), desc="encode"):
     yield reader.read(row, np.random.default_rng(row))["surface"]
@@ -82,28 +87,32 @@ def main(argv):
   results = {}
   for number, surface in enumerate(_read_surfaces(index)):
     changes = latent_consistency.latent_changes(
-        vae, surface, jax.random.key(number),
-        num_uniform=index.settings["num_uniform"],
-        num_draws=_NUM_DRAWS.value,
+      vae,
+      surface,
+      jax.random.key(number),
+      num_uniform=index.settings["num_uniform"],
+      num_draws=_NUM_DRAWS.value,
     )
     for variant, values in changes.items():
       results.setdefault(variant, []).append(values)
   if not results:
     raise ValueError(f"{_DATA.value} has no clips.")
   count = len(next(iter(results.values())))
-  print(f"Change of a latent from frame to frame, {count} clips of"
-        f" {_NUM_DRAWS.value} draws:")
+  print(
+    f"Change of a latent from frame to frame, {count} clips of"
+    f" {_NUM_DRAWS.value} draws:"
+  )
   for (sampling, noise), values in results.items():
     print(f"  {sampling:12} sampling, noise {noise:12} {np.mean(values):.4f}")
   print("Differences, clip by clip:")
   for first, second in _COMPARED:
     found = latent_consistency.paired_difference(
-        results[first], results[second]
+      results[first], results[second]
     )
     print(
-        f"  {_name(first):26} - {_name(second):26} {found.mean:+.4f} +-"
-        f" {found.standard_error:.4f}, below 0 in {found.num_smaller} of"
-        f" {found.num_clips} clips"
+      f"  {_name(first):26} - {_name(second):26} {found.mean:+.4f} +-"
+      f" {found.standard_error:.4f}, below 0 in {found.num_smaller} of"
+      f" {found.num_clips} clips"
     )
 
 

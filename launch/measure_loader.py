@@ -18,10 +18,11 @@ from sculpt4d_jax.data import record_examples
 from sculpt4d_jax.data import record_files
 from sculpt4d_jax.data import record_loader
 
-_DATA = flags.DEFINE_string("data", None, "Folder of the data set.",
-                            required=True)
+_DATA = flags.DEFINE_string(
+  "data", None, "Folder of the data set.", required=True
+)
 _PARTS = flags.DEFINE_integer(
-    "num_parts", 0, "Parts of the surface read; 0 reads all.", lower_bound=0
+  "num_parts", 0, "Parts of the surface read; 0 reads all.", lower_bound=0
 )
 _STEPS = flags.DEFINE_integer("num_steps", 10, "Records.", lower_bound=2)
 _THREADS = flags.DEFINE_integer("num_threads", 2, "That read.", lower_bound=1)
@@ -34,12 +35,16 @@ def main(argv):
   index = dataset_index.read_index(_DATA.value)
   settings = index.settings
   config = record_loader.LoaderConfig(
-      batch_size=1, num_threads=_THREADS.value, num_workers=_WORKERS.value,
-      prefetch=2,
-      example=record_examples.ExampleConfig(
-          contents=tuple(_CONTENTS.value), num_frames=settings["num_frames"],
-          num_parts=_PARTS.value, image_size=settings["image_size"],
-      ),
+    batch_size=1,
+    num_threads=_THREADS.value,
+    num_workers=_WORKERS.value,
+    prefetch=2,
+    example=record_examples.ExampleConfig(
+      contents=tuple(_CONTENTS.value),
+      num_frames=settings["num_frames"],
+      num_parts=_PARTS.value,
+      image_size=settings["image_size"],
+    ),
   )
   size, raw = _read_raw(index, _STEPS.value)
   print(f"{size / 1e6:.1f} MB a record")
@@ -58,8 +63,9 @@ def _times() -> np.ndarray:
 
 
 def _report(name, size, seconds, processor_seconds):
-  line = (f"{name:8s} {1 / seconds:8.2f} records/s"
-          f" {size / seconds / 1e6:8.1f} MB/s")
+  line = (
+    f"{name:8s} {1 / seconds:8.2f} records/s {size / seconds / 1e6:8.1f} MB/s"
+  )
   if not _WORKERS.value or name == "raw":
     line += f" {processor_seconds:8.3f} processor seconds a record"
   print(line)

@@ -28,32 +28,46 @@ from sculpt4d_jax.geometry import watertight
 from sculpt4d_jax.io import asset_files
 
 _RESOLUTION = flags.DEFINE_integer(
-    "resolution", 128, "Cells a side of the watertight surfaces' grid.",
-    lower_bound=8,
+  "resolution",
+  128,
+  "Cells a side of the watertight surfaces' grid.",
+  lower_bound=8,
 )
 _ASSETS = flags.DEFINE_list("assets", [], "Folders of assets.")
 _NUM_CLIPS = flags.DEFINE_integer(
-    "num_clips", 8, "Clips of the assets, one an asset in turn.", lower_bound=0
+  "num_clips", 8, "Clips of the assets, one an asset in turn.", lower_bound=0
 )
 _TRIALS = flags.DEFINE_bool("trials", True, "Whether clips are broken.")
 
 
 def _settings() -> preparation.PreparationSettings:
   return preparation.PreparationSettings(
-      num_frames=known_answers.NUM_FRAMES, max_windows=1, num_uniform=4096,
-      num_sharp=4096, num_parts=1, num_queries=64, num_near=8192,
-      num_volume=4096, num_views=1, image_size=128, supersampling=1,
-      surface=watertight.WatertightSettings(resolution=_RESOLUTION.value),
+    num_frames=known_answers.NUM_FRAMES,
+    max_windows=1,
+    num_uniform=4096,
+    num_sharp=4096,
+    num_parts=1,
+    num_queries=64,
+    num_near=8192,
+    num_volume=4096,
+    num_views=1,
+    image_size=128,
+    supersampling=1,
+    surface=watertight.WatertightSettings(resolution=_RESOLUTION.value),
   )
 
 
 def _print_answers(settings) -> list[round_trip.RoundTrip]:
   """Prints the first table; returns the clips that the gate accepts."""
-  print(f"Records against known answers, {_RESOLUTION.value} cells a side"
-        f" (a cell is {settings.surface.cell:.4f}):\n")
-  print("| shape | volume error | wrong signs | further than a cell | distance"
-        " error, cells | sharp points | off the edge, cells | slip, cells |"
-        " slip, 99 % | gate |")
+  print(
+    f"Records against known answers, {_RESOLUTION.value} cells a side"
+    f" (a cell is {settings.surface.cell:.4f}):\n"
+  )
+  print(
+    "| shape | volume error | wrong signs | further than a cell | distance"
+    " error, cells | sharp points | off the edge, cells | slip, cells |"
+    " slip, 99 % | gate |"
+  )
   print("|---|---|---|---|---|---|---|---|---|---|")
   good = []
   for shape in known_answers.all_shapes():
@@ -62,12 +76,12 @@ def _print_answers(settings) -> list[round_trip.RoundTrip]:
     reasons = quality_gate.judge(round_trip.measure(trip), settings.limits)
     verdict = "; ".join(reason.partition(":")[0] for reason in reasons)
     print(
-        f"| {shape.name} | {errors.volume:.2%} | {errors.sign:.2%} |"
-        f" {errors.clear_sign:.2%} | {_number(errors.distance)} |"
-        f" {errors.sharp:.0%} | {_number(errors.off_edge)} |"
-        f" {_number(errors.slip)} | {_number(errors.slip_99)} |"
-        f" {verdict or 'accepted'} |",
-        flush=True,
+      f"| {shape.name} | {errors.volume:.2%} | {errors.sign:.2%} |"
+      f" {errors.clear_sign:.2%} | {_number(errors.distance)} |"
+      f" {errors.sharp:.0%} | {_number(errors.off_edge)} |"
+      f" {_number(errors.slip)} | {_number(errors.slip_99)} |"
+      f" {verdict or 'accepted'} |",
+      flush=True,
     )
     if not reasons:
       good.append(trip)
@@ -96,8 +110,9 @@ def _real_trips(settings) -> Iterator[round_trip.RoundTrip]:
     queues.append(jobs)
     trip = round_trip.make(job.play(), settings, job.seed)
     reasons = quality_gate.judge(round_trip.measure(trip), settings.limits)
-    print(f"{job.asset[:8]} {job.name}: {'; '.join(reasons) or 'good'}",
-          flush=True)
+    print(
+      f"{job.asset[:8]} {job.name}: {'; '.join(reasons) or 'good'}", flush=True
+    )
     if not reasons:
       count += 1
       yield trip
@@ -116,12 +131,16 @@ def main(argv):
     yield from _real_trips(settings)
 
   rows, clips = gate_trials.separate(trips(), settings.limits)
-  print(f"\n| measure | limit | worst of {len(clips)} good | broken how |"
-        " mildest broken | caught |")
+  print(
+    f"\n| measure | limit | worst of {len(clips)} good | broken how |"
+    " mildest broken | caught |"
+  )
   print("|---|---|---|---|---|---|")
   for row in rows:
-    print(f"| {row.measure} | {row.limit:g} | {row.good:.3g} | {row.trial} |"
-          f" {row.broken:.3g} | {row.caught} of {row.num_broken} |")
+    print(
+      f"| {row.measure} | {row.limit:g} | {row.good:.3g} | {row.trial} |"
+      f" {row.broken:.3g} | {row.caught} of {row.num_broken} |"
+    )
   bad = [row.trial for row in rows if not row.separates]
   if bad:
     print(f"\nLimits that do not part good from broken: {', '.join(bad)}.")

@@ -23,20 +23,20 @@ from ml_collections import config_flags
 from launch import program
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/tiny.py", "Preset; see configs/base.py."
+  "config", "configs/tiny.py", "Preset; see configs/base.py."
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Turns of each.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps a turn.", lower_bound=1)
 _PEER = flags.DEFINE_bool("peer", True, "Whether PyTorch takes part.")
 _PROFILE = flags.DEFINE_string(
-    "profile", None, "Folder for a trace of our step, if wanted."
+  "profile", None, "Folder for a trace of our step, if wanted."
 )
 
 
 def main(argv):
   del argv
   # After --help, which needs none of it.
-  from sculpt4d_jax.training import step_time  # pylint: disable=g-import-not-at-top
+  from sculpt4d_jax.training import step_time
 
   program.log_platform()
   config = _CONFIG.value
@@ -59,24 +59,24 @@ def main(argv):
       processor[name].append((time.process_time() - used) / _STEPS.value)
   peak = step_time.measured_peak()
   print(
-      f"{config.name}: {ours.num_tokens} latent tokens and"
-      f" {ours.flops / 1e9:.2f} GFLOP a step; peak {peak / 1e9:.0f} GFLOP/s"
+    f"{config.name}: {ours.num_tokens} latent tokens and"
+    f" {ours.flops / 1e9:.2f} GFLOP a step; peak {peak / 1e9:.0f} GFLOP/s"
   )
   for name, values in seconds.items():
     median = statistics.median(values)
     print(
-        f"{name:<8} {median:.4f} s a step ({min(values):.4f} to"
-        f" {max(values):.4f}; {statistics.median(processor[name]):.4f} s of the"
-        f" processor), {ours.num_tokens / median:.0f} tokens/s,"
-        f" {ours.flops / median / peak:.1%} of the peak"
+      f"{name:<8} {median:.4f} s a step ({min(values):.4f} to"
+      f" {max(values):.4f}; {statistics.median(processor[name]):.4f} s of the"
+      f" processor), {ours.num_tokens / median:.0f} tokens/s,"
+      f" {ours.flops / median / peak:.1%} of the peak"
     )
   if _PEER.value:
     pairs = zip(seconds["PyTorch"], seconds["ours"])
     ratio = statistics.median(peer / own for peer, own in pairs)
     own, peer = (statistics.median(processor[n]) for n in ("ours", "PyTorch"))
     print(
-        f"ours is {ratio:.2f} times as fast (median of the turns' ratios), and"
-        f" takes 1 / {peer / own:.2f} of the processor's time"
+      f"ours is {ratio:.2f} times as fast (median of the turns' ratios), and"
+      f" takes 1 / {peer / own:.2f} of the processor's time"
     )
   if _PROFILE.value:
     step_time.trace(ours, _PROFILE.value)

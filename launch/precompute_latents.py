@@ -27,23 +27,24 @@ from sculpt4d_jax.training import record_latents
 from sculpt4d_jax.training import sources
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/tiny_records.py", "Preset of the training."
+  "config", "configs/tiny_records.py", "Preset of the training."
 )
 _DATA = flags.DEFINE_list(
-    "data", [], "Data sets; by default those of config.records.folders."
+  "data", [], "Data sets; by default those of config.records.folders."
 )
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None,
-    "Folder of weights; by default the ones that the preset names.",
+  "checkpoint",
+  None,
+  "Folder of weights; by default the ones that the preset names.",
 )
 _FEATURES = flags.DEFINE_bool(
-    "features", False, "The image encoder's tokens too."
+  "features", False, "The image encoder's tokens too."
 )
 _SHARE = flags.DEFINE_integer(
-    "share", 0, "Number of this job's share of the shards.", lower_bound=0
+  "share", 0, "Number of this job's share of the shards.", lower_bound=0
 )
 _NUM_SHARES = flags.DEFINE_integer(
-    "num_shares", 1, "Jobs that share the work.", lower_bound=1
+  "num_shares", 1, "Jobs that share the work.", lower_bound=1
 )
 
 
@@ -53,32 +54,33 @@ def main(argv):
   folders = _DATA.value or sources.record_folders(config)
   if not folders:
     raise ValueError(
-        "There are no records: name a data set of launch.prepare_data with"
-        " --data=FOLDER."
+      "There are no records: name a data set of launch.prepare_data with"
+      " --data=FOLDER."
     )
   if _SHARE.value >= _NUM_SHARES.value:
     raise ValueError(
-        f"--share={_SHARE.value} must be below --num_shares="
-        f"{_NUM_SHARES.value}."
+      f"--share={_SHARE.value} must be below --num_shares={_NUM_SHARES.value}."
     )
   program.log_platform()
   weights = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
   jobs = [
-      sources.posterior_job(config, sources.load_module(config, weights, "vae"))
+    sources.posterior_job(config, sources.load_module(config, weights, "vae"))
   ]
   if _FEATURES.value:
     jobs.append(
-        sources.feature_job(
-            config, sources.load_module(config, weights, "image_encoder")
-        )
+      sources.feature_job(
+        config, sources.load_module(config, weights, "image_encoder")
+      )
     )
   for job in jobs:
     count = record_latents.precompute(
-        folders, job, share=_SHARE.value, num_shares=_NUM_SHARES.value
+      folders, job, share=_SHARE.value, num_shares=_NUM_SHARES.value
     )
     logging.info(
-        "%d clips computed; the shards are in %s/%s of each data set.",
-        count, job.folder, job.name,
+      "%d clips computed; the shards are in %s/%s of each data set.",
+      count,
+      job.folder,
+      job.name,
     )
 
 

@@ -46,55 +46,70 @@ from sculpt4d_jax.data import summary_page
 from sculpt4d_jax.geometry import watertight
 
 _PRESETS = {
-    "full": {},
-    "small": dict(
-        num_uniform=16_384, num_sharp=16_384, num_queries=512,
-        num_near=8192, num_volume=4096, num_views=8, image_size=256,
-        resolution=128,
-    ),
-    "tiny": dict(
-        num_frames=8, num_uniform=2048, num_sharp=2048, num_parts=2,
-        num_queries=64, num_near=2048, num_volume=1024, num_views=4,
-        image_size=128, resolution=64,
-    ),
+  "full": {},
+  "small": dict(
+    num_uniform=16_384,
+    num_sharp=16_384,
+    num_queries=512,
+    num_near=8192,
+    num_volume=4096,
+    num_views=8,
+    image_size=256,
+    resolution=128,
+  ),
+  "tiny": dict(
+    num_frames=8,
+    num_uniform=2048,
+    num_sharp=2048,
+    num_parts=2,
+    num_queries=64,
+    num_near=2048,
+    num_volume=1024,
+    num_views=4,
+    image_size=128,
+    resolution=64,
+  ),
 }
 
 _ASSETS = flags.DEFINE_list("assets", [], "Folders of assets.")
 _PROCEDURAL = flags.DEFINE_integer(
-    "procedural", 0, "Clips of the procedural source.", lower_bound=0
+  "procedural", 0, "Clips of the procedural source.", lower_bound=0
 )
 _FIRST_SEED = flags.DEFINE_integer(
-    "first_seed", 200_000, "Of the procedural clips.", lower_bound=0
+  "first_seed", 200_000, "Of the procedural clips.", lower_bound=0
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder of the data set.", required=True
+  "output", None, "Folder of the data set.", required=True
 )
 _PRESET = flags.DEFINE_enum("preset", "full", list(_PRESETS), "Sizes.")
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None,
-    "Configuration that is to be trained: a part of a record has its numbers of"
-    " points and samples, --num_parts of them differ (4 by default), and"
-    " pictures are twice as large, as the reader cuts the object out.",
+  "config",
+  None,
+  "Configuration that is to be trained: a part of a record has its numbers of"
+  " points and samples, --num_parts of them differ (4 by default), and"
+  " pictures are twice as large, as the reader cuts the object out.",
 )
 _TEST_FRACTION = flags.DEFINE_float(
-    "test_fraction", 0.1, "Of the assets, for the test split.", 0.0, 0.99
+  "test_fraction", 0.1, "Of the assets, for the test split.", 0.0, 0.99
 )
 _WORKERS = flags.DEFINE_integer(
-    "workers", os.cpu_count() or 1, "Units prepared at a time.", lower_bound=1
+  "workers", os.cpu_count() or 1, "Units prepared at a time.", lower_bound=1
 )
 _CLIPS_PER_UNIT = flags.DEFINE_integer(
-    "clips_per_unit", 8, "Animations of a unit of work.", lower_bound=1
+  "clips_per_unit", 8, "Animations of a unit of work.", lower_bound=1
 )
 _MEMORY = flags.DEFINE_float(
-    "memory_gb", 16.0, "Address space of a unit's process.", lower_bound=1.0
+  "memory_gb", 16.0, "Address space of a unit's process.", lower_bound=1.0
 )
 _TIME = flags.DEFINE_float(
-    "time_limit", 7200.0, "Seconds after which a unit is ended.",
-    lower_bound=1.0,
+  "time_limit",
+  7200.0,
+  "Seconds after which a unit is ended.",
+  lower_bound=1.0,
 )
 _BEAM = flags.DEFINE_bool("beam", False, "Run through Apache Beam.")
 _BEAM_OPTIONS = flags.DEFINE_string(
-    "beam_options", "", "Options of Beam's runner, as on a command line."
+  "beam_options", "", "Options of Beam's runner, as on a command line."
 )
 
 
@@ -108,11 +123,13 @@ def _define_sizes() -> dict[str, flags.FlagHolder]:
     elif field.type == "float" or field.type is float:
       holders[field.name] = flags.DEFINE_float(field.name, None, text)
   holders["attachments"] = flags.DEFINE_enum(
-      "attachments", None, ["one", "all", "none"],
-      "Unskinned meshes on a skinned character: one a joint, all, none.",
+    "attachments",
+    None,
+    ["one", "all", "none"],
+    "Unskinned meshes on a skinned character: one a joint, all, none.",
   )
   holders["resolution"] = flags.DEFINE_integer(
-      "resolution", None, "Cells a side of the watertight surface's grid."
+    "resolution", None, "Cells a side of the watertight surface's grid."
   )
   return holders
 
@@ -128,12 +145,12 @@ def _config_sizes(config, num_parts: int) -> dict[str, int]:
   data, vae = config.data, config.model.vae
   points = ("num_uniform", "num_sharp", "num_near", "num_volume")
   return dict(
-      {name: num_parts * data[name] for name in points},
-      num_parts=num_parts,
-      num_frames=data.num_frames,
-      num_queries=vae.num_latents,
-      downsample_ratio=vae.downsample_ratio,
-      image_size=2 * data.image_size,
+    {name: num_parts * data[name] for name in points},
+    num_parts=num_parts,
+    num_frames=data.num_frames,
+    num_queries=vae.num_latents,
+    downsample_ratio=vae.downsample_ratio,
+    image_size=2 * data.image_size,
   )
 
 
@@ -143,15 +160,15 @@ def _settings() -> preparation.PreparationSettings:
     num_parts = _SIZES["num_parts"].value or _CONFIG_PARTS
     sizes |= _config_sizes(_CONFIG.value, num_parts)
   sizes |= {
-      name: holder.value
-      for name, holder in _SIZES.items()
-      if holder.value is not None
+    name: holder.value
+    for name, holder in _SIZES.items()
+    if holder.value is not None
   }
   surface = {}
   if "resolution" in sizes:
     surface["resolution"] = sizes.pop("resolution")
   return preparation.PreparationSettings(
-      **sizes, surface=watertight.WatertightSettings(**surface)
+    **sizes, surface=watertight.WatertightSettings(**surface)
   )
 
 
@@ -160,25 +177,25 @@ def main(argv):
   settings = _settings()
   folder = preparation_run.open_output(_OUTPUT.value, settings)
   run = preparation_run.RunSettings(
-      num_workers=_WORKERS.value,
-      clips_per_unit=_CLIPS_PER_UNIT.value,
-      memory_bytes=int(_MEMORY.value * 2**30),
-      seconds=_TIME.value,
-      threads=max(1, (os.cpu_count() or 1) // _WORKERS.value),
+    num_workers=_WORKERS.value,
+    clips_per_unit=_CLIPS_PER_UNIT.value,
+    memory_bytes=int(_MEMORY.value * 2**30),
+    seconds=_TIME.value,
+    threads=max(1, (os.cpu_count() or 1) // _WORKERS.value),
   )
   assets = asset_units.find_assets(_ASSETS.value)
   assets += asset_units.procedural_units(
-      _FIRST_SEED.value, _PROCEDURAL.value, _CLIPS_PER_UNIT.value
+    _FIRST_SEED.value, _PROCEDURAL.value, _CLIPS_PER_UNIT.value
   )
   if not assets:
     raise ValueError(
-        "There is nothing to prepare: give folders of assets with --assets or"
-        " a number of procedural clips with --procedural."
+      "There is nothing to prepare: give folders of assets with --assets or"
+      " a number of procedural clips with --procedural."
     )
   logging.info("%d assets, into %s.", len(assets), folder)
   if _BEAM.value:
     beam_run.run(
-        assets, settings, run, str(folder), shlex.split(_BEAM_OPTIONS.value)
+      assets, settings, run, str(folder), shlex.split(_BEAM_OPTIONS.value)
     )
   else:
     preparation_run.run_locally(assets, settings, run, str(folder))
@@ -187,8 +204,10 @@ def main(argv):
   dataset_card.write_card(index, _command())
   for name, clips in index.splits.items():
     logging.info(
-        "%s: %d clips of %d assets.", name, len(clips),
-        len({clip.asset for clip in clips}),
+      "%s: %d clips of %d assets.",
+      name,
+      len(clips),
+      len({clip.asset for clip in clips}),
     )
   logging.info("Open %s.", page)
 

@@ -1,9 +1,9 @@
 """Several processes, one run: on a TPU pod, GKE, SLURM, or by plain flags.
 
-  --distributed=auto   asks the environment: TPU pods, GKE, SLURM and Open MPI
-                       name the processes themselves
-  --distributed=flags  --coordinator=HOST:PORT --num_processes=N --process_id=I
-  --distributed=off    one process (the default)
+--distributed=auto   asks the environment: TPU pods, GKE, SLURM and Open MPI
+name the processes themselves
+--distributed=flags  --coordinator=HOST:PORT --num_processes=N --process_id=I
+--distributed=off    one process (the default)
 """
 
 import sys
@@ -15,22 +15,25 @@ from absl import logging
 from launch import program
 
 _DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "off", ["off", "auto", "flags"],
-    "How the processes of a run find each other.",
+  "distributed",
+  "off",
+  ["off", "auto", "flags"],
+  "How the processes of a run find each other.",
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, for --distributed=flags."
+  "coordinator", None, "HOST:PORT of process 0, for --distributed=flags."
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Processes of the run, for --distributed=flags."
+  "num_processes", None, "Processes of the run, for --distributed=flags."
 )
 _PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Number of this one, from 0, for --distributed=flags."
+  "process_id", None, "Number of this one, from 0, for --distributed=flags."
 )
 _HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds", 50,
-    "A process that is silent for so long is lost; the others then stop.",
-    lower_bound=5,
+  "heartbeat_seconds",
+  50,
+  "A process that is silent for so long is lost; the others then stop.",
+  lower_bound=5,
 )
 
 
@@ -42,38 +45,35 @@ def initialize() -> None:
   """
   if _DISTRIBUTED.value == "off":
     return
-  # pylint: disable=g-import-not-at-top  # --help needs none of it.
+  # --help needs none of it.
   import jax
   from jax.experimental import multihost_utils
-  # pylint: enable=g-import-not-at-top
 
   options = dict(heartbeat_timeout_seconds=_HEARTBEAT.value)
   if _DISTRIBUTED.value == "flags":
     given = dict(
-        coordinator_address=_COORDINATOR.value,
-        num_processes=_NUM_PROCESSES.value,
-        process_id=_PROCESS_ID.value,
+      coordinator_address=_COORDINATOR.value,
+      num_processes=_NUM_PROCESSES.value,
+      process_id=_PROCESS_ID.value,
     )
     missing = [name for name, value in given.items() if value is None]
     if missing:
       raise ValueError(
-          "--distributed=flags needs --coordinator, --num_processes and"
-          f" --process_id; missing: {', '.join(missing)}."
+        "--distributed=flags needs --coordinator, --num_processes and"
+        f" --process_id; missing: {', '.join(missing)}."
       )
     options |= given
   try:
     jax.distributed.initialize(**options)
   except ValueError as error:
     raise ValueError(
-        f"--distributed={_DISTRIBUTED.value} does not find the other processes:"
-        f" {error}. Where the environment does not name them, use"
-        " --distributed=flags."
+      f"--distributed={_DISTRIBUTED.value} does not find the other processes:"
+      f" {error}. Where the environment does not name them, use"
+      " --distributed=flags."
     ) from error
   # On CPUs the first to come gives up soon, and now all of them are here.
   multihost_utils.sync_global_devices("joined")
-  logging.info(
-      "Process %d of %d.", jax.process_index(), jax.process_count()
-  )
+  logging.info("Process %d of %d.", jax.process_index(), jax.process_count())
 
 
 # So that a cluster's script tells it from an error that would come again.

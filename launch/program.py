@@ -40,8 +40,8 @@ from launch import host_memory
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _OWN_FOLDERS = tuple(
-    f"{_ROOT / name}{os.sep}"
-    for name in ("configs", "kernels", "launch", "sculpt4d_jax")
+  f"{_ROOT / name}{os.sep}"
+  for name in ("configs", "kernels", "launch", "sculpt4d_jax")
 )
 _REPORTED_VERSIONS = ("jax", "jaxlib", "flax", "numpy")
 _SOON = 0.05  # Seconds: out of a finalizer by then.
@@ -49,7 +49,7 @@ _HELP_FLAGS = frozenset({"--help", "-help", "-h", "--helpshort"})
 
 
 def run(
-    main: Callable[[Sequence[str]], Any], *, positional: bool = False
+  main: Callable[[Sequence[str]], Any], *, positional: bool = False
 ) -> NoReturn:
   """Parses the flags, runs `main(argv)` and exits.
 
@@ -64,7 +64,7 @@ def run(
       return main(argv) or 0
     except app.UsageError as error:
       return _refuse(f"{error}\n{_help_hint()}")
-    except Exception as error:  # pylint: disable=broad-except
+    except Exception as error:
       message = user_message(error)
       if message is None:
         raise
@@ -83,7 +83,7 @@ def run(
       _check_configs_loaded()
     except (flags.Error, app.UsageError) as error:
       sys.exit(_refuse(f"{error}\n{_help_hint()}"))
-    except Exception as error:  # pylint: disable=broad-except
+    except Exception as error:
       if not _raised_by_config_flags(error):
         raise
       reason = f"it has no field {error}" if _is_lookup(error) else error
@@ -91,10 +91,10 @@ def run(
     if len(remaining) > 1 and not positional:
       unexpected = ", ".join(map(repr, remaining[1:]))
       sys.exit(
-          _refuse(
-              f"Expected flags only, got {unexpected}; write --name=value.\n"
-              + _help_hint()
-          )
+        _refuse(
+          f"Expected flags only, got {unexpected}; write --name=value.\n"
+          + _help_hint()
+        )
       )
     return remaining
 
@@ -148,33 +148,35 @@ def help_text() -> str:
   own_flags = flags.FLAGS.main_module_help().split("\n")
   # The first lines are blank and the path of the file.
   own_flags = [line for line in own_flags if not line.endswith(".py:")]
-  return "\n".join([
+  return "\n".join(
+    [
       (main_module.__doc__ or _program_name()).strip(),
       "",
       "Flags:",
       "\n".join(own_flags).strip("\n"),
       "",
       "--helpfull lists the flags of every library as well.",
-  ])
+    ]
+  )
 
 
 def log_platform() -> None:
   """Logs the versions and devices that a run depends on; starts JAX."""
-  import jax  # pylint: disable=g-import-not-at-top  # --help needs none of it.
+  import jax  # --help needs none of it.
 
   logging.info(
-      "Python %s, %s",
-      platform.python_version(),
-      ", ".join(f"{name} {_version(name)}" for name in _REPORTED_VERSIONS),
+    "Python %s, %s",
+    platform.python_version(),
+    ", ".join(f"{name} {_version(name)}" for name in _REPORTED_VERSIONS),
   )
   devices = jax.devices()
   logging.info(
-      "Devices: %d × %s (%s), process %d of %d",
-      len(devices),
-      devices[0].device_kind,
-      devices[0].platform,
-      jax.process_index(),
-      jax.process_count(),
+    "Devices: %d × %s (%s), process %d of %d",
+    len(devices),
+    devices[0].device_kind,
+    devices[0].platform,
+    jax.process_index(),
+    jax.process_count(),
   )
 
 
@@ -206,8 +208,8 @@ def _raised_by_own_code(error: BaseException) -> bool:
 def _raised_by_config_flags(error: BaseException) -> bool:
   """Whether loading or overriding a config failed."""
   return any(
-      "config_flags" in frame.filename
-      for frame in traceback.extract_tb(error.__traceback__)
+    "config_flags" in frame.filename
+    for frame in traceback.extract_tb(error.__traceback__)
   )
 
 
@@ -284,12 +286,12 @@ def _note_thread_error(failure: threading.ExceptHookArgs) -> None:
   error = f"{failure.exc_type.__name__}: {failure.exc_value}"
   logging.error("%s ended: %s", name, error.split("\n")[0][:300])
   logging.debug(
-      "%s",
-      "".join(
-          traceback.format_exception(
-              failure.exc_type, failure.exc_value, failure.exc_traceback
-          )
-      ),
+    "%s",
+    "".join(
+      traceback.format_exception(
+        failure.exc_type, failure.exc_value, failure.exc_traceback
+      )
+    ),
   )
 
 

@@ -8,10 +8,9 @@ the number of frames. --truth writes the true meshes too, frame_0000.ply and so
 on, for launch.evaluate.
 """
 
-import numpy as np
-
 from absl import flags
 from absl import logging
+import numpy as np
 
 from launch import program
 from sculpt4d_jax.data import synthetic
@@ -22,19 +21,19 @@ from sculpt4d_jax.io import video_writer
 
 _SEED = flags.DEFINE_integer("seed", 0, "Of the clip.", lower_bound=0)
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Video to write (mp4, webm, gif).", required=True
+  "output", None, "Video to write (mp4, webm, gif).", required=True
 )
 _TRUTH = flags.DEFINE_string(
-    "truth", None, "Folder for the true meshes; optional."
+  "truth", None, "Folder for the true meshes; optional."
 )
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 8, "Frames.", lower_bound=1)
 _FPS = flags.DEFINE_float("fps", 8.0, "Frames a second.", lower_bound=0.1)
 _SIZE = flags.DEFINE_integer("size", 256, "Pixels a side.", lower_bound=16)
 _BORDER = flags.DEFINE_float(
-    "border_ratio", 0.3, "Share of the picture left free.", 0.0, 0.9
+  "border_ratio", 0.3, "Share of the picture left free.", 0.0, 0.9
 )
 _BACKGROUND = flags.DEFINE_list(
-    "background", ["0.78", "0.86", "0.92"], "RGB in [0, 1]."
+  "background", ["0.78", "0.86", "0.92"], "RGB in [0, 1]."
 )
 
 

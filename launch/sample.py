@@ -46,27 +46,30 @@ from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import run_log
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
+  "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
 )
 _INPUT = flags.DEFINE_string(
-    "input", None, "Video, folder of pictures, or picture."
+  "input", None, "Video, folder of pictures, or picture."
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for the results; made if missing."
+  "output", None, "Folder for the results; made if missing."
 )
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None,
-    "Folder of weights; by default the ones that the preset names.",
+  "checkpoint",
+  None,
+  "Folder of weights; by default the ones that the preset names.",
 )
 _MATTE = flags.DEFINE_string(
-    "matte", "auto",
-    "How the object is cut out: auto, alpha, plain, none (the whole frame is"
-    " the object), or onnx:FILE, a matting network.",
+  "matte",
+  "auto",
+  "How the object is cut out: auto, alpha, plain, none (the whole frame is"
+  " the object), or onnx:FILE, a matting network.",
 )
 _PLAN = flags.DEFINE_bool(
-    "plan", False,
-    "Print what the preset needs of a device's memory, and whether usual"
-    " devices have it.",
+  "plan",
+  False,
+  "Print what the preset needs of a device's memory, and whether usual"
+  " devices have it.",
 )
 _START = flags.DEFINE_float("start", None, "First second that is used.")
 _END = flags.DEFINE_float("end", None, "Last second that is used.")
@@ -90,19 +93,19 @@ def main(argv):
   _check_writable(output)
   log = run_log.RunLog()
   clip = pipeline.read_clip(
-      _INPUT.value,
-      log,
-      num_frames=sampling.num_frames,
-      image_size=config.model.image_encoder.image_size,
-      matte=_MATTE.value,
-      start=_START.value,
-      end=_END.value,
-      border_ratio=config.data.border_ratio,
+    _INPUT.value,
+    log,
+    num_frames=sampling.num_frames,
+    image_size=config.model.image_encoder.image_size,
+    matte=_MATTE.value,
+    start=_START.value,
+    end=_END.value,
+    border_ratio=config.data.border_ratio,
   )
   folder = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
   with log.stage("load weights"):
     model = model_lib.Sculpt4D.load(
-        config.model, folder, offload=sampling.offload
+      config.model, folder, offload=sampling.offload
     )
   result = pipeline.generate(model, clip, sampling, surface, log)
   details = _details(config, clip, sampling, surface, folder)
@@ -120,9 +123,9 @@ def print_plan(config) -> None:
     settings = memory_plan.settings_of(config)
     print("\n".join(memory_plan.format_plan(planner, settings)))
   print(
-      f"\nWeights in bfloat16; a device is filled to {memory_plan.USABLE:.0%}."
-      " The savings are fields of --config.sampling. Estimated, not measured on"
-      " these devices; see sculpt4d_jax/inference/memory_plan.py."
+    f"\nWeights in bfloat16; a device is filled to {memory_plan.USABLE:.0%}."
+    " The savings are fields of --config.sampling. Estimated, not measured on"
+    " these devices; see sculpt4d_jax/inference/memory_plan.py."
   )
 
 
@@ -131,35 +134,35 @@ def _check_writable(folder: pathlib.Path) -> None:
   existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
   if not existing.is_dir():
     raise ValueError(
-        f"Cannot write to {folder}: {existing} is a file; choose a folder."
+      f"Cannot write to {folder}: {existing} is a file; choose a folder."
     )
   if not os.access(existing, os.W_OK | os.X_OK):
     raise ValueError(
-        f"Cannot write to {folder}: no permission to write in {existing};"
-        " choose another folder."
+      f"Cannot write to {folder}: no permission to write in {existing};"
+      " choose another folder."
     )
 
 
 def _details(config, clip, sampling, surface, folder):
   """What run.json tells."""
   return {
-      "preset": config.name,
-      "input": {
-          "name": clip.source.name,
-          "frames": clip.source.num_frames,
-          "fps": clip.source.fps,
-          "timestamps": [round(float(t), 6) for t in clip.source.timestamps],
-          "cut_out": clip.foreground.method,
-          "cut_out_confidence": round(float(clip.foreground.confidence), 3),
-          "crop": dataclasses.asdict(clip.box),
-      },
-      "weights": str(folder),
-      "sampling": dataclasses.asdict(sampling),
-      "surface": dataclasses.asdict(surface),
-      "seed": sampling.seed,
-      "device": jax.devices()[0].device_kind,
-      "versions": {"python": platform.python_version()}
-      | {name: importlib.metadata.version(name) for name in _VERSIONS},
+    "preset": config.name,
+    "input": {
+      "name": clip.source.name,
+      "frames": clip.source.num_frames,
+      "fps": clip.source.fps,
+      "timestamps": [round(float(t), 6) for t in clip.source.timestamps],
+      "cut_out": clip.foreground.method,
+      "cut_out_confidence": round(float(clip.foreground.confidence), 3),
+      "crop": dataclasses.asdict(clip.box),
+    },
+    "weights": str(folder),
+    "sampling": dataclasses.asdict(sampling),
+    "surface": dataclasses.asdict(surface),
+    "seed": sampling.seed,
+    "device": jax.devices()[0].device_kind,
+    "versions": {"python": platform.python_version()}
+    | {name: importlib.metadata.version(name) for name in _VERSIONS},
   }
 
 

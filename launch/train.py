@@ -43,14 +43,16 @@ from sculpt4d_jax.training import run
 from sculpt4d_jax.training import train
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
+  "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for data, checkpoints, metrics and weights.",
-    required=True,
+  "workdir",
+  None,
+  "Folder for data, checkpoints, metrics and weights.",
+  required=True,
 )
 _STAGES = flags.DEFINE_list(
-    "stages", list(run.STAGES), "Stages to run, of data, vae and dit."
+  "stages", list(run.STAGES), "Stages to run, of data, vae and dit."
 )
 
 

@@ -1,13 +1,13 @@
 """Axis letters and array aliases, used in annotations, comments and einsums.
 
-  B  clips in a batch             D  width of the transformer
-  F  frames of a clip             H  attention heads
-  N  latent tokens of a frame     K  width of a head, D = H * K
-  S  tokens of a clip, F * N      M  hidden width of an MLP
-  C  channels of a latent         E  experts
-  I  context tokens of a frame    L  stacked layers
-  P  surface points               Q  query points
-  V  vertices                     T  triangles
+B  clips in a batch             D  width of the transformer
+F  frames of a clip             H  attention heads
+N  latent tokens of a frame     K  width of a head, D = H * K
+S  tokens of a clip, F * N      M  hidden width of an MLP
+C  channels of a latent         E  experts
+I  context tokens of a frame    L  stacked layers
+P  surface points               Q  query points
+V  vertices                     T  triangles
 """
 
 import jax

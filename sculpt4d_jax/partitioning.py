@@ -45,25 +45,25 @@ TOKEN_AXES = ("data", "fsdp", "expert", "context")
 
 # Logical axis -> mesh axes, of parameters and what is as large as they are.
 PARAMETER_RULES = {
-    "embed": ("fsdp", "context", "expert"),
-    "context": ("fsdp", "context", "expert"),
-    "heads": ("tensor",),
-    "mlp": ("tensor",),
-    "expert": ("expert",),
+  "embed": ("fsdp", "context", "expert"),
+  "context": ("fsdp", "context", "expert"),
+  "heads": ("tensor",),
+  "mlp": ("tensor",),
+  "expert": ("expert",),
 }
 # Logical axis -> mesh axes, of activations.
 ACTIVATION_RULES = {
-    "batch": BATCH_AXES,
-    "frames": ("context",),
-    "heads": ("tensor",),
-    "mlp": ("tensor",),
+  "batch": BATCH_AXES,
+  "frames": ("context",),
+  "heads": ("tensor",),
+  "mlp": ("tensor",),
 }
 # Parameters of fewer numbers a layer are not split: to gather them would take
 # longer than to read them.
 MIN_SPLIT_SIZE = 2**17
 
 _current: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar(
-    "mesh", default=None
+  "mesh", default=None
 )
 
 
@@ -90,7 +90,7 @@ class MeshConfig:
     sizes = dataclasses.astuple(self)
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
       raise ValueError(
-          f"{self} must have positive sizes, and -1 (what is left) at most once."
+        f"{self} must have positive sizes, and -1 (what is left) at most once."
       )
 
   def resolve(self, num_devices: int) -> tuple[int, ...]:
@@ -104,16 +104,16 @@ class MeshConfig:
     if num_devices % known or (-1 not in sizes and known != num_devices):
       named = dict(zip(MESH_AXES, sizes))
       raise ValueError(
-          f"The mesh {named} needs {known} devices"
-          + (" or a multiple of them" if -1 in sizes else "")
-          + f", but there are {num_devices}; change config.mesh, in which -1"
-          " takes what is left."
+        f"The mesh {named} needs {known} devices"
+        + (" or a multiple of them" if -1 in sizes else "")
+        + f", but there are {num_devices}; change config.mesh, in which -1"
+        " takes what is left."
       )
     return tuple(num_devices // known if s == -1 else s for s in sizes)
 
 
 def make_mesh(
-    config: MeshConfig, devices: Sequence[jax.Device] | None = None
+  config: MeshConfig, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
   """Lays the mesh over the devices; neighbours on it are linked by wires.
 
@@ -129,16 +129,16 @@ def make_mesh(
   if num_slices > 1:
     if shape[0] % num_slices:
       raise ValueError(
-          f"mesh.data={shape[0]} is not a multiple of the {num_slices} slices;"
-          " only data may cross them."
+        f"mesh.data={shape[0]} is not a multiple of the {num_slices} slices;"
+        " only data may cross them."
       )
     within = (shape[0] // num_slices, *shape[1:])
     grid = mesh_utils.create_hybrid_device_mesh(
-        within, (num_slices,) + (1,) * (len(shape) - 1), devices
+      within, (num_slices,) + (1,) * (len(shape) - 1), devices
     )
   else:
     grid = mesh_utils.create_device_mesh(
-        shape, list(devices), allow_split_physical_axes=True
+      shape, list(devices), allow_split_physical_axes=True
     )
   auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
   return Mesh(grid, MESH_AXES, axis_types=auto)
@@ -182,10 +182,10 @@ def compute_capability() -> str:
 
 
 def spec(
-    shape: Sequence[int],
-    axes: Axes,
-    mesh: Mesh,
-    rules: dict[str, tuple[str, ...]],
+  shape: Sequence[int],
+  axes: Axes,
+  mesh: Mesh,
+  rules: dict[str, tuple[str, ...]],
 ) -> Spec:
   """Mesh axes of every axis of an array.
 
@@ -227,7 +227,7 @@ def parameter_spec(shape: Sequence[int], axes: Axes, mesh: Mesh) -> Spec:
   if math.prod(own) < MIN_SPLIT_SIZE and "expert" not in axes:
     return Spec()
   return Spec(
-      *(None,) * num_layer_axes, *spec(own, axes, mesh, PARAMETER_RULES)
+    *(None,) * num_layer_axes, *spec(own, axes, mesh, PARAMETER_RULES)
   )
 
 
@@ -281,10 +281,10 @@ _reshard.defvjp(_reshard_forward, _reshard_backward)
 
 
 def map_local(
-    function: Callable[..., Any],
-    args: Sequence[Any],
-    in_specs: Sequence[Any],
-    out_specs: Any,
+  function: Callable[..., Any],
+  args: Sequence[Any],
+  in_specs: Sequence[Any],
+  out_specs: Any,
 ) -> Any:
   """Runs a function on every device's own part of the arguments.
 
@@ -292,12 +292,12 @@ def map_local(
   it where `current_mesh()` is not None.
   """
   return jax.shard_map(
-      function,
-      mesh=current_mesh(),
-      in_specs=tuple(in_specs),
-      out_specs=out_specs,
-      # Pallas kernels do not tell on what axes their results vary.
-      check_vma=False,
+    function,
+    mesh=current_mesh(),
+    in_specs=tuple(in_specs),
+    out_specs=out_specs,
+    # Pallas kernels do not tell on what axes their results vary.
+    check_vma=False,
   )(*args)
 
 
@@ -318,16 +318,16 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     if axes is None:
       return jax.tree.map(lambda _: whole, node)
     return jax.tree.map(
-        lambda x: NamedSharding(mesh, parameter_spec(x.shape, axes, mesh)), node
+      lambda x: NamedSharding(mesh, parameter_spec(x.shape, axes, mesh)), node
     )
 
   return jax.tree.map(
-      of_node, tree, is_leaf=lambda x: isinstance(x, nnx.Variable)
+    of_node, tree, is_leaf=lambda x: isinstance(x, nnx.Variable)
   )
 
 
 def batch_sharding(
-    shape: Sequence[int], mesh: Mesh, num_frames: int | None = None
+  shape: Sequence[int], mesh: Mesh, num_frames: int | None = None
 ) -> NamedSharding:
   """Where an array of a batch lies: clips first, then frames if there are."""
   has_frames = len(shape) > 1 and num_frames in (None, shape[1])
@@ -339,14 +339,14 @@ def batch_sharding(
 def local_rows(num_rows: int, mesh: Mesh) -> np.ndarray:
   """The clips of a batch that this process has to load."""
   indices = batch_sharding((num_rows,), mesh).addressable_devices_indices_map(
-      (num_rows,)
+    (num_rows,)
   )
   rows = [np.arange(num_rows)[index] for index in indices.values()]
   return np.unique(np.concatenate(rows))
 
 
 def global_batch(
-    local: dict[str, np.ndarray], rows: np.ndarray, num_rows: int, mesh: Mesh
+  local: dict[str, np.ndarray], rows: np.ndarray, num_rows: int, mesh: Mesh
 ) -> dict[str, Array]:
   """A batch on the mesh, from the clips that each process loaded.
 
@@ -366,21 +366,21 @@ def global_batch(
       return np.ascontiguousarray(x[wanted][(slice(None), *index[1:])])
 
     return jax.make_array_from_callback(
-        shape, batch_sharding(shape, mesh), shard
+      shape, batch_sharding(shape, mesh), shard
     )
 
   return jax.tree.map(place, local)
 
 
 def check_training(
-    mesh: Mesh,
-    *,
-    batch_size: int,
-    num_frames: int = 0,
-    num_heads: int = 0,
-    hidden_width: int = 0,
-    num_experts: int = 0,
-    accumulation_steps: int = 1,
+  mesh: Mesh,
+  *,
+  batch_size: int,
+  num_frames: int = 0,
+  num_heads: int = 0,
+  hidden_width: int = 0,
+  num_experts: int = 0,
+  accumulation_steps: int = 1,
 ) -> None:
   """Checks that the mesh divides a training step; 0 skips a check.
 
@@ -390,21 +390,21 @@ def check_training(
   size = lambda *names: math.prod(mesh.shape[name] for name in names)
   if batch_size % accumulation_steps:
     raise ValueError(
-        f"batch_size={batch_size} is not a multiple of accumulation_steps="
-        f"{accumulation_steps}; choose steps that divide it."
+      f"batch_size={batch_size} is not a multiple of accumulation_steps="
+      f"{accumulation_steps}; choose steps that divide it."
     )
   clips = batch_size // accumulation_steps
   checks = (
-      ("clips a step (batch_size / accumulation_steps)", clips, BATCH_AXES),
-      ("frames of a clip", num_frames, ("context",)),
-      ("attention heads", num_heads, ("context", "tensor")),
-      ("hidden units", hidden_width, ("tensor",)),
-      ("experts", num_experts, ("expert",)),
+    ("clips a step (batch_size / accumulation_steps)", clips, BATCH_AXES),
+    ("frames of a clip", num_frames, ("context",)),
+    ("attention heads", num_heads, ("context", "tensor")),
+    ("hidden units", hidden_width, ("tensor",)),
+    ("experts", num_experts, ("expert",)),
   )
   for what, count, names in checks:
     if count % size(*names):
       sizes = " * ".join(f"{n}={mesh.shape[n]}" for n in names)
       raise ValueError(
-          f"{count} {what} cannot be split over {size(*names)} devices"
-          f" ({sizes}): change the sizes in config.mesh or the number."
+        f"{count} {what} cannot be split over {size(*names)} devices"
+        f" ({sizes}): change the sizes in config.mesh or the number."
       )

@@ -11,18 +11,18 @@ PACKAGE = "sculpt4d_jax"
 # A room may import rooms of lower rank, and itself. Where two rooms of one
 # rank know each other, the pair is listed.
 RANKS = {
-    "array_types": 0,
-    "kernels": 0,
-    "geometry": 1,
-    "diffusion": 1,
-    "partitioning": 1,
-    "models": 2,
-    "rendering": 2,
-    "io": 2,
-    "data": 3,
-    "inference": 3,
-    "evaluation": 4,
-    "training": 5,
+  "array_types": 0,
+  "kernels": 0,
+  "geometry": 1,
+  "diffusion": 1,
+  "partitioning": 1,
+  "models": 2,
+  "rendering": 2,
+  "io": 2,
+  "data": 3,
+  "inference": 3,
+  "evaluation": 4,
+  "training": 5,
 }
 # Importers know the models whose weights they map; the preview renders.
 NEIGHBOURS = {("io", "models"), ("io", "rendering")}
@@ -41,7 +41,7 @@ def _files(folder):
 
 
 @pytest.mark.parametrize(
-    "path", _files(PACKAGE), ids=lambda p: str(p.relative_to(ROOT))
+  "path", _files(PACKAGE), ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_rooms_import_lower_rooms_only(path):
   parts = path.relative_to(ROOT / PACKAGE).parts
@@ -54,9 +54,7 @@ def test_rooms_import_lower_rooms_only(path):
       continue
     other = name.split(".")[1]
     allowed = (
-        other == room
-        or RANKS[other] < RANKS[room]
-        or (room, other) in NEIGHBOURS
+      other == room or RANKS[other] < RANKS[room] or (room, other) in NEIGHBOURS
     )
     assert allowed, f"{room} imports {other}"
     if other == "kernels":

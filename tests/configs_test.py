@@ -1,5 +1,6 @@
 """Presets build the networks they describe."""
 
+from flax import nnx
 import jax
 import pytest
 
@@ -7,7 +8,6 @@ from configs import ablations
 from configs import pods
 from configs import sculpt4d
 from configs import tiny
-from flax import nnx
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
@@ -15,11 +15,11 @@ from sculpt4d_jax.models import dit as dit_lib
 
 # Densities at 16 frames, Table A1 of the paper by way of its PFLOPs.
 DENSITIES = {
-    "no_anchor": 30.37,
-    "fixed_stride": 29.69,
-    "aggressive": 23.67,
-    "conservative": 47.66,
-    "ours": 35.23,
+  "no_anchor": 30.37,
+  "fixed_stride": 29.69,
+  "aggressive": 23.67,
+  "conservative": 47.66,
+  "ours": 35.23,
 }
 
 
@@ -42,7 +42,7 @@ def test_released_size_has_the_parameters_of_the_pretrained_model():
 def test_variants_have_the_papers_densities(variant):
   dit = ablations.get_config(variant).model.dit
   mask = bsa.BlockMask(
-      16, 32, dit.temporal_schedule, dit.temporal_anchor_frames
+    16, 32, dit.temporal_schedule, dit.temporal_anchor_frames
   )
   assert round(100 * mask.density(), 2) == DENSITIES[variant]
 

@@ -30,13 +30,13 @@ def run_on_devices() -> Callable[..., str]:
     flags = os.environ.get("XLA_FLAGS", "")
     flags += f" --xla_force_host_platform_device_count={num_devices}"
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+      [sys.executable, "-c", textwrap.dedent(code)],
+      cwd=ROOT,
+      env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()},
+      capture_output=True,
+      text=True,
+      timeout=timeout,
+      check=False,
     )
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     return result.stdout

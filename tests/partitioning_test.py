@@ -33,14 +33,14 @@ def test_parameters_are_split_by_their_axes():
   P = partitioning.Spec
   # The layers' axis in front is whole.
   assert spec((7, 512, 2048), ("embed", "mlp"), mesh) == P(
-      None, ("fsdp", "context"), "tensor"
+    None, ("fsdp", "context"), "tensor"
   )
   # 500 is a multiple of 4, not of 4 * 2; small parameters stay whole.
   assert spec((500, 2048), ("embed", "mlp"), mesh) == P("fsdp", "tensor")
   assert spec((2048,), ("embed",), mesh) == P()
   mesh = _mesh(fsdp=2, expert=4)
   assert spec((8, 64, 128), ("expert", "embed", "mlp"), mesh) == P(
-      "expert", "fsdp", None
+    "expert", "fsdp", None
   )
 
 
@@ -49,11 +49,11 @@ def test_training_that_does_not_divide_is_refused():
   good = dict(batch_size=8, num_frames=4, num_heads=8, hidden_width=64)
   partitioning.check_training(mesh, **good)
   for name, value, message in (
-      ("batch_size", 6, "6 clips a step .* over 4 devices"),
-      ("num_frames", 3, "3 frames"),
-      ("num_heads", 6, "context=2 \\* tensor=2"),
-      ("accumulation_steps", 3, "accumulation_steps=3"),
-      ("accumulation_steps", 4, "2 clips a step"),
+    ("batch_size", 6, "6 clips a step .* over 4 devices"),
+    ("num_frames", 3, "3 frames"),
+    ("num_heads", 6, "context=2 \\* tensor=2"),
+    ("accumulation_steps", 3, "accumulation_steps=3"),
+    ("accumulation_steps", 4, "2 clips a step"),
   ):
     with pytest.raises(ValueError, match=message):
       partitioning.check_training(mesh, **(good | {name: value}))
@@ -109,14 +109,14 @@ for sizes in %(meshes)s:
 """
 
 MESHES = (
-    dict(fsdp=2, context=2, tensor=2),
-    dict(fsdp=1, expert=2, context=2, tensor=2),
-    dict(data=8, fsdp=1),
-    dict(fsdp=8),
-    dict(fsdp=2, context=4),
-    dict(fsdp=2, expert=4),
-    dict(fsdp=2, tensor=4),
-    dict(data=2, fsdp=1, expert=2, context=2),
+  dict(fsdp=2, context=2, tensor=2),
+  dict(fsdp=1, expert=2, context=2, tensor=2),
+  dict(data=8, fsdp=1),
+  dict(fsdp=8),
+  dict(fsdp=2, context=4),
+  dict(fsdp=2, expert=4),
+  dict(fsdp=2, tensor=4),
+  dict(data=2, fsdp=1, expert=2, context=2),
 )
 
 

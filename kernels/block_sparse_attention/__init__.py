@@ -1,10 +1,10 @@
 """Block-sparse attention over frames of a clip; needs jax and numpy only."""
 
 from .api import block_sparse_attention
+from .mask import BlockMask
+from .mask import Mask
 from .mask import bit_reversal
 from .mask import bit_reversed_tokens
-from .mask import BlockMask
 from .mask import inverse_order
-from .mask import Mask
 from .sharded import attend_with_sharded_frames
 from .sharded import with_all_frames

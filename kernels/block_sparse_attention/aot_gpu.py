@@ -94,41 +94,73 @@ class _Target:
 
 
 TARGETS = {
-    "h100": _Target(
-        "NVIDIA H100 80GB HBM3", 9, 0, 132, 228 << 10, 128, 1.98,
-        3_352_320_000_000, 50 << 20, 80 << 30,
-    ),
-    "a100": _Target(
-        "NVIDIA A100-SXM4-80GB", 8, 0, 108, 164 << 10, 64, 1.41,
-        2_039_000_000_000, 40 << 20, 80 << 30,
-    ),
-    "rtx3090": _Target(
-        "NVIDIA GeForce RTX 3090", 8, 6, 82, 100 << 10, 128, 1.70,
-        936_000_000_000, 6 << 20, 24 << 30,
-    ),
-    "rtx4090": _Target(
-        "NVIDIA GeForce RTX 4090", 8, 9, 128, 100 << 10, 128, 2.52,
-        1_008_000_000_000, 72 << 20, 24 << 30,
-    ),
-}  # fmt: skip
+  "h100": _Target(
+    "NVIDIA H100 80GB HBM3",
+    9,
+    0,
+    132,
+    228 << 10,
+    128,
+    1.98,
+    3_352_320_000_000,
+    50 << 20,
+    80 << 30,
+  ),
+  "a100": _Target(
+    "NVIDIA A100-SXM4-80GB",
+    8,
+    0,
+    108,
+    164 << 10,
+    64,
+    1.41,
+    2_039_000_000_000,
+    40 << 20,
+    80 << 30,
+  ),
+  "rtx3090": _Target(
+    "NVIDIA GeForce RTX 3090",
+    8,
+    6,
+    82,
+    100 << 10,
+    128,
+    1.70,
+    936_000_000_000,
+    6 << 20,
+    24 << 30,
+  ),
+  "rtx4090": _Target(
+    "NVIDIA GeForce RTX 4090",
+    8,
+    9,
+    128,
+    100 << 10,
+    128,
+    2.52,
+    1_008_000_000_000,
+    72 << 20,
+    24 << 30,
+  ),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--target", choices=sorted(TARGETS), default="h100")
   parser.add_argument(
-      "--frames", type=int, nargs="+", default=[16, 32, 64], help="clip lengths"
+    "--frames", type=int, nargs="+", default=[16, 32, 64], help="clip lengths"
   )
   parser.add_argument("--heads", type=int, default=16)
   parser.add_argument("--head_dim", type=int, default=128)
   parser.add_argument(
-      "--dtype", choices=["bfloat16", "float16"], default="bfloat16"
+    "--dtype", choices=["bfloat16", "float16"], default="bfloat16"
   )
   parser.add_argument(
-      "--backends", nargs="+", choices=_BACKENDS, default=_BACKENDS
-  )  # fmt: skip
+    "--backends", nargs="+", choices=_BACKENDS, default=_BACKENDS
+  )
   flags = parser.parse_args(argv)
   if min(flags.heads, flags.head_dim, *flags.frames) < 1:
     parser.error("--heads, --head_dim and --frames must be positive")
@@ -137,8 +169,9 @@ def main(argv: list[str] | None = None) -> None:
   device = compile_only_device(flags.target)
   sharding = jax.sharding.SingleDeviceSharding(device)
   print(f"{target.name}, {flags.dtype}, jax {jax.__version__}; not run\n")
-  _print_row("attention", "frames", "density", "pass", "compile s", "temp GiB",
-             "TFLOP")  # fmt: skip
+  _print_row(
+    "attention", "frames", "density", "pass", "compile s", "temp GiB", "TFLOP"
+  )
   # Pallas asks the default device for the instructions that it has.
   with jax.default_device(device):
     for frames in flags.frames:
@@ -146,11 +179,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _report_frames(flags, target, sharding, frames) -> None:
-  shape = shapes.AttentionShape(
-      1, flags.heads, frames, 4096, flags.head_dim
-  )
+  shape = shapes.AttentionShape(1, flags.heads, frames, 4096, flags.head_dim)
   array = jax.ShapeDtypeStruct(
-      shape.array_shape, jnp.dtype(flags.dtype), sharding=sharding
+    shape.array_shape, jnp.dtype(flags.dtype), sharding=sharding
   )
   for name in flags.backends:
     is_sparse = name in ("sparse", "xla")
@@ -163,8 +194,8 @@ def _report_frames(flags, target, sharding, frames) -> None:
     product = 2e-12 * pairs * flags.head_dim
     counts = (2, 2 + 7 if name in ("sparse", "dense") else 2 + 5)
     passes = (
-        ("forward", attend, 3, counts[0]),
-        ("+ backward", _with_gradients(attend), 4, counts[1]),
+      ("forward", attend, 3, counts[0]),
+      ("+ backward", _with_gradients(attend), 4, counts[1]),
     )
     for label, function, num_inputs, count in passes:
       try:
@@ -173,9 +204,14 @@ def _report_frames(flags, target, sharding, frames) -> None:
         print(f"{name}: declined: {reason}")
         break
       _print_row(
-          name, frames, f"{mask.density():.2%}", label, f"{seconds:.1f}",
-          f"{temp / _GIB:.2f}", f"{product * count:.1f}",
-      )  # fmt: skip
+        name,
+        frames,
+        f"{mask.density():.2%}",
+        label,
+        f"{seconds:.1f}",
+        f"{temp / _GIB:.2f}",
+        f"{product * count:.1f}",
+      )
       for line in kernels:
         print(f"    {line}", flush=True)
   start = time.perf_counter()
@@ -193,12 +229,14 @@ def _candidate(name, mask, target) -> Callable[..., jax.Array]:
   backend = "xla"
   if name != "xla":
     backend = functools.partial(
-        pallas_gpu.attention, compute_capability=target.compute_capability
+      pallas_gpu.attention, compute_capability=target.compute_capability
     )
   return functools.partial(
-      api.block_sparse_attention, mask=mask, token_order="bit_reversed",
-      implementation=backend,
-  )  # fmt: skip
+    api.block_sparse_attention,
+    mask=mask,
+    token_order="bit_reversed",
+    implementation=backend,
+  )
 
 
 def _cudnn(*inputs: jax.Array) -> jax.Array:
@@ -246,15 +284,15 @@ def assembler_log() -> Iterator[Callable[[], str]]:
 
 def _kernels(log: str) -> list[str]:
   pattern = re.compile(
-      r"Function properties for (\w+?)(?:_mosaic_gpu_kernel)?\s+.*?"
-      r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?"
-      r"Used (\d+) registers",
-      re.DOTALL,
+    r"Function properties for (\w+?)(?:_mosaic_gpu_kernel)?\s+.*?"
+    r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?"
+    r"Used (\d+) registers",
+    re.DOTALL,
   )
   return [
-      f"{name}: {registers} registers at launch, {stores} bytes spilled,"
-      f" {loads} reloaded"
-      for name, stores, loads, registers in pattern.findall(log)
+    f"{name}: {registers} registers at launch, {stores} bytes spilled,"
+    f" {loads} reloaded"
+    for name, stores, loads, registers in pattern.findall(log)
   ]
 
 
@@ -266,9 +304,9 @@ def prepare_environment() -> None:
   """
   if importlib.util.find_spec("jax_cuda12_plugin") is None:
     raise SystemExit(
-        "This program needs jax's CUDA compiler, and the package"
-        " jax_cuda12_plugin is not installed: pip install 'jax[cuda12]', in an"
-        " environment of its own (5.5 GB)."
+      "This program needs jax's CUDA compiler, and the package"
+      " jax_cuda12_plugin is not installed: pip install 'jax[cuda12]', in an"
+      " environment of its own (5.5 GB)."
     )
   os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
   os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
@@ -283,10 +321,10 @@ def compile_only_device(name: str):
 
   target = TARGETS[name]
   return topologies.get_topology_desc(
-      platform="cuda",
-      topology_name=target.name,
-      target_config=target.description(),
-      topology="1x1x1",
+    platform="cuda",
+    topology_name=target.name,
+    target_config=target.description(),
+    topology="1x1x1",
   ).devices[0]
 
 

@@ -44,15 +44,15 @@ from . import tpu_tiles
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 WHAT = {
-    "paper": "the paper's mask in bfloat16",
-    "dense": "a mask that lets everything see everything",
-    "lists": "strides that are no powers of two, hence a list of blocks",
-    "float32": "the paper's mask in float32",
-    "sharded_heads": "inside shard_map, each device with some of the heads",
-    "sharded_frames": (
-        "inside shard_map, each device with some of the frames, which are"
-        " exchanged for heads"
-    ),
+  "paper": "the paper's mask in bfloat16",
+  "dense": "a mask that lets everything see everything",
+  "lists": "strides that are no powers of two, hence a list of blocks",
+  "float32": "the paper's mask in float32",
+  "sharded_heads": "inside shard_map, each device with some of the heads",
+  "sharded_frames": (
+    "inside shard_map, each device with some of the frames, which are"
+    " exchanged for heads"
+  ),
 }
 _EXCHANGES = ("all-to-all", "all-gather", "all-reduce", "collective-permute")
 # Products of float32 are made of bfloat16 ones.
@@ -87,13 +87,13 @@ class Call:
 
 
 def make_call(
-    what: str, num_frames: int, blocks_per_frame: int, **sizes: int
+  what: str, num_frames: int, blocks_per_frame: int, **sizes: int
 ) -> Call:
   """The call that a key of `WHAT` names; sizes are fields of `Call`."""
   size = (num_frames, blocks_per_frame)
   masks = {
-      "dense": mask_lib.BlockMask.dense(*size),
-      "lists": mask_lib.BlockMask(*size, (1, 1, 2, 3, 6, 12)),
+    "dense": mask_lib.BlockMask.dense(*size),
+    "lists": mask_lib.BlockMask(*size, (1, 1, 2, 3, 6, 12)),
   }
   mask = masks.get(what, mask_lib.BlockMask(*size))
   dtype = "float32" if what == "float32" else "bfloat16"
@@ -108,12 +108,14 @@ def prepare(folder: pathlib.Path) -> None:
   """
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  os.environ["LIBTPU_INIT_ARGS"] = " ".join([
+  os.environ["LIBTPU_INIT_ARGS"] = " ".join(
+    [
       os.environ.get("LIBTPU_INIT_ARGS", ""),
       f"--xla_jf_dump_to={folder}",
       "--xla_jf_dump_llo_text=true",
       "--xla_jf_dump_llo_pass_label_regex=.*final.*",
-  ])
+    ]
+  )
   jax.config.update("jax_platforms", "cpu")
 
 
@@ -125,23 +127,23 @@ def devices(chip: str) -> list[Any]:
   """
   try:
     topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=TOPOLOGIES[chip]
+      platform="tpu", topology_name=TOPOLOGIES[chip]
     )
   except Exception as error:  # jax raises various kinds.
     raise RuntimeError(
-        f"cannot compile for {chip}; libtpu is needed: pip install 'jax[tpu]'."
-        f" jax says: {error}"
+      f"cannot compile for {chip}; libtpu is needed: pip install 'jax[tpu]'."
+      f" jax says: {error}"
     ) from error
   return list(topology.devices)
 
 
 def check(
-    chip: str,
-    direction: str,
-    call: Call,
-    *,
-    tiles: tpu_tiles.TileSizes,
-    folder: pathlib.Path,
+  chip: str,
+  direction: str,
+  call: Call,
+  *,
+  tiles: tpu_tiles.TileSizes,
+  folder: pathlib.Path,
 ) -> dict[str, float]:
   """Compiles one direction; returns what the compiler reports.
 
@@ -162,16 +164,16 @@ def check(
   tpu_lists.make_lists.cache_clear()
   start = time.process_time()
   layout = tpu_lists.make_layout(
-      mask, call.tokens_per_frame, tiles.piece_tokens, tiles.lanes
+    mask, call.tokens_per_frame, tiles.piece_tokens, tiles.lanes
   )
   by_keys = direction == "backward"
   lists = tpu_lists.make_lists(
-      mask,
-      layout,
-      tiles.tiles(by_keys),
-      tiles.stream,
-      tiles.buffers,
-      by_keys,
+    mask,
+    layout,
+    tiles.tiles(by_keys),
+    tiles.stream,
+    tiles.buffers,
+    by_keys,
   )
   list_seconds = time.process_time() - start
   start = time.perf_counter()
@@ -187,11 +189,11 @@ def check(
     blocks = tpu_schedule.read_blocks(tpu_schedule.find_listing(folder, name))
     uses = getattr(tpu_schedule, f"{direction}_uses")(work)
     total += tpu_schedule.cycles(
-        blocks,
-        uses,
-        len(work.words),
-        work.singles_per_item(),
-        product_flops / peak.flops_per_cycle,
+      blocks,
+      uses,
+      len(work.words),
+      work.singles_per_item(),
+      product_flops / peak.flops_per_cycle,
     )
   exact_units = mask.density() * (mask.num_frames * layout.segments) ** 2
   heads = call.heads / num_devices
@@ -200,23 +202,23 @@ def check(
   estimate = heads / peak.cores * total / peak.clock
   roofline = exact_flops / peak.cores / peak.flops_per_cycle / peak.clock
   return {
-      "list_s": list_seconds,
-      "compile_s": compile_seconds,
-      "temporary_gib": memory.temp_size_in_bytes / 2**30,
-      "arguments_gib": memory.argument_size_in_bytes / 2**30,
-      "work": sum(work.num_units for work in lists) / exact_units,
-      "estimate_ms": 1e3 * estimate,
-      "roofline_ms": 1e3 * roofline,
-      "share": roofline / estimate,
-      "exchanges": num_devices > 1 and _count_exchanges(compiled.as_text()),
+    "list_s": list_seconds,
+    "compile_s": compile_seconds,
+    "temporary_gib": memory.temp_size_in_bytes / 2**30,
+    "arguments_gib": memory.argument_size_in_bytes / 2**30,
+    "work": sum(work.num_units for work in lists) / exact_units,
+    "estimate_ms": 1e3 * estimate,
+    "roofline_ms": 1e3 * roofline,
+    "share": roofline / estimate,
+    "exchanges": num_devices > 1 and _count_exchanges(compiled.as_text()),
   }
 
 
 def _count_exchanges(text: str) -> int:
   """Exchanges between devices in a compiled program; ends do not count."""
   return sum(
-      text.count(f" {name}(") + text.count(f" {name}-start(")
-      for name in _EXCHANGES
+    text.count(f" {name}(") + text.count(f" {name}-start(")
+    for name in _EXCHANGES
   )
 
 
@@ -233,8 +235,11 @@ def _compile(chip, direction, call, tiles):
     spec = jax.sharding.PartitionSpec(*[None] * dimension, "devices")
     sharding = jax.sharding.NamedSharding(mesh, spec)
     function = jax.shard_map(
-        _function(chip, direction, call, tiles),
-        mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False,
+      _function(chip, direction, call, tiles),
+      mesh=mesh,
+      in_specs=spec,
+      out_specs=spec,
+      check_vma=False,
     )
     num_devices = len(found)
   wide = jax.ShapeDtypeStruct(call.shape, call.dtype, sharding=sharding)
@@ -251,17 +256,17 @@ def _function(chip, direction, call, tiles):
   backend = functools.partial(pallas_tpu.attention, tiles=tiles, chip=chip)
   if call.axis == "frames":
     attend = lambda *xs: sharded.attend_with_sharded_frames(
-        *xs, call.mask, axis_name="devices", implementation=backend, **options
+      *xs, call.mask, axis_name="devices", implementation=backend, **options
     )
   elif call.axis == "heads":
     attend = lambda *xs: api.block_sparse_attention(
-        *xs, call.mask, implementation=backend, **options
+      *xs, call.mask, implementation=backend, **options
     )
   elif direction == "forward":
     attend = lambda *xs: backend(*xs, call.mask, **options)
   else:
     return lambda *xs: pallas_tpu.gradients(
-        *xs, call.mask, tiles=tiles, chip=chip, **options
+      *xs, call.mask, tiles=tiles, chip=chip, **options
     )
   if direction == "forward":
     return attend
@@ -270,66 +275,66 @@ def _function(chip, direction, call, tiles):
 
 def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   chips = list(TOPOLOGIES)
   parser.add_argument("--chips", nargs="+", choices=chips, default=chips)
   parser.add_argument("--frames", nargs="+", type=int, default=[16, 32, 64])
   parser.add_argument(
-      "--directions",
-      nargs="+",
-      choices=["forward", "backward"],
-      default=["forward", "backward"],
+    "--directions",
+    nargs="+",
+    choices=["forward", "backward"],
+    default=["forward", "backward"],
   )
   parser.add_argument("--heads", type=int, default=16)
   parser.add_argument("--tokens_per_frame", type=int, default=4096)
   parser.add_argument("--blocks_per_frame", type=int, default=32)
   parser.add_argument("--head_dim", type=int, default=128)
   parser.add_argument(
-      "--what",
-      nargs="+",
-      choices=list(WHAT),
-      default=["paper"],
-      help="; ".join(f"{name}: {text}" for name, text in WHAT.items()) + ".",
+    "--what",
+    nargs="+",
+    choices=list(WHAT),
+    default=["paper"],
+    help="; ".join(f"{name}: {text}" for name, text in WHAT.items()) + ".",
   )
   args = parser.parse_args(argv)
   print(
-      f"{args.heads} heads x {args.head_dim}, {args.tokens_per_frame} tokens a"
-      f" frame, jax {jax.__version__}, libtpu {_libtpu_version()}. v5p: two"
-      " cores, half of the heads each."
+    f"{args.heads} heads x {args.head_dim}, {args.tokens_per_frame} tokens a"
+    f" frame, jax {jax.__version__}, libtpu {_libtpu_version()}. v5p: two"
+    " cores, half of the heads each."
   )
   print(
-      f"{'what':15}{'chip':5}{'frames':>7} {'direction':10}{'list s':>7}"
-      f"{'compile s':>10}{'temp GiB':>9}{'args GiB':>9}{'work':>7}"
-      f"{'est. ms':>9}{'roof ms':>9}{'share':>7}{'exchanges':>10}"
+    f"{'what':15}{'chip':5}{'frames':>7} {'direction':10}{'list s':>7}"
+    f"{'compile s':>10}{'temp GiB':>9}{'args GiB':>9}{'work':>7}"
+    f"{'est. ms':>9}{'roof ms':>9}{'share':>7}{'exchanges':>10}"
   )
   with tempfile.TemporaryDirectory() as folder:
     prepare(pathlib.Path(folder))
     for what, chip, frames, direction in itertools.product(
-        args.what, args.chips, args.frames, args.directions
+      args.what, args.chips, args.frames, args.directions
     ):
       call = make_call(
-          what,
-          frames,
-          args.blocks_per_frame,
-          heads=args.heads,
-          tokens_per_frame=args.tokens_per_frame,
-          head_dim=args.head_dim,
+        what,
+        frames,
+        args.blocks_per_frame,
+        heads=args.heads,
+        tokens_per_frame=args.tokens_per_frame,
+        head_dim=args.head_dim,
       )
       found = check(
-          chip,
-          direction,
-          call,
-          tiles=tpu_tiles.default(chip, call.dtype),
-          folder=pathlib.Path(folder),
+        chip,
+        direction,
+        call,
+        tiles=tpu_tiles.default(chip, call.dtype),
+        folder=pathlib.Path(folder),
       )
       print(
-          f"{what:15}{chip:5}{frames:7} {direction:10}{found['list_s']:7.2f}"
-          f"{found['compile_s']:10.1f}{found['temporary_gib']:9.2f}"
-          f"{found['arguments_gib']:9.2f}{found['work']:7.3f}"
-          f"{found['estimate_ms']:9.2f}{found['roofline_ms']:9.2f}"
-          f"{found['share']:7.1%}{found['exchanges']:10d}",
-          flush=True,
+        f"{what:15}{chip:5}{frames:7} {direction:10}{found['list_s']:7.2f}"
+        f"{found['compile_s']:10.1f}{found['temporary_gib']:9.2f}"
+        f"{found['arguments_gib']:9.2f}{found['work']:7.3f}"
+        f"{found['estimate_ms']:9.2f}{found['roofline_ms']:9.2f}"
+        f"{found['share']:7.1%}{found['exchanges']:10d}",
+        flush=True,
       )
 
 

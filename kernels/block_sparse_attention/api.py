@@ -18,29 +18,29 @@ from . import reference
 from . import xla
 
 Implementation = (
-    Literal["pallas_tpu", "pallas_gpu", "xla", "reference"] | Callable[..., Any]
+  Literal["pallas_tpu", "pallas_gpu", "xla", "reference"] | Callable[..., Any]
 )
 
 # Later entries serve what earlier ones decline.
 _AUTOMATIC = ("pallas_tpu", "pallas_gpu", "xla")
 _BACKENDS = {
-    "pallas_tpu": pallas_tpu.attention,
-    "pallas_gpu": pallas_gpu.attention,
-    "xla": xla.attention,
-    "reference": reference.attention,
+  "pallas_tpu": pallas_tpu.attention,
+  "pallas_gpu": pallas_gpu.attention,
+  "xla": xla.attention,
+  "reference": reference.attention,
 }
 
 
 def block_sparse_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: mask_lib.Mask,
-    *,
-    scale: float | None = None,
-    token_order: mask_lib.TokenOrder = "natural",
-    implementation: Implementation | None = None,
-    return_log_sum_exp: bool = False,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: mask_lib.Mask,
+  *,
+  scale: float | None = None,
+  token_order: mask_lib.TokenOrder = "natural",
+  implementation: Implementation | None = None,
+  return_log_sum_exp: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
   """Softmax attention between the blocks of tokens that a mask lets see.
 
@@ -85,16 +85,16 @@ def block_sparse_attention(
   _check_mask(query, mask)
   if token_order not in ("natural", "bit_reversed"):
     raise ValueError(
-        f'token_order must be "natural" or "bit_reversed", got {token_order!r}.'
+      f'token_order must be "natural" or "bit_reversed", got {token_order!r}.'
     )
   if scale is None:
     scale = query.shape[-1] ** -0.5
   elif not math.isfinite(scale):
     raise ValueError(f"scale must be finite, got {scale}.")
   output, log_sum_exp = _run(
-      implementation,
-      (query, key, value, mask),
-      dict(scale=float(scale), token_order=token_order),
+    implementation,
+    (query, key, value, mask),
+    dict(scale=float(scale), token_order=token_order),
   )
   return (output, log_sum_exp) if return_log_sum_exp else output
 
@@ -106,8 +106,8 @@ def _run(implementation, args, kwargs):
   if implementation is not None:
     if implementation not in _BACKENDS:
       raise ValueError(
-          f"implementation={implementation!r} is unknown; choose one of"
-          f" {sorted(_BACKENDS)}, or None for the first that serves."
+        f"implementation={implementation!r} is unknown; choose one of"
+        f" {sorted(_BACKENDS)}, or None for the first that serves."
       )
     return _BACKENDS[implementation](*args, **kwargs)
   reasons = []
@@ -123,40 +123,40 @@ def _run(implementation, args, kwargs):
 def _check_arrays(query, key, value) -> None:
   if query.ndim != 4:
     raise ValueError(
-        f"query must be [B, H, S, K], got shape {query.shape}; add axes of"
-        " length 1, or use jax.vmap for more."
+      f"query must be [B, H, S, K], got shape {query.shape}; add axes of"
+      " length 1, or use jax.vmap for more."
     )
   for name, array in (("key", key), ("value", value)):
     if array.shape != query.shape:
       raise ValueError(
-          f"{name} must have the shape of query, {query.shape}, got"
-          f" {array.shape}; repeat heads of keys and values that are shared."
+        f"{name} must have the shape of query, {query.shape}, got"
+        f" {array.shape}; repeat heads of keys and values that are shared."
       )
     if array.dtype != query.dtype:
       raise ValueError(
-          f"{name} must have the dtype of query, {query.dtype}, got"
-          f" {array.dtype}; cast it."
+        f"{name} must have the dtype of query, {query.dtype}, got"
+        f" {array.dtype}; cast it."
       )
   if query.dtype not in ("float32", "bfloat16", "float16"):
     raise ValueError(
-        "query must be float32, bfloat16 or float16, got"
-        f" {query.dtype}; cast all three arrays."
+      "query must be float32, bfloat16 or float16, got"
+      f" {query.dtype}; cast all three arrays."
     )
 
 
 def _check_mask(query, mask) -> None:
   if not isinstance(mask, mask_lib.Mask):
     raise ValueError(
-        f"mask must be a BlockMask, got {type(mask).__name__}; make one with"
-        " BlockMask(num_frames, blocks_per_frame)."
+      f"mask must be a BlockMask, got {type(mask).__name__}; make one with"
+      " BlockMask(num_frames, blocks_per_frame)."
     )
   num_tokens = query.shape[2]
   if num_tokens == 0 or num_tokens % mask.num_frames:
     raise ValueError(
-        f"query has S={num_tokens} tokens, not a positive multiple of the"
-        f" mask's num_frames={mask.num_frames}; S must be num_frames *"
-        " tokens_per_frame."
+      f"query has S={num_tokens} tokens, not a positive multiple of the"
+      f" mask's num_frames={mask.num_frames}; S must be num_frames *"
+      " tokens_per_frame."
     )
   mask_lib.require_block_size(
-      num_tokens // mask.num_frames, mask.blocks_per_frame
+    num_tokens // mask.num_frames, mask.blocks_per_frame
   )

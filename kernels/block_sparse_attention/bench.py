@@ -68,7 +68,9 @@ def main(argv: list[str] | None = None) -> None:
     shape = shapes.SHAPES[name]
     density = shape.mask().density()
     print(f"\n{name}: {shape.array_shape}, density {density:.4f}")
-    print(_row("", "", "ms", "speed-up", "ideal", "share of ideal", "of sparse"))
+    print(
+      _row("", "", "ms", "speed-up", "ideal", "share of ideal", "of sparse")
+    )
     for is_backward in (False, True):
       candidates = _candidates(shape, flags, is_backward)
       seconds = time_in_turn(candidates, flags.rounds, clock)
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def time_in_turn(
-    candidates: Candidates, rounds: int, clock: Callable[[], float]
+  candidates: Candidates, rounds: int, clock: Callable[[], float]
 ) -> dict[str, float]:
   """Median seconds of each candidate, after a run of each not timed."""
   seconds = {name: [] for name in candidates}
@@ -92,38 +94,46 @@ def time_in_turn(
 
 def _parse(argv) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
-      "--shapes", nargs="+", choices=sorted(shapes.SHAPES), metavar="NAME",
-      help=f"named shapes, of {', '.join(shapes.SHAPES)}",
-  )  # fmt: skip
+    "--shapes",
+    nargs="+",
+    choices=sorted(shapes.SHAPES),
+    metavar="NAME",
+    help=f"named shapes, of {', '.join(shapes.SHAPES)}",
+  )
   parser.add_argument(
-      "--dtype", choices=["float32", "bfloat16"],
-      help="float32 on CPU and bfloat16 elsewhere if left out",
-  )  # fmt: skip
+    "--dtype",
+    choices=["float32", "bfloat16"],
+    help="float32 on CPU and bfloat16 elsewhere if left out",
+  )
   parser.add_argument("--rounds", type=int, default=5, help="runs of each")
   parser.add_argument(
-      "--clock", choices=["wall", "cpu"], default="wall",
-      help="elapsed time, or CPU time of all threads of the process",
-  )  # fmt: skip
-  parser.add_argument(
-      "--implementation", choices=sorted(api._BACKENDS),
-      help="backend; the automatic choice if left out",
-  )  # fmt: skip
-  parser.add_argument(
-      "--no_peers", action="store_true", help="sparse and dense only"
+    "--clock",
+    choices=["wall", "cpu"],
+    default="wall",
+    help="elapsed time, or CPU time of all threads of the process",
   )
   parser.add_argument(
-      "--memory", action="store_true", help="memory in place of time"
+    "--implementation",
+    choices=sorted(api._BACKENDS),
+    help="backend; the automatic choice if left out",
   )
   parser.add_argument(
-      "--parts", action="store_true", help="what the time goes to, on CPUs"
+    "--no_peers", action="store_true", help="sparse and dense only"
   )
   parser.add_argument(
-      "--aot", choices=[*aot_tpu.TOPOLOGIES, *aot_gpu.TARGETS],
-      help="compile for this chip and print what its compiler reports",
-  )  # fmt: skip
+    "--memory", action="store_true", help="memory in place of time"
+  )
+  parser.add_argument(
+    "--parts", action="store_true", help="what the time goes to, on CPUs"
+  )
+  parser.add_argument(
+    "--aot",
+    choices=[*aot_tpu.TOPOLOGIES, *aot_gpu.TARGETS],
+    help="compile for this chip and print what its compiler reports",
+  )
   flags = parser.parse_args(argv)
   if flags.rounds < 1:
     parser.error(f"--rounds must be at least 1, got {flags.rounds}")
@@ -139,10 +149,10 @@ def _compile_ahead(chip: str) -> None:
 
 def _attend(mask, flags):
   return functools.partial(
-      api.block_sparse_attention,
-      mask=mask,
-      token_order="bit_reversed",
-      implementation=flags.implementation,
+    api.block_sparse_attention,
+    mask=mask,
+    token_order="bit_reversed",
+    implementation=flags.implementation,
   )
 
 
@@ -150,8 +160,8 @@ def _candidates(shape, flags, is_backward) -> Candidates:
   inputs = shapes.random_inputs(shape.array_shape, jnp.dtype(flags.dtype))
   masks = {"sparse": shape.mask(), "dense": shape.dense_mask()}
   candidates = {
-      name: bench_peers.timed(_attend(mask, flags), inputs, is_backward)
-      for name, mask in masks.items()
+    name: bench_peers.timed(_attend(mask, flags), inputs, is_backward)
+    for name, mask in masks.items()
   }
   peers = {} if flags.no_peers else bench_peers.peers()
   for name, peer in peers.items():
@@ -173,7 +183,7 @@ def _print_parts(flags) -> None:
       for kind, mask in masks.items():
         run = bench_peers.compiled(_attend(mask, flags), inputs, is_backward)
         parts = bench_parts.measure(
-            lambda run=run: jax.block_until_ready(run(*inputs)), run.as_text()
+          lambda run=run: jax.block_until_ready(run(*inputs)), run.as_text()
         )
         total = sum(milliseconds for milliseconds, _ in parts.values())
         print(f"\n{name}, {direction}, {kind}: ms of all threads")
@@ -191,7 +201,7 @@ def _print_memory(flags) -> None:
   for name in flags.shapes:
     shape = shapes.SHAPES[name]
     attend = functools.partial(
-        _attend(shape.mask(), flags), return_log_sum_exp=True
+      _attend(shape.mask(), flags), return_log_sum_exp=True
     )
     array = jax.ShapeDtypeStruct(shape.array_shape, jnp.dtype(flags.dtype))
     memory = bench_memory.measure(attend, array)
@@ -201,9 +211,9 @@ def _print_memory(flags) -> None:
         columns += [f"{peak / 2**20:.1f}", f"{peak / memory.fixed:.2f}"]
     print(_row("forward+backward", name, *columns))
   print(
-      "fixed: query, key, value, the output's cotangent; output, log-sum-exp and"
-      " three gradients. Nothing else is kept between forward and backward."
-      " peak: by the compiler's analysis. measured: resident memory, on CPUs."
+    "fixed: query, key, value, the output's cotangent; output, log-sum-exp and"
+    " three gradients. Nothing else is kept between forward and backward."
+    " peak: by the compiler's analysis. measured: resident memory, on CPUs."
   )
 
 
@@ -215,13 +225,13 @@ def _environment(flags) -> str:
     versions += f", torch {torch.__version__}"
     versions += f" ({torch.get_num_threads()} threads)"
   measured = (
-      "memory"
-      if flags.memory
-      else f"{flags.clock} time, median of {flags.rounds}"
+    "memory"
+    if flags.memory
+    else f"{flags.clock} time, median of {flags.rounds}"
   )
   return (
-      f"{device.platform} ({device.device_kind}), {flags.dtype}, {measured};"
-      f" {versions}"
+    f"{device.platform} ({device.device_kind}), {flags.dtype}, {measured};"
+    f" {versions}"
   )
 
 

@@ -19,7 +19,9 @@ import jax.numpy as jnp
 from . import shapes
 
 _PROC = pathlib.Path("/proc/self")
-_RESET_PEAK = "5"  # proc(5), clear_refs: the high-water mark of resident memory.
+_RESET_PEAK = (
+  "5"  # proc(5), clear_refs: the high-water mark of resident memory.
+)
 _M_MMAP_THRESHOLD = -3  # A parameter of mallopt(3).
 
 

@@ -18,20 +18,20 @@ import jax
 
 # Kind, and the operations of which an instruction must hold all.
 _KINDS = (
-    ("scores: product, maximum, exponential", ("dot", "exponential")),
-    ("products", ("dot",)),
-    ("exponentials", ("exponential",)),
-    ("sums and maxima", ("reduce",)),
-    ("other arithmetic", ("multiply",)),
-    ("other arithmetic", ("divide",)),
-    ("other arithmetic", ("subtract",)),
+  ("scores: product, maximum, exponential", ("dot", "exponential")),
+  ("products", ("dot",)),
+  ("exponentials", ("exponential",)),
+  ("sums and maxima", ("reduce",)),
+  ("other arithmetic", ("multiply",)),
+  ("other arithmetic", ("divide",)),
+  ("other arithmetic", ("subtract",)),
 )
 _COPIES = "copies, gathers and sums of gradients"
 _CONTROL = ("while", "call", "conditional", "tuple", "parameter", "constant")
 
 
 def measure(
-    run: Callable[[], object], hlo: str
+  run: Callable[[], object], hlo: str
 ) -> dict[str, tuple[float, int]]:
   """Milliseconds of all threads, and number of instructions run, by kind.
 
@@ -84,6 +84,6 @@ def _instruction_kinds(hlo: str) -> dict[str, str]:
 def _kind(body: str) -> str:
   has = lambda operation: re.search(rf" {operation}\(", body)
   return next(
-      (kind for kind, operations in _KINDS if all(map(has, operations))),
-      _COPIES,
+    (kind for kind, operations in _KINDS if all(map(has, operations))),
+    _COPIES,
   )

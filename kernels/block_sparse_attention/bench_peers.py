@@ -40,15 +40,15 @@ def peers() -> dict[str, Peer]:
   if torch is None:
     return {}
   return {
-      "torch_sdpa": functools.partial(_sdpa, torch),
-      "torch_flex": functools.partial(_flex, torch),
+    "torch_sdpa": functools.partial(_sdpa, torch),
+    "torch_flex": functools.partial(_flex, torch),
   }
 
 
 def import_torch():
   """PyTorch, or None."""
   try:
-    import torch  # pylint: disable=g-import-not-at-top
+    import torch
   except ImportError:
     return None
   return torch
@@ -71,7 +71,7 @@ def timed(attend, inputs, is_backward: bool) -> Callable[[], object]:
 def _torch_inputs(torch, shape, dtype):
   inputs = shapes.random_inputs(shape.array_shape)
   return [
-      torch.from_numpy(np.array(x)).to(getattr(torch, dtype)) for x in inputs
+    torch.from_numpy(np.array(x)).to(getattr(torch, dtype)) for x in inputs
   ]
 
 
@@ -94,7 +94,7 @@ def _sdpa(torch, shape, dtype, is_backward):
 def _flex(torch, shape, dtype, is_backward):
   if is_backward:
     return None
-  from torch.nn.attention import flex_attention as flex  # pylint: disable=g-import-not-at-top
+  from torch.nn.attention import flex_attention as flex
 
   inputs = _torch_inputs(torch, shape, dtype)
   block_mask = _flex_mask(torch, flex, shape)
@@ -114,7 +114,7 @@ def _flex_mask(torch, flex, shape):
   # from the largest stride on: the tokens that see each other are the same.
   blocks = max(mask.max_stride, shape.tokens_per_frame // _MAX_TORCH_BLOCK)
   coarse = mask_lib.BlockMask(
-      mask.num_frames, blocks, mask.schedule, mask.anchor_frames
+    mask.num_frames, blocks, mask.schedule, mask.anchor_frames
   )
   offsets, indices = coarse.block_lists("bit_reversed")
   counts = np.diff(offsets)
@@ -123,19 +123,19 @@ def _flex_mask(torch, flex, shape):
   as_tensor = lambda x: torch.from_numpy(x.astype(np.int32))[None, None]
   nothing = np.zeros_like(counts), np.zeros_like(lists)
   return flex.BlockMask.from_kv_blocks(
-      *map(as_tensor, nothing),
-      *map(as_tensor, (counts, lists)),
-      BLOCK_SIZE=shape.tokens_per_frame // blocks,
+    *map(as_tensor, nothing),
+    *map(as_tensor, (counts, lists)),
+    BLOCK_SIZE=shape.tokens_per_frame // blocks,
   )
 
 
 def _splash(shape, dtype, is_backward):
-  from jax.experimental.pallas.ops.tpu import splash_attention as splash  # pylint: disable=g-import-not-at-top
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   inputs = _scaled_inputs(shape, dtype)
   head_mask = _splash_mask(splash.splash_attention_mask, shape)
   attend = splash.make_splash_mha_single_device(
-      splash.splash_attention_mask.MultiHeadMask([head_mask] * shape.heads)
+    splash.splash_attention_mask.MultiHeadMask([head_mask] * shape.heads)
   )
   return timed(jax.vmap(attend), inputs, is_backward)
 
@@ -154,7 +154,7 @@ def _splash_mask(splash_mask, shape):
 
     def __getitem__(self, index):
       rows, columns = (
-          np.arange(*i.indices(shape.num_tokens)) // size for i in index
+        np.arange(*i.indices(shape.num_tokens)) // size for i in index
       )
       return blocks[rows][:, columns]
 
@@ -168,7 +168,7 @@ def _splash_mask(splash_mask, shape):
 
 
 def _flash(shape, dtype, is_backward):
-  from jax.experimental.pallas.ops.tpu import flash_attention  # pylint: disable=g-import-not-at-top
+  from jax.experimental.pallas.ops.tpu import flash_attention
 
   inputs = _scaled_inputs(shape, dtype)
   return timed(flash_attention.flash_attention, inputs, is_backward)
@@ -184,6 +184,6 @@ def _cudnn(shape, dtype, is_backward):
   inputs = shapes.random_inputs(shape.array_shape, jnp.dtype(dtype))
   inputs = [x.swapaxes(1, 2) for x in inputs]  # [B, S, H, K]
   attend = functools.partial(
-      jax.nn.dot_product_attention, implementation="cudnn"
+    jax.nn.dot_product_attention, implementation="cudnn"
   )
   return timed(attend, inputs, is_backward)

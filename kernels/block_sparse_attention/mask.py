@@ -89,28 +89,28 @@ class Mask:
     True if `blocks_per_frame` and all strides are powers of two.
     """
     return _is_power_of_two(self.blocks_per_frame) and all(
-        _is_power_of_two(stride)
-        for row in _stride_table(self)
-        for strides in row
-        for stride in strides
+      _is_power_of_two(stride)
+      for row in _stride_table(self)
+      for strides in row
+      for stride in strides
     )
 
   @property
   def max_stride(self) -> int:
     """The largest stride in use: segments a frame, in bit-reversed order."""
     return max(
-        stride
-        for row in _stride_table(self)
-        for strides in row
-        for stride in strides
+      stride
+      for row in _stride_table(self)
+      for strides in row
+      for stride in strides
     )
 
   def num_pairs(self) -> int:
     """Pairs of blocks that see each other."""
     return sum(
-        _count_pairs(strides, self.blocks_per_frame)
-        for row in _stride_table(self)
-        for strides in row
+      _count_pairs(strides, self.blocks_per_frame)
+      for row in _stride_table(self)
+      for strides in row
     )
 
   def density(self) -> float:
@@ -137,8 +137,8 @@ class Mask:
     """
     if not self.is_power_of_two:
       raise ValueError(
-          "levels needs a mask whose strides and blocks_per_frame are powers of"
-          f" two, got {self}; use block_lists for any other."
+        "levels needs a mask whose strides and blocks_per_frame are powers of"
+        f" two, got {self}; use block_lists for any other."
       )
     return _levels(self, query_frame)
 
@@ -196,14 +196,14 @@ class BlockMask(Mask):
     schedule = tuple(int(stride) for stride in self.schedule)
     if not schedule or min(schedule) < 1:
       raise ValueError(
-          "schedule must list at least one stride, each at least 1, got"
-          f" {schedule}; (1,) is dense attention."
+        "schedule must list at least one stride, each at least 1, got"
+        f" {schedule}; (1,) is dense attention."
       )
     anchors = tuple(sorted({int(frame) for frame in self.anchor_frames}))
     if anchors and not 0 <= anchors[0] <= anchors[-1] < self.num_frames:
       raise ValueError(
-          f"anchor_frames={anchors} must lie in 0..{self.num_frames - 1} for"
-          f" num_frames={self.num_frames}; () is no anchor."
+        f"anchor_frames={anchors} must lie in 0..{self.num_frames - 1} for"
+        f" num_frames={self.num_frames}; () is no anchor."
       )
     object.__setattr__(self, "schedule", schedule)
     object.__setattr__(self, "anchor_frames", anchors)
@@ -230,13 +230,13 @@ class _CombinedMask(Mask):
 
   def __post_init__(self):
     shapes = [
-        (mask.num_frames, mask.blocks_per_frame)
-        for mask in (self.left, self.right)
+      (mask.num_frames, mask.blocks_per_frame)
+      for mask in (self.left, self.right)
     ]
     if shapes[0] != shapes[1]:
       raise ValueError(
-          "Masks can be combined only over the same (num_frames,"
-          f" blocks_per_frame), got {shapes[0]} and {shapes[1]}."
+        "Masks can be combined only over the same (num_frames,"
+        f" blocks_per_frame), got {shapes[0]} and {shapes[1]}."
       )
 
   @property
@@ -284,7 +284,7 @@ def inverse_order(order: np.ndarray) -> np.ndarray:
 
 
 def bit_reversed_tokens(
-    tokens_per_frame: int, blocks_per_frame: int
+  tokens_per_frame: int, blocks_per_frame: int
 ) -> np.ndarray:
   """Tokens of a frame with its blocks in bit-reversed order, [N] indices.
 
@@ -304,9 +304,9 @@ def require_block_size(tokens_per_frame: int, blocks_per_frame: int) -> int:
   """
   if tokens_per_frame < 1 or tokens_per_frame % blocks_per_frame:
     raise ValueError(
-        f"tokens_per_frame={tokens_per_frame} is not a positive multiple of"
-        f" blocks_per_frame={blocks_per_frame}; pad the tokens or choose a"
-        " number of blocks that divides them."
+      f"tokens_per_frame={tokens_per_frame} is not a positive multiple of"
+      f" blocks_per_frame={blocks_per_frame}; pad the tokens or choose a"
+      " number of blocks that divides them."
     )
   return tokens_per_frame // blocks_per_frame
 
@@ -325,7 +325,7 @@ def _is_power_of_two(n: int) -> bool:
 def _require_positive(name: str, value: int) -> None:
   if int(value) != value or value < 1:
     raise ValueError(
-        f"{name} must be a whole number of at least 1, got {value}."
+      f"{name} must be a whole number of at least 1, got {value}."
     )
 
 
@@ -339,9 +339,7 @@ def _smallest(strides: Iterable[int], blocks: int) -> tuple[int, ...]:
   return tuple(kept)
 
 
-def divides_any(
-    strides: tuple[int, ...], difference: np.ndarray
-) -> np.ndarray:
+def divides_any(strides: tuple[int, ...], difference: np.ndarray) -> np.ndarray:
   """Whether any of the strides divides a difference of block indices."""
   seen = np.zeros(difference.shape, bool)
   for stride in strides:
@@ -349,7 +347,7 @@ def divides_any(
   return seen
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _count_pairs(strides: tuple[int, ...], blocks: int) -> int:
   """Pairs (u, v) of blocks that see each other: by difference, then summed."""
   difference = np.arange(blocks)
@@ -370,8 +368,8 @@ def _levels(mask: Mask, query_frame: int) -> tuple[Level, ...]:
   for j, (stride,) in enumerate(_stride_table(mask)[query_frame]):
     frames_by_stride.setdefault(stride, []).append(j)
   return tuple(
-      Level(stride, tuple(frames_by_stride[stride]))
-      for stride in sorted(frames_by_stride)
+    Level(stride, tuple(frames_by_stride[stride]))
+    for stride in sorted(frames_by_stride)
   )
 
 

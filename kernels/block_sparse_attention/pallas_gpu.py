@@ -59,16 +59,16 @@ _SMALL_GRANULE = 128
 
 
 def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: mask_lib.Mask,
-    *,
-    scale: float,
-    token_order: mask_lib.TokenOrder = "natural",
-    tiles: Tiles | None = None,
-    compute_capability: str | None = None,
-    interpret: Any = None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: mask_lib.Mask,
+  *,
+  scale: float,
+  token_order: mask_lib.TokenOrder = "natural",
+  tiles: Tiles | None = None,
+  compute_capability: str | None = None,
+  interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention over the token pairs that the mask allows.
 
@@ -138,21 +138,21 @@ def default_tiles(head_dim: int, compute_capability: str = _HOPPER) -> Tiles:
     stages = 2 if is_large else 1
     if head_dim <= 64:
       return tiles_lib.AmpereTiles(
-          forward=tile(128, 32, stages=2),
-          query_bar=tile(128, 32),
-          key_value_bar=tile(64, 64, stages),
+        forward=tile(128, 32, stages=2),
+        query_bar=tile(128, 32),
+        key_value_bar=tile(64, 64, stages),
       )
     return tiles_lib.AmpereTiles(
-        forward=tile(128, 32) if is_large else tile(64, 32, stages=2),
-        query_bar=tile(64, 64 if is_large else 32),
-        key_value_bar=tile(64, 32, stages),
+      forward=tile(128, 32) if is_large else tile(64, 32, stages=2),
+      query_bar=tile(64, 64 if is_large else 32),
+      key_value_bar=tile(64, 32, stages),
     )
   if head_dim <= 64 or jax.__version_info__ < (0, 11):
     return tiles_lib.GpuTiles()
   return tiles_lib.GpuTiles(
-      forward=tiles_lib.Tile(2, 64, stages=4),
-      query_bar=tiles_lib.Tile(2, 64),
-      key_value_bar=tiles_lib.Tile(1, 64),
+    forward=tiles_lib.Tile(2, 64, stages=4),
+    query_bar=tiles_lib.Tile(2, 64),
+    key_value_bar=tiles_lib.Tile(1, 64),
   )
 
 
@@ -206,12 +206,12 @@ class _Plan:
   def call(self, function, *args, by_key: bool = False):
     options = {} if self.interpret is True else dict(interpret=self.interpret)
     results = function(
-        *args,
-        self.lists(by_key),
-        self.granule,
-        self.exponent,
-        self.tiles,
-        **options,
+      *args,
+      self.lists(by_key),
+      self.granule,
+      self.exponent,
+      self.tiles,
+      **options,
     )
     return jax.tree.map(lambda x: steps.varying_as(x, *args), results)
 
@@ -239,12 +239,10 @@ def _plan(mask, num_tokens, scale, token_order, tiles) -> _Plan:
     granule = granule_in(token_order)
   if granule % tiles_lib.WARPGROUP_ROWS:
     raise NotImplementedError(
-        f"needs granules (runs of tokens that see the same keys) of a multiple"
-        f" of {tiles_lib.WARPGROUP_ROWS} tokens, and this mask has {granule}"
+      f"needs granules (runs of tokens that see the same keys) of a multiple"
+      f" of {tiles_lib.WARPGROUP_ROWS} tokens, and this mask has {granule}"
     )
-  return _Plan(
-      mask, token_order, reorder, granule, scale, tiles.fit(granule)
-  )
+  return _Plan(mask, token_order, reorder, granule, scale, tiles.fit(granule))
 
 
 def _require_device(compute_capability: str | None) -> str:
@@ -252,7 +250,7 @@ def _require_device(compute_capability: str | None) -> str:
   if compute_capability is None:
     if jax.default_backend() != "gpu":
       raise NotImplementedError(
-          f"needs an NVIDIA GPU, and the device is a {jax.default_backend()}"
+        f"needs an NVIDIA GPU, and the device is a {jax.default_backend()}"
       )
     device = jax.devices()[0]
     compute_capability = getattr(device, "compute_capability", "unknown")
@@ -260,17 +258,17 @@ def _require_device(compute_capability: str | None) -> str:
   served = (_HOPPER, *_AMPERE)
   if compute_capability not in served:
     raise NotImplementedError(
-        f"needs a device of compute capability {_HOPPER} (Hopper) or"
-        f" {', '.join(_AMPERE)} (Ampere, Ada), and the device has"
-        f" {compute_capability}"
+      f"needs a device of compute capability {_HOPPER} (Hopper) or"
+      f" {', '.join(_AMPERE)} (Ampere, Ada), and the device has"
+      f" {compute_capability}"
     )
   if compute_capability in _AMPERE:
     from . import pallas_gpu_ampere
 
     if not pallas_gpu_ampere.is_supported():
       raise NotImplementedError(
-          f"needs a jax whose Pallas compiles for compute capability"
-          f" {compute_capability}, such as 0.12, and this is {jax.__version__}"
+        f"needs a jax whose Pallas compiles for compute capability"
+        f" {compute_capability}, such as 0.12, and this is {jax.__version__}"
       )
   return compute_capability
 
@@ -280,20 +278,20 @@ def _require_family(tiles: Tiles, compute_capability: str) -> None:
   expected = tiles_lib.AmpereTiles if is_ampere else tiles_lib.GpuTiles
   if not isinstance(tiles, expected):
     raise ValueError(
-        f"tiles must be {expected.__name__} for compute capability"
-        f" {compute_capability}, got {tiles}."
+      f"tiles must be {expected.__name__} for compute capability"
+      f" {compute_capability}, got {tiles}."
     )
 
 
 def _require_arrays(head_dim: int, dtype) -> None:
   if head_dim not in _HEAD_DIMS:
     raise NotImplementedError(
-        f"needs a head width K of 64 or 128, got {head_dim}; pad it with zeros"
+      f"needs a head width K of 64 or 128, got {head_dim}; pad it with zeros"
     )
   if dtype not in (jnp.bfloat16, jnp.float16):
     raise NotImplementedError(
-        f"needs bfloat16 or float16 inputs, got {dtype}: the tensor cores have"
-        " no float32"
+      f"needs bfloat16 or float16 inputs, got {dtype}: the tensor cores have"
+      " no float32"
     )
 
 

@@ -39,14 +39,14 @@ def is_supported() -> bool:
 
 
 def forward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    lists: tiles_lib.TileLists,
-    granule: int,
-    exponent: float,
-    tiles: tiles_lib.AmpereTiles,
-    interpret: Any = None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  lists: tiles_lib.TileLists,
+  granule: int,
+  exponent: float,
+  tiles: tiles_lib.AmpereTiles,
+  interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention of every head; see `pallas_gpu_kernels.forward`."""
   tile = tiles.forward
@@ -58,9 +58,15 @@ def forward(
     def step(index, state):
       key, value = program.operands(index)
       return steps.forward(
-          state, query_smem, key, value, exponent, unit.product, lambda: None,
-          round_to=unit.round_to,
-      )  # fmt: skip
+        state,
+        query_smem,
+        key,
+        value,
+        exponent,
+        unit.product,
+        lambda: None,
+        round_to=unit.round_to,
+      )
 
     state = steps.Softmax.start(tile.rows, head_dim)
     state = lax.fori_loop(0, program.num_steps, step, state)
@@ -68,28 +74,31 @@ def forward(
     return output.astype(dtype), log_sum_exp
 
   results = _run(
-      compute,
-      lists, granule, tile, interpret,
-      rows=[query],
-      columns=[key, value],
-      results=[query, jax.ShapeDtypeStruct(query.shape[:2], jnp.float32)],
-      name="block_sparse_attention_forward",
-  )  # fmt: skip
+    compute,
+    lists,
+    granule,
+    tile,
+    interpret,
+    rows=[query],
+    columns=[key, value],
+    results=[query, jax.ShapeDtypeStruct(query.shape[:2], jnp.float32)],
+    name="block_sparse_attention_forward",
+  )
   return tuple(results)
 
 
 def query_bar(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    output_bar: jax.Array,
-    log_sum_exp: jax.Array,
-    offset: jax.Array,
-    lists: tiles_lib.TileLists,
-    granule: int,
-    exponent: float,
-    tiles: tiles_lib.AmpereTiles,
-    interpret: Any = None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  output_bar: jax.Array,
+  log_sum_exp: jax.Array,
+  offset: jax.Array,
+  lists: tiles_lib.TileLists,
+  granule: int,
+  exponent: float,
+  tiles: tiles_lib.AmpereTiles,
+  interpret: Any = None,
 ) -> jax.Array:
   """Gradient of the queries; see `pallas_gpu_kernels.query_bar`."""
   tile = tiles.query_bar
@@ -103,9 +112,18 @@ def query_bar(
       total = _Sum(total, unit)
       value, key = program.operands(index)
       steps.query_bar(
-          total, query_smem, output_bar_smem, log_sum_exp, offset, key, value,
-          exponent, unit.product, lambda: None, round_to=unit.round_to,
-      )  # fmt: skip
+        total,
+        query_smem,
+        output_bar_smem,
+        log_sum_exp,
+        offset,
+        key,
+        value,
+        exponent,
+        unit.product,
+        lambda: None,
+        round_to=unit.round_to,
+      )
       return total.value
 
     total = jnp.zeros(query_smem.shape, jnp.float32)
@@ -113,29 +131,32 @@ def query_bar(
     return ((total * (exponent / steps.LOG2_E)).astype(dtype),)
 
   (result,) = _run(
-      compute,
-      lists, granule, tile, interpret,
-      rows=[query, output_bar],
-      row_vectors=[log_sum_exp, offset],
-      columns=[value, key],
-      results=[query],
-      name="block_sparse_attention_query_bar",
-  )  # fmt: skip
+    compute,
+    lists,
+    granule,
+    tile,
+    interpret,
+    rows=[query, output_bar],
+    row_vectors=[log_sum_exp, offset],
+    columns=[value, key],
+    results=[query],
+    name="block_sparse_attention_query_bar",
+  )
   return result
 
 
 def key_value_bar(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    output_bar: jax.Array,
-    log_sum_exp: jax.Array,
-    offset: jax.Array,
-    lists: tiles_lib.TileLists,
-    granule: int,
-    exponent: float,
-    tiles: tiles_lib.AmpereTiles,
-    interpret: Any = None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  output_bar: jax.Array,
+  log_sum_exp: jax.Array,
+  offset: jax.Array,
+  lists: tiles_lib.TileLists,
+  granule: int,
+  exponent: float,
+  tiles: tiles_lib.AmpereTiles,
+  interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Gradients of keys and values; see `pallas_gpu_kernels.key_value_bar`."""
   tile = tiles.key_value_bar
@@ -150,9 +171,18 @@ def key_value_bar(
       log_sum_exp, offset = map(steps.Ready, vectors)
       output_bar, query = program.operands(index)
       steps.key_value_bar(
-          *totals, key_smem, value_smem, query, output_bar, log_sum_exp, offset,
-          exponent, unit.product, lambda: None, round_to=unit.round_to,
-      )  # fmt: skip
+        *totals,
+        key_smem,
+        value_smem,
+        query,
+        output_bar,
+        log_sum_exp,
+        offset,
+        exponent,
+        unit.product,
+        lambda: None,
+        round_to=unit.round_to,
+      )
       return tuple(total.value for total in totals)
 
     zeros = jnp.zeros(key_smem.shape, jnp.float32)
@@ -161,19 +191,22 @@ def key_value_bar(
     return key_bar.astype(dtype), totals[1].astype(dtype)
 
   results = _run(
-      compute,
-      lists, granule, tile, interpret,
-      rows=[key, value],
-      columns=[output_bar, query],
-      column_vectors=[log_sum_exp, offset],
-      results=[key, value],
-      name="block_sparse_attention_key_value_bar",
-  )  # fmt: skip
+    compute,
+    lists,
+    granule,
+    tile,
+    interpret,
+    rows=[key, value],
+    columns=[output_bar, query],
+    column_vectors=[log_sum_exp, offset],
+    results=[key, value],
+    name="block_sparse_attention_key_value_bar",
+  )
   return tuple(results)
 
 
 def copies_in_flight(
-    num_operands: int, stages: int, position: int, num_released: int
+  num_operands: int, stages: int, position: int, num_released: int
 ) -> int:
   """Copies started after that of an operand, at the time when it is read.
 
@@ -220,24 +253,24 @@ class _Program:
   def row_vectors(self) -> list[jax.Array]:
     """Its rows of every vector that is tiled by rows."""
     return [
-        self._unit.load(source.at[self._head, self._row])
-        for source in self._sources["row_vectors"]
+      self._unit.load(source.at[self._head, self._row])
+      for source in self._sources["row_vectors"]
     ]
 
   def column_vectors(self, index) -> list[jax.Array]:
     """The columns of a step, of every vector that is tiled by columns."""
     column = self._column(index)
     return [
-        self._unit.load(source.at[self._head, column])
-        for source in self._sources["column_vectors"]
+      self._unit.load(source.at[self._head, column])
+      for source in self._sources["column_vectors"]
     ]
 
   def operands(self, index) -> list["_Operand"]:
     """The columns of a step, in the order in which they are released."""
     step = _Step(self, index, self._column(index + self._tile.stages))
     return [
-        _Operand(step, position, smem.at[step.slot])
-        for position, smem in enumerate(self._columns)
+      _Operand(step, position, smem.at[step.slot])
+      for position, smem in enumerate(self._columns)
     ]
 
   def slot(self, index):
@@ -245,7 +278,7 @@ class _Program:
 
   def wait(self, position: int, num_released: int) -> None:
     left = copies_in_flight(
-        len(self._columns), self._tile.stages, position, num_released
+      len(self._columns), self._tile.stages, position, num_released
     )
     self._unit.wait(left)
 
@@ -316,10 +349,19 @@ class _Sum:
 
 
 def _run(
-    compute: Callable, lists, granule, tile, interpret,
-    *, rows: Sequence, columns: Sequence, results: Sequence, name: str,
-    row_vectors: Sequence = (), column_vectors: Sequence = (),
-):  # fmt: skip
+  compute: Callable,
+  lists,
+  granule,
+  tile,
+  interpret,
+  *,
+  rows: Sequence,
+  columns: Sequence,
+  results: Sequence,
+  name: str,
+  row_vectors: Sequence = (),
+  column_vectors: Sequence = (),
+):
   """Runs all programs of one kernel.
 
   Args:
@@ -339,20 +381,20 @@ def _run(
   """
   cut = lambda arrays, size: [_cut(x, size) for x in arrays]
   inputs = {
-      "rows": cut(rows, tile.rows),
-      "row_vectors": cut(row_vectors, tile.rows),
-      "columns": cut(columns, tile.columns),
-      "column_vectors": cut(column_vectors, tile.columns),
+    "rows": cut(rows, tile.rows),
+    "row_vectors": cut(row_vectors, tile.rows),
+    "columns": cut(columns, tile.columns),
+    "column_vectors": cut(column_vectors, tile.columns),
   }
   leaves, structure = jax.tree.flatten((tiles_lib.TileLists(*lists), inputs))
   targets = jax.eval_shape(lambda xs: cut(xs, tile.rows), results)
   tile_shape = lambda x: x.shape[2:]
   scratch = {
-      "rows": [plgpu.SMEM(tile_shape(x), x.dtype) for x in inputs["rows"]],
-      "columns": [
-          plgpu.SMEM((tile.stages, *tile_shape(x)), x.dtype)
-          for x in inputs["columns"]
-      ],
+    "rows": [plgpu.SMEM(tile_shape(x), x.dtype) for x in inputs["rows"]],
+    "columns": [
+      plgpu.SMEM((tile.stages, *tile_shape(x)), x.dtype)
+      for x in inputs["columns"]
+    ],
   }
   unit = units.Device() if interpret is None else units.Simulation()
 
@@ -366,18 +408,18 @@ def _run(
 
   num_programs = tiles_lib.Schedule(lists, granule, tile).num_programs
   run = plgpu.kernel(
-      body,
-      out_type=targets,
-      scratch_types=scratch,
-      grid=(rows[0].shape[0], num_programs),
-      grid_names=("heads", "programs"),
-      compiler_params=plgpu.CompilerParams(
-          approx_math=True,
-          lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
-          reduction_scratch_bytes=0,  # Rows are reduced inside a warp.
-      ),
-      interpret=interpret,
-      kernel_name=name,
+    body,
+    out_type=targets,
+    scratch_types=scratch,
+    grid=(rows[0].shape[0], num_programs),
+    grid_names=("heads", "programs"),
+    compiler_params=plgpu.CompilerParams(
+      approx_math=True,
+      lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
+      reduction_scratch_bytes=0,  # Rows are reduced inside a warp.
+    ),
+    interpret=interpret,
+    kernel_name=name,
   )
   outputs = run(*map(jnp.asarray, leaves))
   return [y.reshape(x.shape) for x, y in zip(results, outputs)]

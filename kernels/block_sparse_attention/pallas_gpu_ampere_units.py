@@ -20,7 +20,7 @@ class Device:
   def copy(self, source, smem) -> None:
     # Copies of this kind check no bounds; tiles divide the arrays.
     plgpu.copy_gmem_to_smem(
-        source, smem, oob_mode=plgpu.OOBFillMode.PROMISE_IN_BOUNDS
+      source, smem, oob_mode=plgpu.OOBFillMode.PROMISE_IN_BOUNDS
     )
 
   def wait(self, num_copies: int) -> None:
@@ -61,8 +61,8 @@ class Device:
     left = plgpu.Layout.MMA_LHS(dtype)
 
     @plgpu.inline_mgpu(
-        arg_types=(plgpu.Layout.MMA_ACC(dtype),),
-        return_type=plgpu.ShapeDtypeStruct(x.shape, dtype, layout=left),
+      arg_types=(plgpu.Layout.MMA_ACC(dtype),),
+      return_type=plgpu.ShapeDtypeStruct(x.shape, dtype, layout=left),
     )
     def convert(_, x):
       x = x.astype(mosaic_gpu.utils.dtype_to_ir_type(jnp.dtype(dtype)))

@@ -31,14 +31,14 @@ _COMPUTE_REGISTERS = {1: 240, 2: 240, 3: 160}
 
 
 def forward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    lists: tiles_lib.TileLists,
-    granule: int,
-    exponent: float,
-    tiles: tiles_lib.GpuTiles,
-    interpret: Any = None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  lists: tiles_lib.TileLists,
+  granule: int,
+  exponent: float,
+  tiles: tiles_lib.GpuTiles,
+  interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention of every head.
 
@@ -70,10 +70,14 @@ def forward(
 
     def step(index, state):
       return steps.forward(
-          steps.Softmax(*state), query_smem, *program.operands(index), exponent,
-          program.product, take_turns,
-          functools.partial(program.product, after_issue=take_turns),
-      )  # fmt: skip
+        steps.Softmax(*state),
+        query_smem,
+        *program.operands(index),
+        exponent,
+        program.product,
+        take_turns,
+        functools.partial(program.product, after_issue=take_turns),
+      )
 
     # The second warpgroup follows half a step behind the first.
     pl.when(program.warpgroup == 1)(take_turns)
@@ -88,31 +92,35 @@ def forward(
   own = [_own(tile, dtype, head_dim), _own(tile, jnp.float32)]
   columns = [_columns(tile, dtype, head_dim)] * 2
   return _run(
-      compute,
-      (query, key, value),
-      lists, granule, tile, tiles, interpret,
-      own=own,
-      columns=columns,
-      results=[
-          jax.ShapeDtypeStruct(query.shape, dtype),
-          jax.ShapeDtypeStruct((num_heads, num_tokens), jnp.float32),
-      ],
-      name="block_sparse_attention_forward",
-  )  # fmt: skip
+    compute,
+    (query, key, value),
+    lists,
+    granule,
+    tile,
+    tiles,
+    interpret,
+    own=own,
+    columns=columns,
+    results=[
+      jax.ShapeDtypeStruct(query.shape, dtype),
+      jax.ShapeDtypeStruct((num_heads, num_tokens), jnp.float32),
+    ],
+    name="block_sparse_attention_forward",
+  )
 
 
 def query_bar(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    output_bar: jax.Array,
-    log_sum_exp: jax.Array,
-    offset: jax.Array,
-    lists: tiles_lib.TileLists,
-    granule: int,
-    exponent: float,
-    tiles: tiles_lib.GpuTiles,
-    interpret: Any = None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  output_bar: jax.Array,
+  log_sum_exp: jax.Array,
+  offset: jax.Array,
+  lists: tiles_lib.TileLists,
+  granule: int,
+  exponent: float,
+  tiles: tiles_lib.GpuTiles,
+  interpret: Any = None,
 ) -> jax.Array:
   """Gradient with respect to the queries.
 
@@ -145,10 +153,16 @@ def query_bar(
       @pl.loop(0, program.num_steps)
       def _(index):
         steps.query_bar(
-            work.Sum(total, program), query_smem, output_bar_smem,
-            log_sum_exp, offset, *program.operands(index), exponent,
-            program.product, work.finish,
-        )  # fmt: skip
+          work.Sum(total, program),
+          query_smem,
+          output_bar_smem,
+          log_sum_exp,
+          offset,
+          *program.operands(index),
+          exponent,
+          program.product,
+          work.finish,
+        )
 
       return total[...]
 
@@ -159,29 +173,33 @@ def query_bar(
   own = [_own(tile, dtype, head_dim)] * 2 + [_own(tile, jnp.float32)] * 2
   columns = [_columns(tile, dtype, head_dim)] * 2
   (result,) = _run(
-      compute,
-      (query, output_bar, log_sum_exp, offset, key, value),
-      lists, granule, tile, tiles, interpret,
-      own=own,
-      columns=columns,
-      results=[jax.ShapeDtypeStruct(query.shape, dtype)],
-      name="block_sparse_attention_query_bar",
-  )  # fmt: skip
+    compute,
+    (query, output_bar, log_sum_exp, offset, key, value),
+    lists,
+    granule,
+    tile,
+    tiles,
+    interpret,
+    own=own,
+    columns=columns,
+    results=[jax.ShapeDtypeStruct(query.shape, dtype)],
+    name="block_sparse_attention_query_bar",
+  )
   return result
 
 
 def key_value_bar(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    output_bar: jax.Array,
-    log_sum_exp: jax.Array,
-    offset: jax.Array,
-    lists: tiles_lib.TileLists,
-    granule: int,
-    exponent: float,
-    tiles: tiles_lib.GpuTiles,
-    interpret: Any = None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  output_bar: jax.Array,
+  log_sum_exp: jax.Array,
+  offset: jax.Array,
+  lists: tiles_lib.TileLists,
+  granule: int,
+  exponent: float,
+  tiles: tiles_lib.GpuTiles,
+  interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Gradients with respect to keys and values.
 
@@ -213,10 +231,18 @@ def key_value_bar(
         log_sum_exp = work.Part(statistics, 0, release=lambda: None)
         offset = work.Part(statistics, 1, release=statistics.release)
         steps.key_value_bar(
-            work.Sum(key_total, program), work.Sum(value_total, program),
-            key_smem, value_smem, query, output_bar, log_sum_exp, offset,
-            exponent, program.product, work.finish,
-        )  # fmt: skip
+          work.Sum(key_total, program),
+          work.Sum(value_total, program),
+          key_smem,
+          value_smem,
+          query,
+          output_bar,
+          log_sum_exp,
+          offset,
+          exponent,
+          program.product,
+          work.finish,
+        )
 
       return key_total[...], value_total[...]
 
@@ -230,14 +256,18 @@ def key_value_bar(
   columns += [plgpu.SMEM((tile.stages, 2, tile.columns), jnp.float32)]
   statistics = jnp.stack([log_sum_exp, offset], axis=1)  # [N, 2, S]
   return _run(
-      compute,
-      (key, value, query, output_bar, statistics),
-      lists, granule, tile, tiles, interpret,
-      own=[_own(tile, dtype, head_dim)] * 2,
-      columns=columns,
-      results=[jax.ShapeDtypeStruct(key.shape, dtype)] * 2,
-      name="block_sparse_attention_key_value_bar",
-  )  # fmt: skip
+    compute,
+    (key, value, query, output_bar, statistics),
+    lists,
+    granule,
+    tile,
+    tiles,
+    interpret,
+    own=[_own(tile, dtype, head_dim)] * 2,
+    columns=columns,
+    results=[jax.ShapeDtypeStruct(key.shape, dtype)] * 2,
+    name="block_sparse_attention_key_value_bar",
+  )
 
 
 def _own(tile: tiles_lib.Tile, dtype, *width: int):
@@ -249,9 +279,19 @@ def _columns(tile: tiles_lib.Tile, dtype, *width: int):
 
 
 def _run(
-    compute, arrays, lists, granule, tile, tiles, interpret,
-    *, own, columns, results, name,
-):  # fmt: skip
+  compute,
+  arrays,
+  lists,
+  granule,
+  tile,
+  tiles,
+  interpret,
+  *,
+  own,
+  columns,
+  results,
+  name,
+):
   """Runs all programs of one kernel.
 
   Args:
@@ -272,11 +312,11 @@ def _run(
   num_inputs = len(arrays)
   barriers = lambda n: plgpu.Barrier(num_arrivals=n, num_barriers=tile.stages)
   scratch = {
-      "own": own,
-      "columns": columns,
-      "own_ready": plgpu.Barrier(num_barriers=tile.warpgroups * len(own)),
-      "ready": [barriers(1) for _ in columns],
-      "consumed": [barriers(tile.warpgroups) for _ in columns],
+    "own": own,
+    "columns": columns,
+    "own_ready": plgpu.Barrier(num_barriers=tile.warpgroups * len(own)),
+    "ready": [barriers(1) for _ in columns],
+    "consumed": [barriers(tile.warpgroups) for _ in columns],
   }
   if tiles.alternate and tile.warpgroups == 2:
     scratch["turns"] = plgpu.Barrier(num_arrivals=2)
@@ -290,20 +330,18 @@ def _run(
 
   def body(*refs, **scratch):
     inputs, outputs = refs[3 : 3 + num_inputs], refs[3 + num_inputs :]
-    schedule = tiles_lib.Schedule(
-        tiles_lib.TileLists(*refs[:3]), granule, tile
-    )
+    schedule = tiles_lib.Schedule(tiles_lib.TileLists(*refs[:3]), granule, tile)
     head, index = lax.axis_index("heads"), lax.axis_index("programs")
     num_steps = schedule.num_steps(index)
 
     @pl.when(lax.axis_index("warpgroup") < tile.warpgroups)
     def _():
       plgpu.set_max_registers(
-          _COMPUTE_REGISTERS[tile.warpgroups], action="increase"
+        _COMPUTE_REGISTERS[tile.warpgroups], action="increase"
       )
       first_row = schedule.first_row(index)
       compute(
-          work.Program(head, first_row, num_steps, inputs, outputs, scratch)
+        work.Program(head, first_row, num_steps, inputs, outputs, scratch)
       )
 
     @pl.when(lax.axis_index("warpgroup") == tile.warpgroups)
@@ -311,23 +349,23 @@ def _run(
       plgpu.set_max_registers(_COPY_REGISTERS, action="decrease")
       first_column = functools.partial(schedule.first_column, index)
       _copy_columns(
-          head, first_column, num_steps, inputs[-len(columns) :], scratch
+        head, first_column, num_steps, inputs[-len(columns) :], scratch
       )
 
   run = plgpu.kernel(
-      body,
-      out_type=results,
-      scratch_types=scratch,
-      grid=(num_heads, schedule.num_programs),
-      grid_names=("heads", "programs"),
-      num_threads=tile.warpgroups + 1,
-      thread_name="warpgroup",
-      compiler_params=plgpu.CompilerParams(
-          approx_math=True,
-          lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
-      ),
-      interpret=interpret,
-      kernel_name=name,
+    body,
+    out_type=results,
+    scratch_types=scratch,
+    grid=(num_heads, schedule.num_programs),
+    grid_names=("heads", "programs"),
+    num_threads=tile.warpgroups + 1,
+    thread_name="warpgroup",
+    compiler_params=plgpu.CompilerParams(
+      approx_math=True,
+      lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
+    ),
+    interpret=interpret,
+    kernel_name=name,
   )
   return run(*map(jnp.asarray, lists), *arrays)
 
@@ -344,7 +382,7 @@ def _copy_columns(head, first_column, num_steps, sources, scratch) -> None:
   def _(step):
     slot = lax.rem(step, num_stages)
     for source, smem, ready, consumed in zip(
-        sources, scratch["columns"], scratch["ready"], scratch["consumed"]
+      sources, scratch["columns"], scratch["ready"], scratch["consumed"]
     ):
 
       @pl.when(step >= num_stages)

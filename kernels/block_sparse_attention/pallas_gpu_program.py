@@ -61,14 +61,14 @@ class Program:
     num_stages = scratch["columns"][0].shape[0]
     slot = lax.rem(step, num_stages)
     return [
-        Operand(*(x.at[slot] for x in group))
-        for group in zip(
-            scratch["columns"], scratch["ready"], scratch["consumed"]
-        )
+      Operand(*(x.at[slot] for x in group))
+      for group in zip(
+        scratch["columns"], scratch["ready"], scratch["consumed"]
+      )
     ]
 
   def product(
-      self, left, right, transposed=False, after_issue=lambda: None
+    self, left, right, transposed=False, after_issue=lambda: None
   ) -> jax.Array:
     """Float32 matrix product; `after_issue` is called while it runs."""
 

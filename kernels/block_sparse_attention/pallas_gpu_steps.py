@@ -34,20 +34,15 @@ RoundTo = Callable[[jax.Array, Any], jax.Array]
 
 
 class Product(Protocol):
-
   def __call__(
-      self, left: Any, right: Any, transposed: bool = False
-  ) -> jax.Array:
-    ...
+    self, left: Any, right: Any, transposed: bool = False
+  ) -> jax.Array: ...
 
 
 class Operand(Protocol):
+  def read(self) -> Any: ...
 
-  def read(self) -> Any:
-    ...
-
-  def release(self) -> None:
-    ...
+  def release(self) -> None: ...
 
 
 class Ready:
@@ -64,9 +59,7 @@ class Ready:
 
 
 class Accumulator(Protocol):
-
-  def add(self, left: Any, right: Any) -> None:
-    ...
+  def add(self, left: Any, right: Any) -> None: ...
 
 
 def cast(x: jax.Array, dtype) -> jax.Array:
@@ -84,9 +77,9 @@ class Softmax(NamedTuple):
   @classmethod
   def start(cls, rows: int, head_dim: int) -> "Softmax":
     return cls(
-        jnp.zeros((rows, head_dim), jnp.float32),
-        jnp.full((rows,), -jnp.inf, jnp.float32),
-        jnp.zeros((rows,), jnp.float32),
+      jnp.zeros((rows, head_dim), jnp.float32),
+      jnp.full((rows,), -jnp.inf, jnp.float32),
+      jnp.zeros((rows,), jnp.float32),
     )
 
   def finish(self) -> tuple[jax.Array, jax.Array]:
@@ -96,15 +89,15 @@ class Softmax(NamedTuple):
 
 
 def forward(
-    state: Softmax,
-    query: Any,
-    key: Operand,
-    value: Operand,
-    exponent: float,
-    product: Product,
-    take_turns: Callable[[], None],
-    product_of_scores: Product | None = None,
-    round_to: RoundTo = cast,
+  state: Softmax,
+  query: Any,
+  key: Operand,
+  value: Operand,
+  exponent: float,
+  product: Product,
+  take_turns: Callable[[], None],
+  product_of_scores: Product | None = None,
+  round_to: RoundTo = cast,
 ) -> Softmax:
   """Takes one tile of keys and values into the softmax.
 
@@ -136,17 +129,17 @@ def forward(
 
 
 def query_bar(
-    total: Accumulator,
-    query: Any,
-    output_bar: Any,
-    log_sum_exp: jax.Array,
-    offset: jax.Array,
-    key: Operand,
-    value: Operand,
-    exponent: float,
-    product: Product,
-    finish: Callable[[], None],
-    round_to: RoundTo = cast,
+  total: Accumulator,
+  query: Any,
+  output_bar: Any,
+  log_sum_exp: jax.Array,
+  offset: jax.Array,
+  key: Operand,
+  value: Operand,
+  exponent: float,
+  product: Product,
+  finish: Callable[[], None],
+  round_to: RoundTo = cast,
 ) -> None:
   """Adds the gradient, but for the scale, through one tile of keys.
 
@@ -178,18 +171,18 @@ def query_bar(
 
 
 def key_value_bar(
-    key_total: Accumulator,
-    value_total: Accumulator,
-    key: Any,
-    value: Any,
-    query: Operand,
-    output_bar: Operand,
-    log_sum_exp: Operand,
-    offset: Operand,
-    exponent: float,
-    product: Product,
-    finish: Callable[[], None],
-    round_to: RoundTo = cast,
+  key_total: Accumulator,
+  value_total: Accumulator,
+  key: Any,
+  value: Any,
+  query: Operand,
+  output_bar: Operand,
+  log_sum_exp: Operand,
+  offset: Operand,
+  exponent: float,
+  product: Product,
+  finish: Callable[[], None],
+  round_to: RoundTo = cast,
 ) -> None:
   """Adds the gradients, but for keys' scale, through one tile of queries.
 

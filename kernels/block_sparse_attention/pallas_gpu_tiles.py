@@ -41,18 +41,18 @@ class Tile:
   def __post_init__(self):
     if not 1 <= self.warpgroups <= 3:
       raise ValueError(
-          f"warpgroups={self.warpgroups} must be 1, 2 or 3: registers are"
-          " shared out between them."
+        f"warpgroups={self.warpgroups} must be 1, 2 or 3: registers are"
+        " shared out between them."
       )
     if self.columns % 64 or not 64 <= self.columns <= _MAX_COPY_ROWS:
       raise ValueError(
-          f"columns={self.columns} must be a multiple of 64 in 64.."
-          f"{_MAX_COPY_ROWS}."
+        f"columns={self.columns} must be a multiple of 64 in 64.."
+        f"{_MAX_COPY_ROWS}."
       )
     if self.stages < 2:
       raise ValueError(
-          f"stages={self.stages} must be at least 2: one to compute with while"
-          " the next is copied."
+        f"stages={self.stages} must be at least 2: one to compute with while"
+        " the next is copied."
       )
 
   @property
@@ -83,7 +83,7 @@ class _KernelTiles:
     return dataclasses.replace(self, **tiles)
 
   def require_shared_memory(
-      self, head_dim: int, itemsize: int, limit: int = HOPPER_SHARED_MEMORY
+    self, head_dim: int, itemsize: int, limit: int = HOPPER_SHARED_MEMORY
   ) -> None:
     """Checks that the operands of each kernel fit a multiprocessor.
 
@@ -250,7 +250,7 @@ class Schedule:
 
 
 def granule_blocks(
-    mask: mask_lib.Mask, token_order: mask_lib.TokenOrder
+  mask: mask_lib.Mask, token_order: mask_lib.TokenOrder
 ) -> int:
   """Blocks of a granule; divides blocks_per_frame."""
   if mask.max_stride == 1:
@@ -262,9 +262,9 @@ def granule_blocks(
 
 @functools.lru_cache(maxsize=64)
 def tile_lists(
-    mask: mask_lib.Mask,
-    token_order: mask_lib.TokenOrder,
-    by_key: bool = False,
+  mask: mask_lib.Mask,
+  token_order: mask_lib.TokenOrder,
+  by_key: bool = False,
 ) -> TileLists:
   """Granules that see each other: keys of each query granule, or the reverse.
 
@@ -299,7 +299,7 @@ def _largest_divisor(number: int, limit: int) -> int:
 def _require_fits(name, tile, size: int, head_dim: int, limit: int) -> None:
   if size > limit:
     raise ValueError(
-        f"{name}={tile} needs {size} bytes of shared memory at head width"
-        f" {head_dim}, and a program has {limit}; choose fewer columns or"
-        " stages."
+      f"{name}={tile} needs {size} bytes of shared memory at head width"
+      f" {head_dim}, and a program has {limit}; choose fewer columns or"
+      " stages."
     )

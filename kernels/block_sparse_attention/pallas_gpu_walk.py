@@ -24,7 +24,7 @@ def forward(query, key, value, lists, granule, exponent, tiles):
     def step(state, first):
       operands = (_at(x, first, tile) for x in (key, value))
       return steps.forward(
-          state, query, *operands, exponent, _product, lambda: None
+        state, query, *operands, exponent, _product, lambda: None
       )
 
     state = steps.Softmax.start(*query.shape)
@@ -37,9 +37,17 @@ def forward(query, key, value, lists, granule, exponent, tiles):
 
 
 def query_bar(
-    query, key, value, output_bar, log_sum_exp, offset,
-    lists, granule, exponent, tiles,
-):  # fmt: skip
+  query,
+  key,
+  value,
+  output_bar,
+  log_sum_exp,
+  offset,
+  lists,
+  granule,
+  exponent,
+  tiles,
+):
   """See `pallas_gpu_kernels.query_bar`."""
   tile = tiles.query_bar
 
@@ -48,9 +56,16 @@ def query_bar(
       total = _Sum(total)
       operands = (_at(x, first, tile) for x in (key, value))
       steps.query_bar(
-          total, query, output_bar, log_sum_exp, offset, *operands, exponent,
-          _product, lambda: None,
-      )  # fmt: skip
+        total,
+        query,
+        output_bar,
+        log_sum_exp,
+        offset,
+        *operands,
+        exponent,
+        _product,
+        lambda: None,
+      )
       return total.value
 
     total = jnp.zeros(query.shape, jnp.float32)
@@ -63,9 +78,17 @@ def query_bar(
 
 
 def key_value_bar(
-    query, key, value, output_bar, log_sum_exp, offset,
-    lists, granule, exponent, tiles,
-):  # fmt: skip
+  query,
+  key,
+  value,
+  output_bar,
+  log_sum_exp,
+  offset,
+  lists,
+  granule,
+  exponent,
+  tiles,
+):
   """See `pallas_gpu_kernels.key_value_bar`."""
   tile = tiles.key_value_bar
 
@@ -74,7 +97,7 @@ def key_value_bar(
       totals = [_Sum(total) for total in totals]
       operands = (_at(x, first, tile) for x in args)
       steps.key_value_bar(
-          *totals, key, value, *operands, exponent, _product, lambda: None
+        *totals, key, value, *operands, exponent, _product, lambda: None
       )
       return tuple(total.value for total in totals)
 
@@ -104,10 +127,10 @@ class _Sum:
 
 def _product(left, right, transposed=False) -> jax.Array:
   return jnp.dot(
-      left,
-      right.T if transposed else right,
-      precision="highest",
-      preferred_element_type=jnp.float32,
+    left,
+    right.T if transposed else right,
+    precision="highest",
+    preferred_element_type=jnp.float32,
   )
 
 

@@ -37,16 +37,16 @@ class _Static(NamedTuple):
 
 
 def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: mask_lib.Mask,
-    *,
-    scale: float,
-    token_order: mask_lib.TokenOrder = "natural",
-    tiles: tpu_tiles.TileSizes | None = None,
-    chip: tpu_tiles.Chip | None = None,
-    interpret: bool = False,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: mask_lib.Mask,
+  *,
+  scale: float,
+  token_order: mask_lib.TokenOrder = "natural",
+  tiles: tpu_tiles.TileSizes | None = None,
+  chip: tpu_tiles.Chip | None = None,
+  interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention over the token pairs that the mask allows.
 
@@ -69,27 +69,25 @@ def attention(
   Raises:
     NotImplementedError: No TPU, or sizes that the kernels do not serve.
   """
-  static = _static(
-      query, mask, scale, token_order, tiles, chip, interpret
-  )
+  static = _static(query, mask, scale, token_order, tiles, chip, interpret)
   return _attention(query, key, value, static)
 
 
 def gradients(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    output: jax.Array,
-    log_sum_exp: jax.Array,
-    output_bar: jax.Array,
-    log_sum_exp_bar: jax.Array,
-    mask: mask_lib.Mask,
-    *,
-    scale: float,
-    token_order: mask_lib.TokenOrder = "natural",
-    tiles: tpu_tiles.TileSizes | None = None,
-    chip: tpu_tiles.Chip | None = None,
-    interpret: bool = False,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  output: jax.Array,
+  log_sum_exp: jax.Array,
+  output_bar: jax.Array,
+  log_sum_exp_bar: jax.Array,
+  mask: mask_lib.Mask,
+  *,
+  scale: float,
+  token_order: mask_lib.TokenOrder = "natural",
+  tiles: tpu_tiles.TileSizes | None = None,
+  chip: tpu_tiles.Chip | None = None,
+  interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The backward pass of `attention` alone: gradients of query, key and value.
 
@@ -116,9 +114,7 @@ def gradients(
   return _backward(static, residuals, (output_bar, log_sum_exp_bar))
 
 
-def _static(
-    query, mask, scale, token_order, tiles, chip, interpret
-) -> _Static:
+def _static(query, mask, scale, token_order, tiles, chip, interpret) -> _Static:
   if not interpret:
     if chip is None:
       chip = _chip_at_hand()
@@ -126,10 +122,10 @@ def _static(
   if tiles is None:
     tiles = tpu_tiles.default(chip, query.dtype)
   layout = tpu_lists.make_layout(
-      mask,
-      query.shape[2] // mask.num_frames,
-      tiles.piece_tokens,
-      tiles.lanes,
+    mask,
+    query.shape[2] // mask.num_frames,
+    tiles.piece_tokens,
+    tiles.lanes,
   )
   return _Static(mask, token_order, scale, tiles, layout, interpret)
 
@@ -137,9 +133,9 @@ def _static(
 def _chip_at_hand() -> tpu_tiles.Chip:
   if jax.default_backend() != "tpu":
     raise NotImplementedError(
-        f'the kernels run on TPU, and the default backend is'
-        f' "{jax.default_backend()}"; pallas_tpu.attention(interpret=True) runs'
-        " them anywhere, slowly"
+      f"the kernels run on TPU, and the default backend is"
+      f' "{jax.default_backend()}"; pallas_tpu.attention(interpret=True) runs'
+      " them anywhere, slowly"
     )
   return tpu_tiles.chip_of(jax.devices()[0].device_kind)
 
@@ -149,13 +145,13 @@ def _require_sizes(query, tiles):
     raise NotImplementedError("float16 is not served; cast to bfloat16")
   if query.shape[-1] not in _HEAD_DIMS:
     raise NotImplementedError(
-        f"head dimension K={query.shape[-1]} is not one of {_HEAD_DIMS}, which"
-        " fill the lanes of the matrix units"
+      f"head dimension K={query.shape[-1]} is not one of {_HEAD_DIMS}, which"
+      " fill the lanes of the matrix units"
     )
   if tiles is not None and tiles.lanes % tpu_tiles.LANES:
     raise NotImplementedError(
-        f"tiles.lanes={tiles.lanes} must be a multiple of {tpu_tiles.LANES} on"
-        " a device"
+      f"tiles.lanes={tiles.lanes} must be a multiple of {tpu_tiles.LANES} on"
+      " a device"
     )
 
 
@@ -187,8 +183,8 @@ def _batched(function, static):
   @run.def_vmap
   def _(axis_size, in_batched, *arrays):
     arrays = [
-        x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
-        for x, batched in zip(arrays, in_batched)
+      x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+      for x, batched in zip(arrays, in_batched)
     ]
     # vmap of vmap: the call below is batched by this rule again.
     joined = [x.reshape(-1, *x.shape[2:]) for x in arrays]
@@ -202,52 +198,51 @@ def _batched(function, static):
 def _run_forward(query, key, value, static):
   pieces = _Pieces(static, query.shape)
   output, log_sum_exp = tpu_forward.forward(
-      *map(pieces.enter, (query, key, value)),
-      _lists(static, by_keys=False),
-      scale=static.scale,
-      valid=static.layout.valid,
-      tiles=static.tiles,
-      interpret=static.interpret,
+    *map(pieces.enter, (query, key, value)),
+    _lists(static, by_keys=False),
+    scale=static.scale,
+    valid=static.layout.valid,
+    tiles=static.tiles,
+    interpret=static.interpret,
   )
   log_sum_exp = pieces.leave(log_sum_exp.swapaxes(-1, -2))
   return pieces.leave(output), log_sum_exp[..., 0]
 
 
 def _run_backward(
-    query, key, value, output, log_sum_exp, output_bar, log_sum_exp_bar, static
+  query, key, value, output, log_sum_exp, output_bar, log_sum_exp_bar, static
 ):
   pieces = _Pieces(static, query.shape)
   offset = (output.astype(jnp.float32) * output_bar).sum(-1) - log_sum_exp_bar
   rows = [
-      pieces.enter(x[..., None])[..., None, :, 0]
-      for x in (tpu_forward.LOG2_E * log_sum_exp, offset)
+    pieces.enter(x[..., None])[..., None, :, 0]
+    for x in (tpu_forward.LOG2_E * log_sum_exp, offset)
   ]
   query_bar, key_bar, value_bar = tpu_backward.backward(
-      *map(pieces.enter, (query, key, value, output_bar.astype(query.dtype))),
-      jnp.concatenate(rows, -2),
-      _lists(static, by_keys=True),
-      scale=static.scale,
-      valid=static.layout.valid,
-      tiles=static.tiles,
-      interpret=static.interpret,
+    *map(pieces.enter, (query, key, value, output_bar.astype(query.dtype))),
+    jnp.concatenate(rows, -2),
+    _lists(static, by_keys=True),
+    scale=static.scale,
+    valid=static.layout.valid,
+    tiles=static.tiles,
+    interpret=static.interpret,
   )
   query_bar = static.scale * query_bar.swapaxes(-1, -2)
   key_bar = static.scale * key_bar.astype(jnp.float32)
   return tuple(
-      pieces.leave(x.astype(query.dtype))
-      for x in (query_bar, key_bar, value_bar)
+    pieces.leave(x.astype(query.dtype)) for x in (query_bar, key_bar, value_bar)
   )
 
 
 def _lists(static, by_keys):
   tiles = static.tiles
   return tpu_lists.make_lists(
-      static.mask,
-      static.layout,
-      tiles.tiles(by_keys),
-      tiles.stream,
-      tiles.buffers,
-      by_keys,
+    static.mask,
+    static.layout,
+    tiles.tiles(by_keys),
+    tiles.stream,
+    tiles.buffers,
+    by_keys,
   )
 
 
@@ -280,7 +275,7 @@ class _Pieces:
     x = x.reshape(*self._leading, -1, x.shape[-1])
     order = self._order
     return self._permute(
-        x, None if order is None else mask_lib.inverse_order(order)
+      x, None if order is None else mask_lib.inverse_order(order)
     )
 
   def _permute(self, x, order):

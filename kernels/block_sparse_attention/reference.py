@@ -12,13 +12,13 @@ from . import mask as mask_lib
 
 
 def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: mask_lib.Mask,
-    *,
-    scale: float,
-    token_order: mask_lib.TokenOrder = "natural",
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: mask_lib.Mask,
+  *,
+  scale: float,
+  token_order: mask_lib.TokenOrder = "natural",
 ) -> tuple[jax.Array, jax.Array]:
   """Attention over the token pairs that the mask allows.
 
@@ -36,22 +36,22 @@ def attention(
   """
   seen = token_mask(mask, query.shape[2], token_order)
   query_f32, key_f32, value_f32 = (
-      x.astype(jnp.float32) for x in (query, key, value)
+    x.astype(jnp.float32) for x in (query, key, value)
   )
   scores = scale * jnp.einsum(
-      "bhqk,bhsk->bhqs", query_f32, key_f32, precision="highest"
+    "bhqk,bhsk->bhqs", query_f32, key_f32, precision="highest"
   )
   scores = jnp.where(seen, scores, -jnp.inf)
   log_sum_exp = jax.nn.logsumexp(scores, axis=-1)  # [B, H, S]
   weights = jnp.exp(scores - log_sum_exp[..., None])
   output = jnp.einsum(
-      "bhqs,bhsk->bhqk", weights, value_f32, precision="highest"
+    "bhqs,bhsk->bhqk", weights, value_f32, precision="highest"
   )
   return output.astype(query.dtype), log_sum_exp
 
 
 def token_mask(
-    mask: mask_lib.Mask, num_tokens: int, token_order: mask_lib.TokenOrder
+  mask: mask_lib.Mask, num_tokens: int, token_order: mask_lib.TokenOrder
 ) -> np.ndarray:
   """The mask for single tokens, [S, S] bool."""
   block_size = num_tokens // mask.num_blocks

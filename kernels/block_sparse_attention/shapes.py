@@ -41,37 +41,37 @@ class AttentionShape:
 # The CPU sizes are small enough to time a backward pass in seconds, that at
 # 64 frames in a minute.
 SHAPES = {
-    "tiny_train": AttentionShape(16, 4, 8, 32, 24, blocks_per_frame=8),
-    "quick_16f": AttentionShape(1, 1, 16, 512, 64),
-    "cpu_8f": AttentionShape(1, 4, 8, 1024, 64),
-    "cpu_16f": AttentionShape(1, 4, 16, 1024, 64),
-    "cpu_32f": AttentionShape(1, 1, 32, 1024, 64),
-    "cpu_64f": AttentionShape(1, 1, 64, 1024, 64),
-    "cpu_8f_4096": AttentionShape(1, 1, 8, 4096, 64),
-    "full_8f": AttentionShape(1, 16, 8, 4096, 128),
-    "full_16f": AttentionShape(1, 16, 16, 4096, 128),
-    "full_32f": AttentionShape(1, 16, 32, 4096, 128),
-    "full_64f": AttentionShape(1, 16, 64, 4096, 128),
+  "tiny_train": AttentionShape(16, 4, 8, 32, 24, blocks_per_frame=8),
+  "quick_16f": AttentionShape(1, 1, 16, 512, 64),
+  "cpu_8f": AttentionShape(1, 4, 8, 1024, 64),
+  "cpu_16f": AttentionShape(1, 4, 16, 1024, 64),
+  "cpu_32f": AttentionShape(1, 1, 32, 1024, 64),
+  "cpu_64f": AttentionShape(1, 1, 64, 1024, 64),
+  "cpu_8f_4096": AttentionShape(1, 1, 8, 4096, 64),
+  "full_8f": AttentionShape(1, 16, 8, 4096, 128),
+  "full_16f": AttentionShape(1, 16, 16, 4096, 128),
+  "full_32f": AttentionShape(1, 16, 32, 4096, 128),
+  "full_64f": AttentionShape(1, 16, 64, 4096, 128),
 }
 
 
 def ablation_masks(
-    num_frames: int, blocks_per_frame: int = 32
+  num_frames: int, blocks_per_frame: int = 32
 ) -> dict[str, mask_lib.BlockMask]:
   """Variants A to F of Table A1 of the paper."""
   size = (num_frames, blocks_per_frame)
   return {
-      "A": mask_lib.BlockMask(*size, PAPER_SCHEDULE, anchor_frames=()),
-      "B": mask_lib.BlockMask(*size, (4,)),
-      "C": mask_lib.BlockMask(*size, (1, 2, 4, 8, 16, 32)),
-      "D": mask_lib.BlockMask(*size, (1, 1, 2, 2, 4, 4)),
-      "E": mask_lib.BlockMask.dense(*size),
-      "F": mask_lib.BlockMask(*size, PAPER_SCHEDULE),
+    "A": mask_lib.BlockMask(*size, PAPER_SCHEDULE, anchor_frames=()),
+    "B": mask_lib.BlockMask(*size, (4,)),
+    "C": mask_lib.BlockMask(*size, (1, 2, 4, 8, 16, 32)),
+    "D": mask_lib.BlockMask(*size, (1, 1, 2, 2, 4, 4)),
+    "E": mask_lib.BlockMask.dense(*size),
+    "F": mask_lib.BlockMask(*size, PAPER_SCHEDULE),
   }
 
 
 def random_inputs(
-    shape: tuple[int, ...], dtype=jnp.float32, size: float = 1.0
+  shape: tuple[int, ...], dtype=jnp.float32, size: float = 1.0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Normal query, key and value of one shape; `size` scales query and key."""
   keys = jax.random.split(jax.random.key(0), 3)

@@ -31,13 +31,13 @@ _HEADS, _TOKENS = 1, 2
 
 
 def attend_with_sharded_frames(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: mask_lib.Mask,
-    *,
-    axis_name: str,
-    **kwargs: Any,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: mask_lib.Mask,
+  *,
+  axis_name: str,
+  **kwargs: Any,
 ) -> jax.Array:
   """`block_sparse_attention` inside `jax.shard_map`, frames being sharded.
 
@@ -60,30 +60,30 @@ def attend_with_sharded_frames(
   """
   if kwargs.get("return_log_sum_exp"):
     raise ValueError(
-        "return_log_sum_exp is not served with sharded frames; call"
-        " block_sparse_attention on whole clips for it."
+      "return_log_sum_exp is not served with sharded frames; call"
+      " block_sparse_attention on whole clips for it."
     )
   _check_divides("frames", mask.num_frames, axis_name)
   return with_all_frames(
-      lambda *arrays: api.block_sparse_attention(*arrays, mask, **kwargs),
-      query,
-      key,
-      value,
-      axis_name=axis_name,
-      frame_axis=_TOKENS,
-      head_axis=_HEADS,
+    lambda *arrays: api.block_sparse_attention(*arrays, mask, **kwargs),
+    query,
+    key,
+    value,
+    axis_name=axis_name,
+    frame_axis=_TOKENS,
+    head_axis=_HEADS,
   )
 
 
 def with_all_frames(
-    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    axis_name: str,
-    frame_axis: int,
-    head_axis: int,
+  attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  axis_name: str,
+  frame_axis: int,
+  head_axis: int,
 ) -> jax.Array:
   """Calls `attend` on all frames of a part of the heads.
 
@@ -120,7 +120,7 @@ def _check_divides(name: str, size: int, axis_name: str) -> None:
   num_devices = lax.axis_size(axis_name)
   if size % num_devices:
     raise ValueError(
-        f"{size} {name} cannot be divided among the {num_devices} devices of"
-        f" axis {axis_name!r}; choose a size of that axis that divides heads"
-        " and frames."
+      f"{size} {name} cannot be divided among the {num_devices} devices of"
+      f" axis {axis_name!r}; choose a size of that axis that divides heads"
+      " and frames."
     )

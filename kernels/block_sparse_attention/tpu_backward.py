@@ -73,10 +73,10 @@ class _Backward:
     """Scores and the gradients of the weights."""
     place = tpu_forward.divide(row, self.segments)
     scores = tpu_forward.product(
-        self.keys[place], self.queries[slot, piece], _ROWS
+      self.keys[place], self.queries[slot, piece], _ROWS
     )
     weights_bar = tpu_forward.product(
-        self.values[place], self.outputs_bar[slot, piece], _ROWS
+      self.values[place], self.outputs_bar[slot, piece], _ROWS
     )
     return scores, weights_bar
 
@@ -90,11 +90,11 @@ class _Backward:
     scores_bar = (weights * (weights_bar - offset)).astype(query.dtype)
     key = self.keys[tpu_forward.divide(row, self.segments)]
     return (
-        tpu_forward.product(query, scores_bar, _FIRST_WITH_LAST),
-        tpu_forward.product(
-            output_bar, weights.astype(query.dtype), _FIRST_WITH_LAST
-        ),
-        tpu_forward.product(key, scores_bar, _COLUMNS),
+      tpu_forward.product(query, scores_bar, _FIRST_WITH_LAST),
+      tpu_forward.product(
+        output_bar, weights.astype(query.dtype), _FIRST_WITH_LAST
+      ),
+      tpu_forward.product(key, scores_bar, _COLUMNS),
     )
 
   def run_rest(self, size, first, number):
@@ -102,7 +102,7 @@ class _Backward:
       self.run(item, size, [start + c for c in range(count)])
 
     tpu_stream.for_rest(
-        self.stream, first, number, run, self.out.begin, self.out.end
+      self.stream, first, number, run, self.out.begin, self.out.end
     )
 
   def run_full(self, size, first, number):
@@ -146,8 +146,8 @@ class _Out:
     slot = self._slot(item)
     self._pending[slot] = self._stream.count(item)
     self._stream.for_copies(
-        item,
-        lambda index, is_run: self._copy(slot, index, item, is_run).start(),
+      item,
+      lambda index, is_run: self._copy(slot, index, item, is_run).start(),
     )
 
   def drain(self):
@@ -176,9 +176,9 @@ class _Out:
 
   def _copy(self, slot, index, item, is_run):
     return pltpu.make_async_copy(
-        self._stream.of_buffer(self._buffers, slot, index, is_run),
-        self._stream.of_array(self._array, item, index, is_run),
-        self._semaphores.at[slot],
+      self._stream.of_buffer(self._buffers, slot, index, is_run),
+      self._stream.of_array(self._array, item, index, is_run),
+      self._semaphores.at[slot],
     )
 
 
@@ -193,20 +193,20 @@ def _kernel(*refs, work, scale, valid, buffers, is_first):
   tile = [(f, g) for f in range(frames) for g in range(segments)]
   head = pl.program_id(0)
   stream = tpu_stream.ItemStream(
-      words,
-      head,
-      (
-          (queries_all, queries),
-          (outputs_bar_all, outputs_bar),
-          (rows_all, rows),
-          (queries_bar_all, queries_bar),
-      ),
-      semaphores,
-      work,
-      buffers,
+    words,
+    head,
+    (
+      (queries_all, queries),
+      (outputs_bar_all, outputs_bar),
+      (rows_all, rows),
+      (queries_bar_all, queries_bar),
+    ),
+    semaphores,
+    work,
+    buffers,
   )
   out = _Out(
-      stream, queries_bar_all, head, out_buffers, pending, out_semaphores
+    stream, queries_bar_all, head, out_buffers, pending, out_semaphores
   )
   index = pl.program_id(1) * pl.num_programs(2) + pl.program_id(2)
 
@@ -219,14 +219,14 @@ def _kernel(*refs, work, scale, valid, buffers, is_first):
     for i, x in enumerate(sums):
       x[row] = jnp.zeros_like(x[row]) if is_first else old[i][place].T
   backward = _Backward(
-      stream,
-      (key, value),
-      (queries, outputs_bar, rows, queries_bar),
-      sums,
-      out,
-      scale,
-      valid,
-      segments,
+    stream,
+    (key, value),
+    (queries, outputs_bar, rows, queries_bar),
+    sums,
+    out,
+    scale,
+    valid,
+    segments,
   )
   for size, first_rest, num_rest, first_full, num_full in stream.sections():
     some_rest, _, some_full = work.num_items[work.sizes.index(size)]
@@ -245,17 +245,17 @@ def _kernel(*refs, work, scale, valid, buffers, is_first):
 
 
 def backward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    output_bar: jax.Array,
-    rows: jax.Array,
-    lists: tuple[tpu_lists.WorkList, ...],
-    *,
-    scale: float,
-    valid: int,
-    tiles: tpu_tiles.TileSizes,
-    interpret,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  output_bar: jax.Array,
+  rows: jax.Array,
+  lists: tuple[tpu_lists.WorkList, ...],
+  *,
+  scale: float,
+  valid: int,
+  tiles: tpu_tiles.TileSizes,
+  interpret,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients, up to a factor: those of query and key lack `scale`.
 
@@ -279,21 +279,43 @@ def backward(
   """
   heads, num_frames, num_segments, tokens, width = query.shape
   query_bar = jnp.zeros(
-      (heads, num_frames, num_segments, width, tokens), jnp.float32
+    (heads, num_frames, num_segments, width, tokens), jnp.float32
   )
   bars = ()
   for index, work in enumerate(lists):
     query_bar, *bars = _one_pass(
-        query, key, value, output_bar, rows, query_bar, bars, work,
-        scale=scale, valid=valid, tiles=tiles, interpret=interpret,
-        is_last=index == len(lists) - 1,
+      query,
+      key,
+      value,
+      output_bar,
+      rows,
+      query_bar,
+      bars,
+      work,
+      scale=scale,
+      valid=valid,
+      tiles=tiles,
+      interpret=interpret,
+      is_last=index == len(lists) - 1,
     )
   return query_bar, *bars
 
 
 def _one_pass(
-    query, key, value, output_bar, rows, query_bar, bars, work, *, scale,
-    valid, tiles, interpret, is_last,
+  query,
+  key,
+  value,
+  output_bar,
+  rows,
+  query_bar,
+  bars,
+  work,
+  *,
+  scale,
+  valid,
+  tiles,
+  interpret,
+  is_last,
 ):
   buffers = tiles.buffers
   heads, num_frames, num_segments, tokens, width = query.shape
@@ -302,64 +324,70 @@ def _one_pass(
   num_words = work.words.shape[1]
   num_rows, stream = work.sizes[0], work.stream
   tile = pl.BlockSpec(
-      (None, frames, segments, tokens, width), lambda h, f, g: (h, f, g, 0, 0)
+    (None, frames, segments, tokens, width), lambda h, f, g: (h, f, g, 0, 0)
   )
   words = pl.BlockSpec(
-      (None, 1, num_words),
-      lambda h, f, g: (f * grid[2] + g, 0, 0),
-      memory_space=pltpu.SMEM,
+    (None, 1, num_words),
+    lambda h, f, g: (f * grid[2] + g, 0, 0),
+    memory_space=pltpu.SMEM,
   )
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
   dtype = key.dtype if is_last else jnp.float32
   bar = jax.ShapeDtypeStruct(key.shape, dtype)
   kernel = functools.partial(
-      _kernel, work=work, scale=scale * tpu_forward.LOG2_E, valid=valid,
-      buffers=buffers, is_first=not bars,
+    _kernel,
+    work=work,
+    scale=scale * tpu_forward.LOG2_E,
+    valid=valid,
+    buffers=buffers,
+    is_first=not bars,
   )
   flops = 10 * heads * work.num_units * tokens * tokens * width
   streamed = heads * sum(r + f for r, _, f in work.num_items) * stream
   pieces = pltpu.VMEM((buffers, stream, tokens, width), query.dtype)
   return pl.pallas_call(
-      kernel,
-      grid=grid,
-      in_specs=[words, tile, tile] + [anywhere] * 4 + [tile] * len(bars),
-      out_specs=[anywhere, tile, tile],
-      out_shape=[
-          jax.ShapeDtypeStruct(query_bar.shape, query_bar.dtype), bar, bar
-      ],
-      input_output_aliases={6: 0},
-      scratch_shapes=[
-          pieces,
-          pieces,
-          pltpu.VMEM((buffers, stream, 2, tokens), jnp.float32),
-          pltpu.VMEM((buffers, stream, width, tokens), jnp.float32),
-          pltpu.SemaphoreType.DMA((buffers,)),
-          pltpu.VMEM((_OUT_BUFFERS, stream, width, tokens), jnp.float32),
-          pltpu.SMEM((_OUT_BUFFERS,), jnp.int32),
-          pltpu.SemaphoreType.DMA((_OUT_BUFFERS,)),
-          pltpu.VMEM((num_rows, width, tokens), jnp.float32),
-          pltpu.VMEM((num_rows, width, tokens), jnp.float32),
-      ],
-      compiler_params=pltpu.CompilerParams(
-          dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-          vmem_limit_bytes=tiles.memory_mib << 20,
-      ),
-      cost_estimate=pl.CostEstimate(
-          flops=flops,
-          transcendentals=flops // (10 * width),
-          bytes_accessed=streamed * tokens * (
-              width * (2 * query.dtype.itemsize + 8) + 8
-          ),
-      ),
-      interpret=interpret,
-      name=f"block_sparse_backward_{frames}x{segments}",
+    kernel,
+    grid=grid,
+    in_specs=[words, tile, tile] + [anywhere] * 4 + [tile] * len(bars),
+    out_specs=[anywhere, tile, tile],
+    out_shape=[
+      jax.ShapeDtypeStruct(query_bar.shape, query_bar.dtype),
+      bar,
+      bar,
+    ],
+    input_output_aliases={6: 0},
+    scratch_shapes=[
+      pieces,
+      pieces,
+      pltpu.VMEM((buffers, stream, 2, tokens), jnp.float32),
+      pltpu.VMEM((buffers, stream, width, tokens), jnp.float32),
+      pltpu.SemaphoreType.DMA((buffers,)),
+      pltpu.VMEM((_OUT_BUFFERS, stream, width, tokens), jnp.float32),
+      pltpu.SMEM((_OUT_BUFFERS,), jnp.int32),
+      pltpu.SemaphoreType.DMA((_OUT_BUFFERS,)),
+      pltpu.VMEM((num_rows, width, tokens), jnp.float32),
+      pltpu.VMEM((num_rows, width, tokens), jnp.float32),
+    ],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+      vmem_limit_bytes=tiles.memory_mib << 20,
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=flops,
+      transcendentals=flops // (10 * width),
+      bytes_accessed=streamed
+      * tokens
+      * (width * (2 * query.dtype.itemsize + 8) + 8),
+    ),
+    interpret=interpret,
+    name=f"block_sparse_backward_{frames}x{segments}",
   )(
-      jnp.asarray(work.words)[:, None],
-      key,
-      value,
-      query,
-      output_bar,
-      rows,
-      query_bar,
-      *bars,
+    jnp.asarray(work.words)[:, None],
+    key,
+    value,
+    query,
+    output_bar,
+    rows,
+    query_bar,
+    *bars,
   )

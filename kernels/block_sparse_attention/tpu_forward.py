@@ -41,7 +41,7 @@ def product(a: jax.Array, b: jax.Array, axes) -> jax.Array:
   """Product with float32 accumulation; float32 operands stay float32."""
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
   return lax.dot_general(
-      a, b, axes, precision=precision, preferred_element_type=jnp.float32
+    a, b, axes, precision=precision, preferred_element_type=jnp.float32
   )
 
 
@@ -57,7 +57,7 @@ class _Forward:
   """The work on one tile of queries."""
 
   def __init__(
-      self, stream, query, keys, values, state, scale, valid, segments
+    self, stream, query, keys, values, state, scale, valid, segments
   ):
     self.stream = stream
     self.query, self.keys, self.values = query, keys, values
@@ -142,7 +142,7 @@ class _Forward:
       pl.when(number == 1)(one_step)
     if (numbers > 1).any():
       pl.when(number > 1)(
-          lambda: self._run_overlapping(size, even, odd, first, number)
+        lambda: self._run_overlapping(size, even, odd, first, number)
       )
 
   def _run_overlapping(self, size, even, odd, first, number):
@@ -153,8 +153,8 @@ class _Forward:
       self.stream.wait_full(item + 1)
       self.stream.fetch_ahead(item)
       _exhaust(
-          self.start(item + 1, size, *new, pieces),
-          self.finish(item, size, *old, pieces),
+        self.start(item + 1, size, *new, pieces),
+        self.finish(item, size, *old, pieces),
       )
 
     def two_steps(index, _):
@@ -208,12 +208,12 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   frames, segments = work.tile
   tile = [(f, g) for f in range(frames) for g in range(segments)]
   stream = tpu_stream.ItemStream(
-      words,
-      pl.program_id(0),
-      ((keys_all, keys), (values_all, values)),
-      semaphores,
-      work,
-      buffers,
+    words,
+    pl.program_id(0),
+    ((keys_all, keys), (values_all, values)),
+    semaphores,
+    work,
+    buffers,
   )
   index = pl.program_id(1) * pl.num_programs(2) + pl.program_id(2)
 
@@ -232,9 +232,7 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   else:
     for x, old in zip(state, old_state):
       x[...] = old[...]
-  forward = _Forward(
-      stream, query, keys, values, state, scale, valid, segments
-  )
+  forward = _Forward(stream, query, keys, values, state, scale, valid, segments)
   for size, first_rest, num_rest, first_full, num_full in stream.sections():
     size_index = work.sizes.index(size)
     if work.num_items[size_index][0]:
@@ -251,15 +249,15 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
 
 
 def forward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    lists: tuple[tpu_lists.WorkList, ...],
-    *,
-    scale: float,
-    valid: int,
-    tiles: tpu_tiles.TileSizes,
-    interpret,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  lists: tuple[tpu_lists.WorkList, ...],
+  *,
+  scale: float,
+  valid: int,
+  tiles: tpu_tiles.TileSizes,
+  interpret,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention over the pairs of pieces in the lists.
 
@@ -279,15 +277,22 @@ def forward(
   state = ()
   for index, work in enumerate(lists):
     state = _one_pass(
-        query, key, value, state, work, scale=scale, valid=valid,
-        tiles=tiles, interpret=interpret,
-        is_last=index == len(lists) - 1,
+      query,
+      key,
+      value,
+      state,
+      work,
+      scale=scale,
+      valid=valid,
+      tiles=tiles,
+      interpret=interpret,
+      is_last=index == len(lists) - 1,
     )
   return state
 
 
 def _one_pass(
-    query, key, value, state, work, *, scale, valid, tiles, interpret, is_last
+  query, key, value, state, work, *, scale, valid, tiles, interpret, is_last
 ):
   buffers = tiles.buffers
   heads, num_frames, num_segments, tokens, width = query.shape
@@ -298,7 +303,7 @@ def _one_pass(
 
   def tile(*shape):
     return pl.BlockSpec(
-        (None, frames, segments, *shape), lambda h, f, g: (h, f, g, 0, 0)
+      (None, frames, segments, *shape), lambda h, f, g: (h, f, g, 0, 0)
     )
 
   def array(*shape, dtype=jnp.float32):
@@ -306,9 +311,9 @@ def _one_pass(
     return jax.ShapeDtypeStruct(shape, dtype)
 
   words = pl.BlockSpec(
-      (None, 1, num_words),
-      lambda h, f, g: (f * grid[2] + g, 0, 0),
-      memory_space=pltpu.SMEM,
+    (None, 1, num_words),
+    lambda h, f, g: (f * grid[2] + g, 0, 0),
+    memory_space=pltpu.SMEM,
   )
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
   per_token, per_value = (1, tokens), (width, tokens)
@@ -324,52 +329,57 @@ def _one_pass(
   has_ones = tiles.spare_vector_units and value.dtype == jnp.bfloat16
   ones = _ONES if has_ones else 0
   between_stages = [
-      pltpu.VMEM((num_pairs, tokens, tokens), jnp.float32),
-      pltpu.VMEM((num_rows, *per_token), jnp.float32),
-      pltpu.VMEM((stream, width + ones, tokens), value.dtype),
+    pltpu.VMEM((num_pairs, tokens, tokens), jnp.float32),
+    pltpu.VMEM((num_rows, *per_token), jnp.float32),
+    pltpu.VMEM((stream, width + ones, tokens), value.dtype),
   ]
   sums = [pltpu.VMEM((*work.tile, *s), jnp.float32) for s in carried * is_last]
   pieces = pltpu.VMEM((buffers, stream, tokens, width), key.dtype)
   flops = 4 * heads * work.num_units * tokens * tokens * width
   streamed = heads * sum(r + f for r, _, f in work.num_items) * stream
   kernel = functools.partial(
-      _kernel, work=work, scale=scale * LOG2_E, valid=valid, buffers=buffers,
-      is_first=not state, is_last=is_last,
+    _kernel,
+    work=work,
+    scale=scale * LOG2_E,
+    valid=valid,
+    buffers=buffers,
+    is_first=not state,
+    is_last=is_last,
   )
   return pl.pallas_call(
-      kernel,
-      grid=grid,
-      in_specs=[words, tile(tokens, width), anywhere, anywhere]
-      + [tile(*shape) for shape in carried[: len(state)]],
-      out_specs=out_specs,
-      out_shape=out_shape,
-      scratch_shapes=[
-          pieces,
-          pieces,
-          pltpu.SemaphoreType.DMA((buffers,)),
-          *between_stages,
-          *between_stages,
-          *sums,
-      ],
-      compiler_params=pltpu.CompilerParams(
-          dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-          vmem_limit_bytes=tiles.memory_mib << 20,
+    kernel,
+    grid=grid,
+    in_specs=[words, tile(tokens, width), anywhere, anywhere]
+    + [tile(*shape) for shape in carried[: len(state)]],
+    out_specs=out_specs,
+    out_shape=out_shape,
+    scratch_shapes=[
+      pieces,
+      pieces,
+      pltpu.SemaphoreType.DMA((buffers,)),
+      *between_stages,
+      *between_stages,
+      *sums,
+    ],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+      vmem_limit_bytes=tiles.memory_mib << 20,
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=flops,
+      transcendentals=flops // (4 * width),
+      bytes_accessed=(
+        2 * streamed * tokens * width * key.dtype.itemsize
+        + sum(x.size * x.dtype.itemsize for x in out_shape)
+        + sum(x.size * x.dtype.itemsize for x in (query, *state))
       ),
-      cost_estimate=pl.CostEstimate(
-          flops=flops,
-          transcendentals=flops // (4 * width),
-          bytes_accessed=(
-              2 * streamed * tokens * width * key.dtype.itemsize
-              + sum(x.size * x.dtype.itemsize for x in out_shape)
-              + sum(x.size * x.dtype.itemsize for x in (query, *state))
-          ),
-      ),
-      interpret=interpret,
-      name=f"block_sparse_forward_{frames}x{segments}",
+    ),
+    interpret=interpret,
+    name=f"block_sparse_forward_{frames}x{segments}",
   )(
-      jnp.asarray(work.words)[:, None],
-      query,
-      key,
-      value,
-      *state,
+    jnp.asarray(work.words)[:, None],
+    query,
+    key,
+    value,
+    *state,
   )

@@ -118,7 +118,7 @@ def header_words(sizes: tuple[int, ...]) -> int:
 
 
 def make_layout(
-    mask: mask_lib.Mask, tokens_per_frame: int, piece_tokens: int, lanes: int
+  mask: mask_lib.Mask, tokens_per_frame: int, piece_tokens: int, lanes: int
 ) -> Layout:
   """Cuts the frames of a mask into pieces.
 
@@ -138,18 +138,18 @@ def make_layout(
   tokens = -(-valid // lanes) * lanes
   if tokens > _MAX_FILL * valid:
     raise NotImplementedError(
-        f"runs of {run} tokens that see the same keys would be filled up to"
-        f" {tokens}; they must have at least {int(lanes / _MAX_FILL)} tokens"
+      f"runs of {run} tokens that see the same keys would be filled up to"
+      f" {tokens}; they must have at least {int(lanes / _MAX_FILL)} tokens"
     )
   segments *= run // valid
   first_blocks = order[np.arange(segments) * blocks // segments]
   return Layout(
-      mask.num_frames,
-      segments,
-      valid,
-      tokens,
-      tuple(int(u) for u in order),
-      tuple(int(u) for u in first_blocks),
+    mask.num_frames,
+    segments,
+    valid,
+    tokens,
+    tuple(int(u) for u in order),
+    tuple(int(u) for u in first_blocks),
   )
 
 
@@ -161,12 +161,12 @@ def _piece_size(run: int, limit: int, lanes: int) -> int:
 
 @functools.lru_cache(maxsize=32)
 def make_lists(
-    mask: mask_lib.Mask,
-    layout: Layout,
-    tiles: tuple[tuple[int, int], ...],
-    stream: int,
-    buffers: int,
-    by_keys: bool = False,
+  mask: mask_lib.Mask,
+  layout: Layout,
+  tiles: tuple[tuple[int, int], ...],
+  stream: int,
+  buffers: int,
+  by_keys: bool = False,
 ) -> tuple[WorkList, ...]:
   """The work of every pass.
 
@@ -191,7 +191,7 @@ def make_lists(
     far = None if len(tiles) == 1 else bool(index)
     if far is None or pairs.has(far):
       lists.append(
-          _make_list(pairs, layout, tile, stream, buffers, far, by_keys)
+        _make_list(pairs, layout, tile, stream, buffers, far, by_keys)
       )
   return tuple(lists)
 
@@ -202,14 +202,16 @@ class _Pairs:
   def __init__(self, mask, layout, by_keys):
     frames = range(mask.num_frames)
     ids = {}
-    table = np.array([
+    table = np.array(
+      [
         [ids.setdefault(mask.strides(i, j), len(ids)) for j in frames]
         for i in frames
-    ])
+      ]
+    )
     difference = np.abs(np.subtract.outer(layout.blocks, layout.blocks))
     # [kinds of pairs of frames, segments of queries, segments of keys].
     seen = np.array(
-        [mask_lib.divides_any(strides, difference) for strides in ids]
+      [mask_lib.divides_any(strides, difference) for strides in ids]
     )
     far = seen.sum(2).max(1) == 1  # One piece each.
     if far.all():
@@ -243,29 +245,27 @@ class _Item(NamedTuple):
   num_runs: int
 
 
-def _make_list(
-    pairs, layout, tile, stream, buffers, far, apart
-) -> WorkList:
+def _make_list(pairs, layout, tile, stream, buffers, far, apart) -> WorkList:
   frames, segments = tile
   num_rows = frames * segments
   sizes = (num_rows,) + tuple(
-      1 << bit for bit in reversed(range(4)) if 1 << bit < num_rows
+    1 << bit for bit in reversed(range(4)) if 1 << bit < num_rows
   )
   along_frames = bool(far)
   # A run longer than what it goes along would be no valid slice.
   length = layout.num_frames if along_frames else layout.segments
   run = max(
-      n
-      for n in range(1, min(_MAX_RUN, length) + 1)
-      if math.gcd(stream, _MAX_RUN) % n == 0
+    n
+    for n in range(1, min(_MAX_RUN, length) + 1)
+    if math.gcd(stream, _MAX_RUN) % n == 0
   )
   tiles = []
   for frame in range(0, layout.num_frames, frames):
     for segment in range(0, layout.segments, segments):
       rows = pairs.of_tile(
-          range(frame, frame + frames),
-          range(segment, segment + segments),
-          far,
+        range(frame, frame + frames),
+        range(segment, segment + segments),
+        far,
       )
       tiles.append(_items_of_tile(rows, sizes, stream, run, along_frames))
   if apart:
@@ -366,12 +366,13 @@ def _place(items, recent, window):
   return placed[len(recent) :]
 
 
-def _pack(
-    tiles, tile, sizes, stream, buffers, run, along_frames
-) -> WorkList:
+def _pack(tiles, tile, sizes, stream, buffers, run, along_frames) -> WorkList:
   flat = [
-      item for sections in tiles for part in sections for items in part
-      for item in items
+    item
+    for sections in tiles
+    for part in sections
+    for items in part
+    for item in items
   ]
   item_words = 2 + stream
   table = np.zeros((len(flat) + buffers, item_words), np.int32)
@@ -381,9 +382,9 @@ def _pack(
       packed = sum(row << 4 * index for index, row in enumerate(item.rows))
       word[1] = np.uint32(packed).astype(np.int32)  # The same bits.
     word[2 : 2 + len(item.pieces)] = item.pieces
-  counts = np.array([
-      [len(items) for part in sections for items in part] for sections in tiles
-  ])
+  counts = np.array(
+    [[len(items) for part in sections for items in part] for sections in tiles]
+  )
   num_items = counts.sum(1)
   start = header_words(sizes)
   width = start + item_words * (int(num_items.max()) + buffers)
@@ -397,13 +398,13 @@ def _pack(
     before += num
   num_units = sum(len(item.rows) * len(item.pieces) for item in flat)
   by_size = tuple(
-      (
-          sum(len(sections[k][0]) for sections in tiles),
-          sum(len(i.pieces) for sections in tiles for i in sections[k][0]),
-          sum(len(sections[k][1]) for sections in tiles),
-      )
-      for k in range(len(sizes))
+    (
+      sum(len(sections[k][0]) for sections in tiles),
+      sum(len(i.pieces) for sections in tiles for i in sections[k][0]),
+      sum(len(sections[k][1]) for sections in tiles),
+    )
+    for k in range(len(sizes))
   )
   return WorkList(
-      words, tile, sizes, stream, run, along_frames, num_units, by_size
+    words, tile, sizes, stream, run, along_frames, num_units, by_size
   )

@@ -17,8 +17,6 @@ import pathlib
 import re
 from typing import NamedTuple
 
-import numpy as np
-
 from . import tpu_lists
 
 _BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?\s*:\s*(>*)")
@@ -37,9 +35,9 @@ class Peak:
 
 # Clocks follow from the published 197, 459 and 918 TFLOP/s of a chip.
 PEAKS = {
-    "v5e": Peak(131072, 197e12 / 131072, 1),
-    "v5p": Peak(131072, 459e12 / 131072 / 2, 2),
-    "v6e": Peak(524288, 918e12 / 524288, 1),
+  "v5e": Peak(131072, 197e12 / 131072, 1),
+  "v5p": Peak(131072, 459e12 / 131072 / 2, 2),
+  "v6e": Peak(524288, 918e12 / 524288, 1),
 }
 
 
@@ -104,11 +102,11 @@ def forward_uses(work: tpu_lists.WorkList) -> list[Use]:
     if full.size:
       rounds = int((full // 2).sum())
       uses += [
-          Use(some, full.size, 0),
-          Use(2 * some, rounds, rounds),
-          Use(2 * some, int((full - 1).sum()) - rounds, rounds),
-          Use(some, int((full % 2 == 1).sum()), 0),
-          Use(some, int((full % 2 == 0).sum()), 0),
+        Use(some, full.size, 0),
+        Use(2 * some, rounds, rounds),
+        Use(2 * some, int((full - 1).sum()) - rounds, rounds),
+        Use(some, int((full % 2 == 1).sum()), 0),
+        Use(some, int((full % 2 == 0).sum()), 0),
       ]
   return uses
 
@@ -128,18 +126,18 @@ def _rest_uses(work, index, products):
   counts = work.rest_counts(index)
   powers = [1 << bit for bit in reversed(range((work.stream - 1).bit_length()))]
   return [
-      Use(products * n, int((counts & n != 0).sum()), len(counts))
-      for n in powers
-      if len(counts)
+    Use(products * n, int((counts & n != 0).sum()), len(counts))
+    for n in powers
+    if len(counts)
   ]
 
 
 def cycles(
-    blocks: list[Block],
-    uses: list[Use],
-    num_tiles: int,
-    singles_per_item: float,
-    product_cycles: float,
+  blocks: list[Block],
+  uses: list[Use],
+  num_tiles: int,
+  singles_per_item: float,
+  product_cycles: float,
 ) -> float:
   """Cycles of a kernel for one head.
 
@@ -157,9 +155,9 @@ def cycles(
   with_products = [block for block in blocks if block.num_products]
   if len(with_products) != len(uses):
     raise ValueError(
-        f"the schedule has {len(with_products)} blocks of bundles that use the"
-        f" matrix units, and the kernel's source {len(uses)}; this version of"
-        " libtpu arranges code in a way that is not known here"
+      f"the schedule has {len(with_products)} blocks of bundles that use the"
+      f" matrix units, and the kernel's source {len(uses)}; this version of"
+      " libtpu arranges code in a way that is not known here"
     )
   total, rounds = 0.0, {}
   for block, use in zip(with_products, uses):
@@ -187,13 +185,13 @@ def find_listing(folder: pathlib.Path, kernel: str) -> str:
     FileNotFoundError: libtpu has written none.
   """
   listings = [
-      path
-      for path in folder.glob(f"*{kernel}*final_bundles.txt")
-      if "schedule-analysis" not in path.name
+    path
+    for path in folder.glob(f"*{kernel}*final_bundles.txt")
+    if "schedule-analysis" not in path.name
   ]
   if not listings:
     raise FileNotFoundError(
-        f"libtpu has written no final bundles of {kernel} to {folder};"
-        " LIBTPU_INIT_ARGS must be set before libtpu is loaded"
+      f"libtpu has written no final bundles of {kernel} to {folder};"
+      " LIBTPU_INIT_ARGS must be set before libtpu is loaded"
     )
   return max(listings, key=lambda path: path.stat().st_mtime).read_text()

@@ -22,13 +22,13 @@ class ItemStream:
   """
 
   def __init__(
-      self,
-      words: Any,
-      head: jax.Array,
-      sources: Sequence[tuple[Any, Any]],
-      semaphores: Any,
-      work: tpu_lists.WorkList,
-      buffers: int,
+    self,
+    words: Any,
+    head: jax.Array,
+    sources: Sequence[tuple[Any, Any]],
+    semaphores: Any,
+    work: tpu_lists.WorkList,
+    buffers: int,
   ):
     """Binds the references.
 
@@ -61,7 +61,7 @@ class ItemStream:
   def end(self) -> None:
     """Waits for the copies that ran ahead of the last item of a head."""
     num_items = sum(
-        self._words[0, 1 + index] for index in range(2 * len(self._work.sizes))
+      self._words[0, 1 + index] for index in range(2 * len(self._work.sizes))
     )
     for index in range(self._buffers - 1):
       self.wait(num_items + index)
@@ -75,7 +75,7 @@ class ItemStream:
     for _, buffer in self._sources:
       # Waits for the bytes of all copies to this buffer.
       pltpu.make_async_copy(
-          buffer.at[slot], buffer.at[slot], self._semaphores.at[slot]
+        buffer.at[slot], buffer.at[slot], self._semaphores.at[slot]
       ).wait()
 
   def wait(self, item) -> None:
@@ -166,19 +166,19 @@ class ItemStream:
 
   def _copy(self, array, buffer, slot, index, item, is_run=False):
     return pltpu.make_async_copy(
-        self.of_array(array, item, index, is_run),
-        self.of_buffer(buffer, slot, index, is_run),
-        self._semaphores.at[slot],
+      self.of_array(array, item, index, is_run),
+      self.of_buffer(buffer, slot, index, is_run),
+      self._semaphores.at[slot],
     )
 
 
 def for_rest(
-    stream: ItemStream,
-    first,
-    number,
-    run: Callable[[Any, Any, int], None],
-    begin: Callable[[Any], None] = lambda item: None,
-    end: Callable[[Any], None] = lambda item: None,
+  stream: ItemStream,
+  first,
+  number,
+  run: Callable[[Any, Any, int], None],
+  begin: Callable[[Any], None] = lambda item: None,
+  end: Callable[[Any], None] = lambda item: None,
 ) -> None:
   """Runs items that are not full: run(item, first piece, number of pieces).
 

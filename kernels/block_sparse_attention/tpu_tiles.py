@@ -11,12 +11,12 @@ Chip = Literal["v5e", "v5p", "v6e", "unknown"]
 
 # What jax calls these kinds of devices.
 _CHIPS: dict[str, Chip] = {
-    "TPU v5 lite": "v5e",
-    "TPU v5e": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e",
+  "TPU v5 lite": "v5e",
+  "TPU v5e": "v5e",
+  "TPU v5": "v5p",
+  "TPU v5p": "v5p",
+  "TPU v6 lite": "v6e",
+  "TPU v6e": "v6e",
 }
 
 
@@ -63,17 +63,17 @@ class TileSizes:
       value = getattr(self, name)
       if value != int(value) or value < 1:
         raise ValueError(
-            f"{name} must be a positive whole number, got {value}."
+          f"{name} must be a positive whole number, got {value}."
         )
     if self.piece_tokens % self.lanes:
       raise ValueError(
-          f"piece_tokens={self.piece_tokens} must be a multiple of"
-          f" lanes={self.lanes}."
+        f"piece_tokens={self.piece_tokens} must be a multiple of"
+        f" lanes={self.lanes}."
       )
     if self.buffers < 3:
       raise ValueError(
-          "buffers must be at least 3, two in use and one in flight, got"
-          f" {self.buffers}."
+        "buffers must be at least 3, two in use and one in flight, got"
+        f" {self.buffers}."
       )
     for name in ("near", "far", "forward_near", "forward_far"):
       tile = getattr(self, name)
@@ -82,13 +82,13 @@ class TileSizes:
       most = 16 if name.startswith("forward") else 8
       if len(tile) != 2 or min(tile) < 1 or tile[0] * tile[1] > most:
         raise ValueError(
-            f"{name} must be (frames, segments) of at most {most} pieces in"
-            f" all, got {tile}."
+          f"{name} must be (frames, segments) of at most {most} pieces in"
+          f" all, got {tile}."
         )
     if self.far is None and self.forward_far is not None:
       raise ValueError(
-          f"forward_far={self.forward_far} needs far: far=None joins the far"
-          " pairs to the others."
+        f"forward_far={self.forward_far} needs far: far=None joins the far"
+        " pairs to the others."
       )
 
   def tiles(self, by_keys: bool) -> tuple[tuple[int, int], ...]:
@@ -101,19 +101,19 @@ class TileSizes:
 
 # By the compiler's static schedule; `aot_tpu` prints it.
 _DEFAULTS: dict[Chip, TileSizes] = {
-    "v5e": TileSizes(memory_mib=100),
-    "v5p": TileSizes(memory_mib=52),
-    "v6e": TileSizes(
-        near=(1, 8),
-        far=(8, 1),
-        forward_near=(1, 16),
-        forward_far=(16, 1),
-        stream=4,
-        memory_mib=100,
-        spare_vector_units=True,
-    ),
-    # 16 MiB at least since TPU v2.
-    "unknown": TileSizes(stream=2),
+  "v5e": TileSizes(memory_mib=100),
+  "v5p": TileSizes(memory_mib=52),
+  "v6e": TileSizes(
+    near=(1, 8),
+    far=(8, 1),
+    forward_near=(1, 16),
+    forward_far=(16, 1),
+    stream=4,
+    memory_mib=100,
+    spare_vector_units=True,
+  ),
+  # 16 MiB at least since TPU v2.
+  "unknown": TileSizes(stream=2),
 }
 
 
@@ -127,8 +127,8 @@ def default(chip: Chip | None, dtype: Any = "bfloat16") -> TileSizes:
     chip = "unknown"
   if chip not in _DEFAULTS:
     raise ValueError(
-        f"chip={chip!r} is unknown; choose one of {sorted(_DEFAULTS)}, or give"
-        " tiles."
+      f"chip={chip!r} is unknown; choose one of {sorted(_DEFAULTS)}, or give"
+      " tiles."
     )
   tiles = _DEFAULTS[chip]
   if jnp.dtype(dtype).itemsize > 2:

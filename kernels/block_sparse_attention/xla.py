@@ -61,7 +61,7 @@ class TileSizes:
       value = getattr(self, field.name)
       if int(value) != value or value < 1:
         raise ValueError(
-            f"{field.name} must be a whole number of at least 1, got {value}."
+          f"{field.name} must be a whole number of at least 1, got {value}."
         )
 
 
@@ -77,15 +77,15 @@ class _Static:
 
 
 def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: mask_lib.Mask,
-    *,
-    scale: float,
-    token_order: mask_lib.TokenOrder = "natural",
-    path: Path | None = None,
-    tiles: TileSizes | None = None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: mask_lib.Mask,
+  *,
+  scale: float,
+  token_order: mask_lib.TokenOrder = "natural",
+  path: Path | None = None,
+  tiles: TileSizes | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention over the token pairs that the mask allows.
 
@@ -112,8 +112,8 @@ def attention(
     raise ValueError(f"path={path!r} is unknown; choose one of {_PATHS}.")
   elif path == "contiguous" and not mask.is_power_of_two:
     raise NotImplementedError(
-        "the contiguous path needs strides and blocks a frame that are powers"
-        f' of two, got {mask}; path="lists" serves any mask'
+      "the contiguous path needs strides and blocks a frame that are powers"
+      f' of two, got {mask}; path="lists" serves any mask'
     )
   static = _Static(mask, scale, token_order, path, tiles or TileSizes())
   if path == "small":
@@ -137,7 +137,7 @@ def _small(query, key, value, static):
 
 def _small_forward(query, key, value, static):
   query_f32, key_f32, value_f32 = (
-      x.astype(jnp.float32) for x in (query, key, value)
+    x.astype(jnp.float32) for x in (query, key, value)
   )
   # Not by segments, as backward: so it takes two thirds of the time on CPUs.
   scores = jnp.einsum("bhqk,bhsk->bhqs", query_f32 * static.scale, key_f32)
@@ -157,13 +157,17 @@ def _small_backward(static, residuals, cotangents):
   output_bar = _rows(output_bar)
   offset = (_rows(output) * output_bar).sum(-1) - log_sum_exp_bar.ravel()
   query_bar, key_bar, value_bar = xla_contiguous.differentiate_chunk(
-      (_rows(query) * static.scale, log_sum_exp, output_bar, offset),
-      _heads(key), _heads(value), _small_bias(query, static),
+    (_rows(query) * static.scale, log_sum_exp, output_bar, offset),
+    _heads(key),
+    _heads(value),
+    _small_bias(query, static),
   )
   # Else XLA makes one product of each and its transpose, at half the speed.
   key_bar, value_bar = jax.lax.optimization_barrier((key_bar, value_bar))
   bars = (
-      query_bar * static.scale, key_bar.swapaxes(1, 2), value_bar.swapaxes(1, 2)
+    query_bar * static.scale,
+    key_bar.swapaxes(1, 2),
+    value_bar.swapaxes(1, 2),
   )
   return tuple(x.reshape(query.shape).astype(query.dtype) for x in bars)
 
@@ -234,7 +238,7 @@ def _map_heads(function, static, *arrays):
     group_shape, mapped = (group,), jax.vmap(function)
   grouped = [x.reshape(-1, *group_shape, *x.shape[2:]) for x in arrays]
   results = jax.lax.map(
-      lambda xs: mapped(*(x.astype(jnp.float32) for x in xs)), grouped
+    lambda xs: mapped(*(x.astype(jnp.float32) for x in xs)), grouped
   )
   first = 1 + len(group_shape)
   return [x.reshape(batch, heads, *x.shape[first:]) for x in results]
@@ -265,7 +269,7 @@ class _Layout:
     tiles = self._tiles
     if self._is_contiguous:
       chunks = xla_contiguous.Chunks(
-          max(1, tiles.chunk_scores // num_arrays), tiles.chunk_tokens
+        max(1, tiles.chunk_scores // num_arrays), tiles.chunk_tokens
       )
       return self._mask, chunks
     return self._mask, self._token_order, self._tiles.step_tokens

@@ -77,11 +77,11 @@ class _Level(NamedTuple):
 
 
 def forward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: mask_lib.Mask,
-    chunks: Chunks,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: mask_lib.Mask,
+  chunks: Chunks,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention of one head.
 
@@ -99,12 +99,12 @@ def forward(
   def step(results, frame, key_frames, strides):
     rows = lax.optimization_barrier(query[frame])
     levels = [
-        _attend_level(rows, _level(key, value, *frames, stride), chunks)
-        for frames, stride in zip(key_frames, strides)
+      _attend_level(rows, _level(key, value, *frames, stride), chunks)
+      for frames, stride in zip(key_frames, strides)
     ]
     return tuple(
-        lax.dynamic_update_index_in_dim(x, y, frame, 0)
-        for x, y in zip(results, _join_levels(levels))
+      lax.dynamic_update_index_in_dim(x, y, frame, 0)
+      for x, y in zip(results, _join_levels(levels))
     )
 
   results = (jnp.zeros_like(query), jnp.zeros_like(query[..., 0]))
@@ -112,14 +112,14 @@ def forward(
 
 
 def backward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    log_sum_exp: jax.Array,
-    output_bar: jax.Array,
-    offset: jax.Array,
-    mask: mask_lib.Mask,
-    chunks: Chunks,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  log_sum_exp: jax.Array,
+  output_bar: jax.Array,
+  offset: jax.Array,
+  mask: mask_lib.Mask,
+  chunks: Chunks,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients with respect to query, key and value, each [F, P, K].
 
@@ -138,7 +138,7 @@ def backward(
   def step(bars, frame, key_frames, strides):
     # The barrier: XLA would copy the rows again for every level.
     rows = lax.optimization_barrier(
-        [x[frame] for x in (query, log_sum_exp, output_bar, offset)]
+      [x[frame] for x in (query, log_sum_exp, output_bar, offset)]
     )
     query_bars, *level_bars = bars
     query_bar = jnp.zeros_like(rows[0])
@@ -147,11 +147,11 @@ def backward(
       share, *shares = _differentiate_level(rows, level, chunks)
       query_bar += share
       level_bars = [
-          _add_frames(x, frames.frames, share)
-          for x, share in zip(level_bars, shares)
+        _add_frames(x, frames.frames, share)
+        for x, share in zip(level_bars, shares)
       ]
     query_bars = lax.dynamic_update_index_in_dim(
-        query_bars, query_bar, frame, 0
+      query_bars, query_bar, frame, 0
     )
     return query_bars, *level_bars
 
@@ -213,7 +213,7 @@ def _differentiate_level(rows, level, chunks):
   def differentiate_segments(xs):
     rows, key, value = xs
     differentiate = functools.partial(
-        differentiate_chunk, key=key, value=value, bias=level.bias
+      differentiate_chunk, key=key, value=value, bias=level.bias
     )
     if inner == 1:
       return differentiate(rows)
@@ -248,9 +248,9 @@ def differentiate_chunk(rows, key, value, bias):
   weights = jnp.exp(scores - column(log_sum_exp))
   scores_bar = weights * (_product(output_bar, value) - column(offset))
   return (
-      _weighted(scores_bar, key),
-      _transposed(scores_bar, query),
-      _transposed(weights, output_bar),
+    _weighted(scores_bar, key),
+    _transposed(scores_bar, query),
+    _transposed(weights, output_bar),
   )
 
 
@@ -275,7 +275,7 @@ def _transposed(weights: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _num_parts(
-    query: jax.Array, level: _Level, chunks: Chunks
+  query: jax.Array, level: _Level, chunks: Chunks
 ) -> tuple[int, int]:
   """Into how many parts a level is cut: by its segments, and these by queries.
 
@@ -349,7 +349,7 @@ def _add_frames(x: jax.Array, frames, share: jax.Array) -> jax.Array:
 
 
 def _over_query_frames(
-    step: Callable[..., Any], carry: Any, mask: mask_lib.Mask, num_tokens: int
+  step: Callable[..., Any], carry: Any, mask: mask_lib.Mask, num_tokens: int
 ) -> Any:
   """Folds step(carry, frame, key_frames, strides) over all query frames."""
   is_short = num_tokens <= _SHORT_TOKENS
@@ -360,9 +360,9 @@ def _over_query_frames(
       carry = one(carry, *jax.tree.map(lambda x: x[0], group[::2]))
     else:
       carry, _ = lax.scan(
-          lambda carry, xs: (one(carry, *xs), None),
-          carry,
-          jax.tree.map(jnp.asarray, group[::2]),
+        lambda carry, xs: (one(carry, *xs), None),
+        carry,
+        jax.tree.map(jnp.asarray, group[::2]),
       )
   return carry
 
@@ -379,14 +379,14 @@ def _groups(mask: mask_lib.Mask, max_padding: float) -> tuple[_Group, ...]:
     widths = tuple((x.stride, len(x.frames)) for x in mask.levels(frame))
     groups.setdefault(widths, []).append(frame)
   work = lambda groups: sum(
-      len(frames) * sum(width / stride for stride, width in widths)
-      for widths, frames in groups.items()
+    len(frames) * sum(width / stride for stride, width in widths)
+    for widths, frames in groups.items()
   )
   limit = work(groups) * (1 + max_padding)
   while len(groups) > 1:
     joined = min(
-        (_join(groups, a, b) for a, b in itertools.combinations(groups, 2)),
-        key=work,
+      (_join(groups, a, b) for a, b in itertools.combinations(groups, 2)),
+      key=work,
     )
     if work(joined) > limit:
       break

@@ -35,12 +35,12 @@ class _Bucket(NamedTuple):
 
 
 def forward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: mask_lib.Mask,
-    token_order: mask_lib.TokenOrder,
-    step_tokens: int,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: mask_lib.Mask,
+  token_order: mask_lib.TokenOrder,
+  step_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention of one head.
 
@@ -70,20 +70,20 @@ def forward(
 
   results = (jnp.zeros_like(query), jnp.zeros_like(query[..., 0]))
   return _over_buckets(
-      step, results, mask, token_order, query.shape[1], step_tokens
+    step, results, mask, token_order, query.shape[1], step_tokens
   )
 
 
 def backward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    log_sum_exp: jax.Array,
-    output_bar: jax.Array,
-    offset: jax.Array,
-    mask: mask_lib.Mask,
-    token_order: mask_lib.TokenOrder,
-    step_tokens: int,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  log_sum_exp: jax.Array,
+  output_bar: jax.Array,
+  offset: jax.Array,
+  mask: mask_lib.Mask,
+  token_order: mask_lib.TokenOrder,
+  step_tokens: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients with respect to query, key and value.
 
@@ -116,15 +116,15 @@ def backward(
     key_share = jnp.einsum("rqws,rqk->rwsk", scores_bar, queries)
     value_share = jnp.einsum("rqws,rqk->rwsk", weights, output_bars)
     bars = (
-        _write(query_bar, rows, query_share),
-        key_bar.at[lists].add(key_share),
-        value_bar.at[lists].add(value_share),
+      _write(query_bar, rows, query_share),
+      key_bar.at[lists].add(key_share),
+      value_bar.at[lists].add(value_share),
     )
     return bars, None
 
   bars = tuple(jnp.zeros_like(x) for x in (query, key, value))
   return _over_buckets(
-      step, bars, mask, token_order, query.shape[1], step_tokens
+    step, bars, mask, token_order, query.shape[1], step_tokens
   )
 
 
@@ -153,10 +153,10 @@ def _over_buckets(step, carry, mask, token_order, block_size, step_tokens):
 
 @functools.lru_cache(maxsize=16)
 def _buckets(
-    mask: mask_lib.Mask,
-    token_order: mask_lib.TokenOrder,
-    rows_a_step: int,
-    max_ratio: float,
+  mask: mask_lib.Mask,
+  token_order: mask_lib.TokenOrder,
+  rows_a_step: int,
+  max_ratio: float,
 ) -> tuple[_Bucket, ...]:
   """All query blocks, in buckets of lists of similar length."""
   offsets, indices = mask.block_lists(token_order)
@@ -173,7 +173,7 @@ def _buckets(
     lists = np.zeros((steps * size, filled.shape[1]), np.int32)
     bias = np.zeros(lists.shape, np.float32)
     lists[:count][filled] = np.concatenate(
-        [indices[offsets[row] : offsets[row + 1]] for row in rows]
+      [indices[offsets[row] : offsets[row + 1]] for row in rows]
     )
     bias[:count][~filled] = -np.inf
     extra = np.full(steps * size - count, mask.num_blocks)

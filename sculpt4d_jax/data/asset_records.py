@@ -25,8 +25,8 @@ import json
 from typing import Any
 
 import numpy as np
-from safetensors import numpy as safetensors_numpy
 import safetensors
+from safetensors import numpy as safetensors_numpy
 
 VERSION = 1
 
@@ -47,36 +47,36 @@ class Field:
 
 
 SCHEMA: dict[str, dict[str, Field]] = {
-    "geometry": {
-        "surface": Field("float16", ("F", "P", 6), "position, outward normal"),
-        "is_sharp": Field("uint8", ("P",), "1 on sharp edges; those come last"),
-        "samples": Field("float16", ("F", "Q", 4), "position, signed distance"),
-        "is_near": Field("uint8", ("Q",), "1 near the surface, 0 in the cube"),
-    },
-    "queries": {
-        "surface": Field("float16", ("F", "N", 6), "position, outward normal"),
-        "is_sharp": Field("uint8", ("N",), "1 on sharp edges"),
-    },
-    "view": {
-        "pictures": Field("uint8", ("bytes",), "PNG files, one after the other"),
-        "ends": Field("int64", ("F",), "where each picture ends"),
-        "camera_to_world": Field("float64", (4, 4), "see rendering/cameras.py"),
-        "fov_degrees": Field("float64", (1,), "of the picture's height"),
-    },
-    "buffers": {
-        "depth": Field("uint8", ("bytes",), "PNG files, one after the other"),
-        "depth_ends": Field("int64", ("F",), "where each ends"),
-        "depth_range": Field("float64", (2,), "near and far, world units"),
-        "normal": Field("uint8", ("others",), "PNG files, one after the other"),
-        "normal_ends": Field("int64", ("F",), "where each ends"),
-    },
-    "posterior": {
-        "mean": Field("float16", ("F", "N", "C"), "of the latents, unscaled"),
-        "log_variance": Field("float16", ("F", "N", "C"), "natural logarithm"),
-    },
-    "features": {
-        "tokens": Field("float16", ("F", "I", "D"), "of one camera's pictures"),
-    },
+  "geometry": {
+    "surface": Field("float16", ("F", "P", 6), "position, outward normal"),
+    "is_sharp": Field("uint8", ("P",), "1 on sharp edges; those come last"),
+    "samples": Field("float16", ("F", "Q", 4), "position, signed distance"),
+    "is_near": Field("uint8", ("Q",), "1 near the surface, 0 in the cube"),
+  },
+  "queries": {
+    "surface": Field("float16", ("F", "N", 6), "position, outward normal"),
+    "is_sharp": Field("uint8", ("N",), "1 on sharp edges"),
+  },
+  "view": {
+    "pictures": Field("uint8", ("bytes",), "PNG files, one after the other"),
+    "ends": Field("int64", ("F",), "where each picture ends"),
+    "camera_to_world": Field("float64", (4, 4), "see rendering/cameras.py"),
+    "fov_degrees": Field("float64", (1,), "of the picture's height"),
+  },
+  "buffers": {
+    "depth": Field("uint8", ("bytes",), "PNG files, one after the other"),
+    "depth_ends": Field("int64", ("F",), "where each ends"),
+    "depth_range": Field("float64", (2,), "near and far, world units"),
+    "normal": Field("uint8", ("others",), "PNG files, one after the other"),
+    "normal_ends": Field("int64", ("F",), "where each ends"),
+  },
+  "posterior": {
+    "mean": Field("float16", ("F", "N", "C"), "of the latents, unscaled"),
+    "log_variance": Field("float16", ("F", "N", "C"), "natural logarithm"),
+  },
+  "features": {
+    "tokens": Field("float16", ("F", "I", "D"), "of one camera's pictures"),
+  },
 }
 
 
@@ -85,10 +85,10 @@ class RecordError(ValueError):
 
 
 def encode(
-    kind: str,
-    clip: str,
-    arrays: Mapping[str, np.ndarray],
-    part: int = 0,
+  kind: str,
+  clip: str,
+  arrays: Mapping[str, np.ndarray],
+  part: int = 0,
 ) -> bytes:
   """The bytes of an entry.
 
@@ -103,13 +103,16 @@ def encode(
   """
   check(kind, arrays)
   metadata = {
-      "version": str(VERSION), "kind": kind, "clip": clip, "part": str(part)
+    "version": str(VERSION),
+    "kind": kind,
+    "clip": clip,
+    "part": str(part),
   }
   # One key: the order of several would differ from process to process, and
   # equal records are to be equal files.
   return safetensors_numpy.save(
-      {name: np.ascontiguousarray(x) for name, x in arrays.items()},
-      {"entry": json.dumps(metadata)},
+    {name: np.ascontiguousarray(x) for name, x in arrays.items()},
+    {"entry": json.dumps(metadata)},
   )
 
 
@@ -122,8 +125,8 @@ def decode(content: bytes, kind: str) -> dict[str, np.ndarray]:
   header = read_metadata(content)
   if header.get("version") != str(VERSION) or header.get("kind") != kind:
     raise RecordError(
-        f"expected an entry {kind!r} of version {VERSION}, got"
-        f" {header.get('kind')!r} of version {header.get('version')!r}."
+      f"expected an entry {kind!r} of version {VERSION}, got"
+      f" {header.get('kind')!r} of version {header.get('version')!r}."
     )
   try:
     arrays = safetensors_numpy.load(content)
@@ -144,7 +147,7 @@ def read_metadata(content: bytes) -> dict[str, Any]:
 
 
 def check(
-    kind: str, arrays: Mapping[str, np.ndarray], finite: bool = True
+  kind: str, arrays: Mapping[str, np.ndarray], finite: bool = True
 ) -> None:
   """Raises RecordError unless arrays are what the schema declares."""
   if kind not in SCHEMA:
@@ -152,23 +155,23 @@ def check(
   fields = SCHEMA[kind]
   if set(arrays) != set(fields):
     raise RecordError(
-        f"an entry {kind!r} has the fields {sorted(fields)}, got"
-        f" {sorted(arrays)}."
+      f"an entry {kind!r} has the fields {sorted(fields)}, got"
+      f" {sorted(arrays)}."
     )
   sizes: dict[str, int] = {}
   for name, field in fields.items():
     array = arrays[name]
     if array.dtype != np.dtype(field.dtype) or array.ndim != len(field.shape):
       raise RecordError(
-          f"{kind}.{name} must be {field.dtype} {list(field.shape)}, got"
-          f" {array.dtype} {list(array.shape)}."
+        f"{kind}.{name} must be {field.dtype} {list(field.shape)}, got"
+        f" {array.dtype} {list(array.shape)}."
       )
     for size, axis in zip(array.shape, field.shape):
       expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
       if size != expected:
         raise RecordError(
-            f"{kind}.{name} must be {list(field.shape)} with {axis} ="
-            f" {expected}, got {list(array.shape)}."
+          f"{kind}.{name} must be {list(field.shape)} with {axis} ="
+          f" {expected}, got {list(array.shape)}."
         )
     if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
       raise RecordError(f"{kind}.{name} is not finite.")

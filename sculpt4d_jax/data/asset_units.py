@@ -108,16 +108,18 @@ def read_credits(folder: PathLike) -> dict[str, Credit]:
     return {}
   try:
     return {
-        str(row["files"]): Credit(
-            **{key: str(row.get(key, "")) for key in
-               ("licence", "source", "authors", "object")}
-        )
-        for row in json.loads(path.read_text())
+      str(row["files"]): Credit(
+        **{
+          key: str(row.get(key, ""))
+          for key in ("licence", "source", "authors", "object")
+        }
+      )
+      for row in json.loads(path.read_text())
     }
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
-        f"{path} must be a list of objects with files, licence, source and"
-        f" authors ({type(error).__name__}: {error})."
+      f"{path} must be a list of objects with files, licence, source and"
+      f" authors ({type(error).__name__}: {error})."
     ) from error
 
 
@@ -130,29 +132,29 @@ def credit_of(name: str, credits: Mapping[str, Credit]) -> Credit:
 
 
 def procedural_units(
-    first_seed: int, num_clips: int, clips_per_unit: int
+  first_seed: int, num_clips: int, clips_per_unit: int
 ) -> list[Unit]:
   """Units of the procedural source; every seed is an asset of its own."""
   credit = Credit("Apache-2.0", "sculpt4d_jax.data.synthetic", "this project")
   last = first_seed + num_clips
   return [
-      Unit(
-          name=f"procedural {seed}",
-          location=PROCEDURAL,
-          content=PROCEDURAL,
-          first=seed,
-          count=min(clips_per_unit, last - seed),
-          credit=credit,
-      )
-      for seed in range(first_seed, last, clips_per_unit)
+    Unit(
+      name=f"procedural {seed}",
+      location=PROCEDURAL,
+      content=PROCEDURAL,
+      first=seed,
+      count=min(clips_per_unit, last - seed),
+      credit=credit,
+    )
+    for seed in range(first_seed, last, clips_per_unit)
   ]
 
 
 def plan_asset(
-    asset: Unit,
-    settings: preparation.PreparationSettings,
-    limits: AssetLimits,
-    clips_per_unit: int,
+  asset: Unit,
+  settings: preparation.PreparationSettings,
+  limits: AssetLimits,
+  clips_per_unit: int,
 ) -> list[Unit]:
   """The units of an asset.
 
@@ -166,21 +168,21 @@ def plan_asset(
     AssetError: The asset cannot be used.
   """
   opened = animated_assets.AnimatedAsset(
-      asset.location, limits, settings.attachments
+    asset.location, limits, settings.attachments
   )
   count = len(preparation.choose_clips(len(opened.clips), settings))
   return [
-      dataclasses.replace(
-          asset, first=first, count=min(clips_per_unit, count - first)
-      )
-      for first in range(0, count, clips_per_unit)
+    dataclasses.replace(
+      asset, first=first, count=min(clips_per_unit, count - first)
+    )
+    for first in range(0, count, clips_per_unit)
   ]
 
 
 def jobs(
-    unit: Unit,
-    settings: preparation.PreparationSettings,
-    limits: AssetLimits,
+  unit: Unit,
+  settings: preparation.PreparationSettings,
+  limits: AssetLimits,
 ) -> Iterator[ClipJob]:
   """The records of a unit.
 
@@ -192,7 +194,7 @@ def jobs(
       yield _procedural_job(seed, settings)
     return
   asset = animated_assets.AnimatedAsset(
-      unit.location, limits, settings.attachments
+    unit.location, limits, settings.attachments
   )
   chosen = preparation.choose_clips(len(asset.clips), settings)
   for number in chosen[unit.first : unit.first + unit.count]:
@@ -201,25 +203,25 @@ def jobs(
     for window, times in enumerate(windows):
       identity = f"{unit.content[:_ID_DIGITS]}/{clip.index}/{window}"
       yield ClipJob(
-          clip=identity,
-          asset=unit.content[:_ID_DIGITS],
-          name=clip.name,
-          times=times,
-          seed=_seed(unit.content, clip.index, window),
-          play=lambda clip=clip, times=times: asset.play(clip, times),
+        clip=identity,
+        asset=unit.content[:_ID_DIGITS],
+        name=clip.name,
+        times=times,
+        seed=_seed(unit.content, clip.index, window),
+        play=lambda clip=clip, times=times: asset.play(clip, times),
       )
 
 
 def details(unit: Unit, job: ClipJob) -> dict[str, Any]:
   """Provenance of a record."""
   return {
-      "asset": job.asset,
-      "asset_name": unit.name,
-      "content_hash": unit.content,
-      "clip_name": job.name,
-      "start": round(float(job.times[0]), 6),
-      "end": round(float(job.times[-1]), 6),
-      **dataclasses.asdict(unit.credit),
+    "asset": job.asset,
+    "asset_name": unit.name,
+    "content_hash": unit.content,
+    "clip_name": job.name,
+    "start": round(float(job.times[0]), 6),
+    "end": round(float(job.times[-1]), 6),
+    **dataclasses.asdict(unit.credit),
   }
 
 
@@ -227,12 +229,12 @@ def _procedural_job(seed, settings) -> ClipJob:
   clip = synthetic.make_clip(seed, settings.num_frames)
   identity = f"{PROCEDURAL}-{seed}"
   return ClipJob(
-      clip=f"{identity}/0/0",
-      asset=identity,
-      name=clip.family,
-      times=np.arange(settings.num_frames) / settings.num_frames,
-      seed=seed,
-      play=lambda: procedural_assets.deforming_clip(clip),
+    clip=f"{identity}/0/0",
+    asset=identity,
+    name=clip.family,
+    times=np.arange(settings.num_frames) / settings.num_frames,
+    seed=seed,
+    play=lambda: procedural_assets.deforming_clip(clip),
   )
 
 
@@ -254,7 +256,7 @@ def find_assets(folders: Sequence[PathLike]) -> list[Unit]:
       name = path.relative_to(folder).as_posix()
       content = animated_assets.content_hash(path)
       units.setdefault(
-          content,
-          Unit(name, os.fspath(path), content, 0, 0, credit_of(name, credits)),
+        content,
+        Unit(name, os.fspath(path), content, 0, 0, credit_of(name, credits)),
       )
   return list(units.values())

@@ -21,11 +21,11 @@ Unit = asset_units.Unit
 
 
 def run(
-    assets: Sequence[Unit],
-    settings: preparation.PreparationSettings,
-    run_settings: preparation_run.RunSettings,
-    output: str,
-    options: Sequence[str] = (),
+  assets: Sequence[Unit],
+  settings: preparation.PreparationSettings,
+  run_settings: preparation_run.RunSettings,
+  output: str,
+  options: Sequence[str] = (),
 ) -> None:
   """Prepares all units of some assets, and waits until they are done.
 
@@ -43,49 +43,49 @@ def run(
   """
   beam, pipeline_options = _import_beam()
   options = list(options) or [
-      "--runner=DirectRunner",
-      "--direct_running_mode=multi_processing",
-      f"--direct_num_workers={run_settings.num_workers}",
+    "--runner=DirectRunner",
+    "--direct_running_mode=multi_processing",
+    f"--direct_num_workers={run_settings.num_workers}",
   ]
   pipeline = beam.Pipeline(
-      options=pipeline_options.PipelineOptions(options, save_main_session=False)
+    options=pipeline_options.PipelineOptions(options, save_main_session=False)
   )
   _ = (
-      pipeline
-      | "assets" >> beam.Create(list(assets))
-      | "spread assets" >> beam.Reshuffle()
-      | "plan" >> beam.FlatMap(_plan, settings, run_settings, output)
-      | "spread units" >> beam.Reshuffle()
-      | "prepare" >> beam.Map(_prepare, settings, run_settings, output)
-      | "count" >> beam.combiners.Count.PerElement()
+    pipeline
+    | "assets" >> beam.Create(list(assets))
+    | "spread assets" >> beam.Reshuffle()
+    | "plan" >> beam.FlatMap(_plan, settings, run_settings, output)
+    | "spread units" >> beam.Reshuffle()
+    | "prepare" >> beam.Map(_prepare, settings, run_settings, output)
+    | "count" >> beam.combiners.Count.PerElement()
   )
   result = pipeline.run()
   state = str(result.wait_until_finish())
   if "DONE" not in state:
     raise ValueError(
-        f"The pipeline ended as {state}; start it again to go on from what is"
-        " done."
+      f"The pipeline ended as {state}; start it again to go on from what is"
+      " done."
     )
 
 
 def _plan(
-    asset: Unit,
-    settings: preparation.PreparationSettings,
-    run_settings: preparation_run.RunSettings,
-    output: str,
+  asset: Unit,
+  settings: preparation.PreparationSettings,
+  run_settings: preparation_run.RunSettings,
+  output: str,
 ) -> list[Unit]:
   return preparation_run.plan(asset, settings, run_settings, output)
 
 
 def _prepare(
-    unit: Unit,
-    settings: preparation.PreparationSettings,
-    run_settings: preparation_run.RunSettings,
-    output: str,
+  unit: Unit,
+  settings: preparation.PreparationSettings,
+  run_settings: preparation_run.RunSettings,
+  output: str,
 ) -> str:
   """What came of a unit, in a word: Beam counts these."""
   verdict: dict[str, Any] = unit_work.prepare_isolated(
-      unit, settings, run_settings.limits, output, run_settings.bounds
+    unit, settings, run_settings.limits, output, run_settings.bounds
   )
   if verdict["error"]:
     return "failed"
@@ -94,12 +94,11 @@ def _prepare(
 
 def _import_beam():
   try:
-    # pylint: disable=g-import-not-at-top
     import apache_beam
     from apache_beam.options import pipeline_options
   except ImportError as error:
     raise ImportError(
-        "--beam needs the package apache-beam: pip install"
-        " 'sculpt4d-jax[beam]' or pip install apache-beam."
+      "--beam needs the package apache-beam: pip install"
+      " 'sculpt4d-jax[beam]' or pip install apache-beam."
     ) from error
   return apache_beam, pipeline_options

@@ -67,14 +67,14 @@ def split_of(asset: str, test_fraction: float) -> str:
 def read_verdicts(folder: str | pathlib.Path) -> list[dict[str, Any]]:
   """All verdicts of a data set, sorted by asset."""
   verdicts = [
-      json.loads(path.read_text())
-      for path in sorted((pathlib.Path(folder) / "verdicts").glob("*.json"))
+    json.loads(path.read_text())
+    for path in sorted((pathlib.Path(folder) / "verdicts").glob("*.json"))
   ]
   return sorted(verdicts, key=lambda v: (v["asset_name"], v["unit"]))
 
 
 def write_index(
-    folder: str | pathlib.Path, test_fraction: float
+  folder: str | pathlib.Path, test_fraction: float
 ) -> DatasetIndex:
   """Indexes all finished shards.
 
@@ -99,20 +99,23 @@ def write_index(
       asset = content["details"]["asset"]
       same = content["details"].get("object") or asset
       splits[split_of(same, test_fraction)].append(
-          dataclasses.asdict(
-              IndexedClip(
-                  clip, asset, verdict["shard"], content["entries"],
-                  content["details"],
-              )
+        dataclasses.asdict(
+          IndexedClip(
+            clip,
+            asset,
+            verdict["shard"],
+            content["entries"],
+            content["details"],
           )
+        )
       )
   reader.close()
   settings = json.loads((folder / "settings.json").read_text())
   document = {
-      "version": asset_records.VERSION,
-      "test_fraction": test_fraction,
-      "settings": settings,
-      "splits": splits,
+    "version": asset_records.VERSION,
+    "test_fraction": test_fraction,
+    "settings": settings,
+    "splits": splits,
   }
   atomic.write_bytes(folder / FILE_NAME, json.dumps(document).encode())
   return read_index(folder)
@@ -128,22 +131,22 @@ def read_index(folder: str | pathlib.Path) -> DatasetIndex:
   path = folder / FILE_NAME
   if not path.is_file():
     raise RecordError(
-        f"there is no data set at {folder}: {FILE_NAME} is missing. Make one"
-        " with python -m launch.prepare_data."
+      f"there is no data set at {folder}: {FILE_NAME} is missing. Make one"
+      " with python -m launch.prepare_data."
     )
   try:
     document = json.loads(path.read_text())
     version = document["version"]
     splits = {
-        name: [IndexedClip(**clip) for clip in document["splits"][name]]
-        for name in SPLITS
+      name: [IndexedClip(**clip) for clip in document["splits"][name]]
+      for name in SPLITS
     }
     settings = document["settings"]
   except (ValueError, KeyError, TypeError) as error:
     raise RecordError(f"{path} is damaged: {error}.") from error
   if version != asset_records.VERSION:
     raise RecordError(
-        f"{path} is of version {version}, expected {asset_records.VERSION};"
-        " prepare the assets again."
+      f"{path} is of version {version}, expected {asset_records.VERSION};"
+      " prepare the assets again."
     )
   return DatasetIndex(folder, settings, splits)

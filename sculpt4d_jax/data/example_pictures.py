@@ -1,6 +1,5 @@
 """Pictures of examples: cut around the object, on white; depth and normals."""
 
-from collections.abc import Mapping
 import io
 
 import numpy as np
@@ -24,16 +23,25 @@ def square(alpha: np.ndarray, border: float) -> tuple[float, ...]:
 
 
 def crop(
-    pixels: np.ndarray,
-    box: tuple[float, ...],
-    size: int,
-    resample: Image.Resampling = Image.Resampling.BOX,
+  pixels: np.ndarray,
+  box: tuple[float, ...],
+  size: int,
+  resample: Image.Resampling = Image.Resampling.BOX,
 ) -> np.ndarray:
   """A square of a picture at another size; nothing lies beyond its sides."""
-  outside = int(np.ceil(max(0.0, -box[0], -box[1], box[2] - pixels.shape[1],
-                            box[3] - pixels.shape[0])))
+  outside = int(
+    np.ceil(
+      max(
+        0.0,
+        -box[0],
+        -box[1],
+        box[2] - pixels.shape[1],
+        box[3] - pixels.shape[0],
+      )
+    )
+  )
   margin = ((outside, outside), (outside, outside)) + ((0, 0),) * (
-      pixels.ndim - 2
+    pixels.ndim - 2
   )
   shifted = tuple(x + outside for x in box)
   image = Image.fromarray(np.pad(pixels, margin))

@@ -24,7 +24,7 @@ def facing(eye: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def turn(
-    example: Mapping[str, np.ndarray], pose: np.ndarray
+  example: Mapping[str, np.ndarray], pose: np.ndarray
 ) -> dict[str, np.ndarray]:
   """The example with its object turned and scaled by a pose [3, 3]."""
   result = dict(example)
@@ -34,12 +34,12 @@ def turn(
     if name in result:
       rows = result[name]
       result[name] = np.concatenate(
-          [rows[..., :3] @ moved, rows[..., 3:6] @ turned, rows[..., 6:]], -1
+        [rows[..., :3] @ moved, rows[..., 3:6] @ turned, rows[..., 6:]], -1
       )
   if "samples" in result:
     rows = result["samples"]
     result["samples"] = np.concatenate(
-        [rows[..., :3] @ moved, rows[..., 3:] * np.float32(scale)], -1
+      [rows[..., :3] @ moved, rows[..., 3:] * np.float32(scale)], -1
     )
   if "depth" in result:
     result["depth"] = result["depth"] * np.float32(scale)

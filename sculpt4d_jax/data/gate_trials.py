@@ -81,7 +81,7 @@ class Separation:
 
 
 def separate(
-    trips: Iterable[RoundTrip], limits: quality_gate.GateLimits
+  trips: Iterable[RoundTrip], limits: quality_gate.GateLimits
 ) -> tuple[list[Separation], list[dict[str, float]]]:
   """Breaks good clips in every way and measures both.
 
@@ -107,16 +107,16 @@ def separate(
     rule, values = rules[trial.measure], broken[trial.name]
     own = [measures[trial.measure] for measures in good]
     rows.append(
-        Separation(
-            measure=trial.measure,
-            limit=getattr(limits, rule.limit),
-            good=min(own) if rule.is_minimum else max(own),
-            kept=all(rule.keeps(value, limits) for value in own),
-            trial=trial.name,
-            broken=(max if rule.is_minimum else min)(values, default=np.nan),
-            num_broken=len(values),
-            caught=sum(not rule.keeps(value, limits) for value in values),
-        )
+      Separation(
+        measure=trial.measure,
+        limit=getattr(limits, rule.limit),
+        good=min(own) if rule.is_minimum else max(own),
+        kept=all(rule.keeps(value, limits) for value in own),
+        trial=trial.name,
+        broken=(max if rule.is_minimum else min)(values, default=np.nan),
+        num_broken=len(values),
+        caught=sum(not rule.keeps(value, limits) for value in values),
+      )
     )
   return rows, good
 
@@ -124,7 +124,7 @@ def separate(
 def _with_source(trip: RoundTrip, vertices: np.ndarray) -> RoundTrip:
   source = trip.source
   return dataclasses.replace(
-      trip, source=DeformingMesh(vertices, source.faces, source.rest)
+    trip, source=DeformingMesh(vertices, source.faces, source.rest)
   )
 
 
@@ -159,8 +159,8 @@ def _far_away(trip):
 
 def _with_surfaces(trip: RoundTrip, change) -> RoundTrip:
   surfaces = tuple(
-      TriangleMesh(change(surface.vertices), surface.faces)
-      for surface in trip.surfaces
+    TriangleMesh(change(surface.vertices), surface.faces)
+    for surface in trip.surfaces
   )
   return dataclasses.replace(trip, surfaces=surfaces)
 
@@ -179,7 +179,7 @@ def _without_limb(trip):
 
   def cut(vertices):
     return np.stack(
-        [vertices[:, 0], np.minimum(vertices[:, 1], height), vertices[:, 2]], 1
+      [vertices[:, 0], np.minimum(vertices[:, 1], height), vertices[:, 2]], 1
     )
 
   return _with_surfaces(trip, cut)
@@ -192,8 +192,8 @@ def _without_sheets(trip):
     return None
   repair = dataclasses.replace(trip.repair, sheets=np.zeros_like(sheets))
   surfaces = tuple(
-      watertight.close(frame, repair, trip.settings.surface)
-      for frame in trip.mesh.frames()
+    watertight.close(frame, repair, trip.settings.surface)
+    for frame in trip.mesh.frames()
   )
   if any(surface is None for surface in surfaces):
     return None
@@ -202,18 +202,18 @@ def _without_sheets(trip):
 
 def _with_ball(trip):
   """A ball that is not there floats in the emptiest corner of the cube."""
-  corners = 0.8 * np.stack(
-      np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1
-  ).reshape(-1, 3)
+  corners = 0.8 * np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(
+    -1, 3
+  )
   first = trip.surfaces[0]
   place = corners[np.argmax(mesh_distance.unsigned_distance(first, corners))]
   ball = trimesh.creation.icosphere(2, 0.15)
   surfaces = tuple(
-      TriangleMesh(
-          np.concatenate([surface.vertices, ball.vertices + place]),
-          np.concatenate([surface.faces, ball.faces + surface.num_vertices]),
-      )
-      for surface in trip.surfaces
+    TriangleMesh(
+      np.concatenate([surface.vertices, ball.vertices + place]),
+      np.concatenate([surface.faces, ball.faces + surface.num_vertices]),
+    )
+    for surface in trip.surfaces
   )
   return dataclasses.replace(trip, surfaces=surfaces)
 
@@ -226,7 +226,7 @@ def _opened(trip):
     return None
   mesh = trip.mesh.select_faces(keep)
   repair, _ = watertight.plan_repair(
-      mesh, trip.settings.surface, np.random.default_rng(0), frames=[0]
+    mesh, trip.settings.surface, np.random.default_rng(0), frames=[0]
   )
   return dataclasses.replace(trip, mesh=mesh, repair=repair)
 
@@ -240,9 +240,7 @@ def _half_as_large(trip):
 
 
 def _with_stored(trip: RoundTrip, stored: np.ndarray) -> RoundTrip:
-  points = dataclasses.replace(
-      trip.points, stored=stored.astype(np.float16)
-  )
+  points = dataclasses.replace(trip.points, stored=stored.astype(np.float16))
   return dataclasses.replace(trip, points=points)
 
 
@@ -268,9 +266,7 @@ def _sliding(trip):
 def _drawn_anew(trip):
   """Every frame has points of its own."""
   rng = np.random.default_rng(0)
-  stored = [
-      frame[rng.permutation(len(frame))] for frame in trip.points.stored
-  ]
+  stored = [frame[rng.permutation(len(frame))] for frame in trip.points.stored]
   return _with_stored(trip, np.stack(stored))
 
 
@@ -278,14 +274,14 @@ def _lost_points(trip):
   """The surface that points are projected to is a fifth too small."""
   projections = []
   for surface, projection, here in zip(
-      trip.surfaces, trip.points.projections, trip.points.positions
+    trip.surfaces, trip.points.projections, trip.points.positions
   ):
     middle = surface.vertices.mean(0)
     small = TriangleMesh(
-        middle + 0.8 * (surface.vertices - middle), surface.faces
+      middle + 0.8 * (surface.vertices - middle), surface.faces
     )
     projections.append(
-        guide_points.project(here, projection.normals, small, 0.0)
+      guide_points.project(here, projection.normals, small, 0.0)
     )
   points = dataclasses.replace(trip.points, projections=projections)
   return dataclasses.replace(trip, points=points)
@@ -313,26 +309,24 @@ def _all_signs(trip):
 def _turned_camera(trip):
   turn = np.eye(4)
   turn[:3, :3] = rotations.Rotation.from_euler(
-      "y", 1.0, degrees=True
+    "y", 1.0, degrees=True
   ).as_matrix()
   camera = turn @ trip.view["camera_to_world"]
-  return dataclasses.replace(
-      trip, view=trip.view | {"camera_to_world": camera}
-  )
+  return dataclasses.replace(trip, view=trip.view | {"camera_to_world": camera})
 
 
 def _with_normals(trip, change) -> RoundTrip:
   buffers, files = trip.buffers, []
   for frame in range(trip.mesh.num_frames):
     normals = record_views.decode_normals(
-        asset_records.unpack(buffers["normal"], buffers["normal_ends"], frame)
+      asset_records.unpack(buffers["normal"], buffers["normal_ends"], frame)
     )
     mask = np.linalg.norm(normals, axis=-1) < 1.5  # Nothing is (-1, -1, -1).
     pixels = record_views.encode_normals(change(normals), mask)
     files.append(record_views.encode_png(pixels))
   content, ends = asset_records.pack(files)
   return dataclasses.replace(
-      trip, buffers=buffers | {"normal": content, "normal_ends": ends}
+    trip, buffers=buffers | {"normal": content, "normal_ends": ends}
   )
 
 
@@ -351,32 +345,30 @@ def _tiny_picture(trip):
   place[:3, 3] *= 30
   camera = cameras.Camera(place, float(trip.view["fov_degrees"][0]))
   mask = rasterizer.render_mesh(
-      trip.mesh.frame(0), camera, trip.settings.image_size
+    trip.mesh.frame(0), camera, trip.settings.image_size
   ).mask
   return dataclasses.replace(trip, coverage=float(mask.mean()))
 
 
 TRIALS = (
-    Trial("a hundredth of the motion", "travel", "motion", _still),
-    Trial("grows five times", "size_ratio", "motion", _growing),
-    Trial("spikes", "stretch", "motion", _spikes),
-    Trial("goes ten sizes away", "share_of_box", "motion", _far_away),
-    Trial("surface shifted 2 cells", "chamfer_cells", "surface", _shifted),
-    Trial("limb cut off", "missing", "surface", _without_limb),
-    Trial("thin sheets lost", "missing", "surface", _without_sheets),
-    Trial("a ball invented", "extra", "surface", _with_ball),
-    Trial("nine faces in ten lost", "sheets", "surface", _opened),
-    Trial("last frame half as large", "volume_ratio", "surface",
-          _half_as_large),
-    Trial("points lifted by 0.003", "off_surface", "points", _lifted),
-    Trial("projected to a smaller one", "unmatched", "points", _lost_points),
-    Trial("points slide a cell", "slip_cells", "points", _sliding),
-    Trial("points drawn anew", "slip_cells", "points", _drawn_anew),
-    Trial("1 % of signs flipped", "sign_errors", "signs", _some_signs),
-    Trial("all signs flipped", "source_sign_errors", "signs", _all_signs),
-    Trial("camera turned 1 degree", "view_off", "view", _turned_camera),
-    Trial("normals inside out", "view_normals", "view", _inner_normals),
-    Trial("normals' y and z swapped", "view_normals", "view",
-          _swapped_normals),
-    Trial("camera 30 times as far", "coverage", "view", _tiny_picture),
+  Trial("a hundredth of the motion", "travel", "motion", _still),
+  Trial("grows five times", "size_ratio", "motion", _growing),
+  Trial("spikes", "stretch", "motion", _spikes),
+  Trial("goes ten sizes away", "share_of_box", "motion", _far_away),
+  Trial("surface shifted 2 cells", "chamfer_cells", "surface", _shifted),
+  Trial("limb cut off", "missing", "surface", _without_limb),
+  Trial("thin sheets lost", "missing", "surface", _without_sheets),
+  Trial("a ball invented", "extra", "surface", _with_ball),
+  Trial("nine faces in ten lost", "sheets", "surface", _opened),
+  Trial("last frame half as large", "volume_ratio", "surface", _half_as_large),
+  Trial("points lifted by 0.003", "off_surface", "points", _lifted),
+  Trial("projected to a smaller one", "unmatched", "points", _lost_points),
+  Trial("points slide a cell", "slip_cells", "points", _sliding),
+  Trial("points drawn anew", "slip_cells", "points", _drawn_anew),
+  Trial("1 % of signs flipped", "sign_errors", "signs", _some_signs),
+  Trial("all signs flipped", "source_sign_errors", "signs", _all_signs),
+  Trial("camera turned 1 degree", "view_off", "view", _turned_camera),
+  Trial("normals inside out", "view_normals", "view", _inner_normals),
+  Trial("normals' y and z swapped", "view_normals", "view", _swapped_normals),
+  Trial("camera 30 times as far", "coverage", "view", _tiny_picture),
 )

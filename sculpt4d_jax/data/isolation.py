@@ -42,11 +42,11 @@ class Outcome:
 
 
 def run(
-    function: Callable[..., Any],
-    *args: Any,
-    memory_bytes: int,
-    seconds: float,
-    threads: int = 1,
+  function: Callable[..., Any],
+  *args: Any,
+  memory_bytes: int,
+  seconds: float,
+  threads: int = 1,
 ) -> Outcome:
   """Runs `function(*args)` in a process of its own.
 
@@ -65,7 +65,7 @@ def run(
   context.set_forkserver_preload([_PRELOAD])
   receiver, sender = context.Pipe(duplex=False)
   process = context.Process(
-      target=_work, args=(sender, memory_bytes, threads, function, args)
+    target=_work, args=(sender, memory_bytes, threads, function, args)
   )
   start = time.monotonic()
   with _lock:
@@ -134,7 +134,7 @@ def _work(sender, memory_bytes, threads, function, args) -> None:
     error = f"it needs more than {memory_bytes:,} bytes of memory"
   except ValueError as problem:
     error = str(problem)
-  except Exception as problem:  # pylint: disable=broad-except
+  except Exception as problem:
     error = f"{type(problem).__name__}: {str(problem)[:300]}"
   used = resource.getrusage(resource.RUSAGE_SELF)
   peak = used.ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)

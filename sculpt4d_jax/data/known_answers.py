@@ -92,30 +92,56 @@ def all_shapes() -> list[KnownShape]:
   volume = 4 / 3 * math.pi * 0.8**3
   in_bars = lambda p, f: np.maximum(_box(p, bars[0]), _box(p, bars[1]))
   bar_edges = np.concatenate([_box_edges(bars[0]), _box_edges(bars[1])])
-  corners = np.array([
-      [[x, y, -0.2], [x, y, 0.2]] for x in (-0.2, 0.2) for y in (-0.2, 0.2)
-  ])
+  corners = np.array(
+    [[[x, y, -0.2], [x, y, 0.2]] for x in (-0.2, 0.2) for y in (-0.2, 0.2)]
+  )
   return [
-      _rigid("sphere", [create.icosphere(5, 0.8)], volume, ball),
-      _rigid("box", [create.box(box)], 0.48, lambda p, f: _box(p, box),
-             edges=_box_edges(box)),
-      _rigid("torus", [create.torus(0.6, 0.2, 128, 64)],
-             2 * math.pi**2 * 0.6 * 0.04, _torus),
-      _rigid("thin plate", [create.box([1.6, 0.03, 1.2])], 1.6 * 0.03 * 1.2,
-             lambda p, f: _box(p, [1.6, 0.03, 1.2]),
-             edges=_box_edges([1.6, 0.03, 1.2])),
-      _rigid("open cloth", [], 0.0, None, sheet=_cloth()),
-      _caped(),
-      # Their common cube counts once; its edges along z are creases.
-      _rigid("self-intersecting limbs", [create.box(b) for b in bars],
-             2 * 1.6 * 0.16 - 0.064, in_bars, is_distance=False,
-             edges=np.concatenate([bar_edges, corners])),
-      _rigid("nested shells",
-             [create.icosphere(5, 0.8), create.icosphere(3, 0.5)], volume,
-             ball),
-      _rigid("inverted winding", [inverted], 0.48, lambda p, f: _box(p, box),
-             edges=_box_edges(box)),
-      _splitting(),
+    _rigid("sphere", [create.icosphere(5, 0.8)], volume, ball),
+    _rigid(
+      "box",
+      [create.box(box)],
+      0.48,
+      lambda p, f: _box(p, box),
+      edges=_box_edges(box),
+    ),
+    _rigid(
+      "torus",
+      [create.torus(0.6, 0.2, 128, 64)],
+      2 * math.pi**2 * 0.6 * 0.04,
+      _torus,
+    ),
+    _rigid(
+      "thin plate",
+      [create.box([1.6, 0.03, 1.2])],
+      1.6 * 0.03 * 1.2,
+      lambda p, f: _box(p, [1.6, 0.03, 1.2]),
+      edges=_box_edges([1.6, 0.03, 1.2]),
+    ),
+    _rigid("open cloth", [], 0.0, None, sheet=_cloth()),
+    _caped(),
+    # Their common cube counts once; its edges along z are creases.
+    _rigid(
+      "self-intersecting limbs",
+      [create.box(b) for b in bars],
+      2 * 1.6 * 0.16 - 0.064,
+      in_bars,
+      is_distance=False,
+      edges=np.concatenate([bar_edges, corners]),
+    ),
+    _rigid(
+      "nested shells",
+      [create.icosphere(5, 0.8), create.icosphere(3, 0.5)],
+      volume,
+      ball,
+    ),
+    _rigid(
+      "inverted winding",
+      [inverted],
+      0.48,
+      lambda p, f: _box(p, box),
+      edges=_box_edges(box),
+    ),
+    _splitting(),
   ]
 
 
@@ -141,14 +167,14 @@ def errors(shape: KnownShape, trip: round_trip.RoundTrip) -> Errors:
     off_edge = float(_to_segments(places, shape.edges).mean() * scale / cell)
   known = shape.is_distance or shape.inside is None
   return Errors(
-      volume=_volume_error(shape, trip, scale),
-      sign=wrong / count,
-      clear_sign=wrong_clear / max(clear, 1),
-      distance=float(np.concatenate(gaps).mean() / cell) if known else math.nan,
-      sharp=float(sharp[trip.points.guide.num_uniform :].mean()),
-      off_edge=off_edge,
-      slip=float(slips.mean()),
-      slip_99=float(np.quantile(slips, 0.99)),
+    volume=_volume_error(shape, trip, scale),
+    sign=wrong / count,
+    clear_sign=wrong_clear / max(clear, 1),
+    distance=float(np.concatenate(gaps).mean() / cell) if known else math.nan,
+    sharp=float(sharp[trip.points.guide.num_uniform :].mean()),
+    off_edge=off_edge,
+    slip=float(slips.mean()),
+    slip_99=float(np.quantile(slips, 0.99)),
   )
 
 
@@ -157,7 +183,7 @@ def _placement(trip) -> tuple[float, np.ndarray]:
   own, new = trip.source.vertices[0], trip.mesh.vertices[0]
   far = int(np.argmax(np.linalg.norm(own - own[0], axis=1)))
   scale = float(
-      np.linalg.norm(new[far] - new[0]) / np.linalg.norm(own[far] - own[0])
+    np.linalg.norm(new[far] - new[0]) / np.linalg.norm(own[far] - own[0])
   )
   return scale, own[0] - new[0] / scale
 
@@ -194,10 +220,12 @@ def _slips(shape, trip, scale, centre) -> np.ndarray:
   for motion in shape.motions:
     turn, shift = motion[0]
     rest = (own[0] - shift) @ turn
-    slips.append([
+    slips.append(
+      [
         np.linalg.norm(rest @ turn.T + shift - here, axis=1)
         for here, (turn, shift) in zip(own[1:], motion[1:])
-    ])
+      ]
+    )
   # Of a shape that splits, a point may belong to either half.
   total = np.array(slips)  # [motions, F - 1, P]
   best = np.argmin(total.sum(1), axis=0)
@@ -205,35 +233,41 @@ def _slips(shape, trip, scale, centre) -> np.ndarray:
 
 
 def _rigid(
-    name, bodies, volume, inside, *, is_distance=True, edges=None,
-    sheet=None,
+  name,
+  bodies,
+  volume,
+  inside,
+  *,
+  is_distance=True,
+  edges=None,
+  sheet=None,
 ) -> KnownShape:
   solid = sum(len(body.faces) for body in bodies)
   parts = list(bodies) if sheet is None else [*bodies, sheet]
   joined = trimesh.util.concatenate(parts)
   motion = tuple(
-      (
-          rotations.Rotation.from_euler(
-              "y", _TURN * frame, degrees=True
-          ).as_matrix(),
-          _SHIFT * frame,
-      )
-      for frame in range(NUM_FRAMES)
+    (
+      rotations.Rotation.from_euler(
+        "y", _TURN * frame, degrees=True
+      ).as_matrix(),
+      _SHIFT * frame,
+    )
+    for frame in range(NUM_FRAMES)
   )
   vertices = np.asarray(joined.vertices)
   return KnownShape(
-      name=name,
-      mesh=DeformingMesh(
-          np.stack([vertices @ turn.T + shift for turn, shift in motion]),
-          joined.faces,
-      ),
-      volumes=(volume,) * NUM_FRAMES,
-      inside=inside,
-      is_distance=is_distance,
-      edges=np.zeros((0, 2, 3)) if edges is None else edges,
-      motions=(motion,),
-      sheet=np.arange(len(joined.faces)) >= solid,
-      sheet_area=0.0 if sheet is None else sheet.area,
+    name=name,
+    mesh=DeformingMesh(
+      np.stack([vertices @ turn.T + shift for turn, shift in motion]),
+      joined.faces,
+    ),
+    volumes=(volume,) * NUM_FRAMES,
+    inside=inside,
+    is_distance=is_distance,
+    edges=np.zeros((0, 2, 3)) if edges is None else edges,
+    motions=(motion,),
+    sheet=np.arange(len(joined.faces)) >= solid,
+    sheet_area=0.0 if sheet is None else sheet.area,
   )
 
 
@@ -243,10 +277,12 @@ def _cloth(num: int = 21) -> trimesh.Trimesh:
   x, z = np.meshgrid(axis, axis, indexing="ij")
   corner = np.arange((num - 1) ** 2)
   a = corner // (num - 1) * num + corner % (num - 1)
-  faces = np.concatenate([
+  faces = np.concatenate(
+    [
       np.stack([a, a + 1, a + num + 1], 1),
       np.stack([a, a + num + 1, a + num], 1),
-  ])
+    ]
+  )
   vertices = np.stack([x, 0.1 * np.sin(4 * x), z], -1).reshape(-1, 3)
   return trimesh.Trimesh(vertices, faces, process=False)
 
@@ -255,15 +291,25 @@ def _caped() -> KnownShape:
   """A block with a cape that hangs free of it."""
   block = [0.8, 1.2, 0.5]
   cape = trimesh.Trimesh(
-      np.array([[-0.3, -0.5, -0.5], [0.3, -0.5, -0.5], [0.3, 0.5, -0.5],
-                [-0.3, 0.5, -0.5]]),
-      [[0, 1, 2], [0, 2, 3]],
-      process=False,
+    np.array(
+      [
+        [-0.3, -0.5, -0.5],
+        [0.3, -0.5, -0.5],
+        [0.3, 0.5, -0.5],
+        [-0.3, 0.5, -0.5],
+      ]
+    ),
+    [[0, 1, 2], [0, 2, 3]],
+    process=False,
   )
   return _rigid(
-      "body with a cape", [trimesh.creation.box(block)], float(np.prod(block)),
-      lambda p, f: _box(p, block), is_distance=False, edges=_box_edges(block),
-      sheet=cape,
+    "body with a cape",
+    [trimesh.creation.box(block)],
+    float(np.prod(block)),
+    lambda p, f: _box(p, block),
+    is_distance=False,
+    edges=_box_edges(block),
+    sheet=cape,
   )
 
 
@@ -279,26 +325,26 @@ def _splitting() -> KnownShape:
   def inside(points, frame):
     shift = np.array([_HALVES[frame], 0, 0])
     return np.maximum(
-        _box(points - shift, [0.4] * 3), _box(points + shift, [0.4] * 3)
+      _box(points - shift, [0.4] * 3), _box(points + shift, [0.4] * 3)
     )
 
   start = np.array([_HALVES[0], 0, 0])
   return KnownShape(
-      name="splitting in two",
-      mesh=DeformingMesh(frames, joined.faces),
-      volumes=tuple(
-          2 * 0.064 - max(0.4 - 2 * half, 0) * 0.16 for half in _HALVES
-      ),
-      inside=inside,
-      is_distance=False,
-      sheet=np.zeros(len(joined.faces), bool),
-      edges=np.concatenate(
-          [_box_edges([0.4] * 3) + start, _box_edges([0.4] * 3) - start]
-      ),
-      motions=tuple(
-          tuple((np.eye(3), np.array([s * half, 0, 0])) for half in _HALVES)
-          for s in (-1.0, 1.0)
-      ),
+    name="splitting in two",
+    mesh=DeformingMesh(frames, joined.faces),
+    volumes=tuple(
+      2 * 0.064 - max(0.4 - 2 * half, 0) * 0.16 for half in _HALVES
+    ),
+    inside=inside,
+    is_distance=False,
+    sheet=np.zeros(len(joined.faces), bool),
+    edges=np.concatenate(
+      [_box_edges([0.4] * 3) + start, _box_edges([0.4] * 3) - start]
+    ),
+    motions=tuple(
+      tuple((np.eye(3), np.array([s * half, 0, 0])) for half in _HALVES)
+      for s in (-1.0, 1.0)
+    ),
   )
 
 

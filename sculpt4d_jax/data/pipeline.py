@@ -40,8 +40,8 @@ class Draw:
 def describe(drawn: Draw) -> str:
   """The clips of a batch, for a message."""
   names = (
-      f"{clip} mirrored" if mirrored else f"{clip}"
-      for clip, mirrored in zip(drawn.clips, drawn.mirrored)
+    f"{clip} mirrored" if mirrored else f"{clip}"
+    for clip, mirrored in zip(drawn.clips, drawn.mirrored)
   )
   return "clips " + ", ".join(names)
 
@@ -50,17 +50,17 @@ def draw(num_clips: int, batch_size: int, seed: int, step: int) -> Draw:
   """The clips of a step; raises ValueError if a batch exceeds the clips."""
   if batch_size > num_clips:
     raise ValueError(
-        f"batch_size={batch_size} exceeds the {num_clips} clips there are;"
-        " make more clips or take smaller batches."
+      f"batch_size={batch_size} exceeds the {num_clips} clips there are;"
+      " make more clips or take smaller batches."
     )
   per_epoch = num_clips // batch_size
   epoch, batch = divmod(step, per_epoch)
   order = np.random.default_rng([seed, epoch, 1]).permutation(num_clips)
   rng = np.random.default_rng([seed, step, 2])
   return Draw(
-      clips=order[batch * batch_size : (batch + 1) * batch_size],
-      mirrored=rng.random(batch_size) < 0.5,
-      rng=rng,
+    clips=order[batch * batch_size : (batch + 1) * batch_size],
+    mirrored=rng.random(batch_size) < 0.5,
+    rng=rng,
   )
 
 
@@ -81,13 +81,13 @@ def mirror_images(images: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
 
 
 def surface_batch(
-    store: record_store.RecordStore,
-    drawn: Draw,
-    *,
-    num_frames: int,
-    num_queries: int,
-    keep_order: bool = False,
-    rows: np.ndarray | None = None,
+  store: record_store.RecordStore,
+  drawn: Draw,
+  *,
+  num_frames: int,
+  num_queries: int,
+  keep_order: bool = False,
+  rows: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
   """Surfaces and distance samples of some frames.
 
@@ -105,8 +105,8 @@ def surface_batch(
   """
   if num_queries > store.samples.shape[2]:
     raise ValueError(
-        f"num_queries={num_queries} exceeds the {store.samples.shape[2]}"
-        " distance samples a frame that the records have."
+      f"num_queries={num_queries} exceeds the {store.samples.shape[2]}"
+      " distance samples a frame that the records have."
     )
   surfaces, samples = [], []
   wanted = set(range(len(drawn.clips)) if rows is None else map(int, rows))
@@ -116,24 +116,18 @@ def surface_batch(
     if keep_order:
       frames.sort()
     queries = drawn.rng.choice(
-        store.samples.shape[2], num_queries, replace=False
+      store.samples.shape[2], num_queries, replace=False
     )
     if index in wanted:
       surfaces.append(store.surface[clip][frames])
       samples.append(store.samples[clip][frames][:, queries])
   return {
-      "surface": mirror_rows(
-          np.stack(surfaces).astype(np.float32), mirrored
-      ),
-      "samples": mirror_rows(
-          np.stack(samples).astype(np.float32), mirrored
-      ),
+    "surface": mirror_rows(np.stack(surfaces).astype(np.float32), mirrored),
+    "samples": mirror_rows(np.stack(samples).astype(np.float32), mirrored),
   }
 
 
-def image_batch(
-    store: record_store.RecordStore, drawn: Draw
-) -> np.ndarray:
+def image_batch(store: record_store.RecordStore, drawn: Draw) -> np.ndarray:
   """Pictures of all frames, uint8 [B, F, S, S, 3]."""
   clips = np.stack([store.images[clip] for clip in drawn.clips])
   return mirror_images(clips, drawn.mirrored)

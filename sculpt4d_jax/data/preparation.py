@@ -77,26 +77,35 @@ class PreparationSettings:
   supersampling: int = 2
   attachments: str = "one"
   surface: watertight.WatertightSettings = dataclasses.field(
-      default_factory=watertight.WatertightSettings
+    default_factory=watertight.WatertightSettings
   )
   limits: quality_gate.GateLimits = dataclasses.field(
-      default_factory=quality_gate.GateLimits
+    default_factory=quality_gate.GateLimits
   )
 
   def __post_init__(self):
-    for name in ("num_frames", "num_parts", "num_queries", "num_views",
-                 "max_windows", "image_size", "supersampling"):
+    for name in (
+      "num_frames",
+      "num_parts",
+      "num_queries",
+      "num_views",
+      "max_windows",
+      "image_size",
+      "supersampling",
+    ):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
     for name in ("num_uniform", "num_sharp", "num_near", "num_volume"):
       if getattr(self, name) % self.num_parts:
         raise ValueError(
-            f"{name}={getattr(self, name)} must be a multiple of num_parts="
-            f"{self.num_parts}."
+          f"{name}={getattr(self, name)} must be a multiple of num_parts="
+          f"{self.num_parts}."
         )
     farthest_points.group_sizes(
-        self.num_queries, self.num_uniform, self.num_sharp,
-        self.downsample_ratio,
+      self.num_queries,
+      self.num_uniform,
+      self.num_sharp,
+      self.downsample_ratio,
     )
 
 
@@ -149,10 +158,10 @@ class _Stopwatch:
 
 
 def prepare_clip(
-    source: DeformingMesh,
-    clip: str,
-    settings: PreparationSettings,
-    seed: int,
+  source: DeformingMesh,
+  clip: str,
+  settings: PreparationSettings,
+  seed: int,
 ) -> PreparedClip:
   """Makes the record of a clip.
 
@@ -177,10 +186,10 @@ def prepare_clip(
   repair, closed = watertight.plan_repair(mesh, settings.surface, rng)
   watch.lap("repair")
   surfaces = [
-      closed[number]
-      if number in closed
-      else watertight.close(frame, repair, settings.surface)
-      for number, frame in enumerate(mesh.frames())
+    closed[number]
+    if number in closed
+    else watertight.close(frame, repair, settings.surface)
+    for number, frame in enumerate(mesh.frames())
   ]
   watch.lap("watertight")
   if any(s is None or not mesh_distance.is_closed(s) for s in surfaces):
@@ -188,20 +197,22 @@ def prepare_clip(
     verdict = Verdict(reasons, measures, watch.seconds)
     return PreparedClip([], verdict, _plain_preview(source, settings, rng))
   measures |= quality_gate.surface_measures(
-      mesh, repair, surfaces, settings.surface, rng
+    mesh, repair, surfaces, settings.surface, rng
   )
   watch.lap("compare")
   reasons = quality_gate.judge(measures, settings.limits)
   entries, preview = [], []
   if not reasons:  # Points of a wrong surface are not worth their time.
     try:
-      entries, more = _geometry(mesh, repair, surfaces, clip, settings, rng,
-                                watch)
+      entries, more = _geometry(
+        mesh, repair, surfaces, clip, settings, rng, watch
+      )
       measures |= more
     except ValueError as error:
       reasons = [str(error)]
-  views, preview, more = _views(mesh, repair, clip, settings, rng,
-                                only_first=bool(reasons))
+  views, preview, more = _views(
+    mesh, repair, clip, settings, rng, only_first=bool(reasons)
+  )
   watch.lap("views")
   if not reasons:
     measures |= more
@@ -214,7 +225,7 @@ def _plain_preview(source, settings, rng) -> list[bytes]:
   """Pictures of a clip that gives no record; none if it has no size."""
   last = source.num_frames - 1
   shown = dataclasses.replace(
-      source, vertices=source.vertices[[0, last // 2, last]]
+    source, vertices=source.vertices[[0, last // 2, last]]
   )
   try:
     shown = deforming_mesh_lib.normalise(shown)
@@ -226,7 +237,7 @@ def _plain_preview(source, settings, rng) -> list[bytes]:
 
 
 def window_times(
-    start: float, end: float, settings: PreparationSettings
+  start: float, end: float, settings: PreparationSettings
 ) -> list[np.ndarray]:
   """Times [F] of each window of an animation, seconds.
 
@@ -236,7 +247,7 @@ def window_times(
   count = max(1, round((end - start) / settings.window_seconds))
   edges = np.linspace(start, end, count + 1)[: settings.max_windows + 1]
   return [
-      np.linspace(a, b, settings.num_frames) for a, b in zip(edges, edges[1:])
+    np.linspace(a, b, settings.num_frames) for a, b in zip(edges, edges[1:])
   ]
 
 
@@ -266,11 +277,11 @@ class CarriedPoints:
 
 
 def carry_points(
-    mesh: DeformingMesh,
-    repair: watertight.Repair,
-    surfaces: Sequence[TriangleMesh],
-    settings: PreparationSettings,
-    rng: np.random.Generator,
+  mesh: DeformingMesh,
+  repair: watertight.Repair,
+  surfaces: Sequence[TriangleMesh],
+  settings: PreparationSettings,
+  rng: np.random.Generator,
 ) -> CarriedPoints:
   """Draws guide points, carries them along and projects them.
 
@@ -287,13 +298,13 @@ def carry_points(
   last = mesh.num_frames - 1
   looked_at = sorted({0, last // 2, last})
   guide = guide_points.draw(
-      mesh,
-      repair,
-      [(frame, surfaces[frame]) for frame in looked_at],
-      num_uniform=settings.num_uniform,
-      num_sharp=settings.num_sharp,
-      hidden_depth=_HIDDEN_CELLS * settings.surface.cell,
-      rng=rng,
+    mesh,
+    repair,
+    [(frame, surfaces[frame]) for frame in looked_at],
+    num_uniform=settings.num_uniform,
+    num_sharp=settings.num_sharp,
+    hidden_depth=_HIDDEN_CELLS * settings.surface.cell,
+    rng=rng,
   )
   positions, projections = [], []
   reach = 2 * settings.surface.sheet_cells * settings.surface.cell
@@ -301,9 +312,9 @@ def carry_points(
     here, normals = guide.at(frame, repair.flipped)
     positions.append(here)
     projections.append(guide_points.project(here, normals, surface, reach))
-  stored = np.stack([
-      np.concatenate([p.positions, p.normals], axis=1) for p in projections
-  ]).astype(np.float16)  # [F, P, 6]
+  stored = np.stack(
+    [np.concatenate([p.positions, p.normals], axis=1) for p in projections]
+  ).astype(np.float16)  # [F, P, 6]
   return CarriedPoints(guide, np.stack(positions), projections, stored)
 
 
@@ -318,11 +329,14 @@ def _geometry(mesh, repair, surfaces, clip, settings, rng, watch):
   entries.append(_query_entry(stored, guide, clip, settings, rng))
   watch.lap("queries")
   measures = quality_gate.point_measures(
-      stored[..., :3], carried.positions, carried.projections, surfaces,
-      settings.surface,
+    stored[..., :3],
+    carried.positions,
+    carried.projections,
+    surfaces,
+    settings.surface,
   )
   measures |= quality_gate.sign_measures(
-      mesh, repair, samples, surfaces, settings.surface
+    mesh, repair, samples, surfaces, settings.surface
   )
   measures["sharp_points"] = float(guide.is_sharp.mean())
   watch.lap("check")
@@ -330,10 +344,10 @@ def _geometry(mesh, repair, surfaces, clip, settings, rng, watch):
 
 
 def distance_samples(
-    stored: np.ndarray,
-    surfaces: Sequence[TriangleMesh],
-    settings: PreparationSettings,
-    rng: np.random.Generator,
+  stored: np.ndarray,
+  surfaces: Sequence[TriangleMesh],
+  settings: PreparationSettings,
+  rng: np.random.Generator,
 ) -> np.ndarray:
   """Draws distance samples [F, Q, 4] in float16, the near ones first.
 
@@ -349,23 +363,23 @@ def distance_samples(
   rows = rng.integers(stored.shape[1], size=settings.num_near)
   deviation = np.resize(settings.near_deviations, settings.num_near)
   result = np.empty(
-      (len(surfaces), settings.num_near + settings.num_volume, 4), np.float16
+    (len(surfaces), settings.num_near + settings.num_volume, 4), np.float16
   )
   for frame, surface in enumerate(surfaces):
     offset = rng.normal(size=(settings.num_near, 3)) * deviation[:, None]
     volume = rng.uniform(
-        -_VOLUME_BOUNDS, _VOLUME_BOUNDS, (settings.num_volume, 3)
+      -_VOLUME_BOUNDS, _VOLUME_BOUNDS, (settings.num_volume, 3)
     )
     near = stored[frame, rows, :3].astype(np.float32) + offset
     result[frame, :, :3] = np.concatenate([near, volume])
     result[frame, :, 3] = mesh_distance.signed_distance(
-        surface, result[frame, :, :3].astype(np.float64)
+      surface, result[frame, :, :3].astype(np.float64)
     )
   return result
 
 
 def _part_entries(
-    stored, guide, samples, clip, settings
+  stored, guide, samples, clip, settings
 ) -> Iterator[tuple[str, int, bytes]]:
   parts = settings.num_parts
 
@@ -375,36 +389,38 @@ def _part_entries(
 
   for part in range(parts):
     rows = np.r_[
-        share(0, settings.num_uniform, part),
-        share(settings.num_uniform, settings.num_sharp, part),
+      share(0, settings.num_uniform, part),
+      share(settings.num_uniform, settings.num_sharp, part),
     ]
     near = share(0, settings.num_near, part)
     volume = share(settings.num_near, settings.num_volume, part)
     chosen = np.r_[near, volume]
     arrays = dict(
-        surface=stored[:, rows],
-        is_sharp=guide.is_sharp[rows].astype(np.uint8),
-        samples=samples[:, chosen],
-        is_near=(chosen < settings.num_near).astype(np.uint8),
+      surface=stored[:, rows],
+      is_sharp=guide.is_sharp[rows].astype(np.uint8),
+      samples=samples[:, chosen],
+      is_near=(chosen < settings.num_near).astype(np.uint8),
     )
     yield (
-        "geometry", part, asset_records.encode("geometry", clip, arrays, part)
+      "geometry",
+      part,
+      asset_records.encode("geometry", clip, arrays, part),
     )
 
 
 def _query_entry(stored, guide, clip, settings, rng) -> tuple[str, int, bytes]:
   key = jax.random.key(int(rng.integers(2**31)))
   _, rows = farthest_points.select_rows(
-      key,
-      stored[0].astype(np.float32),
-      num_latents=settings.num_queries,
-      num_uniform=settings.num_uniform,
-      num_sharp=settings.num_sharp,
-      downsample_ratio=settings.downsample_ratio,
+    key,
+    stored[0].astype(np.float32),
+    num_latents=settings.num_queries,
+    num_uniform=settings.num_uniform,
+    num_sharp=settings.num_sharp,
+    downsample_ratio=settings.downsample_ratio,
   )
   rows = np.asarray(rows)
   arrays = dict(
-      surface=stored[:, rows], is_sharp=guide.is_sharp[rows].astype(np.uint8)
+    surface=stored[:, rows], is_sharp=guide.is_sharp[rows].astype(np.uint8)
   )
   return "queries", 0, asset_records.encode("queries", clip, arrays)
 
@@ -413,12 +429,12 @@ def _views(mesh, repair, clip, settings, rng, only_first):
   """Entries of all views, pictures for the summary, measures."""
   pictures, others, preview, measures = [], [], [], {"coverage": 1.0}
   views = record_views.render_entries(
-      mesh,
-      repair,
-      num_views=settings.num_views,
-      image_size=settings.image_size,
-      supersampling=settings.supersampling,
-      rng=rng,
+    mesh,
+    repair,
+    num_views=settings.num_views,
+    image_size=settings.image_size,
+    supersampling=settings.supersampling,
+    rng=rng,
   )
   for number, (view, buffers, covered) in enumerate(views):
     measures["coverage"] = min(measures["coverage"], covered)
@@ -427,13 +443,14 @@ def _views(mesh, repair, clip, settings, rng, only_first):
         measures |= quality_gate.view_measures(mesh, repair, view, buffers)
       last = mesh.num_frames - 1
       preview = [
-          asset_records.unpack(view["pictures"], view["ends"], frame)
-          for frame in (0, last // 2, last)
+        asset_records.unpack(view["pictures"], view["ends"], frame)
+        for frame in (0, last // 2, last)
       ]
     if only_first:
       break
     for kind, arrays, entries in (
-        ("view", view, pictures), ("buffers", buffers, others)
+      ("view", view, pictures),
+      ("buffers", buffers, others),
     ):
       content = asset_records.encode(kind, clip, arrays, number)
       entries.append((kind, number, content))

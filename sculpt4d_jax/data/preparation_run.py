@@ -56,14 +56,14 @@ class RunSettings:
   def bounds(self) -> dict[str, Any]:
     """Of a unit's process."""
     return dict(
-        memory_bytes=self.memory_bytes,
-        seconds=self.seconds,
-        threads=self.threads,
+      memory_bytes=self.memory_bytes,
+      seconds=self.seconds,
+      threads=self.threads,
     )
 
 
 def open_output(
-    output: str | pathlib.Path, settings: preparation.PreparationSettings
+  output: str | pathlib.Path, settings: preparation.PreparationSettings
 ) -> pathlib.Path:
   """Makes the folder of a data set, or checks that it is of the same kind.
 
@@ -77,12 +77,12 @@ def open_output(
   if path.is_file():
     found = json.loads(path.read_text())
     different = sorted(
-        name for name in {*found, *kind} if found.get(name) != kind.get(name)
+      name for name in {*found, *kind} if found.get(name) != kind.get(name)
     )
     if different:
       raise ValueError(
-          f"{folder} holds records of other settings ({', '.join(different)});"
-          " choose another folder, or delete it to make them anew."
+        f"{folder} holds records of other settings ({', '.join(different)});"
+        " choose another folder, or delete it to make them anew."
       )
   else:
     atomic.write_bytes(path, json.dumps(kind, indent=1).encode())
@@ -90,10 +90,10 @@ def open_output(
 
 
 def plan(
-    asset: Unit,
-    settings: preparation.PreparationSettings,
-    run: RunSettings,
-    output: str,
+  asset: Unit,
+  settings: preparation.PreparationSettings,
+  run: RunSettings,
+  output: str,
 ) -> list[Unit]:
   """The units of an asset; none if it cannot be used, and a verdict instead."""
   if asset.location == asset_units.PROCEDURAL:
@@ -101,8 +101,13 @@ def plan(
   if unit_work.verdict_path(output, asset).is_file():
     return []  # It could not be used the last time.
   outcome = isolation.run(
-      asset_units.plan_asset, asset, settings, run.limits, run.clips_per_unit,
-      memory_bytes=run.memory_bytes, seconds=min(_PLAN_SECONDS, run.seconds),
+    asset_units.plan_asset,
+    asset,
+    settings,
+    run.limits,
+    run.clips_per_unit,
+    memory_bytes=run.memory_bytes,
+    seconds=min(_PLAN_SECONDS, run.seconds),
   )
   if outcome.error:
     unit_work.reject(asset, outcome, output)
@@ -111,10 +116,10 @@ def plan(
 
 
 def run_locally(
-    assets: Sequence[Unit],
-    settings: preparation.PreparationSettings,
-    run: RunSettings,
-    output: str,
+  assets: Sequence[Unit],
+  settings: preparation.PreparationSettings,
+  run: RunSettings,
+  output: str,
 ) -> list[dict[str, Any]]:
   """Prepares all units of some assets on this machine.
 
@@ -132,26 +137,24 @@ def run_locally(
   """
   with futures.ThreadPoolExecutor(run.num_workers) as pool:
     planned = _in_parallel(
-        pool, lambda asset: plan(asset, settings, run, output), assets, "plan"
+      pool, lambda asset: plan(asset, settings, run, output), assets, "plan"
     )
     units = [unit for units in planned for unit in units]
-    new = [
-        u for u in units if not unit_work.verdict_path(output, u).is_file()
-    ]
+    new = [u for u in units if not unit_work.verdict_path(output, u).is_file()]
     logging.info(
-        "%d units, %d of them done before.", len(units), len(units) - len(new)
+      "%d units, %d of them done before.", len(units), len(units) - len(new)
     )
     work = lambda unit: unit_work.prepare_isolated(
-        unit, settings, run.limits, output, run.bounds
+      unit, settings, run.limits, output, run.bounds
     )
     return list(_in_parallel(pool, work, new, "prepare"))
 
 
 def _in_parallel(
-    pool: futures.Executor,
-    function: Callable[[Any], Any],
-    items: Iterable[Any],
-    name: str,
+  pool: futures.Executor,
+  function: Callable[[Any], Any],
+  items: Iterable[Any],
+  name: str,
 ) -> Iterator[Any]:
   """Results as they come; what waits is dropped if one fails."""
   waiting = [pool.submit(function, item) for item in items]

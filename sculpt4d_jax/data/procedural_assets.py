@@ -21,18 +21,18 @@ _BOX_SIGNS = (-1.0, -1.0, 1.0, 1.0)
 
 
 def deforming_clip(
-    clip: synthetic.SyntheticClip,
+  clip: synthetic.SyntheticClip,
 ) -> deforming_mesh.DeformingMesh:
   """All parts of a clip as one deforming mesh, coloured."""
   solid = clip.solid
   bodies, faces, colours, count = [], [], [], 0
   for part in np.flatnonzero(solid.cone_radii[0, :, 0] > 0):
     local = _cone_points(
-        solid.cone_length[:, part].astype(np.float64),
-        solid.cone_radii[:, part].astype(np.float64),
+      solid.cone_length[:, part].astype(np.float64),
+      solid.cone_radii[:, part].astype(np.float64),
     )
     bodies.append(
-        _placed(local, solid.cone_rotation[:, part], solid.cone_origin[:, part])
+      _placed(local, solid.cone_rotation[:, part], solid.cone_origin[:, part])
     )
     faces.append(_cone_faces() + count)
     colours.append(np.tile(clip.colours[part], (local.shape[1], 1)))
@@ -43,16 +43,16 @@ def deforming_clip(
     signs, directions, box_faces = _box_template()
     local = signs * (half - rounding) + rounding * directions
     bodies.append(
-        _placed(local, solid.box_rotation[:, part], solid.box_origin[:, part])
+      _placed(local, solid.box_rotation[:, part], solid.box_origin[:, part])
     )
     faces.append(box_faces + count)
     colour = clip.colours[len(solid.cone_length[0]) + part]
     colours.append(np.tile(colour, (local.shape[1], 1)))
     count += local.shape[1]
   return deforming_mesh.DeformingMesh(
-      np.concatenate(bodies, axis=1),
-      np.concatenate(faces),
-      colours=np.round(255 * np.concatenate(colours)).astype(np.uint8),
+    np.concatenate(bodies, axis=1),
+    np.concatenate(faces),
+    colours=np.round(255 * np.concatenate(colours)).astype(np.uint8),
   )
 
 
@@ -75,14 +75,12 @@ def _cone_points(length: np.ndarray, radii: np.ndarray) -> np.ndarray:
   width = radius * np.cos(latitude)
   angle = np.linspace(0, 2 * np.pi, _SECTORS, endpoint=False)
   rings = np.stack(
-      [
-          width[:, 1:-1, None] * np.cos(angle),
-          np.broadcast_to(
-              height[:, 1:-1, None], (*width[:, 1:-1].shape, _SECTORS)
-          ),
-          width[:, 1:-1, None] * -np.sin(angle),
-      ],
-      axis=-1,
+    [
+      width[:, 1:-1, None] * np.cos(angle),
+      np.broadcast_to(height[:, 1:-1, None], (*width[:, 1:-1].shape, _SECTORS)),
+      width[:, 1:-1, None] * -np.sin(angle),
+    ],
+    axis=-1,
   )
   poles = np.zeros((len(length), 2, 3))
   poles[:, :, 1] = height[:, [0, -1]]
@@ -103,7 +101,7 @@ def _cone_faces() -> np.ndarray:
   last = (rings - 1) * _SECTORS
   faces.append(np.stack([np.full_like(sector, bottom), after, sector], axis=1))
   faces.append(
-      np.stack([np.full_like(sector, top), last + sector, last + after], axis=1)
+    np.stack([np.full_like(sector, top), last + sector, last + after], axis=1)
   )
   return np.concatenate(faces).astype(np.int32)
 

@@ -113,29 +113,27 @@ class Rule:
 
 
 RULES = (
-    Rule("travel", "min_travel", "nothing moves"),
-    Rule("size_ratio", "max_size_ratio", "the object changes its size"),
-    Rule("stretch", "max_stretch", "the mesh explodes"),
-    Rule(
-        "share_of_box", "min_share_of_box", "the object is lost in its scene"
-    ),
-    Rule("chamfer_cells", "max_chamfer_cells", "the surface is another one"),
-    Rule("missing", "max_missing", "parts are missing"),
-    Rule("extra", "max_extra", "surface was invented"),
-    Rule("sheets", "max_sheets", "most of it is sheets without an inside"),
-    Rule("off_surface", "max_off_surface", "points are off the surface"),
-    Rule("unmatched", "max_unmatched", "points lost their place on the mesh"),
-    Rule("slip_cells", "max_slip_cells", "points slide over the mesh"),
-    Rule("sign_errors", "max_sign_errors", "signs of distances are wrong"),
-    Rule(
-        "source_sign_errors",
-        "max_source_sign_errors",
-        "inside and outside are mixed up",
-    ),
-    Rule("volume_ratio", "max_volume_ratio", "the volume jumps"),
-    Rule("view_off", "max_view_off", "depths and cameras miss the object"),
-    Rule("view_normals", "max_view_normals", "normals of pictures are wrong"),
-    Rule("coverage", "min_coverage", "a picture shows next to nothing"),
+  Rule("travel", "min_travel", "nothing moves"),
+  Rule("size_ratio", "max_size_ratio", "the object changes its size"),
+  Rule("stretch", "max_stretch", "the mesh explodes"),
+  Rule("share_of_box", "min_share_of_box", "the object is lost in its scene"),
+  Rule("chamfer_cells", "max_chamfer_cells", "the surface is another one"),
+  Rule("missing", "max_missing", "parts are missing"),
+  Rule("extra", "max_extra", "surface was invented"),
+  Rule("sheets", "max_sheets", "most of it is sheets without an inside"),
+  Rule("off_surface", "max_off_surface", "points are off the surface"),
+  Rule("unmatched", "max_unmatched", "points lost their place on the mesh"),
+  Rule("slip_cells", "max_slip_cells", "points slide over the mesh"),
+  Rule("sign_errors", "max_sign_errors", "signs of distances are wrong"),
+  Rule(
+    "source_sign_errors",
+    "max_source_sign_errors",
+    "inside and outside are mixed up",
+  ),
+  Rule("volume_ratio", "max_volume_ratio", "the volume jumps"),
+  Rule("view_off", "max_view_off", "depths and cameras miss the object"),
+  Rule("view_normals", "max_view_normals", "normals of pictures are wrong"),
+  Rule("coverage", "min_coverage", "a picture shows next to nothing"),
 )
 
 
@@ -152,8 +150,8 @@ def judge(measures: dict[str, float], limits: GateLimits) -> list[str]:
     if not math.isfinite(value):
       relation = "not comparable with"
     reasons.append(
-        f"{rule.meaning}: {rule.measure} = {value:.3g} is {relation}"
-        f" {getattr(limits, rule.limit):g}"
+      f"{rule.meaning}: {rule.measure} = {value:.3g} is {relation}"
+      f" {getattr(limits, rule.limit):g}"
     )
   return reasons
 
@@ -164,12 +162,12 @@ def motion_measures(mesh: DeformingMesh) -> dict[str, float]:
 
 
 def surface_measures(
-    mesh: DeformingMesh,
-    repair: watertight.Repair,
-    surfaces: Sequence[TriangleMesh],
-    settings: watertight.WatertightSettings,
-    rng: np.random.Generator,
-    num_points: int = 4000,
+  mesh: DeformingMesh,
+  repair: watertight.Repair,
+  surfaces: Sequence[TriangleMesh],
+  settings: watertight.WatertightSettings,
+  rng: np.random.Generator,
+  num_points: int = 4000,
 ) -> dict[str, float]:
   """Compares watertight surfaces with the asset, in all frames.
 
@@ -194,22 +192,22 @@ def surface_measures(
   volumes = [mesh_distance.signed_volume(surface) for surface in surfaces]
   areas = np.linalg.norm(mesh.rest_mesh().face_cross_products(), axis=1)
   return dict(
-      chamfer_cells=float(np.mean(chamfers)),
-      missing=max(missing),
-      extra=float(np.mean(extra)),
-      sheets=float(areas[repair.sheets].sum() / max(areas.sum(), 1e-30)),
-      volume_ratio=max(volumes) / max(min(volumes), 1e-9),
-      volume=volumes[0],
+    chamfer_cells=float(np.mean(chamfers)),
+    missing=max(missing),
+    extra=float(np.mean(extra)),
+    sheets=float(areas[repair.sheets].sum() / max(areas.sum(), 1e-30)),
+    volume_ratio=max(volumes) / max(min(volumes), 1e-9),
+    volume=volumes[0],
   )
 
 
 def point_measures(
-    stored: np.ndarray,
-    guides: np.ndarray,
-    projections: Sequence[guide_points.Projection],
-    surfaces: Sequence[TriangleMesh],
-    settings: watertight.WatertightSettings,
-    num_points: int = 4000,
+  stored: np.ndarray,
+  guides: np.ndarray,
+  projections: Sequence[guide_points.Projection],
+  surfaces: Sequence[TriangleMesh],
+  settings: watertight.WatertightSettings,
+  num_points: int = 4000,
 ) -> dict[str, float]:
   """Checks stored points against their surface and their material points.
 
@@ -224,8 +222,8 @@ def point_measures(
   rows = np.linspace(0, stored.shape[1] - 1, num_points).astype(int)
   rows = np.unique(rows)
   off = max(
-      float(mesh_distance.unsigned_distance(s, p[rows]).max())
-      for s, p in zip(surfaces, stored.astype(np.float64))
+    float(mesh_distance.unsigned_distance(s, p[rows]).max())
+    for s, p in zip(surfaces, stored.astype(np.float64))
   )
   moved = np.stack([p.moved for p in projections])
   # Leaving a thickened sheet is no error.
@@ -233,20 +231,20 @@ def point_measures(
   matched = stored[:, rows].astype(np.float64) - guides[:, rows]
   slip = np.linalg.norm(np.diff(matched, axis=0), axis=-1)
   return dict(
-      off_surface=off,
-      unmatched=float(np.mean(moved > allowed)),
-      slip_cells=float(slip.mean() / settings.cell) if len(slip) else 0.0,
-      moved_cells=float(moved.mean() / settings.cell),
+    off_surface=off,
+    unmatched=float(np.mean(moved > allowed)),
+    slip_cells=float(slip.mean() / settings.cell) if len(slip) else 0.0,
+    moved_cells=float(moved.mean() / settings.cell),
   )
 
 
 def sign_measures(
-    mesh: DeformingMesh,
-    repair: watertight.Repair,
-    samples: np.ndarray,
-    surfaces: Sequence[TriangleMesh],
-    settings: watertight.WatertightSettings,
-    num_samples: int = 1500,
+  mesh: DeformingMesh,
+  repair: watertight.Repair,
+  samples: np.ndarray,
+  surfaces: Sequence[TriangleMesh],
+  settings: watertight.WatertightSettings,
+  num_samples: int = 1500,
 ) -> dict[str, float]:
   """Checks the signs of stored distances [F, Q, 4] by two other methods."""
   rows = np.linspace(0, samples.shape[1] - 1, num_samples).astype(int)
@@ -256,40 +254,40 @@ def sign_measures(
     points = samples[frame, rows, :3].astype(np.float64)
     inside = samples[frame, rows, 3] > 0
     wrong += np.count_nonzero(
-        mesh_distance.pseudonormal_inside(surface, points) != inside
+      mesh_distance.pseudonormal_inside(surface, points) != inside
     )
     total += len(rows)
     source = mesh.frame(frame)
     far = np.flatnonzero(
-        mesh_distance.unsigned_distance(
-            source, points, cap=2 * _FAR_CELLS * settings.cell
-        )
-        > _FAR_CELLS * settings.cell
+      mesh_distance.unsigned_distance(
+        source, points, cap=2 * _FAR_CELLS * settings.cell
+      )
+      > _FAR_CELLS * settings.cell
     )
-    faces = np.where(
-        repair.flipped[:, None], mesh.faces[:, ::-1], mesh.faces
-    )[repair.body]
+    faces = np.where(repair.flipped[:, None], mesh.faces[:, ::-1], mesh.faces)[
+      repair.body
+    ]
     winding = mesh_distance.winding_number(
-        TriangleMesh(source.vertices, faces), points[far]
+      TriangleMesh(source.vertices, faces), points[far]
     )
     # A filled cavity is inside, though winding numbers do not count it.
     outside_of_all = mesh_distance.winding_number(surface, points[far]) < 0.5
     contradicted += np.count_nonzero(
-        np.where(outside_of_all, winding > 0.5, ~inside[far])
+      np.where(outside_of_all, winding > 0.5, ~inside[far])
     )
     far_samples += len(far)
   return dict(
-      sign_errors=wrong / max(total, 1),
-      source_sign_errors=contradicted / max(far_samples, 1),
+    sign_errors=wrong / max(total, 1),
+    source_sign_errors=contradicted / max(far_samples, 1),
   )
 
 
 def view_measures(
-    mesh: DeformingMesh,
-    repair: watertight.Repair,
-    view: Mapping[str, np.ndarray],
-    buffers: Mapping[str, np.ndarray],
-    num_pixels: int = 2000,
+  mesh: DeformingMesh,
+  repair: watertight.Repair,
+  view: Mapping[str, np.ndarray],
+  buffers: Mapping[str, np.ndarray],
+  num_pixels: int = 2000,
 ) -> dict[str, float]:
   """Reads an encoded view back and compares it with the asset.
 
@@ -305,25 +303,26 @@ def view_measures(
   """
   near, far = buffers["depth_range"].tolist()
   camera = cameras.Camera(
-      view["camera_to_world"], fov_degrees=float(view["fov_degrees"][0])
+    view["camera_to_world"], fov_degrees=float(view["fov_degrees"][0])
   )
   off, wrong, total = 0.0, 0, 0
   faces = np.where(repair.flipped[:, None], mesh.faces[:, ::-1], mesh.faces)
   for frame in sorted({0, mesh.num_frames - 1}):
     depth = record_views.decode_depth(
-        asset_records.unpack(buffers["depth"], buffers["depth_ends"], frame),
-        near, far,
+      asset_records.unpack(buffers["depth"], buffers["depth_ends"], frame),
+      near,
+      far,
     )
     normals = record_views.decode_normals(
-        asset_records.unpack(buffers["normal"], buffers["normal_ends"], frame)
+      asset_records.unpack(buffers["normal"], buffers["normal_ends"], frame)
     )
     seen = np.flatnonzero(depth)
     if not len(seen):
       continue
     seen = seen[:: -(-len(seen) // num_pixels)]
     origins, directions = (
-        rays.reshape(-1, 3)[seen]
-        for rays in cameras.camera_rays(camera, *depth.shape)
+      rays.reshape(-1, 3)[seen]
+      for rays in cameras.camera_rays(camera, *depth.shape)
     )
     points = origins + directions * depth.reshape(-1)[seen, None]
     source = TriangleMesh(mesh.vertices[frame], faces)
@@ -337,15 +336,15 @@ def view_measures(
 
 
 def _smooth_normals(
-    mesh: TriangleMesh, found: mesh_distance.ClosestPoints
+  mesh: TriangleMesh, found: mesh_distance.ClosestPoints
 ) -> np.ndarray:
   """Unit normals at points of a mesh, between those of its vertices, [Q, 3]."""
   corners = mesh.vertices.astype(np.float64)[mesh.faces[found.face_ids]]
   spokes = corners - found.positions[:, None]
   # The weight of a corner is the area across of it.
   weights = np.linalg.norm(
-      np.cross(np.roll(spokes, -1, axis=1), np.roll(spokes, -2, axis=1)),
-      axis=-1,
+    np.cross(np.roll(spokes, -1, axis=1), np.roll(spokes, -2, axis=1)),
+    axis=-1,
   )
   normals = mesh.vertex_normals()[mesh.faces[found.face_ids]]
   smooth = np.einsum("qc,qcx->qx", weights, normals)

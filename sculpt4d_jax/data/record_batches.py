@@ -16,20 +16,18 @@ from sculpt4d_jax.data import record_loader
 Batch = dict[str, np.ndarray]
 
 # What a training step takes of an example.
-_FIELDS = (
-    "surface", "samples", "mean", "log_variance", "images", "context"
-)
+_FIELDS = ("surface", "samples", "mean", "log_variance", "images", "context")
 
 
 class RecordBatches:
   """Batches of the split "train"; held-out clips of the split "test"."""
 
   def __init__(
-      self,
-      folders: record_loader.Folders,
-      config: record_loader.LoaderConfig,
-      *,
-      num_frames: int,
+    self,
+    folders: record_loader.Folders,
+    config: record_loader.LoaderConfig,
+    *,
+    num_frames: int,
   ):
     """Opens both splits.
 
@@ -45,7 +43,7 @@ class RecordBatches:
     """
     self._loader = record_loader.RecordLoader(folders, "train", config)
     self._held_out = record_loader.open_split(
-        folders, "test", as_they_are(config.example, num_frames)
+      folders, "test", as_they_are(config.example, num_frames)
     )
     self.num_frames = num_frames
     self.num_held_out = len(self._held_out)
@@ -65,8 +63,8 @@ class RecordBatches:
 
   def describe(self, step: int) -> str:
     names = (
-        f"{clip.details.get('asset_name', clip.asset)} ({clip.clip})"
-        for clip in self._loader.clips(step)
+      f"{clip.details.get('asset_name', clip.asset)} ({clip.clip})"
+      for clip in self._loader.clips(step)
     )
     return "clips " + ", ".join(names)
 
@@ -76,13 +74,18 @@ class RecordBatches:
 
 
 def as_they_are(
-    config: record_examples.ExampleConfig, num_frames: int
+  config: record_examples.ExampleConfig, num_frames: int
 ) -> record_examples.ExampleConfig:
   """Examples of all frames, with nothing varied but the view."""
   border = sum(config.border_ratio) / 2
   return dataclasses.replace(
-      config, num_frames=num_frames, consecutive=True, mirror=False,
-      reverse_time=False, colour_jitter=0.0, border_ratio=(border, border),
+    config,
+    num_frames=num_frames,
+    consecutive=True,
+    mirror=False,
+    reverse_time=False,
+    colour_jitter=0.0,
+    border_ratio=(border, border),
   )
 
 

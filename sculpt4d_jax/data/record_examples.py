@@ -20,7 +20,13 @@ from sculpt4d_jax.data import record_files
 from sculpt4d_jax.data import record_views
 
 CONTENTS = (
-    "geometry", "samples", "queries", "images", "depth", "posterior", "features"
+  "geometry",
+  "samples",
+  "queries",
+  "images",
+  "depth",
+  "posterior",
+  "features",
 )
 
 
@@ -71,28 +77,25 @@ class ExampleConfig:
   def __post_init__(self):
     unknown = set(self.contents) - set(CONTENTS)
     if unknown or not self.contents:
-      raise ValueError(
-          f"contents={self.contents} must be some of {CONTENTS}."
-      )
+      raise ValueError(f"contents={self.contents} must be some of {CONTENTS}.")
     low, high = self.border_ratio
     if not 0 <= low <= high < 0.9:
       raise ValueError(
-          f"border_ratio={self.border_ratio} must lie in [0, 0.9)."
+        f"border_ratio={self.border_ratio} must lie in [0, 0.9)."
       )
     if self.num_frames < 1 or self.num_parts < 0 or self.image_size < 1:
       raise ValueError(
-          "num_frames and image_size must be positive and num_parts not"
-          " negative."
+        "num_frames and image_size must be positive and num_parts not negative."
       )
     if min(self.num_uniform, self.num_sharp, self.num_samples) < 0:
       raise ValueError(
-          "num_uniform, num_sharp and num_samples must not be negative."
+        "num_uniform, num_sharp and num_samples must not be negative."
       )
     for kind in ("posterior", "features"):
       if kind in self.contents and not getattr(self, kind):
         raise ValueError(
-            f"Reading {kind} takes a name: that of a folder that"
-            " launch.precompute_latents wrote."
+          f"Reading {kind} takes a name: that of a folder that"
+          " launch.precompute_latents wrote."
         )
 
 
@@ -111,18 +114,16 @@ def _open(index, config) -> _Folder:
   settings = index.settings
   if config.num_frames > settings["num_frames"]:
     raise asset_records.RecordError(
-        f"num_frames={config.num_frames} exceeds the"
-        f" {settings['num_frames']} of the clips in {index.folder}."
+      f"num_frames={config.num_frames} exceeds the"
+      f" {settings['num_frames']} of the clips in {index.folder}."
     )
   num_points = settings["num_uniform"] + settings["num_sharp"]
   return _Folder(
-      settings["num_frames"],
-      settings["num_uniform"] / num_points,
-      record_files.ShardReader(index.folder / "shards"),
-      record_files.ShardReader(
-          index.folder / "posteriors" / config.posterior
-      ),
-      record_files.ShardReader(index.folder / "features" / config.features),
+    settings["num_frames"],
+    settings["num_uniform"] / num_points,
+    record_files.ShardReader(index.folder / "shards"),
+    record_files.ShardReader(index.folder / "posteriors" / config.posterior),
+    record_files.ShardReader(index.folder / "features" / config.features),
   )
 
 
@@ -130,10 +131,10 @@ class ExampleReader:
   """Reads examples of the clips of one or more data sets; may be pickled."""
 
   def __init__(
-      self,
-      indexes: dataset_index.DatasetIndex | Sequence[dataset_index.DatasetIndex],
-      split: str,
-      config: ExampleConfig,
+    self,
+    indexes: dataset_index.DatasetIndex | Sequence[dataset_index.DatasetIndex],
+    split: str,
+    config: ExampleConfig,
   ):
     """Reads a split of data sets.
 
@@ -172,10 +173,12 @@ class ExampleReader:
     """Camera-to-world transforms of all views [views, 4, 4]."""
     if row not in self._cameras:
       folder, clip = self._clips[row]
-      self._cameras[row] = np.stack([
+      self._cameras[row] = np.stack(
+        [
           _entry(folder, clip, "view", view)["camera_to_world"]
           for view in range(len(clip.entries["view"]))
-      ])
+        ]
+      )
     return self._cameras[row]
 
   def poses(self, row: int) -> np.ndarray:
@@ -192,10 +195,12 @@ class ExampleReader:
       # Farthest points: as far out as the object reaches, nearly.
       outmost = _entry(folder, clip, "queries", 0)["surface"][..., :3]
       outmost = outmost.reshape(-1, 3).astype(np.float64)
-      self._poses[row] = np.stack([
+      self._poses[row] = np.stack(
+        [
           example_poses.facing(camera[:3, 3], outmost)
           for camera in self.cameras(row)
-      ])
+        ]
+      )
     return self._poses[row]
 
   def read(self, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -232,7 +237,7 @@ class ExampleReader:
     return self._make(row, frames, view, mirrored, rngs)
 
   def read_variant(
-      self, row: int, view: int, mirrored: bool, rng: np.random.Generator
+    self, row: int, view: int, mirrored: bool, rng: np.random.Generator
   ) -> dict[str, np.ndarray]:
     """Reads a given view of all frames, mirrored or not; see `read`."""
     frames = np.arange(self._clips[row][0].num_frames)
@@ -251,9 +256,7 @@ class ExampleReader:
       example |= geometry
     if "queries" in config.contents:
       entry = _entry(folder, clip, "queries", 0)
-      example["queries"] = _rows(
-          (entry["surface"][frames], entry["is_sharp"])
-      )
+      example["queries"] = _rows((entry["surface"][frames], entry["is_sharp"]))
     if {"images", "depth"} & set(config.contents):
       example |= self._view(folder, clip, frames, view, view_rng)
     if config.turn_to_camera:
@@ -280,21 +283,19 @@ class ExampleReader:
     count = config.num_parts or total
     if count > total:
       raise asset_records.RecordError(
-          f"num_parts={count} exceeds the {total} parts of {clip.clip}."
+        f"num_parts={count} exceeds the {total} parts of {clip.clip}."
       )
     parts = np.sort(rng.choice(total, count, replace=False))
     entries = [
-        _entry(folder, clip, "geometry", part) for part in parts.tolist()
+      _entry(folder, clip, "geometry", part) for part in parts.tolist()
     ]
     middle = round(len(entries[0]["is_sharp"]) * folder.uniform_share)
     groups = []
     for side, wanted in (
-        (slice(None, middle), config.num_uniform),
-        (slice(middle, None), config.num_sharp),
+      (slice(None, middle), config.num_uniform),
+      (slice(middle, None), config.num_sharp),
     ):
-      surface = np.concatenate(
-          [e["surface"][:, side] for e in entries], axis=1
-      )
+      surface = np.concatenate([e["surface"][:, side] for e in entries], axis=1)
       label = np.concatenate([e["is_sharp"][side] for e in entries])
       if config.num_uniform:
         drawn = _draw_rows(len(label), wanted, rng, clip, "points")
@@ -303,32 +304,32 @@ class ExampleReader:
     samples = np.concatenate([e["samples"][frames] for e in entries], axis=1)
     is_near = np.concatenate([e["is_near"] for e in entries]).astype(bool)
     if config.num_samples:
-      rows = _draw_rows(
-          is_near.size, config.num_samples, rng, clip, "samples"
-      )
+      rows = _draw_rows(is_near.size, config.num_samples, rng, clip, "samples")
       samples, is_near = samples[:, rows], is_near[rows]
     return {
-        "surface": _rows(*groups),
-        "samples": samples.astype(np.float32),
-        "is_near": is_near,
+      "surface": _rows(*groups),
+      "samples": samples.astype(np.float32),
+      "is_near": is_near,
     }
 
   def _view(self, folder, clip, frames, number, rng) -> dict[str, np.ndarray]:
     config = self._config
     view = _entry(folder, clip, "view", number)
-    pictures = np.stack([
+    pictures = np.stack(
+      [
         record_views.decode_picture(
-            asset_records.unpack(view["pictures"], view["ends"], frame)
+          asset_records.unpack(view["pictures"], view["ends"], frame)
         )
         for frame in frames.tolist()
-    ])
+      ]
+    )
     border = rng.uniform(*config.border_ratio)
     gains = 1 + config.colour_jitter * rng.uniform(-1, 1, 3)
     box = example_pictures.square(pictures[..., 3], border)
     example: dict[str, np.ndarray] = {}
     if "images" in config.contents:
       images = [
-          example_pictures.crop(p, box, config.image_size) for p in pictures
+        example_pictures.crop(p, box, config.image_size) for p in pictures
       ]
       example["images"] = example_pictures.on_white(np.stack(images), gains)
       example["camera_to_world"] = view["camera_to_world"]
@@ -336,7 +337,7 @@ class ExampleReader:
     if "depth" in config.contents:
       buffers = _entry(folder, clip, "buffers", number)
       example |= example_pictures.buffers(
-          buffers, frames, box, config.image_size
+        buffers, frames, box, config.image_size
       )
     return example
 
@@ -350,14 +351,14 @@ def _draw_rows(total, count, rng, clip, what) -> np.ndarray:
   """Some rows, the same in all frames."""
   if count > total:
     raise asset_records.RecordError(
-        f"{count} {what} are asked for, but the parts that are read of"
-        f" {clip.clip} have {total}; read more parts."
+      f"{count} {what} are asked for, but the parts that are read of"
+      f" {clip.clip} have {total}; read more parts."
     )
   return rng.choice(total, count, replace=False)
 
 
 def posterior_part(
-    contents: Mapping[str, Any], view: int, mirrored: bool, choice: int
+  contents: Mapping[str, Any], view: int, mirrored: bool, choice: int
 ) -> int:
   """Number of a posterior among those of its clip.
 
@@ -378,11 +379,11 @@ def _posterior(folder, clip, frames, variant, config):
   details = found["details"]
   _check_mirrors(details, mirrored, "posteriors", config.posterior)
   part = posterior_part(
-      details, view, mirrored, int(fraction * details["choices"])
+    details, view, mirrored, int(fraction * details["choices"])
   )
   entry = asset_records.decode(
-      folder.posteriors.read(clip.shard, found["entries"]["posterior"][part]),
-      "posterior",
+    folder.posteriors.read(clip.shard, found["entries"]["posterior"][part]),
+    "posterior",
   )
   return {name: x[frames] for name, x in entry.items()}
 
@@ -393,8 +394,8 @@ def _features(folder, clip, frames, variant, config):
   _check_mirrors(found["details"], mirrored, "features", config.features)
   part = posterior_part(found["details"] | {"choices": 1}, view, mirrored, 0)
   entry = asset_records.decode(
-      folder.features.read(clip.shard, found["entries"]["features"][part]),
-      "features",
+    folder.features.read(clip.shard, found["entries"]["features"][part]),
+    "features",
   )
   return {"context": entry["tokens"][frames]}
 
@@ -403,8 +404,8 @@ def _derived(reader, clip, kind, name):
   contents = reader.contents(clip.shard)
   if clip.clip not in contents:
     raise asset_records.RecordError(
-        f"{clip.clip} has no {kind} of {name!r}; make it with"
-        " python -m launch.precompute_latents."
+      f"{clip.clip} has no {kind} of {name!r}; make it with"
+      " python -m launch.precompute_latents."
     )
   return contents[clip.clip]
 
@@ -412,8 +413,8 @@ def _derived(reader, clip, kind, name):
 def _check_mirrors(details, mirrored, kind, name):
   if mirrored and details["mirrors"] < 2:
     raise asset_records.RecordError(
-        f"The {kind} of {name!r} are of the objects as they are: set"
-        " mirror=False, or make them with mirrors."
+      f"The {kind} of {name!r} are of the objects as they are: set"
+      " mirror=False, or make them with mirrors."
     )
 
 

@@ -10,8 +10,8 @@ be.
 ArrayRecord comes from the package array-record, which only this file imports.
 """
 
-from collections.abc import Iterable, Mapping
 import collections
+from collections.abc import Iterable, Mapping
 import json
 import os
 import pathlib
@@ -33,7 +33,7 @@ Entry = tuple[str, str, int, bytes]  # Clip, kind, part, content.
 
 
 def write_shard(
-    path: PathLike, entries: Iterable[Entry], details: Mapping[str, Any]
+  path: PathLike, entries: Iterable[Entry], details: Mapping[str, Any]
 ) -> int:
   """Writes a shard.
 
@@ -61,17 +61,17 @@ def write_shard(
         places = clips.setdefault(clip, {}).setdefault(kind, [])
         if part != len(places):
           raise RecordError(
-              f"{clip}: part {part} of {kind} follows {len(places)} others."
+            f"{clip}: part {part} of {kind} follows {len(places)} others."
           )
         places.append(count)
         writer.write(content)
         count, size = count + 1, size + len(content)
       contents = {
-          "version": asset_records.VERSION,
-          "clips": {
-              clip: {"entries": places, "details": details.get(clip, {})}
-              for clip, places in clips.items()
-          },
+        "version": asset_records.VERSION,
+        "clips": {
+          clip: {"entries": places, "details": details.get(clip, {})}
+          for clip, places in clips.items()
+        },
       }
       writer.write(json.dumps(contents).encode())
     finally:
@@ -114,8 +114,8 @@ class ShardReader:
         return reader.read([position])[0]
       except Exception as error:  # The reader raises what its C++ raises.
         raise RecordError(
-            f"{self.folder / shard} is damaged: entry {position} cannot be read"
-            f" ({str(error)[:200]})."
+          f"{self.folder / shard} is damaged: entry {position} cannot be read"
+          f" ({str(error)[:200]})."
         ) from error
 
   def contents(self, shard: str) -> dict[str, Any]:
@@ -137,13 +137,13 @@ class ShardReader:
       version, clips = contents["version"], contents["clips"]
     except (ValueError, KeyError, TypeError) as error:
       raise RecordError(
-          f"{self.folder / shard} has no table of contents; it was not written"
-          " by this program."
+        f"{self.folder / shard} has no table of contents; it was not written"
+        " by this program."
       ) from error
     if version != asset_records.VERSION:
       raise RecordError(
-          f"{self.folder / shard} is of version {version}, expected"
-          f" {asset_records.VERSION}; prepare the assets again."
+        f"{self.folder / shard} is of version {version}, expected"
+        f" {asset_records.VERSION}; prepare the assets again."
       )
     self._contents[shard] = clips
     return clips
@@ -168,7 +168,7 @@ class ShardReader:
       raise
     except Exception as error:
       raise RecordError(
-          f"{path} is no ArrayRecord file ({str(error)[:200]})."
+        f"{path} is no ArrayRecord file ({str(error)[:200]})."
       ) from error
     if not is_whole:
       raise RecordError(f"{path} is no ArrayRecord file, or cut off.")
@@ -181,11 +181,10 @@ class ShardReader:
 
 def _array_record():
   try:
-    # pylint: disable=g-import-not-at-top
     from array_record.python import array_record_module
   except ImportError as error:
     raise ImportError(
-        "Records need the package array-record: pip install"
-        " 'sculpt4d-jax[data]' or pip install array-record grain."
+      "Records need the package array-record: pip install"
+      " 'sculpt4d-jax[data]' or pip install array-record grain."
     ) from error
   return array_record_module

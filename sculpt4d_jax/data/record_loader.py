@@ -43,7 +43,7 @@ class LoaderConfig:
   batch_size: int
   seed: int = 0
   example: record_examples.ExampleConfig = dataclasses.field(
-      default_factory=record_examples.ExampleConfig
+    default_factory=record_examples.ExampleConfig
   )
   num_threads: int = 4
   num_workers: int = 0
@@ -52,8 +52,8 @@ class LoaderConfig:
   def __post_init__(self):
     if self.batch_size < 1 or self.num_threads < 1 or self.prefetch < 1:
       raise ValueError(
-          "batch_size, num_threads and prefetch must be at least 1, got"
-          f" {self.batch_size}, {self.num_threads} and {self.prefetch}."
+        "batch_size, num_threads and prefetch must be at least 1, got"
+        f" {self.batch_size}, {self.num_threads} and {self.prefetch}."
       )
     if self.num_workers < 0:
       raise ValueError(f"num_workers={self.num_workers} must not be negative.")
@@ -80,10 +80,10 @@ class RecordLoader:
     self.reader = open_split(folders, split, config.example)
     count = len(self.reader)
     self._order = (
-        grain.MapDataset.range(count)
-        .seed(config.seed)
-        .shuffle()
-        .repeat(_MANY // count)
+      grain.MapDataset.range(count)
+      .seed(config.seed)
+      .shuffle()
+      .repeat(_MANY // count)
     )
     self._examples = self._order.random_map(self.reader.read)
 
@@ -91,12 +91,12 @@ class RecordLoader:
     """The clips of a step's batch."""
     first = step * self.config.batch_size
     return [
-        self.reader.clip(int(self._order[first + row]))
-        for row in range(self.config.batch_size)
+      self.reader.clip(int(self._order[first + row]))
+      for row in range(self.config.batch_size)
     ]
 
   def iterator(
-      self, first_step: int = 0, rows: np.ndarray | None = None
+    self, first_step: int = 0, rows: np.ndarray | None = None
   ) -> Iterator[dict[str, np.ndarray]]:
     """An endless iterator over batches, or some rows of each.
 
@@ -117,14 +117,14 @@ class RecordLoader:
     source = _Rows(self._examples, rows, config.batch_size, first_step)
     batches = grain.MapDataset.source(source).batch(len(rows))
     options = grain.ReadOptions(
-        num_threads=config.num_threads,
-        prefetch_buffer_size=max(config.num_threads, config.prefetch),
+      num_threads=config.num_threads,
+      prefetch_buffer_size=max(config.num_threads, config.prefetch),
     )
     batches = batches.to_iter_dataset(options)
     if config.num_workers:
       _parse_flags()
       batches = batches.mp_prefetch(
-          grain.MultiprocessingOptions(num_workers=config.num_workers)
+        grain.MultiprocessingOptions(num_workers=config.num_workers)
       )
     return iter(batches)
 
@@ -149,40 +149,40 @@ class _Rows:
 
   def __repr__(self) -> str:
     return (
-        f"_Rows(rows={self._rows}, batch_size={self._batch_size},"
-        f" first_step={self._first_step})"
+      f"_Rows(rows={self._rows}, batch_size={self._batch_size},"
+      f" first_step={self._first_step})"
     )
 
 
 def open_split(
-    folders: Folders, split: str, config: record_examples.ExampleConfig
+  folders: Folders, split: str, config: record_examples.ExampleConfig
 ) -> record_examples.ExampleReader:
   """Opens the clips of a split; the errors are those of `RecordLoader`."""
   if isinstance(folders, (str, pathlib.Path)):
     folders = (folders,)
   if split not in dataset_index.SPLITS:
     raise ValueError(
-        f"Unknown split {split!r}: choose one of"
-        f" {', '.join(dataset_index.SPLITS)}."
+      f"Unknown split {split!r}: choose one of"
+      f" {', '.join(dataset_index.SPLITS)}."
     )
   reader = record_examples.ExampleReader(
-      [dataset_index.read_index(folder) for folder in folders], split, config
+    [dataset_index.read_index(folder) for folder in folders], split, config
   )
   if not len(reader):
     raise ValueError(
-        f"The split {split!r} of {', '.join(map(str, folders))} is empty;"
-        " prepare more assets or change --test_fraction."
+      f"The split {split!r} of {', '.join(map(str, folders))} is empty;"
+      " prepare more assets or change --test_fraction."
     )
   return reader
 
 
 def make_iterator(
-    folders: Folders,
-    split: str,
-    config: LoaderConfig,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
+  folders: Folders,
+  split: str,
+  config: LoaderConfig,
+  *,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Batches of which each process reads an equal share.
 
@@ -204,8 +204,8 @@ def make_iterator(
   """
   if config.batch_size % process_count:
     raise ValueError(
-        f"batch_size={config.batch_size} is not a multiple of the"
-        f" {process_count} processes."
+      f"batch_size={config.batch_size} is not a multiple of the"
+      f" {process_count} processes."
     )
   share = config.batch_size // process_count
   rows = np.arange(process_index * share, (process_index + 1) * share)
@@ -220,10 +220,10 @@ def _parse_flags() -> None:
 
 def _import_grain():
   try:
-    import grain  # pylint: disable=g-import-not-at-top
+    import grain
   except ImportError as error:
     raise ImportError(
-        "Batches of records need the package grain: pip install"
-        " 'sculpt4d-jax[data]' or pip install array-record grain."
+      "Batches of records need the package grain: pip install"
+      " 'sculpt4d-jax[data]' or pip install array-record grain."
     ) from error
   return grain

@@ -23,9 +23,9 @@ from sculpt4d_jax.io import atomic
 
 _FORMAT = 1
 _FIELDS = {
-    "surface": np.float16,
-    "samples": np.float16,
-    "images": np.uint8,
+  "surface": np.float16,
+  "samples": np.float16,
+  "images": np.uint8,
 }
 _SAVE_EVERY = 64
 
@@ -56,12 +56,12 @@ class RecordStore:
 
 
 def open_or_make(
-    folder: str | pathlib.Path,
-    *,
-    num_clips: int,
-    num_frames: int,
-    first_seed: int,
-    sizes: synthetic_records.RecordSizes,
+  folder: str | pathlib.Path,
+  *,
+  num_clips: int,
+  num_frames: int,
+  first_seed: int,
+  sizes: synthetic_records.RecordSizes,
 ) -> RecordStore:
   """Opens a store, after making the clips that it lacks.
 
@@ -78,11 +78,11 @@ def open_or_make(
   """
   folder = pathlib.Path(folder)
   kind = dict(
-      format=_FORMAT,
-      num_clips=num_clips,
-      num_frames=num_frames,
-      first_seed=first_seed,
-      sizes=json.loads(json.dumps(dataclasses.asdict(sizes))),
+    format=_FORMAT,
+    num_clips=num_clips,
+    num_frames=num_frames,
+    first_seed=first_seed,
+    sizes=json.loads(json.dumps(dataclasses.asdict(sizes))),
   )
   with atomic.output_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,22 +100,21 @@ def _open_arrays(folder, kind):
     done = found.pop("done")
     if found != kind:
       raise ValueError(
-          f"{folder} holds records of another kind: found {found}, expected"
-          f" {kind}. Choose another folder, or delete it to make them anew."
+        f"{folder} holds records of another kind: found {found}, expected"
+        f" {kind}. Choose another folder, or delete it to make them anew."
       )
     mode = "r" if done == kind["num_clips"] else "r+"
     return {
-        name: np.load(folder / f"{name}.npy", mmap_mode=mode)
-        for name in _FIELDS
+      name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in _FIELDS
     }, done
   arrays = {
-      name: np.lib.format.open_memmap(
-          folder / f"{name}.npy",
-          mode="w+",
-          dtype=_FIELDS[name],
-          shape=(kind["num_clips"], *shape),
-      )
-      for name, shape in _shapes(kind).items()
+    name: np.lib.format.open_memmap(
+      folder / f"{name}.npy",
+      mode="w+",
+      dtype=_FIELDS[name],
+      shape=(kind["num_clips"], *shape),
+    )
+    for name, shape in _shapes(kind).items()
   }
   _save_status(folder, kind, 0)
   return arrays, 0
@@ -127,9 +126,9 @@ def _shapes(kind: Mapping) -> dict[str, tuple[int, ...]]:
   samples = sizes["num_near"] + sizes["num_volume"]
   side = sizes["image_size"]
   return {
-      "surface": (frames, points, 7),
-      "samples": (frames, samples, 4),
-      "images": (frames, side, side, 3),
+    "surface": (frames, points, 7),
+    "samples": (frames, samples, 4),
+    "images": (frames, side, side, 3),
   }
 
 
@@ -137,7 +136,7 @@ def _make_clips(folder, kind, arrays, done, sizes):
   num_clips = kind["num_clips"]
   logging.info("Making clips %d to %d in %s.", done, num_clips, folder)
   progress = tqdm.tqdm(
-      range(done, num_clips), initial=done, total=num_clips, desc="records"
+    range(done, num_clips), initial=done, total=num_clips, desc="records"
   )
   for index in progress:
     clip = synthetic.make_clip(kind["first_seed"] + index, kind["num_frames"])
@@ -152,5 +151,5 @@ def _make_clips(folder, kind, arrays, done, sizes):
 
 def _save_status(folder, kind, done):
   atomic.write_bytes(
-      folder / "store.json", json.dumps(kind | {"done": done}).encode()
+    folder / "store.json", json.dumps(kind | {"done": done}).encode()
   )

@@ -26,13 +26,13 @@ _DEPTH_STEPS = 65534
 
 
 def render_entries(
-    mesh: DeformingMesh,
-    repair: watertight.Repair,
-    *,
-    num_views: int,
-    image_size: int,
-    supersampling: int,
-    rng: np.random.Generator,
+  mesh: DeformingMesh,
+  repair: watertight.Repair,
+  *,
+  num_views: int,
+  image_size: int,
+  supersampling: int,
+  rng: np.random.Generator,
 ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]]:
   """Renders all views of a clip, one camera after the other.
 
@@ -48,9 +48,7 @@ def render_entries(
     The fields of a "view" and a "buffers" entry, and the smallest share of
     the picture that the object covers in any frame.
   """
-  faces = np.where(
-      repair.flipped[:, None], mesh.faces[:, ::-1], mesh.faces
-  )
+  faces = np.where(repair.flipped[:, None], mesh.faces[:, ::-1], mesh.faces)
   colours = None if mesh.colours is None else mesh.colours / 255.0
   # The sphere around the origin that holds all frames just fits.
   radius = float(np.linalg.norm(mesh.vertices, axis=-1).max())
@@ -60,11 +58,11 @@ def render_entries(
     pictures, depths, normals, covered = [], [], [], 1.0
     for vertices in mesh.vertices:
       view = rasterizer.render_mesh(
-          mesh_lib.TriangleMesh(vertices, faces),
-          camera,
-          image_size,
-          supersampling=supersampling,
-          vertex_colors=colours,
+        mesh_lib.TriangleMesh(vertices, faces),
+        camera,
+        image_size,
+        supersampling=supersampling,
+        vertex_colors=colours,
       )
       pictures.append(encode_png(view.rgba))
       steps = encode_depth(view.depth, view.mask, near, far)
@@ -81,12 +79,12 @@ def decode_picture(content: bytes) -> np.ndarray:
 
 
 def encode_depth(
-    depth: np.ndarray, mask: np.ndarray, near: float, far: float
+  depth: np.ndarray, mask: np.ndarray, near: float, far: float
 ) -> np.ndarray:
   """Depths as 16-bit numbers; see `asset_records`."""
   steps = np.round((depth - near) / (far - near) * _DEPTH_STEPS)
   return np.where(mask, 1 + np.clip(steps, 0, _DEPTH_STEPS), 0).astype(
-      np.uint16
+    np.uint16
   )
 
 
@@ -127,16 +125,16 @@ def _entries(camera, depth_range, pictures, depths, normals):
   depth, depth_ends = asset_records.pack(depths)
   normal, normal_ends = asset_records.pack(normals)
   view = dict(
-      pictures=pixels,
-      ends=ends,
-      camera_to_world=camera.camera_to_world.astype(np.float64),
-      fov_degrees=np.array([camera.fov_degrees], np.float64),
+    pictures=pixels,
+    ends=ends,
+    camera_to_world=camera.camera_to_world.astype(np.float64),
+    fov_degrees=np.array([camera.fov_degrees], np.float64),
   )
   buffers = dict(
-      depth=depth,
-      depth_ends=depth_ends,
-      depth_range=np.array(depth_range),
-      normal=normal,
-      normal_ends=normal_ends,
+    depth=depth,
+    depth_ends=depth_ends,
+    depth_range=np.array(depth_range),
+    normal=normal,
+    normal_ends=normal_ends,
   )
   return view, buffers

@@ -51,7 +51,7 @@ class RoundTrip:
 
 
 def make(
-    source: DeformingMesh, settings: preparation.PreparationSettings, seed: int
+  source: DeformingMesh, settings: preparation.PreparationSettings, seed: int
 ) -> RoundTrip:
   """Goes through the steps of a record with its first view.
 
@@ -68,19 +68,28 @@ def make(
       raise ValueError("no watertight surface came out in some frame.")
     surfaces.append(surface)
   points = preparation.carry_points(mesh, repair, surfaces, settings, rng)
-  samples = preparation.distance_samples(
-      points.stored, surfaces, settings, rng
-  )
+  samples = preparation.distance_samples(points.stored, surfaces, settings, rng)
   view, buffers, coverage = next(
-      record_views.render_entries(
-          mesh, repair, num_views=settings.num_views,
-          image_size=settings.image_size,
-          supersampling=settings.supersampling, rng=rng,
-      )
+    record_views.render_entries(
+      mesh,
+      repair,
+      num_views=settings.num_views,
+      image_size=settings.image_size,
+      supersampling=settings.supersampling,
+      rng=rng,
+    )
   )
   return RoundTrip(
-      source, mesh, repair, tuple(surfaces), points, samples, view, buffers,
-      coverage, settings,
+    source,
+    mesh,
+    repair,
+    tuple(surfaces),
+    points,
+    samples,
+    view,
+    buffers,
+    coverage,
+    settings,
   )
 
 
@@ -95,35 +104,44 @@ def measure(trip: RoundTrip, group: str | None = None) -> dict[str, float]:
 
 def _surface(trip):
   return quality_gate.surface_measures(
-      trip.mesh, trip.repair, trip.surfaces, trip.settings.surface,
-      np.random.default_rng(0),
+    trip.mesh,
+    trip.repair,
+    trip.surfaces,
+    trip.settings.surface,
+    np.random.default_rng(0),
   )
 
 
 def _points(trip):
   return quality_gate.point_measures(
-      trip.points.stored[..., :3], trip.points.positions,
-      trip.points.projections, trip.surfaces, trip.settings.surface,
+    trip.points.stored[..., :3],
+    trip.points.positions,
+    trip.points.projections,
+    trip.surfaces,
+    trip.settings.surface,
   )
 
 
 def _signs(trip):
   return quality_gate.sign_measures(
-      trip.mesh, trip.repair, trip.samples, trip.surfaces,
-      trip.settings.surface,
+    trip.mesh,
+    trip.repair,
+    trip.samples,
+    trip.surfaces,
+    trip.settings.surface,
   )
 
 
 def _view(trip):
   return {"coverage": trip.coverage} | quality_gate.view_measures(
-      trip.mesh, trip.repair, trip.view, trip.buffers
+    trip.mesh, trip.repair, trip.view, trip.buffers
   )
 
 
 GROUPS: dict[str, Callable[[RoundTrip], dict[str, float]]] = {
-    "motion": lambda trip: quality_gate.motion_measures(trip.source),
-    "surface": _surface,
-    "points": _points,
-    "signs": _signs,
-    "view": _view,
+  "motion": lambda trip: quality_gate.motion_measures(trip.source),
+  "surface": _surface,
+  "points": _points,
+  "signs": _signs,
+  "view": _view,
 }

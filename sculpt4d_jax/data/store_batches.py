@@ -30,11 +30,11 @@ class _StoreBatches:
   """What both stages share: which clips a step takes."""
 
   def __init__(
-      self,
-      train: record_store.RecordStore,
-      held_out: record_store.RecordStore,
-      batch_size: int,
-      seed: int,
+    self,
+    train: record_store.RecordStore,
+    held_out: record_store.RecordStore,
+    batch_size: int,
+    seed: int,
   ):
     self._train = train
     self._held_out = held_out
@@ -45,7 +45,7 @@ class _StoreBatches:
 
   def _draw(self, step: int) -> pipeline.Draw:
     return pipeline.draw(
-        self._train.num_clips, self._batch_size, self._seed, step
+      self._train.num_clips, self._batch_size, self._seed, step
     )
 
   def describe(self, step: int) -> str:
@@ -54,7 +54,7 @@ class _StoreBatches:
 
 def _held_out_draw(clip: int) -> pipeline.Draw:
   return pipeline.Draw(
-      np.array([clip]), np.array([False]), np.random.default_rng(clip)
+    np.array([clip]), np.array([False]), np.random.default_rng(clip)
   )
 
 
@@ -62,14 +62,14 @@ class SurfaceBatches(_StoreBatches):
   """Surfaces and distances, for the autoencoder."""
 
   def __init__(
-      self,
-      train: record_store.RecordStore,
-      held_out: record_store.RecordStore,
-      *,
-      batch_size: int,
-      num_frames: int,
-      num_queries: int,
-      seed: int,
+    self,
+    train: record_store.RecordStore,
+    held_out: record_store.RecordStore,
+    *,
+    batch_size: int,
+    num_frames: int,
+    num_queries: int,
+    seed: int,
   ):
     """Takes `num_queries` samples of `num_frames` frames of each clip."""
     super().__init__(train, held_out, batch_size, seed)
@@ -77,15 +77,15 @@ class SurfaceBatches(_StoreBatches):
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
     return pipeline.surface_batch(
-        self._train, self._draw(step), rows=rows, **self._sizes
+      self._train, self._draw(step), rows=rows, **self._sizes
     )
 
   def held_out(self, clip: int) -> Batch:
     return pipeline.surface_batch(
-        self._held_out,
-        _held_out_draw(clip),
-        num_frames=self._held_out.num_frames,
-        num_queries=self._held_out.samples.shape[2],
+      self._held_out,
+      _held_out_draw(clip),
+      num_frames=self._held_out.num_frames,
+      num_queries=self._held_out.samples.shape[2],
     )
 
 
@@ -93,13 +93,13 @@ class LatentBatches(_StoreBatches):
   """Posteriors and pictures, for the DiT."""
 
   def __init__(
-      self,
-      train: tuple[record_store.RecordStore, LatentStore],
-      held_out: tuple[record_store.RecordStore, LatentStore],
-      *,
-      batch_size: int,
-      num_samples: int,
-      seed: int,
+    self,
+    train: tuple[record_store.RecordStore, LatentStore],
+    held_out: tuple[record_store.RecordStore, LatentStore],
+    *,
+    batch_size: int,
+    num_samples: int,
+    seed: int,
   ):
     """Takes `num_samples` distance samples a frame too, if not 0."""
     super().__init__(train[0], held_out[0], batch_size, seed)
@@ -108,12 +108,12 @@ class LatentBatches(_StoreBatches):
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
     return self._batch(
-        self._train, self._latents["train"], self._draw(step), rows
+      self._train, self._latents["train"], self._draw(step), rows
     )
 
   def held_out(self, clip: int) -> Batch:
     return self._batch(
-        self._held_out, self._latents["held_out"], _held_out_draw(clip), None
+      self._held_out, self._latents["held_out"], _held_out_draw(clip), None
     )
 
   def _batch(self, store, latents, whole, local) -> Batch:
@@ -123,17 +123,17 @@ class LatentBatches(_StoreBatches):
       drawn, choices = whole.take(local), choices[local]
     rows = (drawn.clips, drawn.mirrored.astype(int), choices)
     batch = {
-        "mean": latents.mean[rows],
-        "log_variance": latents.log_variance[rows],
-        "images": pipeline.image_batch(store, drawn),
+      "mean": latents.mean[rows],
+      "log_variance": latents.log_variance[rows],
+      "images": pipeline.image_batch(store, drawn),
     }
     if self._num_samples:
       batch["samples"] = pipeline.surface_batch(
-          store,
-          whole,
-          num_frames=store.num_frames,
-          num_queries=self._num_samples,
-          keep_order=True,
-          rows=local,
+        store,
+        whole,
+        num_frames=store.num_frames,
+        num_queries=self._num_samples,
+        keep_order=True,
+        rows=local,
       )["samples"]
     return batch

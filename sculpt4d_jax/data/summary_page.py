@@ -4,8 +4,8 @@
 rejected with its reasons; it works offline, beside its pictures.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
 import collections
+from collections.abc import Iterable, Mapping, Sequence
 import html
 import pathlib
 from typing import Any
@@ -29,13 +29,13 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; }
 .none { height: 5rem; background: #eeeeec; }
 """
 _SHOWN = (
-    ("chamfer_cells", "Chamfer, cells"),
-    ("missing", "missing"),
-    ("extra", "extra"),
-    ("sheets", "sheets"),
-    ("unmatched", "unmatched"),
-    ("slip_cells", "slip, cells"),
-    ("sign_errors", "sign errors"),
+  ("chamfer_cells", "Chamfer, cells"),
+  ("missing", "missing"),
+  ("extra", "extra"),
+  ("sheets", "sheets"),
+  ("unmatched", "unmatched"),
+  ("slip_cells", "slip, cells"),
+  ("sign_errors", "sign errors"),
 )
 _MAX_SHOWN = 2000
 
@@ -49,15 +49,15 @@ def write_summary(folder: str | pathlib.Path) -> pathlib.Path:
   rejected = [(v, c) for v, c in clips if not c["accepted"]]
   refused = [v for v in verdicts if v["error"]]
   parts = [
-      "<!doctype html><html lang=en><meta charset=utf-8>",
-      "<meta name=viewport content='width=device-width'>",
-      f"<title>Summary of {html.escape(folder.name)}</title>",
-      f"<style>{_STYLE}</style><h1>{html.escape(folder.name)}</h1>",
-      _totals(verdicts, accepted, rejected, refused),
-      _reason_table(rejected),
-      _gallery("Rejected clips", rejected),
-      _gallery("Accepted clips", accepted),
-      _refused_table(refused),
+    "<!doctype html><html lang=en><meta charset=utf-8>",
+    "<meta name=viewport content='width=device-width'>",
+    f"<title>Summary of {html.escape(folder.name)}</title>",
+    f"<style>{_STYLE}</style><h1>{html.escape(folder.name)}</h1>",
+    _totals(verdicts, accepted, rejected, refused),
+    _reason_table(rejected),
+    _gallery("Rejected clips", rejected),
+    _gallery("Accepted clips", accepted),
+    _refused_table(refused),
   ]
   path = folder / "summary.html"
   atomic.write_bytes(path, "\n".join(parts).encode())
@@ -69,31 +69,31 @@ def _totals(verdicts, accepted, rejected, refused) -> str:
   done = [v for v in verdicts if not v["error"]]
   clips = max(len(accepted) + len(rejected), 1)
   rows = [
-      ("clips accepted", len(accepted)),
-      ("clips rejected", len(rejected)),
-      ("assets with accepted clips", len(assets)),
-      ("assets that could not be used", len(refused)),
-      (
-          "seconds a clip, on average",
-          f"{sum(v['seconds'] for v in done) / clips:.1f}",
-      ),
-      (
-          "processor seconds a clip, on average",
-          f"{sum(v['cpu_seconds'] for v in done) / clips:.1f}",
-      ),
-      (
-          "peak memory of a process, MB",
-          f"{max([v['peak_bytes'] for v in verdicts], default=0) / 1e6:.0f}",
-      ),
-      ("bytes of records, MB", f"{sum(v['bytes'] for v in verdicts) / 1e6:.1f}"),
+    ("clips accepted", len(accepted)),
+    ("clips rejected", len(rejected)),
+    ("assets with accepted clips", len(assets)),
+    ("assets that could not be used", len(refused)),
+    (
+      "seconds a clip, on average",
+      f"{sum(v['seconds'] for v in done) / clips:.1f}",
+    ),
+    (
+      "processor seconds a clip, on average",
+      f"{sum(v['cpu_seconds'] for v in done) / clips:.1f}",
+    ),
+    (
+      "peak memory of a process, MB",
+      f"{max([v['peak_bytes'] for v in verdicts], default=0) / 1e6:.0f}",
+    ),
+    ("bytes of records, MB", f"{sum(v['bytes'] for v in verdicts) / 1e6:.1f}"),
   ]
   return _table(rows)
 
 
 def _table(rows: Iterable[Sequence[Any]]) -> str:
   cells = "".join(
-      f"<tr><td>{html.escape(str(name))}<td class=n>{html.escape(str(value))}"
-      for name, value in rows
+    f"<tr><td>{html.escape(str(name))}<td class=n>{html.escape(str(value))}"
+    for name, value in rows
   )
   return f"<table>{cells}</table>"
 
@@ -102,8 +102,9 @@ def _reason_table(rejected) -> str:
   if not rejected:
     return ""
   counts = collections.Counter(
-      reason.partition(":")[0] for _, clip in rejected
-      for reason in clip["reasons"]
+    reason.partition(":")[0]
+    for _, clip in rejected
+    for reason in clip["reasons"]
   )
   return "<h2>Reasons to reject</h2>" + _table(counts.most_common())
 
@@ -112,9 +113,9 @@ def _refused_table(refused) -> str:
   if not refused:
     return ""
   rows = "".join(
-      f"<tr><td>{html.escape(v['asset_name'])}<td class=bad>"
-      f"{html.escape(v['error'])}"
-      for v in refused
+    f"<tr><td>{html.escape(v['asset_name'])}<td class=bad>"
+    f"{html.escape(v['error'])}"
+    for v in refused
   )
   return f"<h2>Assets that could not be used</h2><table>{rows}</table>"
 
@@ -126,31 +127,27 @@ def _gallery(title: str, clips) -> str:
   if len(clips) > _MAX_SHOWN:
     more = f"<p class=small>The first {_MAX_SHOWN} of {len(clips)}.</p>"
   cards = "\n".join(_card(v, clip) for v, clip in clips[:_MAX_SHOWN])
-  return (
-      f"<h2>{title} ({len(clips)})</h2>{more}<div class=clips>{cards}</div>"
-  )
+  return f"<h2>{title} ({len(clips)})</h2>{more}<div class=clips>{cards}</div>"
 
 
 def _card(verdict: Mapping[str, Any], clip: Mapping[str, Any]) -> str:
   picture = "<div class=none></div>"
   if clip["preview"]:
-    picture = (
-        f"<img loading=lazy alt='' src='{html.escape(clip['preview'])}'>"
-    )
+    picture = f"<img loading=lazy alt='' src='{html.escape(clip['preview'])}'>"
   measures = " · ".join(
-      f"{label} {clip['measures'][name]:.3g}"
-      for name, label in _SHOWN
-      if name in clip["measures"]
+    f"{label} {clip['measures'][name]:.3g}"
+    for name, label in _SHOWN
+    if name in clip["measures"]
   )
   reasons = "".join(
-      f"<div class=bad style='padding:0'>{html.escape(reason)}</div>"
-      for reason in clip["reasons"]
+    f"<div class=bad style='padding:0'>{html.escape(reason)}</div>"
+    for reason in clip["reasons"]
   )
   seconds = sum(clip["seconds"].values())
   return (
-      f"<div class=clip>{picture}<div><b>{html.escape(clip['name'])}</b>"
-      f" <span class=small>{html.escape(verdict['asset_name'])},"
-      f" {clip['start']:.2f} to {clip['end']:.2f} s,"
-      f" made in {seconds:.1f} s</span>{reasons}"
-      f"<div class=small style='padding:0'>{measures}</div></div></div>"
+    f"<div class=clip>{picture}<div><b>{html.escape(clip['name'])}</b>"
+    f" <span class=small>{html.escape(verdict['asset_name'])},"
+    f" {clip['start']:.2f} to {clip['end']:.2f} s,"
+    f" made in {seconds:.1f} s</span>{reasons}"
+    f"<div class=small style='padding:0'>{measures}</div></div></div>"
   )

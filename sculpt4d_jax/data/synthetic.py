@@ -69,10 +69,10 @@ def make_clip(seed: int, num_frames: int) -> SyntheticClip:
   body = _Body(num_frames)
   _FAMILIES[family](rng, phase, body)
   return SyntheticClip(
-      solid=body.solid(yaw=rng.uniform(-0.9, 0.9)),
-      colours=_colours(rng, len(body.cones), len(body.boxes)),
-      family=family,
-      seed=seed,
+    solid=body.solid(yaw=rng.uniform(-0.9, 0.9)),
+    colours=_colours(rng, len(body.cones), len(body.boxes)),
+    family=family,
+    seed=seed,
   )
 
 
@@ -89,7 +89,7 @@ class _Body:
     """Adds a round cone between two points [F, 3] or [3]."""
     start, end = (self._per_frame(x, 3) for x in (start, end))
     radii = np.stack(
-        [self._per_frame(x) for x in (start_radius, end_radius)], -1
+      [self._per_frame(x) for x in (start_radius, end_radius)], -1
     )
     self.cones.append((start, end, radii))
     return end
@@ -106,7 +106,7 @@ class _Body:
     half_size = self._per_frame(half_size, 3)
     rounding = np.minimum(self._per_frame(rounding), half_size.min(-1) * 0.9)
     self.boxes.append(
-        (self._per_frame(centre, 3), rotation, half_size, rounding)
+      (self._per_frame(centre, 3), rotation, half_size, rounding)
     )
 
   def _per_frame(self, value, width=None):
@@ -146,7 +146,7 @@ def _cone_arrays(cones, centre, scale, num_frames):
   rotation = np.tile(np.eye(3, dtype=np.float32), (num_frames, NUM_CONES, 1, 1))
   length = np.ones((num_frames, NUM_CONES), np.float32)
   radii = np.full(
-      (num_frames, NUM_CONES, 2), signed_distance.ABSENT, np.float32
+    (num_frames, NUM_CONES, 2), signed_distance.ABSENT, np.float32
   )
   for part, (start, end, part_radii) in enumerate(cones):
     axis = end - start
@@ -165,11 +165,12 @@ def _box_arrays(boxes, centre, scale, num_frames):
   origin = np.zeros((num_frames, NUM_BOXES, 3), np.float32)
   rotation = np.tile(np.eye(3, dtype=np.float32), (num_frames, NUM_BOXES, 1, 1))
   half_size = np.full((num_frames, NUM_BOXES, 3), 1e-3, np.float32)
-  rounding = np.full((num_frames, NUM_BOXES), signed_distance.ABSENT,
-                     np.float32)
+  rounding = np.full(
+    (num_frames, NUM_BOXES), signed_distance.ABSENT, np.float32
+  )
   half_size += rounding[..., None]  # An absent box has no inner box either.
   for part, (box_centre, box_rotation, box_half, box_rounding) in enumerate(
-      boxes
+    boxes
   ):
     origin[:, part] = (box_centre - centre) * scale
     rotation[:, part] = box_rotation
@@ -233,12 +234,12 @@ def _limb(body, root, lengths, angles, radii, side):
   """
   for index, (length, angle) in enumerate(zip(lengths, angles)):
     step = np.stack(
-        [
-            np.sin(angle) * np.cos(side),
-            -np.cos(angle) * np.cos(side),
-            np.full_like(angle, np.sin(side)),
-        ],
-        -1,
+      [
+        np.sin(angle) * np.cos(side),
+        -np.cos(angle) * np.cos(side),
+        np.full_like(angle, np.sin(side)),
+      ],
+      -1,
     )
     root = body.cone(root, root + length * step, radii[index], radii[index + 1])
 
@@ -255,8 +256,10 @@ def _quadruped(rng, phase, body):
   neck = shoulder + 0.4 * np.stack([np.cos(nod), np.sin(nod), zero], -1)
   body.cone(shoulder, neck, girth * 0.7, girth * 0.5)
   body.cone(
-      neck, neck + np.stack([zero + 0.22, zero - 0.06, zero], -1),
-      girth * rng.uniform(0.6, 0.8), girth * 0.4,
+    neck,
+    neck + np.stack([zero + 0.22, zero - 0.06, zero], -1),
+    girth * rng.uniform(0.6, 0.8),
+    girth * 0.4,
   )
   swing = rng.uniform(0.4, 0.75)
   for end, gait in ((hip, 0.0), (shoulder, np.pi / 2)):
@@ -265,8 +268,14 @@ def _quadruped(rng, phase, body):
       upper = swing * np.sin(step)
       lower = upper + 0.5 * np.cos(step) - 0.2
       root = end + np.array([0.0, -girth * 0.3, side * girth * 0.75])
-      _limb(body, root, (height * 0.48,) * 2, (upper, lower),
-            (leg * 1.3, leg, leg * 0.8), side * 0.05)
+      _limb(
+        body,
+        root,
+        (height * 0.48,) * 2,
+        (upper, lower),
+        (leg * 1.3, leg, leg * 0.8),
+        side * 0.05,
+      )
   wag = 0.8 * np.sin(phase + 1.0)
   tail = np.stack([zero - 0.4, 0.25 + 0.1 * wag, 0.3 * wag], -1)
   body.cone(hip, hip + tail, leg, leg * 0.5)
@@ -289,12 +298,24 @@ def _biped(rng, phase, body):
     upper = stride * np.sin(step)
     lower = upper - 0.4 + 0.4 * np.cos(step)
     root = hip + np.array([0.0, -0.05, side * girth * 0.6])
-    _limb(body, root, (height * 0.46,) * 2, (upper, lower),
-          (limb * 1.3, limb, limb), side * 0.06)
+    _limb(
+      body,
+      root,
+      (height * 0.46,) * 2,
+      (upper, lower),
+      (limb * 1.3, limb, limb),
+      side * 0.06,
+    )
     arm = -stride * np.sin(step) * 0.9
     root = chest + np.array([0.0, 0.02, side * girth * 0.9])
-    _limb(body, root, (0.32, 0.3), (arm, arm + 0.5 + 0.3 * np.sin(step)),
-          (limb, limb * 0.9, limb * 0.8), side * (0.3 + raised))
+    _limb(
+      body,
+      root,
+      (0.32, 0.3),
+      (arm, arm + 0.5 + 0.3 * np.sin(step)),
+      (limb, limb * 0.9, limb * 0.8),
+      side * (0.3 + raised),
+    )
 
 
 def _tentacle(rng, phase, body):
@@ -308,11 +329,11 @@ def _tentacle(rng, phase, body):
   for index in range(count):
     along = index / count
     angle = angle + bend * np.sin(phase - 2 * np.pi * waves * along) * (
-        0.4 + 0.6 * along
+      0.4 + 0.6 * along
     )
     step = np.stack(
-        [np.sin(angle), np.cos(angle), np.sin(tilt * np.sin(phase + along))],
-        -1,
+      [np.sin(angle), np.cos(angle), np.sin(tilt * np.sin(phase + along))],
+      -1,
     )
     end = point + 0.24 * step
     radii = [thick + (thin - thick) * (index + k) / count for k in (0, 1)]
@@ -359,7 +380,7 @@ def _machine(rng, phase, body):
     body.ball(joint, width * 1.5)
     joint = joint + length * up
     angle = angle + rng.uniform(0.4, 1.0) * (
-        np.sin(phase + rng.uniform(0, 6.28)) + rng.uniform(-0.5, 1.2)
+      np.sin(phase + rng.uniform(0, 6.28)) + rng.uniform(-0.5, 1.2)
     )
     del index
   body.ball(joint, rng.uniform(0.14, 0.24))
@@ -377,7 +398,7 @@ def _bulger(rng, phase, body):
     radius = rng.uniform(0.2, 0.38) * pulse
     height = height + radius * 0.8
     centre = np.stack(
-        [sway * index * np.sin(phase - 0.7 * index), height, zero], -1
+      [sway * index * np.sin(phase - 0.7 * index), height, zero], -1
     )
     if rng.uniform() < 0.25:
       half = radius[:, None] * np.array([1.0, 0.8, 0.9])
@@ -390,8 +411,8 @@ def _bulger(rng, phase, body):
     for side in (-1, 1):
       top = np.stack([zero, height * 0.7, zero], -1)
       out = np.stack(
-          [side * (0.5 + 0 * phase), height * 0.7 + 0.25 * np.sin(phase), zero],
-          -1,
+        [side * (0.5 + 0 * phase), height * 0.7 + 0.25 * np.sin(phase), zero],
+        -1,
       )
       body.cone(top, out, 0.1, 0.08)
 
@@ -421,11 +442,11 @@ def _splitter(rng, phase, body):
 
 
 _FAMILIES: dict[str, Callable[..., None]] = {
-    "quadruped": _quadruped,
-    "biped": _biped,
-    "tentacle": _tentacle,
-    "bloomer": _bloomer,
-    "machine": _machine,
-    "bulger": _bulger,
-    "splitter": _splitter,
+  "quadruped": _quadruped,
+  "biped": _biped,
+  "tentacle": _tentacle,
+  "bloomer": _bloomer,
+  "machine": _machine,
+  "bulger": _bulger,
+  "splitter": _splitter,
 }

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sculpt4d_jax import array_types
@@ -76,7 +75,7 @@ class Record:
 
 
 def make_record(
-    clip: synthetic.SyntheticClip, sizes: RecordSizes, seed: int = 0
+  clip: synthetic.SyntheticClip, sizes: RecordSizes, seed: int = 0
 ) -> Record:
   """Makes the record of a clip; the same seed gives the same record."""
   rng = np.random.default_rng([clip.seed, seed, 0x5D])
@@ -88,11 +87,11 @@ def make_record(
   alpha = rgba[..., 3:]
   images = np.round(255 * (rgba[..., :3] * alpha + 1 - alpha))
   return Record(
-      surface=surface,
-      samples=samples,
-      images=images.astype(np.uint8),
-      masks=np.round(255 * alpha[..., 0]).astype(np.uint8),
-      view=view,
+    surface=surface,
+    samples=samples,
+    images=images.astype(np.uint8),
+    masks=np.round(255 * alpha[..., 0]).astype(np.uint8),
+    view=view,
   )
 
 
@@ -103,31 +102,31 @@ def trim(solid: signed_distance.Solid) -> signed_distance.Solid:
   cones = next(n for n in (4, 8, synthetic.NUM_CONES) if n >= cones)
   boxes = 0 if boxes == 0 else synthetic.NUM_BOXES
   return signed_distance.Solid(
-      *(x[:, :cones] for x in solid[:4]),
-      *(x[:, :boxes] for x in solid[4:8]),
-      solid.smoothness,
+    *(x[:, :cones] for x in solid[:4]),
+    *(x[:, :boxes] for x in solid[4:8]),
+    solid.smoothness,
   )
 
 
 def draw_view(
-    rng: np.random.Generator, sizes: RecordSizes
+  rng: np.random.Generator, sizes: RecordSizes
 ) -> sphere_tracer.View:
   """Draws a camera in front of the object and a light over its shoulder."""
   return sphere_tracer.View(
-      azimuth=np.float32(rng.uniform(-sizes.max_azimuth, sizes.max_azimuth)),
-      elevation=np.float32(rng.uniform(*sizes.elevations)),
-      centre=np.zeros(2, np.float32),
-      extent=np.float32(1.9),
-      light=np.array(
-          [rng.uniform(-0.7, 0.7), rng.uniform(0.3, 1.0), 0.8], np.float32
-      ),
+    azimuth=np.float32(rng.uniform(-sizes.max_azimuth, sizes.max_azimuth)),
+    elevation=np.float32(rng.uniform(*sizes.elevations)),
+    centre=np.zeros(2, np.float32),
+    extent=np.float32(1.9),
+    light=np.array(
+      [rng.uniform(-0.7, 0.7), rng.uniform(0.3, 1.0), 0.8], np.float32
+    ),
   )
 
 
 def fit_view(
-    clip: synthetic.SyntheticClip,
-    view: sphere_tracer.View,
-    border_ratio: float,
+  clip: synthetic.SyntheticClip,
+  view: sphere_tracer.View,
+  border_ratio: float,
 ) -> sphere_tracer.View:
   """Centres the view on the clip and fits the object into its borders."""
   right, up, backward = (np.asarray(x) for x in sphere_tracer.camera_axes(view))
@@ -141,7 +140,7 @@ def fit_view(
       high[axis] = max(high[axis], ((centre + radii) * scale).max())
   extent = (high - low).max() / 2 / (1 - border_ratio)
   return view._replace(
-      centre=((low + high) / 2).astype(np.float32), extent=np.float32(extent)
+    centre=((low + high) / 2).astype(np.float32), extent=np.float32(extent)
   )
 
 
@@ -150,7 +149,7 @@ def _spheres(solid):
   there = solid.cone_radii[..., 0] > 0
   start, radii = solid.cone_origin[there], solid.cone_radii[there]
   end = start + (
-      solid.cone_rotation[there][..., 1] * solid.cone_length[there][:, None]
+    solid.cone_rotation[there][..., 1] * solid.cone_length[there][:, None]
   )
   if len(start):
     yield start, radii[:, 0]
@@ -167,22 +166,24 @@ def _spheres(solid):
 
 
 def render_clip(
-    clip: synthetic.SyntheticClip, view: sphere_tracer.View, size: int
+  clip: synthetic.SyntheticClip, view: sphere_tracer.View, size: int
 ) -> np.ndarray:
   """Renders all frames: RGBA float32 in [0, 1], [F, size, size, 4]."""
   solid = trim(clip.solid)
   cones, boxes = solid.cone_length.shape[1], solid.box_rounding.shape[1]
-  colours = np.concatenate([
+  colours = np.concatenate(
+    [
       clip.colours[:cones],
       clip.colours[synthetic.NUM_CONES :][:boxes],
-  ])
+    ]
+  )
   return np.asarray(_render(solid, colours, view, size))
 
 
 @functools.partial(jax.jit, static_argnames="size")
 def _render(solid, colours, view, size):
   return jax.lax.map(
-      lambda frame: sphere_tracer.render(frame, colours, view, size), solid
+    lambda frame: sphere_tracer.render(frame, colours, view, size), solid
   )
 
 
@@ -216,7 +217,7 @@ def _surface(clip, solid, sizes, rng):
 
 
 def guide_points(
-    solid: signed_distance.Solid, count: int, rng: np.random.Generator
+  solid: signed_distance.Solid, count: int, rng: np.random.Generator
 ) -> np.ndarray:
   """Points on the parts, fixed in the parts' own frames: float64 [F, M, 3].
 
@@ -228,17 +229,21 @@ def guide_points(
   length = solid.cone_length[0, cones].astype(np.float64)
   slope = (radii[:, 0] - radii[:, 1]) / length
   cosine = np.sqrt(np.maximum(1 - slope**2, 0.0))
-  areas = 2 * np.pi * np.stack(
+  areas = (
+    2
+    * np.pi
+    * np.stack(
       [
-          radii[:, 0] ** 2 * (1 + slope),
-          radii.sum(1) / 2 * cosine * length * cosine,
-          radii[:, 1] ** 2 * (1 - slope),
+        radii[:, 0] ** 2 * (1 + slope),
+        radii.sum(1) / 2 * cosine * length * cosine,
+        radii[:, 1] ** 2 * (1 - slope),
       ],
       -1,
+    )
   )
   sides = solid.box_half_size[0, boxes].astype(np.float64)
   faces = 8 * np.stack(
-      [sides[:, (a + 1) % 3] * sides[:, (a + 2) % 3] for a in range(3)], -1
+    [sides[:, (a + 1) % 3] * sides[:, (a + 2) % 3] for a in range(3)], -1
   ).reshape(len(boxes), 3)
   weights = np.concatenate([areas.ravel(), faces.ravel()])
   chosen = rng.choice(len(weights), count, p=weights / weights.sum())
@@ -246,12 +251,15 @@ def guide_points(
   on_cone = chosen < areas.size
   points = np.empty((len(solid.smoothness), count, 3))
   points[:, on_cone] = _on_cones(
-      solid, cones[chosen[on_cone] // 3], chosen[on_cone] % 3, u[on_cone],
-      angle[on_cone],
+    solid,
+    cones[chosen[on_cone] // 3],
+    chosen[on_cone] % 3,
+    u[on_cone],
+    angle[on_cone],
   )
   picked = chosen[~on_cone] - areas.size
   points[:, ~on_cone] = _on_boxes(
-      solid, boxes[picked // 3] if len(boxes) else picked, picked % 3, rng
+    solid, boxes[picked // 3] if len(boxes) else picked, picked % 3, rng
   )
   return points
 
@@ -268,16 +276,14 @@ def _on_cones(solid, part, section, u, angle):
   cosine = np.sqrt(np.maximum(1 - slope**2, 0.0))
   along = np.choose(section, [lower, side, length + upper])
   across = np.choose(
-      section,
-      [
-          np.sqrt(np.maximum(low**2 - lower**2, 0.0)),
-          (low * (1 - u) + high * u) * cosine,
-          np.sqrt(np.maximum(high**2 - upper**2, 0.0)),
-      ],
+    section,
+    [
+      np.sqrt(np.maximum(low**2 - lower**2, 0.0)),
+      (low * (1 - u) + high * u) * cosine,
+      np.sqrt(np.maximum(high**2 - upper**2, 0.0)),
+    ],
   )
-  local = np.stack(
-      [across * np.cos(angle), along, across * np.sin(angle)], -1
-  )
+  local = np.stack([across * np.cos(angle), along, across * np.sin(angle)], -1)
   turned = np.einsum("fmij,fmj->fmi", solid.cone_rotation[:, part], local)
   return solid.cone_origin[:, part] + turned
 

@@ -1,9 +1,9 @@
 """Prepares one unit: its clips to a shard, its verdicts to a file.
 
-  shards/ID.arrayrecord   the accepted clips
-  previews/ID/N.jpg       three pictures of each clip that got so far
-  verdicts/ID.json        what came of all clips; written last, so that a unit
-                          whose verdicts are there is done
+shards/ID.arrayrecord   the accepted clips
+previews/ID/N.jpg       three pictures of each clip that got so far
+verdicts/ID.json        what came of all clips; written last, so that a unit
+whose verdicts are there is done
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,13 @@ AssetError = asset_files.AssetError
 Unit = asset_units.Unit
 
 _PACKAGES = (
-    "numpy", "scipy", "libigl", "embreex", "scikit-image", "trimesh", "jax"
+  "numpy",
+  "scipy",
+  "libigl",
+  "embreex",
+  "scikit-image",
+  "trimesh",
+  "jax",
 )
 _PREVIEW_SIZE = 144
 _PAPER = (238, 238, 236)
@@ -41,11 +47,11 @@ def verdict_path(output: str | pathlib.Path, unit: Unit) -> pathlib.Path:
 
 
 def prepare_isolated(
-    unit: Unit,
-    settings: preparation.PreparationSettings,
-    limits: asset_files.AssetLimits,
-    output: str,
-    bounds: dict[str, Any],
+  unit: Unit,
+  settings: preparation.PreparationSettings,
+  limits: asset_files.AssetLimits,
+  output: str,
+  bounds: dict[str, Any],
 ) -> dict[str, Any]:
   """Prepares a unit unless it is done, whatever its asset may do.
 
@@ -65,9 +71,7 @@ def prepare_isolated(
   path = verdict_path(output, unit)
   if path.is_file():
     return json.loads(path.read_text())
-  outcome = isolation.run(
-      prepare, unit, settings, limits, output, **bounds
-  )
+  outcome = isolation.run(prepare, unit, settings, limits, output, **bounds)
   return _write_verdict(unit, outcome, output)
 
 
@@ -79,15 +83,15 @@ def reject(unit: Unit, outcome: isolation.Outcome, output: str) -> None:
 def _write_verdict(unit, outcome, output) -> dict[str, Any]:
   result = outcome.value or {"clips": [], "shard": "", "bytes": 0}
   result |= {
-      "unit": unit.id,
-      "asset_name": unit.name,
-      "content_hash": unit.content,
-      "credit": dataclasses.asdict(unit.credit),
-      "error": outcome.error,
-      "seconds": round(outcome.seconds, 3),
-      "cpu_seconds": round(outcome.cpu_seconds, 3),
-      "peak_bytes": outcome.peak_bytes,
-      "versions": versions(),
+    "unit": unit.id,
+    "asset_name": unit.name,
+    "content_hash": unit.content,
+    "credit": dataclasses.asdict(unit.credit),
+    "error": outcome.error,
+    "seconds": round(outcome.seconds, 3),
+    "cpu_seconds": round(outcome.cpu_seconds, 3),
+    "peak_bytes": outcome.peak_bytes,
+    "versions": versions(),
   }
   path = verdict_path(output, unit)
   atomic.write_bytes(path, json.dumps(result, indent=1).encode())
@@ -95,10 +99,10 @@ def _write_verdict(unit, outcome, output) -> dict[str, Any]:
 
 
 def prepare(
-    unit: Unit,
-    settings: preparation.PreparationSettings,
-    limits: asset_files.AssetLimits,
-    output: str,
+  unit: Unit,
+  settings: preparation.PreparationSettings,
+  limits: asset_files.AssetLimits,
+  output: str,
 ) -> dict[str, Any]:
   """Prepares a unit in this process; see `prepare_isolated`.
 
@@ -118,9 +122,10 @@ def prepare(
     for number, job in enumerate(asset_units.jobs(unit, settings, limits)):
       prepared = _prepare_job(job, settings)
       details[job.clip] = asset_units.details(unit, job) | {
-          "measures": _rounded(prepared.verdict.measures),
+        "measures": _rounded(prepared.verdict.measures),
       }
-      clips.append({
+      clips.append(
+        {
           "clip": job.clip,
           "asset": job.asset,
           "name": job.name,
@@ -131,7 +136,8 @@ def prepare(
           "measures": _rounded(prepared.verdict.measures),
           "seconds": prepared.verdict.seconds,
           "preview": _write_preview(folder, unit, number, prepared.preview),
-      })
+        }
+      )
       for kind, part, content in prepared.entries:
         yield job.clip, kind, part, content
 
@@ -145,8 +151,10 @@ def prepare(
 
 def versions() -> dict[str, str]:
   """Of everything that shapes a record."""
-  found = {"python": platform.python_version(),
-           "schema": str(asset_records.VERSION)}
+  found = {
+    "python": platform.python_version(),
+    "schema": str(asset_records.VERSION),
+  }
   for name in _PACKAGES:
     try:
       found[name] = importlib.metadata.version(name)
@@ -157,9 +165,7 @@ def versions() -> dict[str, str]:
 
 def _prepare_job(job, settings) -> preparation.PreparedClip:
   try:
-    return preparation.prepare_clip(
-        job.play(), job.clip, settings, job.seed
-    )
+    return preparation.prepare_clip(job.play(), job.clip, settings, job.seed)
   except AssetError as error:
     verdict = preparation.Verdict([str(error)], {}, {})
     return preparation.PreparedClip([], verdict, [])

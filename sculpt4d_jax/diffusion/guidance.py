@@ -14,16 +14,16 @@ VelocityFunction = Callable[[Array, Array], Array]
 
 
 def combine(
-    conditional: Float[Array, "*shape"],
-    unconditional: Float[Array, "*shape"],
-    scale: float | Array,
+  conditional: Float[Array, "*shape"],
+  unconditional: Float[Array, "*shape"],
+  scale: float | Array,
 ) -> Float[Array, "*shape"]:
-  """unconditional + scale * (conditional - unconditional)."""
+  """Computes unconditional + scale * (conditional - unconditional)."""
   return unconditional + scale * (conditional - unconditional)
 
 
 def in_one_batch(
-    velocity: VelocityFunction, scale: float | Array
+  velocity: VelocityFunction, scale: float | Array
 ) -> VelocityFunction:
   """Guides a function of twice the batch: conditional, then unconditional.
 
@@ -42,9 +42,9 @@ def in_one_batch(
 
 
 def one_after_the_other(
-    conditional: VelocityFunction,
-    unconditional: VelocityFunction,
-    scale: float | Array,
+  conditional: VelocityFunction,
+  unconditional: VelocityFunction,
+  scale: float | Array,
 ) -> VelocityFunction:
   """Guides with two functions: half the memory of one batch."""
 

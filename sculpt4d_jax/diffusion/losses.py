@@ -9,13 +9,13 @@ Float = array_types.Float
 
 
 def squared_error_per_clip(
-    prediction: Float[Array, "B *shape"], target: Float[Array, "B *shape"]
-) -> Float[Array, "B"]:
+  prediction: Float[Array, " B *shape"], target: Float[Array, " B *shape"]
+) -> Float[Array, " B"]:
   """Mean squared error of each clip, over frames, tokens and channels."""
   if prediction.shape != target.shape:
     raise ValueError(
-        f"prediction is {prediction.shape} but target is {target.shape}; their"
-        " shapes must be equal."
+      f"prediction is {prediction.shape} but target is {target.shape}; their"
+      " shapes must be equal."
     )
   # A sum of many small squares: float32 whatever the compute dtype.
   error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
@@ -23,7 +23,7 @@ def squared_error_per_clip(
 
 
 def squared_error(
-    prediction: Float[Array, "B *shape"], target: Float[Array, "B *shape"]
+  prediction: Float[Array, " B *shape"], target: Float[Array, " B *shape"]
 ) -> Float[Array, ""]:
   """Flow matching's loss: mean squared error, all times weighted alike."""
   return squared_error_per_clip(prediction, target).mean()

@@ -17,34 +17,32 @@ Float = array_types.Float
 
 
 def interpolate(
-    noise: Float[Array, "B *shape"],
-    data: Float[Array, "B *shape"],
-    time: Float[Array, "B"],
-) -> Float[Array, "B *shape"]:
+  noise: Float[Array, " B *shape"],
+  data: Float[Array, " B *shape"],
+  time: Float[Array, " B"],
+) -> Float[Array, " B *shape"]:
   """x_t at each clip's time."""
   t = _expand(time, data.ndim)
   return t * data + (1 - t) * noise
 
 
 def velocity(
-    noise: Float[Array, "*shape"], data: Float[Array, "*shape"]
+  noise: Float[Array, "*shape"], data: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
   """The velocity of the path, the same at all times."""
   return data - noise
 
 
 def predict_data(
-    x: Float[Array, "B *shape"],
-    velocity: Float[Array, "B *shape"],
-    time: Float[Array, "B"],
-) -> Float[Array, "B *shape"]:
+  x: Float[Array, " B *shape"],
+  velocity: Float[Array, " B *shape"],
+  time: Float[Array, " B"],
+) -> Float[Array, " B *shape"]:
   """Where the path through x at `time` with this velocity ends, at t = 1."""
   return x + (1 - _expand(time, x.ndim)) * velocity
 
 
 def _expand(time: Array, ndim: int) -> Array:
   if time.ndim != 1:
-    raise ValueError(
-        f"time must be [B], one number a clip, came {time.shape}."
-    )
+    raise ValueError(f"time must be [B], one number a clip, came {time.shape}.")
   return time.reshape(time.shape + (1,) * (ndim - 1))

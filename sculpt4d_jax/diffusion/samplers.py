@@ -22,11 +22,11 @@ SCHEDULER_START = 0.001
 
 
 def euler_times(
-    num_steps: int,
-    *,
-    shift: float = 1.0,
-    skip_zero_step: bool = True,
-    start: float = 0.0,
+  num_steps: int,
+  *,
+  shift: float = 1.0,
+  skip_zero_step: bool = True,
+  start: float = 0.0,
 ) -> np.ndarray:
   """Times of an Euler sampler, growing from 0 to 1.
 
@@ -48,8 +48,8 @@ def euler_times(
   """
   if num_steps < 2:
     raise ValueError(
-        f"num_steps={num_steps} must be at least 2: the first and the last time"
-        " are 0 and 1."
+      f"num_steps={num_steps} must be at least 2: the first and the last time"
+      " are 0 and 1."
     )
   if shift <= 0:
     raise ValueError(f"shift={shift} must be positive.")
@@ -64,11 +64,11 @@ def euler_times(
 
 
 def euler(
-    velocity: guidance.VelocityFunction,
-    noise: Float[Array, "B *shape"],
-    times: Float[Array, "steps+1"],
-    *,
-    return_trajectory: bool = False,
+  velocity: guidance.VelocityFunction,
+  noise: Float[Array, " B *shape"],
+  times: Float[Array, " steps+1"],
+  *,
+  return_trajectory: bool = False,
 ) -> Float[Array, "..."]:
   """Follows the velocity with x <- x + (t_next - t) velocity(x, t).
 
@@ -87,7 +87,7 @@ def euler(
   times = jnp.asarray(times, jnp.float32)
   if times.ndim != 1 or times.shape[0] < 2:
     raise ValueError(
-        f"times must be one list of at least two, came {times.shape}."
+      f"times must be one list of at least two, came {times.shape}."
     )
 
   def step(x, interval):

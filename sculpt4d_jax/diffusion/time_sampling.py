@@ -14,19 +14,19 @@ PRNGKey = array_types.PRNGKey
 TimeSampler = Callable[[PRNGKey, int], Array]
 
 
-def uniform(key: PRNGKey, batch_size: int) -> Float[Array, "B"]:
+def uniform(key: PRNGKey, batch_size: int) -> Float[Array, " B"]:
   """Uniform on [0, 1): what Hunyuan3D 2.1 trains with."""
   return jax.random.uniform(key, (batch_size,))
 
 
 def logit_normal(
-    key: PRNGKey,
-    batch_size: int,
-    *,
-    mean: float = 0.0,
-    std: float = 1.0,
-    shift: float = 1.0,
-) -> Float[Array, "B"]:
+  key: PRNGKey,
+  batch_size: int,
+  *,
+  mean: float = 0.0,
+  std: float = 1.0,
+  shift: float = 1.0,
+) -> Float[Array, " B"]:
   """The sigmoid of a normal variable, shifted: an option of Hunyuan3D 2.1.
 
   With a = sqrt(shift), t becomes a t / (1 + (a - 1) t): a shift above 1 draws
@@ -46,16 +46,16 @@ def logit_normal(
 
 
 def shift_time(time: Array, factor: float) -> Array:
-  """factor t / (1 + (factor - 1) t), which keeps 0 and 1."""
+  """Computes factor t / (1 + (factor - 1) t), which keeps 0 and 1."""
   return factor * time / (1 + (factor - 1) * time)
 
 
 def get(
-    name: str,
-    *,
-    logit_mean: float = 0.0,
-    logit_std: float = 1.0,
-    shift: float = 1.0,
+  name: str,
+  *,
+  logit_mean: float = 0.0,
+  logit_std: float = 1.0,
+  shift: float = 1.0,
 ) -> TimeSampler:
   """The sampler a configuration names: "uniform" or "logit_normal".
 
@@ -64,22 +64,22 @@ def get(
   """
   if not (logit_std > 0 and shift > 0):
     raise ValueError(
-        f"logit_std={logit_std} and shift={shift} must be positive."
+      f"logit_std={logit_std} and shift={shift} must be positive."
     )
   if name == "uniform":
     if shift != 1:
       raise ValueError(
-          f"shift={shift} belongs to 'logit_normal'; uniform times have none."
+        f"shift={shift} belongs to 'logit_normal'; uniform times have none."
       )
     return uniform
   if name == "logit_normal":
 
     def sample(key: PRNGKey, batch_size: int) -> Array:
       return logit_normal(
-          key, batch_size, mean=logit_mean, std=logit_std, shift=shift
+        key, batch_size, mean=logit_mean, std=logit_std, shift=shift
       )
 
     return sample
   raise ValueError(
-      f"Unknown time sampling {name!r}: choose 'uniform' or 'logit_normal'."
+    f"Unknown time sampling {name!r}: choose 'uniform' or 'logit_normal'."
   )

@@ -23,19 +23,19 @@ from sculpt4d_jax.models import shape_vae
 PAPER_CALLS = 500
 # Frames: PFLOPs sparse and full, network ratio in per cent.
 PAPER_TABLE_A2 = {
-    8: (84.5, 123.2, 68.6),
-    16: (186.3, 425.7, 43.8),
-    32: (425.0, 1584.9, 26.8),
+  8: (84.5, 123.2, 68.6),
+  16: (186.3, 425.7, 43.8),
+  32: (425.0, 1584.9, 26.8),
 }
 # Variant: name in configs/ablations.py, schedule (None is full attention),
 # anchor frames, PFLOPs.
 PAPER_TABLE_A1 = {
-    "A": ("no_anchor", (1, 1, 2, 4, 8, 16), (), 169.8),
-    "B": ("fixed_stride", (4,), (0,), 167.1),
-    "C": ("aggressive", (1, 2, 4, 8, 16, 32), (0,), 145.0),
-    "D": ("conservative", (1, 1, 2, 2, 4, 4), (0,), 233.6),
-    "E": ("full", None, (0,), 425.7),
-    "F": ("ours", (1, 1, 2, 4, 8, 16), (0,), 186.3),
+  "A": ("no_anchor", (1, 1, 2, 4, 8, 16), (), 169.8),
+  "B": ("fixed_stride", (4,), (0,), 167.1),
+  "C": ("aggressive", (1, 2, 4, 8, 16, 32), (0,), 145.0),
+  "D": ("conservative", (1, 1, 2, 2, 4, 4), (0,), 233.6),
+  "E": ("full", None, (0,), 425.7),
+  "F": ("ours", (1, 1, 2, 4, 8, 16), (0,), 186.3),
 }
 
 
@@ -50,11 +50,11 @@ class Sizes:
   def call(self, num_frames: int, mode: str | None = None) -> flops.Counts:
     """One call of the transformer on one clip."""
     return flops.dit_call(
-        self.dit,
-        num_frames,
-        self.vae.num_latents,
-        self.image_encoder.num_tokens,
-        mode,
+      self.dit,
+      num_frames,
+      self.vae.num_latents,
+      self.image_encoder.num_tokens,
+      mode,
     )
 
 
@@ -68,7 +68,7 @@ def num_calls(num_steps: int, guidance_scale: float) -> tuple[int, int]:
 
 
 def sample(
-    sizes: Sizes, sampling: model_lib.SamplingConfig, num_points: int = 0
+  sizes: Sizes, sampling: model_lib.SamplingConfig, num_points: int = 0
 ) -> flops.Counts:
   """All operations from pictures to latents, and on to `num_points` a frame.
 
@@ -82,13 +82,9 @@ def sample(
   steps, branches = num_calls(sampling.num_steps, sampling.guidance_scale)
   context_tokens = sizes.image_encoder.num_tokens
   parts = [
-      flops.image_encoder(sizes.image_encoder, frames),
-      flops.times(
-          branches, flops.dit_context(sizes.dit, frames, context_tokens)
-      ),
-      flops.times(
-          steps * branches, sizes.call(frames, sampling.temporal_mode)
-      ),
+    flops.image_encoder(sizes.image_encoder, frames),
+    flops.times(branches, flops.dit_context(sizes.dit, frames, context_tokens)),
+    flops.times(steps * branches, sizes.call(frames, sampling.temporal_mode)),
   ]
   if num_points:
     parts.append(flops.vae_decoder(sizes.vae, frames))
@@ -117,27 +113,26 @@ def parts_table(columns: Mapping[str, Mapping[str, int]]) -> str:
 def table_a2(sizes: Sizes, frames: Sequence[int] = (8, 16, 32, 64)) -> str:
   """Sparse against full attention by frames; our counts and the paper's."""
   lines = [
-      f"Table A2: PFLOPs of {PAPER_CALLS} calls, ours | paper",
-      f"{'frames':<8}{'sparse':>20}{'full':>22}{'network ratio':>20}"
-      f"{'attention':>12}",
+    f"Table A2: PFLOPs of {PAPER_CALLS} calls, ours | paper",
+    f"{'frames':<8}{'sparse':>20}{'full':>22}{'network ratio':>20}"
+    f"{'attention':>12}",
   ]
   for num_frames in frames:
-    ours = [
-        _peta(sizes.call(num_frames, mode)) for mode in ("sparse", "full")
-    ]
+    ours = [_peta(sizes.call(num_frames, mode)) for mode in ("sparse", "full")]
     scores = [
-        sizes.call(num_frames, mode)[flops.TEMPORAL_SCORES]
-        for mode in ("sparse", "full")
+      sizes.call(num_frames, mode)[flops.TEMPORAL_SCORES]
+      for mode in ("sparse", "full")
     ]
     paper = PAPER_TABLE_A2.get(num_frames)
     sparse, full, ratio = (
-        (f"{paper[0]:.1f}", f"{paper[1]:.1f}", f"{paper[2]:.1f}%")
-        if paper else "---"
-    )  # fmt: skip
+      (f"{paper[0]:.1f}", f"{paper[1]:.1f}", f"{paper[2]:.1f}%")
+      if paper
+      else "---"
+    )
     lines.append(
-        f"{num_frames:<8}{ours[0]:>11.1f} |{sparse:>7}{ours[1]:>13.1f} |"
-        f"{full:>7}{ours[0] / ours[1]:>11.1%} |{ratio:>7}"
-        f"{scores[0] / scores[1]:>12.2%}"
+      f"{num_frames:<8}{ours[0]:>11.1f} |{sparse:>7}{ours[1]:>13.1f} |"
+      f"{full:>7}{ours[0] / ours[1]:>11.1%} |{ratio:>7}"
+      f"{scores[0] / scores[1]:>12.2%}"
     )
   return "\n".join(lines)
 
@@ -145,15 +140,15 @@ def table_a2(sizes: Sizes, frames: Sequence[int] = (8, 16, 32, 64)) -> str:
 def table_a1(sizes: Sizes, num_frames: int = 16) -> str:
   """The ablation's variants; our counts and the paper's."""
   lines = [
-      f"Table A1: {num_frames} frames, PFLOPs of {PAPER_CALLS} calls",
-      f"{'variant':<18}{'density':>10}{'ours':>10}{'paper':>10}"
-      f"{'difference':>13}",
+    f"Table A1: {num_frames} frames, PFLOPs of {PAPER_CALLS} calls",
+    f"{'variant':<18}{'density':>10}{'ours':>10}{'paper':>10}"
+    f"{'difference':>13}",
   ]
   for letter, (name, schedule, anchors, paper) in PAPER_TABLE_A1.items():
     dit = sizes.dit
     if schedule is not None:
       dit = dataclasses.replace(
-          dit, temporal_schedule=schedule, temporal_anchor_frames=anchors
+        dit, temporal_schedule=schedule, temporal_anchor_frames=anchors
       )
     variant = dataclasses.replace(sizes, dit=dit)
     mode = "full" if schedule is None else "sparse"
@@ -162,8 +157,8 @@ def table_a1(sizes: Sizes, num_frames: int = 16) -> str:
     density = counts[flops.TEMPORAL_SCORES] / full
     ours = _peta(counts)
     lines.append(
-        f"{letter}: {name:<15}{density:>10.2%}{ours:>10.1f}{paper:>10.1f}"
-        f"{ours - paper:>13.1f}"
+      f"{letter}: {name:<15}{density:>10.2%}{ours:>10.1f}{paper:>10.1f}"
+      f"{ours - paper:>13.1f}"
     )
   return "\n".join(lines)
 
@@ -175,25 +170,25 @@ def difference(sizes: Sizes, num_frames: int = 16) -> str:
   fixed = PAPER_CALLS * sum(counts.values()) / 1e15
   paper_fixed = PAPER_TABLE_A2[num_frames][1] - attention
   dense = sum(
-      counts[name]
-      for name in (
-          "spatial attention: projections",
-          "temporal attention: projections",
-          "cross-attention: projections",
-          "MLP",
-          "MoE: routed experts",
-      )
+    counts[name]
+    for name in (
+      "spatial attention: projections",
+      "temporal attention: projections",
+      "cross-attention: projections",
+      "MLP",
+      "MoE: routed experts",
+    )
   )
   dense = PAPER_CALLS * dense / 1e15
   return (
-      f"At {num_frames} frames the scores of full temporal attention are"
-      f" {attention:.1f} PFLOPs, ours and the paper's alike; what is left of"
-      f" the paper's full column is {paper_fixed:.1f}, and ours is {fixed:.1f}."
-      " The paper does not break its part down. It is less than the"
-      " projections of all attentions, the MLPs and the routed experts alone"
-      f" ({dense:.1f} at two operations a multiplication with its addition,"
-      f" {dense / 2:.1f} at one), so that it cannot hold every product of the"
-      " model it describes; ours does."
+    f"At {num_frames} frames the scores of full temporal attention are"
+    f" {attention:.1f} PFLOPs, ours and the paper's alike; what is left of"
+    f" the paper's full column is {paper_fixed:.1f}, and ours is {fixed:.1f}."
+    " The paper does not break its part down. It is less than the"
+    " projections of all attentions, the MLPs and the routed experts alone"
+    f" ({dense:.1f} at two operations a multiplication with its addition,"
+    f" {dense / 2:.1f} at one), so that it cannot hold every product of the"
+    " model it describes; ours does."
   )
 
 
@@ -212,12 +207,12 @@ def figure_a1(sizes: Sizes, max_frames: int = 64) -> str:
     sparse, full = (sizes.call(num_frames, m) for m in ("sparse", "full"))
     network.append(sum(sparse.values()) / sum(full.values()))
     attention.append(
-        sparse[flops.TEMPORAL_SCORES] / full[flops.TEMPORAL_SCORES]
+      sparse[flops.TEMPORAL_SCORES] / full[flops.TEMPORAL_SCORES]
     )
   x = lambda f: 60 + 520 * (f - 2) / (max_frames - 2)
   y = lambda ratio: 340 - 300 * ratio
   text = lambda x, y, words, anchor="middle": (
-      f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{words}</text>'
+    f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{words}</text>'
   )
   parts = []
   for percent in range(0, 101, 20):
@@ -229,28 +224,30 @@ def figure_a1(sizes: Sizes, max_frames: int = 64) -> str:
   parts.append(text(320, 380, "frames"))
   parts.append(text(320, 24, "Operations of sparse over full attention"))
   curves = (
-      (network, "#b5482a", "network", 2),
-      (attention, "#2a5db5", "temporal attention", None),
+    (network, "#b5482a", "network", 2),
+    (attention, "#2a5db5", "temporal attention", None),
   )
   for row, (curve, color, name, column) in enumerate(curves):
-    points = " ".join(
-        f"{x(f):.1f},{y(r):.1f}" for f, r in zip(frames, curve)
+    points = " ".join(f"{x(f):.1f},{y(r):.1f}" for f, r in zip(frames, curve))
+    parts.append(
+      f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>'
     )
-    parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
-    parts.append(f'<path d="M400 {60 + 20 * row}h24" stroke="{color}" stroke-width="2"/>')
+    parts.append(
+      f'<path d="M400 {60 + 20 * row}h24" stroke="{color}" stroke-width="2"/>'
+    )
     parts.append(text(432, 64 + 20 * row, name, "start"))
     for num_frames, figures in PAPER_TABLE_A2.items():
       if column is not None and num_frames <= max_frames:
         parts.append(
-            f'<circle cx="{x(num_frames):.1f}"'
-            f' cy="{y(figures[column] / 100):.1f}" r="4" fill="none"'
-            f' stroke="{color}"/>'
+          f'<circle cx="{x(num_frames):.1f}"'
+          f' cy="{y(figures[column] / 100):.1f}" r="4" fill="none"'
+          f' stroke="{color}"/>'
         )
   parts.append('<circle cx="412" cy="100" r="4" fill="none" stroke="#b5482a"/>')
   parts.append(text(432, 104, "network, the paper's counts", "start"))
   style = 'font-family="sans-serif" font-size="12" fill="#333"'
   return (
-      '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 396">'
-      '<rect width="620" height="396" fill="#fff"/>'
-      f"<g {style}>" + "".join(parts) + "</g></svg>\n"
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 396">'
+    '<rect width="620" height="396" fill="#fff"/>'
+    f"<g {style}>" + "".join(parts) + "</g></svg>\n"
   )

@@ -21,16 +21,16 @@ TriangleMesh = mesh_lib.TriangleMesh
 
 # Columns of a table, with the direction that is better.
 METRICS = {
-    "chamfer": "lower",
-    "iou": "higher",
-    "f_score": "higher",
-    "jitter": "lower",
+  "chamfer": "lower",
+  "iou": "higher",
+  "f_score": "higher",
+  "jitter": "lower",
 }
 _TITLES = {
-    "chamfer": "Chamfer",
-    "iou": "IoU",
-    "f_score": "F-Score",
-    "jitter": "Jitter",
+  "chamfer": "Chamfer",
+  "iou": "IoU",
+  "f_score": "F-Score",
+  "jitter": "Jitter",
 }
 _ARROWS = {"lower": "↓", "higher": "↑"}
 
@@ -60,10 +60,10 @@ class SequenceMetrics:
   def means(self) -> dict[str, float]:
     """Each metric as one number; jitter is NaN below three frames."""
     return {
-        "chamfer": float(self.chamfer.mean()),
-        "iou": float(self.iou.mean()),
-        "f_score": float(self.f_score.mean()),
-        "jitter": self.motion.jitter,
+      "chamfer": float(self.chamfer.mean()),
+      "iou": float(self.iou.mean()),
+      "f_score": float(self.f_score.mean()),
+      "jitter": self.motion.jitter,
     }
 
 
@@ -94,12 +94,12 @@ class Summary:
 
 
 def evaluate_sequence(
-    prediction: Sequence[TriangleMesh],
-    truth: Sequence[TriangleMesh],
-    conventions: Conventions,
-    *,
-    name: str = "",
-    on_frame: Callable[[], object] | None = None,
+  prediction: Sequence[TriangleMesh],
+  truth: Sequence[TriangleMesh],
+  conventions: Conventions,
+  *,
+  name: str = "",
+  on_frame: Callable[[], object] | None = None,
 ) -> SequenceMetrics:
   """Scores one predicted sequence against the true one.
 
@@ -116,16 +116,16 @@ def evaluate_sequence(
   where = f"{name}: " if name else ""
   if len(prediction) != len(truth):
     raise ValueError(
-        f"{where}{len(prediction)} predicted frames against {len(truth)} true"
-        " ones; sample the video at the times of the truth."
+      f"{where}{len(prediction)} predicted frames against {len(truth)} true"
+      " ones; sample the video at the times of the truth."
     )
   if not truth:
     raise ValueError(f"{where}there are no frames to compare.")
   for frame, mesh in enumerate(truth):
     if not geometry_metrics.has_surface(mesh):
       raise ValueError(
-          f"{where}frame {frame} of the truth has no surface; there is nothing"
-          " to compare with."
+        f"{where}frame {frame} of the truth has no surface; there is nothing"
+        " to compare with."
       )
   prediction = geometry_metrics.align(prediction, truth, conventions)
   cells = geometry_metrics.grid_points(conventions.iou_resolution)
@@ -133,51 +133,51 @@ def evaluate_sequence(
   surfaces, ious, fields = [], [], []
   for frame, pair in enumerate(zip(prediction, truth)):
     samples = [
-        geometry_metrics.surface_points(
-            mesh, conventions.num_points, conventions.seed + frame
-        )
-        for mesh in pair
+      geometry_metrics.surface_points(
+        mesh, conventions.num_points, conventions.seed + frame
+      )
+      for mesh in pair
     ]
     surfaces.append(
-        geometry_metrics.surface_scores(
-            *samples, conventions.f_score_threshold
-        )
+      geometry_metrics.surface_scores(*samples, conventions.f_score_threshold)
     )
     ious.append(
-        geometry_metrics.intersection_over_union(
-            *(geometry_metrics.occupancy(mesh, cells) for mesh in pair)
-        )
+      geometry_metrics.intersection_over_union(
+        *(geometry_metrics.occupancy(mesh, cells) for mesh in pair)
+      )
     )
     if len(truth) > 2:
-      fields.append([
+      fields.append(
+        [
           geometry_metrics.truncated_distance(
-              mesh, points, conventions.truncation
+            mesh, points, conventions.truncation
           )
           for mesh in pair
-      ])
+        ]
+      )
     if on_frame is not None:
       on_frame()
   fields = np.array(fields).reshape(-1, 2, len(points))
   return SequenceMetrics(
-      name=name,
-      chamfer=np.array([scores.chamfer for scores in surfaces]),
-      iou=np.array(ious),
-      f_score=np.array([scores.f_score for scores in surfaces]),
-      motion=geometry_metrics.motion(
-          fields[:, 0], fields[:, 1], conventions.truncation
-      ),
-      num_empty=sum(
-          not geometry_metrics.has_surface(mesh) for mesh in prediction
-      ),
+    name=name,
+    chamfer=np.array([scores.chamfer for scores in surfaces]),
+    iou=np.array(ious),
+    f_score=np.array([scores.f_score for scores in surfaces]),
+    motion=geometry_metrics.motion(
+      fields[:, 0], fields[:, 1], conventions.truncation
+    ),
+    num_empty=sum(
+      not geometry_metrics.has_surface(mesh) for mesh in prediction
+    ),
   )
 
 
 def summarise(
-    sequences: Sequence[SequenceMetrics],
-    *,
-    confidence: float = 0.95,
-    num_resamples: int = 10_000,
-    seed: int = 0,
+  sequences: Sequence[SequenceMetrics],
+  *,
+  confidence: float = 0.95,
+  num_resamples: int = 10_000,
+  seed: int = 0,
 ) -> Summary:
   """Means over sequences with bootstrap confidence intervals.
 
@@ -189,25 +189,25 @@ def summarise(
     raise ValueError("There are no sequences to summarise.")
   values = [sequence.means() for sequence in sequences]
   return Summary(
-      estimates={
-          metric: estimate_mean(
-              [value[metric] for value in values],
-              confidence=confidence,
-              num_resamples=num_resamples,
-              seed=seed,
-          )
-          for metric in METRICS
-      },
-      sequences=tuple(sequences),
+    estimates={
+      metric: estimate_mean(
+        [value[metric] for value in values],
+        confidence=confidence,
+        num_resamples=num_resamples,
+        seed=seed,
+      )
+      for metric in METRICS
+    },
+    sequences=tuple(sequences),
   )
 
 
 def estimate_mean(
-    values: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    num_resamples: int = 10_000,
-    seed: int = 0,
+  values: Sequence[float],
+  *,
+  confidence: float = 0.95,
+  num_resamples: int = 10_000,
+  seed: int = 0,
 ) -> Estimate:
   """The mean of values that are not NaN, and its bootstrap interval."""
   if not 0.0 < confidence < 1.0:
@@ -227,7 +227,7 @@ def estimate_mean(
 
 
 def paired_difference(
-    method: Summary, other: Summary, metric: str, **options
+  method: Summary, other: Summary, metric: str, **options
 ) -> Estimate:
   """Mean of `method - other` over the sequences that both were scored on.
 
@@ -250,42 +250,39 @@ def paired_difference(
     odd = sorted(pairs[0].keys() ^ pairs[1].keys())
     raise ValueError(f"Only one method has the sequences {', '.join(odd)}.")
   return estimate_mean(
-      [value - pairs[1][name] for name, value in pairs[0].items()], **options
+    [value - pairs[1][name] for name, value in pairs[0].items()], **options
   )
 
 
 def format_table(
-    rows: Mapping[str, Summary], *, markdown: bool = False, digits: int = 4
+  rows: Mapping[str, Summary], *, markdown: bool = False, digits: int = 4
 ) -> str:
   """A table with a row for each method (or sequence) and its intervals."""
   header = ["", "sequences"] + [
-      f"{_TITLES[metric]} {_ARROWS[better]}"
-      for metric, better in METRICS.items()
+    f"{_TITLES[metric]} {_ARROWS[better]}" for metric, better in METRICS.items()
   ]
   table = [header]
   for title, summary in rows.items():
     table.append(
-        [title, str(len(summary.sequences))]
-        + [
-            _format_estimate(summary.estimates[metric], digits)
-            for metric in METRICS
-        ]
+      [title, str(len(summary.sequences))]
+      + [
+        _format_estimate(summary.estimates[metric], digits)
+        for metric in METRICS
+      ]
     )
   return _layout(table, markdown)
 
 
 def format_sequences(
-    summary: Summary, *, markdown: bool = False, digits: int = 4
+  summary: Summary, *, markdown: bool = False, digits: int = 4
 ) -> str:
   """A table with a row for each sequence."""
-  table = [
-      ["", "frames", "empty"] + [_TITLES[metric] for metric in METRICS]
-  ]
+  table = [["", "frames", "empty"] + [_TITLES[metric] for metric in METRICS]]
   for sequence in summary.sequences:
     means = sequence.means()
     table.append(
-        [sequence.name, str(sequence.num_frames), str(sequence.num_empty)]
-        + [_format_number(means[metric], digits) for metric in METRICS]
+      [sequence.name, str(sequence.num_frames), str(sequence.num_empty)]
+      + [_format_number(means[metric], digits) for metric in METRICS]
     )
   return _layout(table, markdown)
 
@@ -293,21 +290,20 @@ def format_sequences(
 def to_json(rows: Mapping[str, Summary], conventions: Conventions) -> dict:
   """Everything in a table and behind it, for `json.dump`; NaN becomes None."""
   return {
-      "conventions": dataclasses.asdict(conventions),
-      "description": conventions.describe(),
-      "methods": {
-          title: {
-              "estimates": {
-                  metric: _plain(dataclasses.asdict(estimate))
-                  for metric, estimate in summary.estimates.items()
-              },
-              "sequences": [
-                  _plain(dataclasses.asdict(sequence))
-                  for sequence in summary.sequences
-              ],
-          }
-          for title, summary in rows.items()
-      },
+    "conventions": dataclasses.asdict(conventions),
+    "description": conventions.describe(),
+    "methods": {
+      title: {
+        "estimates": {
+          metric: _plain(dataclasses.asdict(estimate))
+          for metric, estimate in summary.estimates.items()
+        },
+        "sequences": [
+          _plain(dataclasses.asdict(sequence)) for sequence in summary.sequences
+        ],
+      }
+      for title, summary in rows.items()
+    },
   }
 
 
@@ -341,14 +337,14 @@ def _layout(table: Sequence[Sequence[str]], markdown: bool) -> str:
   lines = []
   for row in table:
     cells = [row[0].ljust(widths[0])] + [
-        cell.rjust(width) for cell, width in zip(row[1:], widths[1:])
+      cell.rjust(width) for cell, width in zip(row[1:], widths[1:])
     ]
     lines.append(
-        f"| {' | '.join(cells)} |" if markdown else "  ".join(cells).rstrip()
+      f"| {' | '.join(cells)} |" if markdown else "  ".join(cells).rstrip()
     )
   if markdown:
     rules = ["-" * max(widths[0], 3)] + [
-        "-" * max(width - 1, 2) + ":" for width in widths[1:]
+      "-" * max(width - 1, 2) + ":" for width in widths[1:]
     ]
     lines.insert(1, f"| {' | '.join(rules)} |")
   return "\n".join(lines)

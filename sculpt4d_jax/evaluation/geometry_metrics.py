@@ -92,23 +92,23 @@ class Conventions:
     for name in ("f_score_threshold", "truncation"):
       if not 0.0 < getattr(self, name) <= WORST_CHAMFER:
         raise ValueError(
-            f"{name}={getattr(self, name)} must lie in (0,"
-            f" {WORST_CHAMFER:.2f}], lengths in [-1, 1]^3."
+          f"{name}={getattr(self, name)} must lie in (0,"
+          f" {WORST_CHAMFER:.2f}], lengths in [-1, 1]^3."
         )
     if self.alignment not in ALIGNMENTS:
       raise ValueError(
-          f"alignment={self.alignment!r} is unknown; choose one of"
-          f" {', '.join(ALIGNMENTS)}."
+        f"alignment={self.alignment!r} is unknown; choose one of"
+        f" {', '.join(ALIGNMENTS)}."
       )
 
   def describe(self) -> str:
     """One line for the head or the foot of a table."""
     return (
-        f"{self.num_points} points a surface, Chamfer = mean of both one-way"
-        f" mean distances, F-Score at {self.f_score_threshold:g}, IoU on"
-        f" {self.iou_resolution}^3 cells, jitter on"
-        f" {self.jitter_resolution}^3 points truncated at {self.truncation:g},"
-        f" all in [-1, 1]^3; alignment {self.alignment}; seed {self.seed}"
+      f"{self.num_points} points a surface, Chamfer = mean of both one-way"
+      f" mean distances, F-Score at {self.f_score_threshold:g}, IoU on"
+      f" {self.iou_resolution}^3 cells, jitter on"
+      f" {self.jitter_resolution}^3 points truncated at {self.truncation:g},"
+      f" all in [-1, 1]^3; alignment {self.alignment}; seed {self.seed}"
     )
 
 
@@ -137,14 +137,14 @@ def has_surface(mesh: TriangleMesh) -> bool:
   """
   if not np.isfinite(mesh.vertices).all():
     raise ValueError(
-        "A mesh has vertices that are not finite; they have no distance to"
-        " anything."
+      "A mesh has vertices that are not finite; they have no distance to"
+      " anything."
     )
   return bool(np.any(mesh.face_cross_products()))
 
 
 def surface_points(
-    mesh: TriangleMesh, num_points: int, seed: int
+  mesh: TriangleMesh, num_points: int, seed: int
 ) -> np.ndarray:
   """Positions [P, 3] sampled uniformly; [0, 3] without a surface."""
   if not has_surface(mesh):
@@ -154,7 +154,7 @@ def surface_points(
 
 
 def surface_scores(
-    prediction: np.ndarray, truth: np.ndarray, threshold: float
+  prediction: np.ndarray, truth: np.ndarray, threshold: float
 ) -> SurfaceScores:
   """Chamfer distance and F-Score of two point sets.
 
@@ -173,8 +173,8 @@ def surface_scores(
   recall = np.mean(to_prediction < threshold)
   total = precision + recall
   return SurfaceScores(
-      chamfer=float((to_truth.mean() + to_prediction.mean()) / 2.0),
-      f_score=float(2.0 * precision * recall / total) if total else 0.0,
+    chamfer=float((to_truth.mean() + to_prediction.mean()) / 2.0),
+    f_score=float(2.0 * precision * recall / total) if total else 0.0,
   )
 
 
@@ -200,22 +200,20 @@ def occupancy(mesh: TriangleMesh, points: np.ndarray) -> np.ndarray:
   if not len(near):
     return inside
   winding = igl.fast_winding_number(
-      *_igl_mesh(mesh), np.ascontiguousarray(points[near], np.float64)
+    *_igl_mesh(mesh), np.ascontiguousarray(points[near], np.float64)
   )
   inside[near] = np.sign(_volume(mesh)) * winding > 0.5
   return inside
 
 
-def intersection_over_union(
-    prediction: np.ndarray, truth: np.ndarray
-) -> float:
+def intersection_over_union(prediction: np.ndarray, truth: np.ndarray) -> float:
   """IoU of two occupancies [Q]; 1 if nothing is inside either of them."""
   union = np.count_nonzero(prediction | truth)
   return np.count_nonzero(prediction & truth) / union if union else 1.0
 
 
 def truncated_distance(
-    mesh: TriangleMesh, points: np.ndarray, truncation: float
+  mesh: TriangleMesh, points: np.ndarray, truncation: float
 ) -> np.ndarray:
   """Signed distance [Q], positive inside, cut off at +-truncation."""
   field = np.full(len(points), -truncation)
@@ -223,11 +221,10 @@ def truncated_distance(
     return field
   used = mesh.vertices[np.unique(mesh.faces)]
   near = np.flatnonzero(
-      np.all(
-          (points > used.min(0) - truncation)
-          & (points < used.max(0) + truncation),
-          axis=1,
-      )
+    np.all(
+      (points > used.min(0) - truncation) & (points < used.max(0) + truncation),
+      axis=1,
+    )
   )
   if not len(near):
     return field
@@ -241,7 +238,7 @@ def truncated_distance(
 
 
 def motion(
-    prediction: np.ndarray, truth: np.ndarray, truncation: float
+  prediction: np.ndarray, truth: np.ndarray, truncation: float
 ) -> Motion:
   """Jitter and accelerations of two fields in time.
 
@@ -262,16 +259,16 @@ def motion(
     return float(np.abs(change[active]).mean())
 
   return Motion(
-      jitter=mean_change(prediction - truth),
-      acceleration=mean_change(prediction),
-      truth_acceleration=mean_change(truth),
+    jitter=mean_change(prediction - truth),
+    acceleration=mean_change(prediction),
+    truth_acceleration=mean_change(truth),
   )
 
 
 def align(
-    prediction: Sequence[TriangleMesh],
-    truth: Sequence[TriangleMesh],
-    conventions: Conventions,
+  prediction: Sequence[TriangleMesh],
+  truth: Sequence[TriangleMesh],
+  conventions: Conventions,
 ) -> list[TriangleMesh]:
   """Moves a predicted sequence onto the truth as a whole.
 
@@ -282,12 +279,12 @@ def align(
     return list(prediction)
   num_points = min(conventions.num_points, _ICP_POINTS)
   pairs = [
-      (
-          surface_points(p, num_points, conventions.seed),
-          surface_points(t, num_points, conventions.seed),
-      )
-      for p, t in zip(prediction, truth, strict=True)
-      if has_surface(p) and has_surface(t)
+    (
+      surface_points(p, num_points, conventions.seed),
+      surface_points(t, num_points, conventions.seed),
+    )
+    for p, t in zip(prediction, truth, strict=True)
+    if has_surface(p) and has_surface(t)
   ]
   if not pairs:
     return list(prediction)
@@ -297,8 +294,8 @@ def align(
     rotate = _iterate_closest_points([transform(s) for s in sources], targets)
     transform = _compose(rotate, transform)
   return [
-      TriangleMesh(transform(mesh.vertices.astype(np.float64)), mesh.faces)
-      for mesh in prediction
+    TriangleMesh(transform(mesh.vertices.astype(np.float64)), mesh.faces)
+    for mesh in prediction
   ]
 
 
@@ -315,7 +312,7 @@ def _match_scale(source: np.ndarray, target: np.ndarray) -> Transform:
 
 
 def _iterate_closest_points(
-    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]
+  sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]
 ) -> Transform:
   """One rotation and translation for all frames, by ICP in both directions.
 
@@ -360,7 +357,7 @@ def _rigid_fit(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _compose(*transforms: Transform) -> Transform:
   """The last one is applied first."""
   return lambda points: functools.reduce(
-      lambda x, transform: transform(x), reversed(transforms), points
+    lambda x, transform: transform(x), reversed(transforms), points
   )
 
 
@@ -377,7 +374,5 @@ def _volume(mesh: TriangleMesh) -> float:
   corners = mesh.vertices.astype(np.float64)[mesh.faces]
   corners = corners - corners.mean(axis=(0, 1))
   return float(
-      np.einsum(
-          "tx,tx->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])
-      )
+    np.einsum("tx,tx->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
   )

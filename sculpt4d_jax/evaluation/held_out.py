@@ -56,10 +56,10 @@ class HeldOutClip:
 
 
 def make_clips(
-    seeds: Sequence[int],
-    num_frames: int,
-    sizes: synthetic_records.RecordSizes,
-    log: run_log.RunLog,
+  seeds: Sequence[int],
+  num_frames: int,
+  sizes: synthetic_records.RecordSizes,
+  log: run_log.RunLog,
 ) -> list[HeldOutClip]:
   """Makes clips, their pictures and their true meshes."""
   clips = []
@@ -67,9 +67,9 @@ def make_clips(
     clip = synthetic.make_clip(seed, num_frames)
     record = synthetic_records.make_record(clip, sizes)
     clips.append(
-        HeldOutClip(
-            f"{clip.family}-{seed}", clip, record.images, truth_meshes(clip)
-        )
+      HeldOutClip(
+        f"{clip.family}-{seed}", clip, record.images, truth_meshes(clip)
+      )
     )
   return clips
 
@@ -81,10 +81,10 @@ def truth_meshes(clip: synthetic.SyntheticClip) -> Meshes:
   for frame in range(clip.num_frames):
     parts = jax.tree.map(lambda x: x[frame], solid)
     grid = isosurface.coarse_to_fine_field(
-        lambda points, parts=parts: np.asarray(_field(parts, points)),
-        _TRUTH_RESOLUTION,
-        bounds=_BOUNDS,
-        min_resolution=_TRUTH_RESOLUTION // 4,
+      lambda points, parts=parts: np.asarray(_field(parts, points)),
+      _TRUTH_RESOLUTION,
+      bounds=_BOUNDS,
+      min_resolution=_TRUTH_RESOLUTION // 4,
     )
     meshes.append(isosurface.extract_surface(grid.values, bounds=_BOUNDS))
   return meshes
@@ -112,19 +112,21 @@ def mean_shape(clips: Sequence[synthetic.SyntheticClip]) -> Meshes:
 
 
 def best_training_clip(
-    candidates: Sequence[synthetic.SyntheticClip],
-    clips: Sequence[HeldOutClip],
+  candidates: Sequence[synthetic.SyntheticClip],
+  clips: Sequence[HeldOutClip],
 ) -> synthetic.SyntheticClip:
   """The candidate with the largest mean IoU with all held-out clips."""
   truth = [_occupancies(c.clip, _COARSE_RESOLUTION) for c in clips]
 
   def score(candidate):
     occupied = _occupancies(candidate, _COARSE_RESOLUTION)
-    return np.mean([
+    return np.mean(
+      [
         geometry_metrics.intersection_over_union(a.ravel(), b.ravel())
         for true_frames in truth
         for a, b in zip(occupied, true_frames)
-    ])
+      ]
+    )
 
   return max(candidates, key=score)
 
@@ -139,26 +141,24 @@ def _occupancies(clip, resolution):
 
 
 def sample_meshes(
-    model: model_lib.Sculpt4D,
-    clip: HeldOutClip,
-    sampling: model_lib.SamplingConfig,
-    surface: pipeline.SurfaceConfig,
+  model: model_lib.Sculpt4D,
+  clip: HeldOutClip,
+  sampling: model_lib.SamplingConfig,
+  surface: pipeline.SurfaceConfig,
 ) -> Meshes:
   """The model's answer."""
   latents = model.sample(clip.images, sampling)
-  return [
-      pipeline.extract_mesh(model, frame, surface)[0] for frame in latents
-  ]
+  return [pipeline.extract_mesh(model, frame, surface)[0] for frame in latents]
 
 
 def compare(
-    model: model_lib.Sculpt4D,
-    clips: Sequence[HeldOutClip],
-    training_clips: Sequence[synthetic.SyntheticClip],
-    sampling: model_lib.SamplingConfig,
-    surface: pipeline.SurfaceConfig,
-    conventions: geometry_metrics.Conventions,
-    log: run_log.RunLog,
+  model: model_lib.Sculpt4D,
+  clips: Sequence[HeldOutClip],
+  training_clips: Sequence[synthetic.SyntheticClip],
+  sampling: model_lib.SamplingConfig,
+  surface: pipeline.SurfaceConfig,
+  conventions: geometry_metrics.Conventions,
+  log: run_log.RunLog,
 ) -> dict[str, evaluator.Summary]:
   """Scores every method on every clip.
 
@@ -179,19 +179,21 @@ def compare(
     nearest = truth_meshes(best_training_clip(training_clips, clips))
   per_frame = dataclasses.replace(sampling, temporal_mode="none")
   answers = {
-      "model": functools.partial(sample_meshes, model, sampling=sampling,
-                                 surface=surface),
-      "per frame": functools.partial(sample_meshes, model, sampling=per_frame,
-                                     surface=surface),
-      "mean shape": lambda clip: average * clip.clip.num_frames,
-      "best training": lambda clip: nearest,
+    "model": functools.partial(
+      sample_meshes, model, sampling=sampling, surface=surface
+    ),
+    "per frame": functools.partial(
+      sample_meshes, model, sampling=per_frame, surface=surface
+    ),
+    "mean shape": lambda clip: average * clip.clip.num_frames,
+    "best training": lambda clip: nearest,
   }
   scores = {name: [] for name in answers}
   for clip in log.each("sample and score", clips):
     for name, answer in answers.items():
       scores[name].append(
-          evaluator.evaluate_sequence(
-              answer(clip), clip.truth, conventions, name=clip.name
-          )
+        evaluator.evaluate_sequence(
+          answer(clip), clip.truth, conventions, name=clip.name
+        )
       )
   return {name: evaluator.summarise(s) for name, s in scores.items()}

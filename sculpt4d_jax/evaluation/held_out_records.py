@@ -44,7 +44,7 @@ class HeldOutRecord:
 
 
 def choose(
-    reader: record_examples.ExampleReader, count: int, assets: str = ""
+  reader: record_examples.ExampleReader, count: int, assets: str = ""
 ) -> list[int]:
   """Clips evenly spread over those whose asset's name contains a text.
 
@@ -55,14 +55,14 @@ def choose(
   if count > len(rows):
     what = f" of assets with {assets!r} in their names" if assets else ""
     raise ValueError(
-        f"{count} clips are asked for, but the split has {len(rows)}{what}."
+      f"{count} clips are asked for, but the split has {len(rows)}{what}."
     )
   places = np.linspace(0, len(rows) - 1, count).round().astype(int)
   return [rows[place] for place in places]
 
 
 def read(
-    reader: record_examples.ExampleReader, row: int, seed: int = 0
+  reader: record_examples.ExampleReader, row: int, seed: int = 0
 ) -> HeldOutRecord:
   """Reads a clip, from one of its views.
 
@@ -76,10 +76,10 @@ def read(
   # Rows are the same in all frames.
   points = example["surface"][:, uniform[0], :3]
   return HeldOutRecord(
-      f"{_asset(reader, row)} {_number(reader, row)}",
-      example["images"],
-      points,
-      example["samples"][:, ~example["is_near"]],
+    f"{_asset(reader, row)} {_number(reader, row)}",
+    example["images"],
+    points,
+    example["samples"][:, ~example["is_near"]],
   )
 
 
@@ -95,22 +95,20 @@ def _number(reader, row) -> str:
 
 
 def sample_meshes(
-    model: model_lib.Sculpt4D,
-    record: HeldOutRecord,
-    sampling: model_lib.SamplingConfig,
-    surface: pipeline.SurfaceConfig,
+  model: model_lib.Sculpt4D,
+  record: HeldOutRecord,
+  sampling: model_lib.SamplingConfig,
+  surface: pipeline.SurfaceConfig,
 ) -> Meshes:
   """The model's answer."""
   latents = model.sample(record.images, sampling)
-  return [
-      pipeline.extract_mesh(model, frame, surface)[0] for frame in latents
-  ]
+  return [pipeline.extract_mesh(model, frame, surface)[0] for frame in latents]
 
 
 def score(
-    prediction: Sequence[mesh_lib.TriangleMesh],
-    record: HeldOutRecord,
-    conventions: geometry_metrics.Conventions,
+  prediction: Sequence[mesh_lib.TriangleMesh],
+  record: HeldOutRecord,
+  conventions: geometry_metrics.Conventions,
 ) -> evaluator.SequenceMetrics:
   """Scores one mesh a frame against a record.
 
@@ -119,55 +117,54 @@ def score(
   """
   if len(prediction) != len(record.points):
     raise ValueError(
-        f"{record.name}: {len(prediction)} predicted frames against"
-        f" {len(record.points)} true ones."
+      f"{record.name}: {len(prediction)} predicted frames against"
+      f" {len(record.points)} true ones."
     )
   if conventions.alignment != "none":
     raise ValueError(
-        "Predictions are compared with records as they are: use"
-        " --alignment=none."
+      "Predictions are compared with records as they are: use --alignment=none."
     )
   surfaces, ious = [], []
   for frame, (mesh, points, samples) in enumerate(
-      zip(prediction, record.points, record.samples)
+    zip(prediction, record.points, record.samples)
   ):
     predicted = geometry_metrics.surface_points(
-        mesh, len(points), conventions.seed + frame
+      mesh, len(points), conventions.seed + frame
     )
     surfaces.append(
-        geometry_metrics.surface_scores(
-            predicted, points, conventions.f_score_threshold
-        )
+      geometry_metrics.surface_scores(
+        predicted, points, conventions.f_score_threshold
+      )
     )
     places = samples[:, :3].astype(np.float64)
     ious.append(
-        geometry_metrics.intersection_over_union(
-            geometry_metrics.occupancy(mesh, places), samples[:, 3] > 0
-        )
+      geometry_metrics.intersection_over_union(
+        geometry_metrics.occupancy(mesh, places), samples[:, 3] > 0
+      )
     )
   return evaluator.SequenceMetrics(
-      name=record.name,
-      chamfer=np.array([scores.chamfer for scores in surfaces]),
-      iou=np.array(ious),
-      f_score=np.array([scores.f_score for scores in surfaces]),
-      motion=geometry_metrics.Motion(*[float("nan")] * 3),
-      num_empty=sum(
-          not geometry_metrics.has_surface(mesh) for mesh in prediction
-      ),
+    name=record.name,
+    chamfer=np.array([scores.chamfer for scores in surfaces]),
+    iou=np.array(ious),
+    f_score=np.array([scores.f_score for scores in surfaces]),
+    motion=geometry_metrics.Motion(*[float("nan")] * 3),
+    num_empty=sum(
+      not geometry_metrics.has_surface(mesh) for mesh in prediction
+    ),
   )
 
 
 def describe(
-    records: Sequence[HeldOutRecord], conventions: geometry_metrics.Conventions
+  records: Sequence[HeldOutRecord], conventions: geometry_metrics.Conventions
 ) -> str:
   """The conventions that the numbers depend on, in a line."""
   num_points = {record.points.shape[1] for record in records}
   num_samples = {record.samples.shape[1] for record in records}
   return (
-      f"{_list(num_points)} points a surface, Chamfer = mean of both one-way"
-      f" mean distances, F-Score at {conventions.f_score_threshold:g}, IoU on"
-      f" {_list(num_samples)} places drawn in the cube, all in [-1, 1]^3;"
-      f" nothing aligned; seed {conventions.seed}"
+    f"{_list(num_points)} points a surface, Chamfer = mean of both one-way"
+    f" mean distances, F-Score at {conventions.f_score_threshold:g}, IoU on"
+    f" {_list(num_samples)} places drawn in the cube, all in [-1, 1]^3;"
+    f" nothing aligned; seed {conventions.seed}"
   )
 
 

@@ -58,7 +58,7 @@ class PairedDifference:
 
 
 def paired_difference(
-    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]
+  first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]
 ) -> PairedDifference:
   """Compares two variants, [clips][draws] each, under the same draws.
 
@@ -70,25 +70,25 @@ def paired_difference(
   a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
   if a.shape != b.shape or a.ndim != 2 or len(a) < 2:
     raise ValueError(
-        "Pairs need the same clips and draws, two clips at least; got"
-        f" {a.shape} and {b.shape}."
+      "Pairs need the same clips and draws, two clips at least; got"
+      f" {a.shape} and {b.shape}."
     )
   gaps = (a - b).mean(1)
   return PairedDifference(
-      mean=float(gaps.mean()),
-      standard_error=float(gaps.std(ddof=1) / len(gaps) ** 0.5),
-      num_clips=len(gaps),
-      num_smaller=int(np.count_nonzero(gaps < 0)),
+    mean=float(gaps.mean()),
+    standard_error=float(gaps.std(ddof=1) / len(gaps) ** 0.5),
+    num_clips=len(gaps),
+    num_smaller=int(np.count_nonzero(gaps < 0)),
   )
 
 
 def latent_changes(
-    vae: shape_vae.ShapeVAE,
-    surface: Float[Array, "F P 7"],
-    key: array_types.PRNGKey,
-    *,
-    num_uniform: int,
-    num_draws: int = 1,
+  vae: shape_vae.ShapeVAE,
+  surface: Float[Array, "F P 7"],
+  key: array_types.PRNGKey,
+  *,
+  num_uniform: int,
+  num_draws: int = 1,
 ) -> dict[tuple[str, str], list[float]]:
   """Changes of a clip's latents from frame to frame, under all variants.
 
@@ -121,32 +121,41 @@ def _changes(vae, surface, key, num_uniform, num_sharp):
   config = vae.config
   num_frames = surface.shape[0]
   select = functools.partial(
-      farthest_points.select_rows,
-      num_latents=config.num_latents, num_uniform=num_uniform,
-      num_sharp=num_sharp, downsample_ratio=config.downsample_ratio,
+    farthest_points.select_rows,
+    num_latents=config.num_latents,
+    num_uniform=num_uniform,
+    num_sharp=num_sharp,
+    downsample_ratio=config.downsample_ratio,
   )
   rows_key, noise_key = jax.random.split(key)
   keys = jax.random.split(rows_key, num_frames)
   own = jax.random.normal(
-      noise_key, (num_frames, config.num_latents, config.latent_channels)
+    noise_key, (num_frames, config.num_latents, config.latent_channels)
   )
-  noises = {"mean": jnp.zeros_like(own[:1]), "shared": own[:1],
-            "independent": own}
+  noises = {
+    "mean": jnp.zeros_like(own[:1]),
+    "shared": own[:1],
+    "independent": own,
+  }
   posteriors = {
-      "consistent": _encode(
-          vae, surface,
-          *(jnp.broadcast_to(rows, (num_frames, len(rows)))
-            for rows in select(keys[0], surface[0])),
+    "consistent": _encode(
+      vae,
+      surface,
+      *(
+        jnp.broadcast_to(rows, (num_frames, len(rows)))
+        for rows in select(keys[0], surface[0])
       ),
-      "independent": _encode(vae, surface, *jax.vmap(select)(keys, surface)),
+    ),
+    "independent": _encode(vae, surface, *jax.vmap(select)(keys, surface)),
   }
   scale = posteriors["consistent"].mean.std()
   return {
-      (sampling, noise): jnp.abs(
-          jnp.diff(posteriors[sampling].sample(noises[noise]), axis=0)
-      ).mean() / scale
-      for sampling in SAMPLINGS
-      for noise in NOISES
+    (sampling, noise): jnp.abs(
+      jnp.diff(posteriors[sampling].sample(noises[noise]), axis=0)
+    ).mean()
+    / scale
+    for sampling in SAMPLINGS
+    for noise in NOISES
   }
 
 

@@ -33,10 +33,10 @@ class Ratio(NamedTuple):
 
 
 def measure(
-    model: ml_collections.ConfigDict,
-    sampling: model_lib.SamplingConfig,
-    frames: Sequence[int],
-    rounds: int,
+  model: ml_collections.ConfigDict,
+  sampling: model_lib.SamplingConfig,
+  frames: Sequence[int],
+  rounds: int,
 ) -> list[Ratio]:
   """Samples with random weights, the two modes in turn.
 
@@ -54,10 +54,10 @@ def measure(
     side = sizes.image_encoder.image_size
     images = np.zeros((num_frames, side, side, 3), np.uint8)
     configs = {
-        mode: dataclasses.replace(
-            sampling, num_frames=num_frames, temporal_mode=mode
-        )
-        for mode in _MODES
+      mode: dataclasses.replace(
+        sampling, num_frames=num_frames, temporal_mode=mode
+      )
+      for mode in _MODES
     }
     seconds = {mode: [] for mode in _MODES}
     for round_ in range(rounds + 1):
@@ -68,21 +68,21 @@ def measure(
           seconds[mode].append(time.process_time() - start)
     seconds = {mode: statistics.median(seconds[mode]) for mode in _MODES}
     operations = [
-        sum(cost.sample(sizes, configs[mode]).values()) for mode in _MODES
+      sum(cost.sample(sizes, configs[mode]).values()) for mode in _MODES
     ]
     ratios.append(
-        Ratio(
-            num_frames,
-            seconds,
-            seconds["sparse"] / seconds["full"],
-            operations[0] / operations[1],
-        )
+      Ratio(
+        num_frames,
+        seconds,
+        seconds["sparse"] / seconds["full"],
+        operations[0] / operations[1],
+      )
     )
   return ratios
 
 
 def random_modules(
-    model: ml_collections.ConfigDict,
+  model: ml_collections.ConfigDict,
 ) -> tuple[dict[str, nnx.Module], cost.Sizes]:
   """The networks with random weights; zeros would make nothing of routing."""
   modules, configs = {}, {}
@@ -91,8 +91,10 @@ def random_modules(
     configs[name] = config
   params = nnx.state(modules["dit"])
   # Output projections of temporal attention start at zero.
-  noise = lambda x: x + 0.01 * jax.random.normal(
-      jax.random.key(0), x.shape, jnp.float32
-  ).astype(x.dtype)
+  noise = lambda x: (
+    x
+    + 0.01
+    * jax.random.normal(jax.random.key(0), x.shape, jnp.float32).astype(x.dtype)
+  )
   nnx.update(modules["dit"], jax.tree.map(noise, params))
   return modules, cost.Sizes(**configs)

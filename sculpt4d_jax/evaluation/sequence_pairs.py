@@ -61,11 +61,11 @@ def find_pairs(predicted: PathLike, truth: PathLike) -> list[SequencePair]:
   predicted, truth = _existing(predicted), _existing(truth)
   if _is_sequence(predicted) != _is_sequence(truth):
     single, many = (
-        (predicted, truth) if _is_sequence(predicted) else (truth, predicted)
+      (predicted, truth) if _is_sequence(predicted) else (truth, predicted)
     )
     raise ValueError(
-        f"{single} is one sequence, but {many} is a folder of several; give"
-        " two of a kind."
+      f"{single} is one sequence, but {many} is a folder of several; give"
+      " two of a kind."
     )
   if _is_sequence(predicted):
     return [SequencePair(_name(predicted) or "sequence", predicted, truth)]
@@ -73,12 +73,11 @@ def find_pairs(predicted: PathLike, truth: PathLike) -> list[SequencePair]:
   missing = [name for name in predictions if name not in truths]
   if missing:
     raise ValueError(
-        f"{truth} lacks {len(missing)} of the {len(predictions)} predicted"
-        f" sequences: {_enumerate(missing)}."
+      f"{truth} lacks {len(missing)} of the {len(predictions)} predicted"
+      f" sequences: {_enumerate(missing)}."
     )
   return [
-      SequencePair(name, path, truths[name])
-      for name, path in predictions.items()
+    SequencePair(name, path, truths[name]) for name, path in predictions.items()
   ]
 
 
@@ -88,9 +87,9 @@ def _existing(path: PathLike) -> pathlib.Path:
     return path.resolve()
   what = "is not a mesh sequence" if path.exists() else "does not exist"
   raise ValueError(
-      f"{path} {what}; expected a folder with frame_0000.ply, frame_0001.ply,"
-      f" ..., a {_GLB_SUFFIX} or {', '.join(animated_usd.SUFFIXES)} file, or a"
-      " folder of these."
+    f"{path} {what}; expected a folder with frame_0000.ply, frame_0001.ply,"
+    f" ..., a {_GLB_SUFFIX} or {', '.join(animated_usd.SUFFIXES)} file, or a"
+    " folder of these."
   )
 
 
@@ -112,14 +111,14 @@ def _sequences(folder: pathlib.Path) -> dict[str, pathlib.Path]:
       continue
     if _name(path) in sequences:
       raise ValueError(
-          f"{folder} has two sequences named {_name(path)}:"
-          f" {sequences[_name(path)].name} and {path.name}."
+        f"{folder} has two sequences named {_name(path)}:"
+        f" {sequences[_name(path)].name} and {path.name}."
       )
     sequences[_name(path)] = path
   if not sequences:
     raise ValueError(
-        f"{folder} holds neither frame_*.ply files nor sequences (folders with"
-        " such files, GLB or USD files)."
+      f"{folder} holds neither frame_*.ply files nor sequences (folders with"
+      " such files, GLB or USD files)."
     )
   return sequences
 

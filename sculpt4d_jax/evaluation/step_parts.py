@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from sculpt4d_jax.evaluation import cost
 from sculpt4d_jax.models import dit as dit_lib
-from sculpt4d_jax.models import flops
 
 MODES = ("sparse", "full")
 
@@ -41,7 +40,7 @@ class _Timed(NamedTuple):
 
 
 def measure(
-    dit: dit_lib.DiT, sizes: cost.Sizes, num_frames: int, rounds: int
+  dit: dit_lib.DiT, sizes: cost.Sizes, num_frames: int, rounds: int
 ) -> list[Part]:
   """Times the parts in turn; the medians count.
 
@@ -64,8 +63,8 @@ def measure(
       jax.block_until_ready(part.run())
       seconds[name].append(time.process_time() - start)
   return [
-      Part(name, part.count * statistics.median(seconds[name]), part.operations)
-      for name, part in timed.items()
+    Part(name, part.count * statistics.median(seconds[name]), part.operations)
+    for name, part in timed.items()
   ]
 
 
@@ -74,8 +73,8 @@ def table(parts: list[Part]) -> str:
   lines = [f"{'part':<36}{'CPU ms':>10}{'GFLOP':>10}{'GFLOP/s':>10}"]
   for part in parts:
     lines.append(
-        f"{part.name:<36}{1e3 * part.seconds:>10.1f}"
-        f"{part.operations / 1e9:>10.2f}{part.rate / 1e9:>10.1f}"
+      f"{part.name:<36}{1e3 * part.seconds:>10.1f}"
+      f"{part.operations / 1e9:>10.2f}{part.rate / 1e9:>10.1f}"
     )
   lines += [_rest(parts, mode) for mode in MODES]
   return "\n".join(lines)
@@ -94,7 +93,7 @@ def _parts(dit, sizes, num_frames) -> dict[str, _Timed]:
   inputs = _Inputs(dit, sizes, num_frames)
   counts = {mode: sizes.call(num_frames, mode) for mode in MODES}
   count = lambda *starts: sum(
-      n for name, n in counts["full"].items() if name.startswith(starts)
+    n for name, n in counts["full"].items() if name.startswith(starts)
   )
   kinds = config.block_kinds
   timed = {}
@@ -105,67 +104,83 @@ def _parts(dit, sizes, num_frames) -> dict[str, _Timed]:
   of = lambda kind: dit.block([bool(kind(k)) for k in kinds].index(True))
   block = dit.block(0)
   add(
-      "spatial attention",
-      lambda block, x: x + block.spatial_attention(block.norm_spatial(x)),
-      (block, inputs.x), len(kinds), count("spatial attention"),
-  )  # fmt: skip
+    "spatial attention",
+    lambda block, x: x + block.spatial_attention(block.norm_spatial(x)),
+    (block, inputs.x),
+    len(kinds),
+    count("spatial attention"),
+  )
   add(
-      "cross-attention",
-      lambda block, x, context: (
-          x + block.cross_attention(block.norm_cross(x), context)
-      ),
-      (block, inputs.x, block.cross_attention.encode_context(inputs.context)),
-      len(kinds), count("cross-attention"),
-  )  # fmt: skip
+    "cross-attention",
+    lambda block, x, context: (
+      x + block.cross_attention(block.norm_cross(x), context)
+    ),
+    (block, inputs.x, block.cross_attention.encode_context(inputs.context)),
+    len(kinds),
+    count("cross-attention"),
+  )
   for mode in MODES:
     add(
-        f"temporal attention, {mode}",
-        lambda block, x, mode=mode: x + jnp.pad(
-            block.temporal_attention(
-                block.norm_temporal(x[:, :, 1:]),
-                mode=mode, token_order="bit_reversed",
-            ),
-            ((0, 0), (0, 0), (1, 0), (0, 0)),
-        ),
-        (block, inputs.x), len(kinds),
-        sum(n for k, n in counts[mode].items() if k.startswith("temporal")),
-    )  # fmt: skip
+      f"temporal attention, {mode}",
+      lambda block, x, mode=mode: (
+        x
+        + jnp.pad(
+          block.temporal_attention(
+            block.norm_temporal(x[:, :, 1:]),
+            mode=mode,
+            token_order="bit_reversed",
+          ),
+          ((0, 0), (0, 0), (1, 0), (0, 0)),
+        )
+      ),
+      (block, inputs.x),
+      len(kinds),
+      sum(n for k, n in counts[mode].items() if k.startswith("temporal")),
+    )
   if any(not kind.is_moe for kind in kinds):
     add(
-        "MLP", lambda block, x: x + block.mlp(block.norm_mlp(x)),
-        (of(lambda k: not k.is_moe), inputs.x),
-        sum(not kind.is_moe for kind in kinds), count("MLP"),
-    )  # fmt: skip
+      "MLP",
+      lambda block, x: x + block.mlp(block.norm_mlp(x)),
+      (of(lambda k: not k.is_moe), inputs.x),
+      sum(not kind.is_moe for kind in kinds),
+      count("MLP"),
+    )
   if any(kind.is_moe for kind in kinds):
     add(
-        "MoE", lambda block, x: x + block.moe(block.norm_mlp(x))[0],
-        (of(lambda k: k.is_moe), inputs.x),
-        sum(kind.is_moe for kind in kinds), count("MoE"),
-    )  # fmt: skip
+      "MoE",
+      lambda block, x: x + block.moe(block.norm_mlp(x))[0],
+      (of(lambda k: k.is_moe), inputs.x),
+      sum(kind.is_moe for kind in kinds),
+      count("MoE"),
+    )
   if any(kind.has_skip for kind in kinds):
     add(
-        "skips", lambda block, x: block.fuse_skip(x, x),
-        (of(lambda k: k.has_skip), inputs.x),
-        sum(kind.has_skip for kind in kinds), count("skips"),
-    )  # fmt: skip
+      "skips",
+      lambda block, x: block.fuse_skip(x, x),
+      (of(lambda k: k.has_skip), inputs.x),
+      sum(kind.has_skip for kind in kinds),
+      count("skips"),
+    )
   add(
-      "embedding and final layer",
-      lambda dit, latents, time, x: (
-          dit.embed(latents, time),
-          dit.final_linear(dit.final_norm(x)[:, :, 1:]),
-      ),
-      (dit, inputs.latents, inputs.time, inputs.x), 1,
-      count("latent embedding", "time token", "final layer"),
-  )  # fmt: skip
+    "embedding and final layer",
+    lambda dit, latents, time, x: (
+      dit.embed(latents, time),
+      dit.final_linear(dit.final_norm(x)[:, :, 1:]),
+    ),
+    (dit, inputs.latents, inputs.time, inputs.x),
+    1,
+    count("latent embedding", "time token", "final layer"),
+  )
   for mode in MODES:
     add(
-        f"whole call, {mode}",
-        lambda dit, latents, time, context, mode=mode: dit(
-            latents, time, context, temporal_mode=mode
-        ).velocity,
-        (dit, inputs.latents, inputs.time, dit.encode_context(inputs.context)),
-        1, sum(counts[mode].values()),
-    )  # fmt: skip
+      f"whole call, {mode}",
+      lambda dit, latents, time, context, mode=mode: (
+        dit(latents, time, context, temporal_mode=mode).velocity
+      ),
+      (dit, inputs.latents, inputs.time, dit.encode_context(inputs.context)),
+      1,
+      sum(counts[mode].values()),
+    )
   return timed
 
 
@@ -177,13 +192,13 @@ class _Inputs:
     tokens = sizes.vae.num_latents
     keys = iter(jax.random.split(jax.random.key(1), 3))
     random = lambda *shape: jax.random.normal(next(keys), shape).astype(
-        config.dtype
+      config.dtype
     )
     self.time = jnp.full((1,), 0.5)
     self.latents = random(1, num_frames, tokens, config.latent_channels)
     self.x = random(1, num_frames, tokens + 1, config.width)
     self.context = random(
-        1, num_frames, sizes.image_encoder.num_tokens, config.context_width
+      1, num_frames, sizes.image_encoder.num_tokens, config.context_width
     )
 
 

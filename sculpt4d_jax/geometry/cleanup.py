@@ -19,11 +19,11 @@ def face_components(mesh: TriangleMesh) -> np.ndarray:
   edges = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]]])
   ones = np.ones(len(edges), bool)
   graph = sparse.coo_array(
-      (ones, edges.T), shape=(mesh.num_vertices, mesh.num_vertices)
+    (ones, edges.T), shape=(mesh.num_vertices, mesh.num_vertices)
   )
   _, of_vertex = csgraph.connected_components(graph, directed=False)
   _, first, of_face = np.unique(
-      of_vertex[mesh.faces[:, 0]], return_index=True, return_inverse=True
+    of_vertex[mesh.faces[:, 0]], return_index=True, return_inverse=True
   )
   rank = np.empty(len(first), np.int32)
   rank[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
@@ -31,10 +31,10 @@ def face_components(mesh: TriangleMesh) -> np.ndarray:
 
 
 def keep_largest_components(
-    mesh: TriangleMesh,
-    *,
-    max_components: int | None = None,
-    min_area_fraction: float = 0.01,
+  mesh: TriangleMesh,
+  *,
+  max_components: int | None = None,
+  min_area_fraction: float = 0.01,
 ) -> TriangleMesh:
   """Removes small pieces; what is left keeps its order.
 
@@ -52,7 +52,7 @@ def keep_largest_components(
     raise ValueError(f"max_components={max_components} must be at least 1.")
   if not 0 <= min_area_fraction <= 1:
     raise ValueError(
-        f"min_area_fraction={min_area_fraction} must lie in [0, 1]."
+      f"min_area_fraction={min_area_fraction} must lie in [0, 1]."
     )
   if mesh.is_empty:
     return mesh
@@ -84,7 +84,7 @@ def simplify(mesh: TriangleMesh, max_faces: int) -> TriangleMesh:
   if mesh.num_faces <= max_faces:
     return mesh
   vertices, faces = fast_simplification.simplify(
-      mesh.vertices, mesh.faces, target_count=max_faces
+    mesh.vertices, mesh.faces, target_count=max_faces
   )
   simple = TriangleMesh(vertices, faces)
   a, b, c = simple.faces.T

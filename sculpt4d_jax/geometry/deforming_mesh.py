@@ -39,14 +39,14 @@ class DeformingMesh:
     mesh = TriangleMesh(rest, self.faces)
     if mesh.num_vertices != vertices.shape[1]:
       raise ValueError(
-          f"rest has {mesh.num_vertices} vertices, the frames have"
-          f" {vertices.shape[1]}."
+        f"rest has {mesh.num_vertices} vertices, the frames have"
+        f" {vertices.shape[1]}."
       )
     if self.colours is not None:
       colours = np.ascontiguousarray(self.colours, np.uint8)
       if colours.shape != (vertices.shape[1], 3):
         raise ValueError(
-            f"colours must be [{vertices.shape[1]}, 3], got {colours.shape}."
+          f"colours must be [{vertices.shape[1]}, 3], got {colours.shape}."
         )
       object.__setattr__(self, "colours", colours)
     object.__setattr__(self, "vertices", vertices)
@@ -80,10 +80,10 @@ class DeformingMesh:
     used = np.zeros(self.num_vertices, bool)
     used[faces] = True
     return DeformingMesh(
-        self.vertices[:, used],
-        (np.cumsum(used) - 1)[faces],
-        self.rest[used],
-        None if self.colours is None else self.colours[used],
+      self.vertices[:, used],
+      (np.cumsum(used) - 1)[faces],
+      self.rest[used],
+      None if self.colours is None else self.colours[used],
     )
 
 
@@ -106,10 +106,10 @@ def normalise(mesh: DeformingMesh, extent: float = 0.95) -> DeformingMesh:
     raise ValueError(f"The animation's box has the size {size}.")
   centre, scale = (low + high) / 2, 2 * extent / size
   return DeformingMesh(
-      (mesh.vertices - centre) * scale,
-      mesh.faces,
-      (mesh.rest - centre) * scale,
-      mesh.colours,
+    (mesh.vertices - centre) * scale,
+    mesh.faces,
+    (mesh.rest - centre) * scale,
+    mesh.colours,
   )
 
 
@@ -146,17 +146,18 @@ def measure_motion(mesh: DeformingMesh) -> Motion:
   moved = seen - seen[0]
   shift = moved.mean(1, keepdims=True)
   return Motion(
-      travel=float(np.linalg.norm(moved, axis=-1).max() / size),
-      deformation=float(np.linalg.norm(moved - shift, axis=-1).max() / size),
-      size_ratio=float(diagonals.max() / max(diagonals.min(), 1e-30)),
-      share_of_box=float(size / max(whole, 1e-30)),
-      stretch=_stretch(mesh, size),
+    travel=float(np.linalg.norm(moved, axis=-1).max() / size),
+    deformation=float(np.linalg.norm(moved - shift, axis=-1).max() / size),
+    size_ratio=float(diagonals.max() / max(diagonals.min(), 1e-30)),
+    share_of_box=float(size / max(whole, 1e-30)),
+    stretch=_stretch(mesh, size),
   )
 
 
 def _stretch(mesh: DeformingMesh, size: float) -> float:
-  edges = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]],
-                          mesh.faces[:, [2, 0]]])
+  edges = np.concatenate(
+    [mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]
+  )
   edges = np.unique(np.sort(edges, axis=1), axis=0)
 
   def lengths(frame):

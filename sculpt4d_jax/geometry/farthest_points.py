@@ -28,10 +28,10 @@ PRNGKey = array_types.PRNGKey
 
 
 def farthest_points(
-    points: Float[Array, "P 3"],
-    num_samples: int,
-    start: Int[Array, ""] | int = 0,
-) -> Int[Array, "num_samples"]:
+  points: Float[Array, "P 3"],
+  num_samples: int,
+  start: Int[Array, ""] | int = 0,
+) -> Int[Array, " num_samples"]:
   """Picks points one by one, each the farthest from all picked before.
 
   May be traced, and mapped over several clouds with `jax.vmap`.
@@ -50,12 +50,12 @@ def farthest_points(
   """
   if points.ndim != 2 or points.shape[1] != 3:
     raise ValueError(
-        f"points must be [P, 3], got {points.shape}; use jax.vmap for batches."
+      f"points must be [P, 3], got {points.shape}; use jax.vmap for batches."
     )
   if not 1 <= num_samples <= points.shape[0]:
     raise ValueError(
-        f"num_samples={num_samples} must lie in 1..{points.shape[0]}, the"
-        " number of points."
+      f"num_samples={num_samples} must lie in 1..{points.shape[0]}, the"
+      " number of points."
     )
   # Half precision would merge neighbouring points: float32.
   x, y, z = jnp.asarray(points, jnp.float32).T
@@ -87,10 +87,10 @@ class GroupSizes:
 
 
 def group_sizes(
-    num_latents: int,
-    num_uniform: int,
-    num_sharp: int,
-    downsample_ratio: int = 20,
+  num_latents: int,
+  num_uniform: int,
+  num_sharp: int,
+  downsample_ratio: int = 20,
 ) -> GroupSizes:
   """Shares the queries out among uniform and sharp rows, by their numbers.
 
@@ -105,49 +105,49 @@ def group_sizes(
   """
   if min(num_latents, num_uniform, downsample_ratio) < 1 or num_sharp < 0:
     raise ValueError(
-        "num_latents, num_uniform and downsample_ratio must be positive and"
-        f" num_sharp not negative; got {num_latents}, {num_uniform},"
-        f" {downsample_ratio} and {num_sharp}."
+      "num_latents, num_uniform and downsample_ratio must be positive and"
+      f" num_sharp not negative; got {num_latents}, {num_uniform},"
+      f" {downsample_ratio} and {num_sharp}."
     )
   share = fractions.Fraction(num_uniform, num_uniform + num_sharp)
   uniform_queries = num_latents * share
   if uniform_queries.denominator != 1:
     raise ValueError(
-        f"num_latents={num_latents} queries cannot be shared out as"
-        f" {num_uniform} to {num_sharp}; choose numbers of points that give"
-        " each group a whole number of queries."
+      f"num_latents={num_latents} queries cannot be shared out as"
+      f" {num_uniform} to {num_sharp}; choose numbers of points that give"
+      " each group a whole number of queries."
     )
   queries = (int(uniform_queries), num_latents - int(uniform_queries))
   inputs = tuple(downsample_ratio * n for n in queries)
   if inputs[0] > num_uniform or inputs[1] > num_sharp:
     raise ValueError(
-        f"{num_latents} latents read {inputs[0]} uniform and {inputs[1]} sharp"
-        f" rows, but a surface has {num_uniform} and {num_sharp}; sample more"
-        " points or lower downsample_ratio."
+      f"{num_latents} latents read {inputs[0]} uniform and {inputs[1]} sharp"
+      f" rows, but a surface has {num_uniform} and {num_sharp}; sample more"
+      " points or lower downsample_ratio."
     )
   return GroupSizes(*inputs, *queries)
 
 
 def select_inputs(
-    key: PRNGKey, num_uniform: int, num_sharp: int, sizes: GroupSizes
-) -> Int[Array, "P"]:
+  key: PRNGKey, num_uniform: int, num_sharp: int, sizes: GroupSizes
+) -> Int[Array, " P"]:
   """Draws the rows that are read: uniform rows, then sharp rows, shuffled."""
   keys = jax.random.split(key)
   uniform = jax.random.permutation(keys[0], num_uniform)
   sharp = num_uniform + jax.random.permutation(keys[1], num_sharp)
   return jnp.concatenate(
-      [uniform[: sizes.uniform_inputs], sharp[: sizes.sharp_inputs]]
+    [uniform[: sizes.uniform_inputs], sharp[: sizes.sharp_inputs]]
   ).astype(jnp.int32)
 
 
 def select_queries(
-    surface: Float[Array, "P 7"],
-    inputs: Int[Array, "R"],
-    sizes: GroupSizes,
-    *,
-    uniform_start: Int[Array, ""] | int = 0,
-    sharp_start: Int[Array, ""] | int = 0,
-) -> Int[Array, "N"]:
+  surface: Float[Array, "P 7"],
+  inputs: Int[Array, " R"],
+  sizes: GroupSizes,
+  *,
+  uniform_start: Int[Array, ""] | int = 0,
+  sharp_start: Int[Array, ""] | int = 0,
+) -> Int[Array, " N"]:
   """Picks the rows that become queries, uniform rows first.
 
   Args:
@@ -163,15 +163,15 @@ def select_queries(
   """
   if inputs.shape != (sizes.uniform_inputs + sizes.sharp_inputs,):
     raise ValueError(
-        f"inputs has shape {inputs.shape}, but {sizes} reads"
-        f" {sizes.uniform_inputs} + {sizes.sharp_inputs} rows."
+      f"inputs has shape {inputs.shape}, but {sizes} reads"
+      f" {sizes.uniform_inputs} + {sizes.sharp_inputs} rows."
     )
   surface, inputs = jnp.asarray(surface), jnp.asarray(inputs, jnp.int32)
   uniform = inputs[: sizes.uniform_inputs]
   sharp = inputs[sizes.uniform_inputs :]
   groups = (
-      (uniform, sizes.uniform_queries, uniform_start),
-      (sharp, sizes.sharp_queries, sharp_start),
+    (uniform, sizes.uniform_queries, uniform_start),
+    (sharp, sizes.sharp_queries, sharp_start),
   )
   rows = []
   for group, num_queries, start in groups:
@@ -182,14 +182,14 @@ def select_queries(
 
 
 def select_rows(
-    key: PRNGKey,
-    surface: Float[Array, "P 7"],
-    *,
-    num_latents: int,
-    num_uniform: int,
-    num_sharp: int,
-    downsample_ratio: int = 20,
-) -> tuple[Int[Array, "R"], Int[Array, "N"]]:
+  key: PRNGKey,
+  surface: Float[Array, "P 7"],
+  *,
+  num_latents: int,
+  num_uniform: int,
+  num_sharp: int,
+  downsample_ratio: int = 20,
+) -> tuple[Int[Array, " R"], Int[Array, " N"]]:
   """Draws the rows that are read and picks the queries among them.
 
   Args:
@@ -209,21 +209,19 @@ def select_rows(
   """
   if surface.shape[0] != num_uniform + num_sharp:
     raise ValueError(
-        f"surface has {surface.shape[0]} rows, expected num_uniform ="
-        f" {num_uniform} and num_sharp = {num_sharp} of them."
+      f"surface has {surface.shape[0]} rows, expected num_uniform ="
+      f" {num_uniform} and num_sharp = {num_sharp} of them."
     )
   sizes = group_sizes(num_latents, num_uniform, num_sharp, downsample_ratio)
   inputs_key, uniform_key, sharp_key = jax.random.split(key, 3)
   inputs = select_inputs(inputs_key, num_uniform, num_sharp, sizes)
   queries = select_queries(
-      surface,
-      inputs,
-      sizes,
-      uniform_start=jax.random.randint(
-          uniform_key, (), 0, sizes.uniform_inputs
-      ),
-      sharp_start=jax.random.randint(
-          sharp_key, (), 0, max(sizes.sharp_inputs, 1)
-      ),
+    surface,
+    inputs,
+    sizes,
+    uniform_start=jax.random.randint(uniform_key, (), 0, sizes.uniform_inputs),
+    sharp_start=jax.random.randint(
+      sharp_key, (), 0, max(sizes.sharp_inputs, 1)
+    ),
   )
   return inputs, queries

@@ -51,7 +51,7 @@ class GuidePoints:
     return len(self.face_ids)
 
   def at(
-      self, mesh: TriangleMesh, flipped: np.ndarray
+    self, mesh: TriangleMesh, flipped: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
     """Positions and normals towards their side on a frame, each [P, 3]."""
     points = sampling.points_at(mesh, self.face_ids, self.barycentrics)
@@ -75,15 +75,15 @@ class Projection:
 
 
 def draw(
-    mesh: DeformingMesh,
-    repair: watertight.Repair,
-    surfaces: Sequence[tuple[int, TriangleMesh]],
-    *,
-    num_uniform: int,
-    num_sharp: int,
-    hidden_depth: float,
-    rng: np.random.Generator,
-    sharp_angle: float = 30.0,
+  mesh: DeformingMesh,
+  repair: watertight.Repair,
+  surfaces: Sequence[tuple[int, TriangleMesh]],
+  *,
+  num_uniform: int,
+  num_sharp: int,
+  hidden_depth: float,
+  rng: np.random.Generator,
+  sharp_angle: float = 30.0,
 ) -> GuidePoints:
   """Draws guide points.
 
@@ -123,14 +123,14 @@ def draw(
   uniform = seen(lambda n: sampling.sample_surface(rest, n, rng), num_uniform)
   if uniform is None:
     raise ValueError(
-        "Less than a tenth of the surface is ever seen; the rest is inside of"
-        " the object."
+      "Less than a tenth of the surface is ever seen; the rest is inside of"
+      " the object."
     )
   sharp = seen(
-      lambda n: sampling.sample_sharp_edges(
-          rest, n, rng, angle_degrees=sharp_angle
-      ),
-      num_sharp,
+    lambda n: sampling.sample_sharp_edges(
+      rest, n, rng, angle_degrees=sharp_angle
+    ),
+    num_sharp,
   )
   has_sharp = sharp is not None
   if not has_sharp:
@@ -142,19 +142,19 @@ def draw(
   # A sheet has two sides; a point stays on the one that it was given.
   back = repair.sheets[face_ids] & (rng.random(len(face_ids)) < 0.5)
   return GuidePoints(
-      face_ids=face_ids,
-      barycentrics=np.concatenate([group[1] for group in groups]),
-      is_sharp=is_sharp,
-      sides=np.where(back, -1, 1).astype(np.float32),
-      num_uniform=num_uniform,
+    face_ids=face_ids,
+    barycentrics=np.concatenate([group[1] for group in groups]),
+    is_sharp=is_sharp,
+    sides=np.where(back, -1, 1).astype(np.float32),
+    num_uniform=num_uniform,
   )
 
 
 def project(
-    positions: np.ndarray,
-    normals: np.ndarray,
-    surface: TriangleMesh,
-    reach: float,
+  positions: np.ndarray,
+  normals: np.ndarray,
+  surface: TriangleMesh,
+  reach: float,
 ) -> Projection:
   """Moves points to the closest place of a watertight surface.
 
@@ -170,23 +170,19 @@ def project(
   found = mesh_distance.closest_points(surface, positions)
   face_normals = _unit_normals(surface)
   face_ids, places = found.face_ids.copy(), found.positions.copy()
-  wrong = np.flatnonzero(
-      np.sum(face_normals[face_ids] * normals, axis=1) < 0
-  )
+  wrong = np.flatnonzero(np.sum(face_normals[face_ids] * normals, axis=1) < 0)
   if len(wrong):
     again = mesh_distance.closest_points(
-        surface, positions[wrong] + reach * normals[wrong]
+      surface, positions[wrong] + reach * normals[wrong]
     )
-    better = (
-        np.sum(face_normals[again.face_ids] * normals[wrong], axis=1) > 0
-    )
+    better = np.sum(face_normals[again.face_ids] * normals[wrong], axis=1) > 0
     face_ids[wrong[better]] = again.face_ids[better]
     places[wrong[better]] = again.positions[better]
   moved = np.linalg.norm(places - positions, axis=1)
   return Projection(
-      places.astype(np.float32),
-      face_normals[face_ids],
-      moved.astype(np.float32),
+    places.astype(np.float32),
+    face_normals[face_ids],
+    moved.astype(np.float32),
   )
 
 
@@ -197,9 +193,9 @@ def _unit_normals(surface: TriangleMesh) -> np.ndarray:
   smooth = surface.vertex_normals()[surface.faces].sum(1)
   smooth /= np.maximum(np.linalg.norm(smooth, axis=1, keepdims=True), 1e-20)
   sliver = length < 1e-3 * np.median(length)
-  return np.where(
-      sliver, smooth, cross / np.maximum(length, 1e-30)
-  ).astype(np.float32)
+  return np.where(sliver, smooth, cross / np.maximum(length, 1e-30)).astype(
+    np.float32
+  )
 
 
 def _hidden(mesh, points, surfaces, depth) -> np.ndarray:
@@ -210,7 +206,7 @@ def _hidden(mesh, points, surfaces, depth) -> np.ndarray:
     if not len(rows):
       break
     positions = sampling.points_at(
-        mesh.frame(frame), points.face_ids[rows], points.barycentrics[rows]
+      mesh.frame(frame), points.face_ids[rows], points.barycentrics[rows]
     ).positions
     signed = mesh_distance.signed_distance(surface, positions, cap=2 * depth)
     hidden[rows] = signed > depth

@@ -70,7 +70,7 @@ class GridField:
 
 
 def grid_points(
-    resolution: int, bounds: float = 1.01
+  resolution: int, bounds: float = 1.01
 ) -> Float[NumpyArray, "R+1 R+1 R+1 3"]:
   """All points of a grid, float32; x varies slowest."""
   axis = _axis(resolution, bounds)
@@ -78,11 +78,11 @@ def grid_points(
 
 
 def dense_field(
-    evaluate: Evaluate,
-    resolution: int,
-    *,
-    bounds: float = 1.01,
-    chunk_size: int = 32768,
+  evaluate: Evaluate,
+  resolution: int,
+  *,
+  bounds: float = 1.01,
+  chunk_size: int = 32768,
 ) -> GridField:
   """Evaluates every point of a grid; arguments as `coarse_to_fine_field`."""
   _check_grid(resolution, bounds, chunk_size)
@@ -93,16 +93,16 @@ def dense_field(
 
 
 def coarse_to_fine_field(
-    evaluate: Evaluate,
-    resolution: int,
-    *,
-    bounds: float = 1.01,
-    level: float = 0.0,
-    band: float = 0.95,
-    min_resolution: int = 63,
-    chunk_size: int = 32768,
-    mode: Literal["exact", "flashvdm", "hunyuan3d"] = "exact",
-    band_cells: float | None = None,
+  evaluate: Evaluate,
+  resolution: int,
+  *,
+  bounds: float = 1.01,
+  level: float = 0.0,
+  band: float = 0.95,
+  min_resolution: int = 63,
+  chunk_size: int = 32768,
+  mode: Literal["exact", "flashvdm", "hunyuan3d"] = "exact",
+  band_cells: float | None = None,
 ) -> GridField:
   """Evaluates a field where its surface is.
 
@@ -140,14 +140,14 @@ def coarse_to_fine_field(
   _check_grid(resolution, bounds, chunk_size)
   if min_resolution < 1 or band < 0:
     raise ValueError(
-        f"min_resolution={min_resolution} must be positive and band={band}"
-        " not negative."
+      f"min_resolution={min_resolution} must be positive and band={band}"
+      " not negative."
     )
   if mode not in MODES:
     raise ValueError(f"Unknown mode={mode!r}: choose one of {MODES}.")
   resolutions = _resolutions(resolution, min_resolution, mode)
   coarse = dense_field(
-      evaluate, resolutions[0], bounds=bounds, chunk_size=chunk_size
+    evaluate, resolutions[0], bounds=bounds, chunk_size=chunk_size
   )
   values, evaluated = coarse.values, coarse.evaluated
   count = coarse.num_evaluations
@@ -172,9 +172,7 @@ def coarse_to_fine_field(
     if mode == "hunyuan3d":
       axis = _truncated_axis(fine, bounds)
     while new.any():
-      count += _evaluate_where(
-          evaluate, new, values, bounds, chunk_size, axis
-      )
+      count += _evaluate_where(evaluate, new, values, bounds, chunk_size, axis)
       if mode != "exact":
         break
       new = _corners_of_crossed_cells(values, level) & ~evaluated
@@ -183,12 +181,12 @@ def coarse_to_fine_field(
 
 
 def extract_surface(
-    values: Float[NumpyArray, "R+1 R+1 R+1"],
-    *,
-    bounds: float = 1.01,
-    level: float = 0.0,
-    vertex_scale: Literal["exact", "hunyuan3d"] = "exact",
-    resolution: int | None = None,
+  values: Float[NumpyArray, "R+1 R+1 R+1"],
+  *,
+  bounds: float = 1.01,
+  level: float = 0.0,
+  vertex_scale: Literal["exact", "hunyuan3d"] = "exact",
+  resolution: int | None = None,
 ) -> mesh_lib.TriangleMesh | None:
   """Marching cubes.
 
@@ -213,12 +211,12 @@ def extract_surface(
   values = np.asarray(values, np.float32)
   if values.ndim != 3 or len(set(values.shape)) != 1 or len(values) < 2:
     raise ValueError(
-        "values must be a cubic grid of at least 2 points an axis, got"
-        f" {values.shape}."
+      "values must be a cubic grid of at least 2 points an axis, got"
+      f" {values.shape}."
     )
   if vertex_scale not in VERTEX_SCALES:
     raise ValueError(
-        f"Unknown vertex_scale={vertex_scale!r}: choose one of {VERTEX_SCALES}."
+      f"Unknown vertex_scale={vertex_scale!r}: choose one of {VERTEX_SCALES}."
     )
   unknown = np.isnan(values)
   inside = values > level
@@ -228,7 +226,7 @@ def extract_surface(
     # Any number outside will do: faces that come of it are dropped below.
     values = np.where(unknown, np.float32(level - 1), values)
   vertices, faces, _, _ = measure.marching_cubes(
-      values, level, method="lewiner"
+    values, level, method="lewiner"
   )
   if unknown.any():
     cells = vertices[faces].mean(1).astype(int)  # [T, 3]
@@ -258,8 +256,8 @@ def _truncated_axis(resolution: int, bounds: float) -> np.ndarray:
 def _check_grid(resolution: int, bounds: float, chunk_size: int) -> None:
   if resolution < 1 or chunk_size < 1 or not bounds > 0:
     raise ValueError(
-        f"resolution={resolution}, chunk_size={chunk_size} and bounds={bounds}"
-        " must be positive."
+      f"resolution={resolution}, chunk_size={chunk_size} and bounds={bounds}"
+      " must be positive."
     )
 
 
@@ -276,12 +274,12 @@ def _resolutions(resolution: int, minimum: int, mode: str) -> list[int]:
 
 
 def _evaluate_where(
-    evaluate: Evaluate,
-    where: np.ndarray,
-    values: np.ndarray,
-    bounds: float,
-    chunk_size: int,
-    axis: np.ndarray | None = None,
+  evaluate: Evaluate,
+  where: np.ndarray,
+  values: np.ndarray,
+  bounds: float,
+  chunk_size: int,
+  axis: np.ndarray | None = None,
 ) -> int:
   """Writes the field into `values` where told; returns the number of points."""
   if axis is None:
@@ -294,14 +292,14 @@ def _evaluate_where(
     result = np.asarray(result, np.float32)
     if result.shape != (chunk_size,):
       raise ValueError(
-          f"evaluate must return [{chunk_size}] values for as many points, got"
-          f" {result.shape}."
+        f"evaluate must return [{chunk_size}] values for as many points, got"
+        f" {result.shape}."
       )
     result = result[: len(rows)]
     if not np.isfinite(result).all():
       raise ValueError(
-          f"The field is not finite at {np.sum(~np.isfinite(result))} points;"
-          " check the latents and the weights."
+        f"The field is not finite at {np.sum(~np.isfinite(result))} points;"
+        " check the latents and the weights."
       )
     flat[rows] = result
 
@@ -395,7 +393,7 @@ def _corners_of_crossed_cells(values: np.ndarray, level: float) -> np.ndarray:
 
 
 def _without_unused(
-    vertices: np.ndarray, faces: np.ndarray
+  vertices: np.ndarray, faces: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   used = np.zeros(len(vertices), bool)
   used[faces] = True

@@ -31,8 +31,8 @@ class TriangleMesh:
       raise ValueError(f"faces must be [T, 3], got {faces.shape}.")
     if faces.size and (faces.min() < 0 or faces.max() >= len(vertices)):
       raise ValueError(
-          f"faces index vertices {faces.min()}..{faces.max()}, but the mesh"
-          f" has {len(vertices)} vertices."
+        f"faces index vertices {faces.min()}..{faces.max()}, but the mesh"
+        f" has {len(vertices)} vertices."
       )
     object.__setattr__(self, "vertices", vertices)
     object.__setattr__(self, "faces", faces)
@@ -53,7 +53,7 @@ class TriangleMesh:
     """Face normals times twice the face areas, float32 [T, 3]."""
     corners = self.vertices[self.faces]
     return np.cross(
-        corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+      corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     )
 
   def vertex_normals(self) -> np.ndarray:

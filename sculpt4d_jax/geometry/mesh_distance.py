@@ -53,15 +53,15 @@ def closest_points(mesh: TriangleMesh, points: np.ndarray) -> ClosestPoints:
     none = np.zeros(0)
     return ClosestPoints(none, none.astype(np.int32), points)
   square, face_ids, positions = igl.point_mesh_squared_distance(
-      points, *_arrays(mesh)
+    points, *_arrays(mesh)
   )
   return ClosestPoints(
-      np.sqrt(np.maximum(square, 0.0)), face_ids.astype(np.int32), positions
+    np.sqrt(np.maximum(square, 0.0)), face_ids.astype(np.int32), positions
   )
 
 
 def unsigned_distance(
-    mesh: TriangleMesh, points: np.ndarray, cap: float = np.inf
+  mesh: TriangleMesh, points: np.ndarray, cap: float = np.inf
 ) -> np.ndarray:
   """Distances [Q] of points [Q, 3]; infinite if the mesh has no faces.
 
@@ -89,7 +89,7 @@ def _may_be_within(mesh, points, cap) -> np.ndarray:
   centres = corners.mean(1)
   radii = np.linalg.norm(corners - centres[:, None], axis=-1).max(1)
   distances, _ = spatial.cKDTree(centres).query(
-      points, distance_upper_bound=cap + radii.max() + 1e-9
+    points, distance_upper_bound=cap + radii.max() + 1e-9
   )
   return np.isfinite(distances)
 
@@ -103,12 +103,12 @@ def winding_number(mesh: TriangleMesh, points: np.ndarray) -> np.ndarray:
   if mesh.is_empty or not len(points):
     return np.zeros(len(points))
   return igl.fast_winding_number(
-      *_arrays(mesh), np.ascontiguousarray(points, np.float64)
+    *_arrays(mesh), np.ascontiguousarray(points, np.float64)
   )
 
 
 def signed_distance(
-    mesh: TriangleMesh, points: np.ndarray, cap: float = np.inf
+  mesh: TriangleMesh, points: np.ndarray, cap: float = np.inf
 ) -> np.ndarray:
   """Signed distances [Q], positive inside of a mesh that is wound outwards.
 
@@ -120,7 +120,7 @@ def signed_distance(
   # No point outside of the box sees half of all directions blocked.
   used = mesh.vertices[np.unique(mesh.faces)]
   boxed = np.flatnonzero(
-      np.all((points >= used.min(0)) & (points <= used.max(0)), axis=1)
+    np.all((points >= used.min(0)) & (points <= used.max(0)), axis=1)
   )
   inside = boxed[winding_number(mesh, np.asarray(points)[boxed]) > 0.5]
   signed = -distance
@@ -138,8 +138,9 @@ def pseudonormal_inside(mesh: TriangleMesh, points: np.ndarray) -> np.ndarray:
   Weighted Pseudonormal, 2005, in libigl.
   """
   signed = igl.signed_distance(
-      np.ascontiguousarray(points, np.float64), *_arrays(mesh),
-      sign_type=igl.SIGNED_DISTANCE_TYPE_PSEUDONORMAL,
+    np.ascontiguousarray(points, np.float64),
+    *_arrays(mesh),
+    sign_type=igl.SIGNED_DISTANCE_TYPE_PSEUDONORMAL,
   )[0]
   return signed < 0
 

@@ -68,7 +68,7 @@ class SharpEdges:
 
 
 def sample_surface(
-    mesh: TriangleMesh, num_points: int, rng: np.random.Generator
+  mesh: TriangleMesh, num_points: int, rng: np.random.Generator
 ) -> SurfacePoints:
   """Samples points on a triangle mesh, uniformly by area.
 
@@ -89,24 +89,24 @@ def sample_surface(
   areas = np.linalg.norm(_cross_products(mesh), axis=1)
   if not areas.sum() > 0.0 or not np.isfinite(areas.sum()):
     raise ValueError(
-        f"Cannot sample a surface of area {areas.sum() / 2}: the mesh has"
-        f" {mesh.num_faces} faces and {mesh.num_vertices} vertices."
+      f"Cannot sample a surface of area {areas.sum() / 2}: the mesh has"
+      f" {mesh.num_faces} faces and {mesh.num_vertices} vertices."
     )
   face_ids = _choose(areas, num_points, rng)
   root = np.sqrt(rng.random(num_points))
   split = rng.random(num_points)
   barycentrics = np.stack(
-      [1.0 - root, root * (1.0 - split), root * split], axis=1
+    [1.0 - root, root * (1.0 - split), root * split], axis=1
   )
   return points_at(mesh, face_ids, barycentrics)
 
 
 def sample_sharp_edges(
-    mesh: TriangleMesh,
-    num_points: int,
-    rng: np.random.Generator,
-    *,
-    angle_degrees: float = 30.0,
+  mesh: TriangleMesh,
+  num_points: int,
+  rng: np.random.Generator,
+  *,
+  angle_degrees: float = 30.0,
 ) -> SurfacePoints:
   """Samples points on the sharp edges of a mesh, weighted by area.
 
@@ -129,7 +129,7 @@ def sample_sharp_edges(
   edges = find_sharp_edges(mesh, angle_degrees)
   if not len(edges):
     return points_at(
-        mesh, np.zeros([0], np.int32), np.zeros([0, 3], np.float32)
+      mesh, np.zeros([0], np.int32), np.zeros([0, 3], np.float32)
     )
   chosen = _choose(edges.areas, num_points, rng)
   side = rng.integers(0, 2, num_points)
@@ -143,7 +143,7 @@ def sample_sharp_edges(
 
 
 def points_at(
-    mesh: TriangleMesh, face_ids: np.ndarray, barycentrics: np.ndarray
+  mesh: TriangleMesh, face_ids: np.ndarray, barycentrics: np.ndarray
 ) -> SurfacePoints:
   """Evaluates stored points, on the mesh they came from or a deformed one.
 
@@ -160,32 +160,32 @@ def points_at(
   barycentrics = np.asarray(barycentrics, np.float32)
   if face_ids.ndim != 1 or barycentrics.shape != (len(face_ids), 3):
     raise ValueError(
-        "Expected face_ids [P] and barycentrics [P, 3], got"
-        f" {face_ids.shape} and {barycentrics.shape}."
+      "Expected face_ids [P] and barycentrics [P, 3], got"
+      f" {face_ids.shape} and {barycentrics.shape}."
     )
   if len(face_ids) and not (
-      0 <= face_ids.min() and face_ids.max() < mesh.num_faces
+    0 <= face_ids.min() and face_ids.max() < mesh.num_faces
   ):
     raise ValueError(
-        f"face_ids are {face_ids.min()}..{face_ids.max()}, but the mesh has"
-        f" {mesh.num_faces} faces; is it the mesh that was sampled?"
+      f"face_ids are {face_ids.min()}..{face_ids.max()}, but the mesh has"
+      f" {mesh.num_faces} faces; is it the mesh that was sampled?"
     )
   corners = mesh.vertices[mesh.faces[face_ids]]  # [P, 3, 3]
   cross = np.cross(
-      corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
   ).astype(np.float64)
   length = np.linalg.norm(cross, axis=1, keepdims=True)
   normals = np.where(length > 0.0, cross / np.where(length > 0, length, 1), 0)
   return SurfacePoints(
-      positions=np.einsum("pc,pcx->px", barycentrics, corners),
-      normals=normals.astype(np.float32),
-      barycentrics=barycentrics,
-      face_ids=face_ids,
+    positions=np.einsum("pc,pcx->px", barycentrics, corners),
+    normals=normals.astype(np.float32),
+    barycentrics=barycentrics,
+    face_ids=face_ids,
   )
 
 
 def find_sharp_edges(
-    mesh: TriangleMesh, angle_degrees: float = 30.0
+  mesh: TriangleMesh, angle_degrees: float = 30.0
 ) -> SharpEdges:
   """Finds the edges with a dihedral angle above `angle_degrees`."""
   if not 0.0 <= angle_degrees <= 180.0:
@@ -203,9 +203,7 @@ def find_sharp_edges(
   key = np.minimum(start, end).astype(np.int64) * len(mesh.vertices)
   key += np.maximum(start, end)
   order = np.argsort(key, kind="stable")
-  _, first, count = np.unique(
-      key[order], return_index=True, return_counts=True
-  )
+  _, first, count = np.unique(key[order], return_index=True, return_counts=True)
   a, b = order[first[count >= 2]], order[first[count >= 2] + 1]
 
   # Faces wound alike pass their common edge in opposite directions.
@@ -219,14 +217,14 @@ def find_sharp_edges(
   corners = np.stack([sides % 3, (sides + 1) % 3], axis=2)  # [E, 2, 2]
   corners = np.where(forward[sides][..., None], corners, corners[..., ::-1])
   face_ids = solid[sides // 3].astype(np.int32)
-  ends = mesh.vertices[
-      mesh.faces[face_ids[:, :1], corners[:, 0]]
-  ].astype(np.float64)  # [E, 2, 3]
+  ends = mesh.vertices[mesh.faces[face_ids[:, :1], corners[:, 0]]].astype(
+    np.float64
+  )  # [E, 2, 3]
   return SharpEdges(
-      face_ids=face_ids,
-      corners=corners.astype(np.int32),
-      lengths=np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1),
-      areas=areas[face_ids].sum(1) / 2,
+    face_ids=face_ids,
+    corners=corners.astype(np.int32),
+    lengths=np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1),
+    areas=areas[face_ids].sum(1) / 2,
   )
 
 
@@ -244,13 +242,15 @@ def _cross_products(mesh: TriangleMesh) -> np.ndarray:
 def _weld(mesh: TriangleMesh) -> np.ndarray:
   """For each vertex a number that it shares with those at its position [V]."""
   _, welded = np.unique(
-      mesh.vertices + 0.0, axis=0, return_inverse=True  # -0.0 becomes 0.0.
+    mesh.vertices + 0.0,
+    axis=0,
+    return_inverse=True,  # -0.0 becomes 0.0.
   )
   return welded.reshape(-1)
 
 
 def _choose(
-    weights: np.ndarray, num_draws: int, rng: np.random.Generator
+  weights: np.ndarray, num_draws: int, rng: np.random.Generator
 ) -> np.ndarray:
   """Draws indices in proportion to weights; those of weight 0 never."""
   cumulative = np.cumsum(weights)

@@ -79,9 +79,9 @@ def round_cone(points: Array, length: Array, radii: Array) -> Array:
   end = jnp.sqrt(across**2 + (along - length) ** 2) - radii[..., 1]
   side = cosine * across + sine * along - radii[..., 0]
   outside = jnp.where(
-      projection < 0.0,
-      start,
-      jnp.where(projection > cosine * length, end, side),
+    projection < 0.0,
+    start,
+    jnp.where(projection > cosine * length, end, side),
   )
   return -outside
 
@@ -137,7 +137,7 @@ def gradient(solid: Solid, points: Array) -> Array:
 
 
 def project_to_surface(
-    solid: Solid, points: Array, num_steps: int = 6
+  solid: Solid, points: Array, num_steps: int = 6
 ) -> tuple[Array, Array]:
   """Moves points to the surface along the gradient (Newton's method).
 

@@ -67,9 +67,9 @@ class WatertightSettings:
   def __post_init__(self):
     if self.resolution < 8 or not self.bounds > 0 or self.sheet_cells < 0.75:
       raise ValueError(
-          f"resolution={self.resolution} must be at least 8, bounds="
-          f"{self.bounds} positive and sheet_cells={self.sheet_cells} at least"
-          " 0.75, or sheets get holes."
+        f"resolution={self.resolution} must be at least 8, bounds="
+        f"{self.bounds} positive and sheet_cells={self.sheet_cells} at least"
+        " 0.75, or sheets get holes."
       )
 
   @property
@@ -102,9 +102,9 @@ def find_flipped_faces(mesh: TriangleMesh) -> np.ndarray:
   """
   faces = _welded_faces(mesh)
   solid = np.flatnonzero(
-      (faces[:, 0] != faces[:, 1])
-      & (faces[:, 1] != faces[:, 2])
-      & (faces[:, 2] != faces[:, 0])
+    (faces[:, 0] != faces[:, 1])
+    & (faces[:, 1] != faces[:, 2])
+    & (faces[:, 2] != faces[:, 0])
   )
   flipped = np.zeros(mesh.num_faces, bool)
   if not len(solid):
@@ -122,7 +122,7 @@ def find_flipped_faces(mesh: TriangleMesh) -> np.ndarray:
     volume = mesh_distance.signed_volume(TriangleMesh(mesh.vertices, part))
     ball = areas[members].sum() ** 1.5 / (6 * np.sqrt(np.pi)) / 2**1.5
     if volume < -_FLAT_VOLUME * ball and not _is_cavity(
-        mesh, members, len(solid) == len(members)
+      mesh, members, len(solid) == len(members)
     ):
       flipped[members] = ~flipped[members]
   return flipped
@@ -139,10 +139,10 @@ def _is_cavity(mesh, members, is_alone) -> bool:
 
 
 def plan_repair(
-    mesh: DeformingMesh,
-    settings: WatertightSettings,
-    rng: np.random.Generator,
-    frames: Sequence[int] | None = None,
+  mesh: DeformingMesh,
+  settings: WatertightSettings,
+  rng: np.random.Generator,
+  frames: Sequence[int] | None = None,
 ) -> tuple[Repair, dict[int, TriangleMesh | None]]:
   """Finds out what an animation needs to be closed.
 
@@ -169,7 +169,7 @@ def plan_repair(
     surface = surfaces[frame] = close(source, plan, settings)
     missing, sampled = _missing_faces(source, surface, settings, rng)
     share = np.bincount(piece, missing) / np.maximum(
-        np.bincount(piece, sampled), 1
+      np.bincount(piece, sampled), 1
     )
     whole |= (share > _SHEET_SHARE)[piece]
     sheets |= missing > 0
@@ -179,7 +179,7 @@ def plan_repair(
 
 
 def close(
-    mesh: TriangleMesh, repair: Repair, settings: WatertightSettings
+  mesh: TriangleMesh, repair: Repair, settings: WatertightSettings
 ) -> TriangleMesh | None:
   """The watertight surface of one frame.
 
@@ -217,12 +217,12 @@ def close(
     return value
 
   grid = isosurface.coarse_to_fine_field(
-      field,
-      settings.resolution,
-      bounds=settings.bounds,
-      band_cells=0.9,  # The field is a true distance.
-      min_resolution=settings.min_resolution,
-      chunk_size=settings.chunk_size,
+    field,
+    settings.resolution,
+    bounds=settings.bounds,
+    band_cells=0.9,  # The field is a true distance.
+    min_resolution=settings.min_resolution,
+    chunk_size=settings.chunk_size,
   )
   values = grid.values
   if settings.fill_cavities:
@@ -244,11 +244,13 @@ def fill_cavities(values: np.ndarray) -> np.ndarray:
   outside = values <= 0
   labels, _ = ndimage.label(outside)
   border = np.unique(
-      np.concatenate([
-          np.take(labels, side, axis).ravel()
-          for axis in range(3)
-          for side in (0, -1)
-      ])
+    np.concatenate(
+      [
+        np.take(labels, side, axis).ravel()
+        for axis in range(3)
+        for side in (0, -1)
+      ]
+    )
   )
   cavity = outside & ~np.isin(labels, border)
   return np.where(cavity, np.maximum(np.abs(values), 1e-6), values)
@@ -261,12 +263,12 @@ def _missing_faces(source, surface, settings, rng):
   if surface is not None:
     allowed = _MISSING_CELLS * settings.cell
     signed = mesh_distance.signed_distance(
-        surface, points.positions, cap=2 * allowed
+      surface, points.positions, cap=2 * allowed
     )
     missing = signed < -allowed
   counts = (
-      np.bincount(points.face_ids[chosen], minlength=source.num_faces)
-      for chosen in (missing, slice(None))
+    np.bincount(points.face_ids[chosen], minlength=source.num_faces)
+    for chosen in (missing, slice(None))
   )
   return tuple(counts)
 
@@ -290,6 +292,6 @@ def _pieces(mesh: TriangleMesh) -> np.ndarray:
 def _same_cycle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """Whether faces with the same corners have the same winding [T]."""
   return np.any(
-      [np.all(np.roll(a, shift, axis=1) == b, axis=1) for shift in range(3)],
-      axis=0,
+    [np.all(np.roll(a, shift, axis=1) == b, axis=1) for shift in range(3)],
+    axis=0,
   )

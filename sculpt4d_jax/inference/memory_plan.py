@@ -30,10 +30,10 @@ GIB = 2**30
 # Bytes of memory by name; GPUs are sold in GB, TPU chips are what the vendor
 # says of their HBM.
 DEVICES: Mapping[str, int] = {
-    **{f"{size} GB GPU": size * GIB for size in (8, 12, 16, 24, 40, 80)},
-    "TPU v5e": 16 * GIB,
-    "TPU v5p": 95 * GIB,
-    "TPU v6e": 32 * GIB,
+  **{f"{size} GB GPU": size * GIB for size in (8, 12, 16, 24, 40, 80)},
+  "TPU v5e": 16 * GIB,
+  "TPU v5p": 95 * GIB,
+  "TPU v6e": 32 * GIB,
 }
 # Share of a device that a plan may fill; the driver, XLA's own buffers and
 # fragmentation take some.
@@ -101,12 +101,12 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
   """The settings of a preset."""
   sampling = config.sampling
   return Settings(
-      num_frames=sampling.num_frames,
-      guided=sampling.guidance_scale != 1.0,
-      guidance_in_turns=sampling.guidance_in_turns,
-      cache_context=sampling.cache_context,
-      offload=sampling.offload,
-      chunk_size=config.surface.chunk_size,
+    num_frames=sampling.num_frames,
+    guided=sampling.guidance_scale != 1.0,
+    guidance_in_turns=sampling.guidance_in_turns,
+    cache_context=sampling.cache_context,
+    offload=sampling.offload,
+    chunk_size=config.surface.chunk_size,
   )
 
 
@@ -123,29 +123,29 @@ class Planner:
     """
     parts = model_lib.parts(model)
     self.vae, self.encoder, self.dit = (
-        parts[name][1] for name in ("vae", "image_encoder", "dit")
+      parts[name][1] for name in ("vae", "image_encoder", "dit")
     )
     self.params = {
-        name: param_bytes * _num_params(kind, config)
-        for name, (kind, config) in parts.items()
+      name: param_bytes * _num_params(kind, config)
+      for name, (kind, config) in parts.items()
     }
 
   def plan(self, settings: Settings) -> MemoryPlan:
     """Bytes of every stage."""
     idle = {} if settings.offload else self.params
     context = settings.num_frames * _bytes(
-        self.encoder.num_tokens * self.encoder.width, self.encoder.dtype
+      self.encoder.num_tokens * self.encoder.width, self.encoder.dtype
     )
     stages = {
-        "encode": self._params(idle, "image_encoder", "dit")
-        | {"frames being encoded": self._encode(settings)}
-        | {"context": context},
-        "denoise": self._params(idle, "dit")
-        | {"context": context}
-        | {"keys and values": self._key_values(settings)}
-        | {"a step of the DiT": self._step(settings)},
-        "decode": self._params(idle, "vae", "dit")
-        | {"a frame being decoded": self._decode(settings)},
+      "encode": self._params(idle, "image_encoder", "dit")
+      | {"frames being encoded": self._encode(settings)}
+      | {"context": context},
+      "denoise": self._params(idle, "dit")
+      | {"context": context}
+      | {"keys and values": self._key_values(settings)}
+      | {"a step of the DiT": self._step(settings)},
+      "decode": self._params(idle, "vae", "dit")
+      | {"a frame being decoded": self._decode(settings)},
     }
     return MemoryPlan(stages, settings)
 
@@ -211,9 +211,7 @@ class Planner:
     v = self.vae
     tokens = _bytes(v.num_latents * v.width * 8, v.dtype)
     # The hidden layer; its activation takes its place.
-    points = _bytes(
-        settings.chunk_size * v.width * v.field_mlp_ratio, v.dtype
-    )
+    points = _bytes(settings.chunk_size * v.width * v.field_mlp_ratio, v.dtype)
     return max(tokens, points) + 2 * _SCORES
 
 
@@ -231,8 +229,8 @@ def format_plan(planner: Planner, settings: Settings) -> Iterator[str]:
   yield f"| **all** | {' | '.join(totals)} |"
   yield ""
   yield (
-      f"| device | {settings.num_frames} frames | needs GiB | with"
-      " | most frames, all savings |"
+    f"| device | {settings.num_frames} frames | needs GiB | with"
+    " | most frames, all savings |"
   )
   yield "|---|---|---|---|---|"
   for device, num_bytes in DEVICES.items():
@@ -253,9 +251,9 @@ def _savings(settings: Settings) -> Iterator[Settings]:
   """The settings, then with one saving more each, the cheapest first."""
   yield settings
   for changes in (
-      {"offload": True},
-      {"guidance_in_turns": settings.guided or settings.guidance_in_turns},
-      {"cache_context": False},
+    {"offload": True},
+    {"guidance_in_turns": settings.guided or settings.guidance_in_turns},
+    {"cache_context": False},
   ):
     settings = dataclasses.replace(settings, **changes)
     yield settings

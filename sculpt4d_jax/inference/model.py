@@ -84,8 +84,8 @@ class SamplingConfig:
       raise ValueError(f"noise={self.noise!r}: choose one of {NOISES}.")
     if self.temporal_mode not in attention.TEMPORAL_MODES:
       raise ValueError(
-          f"temporal_mode={self.temporal_mode!r}: choose one of"
-          f" {attention.TEMPORAL_MODES}."
+        f"temporal_mode={self.temporal_mode!r}: choose one of"
+        f" {attention.TEMPORAL_MODES}."
       )
 
 
@@ -93,13 +93,13 @@ class Sculpt4D:
   """Image encoder, DiT and autoencoder with their weights."""
 
   def __init__(
-      self,
-      vae: shape_vae.ShapeVAE,
-      image_encoder: image_encoder_lib.ImageEncoder,
-      dit: dit_lib.DiT,
-      details: dict[str, Any] | None = None,
-      *,
-      offload: bool = False,
+    self,
+    vae: shape_vae.ShapeVAE,
+    image_encoder: image_encoder_lib.ImageEncoder,
+    dit: dit_lib.DiT,
+    details: dict[str, Any] | None = None,
+    *,
+    offload: bool = False,
   ):
     self.vae_config = vae.config
     self.encoder_config = image_encoder.config
@@ -114,19 +114,19 @@ class Sculpt4D:
     self._dit = jax.device_put(self._dit)
     self._encode = jax.jit(self._encode_impl)
     self._denoise = jax.jit(
-        self._denoise_impl, static_argnames=("config", "on_step")
+      self._denoise_impl, static_argnames=("config", "on_step")
     )
     self._keys_values = jax.jit(self._keys_values_impl)
     self._field = jax.jit(self._field_impl)
 
   @classmethod
   def load(
-      cls,
-      model: ml_collections.ConfigDict,
-      folder: str | pathlib.Path,
-      *,
-      dtype: str | None = None,
-      offload: bool = False,
+    cls,
+    model: ml_collections.ConfigDict,
+    folder: str | pathlib.Path,
+    *,
+    dtype: str | None = None,
+    offload: bool = False,
   ) -> "Sculpt4D":
     """Builds a preset's networks and reads their weights.
 
@@ -143,26 +143,26 @@ class Sculpt4D:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
       raise model_files.ModelFileError(
-          f"{folder} is no folder of weights: expected one that launch.train or"
-          " launch.convert_weights wrote. A downloaded checkpoint is converted"
-          " first: python -m launch.convert_weights --help."
+        f"{folder} is no folder of weights: expected one that launch.train or"
+        " launch.convert_weights wrote. A downloaded checkpoint is converted"
+        " first: python -m launch.convert_weights --help."
       )
     modules, details = {}, {}
     for name, (kind, config) in parts(model).items():
       abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
       abstract_params = nnx.split(abstract)[1]
       params, details[name] = model_folders.load(
-          folder,
-          name,
-          abstract_params,
-          config,
-          dtype,
-          on_host=offload and name != "dit",
+        folder,
+        name,
+        abstract_params,
+        config,
+        dtype,
+        on_host=offload and name != "dit",
       )
       if "scale_factor" in details[name]:
         # The latents' scale is measured in training, after the config.
         config = dataclasses.replace(
-            config, scale_factor=details[name]["scale_factor"]
+          config, scale_factor=details[name]["scale_factor"]
         )
         abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
       modules[name] = nnx.merge(nnx.split(abstract)[0], params)
@@ -176,10 +176,10 @@ class Sculpt4D:
     self._dit = jax.device_put(dit)
 
   def sample(
-      self,
-      images: UInt8[np.ndarray, "F S S 3"],
-      config: SamplingConfig,
-      on_step: Callable[[int], None] | None = None,
+    self,
+    images: UInt8[np.ndarray, "F S S 3"],
+    config: SamplingConfig,
+    on_step: Callable[[int], None] | None = None,
   ) -> Float[np.ndarray, "F N C"]:
     """Samples the diffusion latents of one clip.
 
@@ -192,11 +192,11 @@ class Sculpt4D:
     key = jax.random.key(config.seed)
     context = self._encode(self._encoder, jnp.asarray(images))
     latents = self._denoise(
-        self._dit,
-        context,
-        key,
-        config=dataclasses.replace(config, seed=0),
-        on_step=on_step,
+      self._dit,
+      context,
+      key,
+      config=dataclasses.replace(config, seed=0),
+      on_step=on_step,
     )
     latents = jax.device_get(latents)
     jax.effects_barrier()
@@ -226,13 +226,17 @@ class Sculpt4D:
 
   def _noise(self, key, num_frames, kind):
     frames = 1 if kind == "shared" else num_frames
-    shape = (1, frames, self.vae_config.num_latents,
-             self.vae_config.latent_channels)
+    shape = (
+      1,
+      frames,
+      self.vae_config.num_latents,
+      self.vae_config.latent_channels,
+    )
     noise = jax.random.normal(key, shape, jnp.float32)
     return jnp.broadcast_to(noise, (1, num_frames, *shape[2:]))
 
   def field(
-      self, latents: Float[np.ndarray, "N C"]
+    self, latents: Float[np.ndarray, "N C"]
   ) -> Callable[[np.ndarray], np.ndarray]:
     """The field of one frame: points [Q, 3] -> values [Q], positive inside."""
     vae = jax.device_put(self._vae)  # From the host, if it is there.
@@ -253,11 +257,11 @@ class Sculpt4D:
 
 
 def denoise_clips(
-    dit: dit_lib.DiT,
-    context: Float[Array, "B F I W"],
-    noise: Float[Array, "B F N C"],
-    config: SamplingConfig,
-    on_step: Callable[[int], None] | None = None,
+  dit: dit_lib.DiT,
+  context: Float[Array, "B F I W"],
+  noise: Float[Array, "B F N C"],
+  config: SamplingConfig,
+  on_step: Callable[[int], None] | None = None,
 ) -> Float[Array, "B F N C"]:
   """Follows the guided velocity from noise to latents; to be traced.
 
@@ -284,7 +288,7 @@ def denoise_clips(
     # Keys and values of zeros are zeros: one token does for all.
     nothing = jnp.zeros_like(context[:, :, :1])
     velocity = guidance.one_after_the_other(
-        velocity_of(context), velocity_of(nothing), config.guidance_scale
+      velocity_of(context), velocity_of(nothing), config.guidance_scale
     )
   else:
     both = jnp.concatenate([context, jnp.zeros_like(context)])
@@ -305,8 +309,8 @@ def weights_folder(preset: str, given: str | None) -> pathlib.Path:
     return pathlib.Path(given)
   if not preset:
     raise ValueError(
-        "This preset ships no weights; give a folder of them with"
-        " --checkpoint=FOLDER."
+      "This preset ships no weights; give a folder of them with"
+      " --checkpoint=FOLDER."
     )
   root = pathlib.Path(__file__).resolve().parents[2]
   return root / preset
@@ -315,8 +319,8 @@ def weights_folder(preset: str, given: str | None) -> pathlib.Path:
 def parts(model: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
   """Network and configuration of every part."""
   return {
-      name: (kind, config(**model[name]))
-      for name, (kind, config) in checkpoint_parts.KINDS.items()
+    name: (kind, config(**model[name]))
+    for name, (kind, config) in checkpoint_parts.KINDS.items()
   }
 
 

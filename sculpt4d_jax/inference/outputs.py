@@ -22,10 +22,10 @@ PREVIEW, RUN = "preview.png", "run.json"
 
 
 def write(
-    folder: str | pathlib.Path,
-    result: pipeline.Result,
-    details: Mapping[str, Any],
-    log: run_log.RunLog,
+  folder: str | pathlib.Path,
+  result: pipeline.Result,
+  details: Mapping[str, Any],
+  log: run_log.RunLog,
 ) -> list[pathlib.Path]:
   """Writes everything that a run made.
 
@@ -57,25 +57,25 @@ def write(
       animated_usd.write_animated_usd(staging / USD, result.meshes, fps)
       bar.update()
       page.write_viewer(
-          staging / VIEWER,
-          result.meshes,
-          fps,
-          pictures,
-          title=name,
-          details=_page_details(details),
+        staging / VIEWER,
+        result.meshes,
+        fps,
+        pictures,
+        title=name,
+        details=_page_details(details),
       )
       bar.update()
       preview.write_preview(staging / PREVIEW, result.meshes, pictures)
     record = dict(details) | {
-        "meshes": [
-            {"vertices": m.num_vertices, "faces": m.num_faces}
-            for m in result.meshes
-        ],
-        "field_evaluations": result.num_evaluations,
-        "stages": log.summary(),
+      "meshes": [
+        {"vertices": m.num_vertices, "faces": m.num_faces}
+        for m in result.meshes
+      ],
+      "field_evaluations": result.num_evaluations,
+      "stages": log.summary(),
     }
     atomic.write_bytes(
-        staging / RUN, (json.dumps(record, indent=2) + "\n").encode()
+      staging / RUN, (json.dumps(record, indent=2) + "\n").encode()
     )
     names = sorted(path.name for path in staging.iterdir())
   return [pathlib.Path(folder) / name for name in names]
@@ -93,11 +93,11 @@ def _page_details(details: Mapping[str, Any]) -> dict[str, Any]:
   sampling = details.get("sampling", {})
   surface = details.get("surface", {})
   return {
-      "Input": details.get("input", {}).get("name", ""),
-      "Preset": details.get("preset", ""),
-      "Seed": sampling.get("seed", ""),
-      "Sampling steps": sampling.get("num_steps", ""),
-      "Guidance scale": sampling.get("guidance_scale", ""),
-      "Temporal attention": sampling.get("temporal_mode", ""),
-      "Field resolution": surface.get("resolution", ""),
+    "Input": details.get("input", {}).get("name", ""),
+    "Preset": details.get("preset", ""),
+    "Seed": sampling.get("seed", ""),
+    "Sampling steps": sampling.get("num_steps", ""),
+    "Guidance scale": sampling.get("guidance_scale", ""),
+    "Temporal attention": sampling.get("temporal_mode", ""),
+    "Field resolution": surface.get("resolution", ""),
   }

@@ -63,12 +63,12 @@ class SurfaceConfig:
       if getattr(self, name) < 0:
         raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
     for name, choices in (
-        ("grid", ("dense", *isosurface.MODES)),
-        ("vertex_scale", isosurface.VERTEX_SCALES),
+      ("grid", ("dense", *isosurface.MODES)),
+      ("vertex_scale", isosurface.VERTEX_SCALES),
     ):
       if getattr(self, name) not in choices:
         raise ValueError(
-            f"{name}={getattr(self, name)!r}: choose one of {choices}."
+          f"{name}={getattr(self, name)!r}: choose one of {choices}."
         )
     if 0 < self.max_faces < 4:
       raise ValueError(f"max_faces={self.max_faces} must be at least 4, or 0.")
@@ -109,15 +109,15 @@ class Result:
 
 
 def read_clip(
-    source: str | os.PathLike | np.ndarray,
-    log: run_log.RunLog,
-    *,
-    num_frames: int,
-    image_size: int,
-    matte: str = "auto",
-    start: float | None = None,
-    end: float | None = None,
-    border_ratio: float = 0.15,
+  source: str | os.PathLike | np.ndarray,
+  log: run_log.RunLog,
+  *,
+  num_frames: int,
+  image_size: int,
+  matte: str = "auto",
+  start: float | None = None,
+  end: float | None = None,
+  border_ratio: float = 0.15,
 ) -> Clip:
   """Reads a clip, cuts the object out, crops and scales all frames alike.
 
@@ -136,7 +136,7 @@ def read_clip(
   """
   with log.stage("read frames"):
     frames = video.read_frames(
-        source, num_frames=num_frames, start=start, end=end
+      source, num_frames=num_frames, start=start, end=end
     )
   with log.stage("find the object"):
     cut_out = foreground.extract(frames, matte)
@@ -146,11 +146,11 @@ def read_clip(
 
 
 def generate(
-    model: model_lib.Sculpt4D,
-    clip: Clip,
-    sampling: model_lib.SamplingConfig,
-    surface: SurfaceConfig,
-    log: run_log.RunLog,
+  model: model_lib.Sculpt4D,
+  clip: Clip,
+  sampling: model_lib.SamplingConfig,
+  surface: SurfaceConfig,
+  log: run_log.RunLog,
 ) -> Result:
   """Samples a clip's latents and extracts a mesh for every frame.
 
@@ -172,9 +172,9 @@ def generate(
   empty = [i for i, mesh in enumerate(meshes) if mesh.is_empty]
   if len(empty) == len(meshes):
     raise ValueError(
-        "No frame has a surface: the model saw no object it can shape. Check"
-        " the cut-out (--matte), the weights, or try another --config."
-        "sampling.seed."
+      "No frame has a surface: the model saw no object it can shape. Check"
+      " the cut-out (--matte), the weights, or try another --config."
+      "sampling.seed."
     )
   if empty:
     logging.warning("Frames without a surface: %s.", empty)
@@ -182,23 +182,23 @@ def generate(
 
 
 def extract_mesh(
-    model: model_lib.Sculpt4D, latents: np.ndarray, config: SurfaceConfig
+  model: model_lib.Sculpt4D, latents: np.ndarray, config: SurfaceConfig
 ) -> tuple[mesh_lib.TriangleMesh, int]:
   """The mesh of one frame's latents [N, C], and the points evaluated."""
   grid = evaluate_grid(model.field(latents), config)
   mesh = isosurface.extract_surface(
-      grid.values,
-      bounds=config.bounds,
-      level=config.level,
-      vertex_scale=config.vertex_scale,
-      resolution=config.resolution,
+    grid.values,
+    bounds=config.bounds,
+    level=config.level,
+    vertex_scale=config.vertex_scale,
+    resolution=config.resolution,
   )
   if mesh is None:
     return mesh_files.empty_mesh(), grid.num_evaluations
   mesh = cleanup.keep_largest_components(
-      mesh,
-      max_components=config.max_components or None,
-      min_area_fraction=config.min_component_area,
+    mesh,
+    max_components=config.max_components or None,
+    min_area_fraction=config.min_component_area,
   )
   if config.max_faces:
     mesh = cleanup.simplify(mesh, config.max_faces)
@@ -206,18 +206,18 @@ def extract_mesh(
 
 
 def evaluate_grid(
-    field: isosurface.Evaluate, config: SurfaceConfig
+  field: isosurface.Evaluate, config: SurfaceConfig
 ) -> isosurface.GridField:
   """A field on the grid that the configuration asks for."""
   sizes = dict(bounds=config.bounds, chunk_size=config.chunk_size)
   if config.grid == "dense":
     return isosurface.dense_field(field, config.resolution, **sizes)
   return isosurface.coarse_to_fine_field(
-      field,
-      config.resolution,
-      level=config.level,
-      band=config.band,
-      min_resolution=config.min_resolution,
-      mode=config.grid,
-      **sizes,
+    field,
+    config.resolution,
+    level=config.level,
+    band=config.band,
+    min_resolution=config.min_resolution,
+    mode=config.grid,
+    **sizes,
   )

@@ -55,7 +55,7 @@ class RunLog:
     _reset_peak_memory()
     start = time.monotonic()
     bar = tqdm.tqdm(
-        total=total, desc=f"{name:<20}", disable=not self._show, leave=True
+      total=total, desc=f"{name:<20}", disable=not self._show, leave=True
     )
     try:
       yield bar

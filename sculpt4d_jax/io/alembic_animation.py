@@ -36,14 +36,14 @@ _OGAWA = b"Ogawa"
 
 def _alembic():
   try:
-    # pylint: disable=g-import-not-at-top
-    from alembic3d import Abc, AbcGeom
+    from alembic3d import Abc
+    from alembic3d import AbcGeom
   except ImportError as error:
     raise ImportError(
-        "Alembic files need the package alembic3d: pip install"
-        " 'sculpt4d-jax[alembic]' or pip install alembic3d. Where it has no"
-        " wheel, export .glb or .usdc from the program that made the file, or"
-        " from Blender."
+      "Alembic files need the package alembic3d: pip install"
+      " 'sculpt4d-jax[alembic]' or pip install alembic3d. Where it has no"
+      " wheel, export .glb or .usdc from the program that made the file, or"
+      " from Blender."
     ) from error
   return Abc, AbcGeom
 
@@ -73,9 +73,9 @@ class AlembicAsset:
   """
 
   def __init__(
-      self,
-      path: PathLike,
-      limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
+    self,
+    path: PathLike,
+    limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
   ):
     """Opens an archive.
 
@@ -91,23 +91,23 @@ class AlembicAsset:
     with open(path, "rb") as file:
       if file.read(len(_OGAWA)) != _OGAWA:
         raise AssetError(
-            f"{path.name!r} is no Ogawa archive; convert it with abcconvert"
-            " -toOgawa, or with Blender."
+          f"{path.name!r} is no Ogawa archive; convert it with abcconvert"
+          " -toOgawa, or with Blender."
         )
     try:
       self._archive = Abc.IArchive(os.fspath(path))
       self._meshes = self._find(self._archive.getTop())
     except RuntimeError as error:  # What the library raises of damaged files.
       raise AssetError(
-          f"{path.name!r} is not a readable Alembic file: {str(error)[:200]}"
+        f"{path.name!r} is not a readable Alembic file: {str(error)[:200]}"
       ) from error
     if not self._meshes:
       raise AssetError(f"{path.name!r} holds no polygon mesh.")
     times = [
-        times
-        for mesh in self._meshes
-        for times in (mesh.times, *(times for _, times in mesh.parents))
-        if len(times) > 1
+      times
+      for mesh in self._meshes
+      for times in (mesh.times, *(times for _, times in mesh.parents))
+      if len(times) > 1
     ]
     if not times:
       raise AssetError(f"{path.name!r} has no animation.")
@@ -134,7 +134,7 @@ class AlembicAsset:
       seen += 1
       if seen > self.limits.nodes:
         raise AssetError(
-            f"the archive has more than {self.limits.nodes:,} objects."
+          f"the archive has more than {self.limits.nodes:,} objects."
         )
       header, existing = node.getHeader(), Abc.WrapExistingFlag.kWrapExisting
       hidden = AbcGeom.ObjectVisibility.kVisibilityHidden
@@ -167,7 +167,7 @@ class AlembicAsset:
       count += len(points)
       if count > self.limits.vertices:
         raise AssetError(
-            f"the archive has more than {self.limits.vertices:,} vertices."
+          f"the archive has more than {self.limits.vertices:,} vertices."
         )
       for schema, times in reversed(mesh.parents):
         matrix = _matrix(schema, times, time)
@@ -185,9 +185,9 @@ def _polygons(mesh: _Mesh, time: float) -> tuple[np.ndarray, np.ndarray]:
   sample = _sample(mesh.schema, mesh.times[before])
   points = _array(sample.getPositions(), np.float64).reshape(-1, 3)
   triangles = polygons.fan_triangles(
-      _array(sample.getFaceCounts(), np.int64),
-      _array(sample.getFaceIndices(), np.int64),
-      len(points),
+    _array(sample.getFaceCounts(), np.int64),
+    _array(sample.getFaceIndices(), np.int64),
+    len(points),
   )
   if share:
     later = _sample(mesh.schema, mesh.times[after]).getPositions()

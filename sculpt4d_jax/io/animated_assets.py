@@ -30,9 +30,7 @@ Clip = gltf_animation.Clip
 PathLike = str | os.PathLike
 
 _GLTF = (".glb", ".gltf")
-_FILES = (
-    *_GLTF, *usd_animation.SUFFIXES, *alembic_animation.SUFFIXES, ".zip"
-)
+_FILES = (*_GLTF, *usd_animation.SUFFIXES, *alembic_animation.SUFFIXES, ".zip")
 SEQUENCE_RATE = 24.0  # Frames a second of files that do not tell.
 _MIN_FRAMES = 2
 _HASH_CHUNK = 1 << 20
@@ -68,7 +66,7 @@ def find_assets(folder: PathLike) -> list[pathlib.Path]:
 
 
 def content_hash(
-    path: PathLike, limits: AssetLimits = asset_files.DEFAULT_LIMITS
+  path: PathLike, limits: AssetLimits = asset_files.DEFAULT_LIMITS
 ) -> str:
   """SHA-256 of an asset, 64 hexadecimal digits.
 
@@ -124,10 +122,10 @@ class AnimatedAsset:
   """
 
   def __init__(
-      self,
-      path: PathLike,
-      limits: AssetLimits = asset_files.DEFAULT_LIMITS,
-      attachments: gltf_animation.Attachments = "one",
+    self,
+    path: PathLike,
+    limits: AssetLimits = asset_files.DEFAULT_LIMITS,
+    attachments: gltf_animation.Attachments = "one",
   ):
     """Opens an asset.
 
@@ -157,9 +155,7 @@ class AnimatedAsset:
       self._num_files = len(mesh_sequences.list_frames(self.path))
     elif suffix == ".zip":
       self._num_files = len(
-          asset_files.unpack_zip(
-              self.path, mesh_sequences.SUFFIXES, self._limits
-          )
+        asset_files.unpack_zip(self.path, mesh_sequences.SUFFIXES, self._limits)
       )
     elif suffix in _GLTF:
       self._gltf = gltf_file.GltfFile(self.path, self._limits)
@@ -178,15 +174,13 @@ class AnimatedAsset:
       raise AssetError(f"{suffix or 'no suffix'!r} is not a kind of asset.")
     if self._num_files < _MIN_FRAMES:
       raise AssetError(
-          f"a sequence needs {_MIN_FRAMES} meshes at least, found"
-          f" {self._num_files}."
+        f"a sequence needs {_MIN_FRAMES} meshes at least, found"
+        f" {self._num_files}."
       )
-    return [
-        Clip(0, "sequence", 0.0, (self._num_files - 1) / SEQUENCE_RATE)
-    ]
+    return [Clip(0, "sequence", 0.0, (self._num_files - 1) / SEQUENCE_RATE)]
 
   def play(
-      self, clip: Clip, times: Sequence[float]
+    self, clip: Clip, times: Sequence[float]
   ) -> deforming_mesh.DeformingMesh:
     """The meshes of a clip at times in seconds.
 
@@ -198,7 +192,7 @@ class AnimatedAsset:
     with _as_asset_errors():
       if self._gltf is not None:
         return gltf_animation.evaluate(
-            self._gltf, clip, times, attachments=self._attachments
+          self._gltf, clip, times, attachments=self._attachments
         )
       if self._scene is not None:
         return self._scene.evaluate(times)
@@ -220,9 +214,15 @@ def _as_asset_errors():
   except MemoryError as error:
     raise AssetError("the asset asks for more memory than there is.") from error
   except (
-      ArithmeticError, AttributeError, LookupError, OSError, RecursionError,
-      TypeError, UnicodeError, ValueError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    UnicodeError,
+    ValueError,
   ) as error:
     raise AssetError(
-        f"the asset is malformed ({type(error).__name__}: {str(error)[:200]})."
+      f"the asset is malformed ({type(error).__name__}: {str(error)[:200]})."
     ) from error

@@ -34,23 +34,23 @@ _FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
 _VERTICES, _INDICES = 34962, 34963  # Targets of buffer views.
 _DTYPES = {_FLOAT: "<f4", _UINT16: "<u2", _UINT32: "<u4"}
 _MATERIAL = {
-    "name": "clay",
-    # A frame may be open, where its surface leaves the box.
-    "doubleSided": True,
-    "pbrMetallicRoughness": {
-        "baseColorFactor": [0.62, 0.58, 0.54, 1.0],
-        "metallicFactor": 0.0,
-        "roughnessFactor": 0.75,
-    },
+  "name": "clay",
+  # A frame may be open, where its surface leaves the box.
+  "doubleSided": True,
+  "pbrMetallicRoughness": {
+    "baseColorFactor": [0.62, 0.58, 0.54, 1.0],
+    "metallicFactor": 0.0,
+    "roughnessFactor": 0.75,
+  },
 }
 
 
 def write_animated_glb(
-    path: PathLike,
-    meshes: Sequence[TriangleMesh],
-    fps: float,
-    *,
-    name: str = "sculpt4d",
+  path: PathLike,
+  meshes: Sequence[TriangleMesh],
+  fps: float,
+  *,
+  name: str = "sculpt4d",
 ) -> None:
   """Writes a mesh sequence as an animated GLB.
 
@@ -68,11 +68,11 @@ def write_animated_glb(
   check_sequence(path, meshes, fps, (".glb",))
   builder = _Builder()
   builder.document["nodes"] = [
-      _frame_node(builder, index, mesh) for index, mesh in enumerate(meshes)
+    _frame_node(builder, index, mesh) for index, mesh in enumerate(meshes)
   ]
   builder.document["scenes"] = [{"nodes": list(range(len(meshes)))}]
   builder.document["animations"] = [
-      _animation(builder, len(meshes), float(fps), name)
+    _animation(builder, len(meshes), float(fps), name)
   ]
   if "meshes" in builder.document:
     builder.document["materials"] = [_MATERIAL]
@@ -101,17 +101,17 @@ def read_animated_glb(path: PathLike) -> tuple[list[TriangleMesh], float]:
     fps = float(document["animations"][0]["extras"]["fps"])
   except (KeyError, IndexError, TypeError) as error:
     raise ValueError(
-        f"{path} is a GLB, but not a mesh sequence as write_animated_glb"
-        f" writes it ({type(error).__name__}: {error})."
+      f"{path} is a GLB, but not a mesh sequence as write_animated_glb"
+      f" writes it ({type(error).__name__}: {error})."
     ) from error
   return meshes, fps
 
 
 def check_sequence(
-    path: PathLike,
-    meshes: Sequence[TriangleMesh],
-    fps: float,
-    suffixes: Sequence[str],
+  path: PathLike,
+  meshes: Sequence[TriangleMesh],
+  fps: float,
+  suffixes: Sequence[str],
 ) -> None:
   """Raises ValueError unless a sequence can be written to a path.
 
@@ -124,8 +124,8 @@ def check_sequence(
   suffix = pathlib.Path(path).suffix.lower()
   if suffix not in suffixes:
     raise ValueError(
-        f"{os.fspath(path)}: expected a file ending in {' or '.join(suffixes)},"
-        f" got {suffix or 'no suffix'!r}."
+      f"{os.fspath(path)}: expected a file ending in {' or '.join(suffixes)},"
+      f" got {suffix or 'no suffix'!r}."
     )
   if not meshes:
     raise ValueError("a mesh sequence needs at least one frame, got none.")
@@ -140,21 +140,21 @@ class _Builder:
 
   def __init__(self):
     self.document: dict[str, Any] = {
-        "asset": {"version": "2.0", "generator": "sculpt4d_jax"},
-        "scene": 0,
-        "accessors": [],
-        "bufferViews": [],
+      "asset": {"version": "2.0", "generator": "sculpt4d_jax"},
+      "scene": 0,
+      "accessors": [],
+      "bufferViews": [],
     }
     self.chunks: list[bytes] = []
     self.size = 0
 
   def add_accessor(
-      self,
-      values: np.ndarray,
-      component: int,
-      *,
-      target: int | None = None,
-      bounds: bool = False,
+    self,
+    values: np.ndarray,
+    component: int,
+    *,
+    target: int | None = None,
+    bounds: bool = False,
   ) -> int:
     """Appends an array, [n] scalars or [n, 3] vectors; returns its number."""
     values = np.ascontiguousarray(values, _DTYPES[component])
@@ -163,10 +163,10 @@ class _Builder:
     if target is not None:
       view["target"] = target
     accessor = {
-        "bufferView": len(self.document["bufferViews"]),
-        "componentType": component,
-        "count": len(values),
-        "type": "SCALAR" if values.ndim == 1 else "VEC3",
+      "bufferView": len(self.document["bufferViews"]),
+      "componentType": component,
+      "count": len(values),
+      "type": "SCALAR" if values.ndim == 1 else "VEC3",
     }
     if bounds:
       accessor["min"] = np.atleast_1d(values.min(axis=0)).tolist()
@@ -180,25 +180,27 @@ class _Builder:
   def glb_bytes(self, path: str) -> bytes:
     self.document["buffers"] = [{"byteLength": self.size}]
     text = _padded(
-        json.dumps(self.document, separators=(",", ":")).encode(), b" "
+      json.dumps(self.document, separators=(",", ":")).encode(), b" "
     )
     total = 12 + 8 + len(text) + 8 + self.size
     if total >= 2**32:
       raise ValueError(
-          f"{path}: the sequence takes {total / 2**30:.1f} GiB and GLB files"
-          " end at 4 GiB; write fewer frames or set a lower face budget."
+        f"{path}: the sequence takes {total / 2**30:.1f} GiB and GLB files"
+        " end at 4 GiB; write fewer frames or set a lower face budget."
       )
-    return b"".join((
+    return b"".join(
+      (
         struct.pack("<4sII", b"glTF", 2, total),
         struct.pack("<I4s", len(text), b"JSON"),
         text,
         struct.pack("<I4s", self.size, b"BIN\0"),
         *self.chunks,
-    ))
+      )
+    )
 
 
 def _frame_node(
-    builder: _Builder, index: int, mesh: TriangleMesh
+  builder: _Builder, index: int, mesh: TriangleMesh
 ) -> dict[str, Any]:
   """Adds a frame's mesh; returns its node, seen at rest if it is the first."""
   name = f"frame_{index:04d}"
@@ -208,18 +210,18 @@ def _frame_node(
   # 65535 is no index: it restarts primitives.
   index_type = _UINT16 if mesh.num_vertices <= 65535 else _UINT32
   primitive = {
-      "attributes": {
-          "POSITION": builder.add_accessor(
-              mesh.vertices, _FLOAT, target=_VERTICES, bounds=True
-          ),
-          "NORMAL": builder.add_accessor(
-              unit_normals(mesh), _FLOAT, target=_VERTICES
-          ),
-      },
-      "indices": builder.add_accessor(
-          mesh.faces.reshape(-1), index_type, target=_INDICES
+    "attributes": {
+      "POSITION": builder.add_accessor(
+        mesh.vertices, _FLOAT, target=_VERTICES, bounds=True
       ),
-      "material": 0,
+      "NORMAL": builder.add_accessor(
+        unit_normals(mesh), _FLOAT, target=_VERTICES
+      ),
+    },
+    "indices": builder.add_accessor(
+      mesh.faces.reshape(-1), index_type, target=_INDICES
+    ),
+    "material": 0,
   }
   meshes = builder.document.setdefault("meshes", [])
   meshes.append({"name": name, "primitives": [primitive]})
@@ -235,32 +237,36 @@ def unit_normals(mesh: TriangleMesh) -> np.ndarray:
 
 
 def _animation(
-    builder: _Builder, num_frames: int, fps: float, name: str
+  builder: _Builder, num_frames: int, fps: float, name: str
 ) -> dict[str, Any]:
   samplers, channels = [], []
   for index in range(num_frames):
     times, scales = _visibility_keys(index, num_frames, fps)
-    samplers.append({
+    samplers.append(
+      {
         "input": builder.add_accessor(times, _FLOAT, bounds=True),
         "output": builder.add_accessor(
-            np.repeat(scales[:, None], 3, axis=1), _FLOAT
+          np.repeat(scales[:, None], 3, axis=1), _FLOAT
         ),
         "interpolation": "STEP",
-    })
-    channels.append({
+      }
+    )
+    channels.append(
+      {
         "sampler": index,
         "target": {"node": index, "path": "scale"},
-    })
+      }
+    )
   return {
-      "name": name,
-      "samplers": samplers,
-      "channels": channels,
-      "extras": {"fps": fps},
+    "name": name,
+    "samplers": samplers,
+    "channels": channels,
+    "extras": {"fps": fps},
   }
 
 
 def _visibility_keys(
-    index: int, num_frames: int, fps: float
+  index: int, num_frames: int, fps: float
 ) -> tuple[np.ndarray, np.ndarray]:
   """Key times in seconds and scales of a frame's node, each [keys]."""
   keys = {0: 0.0, index: 1.0, index + 1: 0.0}
@@ -275,7 +281,7 @@ def _padded(content: bytes, filler: bytes) -> bytes:
 
 
 def _split_glb(
-    content: bytes, path: pathlib.Path
+  content: bytes, path: pathlib.Path
 ) -> tuple[dict[str, Any], bytes]:
   """The JSON document and the binary chunk of a GLB."""
   if len(content) < 20 or content[:4] != b"glTF":
@@ -283,8 +289,8 @@ def _split_glb(
   _, version, total = struct.unpack_from("<4sII", content)
   if version != 2 or total != len(content):
     raise ValueError(
-        f"{path} is damaged: expected a version 2 file of {len(content)} bytes,"
-        f" its header says version {version} and {total} bytes."
+      f"{path} is damaged: expected a version 2 file of {len(content)} bytes,"
+      f" its header says version {version} and {total} bytes."
     )
   length = struct.unpack_from("<I", content, 12)[0]
   try:
@@ -295,7 +301,7 @@ def _split_glb(
 
 
 def _node_mesh(
-    document: dict[str, Any], binary: bytes, node: dict[str, Any]
+  document: dict[str, Any], binary: bytes, node: dict[str, Any]
 ) -> TriangleMesh:
   if "mesh" not in node:
     return mesh_files.empty_mesh()
@@ -306,15 +312,15 @@ def _node_mesh(
 
 
 def _accessor(
-    document: dict[str, Any], binary: bytes, number: int
+  document: dict[str, Any], binary: bytes, number: int
 ) -> np.ndarray:
   accessor = document["accessors"][number]
   view = document["bufferViews"][accessor["bufferView"]]
   width = {"SCALAR": 1, "VEC3": 3}[accessor["type"]]
   values = np.frombuffer(
-      binary,
-      _DTYPES[accessor["componentType"]],
-      count=accessor["count"] * width,
-      offset=view.get("byteOffset", 0) + accessor.get("byteOffset", 0),
+    binary,
+    _DTYPES[accessor["componentType"]],
+    count=accessor["count"] * width,
+    offset=view.get("byteOffset", 0) + accessor.get("byteOffset", 0),
   )
   return values.reshape(-1, 3) if width == 3 else values

@@ -32,7 +32,7 @@ _MESH_PATH = "/Sculpt4D/Mesh"
 
 
 def write_animated_usd(
-    path: PathLike, meshes: Sequence[TriangleMesh], fps: float
+  path: PathLike, meshes: Sequence[TriangleMesh], fps: float
 ) -> None:
   """Writes a mesh sequence as USD.
 
@@ -92,16 +92,28 @@ def read_animated_usd(path: PathLike) -> tuple[list[TriangleMesh], float]:
 
 def _import_pxr() -> types.SimpleNamespace:
   try:
-    # pylint: disable=g-import-not-at-top
-    from pxr import Gf, Sdf, Tf, Usd, UsdGeom, UsdShade, UsdUtils, Vt
+    from pxr import Gf
+    from pxr import Sdf
+    from pxr import Tf
+    from pxr import Usd
+    from pxr import UsdGeom
+    from pxr import UsdShade
+    from pxr import UsdUtils
+    from pxr import Vt
   except ImportError as error:
     raise ImportError(
-        "USD files need the package usd-core: pip install 'sculpt4d-jax[usd]'"
-        " or pip install usd-core."
+      "USD files need the package usd-core: pip install 'sculpt4d-jax[usd]'"
+      " or pip install usd-core."
     ) from error
   return types.SimpleNamespace(
-      Gf=Gf, Sdf=Sdf, Tf=Tf, Usd=Usd, UsdGeom=UsdGeom, UsdShade=UsdShade,
-      UsdUtils=UsdUtils, Vt=Vt,
+    Gf=Gf,
+    Sdf=Sdf,
+    Tf=Tf,
+    Usd=Usd,
+    UsdGeom=UsdGeom,
+    UsdShade=UsdShade,
+    UsdUtils=UsdUtils,
+    Vt=Vt,
   )
 
 
@@ -150,7 +162,7 @@ def _bind_clay(pxr, stage, mesh) -> None:
   shader.CreateInput("diffuseColor", types_.Color3f).Set((0.62, 0.58, 0.54))
   shader.CreateInput("roughness", types_.Float).Set(0.75)
   material.CreateSurfaceOutput().ConnectToSource(
-      shader.ConnectableAPI(), "surface"
+    shader.ConnectableAPI(), "surface"
   )
   pxr.UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim()).Bind(material)
 
@@ -190,7 +202,7 @@ def _read_sample(mesh, time: float, path: PathLike) -> TriangleMesh:
   counts = np.array(mesh.GetFaceVertexCountsAttr().Get(time), np.int32)
   if not (counts == 3).all():
     raise ValueError(
-        f"{path}: the faces at time code {time:g} are not all triangles."
+      f"{path}: the faces at time code {time:g} are not all triangles."
     )
   points = np.array(mesh.GetPointsAttr().Get(time), np.float32)
   indices = np.array(mesh.GetFaceVertexIndicesAttr().Get(time), np.int32)

@@ -70,8 +70,8 @@ class Budget:
     self.used += num_bytes
     if self.used > self.limit:
       raise AssetError(
-          f"{what} would bring the decoded arrays to {self.used:,} bytes; the"
-          f" limit is {self.limit:,}."
+        f"{what} would bring the decoded arrays to {self.used:,} bytes; the"
+        f" limit is {self.limit:,}."
       )
 
 
@@ -87,7 +87,7 @@ def read_file(path: PathLike, max_bytes: int) -> bytes:
   size = path.stat().st_size
   if size > max_bytes:
     raise AssetError(
-        f"{path.name!r} has {size:,} bytes; the limit is {max_bytes:,}."
+      f"{path.name!r} has {size:,} bytes; the limit is {max_bytes:,}."
     )
   with open(path, "rb") as file:
     content = file.read(max_bytes + 1)
@@ -106,8 +106,8 @@ def path_inside(folder: PathLike, uri: str) -> pathlib.Path:
   name = urllib.parse.unquote(uri)
   if _SCHEME.match(name) or name.startswith(("/", "\\")) or "\0" in name:
     raise AssetError(
-        f"the URI {uri[:120]!r} is not relative; only files beside the asset"
-        " are read."
+      f"the URI {uri[:120]!r} is not relative; only files beside the asset"
+      " are read."
     )
   root = pathlib.Path(folder).resolve()
   try:
@@ -115,14 +115,12 @@ def path_inside(folder: PathLike, uri: str) -> pathlib.Path:
   except (OSError, RuntimeError, ValueError) as error:
     raise AssetError(f"the URI {uri[:120]!r} is no path: {error}.") from error
   if not path.is_relative_to(root) or path == root:
-    raise AssetError(
-        f"the URI {uri[:120]!r} leads out of the asset's folder."
-    )
+    raise AssetError(f"the URI {uri[:120]!r} leads out of the asset's folder.")
   return path
 
 
 def unpack_zip(
-    path: PathLike, suffixes: tuple[str, ...], limits: AssetLimits
+  path: PathLike, suffixes: tuple[str, ...], limits: AssetLimits
 ) -> dict[str, bytes]:
   """Reads the members of a zip that end in `suffixes`, into memory.
 
@@ -144,21 +142,26 @@ def unpack_zip(
   try:
     with zipfile.ZipFile(path) as archive:
       members = [
-          info
-          for info in archive.infolist()
-          if info.filename.lower().endswith(suffixes) and not info.is_dir()
+        info
+        for info in archive.infolist()
+        if info.filename.lower().endswith(suffixes) and not info.is_dir()
       ]
       if len(members) > limits.frames:
         raise AssetError(
-            f"the zip has {len(members)} meshes; the limit is {limits.frames}."
+          f"the zip has {len(members)} meshes; the limit is {limits.frames}."
         )
       for info in sorted(members, key=lambda info: info.filename):
         content = _member(archive, info, limits.file_bytes - total, limits)
         total += len(content)
         contents[info.filename] = content
   except (
-      zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError,
-      OSError, ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
   ) as error:
     if isinstance(error, AssetError):
       raise
@@ -167,18 +170,18 @@ def unpack_zip(
 
 
 def _member(
-    archive: zipfile.ZipFile,
-    info: zipfile.ZipInfo,
-    room: int,
-    limits: AssetLimits,
+  archive: zipfile.ZipFile,
+  info: zipfile.ZipInfo,
+  room: int,
+  limits: AssetLimits,
 ) -> bytes:
   """One member; counts what comes out, whatever the directory claims."""
   packed = max(info.compress_size, 1)
   room = min(room, int(limits.zip_ratio * packed) + _CHUNK)
   if info.file_size > room:
     raise AssetError(
-        f"the zip's {info.filename[:80]!r} unpacks {info.compress_size:,} bytes"
-        f" to {info.file_size:,}; at most {room:,} are read."
+      f"the zip's {info.filename[:80]!r} unpacks {info.compress_size:,} bytes"
+      f" to {info.file_size:,}; at most {room:,} are read."
     )
   parts, size = [], 0
   with archive.open(info) as file:
@@ -186,8 +189,8 @@ def _member(
       size += len(chunk)
       if size > room:
         raise AssetError(
-            f"the zip's {info.filename[:80]!r} unpacks to more than {room:,}"
-            " bytes."
+          f"the zip's {info.filename[:80]!r} unpacks to more than {room:,}"
+          " bytes."
         )
       parts.append(chunk)
   return b"".join(parts)

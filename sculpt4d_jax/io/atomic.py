@@ -23,16 +23,16 @@ import typing
 PathLike = str | os.PathLike
 
 _ADVICE = {
-    errno.ENOSPC: "free some space or choose another folder",
-    errno.EDQUOT: "free some of your quota or choose another folder",
-    errno.EROFS: "choose a folder on a writable file system",
-    errno.EACCES: "choose a folder that you may write to",
-    errno.EPERM: "choose a folder that you may write to",
-    errno.ENOTDIR: "a part of the path is a file; choose another folder",
-    errno.EEXIST: "a file of that name is in the way; choose another folder",
-    errno.ENOTEMPTY: "choose another folder",
-    errno.EISDIR: "a folder of that name is in the way; choose another name",
-    errno.ENAMETOOLONG: "choose a shorter name",
+  errno.ENOSPC: "free some space or choose another folder",
+  errno.EDQUOT: "free some of your quota or choose another folder",
+  errno.EROFS: "choose a folder on a writable file system",
+  errno.EACCES: "choose a folder that you may write to",
+  errno.EPERM: "choose a folder that you may write to",
+  errno.ENOTDIR: "a part of the path is a file; choose another folder",
+  errno.EEXIST: "a file of that name is in the way; choose another folder",
+  errno.ENOTEMPTY: "choose another folder",
+  errno.EISDIR: "a folder of that name is in the way; choose another name",
+  errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
@@ -76,7 +76,7 @@ def atomic_path(path: PathLike) -> Iterator[pathlib.Path]:
   """
   path = pathlib.Path(path)
   temporary = path.with_name(
-      f".{path.stem[:64]}-{secrets.token_hex(4)}{path.suffix}"
+    f".{path.stem[:64]}-{secrets.token_hex(4)}{path.suffix}"
   )
   with output_errors(path), _parent_folders(path.parent):
     try:
@@ -114,7 +114,7 @@ def write_bytes(path: PathLike, content: bytes) -> None:
 
 @contextlib.contextmanager
 def staged_folder(
-    folder: PathLike, *, replaces: Sequence[str] = ()
+  folder: PathLike, *, replaces: Sequence[str] = ()
 ) -> Iterator[pathlib.Path]:
   """Gives a temporary folder whose files move to `folder` on success.
 
@@ -152,7 +152,7 @@ def staged_folder(
 
 @contextlib.contextmanager
 def new_folder(
-    folder: PathLike, *, replace: bool = False
+  folder: PathLike, *, replace: bool = False
 ) -> Iterator[pathlib.Path]:
   """Gives a temporary folder that becomes `folder` when the block succeeds.
 
@@ -171,11 +171,11 @@ def new_folder(
   """
   folder = pathlib.Path(folder)
   is_free = not folder.exists() or (
-      folder.is_dir() and (replace or not any(folder.iterdir()))
+    folder.is_dir() and (replace or not any(folder.iterdir()))
   )
   if not is_free:
     raise OutputError(
-        folder, OSError(errno.ENOTEMPTY, "it exists and is not empty")
+      folder, OSError(errno.ENOTEMPTY, "it exists and is not empty")
     )
   name = f".{folder.name[:64]}-partial-{secrets.token_hex(4)}"
   staging = folder.with_name(name)
@@ -214,16 +214,16 @@ def _parent_folders(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _move_files(
-    staging: pathlib.Path, folder: pathlib.Path, replaces: Sequence[str]
+  staging: pathlib.Path, folder: pathlib.Path, replaces: Sequence[str]
 ) -> None:
   files = sorted(path for path in staging.rglob("*") if path.is_file())
   names = {path.relative_to(staging) for path in files}
   stale = [
-      path
-      for path in folder.iterdir()
-      if path.is_file()
-      and pathlib.Path(path.name) not in names
-      and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in replaces)
+    path
+    for path in folder.iterdir()
+    if path.is_file()
+    and pathlib.Path(path.name) not in names
+    and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in replaces)
   ]
   for path in files:
     target = folder / path.relative_to(staging)

@@ -19,31 +19,31 @@ CheckpointError = tensor_file.CheckpointError
 
 # Module and configuration of each network.
 KINDS = {
-    "vae": (shape_vae.ShapeVAE, shape_vae.ShapeVAEConfig),
-    "image_encoder": (
-        image_encoder.ImageEncoder,
-        image_encoder.ImageEncoderConfig,
-    ),
-    "dit": (dit.DiT, dit.DiTConfig),
+  "vae": (shape_vae.ShapeVAE, shape_vae.ShapeVAEConfig),
+  "image_encoder": (
+    image_encoder.ImageEncoder,
+    image_encoder.ImageEncoderConfig,
+  ),
+  "dit": (dit.DiT, dit.DiTConfig),
 }
 PARTS = tuple(KINDS)
 
 _MARKERS = {
-    "dit": (
-        "x_embedder.weight",
-        "t_embedder.mlp.0.weight",
-        "final_layer.linear.weight",
-    ),
-    "vae": (
-        "post_kl.weight",
-        "geo_decoder.query_proj.weight",
-        "geo_decoder.output_proj.weight",
-    ),
-    "image_encoder": (
-        "embeddings.cls_token",
-        "embeddings.position_embeddings",
-        "embeddings.patch_embeddings.projection.weight",
-    ),
+  "dit": (
+    "x_embedder.weight",
+    "t_embedder.mlp.0.weight",
+    "final_layer.linear.weight",
+  ),
+  "vae": (
+    "post_kl.weight",
+    "geo_decoder.query_proj.weight",
+    "geo_decoder.output_proj.weight",
+  ),
+  "image_encoder": (
+    "embeddings.cls_token",
+    "embeddings.position_embeddings",
+    "embeddings.patch_embeddings.projection.weight",
+  ),
 }
 
 
@@ -71,7 +71,7 @@ class Part:
 
 
 def split(
-    file: tensor_file.TensorFile, prefixes: Mapping[str, str] | None = None
+  file: tensor_file.TensorFile, prefixes: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Part], list[str]]:
   """Finds the networks in a file.
 
@@ -94,8 +94,8 @@ def split(
       found[part] = prefix
   if len(set(found.values())) < len(found):
     raise CheckpointError(
-        f"{file.path} holds several networks whose names have the same prefix:"
-        f" {found}. Rename them with a rule file (--rules)."
+      f"{file.path} holds several networks whose names have the same prefix:"
+      f" {found}. Rename them with a rule file (--rules)."
     )
   names: dict[str, list[str]] = {part: [] for part in found}
   rest = []
@@ -108,7 +108,7 @@ def split(
     else:
       rest.append(name)
   return {
-      part: Part(file, found[part], tuple(names[part])) for part in found
+    part: Part(file, found[part], tuple(names[part])) for part in found
   }, rest
 
 
@@ -124,9 +124,9 @@ def _prefix(file: tensor_file.TensorFile, part: str) -> str | None:
   best = whole or list(counts)
   if len(best) > 1:
     raise CheckpointError(
-        f"{file.path} holds {len(best)} copies of the {part}, with the prefixes"
-        f" {_shown(best)}. Say which one in a rule file (--rules):"
-        f' {{"prefixes": {{"{part}": "{best[0]}"}}}}.'
+      f"{file.path} holds {len(best)} copies of the {part}, with the prefixes"
+      f" {_shown(best)}. Say which one in a rule file (--rules):"
+      f' {{"prefixes": {{"{part}": "{best[0]}"}}}}.'
     )
   return best[0] if best else None
 

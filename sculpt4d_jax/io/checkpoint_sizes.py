@@ -21,29 +21,29 @@ CheckpointError = tensor_file.CheckpointError
 
 # Keys of a config.yaml, by the words before the colon, and our fields.
 _YAML = {
-    "dit": {
-        "depth": "depth",
-        "hidden_size": "width",
-        "num_moe_layers": "num_moe_blocks",
-        "num_experts": "num_experts",
-        "moe_top_k": "num_experts_per_token",
-    },
-    "vae": {
-        "scale_factor": "scale_factor",
-        "num_freqs": "num_freqs",
-        "num_encoder_layers": "num_encoder_layers",
-        "num_decoder_layers": "num_decoder_layers",
-    },
+  "dit": {
+    "depth": "depth",
+    "hidden_size": "width",
+    "num_moe_layers": "num_moe_blocks",
+    "num_experts": "num_experts",
+    "moe_top_k": "num_experts_per_token",
+  },
+  "vae": {
+    "scale_factor": "scale_factor",
+    "num_freqs": "num_freqs",
+    "num_encoder_layers": "num_encoder_layers",
+    "num_decoder_layers": "num_decoder_layers",
+  },
 }
 _JSON = {
-    "image_encoder": {
-        "hidden_size": "width",
-        "num_attention_heads": "num_heads",
-        "num_hidden_layers": "num_layers",
-        "patch_size": "patch_size",
-        "image_size": "image_size",
-        "mlp_ratio": "mlp_ratio",
-    },
+  "image_encoder": {
+    "hidden_size": "width",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "patch_size": "patch_size",
+    "image_size": "image_size",
+    "mlp_ratio": "mlp_ratio",
+  },
 }
 
 
@@ -56,22 +56,22 @@ def infer(part: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
   """
   shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
   return {"dit": _dit, "vae": _vae, "image_encoder": _image_encoder}[part](
-      shapes
+    shapes
   )
 
 
 def differences(part: str, tensors: Mapping[str, Any], config: Any) -> str:
   """What to say about sizes that differ from the preset's, or ""."""
   flags = [
-      f"--config.model.{part}.{field}={value}"
-      for field, value in infer(part, tensors).items()
-      if getattr(config, field) != value
+    f"--config.model.{part}.{field}={value}"
+    for field, value in infer(part, tensors).items()
+    if getattr(config, field) != value
   ]
   if not flags:
     return ""
   return (
-      "  By its shapes the checkpoint is of another size than the preset; for"
-      f" its own size say\n    {' '.join(flags)}\n"
+    "  By its shapes the checkpoint is of another size than the preset; for"
+    f" its own size say\n    {' '.join(flags)}\n"
   )
 
 
@@ -100,18 +100,18 @@ def check_config_file(part: str, file: pathlib.Path, config: Any) -> None:
         found[field] = content[key]
     if content.get("use_swiglu_ffn") or content.get("num_register_tokens"):
       raise CheckpointError(
-          f"{json_} describes a DINOv2 with SwiGLU or registers, which the"
-          " image encoder does not have; take one without, as large."
+        f"{json_} describes a DINOv2 with SwiGLU or registers, which the"
+        " image encoder does not have; take one without, as large."
       )
   wrong = [
-      f"{field} is {value} there and {getattr(config, field)} in the preset"
-      for field, value in found.items()
-      if not _is_equal(value, getattr(config, field))
+    f"{field} is {value} there and {getattr(config, field)} in the preset"
+    for field, value in found.items()
+    if not _is_equal(value, getattr(config, field))
   ]
   if wrong:
     raise CheckpointError(
-        f"The config file beside {file} does not fit the preset:"
-        f" {'; '.join(wrong)}. Set --config.model.{part}.FIELD=VALUE."
+      f"The config file beside {file} does not fit the preset:"
+      f" {'; '.join(wrong)}. Set --config.model.{part}.FIELD=VALUE."
     )
 
 
@@ -149,17 +149,17 @@ def _dit(shapes) -> dict[str, Any]:
   gates = [n for n in shapes if n.endswith(".moe.gate.weight")]
   hidden = [n for n in shapes if n.endswith(".mlp.fc1.weight")]
   hidden += [
-      n for n in shapes if n.endswith(".shared_experts.net.0.proj.weight")
+    n for n in shapes if n.endswith(".shared_experts.net.0.proj.weight")
   ]
   return _known(
-      depth=_count(shapes, r"blocks\.(\d+)\."),
-      width=width,
-      num_heads=_over(width, _axis(shapes, "blocks.0.attn1.q_norm.weight", 0)),
-      latent_channels=_axis(shapes, "x_embedder.weight", 1),
-      context_width=_axis(shapes, "blocks.0.attn2.to_k.weight", 1),
-      mlp_ratio=_over(shapes[hidden[0]][0], width) if hidden else None,
-      num_moe_blocks=len(gates),
-      num_experts=shapes[gates[0]][0] if gates else None,
+    depth=_count(shapes, r"blocks\.(\d+)\."),
+    width=width,
+    num_heads=_over(width, _axis(shapes, "blocks.0.attn1.q_norm.weight", 0)),
+    latent_channels=_axis(shapes, "x_embedder.weight", 1),
+    context_width=_axis(shapes, "blocks.0.attn2.to_k.weight", 1),
+    mlp_ratio=_over(shapes[hidden[0]][0], width) if hidden else None,
+    num_moe_blocks=len(gates),
+    num_experts=shapes[gates[0]][0] if gates else None,
   )
 
 
@@ -168,21 +168,21 @@ def _vae(shapes) -> dict[str, Any]:
   features = _axis(shapes, "geo_decoder.query_proj.weight", 1)
   rows = _axis(shapes, "encoder.input_proj.weight", 1)
   head = _axis(
-      shapes, "transformer.resblocks.0.attn.attention.q_norm.weight", 0
+    shapes, "transformer.resblocks.0.attn.attention.q_norm.weight", 0
   )
   mlp = _axis(shapes, "geo_decoder.cross_attn_decoder.mlp.c_fc.weight", 0)
   return _known(
-      latent_channels=_axis(shapes, "post_kl.weight", 1),
-      width=width,
-      num_heads=_over(width, head),
-      num_encoder_layers=_count(
-          shapes, r"encoder\.self_attn\.resblocks\.(\d+)\."
-      ),
-      num_decoder_layers=_count(shapes, r"transformer\.resblocks\.(\d+)\."),
-      num_freqs=(features // 3 - 1) // 2 if features else None,
-      point_feats=rows - features if rows and features else None,
-      field_mlp_ratio=_over(mlp, width),
-      use_field_norm="geo_decoder.ln_post.weight" in shapes,
+    latent_channels=_axis(shapes, "post_kl.weight", 1),
+    width=width,
+    num_heads=_over(width, head),
+    num_encoder_layers=_count(
+      shapes, r"encoder\.self_attn\.resblocks\.(\d+)\."
+    ),
+    num_decoder_layers=_count(shapes, r"transformer\.resblocks\.(\d+)\."),
+    num_freqs=(features // 3 - 1) // 2 if features else None,
+    point_feats=rows - features if rows and features else None,
+    field_mlp_ratio=_over(mlp, width),
+    use_field_norm="geo_decoder.ln_post.weight" in shapes,
   )
 
 
@@ -193,9 +193,9 @@ def _image_encoder(shapes) -> dict[str, Any]:
   hidden = _axis(shapes, "encoder.layer.0.mlp.fc1.weight", 0)
   image = math.isqrt(tokens - 1) * patch if tokens and patch else None
   return _known(
-      image_size=image,
-      patch_size=patch,
-      width=width,
-      num_layers=_count(shapes, r"encoder\.layer\.(\d+)\."),
-      mlp_ratio=_over(hidden, width),
+    image_size=image,
+    patch_size=patch,
+    width=width,
+    num_layers=_count(shapes, r"encoder\.layer\.(\d+)\."),
+    mlp_ratio=_over(hidden, width),
   )

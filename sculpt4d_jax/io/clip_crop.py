@@ -41,10 +41,10 @@ class ClipImages:
 
 
 def crop_clip(
-    frames: np.ndarray,
-    size: int,
-    border_ratio: float = 0.15,
-    background: tuple[int, int, int] = WHITE,
+  frames: np.ndarray,
+  size: int,
+  border_ratio: float = 0.15,
+  background: tuple[int, int, int] = WHITE,
 ) -> ClipImages:
   """Cuts the same square out of all frames and scales it to `size`.
 
@@ -66,8 +66,8 @@ def crop_clip(
   """
   if frames.ndim != 4 or frames.shape[-1] != 4 or frames.dtype != np.uint8:
     raise ValueError(
-        "frames must be uint8 [F, height, width, 4], got"
-        f" {frames.dtype} {list(frames.shape)}."
+      "frames must be uint8 [F, height, width, 4], got"
+      f" {frames.dtype} {list(frames.shape)}."
     )
   if not 0 <= border_ratio < 1:
     raise ValueError(f"border_ratio must be in [0, 1), got {border_ratio}.")
@@ -95,8 +95,8 @@ def object_square(alpha: np.ndarray, border_ratio: float) -> CropBox:
   shown = (alpha > _BOX_ALPHA).any(axis=0)
   if not shown.any():
     raise ValueError(
-        "No frame shows an object: alpha is (nearly) 0 everywhere; check the"
-        " background removal."
+      "No frame shows an object: alpha is (nearly) 0 everywhere; check the"
+      " background removal."
     )
   rows = np.flatnonzero(shown.any(axis=1))
   columns = np.flatnonzero(shown.any(axis=0))
@@ -104,12 +104,12 @@ def object_square(alpha: np.ndarray, border_ratio: float) -> CropBox:
   left, right = int(columns[0]), int(columns[-1]) + 1
   side = max(bottom - top, right - left) / (1 - border_ratio)
   return CropBox(
-      left=(left + right - side) / 2, top=(top + bottom - side) / 2, side=side
+    left=(left + right - side) / 2, top=(top + bottom - side) / 2, side=side
   )
 
 
 def composite(
-    frames: np.ndarray, background: tuple[int, int, int]
+  frames: np.ndarray, background: tuple[int, int, int]
 ) -> np.ndarray:
   """Puts uint8 [..., 4] with straight alpha on a colour: uint8 [..., 3]."""
   alpha = frames[..., 3:].astype(np.uint16)
@@ -140,6 +140,6 @@ class _Window:
     top, left = self._rows.start - self._top, self._columns.start - self._left
     canvas[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     resized = Image.fromarray(canvas).resize(
-        (size, size), Image.Resampling.BICUBIC, box=self._cut
+      (size, size), Image.Resampling.BICUBIC, box=self._cut
     )
     return np.asarray(resized)

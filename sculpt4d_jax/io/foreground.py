@@ -30,9 +30,9 @@ from sculpt4d_jax.io.video_frames import VideoFrames
 # Of a frame's pixels; less is no object that a mesh could be made of.
 MIN_COVERAGE = 1e-3
 _ADVICE = (
-    "give a clip with an alpha channel or a plain background, a matting"
-    " network (--matte onnx:PATH), or take the entire frame as the object"
-    " (--matte none)"
+  "give a clip with an alpha channel or a plain background, a matting"
+  " network (--matte onnx:PATH), or take the entire frame as the object"
+  " (--matte none)"
 )
 
 
@@ -70,16 +70,15 @@ def extract(video: VideoFrames, matte: str = "auto") -> Foreground:
   elif matte == "alpha":
     if not _has_useful_alpha(video):
       raise InputError(
-          f"{video.name} has no alpha channel, or all of it is opaque;"
-          f" {_ADVICE}."
+        f"{video.name} has no alpha channel, or all of it is opaque; {_ADVICE}."
       )
     foreground = Foreground(video.frames, "alpha", 1.0)
   elif matte == "plain":
     foreground = _plain(video)
     if foreground is None:
       raise InputError(
-          f"The background of {video.name} is not plain: the border of its"
-          f" frames varies in colour; {_ADVICE}."
+        f"The background of {video.name} is not plain: the border of its"
+        f" frames varies in colour; {_ADVICE}."
       )
   elif matte == "none":
     frames = video.frames.copy()
@@ -91,8 +90,8 @@ def extract(video: VideoFrames, matte: str = "auto") -> Foreground:
     foreground = Foreground(_with_alpha(video.frames, alpha), "onnx", 0.9)
   else:
     raise ValueError(
-        f"matte={matte!r} is unknown; choose auto, alpha, plain, none or"
-        " onnx:PATH."
+      f"matte={matte!r} is unknown; choose auto, alpha, plain, none or"
+      " onnx:PATH."
     )
   _check_coverage(video, foreground)
   return foreground
@@ -111,9 +110,11 @@ def _auto(video: VideoFrames) -> Foreground:
     method = "colour"
     cutout = rough_cutout.distinct_object(rgb)
   logging.warning(
-      "%s has neither alpha nor a plain background. The object was cut out by"
-      " its %s, which is rough; for a clean shape %s.",
-      video.name, method, _ADVICE,
+    "%s has neither alpha nor a plain background. The object was cut out by"
+    " its %s, which is rough; for a clean shape %s.",
+    video.name,
+    method,
+    _ADVICE,
   )
   frames = _with_alpha(video.frames, cutout.alpha)
   return Foreground(frames, method, cutout.confidence)
@@ -136,10 +137,12 @@ def _has_useful_alpha(video: VideoFrames) -> bool:
 
 def _with_alpha(frames: np.ndarray, alpha: np.ndarray) -> np.ndarray:
   """Colours of sure pixels spread over soft ones, with the new alpha."""
-  colours = np.stack([
+  colours = np.stack(
+    [
       plain_background.spread_colours(rgb, opacity > 230)
       for rgb, opacity in zip(frames[..., :3], alpha)
-  ])
+    ]
+  )
   share = (alpha.astype(np.float32) / 255)[..., None]
   colours = share * frames[..., :3] + (1 - share) * colours
   colours = np.rint(colours).astype(np.uint8)
@@ -150,14 +153,17 @@ def _check_coverage(video: VideoFrames, foreground: Foreground) -> None:
   covered = (foreground.frames[..., 3] >= 128).mean(axis=(1, 2))
   if covered.max() < MIN_COVERAGE:
     raise InputError(
-        f"No object was found in {video.name} (way: {foreground.method}): at"
-        f" most {100 * covered.max():.3f} % of a frame would be left. If there"
-        f" is one, {_ADVICE}."
+      f"No object was found in {video.name} (way: {foreground.method}): at"
+      f" most {100 * covered.max():.3f} % of a frame would be left. If there"
+      f" is one, {_ADVICE}."
     )
   absent = np.flatnonzero(covered < MIN_COVERAGE)
   if len(absent):
     logging.warning(
-        "%s: the object is absent from %d of %d frames (%s); they stay in the"
-        " clip, empty.",
-        video.name, len(absent), len(covered), ", ".join(map(str, absent)),
+      "%s: the object is absent from %d of %d frames (%s); they stay in the"
+      " clip, empty.",
+      video.name,
+      len(absent),
+      len(covered),
+      ", ".join(map(str, absent)),
     )

@@ -29,9 +29,9 @@ Attachments = Literal["one", "all", "none"]
 
 _WIDTHS = {"translation": 3, "rotation": 4, "scale": 3}
 _DEFAULTS = {
-    "translation": (0.0, 0.0, 0.0),
-    "rotation": (0.0, 0.0, 0.0, 1.0),
-    "scale": (1.0, 1.0, 1.0),
+  "translation": (0.0, 0.0, 0.0),
+  "rotation": (0.0, 0.0, 0.0, 1.0),
+  "scale": (1.0, 1.0, 1.0),
 }
 
 
@@ -73,11 +73,11 @@ def list_clips(asset: gltf_file.GltfFile) -> list[Clip]:
 
 
 def evaluate(
-    asset: gltf_file.GltfFile,
-    clip: Clip,
-    times: Sequence[float],
-    *,
-    attachments: Attachments = "one",
+  asset: gltf_file.GltfFile,
+  clip: Clip,
+  times: Sequence[float],
+  *,
+  attachments: Attachments = "one",
 ) -> deforming_mesh.DeformingMesh:
   """Plays a clip.
 
@@ -112,7 +112,7 @@ def evaluate(
       colours.append(gltf_colours.vertex_colours(asset, primitive))
       count += primitive.num_vertices
   return deforming_mesh.DeformingMesh(
-      moving, np.concatenate(faces), resting[0], np.concatenate(colours)
+    moving, np.concatenate(faces), resting[0], np.concatenate(colours)
   )
 
 
@@ -124,8 +124,8 @@ class _Scene:
     self.nodes = asset.items("nodes")
     if len(self.nodes) > asset.limits.nodes:
       raise AssetError(
-          f"the asset has {len(self.nodes):,} nodes; the limit is"
-          f" {asset.limits.nodes:,}."
+        f"the asset has {len(self.nodes):,} nodes; the limit is"
+        f" {asset.limits.nodes:,}."
       )
     self.parent: dict[int, int | None] = {}
     self.order = self._reachable(self._roots())
@@ -134,7 +134,7 @@ class _Scene:
   def _children(self, index: int) -> list[int]:
     children = self.asset.item("nodes", index).get("children") or []
     if not isinstance(children, list) or not all(
-        gltf_file.is_index(c) and c < len(self.nodes) for c in children
+      gltf_file.is_index(c) and c < len(self.nodes) for c in children
     ):
       raise AssetError(f"nodes[{index}] has children that do not exist.")
     return children
@@ -156,7 +156,7 @@ class _Scene:
       index, parent = waiting.pop()
       if index in self.parent:
         raise AssetError(
-            f"nodes[{index}] has two parents, or is its own ancestor."
+          f"nodes[{index}] has two parents, or is its own ancestor."
         )
       self.parent[index] = parent
       order.append(index)
@@ -188,7 +188,7 @@ class _Scene:
     return self._primitives[index]
 
   def play(
-      self, animation: dict[str, Any], times: np.ndarray, nodes: list[int]
+    self, animation: dict[str, Any], times: np.ndarray, nodes: list[int]
   ) -> np.ndarray:
     """World positions of all vertices of some nodes, float32 [F, V, 3]."""
     tracks = _tracks(self.asset, animation, times)
@@ -197,7 +197,7 @@ class _Scene:
     total, limits = sum(counts), self.asset.limits
     if total > limits.vertices:
       raise AssetError(
-          f"the scene has {total:,} vertices; the limit is {limits.vertices:,}."
+        f"the scene has {total:,} vertices; the limit is {limits.vertices:,}."
       )
     self.asset.budget.take(12 * len(times) * total, "the animated vertices")
     result = np.empty((len(times), total, 3), np.float32)
@@ -215,7 +215,7 @@ class _Scene:
   def _worlds(self, tracks, num_frames: int) -> dict[int, np.ndarray]:
     """World transforms, float64 [F, 4, 4], by node."""
     self.asset.budget.take(
-        128 * num_frames * len(self.order), "the nodes' transforms"
+      128 * num_frames * len(self.order), "the nodes' transforms"
     )
     worlds = {}
     for index in self.order:
@@ -246,8 +246,8 @@ class _Scene:
       weights = tracks[node, "weights"]
       if weights.shape[1] != count:
         raise AssetError(
-            f"nodes[{node}] has {weights.shape[1]} animated weights and"
-            f" {count} morph targets."
+          f"nodes[{node}] has {weights.shape[1]} animated weights and"
+          f" {count} morph targets."
         )
       return weights
     mesh = self.asset.item("meshes", self.nodes[node]["mesh"])
@@ -265,12 +265,12 @@ class _Scene:
       raise AssetError(f"the skin of nodes[{node}] has no joints.")
     if any(not gltf_file.is_index(j) or j not in worlds for j in joints):
       raise AssetError(
-          f"the skin of nodes[{node}] has joints outside the scene."
+        f"the skin of nodes[{node}] has joints outside the scene."
       )
     if primitive.joints.max(initial=0) >= len(joints):
       raise AssetError(
-          f"a vertex of nodes[{node}] follows joint {primitive.joints.max()} of"
-          f" {len(joints)}."
+        f"a vertex of nodes[{node}] follows joint {primitive.joints.max()} of"
+        f" {len(joints)}."
       )
     frames = len(worlds[joints[0]])
     self.asset.budget.take(128 * frames * len(joints), "the joints' transforms")
@@ -279,8 +279,8 @@ class _Scene:
       inverse = self.asset.accessor(skin["inverseBindMatrices"], "MAT4")
       if len(inverse) < len(joints):
         raise AssetError(
-            f"the skin has {len(joints)} joints and {len(inverse)} inverse bind"
-            " matrices."
+          f"the skin has {len(joints)} joints and {len(inverse)} inverse bind"
+          " matrices."
         )
       inverse = inverse[: len(joints)].reshape(-1, 1, 4, 4)
       transforms = transforms @ inverse.swapaxes(-1, -2).astype(np.float64)
@@ -310,13 +310,11 @@ def _local(node, index, tracks, num_frames) -> np.ndarray:
       parts[path] = tracks[index, path]
     else:
       value = numbers(
-          node.get(path, _DEFAULTS[path]), width, f"nodes[{index}].{path}"
+        node.get(path, _DEFAULTS[path]), width, f"nodes[{index}].{path}"
       )
       parts[path] = np.broadcast_to(value, (num_frames, width))
   result = np.zeros((num_frames, 4, 4))
-  result[:, :3, :3] = (
-      _rotations(parts["rotation"]) * parts["scale"][:, None, :]
-  )
+  result[:, :3, :3] = _rotations(parts["rotation"]) * parts["scale"][:, None, :]
   result[:, :3, 3] = parts["translation"]
   result[:, 3, 3] = 1
   return result
@@ -327,12 +325,18 @@ def _rotations(quaternions: np.ndarray) -> np.ndarray:
   length = np.linalg.norm(quaternions, axis=1, keepdims=True)
   x, y, z, w = (quaternions / np.maximum(length, 1e-12)).T
   return np.stack(
-      [
-          1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
-          2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
-          2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
-      ],
-      axis=-1,
+    [
+      1 - 2 * (y * y + z * z),
+      2 * (x * y - z * w),
+      2 * (x * z + y * w),
+      2 * (x * y + z * w),
+      1 - 2 * (x * x + z * z),
+      2 * (y * z - x * w),
+      2 * (x * z - y * w),
+      2 * (y * z + x * w),
+      1 - 2 * (x * x + y * y),
+    ],
+    axis=-1,
   ).reshape(-1, 3, 3)
 
 
@@ -341,8 +345,7 @@ def _key_times(asset, sampler) -> np.ndarray:
   keys = keys.astype(np.float64)
   if not 1 <= len(keys) <= asset.limits.keys:
     raise AssetError(
-        f"a channel has {len(keys):,} keys; expected 1 to"
-        f" {asset.limits.keys:,}."
+      f"a channel has {len(keys):,} keys; expected 1 to {asset.limits.keys:,}."
     )
   if not np.isfinite(keys).all() or (np.diff(keys) < 0).any():
     raise AssetError("the times of a channel's keys do not increase.")
@@ -374,12 +377,12 @@ def _sample(asset, sampler, path, times) -> np.ndarray:
   per_key = 3 if mode == "CUBICSPLINE" else 1
   if output.size == 0 or output.size % (len(keys) * per_key):
     raise AssetError(
-        f"a channel has {len(keys)} keys and {len(output)} values."
+      f"a channel has {len(keys)} keys and {len(output)} values."
     )
   values = output.reshape(len(keys), per_key, -1)
   if path != "weights" and values.shape[2] != _WIDTHS[path]:
     raise AssetError(
-        f"a channel has {len(keys)} keys and {len(output)} values."
+      f"a channel has {len(keys)} keys and {len(output)} values."
     )
   if path == "rotation" and mode != "CUBICSPLINE":
     result = _interpolate(keys, values, times, mode, _slerp)
@@ -393,7 +396,7 @@ def _sample(asset, sampler, path, times) -> np.ndarray:
 def _interpolate(keys, values, times, mode, between) -> np.ndarray:
   times = np.clip(times, keys[0], keys[-1])
   left = np.clip(
-      np.searchsorted(keys, times, "right") - 1, 0, max(len(keys) - 2, 0)
+    np.searchsorted(keys, times, "right") - 1, 0, max(len(keys) - 2, 0)
   )
   right = np.minimum(left + 1, len(keys) - 1)
   span = np.maximum(keys[right] - keys[left], 1e-12)[:, None]
@@ -408,10 +411,10 @@ def _interpolate(keys, values, times, mode, between) -> np.ndarray:
   start, leaving = values[left, 1], values[left, 2] * span
   end, arriving = values[right, 1], values[right, 0] * span
   return (
-      (2 * u**3 - 3 * u**2 + 1) * start
-      + (u**3 - 2 * u**2 + u) * leaving
-      + (3 * u**2 - 2 * u**3) * end
-      + (u**3 - u**2) * arriving
+    (2 * u**3 - 3 * u**2 + 1) * start
+    + (u**3 - 2 * u**2 + u) * leaving
+    + (3 * u**2 - 2 * u**3) * end
+    + (u**3 - u**2) * arriving
   )
 
 
@@ -428,7 +431,7 @@ def _slerp(a, b, u) -> np.ndarray:
   far = sine > 1e-6
   safe = np.where(far, sine, 1)
   return np.where(
-      far,
-      (np.sin((1 - u) * angle) * a + np.sin(u * angle) * b) / safe,
-      _lerp(a, b, u),
+    far,
+    (np.sin((1 - u) * angle) * a + np.sin(u * angle) * b) / safe,
+    _lerp(a, b, u),
   )

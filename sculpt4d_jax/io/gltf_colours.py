@@ -22,7 +22,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def vertex_colours(
-    asset: gltf_file.GltfFile, primitive: gltf_mesh.Primitive
+  asset: gltf_file.GltfFile, primitive: gltf_mesh.Primitive
 ) -> np.ndarray:
   """RGB in sRGB, uint8 [V, 3]; white where nothing is said."""
   colours = np.ones((primitive.num_vertices, 3))
@@ -44,8 +44,11 @@ def vertex_colours(
 def _material(asset, material, attributes, count) -> np.ndarray:
   """Linear base colours [V, 3] or [3]."""
   surface = gltf_file.table(material, "pbrMetallicRoughness")
-  factor = np.clip(np.asarray(
-      surface.get("baseColorFactor", [1, 1, 1, 1]), np.float64)[:3], 0, 1)
+  factor = np.clip(
+    np.asarray(surface.get("baseColorFactor", [1, 1, 1, 1]), np.float64)[:3],
+    0,
+    1,
+  )
   texture = gltf_file.table(surface, "baseColorTexture")
   if "index" not in texture:
     return factor
@@ -72,18 +75,18 @@ def _pixels(content: bytes, max_pixels: int) -> np.ndarray | None:
         if image.width * image.height > max_pixels:
           return None
         return np.asarray(image.convert("RGB"))
-  except Exception:  # pylint: disable=broad-except  # Decoders raise anything.
+  except Exception:  # Decoders raise anything.
     return None
 
 
 def _to_linear(srgb: np.ndarray) -> np.ndarray:
   return np.where(
-      srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4
+    srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4
   )
 
 
 def _to_srgb(linear: np.ndarray) -> np.ndarray:
   linear = np.clip(linear, 0, 1)
   return np.where(
-      linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
+    linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
   )

@@ -25,21 +25,30 @@ AssetError = asset_files.AssetError
 PathLike = str | os.PathLike
 
 _COMPONENTS = {
-    5120: np.dtype("<i1"),
-    5121: np.dtype("<u1"),
-    5122: np.dtype("<i2"),
-    5123: np.dtype("<u2"),
-    5125: np.dtype("<u4"),
-    5126: np.dtype("<f4"),
+  5120: np.dtype("<i1"),
+  5121: np.dtype("<u1"),
+  5122: np.dtype("<i2"),
+  5123: np.dtype("<u2"),
+  5125: np.dtype("<u4"),
+  5126: np.dtype("<f4"),
 }
 _WIDTHS = {
-    "SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9,
-    "MAT4": 16,
+  "SCALAR": 1,
+  "VEC2": 2,
+  "VEC3": 3,
+  "VEC4": 4,
+  "MAT2": 4,
+  "MAT3": 9,
+  "MAT4": 16,
 }
 # Required extensions that do not change where the surface is.
 _HARMLESS = (
-    "KHR_materials_", "KHR_texture_", "KHR_lights_", "KHR_xmp", "EXT_texture_",
-    "KHR_mesh_quantization",
+  "KHR_materials_",
+  "KHR_texture_",
+  "KHR_lights_",
+  "KHR_xmp",
+  "EXT_texture_",
+  "KHR_mesh_quantization",
 )
 
 
@@ -49,8 +58,8 @@ _MAX_URI = 1 << 16
 
 
 def side_uris(
-    path: PathLike,
-    limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
+  path: PathLike,
+  limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
 ) -> list[str]:
   """Names of the files that a glTF asset refers to, each once, sorted.
 
@@ -63,8 +72,8 @@ def side_uris(
     return []
   found: set[str] = set()
   with (
-      open(path, "rb") as file,
-      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    open(path, "rb") as file,
+    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
   ):
     end = len(content)
     if content[:4] == b"glTF":
@@ -94,9 +103,9 @@ class GltfFile:
   """
 
   def __init__(
-      self,
-      path: PathLike,
-      limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
+    self,
+    path: PathLike,
+    limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
   ):
     """Reads the JSON; buffers follow when they are asked for.
 
@@ -123,8 +132,8 @@ class GltfFile:
     for name in self.document.get("extensionsRequired") or []:
       if not str(name).startswith(_HARMLESS):
         raise AssetError(
-            f"the asset requires the extension {str(name)[:60]!r}, which is not"
-            " supported; export it without compression."
+          f"the asset requires the extension {str(name)[:60]!r}, which is not"
+          " supported; export it without compression."
         )
     for name in ("nodes", "meshes", "accessors", "bufferViews", "animations"):
       if len(self.items(name)) > max(self.limits.nodes, 200_000):
@@ -163,7 +172,7 @@ class GltfFile:
     name = f"accessor {index}"
     if accessor.get("type") not in ((kind,) if isinstance(kind, str) else kind):
       raise AssetError(
-          f"{name} is {str(accessor.get('type'))[:20]!r}, expected {kind}."
+        f"{name} is {str(accessor.get('type'))[:20]!r}, expected {kind}."
       )
     dtype, width = _layout(accessor, name)
     count = whole(accessor, "count", name)
@@ -207,10 +216,10 @@ class GltfFile:
     needed = offset + (stride * (count - 1) + size if count else 0)
     if needed > len(view):
       raise AssetError(
-          f"{name} needs {needed:,} bytes of a view of {len(view):,}."
+        f"{name} needs {needed:,} bytes of a view of {len(view):,}."
       )
     return np.ndarray(
-        (count, width), dtype, view, offset, (stride, dtype.itemsize)
+      (count, width), dtype, view, offset, (stride, dtype.itemsize)
     )
 
   def _view(self, index: Any) -> tuple[memoryview, int]:
@@ -223,8 +232,8 @@ class GltfFile:
     stride = whole(view, "byteStride", name, default=0)
     if offset + length > len(buffer):
       raise AssetError(
-          f"{name} ends at byte {offset + length:,} of a buffer of"
-          f" {len(buffer):,}."
+        f"{name} ends at byte {offset + length:,} of a buffer of"
+        f" {len(buffer):,}."
       )
     return memoryview(buffer)[offset : offset + length], stride
 
@@ -240,8 +249,8 @@ class GltfFile:
       claimed = whole(buffer, "byteLength", f"buffer {index}")
       if claimed > len(content):
         raise AssetError(
-            f"buffer {index} is truncated: it claims {claimed:,} bytes and has"
-            f" {len(content):,}."
+          f"buffer {index} is truncated: it claims {claimed:,} bytes and has"
+          f" {len(content):,}."
         )
       self._buffers[index] = content
     return self._buffers[index]
@@ -285,7 +294,7 @@ def is_index(value: Any) -> bool:
 
 
 def whole(
-    parent: dict[str, Any], name: str, owner: str, default: int | None = None
+  parent: dict[str, Any], name: str, owner: str, default: int | None = None
 ) -> int:
   """A whole number of a JSON object, not negative and below 2^40."""
   value = parent.get(name, default)
@@ -307,8 +316,8 @@ def _split(content: bytes, max_json: int) -> tuple[bytes, bytes | None]:
     raise AssetError(f"expected GLB version 2, got {version}.")
   if total > len(content):
     raise AssetError(
-        f"the GLB is truncated: it claims {total:,} bytes and has"
-        f" {len(content):,}."
+      f"the GLB is truncated: it claims {total:,} bytes and has"
+      f" {len(content):,}."
     )
   length, kind = struct.unpack_from("<I4s", content, 12)
   if kind != b"JSON" or 20 + length > total or length > max_json:
@@ -319,8 +328,8 @@ def _split(content: bytes, max_json: int) -> tuple[bytes, bytes | None]:
     if kind == b"BIN\0":
       if start + 8 + size > total:
         raise AssetError(
-            f"the GLB is truncated: its binary chunk claims {size:,} bytes and"
-            f" has {total - start - 8:,}."
+          f"the GLB is truncated: its binary chunk claims {size:,} bytes and"
+          f" has {total - start - 8:,}."
         )
       binary = content[start + 8 : start + 8 + size]
   return content[20 : 20 + length], binary
@@ -347,7 +356,7 @@ def _layout(accessor: dict[str, Any], name: str) -> tuple[np.dtype, int]:
   component, kind = accessor.get("componentType"), accessor.get("type")
   if component not in _COMPONENTS or kind not in _WIDTHS:
     raise AssetError(
-        f"{name} has component type {str(component)[:20]} and type"
-        f" {str(kind)[:20]!r}, which glTF does not know."
+      f"{name} has component type {str(component)[:20]} and type"
+      f" {str(kind)[:20]!r}, which glTF does not know."
     )
   return _COMPONENTS[component], _WIDTHS[kind]

@@ -40,7 +40,7 @@ class Primitive:
 
 
 def read_primitives(
-    asset: gltf_file.GltfFile, mesh_index: int
+  asset: gltf_file.GltfFile, mesh_index: int
 ) -> list[Primitive]:
   """The triangle primitives of a mesh; points and lines are left out.
 
@@ -60,7 +60,7 @@ def read_primitives(
 
 
 def skin(
-    primitive: Primitive, points: np.ndarray, joints: np.ndarray
+  primitive: Primitive, points: np.ndarray, joints: np.ndarray
 ) -> np.ndarray:
   """Moves points [V, 3] with their joints' transforms [J, 4, 4]."""
   blended = np.zeros((len(points), 3, 4))
@@ -68,12 +68,9 @@ def skin(
     weight = primitive.weights[:, column]
     rows = np.flatnonzero(weight)
     blended[rows] += (
-        weight[rows, None, None]
-        * joints[primitive.joints[rows, column], :3, :]
+      weight[rows, None, None] * joints[primitive.joints[rows, column], :3, :]
     )
-  return (
-      np.einsum("vij,vj->vi", blended[..., :3], points) + blended[..., 3]
-  )
+  return np.einsum("vij,vj->vi", blended[..., :3], points) + blended[..., 3]
 
 
 def _read(asset, description, mode, name) -> Primitive:
@@ -83,20 +80,19 @@ def _read(asset, description, mode, name) -> Primitive:
   count = len(positions)
   if count > asset.limits.vertices:
     raise AssetError(
-        f"{name} has {count:,} vertices; the limit is"
-        f" {asset.limits.vertices:,}."
+      f"{name} has {count:,} vertices; the limit is {asset.limits.vertices:,}."
     )
   if not np.isfinite(positions).all():
     bad = np.count_nonzero(~np.isfinite(positions).all(1))
     raise AssetError(f"{name}: {bad:,} of {count:,} vertices are not finite.")
   joints, weights = _influences(asset, attributes, count, name)
   return Primitive(
-      positions=positions,
-      faces=_faces(asset, description, mode, count, name),
-      targets=_targets(asset, description, count, name),
-      joints=joints,
-      weights=weights,
-      description=description,
+    positions=positions,
+    faces=_faces(asset, description, mode, count, name),
+    targets=_targets(asset, description, count, name),
+    joints=joints,
+    weights=weights,
+    description=description,
   )
 
 
@@ -108,14 +104,12 @@ def _faces(asset, description, mode, count, name) -> np.ndarray:
     indices = indices.astype(np.int64)
     if len(indices) and indices.max() >= count:
       raise AssetError(
-          f"{name}: a face has vertex {indices.max():,} of {count:,}."
+        f"{name}: a face has vertex {indices.max():,} of {count:,}."
       )
   else:
     indices = np.arange(count)
   if len(indices) > 3 * asset.limits.faces:
-    raise AssetError(
-        f"{name} has more than {asset.limits.faces:,} triangles."
-    )
+    raise AssetError(f"{name} has more than {asset.limits.faces:,} triangles.")
   if mode == _TRIANGLES:
     if len(indices) % 3:
       raise AssetError(f"{name}: {len(indices):,} indices are no triangles.")
@@ -141,8 +135,7 @@ def _targets(asset, description, count, name) -> np.ndarray:
       moved = asset.accessor(target["POSITION"], "VEC3")
       if len(moved) != count:
         raise AssetError(
-            f"{name} has {count:,} vertices and a morph target of"
-            f" {len(moved):,}."
+          f"{name} has {count:,} vertices and a morph target of {len(moved):,}."
         )
       row[:] = moved
   if not np.isfinite(result).all():

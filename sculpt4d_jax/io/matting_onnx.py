@@ -39,28 +39,28 @@ class OnnxMatting:
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
       raise InputError(
-          f"The matting network {path} does not exist; give the path of an"
-          " ONNX file, for instance --matte onnx:u2netp.onnx."
+        f"The matting network {path} does not exist; give the path of an"
+        " ONNX file, for instance --matte onnx:u2netp.onnx."
       )
     runtime = _import_onnxruntime()
     try:
       self._session = runtime.InferenceSession(
-          os.fspath(path), providers=["CPUExecutionProvider"]
+        os.fspath(path), providers=["CPUExecutionProvider"]
       )
     except Exception as error:  # The runtime's own error types are private.
       raise InputError(
-          f"{path} does not load as an ONNX network: {error}"
+        f"{path} does not load as an ONNX network: {error}"
       ) from error
     inputs = self._session.get_inputs()
     shape = inputs[0].shape if inputs else []
     if len(inputs) != 1 or len(shape) != 4 or shape[1] not in (3, None, "c"):
       raise InputError(
-          f"{path} takes {[(i.name, i.shape) for i in inputs]}; expected one"
-          " picture [1, 3, height, width]."
+        f"{path} takes {[(i.name, i.shape) for i in inputs]}; expected one"
+        " picture [1, 3, height, width]."
       )
     self._name = inputs[0].name
     self._size = tuple(
-        side if isinstance(side, int) else _OPEN_SIZE for side in shape[2:]
+      side if isinstance(side, int) else _OPEN_SIZE for side in shape[2:]
     )
     mean, deviation = _ISNET if "isnet" in path.name.lower() else _IMAGENET
     self._mean = np.array(mean, np.float32)
@@ -72,7 +72,7 @@ class OnnxMatting:
     maps = []
     for index, frame in enumerate(rgb):
       logging.log_every_n_seconds(
-          logging.INFO, "Matting frame %d of %d.", 5, index + 1, len(rgb)
+        logging.INFO, "Matting frame %d of %d.", 5, index + 1, len(rgb)
       )
       maps.append(self._run(frame))
     stacked = np.stack(maps)
@@ -82,10 +82,10 @@ class OnnxMatting:
     peak = np.percentile(stacked, 99.9)
     stacked = np.clip(stacked / peak, 0, 1) if peak > 0.5 else stacked
     resized = [
-        Image.fromarray(map_.astype(np.float32)).resize(
-            (width, height), Image.Resampling.BILINEAR
-        )
-        for map_ in stacked
+      Image.fromarray(map_.astype(np.float32)).resize(
+        (width, height), Image.Resampling.BILINEAR
+      )
+      for map_ in stacked
     ]
     alpha = np.stack([np.asarray(picture) for picture in resized])
     return np.rint(255 * np.clip(alpha, 0, 1)).astype(np.uint8)
@@ -93,28 +93,28 @@ class OnnxMatting:
   def _run(self, frame: np.ndarray) -> np.ndarray:
     height, width = self._size
     resized = Image.fromarray(frame).resize(
-        (width, height), Image.Resampling.BILINEAR
+      (width, height), Image.Resampling.BILINEAR
     )
     pixels = np.asarray(resized, np.float32) / 255
     pixels = (pixels - self._mean) / self._deviation
     outputs = self._session.run(
-        None, {self._name: pixels.transpose(2, 0, 1)[None]}
+      None, {self._name: pixels.transpose(2, 0, 1)[None]}
     )
     result = np.squeeze(outputs[0])
     if result.ndim != 2:
       raise InputError(
-          "The matting network's first output has shape"
-          f" {list(outputs[0].shape)}; expected one map [1, 1, height, width]."
+        "The matting network's first output has shape"
+        f" {list(outputs[0].shape)}; expected one map [1, 1, height, width]."
       )
     return result.astype(np.float32)
 
 
 def _import_onnxruntime():
   try:
-    import onnxruntime  # pylint: disable=g-import-not-at-top
+    import onnxruntime
   except ImportError as error:
     raise ImportError(
-        "--matte onnx:PATH needs the package onnxruntime; install the extra"
-        ' "matting": pip install "sculpt4d-jax[matting]".'
+      "--matte onnx:PATH needs the package onnxruntime; install the extra"
+      ' "matting": pip install "sculpt4d-jax[matting]".'
     ) from error
   return onnxruntime

@@ -23,7 +23,7 @@ _SUFFIXES = (".ply", ".obj")
 
 
 def write_mesh(
-    path: PathLike, mesh: TriangleMesh, *, normals: bool = False
+  path: PathLike, mesh: TriangleMesh, *, normals: bool = False
 ) -> None:
   """Writes one mesh; the suffix (.ply or .obj) chooses the format.
 
@@ -65,14 +65,14 @@ def read_mesh(path: PathLike) -> TriangleMesh:
     loaded = trimesh.load(path, process=False, maintain_order=True)
   except Exception as error:  # trimesh raises whatever its parsers run into.
     raise ValueError(
-        f"{path} is not a readable {suffix} mesh"
-        f" ({type(error).__name__}: {error})."
+      f"{path} is not a readable {suffix} mesh"
+      f" ({type(error).__name__}: {error})."
     ) from error
   return _from_trimesh(loaded)
 
 
 def write_mesh_sequence(
-    folder: PathLike, meshes: Sequence[TriangleMesh], *, normals: bool = False
+  folder: PathLike, meshes: Sequence[TriangleMesh], *, normals: bool = False
 ) -> list[pathlib.Path]:
   """Writes frame_0000.ply, frame_0001.ply, ...: all of them or none.
 
@@ -101,8 +101,8 @@ def write_mesh_sequence(
 def read_mesh_sequence(folder: PathLike) -> list[TriangleMesh]:
   """Reads the frame_*.ply files of a folder in the order of their numbers."""
   paths = sorted(
-      pathlib.Path(folder).glob("frame_*.ply"),
-      key=lambda path: (len(path.name), path.name),
+    pathlib.Path(folder).glob("frame_*.ply"),
+    key=lambda path: (len(path.name), path.name),
   )
   if not paths:
     raise ValueError(f"there are no frame_*.ply files in {folder}.")
@@ -116,9 +116,7 @@ def frame_name(index: int) -> str:
 
 def empty_mesh() -> TriangleMesh:
   """A frame without a surface."""
-  return TriangleMesh(
-      np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)
-  )
+  return TriangleMesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32))
 
 
 def check_finite(mesh: TriangleMesh, name: str) -> None:
@@ -126,8 +124,8 @@ def check_finite(mesh: TriangleMesh, name: str) -> None:
   finite = np.isfinite(mesh.vertices).all(axis=1)
   if not finite.all():
     raise ValueError(
-        f"{name}: {np.count_nonzero(~finite)} of {mesh.num_vertices} vertices"
-        " are not finite; mesh files hold finite positions only."
+      f"{name}: {np.count_nonzero(~finite)} of {mesh.num_vertices} vertices"
+      " are not finite; mesh files hold finite positions only."
     )
 
 
@@ -135,8 +133,8 @@ def _checked_suffix(path: PathLike) -> str:
   suffix = pathlib.Path(path).suffix.lower()
   if suffix not in _SUFFIXES:
     raise ValueError(
-        f"{os.fspath(path)}: expected a mesh file ending in .ply or .obj, got"
-        f" {suffix or 'no suffix'!r}."
+      f"{os.fspath(path)}: expected a mesh file ending in .ply or .obj, got"
+      f" {suffix or 'no suffix'!r}."
     )
   return suffix
 
@@ -144,13 +142,13 @@ def _checked_suffix(path: PathLike) -> str:
 def _ply_bytes(mesh: TriangleMesh, normals: bool) -> bytes:
   columns = ["x", "y", "z"] + (["nx", "ny", "nz"] if normals else [])
   header = [
-      "ply",
-      "format binary_little_endian 1.0",
-      f"element vertex {mesh.num_vertices}",
-      *(f"property float {name}" for name in columns),
-      f"element face {mesh.num_faces}",
-      "property list uchar int vertex_indices",
-      "end_header",
+    "ply",
+    "format binary_little_endian 1.0",
+    f"element vertex {mesh.num_vertices}",
+    *(f"property float {name}" for name in columns),
+    f"element face {mesh.num_faces}",
+    "property list uchar int vertex_indices",
+    "end_header",
   ]
   values = mesh.vertices
   if normals:
@@ -158,11 +156,13 @@ def _ply_bytes(mesh: TriangleMesh, normals: bool) -> bytes:
   faces = np.zeros(mesh.num_faces, [("count", "u1"), ("corners", "<i4", 3)])
   faces["count"] = 3
   faces["corners"] = mesh.faces
-  return b"".join((
+  return b"".join(
+    (
       ("\n".join(header) + "\n").encode("ascii"),
       values.astype("<f4").tobytes(),
       faces.tobytes(),
-  ))
+    )
+  )
 
 
 def _obj_bytes(mesh: TriangleMesh, normals: bool) -> bytes:
@@ -177,7 +177,7 @@ def _obj_bytes(mesh: TriangleMesh, normals: bool) -> bytes:
 
 def _obj_vector(kind: str, vector: np.ndarray) -> str:
   return " ".join(
-      [kind, *(np.format_float_positional(x, trim="0") for x in vector)]
+    [kind, *(np.format_float_positional(x, trim="0") for x in vector)]
   )
 
 

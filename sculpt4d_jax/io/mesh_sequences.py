@@ -31,19 +31,19 @@ def list_frames(folder: PathLike) -> list[pathlib.Path]:
   folder = pathlib.Path(folder)
   root = folder.resolve()
   files = [
-      path
-      for path in folder.iterdir()
-      if path.suffix.lower() in SUFFIXES
-      and path.is_file()
-      and path.resolve().is_relative_to(root)
+    path
+    for path in folder.iterdir()
+    if path.suffix.lower() in SUFFIXES
+    and path.is_file()
+    and path.resolve().is_relative_to(root)
   ]
   return sorted(files, key=lambda path: _natural(path.name))
 
 
 def read_folder(
-    folder: PathLike,
-    frames: list[int] | None = None,
-    limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
+  folder: PathLike,
+  frames: list[int] | None = None,
+  limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
 ) -> deforming_mesh.DeformingMesh:
   """Reads the frames of a folder.
 
@@ -58,22 +58,22 @@ def read_folder(
   files = list_frames(folder)
   if len(files) > limits.frames:
     raise AssetError(
-        f"the folder has {len(files):,} meshes; the limit is {limits.frames:,}."
+      f"the folder has {len(files):,} meshes; the limit is {limits.frames:,}."
     )
   chosen = files if frames is None else [files[i] for i in frames]
   return _join(
-      [
-          (path.name, asset_files.read_file(path, limits.file_bytes))
-          for path in chosen
-      ],
-      limits,
+    [
+      (path.name, asset_files.read_file(path, limits.file_bytes))
+      for path in chosen
+    ],
+    limits,
   )
 
 
 def read_zip(
-    path: PathLike,
-    frames: list[int] | None = None,
-    limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
+  path: PathLike,
+  frames: list[int] | None = None,
+  limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
 ) -> deforming_mesh.DeformingMesh:
   """Reads the frames of a zip; arguments as `read_folder`."""
   contents = asset_files.unpack_zip(path, SUFFIXES, limits)
@@ -82,9 +82,9 @@ def read_zip(
 
 
 def parse_mesh(
-    name: str,
-    content: bytes,
-    limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
+  name: str,
+  content: bytes,
+  limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
 ) -> TriangleMesh:
   """A mesh from the bytes of a PLY, OBJ or STL file.
 
@@ -99,26 +99,30 @@ def parse_mesh(
   kind = suffix.removeprefix(".")
   try:
     loaded = trimesh.load(
-        io.BytesIO(content), file_type=kind, process=False,
-        maintain_order=True, force="mesh", skip_materials=True,
+      io.BytesIO(content),
+      file_type=kind,
+      process=False,
+      maintain_order=True,
+      force="mesh",
+      skip_materials=True,
     )
     mesh = TriangleMesh(
-        np.reshape(loaded.vertices, (-1, 3)), np.reshape(loaded.faces, (-1, 3))
+      np.reshape(loaded.vertices, (-1, 3)), np.reshape(loaded.faces, (-1, 3))
     )
   except Exception as error:  # trimesh raises whatever its parsers run into.
     raise AssetError(
-        f"{name!r} is not a readable {kind.upper()} mesh"
-        f" ({type(error).__name__}: {str(error)[:100]})."
+      f"{name!r} is not a readable {kind.upper()} mesh"
+      f" ({type(error).__name__}: {str(error)[:100]})."
     ) from error
   if mesh.num_vertices > limits.vertices or mesh.num_faces > limits.faces:
     raise AssetError(
-        f"{name!r} has {mesh.num_vertices:,} vertices and {mesh.num_faces:,}"
-        f" faces; the limits are {limits.vertices:,} and {limits.faces:,}."
+      f"{name!r} has {mesh.num_vertices:,} vertices and {mesh.num_faces:,}"
+      f" faces; the limits are {limits.vertices:,} and {limits.faces:,}."
     )
   if not np.isfinite(mesh.vertices).all():
     bad = np.count_nonzero(~np.isfinite(mesh.vertices).all(1))
     raise AssetError(
-        f"{name!r}: {bad:,} of {mesh.num_vertices:,} vertices are not finite."
+      f"{name!r}: {bad:,} of {mesh.num_vertices:,} vertices are not finite."
     )
   return mesh
 
@@ -133,12 +137,12 @@ def _join(files, limits) -> deforming_mesh.DeformingMesh:
     budget.take(mesh.vertices.nbytes, name)
     first = first or mesh
     if mesh.num_vertices != first.num_vertices or not np.array_equal(
-        mesh.faces, first.faces
+      mesh.faces, first.faces
     ):
       raise AssetError(
-          f"{name!r} has {mesh.num_vertices:,} vertices and"
-          f" {mesh.num_faces:,} faces other than those of {files[0][0]!r};"
-          " frames must share their faces, or no point can be followed."
+        f"{name!r} has {mesh.num_vertices:,} vertices and"
+        f" {mesh.num_faces:,} faces other than those of {files[0][0]!r};"
+        " frames must share their faces, or no point can be followed."
       )
     vertices.append(mesh.vertices)
   if first.is_empty:
@@ -153,14 +157,14 @@ def _check_ply_counts(name: str, content: bytes) -> None:
     # Every element takes two bytes at least, in text as in binary.
     if not 0 <= int(count[:20]) * 2 <= len(content):
       raise AssetError(
-          f"{name!r} claims {int(count[:20]):,} elements {kind.decode()!r} in"
-          f" {len(content):,} bytes."
+        f"{name!r} claims {int(count[:20]):,} elements {kind.decode()!r} in"
+        f" {len(content):,} bytes."
       )
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
   """Sorts frame_2 before frame_10."""
   return [
-      (0, int(part), "") if part.isdigit() else (1, 0, part)
-      for part in re.split(r"(\d{1,18})", name)
+    (0, int(part), "") if part.isdigit() else (1, 0, part)
+    for part in re.split(r"(\d{1,18})", name)
   ]

@@ -23,13 +23,25 @@ _FORMAT = "sculpt4d-1"
 # One entry: the order of several would differ from run to run.
 _HEADER = "sculpt4d"
 # Fields that change how a network runs, not which weights fit it.
-_FREE_FIELDS = frozenset({
-    "dtype", "param_dtype", "scan_unroll", "remat_policy", "scale_factor",
-    "attention_implementation", "temporal_implementation",
-    "moe_implementation", "temporal_mode", "router_aux_loss_weight",
-    "temporal_schedule", "temporal_anchor_frames", "temporal_block_size",
-    "downsample_ratio", "num_latents",
-})
+_FREE_FIELDS = frozenset(
+  {
+    "dtype",
+    "param_dtype",
+    "scan_unroll",
+    "remat_policy",
+    "scale_factor",
+    "attention_implementation",
+    "temporal_implementation",
+    "moe_implementation",
+    "temporal_mode",
+    "router_aux_loss_weight",
+    "temporal_schedule",
+    "temporal_anchor_frames",
+    "temporal_block_size",
+    "downsample_ratio",
+    "num_latents",
+  }
+)
 
 
 class ModelFileError(ValueError):
@@ -37,11 +49,11 @@ class ModelFileError(ValueError):
 
 
 def save(
-    path: str | pathlib.Path,
-    params: nnx.State,
-    config: Any,
-    details: Mapping[str, Any],
-    dtype: Any = np.float16,
+  path: str | pathlib.Path,
+  params: nnx.State,
+  config: Any,
+  details: Mapping[str, Any],
+  dtype: Any = np.float16,
 ) -> None:
   """Writes parameters.
 
@@ -63,12 +75,12 @@ def save(
     if not np.isfinite(arrays[name].astype(np.float32)).all():
       raise ValueError(f"{name} holds values that {np.dtype(dtype)} cannot.")
   header = {
-      "format": _FORMAT,
-      "config": fields(config),
-      "details": dict(details),
+    "format": _FORMAT,
+    "config": fields(config),
+    "details": dict(details),
   }
   content = safetensors.numpy.save(
-      arrays, metadata={_HEADER: json.dumps(header)}
+    arrays, metadata={_HEADER: json.dumps(header)}
   )
   atomic.write_bytes(path, content)
 
@@ -76,12 +88,12 @@ def save(
 def as_stored(params: nnx.State, dtype: Any = np.float16) -> nnx.State:
   """Parameters as they come back from a file of `dtype`, in their own."""
   return jax.tree.map(
-      lambda x: np.asarray(x).astype(dtype).astype(x.dtype), params
+    lambda x: np.asarray(x).astype(dtype).astype(x.dtype), params
   )
 
 
 def load(
-    path: str | pathlib.Path, abstract: nnx.State, config: Any
+  path: str | pathlib.Path, abstract: nnx.State, config: Any
 ) -> tuple[nnx.State, dict[str, Any]]:
   """Reads parameters.
 
@@ -109,7 +121,7 @@ def load(
 
 
 def parse_header(
-    path: pathlib.Path, metadata: Mapping[str, str]
+  path: pathlib.Path, metadata: Mapping[str, str]
 ) -> dict[str, Any]:
   """Configuration and details from a safetensors file's metadata.
 
@@ -122,8 +134,8 @@ def parse_header(
     raise ModelFileError(f"{path} has a damaged header: {error}.") from error
   if header.get("format") != _FORMAT:
     raise ModelFileError(
-        f"{path} is a safetensors file, but not weights that launch.train"
-        f" wrote: expected format {_FORMAT!r}, found {header.get('format')!r}."
+      f"{path} is a safetensors file, but not weights that launch.train"
+      f" wrote: expected format {_FORMAT!r}, found {header.get('format')!r}."
     )
   return header
 
@@ -165,7 +177,7 @@ def _read(path):
       return metadata, {name: file.get_tensor(name) for name in file.keys()}
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise ModelFileError(
-        f"{path} is no whole safetensors file: {error}."
+      f"{path} is no whole safetensors file: {error}."
     ) from error
 
 
@@ -177,22 +189,22 @@ def check_config(path: Any, found: Mapping[str, Any], config: Any) -> None:
   """
   expected = fields(config)
   wrong = [
-      f"{name}: the file has {found[name]}, the preset {expected[name]}"
-      for name in expected
-      if name in found
-      and name not in _FREE_FIELDS
-      and found[name] != expected[name]
+    f"{name}: the file has {found[name]}, the preset {expected[name]}"
+    for name in expected
+    if name in found
+    and name not in _FREE_FIELDS
+    and found[name] != expected[name]
   ]
   if wrong:
     raise ModelFileError(
-        f"{path} does not fit the preset. " + "; ".join(wrong) + "."
+      f"{path} does not fit the preset. " + "; ".join(wrong) + "."
     )
 
 
 def check_shapes(
-    path: Any,
-    found: Mapping[str, tuple[int, ...]],
-    shapes: Mapping[str, tuple[int, ...]],
+  path: Any,
+  found: Mapping[str, tuple[int, ...]],
+  shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
   """Compares stored shapes with a network's.
 
@@ -202,9 +214,9 @@ def check_shapes(
   missing = sorted(set(shapes) - set(found))
   unknown = sorted(set(found) - set(shapes))
   wrong = [
-      f"{name} is {found[name]} instead of {shapes[name]}"
-      for name in shapes
-      if name in found and found[name] != shapes[name]
+    f"{name} is {found[name]} instead of {shapes[name]}"
+    for name in shapes
+    if name in found and found[name] != shapes[name]
   ]
   problems = [f"{name} is missing" for name in missing]
   problems += [f"{name} is unknown" for name in unknown] + wrong

@@ -57,13 +57,13 @@ class StoredPart:
 
 
 def load(
-    folder: str | pathlib.Path,
-    part: str,
-    abstract: nnx.State,
-    config: Any,
-    dtype: str | None = None,
-    *,
-    on_host: bool = False,
+  folder: str | pathlib.Path,
+  part: str,
+  abstract: nnx.State,
+  config: Any,
+  dtype: str | None = None,
+  *,
+  on_host: bool = False,
 ) -> tuple[nnx.State, dict[str, Any]]:
   """Reads the parameters of one network.
 
@@ -86,7 +86,7 @@ def load(
   folder = pathlib.Path(folder)
   if not (folder / DESCRIPTION).is_file():
     state, details = model_files.load(
-        folder / f"{part}.safetensors", abstract, config
+      folder / f"{part}.safetensors", abstract, config
     )
     if dtype not in (None, "float32"):
       kind = tensor_file.to_dtype(dtype)
@@ -95,16 +95,14 @@ def load(
   description = _read_description(folder)
   if part not in description["parts"]:
     raise ModelFileError(
-        f"{folder} has no {part}, only {', '.join(description['parts'])};"
-        " convert a checkpoint that has all networks, or several of them."
+      f"{folder} has no {part}, only {', '.join(description['parts'])};"
+      " convert a checkpoint that has all networks, or several of them."
     )
   stored = description["parts"][part]
   place = folder / part
   model_files.check_config(place, stored["config"], config)
   shapes = {k: v.shape for k, v in model_files.flatten(abstract).items()}
-  restored = _restore(
-      place, shapes, dtype or description["dtype"], on_host
-  )
+  restored = _restore(place, shapes, dtype or description["dtype"], on_host)
   leaves = [restored[name] for name in shapes]
   state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
   return state, stored["details"]
@@ -122,11 +120,11 @@ def open_parts(folder: pathlib.Path) -> dict[str, StoredPart]:
     for name, about in description["parts"].items():
       reader = orbax_leaves.LeafReader(folder / name)
       parts[name] = StoredPart(
-          _config(name, about["config"]),
-          reader.shapes,
-          description["dtype"],
-          about["details"],
-          reader,
+        _config(name, about["config"]),
+        reader.shapes,
+        description["dtype"],
+        about["details"],
+        reader,
       )
     return parts
   for name in checkpoint_parts.PARTS:
@@ -137,13 +135,11 @@ def open_parts(folder: pathlib.Path) -> dict[str, StoredPart]:
       shapes = {n: info.shape for n, info in reader.tensors.items()}
       dtype = next(iter(reader.tensors.values())).dtype
       config = _config(name, header["config"])
-      parts[name] = StoredPart(
-          config, shapes, dtype, header["details"], reader
-      )
+      parts[name] = StoredPart(config, shapes, dtype, header["details"], reader)
   if not parts:
     raise ModelFileError(
-        f"{folder} holds no weights that launch.convert_weights or launch.train"
-        " wrote."
+      f"{folder} holds no weights that launch.convert_weights or launch.train"
+      " wrote."
     )
   return parts
 
@@ -154,7 +150,7 @@ def describe(config: Any, details: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_description(
-    folder: pathlib.Path, parts: Mapping[str, Any], dtype: str
+  folder: pathlib.Path, parts: Mapping[str, Any], dtype: str
 ) -> None:
   """Writes sculpt4d.json."""
   content = {"format": _FORMAT, "dtype": dtype, "parts": dict(parts)}
@@ -184,15 +180,15 @@ def _restore(folder, shapes, dtype, on_host) -> dict[str, Any]:
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   kind = tensor_file.to_dtype(dtype)
   item = {
-      name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
-      for name, shape in shapes.items()
+    name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
+    for name, shape in shapes.items()
   }
 
   def argument(leaf):
     if on_host:
       return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
     return ocp.ArrayRestoreArgs(
-        sharding=leaf.sharding, dtype=leaf.dtype, global_shape=leaf.shape
+      sharding=leaf.sharding, dtype=leaf.dtype, global_shape=leaf.shape
     )
 
   arguments = jax.tree.map(argument, item)
@@ -200,12 +196,12 @@ def _restore(folder, shapes, dtype, on_host) -> dict[str, Any]:
   try:
     with ocp.Checkpointer(handler) as checkpointer:
       return checkpointer.restore(
-          folder.absolute(),
-          args=ocp.args.PyTreeRestore(item=item, restore_args=arguments),
+        folder.absolute(),
+        args=ocp.args.PyTreeRestore(item=item, restore_args=arguments),
       )
   except (ValueError, OSError, KeyError) as error:
     raise ModelFileError(
-        f"{folder} cannot be restored: {error}. Convert the checkpoint again."
+      f"{folder} cannot be restored: {error}. Convert the checkpoint again."
     ) from error
 
 
@@ -214,7 +210,7 @@ def _read_some(reader, names, dtype, on_host) -> dict[str, Any]:
   kind = tensor_file.to_dtype(dtype)
   place = np.asarray if on_host else jax.device_put
   return {
-      name: place(reader.read(name).astype(kind, copy=False)) for name in names
+    name: place(reader.read(name).astype(kind, copy=False)) for name in names
   }
 
 

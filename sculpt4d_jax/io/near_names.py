@@ -10,7 +10,7 @@ _COMPARED = 24
 
 
 def suggest(
-    names: Sequence[str], candidates: Iterable[str]
+  names: Sequence[str], candidates: Iterable[str]
 ) -> Mapping[str, str]:
   """For each name " (nearest: a, b)", or "" if nothing is near."""
   pool = list(candidates)

@@ -37,11 +37,11 @@ class LeafWriter:
   """
 
   def __init__(
-      self,
-      folder: pathlib.Path,
-      shapes: Mapping[str, tuple[int, ...]],
-      num_index_axes: Mapping[str, int],
-      dtype: str,
+    self,
+    folder: pathlib.Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    num_index_axes: Mapping[str, int],
+    dtype: str,
   ):
     """Makes the checkpoint's files.
 
@@ -62,9 +62,7 @@ class LeafWriter:
     for name in shapes:
       self._prepare(name)
 
-  def write(
-      self, name: str, index: tuple[int, ...], array: np.ndarray
-  ) -> None:
+  def write(self, name: str, index: tuple[int, ...], array: np.ndarray) -> None:
     """Writes the slice `index` of a leaf; once for each.
 
     Raises:
@@ -73,8 +71,8 @@ class LeafWriter:
     shape, axes = self._shapes[name], self._num_axes[name]
     if len(index) != axes or array.shape != shape[axes:]:
       raise ValueError(
-          f"{name}: slices {shape[axes:]} at {axes} indices are written, came"
-          f" {array.shape} at {index}."
+        f"{name}: slices {shape[axes:]} at {axes} indices are written, came"
+        f" {array.shape} at {index}."
       )
     path = self._slice_path(name, index)
     if path in self._written:
@@ -97,15 +95,15 @@ class LeafWriter:
       path.unlink()
     shape, axes = self._shapes[name], self._num_axes[name]
     header = {
-        "chunks": [1] * axes + list(shape[axes:]),
-        "compressor": None,
-        "dimension_separator": ".",
-        "dtype": _ZARR_DTYPES[self.dtype],
-        "fill_value": None,
-        "filters": None,
-        "order": "C",
-        "shape": list(shape),
-        "zarr_format": 2,
+      "chunks": [1] * axes + list(shape[axes:]),
+      "compressor": None,
+      "dimension_separator": ".",
+      "dtype": _ZARR_DTYPES[self.dtype],
+      "fill_value": None,
+      "filters": None,
+      "order": "C",
+      "shape": list(shape),
+      "zarr_format": 2,
     }
     (place / _ARRAY).write_text(json.dumps(header))
 
@@ -125,12 +123,12 @@ class LeafReader:
     """
     self.folder = folder
     self._headers = {
-        path.parent.name: json.loads(path.read_text())
-        for path in sorted(folder.glob(f"*/{_ARRAY}"))
+      path.parent.name: json.loads(path.read_text())
+      for path in sorted(folder.glob(f"*/{_ARRAY}"))
     }
     if not self._headers:
       raise CheckpointError(
-          f"{folder} holds no leaves that launch.convert_weights wrote."
+        f"{folder} holds no leaves that launch.convert_weights wrote."
       )
 
   @property
@@ -147,7 +145,7 @@ class LeafReader:
     shape, chunks = header["shape"], header["chunks"]
     if header["compressor"] is not None or header["filters"]:
       raise CheckpointError(
-          f"{self.folder / name} is compressed; restore it with Orbax."
+        f"{self.folder / name} is compressed; restore it with Orbax."
       )
     axes = sum(1 for n, c in zip(shape, chunks) if c != n)
     axes = max(axes, _leading_ones(chunks))
@@ -177,8 +175,8 @@ class LeafReader:
     count = math.prod(header["chunks"]) * size
     if not path.is_file() or path.stat().st_size != count:
       raise CheckpointError(
-          f"{path} is missing or has another size than {count} bytes; convert"
-          " the checkpoint again."
+        f"{path} is missing or has another size than {count} bytes; convert"
+        " the checkpoint again."
       )
     return path
 
@@ -218,7 +216,7 @@ def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
   if not np.isfinite(array).all():
     raise CheckpointError("holds numbers that are not finite")
   made = np.ascontiguousarray(array).astype(
-      tensor_file.to_dtype(dtype), copy=False
+    tensor_file.to_dtype(dtype), copy=False
   )
   # bfloat16 reaches as far as float32; float64 may not fit.
   if array.dtype == np.float64 and not np.isfinite(made).all():

@@ -4,11 +4,11 @@ Every picture becomes 8-bit RGBA: palettes and keyed colours are resolved to
 alpha, 16-bit greys are scaled down, and the EXIF orientation is applied.
 """
 
+from collections.abc import Iterator, Sequence
 import contextlib
 import pathlib
 import re
 import struct
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ from sculpt4d_jax.io.video_frames import InputError
 from sculpt4d_jax.io.video_frames import VideoFrames
 
 SUFFIXES = frozenset(
-    ".png .jpg .jpeg .webp .bmp .tif .tiff .gif .ppm .pgm .avif".split()
+  ".png .jpg .jpeg .webp .bmp .tif .tiff .gif .ppm .pgm .avif".split()
 )
 # Pillow also guesses at formats that are no pictures (MPEG, EPS); we do not.
 _FORMATS = "PNG JPEG MPO GIF WEBP BMP TIFF PPM AVIF".split()
@@ -28,14 +28,14 @@ _FORMATS = "PNG JPEG MPO GIF WEBP BMP TIFF PPM AVIF".split()
 _ANIMATED_FORMATS = frozenset(["GIF", "WEBP", "PNG"])
 # How Pillow's readers fail on damaged files.
 _DECODING_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    SyntaxError,
-    struct.error,
-    Image.DecompressionBombError,
+  OSError,
+  EOFError,
+  ValueError,
+  LookupError,
+  TypeError,
+  SyntaxError,
+  struct.error,
+  Image.DecompressionBombError,
 )
 # What browsers play where a GIF gives no delay.
 _DEFAULT_DELAY = 0.1
@@ -51,26 +51,24 @@ def is_picture(path: pathlib.Path) -> bool:
 
 
 def read_picture(
-    path: pathlib.Path,
-    *,
-    num_frames: int | None,
-    start: float | None,
-    end: float | None,
-    fps: float,
-    max_side: int,
+  path: pathlib.Path,
+  *,
+  num_frames: int | None,
+  start: float | None,
+  end: float | None,
+  fps: float,
+  max_side: int,
 ) -> VideoFrames:
   """Reads one picture (F = 1) or the frames of an animated one."""
   with _open(path) as image:
     video_frames.check_size(*image.size, path.name)
     if not _is_animated(image):
       frames = _to_rgba(image, max_side)[None]
-      return video_frames.make_video_frames(
-          frames, np.zeros(1), path.stem, fps
-      )
+      return video_frames.make_video_frames(frames, np.zeros(1), path.stem, fps)
     delays = [_delay(image, i) for i in range(image.n_frames)]
     timestamps = np.cumsum([0.0] + delays[:-1])
     chosen = video_frames.select_frames(
-        timestamps, num_frames, start, end, path.name
+      timestamps, num_frames, start, end, path.name
     )
     width, height = video_frames.fit_size(*image.size, max_side)
     video_frames.check_memory(len(chosen), width, height, path.name)
@@ -79,21 +77,21 @@ def read_picture(
       image.seek(index)
       frames.append(_to_rgba(image, max_side))
   return video_frames.make_video_frames(
-      np.stack(frames),
-      timestamps[chosen],
-      path.stem,
-      1.0 / float(np.mean(delays)),
+    np.stack(frames),
+    timestamps[chosen],
+    path.stem,
+    1.0 / float(np.mean(delays)),
   )
 
 
 def read_folder(
-    folder: pathlib.Path,
-    *,
-    num_frames: int | None,
-    start: float | None,
-    end: float | None,
-    fps: float,
-    max_side: int,
+  folder: pathlib.Path,
+  *,
+  num_frames: int | None,
+  start: float | None,
+  end: float | None,
+  fps: float,
+  max_side: int,
 ) -> VideoFrames:
   """Reads a folder's pictures in natural order (frame2 before frame10).
 
@@ -104,33 +102,33 @@ def read_folder(
   """
   entries = sorted(folder.iterdir(), key=lambda p: natural_key(p.name))
   paths = [
-      path
-      for path in entries
-      if path.suffix.lower() in SUFFIXES
-      and not path.name.startswith(".")
-      and path.is_file()
+    path
+    for path in entries
+    if path.suffix.lower() in SUFFIXES
+    and not path.name.startswith(".")
+    and path.is_file()
   ]
   if not entries:
     raise InputError(f"The folder {folder} is empty; put its frames in it.")
   if not paths:
     raise InputError(
-        f"The folder {folder} has {len(entries)} entries but no picture"
-        f" ({', '.join(sorted(SUFFIXES))})."
+      f"The folder {folder} has {len(entries)} entries but no picture"
+      f" ({', '.join(sorted(SUFFIXES))})."
     )
   chosen = video_frames.select_frames(
-      np.arange(len(paths)) / fps, num_frames, start, end, folder.name
+    np.arange(len(paths)) / fps, num_frames, start, end, folder.name
   )
   width, height = _common_size([paths[i] for i in chosen])
   video_frames.check_size(width, height, paths[0].name)
   video_frames.check_memory(
-      len(chosen), *video_frames.fit_size(width, height, max_side), folder.name
+    len(chosen), *video_frames.fit_size(width, height, max_side), folder.name
   )
   frames = []
   for index in chosen:
     with _open(paths[index]) as image:
       frames.append(_to_rgba(image, max_side))
   return video_frames.make_video_frames(
-      np.stack(frames), chosen / fps, folder.resolve().name, fps
+    np.stack(frames), chosen / fps, folder.resolve().name, fps
   )
 
 
@@ -164,15 +162,13 @@ def _open(path: pathlib.Path) -> Iterator[Image.Image]:
     raise
   except _DECODING_ERRORS as error:
     raise InputError(
-        f"{path} does not decode as a picture ({error}); it may be damaged or"
-        " of another kind."
+      f"{path} does not decode as a picture ({error}); it may be damaged or"
+      " of another kind."
     ) from error
 
 
 def _is_animated(image: Image.Image) -> bool:
-  return (
-      image.format in _ANIMATED_FORMATS and getattr(image, "n_frames", 1) > 1
-  )
+  return image.format in _ANIMATED_FORMATS and getattr(image, "n_frames", 1) > 1
 
 
 def _delay(image: Image.Image, index: int) -> float:
@@ -193,10 +189,10 @@ def _common_size(paths: Sequence[pathlib.Path]) -> tuple[int, int]:
       sizes.append((height, width) if is_turned else (width, height))
     if sizes[-1] != sizes[0]:
       raise InputError(
-          f"The pictures differ in size: {paths[0].name} is"
-          f" {sizes[0][0]}x{sizes[0][1]}, {path.name} is"
-          f" {sizes[-1][0]}x{sizes[-1][1]}; all frames of a clip need one"
-          " size."
+        f"The pictures differ in size: {paths[0].name} is"
+        f" {sizes[0][0]}x{sizes[0][1]}, {path.name} is"
+        f" {sizes[-1][0]}x{sizes[-1][1]}; all frames of a clip need one"
+        " size."
       )
   return sizes[0]
 

@@ -74,7 +74,7 @@ def spread_colours(rgb: np.ndarray, sure: np.ndarray) -> np.ndarray:
   if not sure.any():
     return rgb
   rows, columns = ndimage.distance_transform_edt(
-      ~sure, return_distances=False, return_indices=True
+    ~sure, return_distances=False, return_indices=True
   )
   return rgb[rows, columns]
 
@@ -136,7 +136,7 @@ def _fit(rgb: np.ndarray) -> _Model | None:
 
 
 def _robust_fit(
-    basis: np.ndarray, values: np.ndarray
+  basis: np.ndarray, values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Least absolute deviations by reweighting: coefficients, constant."""
   design = np.concatenate([basis, np.ones((len(basis), 1))], axis=1)
@@ -169,9 +169,7 @@ def _refit(model: _Model, rgb: np.ndarray) -> _Model:
   rows, columns = _border(shape)
   surface = _basis(rows, columns, shape) @ coefficients
   levels = np.median(rgb[:, rows, columns] - surface, axis=1)
-  return dataclasses.replace(
-      model, coefficients=coefficients, levels=levels
-  )
+  return dataclasses.replace(model, coefficients=coefficients, levels=levels)
 
 
 def _flood(distance: np.ndarray, threshold: float) -> np.ndarray:
@@ -230,7 +228,7 @@ def _reference_distance(distance, mask, inner, band) -> np.ndarray:
   if not inner.any():
     return peak
   away, (rows, columns) = ndimage.distance_transform_edt(
-      ~inner, return_indices=True
+    ~inner, return_indices=True
   )
   return np.where(away <= 2 * band, distance[rows, columns], peak)
 

@@ -11,7 +11,7 @@ AssetError = asset_files.AssetError
 
 
 def fan_triangles(
-    counts: np.ndarray, corners: np.ndarray, num_points: int
+  counts: np.ndarray, corners: np.ndarray, num_points: int
 ) -> np.ndarray:
   """Cuts polygons into fans around their first corners.
 
@@ -41,7 +41,7 @@ def fan_triangles(
 
 
 def join_frames(
-    frames: Iterable[tuple[np.ndarray, np.ndarray]], max_bytes: int
+  frames: Iterable[tuple[np.ndarray, np.ndarray]], max_bytes: int
 ) -> deforming_mesh.DeformingMesh:
   """One deforming mesh of the frames of a scene.
 
@@ -60,7 +60,7 @@ def join_frames(
     if faces is None:
       faces = triangles
     elif not np.array_equal(faces, triangles) or len(vertices) != len(
-        positions[0]
+      positions[0]
     ):
       raise AssetError("the faces change over time; no point can be followed.")
     positions.append(vertices)

@@ -40,8 +40,8 @@ DTYPES = ("bfloat16", "float32")
 # Of our temporal attention, what a checkpoint with temporal attention may lack:
 # biases that are zero then.
 _TEMPORAL_BIASES = (
-    r"stages\.\d+\.temporal_attention\.out\.bias",
-    r"stages\.\d+\.norm_temporal\.bias",
+  r"stages\.\d+\.temporal_attention\.out\.bias",
+  r"stages\.\d+\.norm_temporal\.bias",
 )
 
 
@@ -70,20 +70,20 @@ class PartPlan:
     yield f"{self.name}, from {self.part.file.path}:"
     for step in self.plan.steps:
       targets = ", ".join(
-          f"{s.path}{list(s.index) or ''} {list(s.shape)}" for s in step.slots
+        f"{s.path}{list(s.index) or ''} {list(s.shape)}" for s in step.slots
       )
       for name in step.sources:
         info = self.part.tensors[name]
         yield (
-            f"  {self.original[self.part.prefix + name]} {info.dtype}"
-            f" {list(info.shape)} -> {targets} ({step.transform.name})"
+          f"  {self.original[self.part.prefix + name]} {info.dtype}"
+          f" {list(info.shape)} -> {targets} ({step.transform.name})"
         )
     for name in self.plan.ignored:
       yield f"  {self.original[self.part.prefix + name]} -> not needed"
     for path in self.plan.unfilled:
       yield (
-          f"  not in the checkpoint -> {path} {list(self.shapes[path])}"
-          f" ({_initial_kind(path)})"
+        f"  not in the checkpoint -> {path} {list(self.shapes[path])}"
+        f" ({_initial_kind(path)})"
       )
 
 
@@ -116,25 +116,25 @@ class Conversion:
     for part in self.parts:
       tensors = sum(len(step.sources) for step in part.plan.steps)
       numbers = sum(
-          int(np.prod(info.shape)) for info in part.part.tensors.values()
+        int(np.prod(info.shape)) for info in part.part.tensors.values()
       )
       line = f"{part.name}: {tensors} tensors, {numbers:,} numbers"
       if part.plan.unfilled:
         line += (
-            f"; {len(part.plan.unfilled)} parameters of temporal attention are"
-            " not in the checkpoint and start from initial values, their output"
-            " projection from zero"
+          f"; {len(part.plan.unfilled)} parameters of temporal attention are"
+          " not in the checkpoint and start from initial values, their output"
+          " projection from zero"
         )
       yield line + "."
 
 
 def plan_conversion(
-    files: Sequence[tensor_file.TensorFile],
-    configs: Mapping[str, Any],
-    *,
-    heads: str | None = None,
-    rules: rule_files.RuleFile = rule_files.RuleFile(),
-    seed: int = 0,
+  files: Sequence[tensor_file.TensorFile],
+  configs: Mapping[str, Any],
+  *,
+  heads: str | None = None,
+  rules: rule_files.RuleFile = rule_files.RuleFile(),
+  seed: int = 0,
 ) -> Conversion:
   """Compares checkpoints with networks.
 
@@ -152,7 +152,7 @@ def plan_conversion(
   """
   if heads not in (None, *temporal_weights.HEADS):
     raise ValueError(
-        f"Heads {heads!r}: choose one of {temporal_weights.HEADS}."
+      f"Heads {heads!r}: choose one of {temporal_weights.HEADS}."
     )
   found, not_read, spare = {}, [], []
   for file in files:
@@ -169,9 +169,9 @@ def plan_conversion(
   if missing:
     places = ", ".join(str(file.path) for file in files)
     raise CheckpointError(
-        f"There is no {' and no '.join(missing)} in {places}. Give further"
-        " checkpoints, or say --parts for those that are there; names of"
-        " another kind need a rule file (--rules)."
+      f"There is no {' and no '.join(missing)} in {places}. Give further"
+      " checkpoints, or say --parts for those that are there; names of"
+      " another kind need a rule file (--rules)."
     )
   made, problems = [], []
   for name, config in configs.items():
@@ -190,13 +190,13 @@ def plan_conversion(
 
 
 def write(
-    conversion: Conversion,
-    folder: str | pathlib.Path,
-    *,
-    dtype: str = "bfloat16",
-    details: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    on_step: Callable[[], None] = lambda: None,
+  conversion: Conversion,
+  folder: str | pathlib.Path,
+  *,
+  dtype: str = "bfloat16",
+  details: Mapping[str, Any] | None = None,
+  overwrite: bool = False,
+  on_step: Callable[[], None] = lambda: None,
 ) -> None:
   """Converts, one tensor in memory at a time.
 
@@ -218,21 +218,21 @@ def write(
   if overwrite and folder.exists():
     if not (folder / model_folders.DESCRIPTION).is_file():
       raise ValueError(
-          f"{folder} exists and holds no converted checkpoint; choose another"
-          " folder."
+        f"{folder} exists and holds no converted checkpoint; choose another"
+        " folder."
       )
   with atomic.new_folder(folder, replace=overwrite) as staging:
     about = {}
     for part in conversion.parts:
       _write_part(part, staging / part.name, dtype, conversion.seed, on_step)
       about[part.name] = model_folders.describe(
-          part.config,
-          {
-              "source": str(part.part.file.path),
-              "initialised": list(part.plan.unfilled),
-          }
-          | _own_details(part)
-          | dict(details or {}),
+        part.config,
+        {
+          "source": str(part.part.file.path),
+          "initialised": list(part.plan.unfilled),
+        }
+        | _own_details(part)
+        | dict(details or {}),
       )
     model_folders.write_description(staging, about, dtype)
 
@@ -240,23 +240,21 @@ def write(
 class _Renamed(tensor_file.TensorFile):
   """A file whose names have passed a user's renames."""
 
-  def __init__(
-      self, file: tensor_file.TensorFile, rules: rule_files.RuleFile
-  ):
+  def __init__(self, file: tensor_file.TensorFile, rules: rule_files.RuleFile):
     self._file = file
     self.original: dict[str, str] = {}
     for name in file.tensors:
       renamed = rules.rename(name)
       if renamed in self.original:
         raise CheckpointError(
-            f"The renames of the rule file make one name, {renamed!r}, of"
-            f" {self.original[renamed]!r} and {name!r}."
+          f"The renames of the rule file make one name, {renamed!r}, of"
+          f" {self.original[renamed]!r} and {name!r}."
         )
       self.original[renamed] = name
     super().__init__(
-        file.path,
-        {new: file.tensors[old] for new, old in self.original.items()},
-        file.metadata,
+      file.path,
+      {new: file.tensors[old] for new, old in self.original.items()},
+      file.metadata,
     )
 
   def read(self, name: str) -> np.ndarray:
@@ -286,25 +284,25 @@ def _plan_part(name, config, part, heads, rules) -> PartPlan:
     table = rules.merge(name, config, vae_weights.rules(config))
   else:
     table = rules.merge(
-        name, config, image_encoder_weights.rules_for(config, tensors)
+      name, config, image_encoder_weights.rules_for(config, tensors)
     )
     ignore = (*ignore, *image_encoder_weights.IGNORE)
   plan = weight_rules.plan(
-      table,
-      tensors,
-      shapes,
-      ignore=ignore,
-      optional=optional,
-      hint=checkpoint_sizes.differences(name, tensors, config),
+    table,
+    tensors,
+    shapes,
+    ignore=ignore,
+    optional=optional,
+    hint=checkpoint_sizes.differences(name, tensors, config),
   )
   return PartPlan(name, config, part, plan, shapes, part.file.original)
 
 
 def _write_part(part: PartPlan, folder, dtype, seed, on_step) -> None:
   axes = {
-      slot.path: len(slot.index)
-      for step in part.plan.steps
-      for slot in step.slots
+    slot.path: len(slot.index)
+    for step in part.plan.steps
+    for slot in step.slots
   }
   unfilled = part.plan.unfilled
   axes |= dict.fromkeys(unfilled, 1)  # Stacks of blocks, all of them.
@@ -317,7 +315,7 @@ def _write_part(part: PartPlan, folder, dtype, seed, on_step) -> None:
     except CheckpointError as error:
       names = ", ".join(part.plan.steps[done].sources)
       raise CheckpointError(
-          f"{part.part.file.path}: {names} {error}; the checkpoint is damaged."
+        f"{part.part.file.path}: {names} {error}; the checkpoint is damaged."
       ) from error
     left[done] -= 1
     if not left[done]:
@@ -338,7 +336,7 @@ def _own_details(part: PartPlan) -> dict[str, Any]:
     return {"scale_factor": float(scale)}
   except ValueError as error:
     raise CheckpointError(
-        f"{part.part.file.path} has a damaged header: {error}."
+      f"{part.part.file.path} has a damaged header: {error}."
     ) from error
 
 

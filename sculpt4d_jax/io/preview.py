@@ -28,13 +28,13 @@ _CORNER = 0.07
 
 
 def write_preview(
-    path: PathLike,
-    meshes: Sequence[TriangleMesh],
-    video_frames: np.ndarray | None = None,
-    *,
-    max_columns: int = 8,
-    tile_size: int = 192,
-    views: Sequence[tuple[float, float]] = VIEWS,
+  path: PathLike,
+  meshes: Sequence[TriangleMesh],
+  video_frames: np.ndarray | None = None,
+  *,
+  max_columns: int = 8,
+  tile_size: int = 192,
+  views: Sequence[tuple[float, float]] = VIEWS,
 ) -> None:
   """Writes a contact sheet of a mesh sequence as PNG.
 
@@ -55,30 +55,33 @@ def write_preview(
   """
   animated_glb.check_sequence(path, meshes, 1.0, (".png",))
   sheet = contact_sheet(
-      meshes, video_frames, max_columns=max_columns, tile_size=tile_size,
-      views=views,
+    meshes,
+    video_frames,
+    max_columns=max_columns,
+    tile_size=tile_size,
+    views=views,
   )
   with atomic.atomic_write(path) as file:
     Image.fromarray(sheet).save(file, "PNG", optimize=True)
 
 
 def contact_sheet(
-    meshes: Sequence[TriangleMesh],
-    video_frames: np.ndarray | None = None,
-    *,
-    max_columns: int = 8,
-    tile_size: int = 192,
-    views: Sequence[tuple[float, float]] = VIEWS,
+  meshes: Sequence[TriangleMesh],
+  video_frames: np.ndarray | None = None,
+  *,
+  max_columns: int = 8,
+  tile_size: int = 192,
+  views: Sequence[tuple[float, float]] = VIEWS,
 ) -> np.ndarray:
   """The picture that `write_preview` writes, uint8 [h, w, 3]."""
   if max_columns < 1 or tile_size < 8:
     raise ValueError(
-        "expected max_columns >= 1 and tile_size >= 8, got"
-        f" {max_columns} and {tile_size}."
+      "expected max_columns >= 1 and tile_size >= 8, got"
+      f" {max_columns} and {tile_size}."
     )
   if video_frames is not None and len(video_frames) != len(meshes):
     raise ValueError(
-        f"there are {len(meshes)} meshes but {len(video_frames)} video frames."
+      f"there are {len(meshes)} meshes but {len(video_frames)} video frames."
     )
   chosen = shown_frames(len(meshes), max_columns)
   rows = []
@@ -87,7 +90,7 @@ def contact_sheet(
   centered, radius = _centered([meshes[i] for i in chosen])
   for azimuth, elevation in views:
     camera = cameras.perspective(
-        azimuth, elevation, fov_degrees=30.0, radius=1.04 * radius
+      azimuth, elevation, fov_degrees=30.0, radius=1.04 * radius
     )
     rows.append([_mesh_tile(mesh, camera, tile_size) for mesh in centered])
   return _arrange(rows, tile_size)
@@ -100,7 +103,7 @@ def shown_frames(num_frames: int, max_columns: int) -> list[int]:
 
 
 def _centered(
-    meshes: Sequence[TriangleMesh],
+  meshes: Sequence[TriangleMesh],
 ) -> tuple[list[TriangleMesh], float]:
   """Meshes with the clip's middle at the origin, and the clip's radius."""
   points = [mesh.vertices for mesh in meshes if not mesh.is_empty]
@@ -118,8 +121,8 @@ def _video_tile(frame: np.ndarray, size: int) -> Image.Image:
   picture = Image.fromarray(np.asarray(frame, np.uint8))
   scale = size / max(picture.size)
   fitted = picture.resize(
-      [max(1, round(side * scale)) for side in picture.size],
-      Image.Resampling.LANCZOS,
+    [max(1, round(side * scale)) for side in picture.size],
+    Image.Resampling.LANCZOS,
   )
   tile = Image.new("RGB", (size, size), "white")
   tile.paste(fitted, [(size - side) // 2 for side in fitted.size])
@@ -127,7 +130,7 @@ def _video_tile(frame: np.ndarray, size: int) -> Image.Image:
 
 
 def _mesh_tile(
-    mesh: TriangleMesh, camera: cameras.Camera, size: int
+  mesh: TriangleMesh, camera: cameras.Camera, size: int
 ) -> Image.Image:
   view = rasterizer.render_mesh(mesh, camera, size, supersampling=2)
   across = np.linspace(-1, 1, size)
@@ -146,7 +149,7 @@ def _arrange(rows: Sequence[Sequence[Image.Image]], size: int) -> np.ndarray:
   # Drawn larger and reduced, since Pillow's shapes have hard edges.
   mask = Image.new("L", (4 * size, 4 * size), 0)
   ImageDraw.Draw(mask).rounded_rectangle(
-      (0, 0, 4 * size - 1, 4 * size - 1), 4 * _CORNER * size, fill=255
+    (0, 0, 4 * size - 1, 4 * size - 1), 4 * _CORNER * size, fill=255
   )
   mask = mask.resize((size, size), Image.Resampling.LANCZOS)
   for row, tiles in enumerate(rows):

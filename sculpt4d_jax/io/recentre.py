@@ -22,12 +22,10 @@ UInt8 = array_types.UInt8
 
 
 def preprocess(
-    rgba: UInt8[NumpyArray, "height width channels"],
-    size: int = 512,
-    border_ratio: float = 0.15,
-) -> tuple[
-    Float[NumpyArray, "size size 3"], Float[NumpyArray, "size size"]
-]:
+  rgba: UInt8[NumpyArray, "height width channels"],
+  size: int = 512,
+  border_ratio: float = 0.15,
+) -> tuple[Float[NumpyArray, "size size 3"], Float[NumpyArray, "size size"]]:
   """Recentres and resizes; image and mask as float32 in [-1, 1]."""
   rgb, mask = recentre_rgba(rgba, border_ratio)
   rgb = resize_bicubic(rgb, (size, size))
@@ -36,8 +34,8 @@ def preprocess(
 
 
 def recentre_rgba(
-    rgba: UInt8[NumpyArray, "height width channels"],
-    border_ratio: float = 0.15,
+  rgba: UInt8[NumpyArray, "height width channels"],
+  border_ratio: float = 0.15,
 ) -> tuple[UInt8[NumpyArray, "S S 3"], UInt8[NumpyArray, "S S"]]:
   """Centres the object on a white square.
 
@@ -54,8 +52,8 @@ def recentre_rgba(
   rgba = np.asarray(rgba)
   if rgba.dtype != np.uint8 or rgba.ndim != 3 or rgba.shape[2] not in (3, 4):
     raise ValueError(
-        "expected a uint8 picture [height, width, 3 or 4], got"
-        f" {rgba.dtype} {rgba.shape}."
+      "expected a uint8 picture [height, width, 3 or 4], got"
+      f" {rgba.dtype} {rgba.shape}."
     )
   if not 0 <= border_ratio < 1:
     raise ValueError(f"border_ratio={border_ratio} must lie in [0, 1).")
@@ -68,20 +66,20 @@ def recentre_rgba(
   height, width = (int(n * scale) for n in cut.shape[:2])
   if not (height and width):
     raise ValueError(
-        f"The object is {cut.shape[1]} x {cut.shape[0]} pixels: too thin to be"
-        " resized."
+      f"The object is {cut.shape[1]} x {cut.shape[0]} pixels: too thin to be"
+      " resized."
     )
   top, left = (side - height) // 2, (side - width) // 2
   canvas = np.zeros((side, side, 4), np.uint8)
   canvas[top : top + height, left : left + width] = resize_area(
-      cut, (height, width)
+    cut, (height, width)
   )
   alpha = canvas[..., 3:].astype(np.float32) / 255
   rgb = canvas[..., :3] * alpha + np.float32(255) * (1 - alpha)
   # The reference truncates both, which costs some mask values a step.
   return (
-      np.clip(rgb, 0, 255).astype(np.uint8),
-      (alpha[..., 0] * 255).astype(np.uint8),
+    np.clip(rgb, 0, 255).astype(np.uint8),
+    (alpha[..., 0] * 255).astype(np.uint8),
   )
 
 
@@ -111,8 +109,8 @@ def resize_bicubic(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def resize_nearest(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
   """The old pixel under each new pixel's upper left corner; [H, W, ...]."""
   rows, columns = (
-      np.minimum(np.arange(new) * (1 / (new / old)), old - 1).astype(int)
-      for new, old in zip(shape, image.shape)
+    np.minimum(np.arange(new) * (1 / (new / old)), old - 1).astype(int)
+    for new, old in zip(shape, image.shape)
   )
   return image[rows[:, None], columns]
 
@@ -154,8 +152,8 @@ def _two_taps(new: int, old: int) -> tuple[np.ndarray, np.ndarray]:
   second = np.minimum(first + 1, old - 1)
   weights = np.stack([1 - second_share, second_share], axis=-1)
   return (
-      np.stack([first, second], axis=-1),
-      np.rint(weights * 2048).astype(np.int64),
+    np.stack([first, second], axis=-1),
+    np.rint(weights * 2048).astype(np.int64),
   )
 
 
@@ -170,7 +168,5 @@ def _cubic(new: int, old: int) -> np.ndarray:
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     pixel = np.clip(first + tap, 0, old - 1)
-    np.add.at(
-        weights, (np.arange(new), pixel), np.where(x <= 1, near, far)
-    )
+    np.add.at(weights, (np.arange(new), pixel), np.where(x <= 1, near, far))
   return weights

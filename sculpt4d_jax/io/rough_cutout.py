@@ -85,7 +85,7 @@ def distinct_object(rgb: np.ndarray) -> Cutout:
   colours = ndimage.gaussian_filter(colours, (0, 0.8, 0.8, 0))
   rng = np.random.default_rng(0)
   border = np.broadcast_to(
-      ~_inner_box(colours.shape[1:3], 0.05), colours.shape[:3]
+    ~_inner_box(colours.shape[1:3], 0.05), colours.shape[:3]
   )
   salience = _barrier_salience(colours)
   prior = 4 * salience - 2  # Log-odds.
@@ -97,10 +97,12 @@ def distinct_object(rgb: np.ndarray) -> Cutout:
       return Cutout(np.zeros(rgb.shape[:3], np.uint8), 0.0)
     odds = _log_odds(colours, inside, outside, rng) + prior
     probability = 1 / (1 + np.exp(-odds))
-    probability = np.stack([
+    probability = np.stack(
+      [
         _guided_filter(lab[..., 0] / 100, p, 3, 1e-3)
         for lab, p in zip(colours, probability)
-    ])
+      ]
+    )
   centre = _centre_weight(colours.shape[1:3])
   masks = np.stack([_compact(p > 0.5, centre) for p in probability])
   soft = ndimage.gaussian_filter(masks.astype(np.float32), (0, 0.7, 0.7))
@@ -137,8 +139,8 @@ def _barrier(values: np.ndarray) -> np.ndarray:
     for axis in (1, 2):
       for step in (1, -1):
         views = [
-            np.moveaxis(array, axis, 0)[::step]
-            for array in (values, cost, low, high)
+          np.moveaxis(array, axis, 0)[::step]
+          for array in (values, cost, low, high)
         ]
         _sweep(*views)
   return cost
@@ -168,10 +170,12 @@ def _shrink(rgb: np.ndarray, side: int) -> np.ndarray:
   if scale >= 1:
     return rgb
   size = tuple(max(1, round(s * scale)) for s in (rgb.shape[2], rgb.shape[1]))
-  return np.stack([
+  return np.stack(
+    [
       np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BOX))
       for f in rgb
-  ])
+    ]
+  )
 
 
 def _inner_box(shape: tuple[int, int], border: float) -> np.ndarray:
@@ -212,7 +216,7 @@ def _is_real(frames, background, masks, is_shown) -> bool:
     outline = mask ^ ndimage.binary_erosion(mask)
     outline = ndimage.binary_dilation(outline)
     ratios.append(
-        _edges(frame)[outline].mean() / (behind[outline].mean() + 1.0)
+      _edges(frame)[outline].mean() / (behind[outline].mean() + 1.0)
     )
   centres = np.array([ndimage.center_of_mass(m) for m in masks[is_shown]])
   travel = np.linalg.norm(np.ptp(centres, axis=0))
@@ -280,7 +284,7 @@ def _refine(rgb: np.ndarray, soft: np.ndarray) -> np.ndarray:
   alpha = np.empty(rgb.shape[:3], np.uint8)
   for index, (frame, mask) in enumerate(zip(rgb, soft)):
     large = Image.fromarray(mask).resize(
-        (width, height), Image.Resampling.BILINEAR
+      (width, height), Image.Resampling.BILINEAR
     )
     guide = frame.mean(axis=-1, dtype=np.float32) / 255
     filtered = _guided_filter(guide, np.asarray(large), radius, 1e-3)
@@ -292,6 +296,7 @@ def _refine(rgb: np.ndarray, soft: np.ndarray) -> np.ndarray:
 
 def _guided_filter(guide, target, radius, epsilon) -> np.ndarray:
   """Smooths `target` except across edges of `guide`, both [H, W]."""
+
   def mean(values):
     return ndimage.uniform_filter(values, 2 * radius + 1)
 

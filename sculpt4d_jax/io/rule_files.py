@@ -1,4 +1,4 @@
-"""Rules of a user's own for checkpoints whose names are not known here.
+r"""Rules of a user's own for checkpoints whose names are not known here.
 
 A rule file is JSON or TOML. In TOML:
 
@@ -13,7 +13,7 @@ A rule file is JSON or TOML. In TOML:
     transform = "stacked_heads"
 
     [[rename]]               # A regular expression; applied before all rules.
-    from = "^denoiser\\\\."
+    from = "^denoiser\\."
     to = "model."
 
     ignore = ["ema_step"]    # Patterns of names that are not needed.
@@ -71,22 +71,20 @@ class RuleFile:
       name = pattern.sub(replacement, name)
     return name
 
-  def merge(
-      self, part: str, config: Any, table: Iterable[Rule]
-  ) -> list[Rule]:
+  def merge(self, part: str, config: Any, table: Iterable[Rule]) -> list[Rule]:
     """The built-in table with this file's rules for a part in it."""
     own = [
-        rule
-        for entry in self.entries
-        if entry["part"] == part
-        for rule in _fill(entry, config)
+      rule
+      for entry in self.entries
+      if entry["part"] == part
+      for rule in _fill(entry, config)
     ]
     sources = {name for rule in own for name in rule.sources}
     targets = {path for rule in own for path in rule.targets}
     kept = [
-        rule
-        for rule in table
-        if sources.isdisjoint(rule.sources) and targets.isdisjoint(rule.targets)
+      rule
+      for rule in table
+      if sources.isdisjoint(rule.sources) and targets.isdisjoint(rule.targets)
     ]
     return kept + own
 
@@ -100,8 +98,8 @@ def read(path: str | pathlib.Path) -> RuleFile:
   path = pathlib.Path(path)
   try:
     text = path.read_text()
-    content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(
-        text
+    content = (
+      tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     )
   except ValueError as error:
     kind = "TOML" if path.suffix == ".toml" else "JSON"
@@ -118,13 +116,13 @@ def read(path: str | pathlib.Path) -> RuleFile:
       renames.append((re.compile(entry["from"]), entry["to"]))
     except (re.error, KeyError, TypeError) as error:
       raise ValueError(
-          f"{path}: a rename needs 'from', a regular expression, and 'to'"
-          f" ({error})."
+        f"{path}: a rename needs 'from', a regular expression, and 'to'"
+        f" ({error})."
       ) from error
   prefixes = content.get("prefixes", {})
   _check_keys(path, prefixes, checkpoint_parts.PARTS)
   return RuleFile(
-      entries, tuple(renames), tuple(content.get("ignore", ())), prefixes
+    entries, tuple(renames), tuple(content.get("ignore", ())), prefixes
   )
 
 
@@ -132,7 +130,7 @@ def _check_keys(place, content, allowed) -> None:
   unknown = set(content) - set(allowed)
   if unknown:
     raise ValueError(
-        f"{place}: unknown {sorted(unknown)}; expected some of {allowed}."
+      f"{place}: unknown {sorted(unknown)}; expected some of {allowed}."
     )
 
 
@@ -145,14 +143,14 @@ def _check_entry(place, entry) -> None:
     raise ValueError(f"{place} lacks {sorted(missing)}.")
   if entry["part"] not in checkpoint_parts.PARTS:
     raise ValueError(
-        f"{place}: part={entry['part']!r}; choose one of"
-        f" {checkpoint_parts.PARTS}."
+      f"{place}: part={entry['part']!r}; choose one of"
+      f" {checkpoint_parts.PARTS}."
     )
   transform = entry.get("transform", "identity")
   if transform not in weight_transforms.BY_NAME:
     raise ValueError(
-        f"{place}: transform={transform!r}; choose one of"
-        f" {tuple(weight_transforms.BY_NAME)}."
+      f"{place}: transform={transform!r}; choose one of"
+      f" {tuple(weight_transforms.BY_NAME)}."
     )
 
 
@@ -183,7 +181,7 @@ def _fill(entry: Mapping[str, Any], config: Any) -> list[Rule]:
     return [rule.fill(**place) for place in places]
   except KeyError as error:
     raise ValueError(
-        f"Rule {sources}: nothing is known to put in the place of {error}."
+      f"Rule {sources}: nothing is known to put in the place of {error}."
     ) from error
 
 

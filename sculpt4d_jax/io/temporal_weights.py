@@ -32,14 +32,14 @@ METADATA = "sculpt4d_temporal_heads"
 
 # By role, the last words of a name.
 ALTERNATIVES: Mapping[str, tuple[str, ...]] = {
-    "query": ("to_q", "q_proj", "query", "c_q", "wq", "q"),
-    "key": ("to_k", "k_proj", "key", "c_k", "wk", "k"),
-    "value": ("to_v", "v_proj", "value", "c_v", "wv", "v"),
-    "query_key_value": ("to_qkv", "qkv", "c_qkv", "qkv_proj", "Wqkv", "wqkv"),
-    "key_value": ("to_kv", "kv", "c_kv", "kv_proj", "wkv"),
-    "out": ("out_proj", "to_out.0", "to_out", "o_proj", "proj", "c_proj", "wo"),
-    "query_norm": ("q_norm", "norm_q", "query_norm", "q_ln"),
-    "key_norm": ("k_norm", "norm_k", "key_norm", "k_ln"),
+  "query": ("to_q", "q_proj", "query", "c_q", "wq", "q"),
+  "key": ("to_k", "k_proj", "key", "c_k", "wk", "k"),
+  "value": ("to_v", "v_proj", "value", "c_v", "wv", "v"),
+  "query_key_value": ("to_qkv", "qkv", "c_qkv", "qkv_proj", "Wqkv", "wqkv"),
+  "key_value": ("to_kv", "kv", "c_kv", "kv_proj", "wkv"),
+  "out": ("out_proj", "to_out.0", "to_out", "o_proj", "proj", "c_proj", "wo"),
+  "query_norm": ("q_norm", "norm_q", "query_norm", "q_ln"),
+  "key_norm": ("k_norm", "norm_k", "key_norm", "k_ln"),
 }
 # Names of the layer and of the norm before it, which exports use. On import
 # the layer may have any name, and the norm is the only vector of width D left.
@@ -48,8 +48,8 @@ MODULE, NORM = "attn_temporal", "norm_temporal"
 _TARGET = "stages.{stage}.temporal_attention."
 _NORM_TARGET = "stages.{stage}.norm_temporal."
 _ROLES_WITHOUT_PLACE = (
-    "Explain these names in a rule file and give it with --rules=FILE; see"
-    " sculpt4d_jax/io/rule_files.py."
+  "Explain these names in a rule file and give it with --rules=FILE; see"
+  " sculpt4d_jax/io/rule_files.py."
 )
 
 
@@ -75,29 +75,27 @@ def export_rules(config: dit.DiTConfig) -> list[Rule]:
   first = {role: names[0] for role, names in ALTERNATIVES.items()}
   source = f"blocks.{{block}}.{MODULE}."
   entries = [
-      Rule(
-          f"{source}{first[role]}.weight",
-          f"{_TARGET}{role}.kernel[{{slot}}]",
-          weight_rules.linear(),
-      )
-      for role in ("query", "key", "value")
+    Rule(
+      f"{source}{first[role]}.weight",
+      f"{_TARGET}{role}.kernel[{{slot}}]",
+      weight_rules.linear(),
+    )
+    for role in ("query", "key", "value")
   ]
   entries += _out(source + first["out"], has_bias=True)
   entries += [
-      Rule(
-          f"{source}{first[role]}.weight", f"{_TARGET}{role}.scale[{{slot}}]"
-      )
-      for role in ("query_norm", "key_norm")
+    Rule(f"{source}{first[role]}.weight", f"{_TARGET}{role}.scale[{{slot}}]")
+    for role in ("query_norm", "key_norm")
   ]
   entries += _norm(f"blocks.{{block}}.{NORM}", has_bias=True)
   return _for_all_blocks(config, entries)
 
 
 def find_rules(
-    config: dit.DiTConfig,
-    tensors: Mapping[str, Any],
-    known: Sequence[Rule],
-    heads: str | None,
+  config: dit.DiTConfig,
+  tensors: Mapping[str, Any],
+  known: Sequence[Rule],
+  heads: str | None,
 ) -> list[Rule]:
   """Rules for a checkpoint's extra tensors; none if there are no extra ones.
 
@@ -121,22 +119,22 @@ def find_rules(
   problems = _problems(config, groups, roles)
   if problems:
     listed = "\n".join(
-        f"    {e.name} {list(e.shape)}" for group in groups for e in group
+      f"    {e.name} {list(e.shape)}" for group in groups for e in group
     )
     raise CheckpointError(
-        "The checkpoint has temporal attention, but not as it is known here: "
-        + "; ".join(problems)
-        + f".\n  Its extra tensors, {{block}} in the place of a block:\n"
-        f"{listed}\n{_ROLES_WITHOUT_PLACE}"
+      "The checkpoint has temporal attention, but not as it is known here: "
+      + "; ".join(problems)
+      + f".\n  Its extra tensors, {{block}} in the place of a block:\n"
+      f"{listed}\n{_ROLES_WITHOUT_PLACE}"
     )
   if heads is None and config.num_heads > 1:
     raise CheckpointError(
-        "The checkpoint has temporal attention ("
-        + ", ".join(e.name for e in roles.values())
-        + "), and shapes do not tell how its heads are laid out. Say"
-        " --temporal_heads=plain if a head's rows are neighbours in each"
-        " matrix, --temporal_heads=interleaved if q, k and v are joined first"
-        " and cut into heads then, as Hunyuan3D 2.1 does in its other layers."
+      "The checkpoint has temporal attention ("
+      + ", ".join(e.name for e in roles.values())
+      + "), and shapes do not tell how its heads are laid out. Say"
+      " --temporal_heads=plain if a head's rows are neighbours in each"
+      " matrix, --temporal_heads=interleaved if q, k and v are joined first"
+      " and cut into heads then, as Hunyuan3D 2.1 does in its other layers."
     )
   return _for_all_blocks(config, _rules(roles, heads or HEADS[0]))
 
@@ -151,9 +149,9 @@ def _templates(config, extra) -> list[_Extra]:
       groups.setdefault(template, {})[int(found[2])] = tuple(tensor.shape)
   blocks = set(range(config.depth))
   return [
-      _Extra(template, shapes[0])
-      for template, shapes in groups.items()
-      if set(shapes) == blocks and len(set(shapes.values())) == 1
+    _Extra(template, shapes[0])
+    for template, shapes in groups.items()
+    if set(shapes) == blocks and len(set(shapes.values())) == 1
   ]
 
 
@@ -206,7 +204,7 @@ def _problems(config, groups, roles) -> list[str]:
       problems.append(f"{extra.name}: there is no such parameter here")
     elif extra.shape != shapes[role]:
       problems.append(
-          f"{extra.name} is {extra.shape} instead of {shapes[role]}"
+        f"{extra.name} is {extra.shape} instead of {shapes[role]}"
       )
   problems += [f"{extra.name} is not recognised" for extra in unplaced]
   return problems
@@ -236,21 +234,21 @@ def _rules(roles: Mapping[str, _Extra], heads: str) -> list[Rule]:
     entries.append(Rule(names, made, transform))
   entries += _out(roles["out"].stem, has_bias="out.bias" in roles)
   entries += [
-      Rule(roles[role].name, f"{_TARGET}{role}.scale[{{slot}}]")
-      for role in ("query_norm", "key_norm")
+    Rule(roles[role].name, f"{_TARGET}{role}.scale[{{slot}}]")
+    for role in ("query_norm", "key_norm")
   ]
   return entries + _norm(
-      roles["norm.weight"].stem, has_bias="norm.bias" in roles
+    roles["norm.weight"].stem, has_bias="norm.bias" in roles
   )
 
 
 def _out(source: str, *, has_bias: bool) -> list[Rule]:
   entries = [
-      Rule(
-          f"{source}.weight",
-          _TARGET + "out.kernel[{slot}]",
-          weight_rules.linear(num_in_axes=2),
-      )
+    Rule(
+      f"{source}.weight",
+      _TARGET + "out.kernel[{slot}]",
+      weight_rules.linear(num_in_axes=2),
+    )
   ]
   if has_bias:
     entries.append(Rule(f"{source}.bias", _TARGET + "out.bias[{slot}]"))

@@ -28,12 +28,15 @@ _MAX_LAYERS = 64
 
 def _pxr():
   try:
-    # pylint: disable=g-import-not-at-top
-    from pxr import Sdf, Tf, Usd, UsdGeom, UsdSkel
+    from pxr import Sdf
+    from pxr import Tf
+    from pxr import Usd
+    from pxr import UsdGeom
+    from pxr import UsdSkel
   except ImportError as error:
     raise ImportError(
-        "USD files need the package usd-core: pip install 'sculpt4d-jax[usd]'"
-        " or pip install usd-core."
+      "USD files need the package usd-core: pip install 'sculpt4d-jax[usd]'"
+      " or pip install usd-core."
     ) from error
   return Sdf, Tf, Usd, UsdGeom, UsdSkel
 
@@ -48,9 +51,9 @@ class UsdAsset:
   """
 
   def __init__(
-      self,
-      path: PathLike,
-      limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
+    self,
+    path: PathLike,
+    limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
   ):
     """Opens a USD file and bakes its skins.
 
@@ -73,7 +76,7 @@ class UsdAsset:
       UsdSkel.BakeSkinning(self._stage.Traverse())
     except Tf.ErrorException as error:
       raise AssetError(
-          f"{path.name!r} is not a readable USD file: {str(error)[:200]}"
+        f"{path.name!r} is not a readable USD file: {str(error)[:200]}"
       ) from error
     self._prims = [p for p in self._stage.Traverse() if _is_seen(UsdGeom, p)]
     if not self._prims:
@@ -105,7 +108,7 @@ class UsdAsset:
         count += 1
         if count > self.limits.nodes:
           raise AssetError(
-              f"the stage has more than {self.limits.nodes:,} prims."
+            f"the stage has more than {self.limits.nodes:,} prims."
           )
         if prim.IsInstance():
           found.append(prim)
@@ -138,7 +141,7 @@ class UsdAsset:
       count += len(points)
       if count > self.limits.vertices:
         raise AssetError(
-            f"the stage has more than {self.limits.vertices:,} vertices."
+          f"the stage has more than {self.limits.vertices:,} vertices."
         )
     vertices = np.concatenate(vertices)
     if UsdGeom.GetStageUpAxis(self._stage) == UsdGeom.Tokens.z:
@@ -159,7 +162,9 @@ def _is_seen(UsdGeom, prim) -> bool:
 
 def _triangles(mesh, code: float, num_points: int) -> np.ndarray:
   counts = np.asarray(mesh.GetFaceVertexCountsAttr().Get(code) or [], np.int64)
-  corners = np.asarray(mesh.GetFaceVertexIndicesAttr().Get(code) or [], np.int64)
+  corners = np.asarray(
+    mesh.GetFaceVertexIndicesAttr().Get(code) or [], np.int64
+  )
   return polygons.fan_triangles(counts, corners, num_points)
 
 

@@ -20,13 +20,13 @@ DEFAULT_MAX_SIDE = 1024
 
 
 def read_frames(
-    source: str | os.PathLike | np.ndarray,
-    *,
-    num_frames: int | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    fps: float = DEFAULT_FPS,
-    max_side: int = DEFAULT_MAX_SIDE,
+  source: str | os.PathLike | np.ndarray,
+  *,
+  num_frames: int | None = None,
+  start: float | None = None,
+  end: float | None = None,
+  fps: float = DEFAULT_FPS,
+  max_side: int = DEFAULT_MAX_SIDE,
 ) -> VideoFrames:
   """Reads a clip and resamples it uniformly in time.
 
@@ -70,15 +70,15 @@ def _read_array(array, window, fps, max_side) -> VideoFrames:
   is_clip = array.ndim == 4 and array.shape[-1] in (3, 4)
   if not is_clip or array.dtype != np.uint8:
     raise InputError(
-        "An array clip must be uint8 [frames, height, width, 3 or 4], got"
-        f" {array.dtype} {list(array.shape)}."
+      "An array clip must be uint8 [frames, height, width, 3 or 4], got"
+      f" {array.dtype} {list(array.shape)}."
     )
   if not len(array):
     raise InputError("The array has no frames; give at least one.")
   height, width = array.shape[1:3]
   video_frames.check_size(width, height, "The array")
   chosen = video_frames.select_frames(
-      np.arange(len(array)) / fps, **window, name="The array"
+    np.arange(len(array)) / fps, **window, name="The array"
   )
   size = video_frames.fit_size(width, height, max_side)
   video_frames.check_memory(len(chosen), *size, "The array")
@@ -98,7 +98,7 @@ def _check_arguments(num_frames, start, end, fps, max_side) -> None:
     raise ValueError(f"fps must be positive, got {fps}.")
   if max_side < video_frames.MIN_SIDE:
     raise ValueError(
-        f"max_side must be at least {video_frames.MIN_SIDE}, got {max_side}."
+      f"max_side must be at least {video_frames.MIN_SIDE}, got {max_side}."
     )
   if start is not None and end is not None and start > end:
     raise ValueError(f"start={start} lies after end={end}.")
@@ -109,8 +109,8 @@ def _check_readable(path: pathlib.Path) -> None:
     mode = path.stat().st_mode
   except (FileNotFoundError, NotADirectoryError) as error:
     raise InputError(
-        f"{path} does not exist; give a video file, a picture or a folder of"
-        " pictures."
+      f"{path} does not exist; give a video file, a picture or a folder of"
+      " pictures."
     ) from error
   except OSError as error:
     raise InputError(f"{path} cannot be read: {error.strerror}.") from error

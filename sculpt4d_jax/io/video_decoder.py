@@ -8,11 +8,11 @@ files, missing time stamps), a second pass chooses among the frames that did
 decode.
 """
 
+from collections.abc import Iterator
 import contextlib
 import fractions
 import os
 import pathlib
-from collections.abc import Iterator
 
 from absl import logging
 import av
@@ -26,8 +26,8 @@ from sculpt4d_jax.io.video_frames import VideoFrames
 # Containers that hold video. FFmpeg also "decodes" text files as terminal
 # recordings and follows playlists to other addresses; neither is wanted.
 _CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,"
-    "asf,ogg,mjpeg,h264,hevc,av1,obu,ivf,yuv4mpegpipe,mxf,nut,dv,apng"
+  "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,"
+  "asf,ogg,mjpeg,h264,hevc,av1,obu,ivf,yuv4mpegpipe,mxf,nut,dv,apng"
 )
 # The default decoders of these show the colours and drop the alpha layer.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -41,12 +41,12 @@ _UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED.
 
 
 def read_video(
-    path: pathlib.Path,
-    *,
-    num_frames: int | None,
-    start: float | None,
-    end: float | None,
-    max_side: int,
+  path: pathlib.Path,
+  *,
+  num_frames: int | None,
+  start: float | None,
+  end: float | None,
+  max_side: int,
 ) -> VideoFrames:
   """Reads frames of a video file; see `video.read_frames`.
 
@@ -59,7 +59,7 @@ def read_video(
   def select(ticks):
     seconds = (np.asarray(ticks) - ticks[0]) * float(reader.time_base)
     chosen = video_frames.select_frames(
-        seconds, num_frames, start, end, path.name
+      seconds, num_frames, start, end, path.name
     )
     return [ticks[i] for i in chosen]
 
@@ -77,10 +77,10 @@ def read_video(
     origin = decoded[0]
   ticks = np.array(sorted(kept))
   return video_frames.make_video_frames(
-      np.stack([kept[tick] for tick in ticks]),
-      (ticks - origin) * float(reader.time_base),
-      path.stem,
-      reader.fps,
+    np.stack([kept[tick] for tick in ticks]),
+    (ticks - origin) * float(reader.time_base),
+    path.stem,
+    reader.fps,
   )
 
 
@@ -89,13 +89,15 @@ def _check_damage(path, num_kept, num_frames, num_listed, num_decoded) -> None:
     return
   if num_kept < (num_frames or 2):
     raise InputError(
-        f"{path} is damaged: {num_decoded} of {num_listed} frames decode, and"
-        f" {num_frames or 2} are needed; give a whole file or ask for fewer"
-        " frames."
+      f"{path} is damaged: {num_decoded} of {num_listed} frames decode, and"
+      f" {num_frames or 2} are needed; give a whole file or ask for fewer"
+      " frames."
     )
   logging.warning(
-      "%s is damaged: %d of %d frames decode; going on with those.",
-      path, num_decoded, num_listed,
+    "%s is damaged: %d of %d frames decode; going on with those.",
+    path,
+    num_decoded,
+    num_listed,
   )
 
 
@@ -124,7 +126,7 @@ class _Reader:
     return sorted(set(ticks))
 
   def decode(
-      self, wanted: list[int] | None
+    self, wanted: list[int] | None
   ) -> tuple[dict[int, np.ndarray], list[int]]:
     """Decodes up to the last wanted frame, or all where `wanted` is None.
 
@@ -151,28 +153,28 @@ class _Reader:
   def _open(self):
     try:
       with av.open(
-          # The prefix keeps names such as "a:b.mp4" from being protocols.
-          "file:" + os.fspath(self._path),
-          options={
-              "format_whitelist": _CONTAINERS,
-              "protocol_whitelist": "file",
-          },
-          **_OPEN_ARGUMENTS,
+        # The prefix keeps names such as "a:b.mp4" from being protocols.
+        "file:" + os.fspath(self._path),
+        options={
+          "format_whitelist": _CONTAINERS,
+          "protocol_whitelist": "file",
+        },
+        **_OPEN_ARGUMENTS,
       ) as container:
         streams = [
-            stream
-            for stream in container.streams.video
-            if not stream.disposition & av.stream.Disposition.attached_pic
+          stream
+          for stream in container.streams.video
+          if not stream.disposition & av.stream.Disposition.attached_pic
         ]
         if not streams:
           raise InputError(
-              f"{self._path} has no video in it, only"
-              f" {len(container.streams)} other streams (sound, pictures)."
+            f"{self._path} has no video in it, only"
+            f" {len(container.streams)} other streams (sound, pictures)."
           )
         if streams[0].codec_context is None:
           raise InputError(
-              f"{self._path} is of a kind that FFmpeg cannot decode; convert"
-              " it to mp4 (H.264)."
+            f"{self._path} is of a kind that FFmpeg cannot decode; convert"
+            " it to mp4 (H.264)."
           )
         streams[0].thread_type = "AUTO"
         yield container, streams[0]
@@ -180,9 +182,9 @@ class _Reader:
       raise InputError(_NO_FRAMES.format(self._path)) from error
     except av.error.FFmpegError as error:
       raise InputError(
-          f"{self._path} is not a video that can be read"
-          f" ({error.strerror or error}); give an mp4, mov, webm, mkv, avi or"
-          " gif file that is whole."
+        f"{self._path} is not a video that can be read"
+        f" ({error.strerror or error}); give an mp4, mov, webm, mkv, avi or"
+        " gif file that is whole."
       ) from error
 
   def _check_first(self, frame, num_frames, stream) -> None:
@@ -193,7 +195,7 @@ class _Reader:
     if not 0.25 <= aspect <= 4:
       aspect = 1  # No camera's; a damaged header's.
     self._size = video_frames.fit_size(
-        round(frame.width * aspect), frame.height, self._max_side
+      round(frame.width * aspect), frame.height, self._max_side
     )
     video_frames.check_memory(num_frames, *self._size, self._path.name)
 
@@ -208,17 +210,17 @@ class _Reader:
       # repeated. The direct way to RGBA also leaves the last columns of some
       # widths unwritten (FFmpeg 8).
       frame = frame.reformat(
-          format="yuva444p" if has_alpha else "yuv444p",
-          interpolation="BICUBIC",
-          src_colorspace=colorspace,
-          dst_colorspace=colorspace,
-          **size,
-      )
-    array = frame.to_ndarray(
-        format="rgba" if has_alpha else "rgb24",
+        format="yuva444p" if has_alpha else "yuv444p",
         interpolation="BICUBIC",
         src_colorspace=colorspace,
+        dst_colorspace=colorspace,
         **size,
+      )
+    array = frame.to_ndarray(
+      format="rgba" if has_alpha else "rgb24",
+      interpolation="BICUBIC",
+      src_colorspace=colorspace,
+      **size,
     )
     if has_alpha:
       array = pictures.resize_rgba(array, width, height)
@@ -251,7 +253,7 @@ def _frames(container, stream) -> Iterator[av.VideoFrame]:
   """Frames in the order they are shown; damaged ones are left out."""
   decoder = stream.codec_context
   alpha_mode = stream.metadata.get("alpha_mode") or stream.metadata.get(
-      "ALPHA_MODE"
+    "ALPHA_MODE"
   )
   if alpha_mode == "1" and decoder.name in _ALPHA_DECODERS:
     decoder = av.CodecContext.create(_ALPHA_DECODERS[decoder.name], "r")

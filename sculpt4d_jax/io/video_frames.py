@@ -53,26 +53,26 @@ class VideoFrames:
 
 
 def make_video_frames(
-    frames: np.ndarray, timestamps: np.ndarray, name: str, source_fps: float
+  frames: np.ndarray, timestamps: np.ndarray, name: str, source_fps: float
 ) -> VideoFrames:
   """Wraps decoded frames; one frame alone gets `source_fps` as its rate."""
   duration = float(timestamps[-1] - timestamps[0])
   fps = (len(frames) - 1) / duration if duration > 0 else source_fps
   return VideoFrames(
-      frames=frames,
-      has_alpha=bool(frames[..., 3].min() < 255),
-      fps=float(fps),
-      timestamps=np.asarray(timestamps, np.float64),
-      name=name,
+    frames=frames,
+    has_alpha=bool(frames[..., 3].min() < 255),
+    fps=float(fps),
+    timestamps=np.asarray(timestamps, np.float64),
+    name=name,
   )
 
 
 def select_frames(
-    timestamps: np.ndarray,
-    num_frames: int | None,
-    start: float | None,
-    end: float | None,
-    name: str,
+  timestamps: np.ndarray,
+  num_frames: int | None,
+  start: float | None,
+  end: float | None,
+  name: str,
 ) -> np.ndarray:
   """Chooses the frames nearest to uniform times, each at most once.
 
@@ -100,8 +100,8 @@ def select_frames(
   inside = np.flatnonzero((timestamps >= low) & (timestamps <= high))
   if not len(inside):
     raise InputError(
-        f"{name} has no frame between {start} and {end} s; its frames lie"
-        f" between 0 and {timestamps[-1]:.3f} s."
+      f"{name} has no frame between {start} and {end} s; its frames lie"
+      f" between 0 and {timestamps[-1]:.3f} s."
     )
   if num_frames is None or num_frames >= len(inside):
     return inside
@@ -122,8 +122,8 @@ def check_size(width: int, height: int, name: str) -> None:
   """Raises InputError where a picture is too small to show an object."""
   if min(width, height) < MIN_SIDE:
     raise InputError(
-        f"{name} is {width}x{height} pixels; at least {MIN_SIDE}x{MIN_SIDE}"
-        " are needed to see an object."
+      f"{name} is {width}x{height} pixels; at least {MIN_SIDE}x{MIN_SIDE}"
+      " are needed to see an object."
     )
 
 
@@ -132,9 +132,9 @@ def check_memory(num_frames: int, width: int, height: int, name: str) -> None:
   num_bytes = num_frames * width * height * 4
   if num_bytes > MAX_BYTES:
     raise InputError(
-        f"{name} has {num_frames} frames of {width}x{height}, which take"
-        f" {num_bytes / 2**30:.1f} GiB in memory; ask for fewer frames"
-        " (num_frames) or a part of it (start, end)."
+      f"{name} has {num_frames} frames of {width}x{height}, which take"
+      f" {num_bytes / 2**30:.1f} GiB in memory; ask for fewer frames"
+      " (num_frames) or a part of it (start, end)."
     )
 
 

@@ -21,17 +21,17 @@ from sculpt4d_jax.io import clip_crop
 _BT709 = 1
 _STUDIO_RANGE = 1
 _H264_OPTIONS = {
-    "crf": "18",
-    "preset": "medium",
-    # Where FFmpeg's conversion puts the coarse chroma; players assume "left"
-    # of an untagged file, half a pixel beside.
-    "chroma_sample_location": "center",
+  "crf": "18",
+  "preset": "medium",
+  # Where FFmpeg's conversion puts the coarse chroma; players assume "left"
+  # of an untagged file, half a pixel beside.
+  "chroma_sample_location": "center",
 }
 _VP9_OPTIONS = {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4"}
 
 
 def write_video(
-    path: str | os.PathLike, frames: np.ndarray, fps: float
+  path: str | os.PathLike, frames: np.ndarray, fps: float
 ) -> pathlib.Path:
   """Writes a clip in the format that the suffix of `path` names.
 
@@ -63,8 +63,8 @@ def write_video(
       _encode(temporary, suffix, frames, fps)
   else:
     raise ValueError(
-        f"{path.name} has an unknown suffix; choose .mp4, .webm, .mov, .gif,"
-        " or none for a folder of PNG pictures."
+      f"{path.name} has an unknown suffix; choose .mp4, .webm, .mov, .gif,"
+      " or none for a folder of PNG pictures."
     )
   return path
 
@@ -73,8 +73,8 @@ def _check(frames: np.ndarray, fps: float) -> None:
   is_clip = frames.ndim == 4 and frames.shape[-1] in (3, 4)
   if not is_clip or frames.dtype != np.uint8 or not frames.size:
     raise ValueError(
-        "frames must be uint8 [F, height, width, 3 or 4] with F > 0, got"
-        f" {frames.dtype} {list(frames.shape)}."
+      "frames must be uint8 [F, height, width, 3 or 4] with F > 0, got"
+      f" {frames.dtype} {list(frames.shape)}."
     )
   if not (math.isfinite(fps) and fps > 0):
     raise ValueError(f"fps must be positive, got {fps}.")
@@ -94,18 +94,18 @@ def _write_gif(path: pathlib.Path, frames: np.ndarray, fps: float) -> None:
   delays = 10 * np.maximum(1, np.diff(ends, prepend=0)).astype(int)
   pictures = [Image.fromarray(frame) for frame in frames]
   pictures[0].save(
-      path,
-      save_all=True,
-      append_images=pictures[1:],
-      duration=delays.tolist(),
-      loop=0,
-      # Without it, transparent pixels would show the frame before.
-      disposal=2 if frames.shape[-1] == 4 else 0,
+    path,
+    save_all=True,
+    append_images=pictures[1:],
+    duration=delays.tolist(),
+    loop=0,
+    # Without it, transparent pixels would show the frame before.
+    disposal=2 if frames.shape[-1] == 4 else 0,
   )
 
 
 def _encode(
-    path: pathlib.Path, suffix: str, frames: np.ndarray, fps: float
+  path: pathlib.Path, suffix: str, frames: np.ndarray, fps: float
 ) -> None:
   if suffix == ".mp4" and frames.shape[-1] == 4:
     frames = clip_crop.composite(frames, clip_crop.WHITE)
@@ -117,7 +117,7 @@ def _encode(
   rate = fractions.Fraction(fps).limit_denominator(10000)
   container_options = {} if suffix == ".webm" else {"movflags": "+faststart"}
   with av.open(
-      "file:" + os.fspath(path), "w", options=container_options
+    "file:" + os.fspath(path), "w", options=container_options
   ) as container:
     stream = container.add_stream(codec, rate=rate, options=options)
     stream.height, stream.width = frames.shape[1:3]
@@ -128,11 +128,11 @@ def _encode(
       stream.metadata["alpha_mode"] = "1"
     for index, picture in enumerate(frames):
       frame = av.VideoFrame.from_ndarray(
-          np.ascontiguousarray(picture), format="rgba" if has_alpha else "rgb24"
+        np.ascontiguousarray(picture), format="rgba" if has_alpha else "rgb24"
       ).reformat(
-          format=pixel_format,
-          dst_colorspace=av.video.reformatter.Colorspace.ITU709,
-          interpolation="BICUBIC",
+        format=pixel_format,
+        dst_colorspace=av.video.reformatter.Colorspace.ITU709,
+        interpolation="BICUBIC",
       )
       frame.pts = index
       frame.time_base = 1 / rate

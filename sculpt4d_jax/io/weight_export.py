@@ -23,21 +23,21 @@ from sculpt4d_jax.io.tensor_files import tensor_file
 
 # In front of the names of each network in the file.
 PREFIXES = {
-    "dit": "model.",
-    "vae": "vae.",
-    "image_encoder": "conditioner." + image_encoder_weights.CONDITIONER_PREFIX,
+  "dit": "model.",
+  "vae": "vae.",
+  "image_encoder": "conditioner." + image_encoder_weights.CONDITIONER_PREFIX,
 }
 # In the file's metadata: the factor of the latents, where it was measured.
 SCALE = "sculpt4d_scale_factor"
 
 
 def export(
-    folder: str | pathlib.Path,
-    output: str | pathlib.Path,
-    *,
-    dtype: str | None = None,
-    with_temporal: bool = True,
-    on_tensor: Callable[[], None] = lambda: None,
+  folder: str | pathlib.Path,
+  output: str | pathlib.Path,
+  *,
+  dtype: str | None = None,
+  with_temporal: bool = True,
+  on_tensor: Callable[[], None] = lambda: None,
 ) -> list[str]:
   """Writes our weights as one safetensors file in the published names.
 
@@ -77,13 +77,17 @@ def export(
       prefix = PREFIXES[name]
       for key, array in weight_rules.export_each(tables[name], part.read):
         info = tensors[prefix + key]
-        yield prefix + key, array.astype(
-            tensor_file.to_dtype(info.dtype), copy=False
+        yield (
+          prefix + key,
+          array.astype(tensor_file.to_dtype(info.dtype), copy=False),
         )
         on_tensor()
     for name in mask:
-      yield name, np.zeros(
+      yield (
+        name,
+        np.zeros(
           tensors[name].shape, tensor_file.to_dtype(tensors[name].dtype)
+        ),
       )
 
   metadata = {"format": "pt"}
@@ -99,7 +103,7 @@ def export(
 
 
 def table_of(
-    name: str, config: Any, with_temporal: bool
+  name: str, config: Any, with_temporal: bool
 ) -> list[weight_rules.Rule]:
   """The rules that `export` writes a network by."""
   if name == "dit":
@@ -113,10 +117,10 @@ def table_of(
 
 
 def _infos(
-    name: str,
-    table: Sequence[weight_rules.Rule],
-    part: model_folders.StoredPart,
-    dtype: str | None,
+  name: str,
+  table: Sequence[weight_rules.Rule],
+  part: model_folders.StoredPart,
+  dtype: str | None,
 ) -> Mapping[str, tensor_file.TensorInfo]:
   """Shapes of an export, found with one byte that stands for all numbers."""
 
@@ -125,18 +129,18 @@ def _infos(
     return np.broadcast_to(np.zeros((), np.int8), shape)
 
   missing = {
-      path
-      for rule in table
-      for path, _ in map(weight_rules.split_path, rule.targets)
-      if path not in part.shapes
+    path
+    for rule in table
+    for path, _ in map(weight_rules.split_path, rule.targets)
+    if path not in part.shapes
   }
   if missing:
     raise ValueError(
-        f"The {name} lacks {sorted(missing)[:5]}; export it without temporal"
-        " attention (--notemporal) if that is what is missing."
+      f"The {name} lacks {sorted(missing)[:5]}; export it without temporal"
+      " attention (--notemporal) if that is what is missing."
     )
   prefix = PREFIXES[name]
   return {
-      prefix + key: tensor_file.TensorInfo(array.shape, dtype or part.dtype)
-      for key, array in weight_rules.export_each(table, read)
+    prefix + key: tensor_file.TensorInfo(array.shape, dtype or part.dtype)
+    for key, array in weight_rules.export_each(table, read)
   }

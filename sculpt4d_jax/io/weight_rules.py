@@ -100,7 +100,7 @@ class Plan:
   ignored: tuple[str, ...]
 
   def run(
-      self, read: Callable[[str], np.ndarray]
+    self, read: Callable[[str], np.ndarray]
   ) -> Iterator[tuple[Slot, np.ndarray]]:
     """Reads array by array and yields what goes where."""
     for step in self.steps:
@@ -110,13 +110,13 @@ class Plan:
 
 
 def plan(
-    rules: Iterable[Rule],
-    checkpoint: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    ignore: Sequence[str] = (),
-    optional: Sequence[str] = (),
-    hint: str = "",
+  rules: Iterable[Rule],
+  checkpoint: Mapping[str, Any],
+  shapes: Mapping[str, tuple[int, ...]],
+  *,
+  ignore: Sequence[str] = (),
+  optional: Sequence[str] = (),
+  hint: str = "",
 ) -> Plan:
   """Compares a table with a checkpoint and a model.
 
@@ -139,13 +139,13 @@ def plan(
 
 
 def convert(
-    rules: Iterable[Rule],
-    checkpoint: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    ignore: Sequence[str] = (),
-    optional: Sequence[str] = (),
-    dtype: Any = np.float32,
+  rules: Iterable[Rule],
+  checkpoint: Mapping[str, Any],
+  shapes: Mapping[str, tuple[int, ...]],
+  *,
+  ignore: Sequence[str] = (),
+  optional: Sequence[str] = (),
+  dtype: Any = np.float32,
 ) -> dict[str, np.ndarray]:
   """Builds parameters from a checkpoint of arrays; arguments as `plan`.
 
@@ -171,7 +171,7 @@ def convert(
 
 
 def export(
-    rules: Iterable[Rule], params: Mapping[str, Any]
+  rules: Iterable[Rule], params: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
   """Builds a checkpoint in the table's naming from our parameters."""
 
@@ -185,8 +185,8 @@ def export(
 
 
 def export_each(
-    rules: Iterable[Rule],
-    read: Callable[[str, tuple[int, ...]], np.ndarray],
+  rules: Iterable[Rule],
+  read: Callable[[str, tuple[int, ...]], np.ndarray],
 ) -> Iterator[tuple[str, np.ndarray]]:
   """A checkpoint rule by rule, for what does not fit into memory.
 
@@ -228,7 +228,7 @@ def set_params(module: nnx.Module, values: Mapping[str, Any]) -> None:
     old = params[path].get_value()
     if tuple(old.shape) != tuple(value.shape):
       raise ValueError(
-          f"Parameter {path!r} has shape {old.shape}, the value {value.shape}."
+        f"Parameter {path!r} has shape {old.shape}, the value {value.shape}."
       )
     params[path].set_value(jax.numpy.asarray(value, old.dtype))
   nnx.update(module, state)
@@ -257,8 +257,8 @@ class _Planner:
     if missing or unknown:
       return
     slots = tuple(
-        Slot(path, index, tuple(self.shapes[path][len(index) :]))
-        for path, index in places
+      Slot(path, index, tuple(self.shapes[path][len(index) :]))
+      for path, index in places
     )
     step = Step(rule.sources, slots, rule.transform or identity())
     for slot in slots:
@@ -279,8 +279,8 @@ class _Planner:
         return f"expected floating point numbers, came {info.dtype}"
     # One byte that stands for all: reshapes of it cost nothing.
     arrays = tuple(
-        np.broadcast_to(np.zeros((), np.int8), tuple(info.shape))
-        for info in infos
+      np.broadcast_to(np.zeros((), np.int8), tuple(info.shape))
+      for info in infos
     )
     shapes = tuple(slot.shape for slot in step.slots)
     try:
@@ -300,34 +300,34 @@ class _Planner:
     spare = [name for name in unused if name not in excused]
     named = set(self.unknown)
     partly = [
-        path
-        for path, shape in self.shapes.items()
-        if path not in named and self.filled.get(path, 0) != math.prod(shape)
+      path
+      for path, shape in self.shapes.items()
+      if path not in named and self.filled.get(path, 0) != math.prod(shape)
     ]
     allowed = [
-        path
-        for path in partly
-        if matches(path, optional) and path not in self.filled
+      path
+      for path in partly
+      if matches(path, optional) and path not in self.filled
     ]
     unfilled = [path for path in partly if path not in set(allowed)]
     sections = (
-        ("Not in the checkpoint", self.missing, spare),
-        ("In the checkpoint, used by no rule", spare, self.missing),
-        ("Not in the model", self.unknown, self.shapes),
-        ("Of the model, not or only partly filled", unfilled, self.unknown),
-        ("Of the wrong shape or dtype", self.wrong, ()),
+      ("Not in the checkpoint", self.missing, spare),
+      ("In the checkpoint, used by no rule", spare, self.missing),
+      ("Not in the model", self.unknown, self.shapes),
+      ("Of the model, not or only partly filled", unfilled, self.unknown),
+      ("Of the wrong shape or dtype", self.wrong, ()),
     )
     report = "\n".join(
-        _section(title, names, candidates)
-        for title, names, candidates in sections
-        if names
+      _section(title, names, candidates)
+      for title, names, candidates in sections
+      if names
     )
     if report:
       raise ValueError(
-          f"The checkpoint does not fit the model.\n{hint}{report}\n"
-          "Check that the model's configuration is the checkpoint's. Where"
-          " names differ, give rules for them; names that are not needed may"
-          " be ignored, parameters that need no source left out."
+        f"The checkpoint does not fit the model.\n{hint}{report}\n"
+        "Check that the model's configuration is the checkpoint's. Where"
+        " names differ, give rules for them; names that are not needed may"
+        " be ignored, parameters that need no source left out."
       )
     return Plan(tuple(self.steps), tuple(allowed), tuple(ignored))
 
@@ -343,7 +343,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def split_path(target: str) -> tuple[str, tuple[int, ...]]:
-  """"a.b[1,2]" to ("a.b", (1, 2))."""
+  """Splits "a.b[1,2]" into ("a.b", (1, 2))."""
   path, _, index = target.partition("[")
   return path, tuple(int(i) for i in index.rstrip("]").split(",") if i)
 

@@ -32,7 +32,7 @@ class Transform(NamedTuple):
 def identity() -> Transform:
   """Arrays as they are."""
   return Transform(
-      lambda arrays, shapes: arrays, lambda arrays: arrays, "as it is"
+    lambda arrays, shapes: arrays, lambda arrays: arrays, "as it is"
   )
 
 
@@ -127,9 +127,9 @@ def stacked_heads(num_sources: int = 1) -> Transform:
 def convolution() -> Transform:
   """[out, colour, row, column] to [row, column, colour, out]."""
   return Transform(
-      lambda arrays, shapes: (np.transpose(arrays[0], (2, 3, 1, 0)),),
-      lambda arrays: (np.transpose(arrays[0], (3, 2, 0, 1)),),
-      "convolution to patches",
+    lambda arrays, shapes: (np.transpose(arrays[0], (2, 3, 1, 0)),),
+    lambda arrays: (np.transpose(arrays[0], (3, 2, 0, 1)),),
+    "convolution to patches",
   )
 
 
@@ -153,18 +153,16 @@ def squeezed() -> Transform:
 
 # By the names that rule files use.
 BY_NAME = {
-    "identity": identity,
-    "linear": linear,
-    "linear_out": lambda: linear(num_in_axes=2),
-    "flat": flat,
-    "interleaved_heads": interleaved_heads,
-    "stacked_heads": stacked_heads,
-    "convolution": convolution,
-    "squeezed": squeezed,
+  "identity": identity,
+  "linear": linear,
+  "linear_out": lambda: linear(num_in_axes=2),
+  "flat": flat,
+  "interleaved_heads": interleaved_heads,
+  "stacked_heads": stacked_heads,
+  "convolution": convolution,
+  "squeezed": squeezed,
 }
 
 
-def _matrix_shape(
-    shape: tuple[int, ...], num_in_axes: int
-) -> tuple[int, int]:
+def _matrix_shape(shape: tuple[int, ...], num_in_axes: int) -> tuple[int, int]:
   return math.prod(shape[:num_in_axes]), math.prod(shape[num_in_axes:])

@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 
 import einops
 from flax import nnx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,32 +50,30 @@ def _head_norm(kind: QKNorm, head_dim: int, **kwargs: Any) -> nnx.Module | None:
     return layers.RMSNorm(head_dim, **kwargs)
   if kind == "layer":
     return layers.LayerNorm(head_dim, axis=None, **kwargs)
-  raise ValueError(
-      f"Unknown qk_norm={kind!r}: choose 'rms', 'layer' or None."
-  )
+  raise ValueError(f"Unknown qk_norm={kind!r}: choose 'rms', 'layer' or None.")
 
 
 class _Attention(nnx.Module):
   """Projections, q/k norms and output projection that all kinds share."""
 
   def __init__(
-      self,
-      width: int,
-      num_heads: int,
-      *,
-      rngs: nnx.Rngs,
-      context_width: int | None = None,
-      qk_norm: QKNorm = "rms",
-      use_qkv_bias: bool = False,
-      zero_init_out: bool = False,
-      implementation: str | None = None,
-      dtype: Any = jnp.float32,
-      param_dtype: Any = jnp.float32,
+    self,
+    width: int,
+    num_heads: int,
+    *,
+    rngs: nnx.Rngs,
+    context_width: int | None = None,
+    qk_norm: QKNorm = "rms",
+    use_qkv_bias: bool = False,
+    zero_init_out: bool = False,
+    implementation: str | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
   ):
     if width % num_heads:
       raise ValueError(
-          f"width={width} is not a multiple of num_heads={num_heads}; choose"
-          " a number of heads that divides it."
+        f"width={width} is not a multiple of num_heads={num_heads}; choose"
+        " a number of heads that divides it."
       )
     heads = (num_heads, width // num_heads)
     dtypes = dict(dtype=dtype, param_dtype=param_dtype)
@@ -92,12 +89,12 @@ class _Attention(nnx.Module):
     self.query_norm = _head_norm(qk_norm, heads[1], **dtypes)
     self.key_norm = _head_norm(qk_norm, heads[1], **dtypes)
     self.out = layers.Linear(
-        heads,
-        width,
-        kernel_axes=("heads", "kv", "embed"),
-        kernel_init=layers.zeros if zero_init_out else None,
-        rngs=rngs,
-        **dtypes,
+      heads,
+      width,
+      kernel_axes=("heads", "kv", "embed"),
+      kernel_init=layers.zeros if zero_init_out else None,
+      rngs=rngs,
+      **dtypes,
     )
     self.implementation = implementation
 
@@ -144,9 +141,9 @@ class CrossAttention(_Attention):
     return self.project_key_value(context)
 
   def __call__(
-      self,
-      x: Float[Array, "*B S D"],
-      context: Float[Array, "*B I W"] | KeyValues,
+    self,
+    x: Float[Array, "*B S D"],
+    context: Float[Array, "*B I W"] | KeyValues,
   ) -> Float[Array, "*B S D"]:
     if not isinstance(context, KeyValues):
       context = self.encode_context(context)
@@ -154,7 +151,7 @@ class CrossAttention(_Attention):
 
 
 def _attend_batched(
-    query: Array, context: KeyValues, module: _Attention
+  query: Array, context: KeyValues, module: _Attention
 ) -> Array:
   """Dense attention over any number of leading axes.
 
@@ -164,7 +161,7 @@ def _attend_batched(
   def attend(*arrays):
     flat = [y.reshape(-1, *y.shape[-3:]) for y in arrays]
     out = dense_attention.dot_product_attention(
-        *flat, implementation=module.implementation
+      *flat, implementation=module.implementation
     )
     return out.reshape(*arrays[0].shape[:-3], *out.shape[1:])
 
@@ -174,7 +171,7 @@ def _attend_batched(
   axes = ("batch", "frames")[:num_leading] + (None,) * (num_leading - 2)
   axes += (None, "heads", None)
   specs = [
-      partitioning.activation_spec(y.shape, axes) for y in (query, *context)
+    partitioning.activation_spec(y.shape, axes) for y in (query, *context)
   ]
   return partitioning.map_local(attend, (query, *context), specs, specs[0])
 
@@ -203,27 +200,27 @@ class TemporalAttention(_Attention):
   """
 
   def __init__(
-      self,
-      width: int,
-      num_heads: int,
-      *,
-      rngs: nnx.Rngs,
-      block_size: int = 128,
-      schedule: tuple[int, ...] = (1, 1, 2, 4, 8, 16),
-      anchor_frames: tuple[int, ...] = (0,),
-      rope_theta: float = 10000.0,
-      implementation: str | None = None,
-      dtype: Any = jnp.float32,
-      param_dtype: Any = jnp.float32,
+    self,
+    width: int,
+    num_heads: int,
+    *,
+    rngs: nnx.Rngs,
+    block_size: int = 128,
+    schedule: tuple[int, ...] = (1, 1, 2, 4, 8, 16),
+    anchor_frames: tuple[int, ...] = (0,),
+    rope_theta: float = 10000.0,
+    implementation: str | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
   ):
     super().__init__(
-        width,
-        num_heads,
-        rngs=rngs,
-        zero_init_out=True,
-        implementation=implementation,
-        dtype=dtype,
-        param_dtype=param_dtype,
+      width,
+      num_heads,
+      rngs=rngs,
+      zero_init_out=True,
+      implementation=implementation,
+      dtype=dtype,
+      param_dtype=param_dtype,
     )
     self.head_dim = width // num_heads
     self.block_size = block_size
@@ -235,19 +232,19 @@ class TemporalAttention(_Attention):
     """Which blocks see which, in mode "sparse" or "full"."""
     sparse = mode == "sparse"
     return temporal_mask(
-        num_frames,
-        num_tokens,
-        self.block_size,
-        self.schedule if sparse else (1,),
-        self.anchor_frames if sparse else (),
+      num_frames,
+      num_tokens,
+      self.block_size,
+      self.schedule if sparse else (1,),
+      self.anchor_frames if sparse else (),
     )
 
   def __call__(
-      self,
-      x: Float[Array, "B F N D"],
-      *,
-      mode: str = "sparse",
-      token_order: str = "natural",
+    self,
+    x: Float[Array, "B F N D"],
+    *,
+    mode: str = "sparse",
+    token_order: str = "natural",
   ) -> Float[Array, "B F N D"]:
     """Applies the layer.
 
@@ -260,7 +257,7 @@ class TemporalAttention(_Attention):
     """
     num_frames, num_tokens = x.shape[1:3]
     rotation = rope.frame_rotation(
-        jnp.arange(num_frames), self.head_dim, self.rope_theta
+      jnp.arange(num_frames), self.head_dim, self.rope_theta
     )
     query = rope.rotate(self.project_query(x), rotation)
     key, value = self.project_key_value(x)
@@ -270,17 +267,17 @@ class TemporalAttention(_Attention):
       return self.out(out)
     if mode not in ("sparse", "full"):
       raise ValueError(
-          f"Unknown temporal mode {mode!r}: choose 'sparse', 'full' or 'token'."
+        f"Unknown temporal mode {mode!r}: choose 'sparse', 'full' or 'token'."
       )
     mask = self.mask(num_frames, num_tokens, mode)
 
     def attend(*arrays):  # Each [B, F, N, H, K], all frames of some heads.
       arrays = [einops.rearrange(y, "b f n h k -> b h (f n) k") for y in arrays]
       out = bsa.block_sparse_attention(
-          *arrays,
-          mask,
-          token_order=token_order,
-          implementation=_temporal_backend(self.implementation),
+        *arrays,
+        mask,
+        token_order=token_order,
+        implementation=_temporal_backend(self.implementation),
       )
       return einops.rearrange(out, "b h (f n) k -> b f n h k", f=num_frames)
 
@@ -289,10 +286,10 @@ class TemporalAttention(_Attention):
 
 
 def _over_all_frames(
-    attend: Callable[[Array, Array, Array], Array],
-    query: Array,
-    key: Array,
-    value: Array,
+  attend: Callable[[Array, Array, Array], Array],
+  query: Array,
+  key: Array,
+  value: Array,
 ) -> Array:
   """Calls `attend` on arrays [B, F, N, H, K] that hold all frames.
 
@@ -306,11 +303,11 @@ def _over_all_frames(
   frame_axis, head_axis = axes.index("frames"), axes.index("heads")
   if spec[frame_axis] is not None:
     attend = functools.partial(
-        bsa.with_all_frames,
-        attend,
-        axis_name=spec[frame_axis],
-        frame_axis=frame_axis,
-        head_axis=head_axis,
+      bsa.with_all_frames,
+      attend,
+      axis_name=spec[frame_axis],
+      frame_axis=frame_axis,
+      head_axis=head_axis,
     )
   return partitioning.map_local(attend, (query, key, value), (spec,) * 3, spec)
 
@@ -319,9 +316,7 @@ def _temporal_backend(name: str | None) -> Any:
   """The kernel for the devices of the mesh, which may be only compiled for."""
   platform, kind = partitioning.platform()
   if name in (None, "pallas_tpu") and platform == "tpu":
-    return functools.partial(
-        pallas_tpu.attention, chip=tpu_tiles.chip_of(kind)
-    )
+    return functools.partial(pallas_tpu.attention, chip=tpu_tiles.chip_of(kind))
   if name in (None, "pallas_gpu") and platform in ("gpu", "cuda"):
     return functools.partial(_on_gpu, name, partitioning.compute_capability())
   return name
@@ -331,7 +326,7 @@ def _on_gpu(name: str | None, compute_capability: str, *args, **kwargs) -> Any:
   """The kernels for a GPU; plain JAX where they decline and none was named."""
   try:
     return pallas_gpu.attention(
-        *args, compute_capability=compute_capability, **kwargs
+      *args, compute_capability=compute_capability, **kwargs
     )
   except NotImplementedError:
     if name is not None:
@@ -340,11 +335,11 @@ def _on_gpu(name: str | None, compute_capability: str, *args, **kwargs) -> Any:
 
 
 def temporal_mask(
-    num_frames: int,
-    num_tokens: int,
-    block_size: int,
-    schedule: tuple[int, ...],
-    anchor_frames: tuple[int, ...],
+  num_frames: int,
+  num_tokens: int,
+  block_size: int,
+  schedule: tuple[int, ...],
+  anchor_frames: tuple[int, ...],
 ) -> bsa.BlockMask:
   """The mask of a clip with `num_tokens` latent tokens a frame.
 
@@ -353,15 +348,15 @@ def temporal_mask(
   """
   if num_tokens % block_size:
     raise ValueError(
-        f"{num_tokens} latent tokens a frame are not a multiple of"
-        f" temporal_block_size={block_size}; choose a block size that divides"
-        " them, or temporal_mode='token' or 'none', which have no blocks."
+      f"{num_tokens} latent tokens a frame are not a multiple of"
+      f" temporal_block_size={block_size}; choose a block size that divides"
+      " them, or temporal_mode='token' or 'none', which have no blocks."
     )
   return bsa.BlockMask(
-      num_frames=num_frames,
-      blocks_per_frame=num_tokens // block_size,
-      schedule=schedule,
-      anchor_frames=anchor_frames,
+    num_frames=num_frames,
+    blocks_per_frame=num_tokens // block_size,
+    schedule=schedule,
+    anchor_frames=anchor_frames,
   )
 
 
@@ -379,8 +374,7 @@ def contiguous_order(mask: bsa.BlockMask) -> np.ndarray | None:
 def _attend_per_token(query: Array, key: Array, value: Array) -> Array:
   """Each token attends to itself in every frame; arrays [B, F, N, H, K]."""
   flat = [
-      einops.rearrange(y, "b f n h k -> (b n) f h k")
-      for y in (query, key, value)
+    einops.rearrange(y, "b f n h k -> (b n) f h k") for y in (query, key, value)
   ]
   # Frames are few: flash attention would have nothing to tile.
   out = dense_attention.attend_at_once(*flat)

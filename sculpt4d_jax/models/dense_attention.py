@@ -25,12 +25,12 @@ CPU_SCORES = 2**21
 
 
 def dot_product_attention(
-    query: Float[Array, "B Q H K"],
-    key: Float[Array, "B S H K"],
-    value: Float[Array, "B S H K"],
-    *,
-    implementation: str | None = None,
-    max_scores: int = MAX_SCORES,
+  query: Float[Array, "B Q H K"],
+  key: Float[Array, "B S H K"],
+  value: Float[Array, "B S H K"],
+  *,
+  implementation: str | None = None,
+  max_scores: int = MAX_SCORES,
 ) -> Float[Array, "B Q H K"]:
   """softmax(query . key / sqrt(K)) . value, without a mask.
 
@@ -54,12 +54,12 @@ def dot_product_attention(
     return tpu_attention.attend(query, key, value)
   if implementation == "cudnn":
     return jax.nn.dot_product_attention(
-        query, key, value, implementation="cudnn"
+      query, key, value, implementation="cudnn"
     )
   if implementation != "xla":
     raise ValueError(
-        f"Unknown implementation={implementation!r}: choose 'xla', 'cudnn',"
-        " 'splash' or None."
+      f"Unknown implementation={implementation!r}: choose 'xla', 'cudnn',"
+      " 'splash' or None."
     )
   batch, num_queries, heads, _ = query.shape
   scores_per_query = batch * heads * key.shape[1]
@@ -85,22 +85,22 @@ def _fastest(query: Array, key: Array) -> str:
 
 
 def attend_at_once(
-    query: Float[Array, "B Q H K"],
-    key: Float[Array, "B S H K"],
-    value: Float[Array, "B S H K"],
+  query: Float[Array, "B Q H K"],
+  key: Float[Array, "B S H K"],
+  value: Float[Array, "B S H K"],
 ) -> Float[Array, "B Q H K"]:
   """All scores at once, softmax in float32."""
   scale = 1.0 / math.sqrt(query.shape[-1])
   # Exponentials of bfloat16 scores are off by whole percents: float32.
   scores = jnp.einsum(
-      "bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32
+    "bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32
   )
   weights = jax.nn.softmax(scores * scale, axis=-1).astype(value.dtype)
   return jnp.einsum("bhqs,bshk->bqhk", weights, value)
 
 
 def _attend_in_chunks(
-    query: Array, key: Array, value: Array, chunk: int
+  query: Array, key: Array, value: Array, chunk: int
 ) -> Array:
   batch, num_queries, heads, width = query.shape
   num_chunks = -(-num_queries // chunk)
@@ -108,7 +108,7 @@ def _attend_in_chunks(
   padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
   chunks = padded.reshape(batch, num_chunks, chunk, heads, width)
   attend = jax.checkpoint(
-      lambda q: attend_at_once(q, key, value), prevent_cse=False
+    lambda q: attend_at_once(q, key, value), prevent_cse=False
   )
   out = lax.map(attend, jnp.moveaxis(chunks, 1, 0))
   out = jnp.moveaxis(out, 0, 1).reshape(padded.shape)
@@ -116,7 +116,7 @@ def _attend_in_chunks(
 
 
 def _attend_by_heads(
-    query: Array, key: Array, value: Array, recompute: bool
+  query: Array, key: Array, value: Array, recompute: bool
 ) -> Array:
   """Some heads at a time, or some queries of one: at most `CPU_SCORES`."""
   batch, num_queries, heads, width = query.shape
@@ -139,8 +139,8 @@ def _attend_by_heads(
     return out.reshape(1, -1, width)[:, :num_queries]
 
   groups = tuple(
-      x.swapaxes(1, 2).reshape(-1, group, x.shape[1], width)
-      for x in (query, key, value)
+    x.swapaxes(1, 2).reshape(-1, group, x.shape[1], width)
+    for x in (query, key, value)
   )
   out = lax.map(attend_group, groups)
   return out.reshape(batch, heads, num_queries, width).swapaxes(1, 2)

@@ -76,7 +76,7 @@ class BlockOutput(NamedTuple):
   router_load: Array | None
 
 
-def time_features(time: Float[Array, "B"], width: int) -> Float[Array, "B D"]:
+def time_features(time: Float[Array, " B"], width: int) -> Float[Array, "B D"]:
   """Sines, then cosines, of time * 10000^(-2i / width).
 
   Time runs from 0 to 1 and is not scaled to a thousand steps.
@@ -95,30 +95,30 @@ class TimeEmbedding(nnx.Module):
     self.width = width
     self.mlp = layers.MLP(width, 4 * width, **kwargs)
 
-  def __call__(self, time: Float[Array, "B"]) -> Float[Array, "B D"]:
+  def __call__(self, time: Float[Array, " B"]) -> Float[Array, "B D"]:
     return self.mlp(time_features(time, self.width))
 
 
 def temporal_layers(
-    config: DiTConfig, *, rngs: nnx.Rngs
+  config: DiTConfig, *, rngs: nnx.Rngs
 ) -> dict[str, nnx.Module]:
   """What a block of the 4D model has more than one of the per-frame model."""
   dtypes = dict(
-      dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
+    dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
   )
   return dict(
-      norm_temporal=layers.LayerNorm(config.width, **dtypes),
-      temporal_attention=attention.TemporalAttention(
-          config.width,
-          config.num_heads,
-          block_size=config.temporal_block_size,
-          schedule=config.temporal_schedule,
-          anchor_frames=config.temporal_anchor_frames,
-          rope_theta=config.temporal_rope_theta,
-          implementation=config.temporal_implementation,
-          rngs=rngs,
-          **dtypes,
-      ),
+    norm_temporal=layers.LayerNorm(config.width, **dtypes),
+    temporal_attention=attention.TemporalAttention(
+      config.width,
+      config.num_heads,
+      block_size=config.temporal_block_size,
+      schedule=config.temporal_schedule,
+      anchor_frames=config.temporal_anchor_frames,
+      rope_theta=config.temporal_rope_theta,
+      implementation=config.temporal_implementation,
+      rngs=rngs,
+      **dtypes,
+    ),
   )
 
 
@@ -128,24 +128,24 @@ class Block(nnx.Module):
   def __init__(self, config: DiTConfig, kind: BlockKind, *, rngs: nnx.Rngs):
     width = config.width
     dtypes = dict(
-        dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
+      dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
     )
     kwargs = dict(rngs=rngs, **dtypes)
     spatial = dict(
-        num_heads=config.num_heads,
-        implementation=config.attention_implementation,
-        **kwargs,
+      num_heads=config.num_heads,
+      implementation=config.attention_implementation,
+      **kwargs,
     )
     if kind.has_skip:
       self.skip_linear = layers.Linear(
-          2 * width, width, kernel_axes=(None, "embed"), **kwargs
+        2 * width, width, kernel_axes=(None, "embed"), **kwargs
       )
       self.skip_norm = layers.LayerNorm(width, **dtypes)
     self.norm_spatial = layers.LayerNorm(width, **dtypes)
     self.spatial_attention = attention.SelfAttention(width, **spatial)
     self.norm_cross = layers.LayerNorm(width, **dtypes)
     self.cross_attention = attention.CrossAttention(
-        width, context_width=config.context_width, **spatial
+      width, context_width=config.context_width, **spatial
     )
     if config.temporal_mode != "none":
       for name, layer in temporal_layers(config, rngs=rngs).items():
@@ -154,13 +154,13 @@ class Block(nnx.Module):
     hidden = config.mlp_ratio * width
     if kind.is_moe:
       self.moe = moe.MoE(
-          width,
-          hidden,
-          num_experts=config.num_experts,
-          num_chosen=config.num_experts_per_token,
-          aux_loss_weight=config.router_aux_loss_weight,
-          implementation=config.moe_implementation,
-          **kwargs,
+        width,
+        hidden,
+        num_experts=config.num_experts,
+        num_chosen=config.num_experts_per_token,
+        aux_loss_weight=config.router_aux_loss_weight,
+        implementation=config.moe_implementation,
+        **kwargs,
       )
     else:
       self.mlp = layers.MLP(width, hidden, **kwargs)
@@ -171,14 +171,14 @@ class Block(nnx.Module):
     return self.skip_norm(self.skip_linear(jnp.concatenate((skip, x), -1)))
 
   def __call__(
-      self,
-      x: Float[Array, "B F N+1 D"],
-      context: Float[Array, "B F I W"] | attention.KeyValues,
-      skip: Float[Array, "B F N+1 D"] | None = None,
-      *,
-      temporal_mode: str,
-      token_order: str = "natural",
-      temporal_weight: Float[Array, "B"] | None = None,
+    self,
+    x: Float[Array, "B F N+1 D"],
+    context: Float[Array, "B F I W"] | attention.KeyValues,
+    skip: Float[Array, "B F N+1 D"] | None = None,
+    *,
+    temporal_mode: str,
+    token_order: str = "natural",
+    temporal_weight: Float[Array, " B"] | None = None,
   ) -> BlockOutput:
     if self.kind.has_skip:
       x = self.fuse_skip(x, skip)
@@ -186,9 +186,9 @@ class Block(nnx.Module):
     x = x + self.cross_attention(self.norm_cross(x), context)
     if temporal_mode != "none":
       update = self.temporal_attention(
-          self.norm_temporal(x[:, :, 1:]),
-          mode=temporal_mode,
-          token_order=token_order,
+        self.norm_temporal(x[:, :, 1:]),
+        mode=temporal_mode,
+        token_order=token_order,
       )
       if temporal_weight is not None:
         weight = temporal_weight.astype(update.dtype)
@@ -207,35 +207,37 @@ class DiT(nnx.Module):
   def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
     self.config = config
     dtypes = dict(
-        dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
+      dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
     )
     kwargs = dict(rngs=rngs, **dtypes)
     channels, width = config.latent_channels, config.width
     self.latent_embedding = layers.Linear(
-        channels, width, kernel_axes=("latent", "embed"), **kwargs
+      channels, width, kernel_axes=("latent", "embed"), **kwargs
     )
     self.time_embedding = TimeEmbedding(width, **kwargs)
-    self.stages = nnx.List([
+    self.stages = nnx.List(
+      [
         layers.stack_layers(
-            lambda rngs, kind=stage.kind: Block(config, kind, rngs=rngs),
-            stage.num_blocks,
-            rngs,
+          lambda rngs, kind=stage.kind: Block(config, kind, rngs=rngs),
+          stage.num_blocks,
+          rngs,
         )
         for stage in config.stages
-    ])
+      ]
+    )
     self.final_norm = layers.LayerNorm(width, **dtypes)
     self.final_linear = layers.Linear(
-        width, channels, kernel_axes=("embed", "latent"), **kwargs
+      width, channels, kernel_axes=("embed", "latent"), **kwargs
     )
 
   def __call__(
-      self,
-      latents: Float[Array, "B F N C"],
-      time: Float[Array, "B"],
-      context: Float[Array, "B F I W"] | ContextKeyValues,
-      *,
-      temporal_mode: str | None = None,
-      temporal_weight: Float[Array, "B"] | None = None,
+    self,
+    latents: Float[Array, "B F N C"],
+    time: Float[Array, " B"],
+    context: Float[Array, "B F I W"] | ContextKeyValues,
+    *,
+    temporal_mode: str | None = None,
+    temporal_weight: Float[Array, " B"] | None = None,
   ) -> DiTOutput:
     """Predicts the velocity.
 
@@ -257,7 +259,7 @@ class DiT(nnx.Module):
     x = self.embed(_reorder(latents, order), time)
     token_order = "natural" if order is None else "bit_reversed"
     x, aux_losses, load = self._run_stages(
-        x, context, mode, token_order, temporal_weight
+      x, context, mode, token_order, temporal_weight
     )
     velocity = self.final_linear(self.final_norm(x)[:, :, 1:])
     # A bit reversal is its own inverse.
@@ -265,7 +267,7 @@ class DiT(nnx.Module):
     return DiTOutput(velocity, aux_losses, load)
 
   def embed(
-      self, latents: Float[Array, "B F N C"], time: Float[Array, "B"]
+    self, latents: Float[Array, "B F N C"], time: Float[Array, " B"]
   ) -> Float[Array, "B F N+1 D"]:
     """Embeds latents and puts the time token in front of every frame."""
     tokens = self.latent_embedding(latents)
@@ -275,7 +277,7 @@ class DiT(nnx.Module):
     return partitioning.constrain(x, "batch", "frames")
 
   def encode_context(
-      self, context: Float[Array, "B F I W"]
+    self, context: Float[Array, "B F I W"]
   ) -> ContextKeyValues:
     """Keys and values of all blocks, to be used for all steps of a sampler."""
 
@@ -283,7 +285,7 @@ class DiT(nnx.Module):
       return carry, block.cross_attention.encode_context(context)
 
     return ContextKeyValues(
-        tuple(layers.scan_layers(encode, stage, ())[1] for stage in self.stages)
+      tuple(layers.scan_layers(encode, stage, ())[1] for stage in self.stages)
     )
 
   def block(self, index: int) -> Block:
@@ -295,15 +297,17 @@ class DiT(nnx.Module):
   def _run_stages(self, x, context, mode, token_order, temporal_weight):
     c = self.config
     settings = dict(temporal_mode=mode, token_order=token_order)
-    if c.remat_policy == "full" and c.scan_unroll == 1 and not isinstance(
-        context, ContextKeyValues
+    if (
+      c.remat_policy == "full"
+      and c.scan_unroll == 1
+      and not isinstance(context, ContextKeyValues)
     ):
       return self._run_u_shape(x, context, temporal_weight, settings)
     skips = []  # Newest first, stacked [L, B, F, 1 + N, D].
     num_taken = 0
     figures = []
     for index, (stage, blocks) in enumerate(
-        zip(self.config.stages, self.stages, strict=True)
+      zip(self.config.stages, self.stages, strict=True)
     ):
       key_values = skip = None
       if isinstance(context, ContextKeyValues):
@@ -315,22 +319,22 @@ class DiT(nnx.Module):
       def run_block(block, x, inputs, pushes=stage.kind.pushes):
         key_values, skip = inputs
         out = block(
-            x,
-            context if key_values is None else key_values,
-            skip,
-            temporal_weight=temporal_weight,
-            **settings,
+          x,
+          context if key_values is None else key_values,
+          skip,
+          temporal_weight=temporal_weight,
+          **settings,
         )
         out = out._replace(x=partitioning.constrain(out.x, "batch", "frames"))
         return out.x, out if pushes else out._replace(x=None)
 
       x, outputs = layers.scan_layers(
-          run_block,
-          blocks,
-          x,
-          (key_values, skip),
-          unroll=c.scan_unroll,
-          remat_policy=c.remat_policy,
+        run_block,
+        blocks,
+        x,
+        (key_values, skip),
+        unroll=c.scan_unroll,
+        remat_policy=c.remat_policy,
       )
       if stage.kind.pushes:
         skips.insert(0, jnp.flip(outputs.x, axis=0))
@@ -342,9 +346,9 @@ class DiT(nnx.Module):
     """As `_run_stages`; keeps the inputs of the blocks only."""
     stages, params = [], []
     for kind, run in itertools.groupby(
-        zip(self.config.stages, self.stages, strict=True),
-        # Whether the output is a skip is nothing that a block knows.
-        lambda stage: stage[0].kind._replace(pushes=False),
+      zip(self.config.stages, self.stages, strict=True),
+      # Whether the output is a skip is nothing that a block knows.
+      lambda stage: stage[0].kind._replace(pushes=False),
     ):
       plans, modules = zip(*run)
       graphdef = nnx.split(modules[0])[0]
@@ -352,7 +356,7 @@ class DiT(nnx.Module):
       def apply(params, x, skip, shared, graphdef=graphdef):
         context, temporal_weight = shared
         out = nnx.merge(graphdef, params)(
-            x, context, skip, temporal_weight=temporal_weight, **settings
+          x, context, skip, temporal_weight=temporal_weight, **settings
         )
         x = partitioning.constrain(out.x, "batch", "frames")
         return x, (out.aux_loss, out.router_load)
@@ -362,7 +366,7 @@ class DiT(nnx.Module):
       stacks = [nnx.split(module)[1] for module in modules]
       params.append(jax.tree.map(lambda *p: jnp.concatenate(p), *stacks))
     x, figures = u_shape.run(
-        tuple(stages), tuple(params), x, (context, temporal_weight)
+      tuple(stages), tuple(params), x, (context, temporal_weight)
     )
     figures = [figure for figure in figures if figure[0] is not None]
     return x, *self._join_figures(figures)
@@ -379,13 +383,12 @@ class DiT(nnx.Module):
       return own
     if override not in attention.TEMPORAL_MODES:
       raise ValueError(
-          f"temporal_mode={override!r}: choose one of"
-          f" {attention.TEMPORAL_MODES}."
+        f"temporal_mode={override!r}: choose one of {attention.TEMPORAL_MODES}."
       )
     if own == "none":
       raise ValueError(
-          f"temporal_mode={override!r} asked of a model built with 'none',"
-          " which has no temporal parameters; build it with another mode."
+        f"temporal_mode={override!r} asked of a model built with 'none',"
+        " which has no temporal parameters; build it with another mode."
       )
     return override
 
@@ -393,13 +396,13 @@ class DiT(nnx.Module):
     channels = self.config.latent_channels
     if latents.ndim != 4 or latents.shape[-1] != channels:
       raise ValueError(
-          f"latents must be [B, F, N, {channels}], came {latents.shape}; give"
-          " single frames an axis of one frame."
+        f"latents must be [B, F, N, {channels}], came {latents.shape}; give"
+        " single frames an axis of one frame."
       )
     if time.shape != latents.shape[:1]:
       raise ValueError(
-          f"time must be one number a clip, {latents.shape[:1]}, came"
-          f" {time.shape}."
+        f"time must be one number a clip, {latents.shape[:1]}, came"
+        f" {time.shape}."
       )
     if isinstance(context, ContextKeyValues):
       lead = context.stages[0].key.shape[1:3]
@@ -408,12 +411,12 @@ class DiT(nnx.Module):
       width = self.config.context_width
       if context.ndim != 4 or context.shape[-1] != width:
         raise ValueError(
-            f"context must be [B, F, I, {width}], came {context.shape}."
+          f"context must be [B, F, I, {width}], came {context.shape}."
         )
     if tuple(lead) != tuple(latents.shape[:2]):
       raise ValueError(
-          f"context is for {tuple(lead)} clips and frames, latents are"
-          f" {tuple(latents.shape[:2])}; encode the context of this clip."
+        f"context is for {tuple(lead)} clips and frames, latents are"
+        f" {tuple(latents.shape[:2])}; encode the context of this clip."
       )
 
 
@@ -424,7 +427,7 @@ def _take(skips: list[Array], start: int, count: int) -> Array:
 
 
 def _block_order(
-    config: DiTConfig, mode: str, num_frames: int, num_tokens: int
+  config: DiTConfig, mode: str, num_frames: int, num_tokens: int
 ) -> np.ndarray | None:
   """Order of the tokens' blocks inside the model; None is the natural one.
 
@@ -435,11 +438,11 @@ def _block_order(
   if mode != "sparse" and num_tokens % config.temporal_block_size:
     return None  # The other modes need no blocks.
   mask = attention.temporal_mask(
-      num_frames,
-      num_tokens,
-      config.temporal_block_size,
-      config.temporal_schedule,
-      config.temporal_anchor_frames,
+    num_frames,
+    num_tokens,
+    config.temporal_block_size,
+    config.temporal_schedule,
+    config.temporal_anchor_frames,
   )
   return attention.contiguous_order(mask)
 

@@ -99,20 +99,20 @@ class DiTConfig:
     for name in ("dtype", "param_dtype"):
       if getattr(self, name) not in ("float32", "bfloat16"):
         raise ValueError(
-            f"{name}={getattr(self, name)!r}: choose 'float32' or 'bfloat16'."
+          f"{name}={getattr(self, name)!r}: choose 'float32' or 'bfloat16'."
         )
     if self.moe_implementation not in (None, *experts.IMPLEMENTATIONS):
       raise ValueError(
-          f"moe_implementation={self.moe_implementation!r}: choose one of"
-          f" {experts.IMPLEMENTATIONS} or None."
+        f"moe_implementation={self.moe_implementation!r}: choose one of"
+        f" {experts.IMPLEMENTATIONS} or None."
       )
     policy = self.remat_policy
     if policy not in (None, "full") and not hasattr(
-        jax.checkpoint_policies, policy
+      jax.checkpoint_policies, policy
     ):
       raise ValueError(
-          f"remat_policy={policy!r}: choose None, 'full' or a name in"
-          " jax.checkpoint_policies."
+        f"remat_policy={policy!r}: choose None, 'full' or a name in"
+        " jax.checkpoint_policies."
       )
 
   def _check_sizes(self):
@@ -123,43 +123,43 @@ class DiTConfig:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
     if self.width % self.num_heads:
       raise ValueError(
-          f"width={self.width} is not a multiple of num_heads="
-          f"{self.num_heads}; choose heads that divide the width."
+        f"width={self.width} is not a multiple of num_heads="
+        f"{self.num_heads}; choose heads that divide the width."
       )
     if self.width % 2:
       raise ValueError(
-          f"width={self.width} is odd, but the time token has as many sines as"
-          " cosines; choose an even width."
+        f"width={self.width} is odd, but the time token has as many sines as"
+        " cosines; choose an even width."
       )
     if not 0 <= self.num_moe_blocks <= self.depth:
       raise ValueError(
-          f"num_moe_blocks={self.num_moe_blocks} must be within 0 and depth="
-          f"{self.depth}."
+        f"num_moe_blocks={self.num_moe_blocks} must be within 0 and depth="
+        f"{self.depth}."
       )
     if self.num_moe_blocks and not (
-        1 <= self.num_experts_per_token <= self.num_experts
+      1 <= self.num_experts_per_token <= self.num_experts
     ):
       raise ValueError(
-          f"num_experts_per_token={self.num_experts_per_token} must be within"
-          f" 1 and num_experts={self.num_experts}."
+        f"num_experts_per_token={self.num_experts_per_token} must be within"
+        f" 1 and num_experts={self.num_experts}."
       )
 
   def _check_temporal(self):
     if self.temporal_mode not in attention.TEMPORAL_MODES:
       raise ValueError(
-          f"temporal_mode={self.temporal_mode!r}: choose one of"
-          f" {attention.TEMPORAL_MODES}."
+        f"temporal_mode={self.temporal_mode!r}: choose one of"
+        f" {attention.TEMPORAL_MODES}."
       )
     schedule = self.temporal_schedule
     if not schedule or any(stride < 1 for stride in schedule):
       raise ValueError(
-          f"temporal_schedule={schedule} must be strides of at least 1, one for"
-          " each distance in frames from 0 on."
+        f"temporal_schedule={schedule} must be strides of at least 1, one for"
+        " each distance in frames from 0 on."
       )
     if self.temporal_mode != "none" and self.head_dim % 2:
       raise ValueError(
-          f"Heads are {self.head_dim} wide, which is odd; temporal rotary"
-          " embedding turns channels in pairs: choose an even width/num_heads."
+        f"Heads are {self.head_dim} wide, which is odd; temporal rotary"
+        " embedding turns channels in pairs: choose an even width/num_heads."
       )
 
   @property
@@ -171,12 +171,12 @@ class DiTConfig:
     """The kind of every block, in order."""
     middle = self.depth // 2
     return tuple(
-        BlockKind(
-            pushes=block < middle,
-            has_skip=block > middle,
-            is_moe=self.depth - block <= self.num_moe_blocks,
-        )
-        for block in range(self.depth)
+      BlockKind(
+        pushes=block < middle,
+        has_skip=block > middle,
+        is_moe=self.depth - block <= self.num_moe_blocks,
+      )
+      for block in range(self.depth)
     )
 
   @property

@@ -43,12 +43,12 @@ Apply = Callable[[Array, Array, Array, ExpertWeights, Gather], Array]
 
 
 def on_mesh(
-    apply: Apply,
-    x: Array,
-    gates: Array,
-    chosen: Array,
-    weights: ExpertWeights,
-    logical_axes: ExpertWeights,
+  apply: Apply,
+  x: Array,
+  gates: Array,
+  chosen: Array,
+  weights: ExpertWeights,
+  logical_axes: ExpertWeights,
 ) -> Array:
   """Applies the experts on the mesh in use.
 
@@ -64,17 +64,21 @@ def on_mesh(
     logical_axes: Names of the axes of each of them.
   """
   mesh = partitioning.current_mesh()
-  leading = ("batch", "frames", None)[: x.ndim - 1] if x.ndim == 4 else (
-      ("batch",) + (None,) * (x.ndim - 2)
+  leading = (
+    ("batch", "frames", None)[: x.ndim - 1]
+    if x.ndim == 4
+    else (("batch",) + (None,) * (x.ndim - 2))
   )
   specs = [
-      partitioning.activation_spec(y.shape, (*leading, None))
-      for y in (x, gates, chosen)
+    partitioning.activation_spec(y.shape, (*leading, None))
+    for y in (x, gates, chosen)
   ]
-  weight_specs = ExpertWeights(*(
+  weight_specs = ExpertWeights(
+    *(
       partitioning.parameter_spec(w.shape, axes, mesh)
       for w, axes in zip(weights, logical_axes)
-  ))
+    )
+  )
   is_exchanged = weight_specs.kernel1[0] is not None
   is_split = _EXPERT in _names(specs[0][0])
   is_partial = _TENSOR in _names(weight_specs.kernel1[2])
@@ -85,14 +89,12 @@ def on_mesh(
   def local(x, gates, chosen, weights):
     if is_partial:  # The sum over the hidden units is; the bias comes once.
       first = lax.axis_index(_TENSOR) == 0
-      weights = weights._replace(
-          bias2=jnp.where(first, weights.bias2, 0)
-      )
+      weights = weights._replace(bias2=jnp.where(first, weights.bias2, 0))
     if is_exchanged:
       if is_split:
         x, gates, chosen = (
-            lax.all_gather(y, _EXPERT, axis=0, tiled=True)
-            for y in (x, gates, chosen)
+          lax.all_gather(y, _EXPERT, axis=0, tiled=True)
+          for y in (x, gates, chosen)
         )
       chosen = _own_choices(chosen, len(weights.kernel1))
     y = apply(x, gates, chosen, weights, gather)
@@ -105,7 +107,7 @@ def on_mesh(
     return y
 
   return partitioning.map_local(
-      local, (x, gates, chosen, weights), (*specs, weight_specs), specs[0]
+    local, (x, gates, chosen, weights), (*specs, weight_specs), specs[0]
   )
 
 

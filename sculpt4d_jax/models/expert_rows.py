@@ -52,7 +52,7 @@ def plan(chosen: Int[Array, "T k"], num_experts: int, block_size: int) -> Plan:
   num_rows = (num_choices + num_experts * (block_size - 1)) // block_size
   choice = jnp.full((num_rows * block_size,), num_choices, row.dtype)
   choice = choice.at[row].set(
-      jnp.arange(num_choices, dtype=row.dtype), unique_indices=True
+    jnp.arange(num_choices, dtype=row.dtype), unique_indices=True
   )
   return Plan(row.reshape(chosen.shape), choice, padded[:num_experts])
 
@@ -94,7 +94,7 @@ collect.defvjp(lambda x, plan: (collect(x, plan), plan), _collect_backward)
 
 
 def combine(
-    rows: Float[Array, "R D"], gates: Float[Array, "T k"], plan: Plan
+  rows: Float[Array, "R D"], gates: Float[Array, "T k"], plan: Plan
 ) -> Float[Array, "T D"]:
   """Sum of every token's rows, weighted by its gates."""
   outputs = collect(rows, plan)

@@ -50,23 +50,23 @@ class ExpertLinear(nnx.Module):
   """One Linear an expert: kernel [E, in, out], bias [E, out]."""
 
   def __init__(
-      self,
-      num_experts: int,
-      in_features: int,
-      out_features: int,
-      *,
-      kernel_axes: layers.Axes,
-      rngs: nnx.Rngs,
-      param_dtype: Any = jnp.float32,
+    self,
+    num_experts: int,
+    in_features: int,
+    out_features: int,
+    *,
+    kernel_axes: layers.Axes,
+    rngs: nnx.Rngs,
+    param_dtype: Any = jnp.float32,
   ):
     init = layers.fan_in_uniform(in_features)
     shape = (num_experts, in_features, out_features)
     self.kernel = nnx.Param(
-        init(rngs.params(), shape, param_dtype), logical_axes=kernel_axes
+      init(rngs.params(), shape, param_dtype), logical_axes=kernel_axes
     )
     self.bias = nnx.Param(
-        init(rngs.params(), (num_experts, out_features), param_dtype),
-        logical_axes=(kernel_axes[0], kernel_axes[2]),
+      init(rngs.params(), (num_experts, out_features), param_dtype),
+      logical_axes=(kernel_axes[0], kernel_axes[2]),
     )
 
 
@@ -74,30 +74,30 @@ class Experts(nnx.Module):
   """E plain MLPs, their parameters stacked."""
 
   def __init__(
-      self,
-      num_experts: int,
-      width: int,
-      hidden_width: int,
-      *,
-      rngs: nnx.Rngs,
-      dtype: Any = jnp.float32,
-      param_dtype: Any = jnp.float32,
+    self,
+    num_experts: int,
+    width: int,
+    hidden_width: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
   ):
     self.dtype = dtype
     kwargs = dict(rngs=rngs, param_dtype=param_dtype)
     self.fc1 = ExpertLinear(
-        num_experts,
-        width,
-        hidden_width,
-        kernel_axes=("expert", "embed", "mlp"),
-        **kwargs,
+      num_experts,
+      width,
+      hidden_width,
+      kernel_axes=("expert", "embed", "mlp"),
+      **kwargs,
     )
     self.fc2 = ExpertLinear(
-        num_experts,
-        hidden_width,
-        width,
-        kernel_axes=("expert", "mlp", "embed"),
-        **kwargs,
+      num_experts,
+      hidden_width,
+      width,
+      kernel_axes=("expert", "mlp", "embed"),
+      **kwargs,
     )
 
   def weights(self) -> ExpertWeights:
@@ -106,19 +106,19 @@ class Experts(nnx.Module):
     return ExpertWeights(*(p[...].astype(self.dtype) for p in params))
 
   def __call__(
-      self,
-      x: Float[Array, "*T D"],
-      gates: Float[Array, "*T k"],
-      chosen: Int[Array, "*T k"],
-      *,
-      implementation: str | None = None,
+    self,
+    x: Float[Array, "*T D"],
+    gates: Float[Array, "*T k"],
+    chosen: Int[Array, "*T k"],
+    *,
+    implementation: str | None = None,
   ) -> Float[Array, "*T D"]:
     """Sum of the chosen experts' outputs; see `apply_experts`."""
 
     def apply(x, gates, chosen, weights, gather):
       flat = [y.reshape(-1, y.shape[-1]) for y in (x, gates, chosen)]
       out = apply_experts(
-          *flat, weights, implementation=implementation, gather=gather
+        *flat, weights, implementation=implementation, gather=gather
       )
       return out.reshape(x.shape)
 
@@ -128,7 +128,7 @@ class Experts(nnx.Module):
     params = self.fc1.kernel, self.fc1.bias, self.fc2.kernel, self.fc2.bias
     axes = [p.get_metadata()["logical_axes"] for p in params]
     return expert_exchange.on_mesh(
-        apply, x, gates, chosen, self.weights(), ExpertWeights(*axes)
+      apply, x, gates, chosen, self.weights(), ExpertWeights(*axes)
     )
 
 
@@ -137,15 +137,15 @@ def _as_they_are(weights: ExpertWeights) -> ExpertWeights:
 
 
 def apply_experts(
-    x: Float[Array, "T D"],
-    gates: Float[Array, "T k"],
-    chosen: Int[Array, "T k"],
-    weights: ExpertWeights,
-    *,
-    implementation: str | None = None,
-    block_size: int = BLOCK_SIZE,
-    max_gathered_weights: int = MAX_GATHERED_WEIGHTS,
-    gather: Callable[[ExpertWeights], ExpertWeights] = _as_they_are,
+  x: Float[Array, "T D"],
+  gates: Float[Array, "T k"],
+  chosen: Int[Array, "T k"],
+  weights: ExpertWeights,
+  *,
+  implementation: str | None = None,
+  block_size: int = BLOCK_SIZE,
+  max_gathered_weights: int = MAX_GATHERED_WEIGHTS,
+  gather: Callable[[ExpertWeights], ExpertWeights] = _as_they_are,
 ) -> Float[Array, "T D"]:
   """Sum of the chosen experts' outputs, weighted by their gates.
 
@@ -177,12 +177,10 @@ def apply_experts(
   if implementation == "ragged":
     return _ragged(x, gates, chosen, weights)
   if implementation == "blocked":
-    return _blocked(
-        x, gates, chosen, weights, block_size, max_gathered_weights
-    )
+    return _blocked(x, gates, chosen, weights, block_size, max_gathered_weights)
   raise ValueError(
-      f"Unknown implementation={implementation!r}: choose one of"
-      f" {IMPLEMENTATIONS} or None."
+    f"Unknown implementation={implementation!r}: choose one of"
+    f" {IMPLEMENTATIONS} or None."
   )
 
 
@@ -204,7 +202,7 @@ def _mlp(x: Array, weights: ExpertWeights) -> Array:
 
 
 def _dense(
-    x: Array, gates: Array, chosen: Array, weights: ExpertWeights
+  x: Array, gates: Array, chosen: Array, weights: ExpertWeights
 ) -> Array:
   num_experts = weights.kernel1.shape[0]
   is_chosen = jax.nn.one_hot(chosen, num_experts)  # [T, k, E]
@@ -220,7 +218,7 @@ def _dense(
 
 
 def _ragged(
-    x: Array, gates: Array, chosen: Array, weights: ExpertWeights
+  x: Array, gates: Array, chosen: Array, weights: ExpertWeights
 ) -> Array:
   num_experts = weights.kernel1.shape[0]
   plan = expert_rows.plan(chosen, num_experts, block_size=1)
@@ -235,12 +233,12 @@ def _ragged(
 
 
 def _blocked(
-    x: Array,
-    gates: Array,
-    chosen: Array,
-    weights: ExpertWeights,
-    block_size: int,
-    max_gathered_weights: int,
+  x: Array,
+  gates: Array,
+  chosen: Array,
+  weights: ExpertWeights,
+  block_size: int,
+  max_gathered_weights: int,
 ) -> Array:
   num_experts = weights.kernel1.shape[0]
   plan = expert_rows.plan(chosen, num_experts, block_size)
@@ -248,9 +246,9 @@ def _blocked(
   blocks = rows.reshape(-1, block_size, rows.shape[-1])
   # Blocks behind the last expert's are padding; any expert serves them.
   expert = jnp.searchsorted(
-      jnp.cumsum(plan.rows_per_expert) // block_size,
-      jnp.arange(blocks.shape[0]),
-      side="right",
+    jnp.cumsum(plan.rows_per_expert) // block_size,
+    jnp.arange(blocks.shape[0]),
+    side="right",
   )
   expert = jnp.minimum(expert, num_experts - 1)
   gathered = blocks.shape[0] * 2 * weights.kernel1[0].size
@@ -262,7 +260,7 @@ def _blocked(
 
 
 def _multiply_at_once(
-    blocks: Array, expert: Array, weights: ExpertWeights
+  blocks: Array, expert: Array, weights: ExpertWeights
 ) -> Array:
   """Gathers the weights of every block."""
   kernel1, bias1, kernel2, bias2 = (w[expert] for w in weights)
@@ -272,7 +270,7 @@ def _multiply_at_once(
 
 @jax.custom_vjp
 def _multiply_one_by_one(
-    blocks: Array, expert: Array, weights: ExpertWeights
+  blocks: Array, expert: Array, weights: ExpertWeights
 ) -> Array:
   """Holds one block's hidden activations, in the backward pass too."""
 
@@ -306,9 +304,9 @@ def _one_by_one_backward(residuals, cotangent):
     _, vjp = jax.vjp(_mlp, x, _one_expert(weights, index))
     x_gradient, contributions = vjp(cotangent)
     gradients = jax.tree.map(
-        lambda total, part: total.at[index].add(part.astype(total.dtype)),
-        gradients,
-        contributions,
+      lambda total, part: total.at[index].add(part.astype(total.dtype)),
+      gradients,
+      contributions,
     )
     return gradients, x_gradient
 

@@ -50,10 +50,10 @@ def times(factor: int, counts: Mapping[str, int]) -> Counts:
 
 
 def temporal_scores(
-    config: dit_config.DiTConfig,
-    num_frames: int,
-    num_tokens: int,
-    mode: str | None = None,
+  config: dit_config.DiTConfig,
+  num_frames: int,
+  num_tokens: int,
+  mode: str | None = None,
 ) -> int:
   """Scores of one layer of temporal attention, for one clip.
 
@@ -76,26 +76,26 @@ def temporal_scores(
     return scores(tokens, tokens, config.width)
   if mode != "sparse":
     raise ValueError(
-        f"Unknown temporal mode {mode!r}: choose one of"
-        f" {attention.TEMPORAL_MODES}."
+      f"Unknown temporal mode {mode!r}: choose one of"
+      f" {attention.TEMPORAL_MODES}."
     )
   mask = attention.temporal_mask(
-      num_frames,
-      num_tokens,
-      config.temporal_block_size,
-      config.temporal_schedule,
-      config.temporal_anchor_frames,
+    num_frames,
+    num_tokens,
+    config.temporal_block_size,
+    config.temporal_schedule,
+    config.temporal_anchor_frames,
   )
   block = config.temporal_block_size
   return scores(block, block, config.width) * mask.num_pairs()
 
 
 def dit_call(
-    config: dit_config.DiTConfig,
-    num_frames: int,
-    num_tokens: int,
-    num_context_tokens: int,
-    mode: str | None = None,
+  config: dit_config.DiTConfig,
+  num_frames: int,
+  num_tokens: int,
+  num_context_tokens: int,
+  mode: str | None = None,
 ) -> Counts:
   """One call of the transformer on one clip; keys of the context are given.
 
@@ -117,33 +117,33 @@ def dit_call(
   num_skips = sum(kind.has_skip for kind in kinds)
   has_temporal = mode != "none"
   return {
-      "latent embedding": linear(latents, config.latent_channels, width),
-      "time token": mlp(1, width, 4 * width),
-      "skips": num_skips * linear(rows, 2 * width, width),
-      "spatial attention: projections": depth * 4 * project,
-      "spatial attention: scores": (
-          depth * num_frames * scores(num_tokens + 1, num_tokens + 1, width)
-      ),
-      "cross-attention: projections": depth * 2 * project,
-      "cross-attention: scores": depth * scores(rows, num_context_tokens, width),
-      "temporal attention: projections": (
-          has_temporal * depth * 4 * linear(latents, width, width)
-      ),
-      TEMPORAL_SCORES: (
-          depth * temporal_scores(config, num_frames, num_tokens, mode)
-      ),
-      "MLP": (depth - num_moe) * mlp(rows, width, hidden),
-      "MoE: router": num_moe * linear(rows, width, config.num_experts),
-      "MoE: routed experts": (
-          num_moe * config.num_experts_per_token * mlp(rows, width, hidden)
-      ),
-      "MoE: shared expert": num_moe * mlp(rows, width, hidden),
-      "final layer": linear(latents, width, config.latent_channels),
+    "latent embedding": linear(latents, config.latent_channels, width),
+    "time token": mlp(1, width, 4 * width),
+    "skips": num_skips * linear(rows, 2 * width, width),
+    "spatial attention: projections": depth * 4 * project,
+    "spatial attention: scores": (
+      depth * num_frames * scores(num_tokens + 1, num_tokens + 1, width)
+    ),
+    "cross-attention: projections": depth * 2 * project,
+    "cross-attention: scores": depth * scores(rows, num_context_tokens, width),
+    "temporal attention: projections": (
+      has_temporal * depth * 4 * linear(latents, width, width)
+    ),
+    TEMPORAL_SCORES: (
+      depth * temporal_scores(config, num_frames, num_tokens, mode)
+    ),
+    "MLP": (depth - num_moe) * mlp(rows, width, hidden),
+    "MoE: router": num_moe * linear(rows, width, config.num_experts),
+    "MoE: routed experts": (
+      num_moe * config.num_experts_per_token * mlp(rows, width, hidden)
+    ),
+    "MoE: shared expert": num_moe * mlp(rows, width, hidden),
+    "final layer": linear(latents, width, config.latent_channels),
   }
 
 
 def dit_context(
-    config: dit_config.DiTConfig, num_frames: int, num_context_tokens: int
+  config: dit_config.DiTConfig, num_frames: int, num_context_tokens: int
 ) -> Counts:
   """Keys and values of the context for all blocks: once a clip, not a step."""
   rows = num_frames * num_context_tokens
@@ -152,7 +152,7 @@ def dit_context(
 
 
 def image_encoder(
-    config: image_encoder_lib.ImageEncoderConfig, num_images: int = 1
+  config: image_encoder_lib.ImageEncoderConfig, num_images: int = 1
 ) -> Counts:
   """Images to context tokens; resizing is not counted."""
   tokens, width = config.num_tokens, config.width
@@ -164,7 +164,7 @@ def image_encoder(
 
 
 def vae_encoder(
-    config: shape_vae.ShapeVAEConfig, num_shapes: int = 1
+  config: shape_vae.ShapeVAEConfig, num_shapes: int = 1
 ) -> Counts:
   """Surface rows to the moments of the latents; choosing rows is not counted."""
   queries, width = config.num_latents, config.width
@@ -181,7 +181,7 @@ def vae_encoder(
 
 
 def vae_decoder(
-    config: shape_vae.ShapeVAEConfig, num_shapes: int = 1
+  config: shape_vae.ShapeVAEConfig, num_shapes: int = 1
 ) -> Counts:
   """Latents to tokens, and to what every query of the field needs of them."""
   tokens, width = config.num_latents, config.width
@@ -193,9 +193,7 @@ def vae_decoder(
   return {"VAE decoder": num_shapes * one}
 
 
-def field_queries(
-    config: shape_vae.ShapeVAEConfig, num_points: int
-) -> Counts:
+def field_queries(config: shape_vae.ShapeVAEConfig, num_points: int) -> Counts:
   """The field at points."""
   width = config.width
   features = 3 * (1 + 2 * config.num_freqs)

@@ -51,7 +51,7 @@ class Blocks(NamedTuple):
 def serves(dtype: Any, width: int, hidden_width: int) -> bool:
   """Whether rows and matrices of these widths need no filling up."""
   return dtype in (jnp.bfloat16, jnp.float32) and not (
-      width % _LANES or hidden_width % _LANES
+    width % _LANES or hidden_width % _LANES
   )
 
 
@@ -77,18 +77,18 @@ def blocks_of(rows_per_group: Array, num_rows: int, block_size: int) -> Blocks:
   expert = jnp.minimum(expert, len(rows_per_group) - 1)
   is_used = index < ends[-1]
   return Blocks(
-      expert.astype(jnp.int32), is_used.astype(jnp.int32), rows_per_group > 0
+    expert.astype(jnp.int32), is_used.astype(jnp.int32), rows_per_group > 0
   )
 
 
 def multiply(
-    rows: Float[Array, "R D"],
-    kernel: Float[Array, "E D M"],
-    blocks: Blocks,
-    *,
-    transposed: bool = False,
-    bias: Float[Array, "E M"] | None = None,
-    initial: Float[Array, "R M"] | None = None,
+  rows: Float[Array, "R D"],
+  kernel: Float[Array, "E D M"],
+  blocks: Blocks,
+  *,
+  transposed: bool = False,
+  bias: Float[Array, "E M"] | None = None,
+  initial: Float[Array, "R M"] | None = None,
 ) -> Float[Array, "R M"]:
   """Every row times the matrix of its block; nothing where blocks are unused.
 
@@ -115,7 +115,7 @@ def multiply(
 
 
 def outer(
-    rows: Float[Array, "R D"], others: Float[Array, "R M"], blocks: Blocks
+  rows: Float[Array, "R D"], others: Float[Array, "R M"], blocks: Blocks
 ) -> Float[Array, "E D M"]:
   """Sum of row^T . other over every group: the gradient of its matrix."""
   depth, width = rows.shape[1], others.shape[1]
@@ -132,23 +132,21 @@ def _fill(x: Array, axes: tuple[int, ...]) -> Array:
 def _tile(size: int, limit: int) -> int:
   """The largest divisor of a size, in lanes, up to a limit."""
   lanes = size // _LANES
-  best = max(
-      n for n in range(1, limit // _LANES + 1) if lanes % n == 0
-  )
+  best = max(n for n in range(1, limit // _LANES + 1) if lanes % n == 0)
   return best * _LANES
 
 
 def _call(kernel, name, **kwargs):
   """A Pallas call; in the interpreter where there is no TPU."""
   return pl.pallas_call(
-      kernel,
-      name=name,
-      compiler_params=pltpu.CompilerParams(
-          dimension_semantics=("arbitrary",) * 3,
-          vmem_limit_bytes=_VMEM_LIMIT,
-      ),
-      interpret=partitioning.platform()[0] != "tpu",
-      **kwargs,
+    kernel,
+    name=name,
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("arbitrary",) * 3,
+      vmem_limit_bytes=_VMEM_LIMIT,
+    ),
+    interpret=partitioning.platform()[0] != "tpu",
+    **kwargs,
   )
 
 
@@ -157,23 +155,23 @@ def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
   dimensions = (((contract[0],), (contract[1],)), ((), ()))
   return lax.dot_general(
-      a,
-      b,
-      dimensions,
-      precision=precision,
-      preferred_element_type=jnp.float32,
+    a,
+    b,
+    dimensions,
+    precision=precision,
+    preferred_element_type=jnp.float32,
   )
 
 
 def _multiply(
-    rows: Array,
-    kernel: Array,
-    blocks: Blocks,
-    transposed: bool,
-    bias: Array | None,
-    initial: Array | None,
+  rows: Array,
+  kernel: Array,
+  blocks: Blocks,
+  transposed: bool,
+  bias: Array | None,
+  initial: Array | None,
 ) -> Array:
-  """rows @ kernel[expert], or rows @ kernel[expert].T, and what is added."""
+  """Computes rows @ kernel[expert], or rows @ kernel[expert].T, and what is added."""
   num_blocks = len(blocks.expert)
   block_size = len(rows) // num_blocks
   depth, width = kernel.shape[1:][::-1] if transposed else kernel.shape[1:]
@@ -214,14 +212,16 @@ def _multiply(
     kernel_index = lambda n, b, k, expert, _: (expert[b], k, n)
   out_spec = pl.BlockSpec((block_size, tile_width), lambda n, b, k, *_: (b, n))
   specs = [
-      pl.BlockSpec((block_size, tile_depth), lambda n, b, k, *_: (b, k)),
-      pl.BlockSpec(kernel_block, kernel_index),
+    pl.BlockSpec((block_size, tile_depth), lambda n, b, k, *_: (b, k)),
+    pl.BlockSpec(kernel_block, kernel_index),
   ]
   operands = [blocks.expert, blocks.is_used, rows, kernel]
   if has_bias:
-    specs.append(pl.BlockSpec(
+    specs.append(
+      pl.BlockSpec(
         (None, 1, tile_width), lambda n, b, k, expert, _: (expert[b], 0, n)
-    ))
+      )
+    )
     operands.append(bias[:, None])
   aliases = {}
   if has_initial:
@@ -229,20 +229,20 @@ def _multiply(
     aliases[len(operands)] = 0
     operands.append(initial)
   return _call(
-      body,
-      "grouped_multiply",
-      grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=2,
-          grid=(width // tile_width, num_blocks, steps),
-          in_specs=specs,
-          out_specs=out_spec,
-          scratch_shapes=[pltpu.VMEM((block_size, tile_width), jnp.float32)],
-      ),
-      out_shape=jax.ShapeDtypeStruct(
-          (len(rows), width), jnp.float32 if has_initial else rows.dtype
-      ),
-      input_output_aliases=aliases,
-      cost_estimate=_cost(rows, kernel, width),
+    body,
+    "grouped_multiply",
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=2,
+      grid=(width // tile_width, num_blocks, steps),
+      in_specs=specs,
+      out_specs=out_spec,
+      scratch_shapes=[pltpu.VMEM((block_size, tile_width), jnp.float32)],
+    ),
+    out_shape=jax.ShapeDtypeStruct(
+      (len(rows), width), jnp.float32 if has_initial else rows.dtype
+    ),
+    input_output_aliases=aliases,
+    cost_estimate=_cost(rows, kernel, width),
   )(*operands)
 
 
@@ -271,27 +271,23 @@ def _outer(rows: Array, cotangent: Array, blocks: Blocks) -> Array:
 
   shape = (len(blocks.has_rows), depth, width)
   gradient = _call(
-      body,
-      "grouped_outer",
-      grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=2,
-          grid=(depth // tile_depth, width // tile_width, num_blocks),
-          in_specs=[
-              pl.BlockSpec(
-                  (block_size, tile_depth), lambda i, j, b, *_: (b, i)
-              ),
-              pl.BlockSpec(
-                  (block_size, tile_width), lambda i, j, b, *_: (b, j)
-              ),
-          ],
-          out_specs=pl.BlockSpec(
-              (None, tile_depth, tile_width),
-              lambda i, j, b, expert, _: (expert[b], i, j),
-          ),
-          scratch_shapes=[pltpu.VMEM((tile_depth, tile_width), jnp.float32)],
+    body,
+    "grouped_outer",
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=2,
+      grid=(depth // tile_depth, width // tile_width, num_blocks),
+      in_specs=[
+        pl.BlockSpec((block_size, tile_depth), lambda i, j, b, *_: (b, i)),
+        pl.BlockSpec((block_size, tile_width), lambda i, j, b, *_: (b, j)),
+      ],
+      out_specs=pl.BlockSpec(
+        (None, tile_depth, tile_width),
+        lambda i, j, b, expert, _: (expert[b], i, j),
       ),
-      out_shape=jax.ShapeDtypeStruct(shape, rows.dtype),
-      cost_estimate=_cost(rows, jax.ShapeDtypeStruct(shape, rows.dtype), width),
+      scratch_shapes=[pltpu.VMEM((tile_depth, tile_width), jnp.float32)],
+    ),
+    out_shape=jax.ShapeDtypeStruct(shape, rows.dtype),
+    cost_estimate=_cost(rows, jax.ShapeDtypeStruct(shape, rows.dtype), width),
   )(blocks.expert, blocks.is_used, rows, cotangent)
   # No block of a group without rows wrote its part.
   return jnp.where(blocks.has_rows[:, None, None], gradient, 0)
@@ -301,7 +297,7 @@ def _cost(rows: Array, kernel: Any, width: int) -> Any:
   """What the compiler's scheduler is told of a call."""
   size = rows.dtype.itemsize
   return pl.CostEstimate(
-      flops=2 * len(rows) * int(np.prod(kernel.shape[1:])),
-      bytes_accessed=size * (rows.size + kernel.size + len(rows) * width),
-      transcendentals=0,
+    flops=2 * len(rows) * int(np.prod(kernel.shape[1:])),
+    bytes_accessed=size * (rows.size + kernel.size + len(rows) * width),
+    transcendentals=0,
   )

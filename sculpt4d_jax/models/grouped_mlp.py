@@ -41,12 +41,12 @@ PART_WIDTH = 2048
 
 
 def apply(
-    x: Float[Array, "T D"],
-    gates: Float[Array, "T k"],
-    chosen: Int[Array, "T k"],
-    weights: ExpertWeights,
-    gather: Gather,
-    part_width: int | None = None,
+  x: Float[Array, "T D"],
+  gates: Float[Array, "T k"],
+  chosen: Int[Array, "T k"],
+  weights: ExpertWeights,
+  gather: Gather,
+  part_width: int | None = None,
 ) -> Float[Array, "T D"]:
   """Sum of the chosen experts' outputs, weighted by their gates.
 
@@ -77,7 +77,7 @@ def _apply(x, gates, chosen, weights, gather, part_width):
     part = gather(_part(weights, start, part_width))
     hidden = _hidden(rows, part, blocks)
     return grouped_matmul.multiply(
-        layers.gelu(hidden), part.kernel2, blocks, initial=total
+      layers.gelu(hidden), part.kernel2, blocks, initial=total
     ), None
 
   total = _of_rows(bias2.astype(jnp.float32), blocks, len(rows))
@@ -101,45 +101,43 @@ def _backward(gather, part_width, residuals, y_bar):
   def add_part(carry, start):
     rows_bar, gate_bar = carry
     part, to_shards = jax.vjp(gather, _part(weights, start, part_width))
-    activated, gelu_vjp = jax.vjp(
-        layers.gelu, _hidden(rows, part, blocks)
-    )
+    activated, gelu_vjp = jax.vjp(layers.gelu, _hidden(rows, part, blocks))
     # Before the gate, which the gate's own gradient needs.
     activated_bar = grouped_matmul.multiply(
-        y_bar, part.kernel2, blocks, transposed=True
+      y_bar, part.kernel2, blocks, transposed=True
     )
     gate_bar += (activated_bar * activated.astype(jnp.float32)).sum(-1)
     (hidden_bar,) = gelu_vjp((activated_bar * gate).astype(x.dtype))
     rows_bar = grouped_matmul.multiply(
-        hidden_bar, part.kernel1, blocks, transposed=True, initial=rows_bar
+      hidden_bar, part.kernel1, blocks, transposed=True, initial=rows_bar
     )
-    (weights_bar,) = to_shards(ExpertWeights(
+    (weights_bar,) = to_shards(
+      ExpertWeights(
         grouped_matmul.outer(rows, hidden_bar, blocks),
         _sum_of_experts(hidden_bar, blocks).astype(part.bias1.dtype),
-        grouped_matmul.outer(
-            (activated * gate).astype(x.dtype), y_bar, blocks
-        ),
+        grouped_matmul.outer((activated * gate).astype(x.dtype), y_bar, blocks),
         None,
-    ))
+      )
+    )
     return (rows_bar, gate_bar), weights_bar
 
   start = jnp.zeros(rows.shape, jnp.float32), jnp.zeros(len(rows), jnp.float32)
   (rows_bar, gate_bar), parts = lax.scan(
-      add_part, start, _starts(weights, part_width)
+    add_part, start, _starts(weights, part_width)
   )
   bias2, to_shards = jax.vjp(
-      functools.partial(_gather_bias2, gather), weights.bias2
+    functools.partial(_gather_bias2, gather), weights.bias2
   )
   bias2_of_rows = _of_rows(bias2.astype(jnp.float32), blocks, len(rows))
   gate_bar += (y_bar * bias2_of_rows).sum(-1)
   (bias2_bar,) = to_shards(
-      _sum_of_experts(y_bar * gate, blocks).astype(bias2.dtype)
+    _sum_of_experts(y_bar * gate, blocks).astype(bias2.dtype)
   )
   weights_bar = ExpertWeights(
-      _join(parts.kernel1, 2),
-      _join(parts.bias1, 1),
-      _join(parts.kernel2, 1),
-      bias2_bar,
+    _join(parts.kernel1, 2),
+    _join(parts.bias1, 1),
+    _join(parts.kernel2, 1),
+    bias2_bar,
   )
   x_bar = expert_rows.collect(rows_bar, plan).sum(1).astype(x.dtype)
   gates_bar = expert_rows.collect(gate_bar[:, None], plan)[..., 0]
@@ -153,7 +151,7 @@ def _plan(chosen, num_experts):
   block_size = grouped_matmul.block_rows(chosen.size, num_experts)
   plan = expert_rows.plan(chosen, num_experts, block_size)
   return plan, grouped_matmul.blocks_of(
-      plan.rows_per_expert, len(plan.choice), block_size
+    plan.rows_per_expert, len(plan.choice), block_size
   )
 
 
@@ -168,13 +166,13 @@ def _starts(weights: ExpertWeights, part_width: int) -> Array:
 def _part(weights: ExpertWeights, start: Any, width: int) -> ExpertWeights:
   """Weights of the hidden units from `start` on; bias2 is not theirs."""
   cut = functools.partial(
-      lax.dynamic_slice_in_dim, start_index=start, slice_size=width
+    lax.dynamic_slice_in_dim, start_index=start, slice_size=width
   )
   return ExpertWeights(
-      cut(weights.kernel1, axis=2),
-      cut(weights.bias1, axis=1),
-      cut(weights.kernel2, axis=1),
-      None,
+    cut(weights.kernel1, axis=2),
+    cut(weights.bias1, axis=1),
+    cut(weights.kernel2, axis=1),
+    None,
   )
 
 
@@ -186,9 +184,7 @@ def _join(parts: Array, axis: int) -> Array:
 
 
 def _hidden(rows, part, blocks):
-  return grouped_matmul.multiply(
-      rows, part.kernel1, blocks, bias=part.bias1
-  )
+  return grouped_matmul.multiply(rows, part.kernel1, blocks, bias=part.bias1)
 
 
 def _of_rows(bias: Array, blocks: Any, num_rows: int) -> Array:

@@ -41,13 +41,13 @@ class ContextEncoder(Protocol):
     """Width of a token, D."""
 
   def __call__(
-      self, images: Float[Array, "*B height width 3"]
+    self, images: Float[Array, "*B height width 3"]
   ) -> Float[Array, "*B I D"]:
     """Encodes images with values in [-1, 1], of any size."""
 
 
 def unconditional_context(
-    encoder: ContextEncoder, *leading: int, dtype: Any = jnp.float32
+  encoder: ContextEncoder, *leading: int, dtype: Any = jnp.float32
 ) -> Float[Array, "*B I D"]:
   """The context that stands for "no image": zeros."""
   return jnp.zeros((*leading, encoder.num_tokens, encoder.width), dtype)
@@ -92,31 +92,31 @@ class ImageEncoderConfig:
     object.__setattr__(self, "pixel_mean", tuple(self.pixel_mean))
     object.__setattr__(self, "pixel_std", tuple(self.pixel_std))
     for name in (
-        "image_size",
-        "patch_size",
-        "width",
-        "num_layers",
-        "num_heads",
-        "mlp_ratio",
+      "image_size",
+      "patch_size",
+      "width",
+      "num_layers",
+      "num_heads",
+      "mlp_ratio",
     ):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
     if self.image_size % self.patch_size:
       raise ValueError(
-          f"image_size={self.image_size} is not a multiple of patch_size="
-          f"{self.patch_size}; the nearest that are:"
-          f" {self.image_size // self.patch_size * self.patch_size} and"
-          f" {-(-self.image_size // self.patch_size) * self.patch_size}."
+        f"image_size={self.image_size} is not a multiple of patch_size="
+        f"{self.patch_size}; the nearest that are:"
+        f" {self.image_size // self.patch_size * self.patch_size} and"
+        f" {-(-self.image_size // self.patch_size) * self.patch_size}."
       )
     if self.width % self.num_heads:
       raise ValueError(
-          f"width={self.width} is not a multiple of num_heads="
-          f"{self.num_heads}; change one of them."
+        f"width={self.width} is not a multiple of num_heads="
+        f"{self.num_heads}; change one of them."
       )
     if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3:
       raise ValueError(
-          "pixel_mean and pixel_std need a number for red, green and blue;"
-          f" got {self.pixel_mean} and {self.pixel_std}."
+        "pixel_mean and pixel_std need a number for red, green and blue;"
+        f" got {self.pixel_mean} and {self.pixel_std}."
       )
     if min(self.pixel_std) <= 0:
       raise ValueError(f"pixel_std={self.pixel_std} must be positive.")
@@ -145,12 +145,12 @@ class ViTBlock(nnx.Module):
 
     self.norm1 = layers.LayerNorm(c.width, **kwargs)
     self.attention = attention.SelfAttention(
-        c.width,
-        c.num_heads,
-        qk_norm=None,
-        use_qkv_bias=True,
-        rngs=rngs,
-        **kwargs,
+      c.width,
+      c.num_heads,
+      qk_norm=None,
+      use_qkv_bias=True,
+      rngs=rngs,
+      **kwargs,
     )
     self.scale1 = layer_scale()
     self.norm2 = layers.LayerNorm(c.width, **kwargs)
@@ -173,21 +173,21 @@ class ImageEncoder(nnx.Module):
     kwargs = dict(dtype=c.dtype, param_dtype=c.param_dtype)
     # A patch is (row, column, colour); its embedding is a strided convolution.
     self.patch_proj = layers.Linear(
-        (c.patch_size, c.patch_size, 3),
-        c.width,
-        kernel_axes=(None, None, None, "embed"),
-        rngs=rngs,
-        **kwargs,
+      (c.patch_size, c.patch_size, 3),
+      c.width,
+      kernel_axes=(None, None, None, "embed"),
+      rngs=rngs,
+      **kwargs,
     )
     normal = functools.partial(
-        _truncated_normal, rngs=rngs, dtype=c.param_dtype
+      _truncated_normal, rngs=rngs, dtype=c.param_dtype
     )
     self.class_token = nnx.Param(normal((c.width,)), logical_axes=("embed",))
     self.positions = nnx.Param(
-        normal((c.num_tokens, c.width)), logical_axes=(None, "embed")
+      normal((c.num_tokens, c.width)), logical_axes=(None, "embed")
     )
     self.blocks = layers.stack_layers(
-        lambda r: ViTBlock(c, rngs=r), c.num_layers, rngs
+      lambda r: ViTBlock(c, rngs=r), c.num_layers, rngs
     )
     self.norm = layers.LayerNorm(c.width, **kwargs)
 
@@ -199,51 +199,49 @@ class ImageEncoder(nnx.Module):
   def width(self) -> int:
     return self.config.width
 
-  def embed(
-      self, pixels: Float[Array, "*B S S 3"]
-  ) -> Float[Array, "*B I D"]:
+  def embed(self, pixels: Float[Array, "*B S S 3"]) -> Float[Array, "*B I D"]:
     """Normalised pixels to class token and patches, with positions."""
     c = self.config
     *leading, height, width, _ = pixels.shape
     if (height, width) != (c.image_size, c.image_size):
       raise ValueError(
-          f"pixels {pixels.shape} must be {c.image_size} x {c.image_size}; call"
-          " the encoder itself on images of other sizes."
+        f"pixels {pixels.shape} must be {c.image_size} x {c.image_size}; call"
+        " the encoder itself on images of other sizes."
       )
     patches = einops.rearrange(
-        pixels,
-        "... (row y) (column x) c -> ... (row column) y x c",
-        y=c.patch_size,
-        x=c.patch_size,
+      pixels,
+      "... (row y) (column x) c -> ... (row column) y x c",
+      y=c.patch_size,
+      x=c.patch_size,
     )
     tokens = self.patch_proj(patches)  # [*B, I - 1, D]
     class_token = jnp.broadcast_to(
-        self.class_token[...].astype(c.dtype), (*leading, 1, c.width)
+      self.class_token[...].astype(c.dtype), (*leading, 1, c.width)
     )
     tokens = jnp.concatenate([class_token, tokens], axis=-2)
     return tokens + partitioning.gather(self.positions, c.dtype)
 
   def __call__(
-      self, images: Float[Array, "*B height width 3"]
+    self, images: Float[Array, "*B height width 3"]
   ) -> Float[Array, "*B I D"]:
     """Encodes images with values in [-1, 1], of any size; see `to_pixels`."""
     c = self.config
     pixels = to_pixels(images, c.image_size, c.pixel_mean, c.pixel_std)
     x, _ = layers.scan_layers(
-        lambda block, x, _: (block(x), None),
-        self.blocks,
-        self.embed(pixels),
-        unroll=c.scan_unroll,
-        remat_policy=c.remat_policy,
+      lambda block, x, _: (block(x), None),
+      self.blocks,
+      self.embed(pixels),
+      unroll=c.scan_unroll,
+      remat_policy=c.remat_policy,
     )
     return self.norm(x)
 
 
 def to_pixels(
-    images: Float[Array, "*B height width 3"],
-    size: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+  images: Float[Array, "*B height width 3"],
+  size: int,
+  mean: tuple[float, float, float],
+  std: tuple[float, float, float],
 ) -> Float[Array, "*B size size 3"]:
   """Resizes the shorter side, crops the centre, normalises the colours.
 
@@ -258,7 +256,7 @@ def to_pixels(
   """
   if images.ndim < 3 or images.shape[-1] != 3:
     raise ValueError(
-        f"images must be [..., height, width, 3], got {images.shape}."
+      f"images must be [..., height, width, 3], got {images.shape}."
     )
   # Colours in bfloat16 would have 8 bits before the resizing: float32.
   x = (jnp.asarray(images, jnp.float32) + 1.0) / 2.0
@@ -269,11 +267,11 @@ def to_pixels(
   else:
     resized = (int(size * height / width), size)
   x = jax.image.resize(
-      x,
-      (*leading, *resized, 3),
-      "linear",
-      antialias=True,
-      precision=jax.lax.Precision.HIGHEST,
+    x,
+    (*leading, *resized, 3),
+    "linear",
+    antialias=True,
+    precision=jax.lax.Precision.HIGHEST,
   )
   top, left = (int(round((r - size) / 2.0)) for r in resized)
   x = x[..., top : top + size, left : left + size, :]
@@ -281,7 +279,7 @@ def to_pixels(
 
 
 def _truncated_normal(
-    shape: tuple[int, ...], rngs: nnx.Rngs, dtype: Any
+  shape: tuple[int, ...], rngs: nnx.Rngs, dtype: Any
 ) -> Array:
   """Standard deviation 0.02, cut at two of them."""
   sample = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape)

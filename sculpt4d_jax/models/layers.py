@@ -58,33 +58,33 @@ class Linear(nnx.Module):
   adapter = None
 
   def __init__(
-      self,
-      in_features: int | tuple[int, ...],
-      out_features: int | tuple[int, ...],
-      *,
-      kernel_axes: Axes,
-      rngs: nnx.Rngs,
-      use_bias: bool = True,
-      kernel_init: Initializer | None = None,
-      dtype: Any = jnp.float32,
-      param_dtype: Any = jnp.float32,
+    self,
+    in_features: int | tuple[int, ...],
+    out_features: int | tuple[int, ...],
+    *,
+    kernel_axes: Axes,
+    rngs: nnx.Rngs,
+    use_bias: bool = True,
+    kernel_init: Initializer | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
   ):
     ins = in_features if isinstance(in_features, tuple) else (in_features,)
     outs = out_features if isinstance(out_features, tuple) else (out_features,)
     if len(kernel_axes) != len(ins) + len(outs):
       raise ValueError(
-          f"kernel_axes={kernel_axes} must name the {len(ins) + len(outs)}"
-          f" axes of a kernel {ins + outs}."
+        f"kernel_axes={kernel_axes} must name the {len(ins) + len(outs)}"
+        f" axes of a kernel {ins + outs}."
       )
     self.num_in_axes = len(ins)
     self.dtype = dtype
     init = kernel_init or fan_in_uniform(math.prod(ins))
     self.kernel = nnx.Param(
-        init(rngs.params(), ins + outs, param_dtype), logical_axes=kernel_axes
+      init(rngs.params(), ins + outs, param_dtype), logical_axes=kernel_axes
     )
     if use_bias:
       bias = init(rngs.params(), outs, param_dtype)
-      self.bias = nnx.Param(bias, logical_axes=kernel_axes[len(ins):])
+      self.bias = nnx.Param(bias, logical_axes=kernel_axes[len(ins) :])
     else:
       self.bias = None
 
@@ -102,21 +102,21 @@ class LayerNorm(nnx.Module):
   """Layer normalisation over the last axis, computed in float32."""
 
   def __init__(
-      self,
-      features: int,
-      *,
-      axis: str | None = "embed",
-      epsilon: float = 1e-6,
-      dtype: Any = jnp.float32,
-      param_dtype: Any = jnp.float32,
+    self,
+    features: int,
+    *,
+    axis: str | None = "embed",
+    epsilon: float = 1e-6,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
   ):
     self.epsilon = epsilon
     self.dtype = dtype
     self.scale = nnx.Param(
-        jnp.ones((features,), param_dtype), logical_axes=(axis,)
+      jnp.ones((features,), param_dtype), logical_axes=(axis,)
     )
     self.bias = nnx.Param(
-        jnp.zeros((features,), param_dtype), logical_axes=(axis,)
+      jnp.zeros((features,), param_dtype), logical_axes=(axis,)
     )
 
   def __call__(self, x: Array) -> Array:
@@ -134,18 +134,18 @@ class RMSNorm(nnx.Module):
   """x / rms(x) * scale over the last axis, computed in float32."""
 
   def __init__(
-      self,
-      features: int,
-      *,
-      axis: str | None = None,
-      epsilon: float = 1e-6,
-      dtype: Any = jnp.float32,
-      param_dtype: Any = jnp.float32,
+    self,
+    features: int,
+    *,
+    axis: str | None = None,
+    epsilon: float = 1e-6,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
   ):
     self.epsilon = epsilon
     self.dtype = dtype
     self.scale = nnx.Param(
-        jnp.ones((features,), param_dtype), logical_axes=(axis,)
+      jnp.ones((features,), param_dtype), logical_axes=(axis,)
     )
 
   def __call__(self, x: Array) -> Array:
@@ -161,7 +161,7 @@ _NORMAL_DENSITY_AT_ZERO = 1.0 / math.sqrt(2.0 * math.pi)
 
 @jax.custom_vjp
 def gelu(x: Array) -> Array:
-  """x times the normal distribution's mass below x, exact, in x's dtype.
+  """Exact GELU: x times the normal distribution's mass below x, in x's dtype.
 
   The backward pass keeps x alone and computes the rest again; differentiated
   automatically it would keep several arrays of its size. With erf, as here, the
@@ -196,20 +196,20 @@ class MLP(nnx.Module):
   """
 
   def __init__(
-      self,
-      features: int,
-      hidden_features: int,
-      *,
-      rngs: nnx.Rngs,
-      dtype: Any = jnp.float32,
-      param_dtype: Any = jnp.float32,
+    self,
+    features: int,
+    hidden_features: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
   ):
     kwargs = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
     self.fc1 = Linear(
-        features, hidden_features, kernel_axes=("embed", "mlp"), **kwargs
+      features, hidden_features, kernel_axes=("embed", "mlp"), **kwargs
     )
     self.fc2 = Linear(
-        hidden_features, features, kernel_axes=("mlp", "embed"), **kwargs
+      hidden_features, features, kernel_axes=("mlp", "embed"), **kwargs
     )
 
   def __call__(self, x: Array) -> Array:
@@ -217,7 +217,7 @@ class MLP(nnx.Module):
 
 
 def stack_layers(
-    create: Callable[[nnx.Rngs], Module], num_layers: int, rngs: nnx.Rngs
+  create: Callable[[nnx.Rngs], Module], num_layers: int, rngs: nnx.Rngs
 ) -> Module:
   """Creates `num_layers` equal modules as one, parameters stacked [L, ...]."""
 
@@ -230,13 +230,13 @@ def stack_layers(
 
 
 def scan_layers(
-    body: Callable[[Module, Any, Any], tuple[Any, Any]],
-    stacked: Module,
-    carry: Any,
-    xs: Any = None,
-    *,
-    unroll: bool | int = 1,
-    remat_policy: str | None = None,
+  body: Callable[[Module, Any, Any], tuple[Any, Any]],
+  stacked: Module,
+  carry: Any,
+  xs: Any = None,
+  *,
+  unroll: bool | int = 1,
+  remat_policy: str | None = None,
 ) -> tuple[Any, Any]:
   """Applies stacked layers one after the other, as `jax.lax.scan` does.
 
@@ -287,6 +287,6 @@ def _unstack(stacked: Any, num_layers: int) -> list[Any]:
   leaves, tree = jax.tree.flatten(stacked)
   parts = [lax.split(x, (1,) * num_layers) for x in leaves]
   return [
-      tree.unflatten([lax.squeeze(x, (0,)) for x in layer])
-      for layer in zip(*parts)
+    tree.unflatten([lax.squeeze(x, (0,)) for x in layer])
+    for layer in zip(*parts)
   ]

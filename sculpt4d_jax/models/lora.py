@@ -45,7 +45,9 @@ class LoRAConfig:
   rank: int = 0
   alpha: float = 16.0
   modules: tuple[str, ...] = (
-      "spatial_attention", "cross_attention", "temporal_attention",
+    "spatial_attention",
+    "cross_attention",
+    "temporal_attention",
   )
   also_train: tuple[str, ...] = ()
 
@@ -66,25 +68,25 @@ class Adapter(nnx.Module):
   """What is added to a Linear, or to each of a stack of them."""
 
   def __init__(
-      self, linear: layers.Linear, config: LoRAConfig, *, rngs: nnx.Rngs
+    self, linear: layers.Linear, config: LoRAConfig, *, rngs: nnx.Rngs
   ):
     kernel = linear.kernel
     axes = kernel.get_metadata()["logical_axes"]
     shape = kernel[...].shape
-    stack, own = shape[: len(shape) - len(axes)], shape[-len(axes):]
+    stack, own = shape[: len(shape) - len(axes)], shape[-len(axes) :]
     self.num_in_axes = linear.num_in_axes
-    ins, outs = own[: self.num_in_axes], own[self.num_in_axes:]
+    ins, outs = own[: self.num_in_axes], own[self.num_in_axes :]
     self.scale = config.scale
     self.dtype = linear.dtype
     init = layers.fan_in_uniform(math.prod(ins))
     dtype = kernel[...].dtype
     self.a = nnx.Param(
-        init(rngs.params(), stack + ins + (config.rank,), dtype),
-        logical_axes=axes[: self.num_in_axes] + (None,),
+      init(rngs.params(), stack + ins + (config.rank,), dtype),
+      logical_axes=axes[: self.num_in_axes] + (None,),
     )
     self.b = nnx.Param(
-        jnp.zeros(stack + (config.rank,) + outs, dtype),
-        logical_axes=(None,) + axes[self.num_in_axes:],
+      jnp.zeros(stack + (config.rank,) + outs, dtype),
+      logical_axes=(None,) + axes[self.num_in_axes :],
     )
 
   def __call__(self, x: Array) -> Array:
@@ -99,17 +101,16 @@ class Adapter(nnx.Module):
     num_axes = len(self.a.get_metadata()["logical_axes"])
     stack = a.shape[: a.ndim - num_axes]
     rank = a.shape[-1]
-    ins, outs = a.shape[len(stack):-1], b.shape[len(stack) + 1:]
+    ins, outs = a.shape[len(stack) : -1], b.shape[len(stack) + 1 :]
     product = jnp.matmul(
-        a.reshape(*stack, -1, rank), b.reshape(*stack, rank, -1),
-        precision="highest",
+      a.reshape(*stack, -1, rank),
+      b.reshape(*stack, rank, -1),
+      precision="highest",
     )
     return self.scale * product.reshape(*stack, *ins, *outs)
 
 
-def attach(
-    module: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs
-) -> None:
+def attach(module: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> None:
   """Gives the chosen maps of a module their adapters.
 
   Raises:
@@ -123,11 +124,17 @@ def attach(
       found |= names
   missing = sorted(set(config.modules) - found)
   if missing:
-    maps = sorted({name for path, _ in _linears(module) for name in path
-                   if isinstance(name, str)})
+    maps = sorted(
+      {
+        name
+        for path, _ in _linears(module)
+        for name in path
+        if isinstance(name, str)
+      }
+    )
     raise ValueError(
-        f"lora.modules {missing} name no linear map of the model (experts are"
-        f" stacks of their own and cannot be adapted); choose among {maps}."
+      f"lora.modules {missing} name no linear map of the model (experts are"
+      f" stacks of their own and cannot be adapted); choose among {maps}."
     )
 
 

@@ -50,40 +50,40 @@ class Router(nnx.Module):
   """Chooses `num_chosen` of `num_experts` experts for each token."""
 
   def __init__(
-      self,
-      width: int,
-      num_experts: int,
-      num_chosen: int,
-      *,
-      rngs: nnx.Rngs,
-      param_dtype: Any = jnp.float32,
+    self,
+    width: int,
+    num_experts: int,
+    num_chosen: int,
+    *,
+    rngs: nnx.Rngs,
+    param_dtype: Any = jnp.float32,
   ):
     if not 1 <= num_chosen <= num_experts:
       raise ValueError(
-          f"num_chosen={num_chosen} must be within 1 and"
-          f" num_experts={num_experts}."
+        f"num_chosen={num_chosen} must be within 1 and"
+        f" num_experts={num_experts}."
       )
     self.num_chosen = num_chosen
     init = layers.fan_in_uniform(width)
     self.kernel = nnx.Param(
-        init(rngs.params(), (width, num_experts), param_dtype),
-        logical_axes=("embed", None),
+      init(rngs.params(), (width, num_experts), param_dtype),
+      logical_axes=("embed", None),
     )
 
   def __call__(self, x: Float[Array, "*T D"]) -> Routing:
     # A choice turns on the smallest difference between two scores: float32,
     # and no bfloat16 passes on a TPU.
     logits = jnp.dot(
-        x.astype(jnp.float32),
-        self.kernel[...].astype(jnp.float32),
-        precision=lax.Precision.HIGHEST,
+      x.astype(jnp.float32),
+      self.kernel[...].astype(jnp.float32),
+      precision=lax.Precision.HIGHEST,
     )
     probabilities = jax.nn.softmax(logits, axis=-1)
     gates, chosen = lax.top_k(probabilities, self.num_chosen)
     return Routing(gates, chosen, probabilities)
 
 
-def expert_load(routing: Routing) -> Float[Array, "E"]:
+def expert_load(routing: Routing) -> Float[Array, " E"]:
   """Fraction of all choices that fell on each expert; sums to 1."""
   num_experts = routing.probabilities.shape[-1]
   is_chosen = jax.nn.one_hot(routing.chosen, num_experts)
@@ -91,7 +91,7 @@ def expert_load(routing: Routing) -> Float[Array, "E"]:
 
 
 def load_balancing_loss(routing: Routing, weight: float) -> Float[Array, ""]:
-  """weight * sum over e of P_e * f_e, which is `weight` in perfect balance.
+  """Computes weight * sum over e of P_e * f_e, which is `weight` in perfect balance.
 
   P_e is the mean probability of expert e, f_e its load times E; only P_e has a
   gradient. Unlike the reference, which adds the gradient during the backward
@@ -107,23 +107,23 @@ class MoE(nnx.Module):
   """Router, experts and shared expert; see the module's docstring."""
 
   def __init__(
-      self,
-      width: int,
-      hidden_width: int,
-      *,
-      num_experts: int,
-      num_chosen: int,
-      aux_loss_weight: float,
-      rngs: nnx.Rngs,
-      implementation: str | None = None,
-      dtype: Any = jnp.float32,
-      param_dtype: Any = jnp.float32,
+    self,
+    width: int,
+    hidden_width: int,
+    *,
+    num_experts: int,
+    num_chosen: int,
+    aux_loss_weight: float,
+    rngs: nnx.Rngs,
+    implementation: str | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
   ):
     self.aux_loss_weight = aux_loss_weight
     self.implementation = implementation
     self.dtype = dtype
     self.router = Router(
-        width, num_experts, num_chosen, rngs=rngs, param_dtype=param_dtype
+      width, num_experts, num_chosen, rngs=rngs, param_dtype=param_dtype
     )
     kwargs = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
     self.experts = experts.Experts(num_experts, width, hidden_width, **kwargs)
@@ -132,10 +132,10 @@ class MoE(nnx.Module):
   def __call__(self, x: Float[Array, "*T D"]) -> MoEOutput:
     routing = self.router(x)
     routed = self.experts(
-        x,
-        routing.gates,
-        routing.chosen,
-        implementation=self.implementation,
+      x,
+      routing.gates,
+      routing.chosen,
+      implementation=self.implementation,
     )
     y = routed + self.shared_expert(x)
     aux_loss = load_balancing_loss(routing, self.aux_loss_weight)

@@ -27,7 +27,7 @@ class Rotation(NamedTuple):
 
 
 def frame_rotation(
-    positions: Float[Array, "F"], head_dim: int, theta: float = 10000.0
+  positions: Float[Array, " F"], head_dim: int, theta: float = 10000.0
 ) -> Rotation:
   """Angles of frames at `positions` for heads `head_dim` wide.
 
@@ -41,8 +41,8 @@ def frame_rotation(
   """
   if head_dim % 2:
     raise ValueError(
-        f"head_dim={head_dim} is odd: rotary embedding turns channels in"
-        " pairs; choose width / num_heads even."
+      f"head_dim={head_dim} is odd: rotary embedding turns channels in"
+      " pairs; choose width / num_heads even."
     )
   exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
   angles = positions.astype(jnp.float32)[:, None] * theta**-exponents
@@ -51,7 +51,7 @@ def frame_rotation(
 
 
 def rotate(
-    x: Float[Array, "B F N H K"], rotation: Rotation
+  x: Float[Array, "B F N H K"], rotation: Rotation
 ) -> Float[Array, "B F N H K"]:
   """Turns the channel pairs of queries or keys by their frame's angles."""
   # bfloat16 has no digits to spare for a sum of two products that cancel.

@@ -79,15 +79,15 @@ class ShapeVAEConfig:
 
   def __post_init__(self):
     for name in (
-        "num_latents",
-        "latent_channels",
-        "width",
-        "num_heads",
-        "num_encoder_layers",
-        "num_decoder_layers",
-        "num_freqs",
-        "downsample_ratio",
-        "field_mlp_ratio",
+      "num_latents",
+      "latent_channels",
+      "width",
+      "num_heads",
+      "num_encoder_layers",
+      "num_decoder_layers",
+      "num_freqs",
+      "downsample_ratio",
+      "field_mlp_ratio",
     ):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -95,12 +95,12 @@ class ShapeVAEConfig:
       raise ValueError(f"point_feats={self.point_feats} must not be negative.")
     if self.width % self.num_heads:
       raise ValueError(
-          f"width={self.width} is not a multiple of num_heads="
-          f"{self.num_heads}; change one of them."
+        f"width={self.width} is not a multiple of num_heads="
+        f"{self.num_heads}; change one of them."
       )
     if not (self.scale_factor > 0 and math.isfinite(self.scale_factor)):
       raise ValueError(
-          f"scale_factor={self.scale_factor} must be positive and finite."
+        f"scale_factor={self.scale_factor} must be positive and finite."
       )
 
   @property
@@ -110,9 +110,9 @@ class ShapeVAEConfig:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("mean", "log_variance"),
-    meta_fields=(),
+  jax.tree_util.register_dataclass,
+  data_fields=("mean", "log_variance"),
+  meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True)
 class Posterior:
@@ -140,22 +140,22 @@ class Posterior:
     return self.mean
 
   def sample(self, noise: Float[Array, "... N C"]) -> Float[Array, "... N C"]:
-    """mean + std * noise; the noise broadcasts, see `sequence_noise`."""
+    """Draws mean + std * noise; the noise broadcasts, see `sequence_noise`."""
     return self.mean + self.std * noise
 
   def kl(self, axes: Sequence[int] = (-2, -1)) -> Float[Array, "..."]:
     """Divergence from the standard normal: the MEAN over the given axes."""
     terms = (
-        jnp.square(self.mean)
-        + jnp.exp(self.log_variance)
-        - 1.0
-        - self.log_variance
+      jnp.square(self.mean)
+      + jnp.exp(self.log_variance)
+      - 1.0
+      - self.log_variance
     )
     return 0.5 * terms.mean(tuple(axes))
 
 
 def sequence_noise(
-    key: PRNGKey, num_clips: int, num_latents: int, latent_channels: int
+  key: PRNGKey, num_clips: int, num_latents: int, latent_channels: int
 ) -> Float[Array, "B 1 N C"]:
   """One standard normal noise a clip, to broadcast over its frames."""
   shape = (num_clips, 1, num_latents, latent_channels)
@@ -171,41 +171,41 @@ class ShapeVAE(nnx.Module):
     kwargs = dict(rngs=rngs, dtype=c.dtype, param_dtype=c.param_dtype)
     fourier = dict(num_freqs=c.num_freqs, include_pi=c.include_pi)
     self.encoder = vae_blocks.PointEncoder(
-        c.width,
-        c.num_heads,
-        c.num_encoder_layers,
-        point_feats=c.point_feats,
-        scan_unroll=c.scan_unroll,
-        remat_policy=c.remat_policy,
-        **fourier,
-        **kwargs,
+      c.width,
+      c.num_heads,
+      c.num_encoder_layers,
+      point_feats=c.point_feats,
+      scan_unroll=c.scan_unroll,
+      remat_policy=c.remat_policy,
+      **fourier,
+      **kwargs,
     )
     self.moments_proj = layers.Linear(
-        c.width, 2 * c.latent_channels, kernel_axes=("embed", None), **kwargs
+      c.width, 2 * c.latent_channels, kernel_axes=("embed", None), **kwargs
     )
     self.latents_proj = layers.Linear(
-        c.latent_channels, c.width, kernel_axes=("latent", "embed"), **kwargs
+      c.latent_channels, c.width, kernel_axes=("latent", "embed"), **kwargs
     )
     self.blocks = layers.stack_layers(
-        lambda r: vae_blocks.SelfBlock(
-            c.width, c.num_heads, **(kwargs | dict(rngs=r))
-        ),
-        c.num_decoder_layers,
-        rngs,
+      lambda r: vae_blocks.SelfBlock(
+        c.width, c.num_heads, **(kwargs | dict(rngs=r))
+      ),
+      c.num_decoder_layers,
+      rngs,
     )
     self.field_decoder = vae_blocks.FieldDecoder(
-        c.width,
-        c.num_heads,
-        mlp_ratio=c.field_mlp_ratio,
-        use_norm_post=c.use_field_norm,
-        **fourier,
-        **kwargs,
+      c.width,
+      c.num_heads,
+      mlp_ratio=c.field_mlp_ratio,
+      use_norm_post=c.use_field_norm,
+      **fourier,
+      **kwargs,
     )
 
   def encode(
-      self,
-      surface: Float[Array, "... P R"],
-      queries: Float[Array, "... N R"],
+    self,
+    surface: Float[Array, "... P R"],
+    queries: Float[Array, "... N R"],
   ) -> Posterior:
     """Reads a surface.
 
@@ -219,43 +219,41 @@ class ShapeVAE(nnx.Module):
     row_width = self.config.row_width
     if (surface.shape[-1], queries.shape[-1]) != (row_width, row_width):
       raise ValueError(
-          f"surface {surface.shape} and queries {queries.shape} must have"
-          f" {row_width} columns: position, normal, label."
+        f"surface {surface.shape} and queries {queries.shape} must have"
+        f" {row_width} columns: position, normal, label."
       )
     if surface.shape[:-2] != queries.shape[:-2]:
       raise ValueError(
-          f"surface {surface.shape} and queries {queries.shape} must agree"
-          " in all axes but the last two."
+        f"surface {surface.shape} and queries {queries.shape} must agree"
+        " in all axes but the last two."
       )
     x = self.encoder(surface, queries)
     return Posterior.from_moments(self.moments_proj(x))
 
-  def decode(
-      self, latents: Float[Array, "... N C"]
-  ) -> Float[Array, "... N D"]:
+  def decode(self, latents: Float[Array, "... N C"]) -> Float[Array, "... N D"]:
     """Latents z (not the scaled ones of the diffusion model) to tokens."""
     if latents.shape[-1] != self.config.latent_channels:
       raise ValueError(
-          f"latents {latents.shape} must have"
-          f" {self.config.latent_channels} channels."
+        f"latents {latents.shape} must have"
+        f" {self.config.latent_channels} channels."
       )
     return vae_blocks.run_blocks(
-        self.blocks,
-        self.latents_proj(latents),
-        self.config.scan_unroll,
-        self.config.remat_policy,
+      self.blocks,
+      self.latents_proj(latents),
+      self.config.scan_unroll,
+      self.config.remat_policy,
     )
 
   def field_keys_values(
-      self, tokens: Float[Array, "... N D"]
+    self, tokens: Float[Array, "... N D"]
   ) -> attention.KeyValues:
     """What the field decoder needs of the tokens; compute it once a frame."""
     return self.field_decoder.encode_tokens(tokens)
 
   def query_field(
-      self,
-      tokens: Float[Array, "... N D"] | attention.KeyValues,
-      points: Float[Array, "... Q 3"],
+    self,
+    tokens: Float[Array, "... N D"] | attention.KeyValues,
+    points: Float[Array, "... Q 3"],
   ) -> Float[Array, "... Q"]:
     """The field at points: about -1..1, positive inside, surface at 0.
 
@@ -270,10 +268,10 @@ class ShapeVAE(nnx.Module):
     return self.field_decoder(tokens, points)
 
   def encode_to_diffusion(
-      self,
-      surface: Float[Array, "... P R"],
-      queries: Float[Array, "... N R"],
-      noise: Float[Array, "... N C"] | None = None,
+    self,
+    surface: Float[Array, "... P R"],
+    queries: Float[Array, "... N R"],
+    noise: Float[Array, "... N C"] | None = None,
   ) -> Float[Array, "... N C"]:
     """Latents the diffusion model learns: sampled with noise, else the mode."""
     posterior = self.encode(surface, queries)
@@ -281,7 +279,7 @@ class ShapeVAE(nnx.Module):
     return self.config.scale_factor * z
 
   def decode_from_diffusion(
-      self, latents: Float[Array, "... N C"]
+    self, latents: Float[Array, "... N C"]
   ) -> Float[Array, "... N D"]:
     """Latents the diffusion model made, to tokens."""
     return self.decode(latents / self.config.scale_factor)

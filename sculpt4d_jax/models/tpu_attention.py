@@ -29,18 +29,18 @@ _MIN_KEYS = 256
 def serves(query: Array, key: Array) -> bool:
   """Whether the kernels take arrays [B, Q, H, K] and [B, S, H, K]."""
   return (
-      query.dtype in (jnp.bfloat16, jnp.float32)
-      and query.shape[-1] in _HEAD_DIMS
-      and min(query.shape[1], key.shape[1]) >= _MIN_KEYS
+    query.dtype in (jnp.bfloat16, jnp.float32)
+    and query.shape[-1] in _HEAD_DIMS
+    and min(query.shape[1], key.shape[1]) >= _MIN_KEYS
   )
 
 
 def attend(
-    query: Float[Array, "B Q H K"],
-    key: Float[Array, "B S H K"],
-    value: Float[Array, "B S H K"],
-    *,
-    interpret: bool = False,
+  query: Float[Array, "B Q H K"],
+  key: Float[Array, "B S H K"],
+  value: Float[Array, "B S H K"],
+  *,
+  interpret: bool = False,
 ) -> Float[Array, "B Q H K"]:
   """softmax(query . key / sqrt(K)) . value.
 
@@ -58,11 +58,11 @@ def attend(
   query = _fill(query * scale, block_q)
   key, value = _fill(key, block_kv), _fill(value, block_kv)
   kernel = _kernel(
-      query.shape[2], key.shape[2], num_heads, block_q, block_kv, interpret
+    query.shape[2], key.shape[2], num_heads, block_q, block_kv, interpret
   )
   segments = splash.SegmentIds(
-      q=jnp.zeros((query.shape[2],), jnp.int32),
-      kv=(jnp.arange(key.shape[2]) >= num_keys).astype(jnp.int32),
+    q=jnp.zeros((query.shape[2],), jnp.int32),
+    kv=(jnp.arange(key.shape[2]) >= num_keys).astype(jnp.int32),
   )
   out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(query, key, value, segments)
   return jnp.swapaxes(out, 1, 2)[:, :num_queries]
@@ -86,19 +86,19 @@ def _fill(x: Array, block: int) -> Array:
 
 def _kernel(num_queries, num_keys, num_heads, block_q, block_kv, interpret):
   mask = splash.MultiHeadMask(
-      [splash.FullMask((num_queries, num_keys))] * num_heads
+    [splash.FullMask((num_queries, num_keys))] * num_heads
   )
   blocks = splash.BlockSizes(
-      block_q=block_q,
-      block_kv=block_kv,
-      block_kv_compute=_compute_block(block_kv),
-      block_q_dkv=block_q,
-      block_kv_dkv=block_kv,
-      block_kv_dkv_compute=_compute_block(block_kv),
-      use_fused_bwd_kernel=True,
+    block_q=block_q,
+    block_kv=block_kv,
+    block_kv_compute=_compute_block(block_kv),
+    block_q_dkv=block_q,
+    block_kv_dkv=block_kv,
+    block_kv_dkv_compute=_compute_block(block_kv),
+    use_fused_bwd_kernel=True,
   )
   return splash.make_splash_mha_single_device(
-      mask=mask, block_sizes=blocks, interpret=interpret
+    mask=mask, block_sizes=blocks, interpret=interpret
   )
 
 

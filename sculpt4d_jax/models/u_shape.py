@@ -43,10 +43,10 @@ class Stage(NamedTuple):
 
 
 def run(
-    stages: tuple[Stage, ...],
-    params: tuple[Any, ...],
-    x: Array,
-    shared: Any,
+  stages: tuple[Stage, ...],
+  params: tuple[Any, ...],
+  x: Array,
+  shared: Any,
 ) -> tuple[Array, tuple[Any, ...]]:
   """Applies all blocks.
 
@@ -102,14 +102,18 @@ def _backward(stages, params, shared, inputs, x_bar, figures_bar):
   num_down = first - num_taken
   params_bar, skip_bars = [], []  # The last stage's first; the newest first.
   for stage, stack, kept, figure_bar in reversed(
-      list(zip(stages, params, inputs, figures_bar, strict=True))
+    list(zip(stages, params, inputs, figures_bar, strict=True))
   ):
     first -= stage.num_blocks
     num_taken -= stage.num_blocks * stage.has_skip
 
     def step(
-        carry, block, stage=stage, num_taken=num_taken, first=first,
-        skip_bars=tuple(skip_bars),
+      carry,
+      block,
+      stage=stage,
+      num_taken=num_taken,
+      first=first,
+      skip_bars=tuple(skip_bars),
     ):
       x_bar, shared_bar, kept = carry
       params, figure_bar, index = block
@@ -131,10 +135,10 @@ def _backward(stages, params, shared, inputs, x_bar, figures_bar):
       return (x_bar, shared_bar, kept), params_bar
 
     (x_bar, shared_bar, kept), bar = lax.scan(
-        step,
-        (x_bar, shared_bar, kept),
-        (stack, figure_bar, jnp.arange(stage.num_blocks)),
-        reverse=True,
+      step,
+      (x_bar, shared_bar, kept),
+      (stack, figure_bar, jnp.arange(stage.num_blocks)),
+      reverse=True,
     )
     params_bar.insert(0, bar)
     if stage.has_skip:
@@ -152,7 +156,9 @@ def _skip(skips, number):
   """The skip that is taken after `number` others."""
   if skips is None:
     return None
-  return lax.dynamic_index_in_dim(skips, len(skips) - 1 - number, keepdims=False)
+  return lax.dynamic_index_in_dim(
+    skips, len(skips) - 1 - number, keepdims=False
+  )
 
 
 def _add_skip_bar(x_bar, skip_bars, number):

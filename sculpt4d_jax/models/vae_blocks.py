@@ -20,7 +20,7 @@ Float = array_types.Float
 
 
 def fourier_features(
-    x: Float[Array, "*B 3"], num_freqs: int, include_pi: bool = False
+  x: Float[Array, "*B 3"], num_freqs: int, include_pi: bool = False
 ) -> Float[Array, "*B G"]:
   """Coordinates, their sines, their cosines, at frequencies 1, 2, 4, ...
 
@@ -44,19 +44,19 @@ class SelfBlock(nnx.Module):
   """x + attention(norm x), then x + mlp(norm x)."""
 
   def __init__(
-      self,
-      width: int,
-      num_heads: int,
-      *,
-      rngs: nnx.Rngs,
-      mlp_ratio: int = 4,
-      dtype: Any = jnp.float32,
-      param_dtype: Any = jnp.float32,
+    self,
+    width: int,
+    num_heads: int,
+    *,
+    rngs: nnx.Rngs,
+    mlp_ratio: int = 4,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
   ):
     kwargs = dict(dtype=dtype, param_dtype=param_dtype)
     self.norm1 = layers.LayerNorm(width, **kwargs)
     self.attention = attention.SelfAttention(
-        width, num_heads, qk_norm="layer", rngs=rngs, **kwargs
+      width, num_heads, qk_norm="layer", rngs=rngs, **kwargs
     )
     self.norm2 = layers.LayerNorm(width, **kwargs)
     self.mlp = layers.MLP(width, mlp_ratio * width, rngs=rngs, **kwargs)
@@ -70,20 +70,20 @@ class CrossBlock(nnx.Module):
   """x + attention(norm x, norm data), then x + mlp(norm x)."""
 
   def __init__(
-      self,
-      width: int,
-      num_heads: int,
-      *,
-      rngs: nnx.Rngs,
-      mlp_ratio: int = 4,
-      dtype: Any = jnp.float32,
-      param_dtype: Any = jnp.float32,
+    self,
+    width: int,
+    num_heads: int,
+    *,
+    rngs: nnx.Rngs,
+    mlp_ratio: int = 4,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
   ):
     kwargs = dict(dtype=dtype, param_dtype=param_dtype)
     self.norm1 = layers.LayerNorm(width, **kwargs)
     self.norm_data = layers.LayerNorm(width, **kwargs)
     self.attention = attention.CrossAttention(
-        width, num_heads, qk_norm="layer", rngs=rngs, **kwargs
+      width, num_heads, qk_norm="layer", rngs=rngs, **kwargs
     )
     self.norm2 = layers.LayerNorm(width, **kwargs)
     self.mlp = layers.MLP(width, mlp_ratio * width, rngs=rngs, **kwargs)
@@ -93,7 +93,7 @@ class CrossBlock(nnx.Module):
     return self.attention.encode_context(self.norm_data(data))
 
   def __call__(
-      self, x: Float[Array, "*B Q D"], data: attention.KeyValues
+    self, x: Float[Array, "*B Q D"], data: attention.KeyValues
   ) -> Float[Array, "*B Q D"]:
     x = x + self.attention(self.norm1(x), data)
     return x + self.mlp(self.norm2(x))
@@ -108,19 +108,19 @@ class PointEncoder(nnx.Module):
   """
 
   def __init__(
-      self,
-      width: int,
-      num_heads: int,
-      num_layers: int,
-      *,
-      num_freqs: int,
-      include_pi: bool,
-      point_feats: int,
-      rngs: nnx.Rngs,
-      scan_unroll: bool | int = 1,
-      remat_policy: str | None = None,
-      dtype: Any = jnp.float32,
-      param_dtype: Any = jnp.float32,
+    self,
+    width: int,
+    num_heads: int,
+    num_layers: int,
+    *,
+    num_freqs: int,
+    include_pi: bool,
+    point_feats: int,
+    rngs: nnx.Rngs,
+    scan_unroll: bool | int = 1,
+    remat_policy: str | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
   ):
     kwargs = dict(dtype=dtype, param_dtype=param_dtype)
     self.num_freqs = num_freqs
@@ -128,17 +128,17 @@ class PointEncoder(nnx.Module):
     self.scan_unroll = scan_unroll
     self.remat_policy = remat_policy
     self.input_proj = layers.Linear(
-        3 * (1 + 2 * num_freqs) + point_feats,
-        width,
-        kernel_axes=(None, "embed"),
-        rngs=rngs,
-        **kwargs,
+      3 * (1 + 2 * num_freqs) + point_feats,
+      width,
+      kernel_axes=(None, "embed"),
+      rngs=rngs,
+      **kwargs,
     )
     self.cross_block = CrossBlock(width, num_heads, rngs=rngs, **kwargs)
     self.blocks = layers.stack_layers(
-        lambda r: SelfBlock(width, num_heads, rngs=r, **kwargs),
-        num_layers,
-        rngs,
+      lambda r: SelfBlock(width, num_heads, rngs=r, **kwargs),
+      num_layers,
+      rngs,
     )
     # The reference leaves these two norms at torch's default epsilon.
     self.norm_post = layers.LayerNorm(width, epsilon=1e-5, **kwargs)
@@ -150,7 +150,7 @@ class PointEncoder(nnx.Module):
     return jnp.concatenate([position, rest], axis=-1)
 
   def attend(
-      self, surface: Float[Array, "*B P R"], queries: Float[Array, "*B N R"]
+    self, surface: Float[Array, "*B P R"], queries: Float[Array, "*B N R"]
   ) -> Float[Array, "*B N D"]:
     """Query rows gather from all rows: the first, and widest, block."""
     data = self.input_proj(self.features(surface))
@@ -158,11 +158,11 @@ class PointEncoder(nnx.Module):
     return self.cross_block(x, self.cross_block.encode_data(data))
 
   def __call__(
-      self, surface: Float[Array, "*B P R"], queries: Float[Array, "*B N R"]
+    self, surface: Float[Array, "*B P R"], queries: Float[Array, "*B N R"]
   ) -> Float[Array, "*B N D"]:
     x = self.attend(surface, queries)
     return self.norm_post(
-        run_blocks(self.blocks, x, self.scan_unroll, self.remat_policy)
+      run_blocks(self.blocks, x, self.scan_unroll, self.remat_policy)
     )
 
 
@@ -170,59 +170,57 @@ class FieldDecoder(nnx.Module):
   """The field at points, each of which attends the tokens on its own."""
 
   def __init__(
-      self,
-      width: int,
-      num_heads: int,
-      *,
-      num_freqs: int,
-      include_pi: bool,
-      mlp_ratio: int,
-      use_norm_post: bool,
-      rngs: nnx.Rngs,
-      dtype: Any = jnp.float32,
-      param_dtype: Any = jnp.float32,
+    self,
+    width: int,
+    num_heads: int,
+    *,
+    num_freqs: int,
+    include_pi: bool,
+    mlp_ratio: int,
+    use_norm_post: bool,
+    rngs: nnx.Rngs,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
   ):
     kwargs = dict(dtype=dtype, param_dtype=param_dtype)
     self.num_freqs = num_freqs
     self.include_pi = include_pi
     self.query_proj = layers.Linear(
-        3 * (1 + 2 * num_freqs),
-        width,
-        kernel_axes=(None, "embed"),
-        rngs=rngs,
-        **kwargs,
+      3 * (1 + 2 * num_freqs),
+      width,
+      kernel_axes=(None, "embed"),
+      rngs=rngs,
+      **kwargs,
     )
     self.cross_block = CrossBlock(
-        width, num_heads, mlp_ratio=mlp_ratio, rngs=rngs, **kwargs
+      width, num_heads, mlp_ratio=mlp_ratio, rngs=rngs, **kwargs
     )
     self.norm_post = (
-        layers.LayerNorm(width, epsilon=1e-5, **kwargs)
-        if use_norm_post
-        else None
+      layers.LayerNorm(width, epsilon=1e-5, **kwargs) if use_norm_post else None
     )
     # Float32 to the end: marching cubes interpolates between these values.
     self.output_proj = layers.Linear(
-        width,
-        1,
-        kernel_axes=("embed", None),
-        rngs=rngs,
-        dtype=jnp.float32,
-        param_dtype=param_dtype,
+      width,
+      1,
+      kernel_axes=("embed", None),
+      rngs=rngs,
+      dtype=jnp.float32,
+      param_dtype=param_dtype,
     )
 
   def encode_tokens(
-      self, tokens: Float[Array, "*B N D"]
+    self, tokens: Float[Array, "*B N D"]
   ) -> attention.KeyValues:
     """What every point needs of the tokens."""
     return self.cross_block.encode_data(tokens)
 
   def embed(self, points: Float[Array, "*B Q 3"]) -> Float[Array, "*B Q D"]:
     return self.query_proj(
-        fourier_features(points, self.num_freqs, self.include_pi)
+      fourier_features(points, self.num_freqs, self.include_pi)
     )
 
   def __call__(
-      self, tokens: attention.KeyValues, points: Float[Array, "*B Q 3"]
+    self, tokens: attention.KeyValues, points: Float[Array, "*B Q 3"]
   ) -> Float[Array, "*B Q"]:
     x = self.cross_block(self.embed(points), tokens)
     if self.norm_post is not None:
@@ -231,17 +229,17 @@ class FieldDecoder(nnx.Module):
 
 
 def run_blocks(
-    blocks: SelfBlock,
-    x: Float[Array, "*B N D"],
-    unroll: bool | int,
-    remat_policy: str | None,
+  blocks: SelfBlock,
+  x: Float[Array, "*B N D"],
+  unroll: bool | int,
+  remat_policy: str | None,
 ) -> Float[Array, "*B N D"]:
   """Stacked self-attention blocks, one after the other."""
   x, _ = layers.scan_layers(
-      lambda block, x, _: (block(x), None),
-      blocks,
-      x,
-      unroll=unroll,
-      remat_policy=remat_policy,
+    lambda block, x, _: (block(x), None),
+    blocks,
+    x,
+    unroll=unroll,
+    remat_policy=remat_policy,
   )
   return x

@@ -36,12 +36,12 @@ class Camera:
   def __post_init__(self):
     if (self.fov_degrees is None) == (self.height is None):
       raise ValueError(
-          "a camera has either fov_degrees (perspective) or height"
-          f" (orthographic), got {self.fov_degrees} and {self.height}."
+        "a camera has either fov_degrees (perspective) or height"
+        f" (orthographic), got {self.fov_degrees} and {self.height}."
       )
     if self.fov_degrees is not None and not 0 < self.fov_degrees < 180:
       raise ValueError(
-          f"fov_degrees must lie between 0 and 180, got {self.fov_degrees}."
+        f"fov_degrees must lie between 0 and 180, got {self.fov_degrees}."
       )
     if self.height is not None and not self.height > 0:
       raise ValueError(f"height must be positive, got {self.height}.")
@@ -67,9 +67,9 @@ class Camera:
 
 
 def look_at(
-    eye: Sequence[float],
-    target: Sequence[float] = (0.0, 0.0, 0.0),
-    up: Sequence[float] = (0.0, 1.0, 0.0),
+  eye: Sequence[float],
+  target: Sequence[float] = (0.0, 0.0, 0.0),
+  up: Sequence[float] = (0.0, 1.0, 0.0),
 ) -> np.ndarray:
   """The camera-to-world transform of a camera that looks at a point.
 
@@ -100,25 +100,25 @@ def look_at(
   return transform
 
 
-def orbit_eye(
-    azimuth: float, elevation: float, distance: float
-) -> np.ndarray:
+def orbit_eye(azimuth: float, elevation: float, distance: float) -> np.ndarray:
   """The point at two angles (degrees) and a distance from the origin, [3]."""
   azimuth, elevation = math.radians(azimuth), math.radians(elevation)
-  return distance * np.array([
+  return distance * np.array(
+    [
       math.cos(elevation) * math.sin(azimuth),
       math.sin(elevation),
       math.cos(elevation) * math.cos(azimuth),
-  ])
+    ]
+  )
 
 
 def perspective(
-    azimuth: float = 0.0,
-    elevation: float = 0.0,
-    *,
-    fov_degrees: float = 40.0,
-    distance: float | None = None,
-    radius: float = BOX_RADIUS,
+  azimuth: float = 0.0,
+  elevation: float = 0.0,
+  *,
+  fov_degrees: float = 40.0,
+  distance: float | None = None,
+  radius: float = BOX_RADIUS,
 ) -> Camera:
   """A perspective camera that looks at the origin.
 
@@ -140,11 +140,11 @@ def perspective(
 
 
 def orthographic(
-    azimuth: float = 0.0,
-    elevation: float = 0.0,
-    *,
-    height: float = 2.0,
-    distance: float = 2 * BOX_RADIUS,
+  azimuth: float = 0.0,
+  elevation: float = 0.0,
+  *,
+  height: float = 2.0,
+  distance: float = 2 * BOX_RADIUS,
 ) -> Camera:
   """An orthographic camera that looks at the origin.
 
@@ -163,7 +163,7 @@ def orthographic(
 
 
 def hammersley_angles(
-    num_cameras: int, offset: tuple[float, float] = (0.0, 0.0)
+  num_cameras: int, offset: tuple[float, float] = (0.0, 0.0)
 ) -> np.ndarray:
   """Azimuths and elevations spread over the sphere, degrees, [n, 2].
 
@@ -191,11 +191,11 @@ def hammersley_angles(
 
 
 def hammersley_cameras(
-    num_cameras: int,
-    rng: np.random.Generator,
-    *,
-    fov_range: tuple[float, float] = (10.0, 70.0),
-    radius: float = BOX_RADIUS,
+  num_cameras: int,
+  rng: np.random.Generator,
+  *,
+  fov_range: tuple[float, float] = (10.0, 70.0),
+  radius: float = BOX_RADIUS,
 ) -> list[Camera]:
   """Perspective cameras around the object, each with its own field of view.
 
@@ -216,13 +216,13 @@ def hammersley_cameras(
   draws = np.sqrt(rng.uniform(*nearness, size=num_cameras))
   fovs = 2 * np.degrees(np.arcsin(draws))
   return [
-      perspective(azimuth, elevation, fov_degrees=float(fov), radius=radius)
-      for (azimuth, elevation), fov in zip(angles.tolist(), fovs)
+    perspective(azimuth, elevation, fov_degrees=float(fov), radius=radius)
+    for (azimuth, elevation), fov in zip(angles.tolist(), fovs)
   ]
 
 
 def camera_rays(
-    camera: Camera, height: int, width: int, *, samples: int = 1
+  camera: Camera, height: int, width: int, *, samples: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rays through the pixels.
 
@@ -250,7 +250,7 @@ def camera_rays(
 
 
 def project(
-    camera: Camera, points: np.ndarray, height: int, width: int
+  camera: Camera, points: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Where points appear in the image.
 
@@ -265,7 +265,7 @@ def project(
     behind the camera, and their pixels have no meaning.
   """
   local = (np.asarray(points, np.float64) - camera.eye) @ (
-      camera.camera_to_world[:3, :3]
+    camera.camera_to_world[:3, :3]
   )
   depth = -local[:, 2]
   scale = camera.half_height

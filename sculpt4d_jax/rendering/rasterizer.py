@@ -57,21 +57,21 @@ class _Hits:
     """Values of the hits in an image that is `fill` elsewhere."""
     values = np.asarray(values)
     image = np.full(
-        (self.shape[0] * self.shape[1], *values.shape[1:]), fill, values.dtype
+      (self.shape[0] * self.shape[1], *values.shape[1:]), fill, values.dtype
     )
     image[self.ray] = values
     return image.reshape(*self.shape, *values.shape[1:])
 
 
 def render_mesh(
-    mesh: TriangleMesh,
-    camera: cameras.Camera,
-    size: int | tuple[int, int],
-    *,
-    supersampling: int = 1,
-    smooth: bool = True,
-    color: Sequence[float] = CLAY,
-    vertex_colors: np.ndarray | None = None,
+  mesh: TriangleMesh,
+  camera: cameras.Camera,
+  size: int | tuple[int, int],
+  *,
+  supersampling: int = 1,
+  smooth: bool = True,
+  color: Sequence[float] = CLAY,
+  vertex_colors: np.ndarray | None = None,
 ) -> RenderedView:
   """Renders a mesh.
 
@@ -95,22 +95,23 @@ def render_mesh(
   height, width = (size, size) if isinstance(size, int) else size
   if height < 1 or width < 1 or supersampling < 1:
     raise ValueError(
-        "size and supersampling must be positive, got"
-        f" {height}x{width} and {supersampling}."
+      "size and supersampling must be positive, got"
+      f" {height}x{width} and {supersampling}."
     )
   if vertex_colors is not None and np.shape(vertex_colors) != (
-      mesh.num_vertices, 3,
+    mesh.num_vertices,
+    3,
   ):
     raise ValueError(
-        f"vertex_colors must be [{mesh.num_vertices}, 3], one colour a vertex,"
-        f" got {np.shape(vertex_colors)}."
+      f"vertex_colors must be [{mesh.num_vertices}, 3], one colour a vertex,"
+      f" got {np.shape(vertex_colors)}."
     )
   scene = _scene(mesh)
   vertex_normals = mesh.vertex_normals() if smooth else None
 
   def cast(samples):
     origins, directions = cameras.camera_rays(
-        camera, height, width, samples=samples
+      camera, height, width, samples=samples
     )
     hits = _cast(scene, origins, directions)
     normals = _hit_normals(mesh, hits, vertex_normals)
@@ -130,16 +131,16 @@ def render_mesh(
   samples = center if supersampling == 1 else cast(supersampling)
   hits, normals, _ = center
   return RenderedView(
-      rgba=_average(shade(*samples), supersampling),
-      mask=hits.scatter(np.ones(len(hits.ray), bool), False),
-      depth=hits.scatter(hits.depth, 0.0),
-      normal=hits.scatter(normals.astype(np.float32), 0.0),
-      face_id=hits.scatter(hits.face, -1),
+    rgba=_average(shade(*samples), supersampling),
+    mask=hits.scatter(np.ones(len(hits.ray), bool), False),
+    depth=hits.scatter(hits.depth, 0.0),
+    normal=hits.scatter(normals.astype(np.float32), 0.0),
+    face_id=hits.scatter(hits.face, -1),
   )
 
 
 def composite(
-    rgba: np.ndarray, background: Sequence[float] | np.ndarray = (1, 1, 1)
+  rgba: np.ndarray, background: Sequence[float] | np.ndarray = (1, 1, 1)
 ) -> np.ndarray:
   """A view over a background, uint8 [h, w, 3].
 
@@ -166,42 +167,42 @@ def _scene(mesh: TriangleMesh) -> rtcore_scene.EmbreeScene | None:
 
 
 def _cast(
-    scene: rtcore_scene.EmbreeScene | None,
-    origins: np.ndarray,
-    directions: np.ndarray,
+  scene: rtcore_scene.EmbreeScene | None,
+  origins: np.ndarray,
+  directions: np.ndarray,
 ) -> _Hits:
   """Casts rays [h, w, 3] whose directions advance by one unit of depth."""
   shape = origins.shape[:2]
   if scene is None:
     none = np.zeros(0, np.int32)
     return _Hits(
-        none, none, np.zeros((0, 3), np.float32), np.zeros(0, np.float32), shape
+      none, none, np.zeros((0, 3), np.float32), np.zeros(0, np.float32), shape
     )
   result = scene.run(
-      np.ascontiguousarray(origins.reshape(-1, 3), np.float32),
-      np.ascontiguousarray(directions.reshape(-1, 3), np.float32),
-      output=True,
+    np.ascontiguousarray(origins.reshape(-1, 3), np.float32),
+    np.ascontiguousarray(directions.reshape(-1, 3), np.float32),
+    output=True,
   )
   ray = np.flatnonzero(result["primID"] >= 0)
   u, v = result["u"][ray], result["v"][ray]
   return _Hits(
-      ray=ray,
-      face=result["primID"][ray].astype(np.int32),
-      weights=np.stack([1 - u - v, u, v], axis=1),
-      depth=result["tfar"][ray].astype(np.float32),
-      shape=shape,
+    ray=ray,
+    face=result["primID"][ray].astype(np.int32),
+    weights=np.stack([1 - u - v, u, v], axis=1),
+    depth=result["tfar"][ray].astype(np.float32),
+    shape=shape,
   )
 
 
 def _interpolate(
-    values: np.ndarray, faces: np.ndarray, hits: _Hits
+  values: np.ndarray, faces: np.ndarray, hits: _Hits
 ) -> np.ndarray:
   """Vertex values [V, n] at the hits."""
   return np.einsum("hcn,hc->hn", values[faces[hits.face]], hits.weights)
 
 
 def _hit_normals(
-    mesh: TriangleMesh, hits: _Hits, vertex_normals: np.ndarray | None
+  mesh: TriangleMesh, hits: _Hits, vertex_normals: np.ndarray | None
 ) -> np.ndarray:
   if vertex_normals is None:
     normals = mesh.face_cross_products()[hits.face]
@@ -212,10 +213,10 @@ def _hit_normals(
 
 
 def _shade(
-    normals: np.ndarray,
-    directions: np.ndarray,
-    camera: cameras.Camera,
-    albedo: Sequence[float] | np.ndarray,
+  normals: np.ndarray,
+  directions: np.ndarray,
+  camera: cameras.Camera,
+  albedo: Sequence[float] | np.ndarray,
 ) -> np.ndarray:
   """Matte shading of the hits, [n, 3] in [0, 1].
 

@@ -45,11 +45,11 @@ def camera_axes(view: View) -> tuple[Array, Array, Array]:
 
 
 def render(
-    solid: signed_distance.Solid,
-    colours: Array,
-    view: View,
-    size: int,
-    num_steps: int = 18,
+  solid: signed_distance.Solid,
+  colours: Array,
+  view: View,
+  size: int,
+  num_steps: int = 18,
 ) -> Array:
   """Renders one solid from one view.
 
@@ -75,7 +75,7 @@ def render(
 
   def step(depth, _):
     distance = -signed_distance.signed_distance(
-        solid, eye + depth[..., None] * ray
+      solid, eye + depth[..., None] * ray
     )
     # Past the object the ray only runs away; it is stopped to keep it finite.
     return jnp.minimum(depth + distance, CAMERA_DISTANCE + 2.0), None
@@ -97,7 +97,7 @@ def render(
 
 
 def _part_colours(
-    solid: signed_distance.Solid, colours: Array, points: Array
+  solid: signed_distance.Solid, colours: Array, points: Array
 ) -> Array:
   """Colours of the nearest parts, blended as the surfaces are."""
   distances = signed_distance.part_distances(solid, points)

@@ -23,7 +23,7 @@ Mesh = partitioning.Mesh
 
 
 def dit_training_step(
-    config: ml_collections.ConfigDict, mesh: Mesh
+  config: ml_collections.ConfigDict, mesh: Mesh
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   """The jitted step of the DiT's training, and the shapes it takes.
 
@@ -38,7 +38,7 @@ def dit_training_step(
 
 
 def vae_training_step(
-    config: ml_collections.ConfigDict, mesh: Mesh
+  config: ml_collections.ConfigDict, mesh: Mesh
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   """The jitted step of the autoencoder's training, and the shapes it takes.
 
@@ -51,8 +51,8 @@ def vae_training_step(
   lead = (options.batch_size, options.num_frames)
   num_points = config.data.num_uniform + config.data.num_sharp
   batch = {
-      "surface": _clips((*lead, num_points, 7), jnp.float32, mesh),
-      "samples": _clips((*lead, options.num_queries, 4), jnp.float32, mesh),
+    "surface": _clips((*lead, num_points, 7), jnp.float32, mesh),
+    "samples": _clips((*lead, options.num_queries, 4), jnp.float32, mesh),
   }
   return _training_step(tasks.vae(config), optimizer, mesh, batch)
 
@@ -72,9 +72,9 @@ def _dit_batch(config, mesh):
   latents = (*lead, vae.num_latents, vae.latent_channels)
   side = config.data.image_size
   batch = {
-      "mean": _clips(latents, jnp.float16, mesh),
-      "log_variance": _clips(latents, jnp.float16, mesh),
-      "images": _clips((*lead, side, side, 3), jnp.uint8, mesh),
+    "mean": _clips(latents, jnp.float16, mesh),
+    "log_variance": _clips(latents, jnp.float16, mesh),
+    "images": _clips((*lead, side, side, 3), jnp.uint8, mesh),
   }
   if config.dit_training.context_field_weight:
     points = config.dit_training.context_field_points
@@ -83,7 +83,7 @@ def _dit_batch(config, mesh):
 
 
 def sampler(
-    config: ml_collections.ConfigDict, mesh: Mesh
+  config: ml_collections.ConfigDict, mesh: Mesh
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   """The jitted sampler of `num_sampled_clips`, and the shapes it takes.
 
@@ -98,7 +98,7 @@ def sampler(
     graphdefs[name], shapes = nnx.split(module)
     # Weights that are only read take no more precision than is computed in.
     shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(part.dtype)), shapes
+      lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(part.dtype)), shapes
     )
     params[name] = _placed(shapes, partitioning.shardings(shapes, mesh))
   lead = (num_sampled_clips(config, mesh), sampling.num_frames)
@@ -111,9 +111,9 @@ def sampler(
 
   noise = (*lead, vae.num_latents, vae.latent_channels)
   args = (
-      params,
-      _clips((*lead, side, side, 3), jnp.uint8, mesh),
-      _clips(noise, jnp.float32, mesh),
+    params,
+    _clips((*lead, side, side, 3), jnp.uint8, mesh),
+    _clips(noise, jnp.float32, mesh),
   )
   return jax.jit(sample, donate_argnums=2), args
 
@@ -143,7 +143,7 @@ def _key(mesh):
 
 def _placed(shapes, shardings):
   return jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      shapes,
-      shardings,
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    shapes,
+    shardings,
   )

@@ -18,7 +18,7 @@ class Best:
   """Keeps `keep_best` checkpoints in a folder, with the metric of each."""
 
   def __init__(
-      self, folder: str | pathlib.Path, schedule: schedule_lib.Schedule
+    self, folder: str | pathlib.Path, schedule: schedule_lib.Schedule
   ):
     self._folder = pathlib.Path(folder)
     self._schedule = schedule
@@ -27,19 +27,19 @@ class Best:
     if not schedule.keep_best:
       return
     self._checkpoints = checkpoints_lib.Checkpoints(
-        self._folder, max_to_keep=None
+      self._folder, max_to_keep=None
     )
     path = self._path()
     known = json.loads(path.read_text()) if path.exists() else {}
     # A checkpoint whose score was not written any more is not known.
     self._scores = {
-        step: known[str(step)]
-        for step in self._checkpoints.steps()
-        if str(step) in known
+      step: known[str(step)]
+      for step in self._checkpoints.steps()
+      if str(step) in known
     }
 
   def offer(
-      self, state: state_lib.TrainState, values: dict[str, float]
+    self, state: state_lib.TrainState, values: dict[str, float]
   ) -> None:
     """Keeps the state if its metric is among the best so far.
 
@@ -53,11 +53,13 @@ class Best:
     name, keep = self._schedule.best_metric, self._schedule.keep_best
     if not keep:
       return
-    alike = [n for n in values if schedule_lib.kind(n) == schedule_lib.kind(name)]
+    alike = [
+      n for n in values if schedule_lib.kind(n) == schedule_lib.kind(name)
+    ]
     if alike and name not in values:
       raise ValueError(
-          f"best_metric={name!r} is not among what is evaluated:"
-          f" {', '.join(sorted(alike))}."
+        f"best_metric={name!r} is not among what is evaluated:"
+        f" {', '.join(sorted(alike))}."
       )
     if not alike or not math.isfinite(values[name]):
       return
@@ -90,12 +92,14 @@ class Best:
     step = self.best_step()
     if step is None:
       raise ValueError(
-          f"{self._folder} holds no best checkpoint: {self._schedule.best_metric}"
-          " was never evaluated. Choose a best_metric that is, or export 'last'."
+        f"{self._folder} holds no best checkpoint: {self._schedule.best_metric}"
+        " was never evaluated. Choose a best_metric that is, or export 'last'."
       )
     logging.info(
-        "The best step is %d: %s %.4g.", step, self._schedule.best_metric,
-        self._scores[step],
+      "The best step is %d: %s %.4g.",
+      step,
+      self._schedule.best_metric,
+      self._scores[step],
     )
     return self._checkpoints.restore_step(step, abstract, shardings)
 
@@ -114,8 +118,6 @@ class Best:
   def _write_scores(self):
     if jax.process_index() == 0:
       content = {"metric": self._schedule.best_metric} | {
-          str(step): score for step, score in sorted(self._scores.items())
+        str(step): score for step, score in sorted(self._scores.items())
       }
-      atomic.write_bytes(
-          self._path(), json.dumps(content, indent=1).encode()
-      )
+      atomic.write_bytes(self._path(), json.dumps(content, indent=1).encode())

@@ -29,19 +29,17 @@ class Checkpoints:
   interrupted is ignored.
   """
 
-  def __init__(
-      self, folder: str | pathlib.Path, max_to_keep: int | None = 2
-  ):
+  def __init__(self, folder: str | pathlib.Path, max_to_keep: int | None = 2):
     self._folder = pathlib.Path(folder).absolute()
     self._manager = ocp.CheckpointManager(
-        self._folder,
-        # Without it the shapes of a checkpoint cannot be asked for.
-        item_handlers=ocp.StandardCheckpointHandler(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=max_to_keep,
-            create=True,
-            cleanup_tmp_directories=True,
-        ),
+      self._folder,
+      # Without it the shapes of a checkpoint cannot be asked for.
+      item_handlers=ocp.StandardCheckpointHandler(),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=max_to_keep,
+        create=True,
+        cleanup_tmp_directories=True,
+      ),
     )
 
   def latest_step(self) -> int | None:
@@ -69,7 +67,7 @@ class Checkpoints:
     saved = dataclasses.replace(state, fixed={})
     with self._writing():
       self._manager.save(
-          step, args=ocp.args.StandardSave(_plain(saved)), force=True
+        step, args=ocp.args.StandardSave(_plain(saved)), force=True
       )
 
   @contextlib.contextmanager
@@ -80,18 +78,20 @@ class Checkpoints:
     except (OSError, ValueError) as error:
       # TensorStore's errors of a file are ValueErrors.
       raise CheckpointError(
-          f"A checkpoint cannot be written to {self._folder}:"
-          f" {_reason(error)}. {self._what_is_left()}"
+        f"A checkpoint cannot be written to {self._folder}:"
+        f" {_reason(error)}. {self._what_is_left()}"
       ) from error
 
   def _what_is_left(self):
     # Not the manager's list, which has the one that failed.
-    whole = sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdigit())
+    whole = sorted(
+      int(p.name) for p in self._folder.iterdir() if p.name.isdigit()
+    )
     if not whole:
       return "There is none before it; make room and start again."
     return (
-        f"Those of steps {', '.join(map(str, whole))} are whole; make room, and"
-        " the same command goes on from the newest."
+      f"Those of steps {', '.join(map(str, whole))} are whole; make room, and"
+      " the same command goes on from the newest."
     )
 
   def restore(self, state: state_lib.TrainState) -> state_lib.TrainState:
@@ -103,11 +103,11 @@ class Checkpoints:
     return self.restore_newest(state, jax.tree.map(lambda x: x.sharding, state))
 
   def restore_newest(
-      self,
-      abstract: state_lib.TrainState,
-      shardings: Any,
-      *,
-      missing_ok: bool = False,
+    self,
+    abstract: state_lib.TrainState,
+    shardings: Any,
+    *,
+    missing_ok: bool = False,
   ) -> state_lib.TrainState | None:
     """The newest state that can be read.
 
@@ -133,25 +133,28 @@ class Checkpoints:
         restored = self._read(step, wanted)
       except _ForeignError as error:
         raise ValueError(str(error)) from None
-      except Exception as error:  # pylint: disable=broad-except
+      except Exception as error:
         # What a damaged file makes Orbax raise is not one kind of error.
         logging.error(
-            "Checkpoint %d of %s cannot be read (%s: %s); trying the one before"
-            " it.", step, self._folder, type(error).__name__,
-            str(error).split("\n")[0][:300],
+          "Checkpoint %d of %s cannot be read (%s: %s); trying the one before"
+          " it.",
+          step,
+          self._folder,
+          type(error).__name__,
+          str(error).split("\n")[0][:300],
         )
         self._put_aside(step)
         continue
       logging.info("Restored step %d from %s.", step, self._folder)
       return _state(restored, abstract)
     raise ValueError(
-        f"{self._folder} holds no checkpoint"
-        + (" that can be read" if steps else "")
-        + "; remove the folder to start anew."
+      f"{self._folder} holds no checkpoint"
+      + (" that can be read" if steps else "")
+      + "; remove the folder to start anew."
     )
 
   def restore_step(
-      self, step: int, abstract: state_lib.TrainState, shardings: Any
+    self, step: int, abstract: state_lib.TrainState, shardings: Any
   ) -> state_lib.TrainState:
     """The state of one step, as `restore_newest` gives the newest.
 
@@ -174,14 +177,14 @@ class Checkpoints:
   def _check_model(self, step, saved, wanted):
     for name in sorted({*saved, *wanted}):
       there, here = (
-          tuple(tree[name].shape) if name in tree else "nothing"
-          for tree in (saved, wanted)
+        tuple(tree[name].shape) if name in tree else "nothing"
+        for tree in (saved, wanted)
       )
       if there != here:
         raise _ForeignError(
-            f"Checkpoint {step} of {self._folder} is of another model or"
-            f" optimizer: it has {there} at {name}, the preset {here}. Take the"
-            " preset it was trained with, or another --workdir."
+          f"Checkpoint {step} of {self._folder} is of another model or"
+          f" optimizer: it has {there} at {name}, the preset {here}. Take the"
+          " preset it was trained with, or another --workdir."
         )
 
   def _put_aside(self, step):
@@ -231,12 +234,12 @@ def _wait_for_all(name: str) -> None:
 def _wanted(abstract: Any, shardings: Any) -> dict[str, Any]:
   """What is to be read, and where it is to lie."""
   parts = [
-      _plain(dataclasses.replace(tree, fixed={}))
-      for tree in (abstract, shardings)
+    _plain(dataclasses.replace(tree, fixed={}))
+    for tree in (abstract, shardings)
   ]
   return jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      *parts,
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    *parts,
   )
 
 
@@ -251,6 +254,6 @@ def _plain(state: Any) -> dict[str, Any]:
   """Leaves by their path: a checkpoint that needs none of our classes."""
   leaves = jax.tree_util.tree_flatten_with_path(state)[0]
   return {
-      f"{index:05d}{jax.tree_util.keystr(path)}": leaf
-      for index, (path, leaf) in enumerate(leaves)
+    f"{index:05d}{jax.tree_util.keystr(path)}": leaf
+    for index, (path, leaf) in enumerate(leaves)
   }

@@ -22,20 +22,34 @@ import re
 from typing import NamedTuple
 
 _DTYPE_BYTES = {
-    "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2,
-    "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8,
+  "pred": 1,
+  "s8": 1,
+  "u8": 1,
+  "bf16": 2,
+  "f16": 2,
+  "s16": 2,
+  "u16": 2,
+  "f32": 4,
+  "s32": 4,
+  "u32": 4,
+  "f64": 8,
+  "s64": 8,
+  "u64": 8,
 }
 _KINDS = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all",
-    "collective-permute",
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
 )
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*->.*\{\s*$")
 _INSTRUCTION = re.compile(
-    r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)"
+  r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)"
 )
 # What runs other computations, besides loops.
 _CALLED = re.compile(
-    r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
+  r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
 # What the TPU's compiler makes of an all-reduce of which a chip keeps a part.
 _FUSED_SCATTER = "all-reduce-scatter"
@@ -74,7 +88,7 @@ def count(text: str) -> tuple[Collective, ...]:
   computations, entry = _parse(text)
   found = {}
   for instruction, times, is_known, scatter in _walk(
-      computations, entry, 1, True, None
+    computations, entry, 1, True, None
   ):
     kind = re.sub("-start$", "", instruction.op)
     size = _result_bytes(instruction)
@@ -86,10 +100,10 @@ def count(text: str) -> tuple[Collective, ...]:
     one = _received(kind, size, group)
     old = found.get((kind, group), Collective(kind, group, 0, 0))
     found[kind, group] = dataclasses.replace(
-        old,
-        number=old.number + times,
-        bytes=old.bytes + times * one,
-        unknown_loops=old.unknown_loops + (not is_known),
+      old,
+      number=old.number + times,
+      bytes=old.bytes + times * one,
+      unknown_loops=old.unknown_loops + (not is_known),
     )
   return tuple(sorted(found.values(), key=lambda c: -c.bytes))
 
@@ -112,11 +126,11 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def _walk(
-    computations: dict[str, list[_Instruction]],
-    name: str,
-    times: int,
-    is_known: bool,
-    scatter: str | None,
+  computations: dict[str, list[_Instruction]],
+  name: str,
+  times: int,
+  is_known: bool,
+  scatter: str | None,
 ) -> Iterator[tuple[_Instruction, int, bool, str | None]]:
   """Every collective that runs, how often, whether that is sure.
 
@@ -131,8 +145,11 @@ def _walk(
       body = re.search(r"\bbody=%?([\w.\-]+)", rest).group(1)
       trips = _trips(computations, rest)
       yield from _walk(
-          computations, body, times * (trips or 1), is_known and trips is not None,
-          None,
+        computations,
+        body,
+        times * (trips or 1),
+        is_known and trips is not None,
+        None,
       )
     elif op not in ("async-update", "async-done"):
       called = _CALLED.findall(rest)
@@ -142,13 +159,16 @@ def _walk(
       for other in called:
         is_scatter = other.startswith(_FUSED_SCATTER)
         yield from _walk(
-            computations, other, times, is_known,
-            instruction.type if is_scatter else None,
+          computations,
+          other,
+          times,
+          is_known,
+          instruction.type if is_scatter else None,
         )
 
 
 def _trips(
-    computations: dict[str, list[_Instruction]], loop: str
+  computations: dict[str, list[_Instruction]], loop: str
 ) -> int | None:
   """How often a loop turns, None where it does not say."""
   known = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', loop)
@@ -211,13 +231,13 @@ def _group_size(attributes: str) -> int:
   if iota:
     return int(iota.group(1).split(",")[-1])
   mesh = re.search(
-      r"replica_groups=(?:@?\w+)?\[([^\]]*)\]\s*\{([^}]*)\}", attributes
+    r"replica_groups=(?:@?\w+)?\[([^\]]*)\]\s*\{([^}]*)\}", attributes
   )
   if mesh:
     sizes = dict(re.findall(r"'([\w.]+)'=(\d+)", mesh.group(1)))
     size = 1
     for axis, part in re.findall(
-        r"'([\w.]+)'(?::\(\d+\)(\d+))?", mesh.group(2)
+      r"'([\w.]+)'(?::\(\d+\)(\d+))?", mesh.group(2)
     ):
       size *= int(part or sizes[axis])
     return size

@@ -43,9 +43,9 @@ class Chip:
 
 # Google Cloud's pages of each TPU; links in one direction.
 _CHIPS = {
-    "v5e": Chip(16e9, 197e12, 200e9),
-    "v5p": Chip(95e9, 459e12, 600e9),
-    "v6e": Chip(32e9, 918e12, 448e9),
+  "v5e": Chip(16e9, 197e12, 200e9),
+  "v5p": Chip(95e9, 459e12, 600e9),
+  "v6e": Chip(32e9, 918e12, 448e9),
 }
 # Times the forward pass: backward takes twice its work, remat repeats it.
 _BACKWARD, _REMAT = 2, 1
@@ -56,8 +56,8 @@ def chip(topology: str) -> Chip:
   kind = topology.split(":")[0]
   if kind not in _CHIPS or ":" not in topology:
     raise ValueError(
-        f"--topology={topology}: expected one of {sorted(_CHIPS)} and a shape,"
-        " as v5p:4x4x4."
+      f"--topology={topology}: expected one of {sorted(_CHIPS)} and a shape,"
+      " as v5p:4x4x4."
     )
   return _CHIPS[kind]
 
@@ -68,7 +68,7 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
   Raises:
     ValueError: The compiler for TPUs is missing, or knows no such topology.
   """
-  from jax.experimental import topologies  # pylint: disable=g-import-not-at-top
+  from jax.experimental import topologies
 
   options = {}
   if topology.split(":")[-1].strip("1x") == "":
@@ -76,31 +76,33 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     options["chips_per_host_bounds"] = (1, 1, 1)
   try:
     return topologies.get_topology_desc(
-        platform="tpu", topology_name=topology, **options
+      platform="tpu", topology_name=topology, **options
     ).devices
   except Exception as error:  # jax raises kinds of its own.
     raise ValueError(
-        f"Cannot compile for {topology}: {str(error).splitlines()[0]}. It needs"
-        ' the TPU compiler, pip install "jax[tpu]", and a shape that exists.'
+      f"Cannot compile for {topology}: {str(error).splitlines()[0]}. It needs"
+      ' the TPU compiler, pip install "jax[tpu]", and a shape that exists.'
     ) from error
 
 
 def _dit_flops(
-    config: ml_collections.ConfigDict, num_frames: int, mode: str | None = None
+  config: ml_collections.ConfigDict, num_frames: int, mode: str | None = None
 ) -> float:
   """Of one clip through the DiT once; products only."""
   encoder = _part(config, "image_encoder")
-  return sum(flops.dit_call(
+  return sum(
+    flops.dit_call(
       _part(config, "dit"),
       num_frames,
       config.model.vae.num_latents,
       encoder.num_tokens,
       mode,
-  ).values())
+    ).values()
+  )
 
 
 def _context_flops(
-    config: ml_collections.ConfigDict, num_frames: int
+  config: ml_collections.ConfigDict, num_frames: int
 ) -> tuple[float, float]:
   """Of one clip's pictures: through the encoder; to keys and values."""
   encoder = _part(config, "image_encoder")
@@ -114,7 +116,7 @@ def _part(config: ml_collections.ConfigDict, name: str) -> Any:
 
 
 def model_flops(
-    config: ml_collections.ConfigDict, what: str, num_clips: int
+  config: ml_collections.ConfigDict, what: str, num_clips: int
 ) -> dict[str, float]:
   """Model and hardware FLOPs of a training step or of sampling, all chips.
 
@@ -134,10 +136,10 @@ def model_flops(
   if what == "train_vae":
     options = config.vae_training
     model = step_flops.vae_step(
-        _part(config, "vae"),
-        batch_size=options.batch_size,
-        num_frames=options.num_frames,
-        num_queries=options.num_queries,
+      _part(config, "vae"),
+      batch_size=options.batch_size,
+      num_frames=options.num_frames,
+      num_queries=options.num_queries,
     )
     again = _REMAT * (config.model.vae.remat_policy == "full")
     return {"model": model, "hardware": model * (1 + again / (1 + _BACKWARD))}
@@ -158,23 +160,23 @@ def kernels(lowered: Any) -> list[str]:
 
 
 def examine(
-    executable: Any, kind: Chip, work: dict[str, float], num_chips: int
+  executable: Any, kind: Chip, work: dict[str, float], num_chips: int
 ) -> dict[str, Any]:
   """Figures of a compiled program, for one chip."""
   memory = executable.memory_analysis()
   peak = getattr(memory, "peak_memory_in_bytes", 0) or (
-      memory.argument_size_in_bytes
-      + memory.output_size_in_bytes
-      - memory.alias_size_in_bytes
-      + memory.temp_size_in_bytes
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
   )
   sizes = {
-      "arguments": memory.argument_size_in_bytes,
-      "outputs": memory.output_size_in_bytes,
-      "shared by both": memory.alias_size_in_bytes,
-      "temporary": memory.temp_size_in_bytes,
-      "code": memory.generated_code_size_in_bytes,
-      "peak": peak,
+    "arguments": memory.argument_size_in_bytes,
+    "outputs": memory.output_size_in_bytes,
+    "shared by both": memory.alias_size_in_bytes,
+    "temporary": memory.temp_size_in_bytes,
+    "code": memory.generated_code_size_in_bytes,
+    "peak": peak,
   }
   moved = _collectives(executable)
   seconds = {"products": work["hardware"] / num_chips / kind.flops}
@@ -183,11 +185,11 @@ def examine(
     seconds["collectives"] = total / kind.link_bytes
   bound = max(seconds.values())
   return {
-      "memory_gb": {k: round(v / 1e9, 3) for k, v in sizes.items()},
-      "tera_flops": {k: round(v / num_chips / 1e12, 2) for k, v in work.items()},
-      "collectives": moved,
-      "seconds": {k: round(v, 4) for k, v in seconds.items()},
-      "mfu_bound": round(work["model"] / num_chips / kind.flops / bound, 3),
+    "memory_gb": {k: round(v / 1e9, 3) for k, v in sizes.items()},
+    "tera_flops": {k: round(v / num_chips / 1e12, 2) for k, v in work.items()},
+    "collectives": moved,
+    "seconds": {k: round(v, 4) for k, v in seconds.items()},
+    "mfu_bound": round(work["model"] / num_chips / kind.flops / bound, 3),
   }
 
 
@@ -209,7 +211,7 @@ def describe(what: str, report: dict[str, Any], limit: float) -> str:
   lines.append(f"  memory a chip, GB: {memory}; limit {limit / 1e9:.1f}")
   work = report["tera_flops"]
   lines.append(
-      f"  TFLOPs a chip: model {work['model']}, hardware {work['hardware']}"
+    f"  TFLOPs a chip: model {work['model']}, hardware {work['hardware']}"
   )
   if report["collectives"] is None:
     lines.append("  collectives: the compiler does not print this program")
@@ -217,15 +219,15 @@ def describe(what: str, report: dict[str, Any], limit: float) -> str:
     for entry in report["collectives"]:
       unsure = ", some in loops of unknown turns" * bool(entry["unknown_loops"])
       lines.append(
-          f"  {entry['kind']} among {entry['group_size']} chips:"
-          f" {entry['number']}, {entry['bytes'] / 1e9:.3f} GB received{unsure}"
+        f"  {entry['kind']} among {entry['group_size']} chips:"
+        f" {entry['number']}, {entry['bytes'] / 1e9:.3f} GB received{unsure}"
       )
   if report.get("kernels"):
     lines.append(f"  Pallas kernels: {', '.join(report['kernels'])}")
   times = ", ".join(f"{k} {v:.3f}" for k, v in report["seconds"].items())
   lines.append(
-      f"  at least {max(report['seconds'].values()):.3f} s ({times}); MFU at"
-      f" most {report['mfu_bound']:.0%}"
+    f"  at least {max(report['seconds'].values()):.3f} s ({times}); MFU at"
+    f" most {report['mfu_bound']:.0%}"
   )
   lines.append("  fits" if report["fits"] else "  DOES NOT FIT")
   return "\n".join(lines)

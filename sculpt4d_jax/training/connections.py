@@ -29,9 +29,11 @@ def connect(mesh: partitioning.Mesh) -> None:
   for count in range(len(axes), 0, -1):
     for group in itertools.combinations(axes, count):
       meet = jax.shard_map(
-          lambda group=group: lax.psum(lax.axis_index(group), group),
-          mesh=mesh, in_specs=(), out_specs=partitioning.Spec(),
-          check_vma=False,
+        lambda group=group: lax.psum(lax.axis_index(group), group),
+        mesh=mesh,
+        in_specs=(),
+        out_specs=partitioning.Spec(),
+        check_vma=False,
       )
       multihost_utils.sync_global_devices(f"connect {group}")
       jax.block_until_ready(jax.jit(meet)())

@@ -68,11 +68,13 @@ class DiTTaskConfig:
     for name in ("context_dropout", "temporal_dropout"):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
-    if self.lora.rank and (self.train_image_encoder or self.context_field_weight):
+    if self.lora.rank and (
+      self.train_image_encoder or self.context_field_weight
+    ):
       raise ValueError(
-          "LoRA trains adapters of the DiT alone: train_image_encoder must be"
-          " False and context_field_weight 0, came"
-          f" {self.train_image_encoder} and {self.context_field_weight}."
+        "LoRA trains adapters of the DiT alone: train_image_encoder must be"
+        " False and context_field_weight 0, came"
+        f" {self.train_image_encoder} and {self.context_field_weight}."
       )
 
 
@@ -82,8 +84,8 @@ def _by_time(errors: Array, time: Array) -> dict[str, Any]:
   is_in = jax.nn.one_hot(bucket, _TIME_BUCKETS)  # [B, buckets]
   totals, weights = errors @ is_in, is_in.sum(0)
   return {
-      _bucket_name(i): metrics_lib.WeightedMean(totals[i], weights[i])
-      for i in range(_TIME_BUCKETS)
+    _bucket_name(i): metrics_lib.WeightedMean(totals[i], weights[i])
+    for i in range(_TIME_BUCKETS)
   }
 
 
@@ -98,31 +100,31 @@ class ConditionalDiT(nnx.Module):
   """
 
   def __init__(
-      self,
-      dit_config: dit_lib.DiTConfig,
-      encoder_config: image_encoder_lib.ImageEncoderConfig,
-      *,
-      use_field_head: bool,
-      rngs: nnx.Rngs,
+    self,
+    dit_config: dit_lib.DiTConfig,
+    encoder_config: image_encoder_lib.ImageEncoderConfig,
+    *,
+    use_field_head: bool,
+    rngs: nnx.Rngs,
   ):
     self.image_encoder = image_encoder_lib.ImageEncoder(
-        encoder_config, rngs=rngs
+      encoder_config, rngs=rngs
     )
     self.dit = dit_lib.DiT(dit_config, rngs=rngs)
     self.field_head = (
-        _field_head(encoder_config, rngs) if use_field_head else None
+      _field_head(encoder_config, rngs) if use_field_head else None
     )
 
 
 def _field_head(encoder_config, rngs):
   return vae_blocks.FieldDecoder(
-      encoder_config.width,
-      encoder_config.num_heads,
-      num_freqs=HEAD_FREQS,
-      include_pi=False,
-      mlp_ratio=2,
-      use_norm_post=True,
-      rngs=rngs,
+    encoder_config.width,
+    encoder_config.num_heads,
+    num_freqs=HEAD_FREQS,
+    include_pi=False,
+    mlp_ratio=2,
+    use_norm_post=True,
+    rngs=rngs,
   )
 
 
@@ -130,13 +132,13 @@ class DiTTask:
   """Loss, batches and evaluation of the diffusion transformer."""
 
   def __init__(
-      self,
-      config: DiTTaskConfig,
-      dit_config: dit_lib.DiTConfig,
-      encoder_config: image_encoder_lib.ImageEncoderConfig,
-      batches: batches_lib.Batches,
-      scale: float,
-      init_from: Mapping[str, nnx.State] | None = None,
+    self,
+    config: DiTTaskConfig,
+    dit_config: dit_lib.DiTConfig,
+    encoder_config: image_encoder_lib.ImageEncoderConfig,
+    batches: batches_lib.Batches,
+    scale: float,
+    init_from: Mapping[str, nnx.State] | None = None,
   ):
     self.config = config
     self.dit_config = dit_config
@@ -150,10 +152,10 @@ class DiTTask:
 
   def _create(self) -> ConditionalDiT:
     model = ConditionalDiT(
-        self.dit_config,
-        self.encoder_config,
-        use_field_head=self.config.context_field_weight > 0,
-        rngs=nnx.Rngs(self.config.seed),
+      self.dit_config,
+      self.encoder_config,
+      use_field_head=self.config.context_field_weight > 0,
+      rngs=nnx.Rngs(self.config.seed),
     )
     if self.config.lora.rank:
       rngs = nnx.Rngs(self.config.seed + 1)
@@ -185,36 +187,36 @@ class DiTTask:
     return nnx.split(self._create())[1]
 
   def check_mesh(
-      self, mesh: partitioning.Mesh, accumulation_steps: int
+    self, mesh: partitioning.Mesh, accumulation_steps: int
   ) -> None:
     """Raises ValueError where the mesh does not divide a step."""
     c = self.dit_config
     partitioning.check_training(
-        mesh,
-        batch_size=self.config.batch_size,
-        num_frames=self.batches.num_frames,
-        num_heads=c.num_heads,
-        hidden_width=c.mlp_ratio * c.width,
-        num_experts=c.num_experts if c.num_moe_blocks else 0,
-        accumulation_steps=accumulation_steps,
+      mesh,
+      batch_size=self.config.batch_size,
+      num_frames=self.batches.num_frames,
+      num_heads=c.num_heads,
+      hidden_width=c.mlp_ratio * c.width,
+      num_experts=c.num_experts if c.num_moe_blocks else 0,
+      accumulation_steps=accumulation_steps,
     )
 
   def flops(self, batch: Mapping[str, Any]) -> int:
     """Model operations of a step on a batch; see `step_flops`."""
     clips, frames, tokens, _ = batch["mean"].shape
     return step_flops.dit_step(
-        self.dit_config,
-        self.encoder_config,
-        batch_size=clips,
-        num_frames=frames,
-        num_tokens=tokens,
-        has_pictures="images" in batch,
-        encoder_learns=self.config.train_image_encoder,
-        is_adapted=bool(self.config.lora.rank),
+      self.dit_config,
+      self.encoder_config,
+      batch_size=clips,
+      num_frames=frames,
+      num_tokens=tokens,
+      has_pictures="images" in batch,
+      encoder_learns=self.config.train_image_encoder,
+      is_adapted=bool(self.config.lora.rank),
     )
 
   def batch(
-      self, step: int, rows: np.ndarray | None = None
+    self, step: int, rows: np.ndarray | None = None
   ) -> dict[str, np.ndarray]:
     """The batch of a step, or some rows of it."""
     return self.batches.batch(step, rows)
@@ -224,7 +226,7 @@ class DiTTask:
     return self.batches.describe(step)
 
   def loss(
-      self, params: Any, batch: dict[str, Array], key: Array
+    self, params: Any, batch: dict[str, Array], key: Array
   ) -> tuple[Array, dict[str, Array]]:
     """Flow matching loss and the routers' balancing loss."""
     sample_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
@@ -232,36 +234,34 @@ class DiTTask:
     latents = self._sample_latents(batch, sample_key)
     time = time_sampling.get(self.config.time_sampling)(time_key, num_clips)
     keep = jax.random.bernoulli(
-        drop_key, 1.0 - self.config.context_dropout, (num_clips, 1, 1, 1)
+      drop_key, 1.0 - self.config.context_dropout, (num_clips, 1, 1, 1)
     )
     model = nnx.merge(self.graphdef, params)
     context = self._context(model, batch)
     errors, output = self._errors(
-        model,
-        latents,
-        context * keep,
-        noise_key,
-        time,
-        self._temporal_weight(drop_key, num_clips),
+      model,
+      latents,
+      context * keep,
+      noise_key,
+      time,
+      self._temporal_weight(drop_key, num_clips),
     )
     matching, balance = errors.mean(), output.aux_losses.sum()
     loss = matching + balance
     metrics = {
-        "flow_loss": matching,
-        "router_aux_loss": balance,
-        "router_max_load": output.router_load.max(initial=0.0),
-        "router_min_load": output.router_load.min(initial=1.0),
+      "flow_loss": matching,
+      "router_aux_loss": balance,
+      "router_max_load": output.router_load.max(initial=0.0),
+      "router_min_load": output.router_load.min(initial=1.0),
     } | _by_time(errors, time)
     if len(output.router_load):
       mean_load = output.router_load.mean(0)
       metrics |= {f"router_load/{e}": x for e, x in enumerate(mean_load)}
     if model.field_head is not None:
       metrics["context_field_error"] = self._context_field_error(
-          model, context, batch["samples"]
+        model, context, batch["samples"]
       )
-      loss += (
-          self.config.context_field_weight * metrics["context_field_error"]
-      )
+      loss += self.config.context_field_weight * metrics["context_field_error"]
     return loss, metrics
 
   def _temporal_weight(self, key, num_clips):
@@ -300,18 +300,18 @@ class DiTTask:
     return self.scale * (mean + std * noise)
 
   def _errors(
-      self, model, latents, context, noise_key, time, temporal_weight=None
+    self, model, latents, context, noise_key, time, temporal_weight=None
   ):
     """Squared errors [B] of the velocity at given times."""
     noise = jax.random.normal(noise_key, latents.shape)
     output = model.dit(
-        paths.interpolate(noise, latents, time),
-        time,
-        context,
-        temporal_weight=temporal_weight,
+      paths.interpolate(noise, latents, time),
+      time,
+      context,
+      temporal_weight=temporal_weight,
     )
     errors = losses.squared_error_per_clip(
-        output.velocity, paths.velocity(noise, latents)
+      output.velocity, paths.velocity(noise, latents)
     )
     return errors, output
 
@@ -324,7 +324,7 @@ class DiTTask:
     model = nnx.merge(self.graphdef, params)
     context = self._context(model, batch)
     errors, _ = self._errors(
-        model, repeat(latents), repeat(context), noise_key, times
+      model, repeat(latents), repeat(context), noise_key, times
     )
     return partitioning.constrain(errors)
 
@@ -337,7 +337,5 @@ class DiTTask:
     if not results:
       return {}
     errors = np.mean(results, 0)
-    named = {
-        _bucket_name(i): float(e) for i, e in enumerate(errors)
-    }
+    named = {_bucket_name(i): float(e) for i, e in enumerate(errors)}
     return named | {"flow_loss": float(errors.mean())}

@@ -13,15 +13,15 @@ Array = array_types.Array
 # The first whose mark is in a parameter's path; everything else is "other":
 # embeddings and norms.
 _MARKS = (
-    ("image_encoder", "image_encoder"),
-    ("field_head", "field_head"),
-    ("temporal", "temporal"),
-    ("router", "router"),
-    ("experts", "experts"),
-    ("attention", "attention"),
-    ("mlp", "mlp"),
-    ("shared_expert", "mlp"),
-    ("skip_linear", "skip"),
+  ("image_encoder", "image_encoder"),
+  ("field_head", "field_head"),
+  ("temporal", "temporal"),
+  ("router", "router"),
+  ("experts", "experts"),
+  ("attention", "attention"),
+  ("mlp", "mlp"),
+  ("shared_expert", "mlp"),
+  ("skip_linear", "skip"),
 )
 GROUPS = tuple(dict.fromkeys(group for _, group in _MARKS)) + ("other",)
 # All that a per-frame model has.
@@ -44,9 +44,9 @@ def check_names(names: tuple[str, ...]) -> None:
   unknown = set(names) - {*GROUPS, BASE}
   if unknown:
     raise ValueError(
-        f"Unknown groups of parameters {sorted(unknown)}; choose among"
-        f" {[*GROUPS, BASE]}, where {BASE!r} is everything that the per-frame"
-        " model has."
+      f"Unknown groups of parameters {sorted(unknown)}; choose among"
+      f" {[*GROUPS, BASE]}, where {BASE!r} is everything that the per-frame"
+      " model has."
     )
 
 
@@ -58,7 +58,7 @@ def is_frozen(group: str, frozen: tuple[str, ...]) -> bool:
 def label(tree: Any, of_group: Callable[[str], str]) -> Any:
   """A tree of labels, one for each parameter."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: of_group(group_of(path)), tree
+    lambda path, _: of_group(group_of(path)), tree
   )
 
 

@@ -25,13 +25,13 @@ Array = array_types.Array
 
 
 def encode_store(
-    path: str | pathlib.Path,
-    store: record_store.RecordStore,
-    vae: shape_vae.ShapeVAE,
-    *,
-    num_uniform: int,
-    num_choices: int,
-    seed: int = 0,
+  path: str | pathlib.Path,
+  store: record_store.RecordStore,
+  vae: shape_vae.ShapeVAE,
+  *,
+  num_uniform: int,
+  num_choices: int,
+  seed: int = 0,
 ) -> store_batches.LatentStore:
   """Encodes a store, or reads what an earlier call wrote to `path`.
 
@@ -47,14 +47,14 @@ def encode_store(
   if path.exists():
     with np.load(path) as file:
       return store_batches.LatentStore(
-          file["mean"], file["log_variance"], float(file["scale"])
+        file["mean"], file["log_variance"], float(file["scale"])
       )
   graphdef, params = nnx.split(vae)
 
   @jax.jit
   def encode(surface: Array, key: Array) -> shape_vae.Posterior:
     inputs, queries = vae_task.select_clip_rows(
-        key, surface, vae.config, num_uniform
+      key, surface, vae.config, num_uniform
     )
     return nnx.merge(graphdef, params).encode(inputs, queries)
 
@@ -69,13 +69,15 @@ def encode_store(
     shape = (2, num_choices, *posterior.mean.shape[1:])
     means.append(posterior.mean.reshape(shape).astype(np.float16))
     log_variances.append(
-        posterior.log_variance.reshape(shape).astype(np.float16)
+      posterior.log_variance.reshape(shape).astype(np.float16)
     )
   mean, log_variance = np.stack(means), np.stack(log_variances)
   second_moment = np.mean(
-      mean.astype(np.float32) ** 2 + np.exp(log_variance.astype(np.float32))
+    mean.astype(np.float32) ** 2 + np.exp(log_variance.astype(np.float32))
   )
-  result = store_batches.LatentStore(mean, log_variance, float(second_moment**-0.5))
+  result = store_batches.LatentStore(
+    mean, log_variance, float(second_moment**-0.5)
+  )
   content = io.BytesIO()
   np.savez(content, **dataclasses.asdict(result))
   atomic.write_bytes(path, content.getvalue())

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import math
 import time
 
-
 from sculpt4d_jax import array_types
 from sculpt4d_jax.training import metrics as metrics_lib
 
@@ -30,10 +29,10 @@ class Meter:
   """
 
   def __init__(
-      self,
-      writer: metrics_lib.Writer,
-      log_every: int,
-      describe: Callable[[int], str],
+    self,
+    writer: metrics_lib.Writer,
+    log_every: int,
+    describe: Callable[[int], str],
   ):
     self._writer = writer
     self._log_every = log_every
@@ -84,7 +83,7 @@ class Meter:
       mean = {k: metrics_lib.mean([v[k] for v in self._values]) for k in values}
       mean |= self._times()
       self._writer.write(
-          step, {f"train/{k}": v for k, v in mean.items() if v == v}
+        step, {f"train/{k}": v for k, v in mean.items() if v == v}
       )
       self._values = []
       self.restart_clock()
@@ -103,13 +102,13 @@ class Meter:
 
   def _complaint(self, name, step, values):
     bad = [
-        key.removeprefix("grad_norm/")
-        for key, value in values.items()
-        if key.startswith("grad_norm/") and not math.isfinite(value)
+      key.removeprefix("grad_norm/")
+      for key, value in values.items()
+      if key.startswith("grad_norm/") and not math.isfinite(value)
     ]
     where = f"the gradients of {', '.join(bad)}" if bad else "no gradient"
     return (
-        f"{name} is {values[name]} at step {step}. Not finite: {where}. The"
-        f" batch: {self._describe(step - 1)}. The newest checkpoint is from"
-        " before it: resume with a lower learning rate, or look at that batch."
+      f"{name} is {values[name]} at step {step}. Not finite: {where}. The"
+      f" batch: {self._describe(step - 1)}. The newest checkpoint is from"
+      " before it: resume with a lower learning rate, or look at that batch."
     )

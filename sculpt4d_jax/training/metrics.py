@@ -41,10 +41,10 @@ def mean(values: list[Any]) -> float:
 def join(parts: dict[str, Any]) -> dict[str, Any]:
   """Metrics of the parts of a batch, stacked on a first axis, as one."""
   return {
-      name: WeightedMean(*(x.sum(0) for x in value))
-      if isinstance(value, WeightedMean)
-      else value.mean(0)
-      for name, value in parts.items()
+    name: WeightedMean(*(x.sum(0) for x in value))
+    if isinstance(value, WeightedMean)
+    else value.mean(0)
+    for name, value in parts.items()
   }
 
 
@@ -79,8 +79,9 @@ class RunWriter:
     with atomic.output_errors(self._folder):
       events.mkdir(parents=True, exist_ok=True)
       self._events = event_file_writer.EventsWriter(
-          # Two runs in one second are told apart.
-          str(events / "events"), f".{os.getpid()}"
+        # Two runs in one second are told apart.
+        str(events / "events"),
+        f".{os.getpid()}",
       )
       self._lines = _open_lines(self._folder / "metrics.jsonl")
     self._flushed = time.monotonic()
@@ -103,7 +104,7 @@ class RunWriter:
 
   def _add(self, step, value):
     self._events.write_event(
-        event_pb2.Event(wall_time=time.time(), step=step, summary=value)
+      event_pb2.Event(wall_time=time.time(), step=step, summary=value)
     )
 
   def _flush(self, after=_FLUSH_SECONDS):

@@ -8,7 +8,8 @@ once, as it would have without this.
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
+from types import TracebackType
 
 from absl import logging
 import jax
@@ -32,10 +33,10 @@ class Notice:
     return self
 
   def __exit__(
-      self,
-      kind: type[BaseException] | None,
-      error: BaseException | None,
-      trace: TracebackType | None,
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
   ) -> None:
     if self._previous is not None:
       signal.signal(signal.SIGTERM, self._previous)

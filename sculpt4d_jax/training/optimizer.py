@@ -56,16 +56,16 @@ class OptimizerConfig:
     groups.check_names(self.frozen)
     if self.accumulation_steps < 1:
       raise ValueError(
-          f"accumulation_steps={self.accumulation_steps} must be at least 1."
+        f"accumulation_steps={self.accumulation_steps} must be at least 1."
       )
     if self.num_steps < 1 or self.warmup_steps < 0:
       raise ValueError(
-          f"num_steps={self.num_steps} must be positive and"
-          f" warmup_steps={self.warmup_steps} not negative."
+        f"num_steps={self.num_steps} must be positive and"
+        f" warmup_steps={self.warmup_steps} not negative."
       )
     if not 0 < self.decay_fraction <= 1:
       raise ValueError(
-          f"decay_fraction={self.decay_fraction} must lie in (0, 1]."
+        f"decay_fraction={self.decay_fraction} must lie in (0, 1]."
       )
 
 
@@ -75,18 +75,18 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
   decay_steps = min(decay_steps, config.num_steps)
   decay_start = max(config.num_steps - decay_steps, config.warmup_steps)
   return optax.join_schedules(
-      [
-          optax.linear_schedule(
-              0.0, config.learning_rate, max(config.warmup_steps, 1)
-          ),
-          optax.constant_schedule(config.learning_rate),
-          optax.cosine_decay_schedule(
-              config.learning_rate,
-              max(config.num_steps - decay_start, 1),
-              config.final_fraction,
-          ),
-      ],
-      [config.warmup_steps, decay_start],
+    [
+      optax.linear_schedule(
+        0.0, config.learning_rate, max(config.warmup_steps, 1)
+      ),
+      optax.constant_schedule(config.learning_rate),
+      optax.cosine_decay_schedule(
+        config.learning_rate,
+        max(config.num_steps - decay_start, 1),
+        config.final_fraction,
+      ),
+    ],
+    [config.warmup_steps, decay_start],
   )
 
 
@@ -99,7 +99,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   temporal = config
   if config.temporal_learning_rate is not None:
     temporal = dataclasses.replace(
-        config, learning_rate=config.temporal_learning_rate
+      config, learning_rate=config.temporal_learning_rate
     )
 
   def label(group):
@@ -108,24 +108,24 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     return "temporal" if group == "temporal" else "base"
 
   kinds = {
-      "base": base,
-      "temporal": _adamw(temporal),
-      # Takes no memory for moments.
-      "frozen": optax.set_to_zero(),
+    "base": base,
+    "temporal": _adamw(temporal),
+    # Takes no memory for moments.
+    "frozen": optax.set_to_zero(),
   }
   return optax.chain(
-      clip, optax.partition(kinds, lambda tree: groups.label(tree, label))
+    clip, optax.partition(kinds, lambda tree: groups.label(tree, label))
   )
 
 
 def _adamw(config: OptimizerConfig) -> optax.GradientTransformation:
   return optax.adamw(
-      learning_rate_schedule(config),
-      b1=config.b1,
-      b2=config.b2,
-      eps=config.epsilon,
-      weight_decay=config.weight_decay,
-      mask=_is_matrix,
+    learning_rate_schedule(config),
+    b1=config.b1,
+    b2=config.b2,
+    eps=config.epsilon,
+    weight_decay=config.weight_decay,
+    mask=_is_matrix,
   )
 
 
@@ -134,10 +134,12 @@ def hold_frozen(params: Any, frozen: tuple[str, ...]) -> Any:
   if not frozen:
     return params
   return jax.tree_util.tree_map_with_path(
-      lambda path, x: jax.lax.stop_gradient(x)
+    lambda path, x: (
+      jax.lax.stop_gradient(x)
       if groups.is_frozen(groups.group_of(path), frozen)
-      else x,
-      params,
+      else x
+    ),
+    params,
   )
 
 

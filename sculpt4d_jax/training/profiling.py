@@ -35,7 +35,9 @@ class Tracer:
       jax.profiler.stop_trace()
       self._is_on = False
       logging.info(
-          "Traced %d steps into %s; see them with tensorboard"
-          " --logdir=%s (pip install tensorboard-plugin-profile).",
-          self._schedule.profile[1], self._folder, self._folder,
+        "Traced %d steps into %s; see them with tensorboard"
+        " --logdir=%s (pip install tensorboard-plugin-profile).",
+        self._schedule.profile[1],
+        self._folder,
+        self._folder,
       )

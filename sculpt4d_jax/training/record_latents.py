@@ -74,13 +74,21 @@ class PosteriorJob:
     e = settings.example
     self.settings = settings
     self.example = dataclasses.replace(
-        e, contents=("geometry",), num_samples=0, posterior="", features=""
+      e, contents=("geometry",), num_samples=0, posterior="", features=""
     )
     self._num_uniform = e.num_uniform
     self.name = _name(
-        vae, vae.config, settings,
-        ("num_parts", "num_uniform", "num_sharp", "turn_to_camera",
-         "max_elevation", "mirror"),
+      vae,
+      vae.config,
+      settings,
+      (
+        "num_parts",
+        "num_uniform",
+        "num_sharp",
+        "turn_to_camera",
+        "max_elevation",
+        "mirror",
+      ),
     )
     graphdef, params = nnx.split(vae)
     config = vae.config
@@ -88,7 +96,7 @@ class PosteriorJob:
     @jax.jit
     def encode(params, surface: Array, key: Array) -> shape_vae.Posterior:
       inputs, queries = vae_task.select_clip_rows(
-          key, surface[None], config, self._num_uniform
+        key, surface[None], config, self._num_uniform
       )
       posterior = nnx.merge(graphdef, params).encode(inputs, queries)
       return jax.tree.map(lambda x: x[0].astype(jnp.float16), posterior)
@@ -98,9 +106,9 @@ class PosteriorJob:
   def details(self, reader, row) -> dict[str, int]:
     turned = self.example.turn_to_camera
     return {
-        "views": reader.views(row) if turned else [],
-        "mirrors": self.settings.mirrors,
-        "choices": self.settings.choices,
+      "views": reader.views(row) if turned else [],
+      "mirrors": self.settings.mirrors,
+      "choices": self.settings.choices,
     }
 
   def entries(self, reader, row, details) -> Iterator[dict[str, np.ndarray]]:
@@ -112,19 +120,19 @@ class PosteriorJob:
         for _ in range(details["choices"]):
           seed = _seed(self.settings.seed, clip, number)
           example = reader.read_variant(
-              row, view, bool(mirrored), np.random.default_rng(seed)
+            row, view, bool(mirrored), np.random.default_rng(seed)
           )
           posterior = self._encode(
-              example["surface"], jax.random.key(seed % 2**31)
+            example["surface"], jax.random.key(seed % 2**31)
           )
           mean, log_variance = map(
-              np.asarray, (posterior.mean, posterior.log_variance)
+            np.asarray, (posterior.mean, posterior.log_variance)
           )
           moments.append(
-              np.mean(
-                  mean.astype(np.float64) ** 2
-                  + np.exp(log_variance.astype(np.float64))
-              )
+            np.mean(
+              mean.astype(np.float64) ** 2
+              + np.exp(log_variance.astype(np.float64))
+            )
           )
           number += 1
           yield {"mean": mean, "log_variance": log_variance}
@@ -138,20 +146,26 @@ class FeatureJob:
   folder = "features"
 
   def __init__(
-      self,
-      encoder: image_encoder_lib.ImageEncoder,
-      settings: LatentSettings,
+    self,
+    encoder: image_encoder_lib.ImageEncoder,
+    settings: LatentSettings,
   ):
     e = settings.example
     border = sum(e.border_ratio) / 2
     self.settings = settings
     self.example = dataclasses.replace(
-        e, contents=("images",), colour_jitter=0.0, posterior="", features="",
-        border_ratio=(border, border),
+      e,
+      contents=("images",),
+      colour_jitter=0.0,
+      posterior="",
+      features="",
+      border_ratio=(border, border),
     )
     self.name = _name(
-        encoder, encoder.config, dataclasses.replace(settings, choices=1),
-        ("image_size", "border_ratio", "max_elevation", "mirror"),
+      encoder,
+      encoder.config,
+      dataclasses.replace(settings, choices=1),
+      ("image_size", "border_ratio", "max_elevation", "mirror"),
     )
     graphdef, params = nnx.split(encoder)
 
@@ -166,9 +180,9 @@ class FeatureJob:
 
   def details(self, reader, row) -> dict[str, int]:
     return {
-        "views": reader.views(row),
-        "mirrors": self.settings.mirrors,
-        "choices": 1,
+      "views": reader.views(row),
+      "mirrors": self.settings.mirrors,
+      "choices": 1,
     }
 
   def entries(self, reader, row, details) -> Iterator[dict[str, np.ndarray]]:
@@ -183,11 +197,11 @@ Job = PosteriorJob | FeatureJob
 
 
 def precompute(
-    folders: Sequence[str | pathlib.Path],
-    job: Job,
-    *,
-    share: int = 0,
-    num_shares: int = 1,
+  folders: Sequence[str | pathlib.Path],
+  job: Job,
+  *,
+  share: int = 0,
+  num_shares: int = 1,
 ) -> int:
   """Makes the shards that a job still lacks.
 
@@ -220,12 +234,18 @@ def precompute(
   total = sum(len(clips) for _, clips in work)
   todo = sum(len(clips) for _, clips in missing)
   logging.info(
-      "%s %s: %d of %d clips are still to be computed.",
-      job.folder.capitalize(), job.name, todo, total,
+    "%s %s: %d of %d clips are still to be computed.",
+    job.folder.capitalize(),
+    job.name,
+    todo,
+    total,
   )
   with tqdm.tqdm(
-      total=total, initial=total - todo, desc=job.folder, mininterval=2.0,
-      disable=share != 0,
+    total=total,
+    initial=total - todo,
+    desc=job.folder,
+    mininterval=2.0,
+    disable=share != 0,
   ) as progress:
     for path, clips in missing:
       _write(job, path, clips, progress)
@@ -273,11 +293,11 @@ def latent_scale(folders: Sequence[str | pathlib.Path], name: str) -> float:
   moments = []
   for folder in folders:
     index = dataset_index.read_index(folder)
-    shards = record_files.ShardReader(
-        index.folder / PosteriorJob.folder / name
-    )
+    shards = record_files.ShardReader(index.folder / PosteriorJob.folder / name)
     for clip in index.splits["train"]:
-      moments.append(shards.contents(clip.shard)[clip.clip]["details"]["moment"])
+      moments.append(
+        shards.contents(clip.shard)[clip.clip]["details"]["moment"]
+      )
     shards.close()
   return float(np.mean(moments) ** -0.5)
 
@@ -291,9 +311,9 @@ def _name(module, config, settings, fields) -> str:
   digest = hashlib.sha256()
   shaping = {name: getattr(settings.example, name) for name in fields}
   shaping |= {
-      "choices": settings.choices,
-      "seed": settings.seed,
-      "config": _plain(config),
+    "choices": settings.choices,
+    "seed": settings.seed,
+    "config": _plain(config),
   }
   digest.update(json.dumps(shaping, sort_keys=True, default=str).encode())
   leaves = jax.tree_util.tree_flatten_with_path(nnx.split(module)[1])[0]

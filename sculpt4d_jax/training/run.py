@@ -25,7 +25,7 @@ _VAE_FILE = pathlib.PurePath("weights") / "vae.safetensors"
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, stages: list[str]
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, stages: list[str]
 ) -> None:
   """Runs stages in order; each goes on where an earlier run stopped.
 
@@ -42,7 +42,7 @@ def run(
   unknown = set(stages) - set(STAGES)
   if unknown:
     raise ValueError(
-        f"Unknown stages {sorted(unknown)}; choose among {list(STAGES)}."
+      f"Unknown stages {sorted(unknown)}; choose among {list(STAGES)}."
     )
   tasks.check(config, stages, workdir / _VAE_FILE)
   source = sources.open_source(config, workdir)
@@ -53,9 +53,9 @@ def run(
 
 
 def train_vae(
-    config: ml_collections.ConfigDict,
-    workdir: pathlib.Path,
-    source: sources.Source,
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  source: sources.Source,
 ) -> None:
   """Trains the autoencoder and writes its weights and all latents."""
   options, optimizer = tasks.vae_options(config)
@@ -67,21 +67,21 @@ def train_vae(
   task = tasks.vae(config, source.surfaces(options), given)
   sources.check_identity(workdir / "vae", source)
   params = train.train(
-      task,
-      optimizer,
-      workdir / "vae",
-      mesh=partitioning.MeshConfig(**config.mesh),
-      seed=options.seed,
-      schedule=schedule_lib.take(config.vae_training.to_dict()),
+    task,
+    optimizer,
+    workdir / "vae",
+    mesh=partitioning.MeshConfig(**config.mesh),
+    seed=options.seed,
+    schedule=schedule_lib.take(config.vae_training.to_dict()),
   )
   # The clips are encoded with the weights that are written.
   params = model_files.as_stored(params)
   vae = nnx.merge(task.graphdef, params)
   details = {
-      "steps": optimizer.num_steps,
-      "field_band": options.field_band,
-      "scale_factor": source.encode(vae),
-      "eval": task.evaluate(params),
+    "steps": optimizer.num_steps,
+    "field_band": options.field_band,
+    "scale_factor": source.encode(vae),
+    "eval": task.evaluate(params),
   }
   logging.info("Autoencoder: %s", details)
   _save(workdir / _VAE_FILE, params, model_config, details)
@@ -95,9 +95,9 @@ def _save(path, params, model_config, details):
 
 
 def train_dit(
-    config: ml_collections.ConfigDict,
-    workdir: pathlib.Path,
-    source: sources.Source,
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  source: sources.Source,
 ) -> None:
   """Trains the DiT, and the image encoder with it if the preset says so."""
   vae_file = workdir / _VAE_FILE
@@ -112,40 +112,42 @@ def train_dit(
       given[name] = sources.load_module(config, init_from, name)
   dit_config = dit_lib.DiTConfig(**config.model.dit)
   encoder_config = image_encoder_lib.ImageEncoderConfig(
-      **config.model.image_encoder
+    **config.model.image_encoder
   )
   learns = options.train_image_encoder
   source.encode(vae, None if learns else given.get("image_encoder"))
   task = tasks.dit(
-      config,
-      source.latents(options),
-      scale,
-      {name: nnx.state(module) for name, module in given.items()},
+    config,
+    source.latents(options),
+    scale,
+    {name: nnx.state(module) for name, module in given.items()},
   )
   sources.check_identity(workdir / "dit", source)
   params = train.train(
-      task,
-      optimizer,
-      workdir / "dit",
-      mesh=partitioning.MeshConfig(**config.mesh),
-      seed=options.seed,
-      schedule=schedule_lib.take(config.dit_training.to_dict()),
-      observers=_observers(config, vae, scale),
+    task,
+    optimizer,
+    workdir / "dit",
+    mesh=partitioning.MeshConfig(**config.mesh),
+    seed=options.seed,
+    schedule=schedule_lib.take(config.dit_training.to_dict()),
+    observers=_observers(config, vae, scale),
   )
   details = {"steps": optimizer.num_steps, "eval": task.evaluate(params)}
   logging.info("DiT: %s", details)
   if options.lora.rank:
     _save(
-        workdir / "weights" / "adapters.safetensors",
-        task.trained(params), options.lora, details,
+      workdir / "weights" / "adapters.safetensors",
+      task.trained(params),
+      options.lora,
+      details,
     )
     params = task.exported(params)
   for name, part in (("dit", dit_config), ("image_encoder", encoder_config)):
     _save(
-        workdir / "weights" / f"{name}.safetensors",
-        params[name],
-        part,
-        details,
+      workdir / "weights" / f"{name}.safetensors",
+      params[name],
+      part,
+      details,
     )
 
 
@@ -163,7 +165,7 @@ def _take_vae(config, path):
   kind, part = model_lib.parts(config.model)["vae"]
   abstract = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
   params, details = model_folders.load(
-      folder, "vae", nnx.split(abstract)[1], part, dtype="float32"
+    folder, "vae", nnx.split(abstract)[1], part, dtype="float32"
   )
   model_files.save(path, params, part, details | {"copied_from": str(folder)})
 
@@ -172,9 +174,7 @@ def _load_vae(config, path):
   """The autoencoder, and the factor of the latents that go with it."""
   model_config = shape_vae.ShapeVAEConfig(**config.model.vae)
   graphdef, abstract = nnx.split(
-      nnx.eval_shape(
-          lambda: shape_vae.ShapeVAE(model_config, rngs=nnx.Rngs(0))
-      )
+    nnx.eval_shape(lambda: shape_vae.ShapeVAE(model_config, rngs=nnx.Rngs(0)))
   )
   params, details = model_files.load(path, abstract, model_config)
   # Of a pretrained one, the configuration has it.

@@ -51,8 +51,8 @@ class SampledConfig:
   def __post_init__(self):
     if self.every < 0 or self.num_clips < 1:
       raise ValueError(
-          f"samples.every={self.every} must not be negative and"
-          f" samples.num_clips={self.num_clips} at least 1."
+        f"samples.every={self.every} must not be negative and"
+        f" samples.num_clips={self.num_clips} at least 1."
       )
 
 
@@ -60,11 +60,11 @@ class SampledClips:
   """Looks at a run: samples its clips, scores and shows them."""
 
   def __init__(
-      self,
-      options: SampledConfig,
-      config: ml_collections.ConfigDict,
-      vae: shape_vae.ShapeVAE,
-      scale: float,
+    self,
+    options: SampledConfig,
+    config: ml_collections.ConfigDict,
+    vae: shape_vae.ShapeVAE,
+    scale: float,
   ):
     """Sets up; the clips are made at the first look.
 
@@ -80,7 +80,7 @@ class SampledClips:
     graphdef, params = nnx.split(vae)
     vae_config = dataclasses.replace(vae.config, scale_factor=scale)
     rescaled = nnx.eval_shape(
-        lambda: shape_vae.ShapeVAE(vae_config, rngs=nnx.Rngs(0))
+      lambda: shape_vae.ShapeVAE(vae_config, rngs=nnx.Rngs(0))
     )
     self._vae = nnx.merge(nnx.split(rescaled)[0], params)
     self._model = None
@@ -90,15 +90,15 @@ class SampledClips:
     surface = config.surface.to_dict()
     surface["resolution"] = options.resolution
     surface["min_resolution"] = min(
-        surface["min_resolution"], options.resolution
+      surface["min_resolution"], options.resolution
     )
     self._surface = pipeline.SurfaceConfig(**surface)
     self._conventions = geometry_metrics.Conventions(
-        num_points=options.num_points, iou_resolution=32, jitter_resolution=16
+      num_points=options.num_points, iou_resolution=32, jitter_resolution=16
     )
 
   def look(
-      self, step: int, params: Mapping[str, Any], writer: metrics_lib.Writer
+    self, step: int, params: Mapping[str, Any], writer: metrics_lib.Writer
   ) -> dict[str, float]:
     """Samples with the averaged parameters; means over the clips.
 
@@ -124,28 +124,28 @@ class SampledClips:
     scores, sheets = [], []
     for clip in self._clips:
       meshes = held_out.sample_meshes(
-          model, clip, self._sampling, self._surface
+        model, clip, self._sampling, self._surface
       )
       scores.append(
-          evaluator.evaluate_sequence(
-              meshes, clip.truth, self._conventions, name=clip.name
-          )
+        evaluator.evaluate_sequence(
+          meshes, clip.truth, self._conventions, name=clip.name
+        )
       )
       sheets.append(preview.contact_sheet(meshes, clip.images, tile_size=128))
     return scores, sheets
 
   def _make_clips(self):
     data = self._config.data.to_dict()
-    names = {field.name for field in dataclasses.fields(
-        synthetic_records.RecordSizes
-    )}
+    names = {
+      field.name for field in dataclasses.fields(synthetic_records.RecordSizes)
+    }
     sizes = {name: value for name, value in data.items() if name in names}
     first = data["held_out_seed"]
     return held_out.make_clips(
-        range(first, first + self._options.num_clips),
-        self._sampling.num_frames,
-        synthetic_records.RecordSizes(**sizes),
-        run_log.RunLog(show_progress=False),
+      range(first, first + self._options.num_clips),
+      self._sampling.num_frames,
+      synthetic_records.RecordSizes(**sizes),
+      run_log.RunLog(show_progress=False),
     )
 
   def _with_weights(self, params):
@@ -154,10 +154,10 @@ class SampledClips:
       modules = {"vae": self._vae}
       for name in ("image_encoder", "dit"):
         kind, part = model_lib.parts(self._config.model)[name]
-        module = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))  # pylint: disable=cell-var-from-loop
+        module = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
         modules[name] = nnx.merge(nnx.split(module)[0], params[name])
       self._model = model_lib.Sculpt4D(
-          **modules, offload=self._sampling.offload
+        **modules, offload=self._sampling.offload
       )
     else:
       self._model.set_weights(params["image_encoder"], params["dit"])
@@ -167,7 +167,7 @@ class SampledClips:
 def _means(scores) -> np.ndarray:
   means = [score.means() for score in scores]
   values = [
-      np.nanmean([mean[name] for mean in means] or [np.nan])
-      for name in evaluator.METRICS
+    np.nanmean([mean[name] for mean in means] or [np.nan])
+    for name in evaluator.METRICS
   ]
   return np.array([*values, sum(score.num_empty for score in scores)], float)

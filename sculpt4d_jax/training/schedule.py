@@ -45,19 +45,19 @@ class Schedule:
       raise ValueError(f"keep_best={self.keep_best} must not be negative.")
     if kind(self.best_metric) not in _KINDS:
       raise ValueError(
-          f"best_metric={self.best_metric!r} must be named as it is logged, with"
-          f" {'/ or '.join(_KINDS)}/ before it."
+        f"best_metric={self.best_metric!r} must be named as it is logged, with"
+        f" {'/ or '.join(_KINDS)}/ before it."
       )
     if self.export not in ("last", "best"):
       raise ValueError(f"export={self.export!r}: choose 'last' or 'best'.")
     if self.export == "best" and not self.keep_best:
       raise ValueError("export='best' needs keep_best of at least 1.")
     if self.profile and (
-        len(self.profile) != 2 or self.profile[0] < 0 or self.profile[1] < 1
+      len(self.profile) != 2 or self.profile[0] < 0 or self.profile[1] < 1
     ):
       raise ValueError(
-          f"profile={self.profile} must be a first step and a number of steps,"
-          " as (100, 5), or () for none."
+        f"profile={self.profile} must be a first step and a number of steps,"
+        " as (100, 5), or () for none."
       )
 
   @property

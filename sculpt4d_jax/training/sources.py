@@ -52,9 +52,9 @@ class Source(Protocol):
     """Batches for the autoencoder."""
 
   def encode(
-      self,
-      vae: shape_vae.ShapeVAE,
-      image_encoder: image_encoder_lib.ImageEncoder | None = None,
+    self,
+    vae: shape_vae.ShapeVAE,
+    image_encoder: image_encoder_lib.ImageEncoder | None = None,
   ) -> float:
     """Encodes all clips, unless that is done; the latents' scale.
 
@@ -68,7 +68,7 @@ class Source(Protocol):
 
 
 def open_source(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> Source:
   """The source that a preset names.
 
@@ -104,12 +104,12 @@ class ProceduralSource:
 
   def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
     return store_batches.SurfaceBatches(
-        self._train,
-        self._held_out,
-        batch_size=task.batch_size,
-        num_frames=task.num_frames,
-        num_queries=task.num_queries,
-        seed=task.seed,
+      self._train,
+      self._held_out,
+      batch_size=task.batch_size,
+      num_frames=task.num_frames,
+      num_queries=task.num_queries,
+      seed=task.seed,
     )
 
   def encode(self, vae, image_encoder=None) -> float:
@@ -117,16 +117,17 @@ class ProceduralSource:
 
     def encode():
       return tuple(
-          latents_lib.encode_store(
-              self._workdir / "vae" / f"latents_{name}.npz",
-              store,
-              vae,
-              num_uniform=self._num_uniform,
-              num_choices=self._num_choices,
-          )
-          for name, store in (
-              ("train", self._train), ("held_out", self._held_out)
-          )
+        latents_lib.encode_store(
+          self._workdir / "vae" / f"latents_{name}.npz",
+          store,
+          vae,
+          num_uniform=self._num_uniform,
+          num_choices=self._num_choices,
+        )
+        for name, store in (
+          ("train", self._train),
+          ("held_out", self._held_out),
+        )
       )
 
     self._latents = _first_process_first(encode, "latents")
@@ -136,11 +137,11 @@ class ProceduralSource:
     if self._latents is None:
       raise ValueError("The clips are not encoded yet: call encode first.")
     return store_batches.LatentBatches(
-        (self._train, self._latents[0]),
-        (self._held_out, self._latents[1]),
-        batch_size=task.batch_size,
-        num_samples=_num_samples(task),
-        seed=task.seed,
+      (self._train, self._latents[0]),
+      (self._held_out, self._latents[1]),
+      batch_size=task.batch_size,
+      num_samples=_num_samples(task),
+      seed=task.seed,
     )
 
 
@@ -162,11 +163,11 @@ class RecordSource:
 
   def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
     example = dataclasses.replace(
-        self.example,
-        contents=("geometry",),
-        num_frames=task.num_frames,
-        consecutive=False,
-        num_samples=task.num_queries,
+      self.example,
+      contents=("geometry",),
+      num_frames=task.num_frames,
+      consecutive=False,
+      num_samples=task.num_queries,
     )
     return self._batches(task, example)
 
@@ -179,10 +180,10 @@ class RecordSource:
       self._names["features"] = jobs[-1].name
     for each in jobs:
       record_latents.precompute(
-          self._folders,
-          each,
-          share=jax.process_index(),
-          num_shares=jax.process_count(),
+        self._folders,
+        each,
+        share=jax.process_index(),
+        num_shares=jax.process_count(),
       )
       wait_for_all(each.folder)
     return record_latents.latent_scale(self._folders, job.name)
@@ -193,67 +194,67 @@ class RecordSource:
     shown = "features" if self._config.records.use_features else "images"
     if shown == "features" and shown not in self._names:
       raise ValueError(
-          "records.use_features is for an image encoder that does not learn:"
-          " set dit_training.train_image_encoder=False and give its weights by"
-          " dit_training.init_from."
+        "records.use_features is for an image encoder that does not learn:"
+        " set dit_training.train_image_encoder=False and give its weights by"
+        " dit_training.init_from."
       )
     samples = _num_samples(task)
     example = dataclasses.replace(
-        self.example,
-        contents=("posterior", shown) + (("samples",) if samples else ()),
-        num_samples=samples,
-        **self._names,
+      self.example,
+      contents=("posterior", shown) + (("samples",) if samples else ()),
+      num_samples=samples,
+      **self._names,
     )
     return self._batches(task, example)
 
   def _batches(self, task, example):
     options = self._config.records
     loader = record_loader.LoaderConfig(
-        batch_size=task.batch_size,
-        seed=task.seed,
-        example=example,
-        num_threads=options.num_threads,
-        num_workers=options.num_workers,
-        prefetch=options.prefetch,
+      batch_size=task.batch_size,
+      seed=task.seed,
+      example=example,
+      num_threads=options.num_threads,
+      num_workers=options.num_workers,
+      prefetch=options.prefetch,
     )
     return record_batches.RecordBatches(
-        self._folders, loader, num_frames=self._data.num_frames
+      self._folders, loader, num_frames=self._data.num_frames
     )
 
 
 def example_config(
-    config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
 ) -> record_examples.ExampleConfig:
   """What a preset reads of a record."""
   data, records = config.data, config.records
   return record_examples.ExampleConfig(
-      num_frames=data.num_frames,
-      num_parts=records.num_parts,
-      num_uniform=data.num_uniform,
-      num_sharp=data.num_sharp,
-      turn_to_camera=records.turn_to_camera,
-      max_elevation=records.max_elevation,
-      image_size=data.image_size,
-      border_ratio=tuple(records.border_ratio),
-      mirror=records.mirror,
-      reverse_time=records.reverse_time,
-      colour_jitter=records.colour_jitter,
+    num_frames=data.num_frames,
+    num_parts=records.num_parts,
+    num_uniform=data.num_uniform,
+    num_sharp=data.num_sharp,
+    turn_to_camera=records.turn_to_camera,
+    max_elevation=records.max_elevation,
+    image_size=data.image_size,
+    border_ratio=tuple(records.border_ratio),
+    mirror=records.mirror,
+    reverse_time=records.reverse_time,
+    colour_jitter=records.colour_jitter,
   )
 
 
 def posterior_job(
-    config: ml_collections.ConfigDict, vae: shape_vae.ShapeVAE
+  config: ml_collections.ConfigDict, vae: shape_vae.ShapeVAE
 ) -> record_latents.PosteriorJob:
   """The job that a training by this preset asks for."""
   settings = record_latents.LatentSettings(
-      example_config(config), config.dit_training.latent_choices
+    example_config(config), config.dit_training.latent_choices
   )
   return record_latents.PosteriorJob(vae, settings)
 
 
 def feature_job(
-    config: ml_collections.ConfigDict,
-    image_encoder: image_encoder_lib.ImageEncoder,
+  config: ml_collections.ConfigDict,
+  image_encoder: image_encoder_lib.ImageEncoder,
 ) -> record_latents.FeatureJob:
   """The job that a training by this preset asks for."""
   settings = record_latents.LatentSettings(example_config(config))
@@ -261,7 +262,7 @@ def feature_job(
 
 
 def load_module(
-    config: ml_collections.ConfigDict, folder: str | pathlib.Path, name: str
+  config: ml_collections.ConfigDict, folder: str | pathlib.Path, name: str
 ) -> nnx.Module:
   """One of a preset's networks with weights, in float32.
 
@@ -277,7 +278,7 @@ def load_module(
   abstract = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
   graphdef, params = nnx.split(abstract)
   return nnx.merge(
-      graphdef, model_folders.load(folder, name, params, part, "float32")[0]
+    graphdef, model_folders.load(folder, name, params, part, "float32")[0]
   )
 
 
@@ -292,9 +293,9 @@ def check_identity(folder: pathlib.Path, source: Source) -> None:
     found = json.loads(path.read_text())
     if found != source.identity:
       raise ValueError(
-          f"The data of {folder} have changed since its training began, and"
-          " its steps would not see the clips they would have seen. Take"
-          f" another --workdir, or delete {path} to go on all the same."
+        f"The data of {folder} have changed since its training began, and"
+        " its steps would not see the clips they would have seen. Take"
+        f" another --workdir, or delete {path} to go on all the same."
       )
   wait_for_all(f"identity of {folder.name}")
   if jax.process_index() == 0 and not path.is_file():
@@ -309,9 +310,9 @@ def wait_for_all(name: str) -> None:
     return
   # A collective of the devices would give up on it after seconds.
   ocp.multihost.sync_global_processes(
-      f"{name} {next(_barriers)}",
-      timeout=_MAX_WAIT,
-      processes=set(range(jax.process_count())),
+    f"{name} {next(_barriers)}",
+    timeout=_MAX_WAIT,
+    processes=set(range(jax.process_count())),
   )
 
 
@@ -319,8 +320,8 @@ def _make_stores(config, folder):
   """The training and the held-out split of procedural clips."""
   fields = config.data.to_dict()
   splits = {
-      "train": (fields.pop("num_clips"), fields.pop("first_seed")),
-      "held_out": (fields.pop("num_held_out"), fields.pop("held_out_seed")),
+    "train": (fields.pop("num_clips"), fields.pop("first_seed")),
+    "held_out": (fields.pop("num_held_out"), fields.pop("held_out_seed")),
   }
   _check_disjoint(*splits.values())
   num_frames = fields.pop("num_frames")
@@ -328,14 +329,14 @@ def _make_stores(config, folder):
 
   def open_or_make():
     return tuple(
-        record_store.open_or_make(
-            folder / name,
-            num_clips=num_clips,
-            num_frames=num_frames,
-            first_seed=seed,
-            sizes=sizes,
-        )
-        for name, (num_clips, seed) in splits.items()
+      record_store.open_or_make(
+        folder / name,
+        num_clips=num_clips,
+        num_frames=num_frames,
+        first_seed=seed,
+        sizes=sizes,
+      )
+      for name, (num_clips, seed) in splits.items()
     )
 
   return _first_process_first(open_or_make, "data")
@@ -358,7 +359,7 @@ def _check_disjoint(train_split, held_out_split):
   (num_train, first), (num_held_out, held_out) = train_split, held_out_split
   if first < held_out + num_held_out and held_out < first + num_train:
     raise ValueError(
-        f"Seeds of the training clips ({first} to {first + num_train - 1}) and"
-        f" of the held-out clips ({held_out} to"
-        f" {held_out + num_held_out - 1}) overlap; choose other first seeds."
+      f"Seeds of the training clips ({first} to {first + num_train - 1}) and"
+      f" of the held-out clips ({held_out} to"
+      f" {held_out + num_held_out - 1}) overlap; choose other first seeds."
     )

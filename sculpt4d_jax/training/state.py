@@ -16,9 +16,9 @@ Array = array_types.Array
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("step", "params", "ema", "optimizer", "fixed"),
-    meta_fields=(),
+  jax.tree_util.register_dataclass,
+  data_fields=("step", "params", "ema", "optimizer", "fixed"),
+  meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
@@ -42,9 +42,9 @@ class TrainState:
 
 
 def create(
-    params: Any,
-    tx: optax.GradientTransformation,
-    is_trained: Callable[[tuple[Any, ...], Any], bool] | None = None,
+  params: Any,
+  tx: optax.GradientTransformation,
+  is_trained: Callable[[tuple[Any, ...], Any], bool] | None = None,
 ) -> TrainState:
   """The state before the first step.
 
@@ -58,12 +58,12 @@ def create(
   if is_trained is not None:
     params, fixed = nnx.split_state(params, is_trained, ...)
   return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      # A copy: the step donates its input, which must not hold a buffer twice.
-      ema=jax.tree.map(jnp.copy, params),
-      optimizer=tx.init(params),
-      fixed=fixed,
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    # A copy: the step donates its input, which must not hold a buffer twice.
+    ema=jax.tree.map(jnp.copy, params),
+    optimizer=tx.init(params),
+    fixed=fixed,
   )
 
 

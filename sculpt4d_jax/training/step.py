@@ -17,15 +17,15 @@ from sculpt4d_jax.training import state as state_lib
 Array = array_types.Array
 Loss = Callable[[Any, Any, Array], tuple[Array, dict[str, Array]]]
 Step = Callable[
-    [state_lib.TrainState, Any, Array],
-    tuple[state_lib.TrainState, dict[str, Array]],
+  [state_lib.TrainState, Any, Array],
+  tuple[state_lib.TrainState, dict[str, Array]],
 ]
 
 
 def make_step(
-    loss: Loss,
-    config: optimizer_lib.OptimizerConfig,
-    state_shardings: Any = None,
+  loss: Loss,
+  config: optimizer_lib.OptimizerConfig,
+  state_shardings: Any = None,
 ) -> tuple[Step, optax.GradientTransformation]:
   """Compiles a step.
 
@@ -49,26 +49,26 @@ def make_step(
       return loss(state_lib.join(params, state.fixed), batch, key)
 
     gradients = _accumulated(
-        jax.value_and_grad(loss_of_trained, has_aux=True),
-        config.accumulation_steps,
+      jax.value_and_grad(loss_of_trained, has_aux=True),
+      config.accumulation_steps,
     )
     key = jax.random.fold_in(key, state.step)
     (value, metrics), grads = gradients(state.params, batch, key)
     updates, opt_state = tx.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optimizer_lib.update_ema(
-        state.ema, params, state.step, config.ema_decay
+      state.ema, params, state.step, config.ema_decay
     )
     metrics = metrics | {
-        "loss": value,
-        "grad_norm": optax.tree.norm(grads),
-        "param_norm": optax.tree.norm(params),
-        "learning_rate": schedule(state.step),
+      "loss": value,
+      "grad_norm": optax.tree.norm(grads),
+      "param_norm": optax.tree.norm(params),
+      "learning_rate": schedule(state.step),
     }
     for name, tree in (("grad_norm", grads), ("update_norm", updates)):
       metrics |= {f"{name}/{g}": x for g, x in groups.norms(tree).items()}
     state = state_lib.TrainState(
-        state.step + 1, params, ema, opt_state, state.fixed
+      state.step + 1, params, ema, opt_state, state.fixed
     )
     return state, metrics
 
@@ -77,13 +77,13 @@ def make_step(
   whole = jax.tree.leaves(state_shardings)[0]
   whole = partitioning.NamedSharding(whole.mesh, partitioning.Spec())
   return (
-      jax.jit(
-          step,
-          in_shardings=(state_shardings, None, None),
-          out_shardings=(state_shardings, whole),
-          donate_argnums=0,
-      ),
-      tx,
+    jax.jit(
+      step,
+      in_shardings=(state_shardings, None, None),
+      out_shardings=(state_shardings, whole),
+      donate_argnums=0,
+    ),
+    tx,
   )
 
 
@@ -106,8 +106,8 @@ def _accumulated(gradients: Callable[..., Any], num_parts: int):
 
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     parts = (
-        jax.tree.map(lambda x: _deal(x, num_parts), batch),
-        jax.random.split(key, num_parts),
+      jax.tree.map(lambda x: _deal(x, num_parts), batch),
+      jax.random.split(key, num_parts),
     )
     total, metrics = jax.lax.scan(add, zeros, parts)
     value, grads = jax.tree.map(lambda x: x / num_parts, total)

@@ -22,24 +22,24 @@ from sculpt4d_jax.models import shape_vae
 # By the start of jax's `device_kind`, the longest first. Google Cloud's pages
 # of each TPU (a device of v2 and v3 is one core of two); NVIDIA's data sheets.
 _PEAKS = (
-    ("TPU v6 lite", 918e12),
-    ("TPU v6e", 918e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5p", 459e12),
-    ("TPU v5", 459e12),
-    ("TPU v4", 275e12),
-    ("NVIDIA B200", 2250e12),
-    ("NVIDIA H200", 989e12),
-    ("NVIDIA H100 PCIe", 756e12),
-    ("NVIDIA H100 NVL", 835e12),
-    ("NVIDIA H100", 989e12),
-    ("NVIDIA A100", 312e12),
-    ("NVIDIA L40S", 362e12),
-    ("NVIDIA L4", 121e12),
-    ("NVIDIA RTX A6000", 155e12),
-    ("NVIDIA GeForce RTX 4090", 165e12),
-    ("NVIDIA GeForce RTX 3090", 71e12),
+  ("TPU v6 lite", 918e12),
+  ("TPU v6e", 918e12),
+  ("TPU v5 lite", 197e12),
+  ("TPU v5e", 197e12),
+  ("TPU v5p", 459e12),
+  ("TPU v5", 459e12),
+  ("TPU v4", 275e12),
+  ("NVIDIA B200", 2250e12),
+  ("NVIDIA H200", 989e12),
+  ("NVIDIA H100 PCIe", 756e12),
+  ("NVIDIA H100 NVL", 835e12),
+  ("NVIDIA H100", 989e12),
+  ("NVIDIA A100", 312e12),
+  ("NVIDIA L40S", 362e12),
+  ("NVIDIA L4", 121e12),
+  ("NVIDIA RTX A6000", 155e12),
+  ("NVIDIA GeForce RTX 4090", 165e12),
+  ("NVIDIA GeForce RTX 3090", 71e12),
 )
 _FORWARD_AND_BACKWARD = 3
 _SIDE, _TRIALS = 1536, 3
@@ -55,8 +55,9 @@ def peak(device: jax.Device) -> float | None:
     shared = len(jax.local_devices(backend="cpu"))
     return measured_peak() / shared
   logging.info(
-      "The peak of %r is not known here: the model FLOPs utilisation is left"
-      " out.", device.device_kind,
+    "The peak of %r is not known here: the model FLOPs utilisation is left"
+    " out.",
+    device.device_kind,
   )
   return None
 
@@ -76,15 +77,15 @@ def measured_peak() -> float:
 
 
 def dit_step(
-    dit: dit_config.DiTConfig,
-    encoder: image_encoder_lib.ImageEncoderConfig,
-    *,
-    batch_size: int,
-    num_frames: int,
-    num_tokens: int,
-    encoder_learns: bool,
-    has_pictures: bool = True,
-    is_adapted: bool = False,
+  dit: dit_config.DiTConfig,
+  encoder: image_encoder_lib.ImageEncoderConfig,
+  *,
+  batch_size: int,
+  num_frames: int,
+  num_tokens: int,
+  encoder_learns: bool,
+  has_pictures: bool = True,
+  is_adapted: bool = False,
 ) -> int:
   """Of a step of the transformer, its image encoder included.
 
@@ -94,8 +95,8 @@ def dit_step(
   """
   context = encoder.num_tokens
   learned = [
-      flops.dit_call(dit, num_frames, num_tokens, context),
-      flops.dit_context(dit, num_frames, context),
+    flops.dit_call(dit, num_frames, num_tokens, context),
+    flops.dit_context(dit, num_frames, context),
   ]
   pictures = flops.image_encoder(encoder, num_frames * has_pictures)
   fixed = []
@@ -106,17 +107,17 @@ def dit_step(
 
 
 def vae_step(
-    vae: shape_vae.ShapeVAEConfig,
-    *,
-    batch_size: int,
-    num_frames: int,
-    num_queries: int,
+  vae: shape_vae.ShapeVAEConfig,
+  *,
+  batch_size: int,
+  num_frames: int,
+  num_queries: int,
 ) -> int:
   """Of a step of the autoencoder."""
   shape = flops.add(
-      flops.vae_encoder(vae),
-      flops.vae_decoder(vae),
-      flops.field_queries(vae, num_queries),
+    flops.vae_encoder(vae),
+    flops.vae_decoder(vae),
+    flops.field_queries(vae, num_queries),
   )
   shapes = batch_size * num_frames
   return _FORWARD_AND_BACKWARD * shapes * sum(shape.values())

@@ -81,12 +81,12 @@ def our_step(config: ml_collections.ConfigDict) -> OurStep:
   task = tasks.dit(config, _noise_batches(config))
   batches = [task.batch(step) for step in range(_NUM_BATCHES)]
   return OurStep(
-      task,
-      optimizer,
-      jax.device_get(jax.jit(task.init_params)()),
-      jax.device_put(batches),
-      task.flops(batches[0]),
-      options.batch_size * frames * tokens,
+    task,
+    optimizer,
+    jax.device_get(jax.jit(task.init_params)()),
+    jax.device_put(batches),
+    task.flops(batches[0]),
+    options.batch_size * frames * tokens,
   )
 
 
@@ -96,23 +96,23 @@ def _noise_batches(config):
   rng = np.random.default_rng(0)
   side, points = data.image_size, training.context_field_points
   store = record_store.RecordStore(
-      surface=np.zeros((clips, frames, 1, 7), np.float16),
-      samples=rng.uniform(-1, 1, (clips, frames, points, 4)).astype(np.float16),
-      images=rng.integers(0, 255, (clips, frames, side, side, 3), np.uint8),
-      first_seed=0,
+    surface=np.zeros((clips, frames, 1, 7), np.float16),
+    samples=rng.uniform(-1, 1, (clips, frames, points, 4)).astype(np.float16),
+    images=rng.integers(0, 255, (clips, frames, side, side, 3), np.uint8),
+    first_seed=0,
   )
   shape = (clips, 2, 1, frames, vae.num_latents, vae.latent_channels)
   latents = store_batches.LatentStore(
-      rng.normal(size=shape).astype(np.float16),
-      np.full(shape, -4.0, np.float16),
-      scale=1.0,
+    rng.normal(size=shape).astype(np.float16),
+    np.full(shape, -4.0, np.float16),
+    scale=1.0,
   )
   return store_batches.LatentBatches(
-      (store, latents),
-      (store, latents),
-      batch_size=clips,
-      num_samples=points if training.context_field_weight else 0,
-      seed=training.seed,
+    (store, latents),
+    (store, latents),
+    batch_size=clips,
+    num_samples=points if training.context_field_weight else 0,
+    seed=training.seed,
   )
 
 
@@ -126,7 +126,7 @@ class TorchStep:
     task = ours.task
     self._draws = jax.jit(lambda batch, key: _draws(task, batch, key))
     self._batches = [
-        self._with_draws(batch, step) for step, batch in enumerate(ours.batches)
+      self._with_draws(batch, step) for step, batch in enumerate(ours.batches)
     ]
 
   def _with_draws(self, batch, step):
@@ -145,17 +145,17 @@ def _draws(task, batch, key):
   """What the loss of a step draws, as the task's loss draws it."""
   sample_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
   clips = len(batch["mean"])
-  latents = task._sample_latents(batch, sample_key)  # pylint: disable=protected-access
-  weight = task._temporal_weight(drop_key, clips)  # pylint: disable=protected-access
+  latents = task._sample_latents(batch, sample_key)
+  weight = task._temporal_weight(drop_key, clips)
   keep = jax.random.bernoulli(
-      drop_key, 1.0 - task.config.context_dropout, (clips, 1, 1, 1)
+    drop_key, 1.0 - task.config.context_dropout, (clips, 1, 1, 1)
   )
   return {
-      "latents": latents,
-      "noise": jax.random.normal(noise_key, latents.shape),
-      "time": time_sampling.get(task.config.time_sampling)(time_key, clips),
-      "keep": keep.astype(jnp.float32),
-      "temporal_weight": jnp.ones(clips) if weight is None else weight,
+    "latents": latents,
+    "noise": jax.random.normal(noise_key, latents.shape),
+    "time": time_sampling.get(task.config.time_sampling)(time_key, clips),
+    "keep": keep.astype(jnp.float32),
+    "temporal_weight": jnp.ones(clips) if weight is None else weight,
   }
 
 
@@ -167,40 +167,40 @@ def torch_step(ours: OurStep) -> TorchStep:
     ValueError: The preset has what the PyTorch step does not know.
   """
   try:
-    import torch  # pylint: disable=g-import-not-at-top
+    import torch
   except ImportError:
     raise ImportError(
-        "The comparison needs PyTorch: pip install torch, or leave it out with"
-        " --nopeer."
+      "The comparison needs PyTorch: pip install torch, or leave it out with"
+      " --nopeer."
     ) from None
-  from sculpt4d_jax.training import torch_step as torch_step_lib  # pylint: disable=g-import-not-at-top
+  from sculpt4d_jax.training import torch_step as torch_step_lib
 
   task, optimizer = ours.task, ours.optimizer
   dit = task.dit_config
   if (
-      dit.dtype != "float32"
-      or dit.temporal_mode != "sparse"
-      or not task.config.train_image_encoder
-      or optimizer.frozen
-      or optimizer.temporal_learning_rate is not None
-      or optimizer.accumulation_steps > 1
+    dit.dtype != "float32"
+    or dit.temporal_mode != "sparse"
+    or not task.config.train_image_encoder
+    or optimizer.frozen
+    or optimizer.temporal_learning_rate is not None
+    or optimizer.accumulation_steps > 1
   ):
     raise ValueError(
-        "The PyTorch step is written for float32, sparse temporal attention, an"
-        " image encoder that learns, and one learning rate, as configs/tiny.py"
-        " has them; leave it out with --nopeer."
+      "The PyTorch step is written for float32, sparse temporal attention, an"
+      " image encoder that learns, and one learning rate, as configs/tiny.py"
+      " has them; leave it out with --nopeer."
     )
   module = torch_step_lib.TrainingStep(
-      torch_step_lib.convert(model_files.flatten(ours.params), dit),
-      dit,
-      task.encoder_config,
-      optimizer,
-      num_frames=task.batches.num_frames,
-      num_tokens=ours.batches[0]["mean"].shape[-2],
-      field_weight=task.config.context_field_weight,
-      field_band=task.config.field_band,
-      field_heads=task.encoder_config.num_heads,
-      field_freqs=dit_task.HEAD_FREQS,
+    torch_step_lib.convert(model_files.flatten(ours.params), dit),
+    dit,
+    task.encoder_config,
+    optimizer,
+    num_frames=task.batches.num_frames,
+    num_tokens=ours.batches[0]["mean"].shape[-2],
+    field_weight=task.config.context_field_weight,
+    field_band=task.config.field_band,
+    field_heads=task.encoder_config.num_heads,
+    field_freqs=dit_task.HEAD_FREQS,
   )
   return TorchStep(ours, module, torch.from_numpy)
 
@@ -215,8 +215,10 @@ def check_agreement(ours: OurStep, peer: TorchStep) -> None:
   for step in range(_CHECKED_STEPS):
     own, other = ours.take(step), peer.take(step)
     np.testing.assert_allclose(
-        other, own, rtol=later if step else first,
-        err_msg=f"losses of step {step}",
+      other,
+      own,
+      rtol=later if step else first,
+      err_msg=f"losses of step {step}",
     )
 
 

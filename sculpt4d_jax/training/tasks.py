@@ -4,8 +4,7 @@ What cannot work is found here, in seconds, and not after the hours of the stage
 before.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 
@@ -35,7 +34,7 @@ class _Sizes:
 
 
 def vae_options(
-    config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
 ) -> tuple[vae_task.VAETaskConfig, optimizer_lib.OptimizerConfig]:
   """The `vae_training` section of a preset, checked."""
   options = config.vae_training.to_dict()
@@ -43,13 +42,13 @@ def vae_options(
   schedule_lib.take(options)
   del options["init_from"]
   return (
-      vae_task.VAETaskConfig(**options),
-      optimizer_lib.OptimizerConfig(**optimizer),
+    vae_task.VAETaskConfig(**options),
+    optimizer_lib.OptimizerConfig(**optimizer),
   )
 
 
 def dit_options(
-    config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
 ) -> tuple[dit_task.DiTTaskConfig, optimizer_lib.OptimizerConfig]:
   """The `dit_training` section of a preset, checked.
 
@@ -68,10 +67,11 @@ def dit_options(
     optimizer["frozen"] = tuple(sorted(frozen))
   return task, optimizer_lib.OptimizerConfig(**optimizer)
 
+
 def vae(
-    config: ml_collections.ConfigDict,
-    batches: batches_lib.Batches | None = None,
-    init_from: Mapping[str, nnx.State] | None = None,
+  config: ml_collections.ConfigDict,
+  batches: batches_lib.Batches | None = None,
+  init_from: Mapping[str, nnx.State] | None = None,
 ) -> vae_task.VAETask:
   """The autoencoder's training.
 
@@ -82,19 +82,19 @@ def vae(
   """
   options, _ = vae_options(config)
   return vae_task.VAETask(
-      options,
-      shape_vae.ShapeVAEConfig(**config.model.vae),
-      config.data.num_uniform,
-      batches or _Sizes(options.num_frames),
-      init_from,
+    options,
+    shape_vae.ShapeVAEConfig(**config.model.vae),
+    config.data.num_uniform,
+    batches or _Sizes(options.num_frames),
+    init_from,
   )
 
 
 def dit(
-    config: ml_collections.ConfigDict,
-    batches: batches_lib.Batches | None = None,
-    scale: float = 1.0,
-    init_from: Mapping[str, nnx.State] | None = None,
+  config: ml_collections.ConfigDict,
+  batches: batches_lib.Batches | None = None,
+  scale: float = 1.0,
+  init_from: Mapping[str, nnx.State] | None = None,
 ) -> dit_task.DiTTask:
   """The DiT's training, and its image encoder's.
 
@@ -106,19 +106,19 @@ def dit(
   """
   options, _ = dit_options(config)
   return dit_task.DiTTask(
-      options,
-      dit_lib.DiTConfig(**config.model.dit),
-      image_encoder_lib.ImageEncoderConfig(**config.model.image_encoder),
-      batches or _Sizes(config.data.num_frames),
-      scale,
-      init_from,
+    options,
+    dit_lib.DiTConfig(**config.model.dit),
+    image_encoder_lib.ImageEncoderConfig(**config.model.image_encoder),
+    batches or _Sizes(config.data.num_frames),
+    scale,
+    init_from,
   )
 
 
 def check(
-    config: ml_collections.ConfigDict,
-    stages: Sequence[str],
-    vae_file: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  stages: Sequence[str],
+  vae_file: pathlib.Path,
 ) -> None:
   """Checks that stages can run, as far as that is known before they do.
 
@@ -155,9 +155,9 @@ def _check_best(training, evaluated):
   metric = training.best_metric
   if training.keep_best and not evaluated.get(schedule_lib.kind(metric)):
     raise ValueError(
-        f"The best checkpoints are chosen by {metric}, which this stage does not"
-        " evaluate: see eval_clips and samples.every, or choose another"
-        " best_metric."
+      f"The best checkpoints are chosen by {metric}, which this stage does not"
+      " evaluate: see eval_clips and samples.every, or choose another"
+      " best_metric."
     )
 
 
@@ -169,14 +169,14 @@ def _check_dit_start(config, has_vae, vae_file):
     return
   if config.dit_training.lora.rank:
     raise ValueError(
-        "LoRA adapts given weights: name them with"
-        " --config.dit_training.init_from."
+      "LoRA adapts given weights: name them with"
+      " --config.dit_training.init_from."
     )
   if not has_vae:
     raise ValueError(
-        f"{vae_file} is missing: train the autoencoder first, with"
-        " --stages=vae,dit, or start from weights that have one, with"
-        " --config.dit_training.init_from."
+      f"{vae_file} is missing: train the autoencoder first, with"
+      " --stages=vae,dit, or start from weights that have one, with"
+      " --config.dit_training.init_from."
     )
 
 
@@ -187,11 +187,11 @@ def _check_weights(config, folder, names):
   missing = [name for name in names if name not in found]
   if missing:
     raise model_files.ModelFileError(
-        f"{folder} has no {' and no '.join(missing)}, only {', '.join(found)}."
+      f"{folder} has no {' and no '.join(missing)}, only {', '.join(found)}."
     )
   for name in names:
     model_files.check_config(
-        folder / name,
-        model_files.fields(found[name].config),
-        model_lib.parts(config.model)[name][1],
+      folder / name,
+      model_files.fields(found[name].config),
+      model_lib.parts(config.model)[name][1],
     )

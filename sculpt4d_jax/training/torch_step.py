@@ -29,7 +29,7 @@ Tensor = torch.Tensor
 
 
 def convert(
-    flat: Mapping[str, np.ndarray], config: dit_config.DiTConfig
+  flat: Mapping[str, np.ndarray], config: dit_config.DiTConfig
 ) -> nn.ParameterDict:
   """Our parameters by dotted path, as PyTorch lays them out.
 
@@ -52,7 +52,7 @@ def convert(
     else:
       params["/".join(parts)] = _weight(parts, value)
   return nn.ParameterDict(
-      {name: nn.Parameter(torch.tensor(x)) for name, x in params.items()}
+    {name: nn.Parameter(torch.tensor(x)) for name, x in params.items()}
   )
 
 
@@ -77,18 +77,18 @@ class TrainingStep:
   """Parameters, optimizer and average; call it to take a step."""
 
   def __init__(
-      self,
-      params: nn.ParameterDict,
-      config: dit_config.DiTConfig,
-      encoder: image_encoder_lib.ImageEncoderConfig,
-      optimizer: optimizer_lib.OptimizerConfig,
-      *,
-      num_frames: int,
-      num_tokens: int,
-      field_weight: float,
-      field_band: float,
-      field_heads: int,
-      field_freqs: int,
+    self,
+    params: nn.ParameterDict,
+    config: dit_config.DiTConfig,
+    encoder: image_encoder_lib.ImageEncoderConfig,
+    optimizer: optimizer_lib.OptimizerConfig,
+    *,
+    num_frames: int,
+    num_tokens: int,
+    field_weight: float,
+    field_band: float,
+    field_heads: int,
+    field_freqs: int,
   ):
     self.params = params
     self.config = config
@@ -102,28 +102,33 @@ class TrainingStep:
     self._list = list(params.values())
     self._ema = [p.detach().clone() for p in self._list]
     decays = {
-        name: p for name, p in params.items()
-        if name.endswith("kernel") and p.ndim > 1
+      name: p
+      for name, p in params.items()
+      if name.endswith("kernel") and p.ndim > 1
     }
     others = [p for name, p in params.items() if name not in decays]
     self._adamw = torch.optim.AdamW(
-        [
-            dict(params=list(decays.values()),
-                 weight_decay=optimizer.weight_decay),
-            dict(params=others, weight_decay=0.0),
-        ],
-        betas=(optimizer.b1, optimizer.b2), eps=optimizer.epsilon, fused=True,
+      [
+        dict(params=list(decays.values()), weight_decay=optimizer.weight_decay),
+        dict(params=others, weight_decay=0.0),
+      ],
+      betas=(optimizer.b1, optimizer.b2),
+      eps=optimizer.epsilon,
+      fused=True,
     )
     self._steps = 0
     mask = attention.temporal_mask(
-        num_frames, num_tokens, config.temporal_block_size,
-        config.temporal_schedule, config.temporal_anchor_frames,
+      num_frames,
+      num_tokens,
+      config.temporal_block_size,
+      config.temporal_schedule,
+      config.temporal_anchor_frames,
     )
     blocks = torch.tensor(np.asarray(mask.dense_blocks()))
     size = config.temporal_block_size
     self._mask = blocks.repeat_interleave(size, 0).repeat_interleave(size, 1)
     self._rotation = _rotation(
-        num_frames, config.head_dim, config.temporal_rope_theta
+      num_frames, config.head_dim, config.temporal_rope_theta
     )
 
   def __call__(self, batch: Mapping[str, Tensor]) -> float:
@@ -144,7 +149,7 @@ class TrainingStep:
     self._adamw.step()
     rate = min(config.ema_decay, (1 + self._steps) / (10 + self._steps))
     with torch.no_grad():
-      torch._foreach_lerp_(self._ema, self._list, 1.0 - rate)  # pylint: disable=protected-access
+      torch._foreach_lerp_(self._ema, self._list, 1.0 - rate)
     self._steps += 1
     return float(loss.detach())
 
@@ -154,8 +159,10 @@ class TrainingStep:
     time, noise, latents = batch["time"], batch["noise"], batch["latents"]
     t = time[:, None, None, None]
     velocity, balance = self._dit(
-        t * latents + (1 - t) * noise, time, context * batch["keep"],
-        batch["temporal_weight"],
+      t * latents + (1 - t) * noise,
+      time,
+      context * batch["keep"],
+      batch["temporal_weight"],
     )
     loss = F.mse_loss(velocity, latents - noise) + balance
     if self.field_weight:
@@ -166,33 +173,39 @@ class TrainingStep:
 
   def _linear(self, name: str, x: Tensor, bias: bool = True) -> Tensor:
     p = self.params
-    return F.linear(
-        x, p[f"{name}/kernel"], p[f"{name}/bias"] if bias else None
-    )
+    return F.linear(x, p[f"{name}/kernel"], p[f"{name}/bias"] if bias else None)
 
   def _norm(self, name: str, x: Tensor, epsilon: float = 1e-6) -> Tensor:
     p = self.params
     return F.layer_norm(
-        x, x.shape[-1:], p[f"{name}/scale"], p[f"{name}/bias"], epsilon
+      x, x.shape[-1:], p[f"{name}/scale"], p[f"{name}/bias"], epsilon
     )
 
   def _mlp(self, name: str, x: Tensor) -> Tensor:
     return self._linear(f"{name}/fc2", F.gelu(self._linear(f"{name}/fc1", x)))
 
   def _attend(
-      self, name, heads, x, data, *, norm=None, bias=False, mask=None,
-      rotation=None,
+    self,
+    name,
+    heads,
+    x,
+    data,
+    *,
+    norm=None,
+    bias=False,
+    mask=None,
+    rotation=None,
   ):
     """Attention of x [B, Q, D] to data [B, S, W]."""
     split = lambda y: y.unflatten(-1, (heads, -1)).transpose(1, 2)
     query, key, value = (
-        split(self._linear(f"{name}/{part}", y, bias))
-        for part, y in (("query", x), ("key", data), ("value", data))
+      split(self._linear(f"{name}/{part}", y, bias))
+      for part, y in (("query", x), ("key", data), ("value", data))
     )
     if norm == "rms":
       query, key = (
-          F.rms_norm(y, y.shape[-1:], self.params[f"{name}/{part}/scale"], 1e-6)
-          for part, y in (("query_norm", query), ("key_norm", key))
+        F.rms_norm(y, y.shape[-1:], self.params[f"{name}/{part}/scale"], 1e-6)
+        for part, y in (("query_norm", query), ("key_norm", key))
       )
     elif norm == "layer":
       query = self._norm(f"{name}/query_norm", query)
@@ -231,13 +244,16 @@ class TrainingStep:
     x = torch.cat((x, angles.sin(), angles.cos()), -1)
     x = self._linear("field_head/query_proj", x)
     x = x + self._attend(
-        f"{b}/attention", self.field_heads, self._norm(f"{b}/norm1", x),
-        self._norm(f"{b}/norm_data", tokens), norm="layer",
+      f"{b}/attention",
+      self.field_heads,
+      self._norm(f"{b}/norm1", x),
+      self._norm(f"{b}/norm_data", tokens),
+      norm="layer",
     )
     x = x + self._mlp(f"{b}/mlp", self._norm(f"{b}/norm2", x))
     x = self._norm("field_head/norm_post", x, 1e-5)
     return self._linear("field_head/output_proj", x)[..., 0].reshape(
-        points.shape[:-1]
+      points.shape[:-1]
     )
 
   def _dit(self, latents, time, context, temporal_weight):
@@ -248,7 +264,7 @@ class TrainingStep:
     frequencies = torch.exp(-math.log(1e4) * torch.arange(half) / half)
     angles = time[:, None] * frequencies
     token = self._mlp(
-        "dit/time_embedding/mlp", torch.cat((angles.sin(), angles.cos()), -1)
+      "dit/time_embedding/mlp", torch.cat((angles.sin(), angles.cos()), -1)
     )
     token = token[:, None, None].expand(-1, frames, -1, -1)
     x = torch.cat((token, x), 2).flatten(0, 1)  # [B * F, 1 + N, D]
@@ -261,17 +277,25 @@ class TrainingStep:
         x = self._norm(f"{b}/skip_norm", x)
       y = self._norm(f"{b}/norm_spatial", x)
       x = x + self._attend(
-          f"{b}/spatial_attention", c.num_heads, y, y, norm="rms"
+        f"{b}/spatial_attention", c.num_heads, y, y, norm="rms"
       )
       x = x + self._attend(
-          f"{b}/cross_attention", c.num_heads, self._norm(f"{b}/norm_cross", x),
-          context, norm="rms",
+        f"{b}/cross_attention",
+        c.num_heads,
+        self._norm(f"{b}/norm_cross", x),
+        context,
+        norm="rms",
       )
       y = self._norm(f"{b}/norm_temporal", x[:, 1:])
       y = y.reshape(clips, frames * tokens, -1)
       y = self._attend(
-          f"{b}/temporal_attention", c.num_heads, y, y, norm="rms",
-          mask=self._mask, rotation=self._rotation,
+        f"{b}/temporal_attention",
+        c.num_heads,
+        y,
+        y,
+        norm="rms",
+        mask=self._mask,
+        rotation=self._rotation,
       )
       y = y * temporal_weight[:, None, None]
       y = y.reshape(clips * frames, tokens, -1)
@@ -295,8 +319,9 @@ class TrainingStep:
     gates, chosen = probabilities.topk(c.num_experts_per_token)
     y = self._mlp(f"{name}/shared_expert", rows)
     weights = [
-        p[f"{name}/experts/{fc}/{part}"]
-        for fc in ("fc1", "fc2") for part in ("kernel", "bias")
+      p[f"{name}/experts/{fc}/{part}"]
+      for fc in ("fc1", "fc2")
+      for part in ("kernel", "bias")
     ]
     for expert in range(c.num_experts):
       row, slot = torch.where(chosen == expert)

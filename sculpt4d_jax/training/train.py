@@ -33,8 +33,14 @@ Array = array_types.Array
 _EXIT_AFTER_NOTICE = 143
 # In what jax says when a process that it waits for has gone.
 _SIGNS_OF_LOSS = (
-    "gloo", "connection", "heartbeat", "barrier", "coordination",
-    "unavailable", "deadline_exceeded", "preempted",
+  "gloo",
+  "connection",
+  "heartbeat",
+  "barrier",
+  "coordination",
+  "unavailable",
+  "deadline_exceeded",
+  "preempted",
 )
 
 
@@ -49,7 +55,9 @@ class Task(Protocol):
   def init_params(self) -> Any:
     """Fresh parameters; may be traced."""
 
-  def check_mesh(self, mesh: partitioning.Mesh, accumulation_steps: int) -> None:
+  def check_mesh(
+    self, mesh: partitioning.Mesh, accumulation_steps: int
+  ) -> None:
     """Raises ValueError where the mesh does not divide a step."""
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Any:
@@ -77,7 +85,7 @@ class Observer(Protocol):
   every: int  # Steps between looks; the last step is looked at too.
 
   def look(
-      self, step: int, params: Any, writer: metrics_lib.Writer
+    self, step: int, params: Any, writer: metrics_lib.Writer
   ) -> dict[str, float]:
     """Metrics of parameters on the host, the same on every process."""
 
@@ -87,14 +95,14 @@ class LostProcessError(RuntimeError):
 
 
 def train(
-    task: Task,
-    optimizer: optimizer_lib.OptimizerConfig,
-    workdir: str | pathlib.Path,
-    *,
-    mesh: partitioning.MeshConfig = partitioning.MeshConfig(),
-    seed: int = 0,
-    schedule: schedule_lib.Schedule = schedule_lib.Schedule(),
-    observers: Sequence[Observer] = (),
+  task: Task,
+  optimizer: optimizer_lib.OptimizerConfig,
+  workdir: str | pathlib.Path,
+  *,
+  mesh: partitioning.MeshConfig = partitioning.MeshConfig(),
+  seed: int = 0,
+  schedule: schedule_lib.Schedule = schedule_lib.Schedule(),
+  observers: Sequence[Observer] = (),
 ) -> Any:
   """Trains to the last step, going on from the newest checkpoint if any.
 
@@ -129,7 +137,7 @@ def train(
     shardings = state_shardings(task, optimizer, device_mesh)
     step_fn, tx = step_lib.make_step(task.loss, optimizer, shardings)
     checkpoints = checkpoints_lib.Checkpoints(
-        workdir / "checkpoints", schedule.keep_checkpoints
+      workdir / "checkpoints", schedule.keep_checkpoints
     )
     best = best_lib.Best(workdir / "best", schedule)
     # A checkpoint comes before given weights, and those before fresh ones.
@@ -147,9 +155,18 @@ def train(
     try:
       with notice_lib.Notice() as notice:
         loop = _Loop(
-            task, step_fn, optimizer.num_steps, jax.random.key(seed),
-            device_mesh, checkpoints, best, writer, notice, tracer, schedule,
-            observers,
+          task,
+          step_fn,
+          optimizer.num_steps,
+          jax.random.key(seed),
+          device_mesh,
+          checkpoints,
+          best,
+          writer,
+          notice,
+          tracer,
+          schedule,
+          observers,
         )
         state = loop.run(state)
       if schedule.export == "best":
@@ -175,8 +192,8 @@ def train(
 
 def _log_sizes(state, mesh):
   sizes = [
-      sum(x.size for x in jax.tree.leaves(tree))
-      for tree in (state.params, state.fixed)
+    sum(x.size for x in jax.tree.leaves(tree))
+    for tree in (state.params, state.fixed)
   ]
   fixed = f" and {sizes[1]:,} that stay as they are" if sizes[1] else ""
   logging.info("%s parameters%s on %s.", f"{sizes[0]:,}", fixed, mesh)
@@ -185,14 +202,14 @@ def _log_sizes(state, mesh):
 def abstract_state(task: Task, tx) -> state_lib.TrainState:
   """Shapes of a run's state."""
   return jax.eval_shape(
-      lambda: state_lib.create(task.init_params(), tx, task.is_trained)
+    lambda: state_lib.create(task.init_params(), tx, task.is_trained)
   )
 
 
 def state_shardings(
-    task: Task,
-    optimizer: optimizer_lib.OptimizerConfig,
-    mesh: partitioning.Mesh,
+  task: Task,
+  optimizer: optimizer_lib.OptimizerConfig,
+  mesh: partitioning.Mesh,
 ) -> state_lib.TrainState:
   """Where a run's state lies on a mesh."""
   tx = optimizer_lib.make_optimizer(optimizer)
@@ -218,9 +235,9 @@ def _give(tree, given):
     if path in given:
       old, new = variable[...], given[path][...]
       variable.set_value(
-          jax.make_array_from_callback(
-              old.shape, old.sharding, lambda index: np.asarray(new)[index]
-          )
+        jax.make_array_from_callback(
+          old.shape, old.sharding, lambda index: np.asarray(new)[index]
+        )
       )
       found.add(path)
   return found
@@ -231,7 +248,7 @@ def _on_host(params):
   if jax.process_count() == 1:
     return params if jax.device_count() == 1 else jax.device_get(params)
   return jax.tree.map(
-      lambda x: multihost_utils.process_allgather(x, tiled=True), params
+    lambda x: multihost_utils.process_allgather(x, tiled=True), params
   )
 
 
@@ -244,10 +261,10 @@ def _lost_process(error: Exception) -> LostProcessError | None:
     return None
   reason = str(error).strip().splitlines() or [type(error).__name__]
   return LostProcessError(
-      f"Process {jax.process_index()} of {jax.process_count()} stops: another"
-      " one has gone, and no step can be taken without it"
-      f" ({reason[0][:200]}). Start all of them again; the same command goes on"
-      " from the newest checkpoint."
+    f"Process {jax.process_index()} of {jax.process_count()} stops: another"
+    " one has gone, and no step can be taken without it"
+    f" ({reason[0][:200]}). Start all of them again; the same command goes on"
+    " from the newest checkpoint."
   )
 
 
@@ -270,7 +287,7 @@ class _Loop:
 
   def __post_init__(self):
     self.meter = meter_lib.Meter(
-        self.writer, self.schedule.log_every, self.task.describe_batch
+      self.writer, self.schedule.log_every, self.task.describe_batch
     )
 
   def run(self, state: state_lib.TrainState) -> state_lib.TrainState:
@@ -278,8 +295,12 @@ class _Loop:
     start = int(state.step)
     rows = partitioning.local_rows(self.task.config.batch_size, self.mesh)
     progress = tqdm.tqdm(
-        range(start, self.num_steps), initial=start, total=self.num_steps,
-        desc="steps", mininterval=5.0, disable=jax.process_index() != 0,
+      range(start, self.num_steps),
+      initial=start,
+      total=self.num_steps,
+      desc="steps",
+      mininterval=5.0,
+      disable=jax.process_index() != 0,
     )
     for step in progress:
       batch = self._batch(step, rows)
@@ -317,8 +338,9 @@ class _Loop:
     if stops:
       self.checkpoints.wait()
       logging.info(
-          "Told to stop at step %d; the state is saved, and the same command"
-          " goes on from it.", step,
+        "Told to stop at step %d; the state is saved, and the same command"
+        " goes on from it.",
+        step,
       )
       raise SystemExit(_EXIT_AFTER_NOTICE)
 

@@ -51,12 +51,12 @@ class VAETask:
   is_trained = None  # Everything.
 
   def __init__(
-      self,
-      config: VAETaskConfig,
-      model_config: shape_vae.ShapeVAEConfig,
-      num_uniform: int,
-      batches: batches_lib.Batches,
-      init_from: Mapping[str, nnx.State] | None = None,
+    self,
+    config: VAETaskConfig,
+    model_config: shape_vae.ShapeVAEConfig,
+    num_uniform: int,
+    batches: batches_lib.Batches,
+    init_from: Mapping[str, nnx.State] | None = None,
   ):
     self.config = config
     self.model_config = model_config
@@ -84,14 +84,14 @@ class VAETask:
     return init()
 
   def check_mesh(
-      self, mesh: partitioning.Mesh, accumulation_steps: int
+    self, mesh: partitioning.Mesh, accumulation_steps: int
   ) -> None:
     """Raises ValueError where the mesh does not divide a step."""
     partitioning.check_training(
-        mesh,
-        batch_size=self.config.batch_size,
-        num_frames=self.config.num_frames,
-        accumulation_steps=accumulation_steps,
+      mesh,
+      batch_size=self.config.batch_size,
+      num_frames=self.config.num_frames,
+      accumulation_steps=accumulation_steps,
     )
 
   def exported(self, params: nnx.State) -> nnx.State:
@@ -102,14 +102,14 @@ class VAETask:
     """Model operations of a step on a batch; see `step_flops`."""
     clips, frames, queries, _ = batch["samples"].shape
     return step_flops.vae_step(
-        self.model_config,
-        batch_size=clips,
-        num_frames=frames,
-        num_queries=queries,
+      self.model_config,
+      batch_size=clips,
+      num_frames=frames,
+      num_queries=queries,
     )
 
   def batch(
-      self, step: int, rows: np.ndarray | None = None
+    self, step: int, rows: np.ndarray | None = None
   ) -> dict[str, np.ndarray]:
     """The batch of a step, or some rows of it."""
     return self.batches.batch(step, rows)
@@ -119,32 +119,32 @@ class VAETask:
     return self.batches.describe(step)
 
   def loss(
-      self, params: Any, batch: dict[str, Array], key: Array
+    self, params: Any, batch: dict[str, Array], key: Array
   ) -> tuple[Array, dict[str, Array]]:
     """Absolute error of the field, and the divergence."""
     rows_key, noise_key = jax.random.split(key)
     vae = nnx.merge(self.graphdef, params)
     posterior = self._encode(vae, batch["surface"], rows_key)
     noise = shape_vae.sequence_noise(
-        noise_key,
-        len(batch["surface"]),
-        self.model_config.num_latents,
-        self.model_config.latent_channels,
+      noise_key,
+      len(batch["surface"]),
+      self.model_config.num_latents,
+      self.model_config.latent_channels,
     )
     field, target = self._field(vae, posterior.sample(noise), batch["samples"])
     error = jnp.abs(field - target).mean()
     divergence = posterior.kl().mean()
     loss = error + self.config.kl_weight * divergence
     metrics = {
-        "field_error": error,
-        "kl": divergence,
-        "sample_iou": _iou(field, target),
+      "field_error": error,
+      "kl": divergence,
+      "sample_iou": _iou(field, target),
     }
     return loss, metrics
 
   def _encode(self, vae, surface, key):
     inputs, queries = select_clip_rows(
-        key, surface, self.model_config, self.num_uniform
+      key, surface, self.model_config, self.num_uniform
     )
     return vae.encode(inputs, queries)
 
@@ -159,12 +159,10 @@ class VAETask:
     posterior = self._encode(vae, batch["surface"], key)
     field, target = self._field(vae, posterior.mode(), batch["samples"])
     metrics = {
-        "field_error": jnp.abs(field - target).mean(),
-        "sample_iou": _iou(field, target),
-        "kl": posterior.kl().mean(),
-        "latent_std": jnp.sqrt(
-            jnp.mean(posterior.mean**2 + posterior.std**2)
-        ),
+      "field_error": jnp.abs(field - target).mean(),
+      "sample_iou": _iou(field, target),
+      "kl": posterior.kl().mean(),
+      "latent_std": jnp.sqrt(jnp.mean(posterior.mean**2 + posterior.std**2)),
     }
     return jax.tree.map(partitioning.constrain, metrics)
 
@@ -186,10 +184,10 @@ def _iou(field: Array, target: Array) -> Array:
 
 
 def select_clip_rows(
-    key: Array,
-    surface: Array,
-    config: shape_vae.ShapeVAEConfig,
-    num_uniform: int,
+  key: Array,
+  surface: Array,
+  config: shape_vae.ShapeVAEConfig,
+  num_uniform: int,
 ) -> tuple[Array, Array]:
   """Rows that are read and rows that are queries, chosen on frame 0.
 
@@ -205,12 +203,12 @@ def select_clip_rows(
 
   def of_clip(key, surface):
     inputs, queries = farthest_points.select_rows(
-        key,
-        surface[0],
-        num_latents=config.num_latents,
-        num_uniform=num_uniform,
-        num_sharp=surface.shape[1] - num_uniform,
-        downsample_ratio=config.downsample_ratio,
+      key,
+      surface[0],
+      num_latents=config.num_latents,
+      num_uniform=num_uniform,
+      num_sharp=surface.shape[1] - num_uniform,
+      downsample_ratio=config.downsample_ratio,
     )
     return surface[:, inputs], surface[:, queries]
 

@@ -8,15 +8,14 @@ from sculpt4d_jax.data import record_store
 from sculpt4d_jax.data import synthetic_records
 
 _SIZES = synthetic_records.RecordSizes(
-    num_uniform=24, num_sharp=8, num_near=16, num_volume=16, image_size=16
+  num_uniform=24, num_sharp=8, num_near=16, num_volume=16, image_size=16
 )
 
 
 def test_every_epoch_visits_every_clip_once():
   for epoch in (0, 1):
     clips = [
-        pipeline.draw(12, 4, seed=0, step=3 * epoch + i).clips
-        for i in range(3)
+      pipeline.draw(12, 4, seed=0, step=3 * epoch + i).clips for i in range(3)
     ]
     assert sorted(np.concatenate(clips)) == list(range(12))
 
@@ -52,7 +51,7 @@ def test_mirrored_pictures_swap_left_and_right():
 
 
 def test_store_goes_on_where_it_stopped_and_refuses_another_kind(
-    tmp_path, monkeypatch
+  tmp_path, monkeypatch
 ):
   options = dict(num_clips=4, num_frames=2, first_seed=50, sizes=_SIZES)
   whole = record_store.open_or_make(tmp_path / "whole", **options)
@@ -75,13 +74,13 @@ def test_store_goes_on_where_it_stopped_and_refuses_another_kind(
   np.testing.assert_array_equal(parts.surface, whole.surface)
   with pytest.raises(ValueError, match="another kind"):
     record_store.open_or_make(
-        tmp_path / "parts", **(options | {"first_seed": 51})
+      tmp_path / "parts", **(options | {"first_seed": 51})
     )
 
 
 def test_surface_batch_takes_rows_of_the_store(tmp_path):
   store = record_store.open_or_make(
-      tmp_path, num_clips=2, num_frames=3, first_seed=0, sizes=_SIZES
+    tmp_path, num_clips=2, num_frames=3, first_seed=0, sizes=_SIZES
   )
   drawn = pipeline.draw(2, 2, 0, 0)
   batch = pipeline.surface_batch(store, drawn, num_frames=2, num_queries=8)

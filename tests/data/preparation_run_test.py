@@ -26,19 +26,30 @@ pytest.importorskip("array_record", reason="needs the extra `data`")
 pytest.importorskip("grain", reason="needs the extra `data`")
 
 _SETTINGS = preparation.PreparationSettings(
-    num_frames=3, num_uniform=64, num_sharp=64, num_parts=2, num_queries=8,
-    downsample_ratio=4, num_near=64, num_volume=32, num_views=2,
-    image_size=32, supersampling=1,
-    surface=watertight.WatertightSettings(resolution=24, test_points=500),
+  num_frames=3,
+  num_uniform=64,
+  num_sharp=64,
+  num_parts=2,
+  num_queries=8,
+  downsample_ratio=4,
+  num_near=64,
+  num_volume=32,
+  num_views=2,
+  image_size=32,
+  supersampling=1,
+  surface=watertight.WatertightSettings(resolution=24, test_points=500),
 )
 _RUN = preparation_run.RunSettings(num_workers=2, clips_per_unit=2)
 
 
 def _sequence(folder, shifts):
   box = trimesh.creation.box([1.0, 0.8, 0.6])
-  mesh_files.write_mesh_sequence(folder, [
+  mesh_files.write_mesh_sequence(
+    folder,
+    [
       mesh_lib.TriangleMesh(box.vertices + [x, 0, 0], box.faces) for x in shifts
-  ])
+    ],
+  )
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +61,7 @@ def data_set(tmp_path_factory):
   _sequence(assets / "still", [0.0, 0.0, 0.0])
   (assets / "broken.glb").write_bytes(b"glTF and nothing more")
   (assets / "sources.json").write_text(
-      json.dumps([{"files": "mov*", "licence": "CC0-1.0", "source": "a test"}])
+    json.dumps([{"files": "mov*", "licence": "CC0-1.0", "source": "a test"}])
   )
   output = str(preparation_run.open_output(root / "out", _SETTINGS))
   _run(assets, output)
@@ -76,11 +87,17 @@ def test_good_clips_are_kept_and_bad_ones_say_why(data_set):
       assert np.asarray(strip).std() > 10  # Not an empty page.
   assert "GLB" in verdicts["broken.glb"]["error"]
   index = dataset_index.read_index(output)
-  moving = [c for c in index.splits["train"] if c.shard and
-            c.details["asset_name"] == "moving"]
+  moving = [
+    c
+    for c in index.splits["train"]
+    if c.shard and c.details["asset_name"] == "moving"
+  ]
   assert moving[0].details["licence"] == "CC0-1.0"
   assert {k: len(v) for k, v in moving[0].entries.items()} == {
-      "geometry": 2, "queries": 1, "view": 2, "buffers": 2
+    "geometry": 2,
+    "queries": 1,
+    "view": 2,
+    "buffers": 2,
   }
 
 
@@ -107,19 +124,21 @@ def test_pages_name_everything(data_set):
   for text in ("moving", "nothing moves", "broken.glb", "previews/"):
     assert text in page
   card = dataset_card.write_card(
-      dataset_index.read_index(output), "the command"
+    dataset_index.read_index(output), "the command"
   ).read_text()
   assert "CC0-1.0" in card and "the command" in card and "broken.glb" in card
 
 
 def _config(**changes):
   example = dict(
-      contents=("geometry", "queries", "images", "depth"), num_frames=2,
-      image_size=16,
+    contents=("geometry", "queries", "images", "depth"),
+    num_frames=2,
+    image_size=16,
   )
   return record_loader.LoaderConfig(
-      batch_size=2, seed=5,
-      example=record_examples.ExampleConfig(**(example | changes)),
+    batch_size=2,
+    seed=5,
+    example=record_examples.ExampleConfig(**(example | changes)),
   )
 
 
@@ -145,15 +164,15 @@ def test_two_processes_share_the_batches_of_one(data_set):
   _, output = data_set
   alone = record_loader.make_iterator(output, "train", _config())
   shares = [
-      record_loader.make_iterator(
-          output, "train", _config(), process_index=i, process_count=2
-      )
-      for i in range(2)
+    record_loader.make_iterator(
+      output, "train", _config(), process_index=i, process_count=2
+    )
+    for i in range(2)
   ]
   for _ in range(3):
     batch, parts = next(alone), [next(share) for share in shares]
     assert _equal(
-        batch, {k: np.concatenate([p[k] for p in parts]) for k in batch}
+      batch, {k: np.concatenate([p[k] for p in parts]) for k in batch}
     )
 
 
@@ -168,25 +187,35 @@ def test_augmentation_is_the_same_in_all_frames(data_set):
   _, output = data_set
   index = dataset_index.read_index(output)
   plain = record_examples.ExampleReader(
-      index, "train",
-      record_examples.ExampleConfig(
-          contents=("geometry", "images"), num_frames=3, num_parts=0,
-          image_size=16, mirror=False, reverse_time=False,
-      ),
+    index,
+    "train",
+    record_examples.ExampleConfig(
+      contents=("geometry", "images"),
+      num_frames=3,
+      num_parts=0,
+      image_size=16,
+      mirror=False,
+      reverse_time=False,
+    ),
   )
   mirrored = record_examples.ExampleReader(
-      index, "train",
-      record_examples.ExampleConfig(
-          contents=("geometry", "images"), num_frames=3, num_parts=0,
-          image_size=16,
-      ),
+    index,
+    "train",
+    record_examples.ExampleConfig(
+      contents=("geometry", "images"),
+      num_frames=3,
+      num_parts=0,
+      image_size=16,
+    ),
   )
   seen = set()
   for seed in range(12):
     a = plain.read(0, np.random.default_rng(seed))
     b = mirrored.read(0, np.random.default_rng(seed))
-    flip = not np.allclose(np.sort(a["surface"][..., 0].ravel()),
-                           np.sort(b["surface"][..., 0].ravel()))
+    flip = not np.allclose(
+      np.sort(a["surface"][..., 0].ravel()),
+      np.sort(b["surface"][..., 0].ravel()),
+    )
     back = b["frames"][0] > b["frames"][-1]
     seen.add((flip, bool(back)))
     surface, images = b["surface"], b["images"]
@@ -201,21 +230,21 @@ def test_augmentation_is_the_same_in_all_frames(data_set):
 
 def test_schema_refuses_what_it_does_not_declare():
   arrays = dict(
-      surface=np.zeros((2, 5, 6), np.float16), is_sharp=np.zeros(5, np.uint8)
+    surface=np.zeros((2, 5, 6), np.float16), is_sharp=np.zeros(5, np.uint8)
   )
   content = asset_records.encode("queries", "a", arrays)
   np.testing.assert_array_equal(
-      asset_records.decode(content, "queries")["surface"], arrays["surface"]
+    asset_records.decode(content, "queries")["surface"], arrays["surface"]
   )
   with pytest.raises(asset_records.RecordError, match="expected an entry"):
     asset_records.decode(content, "view")
   with pytest.raises(asset_records.RecordError, match="float16"):
     asset_records.encode(
-        "queries", "a", arrays | {"surface": np.zeros((2, 5, 6))}
+      "queries", "a", arrays | {"surface": np.zeros((2, 5, 6))}
     )
   with pytest.raises(asset_records.RecordError, match="N ="):
     asset_records.encode(
-        "queries", "a", arrays | {"is_sharp": np.zeros(4, np.uint8)}
+      "queries", "a", arrays | {"is_sharp": np.zeros(4, np.uint8)}
     )
 
 
@@ -223,7 +252,8 @@ _SLEEP = 60.0
 
 
 def _too_long():
-  import time  # pylint: disable=g-import-not-at-top
+  import time
+
   time.sleep(_SLEEP)
 
 
@@ -232,13 +262,14 @@ def _too_much():
 
 
 def _crash():
-  import os  # pylint: disable=g-import-not-at-top
+  import os
+
   os.abort()
 
 
 @pytest.mark.parametrize(
-    "function,message",
-    [(_too_long, "longer than"), (_too_much, "memory"), (_crash, "SIGABRT")],
+  "function,message",
+  [(_too_long, "longer than"), (_too_much, "memory"), (_crash, "SIGABRT")],
 )
 def test_bad_work_is_ended_and_named(function, message):
   outcome = isolation.run(function, memory_bytes=8 << 30, seconds=6.0)
@@ -249,7 +280,8 @@ def test_bad_work_is_ended_and_named(function, message):
 @pytest.mark.slow
 def test_beam_does_the_same_work(data_set, tmp_path):
   pytest.importorskip("apache_beam", reason="needs the extra `beam`")
-  from sculpt4d_jax.data import beam_run  # pylint: disable=g-import-not-at-top
+  from sculpt4d_jax.data import beam_run
+
   assets, output = data_set
   again = preparation_run.open_output(tmp_path / "beam", _SETTINGS)
   units = asset_units.find_assets([assets])
@@ -259,5 +291,5 @@ def test_beam_does_the_same_work(data_set, tmp_path):
   assert names == sorted(p.name for p in (again / "shards").iterdir())
   for name in names:
     assert (again / "shards" / name).read_bytes() == (
-        output / "shards" / name
+      output / "shards" / name
     ).read_bytes()

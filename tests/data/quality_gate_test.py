@@ -17,12 +17,19 @@ _LIMITS = quality_gate.GateLimits()
 
 def settings(resolution, num_points=1024):
   return preparation.PreparationSettings(
-      num_frames=known_answers.NUM_FRAMES, num_uniform=num_points,
-      num_sharp=num_points, num_parts=1, num_queries=32, num_near=2048,
-      num_volume=1024, num_views=1, image_size=96, supersampling=1,
-      surface=watertight.WatertightSettings(
-          resolution=resolution, test_points=8000
-      ),
+    num_frames=known_answers.NUM_FRAMES,
+    num_uniform=num_points,
+    num_sharp=num_points,
+    num_parts=1,
+    num_queries=32,
+    num_near=2048,
+    num_volume=1024,
+    num_views=1,
+    image_size=96,
+    supersampling=1,
+    surface=watertight.WatertightSettings(
+      resolution=resolution, test_points=8000
+    ),
   )
 
 
@@ -30,7 +37,8 @@ def test_limits_are_inclusive_and_refuse_what_is_no_number():
   assert not quality_gate.judge({"missing": 0.02, "travel": 0.02}, _LIMITS)
   reasons = quality_gate.judge({"missing": 0.021, "travel": 0.019}, _LIMITS)
   assert [reason.partition(":")[0] for reason in reasons] == [
-      "nothing moves", "parts are missing"
+    "nothing moves",
+    "parts are missing",
   ]
   [reason] = quality_gate.judge({"missing": math.nan}, _LIMITS)
   assert "not comparable" in reason
@@ -60,7 +68,7 @@ def test_a_record_of_a_box_is_close_to_its_formula():
     if trial.group in ("points", "signs"):
       value = round_trip.measure(trial.damage(trip), trial.group)
       assert quality_gate.judge(
-          {trial.measure: value[trial.measure]}, chosen.limits
+        {trial.measure: value[trial.measure]}, chosen.limits
       ), trial.name
 
 

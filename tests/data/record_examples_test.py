@@ -21,8 +21,13 @@ def _index(tmp_path_factory):
 
 def _config(**changes):
   fields = dict(
-      contents=("geometry", "queries", "images"), num_frames=4, num_parts=0,
-      image_size=16, mirror=False, reverse_time=False, turn_to_camera=True,
+    contents=("geometry", "queries", "images"),
+    num_frames=4,
+    num_parts=0,
+    image_size=16,
+    mirror=False,
+    reverse_time=False,
+    turn_to_camera=True,
   )
   return record_examples.ExampleConfig(**(fields | changes))
 
@@ -35,7 +40,7 @@ def _reader(index, **changes):
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_turned_object_is_the_object(index, view, mirrored):
   example = _reader(index).read_variant(
-      1, view, mirrored, np.random.default_rng(0)
+    1, view, mirrored, np.random.default_rng(0)
   )
   eye = example["camera_to_world"][:3, 3]
   # The camera stands in front, x = 0 and z > 0, at the height it had.
@@ -43,7 +48,7 @@ def test_a_turned_object_is_the_object(index, view, mirrored):
   assert eye[2] > 0
   elevation = np.degrees(np.arctan2(eye[1], eye[2]))
   np.testing.assert_allclose(
-      elevation, small_records.ELEVATIONS[view], atol=1e-6
+    elevation, small_records.ELEVATIONS[view], atol=1e-6
   )
   # Every sample's distance is true of the sphere that the points lie on.
   scale = np.linalg.norm(eye) / 4
@@ -51,15 +56,16 @@ def test_a_turned_object_is_the_object(index, view, mirrored):
   surface, samples = example["surface"], example["samples"]
   centres = (surface[..., :3] - radius * surface[..., 3:6]).mean(1)
   np.testing.assert_allclose(
-      np.linalg.norm(surface[..., :3] - centres[:, None], axis=-1), radius,
-      atol=2e-3,
+    np.linalg.norm(surface[..., :3] - centres[:, None], axis=-1),
+    radius,
+    atol=2e-3,
   )
   distances = radius - np.linalg.norm(
-      samples[..., :3] - centres[:, None], axis=-1
+    samples[..., :3] - centres[:, None], axis=-1
   )
   np.testing.assert_allclose(samples[..., 3], distances, atol=3e-3)
   np.testing.assert_allclose(
-      np.linalg.norm(surface[..., 3:6], axis=-1), 1, atol=2e-3
+    np.linalg.norm(surface[..., 3:6], axis=-1), 1, atol=2e-3
   )
   assert np.abs(surface[..., :3]).max() < 1
 
@@ -88,7 +94,7 @@ def test_steep_views_are_left_out(index):
 
 def test_rows_are_drawn_the_same_in_all_frames(index):
   reader = _reader(
-      index, turn_to_camera=False, num_uniform=7, num_sharp=3, num_samples=5
+    index, turn_to_camera=False, num_uniform=7, num_sharp=3, num_samples=5
   )
   example = reader.read(2, np.random.default_rng(4))
   assert example["surface"].shape == (4, 10, 7)
@@ -108,8 +114,10 @@ def test_too_many_rows_say_what_to_do(index):
 def test_parts_of_posteriors_are_numbered_by_variant():
   contents = {"views": [0, 2], "mirrors": 2, "choices": 3}
   numbers = [
-      record_examples.posterior_part(contents, view, mirrored, choice)
-      for view in (0, 2) for mirrored in (False, True) for choice in range(3)
+    record_examples.posterior_part(contents, view, mirrored, choice)
+    for view in (0, 2)
+    for mirrored in (False, True)
+    for choice in range(3)
   ]
   assert numbers == list(range(12))
   same = contents | {"views": []}

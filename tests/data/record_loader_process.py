@@ -26,10 +26,12 @@ BATCH = 4
 
 def main(data, log, process, processes, steps, stay_at):
   config = record_loader.LoaderConfig(
-      batch_size=BATCH, seed=3, num_threads=2,
-      example=record_examples.ExampleConfig(
-          contents=("geometry", "images"), num_frames=2, image_size=16
-      ),
+    batch_size=BATCH,
+    seed=3,
+    num_threads=2,
+    example=record_examples.ExampleConfig(
+      contents=("geometry", "images"), num_frames=2, image_size=16
+    ),
   )
   batches = record_batches.RecordBatches(data, config, num_frames=4)
   share = BATCH // processes

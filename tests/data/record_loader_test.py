@@ -21,13 +21,13 @@ pytest.importorskip("grain", reason="needs the extra `data`")
 @pytest.fixture(scope="module", name="folder")
 def _folder(tmp_path_factory):
   return small_records.make(
-      tmp_path_factory.mktemp("data") / "spheres", num_clips=5
+    tmp_path_factory.mktemp("data") / "spheres", num_clips=5
   )
 
 
 def _config(**changes):
   example = record_examples.ExampleConfig(
-      contents=("geometry", "images"), num_frames=2, image_size=16
+    contents=("geometry", "images"), num_frames=2, image_size=16
   )
   fields = dict(batch_size=4, seed=5, num_threads=1, example=example)
   return record_loader.LoaderConfig(**(fields | changes))
@@ -59,18 +59,16 @@ def test_epochs_hold_every_clip_once_and_differ(folder):
   assert all(sorted(e) == sorted(epochs[0]) for e in epochs)
   assert len(set(map(tuple, epochs))) > 1
   assert "sphere" in record_batches.RecordBatches(
-      folder, _config(), num_frames=4
+    folder, _config(), num_frames=4
   ).describe(0)
 
 
 def test_several_data_sets_are_one(folder, tmp_path):
   other = small_records.make(tmp_path / "other", num_clips=2, num_test=1)
-  reader = record_loader.open_split(
-      [folder, other], "train", _config().example
-  )
+  reader = record_loader.open_split([folder, other], "train", _config().example)
   assert len(reader) == 7
   held_out = record_batches.RecordBatches(
-      [folder, other], _config(), num_frames=4
+    [folder, other], _config(), num_frames=4
   )
   assert held_out.num_held_out == 3
   first, again = held_out.held_out(2), held_out.held_out(2)
@@ -89,8 +87,8 @@ def test_bad_requests_say_so(folder):
 @pytest.mark.slow  # Workers are processes that import everything anew.
 def test_worker_processes_give_the_batches_of_threads(folder):
   loaders = [
-      record_loader.RecordLoader(folder, "train", _config(num_workers=workers))
-      for workers in (0, 1, 2)
+    record_loader.RecordLoader(folder, "train", _config(num_workers=workers))
+    for workers in (0, 1, 2)
   ]
   iterators = [loader.iterator(first_step=3) for loader in loaders]
   for _ in range(4):
@@ -101,28 +99,30 @@ def test_worker_processes_give_the_batches_of_threads(folder):
 @pytest.mark.slow  # Starts a process or two, three times over.
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_processes_go_on_with_the_same_batches(
-    folder, tmp_path, processes
+  folder, tmp_path, processes
 ):
   steps = 40
   logs = [tmp_path / f"killed{i}.log" for i in range(processes)]
   for stay_at in (7, 16):  # The last saves are those after steps 5 and 14.
     running = [
-        _start(folder, log, i, processes, steps, stay_at)
-        for i, log in enumerate(logs)
+      _start(folder, log, i, processes, steps, stay_at)
+      for i, log in enumerate(logs)
     ]
-    _wait_until(lambda: all(
+    _wait_until(
+      lambda: all(
         _lines(log)[-1:] and _lines(log)[-1].startswith(f"{stay_at} ")
         for log in logs
-    ))
+      )
+    )
     for process in running:
       process.send_signal(signal.SIGKILL)
       assert process.wait(60) == -signal.SIGKILL
   running = [
-      _start(folder, log, i, processes, steps) for i, log in enumerate(logs)
+    _start(folder, log, i, processes, steps) for i, log in enumerate(logs)
   ]
   whole = [tmp_path / f"whole{i}.log" for i in range(processes)]
   running += [
-      _start(folder, log, i, processes, steps) for i, log in enumerate(whole)
+    _start(folder, log, i, processes, steps) for i, log in enumerate(whole)
   ]
   assert [process.wait(300) for process in running] == [0] * len(running)
   for log, expected in zip(logs, whole):
@@ -134,12 +134,18 @@ def test_killed_processes_go_on_with_the_same_batches(
 
 def _start(folder, log, number, processes, steps, stay_at=-1):
   return subprocess.Popen(
-      [
-          sys.executable, "-m", "tests.data.record_loader_process",
-          str(folder), str(log), str(number), str(processes), str(steps),
-          str(stay_at),
-      ],
-      cwd=conftest.ROOT,
+    [
+      sys.executable,
+      "-m",
+      "tests.data.record_loader_process",
+      str(folder),
+      str(log),
+      str(number),
+      str(processes),
+      str(steps),
+      str(stay_at),
+    ],
+    cwd=conftest.ROOT,
   )
 
 

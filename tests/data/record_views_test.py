@@ -54,15 +54,19 @@ def view():
   box = trimesh.creation.box([1.0, 0.8, 0.6])
   shift = np.array([0.2, 0.1, 0.0])
   mesh = deforming_mesh.DeformingMesh(
-      np.stack([box.vertices - shift, box.vertices + shift]), box.faces
+    np.stack([box.vertices - shift, box.vertices + shift]), box.faces
   )
   none = np.zeros(mesh.num_faces, bool)
   repair = watertight.Repair(none, none, ~none)
   fields = next(
-      record_views.render_entries(
-          mesh, repair, num_views=3, image_size=64, supersampling=1,
-          rng=np.random.default_rng(0),
-      )
+    record_views.render_entries(
+      mesh,
+      repair,
+      num_views=3,
+      image_size=64,
+      supersampling=1,
+      rng=np.random.default_rng(0),
+    )
   )
   return mesh, repair, *fields
 
@@ -70,18 +74,19 @@ def view():
 def test_a_view_holds_what_the_renderer_saw(view):
   mesh, _, fields, buffers, coverage = view
   camera = cameras.Camera(
-      fields["camera_to_world"], float(fields["fov_degrees"][0])
+    fields["camera_to_world"], float(fields["fov_degrees"][0])
   )
   seen = rasterizer.render_mesh(mesh.frame(1), camera, 64)
   near, far = buffers["depth_range"]
   depth = record_views.decode_depth(
-      asset_records.unpack(buffers["depth"], buffers["depth_ends"], 1),
-      near, far,
+    asset_records.unpack(buffers["depth"], buffers["depth_ends"], 1),
+    near,
+    far,
   )
   np.testing.assert_array_equal(depth > 0, seen.mask)
   np.testing.assert_allclose(depth, seen.depth, atol=(far - near) / 1e5)
   picture = record_views.decode_picture(
-      asset_records.unpack(fields["pictures"], fields["ends"], 1)
+    asset_records.unpack(fields["pictures"], fields["ends"], 1)
   )
   np.testing.assert_array_equal(picture, seen.rgba)
   assert coverage <= seen.mask.mean()
@@ -99,7 +104,7 @@ def test_a_camera_that_is_another_one_fails_it(view):
   moved = fields["camera_to_world"].copy()
   moved[:3, 3] += 0.01 * moved[:3, 2]
   measures = quality_gate.view_measures(
-      mesh, repair, fields | {"camera_to_world": moved}, buffers
+    mesh, repair, fields | {"camera_to_world": moved}, buffers
   )
   assert measures["view_off"] > 5e-3
   inside_out = dataclasses.replace(repair, flipped=~repair.flipped)

@@ -37,23 +37,28 @@ def make(folder, num_clips=4, num_test=2, shards=2):
     name = f"shard{shard}{record_files.SUFFIX}"
     numbers = range(shard, num_clips + num_test, shards)
     record_files.write_shard(
-        folder / "shards" / name,
-        (entry for number in numbers for entry in _entries(number)), {},
+      folder / "shards" / name,
+      (entry for number in numbers for entry in _entries(number)),
+      {},
     )
     reader = record_files.ShardReader(folder / "shards")
     for number in numbers:
       clip = dict(
-          clip=f"clip{number}", asset=f"asset{number}", shard=name,
-          entries=reader.contents(name)[f"clip{number}"]["entries"],
-          details={"asset_name": f"sphere {number}", "clip_name": "slide"},
+        clip=f"clip{number}",
+        asset=f"asset{number}",
+        shard=name,
+        entries=reader.contents(name)[f"clip{number}"]["entries"],
+        details={"asset_name": f"sphere {number}", "clip_name": "slide"},
       )
       splits["train" if number < num_clips else "test"].append(clip)
     reader.close()
   for clips in splits.values():
     clips.sort(key=lambda clip: clip["clip"])
   document = {
-      "version": asset_records.VERSION, "test_fraction": 0.1,
-      "settings": _SETTINGS, "splits": splits,
+    "version": asset_records.VERSION,
+    "test_fraction": 0.1,
+    "settings": _SETTINGS,
+    "splits": splits,
   }
   (folder / dataset_index.FILE_NAME).write_text(json.dumps(document))
   return folder
@@ -67,31 +72,36 @@ def _entries(number):
     surface = _surface(rng, 32, centres, radius)
     samples = rng.uniform(-1, 1, (NUM_FRAMES, 24, 3)).astype(np.float16)
     distances = radius - np.linalg.norm(
-        samples - centres[:, None].astype(np.float32), axis=-1
+      samples - centres[:, None].astype(np.float32), axis=-1
     )
     arrays = dict(
-        surface=surface,
-        is_sharp=np.repeat([0, 1], [24, 8]).astype(np.uint8),
-        samples=np.concatenate(
-            [samples, distances[..., None]], -1
-        ).astype(np.float16),
-        is_near=np.repeat([1, 0], [8, 16]).astype(np.uint8),
+      surface=surface,
+      is_sharp=np.repeat([0, 1], [24, 8]).astype(np.uint8),
+      samples=np.concatenate([samples, distances[..., None]], -1).astype(
+        np.float16
+      ),
+      is_near=np.repeat([1, 0], [8, 16]).astype(np.uint8),
     )
-    yield clip, "geometry", part, asset_records.encode(
-        "geometry", clip, arrays, part
+    yield (
+      clip,
+      "geometry",
+      part,
+      asset_records.encode("geometry", clip, arrays, part),
     )
   arrays = dict(
-      surface=_surface(rng, 32, centres, radius),
-      is_sharp=np.zeros(32, np.uint8),
+    surface=_surface(rng, 32, centres, radius),
+    is_sharp=np.zeros(32, np.uint8),
   )
   yield clip, "queries", 0, asset_records.encode("queries", clip, arrays)
   for view, angles in enumerate(zip(AZIMUTHS, ELEVATIONS)):
     pixels, ends = asset_records.pack(
-        [_picture(number, view, frame) for frame in range(NUM_FRAMES)]
+      [_picture(number, view, frame) for frame in range(NUM_FRAMES)]
     )
     arrays = dict(
-        pictures=pixels, ends=ends, camera_to_world=_camera(*angles),
-        fov_degrees=np.array([40.0]),
+      pictures=pixels,
+      ends=ends,
+      camera_to_world=_camera(*angles),
+      fov_degrees=np.array([40.0]),
     )
     yield clip, "view", view, asset_records.encode("view", clip, arrays, view)
 

@@ -7,7 +7,7 @@ from sculpt4d_jax.data import synthetic
 from sculpt4d_jax.data import synthetic_records
 
 _SIZES = synthetic_records.RecordSizes(
-    num_uniform=48, num_sharp=16, num_near=64, num_volume=32, image_size=32
+  num_uniform=48, num_sharp=16, num_near=64, num_volume=32, image_size=32
 )
 
 
@@ -55,8 +55,9 @@ def test_objects_move():
 def test_splitter_joins_and_splits():
   seeds = (s for s in range(200))
   clip = next(
-      c for c in (synthetic.make_clip(s, 8) for s in seeds)
-      if c.family == "splitter" and (c.solid.cone_radii[0, :, 0] > 0).sum() > 1
+    c
+    for c in (synthetic.make_clip(s, 8) for s in seeds)
+    if c.family == "splitter" and (c.solid.cone_radii[0, :, 0] > 0).sum() > 1
   )
   there = clip.solid.cone_radii[0, :, 0] > 0
   centres = clip.solid.cone_origin[:, there]
@@ -90,13 +91,13 @@ def test_records_tell_the_truth(seed):
   normals = record.surface[..., 3:6]
   np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-3)
   outside = synthetic_records.distances(
-      solid, record.surface[..., :3] + 0.02 * normals
+    solid, record.surface[..., :3] + 0.02 * normals
   )
   assert (np.asarray(outside) < 0).mean() > 0.95
   np.testing.assert_allclose(
-      synthetic_records.distances(solid, record.samples[..., :3]),
-      record.samples[..., 3],
-      atol=1e-5,
+    synthetic_records.distances(solid, record.samples[..., :3]),
+    record.samples[..., 3],
+    atol=1e-5,
   )
 
 
@@ -114,9 +115,7 @@ def test_sharp_points_lie_on_box_edges_only():
 
 def test_pictures_show_the_object_within_its_borders():
   for seed in (0, 1, 4):
-    record = synthetic_records.make_record(
-        synthetic.make_clip(seed, 3), _SIZES
-    )
+    record = synthetic_records.make_record(synthetic.make_clip(seed, 3), _SIZES)
     seen = (record.masks > 127).any(0)
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     longer = max(np.ptp(rows), np.ptp(columns)) + 1

@@ -22,6 +22,6 @@ def test_one_batch_equals_one_after_the_other():
   conditional = lambda x, time: x * time[:, None] + jnp.array([[1.0], [2.0]])
   unconditional = lambda x, time: x * time[:, None]
   np.testing.assert_allclose(
-      guidance.in_one_batch(both, 5.0)(X, TIME),
-      guidance.one_after_the_other(conditional, unconditional, 5.0)(X, TIME),
+    guidance.in_one_batch(both, 5.0)(X, TIME),
+    guidance.one_after_the_other(conditional, unconditional, 5.0)(X, TIME),
   )

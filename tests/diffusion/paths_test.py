@@ -16,16 +16,14 @@ def test_time_runs_from_noise_to_data():
   x = paths.interpolate(noise, data, time)
   np.testing.assert_array_equal(x[0], noise[0])
   np.testing.assert_array_equal(x[1], data[1])
-  np.testing.assert_allclose(
-      x[2], 0.75 * noise[2] + 0.25 * data[2], rtol=1e-6
-  )
+  np.testing.assert_allclose(x[2], 0.75 * noise[2] + 0.25 * data[2], rtol=1e-6)
 
 
 def test_velocity_is_the_derivative_of_the_path():
   noise, data = endpoints()
   time = jnp.array([0.1, 0.5, 0.9])
   _, derivative = jax.jvp(
-      lambda t: paths.interpolate(noise, data, t), (time,), (jnp.ones(3),)
+    lambda t: paths.interpolate(noise, data, t), (time,), (jnp.ones(3),)
   )
   np.testing.assert_allclose(derivative, paths.velocity(noise, data), rtol=1e-6)
 

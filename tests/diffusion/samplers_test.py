@@ -9,11 +9,9 @@ from sculpt4d_jax.diffusion import samplers
 
 def test_times_by_hand():
   np.testing.assert_allclose(samplers.euler_times(3), [0, 0.5, 1])
+  np.testing.assert_allclose(samplers.euler_times(3, shift=3.0), [0, 0.75, 1])
   np.testing.assert_allclose(
-      samplers.euler_times(3, shift=3.0), [0, 0.75, 1]
-  )
-  np.testing.assert_allclose(
-      samplers.euler_times(3, skip_zero_step=False), [0, 0.5, 1, 1]
+    samplers.euler_times(3, skip_zero_step=False), [0, 0.5, 1, 1]
   )
 
 
@@ -35,7 +33,7 @@ def test_true_velocity_leads_to_the_data_in_any_number_of_steps():
   for num_steps in (2, 7):
     times = samplers.euler_times(num_steps)
     np.testing.assert_allclose(
-        samplers.euler(velocity, noise, times), data, atol=1e-5
+      samplers.euler(velocity, noise, times), data, atol=1e-5
     )
 
 
@@ -64,7 +62,7 @@ def test_trajectory_starts_with_the_noise_and_ends_with_the_sample():
   assert states.shape == (5, 2, 3)
   np.testing.assert_array_equal(states[0], noise)
   np.testing.assert_array_equal(
-      states[-1], samplers.euler(velocity, noise, times)
+    states[-1], samplers.euler(velocity, noise, times)
   )
 
 

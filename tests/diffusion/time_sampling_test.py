@@ -14,7 +14,7 @@ def test_uniform_times_fill_the_unit_interval():
 
 def test_logit_normal_median_is_the_sigmoid_of_the_mean():
   times = time_sampling.logit_normal(
-      jax.random.key(0), 10_000, mean=1.0, std=0.5
+    jax.random.key(0), 10_000, mean=1.0, std=0.5
   )
   np.testing.assert_allclose(np.median(times), 1 / (1 + np.exp(-1)), atol=0.01)
 

@@ -14,17 +14,22 @@ from sculpt4d_jax.models import image_encoder
 from sculpt4d_jax.models import shape_vae
 
 SIZES = cost.Sizes(
-    dit_config.DiTConfig(),
-    image_encoder.ImageEncoderConfig(),
-    shape_vae.ShapeVAEConfig(),
+  dit_config.DiTConfig(),
+  image_encoder.ImageEncoderConfig(),
+  shape_vae.ShapeVAEConfig(),
 )
 
 
 def sampling(**kwargs):
   values = dict(
-      num_frames=4, num_steps=50, guidance_scale=5.0, timestep_shift=1.0,
-      noise="independent", temporal_mode="sparse", seed=0,
-  )  # fmt: skip
+    num_frames=4,
+    num_steps=50,
+    guidance_scale=5.0,
+    timestep_shift=1.0,
+    noise="independent",
+    temporal_mode="sparse",
+    seed=0,
+  )
   return model_lib.SamplingConfig(**{**values, **kwargs})
 
 
@@ -32,8 +37,13 @@ def test_table_a1_holds_densities_and_figures_of_the_paper():
   lines = cost.table_a1(SIZES).splitlines()[2:]
   densities = [re.search(r"[\d.]+%", line)[0] for line in lines]
   assert densities == [
-      "30.37%", "29.69%", "23.67%", "47.66%", "100.00%", "35.23%"
-  ]  # fmt: skip
+    "30.37%",
+    "29.69%",
+    "23.67%",
+    "47.66%",
+    "100.00%",
+    "35.23%",
+  ]
   # One network, six masks: ours and the paper's differ by the same amount.
   differences = [float(line.split()[-1]) for line in lines]
   assert max(differences) - min(differences) < 0.01 * 186.3
@@ -42,8 +52,11 @@ def test_table_a1_holds_densities_and_figures_of_the_paper():
 def test_table_a2_holds_the_attention_column_of_the_paper():
   lines = cost.table_a2(SIZES).splitlines()[2:]
   assert [line.split()[-1] for line in lines] == [
-      "58.11%", "35.23%", "21.50%", "14.07%"
-  ]  # fmt: skip
+    "58.11%",
+    "35.23%",
+    "21.50%",
+    "14.07%",
+  ]
   assert "84.5" in lines[0] and "1584.9" in lines[2]
 
 
@@ -57,8 +70,9 @@ def test_sample_is_its_steps_and_what_is_done_once():
   unguided = cost.sample(SIZES, sampling(guidance_scale=1.0, num_steps=2))
   assert unguided["MLP"] == one["MLP"]
   with_field = cost.sample(SIZES, sampling(), num_points=10)
-  assert with_field["VAE field queries"] == 40 * (
-      flops.field_queries(SIZES.vae, 1)["VAE field queries"]
+  assert (
+    with_field["VAE field queries"]
+    == 40 * (flops.field_queries(SIZES.vae, 1)["VAE field queries"])
   )
 
 

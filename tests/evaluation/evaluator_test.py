@@ -12,7 +12,7 @@ from sculpt4d_jax.geometry import mesh as mesh_lib
 TriangleMesh = mesh_lib.TriangleMesh
 EMPTY = TriangleMesh(np.zeros((0, 3)), np.zeros((0, 3)))
 QUICK = geometry_metrics.Conventions(
-    num_points=1000, iou_resolution=16, jitter_resolution=12
+  num_points=1000, iou_resolution=16, jitter_resolution=12
 )
 
 
@@ -27,19 +27,22 @@ def moving(radius=0.5, num_frames=4):
 
 def scores(name, chamfer, jitter=0.0):
   return evaluator.SequenceMetrics(
-      name=name,
-      chamfer=np.array(chamfer, float),
-      iou=np.ones(len(chamfer)),
-      f_score=np.ones(len(chamfer)),
-      motion=geometry_metrics.Motion(jitter, 0.0, 0.0),
-      num_empty=0,
+    name=name,
+    chamfer=np.array(chamfer, float),
+    iou=np.ones(len(chamfer)),
+    f_score=np.ones(len(chamfer)),
+    motion=geometry_metrics.Motion(jitter, 0.0, 0.0),
+    num_empty=0,
   )
 
 
 def test_truth_against_itself_is_perfect():
   result = evaluator.evaluate_sequence(moving(), moving(), QUICK)
   assert result.means() == {
-      "chamfer": 0.0, "iou": 1.0, "f_score": 1.0, "jitter": 0.0
+    "chamfer": 0.0,
+    "iou": 1.0,
+    "f_score": 1.0,
+    "jitter": 0.0,
   }
   assert result.num_frames == 4
 
@@ -66,7 +69,7 @@ def test_empty_frames_score_the_worst_and_are_counted():
 def test_scores_repeat_and_progress_is_reported():
   calls = []
   a = evaluator.evaluate_sequence(
-      moving(0.4), moving(), QUICK, on_frame=lambda: calls.append(1)
+    moving(0.4), moving(), QUICK, on_frame=lambda: calls.append(1)
   )
   b = evaluator.evaluate_sequence(moving(0.4), moving(), QUICK)
   assert a.means() == b.means()
@@ -84,7 +87,7 @@ def test_impossible_comparisons_are_refused():
     evaluator.evaluate_sequence(moving()[:3], moving(), QUICK, name="walk")
   with pytest.raises(ValueError, match="frame 1 of the truth has no surface"):
     evaluator.evaluate_sequence(
-        moving(), [sphere(0.5), EMPTY, *moving()[:2]], QUICK
+      moving(), [sphere(0.5), EMPTY, *moving()[:2]], QUICK
     )
   with pytest.raises(ValueError, match="no frames"):
     evaluator.evaluate_sequence([], [], QUICK)
@@ -94,7 +97,7 @@ def test_impossible_comparisons_are_refused():
 
 def test_mean_is_over_sequences_not_frames():
   summary = evaluator.summarise(
-      [scores("short", [1.0]), scores("long", [0.0, 0.0, 0.0])]
+    [scores("short", [1.0]), scores("long", [0.0, 0.0, 0.0])]
   )
   assert summary.estimates["chamfer"].mean == pytest.approx(0.5)
 
@@ -131,26 +134,26 @@ def test_paired_difference_sees_what_means_hide():
   rng = np.random.default_rng(2)
   difficulty = rng.uniform(0.0, 1.0, 20)
   worse = evaluator.summarise(
-      [scores(str(i), [d]) for i, d in enumerate(difficulty)]
+    [scores(str(i), [d]) for i, d in enumerate(difficulty)]
   )
   better = evaluator.summarise(
-      [scores(str(i), [d - 0.01]) for i, d in enumerate(difficulty)][::-1]
+    [scores(str(i), [d - 0.01]) for i, d in enumerate(difficulty)][::-1]
   )
   difference = evaluator.paired_difference(better, worse, "chamfer")
   assert difference.mean == pytest.approx(-0.01)
   assert difference.high < 0.0
   assert (
-      better.estimates["chamfer"].high > worse.estimates["chamfer"].low
+    better.estimates["chamfer"].high > worse.estimates["chamfer"].low
   )  # The intervals of the means overlap.
   with pytest.raises(ValueError, match="Only one method"):
     evaluator.paired_difference(
-        better, evaluator.summarise([scores("x", [1.0])]), "chamfer"
+      better, evaluator.summarise([scores("x", [1.0])]), "chamfer"
     )
 
 
 def test_tables_align_and_are_valid_markdown():
   summary = evaluator.summarise(
-      [scores("a", [0.25, 0.75], 0.5), scores("b", [0.5])]
+    [scores("a", [0.25, 0.75], 0.5), scores("b", [0.5])]
   )
   text = evaluator.format_table({"ours": summary, "a longer name": summary})
   lines = text.split("\n")
@@ -167,7 +170,7 @@ def test_tables_align_and_are_valid_markdown():
 def test_json_holds_conventions_and_every_frame():
   summary = evaluator.summarise([scores("a", [0.25, 0.75], math.nan)])
   document = json.loads(
-      json.dumps(evaluator.to_json({"ours": summary}, QUICK), allow_nan=False)
+    json.dumps(evaluator.to_json({"ours": summary}, QUICK), allow_nan=False)
   )
   assert document["conventions"]["num_points"] == 1000
   method = document["methods"]["ours"]

@@ -25,8 +25,8 @@ def sphere(radius, centre=(0.0, 0.0, 0.0), subdivisions=4):
 def join(*meshes):
   offsets = np.cumsum([0] + [mesh.num_vertices for mesh in meshes])
   return TriangleMesh(
-      np.concatenate([mesh.vertices for mesh in meshes]),
-      np.concatenate([m.faces + o for m, o in zip(meshes, offsets)]),
+    np.concatenate([mesh.vertices for mesh in meshes]),
+    np.concatenate([m.faces + o for m, o in zip(meshes, offsets)]),
   )
 
 
@@ -37,15 +37,15 @@ def inside_out(mesh):
 def iou(a, b, resolution=32):
   cells = geometry_metrics.grid_points(resolution)
   return geometry_metrics.intersection_over_union(
-      geometry_metrics.occupancy(a, cells), geometry_metrics.occupancy(b, cells)
+    geometry_metrics.occupancy(a, cells), geometry_metrics.occupancy(b, cells)
   )
 
 
 def scores(prediction, truth, threshold=0.05, num_points=20_000):
   return geometry_metrics.surface_scores(
-      geometry_metrics.surface_points(prediction, num_points, 0),
-      geometry_metrics.surface_points(truth, num_points, 0),
-      threshold,
+    geometry_metrics.surface_points(prediction, num_points, 0),
+    geometry_metrics.surface_points(truth, num_points, 0),
+    threshold,
   )
 
 
@@ -83,9 +83,7 @@ def test_chamfer_of_concentric_spheres_is_difference_of_radii():
 def test_chamfer_of_slightly_shifted_sphere_is_half_the_shift():
   # The mean of |cos| over directions is 1/2: distances are about d |cos|.
   shift = 0.1
-  result = scores(
-      sphere(0.7), sphere(0.7, (shift, 0, 0)), num_points=50_000
-  )
+  result = scores(sphere(0.7), sphere(0.7, (shift, 0, 0)), num_points=50_000)
   assert result.chamfer == pytest.approx(shift / 2, rel=0.05)
 
 
@@ -122,10 +120,10 @@ def test_overlapping_parts_are_their_union():
   a, b = box([-0.75] * 3, [0.25] * 3), box([-0.25] * 3, [0.75] * 3)
   cells = geometry_metrics.grid_points(16)
   union = geometry_metrics.occupancy(a, cells) | geometry_metrics.occupancy(
-      b, cells
+    b, cells
   )
   np.testing.assert_array_equal(
-      geometry_metrics.occupancy(join(a, b), cells), union
+    geometry_metrics.occupancy(join(a, b), cells), union
   )
 
 
@@ -184,10 +182,12 @@ def test_truncated_distance_equals_that_of_a_sphere():
 
 def fields(meshes, truncation=0.2, resolution=24):
   points = geometry_metrics.grid_points(resolution)
-  return np.array([
+  return np.array(
+    [
       geometry_metrics.truncated_distance(mesh, points, truncation)
       for mesh in meshes
-  ])
+    ]
+  )
 
 
 def test_perfect_motion_has_no_jitter_but_accelerates():
@@ -229,7 +229,7 @@ def test_flicker_of_an_empty_frame_jitters():
 def moving_boxes(transform=lambda vertices: vertices):
   # Boxes with three different sides have no symmetry but half turns.
   frames = [
-      box([-0.5, -0.3, -0.15], [0.4 + 0.05 * t, 0.2, 0.15]) for t in range(3)
+    box([-0.5, -0.3, -0.15], [0.4 + 0.05 * t, 0.2, 0.15]) for t in range(3)
   ]
   return [TriangleMesh(transform(m.vertices), m.faces) for m in frames]
 
@@ -276,14 +276,14 @@ def test_alignment_survives_empty_frames():
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"num_points": 0},
-        {"f_score_threshold": 0.0},
-        {"alignment": "magic"},
-        {"iou_resolution": -1},
-        {"truncation": math.nan},
-    ],
+  "change",
+  [
+    {"num_points": 0},
+    {"f_score_threshold": 0.0},
+    {"alignment": "magic"},
+    {"iou_resolution": -1},
+    {"truncation": math.nan},
+  ],
 )
 def test_impossible_conventions_are_refused(change):
   with pytest.raises(ValueError, match=next(iter(change))):
@@ -292,8 +292,13 @@ def test_impossible_conventions_are_refused(change):
 
 def test_description_names_every_convention():
   conventions = geometry_metrics.Conventions(
-      num_points=123, f_score_threshold=0.045, iou_resolution=67,
-      jitter_resolution=89, truncation=0.111, alignment="icp", seed=13,
+    num_points=123,
+    f_score_threshold=0.045,
+    iou_resolution=67,
+    jitter_resolution=89,
+    truncation=0.111,
+    alignment="icp",
+    seed=13,
   )
   text = conventions.describe()
   for value in dataclasses.asdict(conventions).values():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from sculpt4d_jax.data import record_loader
 from sculpt4d_jax.data import record_examples
+from sculpt4d_jax.data import record_loader
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out_records
 from sculpt4d_jax.geometry import mesh as mesh_lib
@@ -21,8 +21,11 @@ _CONVENTIONS = geometry_metrics.Conventions()
 def _reader(tmp_path_factory):
   folder = small_records.make(tmp_path_factory.mktemp("data") / "spheres")
   config = record_examples.ExampleConfig(
-      num_frames=4, num_parts=0, image_size=16, mirror=False,
-      reverse_time=False,
+    num_frames=4,
+    num_parts=0,
+    image_size=16,
+    mirror=False,
+    reverse_time=False,
   )
   return record_loader.open_split(folder, "test", config)
 
@@ -31,8 +34,8 @@ def _spheres(number, grown=1.0, moved=0.0):
   centres, radius = small_records.sphere(number)
   ball = trimesh.creation.icosphere(subdivisions=3, radius=radius * grown)
   return [
-      mesh_lib.TriangleMesh(ball.vertices + centre + [0, moved, 0], ball.faces)
-      for centre in centres
+    mesh_lib.TriangleMesh(ball.vertices + centre + [0, moved, 0], ball.faces)
+    for centre in centres
   ]
 
 
@@ -44,11 +47,12 @@ def test_the_true_shape_scores_best(reader):
   assert record.samples.shape == (4, 32, 4)
   number = 4  # The first clip of the test split.
   best, grown, moved = (
-      held_out_records.score(meshes, record, _CONVENTIONS).means()
-      for meshes in (
-          _spheres(number), _spheres(number, grown=1.5),
-          _spheres(number, moved=0.2),
-      )
+    held_out_records.score(meshes, record, _CONVENTIONS).means()
+    for meshes in (
+      _spheres(number),
+      _spheres(number, grown=1.5),
+      _spheres(number, moved=0.2),
+    )
   )
   assert best["chamfer"] < 0.04 and best["f_score"] > 0.7
   assert best["iou"] == 1.0 and np.isnan(best["jitter"])

@@ -28,16 +28,22 @@ def test_what_is_no_pair_is_refused(second):
 
 def test_a_still_clip_changes_by_its_draws_alone():
   config = shape_vae.ShapeVAEConfig(
-      num_latents=8, latent_channels=4, width=16, num_heads=2,
-      num_encoder_layers=1, num_decoder_layers=1, downsample_ratio=2,
-      num_freqs=2, dtype="float32",
+    num_latents=8,
+    latent_channels=4,
+    width=16,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    downsample_ratio=2,
+    num_freqs=2,
+    dtype="float32",
   )
   vae = shape_vae.ShapeVAE(config, rngs=nnx.Rngs(0))
   rng = np.random.default_rng(0)
   surface = rng.normal(size=(1, 64, 7)).repeat(3, axis=0).astype(np.float32)
   surface[..., 6] = 0
   changes = latent_consistency.latent_changes(
-      vae, surface, jax.random.key(0), num_uniform=64, num_draws=2
+    vae, surface, jax.random.key(0), num_uniform=64, num_draws=2
   )
   assert all(len(values) == 2 for values in changes.values())
   assert max(changes["consistent", "mean"]) < 1e-6
@@ -46,5 +52,5 @@ def test_a_still_clip_changes_by_its_draws_alone():
   assert min(changes["independent", "mean"]) > 0.1
   with pytest.raises(ValueError, match="two frames"):
     latent_consistency.latent_changes(
-        vae, surface[:1], jax.random.key(0), num_uniform=64
+      vae, surface[:1], jax.random.key(0), num_uniform=64
     )

@@ -13,7 +13,7 @@ def test_parts_hold_all_operations_of_the_call():
   model = tiny.get_config().model
   model.dit.update(dict(depth=3, width=16, num_heads=2, num_moe_blocks=1))
   configs = {
-      name: config for name, (_, config) in model_lib.parts(model).items()
+    name: config for name, (_, config) in model_lib.parts(model).items()
   }
   dit = dit_lib.DiT(configs["dit"], rngs=nnx.Rngs(0))
   parts = step_parts.measure(dit, cost.Sizes(**configs), 2, rounds=1)

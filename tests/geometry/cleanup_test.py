@@ -13,14 +13,12 @@ def _tetrahedra(*sizes):
   corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
   vertices = [size * corners + 10 * i for i, size in enumerate(sizes)]
   faces = [_TETRAHEDRON + 4 * i for i in range(len(sizes))]
-  return mesh_lib.TriangleMesh(
-      np.concatenate(vertices), np.concatenate(faces)
-  )
+  return mesh_lib.TriangleMesh(np.concatenate(vertices), np.concatenate(faces))
 
 
 def _ball(resolution=32):
   field = isosurface.dense_field(
-      lambda p: 0.7 - np.linalg.norm(p, axis=-1), resolution
+    lambda p: 0.7 - np.linalg.norm(p, axis=-1), resolution
   )
   return isosurface.extract_surface(field.values)
 
@@ -48,10 +46,10 @@ def test_small_pieces_are_removed_and_the_rest_is_unchanged():
   mesh = _tetrahedra(1.0, 0.05, 2.0)  # Areas 1 : 0.0025 : 4.
   kept = cleanup.keep_largest_components(mesh)
   np.testing.assert_array_equal(
-      kept.vertices, np.delete(mesh.vertices, range(4, 8), axis=0)
+    kept.vertices, np.delete(mesh.vertices, range(4, 8), axis=0)
   )
   np.testing.assert_array_equal(
-      kept.faces, np.concatenate([_TETRAHEDRON, _TETRAHEDRON + 4])
+    kept.faces, np.concatenate([_TETRAHEDRON, _TETRAHEDRON + 4])
   )
 
 
@@ -84,7 +82,7 @@ def test_simplified_ball_is_closed_oriented_and_about_as_large(max_faces):
   assert np.unique(simple.faces).size == simple.num_vertices
   shrink = {1000: 0.02, 100: 0.06, 20: 0.35}[max_faces]
   assert _signed_volume(simple) == pytest.approx(
-      _signed_volume(mesh), rel=shrink
+    _signed_volume(mesh), rel=shrink
   )
 
 

@@ -26,7 +26,7 @@ def test_picks_equal_a_plain_loop_in_every_cloud():
   clouds = np.random.default_rng(0).normal(size=(3, 40, 3)).astype(np.float32)
   starts = np.array([5, 0, 39])
   rows = jax.vmap(
-      functools.partial(farthest_points.farthest_points, num_samples=12)
+    functools.partial(farthest_points.farthest_points, num_samples=12)
   )(clouds, start=starts)
   for points, start, picked in zip(clouds, starts, rows):
     expected = [start]
@@ -55,13 +55,13 @@ def test_queries_are_shared_out_by_the_groups_numbers():
 
 
 @pytest.mark.parametrize(
-    "sizes, message",
-    [
-        ((16, 100, 33), "cannot be shared out"),
-        ((64, 100, 100, 20), "only|has 100 and 100"),
-        ((0, 100, 0), "must be positive"),
-        ((8, 100, -1), "must be positive"),
-    ],
+  "sizes, message",
+  [
+    ((16, 100, 33), "cannot be shared out"),
+    ((64, 100, 100, 20), "only|has 100 and 100"),
+    ((0, 100, 0), "must be positive"),
+    ((8, 100, -1), "must be positive"),
+  ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
   with pytest.raises(ValueError, match=message):
@@ -75,12 +75,12 @@ def test_rows_come_from_their_group_once_each_and_queries_from_the_rows():
   @jax.jit
   def select(key):
     return farthest_points.select_rows(
-        key,
-        surface,
-        num_latents=16,
-        num_uniform=120,
-        num_sharp=40,
-        downsample_ratio=5,
+      key,
+      surface,
+      num_latents=16,
+      num_uniform=120,
+      num_sharp=40,
+      downsample_ratio=5,
     )
 
   inputs, queries = map(np.asarray, select(jax.random.key(0)))
@@ -98,9 +98,9 @@ def test_rows_come_from_their_group_once_each_and_queries_from_the_rows():
 def test_a_surface_of_another_size_is_refused():
   with pytest.raises(ValueError, match="has 10 rows"):
     farthest_points.select_rows(
-        jax.random.key(0),
-        np.zeros((10, 7)),
-        num_latents=2,
-        num_uniform=10,
-        num_sharp=10,
+      jax.random.key(0),
+      np.zeros((10, 7)),
+      num_latents=2,
+      num_uniform=10,
+      num_sharp=10,
     )

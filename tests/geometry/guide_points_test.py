@@ -14,16 +14,19 @@ _SETTINGS = watertight.WatertightSettings(resolution=48, test_points=4000)
 def _prepared(source, num_sharp=300):
   rng = np.random.default_rng(0)
   repair, _ = watertight.plan_repair(source, _SETTINGS, rng)
-  surfaces = [
-      watertight.close(m, repair, _SETTINGS) for m in source.frames()
-  ]
+  surfaces = [watertight.close(m, repair, _SETTINGS) for m in source.frames()]
   guide = guide_points.draw(
-      source, repair, list(enumerate(surfaces)), num_uniform=400,
-      num_sharp=num_sharp, hidden_depth=0.05, rng=rng,
+    source,
+    repair,
+    list(enumerate(surfaces)),
+    num_uniform=400,
+    num_sharp=num_sharp,
+    hidden_depth=0.05,
+    rng=rng,
   )
   projected = [
-      guide_points.project(*guide.at(m, repair.flipped), s, _SETTINGS.cell)
-      for m, s in zip(source.frames(), surfaces)
+    guide_points.project(*guide.at(m, repair.flipped), s, _SETTINGS.cell)
+    for m, s in zip(source.frames(), surfaces)
   ]
   return guide, projected
 
@@ -49,7 +52,7 @@ def test_points_of_a_moving_box_keep_their_place_on_it():
 def test_sharp_points_lie_on_edges_and_a_sphere_has_none():
   box = trimesh.creation.box([1.0, 1.0, 1.0])
   guide, projected = _prepared(
-      deforming_mesh.DeformingMesh(np.asarray(box.vertices)[None], box.faces)
+    deforming_mesh.DeformingMesh(np.asarray(box.vertices)[None], box.faces)
   )
   sharp = projected[0].positions[guide.is_sharp]
   assert len(sharp) == 300
@@ -57,7 +60,7 @@ def test_sharp_points_lie_on_edges_and_a_sphere_has_none():
   assert (on_edge >= 2).all()
   ball = trimesh.creation.icosphere(3, 0.8)
   guide, _ = _prepared(
-      deforming_mesh.DeformingMesh(np.asarray(ball.vertices)[None], ball.faces)
+    deforming_mesh.DeformingMesh(np.asarray(ball.vertices)[None], ball.faces)
   )
   assert len(guide) == 700 and not guide.is_sharp.any()
 
@@ -67,19 +70,19 @@ def test_hidden_points_are_left_out():
   inner = trimesh.creation.box([0.5, 0.5, 0.5])
   both = trimesh.util.concatenate([outer, inner])
   guide, _ = _prepared(
-      deforming_mesh.DeformingMesh(np.asarray(both.vertices)[None], both.faces)
+    deforming_mesh.DeformingMesh(np.asarray(both.vertices)[None], both.faces)
   )
   assert (guide.face_ids < len(outer.faces)).all()
 
 
 def test_projection_prefers_the_side_that_is_meant():
   plate = deforming_mesh.DeformingMesh(
-      np.asarray(trimesh.creation.box([1.6, 0.04, 1.6]).vertices)[None],
-      trimesh.creation.box([1.6, 0.04, 1.6]).faces,
+    np.asarray(trimesh.creation.box([1.6, 0.04, 1.6]).vertices)[None],
+    trimesh.creation.box([1.6, 0.04, 1.6]).faces,
   ).frame(0)
   # Just below the middle, but meant for the upper side.
   found = guide_points.project(
-      np.array([[0.1, -0.005, 0.2]]), np.array([[0.0, 1.0, 0.0]]), plate, 0.04
+    np.array([[0.1, -0.005, 0.2]]), np.array([[0.0, 1.0, 0.0]]), plate, 0.04
   )
   np.testing.assert_allclose(found.positions[0], [0.1, 0.02, 0.2], atol=1e-6)
   np.testing.assert_allclose(found.normals[0], [0, 1, 0], atol=1e-6)

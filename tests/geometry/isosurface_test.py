@@ -20,21 +20,19 @@ def _truncated(field, slope=4.0):
 
 
 _FIELDS = {
-    "ball": _truncated(_ball),
-    "two_pieces": _truncated(
-        lambda p: np.maximum(
-            _ball(p, (-0.5, 0, 0), 0.35), _ball(p, (0.6, 0.3, 0.1), 0.2)
-        )
-    ),
-    "hollow": _truncated(
-        lambda p: np.minimum(_ball(p, radius=0.7), -_ball(p, radius=0.4))
-    ),
-    "thin_plate": _truncated(
-        lambda p: _box(p, (0.013, 0, 0), (0.018, 0.7, 0.6))
-    ),
-    "thin_rod": _truncated(
-        lambda p: _box(p, (0, 0.211, -0.107), (0.9, 0.035, 0.035))
-    ),
+  "ball": _truncated(_ball),
+  "two_pieces": _truncated(
+    lambda p: np.maximum(
+      _ball(p, (-0.5, 0, 0), 0.35), _ball(p, (0.6, 0.3, 0.1), 0.2)
+    )
+  ),
+  "hollow": _truncated(
+    lambda p: np.minimum(_ball(p, radius=0.7), -_ball(p, radius=0.4))
+  ),
+  "thin_plate": _truncated(lambda p: _box(p, (0.013, 0, 0), (0.018, 0.7, 0.6))),
+  "thin_rod": _truncated(
+    lambda p: _box(p, (0, 0.211, -0.107), (0.9, 0.035, 0.035))
+  ),
 }
 
 
@@ -47,13 +45,12 @@ def _signed_volume(mesh):
 def _is_closed_and_consistent(mesh):
   """Every directed edge once, and its opposite too."""
   edges = np.concatenate(
-      [mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]
+    [mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]
   ).astype(np.int64)
   forward = edges[:, 0] * mesh.num_vertices + edges[:, 1]
   backward = edges[:, 1] * mesh.num_vertices + edges[:, 0]
   return (
-      len(np.unique(forward)) == len(forward)
-      and np.isin(forward, backward).all()
+    len(np.unique(forward)) == len(forward) and np.isin(forward, backward).all()
   )
 
 
@@ -86,7 +83,7 @@ def test_released_vertex_scale_shrinks_towards_the_lower_corner():
   exact = isosurface.extract_surface(values)
   released = isosurface.extract_surface(values, vertex_scale="hunyuan3d")
   np.testing.assert_allclose(
-      released.vertices + 1.01, (exact.vertices + 1.01) * 20 / 21, atol=1e-6
+    released.vertices + 1.01, (exact.vertices + 1.01) * 20 / 21, atol=1e-6
   )
   np.testing.assert_array_equal(released.faces, exact.faces)
 
@@ -126,7 +123,7 @@ def test_coarse_to_fine_gives_the_dense_surface(name, resolution, minimum):
   field = _FIELDS[name]
   dense = isosurface.dense_field(field, resolution, chunk_size=5000)
   sparse = isosurface.coarse_to_fine_field(
-      field, resolution, min_resolution=minimum, chunk_size=5000
+    field, resolution, min_resolution=minimum, chunk_size=5000
   )
   assert sparse.resolution == resolution
   assert dense.num_evaluations == (resolution + 1) ** 3
@@ -134,7 +131,7 @@ def test_coarse_to_fine_gives_the_dense_surface(name, resolution, minimum):
   assert sparse.num_evaluations < 0.9 * dense.num_evaluations
   np.testing.assert_array_equal(sparse.values > 0, dense.values > 0)
   np.testing.assert_array_equal(
-      sparse.values[sparse.evaluated], dense.values[sparse.evaluated]
+    sparse.values[sparse.evaluated], dense.values[sparse.evaluated]
   )
   expected = isosurface.extract_surface(dense.values)
   mesh = isosurface.extract_surface(sparse.values)
@@ -144,15 +141,13 @@ def test_coarse_to_fine_gives_the_dense_surface(name, resolution, minimum):
 
 def test_a_rod_the_coarse_grid_does_not_see_is_followed_from_the_ball():
   rod = lambda p: _box(p, (0.45, 0.06, 0.06), (0.45, 0.03, 0.03))
-  field = _truncated(
-      lambda p: np.maximum(_ball(p, (-0.2, 0, 0), 0.3), rod(p))
-  )
+  field = _truncated(lambda p: np.maximum(_ball(p, (-0.2, 0, 0), 0.3), rod(p)))
   coarse = isosurface.dense_field(field, 8)
   points = isosurface.grid_points(8)
   assert (points[..., 0][coarse.values > 0] < 0.3).all()
   dense = isosurface.dense_field(field, 64)
   sparse = isosurface.coarse_to_fine_field(
-      field, 64, min_resolution=32, band=0.0
+    field, 64, min_resolution=32, band=0.0
   )
   np.testing.assert_array_equal(sparse.values > 0, dense.values > 0)
   mesh = isosurface.extract_surface(sparse.values)
@@ -164,10 +159,10 @@ def test_a_band_of_half_a_cell_diagonal_is_enough_for_a_wide_field():
   field = _truncated(lambda p: _ball(p, radius=0.2), slope=1 / width)
   band = np.sqrt(3) * 1.01 / (width * minimum)
   narrow, default = (
-      isosurface.coarse_to_fine_field(
-          field, resolution, min_resolution=minimum, **kwargs
-      )
-      for kwargs in (dict(band=band), dict())
+    isosurface.coarse_to_fine_field(
+      field, resolution, min_resolution=minimum, **kwargs
+    )
+    for kwargs in (dict(band=band), dict())
   )
   np.testing.assert_array_equal(narrow.values > 0, default.values > 0)
   assert narrow.num_evaluations < 0.8 * default.num_evaluations
@@ -175,7 +170,7 @@ def test_a_band_of_half_a_cell_diagonal_is_enough_for_a_wide_field():
 
 def test_released_rounding_changes_the_resolution():
   field = isosurface.coarse_to_fine_field(
-      _FIELDS["ball"], 32, min_resolution=7, mode="flashvdm"
+    _FIELDS["ball"], 32, min_resolution=7, mode="flashvdm"
   )
   assert field.resolution == 28
   assert np.isnan(field.values[~field.evaluated]).all()
@@ -191,21 +186,21 @@ def test_a_jitted_field_is_always_called_with_one_shape():
     return jnp.clip(4 * (0.5 - jnp.linalg.norm(points, axis=-1)), -1, 1)
 
   found = isosurface.coarse_to_fine_field(
-      field, 24, min_resolution=6, chunk_size=1000
+    field, 24, min_resolution=6, chunk_size=1000
   )
   assert traces == [(1000, 3)]
   again = isosurface.coarse_to_fine_field(
-      field, 24, min_resolution=6, chunk_size=1000
+    field, 24, min_resolution=6, chunk_size=1000
   )
   np.testing.assert_array_equal(found.values, again.values)
 
 
 @pytest.mark.parametrize(
-    "field, message",
-    [
-        (lambda p: np.full(len(p), np.nan), "not finite"),
-        (lambda p: np.zeros((len(p), 1)), "must return"),
-    ],
+  "field, message",
+  [
+    (lambda p: np.full(len(p), np.nan), "not finite"),
+    (lambda p: np.zeros((len(p), 1)), "must return"),
+  ],
 )
 def test_a_broken_field_is_reported(field, message):
   with pytest.raises(ValueError, match=message):
@@ -213,15 +208,15 @@ def test_a_broken_field_is_reported(field, message):
 
 
 @pytest.mark.parametrize(
-    "kwargs",
-    [
-        dict(resolution=0),
-        dict(bounds=0.0),
-        dict(chunk_size=0),
-        dict(min_resolution=0),
-        dict(band=-1.0),
-        dict(mode="fast"),
-    ],
+  "kwargs",
+  [
+    dict(resolution=0),
+    dict(bounds=0.0),
+    dict(chunk_size=0),
+    dict(min_resolution=0),
+    dict(band=-1.0),
+    dict(mode="fast"),
+  ],
 )
 def test_arguments_out_of_range_are_refused(kwargs):
   with pytest.raises(ValueError):
@@ -244,9 +239,7 @@ def test_the_released_hierarchical_decoder_sees_one_point():
     return ball(points)
 
   options = dict(min_resolution=8, chunk_size=500, bounds=1.01)
-  grid = isosurface.coarse_to_fine_field(
-      field, 16, mode="hunyuan3d", **options
-  )
+  grid = isosurface.coarse_to_fine_field(field, 16, mode="hunyuan3d", **options)
   # Two chunks hold the coarse grid; the rest of the last one is padding.
   refined = np.concatenate(asked[2:])[: grid.evaluated.sum()]
   np.testing.assert_array_equal(refined, -1)
@@ -265,10 +258,10 @@ def test_the_released_vertex_scale_takes_the_resolution_asked_for():
   np.testing.assert_allclose(exact.vertices.mean(0), 0, atol=1e-6)
   for asked, cells in ((None, 5), (6, 7)):
     mesh = isosurface.extract_surface(
-        values, bounds=1.0, vertex_scale="hunyuan3d", resolution=asked
+      values, bounds=1.0, vertex_scale="hunyuan3d", resolution=asked
     )
     np.testing.assert_allclose(
-        mesh.vertices.mean(0), 2 * 2 / cells - 1, atol=1e-6
+      mesh.vertices.mean(0), 2 * 2 / cells - 1, atol=1e-6
     )
 
 
@@ -277,9 +270,9 @@ def test_the_released_decoders_mark_points_near_minus_the_level():
   options = dict(min_resolution=4, band=0.2, bounds=1.0, level=0.5)
   exact = isosurface.coarse_to_fine_field(slope, 16, **options)
   released = isosurface.coarse_to_fine_field(
-      slope, 16, mode="flashvdm", **options
+    slope, 16, mode="flashvdm", **options
   )
   middle = lambda grid: np.linspace(-1, 1, grid.resolution + 1)[
-      grid.evaluated.any((1, 2))
+    grid.evaluated.any((1, 2))
   ].mean()
   assert middle(exact) > 0.3 and middle(released) < -0.3

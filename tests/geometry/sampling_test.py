@@ -20,8 +20,8 @@ def cube():
 def split_vertices(mesh):
   """The same surface with no vertex shared, as files with hard edges have."""
   return TriangleMesh(
-      mesh.vertices[mesh.faces].reshape(-1, 3),
-      np.arange(3 * mesh.num_faces).reshape(-1, 3),
+    mesh.vertices[mesh.faces].reshape(-1, 3),
+    np.arange(3 * mesh.num_faces).reshape(-1, 3),
   )
 
 
@@ -29,16 +29,16 @@ def roof(angle_degrees):
   """Two triangles that meet along the x axis at a dihedral angle."""
   angle = np.radians(180.0 - angle_degrees)
   return TriangleMesh(
-      [[0, 0, 0], [2, 0, 0], [0, 1, 0], [0, np.cos(angle), np.sin(angle)]],
-      [[0, 1, 2], [1, 0, 3]],
+    [[0, 0, 0], [2, 0, 0], [0, 1, 0], [0, np.cos(angle), np.sin(angle)]],
+    [[0, 1, 2], [1, 0, 3]],
   )
 
 
 def test_points_are_distributed_by_area():
   # Two triangles of areas 1/2 and 3/2.
   mesh = TriangleMesh(
-      [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [3, 0, 1], [0, 1, 1]],
-      [[0, 1, 2], [3, 4, 5]],
+    [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [3, 0, 1], [0, 1, 1]],
+    [[0, 1, 2], [3, 4, 5]],
   )
   points = sampling.sample_surface(mesh, 20_000, rng())
   assert np.mean(points.face_ids == 1) == pytest.approx(0.75, abs=0.01)
@@ -62,7 +62,7 @@ def test_barycentrics_and_positions_agree():
   np.testing.assert_allclose(np.abs(points.positions).max(1), 0.5, atol=1e-6)
   # The normal is that of the side of the cube that the point lies on.
   np.testing.assert_allclose(
-      np.sum(points.normals * points.positions, axis=1), 0.5, atol=1e-6
+    np.sum(points.normals * points.positions, axis=1), 0.5, atol=1e-6
   )
 
 
@@ -76,8 +76,8 @@ def test_same_seed_gives_same_points():
 
 def test_faces_without_area_get_no_points():
   mesh = TriangleMesh(
-      [[0, 0, 0], [1, 0, 0], [0, 1, 0], [2, 0, 0]],
-      [[0, 1, 3], [0, 1, 2], [0, 0, 1]],
+    [[0, 0, 0], [1, 0, 0], [0, 1, 0], [2, 0, 0]],
+    [[0, 1, 3], [0, 1, 2], [0, 0, 1]],
   )
   points = sampling.sample_surface(mesh, 200, rng())
   assert set(points.face_ids) == {1}
@@ -97,7 +97,7 @@ def test_points_follow_a_deformed_mesh():
   deformed = TriangleMesh(mesh.vertices @ matrix.T + 0.1, mesh.faces)
   moved = sampling.points_at(deformed, points.face_ids, points.barycentrics)
   np.testing.assert_allclose(
-      moved.positions, points.positions @ matrix.T + 0.1, atol=1e-6
+    moved.positions, points.positions @ matrix.T + 0.1, atol=1e-6
   )
   # Normals transform with the inverse transpose.
   expected = points.normals @ np.linalg.inv(matrix)
@@ -146,22 +146,22 @@ def test_sharp_points_are_distributed_by_area():
   edges = sampling.find_sharp_edges(mesh)
   order = np.argsort(-edges.areas)
   np.testing.assert_allclose(
-      edges.areas[order], np.repeat([0.75, 0.5625, 0.3125], 4)
+    edges.areas[order], np.repeat([0.75, 0.5625, 0.3125], 4)
   )
   np.testing.assert_allclose(
-      edges.lengths[order], np.repeat([2.0, 0.5, 0.25], 4)
+    edges.lengths[order], np.repeat([2.0, 0.5, 0.25], 4)
   )
   points = sampling.sample_sharp_edges(mesh, 20_000, rng())
   # An edge along an axis leaves that axis' coordinate between its ends.
   inner = np.abs(points.positions) < np.array([0.999, 0.2499, 0.12495])
   shares = np.mean(inner, axis=0)
   np.testing.assert_allclose(
-      shares, np.array([0.75, 0.5625, 0.3125]) / 1.625, atol=0.015
+    shares, np.array([0.75, 0.5625, 0.3125]) / 1.625, atol=0.015
   )
   along_x = inner[:, 0]
   # Uniform along an edge.
   assert np.std(points.positions[along_x, 0]) == pytest.approx(
-      2 / np.sqrt(12), abs=0.02
+    2 / np.sqrt(12), abs=0.02
   )
 
 
@@ -181,14 +181,14 @@ def test_winding_does_not_matter_to_sharpness(angle):
   mesh = roof(angle)
   turned = TriangleMesh(mesh.vertices, [mesh.faces[0], mesh.faces[1][::-1]])
   assert len(sampling.find_sharp_edges(turned)) == len(
-      sampling.find_sharp_edges(mesh)
+    sampling.find_sharp_edges(mesh)
   )
 
 
 def test_edge_of_three_faces_is_sharp():
   mesh = TriangleMesh(
-      [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, -1, 0], [0, -1, 0.1]],
-      [[0, 1, 2], [1, 0, 3], [1, 0, 4]],
+    [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, -1, 0], [0, -1, 0.1]],
+    [[0, 1, 2], [1, 0, 3], [1, 0, 4]],
   )
   edges = sampling.find_sharp_edges(mesh)
   np.testing.assert_allclose(edges.lengths, [1.0])
@@ -208,9 +208,9 @@ def test_sharp_points_follow_a_deformed_mesh():
   mesh = split_vertices(cube())
   points = sampling.sample_sharp_edges(mesh, 50, rng())
   moved = sampling.points_at(
-      TriangleMesh(mesh.vertices * 0.5, mesh.faces),
-      points.face_ids,
-      points.barycentrics,
+    TriangleMesh(mesh.vertices * 0.5, mesh.faces),
+    points.face_ids,
+    points.barycentrics,
   )
   np.testing.assert_allclose(moved.positions, points.positions * 0.5, atol=1e-7)
   np.testing.assert_allclose(moved.normals, points.normals, atol=1e-6)

@@ -16,7 +16,7 @@ _CREATE = trimesh.creation
 def _deforming(*meshes):
   joined = trimesh.util.concatenate(list(meshes))
   return deforming_mesh.DeformingMesh(
-      np.asarray(joined.vertices)[None], joined.faces
+    np.asarray(joined.vertices)[None], joined.faces
   )
 
 
@@ -37,32 +37,38 @@ def cloth(num=21):
   x, z = np.meshgrid(axis, axis, indexing="ij")
   corner = np.arange((num - 1) ** 2)
   a = corner // (num - 1) * num + corner % (num - 1)
-  faces = np.concatenate([
+  faces = np.concatenate(
+    [
       np.stack([a, a + 1, a + num + 1], 1),
       np.stack([a, a + num + 1, a + num], 1),
-  ])
+    ]
+  )
   vertices = np.stack([x, 0.1 * np.sin(4 * x), z], -1).reshape(-1, 3)
   return deforming_mesh.DeformingMesh(vertices[None], faces)
 
 
 _BALL = 4 / 3 * np.pi * 0.8**3
 _SHAPES = {
-    "sphere": ([_CREATE.icosphere(3, 0.8)], _BALL, 0.03),
-    "box": ([_CREATE.box([1.0, 0.8, 0.6])], 0.48, 0.02),
-    "torus": ([_CREATE.torus(0.6, 0.2)], 2 * np.pi**2 * 0.6 * 0.04, 0.05),
-    "inverted box": ([_inverted(_CREATE.box([1.0, 0.8, 0.6]))], 0.48, 0.02),
-    "nested shells": (
-        [_CREATE.icosphere(3, 0.8), _CREATE.icosphere(2, 0.5)], _BALL, 0.03,
-    ),
-    "filled cavity": (
-        [_CREATE.icosphere(3, 0.8), _inverted(_CREATE.icosphere(2, 0.5))],
-        _BALL, 0.03,
-    ),
-    # Two bars that cross: their common cube counts once.
-    "self-intersecting limbs": (
-        [_CREATE.box([1.6, 0.4, 0.4]), _CREATE.box([0.4, 1.6, 0.4])],
-        2 * 1.6 * 0.16 - 0.064, 0.03,
-    ),
+  "sphere": ([_CREATE.icosphere(3, 0.8)], _BALL, 0.03),
+  "box": ([_CREATE.box([1.0, 0.8, 0.6])], 0.48, 0.02),
+  "torus": ([_CREATE.torus(0.6, 0.2)], 2 * np.pi**2 * 0.6 * 0.04, 0.05),
+  "inverted box": ([_inverted(_CREATE.box([1.0, 0.8, 0.6]))], 0.48, 0.02),
+  "nested shells": (
+    [_CREATE.icosphere(3, 0.8), _CREATE.icosphere(2, 0.5)],
+    _BALL,
+    0.03,
+  ),
+  "filled cavity": (
+    [_CREATE.icosphere(3, 0.8), _inverted(_CREATE.icosphere(2, 0.5))],
+    _BALL,
+    0.03,
+  ),
+  # Two bars that cross: their common cube counts once.
+  "self-intersecting limbs": (
+    [_CREATE.box([1.6, 0.4, 0.4]), _CREATE.box([0.4, 1.6, 0.4])],
+    2 * 1.6 * 0.16 - 0.064,
+    0.03,
+  ),
 }
 
 
@@ -72,7 +78,7 @@ def test_volume_of_known_shapes(name):
   surface, repair = _close(_deforming(*meshes))
   assert mesh_distance.is_closed(surface)
   assert mesh_distance.signed_volume(surface) == pytest.approx(
-      volume, rel=tolerance
+    volume, rel=tolerance
   )
   assert not repair.sheets.any()
 
@@ -94,8 +100,8 @@ def test_signs_of_a_box_agree_with_its_formula():
   signed = mesh_distance.signed_distance(surface, points)
   assert ((signed > 0) == (exact > 0))[clear].all()
   assert np.array_equal(
-      mesh_distance.pseudonormal_inside(surface, points[clear]),
-      exact[clear] > 0,
+    mesh_distance.pseudonormal_inside(surface, points[clear]),
+    exact[clear] > 0,
   )
 
 
@@ -104,7 +110,7 @@ def test_thin_plate_keeps_its_thickness():
   surface, _ = _close(_deforming(_CREATE.box([1.6, 0.03, 1.2])))
   assert mesh_distance.is_closed(surface)
   assert mesh_distance.signed_volume(surface) == pytest.approx(
-      1.6 * 0.03 * 1.2, rel=0.1
+    1.6 * 0.03 * 1.2, rel=0.1
   )
 
 
@@ -114,7 +120,7 @@ def test_open_cloth_becomes_a_slab_of_two_cells():
   assert repair.sheets.all() and not repair.body.any()
   assert mesh_distance.is_closed(surface)
   thickness = mesh_distance.signed_volume(surface) / mesh_distance.area(
-      source.frame(0)
+    source.frame(0)
   )
   assert thickness == pytest.approx(2 * _SETTINGS.cell, rel=0.1)
 
@@ -129,11 +135,11 @@ def test_mesh_that_splits_in_two():
     frames[frame, count:, 0] += shift
   source = deforming_mesh.DeformingMesh(frames, joined.faces)
   repair, _ = watertight.plan_repair(
-      source, _SETTINGS, np.random.default_rng(0)
+    source, _SETTINGS, np.random.default_rng(0)
   )
   volumes = [
-      mesh_distance.signed_volume(watertight.close(m, repair, _SETTINGS))
-      for m in source.frames()
+    mesh_distance.signed_volume(watertight.close(m, repair, _SETTINGS))
+    for m in source.frames()
   ]
   assert volumes[0] == pytest.approx(0.5 * 0.16, rel=0.05)
   assert volumes[2] == pytest.approx(2 * 0.064, rel=0.05)
@@ -152,7 +158,7 @@ def test_one_face_wound_wrong_is_turned():
   faces = np.array(box.faces)
   faces[5] = faces[5, ::-1]
   flipped = watertight.find_flipped_faces(
-      mesh_lib.TriangleMesh(box.vertices, faces)
+    mesh_lib.TriangleMesh(box.vertices, faces)
   )
   assert flipped.tolist() == [i == 5 for i in range(12)]
 

@@ -37,9 +37,9 @@ def _load(name: str) -> dict[str, np.ndarray]:
 
 def _state(name: str) -> dict[str, np.ndarray]:
   return {
-      key.removeprefix("state/"): array
-      for key, array in _load(name).items()
-      if key.startswith("state/")
+    key.removeprefix("state/"): array
+    for key, array in _load(name).items()
+    if key.startswith("state/")
   }
 
 
@@ -56,14 +56,14 @@ def _assert_close(actual, expected, tolerance=_FORWARD):
 def _assert_gradient(actual, expected):
   scale = np.abs(expected).max()
   np.testing.assert_allclose(
-      actual, expected, rtol=0, atol=_GRADIENT * scale + 1e-9
+    actual, expected, rtol=0, atol=_GRADIENT * scale + 1e-9
   )
 
 
 def _linear(source: str, target: str) -> list[Rule]:
   return [
-      Rule(f"{source}.weight", f"{target}.kernel", weight_rules.linear()),
-      Rule(f"{source}.bias", f"{target}.bias"),
+    Rule(f"{source}.weight", f"{target}.kernel", weight_rules.linear()),
+    Rule(f"{source}.bias", f"{target}.bias"),
   ]
 
 
@@ -83,15 +83,15 @@ def _attention_rules(fused: tuple[str, ...], plain: tuple[str, ...]):
   targets = tuple(f"{name}.kernel" for name in fused)
   transform = weight_rules.interleaved_heads(len(fused))
   return [
-      Rule(sources, targets, transform),
-      *(
-          Rule(f"to_{name[0]}.weight", f"{name}.kernel", weight_rules.linear())
-          for name in plain
-      ),
-      Rule("q_norm.weight", "query_norm.scale"),
-      Rule("k_norm.weight", "key_norm.scale"),
-      Rule("out_proj.weight", "out.kernel", weight_rules.linear(2)),
-      Rule("out_proj.bias", "out.bias"),
+    Rule(sources, targets, transform),
+    *(
+      Rule(f"to_{name[0]}.weight", f"{name}.kernel", weight_rules.linear())
+      for name in plain
+    ),
+    Rule("q_norm.weight", "query_norm.scale"),
+    Rule("k_norm.weight", "key_norm.scale"),
+    Rule("out_proj.weight", "out.kernel", weight_rules.linear(2)),
+    Rule("out_proj.bias", "out.bias"),
   ]
 
 
@@ -100,7 +100,7 @@ def test_self_attention():
   c = _CONFIG["self_attention"]["config"]
   module = attention.SelfAttention(c["dim"], c["num_heads"], rngs=nnx.Rngs(0))
   _fill(
-      module, _attention_rules(("query", "key", "value"), ()), "self_attention"
+    module, _attention_rules(("query", "key", "value"), ()), "self_attention"
   )
   x = jnp.asarray(golden["in/x"])
   heads_first = lambda y: jnp.moveaxis(y, 2, 1)
@@ -116,10 +116,10 @@ def test_cross_attention():
   golden = _load("cross_attention")
   c = _CONFIG["cross_attention"]["config"]
   module = attention.CrossAttention(
-      c["qdim"], c["num_heads"], context_width=c["kdim"], rngs=nnx.Rngs(0)
+    c["qdim"], c["num_heads"], context_width=c["kdim"], rngs=nnx.Rngs(0)
   )
   _fill(
-      module, _attention_rules(("key", "value"), ("query",)), "cross_attention"
+    module, _attention_rules(("key", "value"), ("query",)), "cross_attention"
   )
   x, context = golden["in/x"], golden["in/context"]
   encoded = module.encode_context(context)
@@ -132,13 +132,13 @@ def test_cross_attention():
 def _moe_module(implementation):
   c = _CONFIG["moe_block"]["config"]
   module = moe.MoE(
-      c["dim"],
-      c["ff_inner_dim"],
-      num_experts=c["num_experts"],
-      num_chosen=c["moe_top_k"],
-      aux_loss_weight=c["aux_loss_alpha"],
-      implementation=implementation,
-      rngs=nnx.Rngs(0),
+    c["dim"],
+    c["ff_inner_dim"],
+    num_experts=c["num_experts"],
+    num_chosen=c["moe_top_k"],
+    aux_loss_weight=c["aux_loss_alpha"],
+    implementation=implementation,
+    rngs=nnx.Rngs(0),
   )
   _fill(module, _moe_rules(c["num_experts"]), "moe_block")
   return module
@@ -183,8 +183,8 @@ def _assert_same_choices(routing, golden):
   np.testing.assert_array_equal(np.sort(routing.chosen), np.sort(chosen))
   by_expert = lambda w, e: np.take_along_axis(w, np.argsort(e), axis=1)
   _assert_close(
-      by_expert(np.asarray(routing.gates), np.asarray(routing.chosen)),
-      by_expert(weights, chosen),
+    by_expert(np.asarray(routing.gates), np.asarray(routing.chosen)),
+    by_expert(weights, chosen),
   )
 
 
@@ -215,16 +215,16 @@ def test_moe_gradients(implementation):
 def _dit_config(**changes) -> dit.DiTConfig:
   c = _CONFIG["dit"]["config"]
   values = dict(
-      depth=c["depth"],
-      width=c["hidden_size"],
-      num_heads=c["num_heads"],
-      latent_channels=c["in_channels"],
-      context_width=c["context_dim"],
-      num_moe_blocks=c["num_moe_layers"],
-      num_experts=c["num_experts"],
-      num_experts_per_token=c["moe_top_k"],
-      temporal_mode="none",
-      temporal_block_size=4,
+    depth=c["depth"],
+    width=c["hidden_size"],
+    num_heads=c["num_heads"],
+    latent_channels=c["in_channels"],
+    context_width=c["context_dim"],
+    num_moe_blocks=c["num_moe_layers"],
+    num_experts=c["num_experts"],
+    num_experts_per_token=c["moe_top_k"],
+    temporal_mode="none",
+    temporal_block_size=4,
   )
   return dit.DiTConfig(**(values | changes))
 
@@ -325,9 +325,7 @@ def test_dit_gradients():
     loss = losses.squared_error(out.velocity, target)
     return loss + out.aux_losses.sum(), (loss, out.aux_losses)
 
-  differentiate = jax.jit(
-      jax.grad(objective, argnums=(0, 1, 2), has_aux=True)
-  )
+  differentiate = jax.jit(jax.grad(objective, argnums=(0, 1, 2), has_aux=True))
   gradients, (loss, aux_losses) = differentiate(params, latents, context)
   params_gradient, latents_gradient, context_gradient = gradients
   _assert_close(loss, golden["out/loss"][0], 1e-5)
@@ -335,8 +333,8 @@ def test_dit_gradients():
   _assert_gradient(latents_gradient[:, 0], golden["out/grad_in_x"])
   _assert_gradient(context_gradient[:, 0], golden["out/grad_in_context"])
   by_path = {
-      ".".join(map(str, path)): param.get_value()
-      for path, param in nnx.to_flat_state(params_gradient)
+    ".".join(map(str, path)): param.get_value()
+    for path, param in nnx.to_flat_state(params_gradient)
   }
   # Import and export permute numbers only: they carry gradients as well.
   exported = dit_weights.export_params(module.config, by_path)
@@ -360,8 +358,7 @@ def test_rules_name_every_tensor_of_the_released_checkpoint():
 def test_flow_matching():
   golden = _load("flow_matching")
   noise, data, time = (
-      jnp.asarray(golden[f"in/{name}"])
-      for name in ("noise_x0", "data_x1", "t")
+    jnp.asarray(golden[f"in/{name}"]) for name in ("noise_x0", "data_x1", "t")
   )
   x = paths.interpolate(noise, data, time)
   target = paths.velocity(noise, data)
@@ -384,7 +381,7 @@ def test_scheduler():
   shifted = samplers.euler_times(20, shift=3.0, skip_zero_step=False)
   _assert_close(shifted, golden["out/sigmas_shift3_20"], 1e-7)
   own = samplers.euler_times(
-      12, start=samplers.SCHEDULER_START, skip_zero_step=False
+    12, start=samplers.SCHEDULER_START, skip_zero_step=False
   )
   _assert_close(own, golden["out/sigmas_default12"], 1e-7)
 
@@ -398,10 +395,10 @@ def test_euler_trajectory(skip_zero_step):
     return linear + golden["in/c"] * time[:, None]
 
   states = samplers.euler(
-      velocity,
-      jnp.asarray(golden["in/x0"]),
-      samplers.euler_times(50, skip_zero_step=skip_zero_step),
-      return_trajectory=True,
+    velocity,
+    jnp.asarray(golden["in/x0"]),
+    samplers.euler_times(50, skip_zero_step=skip_zero_step),
+    return_trajectory=True,
   )
   _assert_close(states, golden["out/trajectory"][: len(states)])
   _assert_close(states[-1], golden["out/trajectory"][-1])

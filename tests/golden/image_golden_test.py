@@ -24,9 +24,9 @@ def _load(name: str) -> dict[str, np.ndarray]:
 
 def _state() -> dict[str, np.ndarray]:
   return {
-      name.removeprefix("state/"): array
-      for name, array in _load("image_encoder").items()
-      if name.startswith("state/")
+    name.removeprefix("state/"): array
+    for name, array in _load("image_encoder").items()
+    if name.startswith("state/")
   }
 
 
@@ -34,15 +34,15 @@ def _config() -> image_encoder.ImageEncoderConfig:
   fixture = _CONFIG["image_encoder"]["config"]
   c = fixture["config"]
   return image_encoder.ImageEncoderConfig(
-      image_size=fixture["image_size"],
-      patch_size=c["patch_size"],
-      width=c["hidden_size"],
-      num_layers=c["num_hidden_layers"],
-      num_heads=c["num_attention_heads"],
-      mlp_ratio=c["mlp_ratio"],
-      layer_scale_init=c["layerscale_value"],
-      pixel_mean=fixture["mean"],
-      pixel_std=fixture["std"],
+    image_size=fixture["image_size"],
+    patch_size=c["patch_size"],
+    width=c["hidden_size"],
+    num_layers=c["num_hidden_layers"],
+    num_heads=c["num_attention_heads"],
+    mlp_ratio=c["mlp_ratio"],
+    layer_scale_init=c["layerscale_value"],
+    pixel_mean=fixture["mean"],
+    pixel_std=fixture["std"],
   )
 
 
@@ -50,7 +50,7 @@ def _config() -> image_encoder.ImageEncoderConfig:
 def encoder() -> image_encoder.ImageEncoder:
   config = _config()
   model = nnx.eval_shape(
-      lambda: image_encoder.ImageEncoder(config, rngs=nnx.Rngs(0))
+    lambda: image_encoder.ImageEncoder(config, rngs=nnx.Rngs(0))
   )
   params = image_encoder_weights.convert(_state(), model)
   weight_rules.set_params(model, params)
@@ -64,20 +64,20 @@ def test_image_encoder(encoder):
   def run(encoder, images):
     c = encoder.config
     pixels = image_encoder.to_pixels(
-        images, c.image_size, c.pixel_mean, c.pixel_std
+      images, c.image_size, c.pixel_mean, c.pixel_std
     )
     return {
-        "mid/pixel_values": jnp.moveaxis(pixels, -1, 1),
-        "mid/embeddings": encoder.embed(pixels),
-        "out/tokens": encoder(images),
-        "out/unconditional": image_encoder.unconditional_context(encoder, 2),
+      "mid/pixel_values": jnp.moveaxis(pixels, -1, 1),
+      "mid/embeddings": encoder.embed(pixels),
+      "out/tokens": encoder(images),
+      "out/unconditional": image_encoder.unconditional_context(encoder, 2),
     }
 
   results = run(encoder, np.moveaxis(golden["in/image"], 1, -1))
   # What follows resized pixels shares their tolerance.
   for key, value in results.items():
     np.testing.assert_allclose(
-        value, golden[key], atol=5e-5, rtol=0, err_msg=key
+      value, golden[key], atol=5e-5, rtol=0, err_msg=key
     )
   keys = {key for key in golden if key.startswith(("mid/", "out/"))}
   assert results.keys() == keys
@@ -87,10 +87,10 @@ def test_newer_names_mean_the_same(encoder):
   renamed = {}
   for name, array in _state().items():
     for old, new in (
-        ("attention.attention.query", "attention.q_proj"),
-        ("attention.attention.key", "attention.k_proj"),
-        ("attention.attention.value", "attention.v_proj"),
-        ("attention.output.dense", "attention.o_proj"),
+      ("attention.attention.query", "attention.q_proj"),
+      ("attention.attention.key", "attention.k_proj"),
+      ("attention.attention.value", "attention.v_proj"),
+      ("attention.output.dense", "attention.o_proj"),
     ):
       name = name.replace(old, new)
     renamed[image_encoder_weights.CONDITIONER_PREFIX + name] = array
@@ -106,7 +106,7 @@ def test_every_tensor_is_consumed_and_exported_unchanged():
   assert len(state) == 43
   config = _config()
   model = nnx.eval_shape(
-      lambda: image_encoder.ImageEncoder(config, rngs=nnx.Rngs(0))
+    lambda: image_encoder.ImageEncoder(config, rngs=nnx.Rngs(0))
   )
   params = image_encoder_weights.convert(state, model)
   table = image_encoder_weights.rules(config.num_layers)
@@ -121,17 +121,13 @@ def test_every_tensor_is_consumed_and_exported_unchanged():
 def test_recentring_and_resizing():
   golden = _load("image_preprocess")
   config = _CONFIG["image_preprocess"]["config"]
-  rgb, mask = recentre.recentre_rgba(
-      golden["in/rgba"], config["border_ratio"]
-  )
+  rgb, mask = recentre.recentre_rgba(golden["in/rgba"], config["border_ratio"])
   np.testing.assert_array_equal(rgb, golden["mid/recentred_rgb"])
-  np.testing.assert_array_equal(
-      mask, golden["mid/recentred_mask"][..., 0]
-  )
+  np.testing.assert_array_equal(mask, golden["mid/recentred_mask"][..., 0])
   image, mask = recentre.preprocess(
-      golden["in/rgba"], config["size"], config["border_ratio"]
+    golden["in/rgba"], config["size"], config["border_ratio"]
   )
   np.testing.assert_allclose(
-      image, golden["out/image"][0].transpose(1, 2, 0), atol=5e-5
+    image, golden["out/image"][0].transpose(1, 2, 0), atol=5e-5
   )
   np.testing.assert_array_equal(mask, golden["out/mask"][0, 0])

@@ -32,16 +32,14 @@ def test_dense_grid_and_surface():
   config = _CONFIG["surface_extraction"]["config"]
   resolution, bounds = config["octree_resolution"], config["bounds"]
   field = isosurface.dense_field(
-      _ball(config), resolution, bounds=bounds, chunk_size=1000
+    _ball(config), resolution, bounds=bounds, chunk_size=1000
   )
-  np.testing.assert_allclose(
-      field.values, golden["in/grid_field"], atol=2e-5
-  )
+  np.testing.assert_allclose(field.values, golden["in/grid_field"], atol=2e-5)
   mesh = isosurface.extract_surface(
-      golden["in/grid_field"],
-      bounds=bounds,
-      level=config["mc_level"],
-      vertex_scale="hunyuan3d",
+    golden["in/grid_field"],
+    bounds=bounds,
+    level=config["mc_level"],
+    vertex_scale="hunyuan3d",
   )
   np.testing.assert_allclose(mesh.vertices, golden["out/vertices"], atol=2e-6)
   np.testing.assert_array_equal(mesh.faces, golden["out/faces_exported"])
@@ -52,20 +50,20 @@ def test_coarse_to_fine():
   golden = _load("volume_coarse_to_fine")
   config = _CONFIG["volume_coarse_to_fine"]["config"]
   field = isosurface.coarse_to_fine_field(
-      _ball(config),
-      config["octree_resolution_requested"],
-      bounds=config["bounds"],
-      level=config["mc_level"],
-      min_resolution=config["min_resolution"],
-      chunk_size=1000,
-      mode="flashvdm",
+    _ball(config),
+    config["octree_resolution_requested"],
+    bounds=config["bounds"],
+    level=config["mc_level"],
+    min_resolution=config["min_resolution"],
+    chunk_size=1000,
+    mode="flashvdm",
   )
   assert field.resolution == config["resolutions_used"][-1]
   mask = golden["out/evaluated_mask"].astype(bool)
   np.testing.assert_array_equal(field.evaluated, mask)
   np.testing.assert_array_equal(np.isnan(field.values), ~mask)
   np.testing.assert_allclose(
-      np.nan_to_num(field.values),
-      golden["out/grid_values_zero_filled"],
-      atol=2e-5,
+    np.nan_to_num(field.values),
+    golden["out/grid_values_zero_filled"],
+    atol=2e-5,
   )

@@ -34,19 +34,19 @@ def _state() -> dict[str, np.ndarray]:
 def _config() -> shape_vae.ShapeVAEConfig:
   c = _CONFIG["vae_weights"]["config"]
   return shape_vae.ShapeVAEConfig(
-      num_latents=c["num_latents"],
-      latent_channels=c["embed_dim"],
-      width=c["width"],
-      num_heads=c["heads"],
-      num_encoder_layers=c["num_encoder_layers"],
-      num_decoder_layers=c["num_decoder_layers"],
-      num_freqs=c["num_freqs"],
-      include_pi=c["include_pi"],
-      point_feats=c["point_feats"],
-      downsample_ratio=c["downsample_ratio"],
-      field_mlp_ratio=c["geo_decoder_mlp_expand_ratio"],
-      use_field_norm=c["geo_decoder_ln_post"],
-      scale_factor=c["scale_factor"],
+    num_latents=c["num_latents"],
+    latent_channels=c["embed_dim"],
+    width=c["width"],
+    num_heads=c["heads"],
+    num_encoder_layers=c["num_encoder_layers"],
+    num_decoder_layers=c["num_decoder_layers"],
+    num_freqs=c["num_freqs"],
+    include_pi=c["include_pi"],
+    point_feats=c["point_feats"],
+    downsample_ratio=c["downsample_ratio"],
+    field_mlp_ratio=c["geo_decoder_mlp_expand_ratio"],
+    use_field_norm=c["geo_decoder_ln_post"],
+    scale_factor=c["scale_factor"],
   )
 
 
@@ -62,11 +62,11 @@ def test_fourier_features():
   golden = _load("fourier_embedder")
   config = _CONFIG["fourier_embedder"]["config"]
   out = vae_blocks.fourier_features(
-      golden["in/x"], config["num_freqs"], config["include_pi"]
+    golden["in/x"], config["num_freqs"], config["include_pi"]
   )
   np.testing.assert_allclose(out, golden["out/embedding"], atol=_TOLERANCE)
   np.testing.assert_array_equal(
-      golden["state_info/frequencies"], 2.0 ** np.arange(8)
+    golden["state_info/frequencies"], 2.0 ** np.arange(8)
   )
 
 
@@ -74,9 +74,7 @@ def test_every_tensor_is_consumed_and_exported_unchanged():
   state = _state()
   assert len(state) == 125
   config = _config()
-  model = nnx.eval_shape(
-      lambda: shape_vae.ShapeVAE(config, rngs=nnx.Rngs(0))
-  )
+  model = nnx.eval_shape(lambda: shape_vae.ShapeVAE(config, rngs=nnx.Rngs(0)))
   params = vae_weights.convert(state, model)
   assert sum(p.size for p in params.values()) == 204_065
   exported = weight_rules.export(vae_weights.rules(config), params)
@@ -92,25 +90,25 @@ def test_encoder(vae, variant):
   config = _CONFIG[name]["config"]
   num_uniform, num_sharp = config["pc_size"], config["pc_sharpedge_size"]
   sizes = farthest_points.group_sizes(
-      vae.config.num_latents,
-      num_uniform,
-      num_sharp,
-      vae.config.downsample_ratio,
+    vae.config.num_latents,
+    num_uniform,
+    num_sharp,
+    vae.config.downsample_ratio,
   )
   assert sizes == farthest_points.GroupSizes(
-      config["num_uniform_inputs"],
-      _CONFIG[name]["sharp_inputs"],
-      config["num_uniform_queries"],
-      _CONFIG[name]["sharp_queries"],
+    config["num_uniform_inputs"],
+    _CONFIG[name]["sharp_inputs"],
+    config["num_uniform_queries"],
+    _CONFIG[name]["sharp_queries"],
   )
   surface = jnp.asarray(golden["in/surface"])
   inputs = golden["in/input_indices"].astype(np.int32)
   starts = [golden["in/fps_start_uniform"]]
   starts.append(golden.get("in/fps_start_sharp", np.zeros_like(starts[0])))
   rows = jax.vmap(
-      lambda s, u, e: farthest_points.select_queries(
-          s, inputs, sizes, uniform_start=u, sharp_start=e
-      )
+    lambda s, u, e: farthest_points.select_queries(
+      s, inputs, sizes, uniform_start=u, sharp_start=e
+    )
   )(surface, *starts)
   np.testing.assert_array_equal(rows, golden["in/query_indices"])
 
@@ -123,15 +121,15 @@ def test_encoder(vae, variant):
     posterior = vae.encode(data, queries)
     scaled = vae.encode_to_diffusion(data, queries, noise)
     return {
-        "mid/query_features": encoder.features(queries),
-        "mid/data_features_first32": encoder.features(data)[:, :32],
-        "mid/after_cross_attn": encoder.attend(data, queries),
-        "mid/encoder_out": out,
-        "out/moments": vae.moments_proj(out),
-        "out/mean": posterior.mean,
-        "out/logvar": posterior.log_variance,
-        "out/kl": posterior.kl(),
-        "out/sample": posterior.sample(noise),
+      "mid/query_features": encoder.features(queries),
+      "mid/data_features_first32": encoder.features(data)[:, :32],
+      "mid/after_cross_attn": encoder.attend(data, queries),
+      "mid/encoder_out": out,
+      "out/moments": vae.moments_proj(out),
+      "out/mean": posterior.mean,
+      "out/logvar": posterior.log_variance,
+      "out/kl": posterior.kl(),
+      "out/sample": posterior.sample(noise),
     }, scaled / vae.config.scale_factor
 
   results, unscaled = run(vae, data, queries, golden["in/noise"])
@@ -155,21 +153,17 @@ def test_decoder(vae):
     decoder = vae.field_decoder
     embedding = decoder.embed(points)
     grid_field = vae.query_field(
-        tokens, jnp.broadcast_to(grid.reshape(-1, 3), (2, grid.size // 3, 3))
+      tokens, jnp.broadcast_to(grid.reshape(-1, 3), (2, grid.size // 3, 3))
     )
     return {
-        "mid/tokens": tokens,
-        "mid/query_embedding": embedding,
-        "mid/geo_after_cross_attn": decoder.cross_block(
-            embedding, keys_values
-        ),
-        "out/field": vae.query_field(keys_values, points)[..., None],
-        "out/grid_field": grid_field.reshape(2, *grid.shape[:3]),
+      "mid/tokens": tokens,
+      "mid/query_embedding": embedding,
+      "mid/geo_after_cross_attn": decoder.cross_block(embedding, keys_values),
+      "out/field": vae.query_field(keys_values, points)[..., None],
+      "out/grid_field": grid_field.reshape(2, *grid.shape[:3]),
     }, vae.decode_from_diffusion(scaled)
 
-  results, tokens = run(
-      vae, golden["in/latents"], golden["in/queries"], grid
-  )
+  results, tokens = run(vae, golden["in/latents"], golden["in/queries"], grid)
   for key, value in results.items():
     _check(value, golden, key)
   _check(tokens, golden, "mid/tokens")
@@ -179,5 +173,5 @@ def test_decoder(vae):
 
 def _check(value, golden, key):
   np.testing.assert_allclose(
-      value, golden[key], atol=_TOLERANCE, rtol=0, err_msg=key
+    value, golden[key], atol=_TOLERANCE, rtol=0, err_msg=key
   )

@@ -40,14 +40,12 @@ def test_keys_and_values_by_hand(planner, settings):
   assert stage["keys and values"] == 2 * 21 * 2048 * 2 * 16 * 1370 * 2
   once = dataclasses.replace(settings, cache_context=False)
   assert planner.plan(once).stages["denoise"]["keys and values"] == (
-      stage["keys and values"] // 21
+    stage["keys and values"] // 21
   )
 
 
 def test_every_saving_saves(planner, settings):
-  peaks = [
-      planner.plan(s).peak for s in memory_plan._savings(settings)
-  ]
+  peaks = [planner.plan(s).peak for s in memory_plan._savings(settings)]
   assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
 
 
@@ -57,9 +55,9 @@ def test_more_memory_means_more_frames_and_fewer_savings(planner, settings):
   assert frames == sorted(frames) and frames[-1] > 64
   for size, most in zip(sizes, frames):
     last = list(memory_plan._savings(settings))[-1]
-    fits = lambda n: planner.plan(
-        dataclasses.replace(last, num_frames=n)
-    ).fits(size * GIB)
+    fits = lambda n: planner.plan(dataclasses.replace(last, num_frames=n)).fits(
+      size * GIB
+    )
     assert not fits(most + 1) and (most == 0 or fits(most))
   assert planner.best(settings, 8 * GIB) is None
   assert planner.best(settings, 80 * GIB).settings == settings
@@ -90,27 +88,30 @@ def test_estimates_are_near_xlas_own_accounting(settings, frames):
   dit = nnx.eval_shape(lambda: kind(dit_config, rngs=nnx.Rngs(0)))
   graphdef, params = nnx.split(dit)
   key_values = jax.eval_shape(
-      lambda p, c: nnx.merge(graphdef, p).encode_context(c),
-      params,
-      shape((1, frames, 1370, 1024), jnp.float32),
+    lambda p, c: nnx.merge(graphdef, p).encode_context(c),
+    params,
+    shape((1, frames, 1370, 1024), jnp.float32),
   )
   step = temporary(
-      "dit", lambda m, *a: m(*a).velocity,
-      shape((1, frames, 4096, 64), jnp.float32), shape((1,), jnp.float32),
-      key_values,
+    "dit",
+    lambda m, *a: m(*a).velocity,
+    shape((1, frames, 4096, 64), jnp.float32),
+    shape((1,), jnp.float32),
+    key_values,
   )
   assert 0.95 < stages["denoise"]["a step of the DiT"] / step < 1.3
   encode = temporary(
-      "image_encoder", lambda m, x: m(x),
-      shape((min(frames, 8), 518, 518, 3), jnp.float32),
+    "image_encoder",
+    lambda m, x: m(x),
+    shape((min(frames, 8), 518, 518, 3), jnp.float32),
   )
   assert 0.95 < stages["encode"]["frames being encoded"] / encode < 3
   vae_config = parts["vae"][1]
   heads = (1, 4096, vae_config.num_heads, 64)
   field = temporary(
-      "vae",
-      lambda m, k, p: m.query_field(attention.KeyValues(*k), p),
-      (shape(heads, jnp.float32),) * 2,
-      shape((1, settings.chunk_size, 3), jnp.float32),
+    "vae",
+    lambda m, k, p: m.query_field(attention.KeyValues(*k), p),
+    (shape(heads, jnp.float32),) * 2,
+    shape((1, settings.chunk_size, 3), jnp.float32),
   )
   assert 0.95 < stages["decode"]["a frame being decoded"] / field < 1.5

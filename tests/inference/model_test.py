@@ -23,21 +23,31 @@ def sizes(config):
   """A micro preset as the sizes of a released checkpoint."""
   d, v, e = (config.model[n] for n in ("dit", "vae", "image_encoder"))
   return (
-      checkpoints.DiTSizes(
-          depth=d.depth, width=d.width, heads=d.num_heads,
-          channels=d.latent_channels, context=d.context_width,
-          num_moe=d.num_moe_blocks, experts=d.num_experts,
-      ),
-      checkpoints.VAESizes(
-          width=v.width, heads=v.num_heads, channels=v.latent_channels,
-          encoder_layers=v.num_encoder_layers,
-          decoder_layers=v.num_decoder_layers, freqs=v.num_freqs,
-          point_feats=v.point_feats,
-      ),
-      checkpoints.ViTSizes(
-          width=e.width, layers=e.num_layers, heads=e.num_heads,
-          image=e.image_size, patch=e.patch_size,
-      ),
+    checkpoints.DiTSizes(
+      depth=d.depth,
+      width=d.width,
+      heads=d.num_heads,
+      channels=d.latent_channels,
+      context=d.context_width,
+      num_moe=d.num_moe_blocks,
+      experts=d.num_experts,
+    ),
+    checkpoints.VAESizes(
+      width=v.width,
+      heads=v.num_heads,
+      channels=v.latent_channels,
+      encoder_layers=v.num_encoder_layers,
+      decoder_layers=v.num_decoder_layers,
+      freqs=v.num_freqs,
+      point_feats=v.point_feats,
+    ),
+    checkpoints.ViTSizes(
+      width=e.width,
+      layers=e.num_layers,
+      heads=e.num_heads,
+      image=e.image_size,
+      patch=e.patch_size,
+    ),
   )
 
 
@@ -55,12 +65,12 @@ def folder(tmp_path_factory):
   path = place / "model.ckpt"
   checkpoints.write_torch(path, shapes, checkpoints.values(shapes))
   configs = {
-      name: kind[1](**get_config().model[name])
-      for name, kind in checkpoint_parts.KINDS.items()
+    name: kind[1](**get_config().model[name])
+    for name, kind in checkpoint_parts.KINDS.items()
   }
   pretrained.write(
-      pretrained.plan_conversion([open_file.open_file(path)], configs),
-      place / "weights",
+    pretrained.plan_conversion([open_file.open_file(path)], configs),
+    place / "weights",
   )
   return place / "weights"
 
@@ -88,14 +98,14 @@ def latents(model, images):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        dict(guidance_in_turns=True),
-        pytest.param(
-            dict(guidance_in_turns=True, cache_context=False),
-            marks=pytest.mark.slow,  # Compiles the sampler once more.
-        ),
-    ],
+  "changes",
+  [
+    dict(guidance_in_turns=True),
+    pytest.param(
+      dict(guidance_in_turns=True, cache_context=False),
+      marks=pytest.mark.slow,  # Compiles the sampler once more.
+    ),
+  ],
 )
 def test_less_memory_same_latents(model, images, latents, changes):
   other = model.sample(images, sampling(**changes))
@@ -105,7 +115,7 @@ def test_less_memory_same_latents(model, images, latents, changes):
 def test_offloaded_networks_stay_on_the_host(folder, images, latents):
   model = model_lib.Sculpt4D.load(get_config().model, folder, offload=True)
   on_host = lambda tree: all(
-      isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree)
+    isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree)
   )
   assert on_host(model._vae) and on_host(model._encoder)
   assert not on_host(model._dit)
@@ -125,18 +135,18 @@ def test_frames_are_encoded_a_few_at_a_time(model, images, monkeypatch):
 
 def test_parameters_come_in_bfloat16_or_float32(folder, model):
   assert {leaf.dtype.name for leaf in jax.tree.leaves(model._dit)} == {
-      "bfloat16"
+    "bfloat16"
   }
   wide = model_lib.Sculpt4D.load(get_config().model, folder, dtype="float32")
   assert {leaf.dtype.name for leaf in jax.tree.leaves(wide._vae)} == {"float32"}
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "hunyuan3d_shared",
-        pytest.param("hunyuan3d", marks=pytest.mark.slow),  # Compiles again.
-    ],
+  "name",
+  [
+    "hunyuan3d_shared",
+    pytest.param("hunyuan3d", marks=pytest.mark.slow),  # Compiles again.
+  ],
 )
 def test_baselines_sample_each_frame_alone(folder, images, name):
   config = baselines.apply(get_config(), name)
@@ -190,7 +200,9 @@ def test_a_missing_network_is_told(folder, tmp_path):
   content = json.loads(path.read_text())
   del content["parts"]["vae"]
   path.write_text(json.dumps(content))
-  with pytest.raises(model_files.ModelFileError, match="has no vae, only image_encoder, dit"):
+  with pytest.raises(
+    model_files.ModelFileError, match="has no vae, only image_encoder, dit"
+  ):
     model_lib.Sculpt4D.load(get_config().model, tmp_path / "part")
 
 
@@ -198,7 +210,7 @@ def test_a_missing_network_is_told(folder, tmp_path):
 def test_surfaces_of_named_grids(grid):
   ball = lambda p: (0.5 - np.linalg.norm(p, axis=-1)) / 0.05
   config = pipeline.SurfaceConfig(
-      **(get_config().surface.to_dict() | dict(grid=grid, band=4.0, level=0.0))
+    **(get_config().surface.to_dict() | dict(grid=grid, band=4.0, level=0.0))
   )
   field = pipeline.evaluate_grid(ball, config)
   inside = field.values[field.evaluated] > 0

@@ -39,7 +39,7 @@ def _copy_data(source, folder):
 def _is_saving(folder):
   checkpoints = folder / "vae" / "checkpoints"
   return checkpoints.exists() and any(
-      "tmp" in path.name for path in checkpoints.iterdir()
+    "tmp" in path.name for path in checkpoints.iterdir()
   )
 
 
@@ -62,7 +62,7 @@ def _kill(folder, rng, number):
   sent = (signal.SIGTERM, signal.SIGKILL)[number % 2]
   place = ("start", "step", "save")[number % 3]
   newest = max(runs.checkpoint_steps(folder), default=None)
-  process, = runs.start(folder, 1, *OFTEN)
+  (process,) = runs.start(folder, 1, *OFTEN)
   if place == "start":  # While it imports, reads, restores or compiles.
     time.sleep(rng.uniform(0.2, 6.0))
   else:
@@ -92,14 +92,18 @@ def test_twenty_kills_change_no_bit(whole, tmp_path, capsys):
   deaths = [_kill(tmp_path, rng, n) for n in range(NUM_KILLS)]
   with capsys.disabled():
     for death in deaths:
-      print("\n%s at a %s, saving: %s, whole after it: %s" % death, end="")
+      sent, place, saving, whole_steps = death
+      print(
+        f"\n{sent} at a {place}, saving: {saving}, whole after it: {whole_steps}",
+        end="",
+      )
   assert any(saving for _, _, saving, _ in deaths)
   # The newest checkpoint is damaged on top of it: the one before serves.
   before, newest = runs.checkpoint_steps(tmp_path)[-2:]
   for path in (tmp_path / "vae" / "checkpoints" / str(newest)).rglob("*"):
     if path.is_file() and "ocdbt" in str(path):
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  output, = runs.run(tmp_path, 1, *ONCE)
+  (output,) = runs.run(tmp_path, 1, *ONCE)
   assert f"Checkpoint {newest} " in output and "cannot be read" in output
   assert f"Restored step {before} " in output
   _assert_same(tmp_path, whole)
@@ -108,11 +112,11 @@ def test_twenty_kills_change_no_bit(whole, tmp_path, capsys):
 def test_sigterm_saves_the_step_it_came_in(whole, tmp_path):
   """Also of one process, and far from a step that would be saved anyway."""
   _copy_data(whole, tmp_path)
-  process, = runs.start(tmp_path, 1, *ONCE)
+  (process,) = runs.start(tmp_path, 1, *ONCE)
   runs.wait_for(lambda: len(runs.records(tmp_path)) > 7, [process])
   process.send_signal(signal.SIGTERM)
-  output, = runs.finish([process], 143)
-  step, = runs.checkpoint_steps(tmp_path)
+  (output,) = runs.finish([process], 143)
+  (step,) = runs.checkpoint_steps(tmp_path)
   assert f"Told to stop at step {step}; the state is saved" in output
   assert step == max(runs.losses(tmp_path)) < NUM_STEPS
 
@@ -133,11 +137,12 @@ cp -r {disk}/vae {disk}/weights {out}
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
-    whole, tmp_path
+  whole, tmp_path
 ):
   probe = subprocess.run(
-      ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
-      capture_output=True, check=False,
+    ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
+    capture_output=True,
+    check=False,
   )
   if probe.returncode:
     pytest.skip("file systems cannot be mounted in a namespace of one's own")
@@ -146,14 +151,22 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
   out.mkdir()
   command = " ".join(runs.command(disk))
   script = _ON_A_SMALL_DISK.format(
-      disk=disk, out=out, data=whole / "data", command=command,
-      often=" ".join(OFTEN), once=" ".join(ONCE),
+    disk=disk,
+    out=out,
+    data=whole / "data",
+    command=command,
+    often=" ".join(OFTEN),
+    once=" ".join(ONCE),
   )
   result = subprocess.run(
-      ["unshare", "-rm", "bash", "-c", script], cwd=conftest.ROOT,
-      # Compiled code, which a run keeps in its folder, would fill it first.
-      env=runs.environment() | {"JAX_COMPILATION_CACHE_DIR": str(out / "jax")},
-      capture_output=True, text=True, check=False, timeout=900,
+    ["unshare", "-rm", "bash", "-c", script],
+    cwd=conftest.ROOT,
+    # Compiled code, which a run keeps in its folder, would fill it first.
+    env=runs.environment() | {"JAX_COMPILATION_CACHE_DIR": str(out / "jax")},
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=900,
   )
   said = (out / "full.txt").read_text()
   assert result.returncode == 0, (result.stderr, said)
@@ -170,7 +183,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_process_ends_the_others_within_a_minute(
-    whole, tmp_path, victim
+  whole, tmp_path, victim
 ):
   _copy_data(whole, tmp_path)
   processes = runs.start(tmp_path, 2, *OFTEN)

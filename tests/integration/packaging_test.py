@@ -39,12 +39,12 @@ USE_BOTH = """
 
 # Where the name to import is not that of the distribution.
 DISTRIBUTIONS = {
-    "PIL": "pillow",
-    "absl": "absl-py",
-    "igl": "libigl",
-    "orbax": "orbax-checkpoint",
-    "pxr": "usd-core",
-    "skimage": "scikit-image",
+  "PIL": "pillow",
+  "absl": "absl-py",
+  "igl": "libigl",
+  "orbax": "orbax-checkpoint",
+  "pxr": "usd-core",
+  "skimage": "scikit-image",
 }
 
 # What benchmarks compare with where it is there; nothing needs it.
@@ -59,13 +59,13 @@ def requirements(name):
 
 def run_python(code, *, path="", cwd):
   result = subprocess.run(
-      [sys.executable, "-c", textwrap.dedent(code)],
-      cwd=cwd,
-      env={**os.environ, "PYTHONPATH": str(path), "JAX_PLATFORMS": "cpu"},
-      capture_output=True,
-      text=True,
-      timeout=300,
-      check=False,
+    [sys.executable, "-c", textwrap.dedent(code)],
+    cwd=cwd,
+    env={**os.environ, "PYTHONPATH": str(path), "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
   )
   assert result.returncode == 0, result.stderr
   return result.stdout.strip()
@@ -78,7 +78,7 @@ def make_stand_in(site):
   metadata = site / "kernels-9.9.dist-info"
   metadata.mkdir()
   (metadata / "METADATA").write_text(
-      "Metadata-Version: 2.1\nName: kernels\nVersion: 9.9\n"
+    "Metadata-Version: 2.1\nName: kernels\nVersion: 9.9\n"
   )
 
 
@@ -127,7 +127,8 @@ def test_every_import_is_declared_and_every_requirement_imported():
 
 def test_kernels_need_jax_and_numpy_only():
   assert imported_distributions("kernels", at_start_only=True) <= {
-      "jax", "numpy"
+    "jax",
+    "numpy",
   }
   assert imported_distributions("kernels") <= {"jax", "numpy"} | COMPARED_WITH
 
@@ -159,12 +160,21 @@ def wheel_fixture(tmp_path_factory):
     shutil.copytree(ROOT / name, source / name, ignore=ignored)
   target = tmp_path_factory.mktemp("wheel")
   subprocess.run(
-      [
-          sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps",
-          "--no-build-isolation", "--no-index", "--wheel-dir", target, source,
-      ],
-      check=True,
-      timeout=300,
+    [
+      sys.executable,
+      "-m",
+      "pip",
+      "wheel",
+      "--quiet",
+      "--no-deps",
+      "--no-build-isolation",
+      "--no-index",
+      "--wheel-dir",
+      target,
+      source,
+    ],
+    check=True,
+    timeout=300,
   )
   [path] = target.glob("*.whl")
   return path
@@ -175,12 +185,20 @@ def site_fixture(wheel, tmp_path_factory):
   """A site-packages with the wheel and the stand-in in it."""
   site = tmp_path_factory.mktemp("site")
   subprocess.run(
-      [
-          sys.executable, "-m", "pip", "install", "--quiet", "--no-deps",
-          "--no-index", "--target", site, wheel,
-      ],
-      check=True,
-      timeout=300,
+    [
+      sys.executable,
+      "-m",
+      "pip",
+      "install",
+      "--quiet",
+      "--no-deps",
+      "--no-index",
+      "--target",
+      site,
+      wheel,
+    ],
+    check=True,
+    timeout=300,
   )
   make_stand_in(site)
   return site
@@ -198,16 +216,16 @@ def test_wheel_holds_the_library_and_nothing_beside_it(wheel):
   names = set(zipfile.ZipFile(wheel).namelist())
   tops = {name.split("/")[0] for name in names}
   assert {re.sub(r"-.*\.dist-info$", "", top) for top in tops} == {
-      "sculpt4d_jax"
+    "sculpt4d_jax"
   }
   assert wheel.name.endswith("py3-none-any.whl")
   expected = {
-      path.relative_to(ROOT).as_posix()
-      for path in (ROOT / "sculpt4d_jax").rglob("*")
-      if path.is_file() and "__pycache__" not in path.parts
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "sculpt4d_jax").rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
   } | {
-      "sculpt4d_jax/" + path.relative_to(ROOT).as_posix()
-      for path in (ROOT / "kernels").rglob("*.py")
+    "sculpt4d_jax/" + path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "kernels").rglob("*.py")
   }
   assert {name for name in names if ".dist-info/" not in name} == expected
   assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -223,28 +241,28 @@ def test_installed_wheel_leaves_kernels_to_its_owner(site, tmp_path):
 @pytest.mark.slow
 def test_installed_models_find_their_kernels(site, tmp_path):
   output = run_python(
-      """
+    """
       from sculpt4d_jax.models import attention
       import sys
       print([name for name in sys.modules if name.split(".")[0] == "kernels"])
       """,
-      path=site,
-      cwd=tmp_path,
+    path=site,
+    cwd=tmp_path,
   )
   assert output == "[]"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not (_version("kernels") and _version("transformers")),
-    reason="needs Hugging Face's kernels and transformers.",
+  not (_version("kernels") and _version("transformers")),
+  reason="needs Hugging Face's kernels and transformers.",
 )
 @pytest.mark.parametrize("in_checkout", [True, False])
 def test_transformers_finds_the_real_kernels(wheel, tmp_path, in_checkout):
   with zipfile.ZipFile(wheel) as archive:
     archive.extractall(tmp_path / "site")
   output = run_python(
-      """
+    """
       import importlib.metadata
       from sculpt4d_jax.kernels import block_sparse_attention
       import kernels
@@ -255,7 +273,7 @@ def test_transformers_finds_the_real_kernels(wheel, tmp_path, in_checkout):
       assert callable(kernels.get_kernel)
       print(kernels.__version__ == importlib.metadata.version("kernels"))
       """,
-      path="" if in_checkout else tmp_path / "site",
-      cwd=ROOT if in_checkout else tmp_path,
+    path="" if in_checkout else tmp_path / "site",
+    cwd=ROOT if in_checkout else tmp_path,
   )
   assert output == "True"

@@ -16,7 +16,7 @@ def test_two_processes_train_as_one(tmp_path):
   one, two = runs.losses(tmp_path / "one"), runs.losses(tmp_path / "two")
   assert sorted(one) == sorted(two) == [1, 2, 3, 4]
   np.testing.assert_allclose(
-      [one[s] for s in sorted(one)], [two[s] for s in sorted(one)], rtol=1e-5
+    [one[s] for s in sorted(one)], [two[s] for s in sorted(one)], rtol=1e-5
   )
   assert (tmp_path / "two" / "weights" / "vae.safetensors").exists()
 
@@ -31,6 +31,6 @@ def test_a_notice_to_one_process_saves_and_ends_both(tmp_path):
   # One process, another mesh: goes on from the last of them.
   last = max(runs.checkpoint_steps(tmp_path))
   end = [f"--config.vae_training.optimizer.num_steps={last + 2}"]
-  output, = runs.run(tmp_path, 1, *end)
+  (output,) = runs.run(tmp_path, 1, *end)
   assert f"Restored step {last}" in output
   assert max(runs.losses(tmp_path)) == last + 2

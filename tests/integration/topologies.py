@@ -36,18 +36,22 @@ CLIPS, FRAMES, TOKENS, CHANNELS, SIDE = 4, 4, 8, 4, 16
 SAVED, LAST = 2, 4
 # Every axis by itself over two processes, mixtures over four.
 MESHES = {
-    1: [dict()],
-    2: [
-        dict(data=2), dict(fsdp=2), dict(expert=2), dict(context=2),
-        dict(tensor=2),
-    ],
-    4: [
-        dict(data=2, expert=2), dict(fsdp=2, context=2),
-        dict(context=2, tensor=2),
-    ],
+  1: [dict()],
+  2: [
+    dict(data=2),
+    dict(fsdp=2),
+    dict(expert=2),
+    dict(context=2),
+    dict(tensor=2),
+  ],
+  4: [
+    dict(data=2, expert=2),
+    dict(fsdp=2, context=2),
+    dict(context=2, tensor=2),
+  ],
 }
 OPTIMIZER = optimizer_lib.OptimizerConfig(
-    learning_rate=1e-3, num_steps=LAST, warmup_steps=1
+  learning_rate=1e-3, num_steps=LAST, warmup_steps=1
 )
 
 
@@ -72,47 +76,62 @@ def make_task() -> dit_task.DiTTask:
   rng = np.random.default_rng(0)
   latents = (CLIPS, 2, 1, FRAMES, TOKENS, CHANNELS)
   store = record_store.RecordStore(
-      surface=np.zeros((CLIPS, FRAMES, 1, 7), np.float16),
-      samples=np.zeros((CLIPS, FRAMES, 1, 4), np.float16),
-      images=rng.integers(0, 255, (CLIPS, FRAMES, SIDE, SIDE, 3), np.uint8),
-      first_seed=0,
+    surface=np.zeros((CLIPS, FRAMES, 1, 7), np.float16),
+    samples=np.zeros((CLIPS, FRAMES, 1, 4), np.float16),
+    images=rng.integers(0, 255, (CLIPS, FRAMES, SIDE, SIDE, 3), np.uint8),
+    first_seed=0,
   )
   posteriors = store_batches.LatentStore(
-      rng.normal(size=latents).astype(np.float16),
-      np.full(latents, -4.0, np.float16),
-      scale=1.0,
+    rng.normal(size=latents).astype(np.float16),
+    np.full(latents, -4.0, np.float16),
+    scale=1.0,
   )
   return dit_task.DiTTask(
-      dit_task.DiTTaskConfig(
-          batch_size=4, context_dropout=0.1, time_sampling="uniform",
-          train_image_encoder=False, temporal_dropout=0.2, eval_clips=0,
-      ),
-      dit_lib.DiTConfig(
-          depth=3, width=192, num_heads=4, latent_channels=CHANNELS,
-          context_width=16, num_moe_blocks=1, num_experts=4,
-          temporal_block_size=2,
-      ),
-      image_encoder_lib.ImageEncoderConfig(
-          image_size=SIDE, patch_size=8, width=16, num_layers=1, num_heads=2
-      ),
-      store_batches.LatentBatches(
-          (store, posteriors), (store, posteriors), batch_size=4,
-          num_samples=0, seed=0,
-      ),
-      scale=1.0,
+    dit_task.DiTTaskConfig(
+      batch_size=4,
+      context_dropout=0.1,
+      time_sampling="uniform",
+      train_image_encoder=False,
+      temporal_dropout=0.2,
+      eval_clips=0,
+    ),
+    dit_lib.DiTConfig(
+      depth=3,
+      width=192,
+      num_heads=4,
+      latent_channels=CHANNELS,
+      context_width=16,
+      num_moe_blocks=1,
+      num_experts=4,
+      temporal_block_size=2,
+    ),
+    image_encoder_lib.ImageEncoderConfig(
+      image_size=SIDE, patch_size=8, width=16, num_layers=1, num_heads=2
+    ),
+    store_batches.LatentBatches(
+      (store, posteriors),
+      (store, posteriors),
+      batch_size=4,
+      num_samples=0,
+      seed=0,
+    ),
+    scale=1.0,
   )
 
 
 def run(task, mesh: dict[str, int], folder: pathlib.Path) -> None:
   """Trains to the end, from what the folder has."""
   train.train(
-      task, OPTIMIZER, folder, mesh=partitioning.MeshConfig(**mesh),
-      schedule=schedule_lib.Schedule(log_every=1, save_every=SAVED),
+    task,
+    OPTIMIZER,
+    folder,
+    mesh=partitioning.MeshConfig(**mesh),
+    schedule=schedule_lib.Schedule(log_every=1, save_every=SAVED),
   )
 
 
 def digests_of_saved(
-    task, mesh: dict[str, int], folders: dict[str, pathlib.Path]
+  task, mesh: dict[str, int], folders: dict[str, pathlib.Path]
 ) -> dict[str, str]:
   """Of all numbers of the folders' checkpoints, read onto a mesh."""
   device_mesh = partitioning.make_mesh(partitioning.MeshConfig(**mesh))
@@ -153,7 +172,7 @@ def restore_all(workdir: pathlib.Path) -> None:
   for mesh in MESHES[jax.process_count()]:
     name = name_of(mesh)
     digests = digests_of_saved(
-        task, mesh, {source: workdir / f"{source}_half" for source in names()}
+      task, mesh, {source: workdir / f"{source}_half" for source in names()}
     )
     if jax.process_index() == 0:
       (workdir / f"{name}_digests.json").write_text(json.dumps(digests))
@@ -169,8 +188,10 @@ def restore_all(workdir: pathlib.Path) -> None:
 def main(workdir, phase, port, processes, index):
   if int(processes) > 1:
     jax.distributed.initialize(
-        f"127.0.0.1:{port}", int(processes), int(index),
-        heartbeat_timeout_seconds=600,  # The machine may have other work.
+      f"127.0.0.1:{port}",
+      int(processes),
+      int(index),
+      heartbeat_timeout_seconds=600,  # The machine may have other work.
     )
     multihost_utils.sync_global_devices("joined")
   try:

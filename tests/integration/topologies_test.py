@@ -17,11 +17,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 # Compiling takes longer than all that is computed, and is not shared: jax's
 # cache has another key for every process.
 _QUICK = {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0"
-    " --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_parallel_codegen_split_count=1"
-    " --xla_cpu_use_fusion_emitters=false"
-    " --xla_cpu_prefer_vector_width=128"
+  "XLA_FLAGS": "--xla_backend_optimization_level=0"
+  " --xla_llvm_disable_expensive_passes=true"
+  " --xla_cpu_parallel_codegen_split_count=1"
+  " --xla_cpu_use_fusion_emitters=false"
+  " --xla_cpu_prefer_vector_width=128"
 }
 
 
@@ -29,15 +29,24 @@ def _start(workdir, phase, num_processes):
   """Starts a phase in as many processes."""
   port = runs.free_port()
   return [
-      subprocess.Popen(
-          [
-              sys.executable, "-m", "tests.integration.topologies",
-              str(workdir), phase, str(port), str(num_processes), str(index),
-          ],
-          cwd=conftest.ROOT, env=runs.environment() | _QUICK, text=True,
-          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-      )
-      for index in range(num_processes)
+    subprocess.Popen(
+      [
+        sys.executable,
+        "-m",
+        "tests.integration.topologies",
+        str(workdir),
+        phase,
+        str(port),
+        str(num_processes),
+        str(index),
+      ],
+      cwd=conftest.ROOT,
+      env=runs.environment() | _QUICK,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+    )
+    for index in range(num_processes)
   ]
 
 

@@ -34,9 +34,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(trained):
   """Its networks; one for all tests, so that they compile once."""
-  return model_lib.Sculpt4D.load(
-      micro.get_config().model, trained / "weights"
-  )
+  return model_lib.Sculpt4D.load(micro.get_config().model, trained / "weights")
 
 
 def _clip(num_frames):
@@ -53,16 +51,18 @@ def _generate(model, config, num_frames=3, **changes):
   log = run_log.RunLog(show_progress=False)
   sampling = model_lib.SamplingConfig(**(config.sampling.to_dict() | changes))
   clip = pipeline.read_clip(
-      _clip(num_frames), log, num_frames=sampling.num_frames,
-      image_size=config.model.image_encoder.image_size,
+    _clip(num_frames),
+    log,
+    num_frames=sampling.num_frames,
+    image_size=config.model.image_encoder.image_size,
   )
   # The micro model learns nothing, so its surface is where its field has its
   # median; a trained one has it at 0.
   values = model.field(model.sample(clip.images, sampling)[0])(
-      np.random.default_rng(0).uniform(-1, 1, (512, 3)).astype(np.float32)
+    np.random.default_rng(0).uniform(-1, 1, (512, 3)).astype(np.float32)
   )
   surface = pipeline.SurfaceConfig(
-      **(config.surface.to_dict() | {"level": float(np.median(values))})
+    **(config.surface.to_dict() | {"level": float(np.median(values))})
   )
   return pipeline.generate(model, clip, sampling, surface, log), log
 
@@ -70,7 +70,9 @@ def _generate(model, config, num_frames=3, **changes):
 def test_a_run_leaves_weights_and_metrics(trained):
   names = {path.name for path in (trained / "weights").iterdir()}
   assert names == {
-      "vae.safetensors", "dit.safetensors", "image_encoder.safetensors"
+    "vae.safetensors",
+    "dit.safetensors",
+    "image_encoder.safetensors",
   }
   for stage in ("vae", "dit"):
     lines = (trained / stage / "metrics.jsonl").read_text().splitlines()
@@ -79,7 +81,7 @@ def test_a_run_leaves_weights_and_metrics(trained):
 
 
 def test_a_run_tells_where_its_time_went_and_what_its_samples_look_like(
-    trained,
+  trained,
 ):
   lines = (trained / "dit" / "metrics.jsonl").read_text().splitlines()
   records = [json.loads(line) for line in lines]
@@ -93,8 +95,7 @@ def test_a_run_tells_where_its_time_went_and_what_its_samples_look_like(
   assert last["step"] == 4 and np.isfinite(last["eval/flow_loss"])
   assert 0 <= last["sample/iou"] <= 1 and last["sample/chamfer"] > 0
   events = b"".join(
-      path.read_bytes()
-      for path in (trained / "dit" / "tensorboard").iterdir()
+    path.read_bytes() for path in (trained / "dit" / "tensorboard").iterdir()
   )
   assert events.count(b"\x89PNG") == 1
   assert list((trained / "dit" / "profile").rglob("*.xplane.pb"))
@@ -134,8 +135,8 @@ def test_fine_tuning_starts_from_given_weights(trained, tmp_path):
   run.run(config, tmp_path, ["dit"])
   for name in ("vae", "dit", "image_encoder"):
     old, new = (
-        safetensors_numpy.load_file(f / "weights" / f"{name}.safetensors")
-        for f in (trained, tmp_path)
+      safetensors_numpy.load_file(f / "weights" / f"{name}.safetensors")
+      for f in (trained, tmp_path)
     )
     for key, array in old.items():
       np.testing.assert_allclose(array, new[key], atol=1e-3, err_msg=key)
@@ -144,16 +145,20 @@ def test_fine_tuning_starts_from_given_weights(trained, tmp_path):
 @pytest.mark.slow  # Compiles the DiT's training once more.
 def test_lora_trains_and_saves_adapters_alone(trained, tmp_path):
   config = micro.get_config()
-  config.dit_training.update(dict(
-      init_from=str(trained / "weights"), train_image_encoder=False,
-      context_field_weight=0.0, profile=(),
-  ))
+  config.dit_training.update(
+    dict(
+      init_from=str(trained / "weights"),
+      train_image_encoder=False,
+      context_field_weight=0.0,
+      profile=(),
+    )
+  )
   config.dit_training.lora.rank = 2
   config.dit_training.optimizer.learning_rate = 0.1
   (tmp_path / "data").symlink_to(trained / "data")
   run.run(config, tmp_path, ["dit"])
   load = lambda folder, name: safetensors_numpy.load_file(
-      folder / "weights" / f"{name}.safetensors"
+    folder / "weights" / f"{name}.safetensors"
   )
   adapters = load(tmp_path, "adapters")
   assert adapters and all("adapter" in name for name in adapters)
@@ -161,8 +166,8 @@ def test_lora_trains_and_saves_adapters_alone(trained, tmp_path):
   old, new = load(trained, "dit"), load(tmp_path, "dit")
   assert set(old) == set(new)
   adapted = {
-      name.partition(".adapter.")[0].removeprefix("dit.") + ".kernel"
-      for name in adapters
+    name.partition(".adapter.")[0].removeprefix("dit.") + ".kernel"
+    for name in adapters
   }
   assert adapted < set(old)
   for name, value in old.items():
@@ -172,7 +177,7 @@ def test_lora_trains_and_saves_adapters_alone(trained, tmp_path):
   size = sum(p.stat().st_size for p in state.rglob("*") if p.is_file())
   whole = trained / "dit" / "checkpoints" / "4"
   assert size < 0.5 * sum(
-      p.stat().st_size for p in whole.rglob("*") if p.is_file()
+    p.stat().st_size for p in whole.rglob("*") if p.is_file()
   )
   model_lib.Sculpt4D.load(config.model, tmp_path / "weights")
   # It goes on from there, and without given weights it does not start.
@@ -193,27 +198,39 @@ def test_stages_are_checked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stages, change, message",
-    [
-        (["data", "vae"], {"mesh.fsdp": 999}, "devices"),
-        (["data", "vae"], {"vae_training.keep_best": 1,
-                           "vae_training.best_metric": "sample/iou"},
-         "chosen by sample/iou"),
-        (["data", "dit"], {}, "train the autoencoder first"),
-        (["data", "vae", "dit"], {"dit_training.init_from": "no"}, "no weights"),
-        (["data", "vae"], {"vae_training.init_from": "no"}, "no weights"),
-        (["data", "vae"], {"vae_training.init_from": TINY}, "does not fit the p"),
-        (["data", "dit"], {"dit_training.batch_size": 3,
-                           "dit_training.optimizer.accumulation_steps": 2},
-         "not a multiple of accumulation_steps"),
-        (["data", "vae", "dit"], {"dit_training.lora.rank": 2,
-                                  "dit_training.train_image_encoder": False,
-                                  "dit_training.context_field_weight": 0.0},
-         "LoRA adapts given weights"),
-    ],
+  "stages, change, message",
+  [
+    (["data", "vae"], {"mesh.fsdp": 999}, "devices"),
+    (
+      ["data", "vae"],
+      {"vae_training.keep_best": 1, "vae_training.best_metric": "sample/iou"},
+      "chosen by sample/iou",
+    ),
+    (["data", "dit"], {}, "train the autoencoder first"),
+    (["data", "vae", "dit"], {"dit_training.init_from": "no"}, "no weights"),
+    (["data", "vae"], {"vae_training.init_from": "no"}, "no weights"),
+    (["data", "vae"], {"vae_training.init_from": TINY}, "does not fit the p"),
+    (
+      ["data", "dit"],
+      {
+        "dit_training.batch_size": 3,
+        "dit_training.optimizer.accumulation_steps": 2,
+      },
+      "not a multiple of accumulation_steps",
+    ),
+    (
+      ["data", "vae", "dit"],
+      {
+        "dit_training.lora.rank": 2,
+        "dit_training.train_image_encoder": False,
+        "dit_training.context_field_weight": 0.0,
+      },
+      "LoRA adapts given weights",
+    ),
+  ],
 )
 def test_what_cannot_work_stops_before_the_first_stage(
-    tmp_path, stages, change, message
+  tmp_path, stages, change, message
 ):
   config = micro.get_config()
   config.update_from_flattened_dict(change)
@@ -228,8 +245,14 @@ def test_clip_to_files(model, tmp_path):
   assert len(result.meshes) == 3
   paths = outputs.write(tmp_path / "out", result, {"preset": "micro"}, log)
   assert {path.name for path in paths} == {
-      "frame_0000.ply", "frame_0001.ply", "frame_0002.ply", outputs.GLB,
-      outputs.USD, outputs.VIEWER, outputs.PREVIEW, outputs.RUN,
+    "frame_0000.ply",
+    "frame_0001.ply",
+    "frame_0002.ply",
+    outputs.GLB,
+    outputs.USD,
+    outputs.VIEWER,
+    outputs.PREVIEW,
+    outputs.RUN,
   }
   plys = mesh_files.read_mesh_sequence(tmp_path / "out")
   glbs, _ = animated_glb.read_animated_glb(tmp_path / "out" / outputs.GLB)
@@ -257,7 +280,7 @@ def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):
 def test_same_seed_same_bytes_and_another_seed_others(model):
   config = micro.get_config()
   first, again, other = (
-      _generate(model, config, seed=seed)[0] for seed in (1, 1, 2)
+    _generate(model, config, seed=seed)[0] for seed in (1, 1, 2)
   )
   np.testing.assert_array_equal(first.latents, again.latents)
   assert not np.array_equal(first.latents, other.latents)

@@ -19,10 +19,15 @@ pytestmark = pytest.mark.slow  # Compiles both halves of a run.
 
 def _config(*folders):
   config = micro.get_config()
-  config.records.update(dict(
-      folders=",".join(map(str, folders)), num_parts=1, turn_to_camera=True,
-      max_elevation=0.6, num_threads=1,
-  ))
+  config.records.update(
+    dict(
+      folders=",".join(map(str, folders)),
+      num_parts=1,
+      turn_to_camera=True,
+      max_elevation=0.6,
+      num_threads=1,
+    )
+  )
   return config
 
 
@@ -76,10 +81,10 @@ def test_features_train_like_pictures(trained, tmp_path):
   [features] = (data / "features").iterdir()
   assert len(list(features.iterdir())) == 2
   old, new = (
-      safetensors_numpy.load_file(
-          folder / "weights" / "image_encoder.safetensors"
-      )
-      for folder in (workdir, tmp_path)
+    safetensors_numpy.load_file(
+      folder / "weights" / "image_encoder.safetensors"
+    )
+    for folder in (workdir, tmp_path)
   )
   assert old.keys() == new.keys()
   for key, array in old.items():

@@ -22,9 +22,13 @@ def free_port() -> int:
 def command(workdir: pathlib.Path, stages: str = "data,vae") -> list[str]:
   """The command of a run of the micro preset."""
   return [
-      sys.executable, "-u", "-m", "launch.train",
-      "--config=tests/integration/micro.py", f"--workdir={workdir}",
-      f"--stages={stages}",
+    sys.executable,
+    "-u",
+    "-m",
+    "launch.train",
+    "--config=tests/integration/micro.py",
+    f"--workdir={workdir}",
+    f"--stages={stages}",
   ]
 
 
@@ -35,11 +39,11 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 
 def start(
-    workdir: pathlib.Path,
-    num_processes: int = 1,
-    *flags: str,
-    stages: str = "data,vae",
-    devices: int = 1,
+  workdir: pathlib.Path,
+  num_processes: int = 1,
+  *flags: str,
+  stages: str = "data,vae",
+  devices: int = 1,
 ) -> list[subprocess.Popen]:
   """Starts a run; what the processes say comes through their stdout.
 
@@ -52,22 +56,25 @@ def start(
   """
   own = [*command(workdir, stages), *flags]
   joined = [
-      "--distributed=flags", f"--coordinator=127.0.0.1:{free_port()}",
-      f"--num_processes={num_processes}",
+    "--distributed=flags",
+    f"--coordinator=127.0.0.1:{free_port()}",
+    f"--num_processes={num_processes}",
   ]
   return [
-      subprocess.Popen(
-          own
-          + (joined + [f"--process_id={i}"] if num_processes > 1 else []),
-          cwd=conftest.ROOT, env=environment(devices), text=True,
-          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-      )
-      for i in range(num_processes)
+    subprocess.Popen(
+      own + (joined + [f"--process_id={i}"] if num_processes > 1 else []),
+      cwd=conftest.ROOT,
+      env=environment(devices),
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+    )
+    for i in range(num_processes)
   ]
 
 
 def finish(
-    processes: Sequence[subprocess.Popen], code: int = 0, timeout: float = 900
+  processes: Sequence[subprocess.Popen], code: int = 0, timeout: float = 900
 ) -> list[str]:
   """Waits for the end; what each process said. Checks the exit codes."""
   outputs = [p.communicate(timeout=timeout)[0] for p in processes]
@@ -101,7 +108,7 @@ def records(workdir: pathlib.Path, stage: str = "vae") -> list[dict]:
 
 
 def losses(
-    workdir: pathlib.Path, stage: str = "vae", name: str = "train/loss"
+  workdir: pathlib.Path, stage: str = "vae", name: str = "train/loss"
 ) -> dict[int, float]:
   """The loss of every step, the last one where a step was taken again."""
   return {r["step"]: r[name] for r in records(workdir, stage) if name in r}

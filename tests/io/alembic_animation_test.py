@@ -13,13 +13,14 @@ _SQUARE = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], float)
 def _archive(path, num_frames=3, hidden=False, bad_index=False, corners=4):
   """A square that grows by its own size and turns by 90 degrees a frame."""
   alembic3d = pytest.importorskip(
-      "alembic3d", reason="needs the extra `alembic`"
+    "alembic3d", reason="needs the extra `alembic`"
   )
-  import imath  # pylint: disable=g-import-not-at-top
+  import imath
+
   Abc, AbcGeom = alembic3d.Abc, alembic3d.AbcGeom
   archive = Abc.OArchive(str(path))
   rate = archive.addTimeSampling(
-      alembic3d.AbcCoreAbstract.TimeSampling(0.5, 2.0)
+    alembic3d.AbcCoreAbstract.TimeSampling(0.5, 2.0)
   )
   turning = AbcGeom.OXform(archive.getTop(), "turning", rate)
   if hidden:
@@ -33,9 +34,7 @@ def _archive(path, num_frames=3, hidden=False, bad_index=False, corners=4):
     points = imath.V3fArray(4)
     for number, point in enumerate(_SQUARE * (1 + frame)):
       points[number] = imath.V3f(*point)
-    mesh.getSchema().set(
-        AbcGeom.OPolyMeshSchemaSample(points, indices, counts)
-    )
+    mesh.getSchema().set(AbcGeom.OPolyMeshSchemaSample(points, indices, counts))
     place = AbcGeom.XformSample()
     place.setTranslation(imath.V3d(10, 0, 0))
     place.setRotation(imath.V3d(0, 0, 1), 90.0 * frame)
@@ -54,25 +53,24 @@ def test_points_and_transforms_are_played(tmp_path):
   # Half way to the second sample: 1.5 times the size, turned by 45 degrees.
   half = 1.5 * 0.5**0.5
   np.testing.assert_allclose(
-      mesh.vertices[1],
-      [[10, 0, 0], [10 + half, half, 0], [10, 2 * half, 0],
-       [10 - half, half, 0]],
-      atol=1e-5,
+    mesh.vertices[1],
+    [[10, 0, 0], [10 + half, half, 0], [10, 2 * half, 0], [10 - half, half, 0]],
+    atol=1e-5,
   )
   np.testing.assert_allclose(
-      mesh.vertices[2], [10, 0, 0] - 3 * _SQUARE, atol=1e-5
+    mesh.vertices[2], [10, 0, 0] - 3 * _SQUARE, atol=1e-5
   )
   np.testing.assert_array_equal(mesh.vertices[3], mesh.vertices[2])
 
 
 @pytest.mark.parametrize(
-    "changes,message",
-    [
-        (dict(num_frames=1), "no animation"),
-        (dict(hidden=True), "no polygon mesh"),
-        (dict(bad_index=True), "does not exist"),
-        (dict(corners=3), "do not match"),
-    ],
+  "changes,message",
+  [
+    (dict(num_frames=1), "no animation"),
+    (dict(hidden=True), "no polygon mesh"),
+    (dict(bad_index=True), "does not exist"),
+    (dict(corners=3), "do not match"),
+  ],
 )
 def test_unusable_archives_say_why(changes, message, tmp_path):
   path = _archive(tmp_path / "a.abc", **changes)

@@ -24,12 +24,12 @@ class Glb:
   def __init__(self):
     self.binary = b""
     self.document = {
-        "asset": {"version": "2.0", "copyright": "someone"},
-        "scene": 0,
-        "scenes": [{"nodes": [0, 1]}],
-        "nodes": [{"mesh": 0, "skin": 0}, {"translation": [0, 0, 0]}],
-        "bufferViews": [],
-        "accessors": [],
+      "asset": {"version": "2.0", "copyright": "someone"},
+      "scene": 0,
+      "scenes": [{"nodes": [0, 1]}],
+      "nodes": [{"mesh": 0, "skin": 0}, {"translation": [0, 0, 0]}],
+      "bufferViews": [],
+      "accessors": [],
     }
     position = self.add([[1, 0, 0], [0, 1, 0], [0, 0, 1]], "VEC3")
     joints = self.add(np.zeros((3, 4), np.uint8), "VEC4", 5121)
@@ -41,36 +41,56 @@ class Glb:
     turns = self.add([[0, 0, 0, 1], [0, 0, half, half]], "VEC4")
     morph = self.add([0.0, 1.0], "SCALAR")
     self.document |= {
-        "meshes": [{"primitives": [{
-            "attributes": {"POSITION": position, "JOINTS_0": joints,
-                           "WEIGHTS_0": weights},
-            "indices": indices,
-            "targets": [{"POSITION": target}],
-        }]}],
-        "skins": [{"joints": [1]}],
-        "animations": [{
-            "name": "turn",
-            "samplers": [{"input": times, "output": turns},
-                         {"input": times, "output": morph}],
-            "channels": [
-                {"sampler": 0, "target": {"node": 1, "path": "rotation"}},
-                {"sampler": 1, "target": {"node": 0, "path": "weights"}},
-            ],
-        }],
+      "meshes": [
+        {
+          "primitives": [
+            {
+              "attributes": {
+                "POSITION": position,
+                "JOINTS_0": joints,
+                "WEIGHTS_0": weights,
+              },
+              "indices": indices,
+              "targets": [{"POSITION": target}],
+            }
+          ]
+        }
+      ],
+      "skins": [{"joints": [1]}],
+      "animations": [
+        {
+          "name": "turn",
+          "samplers": [
+            {"input": times, "output": turns},
+            {"input": times, "output": morph},
+          ],
+          "channels": [
+            {"sampler": 0, "target": {"node": 1, "path": "rotation"}},
+            {"sampler": 1, "target": {"node": 0, "path": "weights"}},
+          ],
+        }
+      ],
     }
 
   def add(self, values, kind, component=5126):
     dtype = {5126: "<f4", 5121: "<u1", 5123: "<u2"}[component]
     content = np.asarray(values, dtype).tobytes()
     document = self.document
-    document["bufferViews"].append({
-        "buffer": 0, "byteOffset": len(self.binary),
+    document["bufferViews"].append(
+      {
+        "buffer": 0,
+        "byteOffset": len(self.binary),
         "byteLength": len(content),
-    })
-    document["accessors"].append({
+      }
+    )
+    document["accessors"].append(
+      {
         "bufferView": len(document["bufferViews"]) - 1,
-        "componentType": component, "count": len(values), "type": kind,
-    })
+        "componentType": component,
+        "count": len(values),
+        "type": kind,
+      }
+    )
     self.binary += content + b"\0" * (-len(content) % 4)
     return len(document["accessors"]) - 1
 
@@ -79,11 +99,15 @@ class Glb:
     text = json.dumps(self.document).encode()
     text += b" " * (-len(text) % 4)
     total = 28 + len(text) + len(self.binary)
-    return b"".join([
+    return b"".join(
+      [
         struct.pack("<4sII", b"glTF", 2, total),
-        struct.pack("<I4s", len(text), b"JSON"), text,
-        struct.pack("<I4s", len(self.binary), b"BIN\0"), self.binary,
-    ])
+        struct.pack("<I4s", len(text), b"JSON"),
+        text,
+        struct.pack("<I4s", len(self.binary), b"BIN\0"),
+        self.binary,
+      ]
+    )
 
   def write(self, folder):
     path = folder / "asset.glb"
@@ -101,7 +125,7 @@ def test_skin_and_morph_by_hand(tmp_path):
   np.testing.assert_allclose(mesh.vertices[0], np.eye(3), atol=1e-6)
   # A quarter turn about z: x to y; the morph lifts the first vertex by 2.
   np.testing.assert_allclose(
-      mesh.vertices[1], [[0, 1, 2], [-1, 0, 0], [0, 0, 1]], atol=1e-6
+    mesh.vertices[1], [[0, 1, 2], [-1, 0, 0], [0, 0, 1]], atol=1e-6
   )
   half = 0.5**0.5
   np.testing.assert_allclose(mesh.vertices[2, 0], [half, half, 1], atol=1e-6)
@@ -147,6 +171,7 @@ def _accessor(**changes):
   def make(glb):
     glb.document["accessors"][0] |= changes
     return glb.content()
+
   return make
 
 
@@ -171,6 +196,7 @@ def _uri(uri):
   def make(glb):
     glb.document["buffers"] = [{"byteLength": 4, "uri": uri}]
     return json.dumps(glb.document).encode()
+
   return make
 
 
@@ -180,7 +206,7 @@ def _deep_json(_):
 
 def _index_out_of_range(glb):
   glb.binary = glb.binary.replace(
-      np.arange(3, dtype="<u2").tobytes(), b"\xff\xff\x00\x00\x01\x00"
+    np.arange(3, dtype="<u2").tobytes(), b"\xff\xff\x00\x00\x01\x00"
   )
   return glb.content()
 
@@ -193,31 +219,31 @@ def _wrong_types(glb):
 
 def _backward_times(glb):
   glb.binary = glb.binary.replace(
-      np.array([0, 1], "<f4").tobytes(), np.array([1, 0], "<f4").tobytes()
+    np.array([0, 1], "<f4").tobytes(), np.array([1, 0], "<f4").tobytes()
   )
   return glb.content()
 
 
 _HOSTILE = {
-    "truncated": (_truncated, "truncated"),
-    "truncated view": (_truncated_view, "truncated"),
-    "huge count": (_accessor(count=2**40), "not a size"),
-    "count beyond the buffer": (_accessor(count=10**7), "bytes of a view"),
-    "negative count": (_accessor(count=-1), "not a size"),
-    "zeros without end": (_without_view, "limit"),
-    "NaN vertices": (_nan_vertices, "not finite"),
-    "cyclic nodes": (_cyclic_nodes, "two parents"),
-    "parent folder": (_uri("../secret.bin"), "leads out"),
-    "percent signs": (_uri("%2e%2e/secret.bin"), "leads out"),
-    "absolute path": (_uri("/etc/hostname"), "not relative"),
-    "scheme": (_uri("file:///etc/hostname"), "not relative"),
-    "link": (_uri("link.bin"), "leads out"),
-    "a pipe": (_uri("pipe.bin"), "no regular file"),
-    "deep JSON": (_deep_json, "nested|cannot be read"),
-    "index out of range": (_index_out_of_range, "vertex"),
-    "wrong types": (_wrong_types, "numbers|malformed|interpolation"),
-    "backward times": (_backward_times, "increase"),
-    "nothing": (lambda glb: b"", "read"),
+  "truncated": (_truncated, "truncated"),
+  "truncated view": (_truncated_view, "truncated"),
+  "huge count": (_accessor(count=2**40), "not a size"),
+  "count beyond the buffer": (_accessor(count=10**7), "bytes of a view"),
+  "negative count": (_accessor(count=-1), "not a size"),
+  "zeros without end": (_without_view, "limit"),
+  "NaN vertices": (_nan_vertices, "not finite"),
+  "cyclic nodes": (_cyclic_nodes, "two parents"),
+  "parent folder": (_uri("../secret.bin"), "leads out"),
+  "percent signs": (_uri("%2e%2e/secret.bin"), "leads out"),
+  "absolute path": (_uri("/etc/hostname"), "not relative"),
+  "scheme": (_uri("file:///etc/hostname"), "not relative"),
+  "link": (_uri("link.bin"), "leads out"),
+  "a pipe": (_uri("pipe.bin"), "no regular file"),
+  "deep JSON": (_deep_json, "nested|cannot be read"),
+  "index out of range": (_index_out_of_range, "vertex"),
+  "wrong types": (_wrong_types, "numbers|malformed|interpolation"),
+  "backward times": (_backward_times, "increase"),
+  "nothing": (lambda glb: b"", "read"),
 }
 
 
@@ -241,20 +267,22 @@ def test_hostile_gltf_is_refused(name, tmp_path):
 def test_side_files_are_part_of_an_assets_identity(tmp_path):
   glb = Glb()
   glb.document["buffers"] = [
-      {"byteLength": len(glb.binary), "uri": "my%20buffer.bin"}
+    {"byteLength": len(glb.binary), "uri": "my%20buffer.bin"}
   ]
   glb.document["images"] = [
-      {"uri": "skin.png"}, {"uri": "data:image/png;base64,AAAA"},
-      {"uri": "../secret.png"}, {"uri": "missing.png"},
+    {"uri": "skin.png"},
+    {"uri": "data:image/png;base64,AAAA"},
+    {"uri": "../secret.png"},
+    {"uri": "missing.png"},
   ]
   folder = tmp_path / "inside"
   folder.mkdir()
   path = folder / "a.gltf"
   path.write_text(json.dumps(glb.document))
   files = {
-      folder / "my buffer.bin": glb.binary,
-      folder / "skin.png": b"one picture",
-      tmp_path / "secret.png": b"none of its business",
+    folder / "my buffer.bin": glb.binary,
+    folder / "skin.png": b"one picture",
+    tmp_path / "secret.png": b"none of its business",
   }
   for file, content in files.items():
     file.write_bytes(content)
@@ -303,8 +331,8 @@ def _sequence(folder, num_frames=3):
   corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
   faces = [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]
   meshes = [
-      mesh_lib.TriangleMesh(corners + 0.1 * frame, faces)
-      for frame in range(num_frames)
+    mesh_lib.TriangleMesh(corners + 0.1 * frame, faces)
+    for frame in range(num_frames)
   ]
   mesh_files.write_mesh_sequence(folder, meshes)
   return meshes
@@ -324,9 +352,7 @@ def test_folder_and_zip_of_meshes(tmp_path):
 
 def test_sequence_of_other_faces_is_refused(tmp_path):
   meshes = _sequence(tmp_path / "walk")
-  changed = mesh_lib.TriangleMesh(
-      meshes[1].vertices, meshes[1].faces[:, ::-1]
-  )
+  changed = mesh_lib.TriangleMesh(meshes[1].vertices, meshes[1].faces[:, ::-1])
   mesh_files.write_mesh(tmp_path / "walk" / "frame_0001.ply", changed)
   with pytest.raises(AssetError, match="share their faces"):
     _play(tmp_path / "walk", [0.0, 0.04])
@@ -345,9 +371,7 @@ def test_ply_that_claims_too_much_is_refused(tmp_path):
   folder = tmp_path / "walk"
   _sequence(folder)
   path = folder / "frame_0000.ply"
-  path.write_bytes(
-      path.read_bytes().replace(b"vertex 4", b"vertex 4000000000")
-  )
+  path.write_bytes(path.read_bytes().replace(b"vertex 4", b"vertex 4000000000"))
   with pytest.raises(AssetError, match="claims"):
     _play(folder)
 

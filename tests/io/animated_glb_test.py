@@ -25,29 +25,38 @@ def _floats(document, binary, accessor):
   view = document["bufferViews"][accessor["bufferView"]]
   start = view["byteOffset"]
   return np.frombuffer(
-      binary[start : start + view["byteLength"]], "<f4"
+    binary[start : start + view["byteLength"]], "<f4"
   ).tolist()
 
 
 def test_two_frames_by_hand(tmp_path):
   path = tmp_path / "clip.glb"
   square = TriangleMesh(
-      [[0, 0, 0], [2, 0, 0], [2, 2, 0], [0, 2, 0]], [[0, 1, 2], [0, 2, 3]]
+    [[0, 0, 0], [2, 0, 0], [2, 2, 0], [0, 2, 0]], [[0, 1, 2], [0, 2, 3]]
   )
   animated_glb.write_animated_glb(path, [clips.TRIANGLE, square], 2)
   document, binary = _document(path)
   assert path.read_bytes()[:4] == b"glTF"
   assert struct.unpack_from("<I", path.read_bytes(), 8)[0] == (
-      path.stat().st_size
+    path.stat().st_size
   )
   assert document["nodes"] == [
-      {"name": "frame_0000", "scale": [1, 1, 1], "mesh": 0},
-      {"name": "frame_0001", "scale": [0, 0, 0], "mesh": 1},
+    {"name": "frame_0000", "scale": [1, 1, 1], "mesh": 0},
+    {"name": "frame_0001", "scale": [0, 0, 0], "mesh": 1},
   ]
-  positions = [m["primitives"][0]["attributes"]["POSITION"]
-               for m in document["meshes"]]
+  positions = [
+    m["primitives"][0]["attributes"]["POSITION"] for m in document["meshes"]
+  ]
   assert _floats(document, binary, positions[0]) == [
-      0, 0, 0, 1, 0, 0, 0, 1, 0,
+    0,
+    0,
+    0,
+    1,
+    0,
+    0,
+    0,
+    1,
+    0,
   ]
   assert document["accessors"][positions[1]]["max"] == [2, 2, 0]
   normals = document["meshes"][0]["primitives"][0]["attributes"]["NORMAL"]
@@ -55,9 +64,11 @@ def test_two_frames_by_hand(tmp_path):
   samplers = document["animations"][0]["samplers"]
   assert [s["interpolation"] for s in samplers] == ["STEP", "STEP"]
   keys = [
-      (_floats(document, binary, s["input"]),
-       _floats(document, binary, s["output"])[::3])
-      for s in samplers
+    (
+      _floats(document, binary, s["input"]),
+      _floats(document, binary, s["output"])[::3],
+    )
+    for s in samplers
   ]
   # Frame 0 is seen from 0 to 0.5 s, frame 1 from 0.5 s to the end at 1 s.
   assert keys == [([0, 0.5], [1, 0]), ([0, 0.5, 1], [0, 1, 1])]
@@ -77,8 +88,8 @@ def test_exactly_one_frame_is_seen_at_any_time(tmp_path, num_frames, fps):
       scales.append(values[np.searchsorted(times, time, side="right") - 1])
     assert scales == [float(i == int(time * fps)) for i in range(num_frames)]
   ends = [
-      _floats(document, binary, sampler["input"])[-1]
-      for sampler in document["animations"][0]["samplers"]
+    _floats(document, binary, sampler["input"])[-1]
+    for sampler in document["animations"][0]["samplers"]
   ]
   assert max(ends) == pytest.approx(num_frames / fps)
 
@@ -99,22 +110,22 @@ def test_more_vertices_than_short_indices_count(tmp_path):
   meshes = [TriangleMesh(vertices, faces)]
   animated_glb.write_animated_glb(tmp_path / "clip.glb", meshes, 8)
   clips.assert_same_meshes(
-      animated_glb.read_animated_glb(tmp_path / "clip.glb")[0], meshes
+    animated_glb.read_animated_glb(tmp_path / "clip.glb")[0], meshes
   )
   report = gltf_validator.validate(tmp_path / "clip.glb")
   assert report["issues"]["numErrors"] == 0
 
 
 @pytest.mark.parametrize(
-    "meshes",
-    [
-        clips.changing_clip(5),
-        [clips.TRIANGLE],
-        [mesh_files.empty_mesh()] * 2,
-        # The last vertex belongs to no face: it has no normal.
-        [TriangleMesh(np.eye(4)[:, :3], [[0, 1, 2]])],
-    ],
-    ids=["changing", "one_frame", "all_empty", "loose_vertex"],
+  "meshes",
+  [
+    clips.changing_clip(5),
+    [clips.TRIANGLE],
+    [mesh_files.empty_mesh()] * 2,
+    # The last vertex belongs to no face: it has no normal.
+    [TriangleMesh(np.eye(4)[:, :3], [[0, 1, 2]])],
+  ],
+  ids=["changing", "one_frame", "all_empty", "loose_vertex"],
 )
 def test_the_khronos_validator_finds_nothing(tmp_path, meshes):
   animated_glb.write_animated_glb(tmp_path / "clip.glb", meshes, 12)
@@ -132,19 +143,19 @@ def test_the_khronos_validator_is_awake(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, meshes, fps, message",
-    [
-        ("clip.gltf", [clips.TRIANGLE], 8, "ending in .glb, got '.gltf'"),
-        ("clip.glb", [], 8, "at least one frame"),
-        ("clip.glb", [clips.TRIANGLE], 0, "fps must be a positive number"),
-        ("clip.glb", [clips.TRIANGLE], np.nan, "fps must be a positive"),
-        (
-            "clip.glb",
-            [TriangleMesh(np.full((3, 3), np.inf), [[0, 1, 2]])],
-            8,
-            "frame 0: 3 of 3 vertices are not finite",
-        ),
-    ],
+  "name, meshes, fps, message",
+  [
+    ("clip.gltf", [clips.TRIANGLE], 8, "ending in .glb, got '.gltf'"),
+    ("clip.glb", [], 8, "at least one frame"),
+    ("clip.glb", [clips.TRIANGLE], 0, "fps must be a positive number"),
+    ("clip.glb", [clips.TRIANGLE], np.nan, "fps must be a positive"),
+    (
+      "clip.glb",
+      [TriangleMesh(np.full((3, 3), np.inf), [[0, 1, 2]])],
+      8,
+      "frame 0: 3 of 3 vertices are not finite",
+    ),
+  ],
 )
 def test_bad_input_is_refused(tmp_path, name, meshes, fps, message):
   with pytest.raises(ValueError, match=message):
@@ -165,8 +176,9 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     animated_glb.read_animated_glb(path)
   text = b'{"asset":{"version":"2.0"} }'
   path.write_bytes(
-      struct.pack("<4sII", b"glTF", 2, 20 + len(text))
-      + struct.pack("<I4s", len(text), b"JSON") + text
+    struct.pack("<4sII", b"glTF", 2, 20 + len(text))
+    + struct.pack("<I4s", len(text), b"JSON")
+    + text
   )
   with pytest.raises(ValueError, match="not a mesh sequence"):
     animated_glb.read_animated_glb(path)

@@ -19,8 +19,8 @@ def _findings(stage):
   assert len(validators) > 10
   context = validation.ValidationContext(validators)
   return [
-      f"{error.GetName()}: {error.GetMessage()}"
-      for error in context.Validate(stage)
+    f"{error.GetName()}: {error.GetMessage()}"
+    for error in context.Validate(stage)
   ]
 
 
@@ -38,9 +38,9 @@ def test_sequences_come_back_bit_for_bit(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", animated_usd.SUFFIXES)
 @pytest.mark.parametrize(
-    "meshes",
-    [clips.changing_clip(4), [clips.TRIANGLE], [mesh_files.empty_mesh()]],
-    ids=["changing", "one_frame", "empty"],
+  "meshes",
+  [clips.changing_clip(4), [clips.TRIANGLE], [mesh_files.empty_mesh()]],
+  ids=["changing", "one_frame", "empty"],
 )
 def test_every_usd_validator_passes(tmp_path, suffix, meshes):
   usd = pytest.importorskip("pxr.Usd", reason=USD_MISSING)
@@ -63,7 +63,7 @@ def test_time_samples_by_hand(tmp_path):
   usd = pytest.importorskip("pxr.Usd", reason=USD_MISSING)
   path = tmp_path / "clip.usda"
   animated_usd.write_animated_usd(
-      path, [clips.TRIANGLE, mesh_files.empty_mesh()], 2
+    path, [clips.TRIANGLE, mesh_files.empty_mesh()], 2
   )
   stage = usd.Stage.Open(str(path))
   mesh = stage.GetPrimAtPath("/Sculpt4D/Mesh")
@@ -103,7 +103,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, suffix):
   monkeypatch.setattr(os, "fsync", full)
   with pytest.raises(atomic.OutputError, match="No space left"):
     animated_usd.write_animated_usd(
-        tmp_path / f"clip{suffix}", [clips.TRIANGLE], 8
+      tmp_path / f"clip{suffix}", [clips.TRIANGLE], 8
     )
   assert not os.listdir(tmp_path)
 

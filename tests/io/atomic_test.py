@@ -51,7 +51,7 @@ def test_folders_made_for_a_failing_file_go_again(tmp_path):
 
 
 def test_a_full_disk_names_path_and_reason_and_leaves_nothing(
-    tmp_path, monkeypatch
+  tmp_path, monkeypatch
 ):
   monkeypatch.setattr(os, "fsync", _full_disk)
   path = tmp_path / "mesh.ply"

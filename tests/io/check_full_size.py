@@ -36,10 +36,10 @@ SIZES = checkpoints.DiTSizes()
 NUM_TOKENS, NUM_CONTEXT = 32, 16
 # XLA would turn all weights into float32 before the loop over blocks.
 COMPILER_OPTIONS = {
-    "xla_disable_hlo_passes": (
-        "while-loop-invariant-code-motion,"
-        "while-loop-expensive-invariant-code-motion"
-    )
+  "xla_disable_hlo_passes": (
+    "while-loop-invariant-code-motion,"
+    "while-loop-expensive-invariant-code-motion"
+  )
 }
 
 
@@ -107,7 +107,7 @@ def check_blocks(dit, get) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument("--source", type=pathlib.Path, required=True)
   parser.add_argument("--converted", type=pathlib.Path, required=True)
@@ -125,8 +125,8 @@ def main() -> None:
     check_blocks((graphdef, state), get)
   x, flow_time, context = inputs()
   run = jax.jit(
-      lambda p, *a: nnx.merge(graphdef, p)(*a).velocity,
-      compiler_options=COMPILER_OPTIONS,
+    lambda p, *a: nnx.merge(graphdef, p)(*a).velocity,
+    compiler_options=COMPILER_OPTIONS,
   )
   with log.stage("21 blocks, JAX"):
     out = run(state, x[:, None], flow_time, context[:, None])[:, 0]

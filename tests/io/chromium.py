@@ -21,18 +21,18 @@ from PIL import Image
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--no-first-run",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-extensions",
-    "--hide-scrollbars",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--remote-debugging-pipe",
+  "--headless=new",
+  "--no-sandbox",
+  "--no-first-run",
+  "--disable-quic",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+  "--disable-extensions",
+  "--hide-scrollbars",
+  "--use-angle=swiftshader",
+  "--enable-unsafe-swiftshader",
+  "--remote-debugging-pipe",
 )
 # Chromium talks on descriptors 3 and 4; an exec keeps one process.
 _LAUNCHER = """
@@ -55,14 +55,14 @@ class Page:
   """One page of a browser of its own; use as a context manager."""
 
   def __init__(
-      self,
-      executable: str,
-      profile: pathlib.Path,
-      *,
-      width: int = 1280,
-      height: int = 800,
-      flags: tuple[str, ...] = (),
-      timeout: float = 240.0,
+    self,
+    executable: str,
+    profile: pathlib.Path,
+    *,
+    width: int = 1280,
+    height: int = 800,
+    flags: tuple[str, ...] = (),
+    timeout: float = 240.0,
   ):
     self.timeout = timeout
     self.problems: list[str] = []
@@ -74,14 +74,21 @@ class Page:
     to_browser, self._write = os.pipe()
     self._read, from_browser = os.pipe()
     self._process = subprocess.Popen(
-        [
-            sys.executable, "-c", _LAUNCHER, str(to_browser), str(from_browser),
-            executable, *_FLAGS, *flags, f"--user-data-dir={profile}",
-            "about:blank",
-        ],
-        pass_fds=(to_browser, from_browser),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+      [
+        sys.executable,
+        "-c",
+        _LAUNCHER,
+        str(to_browser),
+        str(from_browser),
+        executable,
+        *_FLAGS,
+        *flags,
+        f"--user-data-dir={profile}",
+        "about:blank",
+      ],
+      pass_fds=(to_browser, from_browser),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
     )
     os.close(to_browser)
     os.close(from_browser)
@@ -90,7 +97,7 @@ class Page:
     targets = self.call("Target.getTargets")["targetInfos"]
     page = next(target for target in targets if target["type"] == "page")
     self._session = self.call(
-        "Target.attachToTarget", targetId=page["targetId"], flatten=True
+      "Target.attachToTarget", targetId=page["targetId"], flatten=True
     )["sessionId"]
     for domain in ("Page", "Runtime", "Log", "Network"):
       self.call(f"{domain}.enable")
@@ -131,10 +138,10 @@ class Page:
   def evaluate(self, expression: str):
     """The value of a JavaScript expression."""
     answer = self.call(
-        "Runtime.evaluate",
-        expression=expression,
-        returnByValue=True,
-        awaitPromise=True,
+      "Runtime.evaluate",
+      expression=expression,
+      returnByValue=True,
+      awaitPromise=True,
     )
     if "exceptionDetails" in answer:
       raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
@@ -153,16 +160,16 @@ class Page:
     self.drag((x + width / 2, y + height / 2), (0, 0))
 
   def drag(
-      self,
-      start: tuple[float, float],
-      distance: tuple[float, float],
-      button: str = "left",
+    self,
+    start: tuple[float, float],
+    distance: tuple[float, float],
+    button: str = "left",
   ) -> None:
     x, y = start
     mouse = {"button": button, "clickCount": 1}
     held = {**mouse, "buttons": {"left": 1, "right": 2}[button]}
     send = lambda kind, x, y, state: self.call(
-        "Input.dispatchMouseEvent", type=kind, x=x, y=y, **state
+      "Input.dispatchMouseEvent", type=kind, x=x, y=y, **state
     )
     send("mousePressed", x, y, held)
     if any(distance):
@@ -173,15 +180,17 @@ class Page:
 
   def press(self, key: str, code: str = "", text: str = "") -> None:
     self.call(
-        "Input.dispatchKeyEvent", type="keyDown", key=key, code=code, text=text
+      "Input.dispatchKeyEvent", type="keyDown", key=key, code=code, text=text
     )
     self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=code)
 
   def resize(self, width: int, height: int, scale: float = 1.0) -> None:
     self.call(
-        "Emulation.setDeviceMetricsOverride",
-        width=width, height=height, deviceScaleFactor=scale,
-        mobile=width < 500,
+      "Emulation.setDeviceMetricsOverride",
+      width=width,
+      height=height,
+      deviceScaleFactor=scale,
+      mobile=width < 500,
     )
 
   def prefer(self, scheme: str) -> None:
@@ -192,8 +201,8 @@ class Page:
   def rectangle(self, selector: str) -> list[float]:
     """Left, top, width and height of an element."""
     return self.evaluate(
-        "(({x, y, width, height}) => [x, y, width, height])"
-        f"(document.querySelector({selector!r}).getBoundingClientRect())"
+      "(({x, y, width, height}) => [x, y, width, height])"
+      f"(document.querySelector({selector!r}).getBoundingClientRect())"
     )
 
   def screenshot(self) -> np.ndarray:

@@ -44,9 +44,7 @@ def test_motion_stays_in_the_picture():
   boxes = [(10, 5 + 5 * i, 20, 15 + 5 * i) for i in range(5)]
   masks = clip_crop.crop_clip(frames_with(boxes), 100).masks
   columns = np.arange(100)
-  centres = [
-      (mask.sum(axis=0) * columns).sum() / mask.sum() for mask in masks
-  ]
+  centres = [(mask.sum(axis=0) * columns).sum() / mask.sum() for mask in masks]
   # The union is 30 wide: 5 pixels of the frame are 5 / 30 * 85 of the picture.
   np.testing.assert_allclose(np.diff(centres), 5 / 30 * 85, atol=0.05)
   width = (masks[0] > 127).any(axis=0).sum()

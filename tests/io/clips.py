@@ -16,9 +16,9 @@ def bumpy_sphere(phase: float, subdivisions: int) -> TriangleMesh:
   sphere = trimesh.creation.icosphere(subdivisions=subdivisions)
   points = np.asarray(sphere.vertices)
   radius = (
-      0.6
-      + 0.15 * np.sin(4 * points[:, 0] + phase) * np.cos(3 * points[:, 1])
-      + 0.1 * np.sin(5 * points[:, 2] + 2 * phase)
+    0.6
+    + 0.15 * np.sin(4 * points[:, 0] + phase) * np.cos(3 * points[:, 1])
+    + 0.1 * np.sin(5 * points[:, 2] + 2 * phase)
   )
   return TriangleMesh(points * radius[:, None], sphere.faces)
 
@@ -26,8 +26,8 @@ def bumpy_sphere(phase: float, subdivisions: int) -> TriangleMesh:
 def changing_clip(num_frames: int = 4) -> list[TriangleMesh]:
   """Frames of two topologies in turn; frame 2 has no surface."""
   meshes = [
-      bumpy_sphere(2 * np.pi * i / num_frames, 2 + i % 2)
-      for i in range(num_frames)
+    bumpy_sphere(2 * np.pi * i / num_frames, 2 + i % 2)
+    for i in range(num_frames)
   ]
   if num_frames > 2:
     meshes[2] = mesh_files.empty_mesh()

@@ -19,12 +19,12 @@ HEIGHT, WIDTH = 120, 160
 def discs(num_frames=6, radius=28, step=10):
   """Coverage in [0, 1] of a disc that moves to the right, [F, H, W]."""
   rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-  return np.stack([
-      np.clip(
-          radius + 0.5 - np.hypot(rows - 60, columns - 40 - step * i), 0, 1
-      )
+  return np.stack(
+    [
+      np.clip(radius + 0.5 - np.hypot(rows - 60, columns - 40 - step * i), 0, 1)
       for i in range(num_frames)
-  ])
+    ]
+  )
 
 
 def textured(shape=(HEIGHT, WIDTH), seed=0, low=60, high=230):
@@ -54,10 +54,10 @@ def compressed(tmp_path, frames, name="clip.mp4"):
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.webm"])
 @pytest.mark.parametrize(
-    "background", [(255, 255, 255), (0, 0, 0), (0, 200, 40), (128, 128, 128)]
+  "background", [(255, 255, 255), (0, 0, 0), (0, 200, 40), (128, 128, 128)]
 )
 def test_finds_moving_discs_on_compressed_plain_colours(
-    tmp_path, name, background
+  tmp_path, name, background
 ):
   coverage = discs()
   clip = compressed(tmp_path, paint(coverage, background), name)
@@ -91,9 +91,9 @@ def test_alpha_at_the_edge_is_the_coverage_and_colours_are_pure():
   np.testing.assert_allclose(alpha[seen], coverage[seen], atol=0.01)
   solid = coverage > 0.4
   np.testing.assert_allclose(
-      result.frames[solid][:, :3],
-      np.broadcast_to([200, 60, 40], (solid.sum(), 3)),
-      atol=6,
+    result.frames[solid][:, :3],
+    np.broadcast_to([200, 60, 40], (solid.sum(), 3)),
+    atol=6,
   )
 
 
@@ -248,10 +248,10 @@ def onnx_brightest_channel(height, width):
   axes = protobuf((1, "axes"), (8, 1), (20, 7))
   node = protobuf((1, "picture"), (2, "map"), (4, "ReduceMax"), (5, axes))
   graph = protobuf(
-      (1, node),
-      (2, "graph"),
-      (11, value("picture", 1, 3, height, width)),
-      (12, value("map", 1, 1, height, width)),
+    (1, node),
+    (2, "graph"),
+    (11, value("picture", 1, 3, height, width)),
+    (12, value("map", 1, 1, height, width)),
   )
   return protobuf((1, 6), (7, graph), (8, protobuf((2, 11))))
 

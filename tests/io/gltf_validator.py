@@ -25,12 +25,14 @@ def validate(path: pathlib.Path) -> dict:
   module = _find_module()
   if module is None:
     pytest.skip(
-        "the Khronos glTF validator is not installed: npm install"
-        " gltf-validator, here or in the folder GLTF_VALIDATOR_DIR names."
+      "the Khronos glTF validator is not installed: npm install"
+      " gltf-validator, here or in the folder GLTF_VALIDATOR_DIR names."
     )
   result = subprocess.run(
-      ["node", "-e", _SCRIPT, str(module.resolve()), str(path)],
-      capture_output=True, text=True, check=True,
+    ["node", "-e", _SCRIPT, str(module.resolve()), str(path)],
+    capture_output=True,
+    text=True,
+    check=True,
   )
   return json.loads(result.stdout)
 
@@ -43,7 +45,7 @@ def _find_module() -> pathlib.Path | None:
     roots += [pathlib.Path(folder), pathlib.Path(folder) / "node_modules"]
   if shutil.which("npm"):
     answer = subprocess.run(
-        ["npm", "root", "-g"], capture_output=True, text=True, check=False
+      ["npm", "root", "-g"], capture_output=True, text=True, check=False
     )
     roots.append(pathlib.Path(answer.stdout.strip() or "node_modules"))
   modules = [root / "gltf-validator" for root in roots]

@@ -113,13 +113,16 @@ def vit_shapes(s: ViTSizes) -> Shapes:
   """Names of a DINOv2, without the conditioner's prefix."""
   tokens = 1 + (s.image // s.patch) ** 2
   shapes = {
-      "embeddings.cls_token": (1, 1, s.width),
-      "embeddings.mask_token": (1, s.width),
-      "embeddings.position_embeddings": (1, tokens, s.width),
-      "embeddings.patch_embeddings.projection.weight": (
-          s.width, 3, s.patch, s.patch,
-      ),
-      "embeddings.patch_embeddings.projection.bias": (s.width,),
+    "embeddings.cls_token": (1, 1, s.width),
+    "embeddings.mask_token": (1, s.width),
+    "embeddings.position_embeddings": (1, tokens, s.width),
+    "embeddings.patch_embeddings.projection.weight": (
+      s.width,
+      3,
+      s.patch,
+      s.patch,
+    ),
+    "embeddings.patch_embeddings.projection.bias": (s.width,),
   }
   for layer in range(s.layers):
     b = f"encoder.layer.{layer}."
@@ -138,19 +141,19 @@ def vit_shapes(s: ViTSizes) -> Shapes:
 def whole(dit: DiTSizes, vae: VAESizes, vit: ViTSizes) -> Shapes:
   """The file that holds all three networks, its nesting as dots."""
   parts = {
-      "model.": dit_shapes(dit),
-      "vae.": vae_shapes(vae),
-      "conditioner.main_image_encoder.model.": vit_shapes(vit),
+    "model.": dit_shapes(dit),
+    "vae.": vae_shapes(vae),
+    "conditioner.main_image_encoder.model.": vit_shapes(vit),
   }
   return {
-      prefix + name: shape
-      for prefix, shapes in parts.items()
-      for name, shape in shapes.items()
+    prefix + name: shape
+    for prefix, shapes in parts.items()
+    for name, shape in shapes.items()
   }
 
 
 def values(
-    shapes: Shapes, seed: int = 0, dtype: str = "float16"
+  shapes: Shapes, seed: int = 0, dtype: str = "float16"
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Random values, tensor by tensor."""
   rng = np.random.default_rng(seed)
@@ -159,19 +162,19 @@ def values(
 
 
 def state(
-    shapes: Shapes, seed: int = 0, dtype: str = "float16"
+  shapes: Shapes, seed: int = 0, dtype: str = "float16"
 ) -> dict[str, np.ndarray]:
   """All random values at once."""
   return dict(values(shapes, seed, dtype))
 
 
 def write_torch(
-    path: pathlib.Path,
-    shapes: Shapes,
-    tensors: Iterable[tuple[str, np.ndarray]],
-    *,
-    dtype: str = "float16",
-    nested: Iterable[str] = ("model", "vae", "conditioner"),
+  path: pathlib.Path,
+  shapes: Shapes,
+  tensors: Iterable[tuple[str, np.ndarray]],
+  *,
+  dtype: str = "float16",
+  nested: Iterable[str] = ("model", "vae", "conditioner"),
 ) -> None:
   """Writes what torch.save would, one tensor in memory at a time.
 
@@ -208,7 +211,7 @@ def pickle(tree: Mapping, dtype: str) -> bytes:
 def _pickled(value, dtype) -> bytes:
   if isinstance(value, Mapping):
     items = b"".join(
-        _text(key) + _pickled(item, dtype) for key, item in value.items()
+      _text(key) + _pickled(item, dtype) for key, item in value.items()
     )
     return b"}(" + items + b"u"
   number, shape = value
@@ -218,9 +221,16 @@ def _pickled(value, dtype) -> bytes:
   storage += _text(str(number)) + _text("cpu") + _integer(count)
   hooks = b"ccollections\nOrderedDict\n)R"
   return (
-      b"ctorch._utils\n_rebuild_tensor_v2\n"
-      + b"((" + storage + b"tQ" + _integer(0)
-      + _integers(shape) + _integers(strides) + b"\x89" + hooks + b"tR"
+    b"ctorch._utils\n_rebuild_tensor_v2\n"
+    + b"(("
+    + storage
+    + b"tQ"
+    + _integer(0)
+    + _integers(shape)
+    + _integers(strides)
+    + b"\x89"
+    + hooks
+    + b"tR"
   )
 
 
@@ -258,24 +268,24 @@ def _norm(name: str, width: int) -> Shapes:
 def _dit_attention(name: str, s: DiTSizes, context: int) -> Shapes:
   head = s.width // s.heads
   return {
-      f"{name}to_q.weight": (s.width, s.width),
-      f"{name}to_k.weight": (s.width, context),
-      f"{name}to_v.weight": (s.width, context),
-      f"{name}q_norm.weight": (head,),
-      f"{name}k_norm.weight": (head,),
+    f"{name}to_q.weight": (s.width, s.width),
+    f"{name}to_k.weight": (s.width, context),
+    f"{name}to_v.weight": (s.width, context),
+    f"{name}q_norm.weight": (head,),
+    f"{name}k_norm.weight": (head,),
   } | _linear(f"{name}out_proj", s.width, s.width)
 
 
 def _vae_attention_and_mlp(name: str, s: VAESizes) -> Shapes:
   head = s.width // s.heads
   return (
-      _linear(name + "attn.c_proj", s.width, s.width)
-      | _norm(name + "attn.attention.q_norm", head)
-      | _norm(name + "attn.attention.k_norm", head)
-      | _linear(name + "mlp.c_fc", s.width, 4 * s.width)
-      | _linear(name + "mlp.c_proj", 4 * s.width, s.width)
-      | _norm(name + "ln_1", s.width)
-      | _norm(name + "ln_2", s.width)
+    _linear(name + "attn.c_proj", s.width, s.width)
+    | _norm(name + "attn.attention.q_norm", head)
+    | _norm(name + "attn.attention.k_norm", head)
+    | _linear(name + "mlp.c_fc", s.width, 4 * s.width)
+    | _linear(name + "mlp.c_proj", 4 * s.width, s.width)
+    | _norm(name + "ln_1", s.width)
+    | _norm(name + "ln_2", s.width)
   )
 
 
@@ -286,8 +296,8 @@ def _vae_self(name: str, s: VAESizes) -> Shapes:
 
 def _vae_cross(name: str, s: VAESizes) -> Shapes:
   own = {
-      name + "attn.c_q.weight": (s.width, s.width),
-      name + "attn.c_kv.weight": (2 * s.width, s.width),
+    name + "attn.c_q.weight": (s.width, s.width),
+    name + "attn.c_kv.weight": (2 * s.width, s.width),
   }
   own |= _vae_attention_and_mlp(name, s)
   return own | _norm(name + "ln_3", s.width)

@@ -37,7 +37,7 @@ def dit(get: Get, s: DiTSizes, x, time, context) -> np.ndarray:
 def time_token(get: Get, s: DiTSizes, time) -> np.ndarray:
   half = s.width // 2
   frequencies = np.exp(
-      -np.log(10000.0) * np.arange(half, dtype=np.float32) / half
+    -np.log(10000.0) * np.arange(half, dtype=np.float32) / half
   )
   angles = np.asarray(time, np.float32)[:, None] * frequencies
   angles = angles.astype(np.float32)
@@ -57,7 +57,7 @@ def dit_block(get: Get, s: DiTSizes, block: int, x, context) -> np.ndarray:
   b = f"blocks.{block}."
   x = x + _self_attention(get, b + "attn1.", s, _norm(get, b + "norm1", x))
   x = x + _cross_attention(
-      get, b + "attn2.", s, _norm(get, b + "norm2", x), context
+    get, b + "attn2.", s, _norm(get, b + "norm2", x), context
   )
   y = _norm(get, b + "norm3", x)
   if s.depth - block > s.num_moe:
@@ -95,8 +95,10 @@ def _moe(get, name, s, x):
   scores = _softmax(tokens @ get(name + "gate.weight").T)
   chosen = np.argsort(-scores, axis=-1)[:, : s.top_k]
   y = _mlp(
-      get, name + "shared_experts.net.0.proj", name + "shared_experts.net.2",
-      tokens,
+    get,
+    name + "shared_experts.net.0.proj",
+    name + "shared_experts.net.2",
+    tokens,
   )
   for expert in range(s.experts):
     rows = np.flatnonzero((chosen == expert).any(axis=1))
@@ -110,9 +112,9 @@ def _moe(get, name, s, x):
 def vae_encode(get: Get, s: VAESizes, data, queries):
   """Moments [B, N, 2C] of surface rows and query rows."""
   embed = lambda rows: _linear(
-      get,
-      "encoder.input_proj",
-      np.concatenate([fourier(rows[..., :3], s.freqs), rows[..., 3:]], -1),
+    get,
+    "encoder.input_proj",
+    np.concatenate([fourier(rows[..., :3], s.freqs), rows[..., 3:]], -1),
   )
   x = _vae_cross(get, "encoder.cross_attn.", s, embed(queries), embed(data))
   for layer in range(s.encoder_layers):
@@ -175,17 +177,17 @@ def vit(get: Get, s: ViTSizes, pixels) -> np.ndarray:
   weight = get(projection + "weight").reshape(s.width, -1)
   x = patches @ weight.T + get(projection + "bias")
   token = np.broadcast_to(
-      get("embeddings.cls_token"), (len(pixels), 1, s.width)
+    get("embeddings.cls_token"), (len(pixels), 1, s.width)
   )
   x = np.concatenate([token, x], 1) + get("embeddings.position_embeddings")
   for layer in range(s.layers):
     b = f"encoder.layer.{layer}."
     y = _norm(get, b + "norm1", x)
     q, k, v = (
-        _linear(get, f"{b}attention.attention.{name}", y).reshape(
-            *y.shape[:2], s.heads, -1
-        )
-        for name in ("query", "key", "value")
+      _linear(get, f"{b}attention.attention.{name}", y).reshape(
+        *y.shape[:2], s.heads, -1
+      )
+      for name in ("query", "key", "value")
     )
     y = _linear(get, b + "attention.output.dense", _attention(q, k, v))
     x = x + get(b + "layer_scale1.lambda1") * y

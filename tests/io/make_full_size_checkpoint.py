@@ -15,7 +15,7 @@ from tests.io import hunyuan_checkpoints as checkpoints
 
 # Of the published list of names and shapes, sorted, "NAME AxB" a line.
 NAMES_SHA256 = (
-    "8a4f682262343f877e9081ea01fc8d0ea436a8b8c78d0393f93def96164b0887"
+  "8a4f682262343f877e9081ea01fc8d0ea436a8b8c78d0393f93def96164b0887"
 )
 NUM_BYTES = 7_365_747_074
 
@@ -23,34 +23,34 @@ NUM_BYTES = 7_365_747_074
 def released_shapes() -> checkpoints.Shapes:
   """Names and shapes of the released file."""
   return checkpoints.whole(
-      checkpoints.DiTSizes(), checkpoints.VAESizes(), checkpoints.ViTSizes()
+    checkpoints.DiTSizes(), checkpoints.VAESizes(), checkpoints.ViTSizes()
   )
 
 
 def digest(shapes: checkpoints.Shapes) -> str:
   """Of a list of names and shapes, to be compared with NAMES_SHA256."""
   lines = [
-      f"{name} {'x'.join(map(str, shape))}"
-      for name, shape in sorted(shapes.items())
+    f"{name} {'x'.join(map(str, shape))}"
+    for name, shape in sorted(shapes.items())
   ]
   return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument("--output", type=pathlib.Path, required=True)
   parser.add_argument("--seed", type=int, default=0)
   arguments = parser.parse_args()
   if arguments.output.suffix not in (".ckpt", ".pt", ".pth", ".bin"):
     parser.error(
-        f"--output {arguments.output}: expected a name that ends in .ckpt, "
-        ".pt, .pth or .bin, as the converter goes by it"
+      f"--output {arguments.output}: expected a name that ends in .ckpt, "
+      ".pt, .pth or .bin, as the converter goes by it"
     )
   start, shapes = time.monotonic(), released_shapes()
   checkpoints.write_torch(
-      arguments.output, shapes, checkpoints.values(shapes, arguments.seed)
+    arguments.output, shapes, checkpoints.values(shapes, arguments.seed)
   )
   size = arguments.output.stat().st_size
   print(f"{size:,} bytes in {time.monotonic() - start:.0f} s")

@@ -14,9 +14,9 @@ TriangleMesh = mesh_lib.TriangleMesh
 @pytest.mark.parametrize("suffix", [".ply", ".obj"])
 @pytest.mark.parametrize("normals", [False, True])
 @pytest.mark.parametrize(
-    "mesh",
-    [clips.TRIANGLE, clips.bumpy_sphere(1.0, 3), mesh_files.empty_mesh()],
-    ids=["triangle", "sphere", "empty"],
+  "mesh",
+  [clips.TRIANGLE, clips.bumpy_sphere(1.0, 3), mesh_files.empty_mesh()],
+  ids=["triangle", "sphere", "empty"],
 )
 def test_meshes_come_back_bit_for_bit(tmp_path, mesh, normals, suffix):
   path = tmp_path / f"mesh{suffix}"
@@ -29,14 +29,22 @@ def test_ply_bytes_of_a_triangle(tmp_path):
   mesh_files.write_mesh(path, clips.TRIANGLE)
   header, body = path.read_bytes().split(b"end_header\n")
   assert header == (
-      b"ply\nformat binary_little_endian 1.0\nelement vertex 3\n"
-      b"property float x\nproperty float y\nproperty float z\n"
-      b"element face 1\nproperty list uchar int vertex_indices\n"
+    b"ply\nformat binary_little_endian 1.0\nelement vertex 3\n"
+    b"property float x\nproperty float y\nproperty float z\n"
+    b"element face 1\nproperty list uchar int vertex_indices\n"
   )
   one = b"\0\0\x80\x3f"
   assert body == (
-      bytes(12) + one + bytes(8) + bytes(4) + one + bytes(4)
-      + b"\x03" + bytes(4) + b"\1\0\0\0" + b"\2\0\0\0"
+    bytes(12)
+    + one
+    + bytes(8)
+    + bytes(4)
+    + one
+    + bytes(4)
+    + b"\x03"
+    + bytes(4)
+    + b"\1\0\0\0"
+    + b"\2\0\0\0"
   )
 
 
@@ -44,9 +52,9 @@ def test_obj_text_of_a_triangle(tmp_path):
   path = tmp_path / "mesh.obj"
   mesh_files.write_mesh(path, clips.TRIANGLE, normals=True)
   assert path.read_text() == (
-      "v 0.0 0.0 0.0\nv 1.0 0.0 0.0\nv 0.0 1.0 0.0\n"
-      "vn 0.0 0.0 1.0\nvn 0.0 0.0 1.0\nvn 0.0 0.0 1.0\n"
-      "f 1//1 2//2 3//3\n"
+    "v 0.0 0.0 0.0\nv 1.0 0.0 0.0\nv 0.0 1.0 0.0\n"
+    "vn 0.0 0.0 1.0\nvn 0.0 0.0 1.0\nvn 0.0 0.0 1.0\n"
+    "f 1//1 2//2 3//3\n"
   )
 
 
@@ -72,9 +80,7 @@ def test_polygons_become_triangles(tmp_path):
   path.write_text("v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nf 1 2 3 4\n")
   mesh = mesh_files.read_mesh(path)
   assert mesh.faces.shape == (2, 3)
-  np.testing.assert_allclose(
-      mesh.face_cross_products().sum(axis=0), [0, 0, 2]
-  )
+  np.testing.assert_allclose(mesh.face_cross_products().sum(axis=0), [0, 0, 2])
 
 
 def test_vertices_without_faces_are_kept(tmp_path):
@@ -88,10 +94,11 @@ def test_sequences_come_back_in_order(tmp_path):
   meshes = clips.changing_clip(11)
   paths = mesh_files.write_mesh_sequence(tmp_path / "out", meshes)
   assert [path.name for path in paths[::10]] == [
-      "frame_0000.ply", "frame_0010.ply",
+    "frame_0000.ply",
+    "frame_0010.ply",
   ]
   clips.assert_same_meshes(
-      mesh_files.read_mesh_sequence(tmp_path / "out"), meshes
+    mesh_files.read_mesh_sequence(tmp_path / "out"), meshes
   )
 
 
@@ -124,20 +131,20 @@ def test_a_disk_that_fills_midway_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("missing.ply", None, "there is no mesh file"),
-        ("mesh.stp", b"", "ending in .ply or .obj, got '.stp'"),
-        ("mesh", b"", "got 'no suffix'"),
-        ("mesh.ply", b"not a mesh", "not a readable .ply mesh"),
-        (
-            "cut.ply",
-            b"ply\nformat binary_little_endian 1.0\nelement vertex 900\n"
-            b"property float x\nproperty float y\nproperty float z\n"
-            b"end_header\n1234",
-            "not a readable .ply mesh",
-        ),
-    ],
+  "name, content, message",
+  [
+    ("missing.ply", None, "there is no mesh file"),
+    ("mesh.stp", b"", "ending in .ply or .obj, got '.stp'"),
+    ("mesh", b"", "got 'no suffix'"),
+    ("mesh.ply", b"not a mesh", "not a readable .ply mesh"),
+    (
+      "cut.ply",
+      b"ply\nformat binary_little_endian 1.0\nelement vertex 900\n"
+      b"property float x\nproperty float y\nproperty float z\n"
+      b"end_header\n1234",
+      "not a readable .ply mesh",
+    ),
+  ],
 )
 def test_bad_files_are_named(tmp_path, name, content, message):
   if content is not None:

@@ -26,10 +26,10 @@ from tests.io import hunyuan_checkpoints as checkpoints
 from tests.io import hunyuan_reference as reference
 
 DIT = checkpoints.DiTSizes(
-    depth=3, width=16, heads=2, channels=4, context=12, num_moe=1, experts=3
+  depth=3, width=16, heads=2, channels=4, context=12, num_moe=1, experts=3
 )
 VAE = checkpoints.VAESizes(
-    width=16, heads=2, channels=4, encoder_layers=1, decoder_layers=2, freqs=3
+  width=16, heads=2, channels=4, encoder_layers=1, decoder_layers=2, freqs=3
 )
 VIT = checkpoints.ViTSizes(width=12, layers=2, heads=3, image=28, patch=7)
 TOLERANCE = 2e-5
@@ -37,32 +37,47 @@ TOLERANCE = 2e-5
 
 def dit_config(s, **changes):
   values = dict(
-      depth=s.depth, width=s.width, num_heads=s.heads,
-      latent_channels=s.channels, context_width=s.context,
-      mlp_ratio=s.mlp_ratio, num_moe_blocks=s.num_moe, num_experts=s.experts,
-      num_experts_per_token=s.top_k, temporal_block_size=2,
+    depth=s.depth,
+    width=s.width,
+    num_heads=s.heads,
+    latent_channels=s.channels,
+    context_width=s.context,
+    mlp_ratio=s.mlp_ratio,
+    num_moe_blocks=s.num_moe,
+    num_experts=s.experts,
+    num_experts_per_token=s.top_k,
+    temporal_block_size=2,
   )
   return dit_lib.DiTConfig(**(values | changes))
 
 
 def vae_config(s, **changes):
   values = dict(
-      width=s.width, num_heads=s.heads, latent_channels=s.channels,
-      num_encoder_layers=s.encoder_layers, num_decoder_layers=s.decoder_layers,
-      num_freqs=s.freqs, point_feats=s.point_feats, num_latents=6,
+    width=s.width,
+    num_heads=s.heads,
+    latent_channels=s.channels,
+    num_encoder_layers=s.encoder_layers,
+    num_decoder_layers=s.decoder_layers,
+    num_freqs=s.freqs,
+    point_feats=s.point_feats,
+    num_latents=6,
   )
   return shape_vae.ShapeVAEConfig(**(values | changes))
 
 
 def vit_config(s):
   return image_encoder.ImageEncoderConfig(
-      width=s.width, num_layers=s.layers, num_heads=s.heads,
-      image_size=s.image, patch_size=s.patch, mlp_ratio=s.mlp_ratio,
+    width=s.width,
+    num_layers=s.layers,
+    num_heads=s.heads,
+    image_size=s.image,
+    patch_size=s.patch,
+    mlp_ratio=s.mlp_ratio,
   )
 
 
 CONFIGS = dict(
-    dit=dit_config(DIT), vae=vae_config(VAE), image_encoder=vit_config(VIT)
+  dit=dit_config(DIT), vae=vae_config(VAE), image_encoder=vit_config(VIT)
 )
 
 
@@ -77,7 +92,7 @@ def write_checkpoint(path, *, seed=0, dtype="float16", change=lambda s: s):
 
 def convert(path, folder, configs=None, *, dtype="float32", **options):
   conversion = pretrained.plan_conversion(
-      [open_file.open_file(path)], configs or CONFIGS, **options
+    [open_file.open_file(path)], configs or CONFIGS, **options
   )
   pretrained.write(conversion, folder, dtype=dtype)
   return conversion
@@ -85,9 +100,9 @@ def convert(path, folder, configs=None, *, dtype="float32", **options):
 
 def load(folder, name, config, **options):
   kind = {
-      "dit": dit_lib.DiT,
-      "vae": shape_vae.ShapeVAE,
-      "image_encoder": image_encoder.ImageEncoder,
+    "dit": dit_lib.DiT,
+    "vae": shape_vae.ShapeVAE,
+    "image_encoder": image_encoder.ImageEncoder,
   }[name]
   abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
   graphdef, params = nnx.split(abstract)
@@ -105,9 +120,7 @@ def random(*shape, seed=0):
 
 def assert_close(actual, expected, tolerance=TOLERANCE):
   scale = max(1.0, float(np.abs(expected).max()))
-  np.testing.assert_allclose(
-      actual, expected, rtol=0, atol=tolerance * scale
-  )
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
 
 @pytest.fixture(scope="module")
@@ -132,19 +145,19 @@ def check_dit(tmp_path, s, seed):
   time = np.array([0.3, 0.9], np.float32)
   expected = reference.dit(getter(tensors, ""), s, x, time, context)
   out = nnx.jit(lambda m, *inputs: m(*inputs).velocity)(
-      model, jnp.asarray(x)[:, None], jnp.asarray(time), context[:, None]
+    model, jnp.asarray(x)[:, None], jnp.asarray(time), context[:, None]
   )
   assert_close(out[:, 0], expected)
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        dict(depth=4, num_moe=2, heads=4, experts=2, top_k=1),  # Even depth.
-        dict(depth=2, num_moe=0, width=24, heads=3, context=8),  # No experts.
-        dict(depth=1, num_moe=1, experts=5, top_k=3, heads=1, channels=3),
-    ],
-    ids=["even", "dense", "single"],
+  "changes",
+  [
+    dict(depth=4, num_moe=2, heads=4, experts=2, top_k=1),  # Even depth.
+    dict(depth=2, num_moe=0, width=24, heads=3, context=8),  # No experts.
+    dict(depth=1, num_moe=1, experts=5, top_k=3, heads=1, channels=3),
+  ],
+  ids=["even", "dense", "single"],
 )
 def test_dit_of_any_size(tmp_path, changes):
   check_dit(tmp_path, dataclasses.replace(DIT, **changes), seed=7)
@@ -159,21 +172,21 @@ def test_dit_of_random_sizes(tmp_path, seed):
   depth = int(rng.integers(1, 9))
   experts = int(rng.integers(1, 7))
   sizes = checkpoints.DiTSizes(
-      depth=depth,
-      width=heads * 2 * int(rng.integers(2, 9)),
-      heads=heads,
-      channels=int(rng.integers(1, 9)),
-      context=int(rng.integers(1, 20)),
-      num_moe=int(rng.integers(0, depth + 1)),
-      experts=experts,
-      top_k=int(rng.integers(1, experts + 1)),
-      mlp_ratio=int(rng.integers(1, 5)),
+    depth=depth,
+    width=heads * 2 * int(rng.integers(2, 9)),
+    heads=heads,
+    channels=int(rng.integers(1, 9)),
+    context=int(rng.integers(1, 20)),
+    num_moe=int(rng.integers(0, depth + 1)),
+    experts=experts,
+    top_k=int(rng.integers(1, experts + 1)),
+    mlp_ratio=int(rng.integers(1, 5)),
   )
   check_dit(tmp_path, sizes, seed)
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, dict(heads=4, freqs=8, encoder_layers=2, point_feats=3)]
+  "changes", [{}, dict(heads=4, freqs=8, encoder_layers=2, point_feats=3)]
 )
 def test_vae_of_any_size(tmp_path, changes):
   s = dataclasses.replace(VAE, **changes)
@@ -191,13 +204,13 @@ def test_vae_of_any_size(tmp_path, changes):
   queries = rows[:, [1, 5, 9, 31, 35, 39]]
   posterior = nnx.jit(lambda m, *a: m.encode(*a))(vae, rows, queries)
   mean, log_variance = np.split(
-      reference.vae_encode(get, s, rows, queries), 2, -1
+    reference.vae_encode(get, s, rows, queries), 2, -1
   )
   assert_close(posterior.mean, mean)
   assert_close(posterior.log_variance, np.clip(log_variance, -30, 20))
   latents, points = random(2, 6, s.channels), random(2, 9, 3, seed=4)
   field = nnx.jit(lambda m, z, p: m.query_field(m.decode(z), p))(
-      vae, latents, points
+    vae, latents, points
   )
   assert_close(field, reference.vae_field(get, s, latents, points))
 
@@ -214,10 +227,10 @@ def test_image_encoder_of_any_size(tmp_path, changes):
   encoder = load(tmp_path / "out", "image_encoder", config)
   images = np.tanh(random(2, s.image, s.image, 3))
   pixels = image_encoder.to_pixels(
-      images, s.image, config.pixel_mean, config.pixel_std
+    images, s.image, config.pixel_mean, config.pixel_std
   )
   expected = reference.vit(
-      getter(tensors, ""), s, np.moveaxis(np.asarray(pixels), -1, 1)
+    getter(tensors, ""), s, np.moveaxis(np.asarray(pixels), -1, 1)
   )
   assert_close(nnx.jit(lambda m, x: m(x))(encoder, images), expected)
 
@@ -232,7 +245,7 @@ def test_one_file_fills_all_networks(converted):
   expected = reference.dit(getter(tensors, "model."), DIT, x, time, context)
   frames = lambda a: jnp.broadcast_to(a, (1, 3, *a.shape[1:]))
   out = nnx.jit(lambda m, *a: m(*a).velocity)(
-      dit, frames(x), jnp.asarray(time), frames(context)
+    dit, frames(x), jnp.asarray(time), frames(context)
   )
   # Temporal attention starts from an output of zero: all frames are the same.
   for frame in range(3):
@@ -243,12 +256,10 @@ def test_orbax_itself_restores_the_result(converted):
   folder, tensors = converted
   restored = ocp.StandardCheckpointer().restore((folder / "vae").absolute())
   np.testing.assert_array_equal(
-      restored["latents_proj.kernel"],
-      tensors["vae.post_kl.weight"].T.astype(np.float32),
+    restored["latents_proj.kernel"],
+    tensors["vae.post_kl.weight"].T.astype(np.float32),
   )
-  assert len(restored) == len(
-      model_folders.open_parts(folder)["vae"].shapes
-  )
+  assert len(restored) == len(model_folders.open_parts(folder)["vae"].shapes)
 
 
 def test_temporal_attention_is_initialised_and_reported(tmp_path):
@@ -272,7 +283,7 @@ def test_temporal_attention_is_initialised_and_reported(tmp_path):
   name = "stages.0.temporal_attention.query.kernel"
   assert not np.array_equal(params[name], again[name])
   np.testing.assert_array_equal(
-      params["final_linear.kernel"], again["final_linear.kernel"]
+    params["final_linear.kernel"], again["final_linear.kernel"]
   )
 
 
@@ -286,16 +297,17 @@ def test_a_per_frame_model_takes_no_temporal_layers(converted):
 def test_dry_run_names_every_tensor(tmp_path):
   tensors = write_checkpoint(tmp_path / "a.ckpt")
   conversion = pretrained.plan_conversion(
-      [open_file.open_file(tmp_path / "a.ckpt")], CONFIGS
+    [open_file.open_file(tmp_path / "a.ckpt")], CONFIGS
   )
   lines = list(conversion.describe())
   for name in tensors:
     assert any(line.startswith(f"  {name} ") for line in lines), name
   assert any(
-      "model.blocks.0.attn1.to_q.weight float16 [16, 16] -> "
-      "stages.0.spatial_attention.query.kernel[0] [16, 2, 8]" in line
-      and "regroup rows head by head" in line
-      for line in lines
+    "model.blocks.0.attn1.to_q.weight float16 [16, 16] -> "
+    "stages.0.spatial_attention.query.kernel[0] [16, 2, 8]"
+    in line
+    and "regroup rows head by head" in line
+    for line in lines
   )
 
 
@@ -341,8 +353,8 @@ def test_temporal_attention_goes_there_and_back(tmp_path, converted):
   conversion = convert(path, tmp_path / "again")
   assert not any(part.plan.unfilled for part in conversion.parts)
   old, new = (
-      weight_rules.params_by_path(load(f, "dit", CONFIGS["dit"]))
-      for f in (folder, tmp_path / "again")
+    weight_rules.params_by_path(load(f, "dit", CONFIGS["dit"]))
+    for f in (folder, tmp_path / "again")
   )
   for name, value in old.items():
     np.testing.assert_array_equal(value, new[name], err_msg=name)
@@ -354,8 +366,8 @@ def test_shipped_weights_go_there_and_back(tmp_path):
   path = tmp_path / "tiny.safetensors"
   weight_export.export(folder, path)
   configs = {
-      name: kind[1](**tiny.get_config().model[name])
-      for name, kind in checkpoint_parts.KINDS.items()
+    name: kind[1](**tiny.get_config().model[name])
+    for name, kind in checkpoint_parts.KINDS.items()
   }
   convert(path, tmp_path / "out", configs)
   old = model_folders.open_parts(folder)
@@ -364,7 +376,7 @@ def test_shipped_weights_go_there_and_back(tmp_path):
     assert part.shapes == new[name].shapes
     for key in part.shapes:
       np.testing.assert_array_equal(
-          part.read(key).astype(np.float32), new[name].read(key), err_msg=key
+        part.read(key).astype(np.float32), new[name].read(key), err_msg=key
       )
   scale = old["vae"].details["scale_factor"]
   assert new["vae"].details["scale_factor"] == scale
@@ -372,20 +384,20 @@ def test_shipped_weights_go_there_and_back(tmp_path):
 
 def test_sizes_are_read_off_the_shapes():
   for part, shapes, config in (
-      ("dit", checkpoints.dit_shapes(DIT), CONFIGS["dit"]),
-      ("vae", checkpoints.vae_shapes(VAE), CONFIGS["vae"]),
-      ("image_encoder", checkpoints.vit_shapes(VIT), CONFIGS["image_encoder"]),
+    ("dit", checkpoints.dit_shapes(DIT), CONFIGS["dit"]),
+    ("vae", checkpoints.vae_shapes(VAE), CONFIGS["vae"]),
+    ("image_encoder", checkpoints.vit_shapes(VIT), CONFIGS["image_encoder"]),
   ):
     tensors = {n: np.broadcast_to(0, s) for n, s in shapes.items()}
     for field, value in checkpoint_sizes.infer(part, tensors).items():
       assert getattr(config, field) == value, field
     assert checkpoint_sizes.differences(part, tensors, config) == ""
   released = checkpoint_sizes.infer(
-      "dit",
-      {
-          n: np.broadcast_to(0, s)
-          for n, s in checkpoints.dit_shapes(checkpoints.DiTSizes()).items()
-      },
+    "dit",
+    {
+      n: np.broadcast_to(0, s)
+      for n, s in checkpoints.dit_shapes(checkpoints.DiTSizes()).items()
+    },
   )
   assert released["depth"] == 21 and released["num_heads"] == 16
   assert released["num_moe_blocks"] == 6 and released["num_experts"] == 8
@@ -396,7 +408,7 @@ def test_a_wrong_size_is_told_with_the_flags_that_set_it_right(tmp_path):
   configs = CONFIGS | {"dit": dataclasses.replace(CONFIGS["dit"], depth=5)}
   with pytest.raises(ValueError, match=r"--config\.model\.dit\.depth=3"):
     pretrained.plan_conversion(
-        [open_file.open_file(tmp_path / "a.ckpt")], configs
+      [open_file.open_file(tmp_path / "a.ckpt")], configs
     )
 
 
@@ -427,21 +439,21 @@ def test_rules_of_a_user(tmp_path):
   path = tmp_path / "a.ckpt"
   write_checkpoint(path, change=change)
   content = {
-      "rules": [
-          {
-              "part": "dit",
-              "sources": "embed_latents.weight",
-              "targets": "latent_embedding.kernel",
-              "transform": "linear",
-          },
-          {
-              "part": "dit",
-              "sources": "embed_latents.bias",
-              "targets": "latent_embedding.bias",
-          },
-      ],
-      "rename": [{"from": "^autoencoder/", "to": "vae."}],
-      "ignore": ["ema_decay"],
+    "rules": [
+      {
+        "part": "dit",
+        "sources": "embed_latents.weight",
+        "targets": "latent_embedding.kernel",
+        "transform": "linear",
+      },
+      {
+        "part": "dit",
+        "sources": "embed_latents.bias",
+        "targets": "latent_embedding.bias",
+      },
+    ],
+    "rename": [{"from": "^autoencoder/", "to": "vae."}],
+    "ignore": ["ema_decay"],
   }
   rules = tmp_path / "rules.json"
   rules.write_text(json.dumps(content))
@@ -451,14 +463,14 @@ def test_rules_of_a_user(tmp_path):
   toml.write_text('ignore = ["x"]\n[[rename]]\nfrom = "a"\nto = "b"\n')
   assert rule_files.read(toml).rename("cat") == "cbt"
   for text, reason in (
-      ("{", "no valid JSON"),
-      ('{"rule": []}', "unknown"),
-      ('{"rules": [{"part": "dit"}]}', "lacks"),
-      (
-          '{"rules": [{"part": "dit", "sources": "a", "targets": "b",'
-          ' "transform": "magic"}]}',
-          "magic",
-      ),
+    ("{", "no valid JSON"),
+    ('{"rule": []}', "unknown"),
+    ('{"rules": [{"part": "dit"}]}', "lacks"),
+    (
+      '{"rules": [{"part": "dit", "sources": "a", "targets": "b",'
+      ' "transform": "magic"}]}',
+      "magic",
+    ),
   ):
     rules.write_text(text)
     with pytest.raises(ValueError, match=reason):

@@ -31,7 +31,7 @@ def test_video_is_above_renders_of_the_same_frames():
   middle = SIZE // 2
   for column in range(4):
     np.testing.assert_allclose(
-        _tile(sheet, 0, column)[middle, middle], video[column, 0, 0], atol=1
+      _tile(sheet, 0, column)[middle, middle], video[column, 0, 0], atol=1
     )
   # A mesh is darker than its bright tile; frame 2 has none.
   background = _tile(sheet, 1, 2)
@@ -48,10 +48,10 @@ def test_a_clip_keeps_one_camera():
   sheet = preview.contact_sheet([small, large], tile_size=SIZE)
   background = preview.contact_sheet([mesh_files.empty_mesh()], tile_size=SIZE)
   areas = [
-      (np.abs(_tile(sheet, 0, c) - _tile(background, 0, 0)) > 12)
-      .any(axis=-1)
-      .mean()
-      for c in (0, 1)
+    (np.abs(_tile(sheet, 0, c) - _tile(background, 0, 0)) > 12)
+    .any(axis=-1)
+    .mean()
+    for c in (0, 1)
   ]
   assert areas[1] / areas[0] == pytest.approx(4, rel=0.25)
 
@@ -61,8 +61,8 @@ def test_the_file_is_the_sheet(tmp_path):
   meshes = clips.changing_clip(3)
   preview.write_preview(path, meshes, max_columns=2, tile_size=SIZE)
   np.testing.assert_array_equal(
-      np.asarray(Image.open(path)),
-      preview.contact_sheet(meshes, max_columns=2, tile_size=SIZE),
+    np.asarray(Image.open(path)),
+    preview.contact_sheet(meshes, max_columns=2, tile_size=SIZE),
   )
 
 

@@ -15,16 +15,24 @@ from sculpt4d_jax.models import dit as dit_lib
 from tests.io import hunyuan_checkpoints as checkpoints
 
 S = checkpoints.DiTSizes(
-    depth=3, width=8, heads=2, channels=3, context=4, num_moe=1, experts=2
+  depth=3, width=8, heads=2, channels=3, context=4, num_moe=1, experts=2
 )
 CONFIG = dit_lib.DiTConfig(
-    depth=3, width=8, num_heads=2, latent_channels=3, context_width=4,
-    num_moe_blocks=1, num_experts=2, temporal_block_size=1,
+  depth=3,
+  width=8,
+  num_heads=2,
+  latent_channels=3,
+  context_width=4,
+  num_moe_blocks=1,
+  num_experts=2,
+  temporal_block_size=1,
 )
 SEPARATE = {"to_q.weight": (8, 8), "to_k.weight": (8, 8), "to_v.weight": (8, 8)}
 REST = {
-    "out_proj.weight": (8, 8), "out_proj.bias": (8,),
-    "q_norm.weight": (4,), "k_norm.weight": (4,),
+  "out_proj.weight": (8, 8),
+  "out_proj.bias": (8,),
+  "q_norm.weight": (4,),
+  "k_norm.weight": (4,),
 }
 
 
@@ -34,8 +42,8 @@ class Memory(tensor_file.TensorFile):
   def __init__(self, arrays, metadata=None):
     self.arrays = arrays
     infos = {
-        n: tensor_file.TensorInfo(a.shape, a.dtype.name)
-        for n, a in arrays.items()
+      n: tensor_file.TensorInfo(a.shape, a.dtype.name)
+      for n, a in arrays.items()
     }
     super().__init__(pathlib.Path("memory.ckpt"), infos, metadata)
 
@@ -57,12 +65,12 @@ def checkpoint(projections, module="attn3", norm="norm4", rest=None, **extra):
 def convert(arrays, **options):
   """Our parameters by path."""
   conversion = pretrained.plan_conversion(
-      [Memory(arrays)], {"dit": CONFIG}, **options
+    [Memory(arrays)], {"dit": CONFIG}, **options
   )
   (part,) = conversion.parts
   values = {
-      path: np.full(shape, np.nan, np.float32)
-      for path, shape in part.shapes.items()
+    path: np.full(shape, np.nan, np.float32)
+    for path, shape in part.shapes.items()
   }
   for slot, array in part.plan.run(arrays.__getitem__):
     values[slot.path][slot.index] = array
@@ -106,33 +114,35 @@ def test_layouts_of_a_fused_matrix():
 
 @pytest.mark.parametrize("module", ["attn3", "attn_t", "temporal.attention"])
 @pytest.mark.parametrize(
-    "names",
-    [
-        ("q_proj", "k_proj", "v_proj", "o_proj", "norm_q", "norm_k"),
-        ("query", "key", "value", "to_out.0", "query_norm", "key_norm"),
-    ],
+  "names",
+  [
+    ("q_proj", "k_proj", "v_proj", "o_proj", "norm_q", "norm_k"),
+    ("query", "key", "value", "to_out.0", "query_norm", "key_norm"),
+  ],
 )
 def test_other_names_and_the_norm_by_its_shape(module, names):
   projections = {f"{name}.weight": (8, 8) for name in names[:3]}
   rest = {
-      f"{names[3]}.weight": (8, 8), f"{names[3]}.bias": (8,),
-      f"{names[4]}.weight": (4,), f"{names[5]}.weight": (4,),
+    f"{names[3]}.weight": (8, 8),
+    f"{names[3]}.bias": (8,),
+    f"{names[4]}.weight": (4,),
+    f"{names[5]}.weight": (4,),
   }
   arrays = checkpoint(projections, module=module, norm="ln_zeit", rest=rest)
   values = convert(arrays, heads="plain")
   assert all(np.isfinite(value).all() for value in values.values())
   np.testing.assert_array_equal(
-      values["stages.1.norm_temporal.scale"][0],
-      arrays["blocks.1.ln_zeit.weight"],
+    values["stages.1.norm_temporal.scale"][0],
+    arrays["blocks.1.ln_zeit.weight"],
   )
 
 
 def test_layers_outside_the_blocks():
   arrays = {
-      name.replace("blocks.", "temporal_blocks.", 1)
-      if "attn3" in name or "norm4" in name
-      else name: array
-      for name, array in checkpoint(SEPARATE).items()
+    name.replace("blocks.", "temporal_blocks.", 1)
+    if "attn3" in name or "norm4" in name
+    else name: array
+    for name, array in checkpoint(SEPARATE).items()
   }
   values = convert(arrays, heads="plain")
   assert np.isfinite(kernels(values, 2)).all()
@@ -148,7 +158,7 @@ def test_heads_are_asked_for():
 def test_our_own_files_say_which_layout_they_have():
   arrays = checkpoint(SEPARATE)
   conversion = pretrained.plan_conversion(
-      [Memory(arrays, {temporal_weights.METADATA: "plain"})], {"dit": CONFIG}
+    [Memory(arrays, {temporal_weights.METADATA: "plain"})], {"dit": CONFIG}
   )
   assert not conversion.parts[0].plan.unfilled
 
@@ -156,27 +166,27 @@ def test_our_own_files_say_which_layout_they_have():
 def test_missing_biases_are_zero():
   rest = {k: v for k, v in REST.items() if k != "out_proj.bias"}
   conversion = pretrained.plan_conversion(
-      [Memory(checkpoint(SEPARATE, rest=rest))], {"dit": CONFIG}, heads="plain"
+    [Memory(checkpoint(SEPARATE, rest=rest))], {"dit": CONFIG}, heads="plain"
   )
   assert set(conversion.parts[0].plan.unfilled) == {
-      f"stages.{stage}.temporal_attention.out.bias"
-      for stage in range(len(CONFIG.stages))
+    f"stages.{stage}.temporal_attention.out.bias"
+    for stage in range(len(CONFIG.stages))
   }
 
 
 @pytest.mark.parametrize(
-    "changes, reason",
-    [
-        (dict(rest={"out_proj.weight": (8, 8)}), "as query_norm"),
-        (dict(rest=REST | {"to_q.bias": (8,)}), "no such parameter"),
-        (dict(rest=REST | {"gate": (1,)}), "gate"),
-        (dict(projections={"to_q.weight": (8, 8)}), "no complete set"),
-        (dict(projections={"qkv.weight": (16, 8)}), "instead of"),
-        (
-            {"second.to_q.weight": (8, 8), "second.to_k.weight": (8, 8)},
-            "not recognised",
-        ),
-    ],
+  "changes, reason",
+  [
+    (dict(rest={"out_proj.weight": (8, 8)}), "as query_norm"),
+    (dict(rest=REST | {"to_q.bias": (8,)}), "no such parameter"),
+    (dict(rest=REST | {"gate": (1,)}), "gate"),
+    (dict(projections={"to_q.weight": (8, 8)}), "no complete set"),
+    (dict(projections={"qkv.weight": (16, 8)}), "instead of"),
+    (
+      {"second.to_q.weight": (8, 8), "second.to_k.weight": (8, 8)},
+      "not recognised",
+    ),
+  ],
 )
 def test_what_is_not_understood_is_listed(changes, reason):
   changes = dict(changes)
@@ -190,27 +200,46 @@ def test_a_rule_file_explains_what_is_not_understood():
   arrays = checkpoint({"mix.weight": (24, 8)}, module="zeit")
   target = "stages.{stage}.temporal_attention."
   entries = [
-      ("blocks.{block}.zeit.mix.weight",
-       [f"{target}{n}.kernel[{{slot}}]" for n in ("query", "key", "value")],
-       "stacked_heads"),
-      ("blocks.{block}.zeit.out_proj.weight",
-       target + "out.kernel[{slot}]", "linear_out"),
-      ("blocks.{block}.zeit.out_proj.bias", target + "out.bias[{slot}]",
-       "identity"),
-      ("blocks.{block}.zeit.q_norm.weight",
-       target + "query_norm.scale[{slot}]", "identity"),
-      ("blocks.{block}.zeit.k_norm.weight",
-       target + "key_norm.scale[{slot}]", "identity"),
-      ("blocks.{block}.norm4.weight",
-       "stages.{stage}.norm_temporal.scale[{slot}]", "identity"),
-      ("blocks.{block}.norm4.bias",
-       "stages.{stage}.norm_temporal.bias[{slot}]", "identity"),
+    (
+      "blocks.{block}.zeit.mix.weight",
+      [f"{target}{n}.kernel[{{slot}}]" for n in ("query", "key", "value")],
+      "stacked_heads",
+    ),
+    (
+      "blocks.{block}.zeit.out_proj.weight",
+      target + "out.kernel[{slot}]",
+      "linear_out",
+    ),
+    (
+      "blocks.{block}.zeit.out_proj.bias",
+      target + "out.bias[{slot}]",
+      "identity",
+    ),
+    (
+      "blocks.{block}.zeit.q_norm.weight",
+      target + "query_norm.scale[{slot}]",
+      "identity",
+    ),
+    (
+      "blocks.{block}.zeit.k_norm.weight",
+      target + "key_norm.scale[{slot}]",
+      "identity",
+    ),
+    (
+      "blocks.{block}.norm4.weight",
+      "stages.{stage}.norm_temporal.scale[{slot}]",
+      "identity",
+    ),
+    (
+      "blocks.{block}.norm4.bias",
+      "stages.{stage}.norm_temporal.bias[{slot}]",
+      "identity",
+    ),
   ]
   rules = rule_files.RuleFile(
-      entries=tuple(
-          dict(part="dit", sources=s, targets=t, transform=f)
-          for s, t, f in entries
-      )
+    entries=tuple(
+      dict(part="dit", sources=s, targets=t, transform=f) for s, t, f in entries
+    )
   )
   values = convert(arrays, rules=rules)
   assert all(np.isfinite(value).all() for value in values.values())
@@ -222,8 +251,8 @@ def test_exports_use_known_names():
   model = nnx.eval_shape(lambda: dit_lib.DiT(CONFIG, rngs=nnx.Rngs(0)))
   shapes = weight_rules.param_shapes(model)
   paths = {
-      path
-      for rule in temporal_weights.export_rules(CONFIG)
-      for path, _ in map(weight_rules.split_path, rule.targets)
+    path
+    for rule in temporal_weights.export_rules(CONFIG)
+    for path, _ in map(weight_rules.split_path, rule.targets)
   }
   assert paths == {path for path in shapes if "temporal" in path}

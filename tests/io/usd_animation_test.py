@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 pxr = pytest.importorskip("pxr", reason="needs the extra `usd`")
-from pxr import Gf, Sdf, Usd, UsdGeom, UsdSkel, Vt  # pylint: disable=C0413
+from pxr import Gf
+from pxr import Sdf
+from pxr import Usd
+from pxr import UsdGeom
+from pxr import UsdSkel
+from pxr import Vt
 
 from sculpt4d_jax.io import animated_assets
 from sculpt4d_jax.io import asset_files
@@ -62,8 +67,9 @@ def test_transforms_of_parents_are_played_and_z_up_is_turned(tmp_path):
   np.testing.assert_array_equal(played.faces, [[2, 1, 0], [3, 2, 0]])
   # Doubled, turned about z from x to y, moved; then z becomes y, y becomes -z.
   np.testing.assert_allclose(
-      played.vertices[1], [[4, 0, 0], [4, 0, -2], [2, 0, -2], [2, 0, 0]],
-      atol=1e-5,
+    played.vertices[1],
+    [[4, 0, 0], [4, 0, -2], [2, 0, -2], [2, 0, 0]],
+    atol=1e-5,
   )
 
 
@@ -80,7 +86,7 @@ def _skinned(path, blend=False):
   motion = UsdSkel.Animation.Define(stage, "/root/skeleton/motion")
   motion.CreateJointsAttr(joints)
   motion.CreateTranslationsAttr(
-      Vt.Vec3fArray([Gf.Vec3f(0, 0, 0), Gf.Vec3f(0, 1, 0)])
+    Vt.Vec3fArray([Gf.Vec3f(0, 0, 0), Gf.Vec3f(0, 1, 0)])
   )
   motion.CreateScalesAttr(Vt.Vec3hArray([Gf.Vec3h(1, 1, 1)] * 2))
   turns = motion.CreateRotationsAttr()
@@ -92,8 +98,9 @@ def _skinned(path, blend=False):
   binding.CreateJointIndicesPrimvar(False, 1).Set(Vt.IntArray([0, 0, 1, 1]))
   binding.CreateJointWeightsPrimvar(False, 1).Set(Vt.FloatArray([1.0] * 4))
   binding.CreateGeomBindTransformAttr(Gf.Matrix4d(1))
-  UsdSkel.BindingAPI.Apply(skeleton.GetPrim()).CreateAnimationSourceRel(
-  ).SetTargets([motion.GetPath()])
+  UsdSkel.BindingAPI.Apply(
+    skeleton.GetPrim()
+  ).CreateAnimationSourceRel().SetTargets([motion.GetPath()])
   if blend:
     shape = UsdSkel.BlendShape.Define(stage, "/root/square/lifted")
     shape.CreateOffsetsAttr(Vt.Vec3fArray([Gf.Vec3f(0, 0, 3)]))
@@ -115,8 +122,9 @@ def test_skins_and_blend_shapes_are_played(blend, tmp_path):
   # The upper corners turn about (0, 1, 0): x to y.
   lift = 3.0 * blend
   np.testing.assert_allclose(
-      mesh.vertices[1], [[0, 0, lift], [1, 0, 0], [0, 2, 0], [0, 1, 0]],
-      atol=1e-5,
+    mesh.vertices[1],
+    [[0, 0, lift], [1, 0, 0], [0, 2, 0], [0, 1, 0]],
+    atol=1e-5,
   )
 
 
@@ -138,8 +146,9 @@ def test_instances_are_played_and_what_is_unseen_is_not(tmp_path):
   content = (tmp_path / "a.usda").read_bytes()
   _, mesh = _play(tmp_path / "a.usda", [1.0])
   np.testing.assert_allclose(
-      mesh.vertices[0],
-      np.concatenate([_SQUARE + [0, 1, 0], _SQUARE + [5, 1, 0]]), atol=1e-6,
+    mesh.vertices[0],
+    np.concatenate([_SQUARE + [0, 1, 0], _SQUARE + [5, 1, 0]]),
+    atol=1e-6,
   )
   assert (tmp_path / "a.usda").read_bytes() == content
 

@@ -44,7 +44,7 @@ def shown_indices(clip):
 
 def select(times, num_frames, start=None, end=None):
   return video_frames.select_frames(
-      np.array(times), num_frames, start, end, "clip"
+    np.array(times), num_frames, start, end, "clip"
   ).tolist()
 
 
@@ -70,17 +70,17 @@ def test_selection_keeps_to_start_and_end():
 
 
 @pytest.mark.parametrize(
-    "name, codec, pixel_format",
-    [
-        ("clip.mp4", "libx264", "yuv420p"),
-        ("clip.mp4", "mpeg4", "yuv420p"),
-        ("clip.mov", "prores_ks", "yuv422p10le"),
-        ("clip.webm", "libvpx-vp9", "yuv420p"),
-        ("clip.avi", "mpeg4", "yuv420p"),
-        ("clip.mkv", "ffv1", "yuv444p"),
-        ("clip.gif", "gif", "rgb8"),
-        ("odd:name, 100%.mp4", "libx264", "yuv420p"),
-    ],
+  "name, codec, pixel_format",
+  [
+    ("clip.mp4", "libx264", "yuv420p"),
+    ("clip.mp4", "mpeg4", "yuv420p"),
+    ("clip.mov", "prores_ks", "yuv422p10le"),
+    ("clip.webm", "libvpx-vp9", "yuv420p"),
+    ("clip.avi", "mpeg4", "yuv420p"),
+    ("clip.mkv", "ffv1", "yuv444p"),
+    ("clip.gif", "gif", "rgb8"),
+    ("odd:name, 100%.mp4", "libx264", "yuv420p"),
+  ],
 )
 def test_reads_every_container(tmp_path, name, codec, pixel_format):
   path = encode(tmp_path / name, grey_clip(), codec, pixel_format)
@@ -125,9 +125,7 @@ def test_keeps_alpha(tmp_path, name):
   assert clip.num_frames == (1 if name == "clip.gif" else 4)  # Equal frames.
   assert clip.frames[:, :, :22, 3].min() > 250
   assert clip.frames[:, :, 26:, 3].max() < 5
-  np.testing.assert_allclose(
-      clip.frames[0, 16, 8, :3], (200, 60, 30), atol=5
-  )
+  np.testing.assert_allclose(clip.frames[0, 16, 8, :3], (200, 60, 30), atol=5)
 
 
 def test_scales_large_frames_down(tmp_path):
@@ -216,10 +214,10 @@ def test_applies_exif_orientation(tmp_path):
 def test_reads_an_animated_gif_with_its_delays(tmp_path):
   pictures = [Image.fromarray(frame) for frame in grey_clip(4)]
   pictures[0].save(
-      tmp_path / "a.gif",
-      save_all=True,
-      append_images=pictures[1:],
-      duration=[100, 300, 50, 200],
+    tmp_path / "a.gif",
+    save_all=True,
+    append_images=pictures[1:],
+    duration=[100, 300, 50, 200],
   )
   clip = video.read_frames(tmp_path / "a.gif")
   assert shown_indices(clip) == [0, 1, 2, 3]
@@ -250,7 +248,10 @@ def test_reads_an_array():
 
 def test_refuses_arguments_without_sense():
   for arguments in (
-      dict(num_frames=0), dict(fps=0.0), dict(start=2, end=1), dict(max_side=1)
+    dict(num_frames=0),
+    dict(fps=0.0),
+    dict(start=2, end=1),
+    dict(max_side=1),
   ):
     with pytest.raises(ValueError):
       video.read_frames(grey_clip(), **arguments)
@@ -278,22 +279,22 @@ def make_no_frames(path: pathlib.Path):
 
 
 @pytest.mark.parametrize(
-    "name, make, message",
-    [
-        ("random.mp4", make_random_bytes, "not a video"),
-        ("none.mp4", make_no_frames, "no video in it|no frame"),
-        ("empty.mp4", lambda path: path.write_bytes(b""), "not a video"),
-        ("text.mp4", lambda p: p.write_text("hello\n" * 99), "not a video"),
-        ("text.txt", lambda p: p.write_text("hello\n" * 99), "not a video"),
-        ("list.m3u8", lambda p: p.write_text("#EXTM3U\nx.ts\n"), "not a vid"),
-        ("random.png", make_random_bytes, "not a video"),
-        ("sound.mp4", make_sound, "only 1 other stream"),
-        ("none.mkv", make_no_frames, "no frame that decodes"),
-        ("none.avi", make_no_frames, "no frame that decodes"),
-        ("missing.mp4", lambda path: None, "does not exist"),
-        ("folder", lambda path: path.mkdir(), "is empty"),
-        ("pipe.mp4", os.mkfifo, "neither a file nor a folder"),
-    ],
+  "name, make, message",
+  [
+    ("random.mp4", make_random_bytes, "not a video"),
+    ("none.mp4", make_no_frames, "no video in it|no frame"),
+    ("empty.mp4", lambda path: path.write_bytes(b""), "not a video"),
+    ("text.mp4", lambda p: p.write_text("hello\n" * 99), "not a video"),
+    ("text.txt", lambda p: p.write_text("hello\n" * 99), "not a video"),
+    ("list.m3u8", lambda p: p.write_text("#EXTM3U\nx.ts\n"), "not a vid"),
+    ("random.png", make_random_bytes, "not a video"),
+    ("sound.mp4", make_sound, "only 1 other stream"),
+    ("none.mkv", make_no_frames, "no frame that decodes"),
+    ("none.avi", make_no_frames, "no frame that decodes"),
+    ("missing.mp4", lambda path: None, "does not exist"),
+    ("folder", lambda path: path.mkdir(), "is empty"),
+    ("pipe.mp4", os.mkfifo, "neither a file nor a folder"),
+  ],
 )
 def test_says_what_is_wrong_with_bad_input(tmp_path, name, make, message):
   make(tmp_path / name)
@@ -333,9 +334,7 @@ def test_names_the_picture_that_does_not_decode(tmp_path):
 def noisy_clip(tmp_path, name, options):
   rng = np.random.default_rng(0)
   frames = rng.integers(0, 255, (12, 64, 64, 3), dtype=np.uint8)
-  return encode(
-      tmp_path / name, frames, "libx264", "yuv420p", options=options
-  )
+  return encode(tmp_path / name, frames, "libx264", "yuv420p", options=options)
 
 
 def test_uses_what_decodes_of_a_truncated_video(tmp_path):
@@ -344,9 +343,7 @@ def test_uses_what_decodes_of_a_truncated_video(tmp_path):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   part = video.read_frames(path)
   assert 2 <= part.num_frames < 12
-  np.testing.assert_array_equal(
-      part.frames, whole.frames[: part.num_frames]
-  )
+  np.testing.assert_array_equal(part.frames, whole.frames[: part.num_frames])
 
 
 def test_refuses_a_truncated_video_with_too_few_frames(tmp_path):

@@ -41,7 +41,7 @@ def test_written_clips_read_back(tmp_path, name, channels):
 
 def test_pictures_keep_every_bit(tmp_path):
   frames = np.random.default_rng(0).integers(
-      0, 256, (3, 20, 30, 4), dtype=np.uint8
+    0, 256, (3, 20, 30, 4), dtype=np.uint8
   )
   video_writer.write_video(tmp_path / "out", frames, fps=10)
   names = sorted(path.name for path in (tmp_path / "out").iterdir())

@@ -62,16 +62,14 @@ def test_packed_meshes_keep_faces_and_round_positions():
     shown = mesh_packing.unpack_mesh(packed, quantization)
     np.testing.assert_array_equal(shown.faces, mesh.faces)
     np.testing.assert_allclose(
-        shown.vertices, mesh.vertices, atol=0.51 * quantization.step
+      shown.vertices, mesh.vertices, atol=0.51 * quantization.step
     )
 
 
 def test_the_cube_of_a_clip_by_hand():
-  low = clips.TriangleMesh(
-      [[-1, 0, 0], [0, 0.5, 0], [0, 0, 0.25]], [[0, 1, 2]]
-  )
+  low = clips.TriangleMesh([[-1, 0, 0], [0, 0.5, 0], [0, 0, 0.25]], [[0, 1, 2]])
   quantization = mesh_packing.clip_quantization(
-      [clips.TRIANGLE, mesh_files.empty_mesh(), low]
+    [clips.TRIANGLE, mesh_files.empty_mesh(), low]
   )
   assert quantization.origin == (-1, 0, 0)
   assert quantization.step == pytest.approx(2 / 65535)
@@ -106,7 +104,12 @@ def test_titles_and_details_are_text_not_markup(tmp_path):
   assert parser.texts.count(TITLE) == 2  # In <title> and <h1>.
   start = parser.texts.index("input")
   assert parser.texts[start : start + 6] == [
-      "input", "</script><img src=x>.mp4", "half", "0.5", "sparse", "yes",
+    "input",
+    "</script><img src=x>.mp4",
+    "half",
+    "0.5",
+    "sparse",
+    "yes",
   ]
   assert _data(path)["fps"] == 8
 
@@ -129,23 +132,23 @@ def test_large_frames_are_simplified_for_the_page(tmp_path):
 def test_the_same_input_gives_the_same_page(tmp_path):
   video = clips.coloured_video(4)
   pages = [
-      _written(tmp_path, name, video_frames=video).read_bytes()
-      for name in ("a.html", "b.html")
+    _written(tmp_path, name, video_frames=video).read_bytes()
+    for name in ("a.html", "b.html")
   ]
   assert pages[0] == pages[1]
 
 
 @pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"video_frames": clips.coloured_video(3)}, "4 meshes but 3 video"),
-        ({"video_frames": np.zeros((4, 8, 8, 3))}, "must be uint8"),
-        ({"video_frames": np.zeros((4, 8, 8, 4), "u1")}, r"\[F, h, w, 3\]"),
-        ({"meshes": []}, "at least one frame"),
-        ({"fps": -1}, "fps must be a positive number"),
-        ({"name": "clip.txt"}, "ending in .html or .htm"),
-        ({"max_faces": 0}, "max_faces must be 4 or more"),
-    ],
+  "options, message",
+  [
+    ({"video_frames": clips.coloured_video(3)}, "4 meshes but 3 video"),
+    ({"video_frames": np.zeros((4, 8, 8, 3))}, "must be uint8"),
+    ({"video_frames": np.zeros((4, 8, 8, 4), "u1")}, r"\[F, h, w, 3\]"),
+    ({"meshes": []}, "at least one frame"),
+    ({"fps": -1}, "fps must be a positive number"),
+    ({"name": "clip.txt"}, "ending in .html or .htm"),
+    ({"max_faces": 0}, "max_faces must be 4 or more"),
+  ],
 )
 def test_bad_input_is_refused(tmp_path, options, message):
   with pytest.raises(ValueError, match=message):
@@ -167,8 +170,8 @@ def _browser(tmp_path_factory):
   executable = chromium.find_chromium()
   if executable is None:
     pytest.skip(
-        "no Chromium found: install the package chromium, or set CHROMIUM to"
-        " the path of a Chromium or Chrome."
+      "no Chromium found: install the package chromium, or set CHROMIUM to"
+      " the path of a Chromium or Chrome."
     )
   profile = tmp_path_factory.mktemp("profile")
   with chromium.Page(executable, profile, width=800, height=480) as page:
@@ -210,8 +213,8 @@ def _changed(first, second):
 
 def _seek(page, frame):
   page.evaluate(
-      f"(() => {{ const scrub = document.querySelector('#scrub');"
-      f" scrub.value = {frame}; scrub.dispatchEvent(new Event('input')); }})()"
+    f"(() => {{ const scrub = document.querySelector('#scrub');"
+    f" scrub.value = {frame}; scrub.dispatchEvent(new Event('input')); }})()"
   )
 
 
@@ -221,9 +224,9 @@ def test_play_runs_through_the_frames_beside_the_video(page):
   source = "document.querySelector('#input-frame').src"
   assert page.evaluate(source) == pictures[0]
   page.evaluate(
-      "window.seen = []; new MutationObserver(() => seen.push("
-      "document.querySelector('#frame-counter').textContent)).observe("
-      "document.querySelector('#frame-counter'), {childList: true})"
+    "window.seen = []; new MutationObserver(() => seen.push("
+    "document.querySelector('#frame-counter').textContent)).observe("
+    "document.querySelector('#frame-counter'), {childList: true})"
   )
   page.click("#play")
   page.wait_for("new Set(seen).size === 4")  # And round again to the first.
@@ -231,7 +234,7 @@ def test_play_runs_through_the_frames_beside_the_video(page):
   frame = int(_text(page, "#frame-counter").split()[0]) - 1
   assert page.evaluate(source) == pictures[frame]
   assert page.evaluate("document.querySelector('#scrub').valueAsNumber") == (
-      frame
+    frame
   )
   paused = _text(page, "#frame-counter")
   page.wait_for("new Promise((done) => setTimeout(() => done(true), 400))")
@@ -259,13 +262,13 @@ def test_the_page_unpacks_what_was_packed(page):
     packed = mesh_packing.pack_mesh(meshes[index], quantization)
     wanted = mesh_packing.unpack_mesh(packed, quantization)
     shown = page.evaluate(
-        f"decodeMesh(clip.frames[{index}], clip).then((mesh) => ({{"
-        "positions: [...mesh.positions], corners: [...mesh.corners],"
-        " normals: [...mesh.normals]}))"
+      f"decodeMesh(clip.frames[{index}], clip).then((mesh) => ({{"
+      "positions: [...mesh.positions], corners: [...mesh.corners],"
+      " normals: [...mesh.normals]}))"
     )
     np.testing.assert_array_equal(shown["corners"], wanted.faces.reshape(-1))
     np.testing.assert_allclose(
-        shown["positions"], wanted.vertices.reshape(-1), atol=1e-6
+      shown["positions"], wanted.vertices.reshape(-1), atol=1e-6
     )
     normals = np.reshape(shown["normals"], (-1, 4))[:, :3] / 127
     np.testing.assert_allclose(normals, wanted.vertex_normals(), atol=0.02)
@@ -282,8 +285,12 @@ def test_mouse_wheel_and_keys_move_the_view(page):
   moved = _stage(page)
   assert _changed(turned, moved) > 0.05
   page.call(
-      "Input.dispatchMouseEvent",
-      type="mouseWheel", x=middle[0], y=middle[1], deltaX=0, deltaY=600,
+    "Input.dispatchMouseEvent",
+    type="mouseWheel",
+    x=middle[0],
+    y=middle[1],
+    deltaX=0,
+    deltaY=600,
   )
   assert _changed(moved, _stage(page)) > 0.05
   page.press("r", text="r")
@@ -301,9 +308,12 @@ def test_shadings_differ_and_the_turntable_turns(page):
   for name in ("normals", "wireframe"):
     page.click(f"[data-shading={name}]")
     assert _changed(clay, _stage(page)) > 0.05
-    assert page.evaluate(
+    assert (
+      page.evaluate(
         f"document.querySelector('[data-shading={name}]').ariaChecked"
-    ) == "true"
+      )
+      == "true"
+    )
   page.click("[data-shading=clay]")
   page.click("#turntable")
   first = _stage(page, rest=False)
@@ -318,7 +328,7 @@ def test_without_loop_the_clip_ends_on_its_last_frame(page):
   assert _text(page, "#frame-counter") == "4 / 4"
   page.click("#play")
   page.wait_for(
-      "document.querySelector('#frame-counter').textContent !== '4 / 4'"
+    "document.querySelector('#frame-counter').textContent !== '4 / 4'"
   )
 
 
@@ -337,8 +347,8 @@ def test_the_video_is_beside_the_mesh_and_above_it_on_a_phone(page):
 
 def test_every_control_has_a_name(page):
   names = page.evaluate(
-      "[...document.querySelectorAll('button, input, select, canvas, img')]"
-      ".map((e) => (e.ariaLabel || e.alt || e.textContent || '').trim())"
+    "[...document.querySelectorAll('button, input, select, canvas, img')]"
+    ".map((e) => (e.ariaLabel || e.alt || e.textContent || '').trim())"
   )
   assert len(names) > 12 and all(names)
 
@@ -346,9 +356,9 @@ def test_every_control_has_a_name(page):
 def test_a_lost_context_is_said_and_comes_back(page):
   home = _stage(page)
   page.evaluate(
-      "window.loser = document.querySelector('#mesh-canvas')"
-      ".getContext('webgl2').getExtension('WEBGL_lose_context');"
-      " loser.loseContext()"
+    "window.loser = document.querySelector('#mesh-canvas')"
+    ".getContext('webgl2').getExtension('WEBGL_lose_context');"
+    " loser.loseContext()"
   )
   page.wait_for("!document.querySelector('#message').hidden")
   assert "lost" in _text(page, "#message-title")
@@ -366,7 +376,7 @@ def _before_load(browser):
 
   def add(script):
     added.append(
-        browser.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+      browser.call("Page.addScriptToEvaluateOnNewDocument", source=script)
     )
 
   yield add
@@ -375,9 +385,9 @@ def _before_load(browser):
 
 
 _WITHOUT = (
-    "const get = HTMLCanvasElement.prototype.getContext;"
-    "HTMLCanvasElement.prototype.getContext = function(kind, options) {"
-    " return %s.includes(kind) ? null : get.call(this, kind, options); }"
+  "const get = HTMLCanvasElement.prototype.getContext;"
+  "HTMLCanvasElement.prototype.getContext = function(kind, options) {"
+  " return %s.includes(kind) ? null : get.call(this, kind, options); }"
 )
 
 

@@ -20,9 +20,9 @@ SHAPES = {"kernel": (2, 3, 2, 2), "bias": (2, 2)}
 def checkpoint():
   rng = np.random.default_rng(0)
   return {
-      "l.0.w": rng.standard_normal((4, 3)),
-      "l.1.w": rng.standard_normal((4, 3)),
-      "b": np.arange(4.0),
+    "l.0.w": rng.standard_normal((4, 3)),
+    "l.1.w": rng.standard_normal((4, 3)),
+    "b": np.arange(4.0),
   }
 
 
@@ -30,7 +30,7 @@ def test_fills_slots_of_a_stack():
   source = checkpoint()
   params = weight_rules.convert(stacked_table(), source, SHAPES)
   np.testing.assert_allclose(
-      params["kernel"][1], source["l.1.w"].T.reshape(3, 2, 2), rtol=1e-6
+    params["kernel"][1], source["l.1.w"].T.reshape(3, 2, 2), rtol=1e-6
   )
   np.testing.assert_array_equal(params["bias"], [[0, 1], [2, 3]])
   assert params["kernel"].dtype == np.float32
@@ -39,7 +39,7 @@ def test_fills_slots_of_a_stack():
 def test_export_is_the_inverse_of_convert():
   source = checkpoint()
   params = weight_rules.convert(
-      stacked_table(), source, SHAPES, dtype=np.float64
+    stacked_table(), source, SHAPES, dtype=np.float64
   )
   back = weight_rules.export(stacked_table(), params)
   assert back.keys() == source.keys()
@@ -94,11 +94,11 @@ def test_partly_filled_stack_is_an_error_even_if_optional():
 def test_patterns_excuse_names_on_either_side():
   source = checkpoint() | {"mask_token": np.zeros(3)}
   params = weight_rules.convert(
-      stacked_table(),
-      source,
-      SHAPES | {"temporal.out": (3,)},
-      ignore=["mask_.*"],
-      optional=[r"temporal\..*"],
+    stacked_table(),
+    source,
+    SHAPES | {"temporal.out": (3,)},
+    ignore=["mask_.*"],
+    optional=[r"temporal\..*"],
   )
   assert params.keys() == SHAPES.keys()
 
@@ -109,8 +109,8 @@ def test_sets_parameters_of_a_module():
   weight_rules.set_params(module, {"kernel": kernel})
   np.testing.assert_array_equal(module.kernel[...], kernel)
   assert weight_rules.param_shapes(module) == {
-      "kernel": (3, 2, 2),
-      "bias": (2, 2),
+    "kernel": (3, 2, 2),
+    "bias": (2, 2),
   }
   with pytest.raises(ValueError, match="nearest: kernel"):
     weight_rules.set_params(module, {"kernal": kernel})

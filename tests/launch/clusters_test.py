@@ -11,16 +11,23 @@ import pytest
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "launch" / "clusters"
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
 REQUIRED = dict(
-    PROJECT="p", ZONE="z", BUCKET="gs://b", CLUSTER="c", IMAGE="i",
-    EXTRA="--config.dit_training.batch_size=16",
+  PROJECT="p",
+  ZONE="z",
+  BUCKET="gs://b",
+  CLUSTER="c",
+  IMAGE="i",
+  EXTRA="--config.dit_training.batch_size=16",
 )
 
 
 def _run(script, variables):
   return subprocess.run(
-      ["bash", str(script)],
-      env={"PATH": os.environ["PATH"], "DRY_RUN": "1"} | variables,
-      capture_output=True, text=True, check=False, timeout=60,
+    ["bash", str(script)],
+    env={"PATH": os.environ["PATH"], "DRY_RUN": "1"} | variables,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=60,
   )
 
 
@@ -52,6 +59,6 @@ def test_shellcheck_finds_nothing(script):
   if shutil.which("shellcheck") is None:
     pytest.skip("shellcheck is not installed")
   result = subprocess.run(
-      ["shellcheck", str(script)], capture_output=True, text=True, check=False
+    ["shellcheck", str(script)], capture_output=True, text=True, check=False
   )
   assert result.returncode == 0, result.stdout

@@ -11,46 +11,50 @@ import pytest
 from tests import conftest
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None,
-        reason='needs the TPU compiler: pip install "jax[tpu]"',
-    ),
+  pytest.mark.slow,
+  pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason='needs the TPU compiler: pip install "jax[tpu]"',
+  ),
 ]
 
 _SMALL = {
-    "mesh.fsdp": 2,
-    "mesh.context": 2,
-    "model.dit.depth": 3,
-    "model.dit.num_moe_blocks": 1,
-    "model.dit.width": 256,
-    "model.dit.num_heads": 2,
-    "model.dit.num_experts": 4,
-    "model.vae.num_latents": 512,
-    "model.image_encoder.num_layers": 2,
-    "model.image_encoder.width": 128,
-    "model.image_encoder.num_heads": 2,
-    "model.dit.context_width": 128,
-    "data.num_frames": 4,
-    "sampling.num_frames": 4,
-    "dit_training.batch_size": 4,
+  "mesh.fsdp": 2,
+  "mesh.context": 2,
+  "model.dit.depth": 3,
+  "model.dit.num_moe_blocks": 1,
+  "model.dit.width": 256,
+  "model.dit.num_heads": 2,
+  "model.dit.num_experts": 4,
+  "model.vae.num_latents": 512,
+  "model.image_encoder.num_layers": 2,
+  "model.image_encoder.width": 128,
+  "model.image_encoder.num_heads": 2,
+  "model.dit.context_width": 128,
+  "data.num_frames": 4,
+  "sampling.num_frames": 4,
+  "dit_training.batch_size": 4,
 }
 
 
 def _compile(*flags):
   small = [f"--config.{name}={value}" for name, value in _SMALL.items()]
   return subprocess.run(
-      [
-          sys.executable, "-m", "launch.compile_check",
-          "--config=configs/pods.py:v5e-64", "--topology=v5e:2x2", *small,
-          *flags,
-      ],
-      cwd=conftest.ROOT,
-      env={**os.environ, "JAX_OPTIMIZATION_LEVEL": "O0"},
-      capture_output=True,
-      text=True,
-      timeout=900,
-      check=False,
+    [
+      sys.executable,
+      "-m",
+      "launch.compile_check",
+      "--config=configs/pods.py:v5e-64",
+      "--topology=v5e:2x2",
+      *small,
+      *flags,
+    ],
+    cwd=conftest.ROOT,
+    env={**os.environ, "JAX_OPTIMIZATION_LEVEL": "O0"},
+    capture_output=True,
+    text=True,
+    timeout=900,
+    check=False,
   )
 
 
@@ -60,8 +64,12 @@ def test_training_compiles_with_its_kernels_and_fits(tmp_path):
   report = json.loads((tmp_path / "report.json").read_text())["train"]
   assert report["fits"] and 0 < report["memory_gb"]["peak"] < 16
   kernels = " ".join(report["kernels"])
-  for name in ("block_sparse_forward", "block_sparse_backward",
-               "grouped_multiply", "grouped_outer"):
+  for name in (
+    "block_sparse_forward",
+    "block_sparse_backward",
+    "grouped_multiply",
+    "grouped_outer",
+  ):
     assert name in kernels
   # Frames for heads and back, for queries, keys, values and outputs; forward,
   # again and backward; for three blocks.
@@ -71,20 +79,21 @@ def test_training_compiles_with_its_kernels_and_fits(tmp_path):
 
 def test_the_autoencoders_training_compiles(tmp_path):
   sizes = {
-      "mesh.fsdp": 4,
-      "mesh.context": 1,
-      "model.vae.width": 256,
-      "model.vae.num_heads": 2,
-      "model.vae.num_encoder_layers": 1,
-      "model.vae.num_decoder_layers": 2,
-      "model.vae.remat_policy": "full",
-      "data.num_uniform": 20480,
-      "vae_training.batch_size": 4,
-      "vae_training.num_frames": 2,
+    "mesh.fsdp": 4,
+    "mesh.context": 1,
+    "model.vae.width": 256,
+    "model.vae.num_heads": 2,
+    "model.vae.num_encoder_layers": 1,
+    "model.vae.num_decoder_layers": 2,
+    "model.vae.remat_policy": "full",
+    "data.num_uniform": 20480,
+    "vae_training.batch_size": 4,
+    "vae_training.num_frames": 2,
   }
   result = _compile(
-      "--what=train_vae", f"--json={tmp_path / 'report.json'}",
-      *[f"--config.{name}={value}" for name, value in sizes.items()],
+    "--what=train_vae",
+    f"--json={tmp_path / 'report.json'}",
+    *[f"--config.{name}={value}" for name, value in sizes.items()],
   )
   assert result.returncode == 0, result.stderr[-3000:]
   report = json.loads((tmp_path / "report.json").read_text())["train_vae"]

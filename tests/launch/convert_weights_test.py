@@ -16,12 +16,15 @@ from tests.io import hunyuan_checkpoints as checkpoints
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 DIT = checkpoints.DiTSizes(
-    depth=1, width=8, heads=2, channels=3, context=4, num_moe=0
+  depth=1, width=8, heads=2, channels=3, context=4, num_moe=0
 )
 SIZES = (
-    "--config.model.dit.depth=1", "--config.model.dit.width=8",
-    "--config.model.dit.num_heads=2", "--config.model.dit.latent_channels=3",
-    "--config.model.dit.context_width=4", "--config.model.dit.num_moe_blocks=0",
+  "--config.model.dit.depth=1",
+  "--config.model.dit.width=8",
+  "--config.model.dit.num_heads=2",
+  "--config.model.dit.latent_channels=3",
+  "--config.model.dit.context_width=4",
+  "--config.model.dit.num_moe_blocks=0",
 )
 
 # Starting a process costs seconds: one runs many requests. It gives for each
@@ -49,10 +52,14 @@ def run(folder, requests):
   """The messages of many requests, and what they printed."""
   path = folder / "messages.json"
   result = subprocess.run(
-      [sys.executable, "-c", MANY, str(path), *SIZES],
-      input=json.dumps(requests), cwd=ROOT,
-      env={**os.environ, "JAX_PLATFORMS": "cpu"},
-      capture_output=True, text=True, timeout=300, check=False,
+    [sys.executable, "-c", MANY, str(path), *SIZES],
+    input=json.dumps(requests),
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
   )
   assert result.returncode == 0, result.stderr
   messages = json.loads(path.read_text())
@@ -78,14 +85,17 @@ def edit(name, function):
 def test_converts_and_exports(tmp_path):
   source = write(tmp_path / "a.ckpt")
   out, back = tmp_path / "out", tmp_path / "back.safetensors"
-  messages, printed = run(tmp_path, [
+  messages, printed = run(
+    tmp_path,
+    [
       request(source, "", dry_run=True),
       request(source, out),
       request(source, out),
       request(source, out, overwrite=True),
       request(out, back, export=True, dtype="float32"),
       request(tmp_path, back, export=True),
-  ])
+    ],
+  )
   assert "x_embedder.weight float16 [8, 3] -> latent_embedding" in printed
   assert f"--checkpoint={out}" in printed
   assert "not empty" in messages[2]
@@ -96,12 +106,11 @@ def test_converts_and_exports(tmp_path):
   expected = checkpoints.state(checkpoints.dit_shapes(DIT))
   name = "blocks.0.attn1.to_k.weight"
   np.testing.assert_allclose(
-      exported[f"model.{name}"], expected[name], rtol=2**-8
+    exported[f"model.{name}"], expected[name], rtol=2**-8
   )
 
 
 class _Evil:
-
   def __reduce__(self):
     return os.system, ("touch was_here_through_a_pickle",)
 
@@ -121,9 +130,12 @@ def _code(folder):
 
 def _renamed(folder):
   old, new = (f"blocks.0.attn1.{n}.weight" for n in ("to_q", "to_qq"))
-  return write(folder / "a.ckpt", lambda t: {
+  return write(
+    folder / "a.ckpt",
+    lambda t: {
       (new if name == old else name): array for name, array in t.items()
-  })
+    },
+  )
 
 
 def _transposed(folder):
@@ -166,18 +178,18 @@ def _damaged(folder):
 
 
 BAD = {
-    _truncated: ["truncated", "again"],
-    _code: ["would run", "system", "refused"],
-    _renamed: [
-        "blocks.0.attn1.to_q.weight (nearest: blocks.0.attn1.to_qq.weight",
-        "used by no rule",
-    ],
-    _transposed: ["expected (32, 8), came (8, 32), the transposed one"],
-    _integers: ["x_embedder.bias", "came int64"],
-    _not_finite: ["blocks.0.mlp.fc1.weight holds numbers that are not finite"],
-    _missing_shard: ["missing: 1.safetensors"],
-    _half_downloaded: ["not finished"],
-    _damaged: ["check sum of 'x_embedder.weight'"],
+  _truncated: ["truncated", "again"],
+  _code: ["would run", "system", "refused"],
+  _renamed: [
+    "blocks.0.attn1.to_q.weight (nearest: blocks.0.attn1.to_qq.weight",
+    "used by no rule",
+  ],
+  _transposed: ["expected (32, 8), came (8, 32), the transposed one"],
+  _integers: ["x_embedder.bias", "came int64"],
+  _not_finite: ["blocks.0.mlp.fc1.weight holds numbers that are not finite"],
+  _missing_shard: ["missing: 1.safetensors"],
+  _half_downloaded: ["not finished"],
+  _damaged: ["check sum of 'x_embedder.weight'"],
 }
 
 
@@ -191,22 +203,27 @@ def test_bad_checkpoints_are_refused_and_leave_nothing(tmp_path):
   (tmp_path / "taken").mkdir()
   (tmp_path / "taken" / "thesis.txt").write_text("years of work")
   requests += [
-      request(good, tmp_path / "x", parts=["dit", "vae"]),
-      request(good, tmp_path / "x", parts=["face"]),
-      request(good, tmp_path / "x", dtype="float16"),
-      request(good, tmp_path / "taken", overwrite=True),
-      request(good, tmp_path / "good.ckpt" / "x"),
-      request(tmp_path / "none.ckpt", tmp_path / "x"),
-      request(good, ""),
+    request(good, tmp_path / "x", parts=["dit", "vae"]),
+    request(good, tmp_path / "x", parts=["face"]),
+    request(good, tmp_path / "x", dtype="float16"),
+    request(good, tmp_path / "taken", overwrite=True),
+    request(good, tmp_path / "good.ckpt" / "x"),
+    request(tmp_path / "none.ckpt", tmp_path / "x"),
+    request(good, ""),
   ]
   before = sorted(tmp_path.rglob("*"))
   messages, _ = run(tmp_path, requests)
   assert sorted(tmp_path.rglob("*")) == before
   assert not (ROOT / "was_here_through_a_pickle").exists()
   expected = [
-      *BAD.values(), ["no vae", "--parts"], ["--parts=face"], ["float16"],
-      ["no converted checkpoint"], ["cannot write"], ["no file or folder"],
-      ["--output is missing"],
+    *BAD.values(),
+    ["no vae", "--parts"],
+    ["--parts=face"],
+    ["float16"],
+    ["no converted checkpoint"],
+    ["cannot write"],
+    ["no file or folder"],
+    ["--output is missing"],
   ]
   for message, words in zip(messages, expected, strict=True):
     assert message and not message.startswith("TRACEBACK"), (message, words)
@@ -217,12 +234,19 @@ def test_bad_checkpoints_are_refused_and_leave_nothing(tmp_path):
 def test_exit_code_is_two_and_no_traceback(tmp_path):
   source = _code(tmp_path)
   result = subprocess.run(
-      [
-          sys.executable, "-m", "launch.convert_weights", f"--source={source}",
-          f"--output={tmp_path / 'out'}",
-      ],
-      cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"},
-      capture_output=True, text=True, timeout=300, check=False,
+    [
+      sys.executable,
+      "-m",
+      "launch.convert_weights",
+      f"--source={source}",
+      f"--output={tmp_path / 'out'}",
+    ],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
   )
   assert result.returncode == 2, result.stderr
   assert "was refused" in result.stderr

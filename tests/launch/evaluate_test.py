@@ -29,19 +29,19 @@ def write_sequence(folder, radius=0.5, num_frames=3):
 
 def evaluate(*arguments):
   return subprocess.run(
-      [sys.executable, "-m", "launch.evaluate", *map(str, arguments)],
-      cwd=ROOT,
-      env={**os.environ, "JAX_PLATFORMS": "cpu"},
-      capture_output=True,
-      text=True,
-      timeout=120,
-      check=False,
+    [sys.executable, "-m", "launch.evaluate", *map(str, arguments)],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
   )
 
 
 def compare(predicted, truth, *arguments):
   return evaluate(
-      f"--predicted={predicted}", f"--truth={truth}", *QUICK, *arguments
+    f"--predicted={predicted}", f"--truth={truth}", *QUICK, *arguments
   )
 
 
@@ -51,7 +51,7 @@ def test_scores_folders_of_sequences(tmp_path):
     write_sequence(tmp_path / "truth" / name, 0.5)
   output = tmp_path / "new" / "scores.json"
   result = compare(
-      tmp_path / "predicted", tmp_path / "truth", f"--output={output}"
+    tmp_path / "predicted", tmp_path / "truth", f"--output={output}"
   )
   assert result.returncode == 0, result.stderr
   for expected in ("walk", "run", "Chamfer ↓", "500 points", "alignment none"):
@@ -86,9 +86,9 @@ def test_impossible_paths_are_refused(tmp_path):
   (tmp_path / "empty").mkdir()
   (tmp_path / "notes.txt").write_text("no mesh")
   for path, message in (
-      ("nowhere", "nowhere does not exist; expected a folder"),
-      ("notes.txt", "notes.txt is not a mesh sequence; expected a folder"),
-      ("empty", "neither frame_*.ply files nor sequences"),
+    ("nowhere", "nowhere does not exist; expected a folder"),
+    ("notes.txt", "notes.txt is not a mesh sequence; expected a folder"),
+    ("empty", "neither frame_*.ply files nor sequences"),
   ):
     assert message in refuse(tmp_path / path, tmp_path / "empty")
 
@@ -139,6 +139,4 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
   with pytest.raises(ValueError, match="lacks 1 of the 1.*: a"):
     sequence_pairs.find_pairs(tmp_path / "predicted", tmp_path / "truth")
   with pytest.raises(ValueError, match="is one sequence, but"):
-    sequence_pairs.find_pairs(
-        tmp_path / "predicted" / "a", tmp_path / "truth"
-    )
+    sequence_pairs.find_pairs(tmp_path / "predicted" / "a", tmp_path / "truth")

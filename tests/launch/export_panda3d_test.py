@@ -19,9 +19,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def test_every_clip_moves_and_stands_upright(tmp_path):
   result = subprocess.run(
-      [sys.executable, "-m", "launch.export_panda3d", f"--output={tmp_path}"],
-      cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"},
-      capture_output=True, text=True, timeout=300, check=False,
+    [sys.executable, "-m", "launch.export_panda3d", f"--output={tmp_path}"],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
   )
   assert result.returncode == 0, result.stderr
   credits = json.loads((tmp_path / "sources.json").read_text())

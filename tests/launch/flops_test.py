@@ -5,32 +5,35 @@ import pathlib
 import subprocess
 import sys
 
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def flops(*arguments, timeout=120):
   return subprocess.run(
-      [sys.executable, "-m", "launch.flops", *arguments],
-      cwd=ROOT,
-      env={**os.environ, "JAX_PLATFORMS": "cpu"},
-      capture_output=True,
-      text=True,
-      timeout=timeout,
-      check=False,
+    [sys.executable, "-m", "launch.flops", *arguments],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+    check=False,
   )
 
 
 def test_prints_parts_and_tables_and_draws_the_figure(tmp_path):
   figure = tmp_path / "figure.svg"
   result = flops(
-      "--config=configs/sculpt4d.py", "--num_frames=8,16", f"--figure={figure}"
+    "--config=configs/sculpt4d.py", "--num_frames=8,16", f"--figure={figure}"
   )
   assert result.returncode == 0, result.stderr
   for expected in (
-      "8 frames", "49 steps, of 2 calls", "MoE: routed experts", "21.50%",
-      "1584.9", "does not break its part down",
-  ):  # fmt: skip
+    "8 frames",
+    "49 steps, of 2 calls",
+    "MoE: routed experts",
+    "21.50%",
+    "1584.9",
+    "does not break its part down",
+  ):
     assert expected in result.stdout
   assert figure.read_text().startswith("<svg")
 

@@ -25,15 +25,17 @@ print(faults())
 def page_faults(platforms, expected):
   """Page faults of taking 64 MiB a second time, in a process of its own."""
   result = subprocess.run(
-      [sys.executable, "-c", _COUNT_FAULTS.format(expected=expected)],
-      env=os.environ | {"JAX_PLATFORMS": platforms},
-      capture_output=True, text=True, check=True,
+    [sys.executable, "-c", _COUNT_FAULTS.format(expected=expected)],
+    env=os.environ | {"JAX_PLATFORMS": platforms},
+    capture_output=True,
+    text=True,
+    check=True,
   )
   return int(result.stdout)
 
 
 @pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="needs the GNU C library"
+  platform.libc_ver()[0] != "glibc", reason="needs the GNU C library"
 )
 def test_freed_memory_is_taken_again_without_page_faults():
   assert page_faults("cpu", True) < 100

@@ -22,13 +22,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def program(name, *arguments):
   return subprocess.run(
-      [sys.executable, "-m", f"launch.{name}", *map(str, arguments)],
-      cwd=ROOT,
-      env={**os.environ, "JAX_PLATFORMS": "cpu"},
-      capture_output=True,
-      text=True,
-      timeout=300,
-      check=False,
+    [sys.executable, "-m", f"launch.{name}", *map(str, arguments)],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
   )
 
 
@@ -37,15 +37,26 @@ def prepared(tmp_path_factory):
   """A data set of two sources: a folder of assets and procedural clips."""
   root = tmp_path_factory.mktemp("prepared")
   box = trimesh.creation.box([1.0, 0.8, 0.6])
-  mesh_files.write_mesh_sequence(root / "assets" / "moving", [
+  mesh_files.write_mesh_sequence(
+    root / "assets" / "moving",
+    [
       mesh_lib.TriangleMesh(box.vertices + [x, 0, 0], box.faces)
       for x in (0.0, 0.2, 0.4)
-  ])
+    ],
+  )
   result = program(
-      "prepare_data", f"--assets={root / 'assets'}", "--procedural=1",
-      "--first_seed=3", "--config=configs/tiny.py", "--num_parts=2",
-      "--num_frames=2", "--num_views=1", "--image_size=32", "--resolution=24",
-      "--test_fraction=0", f"--output={root / 'both'}",
+    "prepare_data",
+    f"--assets={root / 'assets'}",
+    "--procedural=1",
+    "--first_seed=3",
+    "--config=configs/tiny.py",
+    "--num_parts=2",
+    "--num_frames=2",
+    "--num_views=1",
+    "--image_size=32",
+    "--resolution=24",
+    "--test_fraction=0",
+    f"--output={root / 'both'}",
   )
   assert result.returncode == 0, result.stderr
   return root / "both"
@@ -66,8 +77,11 @@ def test_several_sources_become_one_data_set(prepared):
 
 def test_consistency_is_measured_in_pairs(prepared):
   result = program(
-      "measure_consistency", f"--data={prepared}", "--config=configs/tiny.py",
-      "--num_clips=2", "--num_draws=1",
+    "measure_consistency",
+    f"--data={prepared}",
+    "--config=configs/tiny.py",
+    "--num_clips=2",
+    "--num_draws=1",
   )
   assert result.returncode == 0, result.stderr
   assert "2 clips of 1 draws" in result.stdout

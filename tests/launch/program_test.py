@@ -105,13 +105,13 @@ def _heed_interrupts():
 
 def start(script, *arguments):
   return subprocess.Popen(
-      [sys.executable, script, *arguments],
-      cwd=script.parent,
-      env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      preexec_fn=_heed_interrupts,
-      text=True,
+    [sys.executable, script, *arguments],
+    cwd=script.parent,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    preexec_fn=_heed_interrupts,
+    text=True,
   )
 
 
@@ -135,15 +135,15 @@ def test_help_shows_docstring_then_own_flags(script):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ([], "Flag --name must have a value"),
-        (["--nmae=Ada"], "Did you mean: name"),
-        (["--name=Ada", "Bob"], "Expected flags only, got 'Bob'"),
-    ],
+  "arguments, message",
+  [
+    ([], "Flag --name must have a value"),
+    (["--nmae=Ada"], "Did you mean: name"),
+    (["--name=Ada", "Bob"], "Expected flags only, got 'Bob'"),
+  ],
 )
 def test_usage_errors_exit_with_two_and_point_to_help(
-    script, arguments, message
+  script, arguments, message
 ):
   code, stdout, stderr = run(script, *arguments)
   assert (code, stdout) == (2, "")
@@ -170,8 +170,8 @@ def test_errors_of_libraries_keep_their_traceback(script):
 
 
 @pytest.mark.parametrize(
-    "signal_number, expected",
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+  "signal_number, expected",
+  [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
 )
 def test_interrupted_program_cleans_up(script, signal_number, expected):
   with start(script, "--name=Ada", "--deed=wait") as process:
@@ -185,11 +185,11 @@ def test_interrupted_program_cleans_up(script, signal_number, expected):
 
 
 @pytest.mark.parametrize(
-    "signal_number, expected",
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+  "signal_number, expected",
+  [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
 )
 def test_a_signal_that_comes_in_a_finalizer_is_not_lost(
-    script, signal_number, expected
+  script, signal_number, expected
 ):
   with start(script, "--name=Ada", "--deed=finalize") as process:
     assert process.stdout.readline() == "waiting\n"
@@ -202,11 +202,11 @@ def test_a_signal_that_comes_in_a_finalizer_is_not_lost(
 
 
 @pytest.mark.parametrize(
-    "signal_number, expected",
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+  "signal_number, expected",
+  [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
 )
 def test_a_signal_while_jax_compiles_is_no_crash(
-    script, signal_number, expected
+  script, signal_number, expected
 ):
   with start(script, "--name=Ada", "--deed=compile") as process:
     assert process.stdout.readline() == "waiting\n"

@@ -90,7 +90,7 @@ def test_foreign_checkpoint(tmp_path):
 
   shutil.copytree(WEIGHTS, tmp_path / "weights")
   safetensors.numpy.save_file(
-      {"x": np.zeros(3)}, tmp_path / "weights" / "vae.safetensors"
+    {"x": np.zeros(3)}, tmp_path / "weights" / "vae.safetensors"
   )
   message = refuse(tmp_path, checkpoint=str(tmp_path / "weights"))
   assert "not weights that launch.train wrote" in message
@@ -103,25 +103,30 @@ def test_output_is_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, reason",
-    [
-        (["--input=nothing.mp4", "--output=out"], "nothing.mp4"),
-        (["--input=demo/clip.mp4"], "output"),
-        (
-            [
-                "--config=configs/sculpt4d.py", "--input=demo/clip.mp4",
-                "--checkpoint=weights/tiny", "--output=out/refused",
-            ],
-            "does not fit the preset",
-        ),
-    ],
+  "arguments, reason",
+  [
+    (["--input=nothing.mp4", "--output=out"], "nothing.mp4"),
+    (["--input=demo/clip.mp4"], "output"),
+    (
+      [
+        "--config=configs/sculpt4d.py",
+        "--input=demo/clip.mp4",
+        "--checkpoint=weights/tiny",
+        "--output=out/refused",
+      ],
+      "does not fit the preset",
+    ),
+  ],
 )
 def test_exit_code_is_two_and_no_traceback(arguments, reason):
   result = subprocess.run(
-      [sys.executable, "-m", "launch.sample", *arguments],
-      cwd=ROOT,
-      env={**os.environ, "JAX_PLATFORMS": "cpu"},
-      capture_output=True, text=True, timeout=300, check=False,
+    [sys.executable, "-m", "launch.sample", *arguments],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
   )
   assert result.returncode == 2, result.stderr
   assert reason in result.stderr
@@ -131,18 +136,23 @@ def test_exit_code_is_two_and_no_traceback(arguments, reason):
 
 def test_plan_needs_no_input_and_no_memory():
   result = subprocess.run(
-      [
-          sys.executable, "-c",
-          "import pathlib, runpy, sys\n"
-          "sys.argv = ['sample', '--plan', '--config=configs/sculpt4d.py']\n"
-          "try: runpy.run_module('launch.sample', run_name='__main__')\n"
-          "except SystemExit as e: assert not e.code, e.code\n"
-          # Not getrusage: that counts what the process was forked from, too.
-          "status = pathlib.Path('/proc/self/status').read_text()\n"
-          "print('PEAK', status.partition('VmHWM:')[2].split()[0])",
-      ],
-      cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"},
-      capture_output=True, text=True, timeout=300, check=False,
+    [
+      sys.executable,
+      "-c",
+      "import pathlib, runpy, sys\n"
+      "sys.argv = ['sample', '--plan', '--config=configs/sculpt4d.py']\n"
+      "try: runpy.run_module('launch.sample', run_name='__main__')\n"
+      "except SystemExit as e: assert not e.code, e.code\n"
+      # Not getrusage: that counts what the process was forked from, too.
+      "status = pathlib.Path('/proc/self/status').read_text()\n"
+      "print('PEAK', status.partition('VmHWM:')[2].split()[0])",
+    ],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
   )
   assert result.returncode == 0, result.stderr
   for device in ("8 GB GPU", "80 GB GPU", "TPU v5e", "TPU v5p", "TPU v6e"):
@@ -154,8 +164,12 @@ def test_plan_needs_no_input_and_no_memory():
 
 def test_help_teaches():
   result = subprocess.run(
-      [sys.executable, "-m", "launch.sample", "--help"],
-      cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    [sys.executable, "-m", "launch.sample", "--help"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
   )
   assert result.returncode == 0
   assert result.stdout.startswith("Makes an animated mesh from a clip")

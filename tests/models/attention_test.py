@@ -24,13 +24,13 @@ def filled_temporal(seed=0, **kwargs):
 @pytest.mark.parametrize("use_qkv_bias", [False, True])
 def test_self_attention_sees_a_set(qk_norm, use_qkv_bias):
   module = attention.SelfAttention(
-      12, 3, rngs=nnx.Rngs(0), qk_norm=qk_norm, use_qkv_bias=use_qkv_bias
+    12, 3, rngs=nnx.Rngs(0), qk_norm=qk_norm, use_qkv_bias=use_qkv_bias
   )
   assert (module.query.bias is not None) == use_qkv_bias
   x = random(0, 2, 6, 12)
   order = np.array([3, 1, 5, 0, 4, 2])
   np.testing.assert_allclose(
-      module(x[:, order]), module(x)[:, order], atol=1e-6
+    module(x[:, order]), module(x)[:, order], atol=1e-6
   )
 
 
@@ -72,7 +72,7 @@ def dense_temporal(module, x, visible):
   key, value = module.project_key_value(x)
   key = rope.rotate(key, rotation)
   query, key, value = (
-      y.reshape(y.shape[0], -1, *y.shape[3:]) for y in (query, key, value)
+    y.reshape(y.shape[0], -1, *y.shape[3:]) for y in (query, key, value)
   )
   scores = jnp.einsum("bqhk,bshk->bhqs", query, key) / module.head_dim**0.5
   scores = jnp.where(visible, scores, -jnp.inf)
@@ -99,7 +99,7 @@ def test_temporal_modes_equal_masked_dense_attention(mode, schedule):
   x = random(0, 2, 4, 8, 16)
   visible = visible_tokens(mode, 4, 8, 2, schedule)
   np.testing.assert_allclose(
-      module(x, mode=mode), dense_temporal(module, x, visible), atol=2e-5
+    module(x, mode=mode), dense_temporal(module, x, visible), atol=2e-5
   )
 
 
@@ -120,15 +120,15 @@ def test_permuting_tokens_within_blocks_permutes_the_output(mode):
   x = random(0, 1, 3, 8, 16)
   order = np.array([2, 0, 3, 1, 5, 7, 6, 4])  # Within blocks of four.
   np.testing.assert_allclose(
-      module(x[:, :, order], mode=mode),
-      module(x, mode=mode)[:, :, order],
-      atol=2e-5,
+    module(x[:, :, order], mode=mode),
+    module(x, mode=mode)[:, :, order],
+    atol=2e-5,
   )
 
 
 def test_no_contiguous_order_for_other_strides():
   module = attention.TemporalAttention(
-      16, 2, block_size=2, schedule=(1, 3), rngs=nnx.Rngs(0)
+    16, 2, block_size=2, schedule=(1, 3), rngs=nnx.Rngs(0)
   )
   assert attention.contiguous_order(module.mask(4, 8, "sparse")) is None
 
@@ -146,18 +146,20 @@ def test_unknown_mode_is_refused():
 
 
 def test_gpus_without_kernels_take_plain_jax_unless_kernels_are_named(
-    monkeypatch,
+  monkeypatch,
 ):
   x = random(0, 1, 2, 8, 16)
   expected = filled_temporal(block_size=4, schedule=(1, 2))(x)
-  monkeypatch.setattr(attention.partitioning, "platform", lambda: ("gpu", "V100"))
   monkeypatch.setattr(
-      attention.partitioning, "compute_capability", lambda: "7.0"
+    attention.partitioning, "platform", lambda: ("gpu", "V100")
+  )
+  monkeypatch.setattr(
+    attention.partitioning, "compute_capability", lambda: "7.0"
   )
   out = filled_temporal(block_size=4, schedule=(1, 2))(x)
   np.testing.assert_allclose(out, expected, atol=1e-6)
   named = filled_temporal(
-      block_size=4, schedule=(1, 2), implementation="pallas_gpu"
+    block_size=4, schedule=(1, 2), implementation="pallas_gpu"
   )
   with pytest.raises(NotImplementedError, match="compute capability"):
     named(x)

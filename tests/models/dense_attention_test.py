@@ -15,7 +15,7 @@ def random(seed, *shape):
 def test_uniform_scores_average_the_values():
   value = random(0, 1, 5, 1, 4)
   out = dense_attention.dot_product_attention(
-      jnp.zeros((1, 2, 1, 4)), random(1, 1, 5, 1, 4), value
+    jnp.zeros((1, 2, 1, 4)), random(1, 1, 5, 1, 4), value
   )
   expected = np.broadcast_to(value.mean(1, keepdims=True), out.shape)
   np.testing.assert_allclose(out, expected, atol=1e-6)
@@ -35,7 +35,7 @@ def test_chunks_change_neither_output_nor_gradients(chunk):
 
   def objective(query, key, value, max_scores):
     out = dense_attention.dot_product_attention(
-        query, key, value, implementation="xla", max_scores=max_scores
+      query, key, value, implementation="xla", max_scores=max_scores
     )
     return jnp.sum(jnp.sin(out)), out
 
@@ -60,7 +60,7 @@ def test_parts_on_cpus_change_nothing(monkeypatch, size, recompute):
 
   def results(*arrays):
     attend = lambda *xs: dense_attention.dot_product_attention(
-        *xs, implementation="xla", max_scores=1 if recompute else 2**20
+      *xs, implementation="xla", max_scores=1 if recompute else 2**20
     )
     output, vjp = jax.vjp(attend, *arrays)
     return output, *vjp(jnp.sin(output))

@@ -9,15 +9,15 @@ import pytest
 from sculpt4d_jax.models import dit
 
 SMALL = dict(
-    depth=3,
-    width=16,
-    num_heads=2,
-    latent_channels=4,
-    context_width=6,
-    mlp_ratio=2,
-    num_moe_blocks=1,
-    num_experts=3,
-    temporal_block_size=2,
+  depth=3,
+  width=16,
+  num_heads=2,
+  latent_channels=4,
+  context_width=6,
+  mlp_ratio=2,
+  num_moe_blocks=1,
+  num_experts=3,
+  temporal_block_size=2,
 )
 
 
@@ -72,13 +72,13 @@ def block_by_block(module, latents, time, context, mode):
 
 def test_full_size_has_the_reference_number_of_parameters():
   count = lambda config: sum(
-      param.size
-      for param in jax.tree.leaves(
-          nnx.state(
-              nnx.eval_shape(lambda: dit.DiT(config, rngs=nnx.Rngs(0))),
-              nnx.Param,
-          )
+    param.size
+    for param in jax.tree.leaves(
+      nnx.state(
+        nnx.eval_shape(lambda: dit.DiT(config, rngs=nnx.Rngs(0))),
+        nnx.Param,
       )
+    )
   )
   assert count(dit.DiTConfig(temporal_mode="none")) == 3_050_758_720
   temporal = 4 * 2048**2 + 2048 + 2 * 128 + 2 * 2048  # Attention and norm.
@@ -99,7 +99,7 @@ def test_even_depth_has_a_skip_that_nobody_takes():
 
 
 @pytest.mark.parametrize(
-    "depth, num_moe_blocks", [(1, 0), (2, 2), (5, 4), (6, 1)]
+  "depth, num_moe_blocks", [(1, 0), (2, 2), (5, 4), (6, 1)]
 )
 def test_stages_equal_the_plain_stack(depth, num_moe_blocks):
   module = model(depth=depth, num_moe_blocks=num_moe_blocks, temporal="random")
@@ -118,8 +118,8 @@ def test_zero_init_adds_nothing_in_a_block():
   # Not under jit, where XLA may fuse the two differently: bit for bit.
   for mode in ("sparse", "full", "token"):
     np.testing.assert_array_equal(
-        block(x, context, temporal_mode=mode).x,
-        block(x, context, temporal_mode="none").x,
+      block(x, context, temporal_mode=mode).x,
+      block(x, context, temporal_mode="none").x,
     )
 
 
@@ -154,9 +154,11 @@ def test_temporal_weight_turns_temporal_attention_off_by_clip():
   module = model(temporal="random")
   graphdef, params = nnx.split(module)
   weighted = jax.jit(
-      lambda *xs: nnx.merge(graphdef, params)(
-          *xs, temporal_weight=jnp.array([0.0, 1.0])
+    lambda *xs: (
+      nnx.merge(graphdef, params)(
+        *xs, temporal_weight=jnp.array([0.0, 1.0])
       ).velocity
+    )
   )(*args)
   with_it = run(module, args).velocity
   without = run(module, args, mode="none").velocity
@@ -179,9 +181,9 @@ def test_full_schedule_equals_full_attention():
   args = inputs()
   dense = model(temporal="random", temporal_schedule=(1,))
   np.testing.assert_allclose(
-      run(dense, args).velocity,
-      run(model(temporal="random"), args, mode="full").velocity,
-      atol=2e-5,
+    run(dense, args).velocity,
+    run(model(temporal="random"), args, mode="full").velocity,
+    atol=2e-5,
   )
 
 
@@ -216,11 +218,14 @@ def gradient(**changes):
   return jax.tree.leaves(jax.jit(jax.grad(objective))(params))
 
 
-@pytest.mark.parametrize("policy,unroll", [
+@pytest.mark.parametrize(
+  "policy,unroll",
+  [
     ("full", 1),
     ("full", True),
     ("dots_with_no_batch_dims_saveable", 1),
-])
+  ],
+)
 def test_rematerialised_and_unrolled_gradients_are_the_same(policy, unroll):
   kept = gradient()
   again = gradient(remat_policy=policy, scan_unroll=unroll)
@@ -239,8 +244,8 @@ def test_bfloat16_stays_close_and_returns_the_dtype_of_the_latents():
 def test_time_features_are_sines_then_cosines():
   features = dit.time_features(jnp.array([0.0, 1.0]), 4)
   expected = [
-      [0, 0, 1, 1],
-      [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)],
+    [0, 0, 1, 1],
+    [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)],
   ]
   np.testing.assert_allclose(features, expected, atol=1e-6)
 
@@ -254,20 +259,20 @@ def test_every_parameter_names_its_axes():
 
 
 @pytest.mark.parametrize(
-    "changes, message",
-    [
-        (dict(depth=0), "depth=0"),
-        (dict(num_heads=3), "num_heads=3"),
-        (dict(num_moe_blocks=6), "num_moe_blocks=6"),
-        (dict(num_experts_per_token=4), "num_experts_per_token=4"),
-        (dict(temporal_mode="causal"), "causal"),
-        (dict(temporal_schedule=()), "temporal_schedule"),
-        (dict(temporal_schedule=(1, 0)), "temporal_schedule"),
-        (dict(width=6, num_heads=2), "3 wide"),
-        (dict(dtype="float16"), "float16"),
-        (dict(moe_implementation="capacity"), "capacity"),
-        (dict(remat_policy="half"), "remat_policy='half'"),
-    ],
+  "changes, message",
+  [
+    (dict(depth=0), "depth=0"),
+    (dict(num_heads=3), "num_heads=3"),
+    (dict(num_moe_blocks=6), "num_moe_blocks=6"),
+    (dict(num_experts_per_token=4), "num_experts_per_token=4"),
+    (dict(temporal_mode="causal"), "causal"),
+    (dict(temporal_schedule=()), "temporal_schedule"),
+    (dict(temporal_schedule=(1, 0)), "temporal_schedule"),
+    (dict(width=6, num_heads=2), "3 wide"),
+    (dict(dtype="float16"), "float16"),
+    (dict(moe_implementation="capacity"), "capacity"),
+    (dict(remat_policy="half"), "remat_policy='half'"),
+  ],
 )
 def test_config_refuses(changes, message):
   with pytest.raises(ValueError, match=message):

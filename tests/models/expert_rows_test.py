@@ -35,7 +35,5 @@ def test_dispatch_and_collect_are_each_others_transpose():
   assert not np.array(choices)[np.array(chosen) == 4].any()
   # <dispatch(x), y> = <x, transpose(y)>, for choices of experts here.
   y = jnp.where(jnp.arange(len(y))[:, None] < plan.rows_per_expert.sum(), y, 0)
-  np.testing.assert_allclose(
-      (rows * y).sum(), (x * vjp(y)[0]).sum(), rtol=1e-5
-  )
+  np.testing.assert_allclose((rows * y).sum(), (x * vjp(y)[0]).sum(), rtol=1e-5)
   np.testing.assert_allclose(vjp(y)[0], choices.sum(1), atol=1e-6)

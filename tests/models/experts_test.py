@@ -26,10 +26,10 @@ def choices_by(logits, num_chosen=K):
 
 
 WAYS = {
-    "dense": dict(implementation="dense"),
-    "ragged": dict(implementation="ragged"),
-    "at_once": dict(implementation="blocked", max_gathered_weights=2**40),
-    "one_by_one": dict(implementation="blocked", max_gathered_weights=0),
+  "dense": dict(implementation="dense"),
+  "ragged": dict(implementation="ragged"),
+  "at_once": dict(implementation="blocked", max_gathered_weights=2**40),
+  "one_by_one": dict(implementation="blocked", max_gathered_weights=0),
 }
 
 
@@ -51,7 +51,7 @@ def test_every_implementation_equals_the_definition(way):
   x, weights = random(0, T, D), expert_weights()
   gates, chosen = choices_by(random(1, T, E))
   y = experts.apply_experts(
-      x, gates, chosen, weights, block_size=8, **WAYS[way]
+    x, gates, chosen, weights, block_size=8, **WAYS[way]
   )
   expected = token_by_token(x, gates, chosen, weights)
   np.testing.assert_allclose(y, expected, atol=2e-6)
@@ -59,7 +59,7 @@ def test_every_implementation_equals_the_definition(way):
 
 def objective(way, block_size, x, logits, weights):
   y = experts.apply_experts(
-      x, *choices_by(logits), weights, block_size=block_size, **WAYS[way]
+    x, *choices_by(logits), weights, block_size=block_size, **WAYS[way]
   )
   return jnp.sum(jnp.sin(y))
 
@@ -69,7 +69,7 @@ def objective(way, block_size, x, logits, weights):
 def test_gradients_equal_those_of_dense(way, block_size):
   args = random(0, T, D), random(1, T, E), expert_weights()
   gradient = lambda way: jax.jit(
-      jax.grad(functools.partial(objective, way, block_size), (0, 1, 2))
+    jax.grad(functools.partial(objective, way, block_size), (0, 1, 2))
   )(*args)
   expected = jax.tree.leaves(gradient("dense"))
   for a, b in zip(jax.tree.leaves(gradient(way)), expected, strict=True):
@@ -82,7 +82,7 @@ def test_all_tokens_may_choose_the_same_experts(way):
   logits = jnp.broadcast_to(jnp.array([0.0, 5.0, 0.0, 4.0]), (T, E))
   gates, chosen = choices_by(logits)
   y = experts.apply_experts(
-      x, gates, chosen, weights, block_size=8, **WAYS[way]
+    x, gates, chosen, weights, block_size=8, **WAYS[way]
   )
   expected = token_by_token(x, gates, chosen, weights)
   np.testing.assert_allclose(y, expected, atol=2e-6)
@@ -94,7 +94,7 @@ def test_any_number_of_choices(way, num_chosen):
   x, weights = random(0, 9, D), expert_weights()
   gates, chosen = choices_by(random(1, 9, E), num_chosen)
   y = experts.apply_experts(
-      x, gates, chosen, weights, block_size=4, **WAYS[way]
+    x, gates, chosen, weights, block_size=4, **WAYS[way]
   )
   expected = token_by_token(x, gates, chosen, weights)
   np.testing.assert_allclose(y, expected, atol=2e-6)
@@ -106,7 +106,7 @@ def test_half_precision_stays_close():
   halves = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
   for kwargs in WAYS.values():
     y = experts.apply_experts(
-        x.astype(jnp.bfloat16), gates, chosen, halves, block_size=8, **kwargs
+      x.astype(jnp.bfloat16), gates, chosen, halves, block_size=8, **kwargs
     )
     assert y.dtype == jnp.bfloat16
     expected = token_by_token(x, gates, chosen, weights)
@@ -116,8 +116,8 @@ def test_half_precision_stays_close():
 def test_unknown_implementation_is_refused():
   with pytest.raises(ValueError, match="capacity"):
     experts.apply_experts(
-        random(0, 3, D),
-        *choices_by(random(1, 3, E)),
-        expert_weights(),
-        implementation="capacity",
+      random(0, 3, D),
+      *choices_by(random(1, 3, E)),
+      expert_weights(),
+      implementation="capacity",
     )

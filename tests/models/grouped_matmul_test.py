@@ -46,7 +46,7 @@ def test_products_add_a_bias_and_go_on_from_a_sum():
   bias = rng.normal(size=(4, 256)).astype(np.float32)
   initial = rng.normal(size=(64, 256)).astype(np.float32)
   y = grouped_matmul.multiply(
-      rows, kernel, blocks, bias=jnp.array(bias), initial=jnp.array(initial)
+    rows, kernel, blocks, bias=jnp.array(bias), initial=jnp.array(initial)
   )
   expected = initial + _expected(np.array(rows), np.array(kernel), SIZES)
   used = _owners() < 4
@@ -54,8 +54,10 @@ def test_products_add_a_bias_and_go_on_from_a_sum():
   np.testing.assert_allclose(y[used], expected[used], atol=1e-4)
   # bfloat16 rows go on from a sum in float32.
   y = grouped_matmul.multiply(
-      rows.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), blocks,
-      initial=jnp.array(initial),
+    rows.astype(jnp.bfloat16),
+    kernel.astype(jnp.bfloat16),
+    blocks,
+    initial=jnp.array(initial),
   )
   assert y.dtype == jnp.float32
 
@@ -63,13 +65,13 @@ def test_products_add_a_bias_and_go_on_from_a_sum():
 def test_outer_products_are_summed_over_each_group():
   rows, kernel, blocks = _case(SIZES, 8, 64)
   others = jnp.array(
-      np.random.default_rng(1).normal(size=(64, 256)), jnp.float32
+    np.random.default_rng(1).normal(size=(64, 256)), jnp.float32
   )
   sums = grouped_matmul.outer(rows, others, blocks)
   for group in range(4):
     is_in = _owners() == group
     np.testing.assert_allclose(
-        sums[group], rows[is_in].T @ others[is_in], atol=1e-4
+      sums[group], rows[is_in].T @ others[is_in], atol=1e-4
     )
   assert kernel.shape == sums.shape
 

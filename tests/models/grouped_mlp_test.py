@@ -13,8 +13,10 @@ def _case():
   keys = jax.random.split(jax.random.key(0), 7)
   normal = lambda key, *shape: 0.1 * jax.random.normal(key, shape)
   weights = experts.ExpertWeights(
-      normal(keys[0], 4, 128, 256), normal(keys[1], 4, 256),
-      normal(keys[2], 4, 256, 128), normal(keys[3], 4, 128),
+    normal(keys[0], 4, 128, 256),
+    normal(keys[1], 4, 256),
+    normal(keys[2], 4, 256, 128),
+    normal(keys[3], 4, 128),
   )
   x = normal(keys[4], 40, 128)
   gates = jax.random.uniform(keys[5], (40, 2))
@@ -37,16 +39,15 @@ def _value_and_gradients(apply):
 @pytest.mark.parametrize("part_width", [128, 256])
 def test_parts_of_the_hidden_units_equal_the_dense_evaluation(part_width):
   def parts(x, gates, chosen, weights):
-    return grouped_mlp.apply(
-        x, gates, chosen, weights, lambda w: w, part_width
-    )
+    return grouped_mlp.apply(x, gates, chosen, weights, lambda w: w, part_width)
 
   def dense(*args):
     return experts.apply_experts(*args, implementation="dense")
 
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
-      _value_and_gradients(parts), _value_and_gradients(dense),
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+    _value_and_gradients(parts),
+    _value_and_gradients(dense),
   )
 
 
@@ -56,8 +57,9 @@ def test_choices_of_other_devices_add_nothing(implementation):
     return lambda *args: experts.apply_experts(*args, implementation=name)
 
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
-      _value_and_gradients(of(implementation)), _value_and_gradients(of("dense")),
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+    _value_and_gradients(of(implementation)),
+    _value_and_gradients(of("dense")),
   )
 
 

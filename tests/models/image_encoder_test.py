@@ -9,7 +9,7 @@ import pytest
 from sculpt4d_jax.models import image_encoder
 
 _CONFIG = image_encoder.ImageEncoderConfig(
-    image_size=16, patch_size=8, width=12, num_layers=2, num_heads=3
+  image_size=16, patch_size=8, width=12, num_layers=2, num_heads=3
 )
 
 
@@ -40,9 +40,7 @@ def test_tokens_of_clips_of_any_size(encoder):
 
 def test_an_image_of_the_right_size_is_only_normalised():
   images = _images(16, 16, 3)
-  pixels = image_encoder.to_pixels(
-      images, 16, (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
-  )
+  pixels = image_encoder.to_pixels(images, 16, (0.1, 0.2, 0.3), (1.0, 2.0, 4.0))
   expected = ((images + 1) / 2 - [0.1, 0.2, 0.3]) / [1, 2, 4]
   np.testing.assert_allclose(pixels, expected, atol=1e-6)
 
@@ -52,9 +50,9 @@ def test_the_centre_is_cropped(height, width):
   images = _images(height, width, 3)
   top, left = (height - 16) // 2, (width - 16) // 2
   np.testing.assert_allclose(
-      _to_pixels(images, 16),
-      images[top : top + 16, left : left + 16],
-      atol=1e-6,
+    _to_pixels(images, 16),
+    images[top : top + 16, left : left + 16],
+    atol=1e-6,
   )
 
 
@@ -79,20 +77,20 @@ def test_patches_run_row_by_row_after_the_class_token(encoder):
   tokens = np.asarray(model.embed(pixels))
   np.testing.assert_array_equal(tokens[0], np.full(12, 7))
   np.testing.assert_array_equal(
-      tokens[1:, 0],
-      [pixels[2, 5, 1], pixels[2, 13, 1], pixels[10, 5, 1], pixels[10, 13, 1]],
+    tokens[1:, 0],
+    [pixels[2, 5, 1], pixels[2, 13, 1], pixels[10, 5, 1], pixels[10, 13, 1]],
   )
 
 
 def test_zero_layer_scale_leaves_the_embedding():
   config = dataclasses.replace(
-      _CONFIG,
-      layer_scale_init=0.0,
-      pixel_mean=(0.5,) * 3,
-      pixel_std=(0.5,) * 3,
+    _CONFIG,
+    layer_scale_init=0.0,
+    pixel_mean=(0.5,) * 3,
+    pixel_std=(0.5,) * 3,
   )
   model = nnx.jit(
-      lambda: image_encoder.ImageEncoder(config, rngs=nnx.Rngs(0))
+    lambda: image_encoder.ImageEncoder(config, rngs=nnx.Rngs(0))
   )()
   pixels = _images(16, 16, 3)
 
@@ -124,7 +122,7 @@ def test_every_parameter_is_trained(encoder):
 
 def test_no_image_is_a_context_of_zeros(encoder):
   context = image_encoder.unconditional_context(
-      encoder, 2, 3, dtype=jnp.bfloat16
+    encoder, 2, 3, dtype=jnp.bfloat16
   )
   assert context.shape == (2, 3, 5, 12) and context.dtype == jnp.bfloat16
   assert not context.any()
@@ -134,7 +132,7 @@ def test_released_size_has_the_released_numbers():
   config = image_encoder.ImageEncoderConfig()
   assert config.num_tokens == 1370
   model = nnx.eval_shape(
-      lambda: image_encoder.ImageEncoder(config, rngs=nnx.Rngs(0))
+    lambda: image_encoder.ImageEncoder(config, rngs=nnx.Rngs(0))
   )
   params = jax.tree.leaves(nnx.state(model, nnx.Param))
   # All but the mask token, which no forward pass reads.
@@ -149,14 +147,14 @@ def test_wrong_shapes_are_refused(encoder):
 
 
 @pytest.mark.parametrize(
-    "change, message",
-    [
-        (dict(image_size=500), "the nearest that are: 490 and 504"),
-        (dict(width=100), "not a multiple of num_heads"),
-        (dict(num_layers=0), "num_layers=0"),
-        (dict(pixel_mean=(0.5,)), "red, green and blue"),
-        (dict(pixel_std=(0.5, 0.5, 0.0)), "must be positive"),
-    ],
+  "change, message",
+  [
+    (dict(image_size=500), "the nearest that are: 490 and 504"),
+    (dict(width=100), "not a multiple of num_heads"),
+    (dict(num_layers=0), "num_layers=0"),
+    (dict(pixel_mean=(0.5,)), "red, green and blue"),
+    (dict(pixel_std=(0.5, 0.5, 0.0)), "must be positive"),
+  ],
 )
 def test_bad_configurations_are_refused(change, message):
   with pytest.raises(ValueError, match=message):

@@ -10,8 +10,14 @@ from sculpt4d_jax.models import dit
 from sculpt4d_jax.models import lora
 
 CONFIG = dit.DiTConfig(
-    depth=3, width=16, num_heads=2, latent_channels=4, context_width=8,
-    num_moe_blocks=1, num_experts=2, temporal_block_size=2,
+  depth=3,
+  width=16,
+  num_heads=2,
+  latent_channels=4,
+  context_width=8,
+  num_moe_blocks=1,
+  num_experts=2,
+  temporal_block_size=2,
 )
 LORA = lora.LoRAConfig(rank=2, alpha=4.0, modules=("temporal_attention", "fc1"))
 
@@ -19,9 +25,9 @@ LORA = lora.LoRAConfig(rank=2, alpha=4.0, modules=("temporal_attention", "fc1"))
 def _inputs():
   keys = jax.random.split(jax.random.key(1), 3)
   return (
-      jax.random.normal(keys[0], (1, 2, 4, 4)),
-      jnp.array([0.3]),
-      jax.random.normal(keys[1], (1, 2, 3, 8)),
+    jax.random.normal(keys[0], (1, 2, 4, 4)),
+    jnp.array([0.3]),
+    jax.random.normal(keys[1], (1, 2, 3, 8)),
   )
 
 
@@ -40,7 +46,7 @@ def adapted():
 def _velocity(model):
   graphdef, params = nnx.split(model)
   return jax.jit(
-      lambda params: nnx.merge(graphdef, params)(*_inputs()).velocity
+    lambda params: nnx.merge(graphdef, params)(*_inputs()).velocity
   )(params)
 
 
@@ -53,16 +59,12 @@ def _trained(model):
   graphdef, params, rest = nnx.split(model, _is_adapter, ...)
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(5), len(leaves))
-  leaves = [
-      0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)
-  ]
+  leaves = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
   return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves), rest)
 
 
 def test_fresh_adapters_change_nothing(plain, adapted):
-  np.testing.assert_array_equal(
-      _velocity(adapted), _velocity(plain)
-  )
+  np.testing.assert_array_equal(_velocity(adapted), _velocity(plain))
 
 
 def test_only_chosen_maps_have_adapters(adapted):
@@ -85,11 +87,9 @@ def test_folded_in_it_is_the_adapted_model(plain, adapted):
   assert not np.allclose(expected, _velocity(plain), atol=1e-3)
   lora.fold(trained)
   assert jax.tree.structure(nnx.state(trained)) == jax.tree.structure(
-      nnx.state(plain)
+    nnx.state(plain)
   )
-  np.testing.assert_allclose(
-      _velocity(trained), expected, rtol=1e-4, atol=1e-5
-  )
+  np.testing.assert_allclose(_velocity(trained), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_settings_are_checked(plain):
@@ -99,5 +99,5 @@ def test_settings_are_checked(plain):
     lora.LoRAConfig(rank=1, modules=())
   with pytest.raises(ValueError, match="wings.*choose among .*'query'"):
     lora.attach(
-        plain, lora.LoRAConfig(rank=1, modules=("wings",)), rngs=nnx.Rngs(0)
+      plain, lora.LoRAConfig(rank=1, modules=("wings",)), rngs=nnx.Rngs(0)
     )

@@ -39,19 +39,19 @@ def test_balanced_routing_costs_exactly_the_weight():
 
 def test_layer_adds_the_shared_expert():
   layer = moe.MoE(
-      D,
-      M,
-      num_experts=E,
-      num_chosen=K,
-      aux_loss_weight=0.01,
-      rngs=nnx.Rngs(0),
+    D,
+    M,
+    num_experts=E,
+    num_chosen=K,
+    aux_loss_weight=0.01,
+    rngs=nnx.Rngs(0),
   )
   x = jax.random.normal(jax.random.key(0), (2, 5, D))
   tokens = x.reshape(-1, D)
   out = layer(x)
   routing = layer.router(tokens)
   routed = experts.apply_experts(
-      tokens, routing.gates, routing.chosen, layer.experts.weights()
+    tokens, routing.gates, routing.chosen, layer.experts.weights()
   )
   expected = routed.reshape(x.shape) + layer.shared_expert(x)
   np.testing.assert_allclose(out.y, expected, atol=1e-6)

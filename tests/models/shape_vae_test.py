@@ -11,14 +11,14 @@ from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.models import vae_blocks
 
 _CONFIG = shape_vae.ShapeVAEConfig(
-    num_latents=6,
-    latent_channels=4,
-    width=16,
-    num_heads=2,
-    num_encoder_layers=1,
-    num_decoder_layers=2,
-    num_freqs=3,
-    downsample_ratio=4,
+  num_latents=6,
+  latent_channels=4,
+  width=16,
+  num_heads=2,
+  num_encoder_layers=1,
+  num_decoder_layers=2,
+  num_freqs=3,
+  downsample_ratio=4,
 )
 _NUM_POINTS = 24
 
@@ -61,9 +61,7 @@ def test_fourier_features_by_hand():
   np.testing.assert_allclose(features, expected, atol=1e-6)
   turns = vae_blocks.fourier_features(jnp.array([1.0, 0.5, 0.25]), 1, True)
   root = 0.5**0.5
-  np.testing.assert_allclose(
-      turns[3:], [0, 1, root, -1, 0, root], atol=1e-6
-  )
+  np.testing.assert_allclose(turns[3:], [0, 1, root, -1, 0, root], atol=1e-6)
 
 
 def test_the_order_of_points_does_not_matter_and_that_of_queries_is_kept(vae):
@@ -72,14 +70,12 @@ def test_the_order_of_points_does_not_matter_and_that_of_queries_is_kept(vae):
   rows, order = rng.permutation(_NUM_POINTS), rng.permutation(6)
   straight = _encode(vae, surface, queries)
   shuffled = _encode(vae, surface[:, rows], queries[:, order])
-  np.testing.assert_allclose(
-      shuffled.mean, straight.mean[:, order], atol=1e-5
-  )
+  np.testing.assert_allclose(shuffled.mean, straight.mean[:, order], atol=1e-5)
   latents, points = _latents(1), _points(1)
   np.testing.assert_allclose(
-      _field(vae, latents[:, order], points),
-      _field(vae, latents, points),
-      atol=1e-5,
+    _field(vae, latents[:, order], points),
+    _field(vae, latents, points),
+    atol=1e-5,
   )
 
 
@@ -99,14 +95,14 @@ def test_one_noise_serves_all_frames_of_a_clip():
   noise = shape_vae.sequence_noise(jax.random.key(0), 2, 6, 4)
   assert noise.shape == (2, 1, 6, 4)
   posterior = shape_vae.Posterior(
-      mean=jnp.arange(3.0)[None, :, None, None] * jnp.ones((2, 3, 6, 4)),
-      log_variance=jnp.full((2, 3, 6, 4), 2 * np.log(0.5)),
+    mean=jnp.arange(3.0)[None, :, None, None] * jnp.ones((2, 3, 6, 4)),
+    log_variance=jnp.full((2, 3, 6, 4), 2 * np.log(0.5)),
   )
   sample = posterior.sample(noise)
   np.testing.assert_allclose(
-      sample - posterior.mean,
-      np.broadcast_to(0.5 * noise, sample.shape),
-      atol=1e-6,
+    sample - posterior.mean,
+    np.broadcast_to(0.5 * noise, sample.shape),
+    atol=1e-6,
   )
   assert (np.asarray(sample[0, 0]) != np.asarray(sample[1, 0])).all()
 
@@ -116,7 +112,7 @@ def test_posterior_by_hand():
   np.testing.assert_array_equal(standard.kl(), [0, 0])
   np.testing.assert_array_equal(standard.mode(), np.zeros((2, 3, 4)))
   moments = jnp.concatenate(
-      [jnp.full((1, 3, 4), 2.0), jnp.full((1, 3, 4), np.log(4.0))], axis=-1
+    [jnp.full((1, 3, 4), 2.0), jnp.full((1, 3, 4), np.log(4.0))], axis=-1
   )
   posterior = shape_vae.Posterior.from_moments(moments)
   np.testing.assert_allclose(posterior.std, np.full((1, 3, 4), 2), rtol=1e-6)
@@ -142,7 +138,7 @@ def test_field_in_chunks_from_keys_and_values_equals_the_whole(vae):
   assert isinstance(kv, attention.KeyValues)
   chunks = [field_of(vae, kv, points[:, i : i + 5]) for i in (0, 5)]
   np.testing.assert_allclose(
-      np.concatenate(chunks, axis=1), _field(vae, latents, points), atol=1e-6
+    np.concatenate(chunks, axis=1), _field(vae, latents, points), atol=1e-6
   )
 
 
@@ -153,10 +149,10 @@ def test_diffusion_latents_are_scaled(vae):
   @nnx.jit
   def both(vae, latents):
     return (
-        vae.encode_to_diffusion(surface, queries),
-        vae.encode_to_diffusion(surface, queries, noise),
-        vae.decode_from_diffusion(latents * _CONFIG.scale_factor),
-        vae.decode(latents),
+      vae.encode_to_diffusion(surface, queries),
+      vae.encode_to_diffusion(surface, queries, noise),
+      vae.decode_from_diffusion(latents * _CONFIG.scale_factor),
+      vae.decode(latents),
     )
 
   mode, sample, unscaled, plain = both(vae, _latents(1))
@@ -164,7 +160,7 @@ def test_diffusion_latents_are_scaled(vae):
   scale = _CONFIG.scale_factor
   np.testing.assert_allclose(mode, scale * posterior.mean, rtol=1e-5)
   np.testing.assert_allclose(
-      sample, scale * (posterior.mean + posterior.std), rtol=1e-5
+    sample, scale * (posterior.mean + posterior.std), rtol=1e-5
   )
   np.testing.assert_allclose(unscaled, plain, atol=1e-5)
 
@@ -175,16 +171,12 @@ def test_every_parameter_is_trained_and_remat_changes_nothing(vae):
   noise = _latents(2, seed=3)
   graphdef, params = nnx.split(vae)
   remat = dataclasses.replace(_CONFIG, remat_policy="full")
-  other = nnx.eval_shape(
-      lambda: shape_vae.ShapeVAE(remat, rngs=nnx.Rngs(0))
-  )
+  other = nnx.eval_shape(lambda: shape_vae.ShapeVAE(remat, rngs=nnx.Rngs(0)))
 
   def loss(params, graphdef):
     model = nnx.merge(graphdef, params)
     posterior = model.encode(surface, queries)
-    field = model.query_field(
-        model.decode(posterior.sample(noise)), points
-    )
+    field = model.query_field(model.decode(posterior.sample(noise)), points)
     return jnp.square(field - 1.0).mean() + 0.1 * posterior.kl().mean()
 
   gradients = jax.jit(jax.grad(loss), static_argnums=1)
@@ -195,14 +187,14 @@ def test_every_parameter_is_trained_and_remat_changes_nothing(vae):
       continue  # Shifts all scores of a query alike: softmax ignores it.
     assert np.abs(gradient[...]).max() > 0, path
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, again
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, again
   )
 
 
 def test_bfloat16_keeps_parameters_and_results_in_float32(vae):
   config = dataclasses.replace(_CONFIG, dtype=jnp.bfloat16)
   abstract = nnx.eval_shape(
-      lambda: shape_vae.ShapeVAE(config, rngs=nnx.Rngs(0))
+    lambda: shape_vae.ShapeVAE(config, rngs=nnx.Rngs(0))
   )
   params = jax.tree.leaves(nnx.state(abstract, nnx.Param))
   assert {p.dtype for p in params} == {jnp.dtype(jnp.float32)}
@@ -229,14 +221,14 @@ def test_wrong_shapes_are_refused(vae):
 
 
 @pytest.mark.parametrize(
-    "change, message",
-    [
-        (dict(width=50), "not a multiple of num_heads"),
-        (dict(num_latents=0), "num_latents=0"),
-        (dict(point_feats=-1), "point_feats=-1"),
-        (dict(scale_factor=0.0), "scale_factor"),
-        (dict(scale_factor=float("nan")), "scale_factor"),
-    ],
+  "change, message",
+  [
+    (dict(width=50), "not a multiple of num_heads"),
+    (dict(num_latents=0), "num_latents=0"),
+    (dict(point_feats=-1), "point_feats=-1"),
+    (dict(scale_factor=0.0), "scale_factor"),
+    (dict(scale_factor=float("nan")), "scale_factor"),
+  ],
 )
 def test_bad_configurations_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
@@ -245,8 +237,6 @@ def test_bad_configurations_are_refused(change, message):
 
 def test_released_size_has_the_released_number_of_parameters():
   config = shape_vae.ShapeVAEConfig()
-  model = nnx.eval_shape(
-      lambda: shape_vae.ShapeVAE(config, rngs=nnx.Rngs(0))
-  )
+  model = nnx.eval_shape(lambda: shape_vae.ShapeVAE(config, rngs=nnx.Rngs(0)))
   params = jax.tree.leaves(nnx.state(model, nnx.Param))
   assert sum(p.size for p in params) == 327_746_177

@@ -18,15 +18,17 @@ def _case(num_queries, num_keys, num_heads=2, head_dim=64):
   keys = jax.random.split(jax.random.key(0), 4)
   shapes = [num_queries, num_keys, num_keys, num_queries]
   return [
-      jax.random.normal(key, (1, length, num_heads, head_dim))
-      for key, length in zip(keys, shapes)
+    jax.random.normal(key, (1, length, num_heads, head_dim))
+    for key, length in zip(keys, shapes)
   ]
 
 
 # One token and whole blocks, as a frame's; fewer keys than queries and none a
 # multiple of the lanes, as a context's.
 @pytest.mark.parametrize("num_queries,num_keys", [(257, 257), (385, 300)])
-def test_outputs_and_gradients_equal_the_dense_evaluation(num_queries, num_keys):
+def test_outputs_and_gradients_equal_the_dense_evaluation(
+  num_queries, num_keys
+):
   *inputs, cotangent = _case(num_queries, num_keys)
 
   def splash(*arrays):
@@ -46,12 +48,14 @@ def test_every_row_of_a_batch_and_every_head_is_its_own():
   for row in range(2):
     part = [two(x)[row : row + 1, :, 1:] for x in (query, key, value)]
     np.testing.assert_allclose(
-        out[row : row + 1, :, 1:], _dense(*part), atol=2e-6
+      out[row : row + 1, :, 1:], _dense(*part), atol=2e-6
     )
 
 
 def test_what_the_kernels_serve():
-  array = lambda length, dim, dtype: jax.ShapeDtypeStruct((1, length, 4, dim), dtype)
+  array = lambda length, dim, dtype: jax.ShapeDtypeStruct(
+    (1, length, 4, dim), dtype
+  )
   frame = array(4097, 128, jnp.bfloat16)
   assert tpu_attention.serves(frame, array(1370, 128, jnp.bfloat16))
   assert not tpu_attention.serves(frame, array(9, 128, jnp.bfloat16))

@@ -29,21 +29,24 @@ def _plainly(kinds, params, x, shared):
   return x, jnp.stack(figures)
 
 
-@pytest.mark.parametrize("down,up", [
+@pytest.mark.parametrize(
+  "down,up",
+  [
     ((3,), (2,)),
     ((1,), ()),
     ((2,), (1,)),
     ((3,), (1,)),  # One output that is no skip.
     ((2, 3), (1, 3)),  # Four stages, two of each way.
-])
+  ],
+)
 def test_outputs_figures_and_gradients_are_those_of_plain_recursion(down, up):
   kinds = [_down] * sum(down) + [_up] * sum(up)
   params = jax.random.normal(jax.random.key(0), (len(kinds),))
   x = jax.random.normal(jax.random.key(1), (4,))
   shared = jnp.float32(0.7)
   stages = tuple(
-      [u_shape.Stage(_down, n, False) for n in down]
-      + [u_shape.Stage(_up, n, True) for n in up]
+    [u_shape.Stage(_down, n, False) for n in down]
+    + [u_shape.Stage(_up, n, True) for n in up]
   )
   ends = np.cumsum([stage.num_blocks for stage in stages])[:-1]
 
@@ -63,6 +66,7 @@ def test_outputs_figures_and_gradients_are_those_of_plain_recursion(down, up):
 
   plain = lambda *args: _plainly(kinds, *args)
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-      loss(ours), loss(plain),
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    loss(ours),
+    loss(plain),
   )

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "sculpt4d.ipynb"
 
 nbformat = pytest.importorskip(
-    "nbformat", reason="The notebook's tests need nbclient and ipykernel."
+  "nbformat", reason="The notebook's tests need nbclient and ipykernel."
 )
 
 
@@ -27,8 +27,8 @@ def test_is_kept_without_outputs_and_parses(notebook):
     if cell.cell_type == "code":
       assert not cell.outputs and cell.execution_count is None
       lines = [
-          re.sub(r"^(\s*)[!%].*", r"\1pass", line)
-          for line in cell.source.splitlines()
+        re.sub(r"^(\s*)[!%].*", r"\1pass", line)
+        for line in cell.source.splitlines()
       ]
       ast.parse("\n".join(lines))
 
@@ -36,10 +36,10 @@ def test_is_kept_without_outputs_and_parses(notebook):
 @pytest.mark.slow  # Samples three clips and trains a little: minutes.
 def test_runs_from_the_first_cell_to_the_last(notebook, tmp_path):
   nbclient = pytest.importorskip(
-      "nbclient", reason="Running the notebook needs nbclient."
+    "nbclient", reason="Running the notebook needs nbclient."
   )
   pytest.importorskip(
-      "ipykernel", reason="Running the notebook needs ipykernel."
+    "ipykernel", reason="Running the notebook needs ipykernel."
   )
   # As in a checkout, but what is written stays apart from it.
   for name in os.listdir(ROOT):
@@ -48,14 +48,14 @@ def test_runs_from_the_first_cell_to_the_last(notebook, tmp_path):
   for cell in notebook.cells:
     cell.source = cell.source.replace("STEPS = 20 ", "STEPS = 5 ")
   client = nbclient.NotebookClient(
-      notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
+    notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
   )
   client.execute()
   printed = "".join(
-      output.get("text", "")
-      for cell in notebook.cells
-      if cell.cell_type == "code"
-      for output in cell.outputs
+    output.get("text", "")
+    for cell in notebook.cells
+    if cell.cell_type == "code"
+    for output in cell.outputs
   )
   assert "35.23% of full attention" in printed
   assert re.search(r"step +5  loss \d", printed)

@@ -7,19 +7,19 @@ from sculpt4d_jax.rendering import cameras
 
 
 @pytest.mark.parametrize(
-    "azimuth, elevation, eye",
-    [
-        (0, 0, [0, 0, 2]),
-        (90, 0, [2, 0, 0]),
-        (180, 0, [0, 0, -2]),
-        (0, 90, [0, 2, 0]),
-        (0, -90, [0, -2, 0]),
-        (90, 45, [math.sqrt(2), math.sqrt(2), 0]),
-    ],
+  "azimuth, elevation, eye",
+  [
+    (0, 0, [0, 0, 2]),
+    (90, 0, [2, 0, 0]),
+    (180, 0, [0, 0, -2]),
+    (0, 90, [0, 2, 0]),
+    (0, -90, [0, -2, 0]),
+    (90, 45, [math.sqrt(2), math.sqrt(2), 0]),
+  ],
 )
 def test_angles_place_the_eye(azimuth, elevation, eye):
   np.testing.assert_allclose(
-      cameras.orbit_eye(azimuth, elevation, 2.0), eye, atol=1e-12
+    cameras.orbit_eye(azimuth, elevation, 2.0), eye, atol=1e-12
   )
 
 
@@ -58,16 +58,14 @@ def test_rays_of_a_wide_two_pixel_image():
   camera = cameras.perspective(0, 0, fov_degrees=90, distance=2)
   origins, directions = cameras.camera_rays(camera, 1, 2)
   np.testing.assert_allclose(origins, np.tile([0, 0, 2], (1, 2, 1)), atol=1e-9)
-  np.testing.assert_allclose(
-      directions, [[[-1, 0, -1], [1, 0, -1]]], atol=1e-9
-  )
+  np.testing.assert_allclose(directions, [[[-1, 0, -1], [1, 0, -1]]], atol=1e-9)
 
 
 def test_orthographic_rays_are_parallel():
   camera = cameras.orthographic(0, 0, height=2, distance=3)
   origins, directions = cameras.camera_rays(camera, 2, 2)
   np.testing.assert_allclose(
-      origins[..., :2], [[[-0.5, 0.5], [0.5, 0.5]], [[-0.5, -0.5], [0.5, -0.5]]]
+    origins[..., :2], [[[-0.5, 0.5], [0.5, 0.5]], [[-0.5, -0.5], [0.5, -0.5]]]
   )
   np.testing.assert_allclose(directions, np.tile([0, 0, -1], (2, 2, 1)))
 
@@ -77,22 +75,22 @@ def test_samples_average_to_their_pixel():
   _, coarse = cameras.camera_rays(camera, 3, 5)
   _, fine = cameras.camera_rays(camera, 3, 5, samples=4)
   np.testing.assert_allclose(
-      fine.reshape(3, 4, 5, 4, 3).mean(axis=(1, 3)), coarse, atol=1e-12
+    fine.reshape(3, 4, 5, 4, 3).mean(axis=(1, 3)), coarse, atol=1e-12
   )
 
 
 @pytest.mark.parametrize(
-    "camera",
-    [
-        cameras.perspective(40, -25, fov_degrees=60),
-        cameras.orthographic(-70, 50, height=3),
-    ],
-    ids=["perspective", "orthographic"],
+  "camera",
+  [
+    cameras.perspective(40, -25, fov_degrees=60),
+    cameras.orthographic(-70, 50, height=3),
+  ],
+  ids=["perspective", "orthographic"],
 )
 def test_projection_undoes_rays(camera):
   origins, directions = cameras.camera_rays(camera, 6, 9)
   pixels, depths = cameras.project(
-      camera, (origins + 1.7 * directions).reshape(-1, 3), 6, 9
+    camera, (origins + 1.7 * directions).reshape(-1, 3), 6, 9
   )
   np.testing.assert_allclose(depths, 1.7)
   x, y = np.meshgrid(np.arange(9) + 0.5, np.arange(6) + 0.5)
@@ -109,14 +107,14 @@ def test_hammersley_angles_by_hand():
   # u = 0, 1/4, 1/2, 3/4 and v = 0, 1/2, 1/4, 3/4; u becomes 0, 1/2, 2/3, 5/6,
   # and the elevation is the arc sine of 2u - 1.
   np.testing.assert_allclose(
-      cameras.hammersley_angles(4),
-      [
-          [0, -90],
-          [180, 0],
-          [90, np.degrees(np.arcsin(1 / 3))],
-          [270, np.degrees(np.arcsin(2 / 3))],
-      ],
-      atol=1e-5,
+    cameras.hammersley_angles(4),
+    [
+      [0, -90],
+      [180, 0],
+      [90, np.degrees(np.arcsin(1 / 3))],
+      [270, np.degrees(np.arcsin(2 / 3))],
+    ],
+    atol=1e-5,
   )
 
 
@@ -150,15 +148,15 @@ def test_inverse_square_distances_are_uniform():
 
 
 @pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda: cameras.look_at([1, 2, 3], [1, 2, 3]), "the same point"),
-        (lambda: cameras.Camera(np.eye(4)), "either fov_degrees"),
-        (lambda: cameras.Camera(np.eye(4), 30.0, 2.0), "either fov_degrees"),
-        (lambda: cameras.Camera(np.eye(4), 180.0), "between 0 and 180"),
-        (lambda: cameras.orthographic(height=0), "height must be positive"),
-        (lambda: cameras.hammersley_angles(0), "num_cameras must be positive"),
-    ],
+  "make, message",
+  [
+    (lambda: cameras.look_at([1, 2, 3], [1, 2, 3]), "the same point"),
+    (lambda: cameras.Camera(np.eye(4)), "either fov_degrees"),
+    (lambda: cameras.Camera(np.eye(4), 30.0, 2.0), "either fov_degrees"),
+    (lambda: cameras.Camera(np.eye(4), 180.0), "between 0 and 180"),
+    (lambda: cameras.orthographic(height=0), "height must be positive"),
+    (lambda: cameras.hammersley_angles(0), "num_cameras must be positive"),
+  ],
 )
 def test_bad_cameras_are_refused(make, message):
   with pytest.raises(ValueError, match=message):

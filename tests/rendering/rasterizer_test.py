@@ -16,9 +16,7 @@ EMPTY = TriangleMesh(np.zeros((0, 3)), np.zeros((0, 3), np.int32))
 
 
 def _sphere(radius=0.5, subdivisions=5):
-  sphere = trimesh.creation.icosphere(
-      subdivisions=subdivisions, radius=radius
-  )
+  sphere = trimesh.creation.icosphere(subdivisions=subdivisions, radius=radius)
   return TriangleMesh(sphere.vertices, sphere.faces)
 
 
@@ -45,9 +43,7 @@ def test_an_orthographic_sphere_is_a_disc():
   assert area == pytest.approx(math.pi * 0.25, rel=5e-3)
   # 100 is the pixel right below the middle; the sphere's front is at 2.5.
   assert view.depth[100, 100] == pytest.approx(2.5, abs=1e-3)
-  np.testing.assert_allclose(
-      view.normal[100, 100], -camera.forward, atol=0.02
-  )
+  np.testing.assert_allclose(view.normal[100, 100], -camera.forward, atol=0.02)
 
 
 def test_a_perspective_sphere_has_the_angular_radius():
@@ -71,9 +67,7 @@ def test_depth_and_normals_agree_with_the_sphere():
   view = rasterizer.render_mesh(_sphere(), camera, (60, 90))
   origins, directions = cameras.camera_rays(camera, 60, 90)
   points = (origins + view.depth[..., None] * directions)[view.mask]
-  np.testing.assert_allclose(
-      np.linalg.norm(points, axis=1), 0.5, atol=1e-3
-  )
+  np.testing.assert_allclose(np.linalg.norm(points, axis=1), 0.5, atol=1e-3)
   np.testing.assert_allclose(view.normal[view.mask], 2 * points, atol=0.01)
 
 
@@ -106,13 +100,14 @@ def test_nearer_surfaces_hide_farther_ones():
 
 def test_backs_are_lit_but_keep_their_outward_normals():
   front, back = (
-      rasterizer.render_mesh(HALF, cameras.orthographic(azimuth, height=2), 8)
-      for azimuth in (0, 180)
+    rasterizer.render_mesh(HALF, cameras.orthographic(azimuth, height=2), 8)
+    for azimuth in (0, 180)
   )
   np.testing.assert_allclose(back.normal[back.mask][0], [0, 0, 1])
   np.testing.assert_allclose(
-      back.rgba[back.mask].mean(axis=0), front.rgba[front.mask].mean(axis=0),
-      atol=1,
+    back.rgba[back.mask].mean(axis=0),
+    front.rgba[front.mask].mean(axis=0),
+    atol=1,
   )
 
 
@@ -128,8 +123,8 @@ def test_flat_normals_are_those_of_the_faces():
 def test_supersampling_smooths_the_outline_only():
   camera = cameras.orthographic(height=2, distance=3)
   plain, smooth = (
-      rasterizer.render_mesh(_sphere(), camera, 32, supersampling=samples)
-      for samples in (1, 4)
+    rasterizer.render_mesh(_sphere(), camera, 32, supersampling=samples)
+    for samples in (1, 4)
   )
   for name in ("mask", "depth", "normal", "face_id"):
     np.testing.assert_array_equal(getattr(plain, name), getattr(smooth, name))
@@ -158,8 +153,8 @@ def test_an_empty_mesh_gives_an_empty_view():
 def test_renders_repeat_exactly():
   camera = cameras.perspective(10, 20)
   first, second = (
-      rasterizer.render_mesh(_sphere(), camera, 64, supersampling=2)
-      for _ in range(2)
+    rasterizer.render_mesh(_sphere(), camera, 64, supersampling=2)
+    for _ in range(2)
   )
   np.testing.assert_array_equal(first.rgba, second.rgba)
   np.testing.assert_array_equal(first.depth, second.depth)
@@ -168,18 +163,18 @@ def test_renders_repeat_exactly():
 def test_composite_mixes_by_alpha():
   rgba = np.array([[[200, 100, 0, 255], [200, 100, 0, 51], [9, 9, 9, 0]]], "u1")
   np.testing.assert_array_equal(
-      rasterizer.composite(rgba), [[[200, 100, 0], [244, 224, 204], [255] * 3]]
+    rasterizer.composite(rgba), [[[200, 100, 0], [244, 224, 204], [255] * 3]]
   )
 
 
 @pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"size": 0}, "must be positive"),
-        ({"size": (4, 0)}, "must be positive"),
-        ({"size": 4, "supersampling": 0}, "must be positive"),
-        ({"size": 4, "vertex_colors": np.zeros((2, 3))}, r"must be \[3, 3\]"),
-    ],
+  "options, message",
+  [
+    ({"size": 0}, "must be positive"),
+    ({"size": (4, 0)}, "must be positive"),
+    ({"size": 4, "supersampling": 0}, "must be positive"),
+    ({"size": 4, "vertex_colors": np.zeros((2, 3))}, r"must be \[3, 3\]"),
+  ],
 )
 def test_bad_arguments_are_refused(options, message):
   with pytest.raises(ValueError, match=message):

@@ -28,14 +28,15 @@ def _offer_all(folder, scores, **changes):
 
 def test_the_lowest_are_kept_over_restarts(tmp_path):
   assert _offer_all(tmp_path, {1: 5.0, 2: 3.0, 3: 4.0, 4: float("nan")}) == [
-      2, 3
+    2,
+    3,
   ]
   assert _offer_all(tmp_path, {5: 3.5, 6: 9.0}) == [2, 5]
   scores = json.loads((tmp_path / "best.json").read_text())
   assert scores == {"metric": "eval/loss", "2": 3.0, "5": 3.5}
   keeper = best.Best(
-      tmp_path / "best",
-      schedule.Schedule(keep_best=2, best_metric="eval/loss"),
+    tmp_path / "best",
+    schedule.Schedule(keep_best=2, best_metric="eval/loss"),
   )
   shardings = jax.tree.map(lambda x: x.sharding, _state(0))
   restored = keeper.restore(_state(0), shardings)
@@ -60,7 +61,9 @@ def test_other_metrics_are_passed_by(tmp_path):
 def test_a_metric_that_its_evaluation_lacks_is_refused(tmp_path):
   keeper = best.Best(tmp_path / "best", schedule.Schedule(keep_best=1))
   with pytest.raises(ValueError, match="not among .*: eval/error, eval/loss"):
-    keeper.offer(_state(1), {"eval/loss": 1.0, "eval/error": 2.0, "sample/x": 3})
+    keeper.offer(
+      _state(1), {"eval/loss": 1.0, "eval/error": 2.0, "sample/x": 3}
+    )
   keeper.close()
 
 

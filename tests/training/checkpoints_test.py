@@ -22,7 +22,7 @@ def _saved(folder, *steps):
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
-    tmp_path, caplog
+  tmp_path, caplog
 ):
   _saved(tmp_path / "c", 1, 2)
   for path in (tmp_path / "c" / "2").rglob("*"):

@@ -42,11 +42,11 @@ for c in collectives.count(text):
 def test_a_program_worked_by_hand(run_on_devices):
   lines = run_on_devices(8, _PROGRAM).split("\n")
   assert sorted(filter(None, lines)) == [
-      "all-gather 4 5 7680 0",
-      "all-reduce 2 5 320 0",
-      "all-to-all 4 1 384 0",
-      "collective-permute 2 1 512 0",
-      "reduce-scatter 8 1 1792 0",
+    "all-gather 4 5 7680 0",
+    "all-reduce 2 5 320 0",
+    "all-to-all 4 1 384 0",
+    "collective-permute 2 1 512 0",
+    "reduce-scatter 8 1 1792 0",
   ]
 
 
@@ -101,12 +101,14 @@ def test_pairs_loops_and_fusions_of_a_tpu_program():
   # Seven turns: a gather of 1024 B among 4, 768 from others; a reduce-scatter
   # to 256 B among 4, 768. Once, asynchronously: an exchange of 32 B among 2.
   expected = {
-      ("all-gather", 4): (7, 7 * 768),
-      ("reduce-scatter", 4): (7, 7 * 768),
-      ("all-to-all", 2): (1, 16),
+    ("all-gather", 4): (7, 7 * 768),
+    ("reduce-scatter", 4): (7, 7 * 768),
+    ("all-to-all", 2): (1, 16),
   }
   found = collectives.count(_TEXT)
-  assert {(c.kind, c.group_size): (c.number, c.bytes) for c in found} == expected
+  assert {
+    (c.kind, c.group_size): (c.number, c.bytes) for c in found
+  } == expected
   assert not any(c.unknown_loops for c in found)
 
 

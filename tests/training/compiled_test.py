@@ -24,9 +24,11 @@ def test_unknown_chips_and_shapes_are_refused():
 
 def test_work_of_a_training_step_is_three_forward_passes_and_one_more():
   config = sculpt4d.get_config()
-  once = sum(flops.dit_call(dit.DiTConfig(**config.model.dit), 16, 4096, 1370).values())
+  once = sum(
+    flops.dit_call(dit.DiTConfig(**config.model.dit), 16, 4096, 1370).values()
+  )
   once += sum(
-      flops.dit_context(dit.DiTConfig(**config.model.dit), 16, 1370).values()
+    flops.dit_context(dit.DiTConfig(**config.model.dit), 16, 1370).values()
   )
   encoder = image_encoder.ImageEncoderConfig(**config.model.image_encoder)
   pictures = sum(flops.image_encoder(encoder, 16).values())
@@ -45,8 +47,9 @@ def test_work_of_the_autoencoders_training():
   config = pods.get_config("v5p-64-vae")
   vae = shape_vae.ShapeVAEConfig(**config.model.vae)
   frame = flops.add(
-      flops.vae_encoder(vae), flops.vae_decoder(vae),
-      flops.field_queries(vae, config.vae_training.num_queries),
+    flops.vae_encoder(vae),
+    flops.vae_decoder(vae),
+    flops.field_queries(vae, config.vae_training.num_queries),
   )
   once = 64 * 4 * sum(frame.values())  # 64 clips of 4 frames.
   work = compiled.model_flops(config, "train_vae", num_clips=0)

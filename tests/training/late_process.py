@@ -28,8 +28,11 @@ def main(port, index, seconds):
     time.sleep(float(seconds))
   axes = ("fsdp", "context")
   total = jax.shard_map(
-      lambda: lax.psum(1 + lax.axis_index(axes), axes),
-      mesh=mesh, in_specs=(), out_specs=partitioning.Spec(), check_vma=False,
+    lambda: lax.psum(1 + lax.axis_index(axes), axes),
+    mesh=mesh,
+    in_specs=(),
+    out_specs=partitioning.Spec(),
+    check_vma=False,
   )
   print("sum", jax.jit(total)(), flush=True)
 

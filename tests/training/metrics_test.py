@@ -12,9 +12,9 @@ from sculpt4d_jax.training import metrics
 
 
 @pytest.mark.parametrize(
-    "left",
-    ['{"step": 2, "lo', '{"step": 2, "a": "' + "long" * 50_000, "", None],
-    ids=["short", "longer than a buffer", "whole", "nothing else"],
+  "left",
+  ['{"step": 2, "lo', '{"step": 2, "a": "' + "long" * 50_000, "", None],
+  ids=["short", "longer than a buffer", "whole", "nothing else"],
 )
 def test_a_line_that_was_cut_short_is_not_left_behind(tmp_path, left):
   path = tmp_path / "metrics.jsonl"
@@ -34,7 +34,6 @@ def test_what_cannot_be_written_is_said(tmp_path):
 
 
 class _Lines(metrics.NullWriter):
-
   def __init__(self):
     self.lines = []
 
@@ -51,25 +50,30 @@ def test_times_add_up_and_utilisation_follows():
       time.sleep(0.02)
     one.add(step, {"loss": np.float32(step), "grad_norm": np.float32(1)})
   one.check()
-  (step, values), = lines.lines
+  ((step, values),) = lines.lines
   assert step == 2 and values["train/loss"] == 1.5
   parts = ("data", "transfer", "save", "step")
   total = sum(values[f"train/seconds/{p}"] for p in parts)
   np.testing.assert_allclose(total, values["train/seconds/all"])
   assert values["train/seconds/data"] >= 0.02
   np.testing.assert_allclose(
-      values["train/mfu"], 1e-3 / values["train/seconds/all"]
+    values["train/mfu"], 1e-3 / values["train/seconds/all"]
   )
 
 
 def test_a_loss_that_is_no_number_names_step_groups_and_batch():
   one = meter.Meter(_Lines(), 2, lambda step: f"clips of {step}")
-  one.add(8, {
-      "loss": np.float32("nan"), "grad_norm": np.float32("inf"),
-      "grad_norm/mlp": np.float32("inf"), "grad_norm/router": np.float32(1),
-  })
+  one.add(
+    8,
+    {
+      "loss": np.float32("nan"),
+      "grad_norm": np.float32("inf"),
+      "grad_norm/mlp": np.float32("inf"),
+      "grad_norm/router": np.float32(1),
+    },
+  )
   with pytest.raises(
-      meter.NonFiniteLossError,
-      match="loss is nan at step 8.*gradients of mlp. The batch: clips of 7",
+    meter.NonFiniteLossError,
+    match="loss is nan at step 8.*gradients of mlp. The batch: clips of 7",
   ):
     one.check()

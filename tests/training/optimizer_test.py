@@ -14,7 +14,7 @@ def _config(**changes):
 
 def test_rate_warms_up_stays_and_decays():
   schedule = optimizer.learning_rate_schedule(
-      _config(decay_fraction=0.4, final_fraction=0.1)
+    _config(decay_fraction=0.4, final_fraction=0.1)
   )
   rates = [float(schedule(step)) for step in (0, 5, 10, 59, 80, 100)]
   # The decay takes the last 40 steps: half of the way is at 80.
@@ -24,7 +24,7 @@ def test_rate_warms_up_stays_and_decays():
 def test_decay_over_the_whole_run_starts_after_the_warm_up():
   schedule = optimizer.learning_rate_schedule(_config(final_fraction=0.0))
   np.testing.assert_allclose(
-      [float(schedule(s)) for s in (10, 55, 100)], [1, 0.5, 0], atol=1e-6
+    [float(schedule(s)) for s in (10, 55, 100)], [1, 0.5, 0], atol=1e-6
   )
 
 
@@ -32,7 +32,7 @@ def test_average_warms_up():
   # Step 0: min(0.999, 1 / 10); step 90: 91 / 100.
   for step, expected in ((0, 0.9), (90, 0.09), (10**6, 0.001)):
     ema = optimizer.update_ema(
-        jnp.zeros(()), jnp.ones(()), jnp.array(step), 0.999
+      jnp.zeros(()), jnp.ones(()), jnp.array(step), 0.999
     )
     np.testing.assert_allclose(ema, expected, rtol=1e-4)
 

@@ -17,13 +17,24 @@ from tests.data import small_records
 pytest.importorskip("array_record", reason="needs the extra `data`")
 
 _EXAMPLE = record_examples.ExampleConfig(
-    num_frames=4, num_parts=1, num_uniform=24, num_sharp=8, image_size=16,
-    turn_to_camera=True, max_elevation=0.5,
+  num_frames=4,
+  num_parts=1,
+  num_uniform=24,
+  num_sharp=8,
+  image_size=16,
+  turn_to_camera=True,
+  max_elevation=0.5,
 )
 _VAE = shape_vae.ShapeVAEConfig(
-    num_latents=8, latent_channels=4, width=16, num_heads=2,
-    num_encoder_layers=1, num_decoder_layers=1, downsample_ratio=4,
-    num_freqs=4, field_mlp_ratio=2,
+  num_latents=8,
+  latent_channels=4,
+  width=16,
+  num_heads=2,
+  num_encoder_layers=1,
+  num_decoder_layers=1,
+  downsample_ratio=4,
+  num_freqs=4,
+  field_mlp_ratio=2,
 )
 
 
@@ -34,7 +45,7 @@ def _vae(seed=0):
 def _job(vae=None, **changes):
   fields = dict(example=_EXAMPLE, choices=2)
   return record_latents.PosteriorJob(
-      vae or _vae(), record_latents.LatentSettings(**(fields | changes))
+    vae or _vae(), record_latents.LatentSettings(**(fields | changes))
   )
 
 
@@ -51,8 +62,8 @@ def _folder(tmp_path):
 
 def _files(folder, job):
   return {
-      path.name: path.read_bytes()
-      for path in (folder / job.folder / job.name).iterdir()
+    path.name: path.read_bytes()
+    for path in (folder / job.folder / job.name).iterdir()
   }
 
 
@@ -66,8 +77,8 @@ def test_latents_are_made_once_and_the_rest_is_resumed(folder, job):
   (path / "shard0.arrayrecord").unlink()
   (path / "shard1.arrayrecord").write_bytes(b"cut off")
   counts = [
-      record_latents.precompute([folder], job, share=share, num_shares=2)
-      for share in range(2)
+    record_latents.precompute([folder], job, share=share, num_shares=2)
+    for share in range(2)
   ]
   assert counts == [3, 2]
   assert _files(folder, job) == first
@@ -78,13 +89,16 @@ def test_latents_are_those_of_what_is_seen(folder, job):
   record_latents.precompute([folder], job)
   index = dataset_index.read_index(folder)
   config = dataclasses.replace(
-      _EXAMPLE, contents=("posterior", "samples"), posterior=job.name,
-      consecutive=False, num_frames=2,
+    _EXAMPLE,
+    contents=("posterior", "samples"),
+    posterior=job.name,
+    consecutive=False,
+    num_frames=2,
   )
   reader = record_examples.ExampleReader(index, "train", config)
   found = {
-      reader.read(0, np.random.default_rng(seed))["mean"][0].tobytes()
-      for seed in range(40)
+    reader.read(0, np.random.default_rng(seed))["mean"][0].tobytes()
+    for seed in range(40)
   }
   # Two views are low enough, each as it is and mirrored, in two draws; any of
   # the 4 frames may come first.
@@ -97,20 +111,23 @@ def test_latents_are_those_of_what_is_seen(folder, job):
 
 def test_other_weights_and_settings_have_other_names():
   names = [
-      _job().name, _job(_vae(1)).name, _job(choices=1).name,
-      _job(example=dataclasses.replace(_EXAMPLE, turn_to_camera=False)).name,
+    _job().name,
+    _job(_vae(1)).name,
+    _job(choices=1).name,
+    _job(example=dataclasses.replace(_EXAMPLE, turn_to_camera=False)).name,
   ]
   assert len(set(names)) == 4
   # What does not change a latent does not change the name.
-  assert _job(
-      example=dataclasses.replace(_EXAMPLE, colour_jitter=0.3)
-  ).name == names[0]
+  assert (
+    _job(example=dataclasses.replace(_EXAMPLE, colour_jitter=0.3)).name
+    == names[0]
+  )
 
 
 def test_missing_latents_say_how_to_make_them(folder):
   index = dataset_index.read_index(folder)
   config = dataclasses.replace(
-      _EXAMPLE, contents=("posterior",), posterior="none"
+    _EXAMPLE, contents=("posterior",), posterior="none"
   )
   reader = record_examples.ExampleReader(index, "train", config)
   with pytest.raises(ValueError, match="no shard"):
@@ -119,21 +136,29 @@ def test_missing_latents_say_how_to_make_them(folder):
 
 def test_features_are_the_encoder_s(folder):
   config = image_encoder_lib.ImageEncoderConfig(
-      image_size=16, patch_size=8, width=16, num_layers=1, num_heads=2,
-      dtype="float32",
+    image_size=16,
+    patch_size=8,
+    width=16,
+    num_layers=1,
+    num_heads=2,
+    dtype="float32",
   )
   encoder = image_encoder_lib.ImageEncoder(config, rngs=nnx.Rngs(0))
   job = record_latents.FeatureJob(
-      encoder, record_latents.LatentSettings(_EXAMPLE)
+    encoder, record_latents.LatentSettings(_EXAMPLE)
   )
   assert record_latents.precompute([folder], job) == 5
   index = dataset_index.read_index(folder)
   both = record_examples.ExampleReader(
-      index, "test",
-      dataclasses.replace(
-          _EXAMPLE, contents=("images", "features"), features=job.name,
-          colour_jitter=0.0, border_ratio=(0.175, 0.175),
-      ),
+    index,
+    "test",
+    dataclasses.replace(
+      _EXAMPLE,
+      contents=("images", "features"),
+      features=job.name,
+      colour_jitter=0.0,
+      border_ratio=(0.175, 0.175),
+    ),
   )
   example = both.read(1, np.random.default_rng(2))
   tokens = jax.jit(encoder)(example["images"] / np.float32(127.5) - 1)

@@ -17,10 +17,15 @@ pytest.importorskip("grain", reason="needs the extra `data`")
 
 def _config(*folders):
   config = micro.get_config()
-  config.records.update(dict(
-      folders=" , ".join(map(str, folders)), num_parts=1, num_threads=1,
-      turn_to_camera=True, max_elevation=0.6,
-  ))
+  config.records.update(
+    dict(
+      folders=" , ".join(map(str, folders)),
+      num_parts=1,
+      num_threads=1,
+      turn_to_camera=True,
+      max_elevation=0.6,
+    )
+  )
   return config
 
 
@@ -36,16 +41,22 @@ def _shapes(batch):
 def test_both_sources_give_the_same_arrays(data, tmp_path):
   config = _config(data)
   vae = shape_vae.ShapeVAE(
-      shape_vae.ShapeVAEConfig(**config.model.vae), rngs=nnx.Rngs(0)
+    shape_vae.ShapeVAEConfig(**config.model.vae), rngs=nnx.Rngs(0)
   )
   vae_config = vae_task.VAETaskConfig(
-      batch_size=2, num_frames=2, num_queries=16, field_band=0.3,
-      kl_weight=0.0,
+    batch_size=2,
+    num_frames=2,
+    num_queries=16,
+    field_band=0.3,
+    kl_weight=0.0,
   )
   dit_config = dit_task.DiTTaskConfig(
-      batch_size=2, context_dropout=0.0, time_sampling="uniform",
-      train_image_encoder=True, context_field_weight=1.0,
-      context_field_points=8,
+    batch_size=2,
+    context_dropout=0.0,
+    time_sampling="uniform",
+    train_image_encoder=True,
+    context_field_weight=1.0,
+    context_field_points=8,
   )
   found = []
   for name in ("", str(data)):
@@ -56,8 +67,13 @@ def test_both_sources_give_the_same_arrays(data, tmp_path):
     latents = source.latents(dit_config)
     assert latents.num_frames == 3 and latents.num_held_out == 2
     assert latents.describe(0).startswith("clips ")
-    found.append([_shapes(surfaces.batch(0)), _shapes(latents.batch(0)),
-                  _shapes(latents.held_out(1))])
+    found.append(
+      [
+        _shapes(surfaces.batch(0)),
+        _shapes(latents.batch(0)),
+        _shapes(latents.held_out(1)),
+      ]
+    )
   assert found[0] == found[1]
   assert found[0][1]["mean"] == ((2, 3, 8, 4), np.float16)
 
@@ -68,8 +84,10 @@ def test_features_ask_for_an_encoder_that_does_not_learn(data, tmp_path):
   source = sources.open_source(config, tmp_path)
   source._names = {"posterior": "abc"}
   task = dit_task.DiTTaskConfig(
-      batch_size=2, context_dropout=0.0, time_sampling="uniform",
-      train_image_encoder=True,
+    batch_size=2,
+    context_dropout=0.0,
+    time_sampling="uniform",
+    train_image_encoder=True,
   )
   with pytest.raises(ValueError, match="train_image_encoder=False"):
     source.latents(task)
@@ -81,7 +99,7 @@ def test_other_records_do_not_go_on_with_a_run(data, tmp_path):
   # The same records elsewhere are the same.
   moved = small_records.make(tmp_path / "moved")
   sources.check_identity(
-      tmp_path / "vae", sources.open_source(_config(moved), tmp_path)
+    tmp_path / "vae", sources.open_source(_config(moved), tmp_path)
   )
   more = small_records.make(tmp_path / "more", num_clips=5)
   both = sources.open_source(_config(data, more), tmp_path)

@@ -18,9 +18,9 @@ from sculpt4d_jax.training import step
 
 def _params():
   return {
-      "temporal_attention": {"kernel": jnp.ones((3, 2))},
-      "mlp": {"kernel": jnp.full((3, 2), 2.0)},
-      "image_encoder": {"kernel": jnp.full((2,), 3.0)},
+    "temporal_attention": {"kernel": jnp.ones((3, 2))},
+    "mlp": {"kernel": jnp.full((3, 2), 2.0)},
+    "image_encoder": {"kernel": jnp.full((2,), 3.0)},
   }
 
 
@@ -44,7 +44,7 @@ def _run(**changes):
 def test_a_batch_in_parts_is_the_batch():
   whole, parts = _run(), _run(accumulation_steps=3)
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), whole, parts
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), whole, parts
   )
 
 
@@ -53,7 +53,7 @@ def test_frozen_groups_stay_and_cost_no_moments():
   before = _params()
   for name in ("mlp", "image_encoder"):
     np.testing.assert_array_equal(
-        after.params[name]["kernel"], before[name]["kernel"]
+      after.params[name]["kernel"], before[name]["kernel"]
     )
     assert figures[f"update_norm/{name}"] == 0
   assert figures["update_norm/temporal"] > 0
@@ -64,10 +64,13 @@ def test_frozen_groups_stay_and_cost_no_moments():
 def test_temporal_layers_have_a_rate_of_their_own():
   plain = _run(weight_decay=0.0)[0].params
   faster = _run(weight_decay=0.0, temporal_learning_rate=0.3)[0].params
-  change = lambda params, name: params[name]["kernel"] - _params()[name]["kernel"]
+  change = lambda params, name: (
+    params[name]["kernel"] - _params()[name]["kernel"]
+  )
   np.testing.assert_allclose(
-      change(faster, "temporal_attention"),
-      3 * change(plain, "temporal_attention"), rtol=1e-4,
+    change(faster, "temporal_attention"),
+    3 * change(plain, "temporal_attention"),
+    rtol=1e-4,
   )
   np.testing.assert_allclose(change(faster, "mlp"), change(plain, "mlp"))
 
@@ -84,7 +87,6 @@ def test_unknown_groups_are_refused():
 
 
 class _Adapted(nnx.Module):
-
   def __init__(self):
     rngs = nnx.Rngs(0)
     self.fc1 = layers.Linear(3, 4, kernel_axes=("embed", "mlp"), rngs=rngs)
@@ -104,7 +106,7 @@ def test_what_is_fixed_has_no_gradient_moment_or_average(tmp_path):
     return (nnx.merge(graphdef, params)(batch) ** 2).mean(), {}
 
   config = optimizer.OptimizerConfig(
-      learning_rate=0.1, num_steps=10, warmup_steps=0
+    learning_rate=0.1, num_steps=10, warmup_steps=0
   )
   run, tx = step.make_step(loss, config)
   before = state.create(params, tx, lambda path, _: lora.ADAPTER in path)
@@ -121,7 +123,5 @@ def test_what_is_fixed_has_no_gradient_moment_or_average(tmp_path):
   store.wait()
   restored = store.restore(after)
   assert not jax.tree.leaves(restored.fixed)
-  jax.tree.map(
-      np.testing.assert_array_equal, restored.params, after.params
-  )
+  jax.tree.map(np.testing.assert_array_equal, restored.params, after.params)
   store.close()

@@ -4,9 +4,11 @@ import pytest
 
 from tests.integration import micro
 
-pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+pytest.importorskip(
+  "torch", reason="PyTorch is not installed: pip install torch"
+)
 
-from sculpt4d_jax.training import step_time  # pylint: disable=g-import-not-at-top
+from sculpt4d_jax.training import step_time
 
 pytestmark = pytest.mark.slow  # Compiles the DiT's training.
 

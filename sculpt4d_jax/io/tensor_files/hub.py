@@ -16,18 +16,18 @@ _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 # Files that are needed of repositories known here; the DiT's checkpoint holds
 # the VAE and the image encoder as well.
 _PATTERNS = {
-    "tencent/Hunyuan3D-2.1": ("hunyuan3d-dit-v2-1/*",),
-    "facebook/dinov2-large": ("model.safetensors", "config.json"),
+  "tencent/Hunyuan3D-2.1": ("hunyuan3d-dit-v2-1/*",),
+  "facebook/dinov2-large": ("model.safetensors", "config.json"),
 }
 _ANY = ("*.safetensors", "*.ckpt", "*.pt", "*.pth", "*.bin", "*.json", "*.yaml")
 
 
 def resolve(
-    source: str,
-    *,
-    revision: str | None = None,
-    cache: str | None = None,
-    offline: bool = False,
+  source: str,
+  *,
+  revision: str | None = None,
+  cache: str | None = None,
+  offline: bool = False,
 ) -> list[pathlib.Path]:
   """Checkpoint files of a file, a folder or a repository.
 
@@ -48,8 +48,8 @@ def resolve(
     return [path]
   if not _REPO.fullmatch(source):
     raise CheckpointError(
-        f"There is no file or folder {source}; a repository of Hugging Face is"
-        " written OWNER/NAME."
+      f"There is no file or folder {source}; a repository of Hugging Face is"
+      " written OWNER/NAME."
     )
   folder = _download(source, revision, cache, offline)
   _check_finished(folder, source)
@@ -58,38 +58,38 @@ def resolve(
 
 def _download(repo, revision, cache, offline) -> pathlib.Path:
   try:
-    import huggingface_hub  # pylint: disable=g-import-not-at-top
-    from huggingface_hub import errors  # pylint: disable=g-import-not-at-top
+    import huggingface_hub
+    from huggingface_hub import errors
   except ImportError as error:
     raise ImportError(
-        f"{repo} is neither a file nor a folder here; to download it from"
-        " Hugging Face, pip install huggingface_hub (the extra 'hub')."
+      f"{repo} is neither a file nor a folder here; to download it from"
+      " Hugging Face, pip install huggingface_hub (the extra 'hub')."
     ) from error
   patterns = _PATTERNS.get(repo, _ANY)
   try:
     folder = huggingface_hub.snapshot_download(
-        repo,
-        revision=revision,
-        cache_dir=cache,
-        allow_patterns=list(patterns),
-        local_files_only=offline,
+      repo,
+      revision=revision,
+      cache_dir=cache,
+      allow_patterns=list(patterns),
+      local_files_only=offline,
     )
   except errors.LocalEntryNotFoundError as error:
     raise CheckpointError(
-        f"{repo} is not in the cache of downloads, and there is no connection"
-        " or --offline was given. Download it once with a connection."
+      f"{repo} is not in the cache of downloads, and there is no connection"
+      " or --offline was given. Download it once with a connection."
     ) from error
   except errors.GatedRepoError as error:
     raise CheckpointError(
-        f"{repo} wants its terms to be accepted: do so at"
-        f" https://huggingface.co/{repo} and log in with `hf auth login`."
+      f"{repo} wants its terms to be accepted: do so at"
+      f" https://huggingface.co/{repo} and log in with `hf auth login`."
     ) from error
   except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as e:
     raise CheckpointError(f"Hugging Face has no {repo}: {e}.") from e
   except errors.HfHubHTTPError as error:
     raise CheckpointError(
-        f"The download of {repo} failed: {error}. Run it again; it goes on"
-        " where it stopped."
+      f"The download of {repo} failed: {error}. Run it again; it goes on"
+      " where it stopped."
     ) from error
   return pathlib.Path(folder)
 
@@ -100,7 +100,7 @@ def _check_finished(folder: pathlib.Path, repo: str) -> None:
   unfinished = sorted(blobs.glob("*.incomplete")) if blobs.is_dir() else []
   if unfinished:
     raise CheckpointError(
-        f"The download of {repo} into {folder.parents[1]} was not finished:"
-        f" {len(unfinished)} files are incomplete. Run it again with a"
-        " connection; it goes on where it stopped."
+      f"The download of {repo} into {folder.parents[1]} was not finished:"
+      f" {len(unfinished)} files are incomplete. Run it again with a"
+      " connection; it goes on where it stopped."
     )

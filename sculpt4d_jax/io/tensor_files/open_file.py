@@ -31,20 +31,20 @@ class ShardedFile(tensor_file.TensorFile):
     missing = [s for s in shards if not (index.parent / s).is_file()]
     if missing:
       raise CheckpointError(
-          f"{index} names {len(shards)} files, of which {len(missing)} are"
-          f" missing: {', '.join(missing)}. Download them, or the whole"
-          " checkpoint again."
+        f"{index} names {len(shards)} files, of which {len(missing)} are"
+        f" missing: {', '.join(missing)}. Download them, or the whole"
+        " checkpoint again."
       )
     self._files = {s: open_file(index.parent / s) for s in shards}
     self._shard_of = names
     absent = [n for n, s in names.items() if n not in self._files[s].tensors]
     if absent:
       raise CheckpointError(
-          f"{index} promises tensors that its files do not have:"
-          f" {', '.join(absent[:10])}."
+        f"{index} promises tensors that its files do not have:"
+        f" {', '.join(absent[:10])}."
       )
     super().__init__(
-        index, {n: self._files[s].tensors[n] for n, s in names.items()}
+      index, {n: self._files[s].tensors[n] for n, s in names.items()}
     )
 
   def read(self, name: str) -> np.ndarray:
@@ -59,8 +59,8 @@ def open_file(path: pathlib.Path) -> tensor_file.TensorFile:
   """
   if path.is_symlink() and not path.exists():
     raise CheckpointError(
-        f"{path} points to {path.readlink()}, which does not exist: the"
-        " download was not finished. Download it again."
+      f"{path} points to {path.readlink()}, which does not exist: the"
+      " download was not finished. Download it again."
     )
   if not path.is_file():
     raise CheckpointError(f"There is no checkpoint at {path}.")
@@ -71,8 +71,8 @@ def open_file(path: pathlib.Path) -> tensor_file.TensorFile:
   if path.suffix in PICKLES:
     return torch_file.TorchFile(path)
   raise CheckpointError(
-      f"{path}: expected a file that ends in {SAFETENSORS},"
-      f" {', '.join(PICKLES)} or {INDEX}."
+    f"{path}: expected a file that ends in {SAFETENSORS},"
+    f" {', '.join(PICKLES)} or {INDEX}."
   )
 
 
@@ -86,16 +86,16 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
     CheckpointError: There is none, or a download is not finished.
   """
   unfinished = [
-      path
-      for path in sorted(folder.rglob("*"))
-      if path.name.endswith((".incomplete", ".part", ".crdownload"))
-      or (path.is_symlink() and not path.exists())
+    path
+    for path in sorted(folder.rglob("*"))
+    if path.name.endswith((".incomplete", ".part", ".crdownload"))
+    or (path.is_symlink() and not path.exists())
   ]
   if unfinished:
     raise CheckpointError(
-        f"{folder} holds a download that was not finished:"
-        f" {', '.join(path.name for path in unfinished[:5])}. Download it"
-        " again."
+      f"{folder} holds a download that was not finished:"
+      f" {', '.join(path.name for path in unfinished[:5])}. Download it"
+      " again."
     )
   found = []
   folders = [folder, *(p for p in sorted(folder.rglob("*")) if p.is_dir())]
@@ -104,17 +104,15 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
     found += _preferred(files)
   if not found:
     raise CheckpointError(
-        f"{folder} holds no checkpoint: expected files that end in"
-        f" {SAFETENSORS}, {', '.join(PICKLES)} or {INDEX}."
+      f"{folder} holds no checkpoint: expected files that end in"
+      f" {SAFETENSORS}, {', '.join(PICKLES)} or {INDEX}."
     )
   return sorted(found, key=lambda path: (-path.stat().st_size, str(path)))
 
 
 def _preferred(files: list[pathlib.Path]) -> list[pathlib.Path]:
   indices = [p for p in files if p.name.endswith(INDEX)]
-  shards = {
-      shard for index in indices for shard in _weight_map(index).values()
-  }
+  shards = {shard for index in indices for shard in _weight_map(index).values()}
   files = [p for p in files if p.name not in shards]
   safe_indices = [p for p in indices if SAFETENSORS in p.name]
   safe = [p for p in files if p.suffix == SAFETENSORS]
@@ -134,6 +132,6 @@ def _weight_map(index: pathlib.Path) -> Mapping[str, str]:
     return names
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise CheckpointError(
-        f"{index} is no index of shards: expected a JSON object with"
-        f" 'weight_map' ({error})."
+      f"{index} is no index of shards: expected a JSON object with"
+      f" 'weight_map' ({error})."
     ) from error

@@ -23,19 +23,19 @@ CheckpointError = tensor_file.CheckpointError
 TensorInfo = tensor_file.TensorInfo
 
 _DTYPES = {
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "I8": "int8",
-    "U8": "uint8",
-    "I16": "int16",
-    "U16": "uint16",
-    "I32": "int32",
-    "U32": "uint32",
-    "I64": "int64",
-    "U64": "uint64",
-    "BOOL": "bool",
+  "F16": "float16",
+  "BF16": "bfloat16",
+  "F32": "float32",
+  "F64": "float64",
+  "I8": "int8",
+  "U8": "uint8",
+  "I16": "int16",
+  "U16": "uint16",
+  "I32": "int32",
+  "U32": "uint32",
+  "I64": "int64",
+  "U64": "uint64",
+  "BOOL": "bool",
 }
 _NAMES = {name: code for code, name in _DTYPES.items()}
 _MAX_HEADER = 10**8
@@ -53,8 +53,8 @@ class SafetensorsFile(tensor_file.TensorFile):
     size = os.path.getsize(path)
     if size < 8:
       raise CheckpointError(
-          f"{path} has {size} bytes: it is empty or truncated. Download or"
-          " copy it again."
+        f"{path} has {size} bytes: it is empty or truncated. Download or"
+        " copy it again."
       )
     (length,) = struct.unpack("<Q", tensor_file.read_bytes(path, 0, 8))
     if length > _MAX_HEADER:
@@ -72,8 +72,8 @@ class SafetensorsFile(tensor_file.TensorFile):
         self._places[name] = (begin, end)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise CheckpointError(
-          f"{path} is no whole safetensors file: its header cannot be read"
-          f" ({error})."
+        f"{path} is no whole safetensors file: its header cannot be read"
+        f" ({error})."
       ) from error
     self._start = 8 + length
     super().__init__(path, tensors, metadata)
@@ -83,12 +83,12 @@ class SafetensorsFile(tensor_file.TensorFile):
     info = self.tensors[name]
     if info.dtype not in _NAMES:
       raise CheckpointError(
-          f"{self.path}: {name!r} holds numbers of type {info.dtype}, which is"
-          " not known here."
+        f"{self.path}: {name!r} holds numbers of type {info.dtype}, which is"
+        " not known here."
       )
     begin, end = self._places[name]
     content = tensor_file.read_bytes(
-        self.path, self._start + begin, end - begin
+      self.path, self._start + begin, end - begin
     )
     dtype = tensor_file.to_dtype(info.dtype)
     return np.frombuffer(content, dtype).reshape(info.shape)
@@ -115,8 +115,8 @@ class SafetensorsFile(tensor_file.TensorFile):
       begin, end = self._places[name]
       if info.dtype in _NAMES and end - begin != info.num_bytes:
         raise CheckpointError(
-            f"{self.path} is damaged: {name!r} has {end - begin} bytes, its"
-            f" shape {info.shape} needs {info.num_bytes}."
+          f"{self.path} is damaged: {name!r} has {end - begin} bytes, its"
+          f" shape {info.shape} needs {info.num_bytes}."
         )
 
 
@@ -128,10 +128,10 @@ def _counts(values) -> tuple[int, ...]:
 
 
 def write(
-    file: BinaryIO,
-    tensors: Mapping[str, TensorInfo],
-    values: Iterable[tuple[str, np.ndarray]],
-    metadata: Mapping[str, str] | None = None,
+  file: BinaryIO,
+  tensors: Mapping[str, TensorInfo],
+  values: Iterable[tuple[str, np.ndarray]],
+  metadata: Mapping[str, str] | None = None,
 ) -> None:
   """Writes a file, one tensor at a time.
 
@@ -150,9 +150,9 @@ def write(
   for name, info in tensors.items():
     begin, end = end, end + info.num_bytes
     header[name] = {
-        "dtype": _NAMES[info.dtype],
-        "shape": list(info.shape),
-        "data_offsets": [begin, end],
+      "dtype": _NAMES[info.dtype],
+      "shape": list(info.shape),
+      "data_offsets": [begin, end],
     }
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)  # Numbers begin at a multiple of 8.
@@ -163,8 +163,8 @@ def write(
     info = tensors[name]
     if value.shape != info.shape or value.dtype.name != info.dtype:
       raise ValueError(
-          f"{name}: announced {info.dtype} {info.shape}, came"
-          f" {value.dtype.name} {value.shape}."
+        f"{name}: announced {info.dtype} {info.shape}, came"
+        f" {value.dtype.name} {value.shape}."
       )
     file.seek(start + header[name]["data_offsets"][0])
     # Bytes: file objects know no bfloat16.

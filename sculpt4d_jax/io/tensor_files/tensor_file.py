@@ -30,9 +30,9 @@ class TensorInfo:
 
   @property
   def num_bytes(self) -> int:
-    return int(np.prod(self.shape, dtype=np.int64)) * to_dtype(
-        self.dtype
-    ).itemsize
+    return (
+      int(np.prod(self.shape, dtype=np.int64)) * to_dtype(self.dtype).itemsize
+    )
 
 
 class TensorFile:
@@ -45,10 +45,10 @@ class TensorFile:
   """
 
   def __init__(
-      self,
-      path: pathlib.Path,
-      tensors: Mapping[str, TensorInfo],
-      metadata: Mapping[str, str] | None = None,
+    self,
+    path: pathlib.Path,
+    tensors: Mapping[str, TensorInfo],
+    metadata: Mapping[str, str] | None = None,
   ):
     self.path = path
     self.tensors = dict(tensors)
@@ -90,7 +90,7 @@ def read_bytes(path: pathlib.Path, offset: int, count: int) -> bytearray:
 def truncated(path: pathlib.Path, expected: int) -> str:
   """The message about a file that ends early."""
   return (
-      f"{path} ends after {os.path.getsize(path)} bytes, but its table of"
-      f" contents reaches to byte {expected}: the file is truncated. Download"
-      " or copy it again."
+    f"{path} ends after {os.path.getsize(path)} bytes, but its table of"
+    f" contents reaches to byte {expected}: the file is truncated. Download"
+    " or copy it again."
   )

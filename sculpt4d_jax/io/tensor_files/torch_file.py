@@ -46,30 +46,29 @@ class TorchFile(tensor_file.TensorFile):
     # What zipfile raises on archives that are none, or use what PyTorch does
     # not: encryption, other compressions.
     except (
-        zipfile.BadZipFile,
-        EOFError,
-        zlib.error,
-        struct.error,
-        OSError,
-        RuntimeError,
-        ValueError,
+      zipfile.BadZipFile,
+      EOFError,
+      zlib.error,
+      struct.error,
+      OSError,
+      RuntimeError,
+      ValueError,
     ) as error:
       if isinstance(error, OSError) and error.filename:
         raise
       raise CheckpointError(
-          f"{path} is truncated or damaged: {error}. Download or copy it"
-          " again."
+        f"{path} is truncated or damaged: {error}. Download or copy it again."
       ) from error
     self._byte_order = "<" if order.strip() == b"little" else ">"
     tree = torch_pickle.load(listing, str(path))
     self._stored = torch_pickle.tensors(tree, str(path))
     self._check_storages(path)
     super().__init__(
-        path,
-        {
-            name: tensor_file.TensorInfo(tensor.shape, tensor.storage.dtype)
-            for name, tensor in self._stored.items()
-        },
+      path,
+      {
+        name: tensor_file.TensorInfo(tensor.shape, tensor.storage.dtype)
+        for name, tensor in self._stored.items()
+      },
     )
 
   def read(self, name: str) -> np.ndarray:
@@ -86,24 +85,24 @@ class TorchFile(tensor_file.TensorFile):
     if not flat.size:
       return np.empty(tensor.shape, dtype)
     return np.lib.stride_tricks.as_strided(
-        flat, tensor.shape, strides, writeable=False
+      flat, tensor.shape, strides, writeable=False
     )
 
   def _find_root(self, path) -> str:
     roots = [
-        name.removesuffix("data.pkl")
-        for name in self._entries
-        if name == "data.pkl" or name.endswith("/data.pkl")
+      name.removesuffix("data.pkl")
+      for name in self._entries
+      if name == "data.pkl" or name.endswith("/data.pkl")
     ]
     if any(name.endswith("/constants.pkl") for name in self._entries):
       raise CheckpointError(
-          f"{path} was refused: it is a TorchScript program, not a file of"
-          " weights."
+        f"{path} was refused: it is a TorchScript program, not a file of"
+        " weights."
       )
     if len(roots) != 1:
       raise CheckpointError(
-          f"{path} is a zip archive, but no PyTorch checkpoint: expected one"
-          f" data.pkl in it, found {len(roots)}."
+        f"{path} is a zip archive, but no PyTorch checkpoint: expected one"
+        f" data.pkl in it, found {len(roots)}."
       )
     return roots[0]
 
@@ -113,8 +112,8 @@ class TorchFile(tensor_file.TensorFile):
       return default
     if entry.file_size > limit:
       raise CheckpointError(
-          f"{archive.filename}: {name} has {entry.file_size} bytes; no"
-          " checkpoint needs so many."
+        f"{archive.filename}: {name} has {entry.file_size} bytes; no"
+        " checkpoint needs so many."
       )
     if entry.compress_type != zipfile.ZIP_STORED:
       return archive.read(entry)
@@ -123,15 +122,15 @@ class TorchFile(tensor_file.TensorFile):
   def _content(self, entry, name, start, count) -> bytearray:
     """A part of an entry; of a whole one the check sum is compared."""
     content = tensor_file.read_bytes(
-        self.path, self._data_offset(entry) + start, count
+      self.path, self._data_offset(entry) + start, count
     )
     # A part has no check sum of its own. Zero means that PyTorch was told to
     # leave check sums out.
     is_checked = count == entry.file_size and entry.CRC
     if is_checked and zlib.crc32(content) != entry.CRC:
       raise CheckpointError(
-          f"{self.path} is damaged: the check sum of {name!r} does not fit its"
-          " content. Download or copy it again."
+        f"{self.path} is damaged: the check sum of {name!r} does not fit its"
+        " content. Download or copy it again."
       )
     return content
 
@@ -150,24 +149,24 @@ class TorchFile(tensor_file.TensorFile):
         problems.append(f"{name!r} is compressed, which PyTorch never does")
       elif entry.file_size != size:
         problems.append(
-            f"{name!r} has {entry.file_size} bytes instead of {size}"
+          f"{name!r} has {entry.file_size} bytes instead of {size}"
         )
     if problems:
       raise CheckpointError(
-          f"{path} is damaged: {'; '.join(problems[:5])}"
-          f"{f'; and {len(problems) - 5} more' if len(problems) > 5 else ''}."
-          " Download or copy it again."
+        f"{path} is damaged: {'; '.join(problems[:5])}"
+        f"{f'; and {len(problems) - 5} more' if len(problems) > 5 else ''}."
+        " Download or copy it again."
       )
 
   def _data_offset(self, entry: zipfile.ZipInfo) -> int:
     """Where an entry's bytes begin: its local header may be padded."""
     header = tensor_file.read_bytes(
-        self.path, entry.header_offset, _LOCAL_HEADER
+      self.path, entry.header_offset, _LOCAL_HEADER
     )
     if header[:4] != _ZIP:
       raise CheckpointError(
-          f"{self.path} is damaged: no entry begins at byte"
-          f" {entry.header_offset}. Download or copy it again."
+        f"{self.path} is damaged: no entry begins at byte"
+        f" {entry.header_offset}. Download or copy it again."
       )
     name, extra = struct.unpack_from("<HH", header, 26)
     return entry.header_offset + _LOCAL_HEADER + name + extra
@@ -180,23 +179,23 @@ def _check_kind(path: pathlib.Path) -> None:
     return
   if start.startswith(_LEGACY):
     raise CheckpointError(
-        f"{path} is in the format of PyTorch before 1.6. Save it again with a"
-        " newer one: torch.save(torch.load(FILE, weights_only=True), NEW)."
+      f"{path} is in the format of PyTorch before 1.6. Save it again with a"
+      " newer one: torch.save(torch.load(FILE, weights_only=True), NEW)."
     )
   if start.startswith(b"version https://git-lfs"):
     raise CheckpointError(
-        f"{path} is a pointer of Git LFS, not the weights: run git lfs pull."
+      f"{path} is a pointer of Git LFS, not the weights: run git lfs pull."
     )
   if not start:
     raise CheckpointError(f"{path} is empty. Download or copy it again.")
   if start[:1] == b"\x80":
     raise CheckpointError(
-        f"{path} was refused: it is a plain pickle, which may run code, and not"
-        " the archive that torch.save writes."
+      f"{path} was refused: it is a plain pickle, which may run code, and not"
+      " the archive that torch.save writes."
     )
   raise CheckpointError(
-      f"{path} is no PyTorch checkpoint: expected the zip archive that"
-      " torch.save writes. If it was downloaded, download it again."
+    f"{path} is no PyTorch checkpoint: expected the zip archive that"
+    " torch.save writes. If it was downloaded, download it again."
   )
 
 

@@ -24,21 +24,36 @@ CheckpointError = tensor_file.CheckpointError
 MAX_BYTES = 2**28
 
 _STORAGES = {
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "ShortStorage": "int16",
-    "IntStorage": "int32",
-    "LongStorage": "int64",
-    "BoolStorage": "bool",
+  "HalfStorage": "float16",
+  "BFloat16Storage": "bfloat16",
+  "FloatStorage": "float32",
+  "DoubleStorage": "float64",
+  "CharStorage": "int8",
+  "ByteStorage": "uint8",
+  "ShortStorage": "int16",
+  "IntStorage": "int32",
+  "LongStorage": "int64",
+  "BoolStorage": "bool",
 }
-_DTYPES = frozenset({
-    "float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16",
-    "int32", "int64", "bool", "half", "float", "double", "long", "int",
-})
+_DTYPES = frozenset(
+  {
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+    "int8",
+    "uint8",
+    "int16",
+    "int32",
+    "int64",
+    "bool",
+    "half",
+    "float",
+    "double",
+    "long",
+    "int",
+  }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +107,8 @@ def load(content: bytes, source: str) -> Any:
   """
   if len(content) > MAX_BYTES:
     raise CheckpointError(
-        f"{source} lists its tensors in {len(content)} bytes, more than"
-        f" {MAX_BYTES}: this is no checkpoint of weights."
+      f"{source} lists its tensors in {len(content)} bytes, more than"
+      f" {MAX_BYTES}: this is no checkpoint of weights."
     )
   machine = _Machine(source)
   try:
@@ -104,8 +119,8 @@ def load(content: bytes, source: str) -> Any:
   except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
     # genops and the machine's stack, on bytes that are no pickle.
     raise CheckpointError(
-        f"{source} is damaged: its list of tensors cannot be read ({error})."
-        " Download or copy it again."
+      f"{source} is damaged: its list of tensors cannot be read ({error})."
+      " Download or copy it again."
     ) from error
   return machine.result
 
@@ -124,7 +139,7 @@ def tensors(tree: Any, source: str) -> dict[str, StoredTensor]:
     visited += 1
     if depth > 16 or visited > 10**6:
       raise CheckpointError(
-          f"{source} nests its values deeper than any checkpoint does."
+        f"{source} nests its values deeper than any checkpoint does."
       )
     if isinstance(value, StoredTensor):
       if name in found:
@@ -146,12 +161,28 @@ def tensors(tree: Any, source: str) -> dict[str, StoredTensor]:
 class _Machine:
   """Stack, marks and memo of a pickle, for the instructions allowed here."""
 
-  _PUSH = frozenset({
-      "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG",
-      "BINFLOAT", "FLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
-      "UNICODE", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
+  _PUSH = frozenset(
+    {
+      "BININT",
+      "BININT1",
+      "BININT2",
+      "LONG1",
+      "LONG4",
+      "INT",
+      "LONG",
+      "BINFLOAT",
+      "FLOAT",
+      "BINUNICODE",
+      "SHORT_BINUNICODE",
+      "BINUNICODE8",
+      "UNICODE",
+      "BINSTRING",
+      "SHORT_BINSTRING",
+      "BINBYTES",
+      "SHORT_BINBYTES",
       "BINBYTES8",
-  })
+    }
+  )
   _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
   _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -182,9 +213,9 @@ class _Machine:
       handler = getattr(self, f"_{opcode.lower()}", None)
       if handler is None:
         raise CheckpointError(
-            f"{self.source} was refused: its pickle uses the instruction"
-            f" {opcode}, which lists of tensors do not need and code does."
-            f" {_SAFER}"
+          f"{self.source} was refused: its pickle uses the instruction"
+          f" {opcode}, which lists of tensors do not need and code does."
+          f" {_SAFER}"
         )
       handler(argument)
 
@@ -267,8 +298,8 @@ class _Machine:
     if is_storage or is_dtype or (module, name) in _ACTIONS:
       return _Name(module, name)
     raise CheckpointError(
-        f"{self.source} was refused: its pickle would run {module}.{name}, and"
-        f" weights need no code. {_SAFER}"
+      f"{self.source} was refused: its pickle would run {module}.{name}, and"
+      f" weights need no code. {_SAFER}"
     )
 
   def _reduce(self, _):
@@ -281,8 +312,8 @@ class _Machine:
       action = _ACTIONS.get((function.module, function.name))
     if action is None:
       raise CheckpointError(
-          f"{self.source} was refused: its pickle calls {function!r}, which"
-          f" rebuilds no tensor. {_SAFER}"
+        f"{self.source} was refused: its pickle calls {function!r}, which"
+        f" rebuilds no tensor. {_SAFER}"
       )
     return action(self, *arguments)
 
@@ -291,8 +322,8 @@ class _Machine:
     self.stack.pop()
     if not isinstance(self.stack[-1], (dict, StoredTensor)):
       raise CheckpointError(
-          f"{self.source} was refused: its pickle sets attributes of"
-          f" {self.stack[-1]!r}. {_SAFER}"
+        f"{self.source} was refused: its pickle sets attributes of"
+        f" {self.stack[-1]!r}. {_SAFER}"
       )
 
   def _binpersid(self, _):
@@ -308,9 +339,7 @@ class _Machine:
   def tensor(self, storage, offset, shape, strides, *_):
     if not isinstance(storage, Storage):
       raise ValueError("a tensor without storage")
-    made = StoredTensor(
-        storage, int(offset), _counts(shape), _counts(strides)
-    )
+    made = StoredTensor(storage, int(offset), _counts(shape), _counts(strides))
     if len(made.shape) != len(made.strides) or made.offset < 0:
       raise ValueError("a tensor whose strides do not fit its shape")
     if made.offset + made.extent > storage.size:
@@ -338,16 +367,16 @@ def _counts(values) -> tuple[int, ...]:
 
 
 _SAFER = (
-    "If you trust where it comes from, load it there and save its state dict"
-    " as .safetensors."
+  "If you trust where it comes from, load it there and save its state dict"
+  " as .safetensors."
 )
 _ACTIONS = {
-    ("collections", "OrderedDict"): _Machine.ordered_dict,
-    ("torch._utils", "_rebuild_tensor_v2"): _Machine.tensor,
-    ("torch._utils", "_rebuild_parameter"): _Machine.parameter,
-    ("torch._tensor", "_rebuild_from_type_v2"): _Machine.of_type,
-    ("torch", "Tensor"): _Machine.inert,
-    ("torch.nn.parameter", "Parameter"): _Machine.inert,
-    ("torch", "Size"): _Machine.size,
-    ("torch", "device"): _Machine.inert,
+  ("collections", "OrderedDict"): _Machine.ordered_dict,
+  ("torch._utils", "_rebuild_tensor_v2"): _Machine.tensor,
+  ("torch._utils", "_rebuild_parameter"): _Machine.parameter,
+  ("torch._tensor", "_rebuild_from_type_v2"): _Machine.of_type,
+  ("torch", "Tensor"): _Machine.inert,
+  ("torch.nn.parameter", "Parameter"): _Machine.inert,
+  ("torch", "Size"): _Machine.size,
+  ("torch", "device"): _Machine.inert,
 }

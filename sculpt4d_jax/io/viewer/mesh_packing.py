@@ -38,10 +38,10 @@ class Quantization:
 def clip_quantization(meshes: Sequence[TriangleMesh]) -> Quantization:
   """The cube around all frames; a unit cube if every frame is empty."""
   corners = [
-      corner
-      for mesh in meshes
-      if not mesh.is_empty
-      for corner in (mesh.vertices.min(axis=0), mesh.vertices.max(axis=0))
+    corner
+    for mesh in meshes
+    if not mesh.is_empty
+    for corner in (mesh.vertices.min(axis=0), mesh.vertices.max(axis=0))
   ]
   if not corners:
     return Quantization((-0.5, -0.5, -0.5), 1.0 / _STEPS)
@@ -51,13 +51,13 @@ def clip_quantization(meshes: Sequence[TriangleMesh]) -> Quantization:
 
 
 def pack_mesh(
-    mesh: TriangleMesh, quantization: Quantization
+  mesh: TriangleMesh, quantization: Quantization
 ) -> dict[str, int | str]:
   """A mesh for the page's JSON: counts and deflated, base64-coded bytes."""
   if mesh.is_empty:
     return {"vertices": 0, "faces": 0, "data": ""}
   whole = np.round(
-      (mesh.vertices - np.array(quantization.origin)) / quantization.step
+    (mesh.vertices - np.array(quantization.origin)) / quantization.step
   )
   whole = np.clip(whole, 0, _STEPS).astype("<u2")
   # Wraps modulo 2^16, as the sum in the page does.
@@ -67,14 +67,14 @@ def pack_mesh(
   planes = [_byte_planes(column) for column in steps.T] + [_byte_planes(zigzag)]
   packed = zlib.compress(b"".join(planes), 9)
   return {
-      "vertices": mesh.num_vertices,
-      "faces": mesh.num_faces,
-      "data": base64.b64encode(packed).decode("ascii"),
+    "vertices": mesh.num_vertices,
+    "faces": mesh.num_faces,
+    "data": base64.b64encode(packed).decode("ascii"),
   }
 
 
 def unpack_mesh(
-    packed: dict[str, int | str], quantization: Quantization
+  packed: dict[str, int | str], quantization: Quantization
 ) -> TriangleMesh:
   """The mesh that the page shows: faces as they were, positions rounded."""
   num_vertices, num_corners = packed["vertices"], 3 * packed["faces"]

@@ -6,8 +6,8 @@ looks, `decoder.js` unpacks the meshes, `renderer.js` draws them with WebGL from
 where `orbit.js` says, and `viewer.js` is the player.
 """
 
-from collections.abc import Mapping, Sequence
 import base64
+from collections.abc import Mapping, Sequence
 import html
 from importlib import resources
 import io
@@ -33,15 +33,15 @@ _SCRIPTS = ("decoder.js", "renderer.js", "orbit.js", "viewer.js")
 
 
 def write_viewer(
-    path: PathLike,
-    meshes: Sequence[TriangleMesh],
-    fps: float,
-    video_frames: np.ndarray | None = None,
-    *,
-    title: str = "Sculpt4D",
-    details: Mapping[str, Any] | None = None,
-    max_faces: int | None = 60_000,
-    max_picture_side: int = 512,
+  path: PathLike,
+  meshes: Sequence[TriangleMesh],
+  fps: float,
+  video_frames: np.ndarray | None = None,
+  *,
+  title: str = "Sculpt4D",
+  details: Mapping[str, Any] | None = None,
+  max_faces: int | None = 60_000,
+  max_picture_side: int = 512,
 ) -> None:
   """Writes a self-contained page that plays the meshes beside the video.
 
@@ -71,11 +71,11 @@ def write_viewer(
   quantization = mesh_packing.clip_quantization(meshes)
   pictures = [] if video_frames is None else video_frames
   data = {
-      "fps": float(fps),
-      "origin": quantization.origin,
-      "step": quantization.step,
-      "frames": [mesh_packing.pack_mesh(mesh, quantization) for mesh in meshes],
-      "pictures": [_data_uri(image, max_picture_side) for image in pictures],
+    "fps": float(fps),
+    "origin": quantization.origin,
+    "step": quantization.step,
+    "frames": [mesh_packing.pack_mesh(mesh, quantization) for mesh in meshes],
+    "pictures": [_data_uri(image, max_picture_side) for image in pictures],
   }
   page = _fill_template(title, details or {}, data)
   atomic.write_bytes(path, page.encode("utf-8"))
@@ -87,12 +87,12 @@ def _check_video(video_frames: np.ndarray | None, num_frames: int) -> None:
   shape, dtype = np.shape(video_frames), np.asarray(video_frames).dtype
   if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
     raise ValueError(
-        f"video_frames must be uint8 [F, h, w, 3], got {dtype} {list(shape)}."
+      f"video_frames must be uint8 [F, h, w, 3], got {dtype} {list(shape)}."
     )
   if shape[0] != num_frames:
     raise ValueError(
-        f"there are {num_frames} meshes but {shape[0]} video frames; give the"
-        " resampled frames, one for each mesh."
+      f"there are {num_frames} meshes but {shape[0]} video frames; give the"
+      " resampled frames, one for each mesh."
     )
 
 
@@ -100,7 +100,7 @@ def _simplified(mesh: TriangleMesh, max_faces: int | None) -> TriangleMesh:
   if max_faces is None or mesh.num_faces <= max_faces:
     return mesh
   vertices, faces = fast_simplification.simplify(
-      mesh.vertices, mesh.faces, target_count=max_faces
+    mesh.vertices, mesh.faces, target_count=max_faces
   )
   return TriangleMesh(vertices, faces)
 
@@ -115,20 +115,20 @@ def _data_uri(image: np.ndarray, max_side: int) -> str:
 
 
 def _fill_template(
-    title: str, details: Mapping[str, Any], data: Mapping[str, Any]
+  title: str, details: Mapping[str, Any], data: Mapping[str, Any]
 ) -> str:
   files = resources.files("sculpt4d_jax.io.viewer")
   program = "\n".join((files / name).read_text("utf-8") for name in _SCRIPTS)
   parts = {
-      "title": html.escape(title),
-      "details": "\n".join(
-          f"<dt>{html.escape(str(name))}</dt>"
-          f"<dd>{html.escape(_as_text(value))}</dd>"
-          for name, value in details.items()
-      ),
-      # "<" could end the script element; JSON may write it as an escape.
-      "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-      "program": program,
+    "title": html.escape(title),
+    "details": "\n".join(
+      f"<dt>{html.escape(str(name))}</dt>"
+      f"<dd>{html.escape(_as_text(value))}</dd>"
+      for name, value in details.items()
+    ),
+    # "<" could end the script element; JSON may write it as an escape.
+    "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+    "program": program,
   }
   template = (files / "template.html").read_text("utf-8")
   # One pass, so that nothing inside a part is taken for a placeholder.

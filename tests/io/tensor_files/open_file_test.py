@@ -14,8 +14,8 @@ from sculpt4d_jax.io.tensor_files import tensor_file
 from tests.io import hunyuan_checkpoints as checkpoints
 
 TENSORS = {
-    "a": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
-    "b": np.ones((3,), np.float16),
+  "a": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+  "b": np.ones((3,), np.float16),
 }
 
 
@@ -47,13 +47,12 @@ def test_reads_safetensors(tmp_path):
 def test_writes_what_the_library_reads(tmp_path):
   path = tmp_path / "x.safetensors"
   infos = {
-      n: tensor_file.TensorInfo(a.shape, a.dtype.name)
-      for n, a in TENSORS.items()
+    n: tensor_file.TensorInfo(a.shape, a.dtype.name) for n, a in TENSORS.items()
   }
   with open(path, "wb") as file:
     # The order of the values need not be that of the header.
     safetensors_file.write(
-        file, infos, reversed(TENSORS.items()), {"who": "tests"}
+      file, infos, reversed(TENSORS.items()), {"who": "tests"}
     )
   loaded = safetensors.numpy.load_file(path)
   for name, array in TENSORS.items():
@@ -74,16 +73,16 @@ def test_truncated(tmp_path, lost):
 
 
 @pytest.mark.parametrize(
-    "header, reason",
-    [
-        (b"not json", "header"),
-        (b"[1, 2]", "header"),
-        (b'{"a": {"dtype": "F32"}}', "header"),
-        (
-            b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
-            "has 4 bytes",
-        ),
-    ],
+  "header, reason",
+  [
+    (b"not json", "header"),
+    (b"[1, 2]", "header"),
+    (b'{"a": {"dtype": "F32"}}', "header"),
+    (
+      b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+      "has 4 bytes",
+    ),
+  ],
 )
 def test_damaged(tmp_path, header, reason):
   path = tmp_path / "x.safetensors"

@@ -61,29 +61,29 @@ def test_reads_what_torch_saves(tmp_path):
   base = torch.arange(24.0).reshape(4, 6)
   module = torch.nn.Linear(3, 2)
   content = {
-      "model": module.state_dict(),  # An OrderedDict with an attribute.
-      "parameter": torch.nn.Parameter(base.half()),
-      "views": [base[1:3, ::2], base.T, base[0, 0]],  # One storage, strides.
-      "empty": torch.zeros(0, 3),
-      "step": 7,
-      "name": "x",
-      "size": base.shape,
-      "brain": base.bfloat16(),
-      "device": torch.device("cpu"),
-      "dtype": torch.float16,
+    "model": module.state_dict(),  # An OrderedDict with an attribute.
+    "parameter": torch.nn.Parameter(base.half()),
+    "views": [base[1:3, ::2], base.T, base[0, 0]],  # One storage, strides.
+    "empty": torch.zeros(0, 3),
+    "step": 7,
+    "name": "x",
+    "size": base.shape,
+    "brain": base.bfloat16(),
+    "device": torch.device("cpu"),
+    "dtype": torch.float16,
   }
   path = tmp_path / "a.pt"
   torch.save(content, path)
   file = open_file.open_file(path)
   expected = {
-      "model.weight": module.weight.detach(),
-      "model.bias": module.bias.detach(),
-      "parameter": base.half(),
-      "views.0": base[1:3, ::2],
-      "views.1": base.T,
-      "views.2": base[0, 0],
-      "empty": content["empty"],
-      "brain": base,
+    "model.weight": module.weight.detach(),
+    "model.bias": module.bias.detach(),
+    "parameter": base.half(),
+    "views.0": base[1:3, ::2],
+    "views.1": base.T,
+    "views.2": base[0, 0],
+    "empty": content["empty"],
+    "brain": base,
   }
   assert file.tensors.keys() == expected.keys()
   for name, tensor in expected.items():
@@ -102,7 +102,7 @@ def test_reads_archives_without_check_sums(tmp_path):
   finally:
     torch.serialization.set_crc32_options(True)
   np.testing.assert_array_equal(
-      open_file.open_file(path).read("a"), np.arange(5)
+    open_file.open_file(path).read("a"), np.arange(5)
   )
 
 
@@ -111,12 +111,11 @@ def test_torch_reads_what_the_tests_write(tmp_path):
   tensors = write(tmp_path / "a.pt")
   loaded = torch.load(tmp_path / "a.pt", weights_only=True)
   np.testing.assert_array_equal(
-      loaded["model"]["b.c"].numpy(), tensors["model.b.c"]
+    loaded["model"]["b.c"].numpy(), tensors["model.b.c"]
   )
 
 
 class _Evil:
-
   def __init__(self, path):
     self.path = path
 
@@ -136,28 +135,28 @@ def test_code_is_refused_and_not_run(tmp_path, protocol):
 
 
 @pytest.mark.parametrize(
-    "content, reason",
-    [
-        (b"\x80\x02cos\nsystem\n.", "os.system"),
-        (b"\x80\x02cbuiltins\neval\n(X\x01\x00\x00\x001tR.", "builtins.eval"),
-        (b"(ios\nsystem\n.", "INST"),
-        (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "NEWOBJ"),
-        (b"\x80\x02cbuiltins\ngetattr\n.", "builtins.getattr"),
-        (b"\x80\x02ctorch\nload\n.", "torch.load"),
-        (
-            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2.__globals__\n.",
-            "__globals__",
-        ),
-        # An attribute set on something that is no dictionary.
-        (b"\x80\x02ctorch\nHalfStorage\n}b.", "sets attributes"),
-        (b"\x80\x02ctorch\nHalfStorage\n)R.", "calls"),
-        (b"\x80\x02K\x01K\x02\x86.", "no tensors"),
-        (b"\x80\x02}X\x01\x00", "damaged"),
-        (b"hello", "damaged"),
-        (b"\x80\x02h\x05.", "damaged"),  # A memo that was never written.
-        (b"\x80\x02t.", "damaged"),  # A tuple without a mark.
-        (b"\x80\x02}}s.", "damaged"),  # Too few things to set.
-    ],
+  "content, reason",
+  [
+    (b"\x80\x02cos\nsystem\n.", "os.system"),
+    (b"\x80\x02cbuiltins\neval\n(X\x01\x00\x00\x001tR.", "builtins.eval"),
+    (b"(ios\nsystem\n.", "INST"),
+    (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "NEWOBJ"),
+    (b"\x80\x02cbuiltins\ngetattr\n.", "builtins.getattr"),
+    (b"\x80\x02ctorch\nload\n.", "torch.load"),
+    (
+      b"\x80\x02ctorch._utils\n_rebuild_tensor_v2.__globals__\n.",
+      "__globals__",
+    ),
+    # An attribute set on something that is no dictionary.
+    (b"\x80\x02ctorch\nHalfStorage\n}b.", "sets attributes"),
+    (b"\x80\x02ctorch\nHalfStorage\n)R.", "calls"),
+    (b"\x80\x02K\x01K\x02\x86.", "no tensors"),
+    (b"\x80\x02}X\x01\x00", "damaged"),
+    (b"hello", "damaged"),
+    (b"\x80\x02h\x05.", "damaged"),  # A memo that was never written.
+    (b"\x80\x02t.", "damaged"),  # A tuple without a mark.
+    (b"\x80\x02}}s.", "damaged"),  # Too few things to set.
+  ],
 )
 def test_other_pickles_are_refused(tmp_path, content, reason):
   path = tmp_path / "a.pt"
@@ -178,7 +177,7 @@ def test_a_view_beyond_its_storage_is_refused():
   # The storage promises 6 numbers; ask for a thousand rows.
   columns = b"J\x03\x00\x00\x00t("
   widened = machine_input.replace(
-      b"(J\x02\x00\x00\x00" + columns, b"(J\xe8\x03\x00\x00" + columns
+    b"(J\x02\x00\x00\x00" + columns, b"(J\xe8\x03\x00\x00" + columns
   )
   assert widened != machine_input
   with pytest.raises(tensor_file.CheckpointError, match="beyond"):
@@ -216,13 +215,13 @@ def test_flipped_bits_are_found_by_the_check_sum(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, reason",
-    [
-        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"<html>not found</html>", "no PyTorch checkpoint"),
-        (pickle.dumps({"a": 1}), "plain pickle"),
-        (torch_file._LEGACY + b"more", "before 1.6"),
-    ],
+  "content, reason",
+  [
+    (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    (b"<html>not found</html>", "no PyTorch checkpoint"),
+    (pickle.dumps({"a": 1}), "plain pickle"),
+    (torch_file._LEGACY + b"more", "before 1.6"),
+  ],
 )
 def test_foreign_files(tmp_path, content, reason):
   path = tmp_path / "a.bin"

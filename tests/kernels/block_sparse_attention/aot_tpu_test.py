@@ -15,14 +15,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 def test_every_call_has_its_mask_and_dtype():
   calls = {
-      what: aot_tpu.make_call(what, 4, 32, heads=4, tokens_per_frame=4096)
-      for what in aot_tpu.WHAT
+    what: aot_tpu.make_call(what, 4, 32, heads=4, tokens_per_frame=4096)
+    for what in aot_tpu.WHAT
   }
   assert calls["paper"].shape == (1, 4, 4 * 4096, 128)
   assert calls["dense"].mask.density() == 1.0
   assert not calls["lists"].mask.is_power_of_two
   assert {x for x, call in calls.items() if call.dtype == "float32"} == {
-      "float32"
+    "float32"
   }
   axes = {what: call.axis for what, call in calls.items() if call.axis}
   assert axes == {"sharded_heads": "heads", "sharded_frames": "frames"}
@@ -46,13 +46,18 @@ def test_compiles_for(chip, what):
   if importlib.util.find_spec("libtpu") is None:
     pytest.skip('libtpu is not installed: pip install "jax[tpu]"')
   command = [
-      *(sys.executable, "-m", "kernels.block_sparse_attention.aot_tpu"),
-      *("--what", what, "--chips", chip, "--frames", "8", "--heads", "4"),
+    *(sys.executable, "-m", "kernels.block_sparse_attention.aot_tpu"),
+    *("--what", what, "--chips", chip, "--frames", "8", "--heads", "4"),
   ]
   result = subprocess.run(
-      command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True,
-      timeout=900, check=False,
-  )  # fmt: skip
+    command,
+    cwd=ROOT,
+    env=dict(os.environ),
+    capture_output=True,
+    text=True,
+    timeout=900,
+    check=False,
+  )
   assert result.returncode == 0, result.stderr
   lines = [line.split() for line in result.stdout.splitlines()]
   rows = {line[3]: line for line in lines if line[:2] == [what, chip]}

@@ -44,7 +44,7 @@ def test_attention_by_hand():
   zeros = jnp.zeros((1, 1, 4, 1))
   value = jnp.array([1.0, 2.0, 4.0, 8.0]).reshape(1, 1, 4, 1)
   output, log_sum_exp = bsa.block_sparse_attention(
-      zeros, zeros, value, mask, return_log_sum_exp=True
+    zeros, zeros, value, mask, return_log_sum_exp=True
   )
   sums = [1 + 2 + 4, 1 + 2 + 8, 1 + 4 + 8, 2 + 4 + 8]
   expected = np.array(sums) / 3
@@ -57,7 +57,7 @@ def test_orders_agree_after_permutation(small, blocks):
   mask = bsa.BlockMask(4, blocks, schedule=(1, 2, 4))
   inputs = kernel_shapes.random_inputs((2, 2, 4 * 24, 8))
   attend = jax.jit(
-      bsa.block_sparse_attention, static_argnames=("mask", "token_order")
+    bsa.block_sparse_attention, static_argnames=("mask", "token_order")
   )
   order = bsa.bit_reversed_tokens(24, blocks)
 
@@ -76,7 +76,7 @@ def test_unseen_tokens_have_no_influence(small):
   # Block 1 of frame 3 does not see block 0 of frame 1 (distance 2, stride 4).
   query, key, value = kernel_shapes.random_inputs(SHAPE)
   gradient = jax.grad(
-      lambda value: attend(query, key, value)[:, :, 26:28].sum()
+    lambda value: attend(query, key, value)[:, :, 26:28].sum()
   )(value)
   assert not gradient[:, :, 8:10].any()
   assert gradient[:, :, 0:8].all()  # The anchor frame.
@@ -95,7 +95,7 @@ def test_output_has_the_dtype_of_the_input(small, dtype):
   assert output.dtype == dtype and log_sum_exp.dtype == jnp.float32
   expected = attend(*(x.astype(jnp.float32) for x in inputs))
   np.testing.assert_allclose(
-      output.astype(jnp.float32), expected, rtol=1e-2, atol=1e-2
+    output.astype(jnp.float32), expected, rtol=1e-2, atol=1e-2
   )
 
 
@@ -126,15 +126,15 @@ def test_unknown_choices_are_refused():
 
 
 @pytest.mark.parametrize(
-    "shapes, message",
-    [
-        ([(2, 32, 8)] * 3, r"query must be \[B, H, S, K\]"),
-        ([SHAPE, (2, 1, 32, 8), SHAPE], "key must have the shape of query"),
-        ([SHAPE, SHAPE, (2, 2, 32, 4)], "value must have the shape of query"),
-        ([(2, 2, 30, 8)] * 3, "S=30 tokens, not a positive multiple"),
-        ([(2, 2, 0, 8)] * 3, "S=0 tokens"),
-        ([(2, 2, 24, 8)] * 3, "tokens_per_frame=6 is not a positive multiple"),
-    ],
+  "shapes, message",
+  [
+    ([(2, 32, 8)] * 3, r"query must be \[B, H, S, K\]"),
+    ([SHAPE, (2, 1, 32, 8), SHAPE], "key must have the shape of query"),
+    ([SHAPE, SHAPE, (2, 2, 32, 4)], "value must have the shape of query"),
+    ([(2, 2, 30, 8)] * 3, "S=30 tokens, not a positive multiple"),
+    ([(2, 2, 0, 8)] * 3, "S=0 tokens"),
+    ([(2, 2, 24, 8)] * 3, "tokens_per_frame=6 is not a positive multiple"),
+  ],
 )
 def test_bad_shapes_are_refused(shapes, message):
   with pytest.raises(ValueError, match=message):
@@ -155,22 +155,27 @@ def test_kernels_need_no_other_package():
   """The folder works alone: on a path that has nothing else of this project."""
   folder = pathlib.Path(api.__file__).parents[1]
   program = (
-      "import sys; import block_sparse_attention as bsa;"
-      " import jax.numpy as jnp;"
-      " x = jnp.ones((1, 1, 16, 4)); mask = bsa.BlockMask(2, 4);"
-      " print(bsa.block_sparse_attention(x, x, x, mask).sum());"
-      " assert not any(name.startswith('sculpt4d') for name in sys.modules)"
+    "import sys; import block_sparse_attention as bsa;"
+    " import jax.numpy as jnp;"
+    " x = jnp.ones((1, 1, 16, 4)); mask = bsa.BlockMask(2, 4);"
+    " print(bsa.block_sparse_attention(x, x, x, mask).sum());"
+    " assert not any(name.startswith('sculpt4d') for name in sys.modules)"
   )
   done = subprocess.run(
-      [sys.executable, "-c", program],
-      cwd=folder, capture_output=True, text=True, check=False,
-  )  # fmt: skip
+    [sys.executable, "-c", program],
+    cwd=folder,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr
   assert float(done.stdout) == 64.0
 
 
 def test_sharding_over_batch_and_heads_needs_no_communication(run_on_devices):
-  run_on_devices(4, """
+  run_on_devices(
+    4,
+    """
       import jax, numpy as np
       from jax.sharding import AxisType, NamedSharding, PartitionSpec
       from sculpt4d_jax.kernels import block_sparse_attention as bsa
@@ -192,4 +197,5 @@ def test_sharding_over_batch_and_heads_needs_no_communication(run_on_devices):
         for exchange in ("all-gather", "all-to-all", "collective-permute"):
           assert exchange not in run.as_text(), (limit, exchange)
         np.testing.assert_allclose(run(*inputs), expected, atol=1e-5)
-      """)
+      """,
+  )

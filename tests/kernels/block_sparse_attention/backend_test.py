@@ -29,24 +29,28 @@ BlockMask = bsa.BlockMask
 
 # Small inputs go the way of large ones, in several chunks, steps and groups.
 TILES = xla.TileSizes(
-    chunk_scores=64, chunk_tokens=2, step_tokens=8, group_tokens=64
+  chunk_scores=64, chunk_tokens=2, step_tokens=8, group_tokens=64
 )
 # Of backends with sizes of their own; the GPU's granules are 64 tokens at least.
 OPTIONS = {
-    "pallas_tpu": dict(
-        tiles=tpu_tiles.TileSizes(
-            piece_tokens=4, near=(1, 2), far=(2, 1), stream=2, lanes=1,
-            spare_vector_units=True,
-        )  # fmt: skip
+  "pallas_tpu": dict(
+    tiles=tpu_tiles.TileSizes(
+      piece_tokens=4,
+      near=(1, 2),
+      far=(2, 1),
+      stream=2,
+      lanes=1,
+      spare_vector_units=True,
     )
+  )
 }
 
 
 def all_backends() -> dict[str, Callable[..., tuple[jax.Array, jax.Array]]]:
   """Everything that computes attention, as it runs on a CPU."""
   found = {
-      f"xla_{path}": functools.partial(xla.attention, path=path, tiles=TILES)
-      for path in ("small", "contiguous", "lists")
+    f"xla_{path}": functools.partial(xla.attention, path=path, tiles=TILES)
+    for path in ("small", "contiguous", "lists")
   }
   for name, attention in api._BACKENDS.items():
     if name in ("reference", "xla"):
@@ -90,7 +94,7 @@ class Case:
 
   def inputs(self):
     return shapes.random_inputs(
-        self.array_shape, jnp.dtype(self.dtype), self.logit_size
+      self.array_shape, jnp.dtype(self.dtype), self.logit_size
     )
 
   def __str__(self) -> str:
@@ -109,16 +113,16 @@ class Case:
 
 PAPER = shapes.PAPER_SCHEDULE
 EVERYDAY = (
-    Case(BlockMask(6, 8), block_size=3, heads=3),
-    Case(BlockMask(16, 16), block_size=1, token_order="bit_reversed"),
-    Case(BlockMask(4, 5, (1, 2, 4)), token_order="bit_reversed"),
-    Case(BlockMask(7, 32, (4,), anchor_frames=()), block_size=1),
-    Case(
-        BlockMask(5, 8, (2, 6)) | BlockMask(5, 8, (5,), (1, 4)), batch=2, heads=1
-    ),
-    Case(BlockMask(6, 8), block_size=4, dtype="bfloat16"),
-    Case(BlockMask(6, 8), block_size=4, logit_size=100.0),
-    Case(BlockMask(4, 2, (1, 2)), block_size=64, heads=1),
+  Case(BlockMask(6, 8), block_size=3, heads=3),
+  Case(BlockMask(16, 16), block_size=1, token_order="bit_reversed"),
+  Case(BlockMask(4, 5, (1, 2, 4)), token_order="bit_reversed"),
+  Case(BlockMask(7, 32, (4,), anchor_frames=()), block_size=1),
+  Case(
+    BlockMask(5, 8, (2, 6)) | BlockMask(5, 8, (5,), (1, 4)), batch=2, heads=1
+  ),
+  Case(BlockMask(6, 8), block_size=4, dtype="bfloat16"),
+  Case(BlockMask(6, 8), block_size=4, logit_size=100.0),
+  Case(BlockMask(4, 2, (1, 2)), block_size=64, heads=1),
 )
 # Strides that are not powers of two; granules that are large enough for all.
 EVERYDAY_INTERPRETED = (Case(BlockMask(3, 5, (1, 2))), EVERYDAY[-1])
@@ -131,12 +135,12 @@ def sweep() -> tuple[Case, ...]:
   """Frames, blocks, block sizes, schedules: far apart, one at a time."""
   orders = ("natural", "bit_reversed")
   cases = [
-      Case(BlockMask(frames, 8), token_order=orders[frames % 2])
-      for frames in (*range(1, 10), 16)
+    Case(BlockMask(frames, 8), token_order=orders[frames % 2])
+    for frames in (*range(1, 10), 16)
   ]
   cases += [
-      Case(BlockMask(4, blocks), 1 + blocks % 3, orders[blocks % 2])
-      for blocks in range(1, 34)
+    Case(BlockMask(4, blocks), 1 + blocks % 3, orders[blocks % 2])
+    for blocks in range(1, 34)
   ]
   cases += [Case(BlockMask(5, 6), block_size=size) for size in (1, 5, 7)]
   for variant in shapes.ablation_masks(7).values():
@@ -145,22 +149,22 @@ def sweep() -> tuple[Case, ...]:
       for dtype in ("float32", "bfloat16"):
         cases.append(Case(mask, 1, "bit_reversed", dtype))
   cases += [
-      Case(BlockMask(5, 12, (1, 3, 5), (1, 4)), token_order=order)
-      for order in orders
+    Case(BlockMask(5, 12, (1, 3, 5), (1, 4)), token_order=order)
+    for order in orders
   ]
   cases += [
-      Case(BlockMask(3, 64, (64,), anchor_frames=())),
-      Case(BlockMask(5, 8) & BlockMask(5, 8, (2,))),
-      Case(BlockMask(4, 6), logit_size=100.0),
-      Case(BlockMask(4, 8), logit_size=100.0, dtype="bfloat16"),
-      Case(BlockMask(3, 8), head_dim=64, heads=1),
-      Case(BlockMask(3, 8), scale=-1.0),
+    Case(BlockMask(3, 64, (64,), anchor_frames=())),
+    Case(BlockMask(5, 8) & BlockMask(5, 8, (2,))),
+    Case(BlockMask(4, 6), logit_size=100.0),
+    Case(BlockMask(4, 8), logit_size=100.0, dtype="bfloat16"),
+    Case(BlockMask(3, 8), head_dim=64, heads=1),
+    Case(BlockMask(3, 8), scale=-1.0),
   ]
   # Runs of 64 tokens at least, as the GPU backend has them.
   wide = functools.partial(Case, block_size=_WIDE, heads=1)
   cases += [
-      wide(BlockMask(frames, 2, (1, 2)), token_order=orders[frames % 2])
-      for frames in (*range(1, 10), 16)
+    wide(BlockMask(frames, 2, (1, 2)), token_order=orders[frames % 2])
+    for frames in (*range(1, 10), 16)
   ]
   cases += [wide(BlockMask(2, blocks, (1, 4))) for blocks in (1, 3, 5, 16, 33)]
   for variant in shapes.ablation_masks(7, 4).values():
@@ -177,7 +181,7 @@ def results_and_gradients(attention, case):
 
   def loss(*inputs):
     output, log_sum_exp = attention(
-        *inputs, case.mask, scale=case.scale, token_order=case.token_order
+      *inputs, case.mask, scale=case.scale, token_order=case.token_order
     )
     product = (output.astype(jnp.float32) * output_bar).sum()
     product += (log_sum_exp * log_sum_exp_bar).sum()
@@ -192,7 +196,7 @@ def results_and_gradients(attention, case):
   return dict(zip(names, (*results, *gradients)))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def expected_results(case):
   return results_and_gradients(reference.attention, case)
 
@@ -207,11 +211,11 @@ def assert_equals_reference(name, case):
     assert actual[array].dtype == dtype, array
     expected = np.asarray(expected, np.float32)
     np.testing.assert_allclose(
-        np.asarray(actual[array], np.float32),
-        expected,
-        rtol=case.tolerance,
-        atol=case.tolerance * max(1.0, np.abs(expected).max()),
-        err_msg=f"{array} of {name}",
+      np.asarray(actual[array], np.float32),
+      expected,
+      rtol=case.tolerance,
+      atol=case.tolerance * max(1.0, np.abs(expected).max()),
+      err_msg=f"{array} of {name}",
     )
 
 
@@ -271,9 +275,9 @@ def test_jit_vmap_remat_and_scan_agree(name):
 
   def gradients(*inputs):
     return {
-        "vmap": jax.vmap(jax.grad(loss, argnums))(*inputs),
-        "remat and scan": jax.grad(scanned, argnums)(*inputs),
-        "expected": jax.vmap(jax.grad(expected_loss, argnums))(*inputs),
+      "vmap": jax.vmap(jax.grad(loss, argnums))(*inputs),
+      "remat and scan": jax.grad(scanned, argnums)(*inputs),
+      "expected": jax.vmap(jax.grad(expected_loss, argnums))(*inputs),
     }
 
   options = {"xla_backend_optimization_level": 0}
@@ -289,7 +293,9 @@ def test_jit_vmap_remat_and_scan_agree(name):
 
 def test_heads_may_lie_on_several_devices(run_on_devices):
   """Inside shard_map, without communication, on every backend."""
-  run_on_devices(2, """
+  run_on_devices(
+    2,
+    """
       import jax, numpy as np
       from jax.sharding import AxisType, NamedSharding, PartitionSpec
       from sculpt4d_jax.kernels import block_sparse_attention as bsa
@@ -322,4 +328,5 @@ def test_heads_may_lie_on_several_devices(run_on_devices):
           assert exchange not in run.as_text(), (name, exchange)
         for x, y in zip(run(*placed), expected, strict=True):
           np.testing.assert_allclose(x, y, atol=1e-5, err_msg=name)
-      """)
+      """,
+  )

@@ -10,7 +10,7 @@ import pytest
 from tests import conftest
 
 on_linux = pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="reads Linux's resident memory"
+  platform.libc_ver()[0] != "glibc", reason="reads Linux's resident memory"
 )
 
 
@@ -18,10 +18,13 @@ def _run(shape: str) -> list[float]:
   """Fixed and peak MiB, their ratio, measured MiB, its ratio."""
   command = ["-m", "kernels.block_sparse_attention.bench", "--memory"]
   printed = subprocess.run(
-      [sys.executable, *command, "--shapes", shape, "--implementation", "xla"],
-      cwd=conftest.ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-      capture_output=True, text=True, check=True,
-  ).stdout  # fmt: skip
+    [sys.executable, *command, "--shapes", shape, "--implementation", "xla"],
+    cwd=conftest.ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout
   row = next(x for x in printed.splitlines() if shape in x)
   return [float(x) for x in row.split()[2:]]
 

@@ -27,9 +27,9 @@ from tests.kernels.block_sparse_attention import ptx_machine
 
 # Tokens, heads and programs enough for every loop and slot to come round.
 _CASES = (  # Mask, tokens a block, heads, head width, dtype.
-    (mask_lib.BlockMask(2, 2, (1, 2)), 64, 2, 64, jnp.bfloat16),
-    (mask_lib.BlockMask(2, 1), 128, 1, 128, jnp.bfloat16),
-    (mask_lib.BlockMask(3, 1, (1, 1)), 64, 1, 128, jnp.float16),
+  (mask_lib.BlockMask(2, 2, (1, 2)), 64, 2, 64, jnp.bfloat16),
+  (mask_lib.BlockMask(2, 1), 128, 1, 128, jnp.bfloat16),
+  (mask_lib.BlockMask(3, 1, (1, 1)), 64, 1, 128, jnp.float16),
 )
 
 
@@ -40,8 +40,8 @@ def main() -> None:
   for case in _CASES:
     mask, block_size, heads, head_dim, dtype = case
     print(
-        f"{mask}, blocks of {block_size}, {heads} heads of {head_dim},"
-        f" {jnp.dtype(dtype)}:"
+      f"{mask}, blocks of {block_size}, {heads} heads of {head_dim},"
+      f" {jnp.dtype(dtype)}:"
     )
     for name, error in _errors(*case).items():
       print(f"  {name} {error:.1e}", flush=True)
@@ -53,8 +53,8 @@ def _errors(mask, block_size, heads, head_dim, dtype):
   inputs = shapes.random_inputs(shape, dtype)
   keys = jax.random.split(jax.random.key(7), 2)
   bars = (
-      jax.random.normal(keys[0], shape).astype(dtype),
-      jax.random.normal(keys[1], shape[:-1]),
+    jax.random.normal(keys[0], shape).astype(dtype),
+    jax.random.normal(keys[1], shape[:-1]),
   )
 
   def both(attend, **kwargs):
@@ -104,8 +104,8 @@ def _run(text, args, out_type, grid, late):
     for program in range(grid[1]):
       machine.run_block(program, head)
   return [
-      machine.read(order.index(len(args) + i), x.shape, x.dtype)
-      for i, x in enumerate(out_type)
+    machine.read(order.index(len(args) + i), x.shape, x.dtype)
+    for i, x in enumerate(out_type)
   ]
 
 
@@ -113,7 +113,7 @@ def _compile(function, args, device) -> str:
   """PTX of a kernel and the code that launches it."""
   sharding = jax.sharding.SingleDeviceSharding(device)
   types = [
-      jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in args
+    jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in args
   ]
   with aot_gpu.assembler_log() as log, jax.default_device(device):
     jax.jit(function).lower(*types).compile()
@@ -127,26 +127,26 @@ def _parameters(text: str) -> list[int]:
   in the order of the parameters.
   """
   sources = {"%1": 0} | {
-      name: int(index)
-      for name, index in re.findall(
-          r"(%\d+) = getelementptr ptr, ptr %1, i32 (\d+)", text
-      )
+    name: int(index)
+    for name, index in re.findall(
+      r"(%\d+) = getelementptr ptr, ptr %1, i32 (\d+)", text
+    )
   }
   arrays = {
-      name: sources[source]
-      for name, source in re.findall(r"(%\d+) = load ptr, ptr (%\d+)", text)
-      if source in sources
+    name: sources[source]
+    for name, source in re.findall(r"(%\d+) = load ptr, ptr (%\d+)", text)
+    if source in sources
   }
   fields = {
-      name: int(index)
-      for name, index in re.findall(
-          r"(%\d+) = getelementptr \{.*?\}, ptr %\d+, i32 0, i32 (\d+)", text
-      )
+    name: int(index)
+    for name, index in re.findall(
+      r"(%\d+) = getelementptr \{.*?\}, ptr %\d+, i32 0, i32 (\d+)", text
+    )
   }
   order = {
-      fields[field]: arrays[name]
-      for name, field in re.findall(r"store ptr (%\d+), ptr (%\d+)", text)
-      if field in fields
+    fields[field]: arrays[name]
+    for name, field in re.findall(r"store ptr (%\d+), ptr (%\d+)", text)
+    if field in fields
   }
   return [order[i] for i in range(len(order))]
 

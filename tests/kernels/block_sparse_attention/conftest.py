@@ -80,9 +80,14 @@ def run_with_cuda_compiler() -> Callable[..., str]:
     hidden = ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     done = subprocess.run(
-        [sys.executable, "-m", module, *flags], cwd=ROOT, env=environment,
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+      [sys.executable, "-m", module, *flags],
+      cwd=ROOT,
+      env=environment,
+      capture_output=True,
+      text=True,
+      timeout=600,
+      check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -91,7 +96,7 @@ def run_with_cuda_compiler() -> Callable[..., str]:
 
 @pytest.fixture
 def spills_ahead_of_time(
-    run_with_cuda_compiler,
+  run_with_cuda_compiler,
 ) -> Callable[[str, int], dict[str, int]]:
   """A function (target, head_dim): the bytes that each kernel spills there."""
 
@@ -99,10 +104,18 @@ def spills_ahead_of_time(
     if target != "h100" and not hasattr(plgpu, "mma"):
       pytest.skip("needs a jax whose Pallas compiles for Ampere, such as 0.12")
     text = run_with_cuda_compiler(
-        "kernels.block_sparse_attention.aot_gpu", "--target", target,
-        "--frames", "2", "--heads", "1", "--head_dim", str(head_dim),
-        "--backends", "sparse",
-    )  # fmt: skip
+      "kernels.block_sparse_attention.aot_gpu",
+      "--target",
+      target,
+      "--frames",
+      "2",
+      "--heads",
+      "1",
+      "--head_dim",
+      str(head_dim),
+      "--backends",
+      "sparse",
+    )
     kernel = r"attention_(\w+): \d+ registers at launch, (\d+) bytes spilled"
     return {name: int(spilled) for name, spilled in re.findall(kernel, text)}
 

@@ -23,10 +23,10 @@ def by_definition(num_frames, blocks, schedule, anchors):
 def test_small_mask_by_hand():
   mask = BlockMask(2, 2, schedule=(1, 2), anchor_frames=())
   expected = [
-      [1, 1, 1, 0],
-      [1, 1, 0, 1],
-      [1, 0, 1, 1],
-      [0, 1, 1, 1],
+    [1, 1, 1, 0],
+    [1, 1, 0, 1],
+    [1, 0, 1, 1],
+    [0, 1, 1, 1],
   ]
   np.testing.assert_array_equal(mask.dense_blocks(), expected)
 
@@ -34,10 +34,10 @@ def test_small_mask_by_hand():
 def test_anchor_is_one_way():
   mask = BlockMask(2, 2, schedule=(2,), anchor_frames=(0,))
   expected = [
-      [1, 1, 1, 0],
-      [1, 1, 0, 1],
-      [1, 1, 1, 0],
-      [1, 1, 0, 1],
+    [1, 1, 1, 0],
+    [1, 1, 0, 1],
+    [1, 1, 1, 0],
+    [1, 1, 0, 1],
   ]
   np.testing.assert_array_equal(mask.dense_blocks(), expected)
 
@@ -45,16 +45,16 @@ def test_anchor_is_one_way():
 def test_bit_reversed_order_makes_squares():
   mask = BlockMask(1, 4, schedule=(2,), anchor_frames=())
   expected = [
-      [1, 1, 0, 0],
-      [1, 1, 0, 0],
-      [0, 0, 1, 1],
-      [0, 0, 1, 1],
+    [1, 1, 0, 0],
+    [1, 1, 0, 0],
+    [0, 0, 1, 1],
+    [0, 0, 1, 1],
   ]
   np.testing.assert_array_equal(mask.dense_blocks("bit_reversed"), expected)
 
 
 @pytest.mark.parametrize(
-    "schedule", [(1, 1, 2, 4, 8, 16), (4,), (1, 3), (5, 2, 7), (1, 64)]
+  "schedule", [(1, 1, 2, 4, 8, 16), (4,), (1, 3), (5, 2, 7), (1, 64)]
 )
 @pytest.mark.parametrize("anchors", [(), (0,), (1, 3)])
 @pytest.mark.parametrize("blocks", [1, 2, 3, 5, 8, 33])
@@ -66,17 +66,23 @@ def test_mask_equals_definition(schedule, anchors, blocks):
 
 
 @pytest.mark.parametrize(
-    "num_frames, percent", [(8, 58.11), (16, 35.23), (32, 21.50), (64, 14.07)]
+  "num_frames, percent", [(8, 58.11), (16, 35.23), (32, 21.50), (64, 14.07)]
 )
 def test_density_is_the_published_one(num_frames, percent):
   assert round(100 * BlockMask(num_frames, 32).density(), 2) == percent
 
 
 @pytest.mark.parametrize(
-    "variant, percent",
-    [("A", 30.37), ("B", 29.69), ("C", 23.67), ("D", 47.66), ("E", 100.0),
-     ("F", 35.23)],
-)  # fmt: skip
+  "variant, percent",
+  [
+    ("A", 30.37),
+    ("B", 29.69),
+    ("C", 23.67),
+    ("D", 47.66),
+    ("E", 100.0),
+    ("F", 35.23),
+  ],
+)
 def test_ablation_density_is_the_published_one(variant, percent):
   mask = shapes.ablation_masks(16)[variant]
   assert round(100 * mask.density(), 2) == percent
@@ -104,14 +110,13 @@ def test_blocks_always_see_themselves(schedule):
 
 @pytest.mark.parametrize("blocks", [6, 8])
 @pytest.mark.parametrize(
-    "left, right",
-    [((2,), (4,)), ((2,), (3,)), ((1, 2, 4), (5, 3)), ((6,), (4,))],
+  "left, right",
+  [((2,), (4,)), ((2,), (3,)), ((1, 2, 4), (5, 3)), ((6,), (4,))],
 )
 def test_combination_equals_logical_combination(blocks, left, right):
   a, b = BlockMask(3, blocks, left, (1,)), BlockMask(3, blocks, right)
   x, y = a.dense_blocks(), b.dense_blocks()
-  for combined, expected in [(a & b, x & y), (a | b, x | y),
-                             ((a | b) & a, x)]:  # fmt: skip
+  for combined, expected in [(a & b, x & y), (a | b, x | y), ((a | b) & a, x)]:
     np.testing.assert_array_equal(combined.dense_blocks(), expected)
     assert combined.density() == expected.mean()
 
@@ -123,10 +128,15 @@ def test_combination_keeps_powers_of_two():
 
 
 @pytest.mark.parametrize(
-    "blocks, schedule, expected",
-    [(32, (1, 16), True), (32, (1, 3), False), (33, (1, 2), False),
-     (1, (7,), True), (8, (1, 1000), True)],
-)  # fmt: skip
+  "blocks, schedule, expected",
+  [
+    (32, (1, 16), True),
+    (32, (1, 3), False),
+    (33, (1, 2), False),
+    (1, (7,), True),
+    (8, (1, 1000), True),
+  ],
+)
 def test_is_power_of_two(blocks, schedule, expected):
   assert BlockMask(4, blocks, schedule).is_power_of_two is expected
 
@@ -142,7 +152,7 @@ def test_masks_are_values():
 def test_bit_reversal_by_hand():
   np.testing.assert_array_equal(mask_lib.bit_reversal(1), [0])
   np.testing.assert_array_equal(
-      mask_lib.bit_reversal(8), [0, 4, 2, 6, 1, 5, 3, 7]
+    mask_lib.bit_reversal(8), [0, 4, 2, 6, 1, 5, 3, 7]
   )
   np.testing.assert_array_equal(mask_lib.bit_reversal(5), [0, 4, 2, 1, 3])
 
@@ -154,7 +164,7 @@ def test_orders_are_undone_by_their_inverse(blocks):
   for indices in (order, tokens):
     x = np.random.default_rng(0).normal(size=len(indices))
     np.testing.assert_array_equal(
-        x[indices][mask_lib.inverse_order(indices)], x
+      x[indices][mask_lib.inverse_order(indices)], x
     )
   np.testing.assert_array_equal(tokens[::3] // 3, order)
 
@@ -168,11 +178,15 @@ def test_bit_reversal_makes_residues_contiguous(blocks, stride):
 
 
 @pytest.mark.parametrize(
-    "mask",
-    [BlockMask(7, 8), BlockMask(7, 8, (1, 16), ()), BlockMask.dense(2, 4),
-     BlockMask(6, 4, anchor_frames=(2, 5)) & BlockMask(6, 4, (2,))],
-    ids=str,
-)  # fmt: skip
+  "mask",
+  [
+    BlockMask(7, 8),
+    BlockMask(7, 8, (1, 16), ()),
+    BlockMask.dense(2, 4),
+    BlockMask(6, 4, anchor_frames=(2, 5)) & BlockMask(6, 4, (2,)),
+  ],
+  ids=str,
+)
 def test_key_runs_cover_exactly_the_mask(mask):
   expected = mask.dense_blocks("bit_reversed")
   covered = np.zeros_like(expected)
@@ -198,14 +212,14 @@ def test_block_lists_cover_exactly_the_mask(order, blocks):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (dict(num_frames=0, blocks_per_frame=8), "num_frames must be"),
-        (dict(num_frames=2, blocks_per_frame=2.5), "blocks_per_frame must be"),
-        (dict(num_frames=2, blocks_per_frame=8, schedule=()), "at least one"),
-        (dict(num_frames=2, blocks_per_frame=8, schedule=(1, 0)), "at least 1"),
-        (dict(num_frames=2, blocks_per_frame=8, anchor_frames=(2,)), "0..1"),
-    ],
+  "arguments, message",
+  [
+    (dict(num_frames=0, blocks_per_frame=8), "num_frames must be"),
+    (dict(num_frames=2, blocks_per_frame=2.5), "blocks_per_frame must be"),
+    (dict(num_frames=2, blocks_per_frame=8, schedule=()), "at least one"),
+    (dict(num_frames=2, blocks_per_frame=8, schedule=(1, 0)), "at least 1"),
+    (dict(num_frames=2, blocks_per_frame=8, anchor_frames=(2,)), "0..1"),
+  ],
 )
 def test_bad_masks_are_refused(arguments, message):
   with pytest.raises(ValueError, match=message):

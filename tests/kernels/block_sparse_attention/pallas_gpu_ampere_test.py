@@ -27,8 +27,8 @@ AmpereTiles = pallas_gpu_tiles.AmpereTiles
 CAPABILITIES = ("8.0", "8.6", "8.9")
 NO_SPILLS = {"forward": 0, "query_bar": 0, "key_value_bar": 0}
 needs_mma = pytest.mark.skipif(
-    not hasattr(plgpu, "mma"),
-    reason="needs a jax whose Pallas compiles for Ampere, such as 0.12",
+  not hasattr(plgpu, "mma"),
+  reason="needs a jax whose Pallas compiles for Ampere, such as 0.12",
 )
 
 
@@ -42,20 +42,20 @@ def test_simulated_kernels_equal_reference(simulate):
 @pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "call",
-    [
-        "check(BlockMask(3, 2, (1, 2)), 64, token_order='bit_reversed',"
-        " compute_capability='8.0')",
-        "check(BlockMask(2, 2, (1, 3)), 128, heads=2, scale=-0.2,"
-        " compute_capability='8.6')",
-        "check(BlockMask(2, 2, (1, 2)), 128, 'bfloat16', 64, tolerance=2e-2,"
-        " compute_capability='8.0')",
-        "check(BlockMask(2, 1), 192, 'float16', 128, tolerance=4e-3,"
-        " compute_capability='8.0')",
-        "check(BlockMask(2, 1), 128, tiles=AmpereTiles(AmpereTile(128, 128),"
-        " AmpereTile(128, 64, stages=3), AmpereTile(64, 128, stages=2)))",
-        "check(BlockMask(2, 4, (1, 2)), 32, compute_capability='8.9')",
-    ],
+  "call",
+  [
+    "check(BlockMask(3, 2, (1, 2)), 64, token_order='bit_reversed',"
+    " compute_capability='8.0')",
+    "check(BlockMask(2, 2, (1, 3)), 128, heads=2, scale=-0.2,"
+    " compute_capability='8.6')",
+    "check(BlockMask(2, 2, (1, 2)), 128, 'bfloat16', 64, tolerance=2e-2,"
+    " compute_capability='8.0')",
+    "check(BlockMask(2, 1), 192, 'float16', 128, tolerance=4e-3,"
+    " compute_capability='8.0')",
+    "check(BlockMask(2, 1), 128, tiles=AmpereTiles(AmpereTile(128, 128),"
+    " AmpereTile(128, 64, stages=3), AmpereTile(64, 128, stages=2)))",
+    "check(BlockMask(2, 4, (1, 2)), 32, compute_capability='8.9')",
+  ],
 )
 def test_simulated_kernels_in_all_forms(simulate, call):
   simulate(call)
@@ -71,7 +71,7 @@ def test_operands_are_there_when_they_are_read(num_operands, stages):
     for released in range(num_operands):
       for position in range(released, num_operands):
         left = pallas_gpu_ampere.copies_in_flight(
-            num_operands, stages, position, released
+          num_operands, stages, position, released
         )
         finished = started[: len(started) - left]
         assert finished[-1] == (step, position)
@@ -83,8 +83,8 @@ def test_operands_are_there_when_they_are_read(num_operands, stages):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_threads_hold_products_and_left_factors_in_one_order(shape, dtype):
   product, factor = (
-      elements_by_thread(layout(dtype).to_mgpu(), shape)
-      for layout in (plgpu.Layout.MMA_ACC, plgpu.Layout.MMA_LHS)
+    elements_by_thread(layout(dtype).to_mgpu(), shape)
+    for layout in (plgpu.Layout.MMA_ACC, plgpu.Layout.MMA_LHS)
   )
   assert product.shape == (128, shape[0] * shape[1] // 128)
   np.testing.assert_array_equal(product, factor)
@@ -119,12 +119,12 @@ def test_two_programs_fit_a_multiprocessor(head_dim, compute_capability):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (dict(rows=96, columns=64), "rows=96 must be 64 or 128"),
-        (dict(rows=64, columns=48), "columns=48 must be 32, 64 or 128"),
-        (dict(rows=64, columns=64, stages=0), "stages=0 must be at least 1"),
-    ],
+  "arguments, message",
+  [
+    (dict(rows=96, columns=64), "rows=96 must be 64 or 128"),
+    (dict(rows=64, columns=48), "columns=48 must be 32, 64 or 128"),
+    (dict(rows=64, columns=64, stages=0), "stages=0 must be at least 1"),
+  ],
 )
 def test_bad_tiles_are_refused(arguments, message):
   with pytest.raises(ValueError, match=message):
@@ -145,15 +145,18 @@ def test_tiles_of_another_family_are_refused():
   inputs = shapes.random_inputs((1, 1, 256, 64), jnp.bfloat16)
   mask = bsa.BlockMask(2, 2)
   for tiles, compute_capability in (
-      (pallas_gpu_tiles.GpuTiles(), "8.0"),
-      (AmpereTiles(), "9.0"),
+    (pallas_gpu_tiles.GpuTiles(), "8.0"),
+    (AmpereTiles(), "9.0"),
   ):
     message = f"for compute capability {compute_capability}"
     with pytest.raises(ValueError, match=message):
       pallas_gpu.attention(
-          *inputs, mask, scale=1.0, tiles=tiles,
-          compute_capability=compute_capability,
-      )  # fmt: skip
+        *inputs,
+        mask,
+        scale=1.0,
+        tiles=tiles,
+        compute_capability=compute_capability,
+      )
 
 
 def test_an_older_jax_leaves_ampere_to_the_next_backend(monkeypatch):
@@ -168,7 +171,7 @@ def test_an_older_jax_leaves_ampere_to_the_next_backend(monkeypatch):
     bsa.block_sparse_attention(*inputs, mask, implementation="pallas_gpu")
   actual = bsa.block_sparse_attention(*inputs, mask)
   np.testing.assert_allclose(
-      actual.astype(jnp.float32), expected.astype(jnp.float32), atol=2e-2
+    actual.astype(jnp.float32), expected.astype(jnp.float32), atol=2e-2
   )
 
 
@@ -184,7 +187,7 @@ def test_kernels_compile_without_spills(spills_ahead_of_time, target, head_dim):
 def test_instructions_run_in_numpy_equal_reference(run_with_cuda_compiler):
   """What the compiler makes of the kernels, executed."""
   text = run_with_cuda_compiler(
-      "tests.kernels.block_sparse_attention.check_ampere_ptx"
+    "tests.kernels.block_sparse_attention.check_ampere_ptx"
   )
   errors = re.findall(r"^  (\w+) ([0-9.e+-]+)$", text, re.MULTILINE)
   assert len(errors) == 3 * 5, text

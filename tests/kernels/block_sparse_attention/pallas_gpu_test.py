@@ -28,13 +28,13 @@ AmpereTile = pallas_gpu_tiles.AmpereTile
 NO_SPILLS = {"forward": 0, "query_bar": 0, "key_value_bar": 0}
 
 MASKS = [
-    BlockMask(1, 1),
-    BlockMask(3, 8, (1, 2, 4)),
-    BlockMask(2, 33, (1, 2, 4)),
-    BlockMask(4, 6, (1, 3, 5), anchor_frames=(1, 3)),
-    BlockMask(9, 2, (1, 4), anchor_frames=()),
-    BlockMask(4, 8, (2, 6)) | BlockMask(4, 8, (5,), ()),
-    BlockMask.dense(3, 4),
+  BlockMask(1, 1),
+  BlockMask(3, 8, (1, 2, 4)),
+  BlockMask(2, 33, (1, 2, 4)),
+  BlockMask(4, 6, (1, 3, 5), anchor_frames=(1, 3)),
+  BlockMask(9, 2, (1, 4), anchor_frames=()),
+  BlockMask(4, 8, (2, 6)) | BlockMask(4, 8, (5,), ()),
+  BlockMask.dense(3, 4),
 ]
 
 
@@ -60,34 +60,41 @@ def results_and_gradients(attend, inputs):
   jitted = jax.jit(differentiate, compiler_options=options)
   (_, results), gradients = jitted(*inputs)
   return dict(
-      zip(
-          ("output", "log_sum_exp", "query", "key", "value"),
-          (np.asarray(x, np.float32) for x in (*results, *gradients)),
-      )
+    zip(
+      ("output", "log_sum_exp", "query", "key", "value"),
+      (np.asarray(x, np.float32) for x in (*results, *gradients)),
+    )
   )
 
 
 def assert_walk_equals_reference(
-    mask, block_size=64, tolerance=2e-5, scale=0.2, token_order="natural",
-    heads=1, head_dim=8, tiles=None, **inputs,
-):  # fmt: skip
+  mask,
+  block_size=64,
+  tolerance=2e-5,
+  scale=0.2,
+  token_order="natural",
+  heads=1,
+  head_dim=8,
+  tiles=None,
+  **inputs,
+):
   """Compares results and gradients, relative to the largest of each."""
   shape = (1, heads, mask.num_blocks * block_size, head_dim)
   inputs = shapes.random_inputs(shape, **inputs)
   kwargs = dict(scale=scale, token_order=token_order)
   actual = results_and_gradients(
-      lambda *xs: walk(*xs, mask, tiles=tiles, **kwargs), inputs
+    lambda *xs: walk(*xs, mask, tiles=tiles, **kwargs), inputs
   )
   expected = results_and_gradients(
-      lambda *xs: reference.attention(*xs, mask, **kwargs), inputs
+    lambda *xs: reference.attention(*xs, mask, **kwargs), inputs
   )
   for name, value in expected.items():
     np.testing.assert_allclose(
-        actual[name],
-        value,
-        rtol=tolerance,
-        atol=tolerance * max(1.0, np.abs(value).max()),
-        err_msg=f"{name} of {mask}",
+      actual[name],
+      value,
+      rtol=tolerance,
+      atol=tolerance * max(1.0, np.abs(value).max()),
+      err_msg=f"{name} of {mask}",
     )
 
 
@@ -104,12 +111,12 @@ def covered(lists, num_blocks, size, by_key):
 
 def assert_lists_cover_exactly(mask):
   for order, by_key in itertools.product(
-      ("natural", "bit_reversed"), (False, True)
+    ("natural", "bit_reversed"), (False, True)
   ):
     size = pallas_gpu_tiles.granule_blocks(mask, order)
     lists = pallas_gpu_tiles.tile_lists(mask, order, by_key)
     np.testing.assert_array_equal(
-        covered(lists, mask.num_blocks, size, by_key), mask.dense_blocks(order)
+      covered(lists, mask.num_blocks, size, by_key), mask.dense_blocks(order)
     )
     assert (np.diff(np.diff(lists.offsets)) <= 0).all(), "longest rows first"
 
@@ -132,7 +139,7 @@ def test_lists_by_hand():
   np.testing.assert_array_equal(lists.rows, [2, 3, 0, 1])
   np.testing.assert_array_equal(lists.offsets, [0, 4, 8, 11, 14])
   np.testing.assert_array_equal(
-      lists.columns, [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 0, 1, 3]
+    lists.columns, [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 0, 1, 3]
   )
 
 
@@ -151,19 +158,19 @@ def test_walk_equals_reference(mask):
 
 
 @pytest.mark.parametrize(
-    "tiles",
-    [
-        GpuTiles(Tile(1, 128), Tile(2, 64), Tile(1, 64, stages=3)),
-        pallas_gpu_tiles.AmpereTiles(
-            AmpereTile(128, 32), AmpereTile(64, 64), AmpereTile(64, 32)
-        ),
-    ],
-    ids=["Hopper", "Ampere"],
+  "tiles",
+  [
+    GpuTiles(Tile(1, 128), Tile(2, 64), Tile(1, 64, stages=3)),
+    pallas_gpu_tiles.AmpereTiles(
+      AmpereTile(128, 32), AmpereTile(64, 64), AmpereTile(64, 32)
+    ),
+  ],
+  ids=["Hopper", "Ampere"],
 )
 def test_walk_with_granules_of_several_tiles(tiles):
   mask = BlockMask(3, 4, (1, 2))
   assert_walk_equals_reference(
-      mask, block_size=128, token_order="bit_reversed", heads=2, tiles=tiles
+    mask, block_size=128, token_order="bit_reversed", heads=2, tiles=tiles
   )
 
 
@@ -207,11 +214,11 @@ def test_walk_under_jit_vmap_remat_and_scan():
 
   argnums = (0, 1, 2)
   gradients = jax.jit(
-      lambda *xs: (
-          jax.vmap(jax.grad(expected, argnums))(*xs),
-          jax.vmap(jax.grad(loss, argnums))(*xs),
-          jax.grad(scanned, argnums)(*xs),
-      )
+    lambda *xs: (
+      jax.vmap(jax.grad(expected, argnums))(*xs),
+      jax.vmap(jax.grad(loss, argnums))(*xs),
+      jax.grad(scanned, argnums)(*xs),
+    )
   )(*inputs)
   for actual in gradients[1:]:
     for x, y in zip(actual, gradients[0]):
@@ -219,18 +226,18 @@ def test_walk_under_jit_vmap_remat_and_scan():
 
 
 @pytest.mark.parametrize(
-    "change, reason",
-    [
-        (dict(compute_capability="7.5"), "capability 9.0 .* device has 7.5"),
-        (dict(compute_capability=None), "needs an NVIDIA GPU"),
-        (dict(dtype=jnp.float32), "bfloat16 or float16"),
-        (dict(head_dim=96), "head width K of 64 or 128"),
-        (dict(block_size=48), "multiple of 64 tokens, and this mask has 48"),
-    ],
+  "change, reason",
+  [
+    (dict(compute_capability="7.5"), "capability 9.0 .* device has 7.5"),
+    (dict(compute_capability=None), "needs an NVIDIA GPU"),
+    (dict(dtype=jnp.float32), "bfloat16 or float16"),
+    (dict(head_dim=96), "head width K of 64 or 128"),
+    (dict(block_size=48), "multiple of 64 tokens, and this mask has 48"),
+  ],
 )
 def test_what_it_cannot_serve_is_declined(change, reason):
   options = dict(
-      compute_capability="9.0", dtype=jnp.bfloat16, head_dim=64, block_size=64
+    compute_capability="9.0", dtype=jnp.bfloat16, head_dim=64, block_size=64
   )
   options |= change
   mask = BlockMask(2, 4, (1, 3))
@@ -238,9 +245,11 @@ def test_what_it_cannot_serve_is_declined(change, reason):
   inputs = shapes.random_inputs(shape, options["dtype"])
   with pytest.raises(NotImplementedError, match=reason):
     pallas_gpu.attention(
-        *inputs, mask, scale=1.0,
-        compute_capability=options["compute_capability"],
-    )  # fmt: skip
+      *inputs,
+      mask,
+      scale=1.0,
+      compute_capability=options["compute_capability"],
+    )
 
 
 def test_named_backend_declines_aloud_without_a_gpu():
@@ -252,13 +261,13 @@ def test_named_backend_declines_aloud_without_a_gpu():
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (dict(warpgroups=4, columns=64), "must be 1, 2 or 3"),
-        (dict(warpgroups=1, columns=96), "multiple of 64"),
-        (dict(warpgroups=1, columns=320), "in 64..256"),
-        (dict(warpgroups=1, columns=64, stages=1), "at least 2"),
-    ],
+  "arguments, message",
+  [
+    (dict(warpgroups=4, columns=64), "must be 1, 2 or 3"),
+    (dict(warpgroups=1, columns=96), "multiple of 64"),
+    (dict(warpgroups=1, columns=320), "in 64..256"),
+    (dict(warpgroups=1, columns=64, stages=1), "at least 2"),
+  ],
 )
 def test_bad_tiles_are_refused(arguments, message):
   with pytest.raises(ValueError, match=message):
@@ -284,7 +293,9 @@ def test_tiles_beyond_shared_memory_are_refused():
 
 
 def test_sharding_over_heads_needs_no_communication(run_on_devices):
-  run_on_devices(2, """
+  run_on_devices(
+    2,
+    """
       import functools
       import jax, numpy as np
       from jax.sharding import PartitionSpec
@@ -309,7 +320,8 @@ def test_sharding_over_heads_needs_no_communication(run_on_devices):
       both = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*inputs).compile()
       for exchange in ("all-gather", "all-to-all", "collective-permute"):
         assert exchange not in run.as_text() + both.as_text()
-      """)
+      """,
+  )
 
 
 def test_simulated_kernels_equal_reference(simulate):
@@ -321,21 +333,21 @@ def test_simulated_kernels_equal_reference(simulate):
 @pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "call",
-    [
-        "check(BlockMask.dense(2, 1), 128, tiles=GpuTiles(Tile(2, 64)))",
-        "check(BlockMask(3, 2, (1, 2)), 64, token_order='bit_reversed')",
-        "check(BlockMask(2, 1), 64, scale=0.0)",
-        "check(BlockMask(2, 2, (1, 3)), 128, heads=2, scale=-0.2)",
-        "check(BlockMask(2, 2, (1, 2)), 128, 'bfloat16', 64, tolerance=2e-2)",
-        "check(BlockMask(2, 3, (1, 2)), 64, 'float16', 64, tolerance=4e-3)",
-        "check(BlockMask(1, 1), 64, head_dim=128)",
-        "check(BlockMask(2, 1), 192, tiles=GpuTiles(Tile(3, 64, stages=3),"
-        " Tile(1, 192), Tile(3, 64)))",
-        "check(BlockMask(2, 1), 128, tiles=GpuTiles(Tile(2, 128),"
-        " alternate=False, weights_in_shared_memory=True))",
-        "check(BlockMask(2, 4, (1, 2)), 32)",
-    ],
+  "call",
+  [
+    "check(BlockMask.dense(2, 1), 128, tiles=GpuTiles(Tile(2, 64)))",
+    "check(BlockMask(3, 2, (1, 2)), 64, token_order='bit_reversed')",
+    "check(BlockMask(2, 1), 64, scale=0.0)",
+    "check(BlockMask(2, 2, (1, 3)), 128, heads=2, scale=-0.2)",
+    "check(BlockMask(2, 2, (1, 2)), 128, 'bfloat16', 64, tolerance=2e-2)",
+    "check(BlockMask(2, 3, (1, 2)), 64, 'float16', 64, tolerance=4e-3)",
+    "check(BlockMask(1, 1), 64, head_dim=128)",
+    "check(BlockMask(2, 1), 192, tiles=GpuTiles(Tile(3, 64, stages=3),"
+    " Tile(1, 192), Tile(3, 64)))",
+    "check(BlockMask(2, 1), 128, tiles=GpuTiles(Tile(2, 128),"
+    " alternate=False, weights_in_shared_memory=True))",
+    "check(BlockMask(2, 4, (1, 2)), 32)",
+  ],
 )
 def test_simulated_kernels_in_all_forms(simulate, call):
   simulate(call)

@@ -18,7 +18,7 @@ BlockMask = bsa.BlockMask
 
 # Small enough to compile in seconds: tiles of two pieces, two a step.
 TILES = tpu_tiles.TileSizes(
-    piece_tokens=4, near=(1, 2), far=(2, 1), stream=2, lanes=1
+  piece_tokens=4, near=(1, 2), far=(2, 1), stream=2, lanes=1
 )
 
 
@@ -34,7 +34,7 @@ def results_and_gradients(inputs, mask, **kwargs):
 
   def loss(*inputs):
     output, log_sum_exp = bsa.block_sparse_attention(
-        *inputs, mask, return_log_sum_exp=True, **kwargs
+      *inputs, mask, return_log_sum_exp=True, **kwargs
     )
     product = (output.astype(jnp.float32) * output_bar).sum()
     product += (log_sum_exp * log_sum_exp_bar).sum()
@@ -50,21 +50,21 @@ def results_and_gradients(inputs, mask, **kwargs):
 
 
 def assert_equals_reference(
-    inputs, mask, tolerance=2e-5, tiles=TILES, **kwargs
+  inputs, mask, tolerance=2e-5, tiles=TILES, **kwargs
 ):
   """Compares results and gradients, relative to the largest of each."""
   actual = results_and_gradients(
-      inputs, mask, implementation=kernels(tiles), **kwargs
+    inputs, mask, implementation=kernels(tiles), **kwargs
   )
   kwargs["implementation"] = "reference"
   expected = results_and_gradients(inputs, mask, **kwargs)
   for name, value in expected.items():
     np.testing.assert_allclose(
-        actual[name],
-        value,
-        rtol=tolerance,
-        atol=tolerance * max(1.0, np.abs(value).max()),
-        err_msg=f"{name} of {mask}",
+      actual[name],
+      value,
+      rtol=tolerance,
+      atol=tolerance * max(1.0, np.abs(value).max()),
+      err_msg=f"{name} of {mask}",
     )
 
 
@@ -85,13 +85,13 @@ def test_any_block_list():
   # whose keys are hidden.
   mask = BlockMask(5, 5, (1, 3), anchor_frames=(1, 4)) & BlockMask(5, 5, (2,))
   tiles = tpu_tiles.TileSizes(
-      piece_tokens=4, near=(2, 2), far=None, stream=2, lanes=4
+    piece_tokens=4, near=(2, 2), far=None, stream=2, lanes=4
   )
   assert_equals_reference(
-      inputs_for(mask, 3, heads=1),
-      mask,
-      tiles=tiles,
-      token_order="bit_reversed",
+    inputs_for(mask, 3, heads=1),
+    mask,
+    tiles=tiles,
+    token_order="bit_reversed",
   )
 
 
@@ -108,9 +108,13 @@ def test_large_logits():
 def test_matrix_units_may_sum_the_weights(size):
   # Pieces of 6 tokens are filled up to 8.
   tiles = tpu_tiles.TileSizes(
-      piece_tokens=8, near=(1, 2), far=None, stream=2, lanes=8,
-      spare_vector_units=True,
-  )  # fmt: skip
+    piece_tokens=8,
+    near=(1, 2),
+    far=None,
+    stream=2,
+    lanes=8,
+    spare_vector_units=True,
+  )
   mask = BlockMask(3, 4, schedule=(1, 2, 4))
   inputs = inputs_for(mask, 6, heads=1, size=size, dtype=jnp.bfloat16)
   assert_equals_reference(inputs, mask, tolerance=1e-2, tiles=tiles)
@@ -120,10 +124,10 @@ def test_vmap_and_shard_map():
   mask = BlockMask(3, 4, schedule=(1, 2, 4))
   query, key, value = inputs_for(mask, 4, batch=2)
   sparse = lambda *xs: bsa.block_sparse_attention(
-      *xs, mask, implementation=kernels()
+    *xs, mask, implementation=kernels()
   )
   expected = bsa.block_sparse_attention(
-      query, key, value, mask, implementation="reference"
+    query, key, value, mask, implementation="reference"
   )
 
   # The axis that is mapped over joins the batch.
@@ -134,16 +138,14 @@ def test_vmap_and_shard_map():
 
   heads = jax.sharding.PartitionSpec(None, "heads")
   mesh = jax.sharding.Mesh(
-      jax.devices()[: math.gcd(2, jax.device_count())], ("heads",)
+    jax.devices()[: math.gcd(2, jax.device_count())], ("heads",)
   )
   sharded = jax.shard_map(
-      sparse, mesh=mesh, in_specs=heads, out_specs=heads, check_vma=False
+    sparse, mesh=mesh, in_specs=heads, out_specs=heads, check_vma=False
   )
   lowered = jax.jit(sharded).lower(query, key, value)
   compiled = lowered.compile()
-  np.testing.assert_allclose(
-      compiled(query, key, value), expected, atol=2e-5
-  )
+  np.testing.assert_allclose(compiled(query, key, value), expected, atol=2e-5)
   assert "all-" not in compiled.as_text()  # No communication.
 
 
@@ -155,30 +157,30 @@ def test_remat_and_scan():
   def layers(implementation, query):
     def attend(x):
       return bsa.block_sparse_attention(
-          x, key, value, mask, implementation=implementation
+        x, key, value, mask, implementation=implementation
       )
 
     step = lambda x, _: (jax.checkpoint(attend)(x), None)
     return jax.lax.scan(step, query, None, length=2)[0].sum()
 
   actual, expected = (
-      jax.jit(jax.grad(functools.partial(layers, implementation)))(query)
-      for implementation in (kernels(), "reference")
+    jax.jit(jax.grad(functools.partial(layers, implementation)))(query)
+    for implementation in (kernels(), "reference")
   )
   np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("by_keys", [False, True])
 @pytest.mark.parametrize(
-    "mask, tiles",
-    [
-        (BlockMask(9, 16), ((1, 4), (4, 1))),
-        (BlockMask(16, 32), ((1, 16), (16, 1))),
-        (BlockMask(16, 32), ((2, 2),)),
-        (BlockMask(6, 7, (1, 3, 5), (2,)), ((1, 4), (4, 1))),
-        (BlockMask.dense(3, 4), ((1, 4), (4, 1))),
-    ],
-    ids=["near_far", "sixteen", "one_pass", "lists", "dense"],
+  "mask, tiles",
+  [
+    (BlockMask(9, 16), ((1, 4), (4, 1))),
+    (BlockMask(16, 32), ((1, 16), (16, 1))),
+    (BlockMask(16, 32), ((2, 2),)),
+    (BlockMask(6, 7, (1, 3, 5), (2,)), ((1, 4), (4, 1))),
+    (BlockMask.dense(3, 4), ((1, 4), (4, 1))),
+  ],
+  ids=["near_far", "sixteen", "one_pass", "lists", "dense"],
 )
 def test_lists_hold_the_mask_exactly(mask, tiles, by_keys):
   stream, buffers = 4, 3
@@ -209,7 +211,7 @@ def _pairs(work, layout):
     items = words[start:].reshape(-1, 2 + work.stream)
     item = 0
     for size, count in zip(
-        np.repeat(work.sizes, 2), words[1:start], strict=True
+      np.repeat(work.sizes, 2), words[1:start], strict=True
     ):
       for index in range(item, item + count):
         rows = range(size)
@@ -228,7 +230,7 @@ def test_sums_are_written_before_they_are_read_again(num_frames):
   layout = tpu_lists.make_layout(mask, 4096, 256, 128)
   buffers = 3
   for work in tpu_lists.make_lists(
-      mask, layout, ((1, 4), (4, 1)), 8, buffers, True
+    mask, layout, ((1, 4), (4, 1)), 8, buffers, True
   ):
     pieces = {}
     for tile, item, _, piece in _pairs(work, layout):
@@ -254,7 +256,7 @@ def test_lists_of_64_frames_are_exact_and_quick():
   assert (layout.segments, layout.tokens) == (16, 256)
   tiles = tpu_tiles.default("v5e")
   lists = tpu_lists.make_lists(
-      mask, layout, tiles.tiles(False), tiles.stream, tiles.buffers
+    mask, layout, tiles.tiles(False), tiles.stream, tiles.buffers
   )
   units = sum(work.num_units for work in lists)
   assert units == round(mask.density() * (64 * 16) ** 2)
@@ -291,7 +293,9 @@ def test_tile_sizes_check_themselves():
     tpu_tiles.default("v9")
   half = tpu_tiles.default("v6e")
   assert half.tiles(False) != half.tiles(True)
-  exact = tpu_tiles.default("v6e", "float32")  # Large tiles compile for minutes.
+  exact = tpu_tiles.default(
+    "v6e", "float32"
+  )  # Large tiles compile for minutes.
   assert exact.tiles(False) == exact.tiles(True)
   assert tpu_tiles.chip_of("TPU v6 lite") == "v6e"
   assert tpu_tiles.chip_of("TPU v4") == "unknown"
@@ -320,15 +324,15 @@ def test_every_schedule_of_the_ablation_in_bfloat16(variant):
 @pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [
-        dict(near=(1, 4), far=(4, 1), stream=8),
-        dict(near=(2, 2), far=None, stream=4),
-        dict(near=(2, 3), far=(5, 1), stream=4, buffers=3),
-        dict(near=(1, 8), far=(8, 1), stream=4, buffers=4),
-        dict(forward_near=(1, 16), forward_far=(16, 1), stream=2),
-    ],
-    ids=str,
+  "options",
+  [
+    dict(near=(1, 4), far=(4, 1), stream=8),
+    dict(near=(2, 2), far=None, stream=4),
+    dict(near=(2, 3), far=(5, 1), stream=4, buffers=3),
+    dict(near=(1, 8), far=(8, 1), stream=4, buffers=4),
+    dict(forward_near=(1, 16), forward_far=(16, 1), stream=2),
+  ],
+  ids=str,
 )
 def test_any_tile_sizes(options):
   tiles = tpu_tiles.TileSizes(piece_tokens=4, lanes=1, **options)

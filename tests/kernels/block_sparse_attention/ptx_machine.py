@@ -174,8 +174,8 @@ class Machine:
     dtype = _FLOATS[name.split(".")[-2]]
     registers = [_split_vector(x) for x in args]
     left, right, total = (
-        np.stack([self._value(x, "b32") for x in group], axis=1)
-        for group in registers[1:]
+      np.stack([self._value(x, "b32") for x in group], axis=1)
+      for group in registers[1:]
     )
     halves = lambda x: np.ascontiguousarray(x).view(np.uint16).view(dtype)
     # [warp, row of eight, lane of four, half of k, half of rows, two].
@@ -217,43 +217,64 @@ class Machine:
 
 
 _TYPES = {
-    "b32": np.uint32, "u32": np.uint32, "s32": np.int32, "f32": np.float32,
-    "b64": np.uint64, "u64": np.uint64, "s64": np.int64,
-}  # fmt: skip
+  "b32": np.uint32,
+  "u32": np.uint32,
+  "s32": np.int32,
+  "f32": np.float32,
+  "b64": np.uint64,
+  "u64": np.uint64,
+  "s64": np.int64,
+}
 _METHODS = {
-    "ld.param": Machine._load_parameter,
-    "ld.": Machine._load_words,
-    "st.": Machine._store_words,
-    "cp.async": Machine._copy,
-    "ldmatrix": Machine._load_matrices,
-    "mma.sync": Machine._multiply,
-    "shfl.sync.bfly": Machine._exchange,
-    "cvt.rn.bf16x2": Machine._round_pair,
-    "cvt.rn.f16x2": Machine._round_pair,
-    "cvt.s64": Machine._widen,
-    "cvt.u64": Machine._widen,
-    "mul.wide": Machine._multiply_wide,
-    "bar.sync": Machine._nothing,
+  "ld.param": Machine._load_parameter,
+  "ld.": Machine._load_words,
+  "st.": Machine._store_words,
+  "cp.async": Machine._copy,
+  "ldmatrix": Machine._load_matrices,
+  "mma.sync": Machine._multiply,
+  "shfl.sync.bfly": Machine._exchange,
+  "cvt.rn.bf16x2": Machine._round_pair,
+  "cvt.rn.f16x2": Machine._round_pair,
+  "cvt.s64": Machine._widen,
+  "cvt.u64": Machine._widen,
+  "mul.wide": Machine._multiply_wide,
+  "bar.sync": Machine._nothing,
 }
 _same = lambda x: x.copy()
 _ARITHMETIC = {
-    "mov.b32": _same, "mov.u32": _same, "mov.b64": _same,
-    "cvta.to.global.u64": _same,
-    "add.s32": np.add, "add.s64": np.add, "add.f32": np.add,
-    "sub.s32": np.subtract, "sub.f32": np.subtract,
-    "neg.s32": np.negative, "neg.f32": np.negative,
-    "mul.f32": np.multiply, "fma.rn.f32": lambda x, y, z: x * y + z,
-    "mul.lo.s32": np.multiply, "mad.lo.s32": lambda x, y, z: x * y + z,
-    "and.b32": np.bitwise_and, "and.b64": np.bitwise_and,
-    "or.b32": np.bitwise_or, "or.b64": np.bitwise_or,
-    "xor.b32": np.bitwise_xor,
-    "min.s32": np.minimum, "max.s32": np.maximum,
-    "max.NaN.f32": np.maximum, "max.f32": np.fmax,
-    "setp.lt.s32": np.less, "setp.ne.b32": np.not_equal,
-    "setp.eq.b32": np.equal, "setp.gt.s32": np.greater,
-    "ex2.approx.ftz.f32": np.exp2, "lg2.approx.ftz.f32": np.log2,
-    "rcp.approx.f32": np.reciprocal, "div.full.f32": np.divide,
-}  # fmt: skip
+  "mov.b32": _same,
+  "mov.u32": _same,
+  "mov.b64": _same,
+  "cvta.to.global.u64": _same,
+  "add.s32": np.add,
+  "add.s64": np.add,
+  "add.f32": np.add,
+  "sub.s32": np.subtract,
+  "sub.f32": np.subtract,
+  "neg.s32": np.negative,
+  "neg.f32": np.negative,
+  "mul.f32": np.multiply,
+  "fma.rn.f32": lambda x, y, z: x * y + z,
+  "mul.lo.s32": np.multiply,
+  "mad.lo.s32": lambda x, y, z: x * y + z,
+  "and.b32": np.bitwise_and,
+  "and.b64": np.bitwise_and,
+  "or.b32": np.bitwise_or,
+  "or.b64": np.bitwise_or,
+  "xor.b32": np.bitwise_xor,
+  "min.s32": np.minimum,
+  "max.s32": np.maximum,
+  "max.NaN.f32": np.maximum,
+  "max.f32": np.fmax,
+  "setp.lt.s32": np.less,
+  "setp.ne.b32": np.not_equal,
+  "setp.eq.b32": np.equal,
+  "setp.gt.s32": np.greater,
+  "ex2.approx.ftz.f32": np.exp2,
+  "lg2.approx.ftz.f32": np.log2,
+  "rcp.approx.f32": np.reciprocal,
+  "div.full.f32": np.divide,
+}
 
 
 def _shifts(machine: Machine, name: str, args: list[str]) -> None:

@@ -2,7 +2,9 @@
 
 
 def test_sharded_frames_equal_the_whole_clip(run_on_devices):
-  run_on_devices(8, """
+  run_on_devices(
+    8,
+    """
       import jax, numpy as np
       from jax.sharding import AxisType, NamedSharding, PartitionSpec
       from sculpt4d_jax.kernels import block_sparse_attention as bsa
@@ -38,11 +40,14 @@ def test_sharded_frames_equal_the_whole_clip(run_on_devices):
       for x, y in zip(run(*placed), expected, strict=True):
         np.testing.assert_allclose(x, y, atol=2e-5)
         assert x.sharding.spec == spec
-      """)
+      """,
+  )
 
 
 def test_sizes_that_do_not_divide_are_refused(run_on_devices):
-  run_on_devices(4, """
+  run_on_devices(
+    4,
+    """
       import jax, jax.numpy as jnp
       from jax.sharding import AxisType, PartitionSpec
       from sculpt4d_jax.kernels import block_sparse_attention as bsa
@@ -62,4 +67,5 @@ def test_sizes_that_do_not_divide_are_refused(run_on_devices):
           assert message in str(error), error
         else:
           raise AssertionError("not refused")
-      """)
+      """,
+  )

@@ -30,11 +30,11 @@ LH: loop header
 def test_blocks_of_a_listing():
   blocks = tpu_schedule.read_blocks(LISTING)
   assert blocks == [
-      tpu_schedule.Block(0, 1, (), 0),
-      tpu_schedule.Block(1, 2, (1,), 0),
-      tpu_schedule.Block(3, 1, (1, 3), 0),
-      tpu_schedule.Block(4, 3, (1, 3), 3),
-      tpu_schedule.Block(7, 1, (), 0),
+    tpu_schedule.Block(0, 1, (), 0),
+    tpu_schedule.Block(1, 2, (1,), 0),
+    tpu_schedule.Block(3, 1, (1, 3), 0),
+    tpu_schedule.Block(4, 3, (1, 3), 3),
+    tpu_schedule.Block(7, 1, (), 0),
   ]
 
 
@@ -55,15 +55,15 @@ def test_uses_hold_all_products(direction):
   mask = mask_lib.BlockMask(12, 16)
   layout = tpu_lists.make_layout(mask, 64, 4, 1)
   lists = tpu_lists.make_lists(
-      mask, layout, ((1, 4), (4, 1)), 4, 3, direction == "backward"
+    mask, layout, ((1, 4), (4, 1)), 4, 3, direction == "backward"
   )
   products = {"forward": 2, "backward": 5}[direction]
   find_uses = getattr(tpu_schedule, f"{direction}_uses")
   total = sum(
-      use.products * use.times for work in lists for use in find_uses(work)
+    use.products * use.times for work in lists for use in find_uses(work)
   )
   assert total == products * round(
-      mask.density() * (mask.num_frames * layout.segments) ** 2
+    mask.density() * (mask.num_frames * layout.segments) ** 2
   )
   assert all(np.isfinite(work.singles_per_item()) for work in lists)
 
@@ -74,7 +74,7 @@ def test_missing_schedule_is_named(tmp_path):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed"
+  importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed"
 )
 def test_missing_libtpu_is_named():
   with pytest.raises(RuntimeError, match=r"jax\[tpu\]"):

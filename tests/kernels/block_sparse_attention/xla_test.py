@@ -23,7 +23,7 @@ BlockMask = bsa.BlockMask
 def memory(mask, shape):
   """Bytes of forward and backward."""
   attend = functools.partial(
-      xla.attention, mask=mask, scale=0.1, token_order="bit_reversed"
+    xla.attention, mask=mask, scale=0.1, token_order="bit_reversed"
   )
   array = jax.ShapeDtypeStruct(shape, jnp.float32)
   return bench_memory.analyse(attend, array)
@@ -70,9 +70,9 @@ def test_padding_stays_within_its_bound(num_frames):
   for limit in (0.0, 0.04, 0.3):
     groups = xla_contiguous._groups(mask, limit)
     work = sum(
-        len(group.frames) * x.frames.shape[1] / stride
-        for group in groups
-        for x, stride in zip(group.key_frames, group.strides)
+      len(group.frames) * x.frames.shape[1] / stride
+      for group in groups
+      for x, stride in zip(group.key_frames, group.strides)
     )
     assert exact <= work <= exact * (1 + limit)
     frames = sorted(np.concatenate([group.frames for group in groups]))
@@ -87,11 +87,11 @@ def test_buckets_hold_the_block_lists(max_ratio):
   buckets = xla_lists._buckets(mask, "natural", 4, max_ratio)
   for rows, lists, bias in buckets:
     width = lists.shape[-1]
-    lists, is_filled = (x.reshape(-1, width) for x in (lists, np.isinf(bias)))
-    for row, blocks, is_filled in zip(rows.ravel(), lists, is_filled):
+    lists, filled = (x.reshape(-1, width) for x in (lists, np.isinf(bias)))
+    for row, blocks, is_filled in zip(rows.ravel(), lists, filled):
       if row < mask.num_blocks:
         rows_seen.append(row)
         np.testing.assert_array_equal(
-            blocks[~is_filled], indices[offsets[row] : offsets[row + 1]]
+          blocks[~is_filled], indices[offsets[row] : offsets[row + 1]]
         )
   assert sorted(rows_seen) == list(range(mask.num_blocks))
