@@ -182,7 +182,7 @@ def _optimizer(learning_rate, num_steps) -> ml_collections.ConfigDict:
       accumulation_steps=1,  # Parts that a batch is worked through in.
       # Peak for the temporal layers, where it differs.
       temporal_learning_rate=ml_collections.config_dict.placeholder(float),
-      # Groups that do not learn, see training/groups.py: ("base",) is all that
+      # Groups that do not learn, see training/parameter_groups.py: ("base",) is all that
       # the per-frame model has.
       frozen=(),
     )
@@ -263,7 +263,7 @@ def _lora() -> ml_collections.ConfigDict:
 
 
 def _samples() -> ml_collections.ConfigDict:
-  """Held-out clips sampled while the DiT is trained; `training/sampled.py`."""
+  """Held-out clips sampled while the DiT is trained; `training/sample_callback.py`."""
   return ml_collections.ConfigDict(
     dict(
       every=0,  # Steps; 0 never.

@@ -8,7 +8,7 @@ The real training step and the real sampler of the preset, or with
 --what=train_vae the step of its autoencoder's training, are compiled for the named
 slice by the TPU compiler, which needs no TPU. Printed are the memory of a
 chip by kind, the work of a step, the collectives and their bytes, and bounds of
-the time of a step; see `sculpt4d_jax/training/compiled.py` for what they mean.
+the time of a step; see `sculpt4d_jax/training/ahead_of_time/report.py` for what they mean.
 Exit code 0 says that all of it fits the chip, 1 that it does not.
 
 A quicker look, some percent off in memory, with fewer of the compiler's passes:
@@ -54,13 +54,13 @@ _JSON = flags.DEFINE_string("json", None, "File for the figures, if wanted.")
 
 def main(argv):
   del argv
-  from sculpt4d_jax.training import abstract
-  from sculpt4d_jax.training import compiled
+  from sculpt4d_jax.training.ahead_of_time import report as compiled
+  from sculpt4d_jax.training.ahead_of_time import shapes
 
   makers = {
-    "train": abstract.dit_training_step,
-    "sample": abstract.sampler,
-    "train_vae": abstract.vae_training_step,
+    "train": shapes.dit_training_step,
+    "sample": shapes.sampler,
+    "train_vae": shapes.vae_training_step,
   }
   unknown = set(_WHAT.value) - set(makers)
   if unknown:
@@ -82,7 +82,7 @@ def main(argv):
       lowered = function.lower(*args)
       executable = lowered.compile()
     seconds = time.monotonic() - start
-    num_clips = abstract.num_sampled_clips(config, mesh)
+    num_clips = shapes.num_sampled_clips(config, mesh)
     work = compiled.model_flops(config, what, num_clips)
     report = compiled.examine(executable, chip, work, mesh.size)
     report["kernels"] = compiled.kernels(lowered)

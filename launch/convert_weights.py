@@ -37,13 +37,13 @@ import tqdm
 
 from launch import program
 from sculpt4d_jax.inference import run_log
-from sculpt4d_jax.io import checkpoint_parts
-from sculpt4d_jax.io import pretrained
-from sculpt4d_jax.io import rule_files
-from sculpt4d_jax.io import temporal_weights
-from sculpt4d_jax.io import weight_export
-from sculpt4d_jax.io.tensor_files import hub
-from sculpt4d_jax.io.tensor_files import open_file
+from sculpt4d_jax.weights import checkpoint_parts
+from sculpt4d_jax.weights import export as weight_export
+from sculpt4d_jax.weights import pretrained
+from sculpt4d_jax.weights import rule_files
+from sculpt4d_jax.weights import temporal as temporal_weights
+from sculpt4d_jax.weights.tensor_files import hub
+from sculpt4d_jax.weights.tensor_files import open_file
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",

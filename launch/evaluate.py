@@ -41,11 +41,11 @@ from ml_collections import config_flags
 import tqdm
 
 from launch import program
-from sculpt4d_jax.data import record_batches
-from sculpt4d_jax.data import record_examples
-from sculpt4d_jax.data import record_loader
-from sculpt4d_jax.data import synthetic
-from sculpt4d_jax.data import synthetic_records
+from sculpt4d_jax.data.loading import batches as record_batches
+from sculpt4d_jax.data.loading import examples as record_examples
+from sculpt4d_jax.data.loading import loader as record_loader
+from sculpt4d_jax.data.procedural import clip_records
+from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out as held_out_lib
@@ -53,9 +53,9 @@ from sculpt4d_jax.evaluation import held_out_records
 from sculpt4d_jax.evaluation import sequence_pairs
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
-from sculpt4d_jax.io import preview
 from sculpt4d_jax.training import sources
 
 _DEFAULTS = geometry_metrics.Conventions()
@@ -199,14 +199,14 @@ def score_model(
   clips = held_out_lib.make_clips(
     range(held_out, held_out + _NUM_SEQUENCES.value),
     num_frames,
-    synthetic_records.RecordSizes(**data),
+    clip_records.RecordSizes(**data),
     log,
   )
   count = min(num_train, _NUM_TRIVIAL.value)
   return held_out_lib.compare(
     model,
     clips,
-    [synthetic.make_clip(first + i, num_frames) for i in range(count)],
+    [solids.make_clip(first + i, num_frames) for i in range(count)],
     model_lib.SamplingConfig(**config.sampling),
     pipeline.SurfaceConfig(**config.surface),
     conventions,

@@ -9,12 +9,7 @@ Usage:
   python -m launch.flops --config=configs/tiny.py --num_frames=8,16 \
       --figure=figure_a1.svg
 
-  # Time of sampling, sparse over full, beside the ratio of operations. Takes
-  # minutes on a CPU; random weights.
-  python -m launch.flops --config=configs/mid.py --num_frames=8,16,32 --measure
-
-  # Time of every part of a step beside its operations.
-  python -m launch.flops --config=configs/mid.py --num_frames=16 --parts
+Measured times are printed by `python -m benchmarks.sampling`.
 
 Counted are products of matrices, two operations for a multiplication with its
 addition. A step is one call of the transformer on one clip; a sample is the
@@ -29,8 +24,6 @@ from ml_collections import config_flags
 
 from launch import program
 from sculpt4d_jax.evaluation import cost
-from sculpt4d_jax.evaluation import sampling_time
-from sculpt4d_jax.evaluation import step_parts
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
 
@@ -38,7 +31,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/sculpt4d.py", "Preset; see configs/base.py."
 )
 _NUM_FRAMES = flags.DEFINE_list(
-  "num_frames", ["16"], "Numbers of frames to count by part, or to measure."
+  "num_frames", ["16"], "Numbers of frames to count by part."
 )
 _NUM_POINTS = flags.DEFINE_integer(
   "num_points",
@@ -50,15 +43,6 @@ _NUM_POINTS = flags.DEFINE_integer(
 _FIGURE = flags.DEFINE_string(
   "figure", None, "SVG file for Figure A1; optional."
 )
-_MEASURE = flags.DEFINE_bool(
-  "measure", False, "Take the time of sampling, sparse over full, instead."
-)
-_PARTS = flags.DEFINE_bool(
-  "parts", False, "Take the time of the parts of a step instead."
-)
-_ROUNDS = flags.DEFINE_integer(
-  "rounds", 3, "Runs of each that --measure or --parts takes.", lower_bound=1
-)
 
 
 def main(unused_argv: Sequence[str]) -> None:
@@ -67,12 +51,6 @@ def main(unused_argv: Sequence[str]) -> None:
   networks = model_lib.parts(config.model)
   sizes = cost.Sizes(**{name: part[1] for name, part in networks.items()})
   sampling = config.sampling.to_dict()
-  if _MEASURE.value:
-    _print_measured(config, sampling, frames)
-  if _PARTS.value:
-    _print_measured_parts(config, frames)
-  if _MEASURE.value or _PARTS.value:
-    return
   for num_frames in frames:
     _print_parts(sizes, sampling, num_frames)
   print(cost.table_a1(sizes), "\n")
@@ -112,34 +90,6 @@ def _print_parts(sizes, sampling, num_frames) -> None:
     "sample": cost.sample(sizes, config, _NUM_POINTS.value),
   }
   print(cost.parts_table(columns), "\n")
-
-
-def _print_measured(config, sampling, frames) -> None:
-  program.log_platform()
-  ratios = sampling_time.measure(
-    config.model,
-    model_lib.SamplingConfig(**sampling),
-    frames,
-    _ROUNDS.value,
-  )
-  print(
-    f"{'frames':<8}{'sparse':>10}{'full':>10}{'time ratio':>12}"
-    f"{'operations':>12}{'deviation':>11}   (CPU seconds a sample)"
-  )
-  for ratio in ratios:
-    print(
-      f"{ratio.num_frames:<8}{ratio.seconds['sparse']:>10.2f}"
-      f"{ratio.seconds['full']:>10.2f}{ratio.by_time:>12.1%}"
-      f"{ratio.by_operations:>12.1%}{ratio.deviation:>+11.1%}"
-    )
-
-
-def _print_measured_parts(config, frames) -> None:
-  modules, sizes = sampling_time.random_modules(config.model)
-  for num_frames in frames:
-    print(f"{num_frames} frames, one call of the transformer")
-    parts = step_parts.measure(modules["dit"], sizes, num_frames, _ROUNDS.value)
-    print(step_parts.table(parts), "\n")
 
 
 if __name__ == "__main__":

@@ -36,13 +36,13 @@ from absl import logging
 from ml_collections import config_flags
 
 from launch import program
-from sculpt4d_jax.data import asset_units
-from sculpt4d_jax.data import beam_run
-from sculpt4d_jax.data import dataset_card
-from sculpt4d_jax.data import dataset_index
-from sculpt4d_jax.data import preparation
-from sculpt4d_jax.data import preparation_run
-from sculpt4d_jax.data import summary_page
+from sculpt4d_jax.data.preparation import beam
+from sculpt4d_jax.data.preparation import prepare
+from sculpt4d_jax.data.preparation import run as preparation_run
+from sculpt4d_jax.data.preparation import units as asset_units
+from sculpt4d_jax.data.records import card
+from sculpt4d_jax.data.records import index as dataset_index
+from sculpt4d_jax.data.records import summary_page
 from sculpt4d_jax.geometry import watertight
 
 _PRESETS = {
@@ -116,7 +116,7 @@ _BEAM_OPTIONS = flags.DEFINE_string(
 def _define_sizes() -> dict[str, flags.FlagHolder]:
   """A flag for every size of a record; unset ones are the preset's."""
   holders = {}
-  for field in dataclasses.fields(preparation.PreparationSettings):
+  for field in dataclasses.fields(prepare.PreparationSettings):
     text = f"{field.name.replace('_', ' ')} of a record; default by preset."
     if field.type == "int" or field.type is int:
       holders[field.name] = flags.DEFINE_integer(field.name, None, text)
@@ -154,7 +154,7 @@ def _config_sizes(config, num_parts: int) -> dict[str, int]:
   )
 
 
-def _settings() -> preparation.PreparationSettings:
+def _settings() -> prepare.PreparationSettings:
   sizes = dict(_PRESETS[_PRESET.value])
   if _CONFIG.value is not None:
     num_parts = _SIZES["num_parts"].value or _CONFIG_PARTS
@@ -167,7 +167,7 @@ def _settings() -> preparation.PreparationSettings:
   surface = {}
   if "resolution" in sizes:
     surface["resolution"] = sizes.pop("resolution")
-  return preparation.PreparationSettings(
+  return prepare.PreparationSettings(
     **sizes, surface=watertight.WatertightSettings(**surface)
   )
 
@@ -194,14 +194,14 @@ def main(argv):
     )
   logging.info("%d assets, into %s.", len(assets), folder)
   if _BEAM.value:
-    beam_run.run(
+    beam.run(
       assets, settings, run, str(folder), shlex.split(_BEAM_OPTIONS.value)
     )
   else:
     preparation_run.run_locally(assets, settings, run, str(folder))
   index = dataset_index.write_index(folder, _TEST_FRACTION.value)
   page = summary_page.write_summary(folder)
-  dataset_card.write_card(index, _command())
+  card.write_card(index, _command())
   for name, clips in index.splits.items():
     logging.info(
       "%s: %d clips of %d assets.",

@@ -13,11 +13,11 @@ from absl import logging
 import numpy as np
 
 from launch import program
-from sculpt4d_jax.data import synthetic
-from sculpt4d_jax.data import synthetic_records
+from sculpt4d_jax.data.procedural import clip_records
+from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.evaluation import held_out
-from sculpt4d_jax.io import mesh_files
-from sculpt4d_jax.io import video_writer
+from sculpt4d_jax.io.meshes import ply_obj
+from sculpt4d_jax.io.video import writer
 
 _SEED = flags.DEFINE_integer("seed", 0, "Of the clip.", lower_bound=0)
 _OUTPUT = flags.DEFINE_string(
@@ -39,18 +39,18 @@ _BACKGROUND = flags.DEFINE_list(
 
 def main(argv):
   del argv
-  clip = synthetic.make_clip(_SEED.value, _NUM_FRAMES.value)
+  clip = solids.make_clip(_SEED.value, _NUM_FRAMES.value)
   rng = np.random.default_rng([_SEED.value, 0x56])
-  view = synthetic_records.draw_view(rng, synthetic_records.RecordSizes())
-  view = synthetic_records.fit_view(clip, view, _BORDER.value)
-  rgba = synthetic_records.render_clip(clip, view, _SIZE.value)
+  view = clip_records.draw_view(rng, clip_records.RecordSizes())
+  view = clip_records.fit_view(clip, view, _BORDER.value)
+  rgba = clip_records.render_clip(clip, view, _SIZE.value)
   alpha = rgba[..., 3:]
   colour = np.array([float(x) for x in _BACKGROUND.value])
   frames = np.round(255 * (rgba[..., :3] * alpha + colour * (1 - alpha)))
-  video_writer.write_video(_OUTPUT.value, frames.astype(np.uint8), _FPS.value)
+  writer.write_video(_OUTPUT.value, frames.astype(np.uint8), _FPS.value)
   logging.info("Wrote a %s to %s.", clip.family, _OUTPUT.value)
   if _TRUTH.value:
-    mesh_files.write_mesh_sequence(_TRUTH.value, held_out.truth_meshes(clip))
+    ply_obj.write_mesh_sequence(_TRUTH.value, held_out.truth_meshes(clip))
     logging.info("Wrote its meshes to %s.", _TRUTH.value)
 
 

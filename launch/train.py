@@ -39,8 +39,8 @@ from ml_collections import config_flags
 
 from launch import processes
 from launch import program
-from sculpt4d_jax.training import run
-from sculpt4d_jax.training import train
+from sculpt4d_jax.training import loop
+from sculpt4d_jax.training import stages
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
@@ -52,7 +52,7 @@ _WORKDIR = flags.DEFINE_string(
   required=True,
 )
 _STAGES = flags.DEFINE_list(
-  "stages", list(run.STAGES), "Stages to run, of data, vae and dit."
+  "stages", list(stages.STAGES), "Stages to run, of data, vae and dit."
 )
 
 
@@ -64,8 +64,8 @@ def main(argv):
   logging.info("Preset %s, into %s.", _CONFIG.value.name, workdir)
   _keep_compiled(workdir / "compiled")
   try:
-    run.run(_CONFIG.value, workdir, _STAGES.value)
-  except train.LostProcessError as error:
+    stages.run(_CONFIG.value, workdir, _STAGES.value)
+  except loop.LostProcessError as error:
     processes.leave(error)
   logging.info("Done. The weights are in %s.", workdir / "weights")
 

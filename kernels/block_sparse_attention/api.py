@@ -12,10 +12,10 @@ from typing import Any, Literal
 import jax
 
 from . import mask as mask_lib
-from . import pallas_gpu
-from . import pallas_tpu
 from . import reference
-from . import xla
+from .gpu import attention as pallas_gpu
+from .tpu import attention as pallas_tpu
+from .xla import attention as xla
 
 Implementation = (
   Literal["pallas_tpu", "pallas_gpu", "xla", "reference"] | Callable[..., Any]

@@ -18,8 +18,8 @@ import functools
 import jax
 import numpy as np
 
-from sculpt4d_jax.data import synthetic
-from sculpt4d_jax.data import synthetic_records
+from sculpt4d_jax.data.procedural import clip_records
+from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.geometry import isosurface
@@ -50,7 +50,7 @@ class HeldOutClip:
   """
 
   name: str
-  clip: synthetic.SyntheticClip
+  clip: solids.SyntheticClip
   images: np.ndarray
   truth: Meshes
 
@@ -58,14 +58,14 @@ class HeldOutClip:
 def make_clips(
   seeds: Sequence[int],
   num_frames: int,
-  sizes: synthetic_records.RecordSizes,
+  sizes: clip_records.RecordSizes,
   log: run_log.RunLog,
 ) -> list[HeldOutClip]:
   """Makes clips, their pictures and their true meshes."""
   clips = []
   for seed in log.each("make held-out clips", seeds):
-    clip = synthetic.make_clip(seed, num_frames)
-    record = synthetic_records.make_record(clip, sizes)
+    clip = solids.make_clip(seed, num_frames)
+    record = clip_records.make_record(clip, sizes)
     clips.append(
       HeldOutClip(
         f"{clip.family}-{seed}", clip, record.images, truth_meshes(clip)
@@ -74,9 +74,9 @@ def make_clips(
   return clips
 
 
-def truth_meshes(clip: synthetic.SyntheticClip) -> Meshes:
+def truth_meshes(clip: solids.SyntheticClip) -> Meshes:
   """Marching cubes of the signed distance of every frame."""
-  solid = synthetic_records.trim(clip.solid)
+  solid = clip_records.trim(clip.solid)
   meshes = []
   for frame in range(clip.num_frames):
     parts = jax.tree.map(lambda x: x[frame], solid)
@@ -95,7 +95,7 @@ def _field(solid, points):
   return signed_distance.signed_distance(solid, points) / _BAND
 
 
-def mean_shape(clips: Sequence[synthetic.SyntheticClip]) -> Meshes:
+def mean_shape(clips: Sequence[solids.SyntheticClip]) -> Meshes:
   """One mesh: the mean occupancy cut where it has the mean volume."""
   total, count = 0.0, 0
   for clip in clips:
@@ -112,9 +112,9 @@ def mean_shape(clips: Sequence[synthetic.SyntheticClip]) -> Meshes:
 
 
 def best_training_clip(
-  candidates: Sequence[synthetic.SyntheticClip],
+  candidates: Sequence[solids.SyntheticClip],
   clips: Sequence[HeldOutClip],
-) -> synthetic.SyntheticClip:
+) -> solids.SyntheticClip:
   """The candidate with the largest mean IoU with all held-out clips."""
   truth = [_occupancies(c.clip, _COARSE_RESOLUTION) for c in clips]
 
@@ -135,8 +135,8 @@ def _occupancies(clip, resolution):
   """Whether the centres of a grid's cells are inside: bool [F, R, R, R]."""
   points = geometry_metrics.grid_points(resolution).astype(np.float32)
   points = np.broadcast_to(points, (clip.num_frames, *points.shape))
-  solid = synthetic_records.trim(clip.solid)
-  inside = np.asarray(synthetic_records.distances(solid, points)) > 0
+  solid = clip_records.trim(clip.solid)
+  inside = np.asarray(clip_records.distances(solid, points)) > 0
   return inside.reshape(clip.num_frames, *(resolution,) * 3)
 
 
@@ -154,7 +154,7 @@ def sample_meshes(
 def compare(
   model: model_lib.Sculpt4D,
   clips: Sequence[HeldOutClip],
-  training_clips: Sequence[synthetic.SyntheticClip],
+  training_clips: Sequence[solids.SyntheticClip],
   sampling: model_lib.SamplingConfig,
   surface: pipeline.SurfaceConfig,
   conventions: geometry_metrics.Conventions,

@@ -16,7 +16,7 @@ import dataclasses
 
 import numpy as np
 
-from sculpt4d_jax.data import record_examples
+from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.geometry import mesh as mesh_lib

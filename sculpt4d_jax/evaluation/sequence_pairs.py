@@ -12,9 +12,9 @@ import os
 import pathlib
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
-from sculpt4d_jax.io import animated_glb
-from sculpt4d_jax.io import animated_usd
-from sculpt4d_jax.io import mesh_files
+from sculpt4d_jax.io.meshes import glb
+from sculpt4d_jax.io.meshes import ply_obj
+from sculpt4d_jax.io.meshes import usd
 
 TriangleMesh = mesh_lib.TriangleMesh
 PathLike = str | os.PathLike
@@ -40,11 +40,11 @@ def read_sequence(path: PathLike) -> list[TriangleMesh]:
   """Reads the meshes of a folder of PLY files, a GLB or a USD file."""
   path = pathlib.Path(path)
   if path.is_dir():
-    return mesh_files.read_mesh_sequence(path)
+    return ply_obj.read_mesh_sequence(path)
   if path.suffix.lower() == _GLB_SUFFIX:
-    meshes, _ = animated_glb.read_animated_glb(path)
+    meshes, _ = glb.read_animated_glb(path)
   else:
-    meshes, _ = animated_usd.read_animated_usd(path)
+    meshes, _ = usd.read_animated_usd(path)
   return meshes
 
 
@@ -88,7 +88,7 @@ def _existing(path: PathLike) -> pathlib.Path:
   what = "is not a mesh sequence" if path.exists() else "does not exist"
   raise ValueError(
     f"{path} {what}; expected a folder with frame_0000.ply, frame_0001.ply,"
-    f" ..., a {_GLB_SUFFIX} or {', '.join(animated_usd.SUFFIXES)} file, or a"
+    f" ..., a {_GLB_SUFFIX} or {', '.join(usd.SUFFIXES)} file, or a"
     " folder of these."
   )
 
@@ -96,7 +96,7 @@ def _existing(path: PathLike) -> pathlib.Path:
 def _is_sequence(path: pathlib.Path) -> bool:
   if path.is_dir():
     return any(path.glob("frame_*.ply"))
-  return path.suffix.lower() in (_GLB_SUFFIX, *animated_usd.SUFFIXES)
+  return path.suffix.lower() in (_GLB_SUFFIX, *usd.SUFFIXES)
 
 
 def _name(path: pathlib.Path) -> str:

@@ -26,13 +26,13 @@ from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.diffusion import guidance
 from sculpt4d_jax.diffusion import samplers
-from sculpt4d_jax.io import checkpoint_parts
-from sculpt4d_jax.io import model_files
-from sculpt4d_jax.io import model_folders
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.weights import checkpoint_parts
+from sculpt4d_jax.weights import model_files
+from sculpt4d_jax.weights import model_folders
 
 Array = array_types.Array
 Float = array_types.Float
@@ -184,7 +184,7 @@ class Sculpt4D:
     """Samples the diffusion latents of one clip.
 
     Args:
-      images: The clip on a white background, cropped; see `io/clip_crop.py`.
+      images: The clip on a white background, cropped; see `io/matting/crop.py`.
       config: Steps, guidance, seed.
       on_step: Called from inside the compiled loop with the number of steps
         that are done.

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
-from sculpt4d_jax.io import animated_glb
-from sculpt4d_jax.io import animated_usd
 from sculpt4d_jax.io import atomic
-from sculpt4d_jax.io import clip_crop
-from sculpt4d_jax.io import mesh_files
-from sculpt4d_jax.io import preview
+from sculpt4d_jax.io.matting import crop
+from sculpt4d_jax.io.meshes import glb
+from sculpt4d_jax.io.meshes import ply_obj
+from sculpt4d_jax.io.meshes import usd
 from sculpt4d_jax.io.viewer import page
 
 GLB, USD, VIEWER = "animation.glb", "animation.usdc", "viewer.html"
@@ -50,11 +50,11 @@ def write(
   name = result.clip.source.name
   with atomic.staged_folder(folder, replaces=["frame_*.ply"]) as staging:
     with log.stage("write files", 5) as bar:
-      mesh_files.write_mesh_sequence(staging, result.meshes)
+      ply_obj.write_mesh_sequence(staging, result.meshes)
       bar.update()
-      animated_glb.write_animated_glb(staging / GLB, result.meshes, fps)
+      glb.write_animated_glb(staging / GLB, result.meshes, fps)
       bar.update()
-      animated_usd.write_animated_usd(staging / USD, result.meshes, fps)
+      usd.write_animated_usd(staging / USD, result.meshes, fps)
       bar.update()
       page.write_viewer(
         staging / VIEWER,
@@ -85,7 +85,7 @@ def input_pictures(clip: pipeline.Clip, size: int = 384) -> np.ndarray:
   """The cropped input, large enough to be looked at: uint8 [F, S, S, 3]."""
   frames = clip.foreground.frames
   side = int(min(size, max(clip.box.side, clip.images.shape[1])))
-  return clip_crop.crop_clip(frames, side).images
+  return crop.crop_clip(frames, side).images
 
 
 def _page_details(details: Mapping[str, Any]) -> dict[str, Any]:

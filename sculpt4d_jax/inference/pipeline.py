@@ -16,10 +16,10 @@ from sculpt4d_jax.geometry import isosurface
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import run_log
-from sculpt4d_jax.io import clip_crop
-from sculpt4d_jax.io import foreground
-from sculpt4d_jax.io import mesh_files
-from sculpt4d_jax.io import video
+from sculpt4d_jax.io.matting import crop
+from sculpt4d_jax.io.matting import foreground
+from sculpt4d_jax.io.meshes import ply_obj
+from sculpt4d_jax.io.video import reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Clip:
   """
 
   images: np.ndarray
-  source: video.VideoFrames
+  source: reader.VideoFrames
   foreground: foreground.Foreground
-  box: clip_crop.CropBox
+  box: crop.CropBox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +135,13 @@ def read_clip(
     InputError: The input cannot be used.
   """
   with log.stage("read frames"):
-    frames = video.read_frames(
+    frames = reader.read_frames(
       source, num_frames=num_frames, start=start, end=end
     )
   with log.stage("find the object"):
     cut_out = foreground.extract(frames, matte)
   with log.stage("crop"):
-    cropped = clip_crop.crop_clip(cut_out.frames, image_size, border_ratio)
+    cropped = crop.crop_clip(cut_out.frames, image_size, border_ratio)
   return Clip(cropped.images, frames, cut_out, cropped.box)
 
 
@@ -194,7 +194,7 @@ def extract_mesh(
     resolution=config.resolution,
   )
   if mesh is None:
-    return mesh_files.empty_mesh(), grid.num_evaluations
+    return ply_obj.empty_mesh(), grid.num_evaluations
   mesh = cleanup.keep_largest_components(
     mesh,
     max_components=config.max_components or None,

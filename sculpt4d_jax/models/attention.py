@@ -20,10 +20,14 @@ import numpy as np
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
-from sculpt4d_jax.kernels.block_sparse_attention import pallas_gpu
-from sculpt4d_jax.kernels.block_sparse_attention import pallas_tpu
-from sculpt4d_jax.kernels.block_sparse_attention import tpu_tiles
-from sculpt4d_jax.kernels.block_sparse_attention import xla
+from sculpt4d_jax.kernels.block_sparse_attention.gpu import (
+  attention as pallas_gpu,
+)
+from sculpt4d_jax.kernels.block_sparse_attention.tpu import (
+  attention as pallas_tpu,
+)
+from sculpt4d_jax.kernels.block_sparse_attention.tpu import tiles as tpu_tiles
+from sculpt4d_jax.kernels.block_sparse_attention.xla import attention as xla
 from sculpt4d_jax.models import dense_attention
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import rope

@@ -34,8 +34,8 @@ from sculpt4d_jax import partitioning
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import layers
-from sculpt4d_jax.models import moe
 from sculpt4d_jax.models import u_shape
+from sculpt4d_jax.models.moe import layer as moe
 
 Array = array_types.Array
 Float = array_types.Float

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 
 from sculpt4d_jax.models import attention
-from sculpt4d_jax.models import experts
+from sculpt4d_jax.models.moe import experts
 
 
 class BlockKind(NamedTuple):

@@ -38,7 +38,7 @@ class LoRAConfig:
     modules: Names in the path of the adapted maps: a kind of layer as
       "temporal_attention", "spatial_attention", "cross_attention", "mlp",
       "skip_linear", or a single map in it as "query" or "fc1".
-    also_train: Groups of parameters (`training/groups.py`) that are trained
+    also_train: Groups of parameters (`training/parameter_groups.py`) that are trained
       themselves beside the adapters, as "temporal".
   """
 

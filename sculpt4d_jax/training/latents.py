@@ -14,12 +14,12 @@ import numpy as np
 import tqdm
 
 from sculpt4d_jax import array_types
-from sculpt4d_jax.data import pipeline
-from sculpt4d_jax.data import record_store
-from sculpt4d_jax.data import store_batches
+from sculpt4d_jax.data.procedural import batches as store_batches
+from sculpt4d_jax.data.procedural import drawing
+from sculpt4d_jax.data.procedural import store as record_store
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.models import shape_vae
-from sculpt4d_jax.training import vae_task
+from sculpt4d_jax.training.tasks import vae as vae_task
 
 Array = array_types.Array
 
@@ -62,7 +62,7 @@ def encode_store(
   means, log_variances = [], []
   for clip in tqdm.tqdm(range(store.num_clips), desc="latents"):
     surface = np.stack([store.surface[clip]] * 2).astype(np.float32)
-    surface = pipeline.mirror_rows(surface, both)
+    surface = drawing.mirror_rows(surface, both)
     surface = np.repeat(surface, num_choices, 0)
     key = jax.random.fold_in(jax.random.key(seed), clip)
     posterior = jax.tree.map(np.asarray, encode(surface, key))

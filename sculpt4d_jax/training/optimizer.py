@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sculpt4d_jax import array_types
-from sculpt4d_jax.training import groups
+from sculpt4d_jax.training import parameter_groups
 
 Array = array_types.Array
 
@@ -53,7 +53,7 @@ class OptimizerConfig:
 
   def __post_init__(self):
     object.__setattr__(self, "frozen", tuple(self.frozen))
-    groups.check_names(self.frozen)
+    parameter_groups.check_names(self.frozen)
     if self.accumulation_steps < 1:
       raise ValueError(
         f"accumulation_steps={self.accumulation_steps} must be at least 1."
@@ -103,7 +103,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
   def label(group):
-    if groups.is_frozen(group, config.frozen):
+    if parameter_groups.is_frozen(group, config.frozen):
       return "frozen"
     return "temporal" if group == "temporal" else "base"
 
@@ -114,7 +114,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     "frozen": optax.set_to_zero(),
   }
   return optax.chain(
-    clip, optax.partition(kinds, lambda tree: groups.label(tree, label))
+    clip,
+    optax.partition(kinds, lambda tree: parameter_groups.label(tree, label)),
   )
 
 
@@ -136,7 +137,7 @@ def hold_frozen(params: Any, frozen: tuple[str, ...]) -> Any:
   return jax.tree_util.tree_map_with_path(
     lambda path, x: (
       jax.lax.stop_gradient(x)
-      if groups.is_frozen(groups.group_of(path), frozen)
+      if parameter_groups.is_frozen(parameter_groups.group_of(path), frozen)
       else x
     ),
     params,

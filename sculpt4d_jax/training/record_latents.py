@@ -30,14 +30,14 @@ import numpy as np
 import tqdm
 
 from sculpt4d_jax import array_types
-from sculpt4d_jax.data import asset_records
-from sculpt4d_jax.data import dataset_index
-from sculpt4d_jax.data import record_examples
-from sculpt4d_jax.data import record_files
+from sculpt4d_jax.data.loading import examples as record_examples
+from sculpt4d_jax.data.records import index as dataset_index
+from sculpt4d_jax.data.records import schema
+from sculpt4d_jax.data.records import shards as record_files
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import shape_vae
-from sculpt4d_jax.training import vae_task
+from sculpt4d_jax.training.tasks import vae as vae_task
 
 Array = array_types.Array
 Reader = record_examples.ExampleReader
@@ -260,7 +260,7 @@ def _write(job, path, clips, progress):
       clip = reader.clip(row).clip
       details[clip] = job.details(reader, row)
       for part, arrays in enumerate(job.entries(reader, row, details[clip])):
-        content = asset_records.encode(job.kind, clip, arrays, part)
+        content = schema.encode(job.kind, clip, arrays, part)
         yield clip, job.kind, part, content
       progress.update()
 

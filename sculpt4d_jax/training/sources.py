@@ -17,22 +17,22 @@ import ml_collections
 import orbax.checkpoint as ocp
 
 from sculpt4d_jax.data import batches as batches_lib
-from sculpt4d_jax.data import dataset_index
-from sculpt4d_jax.data import record_batches
-from sculpt4d_jax.data import record_examples
-from sculpt4d_jax.data import record_loader
-from sculpt4d_jax.data import record_store
-from sculpt4d_jax.data import store_batches
-from sculpt4d_jax.data import synthetic_records
+from sculpt4d_jax.data.loading import batches as record_batches
+from sculpt4d_jax.data.loading import examples as record_examples
+from sculpt4d_jax.data.loading import loader as record_loader
+from sculpt4d_jax.data.procedural import batches as store_batches
+from sculpt4d_jax.data.procedural import clip_records
+from sculpt4d_jax.data.procedural import store as record_store
+from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
-from sculpt4d_jax.io import model_folders
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import shape_vae
-from sculpt4d_jax.training import dit_task
 from sculpt4d_jax.training import latents as latents_lib
 from sculpt4d_jax.training import record_latents
-from sculpt4d_jax.training import vae_task
+from sculpt4d_jax.training.tasks import dit as dit_task
+from sculpt4d_jax.training.tasks import vae as vae_task
+from sculpt4d_jax.weights import model_folders
 
 # Of one process for another, in seconds.
 _MAX_WAIT = 7 * 24 * 3600
@@ -325,7 +325,7 @@ def _make_stores(config, folder):
   }
   _check_disjoint(*splits.values())
   num_frames = fields.pop("num_frames")
-  sizes = synthetic_records.RecordSizes(**fields)
+  sizes = clip_records.RecordSizes(**fields)
 
   def open_or_make():
     return tuple(

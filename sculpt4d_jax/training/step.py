@@ -9,9 +9,9 @@ import optax
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
-from sculpt4d_jax.training import groups
 from sculpt4d_jax.training import metrics as metrics_lib
 from sculpt4d_jax.training import optimizer as optimizer_lib
+from sculpt4d_jax.training import parameter_groups
 from sculpt4d_jax.training import state as state_lib
 
 Array = array_types.Array
@@ -66,7 +66,9 @@ def make_step(
       "learning_rate": schedule(state.step),
     }
     for name, tree in (("grad_norm", grads), ("update_norm", updates)):
-      metrics |= {f"{name}/{g}": x for g, x in groups.norms(tree).items()}
+      metrics |= {
+        f"{name}/{g}": x for g, x in parameter_groups.norms(tree).items()
+      }
     state = state_lib.TrainState(
       state.step + 1, params, ema, opt_state, state.fixed
     )

@@ -10,9 +10,9 @@ import json
 import numpy as np
 from PIL import Image
 
-from sculpt4d_jax.data import asset_records
-from sculpt4d_jax.data import dataset_index
-from sculpt4d_jax.data import record_files
+from sculpt4d_jax.data.records import index as dataset_index
+from sculpt4d_jax.data.records import schema
+from sculpt4d_jax.data.records import shards as record_files
 from sculpt4d_jax.rendering import cameras
 
 NUM_FRAMES = 4
@@ -55,7 +55,7 @@ def make(folder, num_clips=4, num_test=2, shards=2):
   for clips in splits.values():
     clips.sort(key=lambda clip: clip["clip"])
   document = {
-    "version": asset_records.VERSION,
+    "version": schema.VERSION,
     "test_fraction": 0.1,
     "settings": _SETTINGS,
     "splits": splits,
@@ -86,15 +86,15 @@ def _entries(number):
       clip,
       "geometry",
       part,
-      asset_records.encode("geometry", clip, arrays, part),
+      schema.encode("geometry", clip, arrays, part),
     )
   arrays = dict(
     surface=_surface(rng, 32, centres, radius),
     is_sharp=np.zeros(32, np.uint8),
   )
-  yield clip, "queries", 0, asset_records.encode("queries", clip, arrays)
+  yield clip, "queries", 0, schema.encode("queries", clip, arrays)
   for view, angles in enumerate(zip(AZIMUTHS, ELEVATIONS)):
-    pixels, ends = asset_records.pack(
+    pixels, ends = schema.pack(
       [_picture(number, view, frame) for frame in range(NUM_FRAMES)]
     )
     arrays = dict(
@@ -103,7 +103,7 @@ def _entries(number):
       camera_to_world=_camera(*angles),
       fov_degrees=np.array([40.0]),
     )
-    yield clip, "view", view, asset_records.encode("view", clip, arrays, view)
+    yield clip, "view", view, schema.encode("view", clip, arrays, view)
 
 
 def _surface(rng, count, centres, radius):

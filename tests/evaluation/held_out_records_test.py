@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from sculpt4d_jax.data import record_examples
-from sculpt4d_jax.data import record_loader
+from sculpt4d_jax.data.loading import examples as record_examples
+from sculpt4d_jax.data.loading import loader as record_loader
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out_records
 from sculpt4d_jax.geometry import mesh as mesh_lib

@@ -15,12 +15,12 @@ from sculpt4d_jax.diffusion import guidance
 from sculpt4d_jax.diffusion import losses
 from sculpt4d_jax.diffusion import paths
 from sculpt4d_jax.diffusion import samplers
-from sculpt4d_jax.io import dit_weights
-from sculpt4d_jax.io import weight_rules
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit
-from sculpt4d_jax.models import experts
-from sculpt4d_jax.models import moe
+from sculpt4d_jax.models.moe import experts
+from sculpt4d_jax.models.moe import layer as moe
+from sculpt4d_jax.weights import dit as dit_weights
+from sculpt4d_jax.weights import rules as weight_rules
 
 _FOLDER = pathlib.Path(__file__).parent
 _CONFIG = json.loads((_FOLDER / "config.json").read_text())

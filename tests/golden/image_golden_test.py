@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from sculpt4d_jax.io import image_encoder_weights
 from sculpt4d_jax.io import recentre
-from sculpt4d_jax.io import weight_rules
 from sculpt4d_jax.models import image_encoder
+from sculpt4d_jax.weights import image_encoder as image_encoder_weights
+from sculpt4d_jax.weights import rules as weight_rules
 
 _FOLDER = pathlib.Path(__file__).parent
 _CONFIG = json.loads((_FOLDER / "config.json").read_text())

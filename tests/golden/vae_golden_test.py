@@ -12,10 +12,10 @@ from safetensors import numpy as safetensors_numpy
 
 from sculpt4d_jax.geometry import farthest_points
 from sculpt4d_jax.geometry import isosurface
-from sculpt4d_jax.io import vae_weights
-from sculpt4d_jax.io import weight_rules
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.models import vae_blocks
+from sculpt4d_jax.weights import rules as weight_rules
+from sculpt4d_jax.weights import vae as vae_weights
 
 _FOLDER = pathlib.Path(__file__).parent
 _CONFIG = json.loads((_FOLDER / "config.json").read_text())

@@ -9,12 +9,12 @@ import pytest
 from configs import baselines
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
-from sculpt4d_jax.io import checkpoint_parts
-from sculpt4d_jax.io import model_files
-from sculpt4d_jax.io import pretrained
-from sculpt4d_jax.io.tensor_files import open_file
+from sculpt4d_jax.weights import checkpoint_parts
+from sculpt4d_jax.weights import model_files
+from sculpt4d_jax.weights import pretrained
+from sculpt4d_jax.weights.tensor_files import open_file
 from tests.integration import micro
-from tests.io import hunyuan_checkpoints as checkpoints
+from tests.weights import hunyuan_checkpoints as checkpoints
 
 FRAMES = 3
 

@@ -22,15 +22,15 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from sculpt4d_jax import partitioning
-from sculpt4d_jax.data import record_store
-from sculpt4d_jax.data import store_batches
+from sculpt4d_jax.data.procedural import batches as store_batches
+from sculpt4d_jax.data.procedural import store as record_store
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.training import checkpoints as checkpoints_lib
-from sculpt4d_jax.training import dit_task
+from sculpt4d_jax.training import loop
 from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import schedule as schedule_lib
-from sculpt4d_jax.training import train
+from sculpt4d_jax.training.tasks import dit as dit_task
 
 CLIPS, FRAMES, TOKENS, CHANNELS, SIDE = 4, 4, 8, 4, 16
 SAVED, LAST = 2, 4
@@ -121,7 +121,7 @@ def make_task() -> dit_task.DiTTask:
 
 def run(task, mesh: dict[str, int], folder: pathlib.Path) -> None:
   """Trains to the end, from what the folder has."""
-  train.train(
+  loop.train(
     task,
     OPTIMIZER,
     folder,
@@ -137,8 +137,8 @@ def digests_of_saved(
   device_mesh = partitioning.make_mesh(partitioning.MeshConfig(**mesh))
   with partitioning.use_mesh(device_mesh):
     tx = optimizer_lib.make_optimizer(OPTIMIZER)
-    abstract = train.abstract_state(task, tx)
-    shardings = train.state_shardings(task, OPTIMIZER, device_mesh)
+    abstract = loop.abstract_state(task, tx)
+    shardings = loop.state_shardings(task, OPTIMIZER, device_mesh)
     everywhere = jax.NamedSharding(device_mesh, jax.P())
     gather = jax.jit(lambda state: state, out_shardings=everywhere)
     digests = {}

@@ -11,12 +11,12 @@ from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import run_log
-from sculpt4d_jax.io import animated_glb
 from sculpt4d_jax.io import atomic
-from sculpt4d_jax.io import mesh_files
-from sculpt4d_jax.io import model_files
-from sculpt4d_jax.training import run
-from sculpt4d_jax.training import vae_task
+from sculpt4d_jax.io.meshes import glb as animated_glb
+from sculpt4d_jax.io.meshes import ply_obj
+from sculpt4d_jax.training import stages as run
+from sculpt4d_jax.training.tasks import vae as vae_task
+from sculpt4d_jax.weights import model_files
 from tests import conftest
 from tests.integration import micro
 
@@ -254,7 +254,7 @@ def test_clip_to_files(model, tmp_path):
     outputs.PREVIEW,
     outputs.RUN,
   }
-  plys = mesh_files.read_mesh_sequence(tmp_path / "out")
+  plys = ply_obj.read_mesh_sequence(tmp_path / "out")
   glbs, _ = animated_glb.read_animated_glb(tmp_path / "out" / outputs.GLB)
   for made, ply, glb in zip(result.meshes, plys, glbs, strict=True):
     np.testing.assert_array_equal(made.vertices, ply.vertices)

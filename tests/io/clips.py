@@ -4,7 +4,7 @@ import numpy as np
 import trimesh
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
-from sculpt4d_jax.io import mesh_files
+from sculpt4d_jax.io.meshes import ply_obj
 
 TriangleMesh = mesh_lib.TriangleMesh
 
@@ -30,7 +30,7 @@ def changing_clip(num_frames: int = 4) -> list[TriangleMesh]:
     for i in range(num_frames)
   ]
   if num_frames > 2:
-    meshes[2] = mesh_files.empty_mesh()
+    meshes[2] = ply_obj.empty_mesh()
   return meshes
 
 

@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import safetensors.numpy
 
-from tests.io import hunyuan_checkpoints as checkpoints
+from tests.weights import hunyuan_checkpoints as checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -13,8 +13,8 @@ from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import sequence_pairs
 from sculpt4d_jax.geometry import mesh as mesh_lib
-from sculpt4d_jax.io import animated_glb
-from sculpt4d_jax.io import mesh_files
+from sculpt4d_jax.io.meshes import glb
+from sculpt4d_jax.io.meshes import ply_obj
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 QUICK = ("--num_points=500", "--iou_resolution=16")
@@ -23,7 +23,7 @@ QUICK = ("--num_points=500", "--iou_resolution=16")
 def write_sequence(folder, radius=0.5, num_frames=3):
   ball = trimesh.creation.icosphere(subdivisions=2, radius=radius)
   mesh = mesh_lib.TriangleMesh(ball.vertices, ball.faces)
-  mesh_files.write_mesh_sequence(folder, [mesh] * num_frames)
+  ply_obj.write_mesh_sequence(folder, [mesh] * num_frames)
   return folder
 
 
@@ -113,8 +113,8 @@ def test_corrupt_file_exits_with_two_and_leaves_nothing(tmp_path):
 
 def test_reads_what_the_exporters_write(tmp_path):
   folder = write_sequence(tmp_path / "truth" / "a", num_frames=3)
-  meshes = mesh_files.read_mesh_sequence(folder)
-  animated_glb.write_animated_glb(tmp_path / "a.glb", meshes, 8.0)
+  meshes = ply_obj.read_mesh_sequence(folder)
+  glb.write_animated_glb(tmp_path / "a.glb", meshes, 8.0)
   read = sequence_pairs.read_sequence(tmp_path / "a.glb")
   assert len(read) == 3
   np.testing.assert_array_equal(read[0].vertices, meshes[0].vertices)

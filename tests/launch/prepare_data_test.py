@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import trimesh
 
-from sculpt4d_jax.data import dataset_index
+from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.geometry import mesh as mesh_lib
-from sculpt4d_jax.io import mesh_files
+from sculpt4d_jax.io.meshes import ply_obj
 
 pytest.importorskip("array_record", reason="needs the extra `data`")
 pytest.importorskip("grain", reason="needs the extra `data`")
@@ -37,7 +37,7 @@ def prepared(tmp_path_factory):
   """A data set of two sources: a folder of assets and procedural clips."""
   root = tmp_path_factory.mktemp("prepared")
   box = trimesh.creation.box([1.0, 0.8, 0.6])
-  mesh_files.write_mesh_sequence(
+  ply_obj.write_mesh_sequence(
     root / "assets" / "moving",
     [
       mesh_lib.TriangleMesh(box.vertices + [x, 0, 0], box.faces)

@@ -14,7 +14,7 @@ import pytest
 
 from launch import program
 from launch import sample
-from sculpt4d_jax.io import video_writer
+from sculpt4d_jax.io.video import writer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "weights" / "tiny"
@@ -38,7 +38,7 @@ def refuse(tmp_path, **settings):
 
 
 def write_clip(path, frames):
-  video_writer.write_video(path, frames, fps=8)
+  writer.write_video(path, frames, fps=8)
   return str(path)
 
 

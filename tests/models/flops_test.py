@@ -10,12 +10,12 @@ import pytest
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit
 from sculpt4d_jax.models import dit_config
-from sculpt4d_jax.models import expert_rows
-from sculpt4d_jax.models import experts
 from sculpt4d_jax.models import flops
 from sculpt4d_jax.models import image_encoder
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.models.moe import dispatch
+from sculpt4d_jax.models.moe import experts
 
 # XLA counts norms, softmax and GELU too: wide layers with few tokens keep them
 # below one per cent. Nothing is run.
@@ -146,7 +146,7 @@ def test_routed_experts():
   )
   # Before optimisation, the plan's running count is a window over all choices,
   # counted as their square; what is compiled is linear.
-  by_xla -= count_by_xla(lambda c: expert_rows.plan(c, 4, 32), chosen)
+  by_xla -= count_by_xla(lambda c: dispatch.plan(c, 4, 32), chosen)
   ours = num_chosen * flops.mlp(tokens, WIDTH, 4096)
   # Every expert's rows are padded to a multiple of the block.
   assert ours == pytest.approx(by_xla, rel=0.01)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sculpt4d_jax.io import atomic
-from sculpt4d_jax.training import meter
 from sculpt4d_jax.training import metrics
+from sculpt4d_jax.training import step_metrics
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ class _Lines(metrics.NullWriter):
 
 def test_times_add_up_and_utilisation_follows():
   lines = _Lines()
-  one = meter.Meter(lines, 2, lambda step: "clips")
+  one = step_metrics.Meter(lines, 2, lambda step: "clips")
   one.expect(flops=1e6, peak=1e9)
   for step in (1, 2, 3):
     with one.spending("data"):
@@ -62,7 +62,7 @@ def test_times_add_up_and_utilisation_follows():
 
 
 def test_a_loss_that_is_no_number_names_step_groups_and_batch():
-  one = meter.Meter(_Lines(), 2, lambda step: f"clips of {step}")
+  one = step_metrics.Meter(_Lines(), 2, lambda step: f"clips of {step}")
   one.add(
     8,
     {
@@ -73,7 +73,7 @@ def test_a_loss_that_is_no_number_names_step_groups_and_batch():
     },
   )
   with pytest.raises(
-    meter.NonFiniteLossError,
+    step_metrics.NonFiniteLossError,
     match="loss is nan at step 8.*gradients of mlp. The batch: clips of 7",
   ):
     one.check()

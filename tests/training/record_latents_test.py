@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from sculpt4d_jax.data import dataset_index
-from sculpt4d_jax.data import record_examples
+from sculpt4d_jax.data.loading import examples as record_examples
+from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import record_latents

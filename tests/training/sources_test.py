@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from sculpt4d_jax.models import shape_vae
-from sculpt4d_jax.training import dit_task
 from sculpt4d_jax.training import sources
-from sculpt4d_jax.training import vae_task
+from sculpt4d_jax.training.tasks import dit as dit_task
+from sculpt4d_jax.training.tasks import vae as vae_task
 from tests.data import small_records
 from tests.integration import micro
 

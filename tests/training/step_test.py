@@ -9,9 +9,9 @@ import pytest
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import lora
 from sculpt4d_jax.training import checkpoints
-from sculpt4d_jax.training import groups
 from sculpt4d_jax.training import metrics
 from sculpt4d_jax.training import optimizer
+from sculpt4d_jax.training import parameter_groups
 from sculpt4d_jax.training import state
 from sculpt4d_jax.training import step
 
@@ -83,7 +83,7 @@ def test_means_over_some_clips_are_weighed_over_steps():
 
 def test_unknown_groups_are_refused():
   with pytest.raises(ValueError, match="Unknown groups .*'wings'"):
-    groups.check_names(("temporal", "wings"))
+    parameter_groups.check_names(("temporal", "wings"))
 
 
 class _Adapted(nnx.Module):

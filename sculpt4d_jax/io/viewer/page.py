@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
-from sculpt4d_jax.io import animated_glb
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.viewer import mesh_packing
 
 TriangleMesh = mesh_lib.TriangleMesh
@@ -63,7 +63,7 @@ def write_viewer(
       frame rate is not positive or a position is not finite.
     OutputError: The file cannot be written.
   """
-  animated_glb.check_sequence(path, meshes, fps, (".html", ".htm"))
+  glb.check_sequence(path, meshes, fps, (".html", ".htm"))
   _check_video(video_frames, len(meshes))
   if max_faces is not None and max_faces < 4:
     raise ValueError(f"max_faces must be 4 or more, got {max_faces}.")

@@ -12,7 +12,7 @@ import pytest
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
 from sculpt4d_jax.kernels.block_sparse_attention import api
 from sculpt4d_jax.kernels.block_sparse_attention import shapes as kernel_shapes
-from sculpt4d_jax.kernels.block_sparse_attention import xla
+from sculpt4d_jax.kernels.block_sparse_attention.xla import attention as xla
 
 MASK = bsa.BlockMask(4, 4, schedule=(1, 2, 4))
 SHAPE = (2, 2, 32, 8)

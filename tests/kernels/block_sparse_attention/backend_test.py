@@ -22,8 +22,8 @@ from sculpt4d_jax.kernels import block_sparse_attention as bsa
 from sculpt4d_jax.kernels.block_sparse_attention import api
 from sculpt4d_jax.kernels.block_sparse_attention import reference
 from sculpt4d_jax.kernels.block_sparse_attention import shapes
-from sculpt4d_jax.kernels.block_sparse_attention import tpu_tiles
-from sculpt4d_jax.kernels.block_sparse_attention import xla
+from sculpt4d_jax.kernels.block_sparse_attention.tpu import tiles as tpu_tiles
+from sculpt4d_jax.kernels.block_sparse_attention.xla import attention as xla
 
 BlockMask = bsa.BlockMask
 

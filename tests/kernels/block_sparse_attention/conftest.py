@@ -104,7 +104,7 @@ def spills_ahead_of_time(
     if target != "h100" and not hasattr(plgpu, "mma"):
       pytest.skip("needs a jax whose Pallas compiles for Ampere, such as 0.12")
     text = run_with_cuda_compiler(
-      "kernels.block_sparse_attention.aot_gpu",
+      "kernels.block_sparse_attention.bench.aot_gpu",
       "--target",
       target,
       "--frames",

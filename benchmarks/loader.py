@@ -1,0 +1,91 @@
+r"""Measures how fast records are read: batches against raw bytes.
+
+  python -m benchmarks.loader --data=data/mine --num_parts=0
+
+Prints records and megabytes a second of the loader (read, checked, decoded,
+augmented, batched), its processor seconds, and those of reading the same entries' bytes from the shards and
+doing nothing with them.
+"""
+
+import time
+
+from absl import flags
+import numpy as np
+
+from launch import program
+from sculpt4d_jax.data.loading import examples as record_examples
+from sculpt4d_jax.data.loading import loader as record_loader
+from sculpt4d_jax.data.records import index as dataset_index
+from sculpt4d_jax.data.records import shards
+
+_DATA = flags.DEFINE_string(
+  "data", None, "Folder of the data set.", required=True
+)
+_PARTS = flags.DEFINE_integer(
+  "num_parts", 0, "Parts of the surface read; 0 reads all.", lower_bound=0
+)
+_STEPS = flags.DEFINE_integer("num_steps", 10, "Records.", lower_bound=2)
+_THREADS = flags.DEFINE_integer("num_threads", 2, "That read.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes.", lower_bound=0)
+_CONTENTS = flags.DEFINE_list("contents", ["geometry", "images"], "Read.")
+
+
+def main(argv):
+  del argv
+  index = dataset_index.read_index(_DATA.value)
+  settings = index.settings
+  config = record_loader.LoaderConfig(
+    batch_size=1,
+    num_threads=_THREADS.value,
+    num_workers=_WORKERS.value,
+    prefetch=2,
+    example=record_examples.ExampleConfig(
+      contents=tuple(_CONTENTS.value),
+      num_frames=settings["num_frames"],
+      num_parts=_PARTS.value,
+      image_size=settings["image_size"],
+    ),
+  )
+  size, raw = _read_raw(index, _STEPS.value)
+  print(f"{size / 1e6:.1f} MB a record")
+  _report("raw", size, *raw)
+  iterator = record_loader.make_iterator(_DATA.value, "train", config)
+  next(iterator)
+  start = _times()
+  for _ in range(_STEPS.value):
+    next(iterator)
+  _report("loader", size, *(_times() - start) / _STEPS.value)
+
+
+def _times() -> np.ndarray:
+  """Seconds that have passed, and processor seconds of this process."""
+  return np.array([time.perf_counter(), time.process_time()])
+
+
+def _report(name, size, seconds, processor_seconds):
+  line = (
+    f"{name:8s} {1 / seconds:8.2f} records/s {size / seconds / 1e6:8.1f} MB/s"
+  )
+  if not _WORKERS.value or name == "raw":
+    line += f" {processor_seconds:8.3f} processor seconds a record"
+  print(line)
+
+
+def _read_raw(index, steps) -> tuple[float, np.ndarray]:
+  """Bytes and times a record of reading what an example reads."""
+  clips = index.splits["train"]
+  reader = shards.ShardReader(index.folder / "shards")
+  size, start = 0, _times()
+  for step in range(steps):
+    clip = clips[step % len(clips)]
+    positions = []
+    if "geometry" in _CONTENTS.value:
+      positions += clip.entries["geometry"][: _PARTS.value or None]
+    if "images" in _CONTENTS.value:
+      positions.append(clip.entries["view"][step % len(clip.entries["view"])])
+    size += sum(len(reader.read(clip.shard, place)) for place in positions)
+  return size / steps, (_times() - start) / steps
+
+
+if __name__ == "__main__":
+  program.run(main)

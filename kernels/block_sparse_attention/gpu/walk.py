@@ -1,0 +1,162 @@
+"""The GPU kernels' lists and tile mathematics, walked in plain JAX.
+
+Shows without a device that the lists and the steps are right: every function
+here has the arguments and results of its namesake in `pallas_gpu_kernels`, and
+takes the same tiles in the same order. Copies, barriers and registers, which
+only the kernels have, are what it does not show.
+"""
+
+import functools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from . import steps
+from . import tiles as tiles_lib
+
+
+def forward(query, key, value, lists, granule, exponent, tiles):
+  """See `pallas_gpu_kernels.forward`."""
+  tile = tiles.forward
+
+  def program(over_columns, query, key, value):
+    def step(state, first):
+      operands = (_at(x, first, tile) for x in (key, value))
+      return steps.forward(
+        state, query, *operands, exponent, _product, lambda: None
+      )
+
+    state = steps.Softmax.start(*query.shape)
+    state = over_columns(step, state)
+    output, log_sum_exp = state.finish()
+    return output.astype(query.dtype), log_sum_exp
+
+  run = _programs(program, lists, granule, tile, num_own=1)
+  return jax.vmap(run)(query, key, value)
+
+
+def query_bar(
+  query,
+  key,
+  value,
+  output_bar,
+  log_sum_exp,
+  offset,
+  lists,
+  granule,
+  exponent,
+  tiles,
+):
+  """See `pallas_gpu_kernels.query_bar`."""
+  tile = tiles.query_bar
+
+  def program(over_columns, query, output_bar, log_sum_exp, offset, key, value):
+    def step(total, first):
+      total = _Sum(total)
+      operands = (_at(x, first, tile) for x in (key, value))
+      steps.query_bar(
+        total,
+        query,
+        output_bar,
+        log_sum_exp,
+        offset,
+        *operands,
+        exponent,
+        _product,
+        lambda: None,
+      )
+      return total.value
+
+    total = jnp.zeros(query.shape, jnp.float32)
+    total = over_columns(step, total)
+    return ((total * (exponent / steps.LOG2_E)).astype(query.dtype),)
+
+  run = _programs(program, lists, granule, tile, num_own=4)
+  args = (query, output_bar, log_sum_exp, offset, key, value)
+  return jax.vmap(run)(*args)[0]
+
+
+def key_value_bar(
+  query,
+  key,
+  value,
+  output_bar,
+  log_sum_exp,
+  offset,
+  lists,
+  granule,
+  exponent,
+  tiles,
+):
+  """See `pallas_gpu_kernels.key_value_bar`."""
+  tile = tiles.key_value_bar
+
+  def program(over_columns, key, value, *args):
+    def step(totals, first):
+      totals = [_Sum(total) for total in totals]
+      operands = (_at(x, first, tile) for x in args)
+      steps.key_value_bar(
+        *totals, key, value, *operands, exponent, _product, lambda: None
+      )
+      return tuple(total.value for total in totals)
+
+    zeros = jnp.zeros(key.shape, jnp.float32)
+    key_bar, value_bar = over_columns(step, (zeros, zeros))
+    key_bar *= exponent / steps.LOG2_E
+    return key_bar.astype(key.dtype), value_bar.astype(key.dtype)
+
+  run = _programs(program, lists, granule, tile, num_own=2)
+  return jax.vmap(run)(key, value, query, output_bar, log_sum_exp, offset)
+
+
+def _at(x: jax.Array, first: jax.Array, tile: tiles_lib.Tile) -> steps.Ready:
+  """The columns of a step."""
+  return steps.Ready(_slice(x, first, tile.columns))
+
+
+class _Sum:
+  """A running sum inside one step."""
+
+  def __init__(self, value: jax.Array):
+    self.value = value
+
+  def add(self, left: jax.Array, right: jax.Array) -> None:
+    self.value += _product(left, right)
+
+
+def _product(left, right, transposed=False) -> jax.Array:
+  return jnp.dot(
+    left,
+    right.T if transposed else right,
+    precision="highest",
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _slice(x, first, size):
+  return lax.dynamic_slice_in_dim(x, first, size)
+
+
+def _programs(program, lists, granule, tile, num_own):
+  """Runs all programs of one head; the first `num_own` arrays are tiled."""
+  lists = tiles_lib.TileLists(*map(jnp.asarray, lists))
+  schedule = tiles_lib.Schedule(lists, granule, tile)
+  indices = jnp.arange(schedule.num_programs, dtype=jnp.int32)
+
+  def run_one(arrays, index):
+    def over_columns(step, state):
+      body = lambda i, state: step(state, schedule.first_column(index, i))
+      state = jax.tree.map(lambda x: steps.varying_as(x, *arrays), state)
+      return lax.fori_loop(0, schedule.num_steps(index), body, state)
+
+    first = schedule.first_row(index)
+    own = [_slice(x, first, tile.rows) for x in arrays[:num_own]]
+    return program(over_columns, *own, *arrays[num_own:])
+
+  def run(*arrays):
+    results = lax.map(functools.partial(run_one, arrays), indices)
+    back = jnp.argsort(jax.vmap(schedule.first_row)(indices))
+    return tuple(x[back].reshape(-1, *x.shape[2:]) for x in results)
+
+  return run

@@ -1,0 +1,285 @@
+"""Pallas backend for TPU: forward and fused backward over exact lists of work.
+
+The mask is cut into pieces between which it is all or nothing (`tpu_lists`),
+and the kernels (`tpu_forward`, `tpu_backward`) stream the pieces that a tile
+sees past it: the work is exactly that of the mask, in large products of
+bfloat16 with float32 accumulation. float32 inputs are multiplied in float32.
+
+Here: which calls are served, the order of blocks, filling up, and gradients.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+from jax import custom_batching
+import jax.numpy as jnp
+import numpy as np
+
+from .. import mask as mask_lib
+from . import backward
+from . import forward
+from . import lists as tpu_lists
+from . import tiles as tpu_tiles
+
+_HEAD_DIMS = (64, 128)
+
+
+class _Static(NamedTuple):
+  """What is known when a call is traced."""
+
+  mask: mask_lib.Mask
+  token_order: mask_lib.TokenOrder
+  scale: float
+  tiles: tpu_tiles.TileSizes
+  layout: tpu_lists.Layout
+  interpret: bool
+
+
+def attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: mask_lib.Mask,
+  *,
+  scale: float,
+  token_order: mask_lib.TokenOrder = "natural",
+  tiles: tpu_tiles.TileSizes | None = None,
+  chip: tpu_tiles.Chip | None = None,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+  """Attention over the token pairs that the mask allows.
+
+  Args:
+    query: [B, H, S, K]; S = num_frames * tokens_per_frame.
+    key: As query.
+    value: As query.
+    mask: Which blocks see which.
+    scale: Factor on the scores.
+    token_order: Order in which the blocks of every frame come.
+    tiles: How the work is cut; None takes the default of the chip.
+    chip: TPU to compile for, where there is none at hand: "v5e", for instance.
+      None takes the one at hand.
+    interpret: Run the kernels in Pallas' interpreter, on any device; slow, for
+      tests. Sizes are free then.
+
+  Returns:
+    Output [B, H, S, K] in the dtype of query and log-sum-exp [B, H, S] float32.
+
+  Raises:
+    NotImplementedError: No TPU, or sizes that the kernels do not serve.
+  """
+  static = _static(query, mask, scale, token_order, tiles, chip, interpret)
+  return _attention(query, key, value, static)
+
+
+def gradients(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  output: jax.Array,
+  log_sum_exp: jax.Array,
+  output_bar: jax.Array,
+  log_sum_exp_bar: jax.Array,
+  mask: mask_lib.Mask,
+  *,
+  scale: float,
+  token_order: mask_lib.TokenOrder = "natural",
+  tiles: tpu_tiles.TileSizes | None = None,
+  chip: tpu_tiles.Chip | None = None,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The backward pass of `attention` alone: gradients of query, key and value.
+
+  Args:
+    query: As in `attention`; so are key, value and the named arguments.
+    key: See query.
+    value: See query.
+    output: Results of `attention`; so is log_sum_exp.
+    log_sum_exp: See output.
+    output_bar: Cotangent of the output.
+    log_sum_exp_bar: Cotangent of the log-sum-exp.
+    mask: See query.
+    scale: See query.
+    token_order: See query.
+    tiles: See query.
+    chip: See query.
+    interpret: See query.
+
+  Raises:
+    NotImplementedError: As `attention`.
+  """
+  static = _static(query, mask, scale, token_order, tiles, chip, interpret)
+  residuals = (query, key, value, output, log_sum_exp)
+  return _backward(static, residuals, (output_bar, log_sum_exp_bar))
+
+
+def _static(query, mask, scale, token_order, tiles, chip, interpret) -> _Static:
+  if not interpret:
+    if chip is None:
+      chip = _chip_at_hand()
+    _require_sizes(query, tiles)
+  if tiles is None:
+    tiles = tpu_tiles.default(chip, query.dtype)
+  layout = tpu_lists.make_layout(
+    mask,
+    query.shape[2] // mask.num_frames,
+    tiles.piece_tokens,
+    tiles.lanes,
+  )
+  return _Static(mask, token_order, scale, tiles, layout, interpret)
+
+
+def _chip_at_hand() -> tpu_tiles.Chip:
+  if jax.default_backend() != "tpu":
+    raise NotImplementedError(
+      f"the kernels run on TPU, and the default backend is"
+      f' "{jax.default_backend()}"; pallas_tpu.attention(interpret=True) runs'
+      " them anywhere, slowly"
+    )
+  return tpu_tiles.chip_of(jax.devices()[0].device_kind)
+
+
+def _require_sizes(query, tiles):
+  if query.dtype == jnp.float16:
+    raise NotImplementedError("float16 is not served; cast to bfloat16")
+  if query.shape[-1] not in _HEAD_DIMS:
+    raise NotImplementedError(
+      f"head dimension K={query.shape[-1]} is not one of {_HEAD_DIMS}, which"
+      " fill the lanes of the matrix units"
+    )
+  if tiles is not None and tiles.lanes % tpu_tiles.LANES:
+    raise NotImplementedError(
+      f"tiles.lanes={tiles.lanes} must be a multiple of {tpu_tiles.LANES} on"
+      " a device"
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attention(query, key, value, static):
+  return _forward(query, key, value, static)[0]
+
+
+def _forward(query, key, value, static):
+  arrays = (query, key, value)
+  output, log_sum_exp = _batched(_run_forward, static)(*arrays)
+  return (output, log_sum_exp), (*arrays, output, log_sum_exp)
+
+
+def _backward(static, residuals, cotangents):
+  return _batched(_run_backward, static)(*residuals, *cotangents)
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _batched(function, static):
+  """Makes vmap join its axis to the batch; arrays are [B, H, S, ...]."""
+
+  @custom_batching.custom_vmap
+  def run(*arrays):
+    return function(*arrays, static)
+
+  @run.def_vmap
+  def _(axis_size, in_batched, *arrays):
+    arrays = [
+      x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+      for x, batched in zip(arrays, in_batched)
+    ]
+    # vmap of vmap: the call below is batched by this rule again.
+    joined = [x.reshape(-1, *x.shape[2:]) for x in arrays]
+    results = run(*joined)
+    results = tuple(x.reshape(axis_size, -1, *x.shape[1:]) for x in results)
+    return results, (True,) * len(results)
+
+  return run
+
+
+def _run_forward(query, key, value, static):
+  pieces = _Pieces(static, query.shape)
+  output, log_sum_exp = forward.forward(
+    *map(pieces.enter, (query, key, value)),
+    _lists(static, by_keys=False),
+    scale=static.scale,
+    valid=static.layout.valid,
+    tiles=static.tiles,
+    interpret=static.interpret,
+  )
+  log_sum_exp = pieces.leave(log_sum_exp.swapaxes(-1, -2))
+  return pieces.leave(output), log_sum_exp[..., 0]
+
+
+def _run_backward(
+  query, key, value, output, log_sum_exp, output_bar, log_sum_exp_bar, static
+):
+  pieces = _Pieces(static, query.shape)
+  offset = (output.astype(jnp.float32) * output_bar).sum(-1) - log_sum_exp_bar
+  rows = [
+    pieces.enter(x[..., None])[..., None, :, 0]
+    for x in (forward.LOG2_E * log_sum_exp, offset)
+  ]
+  query_bar, key_bar, value_bar = backward.backward(
+    *map(pieces.enter, (query, key, value, output_bar.astype(query.dtype))),
+    jnp.concatenate(rows, -2),
+    _lists(static, by_keys=True),
+    scale=static.scale,
+    valid=static.layout.valid,
+    tiles=static.tiles,
+    interpret=static.interpret,
+  )
+  query_bar = static.scale * query_bar.swapaxes(-1, -2)
+  key_bar = static.scale * key_bar.astype(jnp.float32)
+  return tuple(
+    pieces.leave(x.astype(query.dtype)) for x in (query_bar, key_bar, value_bar)
+  )
+
+
+def _lists(static, by_keys):
+  tiles = static.tiles
+  return tpu_lists.make_lists(
+    static.mask,
+    static.layout,
+    tiles.tiles(by_keys),
+    tiles.stream,
+    tiles.buffers,
+    by_keys,
+  )
+
+
+class _Pieces:
+  """Changes [B, H, S, ...] to the kernels' order and shape, and back."""
+
+  def __init__(self, static: _Static, shape: tuple[int, ...]):
+    self._layout = static.layout
+    self._leading = shape[:2]
+    blocks = len(static.layout.block_order)
+    order = np.array(static.layout.block_order)
+    if static.token_order == "bit_reversed":
+      # From the order that the blocks are in to the order of the kernels.
+      order = mask_lib.inverse_order(mask_lib.bit_reversal(blocks))[order]
+    self._blocks = blocks
+    self._order = None if (order == np.arange(blocks)).all() else order
+
+  def enter(self, x: jax.Array) -> jax.Array:
+    """[B, H, S, n] -> [B * H, frames, segments, tokens, n]."""
+    layout = self._layout
+    x = self._permute(x, self._order)
+    shape = (-1, layout.num_frames, layout.segments, layout.valid, x.shape[-1])
+    x = x.reshape(shape)
+    fill = layout.tokens - layout.valid
+    return jnp.pad(x, [(0, 0)] * 3 + [(0, fill), (0, 0)]) if fill else x
+
+  def leave(self, x: jax.Array) -> jax.Array:
+    """Undoes `enter`."""
+    x = x[..., : self._layout.valid, :]
+    x = x.reshape(*self._leading, -1, x.shape[-1])
+    order = self._order
+    return self._permute(
+      x, None if order is None else mask_lib.inverse_order(order)
+    )
+
+  def _permute(self, x, order):
+    if order is None:
+      return x
+    shape = (*x.shape[:2], self._layout.num_frames, self._blocks, -1)
+    return x.reshape(shape)[..., order, :].reshape(x.shape)

@@ -1,0 +1,391 @@
+"""The backward kernel of the TPU backend: all three gradients in one pass.
+
+A tile of keys and values stays in fast memory and the queries that see it are
+streamed past, with their output cotangents, log-sum-exps and offsets. Five
+products for a pair of pieces:
+
+    s = k q^T,  p = 2^(s - lse),  dp = v do^T,  ds = p * (dp - offset),
+    dv += p do,  dk += ds q,  dq += ds^T k.
+
+Scores are [keys, queries], as in the forward kernel. The gradients of keys and
+values are summed in fast memory. Those of a query piece are summed in main
+memory, in float32: the sum so far arrives with the piece, and goes back with
+the item's share added. The list keeps items that share a piece apart, so that a
+sum is written before it is read again.
+"""
+
+import functools
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+
+from . import forward
+from . import lists as tpu_lists
+from . import stream as tpu_stream
+from . import tiles as tpu_tiles
+
+_ROWS = (((1,), (1,)), ((), ()))
+_COLUMNS = (((0,), (0,)), ((), ()))
+_FIRST_WITH_LAST = (((0,), (1,)), ((), ()))
+_OUT_BUFFERS = 2
+_LAG = 2  # Pairs of pieces whose scores are begun early.
+
+
+class _Backward:
+  """The work on one tile of keys."""
+
+  def __init__(self, stream, tile, streamed, sums, out, scale, valid, segments):
+    self.stream = stream
+    self.keys, self.values = tile
+    self.queries, self.outputs_bar, self.rows, self.queries_bar = streamed
+    self.keys_bar, self.values_bar = sums
+    self.out = out
+    self.scale, self.valid, self.segments = scale, valid, segments
+
+  def run(self, item, size, pieces):
+    """One item, or some of its pieces.
+
+    The scores of a pair of pieces are begun before those of the pairs before it
+    are done with: the compiler keeps to the order of the program, and would let
+    the matrix units wait for the exponentials.
+    """
+    slot, rows = self.stream.slot(item), self.stream.rows(item, size)
+    out = self.out.buffer(item)
+    pairs = [(row, piece) for row in rows for piece in pieces]
+    begun = [self._begin(slot, *pair) for pair in pairs[:_LAG]]
+    for index, (row, piece) in enumerate(pairs):
+      if index + _LAG < len(pairs):
+        begun.append(self._begin(slot, *pairs[index + _LAG]))
+      if index % len(pieces) == 0:
+        sums = self.keys_bar[row], self.values_bar[row]
+      *shares, query_share = self._finish(slot, row, piece, *begun.pop(0))
+      sums = [x + share for x, share in zip(sums, shares)]
+      if index % len(pieces) == len(pieces) - 1:
+        self.keys_bar[row], self.values_bar[row] = sums
+      is_first = index < len(pieces)
+      before = self.queries_bar[slot, piece] if is_first else out[piece]
+      out[piece] = before + query_share
+
+  def _begin(self, slot, row, piece):
+    """Scores and the gradients of the weights."""
+    place = forward.divide(row, self.segments)
+    scores = forward.product(self.keys[place], self.queries[slot, piece], _ROWS)
+    weights_bar = forward.product(
+      self.values[place], self.outputs_bar[slot, piece], _ROWS
+    )
+    return scores, weights_bar
+
+  def _finish(self, slot, row, piece, scores, weights_bar):
+    """Shares of the gradients of keys, values and queries, transposed."""
+    query, output_bar = self.queries[slot, piece], self.outputs_bar[slot, piece]
+    log_sum_exp = self.rows[slot, piece, 0:1]
+    offset = self.rows[slot, piece, 1:2]
+    scores = forward.masked_fill(scores * self.scale, self.valid)
+    weights = jnp.exp2(scores - log_sum_exp)
+    scores_bar = (weights * (weights_bar - offset)).astype(query.dtype)
+    key = self.keys[forward.divide(row, self.segments)]
+    return (
+      forward.product(query, scores_bar, _FIRST_WITH_LAST),
+      forward.product(
+        output_bar, weights.astype(query.dtype), _FIRST_WITH_LAST
+      ),
+      forward.product(key, scores_bar, _COLUMNS),
+    )
+
+  def run_rest(self, size, first, number):
+    def run(item, start, count):
+      self.run(item, size, [start + c for c in range(count)])
+
+    tpu_stream.for_rest(
+      self.stream, first, number, run, self.out.begin, self.out.end
+    )
+
+  def run_full(self, size, first, number):
+    def step(index, _):
+      item = first + index
+      self.out.begin(item)
+      self.stream.wait_full(item)
+      self.stream.fetch_ahead(item)
+      self.run(item, size, range(self.stream.size))
+      self.out.end(item)
+      return 0
+
+    lax.fori_loop(0, number, step, 0)
+
+
+class _Out:
+  """Sums of the queries' gradients on their way back to main memory."""
+
+  def __init__(self, stream, array, head, buffers, pending, semaphores):
+    self._stream, self._array, self._head = stream, array, head
+    self._buffers = buffers
+    self._pending = pending  # Copies under way, for every buffer.
+    self._semaphores = semaphores
+
+  def _slot(self, item):
+    return lax.rem(self._stream.number(item), _OUT_BUFFERS)
+
+  def buffer(self, item):
+    return self._buffers.at[self._slot(item)]
+
+  def reset(self):
+    for slot in range(_OUT_BUFFERS):
+      self._pending[slot] = 0
+
+  def begin(self, item):
+    """Waits until the buffer of an item is free."""
+    self._wait(self._slot(item))
+
+  def end(self, item):
+    """Starts the copies of an item's pieces."""
+    slot = self._slot(item)
+    self._pending[slot] = self._stream.count(item)
+    self._stream.for_copies(
+      item,
+      lambda index, is_run: self._copy(slot, index, item, is_run).start(),
+    )
+
+  def drain(self):
+    for slot in range(_OUT_BUFFERS):
+      self._wait(slot)
+
+  def _wait(self, slot):
+    pending = self._pending[slot]
+    is_full = pending == self._stream.size
+
+    @pl.when(is_full)
+    def _():
+      buffer = self._buffers.at[slot]
+      # Waits for the bytes of all copies from this buffer.
+      pltpu.make_async_copy(buffer, buffer, self._semaphores.at[slot]).wait()
+
+    @pl.when(jnp.logical_not(is_full))
+    def _():
+      def wait(index, _):
+        self._copy(slot, index, 0, False).wait()
+        return 0
+
+      lax.fori_loop(0, pending, wait, 0)
+
+    self._pending[slot] = 0
+
+  def _copy(self, slot, index, item, is_run):
+    return pltpu.make_async_copy(
+      self._stream.of_buffer(self._buffers, slot, index, is_run),
+      self._stream.of_array(self._array, item, index, is_run),
+      self._semaphores.at[slot],
+    )
+
+
+def _kernel(*refs, work, scale, valid, buffers, is_first):
+  words, key, value, queries_all, outputs_bar_all, rows_all, _ = refs[:7]
+  refs = list(refs[7:])
+  old = () if is_first else (refs.pop(0), refs.pop(0))
+  queries_bar_all, *results = (refs.pop(0) for _ in range(3))
+  queries, outputs_bar, rows, queries_bar, semaphores = refs[:5]
+  out_buffers, pending, out_semaphores, *sums = refs[5:]
+  frames, segments = work.tile
+  tile = [(f, g) for f in range(frames) for g in range(segments)]
+  head = pl.program_id(0)
+  stream = tpu_stream.ItemStream(
+    words,
+    head,
+    (
+      (queries_all, queries),
+      (outputs_bar_all, outputs_bar),
+      (rows_all, rows),
+      (queries_bar_all, queries_bar),
+    ),
+    semaphores,
+    work,
+    buffers,
+  )
+  out = _Out(
+    stream, queries_bar_all, head, out_buffers, pending, out_semaphores
+  )
+  index = pl.program_id(1) * pl.num_programs(2) + pl.program_id(2)
+
+  @pl.when(index == 0)
+  def _():
+    out.reset()
+    stream.begin()
+
+  for row, place in enumerate(tile):
+    for i, x in enumerate(sums):
+      x[row] = jnp.zeros_like(x[row]) if is_first else old[i][place].T
+  backward = _Backward(
+    stream,
+    (key, value),
+    (queries, outputs_bar, rows, queries_bar),
+    sums,
+    out,
+    scale,
+    valid,
+    segments,
+  )
+  for size, first_rest, num_rest, first_full, num_full in stream.sections():
+    some_rest, _, some_full = work.num_items[work.sizes.index(size)]
+    if some_rest:
+      backward.run_rest(size, first_rest, num_rest)
+    if some_full:
+      backward.run_full(size, first_full, num_full)
+  for row, place in enumerate(tile):
+    for x, result in zip(sums, results):
+      result[place] = x[row].T.astype(result.dtype)
+
+  @pl.when(index == pl.num_programs(1) * pl.num_programs(2) - 1)
+  def _():
+    stream.end()
+    out.drain()
+
+
+def backward(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  output_bar: jax.Array,
+  rows: jax.Array,
+  lists: tuple[tpu_lists.WorkList, ...],
+  *,
+  scale: float,
+  valid: int,
+  tiles: tpu_tiles.TileSizes,
+  interpret,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Gradients, up to a factor: those of query and key lack `scale`.
+
+  Args:
+    query: [heads, frames, segments, tokens, K], pieces in the kernels' order.
+    key: As query.
+    value: As query.
+    output_bar: Cotangent of the output, as query.
+    rows: [heads, frames, segments, 2, tokens] float32: log-sum-exp in base 2,
+      and sum over K of output * output_bar less the cotangent of the
+      log-sum-exp.
+    lists: The work, made `by_keys`.
+    scale: Factor on the scores.
+    valid: Tokens of a piece that count, the first ones.
+    tiles: Sizes of buffers and units.
+    interpret: As in `pl.pallas_call`.
+
+  Returns:
+    Gradient of query, transposed: [heads, frames, segments, K, tokens] float32;
+    gradients of key and value, as key.
+  """
+  heads, num_frames, num_segments, tokens, width = query.shape
+  query_bar = jnp.zeros(
+    (heads, num_frames, num_segments, width, tokens), jnp.float32
+  )
+  bars = ()
+  for index, work in enumerate(lists):
+    query_bar, *bars = _one_pass(
+      query,
+      key,
+      value,
+      output_bar,
+      rows,
+      query_bar,
+      bars,
+      work,
+      scale=scale,
+      valid=valid,
+      tiles=tiles,
+      interpret=interpret,
+      is_last=index == len(lists) - 1,
+    )
+  return query_bar, *bars
+
+
+def _one_pass(
+  query,
+  key,
+  value,
+  output_bar,
+  rows,
+  query_bar,
+  bars,
+  work,
+  *,
+  scale,
+  valid,
+  tiles,
+  interpret,
+  is_last,
+):
+  buffers = tiles.buffers
+  heads, num_frames, num_segments, tokens, width = query.shape
+  frames, segments = work.tile
+  grid = (heads, pl.cdiv(num_frames, frames), pl.cdiv(num_segments, segments))
+  num_words = work.words.shape[1]
+  num_rows, stream = work.sizes[0], work.stream
+  tile = pl.BlockSpec(
+    (None, frames, segments, tokens, width), lambda h, f, g: (h, f, g, 0, 0)
+  )
+  words = pl.BlockSpec(
+    (None, 1, num_words),
+    lambda h, f, g: (f * grid[2] + g, 0, 0),
+    memory_space=pltpu.SMEM,
+  )
+  anywhere = pl.BlockSpec(memory_space=pl.ANY)
+  dtype = key.dtype if is_last else jnp.float32
+  bar = jax.ShapeDtypeStruct(key.shape, dtype)
+  kernel = functools.partial(
+    _kernel,
+    work=work,
+    scale=scale * forward.LOG2_E,
+    valid=valid,
+    buffers=buffers,
+    is_first=not bars,
+  )
+  flops = 10 * heads * work.num_units * tokens * tokens * width
+  streamed = heads * sum(r + f for r, _, f in work.num_items) * stream
+  pieces = pltpu.VMEM((buffers, stream, tokens, width), query.dtype)
+  return pl.pallas_call(
+    kernel,
+    grid=grid,
+    in_specs=[words, tile, tile] + [anywhere] * 4 + [tile] * len(bars),
+    out_specs=[anywhere, tile, tile],
+    out_shape=[
+      jax.ShapeDtypeStruct(query_bar.shape, query_bar.dtype),
+      bar,
+      bar,
+    ],
+    input_output_aliases={6: 0},
+    scratch_shapes=[
+      pieces,
+      pieces,
+      pltpu.VMEM((buffers, stream, 2, tokens), jnp.float32),
+      pltpu.VMEM((buffers, stream, width, tokens), jnp.float32),
+      pltpu.SemaphoreType.DMA((buffers,)),
+      pltpu.VMEM((_OUT_BUFFERS, stream, width, tokens), jnp.float32),
+      pltpu.SMEM((_OUT_BUFFERS,), jnp.int32),
+      pltpu.SemaphoreType.DMA((_OUT_BUFFERS,)),
+      pltpu.VMEM((num_rows, width, tokens), jnp.float32),
+      pltpu.VMEM((num_rows, width, tokens), jnp.float32),
+    ],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+      vmem_limit_bytes=tiles.memory_mib << 20,
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=flops,
+      transcendentals=flops // (10 * width),
+      bytes_accessed=streamed
+      * tokens
+      * (width * (2 * query.dtype.itemsize + 8) + 8),
+    ),
+    interpret=interpret,
+    name=f"block_sparse_backward_{frames}x{segments}",
+  )(
+    jnp.asarray(work.words)[:, None],
+    key,
+    value,
+    query,
+    output_bar,
+    rows,
+    query_bar,
+    *bars,
+  )

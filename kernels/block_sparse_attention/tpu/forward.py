@@ -1,0 +1,385 @@
+"""The forward kernel of the TPU backend.
+
+Scores are kept transposed, [keys, queries]: the softmax runs over the first
+axis of a register tile, so that maxima and sums are plain element-wise
+operations, and the output, [head width, queries] until it is written, is a
+product whose stationary operand, the weights, fills a matrix unit of any size.
+
+An item is done in two stages: its scores and their maxima, and then the
+exponentials and the product with the values. The first stage of an item is
+interleaved with the second of the item before it. The two depend on nothing in
+each other, so that the matrix units work while exponentials are taken. The
+first stage also transposes the values, once for all rows of the tile.
+
+Softmax is online, in base 2: m is the running maximum of log2(e) * scores, l
+the sum of 2^(. - m), and acc the sum of 2^(. - m) * value.
+"""
+
+import functools
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+
+from . import lists as tpu_lists
+from . import stream as tpu_stream
+from . import tiles as tpu_tiles
+
+# dot_general with the contracted axes of both operands: last with last, last
+# with first.
+_ROWS = (((1,), (1,)), ((), ()))
+_LAST_WITH_FIRST = (((1,), (0,)), ((), ()))
+_ONES = 16  # Rows of ones below the values: as many as fill a register.
+_UNSEEN = -1e30  # Score of a token that only fills up a piece.
+LN_2 = 0.6931471805599453
+LOG2_E = 1.4426950408889634
+
+
+def product(a: jax.Array, b: jax.Array, axes) -> jax.Array:
+  """Product with float32 accumulation; float32 operands stay float32."""
+  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  return lax.dot_general(
+    a, b, axes, precision=precision, preferred_element_type=jnp.float32
+  )
+
+
+def masked_fill(scores: jax.Array, valid: int) -> jax.Array:
+  """Hides keys that fill up a piece; scores are [keys, queries]."""
+  if valid == scores.shape[0]:
+    return scores
+  token = lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+  return jnp.where(token < valid, scores, _UNSEEN)
+
+
+class _Forward:
+  """The work on one tile of queries."""
+
+  def __init__(
+    self, stream, query, keys, values, state, scale, valid, segments
+  ):
+    self.stream = stream
+    self.query, self.keys, self.values = query, keys, values
+    self.maximum, self.total, self.output = state
+    self.scale, self.valid = scale, valid
+    self.place = functools.partial(divide, segments=segments)
+
+  def start(self, item, size, scores, maxima, turned, pieces):
+    """Yields after each pair of pieces.
+
+    Scores become [pairs, keys, queries], values [pieces, K, keys].
+    """
+    slot, rows = self.stream.slot(item), self.stream.rows(item, size)
+    for r, row in enumerate(rows):
+      query = self.query[self.place(row)]
+      maximum = None
+      for c, piece in enumerate(pieces):
+        if r == 0:
+          values = self.values[slot, piece].T
+          turned[c, : values.shape[0]] = values
+        s = product(self.keys[slot, piece], query, _ROWS) * self.scale
+        s = masked_fill(s, self.valid)
+        scores[r * len(pieces) + c] = s
+        top = jnp.max(s, 0, keepdims=True)
+        maximum = top if maximum is None else jnp.maximum(maximum, top)
+        yield
+      maxima[r] = maximum
+
+  def finish(self, item, size, scores, maxima, turned, pieces):
+    """Yields after each pair of pieces.
+
+    Sums are read when those of the item are known: rows may be known only when
+    the kernel runs, and a read then waits for all writes before it.
+    """
+    rows = [self.place(row) for row in self.stream.rows(item, size)]
+    shrinks = []
+    for r, row in enumerate(rows):
+      before = self.maximum[row]
+      maxima[r] = jnp.maximum(before, maxima[r])
+      shrinks.append(jnp.exp2(before - maxima[r]))
+    for r, row in enumerate(rows):
+      self.maximum[row] = maxima[r]
+    for r, row in enumerate(rows):
+      maximum, total, output = maxima[r], 0.0, 0.0
+      for c in range(len(pieces)):
+        weights = jnp.exp2(scores[r * len(pieces) + c] - maximum)
+        share, sums = self._weigh(turned[c], weights)
+        output, total = output + share, total + sums
+        if c == len(pieces) - 1:
+          self.total[row] = shrinks[r] * self.total[row] + total
+          self.output[row] = shrinks[r] * self.output[row] + output
+        yield
+
+  def _weigh(self, values, weights):
+    """Values, transposed, times weights [keys, queries]; the weights' sums."""
+    width = self.output.shape[-2]
+    weighted = product(values, weights.astype(values.dtype), _LAST_WITH_FIRST)
+    if values.shape[0] > width:  # Rows of ones below the values.
+      return weighted[:width], weighted[width : width + 1]
+    return weighted, jnp.sum(weights, 0, keepdims=True)
+
+  def run_rest(self, size, buffer, first, number):
+    def run(item, start, count):
+      pieces = [start + c for c in range(count)]
+      args = (item, size, *buffer, pieces)
+      _exhaust(self.start(*args))
+      _exhaust(self.finish(*args))
+
+    tpu_stream.for_rest(self.stream, first, number, run)
+
+  def run_full(self, size, even, odd, first, numbers, number):
+    """The items from `first` on; `numbers` are those of all tiles."""
+    pieces = range(self.stream.size)
+
+    def one_step():
+      self.stream.wait_full(first)
+      self.stream.fetch_ahead(first)
+      _exhaust(self.start(first, size, *even, pieces))
+      _exhaust(self.finish(first, size, *even, pieces))
+
+    if (numbers == 1).any():
+      pl.when(number == 1)(one_step)
+    if (numbers > 1).any():
+      pl.when(number > 1)(
+        lambda: self._run_overlapping(size, even, odd, first, number)
+      )
+
+  def _run_overlapping(self, size, even, odd, first, number):
+    """Two stages of two items at a time."""
+    pieces = range(self.stream.size)
+
+    def step(item, old, new):
+      self.stream.wait_full(item + 1)
+      self.stream.fetch_ahead(item)
+      _exhaust(
+        self.start(item + 1, size, *new, pieces),
+        self.finish(item, size, *old, pieces),
+      )
+
+    def two_steps(index, _):
+      item = first + 2 * index
+      step(item, even, odd)
+
+      @pl.when(2 * index + 2 < number)
+      def _():
+        step(item + 1, odd, even)
+
+      return 0
+
+    def last_step(buffer):
+      _exhaust(self.finish(first + number - 1, size, *buffer, pieces))
+
+    self.stream.wait_full(first)
+    _exhaust(self.start(first, size, *even, pieces))
+    lax.fori_loop(0, lax.div(number, 2), two_steps, 0)
+    self.stream.fetch_ahead(first + number - 1)
+    is_even = (number & 1) == 1  # The buffer of the last item.
+    pl.when(is_even)(lambda: last_step(even))
+    pl.when(jnp.logical_not(is_even))(lambda: last_step(odd))
+
+
+def _exhaust(*generators):
+  """Runs generators in turns to their ends."""
+  done = object()
+  generators = list(generators)
+  while generators:
+    generators = [g for g in generators if next(g, done) is not done]
+
+
+def divide(row, segments):
+  """Index of a piece in a tile of frames by segments."""
+  if isinstance(row, int):
+    return divmod(row, segments)
+  if segments == 1:
+    return row, 0
+  return lax.div(row, segments), lax.rem(row, segments)
+
+
+def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
+  words, query, keys_all, values_all = refs[:4]
+  refs = list(refs[4:])
+  old_state = () if is_first else (refs.pop(0), refs.pop(0), refs.pop(0))
+  results = [refs.pop(0) for _ in range(2 if is_last else 3)]
+  keys, values, semaphores, *refs = refs
+  even, odd = refs[:3], refs[3:6]
+  # The sums of a pass that is not the last are its results.
+  state = maximum, total, output = refs[6:] if is_last else results
+  frames, segments = work.tile
+  tile = [(f, g) for f in range(frames) for g in range(segments)]
+  stream = tpu_stream.ItemStream(
+    words,
+    pl.program_id(0),
+    ((keys_all, keys), (values_all, values)),
+    semaphores,
+    work,
+    buffers,
+  )
+  index = pl.program_id(1) * pl.num_programs(2) + pl.program_id(2)
+
+  @pl.when(index == 0)
+  def _():
+    stream.begin()
+    for turned in (even[2], odd[2]):
+      width = output.shape[-2]
+      if turned.shape[1] > width:
+        turned[:, width:] = jnp.ones_like(turned[:, width:])
+
+  if is_first:
+    maximum[...] = jnp.full_like(maximum, -jnp.inf)
+    total[...] = jnp.zeros_like(total)
+    output[...] = jnp.zeros_like(output)
+  else:
+    for x, old in zip(state, old_state):
+      x[...] = old[...]
+  forward = _Forward(stream, query, keys, values, state, scale, valid, segments)
+  for size, first_rest, num_rest, first_full, num_full in stream.sections():
+    size_index = work.sizes.index(size)
+    if work.num_items[size_index][0]:
+      forward.run_rest(size, even, first_rest, num_rest)
+    numbers = work.full_items(size_index)
+    forward.run_full(size, even, odd, first_full, numbers, num_full)
+  if is_last:
+    for place in tile:
+      mean = output[place] * (1.0 / total[place])
+      results[0][place] = mean.T.astype(results[0].dtype)
+      results[1][place] = LN_2 * (maximum[place] + jnp.log2(total[place]))
+  num_tiles = pl.num_programs(1) * pl.num_programs(2)
+  pl.when(index == num_tiles - 1)(stream.end)
+
+
+def forward(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  lists: tuple[tpu_lists.WorkList, ...],
+  *,
+  scale: float,
+  valid: int,
+  tiles: tpu_tiles.TileSizes,
+  interpret,
+) -> tuple[jax.Array, jax.Array]:
+  """Attention over the pairs of pieces in the lists.
+
+  Args:
+    query: [heads, frames, segments, tokens, K], pieces in the kernels' order.
+    key: As query.
+    value: As query.
+    lists: The work; each query piece is in it at least once.
+    scale: Factor on the scores.
+    valid: Tokens of a piece that count, the first ones.
+    tiles: Sizes of buffers and units.
+    interpret: As in `pl.pallas_call`.
+
+  Returns:
+    Output as query, and log-sum-exp [heads, frames, segments, 1, tokens].
+  """
+  state = ()
+  for index, work in enumerate(lists):
+    state = _one_pass(
+      query,
+      key,
+      value,
+      state,
+      work,
+      scale=scale,
+      valid=valid,
+      tiles=tiles,
+      interpret=interpret,
+      is_last=index == len(lists) - 1,
+    )
+  return state
+
+
+def _one_pass(
+  query, key, value, state, work, *, scale, valid, tiles, interpret, is_last
+):
+  buffers = tiles.buffers
+  heads, num_frames, num_segments, tokens, width = query.shape
+  frames, segments = work.tile
+  grid = (heads, pl.cdiv(num_frames, frames), pl.cdiv(num_segments, segments))
+  num_words = work.words.shape[1]
+  num_rows, stream = work.sizes[0], work.stream
+
+  def tile(*shape):
+    return pl.BlockSpec(
+      (None, frames, segments, *shape), lambda h, f, g: (h, f, g, 0, 0)
+    )
+
+  def array(*shape, dtype=jnp.float32):
+    shape = (heads, num_frames, num_segments, *shape)
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+  words = pl.BlockSpec(
+    (None, 1, num_words),
+    lambda h, f, g: (f * grid[2] + g, 0, 0),
+    memory_space=pltpu.SMEM,
+  )
+  anywhere = pl.BlockSpec(memory_space=pl.ANY)
+  per_token, per_value = (1, tokens), (width, tokens)
+  carried = (per_token, per_token, per_value)
+  if is_last:
+    out_specs = [tile(tokens, width), tile(*per_token)]
+    out_shape = [array(tokens, width, dtype=query.dtype), array(*per_token)]
+  else:
+    out_specs = [tile(*shape) for shape in carried]
+    out_shape = [array(*shape) for shape in carried]
+  num_pairs = num_rows * stream
+  # float32 weights are summed as they are.
+  has_ones = tiles.spare_vector_units and value.dtype == jnp.bfloat16
+  ones = _ONES if has_ones else 0
+  between_stages = [
+    pltpu.VMEM((num_pairs, tokens, tokens), jnp.float32),
+    pltpu.VMEM((num_rows, *per_token), jnp.float32),
+    pltpu.VMEM((stream, width + ones, tokens), value.dtype),
+  ]
+  sums = [pltpu.VMEM((*work.tile, *s), jnp.float32) for s in carried * is_last]
+  pieces = pltpu.VMEM((buffers, stream, tokens, width), key.dtype)
+  flops = 4 * heads * work.num_units * tokens * tokens * width
+  streamed = heads * sum(r + f for r, _, f in work.num_items) * stream
+  kernel = functools.partial(
+    _kernel,
+    work=work,
+    scale=scale * LOG2_E,
+    valid=valid,
+    buffers=buffers,
+    is_first=not state,
+    is_last=is_last,
+  )
+  return pl.pallas_call(
+    kernel,
+    grid=grid,
+    in_specs=[words, tile(tokens, width), anywhere, anywhere]
+    + [tile(*shape) for shape in carried[: len(state)]],
+    out_specs=out_specs,
+    out_shape=out_shape,
+    scratch_shapes=[
+      pieces,
+      pieces,
+      pltpu.SemaphoreType.DMA((buffers,)),
+      *between_stages,
+      *between_stages,
+      *sums,
+    ],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+      vmem_limit_bytes=tiles.memory_mib << 20,
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=flops,
+      transcendentals=flops // (4 * width),
+      bytes_accessed=(
+        2 * streamed * tokens * width * key.dtype.itemsize
+        + sum(x.size * x.dtype.itemsize for x in out_shape)
+        + sum(x.size * x.dtype.itemsize for x in (query, *state))
+      ),
+    ),
+    interpret=interpret,
+    name=f"block_sparse_forward_{frames}x{segments}",
+  )(
+    jnp.asarray(work.words)[:, None],
+    query,
+    key,
+    value,
+    *state,
+  )

@@ -1,0 +1,207 @@
+"""Inside the TPU kernels: fetching the pieces of items ahead of their use."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+
+from . import lists as tpu_lists
+
+
+class ItemStream:
+  """The items of one tile, whose pieces are copied to fast memory in time.
+
+  Items are numbered from 0 within a tile. Copies run `buffers` - 1 items ahead,
+  across the tiles of a head. A kernel takes the items in order; for each it
+  calls `wait` before its pieces are used and `fetch_ahead` once the item before
+  it is done with.
+  """
+
+  def __init__(
+    self,
+    words: Any,
+    head: jax.Array,
+    sources: Sequence[tuple[Any, Any]],
+    semaphores: Any,
+    work: tpu_lists.WorkList,
+    buffers: int,
+  ):
+    """Binds the references.
+
+    Args:
+      words: The words of the tile, [1, words] int32 in scalar memory.
+      head: Index of the first axis of the arrays.
+      sources: Arrays [heads, frames, segments, ...] and the buffers [buffers,
+        stream, ...] which they are copied to.
+      semaphores: DMA semaphores [buffers].
+      work: The list that `words` belong to.
+      buffers: Items in flight or in use.
+    """
+    self._words = words
+    self._head = head
+    self._sources = sources
+    self._semaphores = semaphores
+    self._work = work
+    self._buffers = buffers
+
+  @property
+  def size(self) -> int:
+    """Pieces of a full item."""
+    return self._work.stream
+
+  def begin(self) -> None:
+    """Starts the copies of the first items of a head."""
+    for item in range(self._buffers - 1):
+      self._start(item)
+
+  def end(self) -> None:
+    """Waits for the copies that ran ahead of the last item of a head."""
+    num_items = sum(
+      self._words[0, 1 + index] for index in range(2 * len(self._work.sizes))
+    )
+    for index in range(self._buffers - 1):
+      self.wait(num_items + index)
+
+  def fetch_ahead(self, item) -> None:
+    self._start(item + self._buffers - 1)
+
+  def wait_full(self, item) -> None:
+    """As `wait`, for an item that is known to be full."""
+    slot = self.slot(item)
+    for _, buffer in self._sources:
+      # Waits for the bytes of all copies to this buffer.
+      pltpu.make_async_copy(
+        buffer.at[slot], buffer.at[slot], self._semaphores.at[slot]
+      ).wait()
+
+  def wait(self, item) -> None:
+    slot, count = self.slot(item), self.count(item)
+    is_full = count == self.size
+    pl.when(is_full)(lambda: self.wait_full(item))
+
+    @pl.when(jnp.logical_not(is_full))
+    def _():
+      def wait(index, _):
+        for array, buffer in self._sources:
+          self._copy(array, buffer, slot, index, 0).wait()
+        return 0
+
+      lax.fori_loop(0, count, wait, 0)
+
+  def number(self, item):
+    """Number of an item among those of all tiles."""
+    return self._words[0, 0] + item
+
+  def slot(self, item):
+    """The buffer of an item."""
+    return lax.rem(self.number(item), self._buffers)
+
+  def count(self, item):
+    """Number of pieces of an item."""
+    return self._words[0, self._address(item)] & 255
+
+  def rows(self, item, size: int) -> list:
+    """Pieces of the tile that see an item."""
+    if size == self._work.sizes[0]:
+      return list(range(size))
+    packed = self._words[0, self._address(item) + 1]
+    return [(packed >> 4 * index) & 15 for index in range(size)]
+
+  def sections(self) -> list[tuple[int, Any, Any, Any, Any]]:
+    """For every size of row set: first item and number, of both kinds."""
+    sections, first = [], 0
+    for index, size in enumerate(self._work.sizes):
+      num_rest = self._words[0, 1 + 2 * index]
+      num_full = self._words[0, 2 + 2 * index]
+      sections.append((size, first, num_rest, first + num_rest, num_full))
+      first = first + num_rest + num_full
+    return sections
+
+  def _address(self, item):
+    start = tpu_lists.header_words(self._work.sizes)
+    return start + item * (2 + self._work.stream)
+
+  def _start(self, item) -> None:
+    slot = self.slot(item)
+
+    def start(index, is_run):
+      for array, buffer in self._sources:
+        self._copy(array, buffer, slot, index, item, is_run).start()
+
+    self.for_copies(item, start)
+
+  def for_copies(self, item, copy: Callable[[Any, bool], None]) -> None:
+    """Calls copy(index of a piece, whether a run starts there)."""
+    num_runs = self._words[0, self._address(item)] >> 8
+    for index in range(self.size // self._work.run):
+
+      @pl.when(index < num_runs)
+      def _(index=index):
+        copy(index * self._work.run, True)
+
+    def single(index, _):
+      copy(index, False)
+      return 0
+
+    lax.fori_loop(num_runs * self._work.run, self.count(item), single, 0)
+
+  def of_array(self, array, item, index, is_run: bool):
+    """The piece of an array, or run of pieces, that an item lists."""
+    place = self._words[0, self._address(item) + 2 + index]
+    frame, segment = place >> 16, place & 0xFFFF
+    if is_run and self._work.along_frames:
+      frame = pl.ds(frame, self._work.run)
+    elif is_run:
+      segment = pl.ds(segment, self._work.run)
+    return array.at[self._head, frame, segment]
+
+  def of_buffer(self, buffer, slot, index, is_run: bool):
+    if is_run:
+      index = pl.ds(index, self._work.run)
+    return buffer.at[slot, index]
+
+  def _copy(self, array, buffer, slot, index, item, is_run=False):
+    return pltpu.make_async_copy(
+      self.of_array(array, item, index, is_run),
+      self.of_buffer(buffer, slot, index, is_run),
+      self._semaphores.at[slot],
+    )
+
+
+def for_rest(
+  stream: ItemStream,
+  first,
+  number,
+  run: Callable[[Any, Any, int], None],
+  begin: Callable[[Any], None] = lambda item: None,
+  end: Callable[[Any], None] = lambda item: None,
+) -> None:
+  """Runs items that are not full: run(item, first piece, number of pieces).
+
+  The number of pieces is static, a power of two, so that run can be unrolled.
+  `begin` and `end` are called with every item, before and after its pieces.
+  """
+
+  def step(index, _):
+    item = first + index
+    begin(item)
+    stream.wait(item)
+    stream.fetch_ahead(item)
+    count = stream.count(item)
+    size = 1 << ((stream.size - 1).bit_length() - 1)
+    while size:
+      start = count & ~(2 * size - 1)
+
+      @pl.when((count & size) != 0)
+      def _(start=start, size=size):
+        run(item, start, size)
+
+      size //= 2
+    end(item)
+    return 0
+
+  lax.fori_loop(0, number, step, 0)

@@ -1,0 +1,141 @@
+"""Tile sizes of the TPU backend, with defaults by generation of the chip."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+LANES = 128
+
+Chip = Literal["v5e", "v5p", "v6e", "unknown"]
+
+# What jax calls these kinds of devices.
+_CHIPS: dict[str, Chip] = {
+  "TPU v5 lite": "v5e",
+  "TPU v5e": "v5e",
+  "TPU v5": "v5p",
+  "TPU v5p": "v5p",
+  "TPU v6 lite": "v6e",
+  "TPU v6e": "v6e",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TileSizes:
+  """How the TPU kernels cut their work; see `tpu/lists.py` for the words.
+
+  A piece is a run of tokens of one frame that see the same keys. A kernel keeps
+  a tile of pieces, `frames` by `segments`, in fast memory and streams the
+  pieces which that tile sees past it, several at a time.
+
+  Attributes:
+    piece_tokens: Largest number of tokens of a piece.
+    near: Frames and segments of a tile where pieces see runs of pieces.
+    far: Frames and segments of a tile where a piece sees only the one piece of
+      its own kind in another frame. None joins these pairs to the others.
+    forward_near: As near, for the forward kernel, which has room for more; None
+      is the same as near.
+    forward_far: As far, for the forward kernel; None is the same as far.
+    stream: Pieces that are streamed at once.
+    buffers: Sets of streamed pieces, at least 3: two in use, one in flight.
+    lanes: Tokens to a multiple of which pieces are filled up: 128 on a device,
+      1 is enough for the interpreter.
+    memory_mib: Fast memory that a kernel may use.
+    spare_vector_units: Whether the matrix units sum the weights of the softmax
+      in the forward pass, by rows of ones below the values: for chips whose
+      vector units are what the kernel waits for. The sum is then of weights as
+      they are multiplied, bfloat16; float32 inputs are summed as ever.
+  """
+
+  piece_tokens: int = 256
+  near: tuple[int, int] = (1, 4)
+  far: tuple[int, int] | None = (4, 1)
+  forward_near: tuple[int, int] | None = None
+  forward_far: tuple[int, int] | None = None
+  stream: int = 8
+  buffers: int = 3
+  lanes: int = LANES
+  memory_mib: int = 14
+  spare_vector_units: bool = False
+
+  def __post_init__(self):
+    for name in ("piece_tokens", "stream", "buffers", "lanes", "memory_mib"):
+      value = getattr(self, name)
+      if value != int(value) or value < 1:
+        raise ValueError(
+          f"{name} must be a positive whole number, got {value}."
+        )
+    if self.piece_tokens % self.lanes:
+      raise ValueError(
+        f"piece_tokens={self.piece_tokens} must be a multiple of"
+        f" lanes={self.lanes}."
+      )
+    if self.buffers < 3:
+      raise ValueError(
+        "buffers must be at least 3, two in use and one in flight, got"
+        f" {self.buffers}."
+      )
+    for name in ("near", "far", "forward_near", "forward_far"):
+      tile = getattr(self, name)
+      if tile is None and name != "near":
+        continue
+      most = 16 if name.startswith("forward") else 8
+      if len(tile) != 2 or min(tile) < 1 or tile[0] * tile[1] > most:
+        raise ValueError(
+          f"{name} must be (frames, segments) of at most {most} pieces in"
+          f" all, got {tile}."
+        )
+    if self.far is None and self.forward_far is not None:
+      raise ValueError(
+        f"forward_far={self.forward_far} needs far: far=None joins the far"
+        " pairs to the others."
+      )
+
+  def tiles(self, by_keys: bool) -> tuple[tuple[int, int], ...]:
+    """The shape of the tile of every pass, backward (by keys) or forward."""
+    near, far = self.near, self.far
+    if not by_keys:
+      near, far = self.forward_near or near, self.forward_far or far
+    return (near,) if far is None else (near, far)
+
+
+# By the compiler's static schedule; `aot_tpu` prints it.
+_DEFAULTS: dict[Chip, TileSizes] = {
+  "v5e": TileSizes(memory_mib=100),
+  "v5p": TileSizes(memory_mib=52),
+  "v6e": TileSizes(
+    near=(1, 8),
+    far=(8, 1),
+    forward_near=(1, 16),
+    forward_far=(16, 1),
+    stream=4,
+    memory_mib=100,
+    spare_vector_units=True,
+  ),
+  # 16 MiB at least since TPU v2.
+  "unknown": TileSizes(stream=2),
+}
+
+
+def default(chip: Chip | None, dtype: Any = "bfloat16") -> TileSizes:
+  """Tile sizes for a chip and the dtype of the inputs; None is as "unknown".
+
+  float32 takes no larger tiles forward than backward: with its products of many
+  passes they are no faster, and take two and a half times as long to compile.
+  """
+  if chip is None:
+    chip = "unknown"
+  if chip not in _DEFAULTS:
+    raise ValueError(
+      f"chip={chip!r} is unknown; choose one of {sorted(_DEFAULTS)}, or give"
+      " tiles."
+    )
+  tiles = _DEFAULTS[chip]
+  if jnp.dtype(dtype).itemsize > 2:
+    tiles = dataclasses.replace(tiles, forward_near=None, forward_far=None)
+  return tiles
+
+
+def chip_of(device_kind: str) -> Chip:
+  """The chip that jax's `Device.device_kind` names."""
+  return _CHIPS.get(device_kind, "unknown")

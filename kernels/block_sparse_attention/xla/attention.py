@@ -1,0 +1,299 @@
+"""Plain JAX backend: runs everywhere, forward and backward.
+
+Three ways to the same numbers, chosen by size and mask:
+
+  small       S <= 512: all scores at once with the mask as a constant bias.
+              Fastest there: one large batched product instead of many small.
+  contiguous  Powers of two: dense attention between contiguous runs of tokens
+              in bit-reversed order, without gathers (`xla_contiguous`).
+  lists       Any other mask: lists of key blocks, gathered (`xla_lists`).
+
+All keep the log-sum-exp and recompute the scores in the backward pass. The last
+two work head by head (a few heads at once if they are small): memory is linear
+in S. Arithmetic is float32, cast from the input dtype a head at a time.
+
+With the batch sharded over devices, call it inside `jax.shard_map`: the loop
+over heads of the large paths would gather a sharded axis otherwise.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import mask as mask_lib
+from .. import reference
+from . import contiguous
+from . import lists as xla_lists
+
+Path = Literal["small", "contiguous", "lists"]
+
+_PATHS = ("small", "contiguous", "lists")
+_MAX_SMALL_TOKENS = 512
+_MAX_SMALL_SCORES = 1 << 26  # Elements; 256 MiB in float32.
+
+
+@dataclasses.dataclass(frozen=True)
+class TileSizes:
+  """How much the large paths take at once; the defaults suit CPUs.
+
+  Attributes:
+    chunk_scores: Most scores a step of the contiguous path, 4 MiB by default:
+      more would leave the cache. The backward pass takes half as many.
+    chunk_tokens: Queries of a segment that are not cut further for it. Twice
+      as many make the backward pass of dense masks up to 6 % faster and that of
+      sparse ones no faster, and take more memory.
+    step_tokens: Queries a step of the path of lists.
+    group_tokens: Heads are taken together up to so many tokens in all.
+  """
+
+  chunk_scores: int = 1 << 20
+  chunk_tokens: int = 128
+  step_tokens: int = 256
+  group_tokens: int = 2048
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if int(value) != value or value < 1:
+        raise ValueError(
+          f"{field.name} must be a whole number of at least 1, got {value}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+  """What is known of a call when it is traced."""
+
+  mask: mask_lib.Mask
+  scale: float
+  token_order: mask_lib.TokenOrder
+  path: Path
+  tiles: TileSizes
+
+
+def attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: mask_lib.Mask,
+  *,
+  scale: float,
+  token_order: mask_lib.TokenOrder = "natural",
+  path: Path | None = None,
+  tiles: TileSizes | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Attention over the token pairs that the mask allows.
+
+  Args:
+    query: [B, H, S, K]; S = num_frames * tokens_per_frame.
+    key: As query.
+    value: As query.
+    mask: Which blocks see which.
+    scale: Factor on the scores.
+    token_order: Order in which the blocks of every frame come.
+    path: One of the three ways above; None chooses by size and mask.
+    tiles: How much is taken at once; None takes the defaults.
+
+  Returns:
+    Output [B, H, S, K] in the dtype of query and log-sum-exp [B, H, S] float32.
+
+  Raises:
+    NotImplementedError: The path named cannot serve the mask.
+    ValueError: There is no path of that name.
+  """
+  if path is None:
+    path = _choose(query.shape, mask)
+  elif path not in _PATHS:
+    raise ValueError(f"path={path!r} is unknown; choose one of {_PATHS}.")
+  elif path == "contiguous" and not mask.is_power_of_two:
+    raise NotImplementedError(
+      "the contiguous path needs strides and blocks a frame that are powers"
+      f' of two, got {mask}; path="lists" serves any mask'
+    )
+  static = _Static(mask, scale, token_order, path, tiles or TileSizes())
+  if path == "small":
+    return _small(query, key, value, static)
+  return _by_heads(query, key, value, static)
+
+
+def _choose(shape, mask) -> Path:
+  batch, heads, tokens, _ = shape
+  num_scores = batch * heads * tokens**2
+  if tokens <= _MAX_SMALL_TOKENS and num_scores <= _MAX_SMALL_SCORES:
+    return "small"
+  return "contiguous" if mask.is_power_of_two else "lists"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _small(query, key, value, static):
+  """All scores at once, but not kept: to make them again takes no longer."""
+  return _small_forward(query, key, value, static)[0]
+
+
+def _small_forward(query, key, value, static):
+  query_f32, key_f32, value_f32 = (
+    x.astype(jnp.float32) for x in (query, key, value)
+  )
+  # Not by segments, as backward: so it takes two thirds of the time on CPUs.
+  scores = jnp.einsum("bhqk,bhsk->bhqs", query_f32 * static.scale, key_f32)
+  scores += _small_bias(query, static)
+  maximum = scores.max(-1, keepdims=True)
+  weights = jnp.exp(scores - maximum)
+  total = weights.sum(-1, keepdims=True)
+  output = jnp.einsum("bhqs,bhsk->bhqk", weights, value_f32) / total
+  output = output.astype(query.dtype)
+  log_sum_exp = (maximum + jnp.log(total))[..., 0]
+  return (output, log_sum_exp), (query, key, value, output, log_sum_exp)
+
+
+def _small_backward(static, residuals, cotangents):
+  query, key, value, output, log_sum_exp = residuals
+  output_bar, log_sum_exp_bar = cotangents
+  output_bar = _rows(output_bar)
+  offset = (_rows(output) * output_bar).sum(-1) - log_sum_exp_bar.ravel()
+  query_bar, key_bar, value_bar = contiguous.differentiate_chunk(
+    (_rows(query) * static.scale, log_sum_exp, output_bar, offset),
+    _heads(key),
+    _heads(value),
+    _small_bias(query, static),
+  )
+  # Else XLA makes one product of each and its transpose, at half the speed.
+  key_bar, value_bar = jax.lax.optimization_barrier((key_bar, value_bar))
+  bars = (
+    query_bar * static.scale,
+    key_bar.swapaxes(1, 2),
+    value_bar.swapaxes(1, 2),
+  )
+  return tuple(x.reshape(query.shape).astype(query.dtype) for x in bars)
+
+
+_small.defvjp(_small_forward, _small_backward)
+
+
+def _rows(x):
+  """Tokens of all heads in float32, [B H S, K]."""
+  return x.astype(jnp.float32).reshape(-1, x.shape[-1])
+
+
+def _heads(x):
+  """As `_rows`, each head by itself, [B H, S, K]."""
+  return x.astype(jnp.float32).reshape(-1, *x.shape[-2:])
+
+
+def _small_bias(query, static):
+  """Of all scores of a head; no row is without one, as a block sees itself."""
+  seen = reference.token_mask(static.mask, query.shape[2], static.token_order)
+  return np.where(seen, 0, -np.inf).astype(np.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _by_heads(query, key, value, static):
+  return _forward(query, key, value, static)[0]
+
+
+def _forward(query, key, value, static):
+  path = _Layout(static)
+
+  def attend(query, key, value):
+    query, key, value = map(path.enter, (query * static.scale, key, value))
+    return tuple(map(path.leave, path.forward(query, key, value)))
+
+  output, log_sum_exp = _map_heads(attend, static, query, key, value)
+  output = output.astype(query.dtype)
+  return (output, log_sum_exp), (query, key, value, output, log_sum_exp)
+
+
+def _backward(static, residuals, cotangents):
+  path = _Layout(static)
+
+  def differentiate(query, key, value, output, log_sum_exp, *bars):
+    output_bar, log_sum_exp_bar = bars
+    offset = (output * output_bar).sum(-1) - log_sum_exp_bar
+    args = (query * static.scale, key, value, log_sum_exp, output_bar, offset)
+    bars = map(path.leave, path.backward(*map(path.enter, args)))
+    query_bar, key_bar, value_bar = bars
+    return query_bar * static.scale, key_bar, value_bar
+
+  bars = _map_heads(differentiate, static, *residuals, *cotangents)
+  return tuple(bar.astype(residuals[0].dtype) for bar in bars)
+
+
+_by_heads.defvjp(_forward, _backward)
+
+
+def _map_heads(function, static, *arrays):
+  """Maps over B and H in float32; small heads are taken several at a time."""
+  batch, heads, tokens = arrays[0].shape[:3]
+  group = max(1, static.tiles.group_tokens // tokens)
+  group = math.gcd(batch * heads, group)
+  if group == 1:
+    # No axis of length one: XLA would copy all arrays to lay it out.
+    group_shape, mapped = (), function
+  else:
+    group_shape, mapped = (group,), jax.vmap(function)
+  grouped = [x.reshape(-1, *group_shape, *x.shape[2:]) for x in arrays]
+  results = jax.lax.map(
+    lambda xs: mapped(*(x.astype(jnp.float32) for x in xs)), grouped
+  )
+  first = 1 + len(group_shape)
+  return [x.reshape(batch, heads, *x.shape[first:]) for x in results]
+
+
+class _Layout:
+  """A large path, and how its arrays are laid out."""
+
+  def __init__(self, static: _Static):
+    self._mask = mask = static.mask
+    self._tiles = static.tiles
+    self._is_contiguous = static.path == "contiguous"
+    reorder = self._is_contiguous and mask.max_stride > 1
+    self._reorder = reorder and static.token_order == "natural"
+    self._token_order = static.token_order
+
+  def forward(self, *args):
+    return self._module.forward(*args, *self._options(1))
+
+  def backward(self, *args):
+    return self._module.backward(*args, *self._options(2))
+
+  @property
+  def _module(self):
+    return contiguous if self._is_contiguous else xla_lists
+
+  def _options(self, num_arrays):
+    tiles = self._tiles
+    if self._is_contiguous:
+      chunks = contiguous.Chunks(
+        max(1, tiles.chunk_scores // num_arrays), tiles.chunk_tokens
+      )
+      return self._mask, chunks
+    return self._mask, self._token_order, self._tiles.step_tokens
+
+  def enter(self, x: jax.Array) -> jax.Array:
+    """[S, ...] -> [F, P, ...] or [blocks, block size, ...]."""
+    if self._is_contiguous:
+      frames = x.reshape(self._mask.num_frames, -1, *x.shape[1:])
+      return self._swap_order(frames)
+    return x.reshape(self._mask.num_blocks, -1, *x.shape[1:])
+
+  def leave(self, x: jax.Array) -> jax.Array:
+    """Undoes `enter`."""
+    if self._is_contiguous:
+      x = self._swap_order(x)
+    return x.reshape(-1, *x.shape[2:])
+
+  def _swap_order(self, x: jax.Array) -> jax.Array:
+    """Natural to bit-reversed order of blocks and back, if that is needed."""
+    if not self._reorder:
+      return x
+    blocks = self._mask.blocks_per_frame
+    # Reversing the bits of an index is transposing axes of length two.
+    bits = (2,) * (blocks.bit_length() - 1)
+    y = x.reshape(len(x), *bits, -1)
+    y = y.transpose(0, *range(len(bits), 0, -1), len(bits) + 1)
+    return y.reshape(x.shape)

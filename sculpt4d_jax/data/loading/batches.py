@@ -1,0 +1,93 @@
+"""Batches of prepared records; see `batches.Batches`.
+
+A step's batch depends on the step alone. Batches that follow each other are
+read ahead; asking for another step, as a resumed run does, starts to read from
+there.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+
+import numpy as np
+
+from sculpt4d_jax.data.loading import examples as record_examples
+from sculpt4d_jax.data.loading import loader as record_loader
+
+Batch = dict[str, np.ndarray]
+
+# What a training step takes of an example.
+_FIELDS = ("surface", "samples", "mean", "log_variance", "images", "context")
+
+
+class RecordBatches:
+  """Batches of the split "train"; held-out clips of the split "test"."""
+
+  def __init__(
+    self,
+    folders: record_loader.Folders,
+    config: record_loader.LoaderConfig,
+    *,
+    num_frames: int,
+  ):
+    """Opens both splits.
+
+    Args:
+      folders: Of one or more data sets.
+      config: How batches are made.
+      num_frames: Frames of a held-out clip.
+
+    Raises:
+      RecordError: There is no data set, or one of another version.
+      ValueError: A split is empty.
+      ImportError: Grain is not installed.
+    """
+    self._loader = record_loader.RecordLoader(folders, "train", config)
+    self._held_out = record_loader.open_split(
+      folders, "test", as_they_are(config.example, num_frames)
+    )
+    self.num_frames = num_frames
+    self.num_held_out = len(self._held_out)
+    self._iterator: Iterator[Batch] | None = None
+    self._next: tuple[int, tuple[int, ...]] | None = None
+
+  def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+    if rows is None:
+      rows = np.arange(self._loader.config.batch_size)
+    key = tuple(int(row) for row in rows)
+    if self._next != (step, key):
+      self._iterator = self._loader.iterator(step, rows)
+    self._next = None  # Not known, should reading fail.
+    batch = next(self._iterator)
+    self._next = (step + 1, key)
+    return _fields(batch)
+
+  def describe(self, step: int) -> str:
+    names = (
+      f"{clip.details.get('asset_name', clip.asset)} ({clip.clip})"
+      for clip in self._loader.clips(step)
+    )
+    return "clips " + ", ".join(names)
+
+  def held_out(self, clip: int) -> Batch:
+    example = self._held_out.read(clip, np.random.default_rng(clip))
+    return {name: x[None] for name, x in _fields(example).items()}
+
+
+def as_they_are(
+  config: record_examples.ExampleConfig, num_frames: int
+) -> record_examples.ExampleConfig:
+  """Examples of all frames, with nothing varied but the view."""
+  border = sum(config.border_ratio) / 2
+  return dataclasses.replace(
+    config,
+    num_frames=num_frames,
+    consecutive=True,
+    mirror=False,
+    reverse_time=False,
+    colour_jitter=0.0,
+    border_ratio=(border, border),
+  )
+
+
+def _fields(example: Batch) -> Batch:
+  return {name: example[name] for name in _FIELDS if name in example}

@@ -1,0 +1,431 @@
+"""One training example of a record: a random stretch of time, a random view.
+
+What is drawn serves all frames of the example alike - the mirror, the direction
+of time, the colours, the place in the picture - so that nothing flickers that
+did not flicker in the object.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from sculpt4d_jax.data.loading import pictures as example_pictures
+from sculpt4d_jax.data.loading import poses as example_poses
+from sculpt4d_jax.data.preparation import views as record_views
+from sculpt4d_jax.data.records import index as dataset_index
+from sculpt4d_jax.data.records import schema
+from sculpt4d_jax.data.records import shards as record_files
+
+CONTENTS = (
+  "geometry",
+  "samples",
+  "queries",
+  "images",
+  "depth",
+  "posterior",
+  "features",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleConfig:
+  """What is read of a record, and how it is varied.
+
+  Attributes:
+    contents: Of `CONTENTS`.
+    num_frames: Frames F' of an example.
+    consecutive: Whether they follow each other; otherwise any frames, in order.
+    num_parts: Parts of the surface that are read; 0 reads all.
+    num_uniform: Uniform surface points, drawn from the parts read; 0 takes all
+      of these.
+    num_sharp: The same of points on sharp edges, where `num_uniform` is given.
+    num_samples: Distance samples a frame; 0 takes all of the parts read.
+    turn_to_camera: Whether the object is turned about y, so that the camera
+      stands in front of it, and made smaller where it would leave its cube.
+    max_elevation: Views from further above or below are left out, radians. A
+      clip without another one keeps its lowest.
+    image_size: Pixels S of a picture's side.
+    border_ratio: Smallest and largest share of the picture that the object
+      leaves free, drawn once an example.
+    mirror: Whether left and right are swapped half the time.
+    reverse_time: Whether time runs backwards half the time.
+    colour_jitter: Brightness, contrast and saturation vary by +- this.
+    posterior: Name of the encoder whose posteriors are read.
+    features: Name of the image encoder whose features are read.
+  """
+
+  contents: tuple[str, ...] = ("geometry", "images")
+  num_frames: int = 16
+  consecutive: bool = True
+  num_parts: int = 1
+  num_uniform: int = 0
+  num_sharp: int = 0
+  num_samples: int = 0
+  turn_to_camera: bool = False
+  max_elevation: float = math.pi / 2
+  image_size: int = 512
+  border_ratio: tuple[float, float] = (0.1, 0.25)
+  mirror: bool = True
+  reverse_time: bool = True
+  colour_jitter: float = 0.1
+  posterior: str = ""
+  features: str = ""
+
+  def __post_init__(self):
+    unknown = set(self.contents) - set(CONTENTS)
+    if unknown or not self.contents:
+      raise ValueError(f"contents={self.contents} must be some of {CONTENTS}.")
+    low, high = self.border_ratio
+    if not 0 <= low <= high < 0.9:
+      raise ValueError(
+        f"border_ratio={self.border_ratio} must lie in [0, 0.9)."
+      )
+    if self.num_frames < 1 or self.num_parts < 0 or self.image_size < 1:
+      raise ValueError(
+        "num_frames and image_size must be positive and num_parts not negative."
+      )
+    if min(self.num_uniform, self.num_sharp, self.num_samples) < 0:
+      raise ValueError(
+        "num_uniform, num_sharp and num_samples must not be negative."
+      )
+    for kind in ("posterior", "features"):
+      if kind in self.contents and not getattr(self, kind):
+        raise ValueError(
+          f"Reading {kind} takes a name: that of a folder that"
+          " launch.precompute_latents wrote."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Folder:
+  """A data set, opened."""
+
+  num_frames: int
+  uniform_share: float
+  shards: record_files.ShardReader
+  posteriors: record_files.ShardReader
+  features: record_files.ShardReader
+
+
+def _open(index, config) -> _Folder:
+  settings = index.settings
+  if config.num_frames > settings["num_frames"]:
+    raise schema.RecordError(
+      f"num_frames={config.num_frames} exceeds the"
+      f" {settings['num_frames']} of the clips in {index.folder}."
+    )
+  num_points = settings["num_uniform"] + settings["num_sharp"]
+  return _Folder(
+    settings["num_frames"],
+    settings["num_uniform"] / num_points,
+    record_files.ShardReader(index.folder / "shards"),
+    record_files.ShardReader(index.folder / "posteriors" / config.posterior),
+    record_files.ShardReader(index.folder / "features" / config.features),
+  )
+
+
+class ExampleReader:
+  """Reads examples of the clips of one or more data sets; may be pickled."""
+
+  def __init__(
+    self,
+    indexes: dataset_index.DatasetIndex | Sequence[dataset_index.DatasetIndex],
+    split: str,
+    config: ExampleConfig,
+  ):
+    """Reads a split of data sets.
+
+    Raises:
+      RecordError: Their clips have fewer frames than an example.
+    """
+    if isinstance(indexes, dataset_index.DatasetIndex):
+      indexes = (indexes,)
+    self._config = config
+    self._clips = []
+    for index in indexes:
+      folder = _open(index, config)
+      self._clips += [(folder, clip) for clip in index.splits[split]]
+    # By clip: its cameras, and how it is turned for each.
+    self._cameras: dict[int, np.ndarray] = {}
+    self._poses: dict[int, np.ndarray] = {}
+
+  def __len__(self) -> int:
+    return len(self._clips)
+
+  def clip(self, row: int) -> dataset_index.IndexedClip:
+    """What the index says of a clip."""
+    return self._clips[row][1]
+
+  def views(self, row: int) -> list[int]:
+    """The views that examples of a clip are drawn from."""
+    count = len(self.clip(row).entries["view"])
+    if self._config.max_elevation >= math.pi / 2:
+      return list(range(count))
+    eyes = self.cameras(row)[:, :3, 3]
+    steep = np.abs(np.arctan2(eyes[:, 1], np.hypot(eyes[:, 0], eyes[:, 2])))
+    chosen = np.flatnonzero(steep <= self._config.max_elevation)
+    return chosen.tolist() or [int(steep.argmin())]
+
+  def cameras(self, row: int) -> np.ndarray:
+    """Camera-to-world transforms of all views [views, 4, 4]."""
+    if row not in self._cameras:
+      folder, clip = self._clips[row]
+      self._cameras[row] = np.stack(
+        [
+          _entry(folder, clip, "view", view)["camera_to_world"]
+          for view in range(len(clip.entries["view"]))
+        ]
+      )
+    return self._cameras[row]
+
+  def poses(self, row: int) -> np.ndarray:
+    """How a clip is turned and scaled for each of its views [views, 3, 3].
+
+    Multiples of rotations: points x become x @ pose.T, distances grow by the
+    cube root of its determinant.
+    """
+    if not self._config.turn_to_camera:
+      views = len(self.clip(row).entries["view"])
+      return np.broadcast_to(np.eye(3), (views, 3, 3))
+    if row not in self._poses:
+      folder, clip = self._clips[row]
+      # Farthest points: as far out as the object reaches, nearly.
+      outmost = _entry(folder, clip, "queries", 0)["surface"][..., :3]
+      outmost = outmost.reshape(-1, 3).astype(np.float64)
+      self._poses[row] = np.stack(
+        [
+          example_poses.facing(camera[:3, 3], outmost)
+          for camera in self.cameras(row)
+        ]
+      )
+    return self._poses[row]
+
+  def read(self, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Reads an example.
+
+    Args:
+      row: Number of the clip.
+      rng: Everything that is drawn comes from it.
+
+    Returns:
+      For geometry: `surface` [F', P, 7] (position, normal, sharp label; the
+      uniform rows first) and `samples` [F', Q', 4], with `is_near` bool [Q'];
+      for samples these alone.
+      For queries: `queries` [F', N, 7]. For images: `images` uint8
+      [F', S, S, 3] on white, `camera_to_world` [4, 4], of the object as it
+      was prepared unless it is turned, and `fov_degrees` [1]. For depth:
+      `depth` [F', S, S] and `normal` [F', S, S, 3], of the same view and
+      crop. For posterior: `mean` and `log_variance` [F', N, C]. For features:
+      `context` [F', I, D]. Always: `clip`, the row, and `frames` [F'].
+
+    Raises:
+      RecordError: An entry is damaged or missing.
+    """
+    config = self._config
+    frames = self._draw_frames(self._clips[row][0], rng)
+    # Drawn whether or not they are used, so that examples of the same seed
+    # agree whatever is read.
+    mirrored = bool(rng.random() < 0.5) and config.mirror
+    if rng.random() < 0.5 and config.reverse_time:
+      frames = frames[::-1]
+    # Not rng.spawn: it counts its children, and a reader lends its generators.
+    rngs = [np.random.default_rng(x) for x in rng.integers(2**62, size=3)]
+    view = int(rngs[1].choice(self.views(row)))
+    return self._make(row, frames, view, mirrored, rngs)
+
+  def read_variant(
+    self, row: int, view: int, mirrored: bool, rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
+    """Reads a given view of all frames, mirrored or not; see `read`."""
+    frames = np.arange(self._clips[row][0].num_frames)
+    rngs = [np.random.default_rng(x) for x in rng.integers(2**62, size=3)]
+    return self._make(row, frames, view, mirrored, rngs)
+
+  def _make(self, row, frames, view, mirrored, rngs):
+    config = self._config
+    folder, clip = self._clips[row]
+    part_rng, view_rng, choice_rng = rngs
+    example = {"clip": np.int64(row), "frames": frames}
+    if {"geometry", "samples"} & set(config.contents):
+      geometry = self._geometry(folder, clip, frames, part_rng)
+      if "geometry" not in config.contents:
+        del geometry["surface"]
+      example |= geometry
+    if "queries" in config.contents:
+      entry = _entry(folder, clip, "queries", 0)
+      example["queries"] = _rows((entry["surface"][frames], entry["is_sharp"]))
+    if {"images", "depth"} & set(config.contents):
+      example |= self._view(folder, clip, frames, view, view_rng)
+    if config.turn_to_camera:
+      example = example_poses.turn(example, self.poses(row)[view])
+    if mirrored:
+      example = example_poses.mirror(example)
+    # Made for the turned and mirrored object.
+    if "posterior" in config.contents:
+      variant = (view, mirrored, choice_rng.random())
+      example |= _posterior(folder, clip, frames, variant, config)
+    if "features" in config.contents:
+      example |= _features(folder, clip, frames, (view, mirrored), config)
+    return example
+
+  def _draw_frames(self, folder, rng) -> np.ndarray:
+    total, count = folder.num_frames, self._config.num_frames
+    if self._config.consecutive:
+      return np.arange(count) + rng.integers(total - count + 1)
+    return np.sort(rng.choice(total, count, replace=False))
+
+  def _geometry(self, folder, clip, frames, rng) -> dict[str, np.ndarray]:
+    config = self._config
+    total = len(clip.entries["geometry"])
+    count = config.num_parts or total
+    if count > total:
+      raise schema.RecordError(
+        f"num_parts={count} exceeds the {total} parts of {clip.clip}."
+      )
+    parts = np.sort(rng.choice(total, count, replace=False))
+    entries = [
+      _entry(folder, clip, "geometry", part) for part in parts.tolist()
+    ]
+    middle = round(len(entries[0]["is_sharp"]) * folder.uniform_share)
+    groups = []
+    for side, wanted in (
+      (slice(None, middle), config.num_uniform),
+      (slice(middle, None), config.num_sharp),
+    ):
+      surface = np.concatenate([e["surface"][:, side] for e in entries], axis=1)
+      label = np.concatenate([e["is_sharp"][side] for e in entries])
+      if config.num_uniform:
+        drawn = _draw_rows(len(label), wanted, rng, clip, "points")
+        surface, label = surface[:, drawn], label[drawn]
+      groups.append((surface[frames], label))
+    samples = np.concatenate([e["samples"][frames] for e in entries], axis=1)
+    is_near = np.concatenate([e["is_near"] for e in entries]).astype(bool)
+    if config.num_samples:
+      rows = _draw_rows(is_near.size, config.num_samples, rng, clip, "samples")
+      samples, is_near = samples[:, rows], is_near[rows]
+    return {
+      "surface": _rows(*groups),
+      "samples": samples.astype(np.float32),
+      "is_near": is_near,
+    }
+
+  def _view(self, folder, clip, frames, number, rng) -> dict[str, np.ndarray]:
+    config = self._config
+    view = _entry(folder, clip, "view", number)
+    pictures = np.stack(
+      [
+        record_views.decode_picture(
+          schema.unpack(view["pictures"], view["ends"], frame)
+        )
+        for frame in frames.tolist()
+      ]
+    )
+    border = rng.uniform(*config.border_ratio)
+    gains = 1 + config.colour_jitter * rng.uniform(-1, 1, 3)
+    box = example_pictures.square(pictures[..., 3], border)
+    example: dict[str, np.ndarray] = {}
+    if "images" in config.contents:
+      images = [
+        example_pictures.crop(p, box, config.image_size) for p in pictures
+      ]
+      example["images"] = example_pictures.on_white(np.stack(images), gains)
+      example["camera_to_world"] = view["camera_to_world"]
+      example["fov_degrees"] = view["fov_degrees"]
+    if "depth" in config.contents:
+      buffers = _entry(folder, clip, "buffers", number)
+      example |= example_pictures.buffers(
+        buffers, frames, box, config.image_size
+      )
+    return example
+
+
+def _entry(folder, clip, kind, part) -> dict[str, np.ndarray]:
+  position = clip.entries[kind][part]
+  return schema.decode(folder.shards.read(clip.shard, position), kind)
+
+
+def _draw_rows(total, count, rng, clip, what) -> np.ndarray:
+  """Some rows, the same in all frames."""
+  if count > total:
+    raise schema.RecordError(
+      f"{count} {what} are asked for, but the parts that are read of"
+      f" {clip.clip} have {total}; read more parts."
+    )
+  return rng.choice(total, count, replace=False)
+
+
+def posterior_part(
+  contents: Mapping[str, Any], view: int, mirrored: bool, choice: int
+) -> int:
+  """Number of a posterior among those of its clip.
+
+  Args:
+    contents: What the shard's table of contents says: the `views` that there
+      are, none if it is the same for all; how many `mirrors` and `choices`.
+    view: That the object is turned to.
+    mirrored: Whether it is.
+    choice: Which draw of the query rows.
+  """
+  place = contents["views"].index(view) if contents["views"] else 0
+  return (place * contents["mirrors"] + mirrored) * contents["choices"] + choice
+
+
+def _posterior(folder, clip, frames, variant, config):
+  view, mirrored, fraction = variant
+  found = _derived(folder.posteriors, clip, "posterior", config.posterior)
+  details = found["details"]
+  _check_mirrors(details, mirrored, "posteriors", config.posterior)
+  part = posterior_part(
+    details, view, mirrored, int(fraction * details["choices"])
+  )
+  entry = schema.decode(
+    folder.posteriors.read(clip.shard, found["entries"]["posterior"][part]),
+    "posterior",
+  )
+  return {name: x[frames] for name, x in entry.items()}
+
+
+def _features(folder, clip, frames, variant, config):
+  view, mirrored = variant
+  found = _derived(folder.features, clip, "features", config.features)
+  _check_mirrors(found["details"], mirrored, "features", config.features)
+  part = posterior_part(found["details"] | {"choices": 1}, view, mirrored, 0)
+  entry = schema.decode(
+    folder.features.read(clip.shard, found["entries"]["features"][part]),
+    "features",
+  )
+  return {"context": entry["tokens"][frames]}
+
+
+def _derived(reader, clip, kind, name):
+  contents = reader.contents(clip.shard)
+  if clip.clip not in contents:
+    raise schema.RecordError(
+      f"{clip.clip} has no {kind} of {name!r}; make it with"
+      " python -m launch.precompute_latents."
+    )
+  return contents[clip.clip]
+
+
+def _check_mirrors(details, mirrored, kind, name):
+  if mirrored and details["mirrors"] < 2:
+    raise schema.RecordError(
+      f"The {kind} of {name!r} are of the objects as they are: set"
+      " mirror=False, or make them with mirrors."
+    )
+
+
+def _rows(*groups: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+  """Rows [F, P, 7] of surfaces [F, P', 6] and labels [P'], one after another."""
+  num_rows = sum(len(label) for _, label in groups)
+  rows = np.empty((len(groups[0][0]), num_rows, 7), np.float32)
+  begin = 0
+  for surface, label in groups:  # Written once: a full surface has 112 MB.
+    end = begin + len(label)
+    rows[:, begin:end, :6] = surface
+    rows[:, begin:end, 6] = label
+    begin = end
+  return rows

@@ -1,0 +1,457 @@
+"""From an animated mesh to the entries of a record, and the verdict on it.
+
+The steps of the paper's data: one box for the whole clip; a watertight surface
+a frame; points drawn once at rest, carried along and projected; query points by
+farthest-point sampling on frame 0; signed distances near the surface and in
+the cube; pictures from all around. Then the round trip (`quality_gate`).
+
+Everything is drawn from the clip's seed, so that the same clip gives the same
+record wherever and whenever it is made.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import time
+
+import jax
+import numpy as np
+
+from sculpt4d_jax.data.preparation import quality_gate
+from sculpt4d_jax.data.preparation import views as record_views
+from sculpt4d_jax.data.records import schema
+from sculpt4d_jax.geometry import deforming_mesh as deforming_mesh_lib
+from sculpt4d_jax.geometry import farthest_points
+from sculpt4d_jax.geometry import guide_points
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry import mesh_distance
+from sculpt4d_jax.geometry import watertight
+
+DeformingMesh = deforming_mesh_lib.DeformingMesh
+TriangleMesh = mesh_lib.TriangleMesh
+
+_VOLUME_BOUNDS = 1.05
+_HIDDEN_CELLS = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparationSettings:
+  """Sizes of a record; the defaults are the paper's.
+
+  Attributes:
+    num_frames: Frames F of a record, evenly spaced in its time.
+    window_seconds: Longer animations are cut into windows of about this.
+    max_windows: Windows taken of one animation, the first ones.
+    max_clips: Animations taken of one asset, evenly spread over its list; 0
+      takes all.
+    num_uniform: Surface points by area.
+    num_sharp: Surface points on sharp edges.
+    num_parts: Entries that the points are shared out to; divides both.
+    num_queries: Points that farthest-point sampling picks.
+    downsample_ratio: Rows that it picks from, for each query.
+    num_near: Distance samples near the surface, a frame.
+    num_volume: Distance samples in the cube, a frame.
+    near_deviations: Standard deviations of the near samples' offsets.
+    num_views: Cameras.
+    image_size: Pixels a side.
+    supersampling: Colour samples a pixel and axis.
+    attachments: Of the unskinned meshes on a skinned character: "one" on each
+      joint, "all" or "none".
+    surface: Of the watertight surfaces.
+    limits: Of the round trip.
+  """
+
+  num_frames: int = 16
+  window_seconds: float = 3.0
+  max_windows: int = 4
+  max_clips: int = 0
+  num_uniform: int = 124_928
+  num_sharp: int = 124_928
+  num_parts: int = 8
+  num_queries: int = 4096
+  downsample_ratio: int = 20
+  num_near: int = 65_536
+  num_volume: int = 32_768
+  near_deviations: tuple[float, ...] = (0.005, 0.02, 0.06)
+  num_views: int = 24
+  image_size: int = 512
+  supersampling: int = 2
+  attachments: str = "one"
+  surface: watertight.WatertightSettings = dataclasses.field(
+    default_factory=watertight.WatertightSettings
+  )
+  limits: quality_gate.GateLimits = dataclasses.field(
+    default_factory=quality_gate.GateLimits
+  )
+
+  def __post_init__(self):
+    for name in (
+      "num_frames",
+      "num_parts",
+      "num_queries",
+      "num_views",
+      "max_windows",
+      "image_size",
+      "supersampling",
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+    for name in ("num_uniform", "num_sharp", "num_near", "num_volume"):
+      if getattr(self, name) % self.num_parts:
+        raise ValueError(
+          f"{name}={getattr(self, name)} must be a multiple of num_parts="
+          f"{self.num_parts}."
+        )
+    farthest_points.group_sizes(
+      self.num_queries,
+      self.num_uniform,
+      self.num_sharp,
+      self.downsample_ratio,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What came of a clip.
+
+  Attributes:
+    reasons: Why it is rejected; none if it is accepted.
+    measures: Of the round trip, as far as it went.
+    seconds: Of each step.
+  """
+
+  reasons: list[str]
+  measures: dict[str, float]
+  seconds: dict[str, float]
+
+  @property
+  def accepted(self) -> bool:
+    return not self.reasons
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedClip:
+  """A record before it is written, and its verdict.
+
+  Attributes:
+    entries: Kind, part and bytes of each entry; none if it is rejected.
+    verdict: Of the gate.
+    preview: The first, middle and last picture of the first camera as PNG
+      files; none if it was rejected before there were any.
+  """
+
+  entries: list[tuple[str, int, bytes]]
+  verdict: Verdict
+  preview: list[bytes]
+
+
+class _Stopwatch:
+  """Seconds of the steps of a clip."""
+
+  def __init__(self):
+    self.seconds: dict[str, float] = {}
+    self._last = time.perf_counter()
+
+  def lap(self, name: str) -> None:
+    now = time.perf_counter()
+    self.seconds[name] = round(now - self._last, 4)
+    self._last = now
+
+
+def prepare_clip(
+  source: DeformingMesh,
+  clip: str,
+  settings: PreparationSettings,
+  seed: int,
+) -> PreparedClip:
+  """Makes the record of a clip.
+
+  Args:
+    source: The animation, of any size, at the record's times.
+    clip: Identity of the clip; kept in the entries.
+    settings: Sizes and limits.
+    seed: Of everything that is drawn.
+
+  Returns:
+    The entries, or the reasons why there are none.
+  """
+  watch = _Stopwatch()
+  rng = np.random.default_rng([seed, 0xA55E7])
+  measures = quality_gate.motion_measures(source)
+  watch.lap("motion")
+  reasons = quality_gate.judge(measures, settings.limits)
+  if reasons:
+    verdict = Verdict(reasons, measures, watch.seconds)
+    return PreparedClip([], verdict, _plain_preview(source, settings, rng))
+  mesh = deforming_mesh_lib.normalise(source)
+  repair, closed = watertight.plan_repair(mesh, settings.surface, rng)
+  watch.lap("repair")
+  surfaces = [
+    closed[number]
+    if number in closed
+    else watertight.close(frame, repair, settings.surface)
+    for number, frame in enumerate(mesh.frames())
+  ]
+  watch.lap("watertight")
+  if any(s is None or not mesh_distance.is_closed(s) for s in surfaces):
+    reasons = ["no watertight surface came out in some frame"]
+    verdict = Verdict(reasons, measures, watch.seconds)
+    return PreparedClip([], verdict, _plain_preview(source, settings, rng))
+  measures |= quality_gate.surface_measures(
+    mesh, repair, surfaces, settings.surface, rng
+  )
+  watch.lap("compare")
+  reasons = quality_gate.judge(measures, settings.limits)
+  entries, preview = [], []
+  if not reasons:  # Points of a wrong surface are not worth their time.
+    try:
+      entries, more = _geometry(
+        mesh, repair, surfaces, clip, settings, rng, watch
+      )
+      measures |= more
+    except ValueError as error:
+      reasons = [str(error)]
+  views, preview, more = _views(
+    mesh, repair, clip, settings, rng, only_first=bool(reasons)
+  )
+  watch.lap("views")
+  if not reasons:
+    measures |= more
+    reasons = quality_gate.judge(measures, settings.limits)
+  verdict = Verdict(reasons, measures, watch.seconds)
+  return PreparedClip(entries + views if not reasons else [], verdict, preview)
+
+
+def _plain_preview(source, settings, rng) -> list[bytes]:
+  """Pictures of a clip that gives no record; none if it has no size."""
+  last = source.num_frames - 1
+  shown = dataclasses.replace(
+    source, vertices=source.vertices[[0, last // 2, last]]
+  )
+  try:
+    shown = deforming_mesh_lib.normalise(shown)
+  except ValueError:
+    return []
+  none = np.zeros(shown.num_faces, bool)
+  as_it_is = watertight.Repair(none, none, ~none)
+  return _views(shown, as_it_is, "", settings, rng, only_first=True)[1]
+
+
+def window_times(
+  start: float, end: float, settings: PreparationSettings
+) -> list[np.ndarray]:
+  """Times [F] of each window of an animation, seconds.
+
+  An animation of about `window_seconds` or less is one window; a longer one is
+  cut into equal windows.
+  """
+  count = max(1, round((end - start) / settings.window_seconds))
+  edges = np.linspace(start, end, count + 1)[: settings.max_windows + 1]
+  return [
+    np.linspace(a, b, settings.num_frames) for a, b in zip(edges, edges[1:])
+  ]
+
+
+def choose_clips(num_clips: int, settings: PreparationSettings) -> list[int]:
+  """Numbers of the animations that are taken of an asset."""
+  if not settings.max_clips or num_clips <= settings.max_clips:
+    return list(range(num_clips))
+  chosen = np.linspace(0, num_clips - 1, settings.max_clips)
+  return sorted(set(chosen.round().astype(int).tolist()))
+
+
+@dataclasses.dataclass(frozen=True)
+class CarriedPoints:
+  """Guide points in all frames.
+
+  Attributes:
+    guide: The points on the mesh.
+    positions: Where its material points are, [F, P, 3].
+    projections: Of them to the watertight surfaces, one a frame.
+    stored: Positions and normals as a record keeps them, float16 [F, P, 6].
+  """
+
+  guide: guide_points.GuidePoints
+  positions: np.ndarray
+  projections: list[guide_points.Projection]
+  stored: np.ndarray
+
+
+def carry_points(
+  mesh: DeformingMesh,
+  repair: watertight.Repair,
+  surfaces: Sequence[TriangleMesh],
+  settings: PreparationSettings,
+  rng: np.random.Generator,
+) -> CarriedPoints:
+  """Draws guide points, carries them along and projects them.
+
+  Args:
+    mesh: The animation, normalised.
+    repair: From `watertight.plan_repair`.
+    surfaces: Watertight surfaces, one a frame.
+    settings: Numbers of points.
+    rng: Randomness; the same state gives the same points.
+
+  Raises:
+    ValueError: Next to nothing of the surface is ever seen.
+  """
+  last = mesh.num_frames - 1
+  looked_at = sorted({0, last // 2, last})
+  guide = guide_points.draw(
+    mesh,
+    repair,
+    [(frame, surfaces[frame]) for frame in looked_at],
+    num_uniform=settings.num_uniform,
+    num_sharp=settings.num_sharp,
+    hidden_depth=_HIDDEN_CELLS * settings.surface.cell,
+    rng=rng,
+  )
+  positions, projections = [], []
+  reach = 2 * settings.surface.sheet_cells * settings.surface.cell
+  for frame, surface in zip(mesh.frames(), surfaces):
+    here, normals = guide.at(frame, repair.flipped)
+    positions.append(here)
+    projections.append(guide_points.project(here, normals, surface, reach))
+  stored = np.stack(
+    [np.concatenate([p.positions, p.normals], axis=1) for p in projections]
+  ).astype(np.float16)  # [F, P, 6]
+  return CarriedPoints(guide, np.stack(positions), projections, stored)
+
+
+def _geometry(mesh, repair, surfaces, clip, settings, rng, watch):
+  """Entries of points and distances, and their measures."""
+  carried = carry_points(mesh, repair, surfaces, settings, rng)
+  guide, stored = carried.guide, carried.stored
+  watch.lap("points")
+  samples = distance_samples(stored, surfaces, settings, rng)
+  watch.lap("distances")
+  entries = list(_part_entries(stored, guide, samples, clip, settings))
+  entries.append(_query_entry(stored, guide, clip, settings, rng))
+  watch.lap("queries")
+  measures = quality_gate.point_measures(
+    stored[..., :3],
+    carried.positions,
+    carried.projections,
+    surfaces,
+    settings.surface,
+  )
+  measures |= quality_gate.sign_measures(
+    mesh, repair, samples, surfaces, settings.surface
+  )
+  measures["sharp_points"] = float(guide.is_sharp.mean())
+  watch.lap("check")
+  return entries, measures
+
+
+def distance_samples(
+  stored: np.ndarray,
+  surfaces: Sequence[TriangleMesh],
+  settings: PreparationSettings,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Draws distance samples [F, Q, 4] in float16, the near ones first.
+
+  Positions are rounded before their distances are measured, so that what is
+  stored is true of what is stored.
+
+  Args:
+    stored: Points that the near samples are around, [F, P, 6].
+    surfaces: Watertight surfaces, one a frame.
+    settings: Numbers and deviations of the samples.
+    rng: Randomness; the same state gives the same samples.
+  """
+  rows = rng.integers(stored.shape[1], size=settings.num_near)
+  deviation = np.resize(settings.near_deviations, settings.num_near)
+  result = np.empty(
+    (len(surfaces), settings.num_near + settings.num_volume, 4), np.float16
+  )
+  for frame, surface in enumerate(surfaces):
+    offset = rng.normal(size=(settings.num_near, 3)) * deviation[:, None]
+    volume = rng.uniform(
+      -_VOLUME_BOUNDS, _VOLUME_BOUNDS, (settings.num_volume, 3)
+    )
+    near = stored[frame, rows, :3].astype(np.float32) + offset
+    result[frame, :, :3] = np.concatenate([near, volume])
+    result[frame, :, 3] = mesh_distance.signed_distance(
+      surface, result[frame, :, :3].astype(np.float64)
+    )
+  return result
+
+
+def _part_entries(
+  stored, guide, samples, clip, settings
+) -> Iterator[tuple[str, int, bytes]]:
+  parts = settings.num_parts
+
+  def share(first, count, part):
+    step = count // parts
+    return slice(first + part * step, first + (part + 1) * step)
+
+  for part in range(parts):
+    rows = np.r_[
+      share(0, settings.num_uniform, part),
+      share(settings.num_uniform, settings.num_sharp, part),
+    ]
+    near = share(0, settings.num_near, part)
+    volume = share(settings.num_near, settings.num_volume, part)
+    chosen = np.r_[near, volume]
+    arrays = dict(
+      surface=stored[:, rows],
+      is_sharp=guide.is_sharp[rows].astype(np.uint8),
+      samples=samples[:, chosen],
+      is_near=(chosen < settings.num_near).astype(np.uint8),
+    )
+    yield (
+      "geometry",
+      part,
+      schema.encode("geometry", clip, arrays, part),
+    )
+
+
+def _query_entry(stored, guide, clip, settings, rng) -> tuple[str, int, bytes]:
+  key = jax.random.key(int(rng.integers(2**31)))
+  _, rows = farthest_points.select_rows(
+    key,
+    stored[0].astype(np.float32),
+    num_latents=settings.num_queries,
+    num_uniform=settings.num_uniform,
+    num_sharp=settings.num_sharp,
+    downsample_ratio=settings.downsample_ratio,
+  )
+  rows = np.asarray(rows)
+  arrays = dict(
+    surface=stored[:, rows], is_sharp=guide.is_sharp[rows].astype(np.uint8)
+  )
+  return "queries", 0, schema.encode("queries", clip, arrays)
+
+
+def _views(mesh, repair, clip, settings, rng, only_first):
+  """Entries of all views, pictures for the summary, measures."""
+  pictures, others, preview, measures = [], [], [], {"coverage": 1.0}
+  views = record_views.render_entries(
+    mesh,
+    repair,
+    num_views=settings.num_views,
+    image_size=settings.image_size,
+    supersampling=settings.supersampling,
+    rng=rng,
+  )
+  for number, (view, buffers, covered) in enumerate(views):
+    measures["coverage"] = min(measures["coverage"], covered)
+    if not number:
+      if not only_first:
+        measures |= quality_gate.view_measures(mesh, repair, view, buffers)
+      last = mesh.num_frames - 1
+      preview = [
+        schema.unpack(view["pictures"], view["ends"], frame)
+        for frame in (0, last // 2, last)
+      ]
+    if only_first:
+      break
+    for kind, arrays, entries in (
+      ("view", view, pictures),
+      ("buffers", buffers, others),
+    ):
+      content = schema.encode(kind, clip, arrays, number)
+      entries.append((kind, number, content))
+  return pictures + others, preview, measures

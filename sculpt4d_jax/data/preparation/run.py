@@ -1,0 +1,169 @@
+"""A whole run: units planned, prepared by several processes, and indexed.
+
+The default way is a few threads of one process, each of which waits for a
+process that works (`isolation`): a unit needs no other unit, nothing is
+gathered before the end, and what is done is in the folder. A queue needs no
+framework on one machine. For many machines `beam_run` sends the same units
+through Apache Beam.
+
+The run may be stopped at any time: units with verdicts are not done again.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from absl import logging
+import tqdm
+
+from sculpt4d_jax.data.preparation import isolation
+from sculpt4d_jax.data.preparation import prepare
+from sculpt4d_jax.data.preparation import unit_work
+from sculpt4d_jax.data.preparation import units as asset_units
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.assets import asset_files
+
+AssetLimits = asset_files.AssetLimits
+Unit = asset_units.Unit
+
+_PLAN_SECONDS = 120.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+  """How the work is shared out.
+
+  Attributes:
+    num_workers: Units prepared at a time.
+    clips_per_unit: Animations of a unit, at most.
+    memory_bytes: Address space of a unit's process.
+    seconds: A unit is ended after so long.
+    threads: Of a unit's process.
+    limits: The most that an asset may ask for.
+  """
+
+  num_workers: int = 2
+  clips_per_unit: int = 8
+  memory_bytes: int = 16 << 30
+  seconds: float = 7200.0
+  threads: int = 1
+  limits: AssetLimits = asset_files.DEFAULT_LIMITS
+
+  @property
+  def bounds(self) -> dict[str, Any]:
+    """Of a unit's process."""
+    return dict(
+      memory_bytes=self.memory_bytes,
+      seconds=self.seconds,
+      threads=self.threads,
+    )
+
+
+def open_output(
+  output: str | pathlib.Path, settings: prepare.PreparationSettings
+) -> pathlib.Path:
+  """Makes the folder of a data set, or checks that it is of the same kind.
+
+  Raises:
+    ValueError: It holds records of other settings.
+    OutputError: It cannot be made.
+  """
+  folder = pathlib.Path(output)
+  kind = json.loads(json.dumps(dataclasses.asdict(settings)))
+  path = folder / "settings.json"
+  if path.is_file():
+    found = json.loads(path.read_text())
+    different = sorted(
+      name for name in {*found, *kind} if found.get(name) != kind.get(name)
+    )
+    if different:
+      raise ValueError(
+        f"{folder} holds records of other settings ({', '.join(different)});"
+        " choose another folder, or delete it to make them anew."
+      )
+  else:
+    atomic.write_bytes(path, json.dumps(kind, indent=1).encode())
+  return folder
+
+
+def plan(
+  asset: Unit,
+  settings: prepare.PreparationSettings,
+  run: RunSettings,
+  output: str,
+) -> list[Unit]:
+  """The units of an asset; none if it cannot be used, and a verdict instead."""
+  if asset.location == asset_units.PROCEDURAL:
+    return [asset]
+  if unit_work.verdict_path(output, asset).is_file():
+    return []  # It could not be used the last time.
+  outcome = isolation.run(
+    asset_units.plan_asset,
+    asset,
+    settings,
+    run.limits,
+    run.clips_per_unit,
+    memory_bytes=run.memory_bytes,
+    seconds=min(_PLAN_SECONDS, run.seconds),
+  )
+  if outcome.error:
+    unit_work.reject(asset, outcome, output)
+    return []
+  return outcome.value
+
+
+def run_locally(
+  assets: Sequence[Unit],
+  settings: prepare.PreparationSettings,
+  run: RunSettings,
+  output: str,
+) -> list[dict[str, Any]]:
+  """Prepares all units of some assets on this machine.
+
+  Args:
+    assets: From `asset_units.find_assets` and `procedural_units`.
+    settings: Of the records.
+    run: How the work is shared out.
+    output: The folder of the data set, from `open_output`.
+
+  Returns:
+    The verdicts of all units that are new.
+
+  Raises:
+    OutputError: The folder cannot be written to.
+  """
+  with futures.ThreadPoolExecutor(run.num_workers) as pool:
+    planned = _in_parallel(
+      pool, lambda asset: plan(asset, settings, run, output), assets, "plan"
+    )
+    units = [unit for units in planned for unit in units]
+    new = [u for u in units if not unit_work.verdict_path(output, u).is_file()]
+    logging.info(
+      "%d units, %d of them done before.", len(units), len(units) - len(new)
+    )
+    work = lambda unit: unit_work.prepare_isolated(
+      unit, settings, run.limits, output, run.bounds
+    )
+    return list(_in_parallel(pool, work, new, "prepare"))
+
+
+def _in_parallel(
+  pool: futures.Executor,
+  function: Callable[[Any], Any],
+  items: Iterable[Any],
+  name: str,
+) -> Iterator[Any]:
+  """Results as they come; what waits is dropped if one fails."""
+  waiting = [pool.submit(function, item) for item in items]
+  try:
+    done = futures.as_completed(waiting)
+    for future in tqdm.tqdm(done, total=len(waiting), desc=name):
+      yield future.result()
+  except BaseException:
+    for future in waiting:
+      future.cancel()
+    isolation.end_all()
+    raise

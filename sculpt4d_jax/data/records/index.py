@@ -1,0 +1,152 @@
+"""The index of a data set: which clips there are, where, and on which side.
+
+`dataset.json` is made of the verdicts and the shards' tables of contents, and
+can be made again at any time. An asset is on the test side if its hash says
+so: all of its clips are, now and when the data set grows. Assets that are said
+to be the same object (`asset_units.Credit`) go by the hash of its name.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from sculpt4d_jax.data.records import schema
+from sculpt4d_jax.data.records import shards
+from sculpt4d_jax.io import atomic
+
+RecordError = schema.RecordError
+
+FILE_NAME = "dataset.json"
+SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexedClip:
+  """A record of the data set.
+
+  Attributes:
+    clip: Its identity.
+    asset: Its asset's identity.
+    shard: The file that it is in.
+    entries: By kind, positions of its entries in the shard.
+    details: Provenance and measures.
+  """
+
+  clip: str
+  asset: str
+  shard: str
+  entries: Mapping[str, list[int]]
+  details: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetIndex:
+  """All records.
+
+  Attributes:
+    folder: Of the data set.
+    settings: Of the preparation, as JSON.
+    splits: Clips of "train" and of "test".
+  """
+
+  folder: pathlib.Path
+  settings: Mapping[str, Any]
+  splits: Mapping[str, list[IndexedClip]]
+
+
+def split_of(asset: str, test_fraction: float) -> str:
+  """The side that an asset, or an object, is on: by its identity's hash."""
+  digest = hashlib.sha256(asset.encode()).digest()
+  share = int.from_bytes(digest[:8], "big") / 2**64
+  return "test" if share < test_fraction else "train"
+
+
+def read_verdicts(folder: str | pathlib.Path) -> list[dict[str, Any]]:
+  """All verdicts of a data set, sorted by asset."""
+  verdicts = [
+    json.loads(path.read_text())
+    for path in sorted((pathlib.Path(folder) / "verdicts").glob("*.json"))
+  ]
+  return sorted(verdicts, key=lambda v: (v["asset_name"], v["unit"]))
+
+
+def write_index(
+  folder: str | pathlib.Path, test_fraction: float
+) -> DatasetIndex:
+  """Indexes all finished shards.
+
+  Args:
+    folder: Of the data set.
+    test_fraction: Of the assets, for the test side.
+
+  Raises:
+    ValueError: The fraction is not one.
+    RecordError: A shard is missing or damaged.
+    OutputError: The index cannot be written.
+  """
+  if not 0 <= test_fraction < 1:
+    raise ValueError(f"test_fraction={test_fraction} must lie in [0, 1).")
+  folder = pathlib.Path(folder)
+  reader = shards.ShardReader(folder / "shards")
+  splits: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+  for verdict in read_verdicts(folder):
+    if not verdict["shard"]:
+      continue
+    for clip, content in reader.contents(verdict["shard"]).items():
+      asset = content["details"]["asset"]
+      same = content["details"].get("object") or asset
+      splits[split_of(same, test_fraction)].append(
+        dataclasses.asdict(
+          IndexedClip(
+            clip,
+            asset,
+            verdict["shard"],
+            content["entries"],
+            content["details"],
+          )
+        )
+      )
+  reader.close()
+  settings = json.loads((folder / "settings.json").read_text())
+  document = {
+    "version": schema.VERSION,
+    "test_fraction": test_fraction,
+    "settings": settings,
+    "splits": splits,
+  }
+  atomic.write_bytes(folder / FILE_NAME, json.dumps(document).encode())
+  return read_index(folder)
+
+
+def read_index(folder: str | pathlib.Path) -> DatasetIndex:
+  """Reads the index of a data set.
+
+  Raises:
+    RecordError: There is none, or one of another version.
+  """
+  folder = pathlib.Path(folder)
+  path = folder / FILE_NAME
+  if not path.is_file():
+    raise RecordError(
+      f"there is no data set at {folder}: {FILE_NAME} is missing. Make one"
+      " with python -m launch.prepare_data."
+    )
+  try:
+    document = json.loads(path.read_text())
+    version = document["version"]
+    splits = {
+      name: [IndexedClip(**clip) for clip in document["splits"][name]]
+      for name in SPLITS
+    }
+    settings = document["settings"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise RecordError(f"{path} is damaged: {error}.") from error
+  if version != schema.VERSION:
+    raise RecordError(
+      f"{path} is of version {version}, expected {schema.VERSION};"
+      " prepare the assets again."
+    )
+  return DatasetIndex(folder, settings, splits)

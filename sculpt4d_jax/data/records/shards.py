@@ -1,0 +1,190 @@
+"""Shards: the ArrayRecord files that records are kept in.
+
+A shard holds all accepted clips of ONE asset, so that splitting by shard never
+puts two clips of an asset on both sides, making a shard again touches no other,
+and any number of workers write without meeting. Its last entry is a table of
+contents; a shard appears whole or not at all. Entries are kept one by one and
+uncompressed: pictures are compressed already, and points in float16 hardly can
+be.
+
+ArrayRecord comes from the package array-record, which only this file imports.
+"""
+
+import collections
+from collections.abc import Iterable, Mapping
+import json
+import os
+import pathlib
+import threading
+from typing import Any
+
+from sculpt4d_jax.data.records import schema
+from sculpt4d_jax.io import atomic
+
+RecordError = schema.RecordError
+PathLike = str | os.PathLike
+
+SUFFIX = ".arrayrecord"
+_WRITE_OPTIONS = "group_size:1,uncompressed"
+_READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_MAX_OPEN = 64
+
+Entry = tuple[str, str, int, bytes]  # Clip, kind, part, content.
+
+
+def write_shard(
+  path: PathLike, entries: Iterable[Entry], details: Mapping[str, Any]
+) -> int:
+  """Writes a shard.
+
+  Args:
+    path: Where to, ending in .arrayrecord.
+    entries: Taken one after the other; they need not fit into memory. Parts of
+      a kind count from 0.
+    details: By clip, what its table of contents says of it beside the places
+      of its entries; JSON. Read when all entries are written.
+
+  Returns:
+    Bytes of all entries.
+
+  Raises:
+    RecordError: The parts of a kind do not count from 0.
+    OutputError: The file cannot be written.
+  """
+  module = _array_record()
+  clips: dict[str, dict[str, list[int]]] = {}
+  count = size = 0
+  with atomic.atomic_path(path) as temporary:
+    writer = module.ArrayRecordWriter(os.fspath(temporary), _WRITE_OPTIONS)
+    try:
+      for clip, kind, part, content in entries:
+        places = clips.setdefault(clip, {}).setdefault(kind, [])
+        if part != len(places):
+          raise RecordError(
+            f"{clip}: part {part} of {kind} follows {len(places)} others."
+          )
+        places.append(count)
+        writer.write(content)
+        count, size = count + 1, size + len(content)
+      contents = {
+        "version": schema.VERSION,
+        "clips": {
+          clip: {"entries": places, "details": details.get(clip, {})}
+          for clip, places in clips.items()
+        },
+      }
+      writer.write(json.dumps(contents).encode())
+    finally:
+      writer.close()
+  return size
+
+
+class ShardReader:
+  """Reads entries of many shards, keeping the latest of them open.
+
+  May be pickled, and used by several threads: each process opens files of its
+  own.
+  """
+
+  def __init__(self, folder: PathLike):
+    self.folder = pathlib.Path(folder)
+    self._reset()
+
+  def _reset(self) -> None:
+    self._open: collections.OrderedDict[str, Any] = collections.OrderedDict()
+    self._contents: dict[str, dict[str, Any]] = {}
+    self._lock = threading.Lock()
+
+  def __getstate__(self):
+    return {"folder": self.folder}
+
+  def __setstate__(self, state):
+    self.folder = state["folder"]
+    self._reset()
+
+  def read(self, shard: str, position: int) -> bytes:
+    """The bytes of an entry.
+
+    Raises:
+      RecordError: The shard is missing or damaged.
+    """
+    with self._lock:
+      reader = self._reader(shard)
+      try:
+        return reader.read([position])[0]
+      except Exception as error:  # The reader raises what its C++ raises.
+        raise RecordError(
+          f"{self.folder / shard} is damaged: entry {position} cannot be read"
+          f" ({str(error)[:200]})."
+        ) from error
+
+  def contents(self, shard: str) -> dict[str, Any]:
+    """The table of contents: by clip, places of entries and details.
+
+    It is read once, and kept.
+
+    Raises:
+      RecordError: The shard is missing, damaged or of another version.
+    """
+    if shard in self._contents:
+      return self._contents[shard]
+    with self._lock:
+      count = self._reader(shard).num_records()
+    if not count:
+      raise RecordError(f"{self.folder / shard} is empty.")
+    try:
+      contents = json.loads(self.read(shard, count - 1))
+      version, clips = contents["version"], contents["clips"]
+    except (ValueError, KeyError, TypeError) as error:
+      raise RecordError(
+        f"{self.folder / shard} has no table of contents; it was not written"
+        " by this program."
+      ) from error
+    if version != schema.VERSION:
+      raise RecordError(
+        f"{self.folder / shard} is of version {version}, expected"
+        f" {schema.VERSION}; prepare the assets again."
+      )
+    self._contents[shard] = clips
+    return clips
+
+  def close(self) -> None:
+    with self._lock:
+      for reader in self._open.values():
+        reader.close()
+      self._open.clear()
+
+  def _reader(self, shard: str):
+    if shard in self._open:
+      self._open.move_to_end(shard)
+      return self._open[shard]
+    path = self.folder / shard
+    if not path.is_file():
+      raise RecordError(f"there is no shard {path}.")
+    try:
+      reader = _array_record().ArrayRecordReader(os.fspath(path), _READ_OPTIONS)
+      is_whole = reader.ok()
+    except ImportError:
+      raise
+    except Exception as error:
+      raise RecordError(
+        f"{path} is no ArrayRecord file ({str(error)[:200]})."
+      ) from error
+    if not is_whole:
+      raise RecordError(f"{path} is no ArrayRecord file, or cut off.")
+    self._open[shard] = reader
+    if len(self._open) > _MAX_OPEN:
+      _, oldest = self._open.popitem(last=False)
+      oldest.close()
+    return reader
+
+
+def _array_record():
+  try:
+    from array_record.python import array_record_module
+  except ImportError as error:
+    raise ImportError(
+      "Records need the package array-record: pip install"
+      " 'sculpt4d-jax[data]' or pip install array-record grain."
+    ) from error
+  return array_record_module

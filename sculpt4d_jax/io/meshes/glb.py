@@ -1,0 +1,326 @@
+"""A mesh sequence as one animated GLB file that ordinary viewers play.
+
+glTF has no way to change a mesh's topology in time, so every frame is a mesh
+and a node of its own, and the animation switches nodes on and off: their scale
+steps between one and zero. Frame i is seen from i / fps to (i + 1) / fps; the
+animation lasts num_frames / fps, so the last frame is seen as long as the
+others before a viewer loops. Without animation, the first frame is seen.
+
+Positions are stored as they are, in float32, so that a file gives back the same
+meshes. A frame without a surface is a node without a mesh. The frame rate is
+also kept as an exact number in the animation's `extras`.
+
+Source: Khronos glTF 2.0 specification, sections 3.6, 3.11 and 4.4.
+"""
+
+from collections.abc import Sequence
+import json
+import math
+import os
+import pathlib
+import struct
+from typing import Any
+
+import numpy as np
+
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.meshes import ply_obj
+
+TriangleMesh = mesh_lib.TriangleMesh
+PathLike = str | os.PathLike
+
+_FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
+_VERTICES, _INDICES = 34962, 34963  # Targets of buffer views.
+_DTYPES = {_FLOAT: "<f4", _UINT16: "<u2", _UINT32: "<u4"}
+_MATERIAL = {
+  "name": "clay",
+  # A frame may be open, where its surface leaves the box.
+  "doubleSided": True,
+  "pbrMetallicRoughness": {
+    "baseColorFactor": [0.62, 0.58, 0.54, 1.0],
+    "metallicFactor": 0.0,
+    "roughnessFactor": 0.75,
+  },
+}
+
+
+def write_animated_glb(
+  path: PathLike,
+  meshes: Sequence[TriangleMesh],
+  fps: float,
+  *,
+  name: str = "sculpt4d",
+) -> None:
+  """Writes a mesh sequence as an animated GLB.
+
+  Args:
+    path: Where to write, a .glb file.
+    meshes: One mesh a frame; topologies may differ and frames may be empty.
+    fps: Frames a second.
+    name: The animation's name, which viewers list.
+
+  Raises:
+    ValueError: There are no frames, the frame rate is not positive, a position
+      is not finite or the file would pass glTF's 4 GiB.
+    OutputError: The file cannot be written.
+  """
+  check_sequence(path, meshes, fps, (".glb",))
+  builder = _Builder()
+  builder.document["nodes"] = [
+    _frame_node(builder, index, mesh) for index, mesh in enumerate(meshes)
+  ]
+  builder.document["scenes"] = [{"nodes": list(range(len(meshes)))}]
+  builder.document["animations"] = [
+    _animation(builder, len(meshes), float(fps), name)
+  ]
+  if "meshes" in builder.document:
+    builder.document["materials"] = [_MATERIAL]
+  atomic.write_bytes(path, builder.glb_bytes(os.fspath(path)))
+
+
+def read_animated_glb(path: PathLike) -> tuple[list[TriangleMesh], float]:
+  """Reads a file written by `write_animated_glb`.
+
+  Args:
+    path: The .glb file.
+
+  Returns:
+    One mesh a frame, and the frames a second.
+
+  Raises:
+    ValueError: The file is missing, damaged or made otherwise.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f"there is no GLB file at {path}.")
+  document, binary = _split_glb(path.read_bytes(), path)
+  try:
+    nodes = [document["nodes"][i] for i in document["scenes"][0]["nodes"]]
+    meshes = [_node_mesh(document, binary, node) for node in nodes]
+    fps = float(document["animations"][0]["extras"]["fps"])
+  except (KeyError, IndexError, TypeError) as error:
+    raise ValueError(
+      f"{path} is a GLB, but not a mesh sequence as write_animated_glb"
+      f" writes it ({type(error).__name__}: {error})."
+    ) from error
+  return meshes, fps
+
+
+def check_sequence(
+  path: PathLike,
+  meshes: Sequence[TriangleMesh],
+  fps: float,
+  suffixes: Sequence[str],
+) -> None:
+  """Raises ValueError unless a sequence can be written to a path.
+
+  Args:
+    path: Where it will go; must end in one of `suffixes`.
+    meshes: At least one mesh, all positions finite.
+    fps: A positive, finite number.
+    suffixes: For instance (".glb",).
+  """
+  suffix = pathlib.Path(path).suffix.lower()
+  if suffix not in suffixes:
+    raise ValueError(
+      f"{os.fspath(path)}: expected a file ending in {' or '.join(suffixes)},"
+      f" got {suffix or 'no suffix'!r}."
+    )
+  if not meshes:
+    raise ValueError("a mesh sequence needs at least one frame, got none.")
+  if not (math.isfinite(fps) and fps > 0):
+    raise ValueError(f"fps must be a positive number, got {fps}.")
+  for index, mesh in enumerate(meshes):
+    ply_obj.check_finite(mesh, f"frame {index}")
+
+
+class _Builder:
+  """Collects the JSON document and the binary chunk of a GLB."""
+
+  def __init__(self):
+    self.document: dict[str, Any] = {
+      "asset": {"version": "2.0", "generator": "sculpt4d_jax"},
+      "scene": 0,
+      "accessors": [],
+      "bufferViews": [],
+    }
+    self.chunks: list[bytes] = []
+    self.size = 0
+
+  def add_accessor(
+    self,
+    values: np.ndarray,
+    component: int,
+    *,
+    target: int | None = None,
+    bounds: bool = False,
+  ) -> int:
+    """Appends an array, [n] scalars or [n, 3] vectors; returns its number."""
+    values = np.ascontiguousarray(values, _DTYPES[component])
+    content = values.tobytes()
+    view = {"buffer": 0, "byteOffset": self.size, "byteLength": len(content)}
+    if target is not None:
+      view["target"] = target
+    accessor = {
+      "bufferView": len(self.document["bufferViews"]),
+      "componentType": component,
+      "count": len(values),
+      "type": "SCALAR" if values.ndim == 1 else "VEC3",
+    }
+    if bounds:
+      accessor["min"] = np.atleast_1d(values.min(axis=0)).tolist()
+      accessor["max"] = np.atleast_1d(values.max(axis=0)).tolist()
+    self.document["bufferViews"].append(view)
+    self.document["accessors"].append(accessor)
+    self.chunks.append(_padded(content, b"\0"))
+    self.size += len(self.chunks[-1])
+    return len(self.document["accessors"]) - 1
+
+  def glb_bytes(self, path: str) -> bytes:
+    self.document["buffers"] = [{"byteLength": self.size}]
+    text = _padded(
+      json.dumps(self.document, separators=(",", ":")).encode(), b" "
+    )
+    total = 12 + 8 + len(text) + 8 + self.size
+    if total >= 2**32:
+      raise ValueError(
+        f"{path}: the sequence takes {total / 2**30:.1f} GiB and GLB files"
+        " end at 4 GiB; write fewer frames or set a lower face budget."
+      )
+    return b"".join(
+      (
+        struct.pack("<4sII", b"glTF", 2, total),
+        struct.pack("<I4s", len(text), b"JSON"),
+        text,
+        struct.pack("<I4s", self.size, b"BIN\0"),
+        *self.chunks,
+      )
+    )
+
+
+def _frame_node(
+  builder: _Builder, index: int, mesh: TriangleMesh
+) -> dict[str, Any]:
+  """Adds a frame's mesh; returns its node, seen at rest if it is the first."""
+  name = f"frame_{index:04d}"
+  node = {"name": name, "scale": [1, 1, 1] if index == 0 else [0, 0, 0]}
+  if mesh.is_empty:
+    return node
+  # 65535 is no index: it restarts primitives.
+  index_type = _UINT16 if mesh.num_vertices <= 65535 else _UINT32
+  primitive = {
+    "attributes": {
+      "POSITION": builder.add_accessor(
+        mesh.vertices, _FLOAT, target=_VERTICES, bounds=True
+      ),
+      "NORMAL": builder.add_accessor(
+        unit_normals(mesh), _FLOAT, target=_VERTICES
+      ),
+    },
+    "indices": builder.add_accessor(
+      mesh.faces.reshape(-1), index_type, target=_INDICES
+    ),
+    "material": 0,
+  }
+  meshes = builder.document.setdefault("meshes", [])
+  meshes.append({"name": name, "primitives": [primitive]})
+  return {**node, "mesh": len(meshes) - 1}
+
+
+def unit_normals(mesh: TriangleMesh) -> np.ndarray:
+  """Vertex normals of length one, [V, 3]; up where a vertex has none."""
+  normals = mesh.vertex_normals()
+  undefined = np.linalg.norm(normals, axis=1) < 0.5
+  normals[undefined] = [0, 1, 0]
+  return normals
+
+
+def _animation(
+  builder: _Builder, num_frames: int, fps: float, name: str
+) -> dict[str, Any]:
+  samplers, channels = [], []
+  for index in range(num_frames):
+    times, scales = _visibility_keys(index, num_frames, fps)
+    samplers.append(
+      {
+        "input": builder.add_accessor(times, _FLOAT, bounds=True),
+        "output": builder.add_accessor(
+          np.repeat(scales[:, None], 3, axis=1), _FLOAT
+        ),
+        "interpolation": "STEP",
+      }
+    )
+    channels.append(
+      {
+        "sampler": index,
+        "target": {"node": index, "path": "scale"},
+      }
+    )
+  return {
+    "name": name,
+    "samplers": samplers,
+    "channels": channels,
+    "extras": {"fps": fps},
+  }
+
+
+def _visibility_keys(
+  index: int, num_frames: int, fps: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Key times in seconds and scales of a frame's node, each [keys]."""
+  keys = {0: 0.0, index: 1.0, index + 1: 0.0}
+  if index == num_frames - 1:
+    keys[index + 1] = 1.0  # Holds the last frame to the animation's end.
+  times = np.array(sorted(keys), np.float64) / fps
+  return times, np.array([keys[key] for key in sorted(keys)])
+
+
+def _padded(content: bytes, filler: bytes) -> bytes:
+  return content + filler * (-len(content) % 4)
+
+
+def _split_glb(
+  content: bytes, path: pathlib.Path
+) -> tuple[dict[str, Any], bytes]:
+  """The JSON document and the binary chunk of a GLB."""
+  if len(content) < 20 or content[:4] != b"glTF":
+    raise ValueError(f"{path} is not a GLB file: it does not start with glTF.")
+  _, version, total = struct.unpack_from("<4sII", content)
+  if version != 2 or total != len(content):
+    raise ValueError(
+      f"{path} is damaged: expected a version 2 file of {len(content)} bytes,"
+      f" its header says version {version} and {total} bytes."
+    )
+  length = struct.unpack_from("<I", content, 12)[0]
+  try:
+    document = json.loads(content[20 : 20 + length])
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged: {error}.") from error
+  return document, content[20 + length + 8 :]
+
+
+def _node_mesh(
+  document: dict[str, Any], binary: bytes, node: dict[str, Any]
+) -> TriangleMesh:
+  if "mesh" not in node:
+    return ply_obj.empty_mesh()
+  primitive = document["meshes"][node["mesh"]]["primitives"][0]
+  vertices = _accessor(document, binary, primitive["attributes"]["POSITION"])
+  faces = _accessor(document, binary, primitive["indices"])
+  return TriangleMesh(vertices, faces.reshape(-1, 3))
+
+
+def _accessor(
+  document: dict[str, Any], binary: bytes, number: int
+) -> np.ndarray:
+  accessor = document["accessors"][number]
+  view = document["bufferViews"][accessor["bufferView"]]
+  width = {"SCALAR": 1, "VEC3": 3}[accessor["type"]]
+  values = np.frombuffer(
+    binary,
+    _DTYPES[accessor["componentType"]],
+    count=accessor["count"] * width,
+    offset=view.get("byteOffset", 0) + accessor.get("byteOffset", 0),
+  )
+  return values.reshape(-1, 3) if width == 3 else values

@@ -1,0 +1,209 @@
+"""A mesh sequence as one USD file with time samples.
+
+One mesh prim changes its points, faces and normals at every time code; frame i
+is time code i, and the stage plays `fps` time codes a second. USD interpolates
+points linearly between frames of one topology, and holds a frame where the
+number of points changes. `.usda` is text, `.usdc` binary, `.usdz` the package
+that phones open.
+
+USD comes from the package usd-core, which only these functions import.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import errno
+import os
+import pathlib
+import tempfile
+import types
+
+import numpy as np
+
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.meshes import glb
+from sculpt4d_jax.io.meshes import ply_obj
+
+TriangleMesh = mesh_lib.TriangleMesh
+PathLike = str | os.PathLike
+
+SUFFIXES = (".usdc", ".usda", ".usdz")
+_MESH_PATH = "/Sculpt4D/Mesh"
+
+
+def write_animated_usd(
+  path: PathLike, meshes: Sequence[TriangleMesh], fps: float
+) -> None:
+  """Writes a mesh sequence as USD.
+
+  Args:
+    path: Where to write; the suffix .usda, .usdc or .usdz chooses the format.
+    meshes: One mesh a frame; topologies may differ and frames may be empty.
+    fps: Frames a second.
+
+  Raises:
+    ValueError: There are no frames, the frame rate is not positive or a
+      position is not finite.
+    ImportError: usd-core is not installed.
+    OutputError: The file cannot be written.
+  """
+  glb.check_sequence(path, meshes, fps, SUFFIXES)
+  pxr = _import_pxr()
+  path = pathlib.Path(path)
+  with atomic.atomic_path(path) as temporary:
+    stage = _build_stage(pxr, meshes, float(fps))
+    if path.suffix.lower() == ".usdz":
+      _export_package(pxr, stage, temporary)
+    else:
+      _export_layer(pxr, stage, temporary)
+
+
+def read_animated_usd(path: PathLike) -> tuple[list[TriangleMesh], float]:
+  """Reads the first mesh of a USD file at each of its time samples.
+
+  Args:
+    path: A USD file with one animated triangle mesh.
+
+  Returns:
+    One mesh a time sample, and the time codes a second.
+
+  Raises:
+    ValueError: The file is missing or damaged, has no mesh with time samples,
+      or has faces that are not triangles.
+    ImportError: usd-core is not installed.
+  """
+  pxr = _import_pxr()
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"there is no USD file at {os.fspath(path)}.")
+  try:
+    stage = pxr.Usd.Stage.Open(os.fspath(path))
+  except pxr.Tf.ErrorException as error:
+    raise ValueError(f"{path} is not a readable USD file: {error}") from error
+  prims = [prim for prim in stage.Traverse() if prim.IsA(pxr.UsdGeom.Mesh)]
+  if not prims:
+    raise ValueError(f"{path} holds no mesh.")
+  mesh = pxr.UsdGeom.Mesh(prims[0])
+  times = mesh.GetPointsAttr().GetTimeSamples()
+  if not times:
+    raise ValueError(f"{path}: the mesh {prims[0].GetPath()} is not animated.")
+  meshes = [_read_sample(mesh, time, path) for time in times]
+  return meshes, stage.GetTimeCodesPerSecond()
+
+
+def _import_pxr() -> types.SimpleNamespace:
+  try:
+    from pxr import Gf
+    from pxr import Sdf
+    from pxr import Tf
+    from pxr import Usd
+    from pxr import UsdGeom
+    from pxr import UsdShade
+    from pxr import UsdUtils
+    from pxr import Vt
+  except ImportError as error:
+    raise ImportError(
+      "USD files need the package usd-core: pip install 'sculpt4d-jax[usd]'"
+      " or pip install usd-core."
+    ) from error
+  return types.SimpleNamespace(
+    Gf=Gf,
+    Sdf=Sdf,
+    Tf=Tf,
+    Usd=Usd,
+    UsdGeom=UsdGeom,
+    UsdShade=UsdShade,
+    UsdUtils=UsdUtils,
+    Vt=Vt,
+  )
+
+
+def _build_stage(pxr, meshes: Sequence[TriangleMesh], fps: float):
+  stage = pxr.Usd.Stage.CreateInMemory()
+  pxr.UsdGeom.SetStageUpAxis(stage, pxr.UsdGeom.Tokens.y)
+  pxr.UsdGeom.SetStageMetersPerUnit(stage, 1.0)
+  stage.SetTimeCodesPerSecond(fps)
+  stage.SetFramesPerSecond(fps)
+  stage.SetStartTimeCode(0)
+  stage.SetEndTimeCode(len(meshes) - 1)
+  root = pxr.UsdGeom.Xform.Define(stage, "/Sculpt4D")
+  stage.SetDefaultPrim(root.GetPrim())
+  mesh = pxr.UsdGeom.Mesh.Define(stage, _MESH_PATH)
+  mesh.CreateSubdivisionSchemeAttr(pxr.UsdGeom.Tokens.none)
+  mesh.CreateDoubleSidedAttr(True)
+  mesh.SetNormalsInterpolation(pxr.UsdGeom.Tokens.vertex)
+  for index, frame in enumerate(meshes):
+    _write_sample(pxr, mesh, index, frame)
+  _bind_clay(pxr, stage, mesh)
+  return stage
+
+
+def _write_sample(pxr, mesh, time: int, frame: TriangleMesh) -> None:
+  vt = pxr.Vt
+  counts = np.full(frame.num_faces, 3, np.int32)
+  if frame.is_empty:
+    frame = ply_obj.empty_mesh()
+    extent = np.zeros((2, 3), np.float32)
+  else:
+    extent = np.stack([frame.vertices.min(axis=0), frame.vertices.max(axis=0)])
+  indices = np.ascontiguousarray(frame.faces.reshape(-1))
+  normals = glb.unit_normals(frame)
+  mesh.GetPointsAttr().Set(vt.Vec3fArray.FromNumpy(frame.vertices), time)
+  mesh.GetFaceVertexIndicesAttr().Set(vt.IntArray.FromNumpy(indices), time)
+  mesh.GetFaceVertexCountsAttr().Set(vt.IntArray.FromNumpy(counts), time)
+  mesh.GetNormalsAttr().Set(vt.Vec3fArray.FromNumpy(normals), time)
+  mesh.GetExtentAttr().Set(vt.Vec3fArray.FromNumpy(extent), time)
+
+
+def _bind_clay(pxr, stage, mesh) -> None:
+  types_ = pxr.Sdf.ValueTypeNames
+  material = pxr.UsdShade.Material.Define(stage, "/Sculpt4D/Clay")
+  shader = pxr.UsdShade.Shader.Define(stage, "/Sculpt4D/Clay/Surface")
+  shader.CreateIdAttr("UsdPreviewSurface")
+  shader.CreateInput("diffuseColor", types_.Color3f).Set((0.62, 0.58, 0.54))
+  shader.CreateInput("roughness", types_.Float).Set(0.75)
+  material.CreateSurfaceOutput().ConnectToSource(
+    shader.ConnectableAPI(), "surface"
+  )
+  pxr.UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim()).Bind(material)
+
+
+def _export_layer(pxr, stage, path: pathlib.Path) -> None:
+  with _usd_errors(pxr):
+    if not stage.GetRootLayer().Export(os.fspath(path)):
+      raise OSError(errno.EIO, "USD could not write the file")
+
+
+def _export_package(pxr, stage, path: pathlib.Path) -> None:
+  # The name inside the package must not depend on temporary names.
+  with tempfile.TemporaryDirectory(dir=path.parent, prefix=".usdz-") as folder:
+    layer = pathlib.Path(folder) / "sculpt4d.usdc"
+    _export_layer(pxr, stage, layer)
+    asset = pxr.Sdf.AssetPath(os.fspath(layer))
+    with _usd_errors(pxr):
+      if not pxr.UsdUtils.CreateNewUsdzPackage(asset, os.fspath(path)):
+        raise OSError(errno.EIO, "USD could not write the package")
+
+
+@contextlib.contextmanager
+def _usd_errors(pxr) -> Iterator[None]:
+  """Turns USD's errors, one a failed write, into the OSError behind them."""
+  try:
+    yield
+  except pxr.Tf.ErrorException as error:
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+      if os.strerror(number) in text:
+        raise OSError(number, os.strerror(number)) from error
+    first = (text.strip().splitlines() or ["unknown"])[0]
+    raise OSError(errno.EIO, f"USD says {first}") from error
+
+
+def _read_sample(mesh, time: float, path: PathLike) -> TriangleMesh:
+  counts = np.array(mesh.GetFaceVertexCountsAttr().Get(time), np.int32)
+  if not (counts == 3).all():
+    raise ValueError(
+      f"{path}: the faces at time code {time:g} are not all triangles."
+    )
+  points = np.array(mesh.GetPointsAttr().Get(time), np.float32)
+  indices = np.array(mesh.GetFaceVertexIndicesAttr().Get(time), np.int32)
+  return TriangleMesh(points.reshape(-1, 3), indices.reshape(-1, 3))

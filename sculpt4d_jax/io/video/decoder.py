@@ -1,0 +1,273 @@
+"""Video files, decoded with PyAV.
+
+A clip is read without holding more than the frames that are kept: the
+packets' times are listed first, without decoding, the wanted frames are
+chosen by time, and one decoding pass converts only those, scaled down as they
+come. Where the packets' times turn out not to be those of the frames (damaged
+files, missing time stamps), a second pass chooses among the frames that did
+decode.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import fractions
+import os
+import pathlib
+
+from absl import logging
+import av
+import numpy as np
+
+from sculpt4d_jax.io.video import frames as video_frames
+from sculpt4d_jax.io.video import images
+from sculpt4d_jax.io.video.frames import InputError
+from sculpt4d_jax.io.video.frames import VideoFrames
+
+# Containers that hold video. FFmpeg also "decodes" text files as terminal
+# recordings and follows playlists to other addresses; neither is wanted.
+_CONTAINERS = (
+  "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,"
+  "asf,ogg,mjpeg,h264,hevc,av1,obu,ivf,yuv4mpegpipe,mxf,nut,dv,apng"
+)
+# The default decoders of these show the colours and drop the alpha layer.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+# Titles and the like in other encodings are no reason to refuse a clip; from
+# PyAV 19 on that is so without a word.
+_PYAV_MAJOR = int(av.__version__.partition(".")[0])
+_OPEN_ARGUMENTS = {} if _PYAV_MAJOR >= 19 else {"metadata_errors": "replace"}
+_NO_FRAMES = "{} has no frame that decodes; it may be empty or damaged."
+_HD_HEIGHT = 720
+_UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED.
+
+
+def read_video(
+  path: pathlib.Path,
+  *,
+  num_frames: int | None,
+  start: float | None,
+  end: float | None,
+  max_side: int,
+) -> VideoFrames:
+  """Reads frames of a video file; see `video.read_frames`.
+
+  Raises:
+    InputError: Not a video, no frames, frames too small, or a damaged file of
+      which fewer than `num_frames` frames (two, where it is None) decode.
+  """
+  reader = _Reader(path, max_side)
+
+  def select(ticks):
+    seconds = (np.asarray(ticks) - ticks[0]) * float(reader.time_base)
+    chosen = video_frames.select_frames(
+      seconds, num_frames, start, end, path.name
+    )
+    return [ticks[i] for i in chosen]
+
+  listed = reader.list_packet_ticks()
+  wanted = select(listed) if listed else []
+  origin = listed[0] if listed else 0
+  kept, decoded = reader.decode(wanted)
+  if not decoded:
+    raise InputError(_NO_FRAMES.format(path))
+  if not wanted or len(kept) < len(wanted):
+    decoded = reader.decode(None)[1]
+    wanted = select(decoded)
+    kept, _ = reader.decode(wanted)
+    _check_damage(path, len(wanted), num_frames, len(listed), len(decoded))
+    origin = decoded[0]
+  ticks = np.array(sorted(kept))
+  return video_frames.make_video_frames(
+    np.stack([kept[tick] for tick in ticks]),
+    (ticks - origin) * float(reader.time_base),
+    path.stem,
+    reader.fps,
+  )
+
+
+def _check_damage(path, num_kept, num_frames, num_listed, num_decoded) -> None:
+  if num_decoded >= num_listed:
+    return
+  if num_kept < (num_frames or 2):
+    raise InputError(
+      f"{path} is damaged: {num_decoded} of {num_listed} frames decode, and"
+      f" {num_frames or 2} are needed; give a whole file or ask for fewer"
+      " frames."
+    )
+  logging.warning(
+    "%s is damaged: %d of %d frames decode; going on with those.",
+    path,
+    num_decoded,
+    num_listed,
+  )
+
+
+class _Reader:
+  """Passes over one video file; times are integer ticks of its time base."""
+
+  def __init__(self, path: pathlib.Path, max_side: int):
+    self._path = path
+    self._max_side = max_side
+    self._size = None  # Of the first frame as shown; later ones follow it.
+    with self._open() as (_, stream):
+      self.time_base = stream.time_base or fractions.Fraction(1, 1000)
+      rate = stream.average_rate or stream.guessed_rate or 24
+      self.fps = float(rate)
+      self._ticks_per_frame = max(1, round(1 / (rate * self.time_base)))
+
+  def list_packet_ticks(self) -> list[int]:
+    """Times of all packets, sorted; empty where some packet has none."""
+    ticks = []
+    with self._open() as (container, stream):
+      for packet in _packets(container, stream):
+        if packet.size and packet.pts is None:
+          return []
+        if packet.size and not packet.is_discard:
+          ticks.append(packet.pts)
+    return sorted(set(ticks))
+
+  def decode(
+    self, wanted: list[int] | None
+  ) -> tuple[dict[int, np.ndarray], list[int]]:
+    """Decodes up to the last wanted frame, or all where `wanted` is None.
+
+    Returns:
+      The wanted frames by tick, uint8 [height, width, 4], and the ticks of
+      all frames seen, increasing.
+    """
+    kept, seen = {}, []
+    targets = set(wanted or ())
+    with self._open() as (container, stream):
+      for frame in _frames(container, stream):
+        tick = frame.pts
+        if tick is None or (seen and tick <= seen[-1]):
+          tick = seen[-1] + self._ticks_per_frame if seen else 0
+        seen.append(tick)
+        if tick in targets:
+          self._check_first(frame, len(targets), stream)
+          kept[tick] = self._to_rgba(frame)
+          if len(kept) == len(targets):
+            break
+    return kept, seen
+
+  @contextlib.contextmanager
+  def _open(self):
+    try:
+      with av.open(
+        # The prefix keeps names such as "a:b.mp4" from being protocols.
+        "file:" + os.fspath(self._path),
+        options={
+          "format_whitelist": _CONTAINERS,
+          "protocol_whitelist": "file",
+        },
+        **_OPEN_ARGUMENTS,
+      ) as container:
+        streams = [
+          stream
+          for stream in container.streams.video
+          if not stream.disposition & av.stream.Disposition.attached_pic
+        ]
+        if not streams:
+          raise InputError(
+            f"{self._path} has no video in it, only"
+            f" {len(container.streams)} other streams (sound, pictures)."
+          )
+        if streams[0].codec_context is None:
+          raise InputError(
+            f"{self._path} is of a kind that FFmpeg cannot decode; convert"
+            " it to mp4 (H.264)."
+          )
+        streams[0].thread_type = "AUTO"
+        yield container, streams[0]
+    except av.error.EOFError as error:
+      raise InputError(_NO_FRAMES.format(self._path)) from error
+    except av.error.FFmpegError as error:
+      raise InputError(
+        f"{self._path} is not a video that can be read"
+        f" ({error.strerror or error}); give an mp4, mov, webm, mkv, avi or"
+        " gif file that is whole."
+      ) from error
+
+  def _check_first(self, frame, num_frames, stream) -> None:
+    if self._size is not None:
+      return
+    video_frames.check_size(frame.width, frame.height, self._path.name)
+    aspect = stream.sample_aspect_ratio or 1
+    if not 0.25 <= aspect <= 4:
+      aspect = 1  # No camera's; a damaged header's.
+    self._size = video_frames.fit_size(
+      round(frame.width * aspect), frame.height, self._max_side
+    )
+    video_frames.check_memory(num_frames, *self._size, self._path.name)
+
+  def _to_rgba(self, frame: av.VideoFrame) -> np.ndarray:
+    width, height = self._size
+    quarter_turns = round(frame.rotation / 90)
+    has_alpha = any(part.is_alpha for part in frame.format.components)
+    size = {} if has_alpha else {"width": width, "height": height}
+    colorspace = _colorspace(frame)
+    if not frame.format.is_rgb:
+      # By way of full-size colour planes: they are interpolated then, not
+      # repeated. The direct way to RGBA also leaves the last columns of some
+      # widths unwritten (FFmpeg 8).
+      frame = frame.reformat(
+        format="yuva444p" if has_alpha else "yuv444p",
+        interpolation="BICUBIC",
+        src_colorspace=colorspace,
+        dst_colorspace=colorspace,
+        **size,
+      )
+    array = frame.to_ndarray(
+      format="rgba" if has_alpha else "rgb24",
+      interpolation="BICUBIC",
+      src_colorspace=colorspace,
+      **size,
+    )
+    if has_alpha:
+      array = images.resize_rgba(array, width, height)
+    else:
+      opaque = np.full(array.shape[:2], 255, np.uint8)
+      array = np.dstack([array, opaque])
+    # A phone stores upright clips lying down, with the turn beside them.
+    return np.ascontiguousarray(np.rot90(array, quarter_turns))
+
+
+def _colorspace(frame: av.VideoFrame) -> av.video.reformatter.Colorspace | None:
+  """BT.709 for untagged high-definition video, as players assume."""
+  if frame.colorspace == _UNTAGGED and frame.height >= _HD_HEIGHT:
+    return av.video.reformatter.Colorspace.ITU709
+  return None
+
+
+def _packets(container, stream) -> Iterator[av.Packet]:
+  """Packets up to the end, or to where the file breaks off."""
+  packets = container.demux(stream)
+  while True:
+    try:
+      packet = next(packets)
+    except (StopIteration, av.error.InvalidDataError, av.error.EOFError):
+      return
+    yield packet
+
+
+def _frames(container, stream) -> Iterator[av.VideoFrame]:
+  """Frames in the order they are shown; damaged ones are left out."""
+  decoder = stream.codec_context
+  alpha_mode = stream.metadata.get("alpha_mode") or stream.metadata.get(
+    "ALPHA_MODE"
+  )
+  if alpha_mode == "1" and decoder.name in _ALPHA_DECODERS:
+    decoder = av.CodecContext.create(_ALPHA_DECODERS[decoder.name], "r")
+  is_flushed = False
+  for packet in _packets(container, stream):
+    is_flushed = not packet.size
+    yield from _decode_packet(decoder, packet if packet.size else None)
+  if not is_flushed:
+    yield from _decode_packet(decoder, None)
+
+
+def _decode_packet(decoder, packet) -> list[av.VideoFrame]:
+  try:
+    frames = decoder.decode(packet)
+  except (av.error.InvalidDataError, av.error.EOFError):
+    return []
+  return [frame for frame in frames if not frame.is_corrupt]

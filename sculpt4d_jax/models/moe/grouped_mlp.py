@@ -1,0 +1,205 @@
+"""The experts' MLPs on TPU, in memory that a long clip leaves.
+
+At the released size the hidden activations of the routed rows are twice four
+times as large as the tokens, and the weights of all experts larger still. Here
+a part of the hidden units is worked through at a time,
+
+    rows of y  =  b2  +  sum over parts p of  gelu(rows . W1[:, p] + b1[p]) . W2[p]
+
+with the sum in float32, and the backward pass computes the activations of a
+part again. Nothing but the tokens and the routing is kept for it. A mesh gathers
+the weights of one part at a time too, and its gradients leave at once for the
+devices that hold them.
+
+The gradient of a gate is the product of its token's cotangent with the expert's
+output. That output is not at hand, and not needed: with the cotangent of the
+hidden units, before the gate, it is the same sum taken over hidden units.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax.models import layers
+from sculpt4d_jax.models.moe import dispatch
+from sculpt4d_jax.models.moe import exchange
+from sculpt4d_jax.models.moe import grouped_matmul
+
+Array = array_types.Array
+Float = array_types.Float
+Int = array_types.Int
+ExpertWeights = exchange.ExpertWeights
+Gather = Callable[[ExpertWeights], ExpertWeights]
+
+# Hidden units worked through at a time: what the kernels contract at once.
+PART_WIDTH = 2048
+
+
+def apply(
+  x: Float[Array, "T D"],
+  gates: Float[Array, "T k"],
+  chosen: Int[Array, "T k"],
+  weights: ExpertWeights,
+  gather: Gather,
+  part_width: int | None = None,
+) -> Float[Array, "T D"]:
+  """Sum of the chosen experts' outputs, weighted by their gates.
+
+  Args:
+    x: Tokens.
+    gates: Weight of each choice, float32.
+    chosen: The chosen experts; E or more is of no expert and adds nothing.
+    weights: Parts of the weights that this device holds, split along D only.
+    gather: Makes them whole, whatever hidden units they are of; None for some
+      of the weights gives None.
+    part_width: Hidden units at a time, where it divides them; None is
+      PART_WIDTH.
+  """
+  part_width = part_width or PART_WIDTH
+  hidden_width = weights.kernel1.shape[2]
+  if hidden_width % part_width:
+    part_width = hidden_width
+  return _apply(x, gates, chosen, weights, gather, part_width)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _apply(x, gates, chosen, weights, gather, part_width):
+  plan, blocks = _plan(chosen, len(weights.kernel1))
+  rows = dispatch.dispatch(x, plan)
+  bias2 = _gather_bias2(gather, weights.bias2)
+
+  def add_part(total, start):
+    part = gather(_part(weights, start, part_width))
+    hidden = _hidden(rows, part, blocks)
+    return grouped_matmul.multiply(
+      layers.gelu(hidden), part.kernel2, blocks, initial=total
+    ), None
+
+  total = _of_rows(bias2.astype(jnp.float32), blocks, len(rows))
+  total, _ = lax.scan(add_part, total, _starts(weights, part_width))
+  return dispatch.combine(total.astype(x.dtype), gates, plan)
+
+
+def _forward(x, gates, chosen, weights, gather, part_width):
+  y = _apply(x, gates, chosen, weights, gather, part_width)
+  return y, (x, gates, chosen, weights)
+
+
+def _backward(gather, part_width, residuals, y_bar):
+  x, gates, chosen, weights = residuals
+  plan, blocks = _plan(chosen, len(weights.kernel1))
+  rows = dispatch.dispatch(x, plan)
+  y_bar = dispatch.dispatch(y_bar.astype(x.dtype), plan)
+  gate = gates.reshape(-1).at[plan.choice].get(mode="fill", fill_value=0)
+  gate = gate[:, None]  # [R, 1]
+
+  def add_part(carry, start):
+    rows_bar, gate_bar = carry
+    part, to_shards = jax.vjp(gather, _part(weights, start, part_width))
+    activated, gelu_vjp = jax.vjp(layers.gelu, _hidden(rows, part, blocks))
+    # Before the gate, which the gate's own gradient needs.
+    activated_bar = grouped_matmul.multiply(
+      y_bar, part.kernel2, blocks, transposed=True
+    )
+    gate_bar += (activated_bar * activated.astype(jnp.float32)).sum(-1)
+    (hidden_bar,) = gelu_vjp((activated_bar * gate).astype(x.dtype))
+    rows_bar = grouped_matmul.multiply(
+      hidden_bar, part.kernel1, blocks, transposed=True, initial=rows_bar
+    )
+    (weights_bar,) = to_shards(
+      ExpertWeights(
+        grouped_matmul.outer(rows, hidden_bar, blocks),
+        _sum_of_experts(hidden_bar, blocks).astype(part.bias1.dtype),
+        grouped_matmul.outer((activated * gate).astype(x.dtype), y_bar, blocks),
+        None,
+      )
+    )
+    return (rows_bar, gate_bar), weights_bar
+
+  start = jnp.zeros(rows.shape, jnp.float32), jnp.zeros(len(rows), jnp.float32)
+  (rows_bar, gate_bar), parts = lax.scan(
+    add_part, start, _starts(weights, part_width)
+  )
+  bias2, to_shards = jax.vjp(
+    functools.partial(_gather_bias2, gather), weights.bias2
+  )
+  bias2_of_rows = _of_rows(bias2.astype(jnp.float32), blocks, len(rows))
+  gate_bar += (y_bar * bias2_of_rows).sum(-1)
+  (bias2_bar,) = to_shards(
+    _sum_of_experts(y_bar * gate, blocks).astype(bias2.dtype)
+  )
+  weights_bar = ExpertWeights(
+    _join(parts.kernel1, 2),
+    _join(parts.bias1, 1),
+    _join(parts.kernel2, 1),
+    bias2_bar,
+  )
+  x_bar = dispatch.collect(rows_bar, plan).sum(1).astype(x.dtype)
+  gates_bar = dispatch.collect(gate_bar[:, None], plan)[..., 0]
+  return x_bar, gates_bar.astype(gates.dtype), None, weights_bar
+
+
+_apply.defvjp(_forward, _backward)
+
+
+def _plan(chosen, num_experts):
+  block_size = grouped_matmul.block_rows(chosen.size, num_experts)
+  plan = dispatch.plan(chosen, num_experts, block_size)
+  return plan, grouped_matmul.blocks_of(
+    plan.rows_per_expert, len(plan.choice), block_size
+  )
+
+
+def _gather_bias2(gather: Gather, bias2: Array) -> Array:
+  return gather(ExpertWeights(None, None, None, bias2)).bias2
+
+
+def _starts(weights: ExpertWeights, part_width: int) -> Array:
+  return jnp.arange(0, weights.kernel1.shape[2], part_width)
+
+
+def _part(weights: ExpertWeights, start: Any, width: int) -> ExpertWeights:
+  """Weights of the hidden units from `start` on; bias2 is not theirs."""
+  cut = functools.partial(
+    lax.dynamic_slice_in_dim, start_index=start, slice_size=width
+  )
+  return ExpertWeights(
+    cut(weights.kernel1, axis=2),
+    cut(weights.bias1, axis=1),
+    cut(weights.kernel2, axis=1),
+    None,
+  )
+
+
+def _join(parts: Array, axis: int) -> Array:
+  """[parts, E, ...] to [E, ...], the parts next to each other along an axis."""
+  parts = jnp.moveaxis(parts, 0, axis)
+  shape = parts.shape
+  return parts.reshape(*shape[:axis], -1, *shape[axis + 2 :])
+
+
+def _hidden(rows, part, blocks):
+  return grouped_matmul.multiply(rows, part.kernel1, blocks, bias=part.bias1)
+
+
+def _of_rows(bias: Array, blocks: Any, num_rows: int) -> Array:
+  """The bias [E, D] of every row [R, D]."""
+  bias = bias[blocks.expert][:, None]
+  num_blocks = len(blocks.expert)
+  shape = (num_blocks, num_rows // num_blocks, bias.shape[-1])
+  return jnp.broadcast_to(bias, shape).reshape(num_rows, -1)
+
+
+def _sum_of_experts(rows: Array, blocks: Any) -> Array:
+  """Sum of every expert's rows, [E, D] in float32."""
+  num_experts = len(blocks.has_rows)
+  sums = rows.reshape(len(blocks.expert), -1, rows.shape[-1])
+  sums = sums.sum(1, dtype=jnp.float32)
+  is_of = jax.nn.one_hot(blocks.expert, num_experts, axis=0)
+  is_of *= blocks.is_used  # [E, num_blocks]
+  return jnp.matmul(is_of, sums, precision=lax.Precision.HIGHEST)

@@ -1,0 +1,233 @@
+"""What a compiled program tells: memory, work, collectives, bounds of its time.
+
+Memory is the compiler's own figure for one chip. FLOPs are counted here from the
+model's shapes, as the compiler's count leaves out loops and kernels: model FLOPs
+are those the result needs, hardware FLOPs add what is computed again in the
+backward pass. Collectives are counted in the program's text, where the compiler
+prints it; see `collectives`.
+
+The time of a step is bounded from below by each of its parts alone: hardware
+FLOPs at the chip's peak, and collectives at the bandwidth of its links. The
+bound on the model FLOPs utilisation (MFU) is model FLOPs over the peak in the
+larger of these; a real step is slower.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import ml_collections
+
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.models import flops
+from sculpt4d_jax.training.ahead_of_time import collectives
+from sculpt4d_jax.training.ahead_of_time import step_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A kind of TPU, by its data sheet.
+
+  Attributes:
+    memory_bytes: HBM.
+    flops: Peak in bfloat16, a second.
+    link_bytes: Between chips, all links of one chip together, a second.
+  """
+
+  memory_bytes: float
+  flops: float
+  link_bytes: float
+
+
+# Google Cloud's pages of each TPU; links in one direction.
+_CHIPS = {
+  "v5e": Chip(16e9, 197e12, 200e9),
+  "v5p": Chip(95e9, 459e12, 600e9),
+  "v6e": Chip(32e9, 918e12, 448e9),
+}
+# Times the forward pass: backward takes twice its work, remat repeats it.
+_BACKWARD, _REMAT = 2, 1
+
+
+def chip(topology: str) -> Chip:
+  """The chip of a topology such as "v5p:4x4x4"."""
+  kind = topology.split(":")[0]
+  if kind not in _CHIPS or ":" not in topology:
+    raise ValueError(
+      f"--topology={topology}: expected one of {sorted(_CHIPS)} and a shape,"
+      " as v5p:4x4x4."
+    )
+  return _CHIPS[kind]
+
+
+def topology_devices(topology: str) -> Sequence[jax.Device]:
+  """Devices to compile for; "v6e:1x1" is a single one.
+
+  Raises:
+    ValueError: The compiler for TPUs is missing, or knows no such topology.
+  """
+  from jax.experimental import topologies
+
+  options = {}
+  if topology.split(":")[-1].strip("1x") == "":
+    # One chip of a host, which has several.
+    options["chips_per_host_bounds"] = (1, 1, 1)
+  try:
+    return topologies.get_topology_desc(
+      platform="tpu", topology_name=topology, **options
+    ).devices
+  except Exception as error:  # jax raises kinds of its own.
+    raise ValueError(
+      f"Cannot compile for {topology}: {str(error).splitlines()[0]}. It needs"
+      ' the TPU compiler, pip install "jax[tpu]", and a shape that exists.'
+    ) from error
+
+
+def _dit_flops(
+  config: ml_collections.ConfigDict, num_frames: int, mode: str | None = None
+) -> float:
+  """Of one clip through the DiT once; products only."""
+  encoder = _part(config, "image_encoder")
+  return sum(
+    flops.dit_call(
+      _part(config, "dit"),
+      num_frames,
+      config.model.vae.num_latents,
+      encoder.num_tokens,
+      mode,
+    ).values()
+  )
+
+
+def _context_flops(
+  config: ml_collections.ConfigDict, num_frames: int
+) -> tuple[float, float]:
+  """Of one clip's pictures: through the encoder; to keys and values."""
+  encoder = _part(config, "image_encoder")
+  pictures = flops.image_encoder(encoder, num_frames)
+  keys = flops.dit_context(_part(config, "dit"), num_frames, encoder.num_tokens)
+  return sum(pictures.values()), sum(keys.values())
+
+
+def _part(config: ml_collections.ConfigDict, name: str) -> Any:
+  return model_lib.parts(config.model)[name][1]
+
+
+def model_flops(
+  config: ml_collections.ConfigDict, what: str, num_clips: int
+) -> dict[str, float]:
+  """Model and hardware FLOPs of a training step or of sampling, all chips.
+
+  Args:
+    config: The preset.
+    what: "train", of the DiT; "train_vae", of the autoencoder; or "sample".
+    num_clips: Clips that are sampled; a training step's are the preset's.
+  """
+  if what == "train":
+    num_clips = config.dit_training.batch_size
+    encoder, keys = _context_flops(config, config.data.num_frames)
+    once = _dit_flops(config, config.data.num_frames) + keys
+    learns = config.dit_training.train_image_encoder
+    model = (1 + _BACKWARD) * once + encoder * (1 + _BACKWARD * learns)
+    again = _REMAT * once if config.model.dit.remat_policy == "full" else 0
+    return {"model": num_clips * model, "hardware": num_clips * (model + again)}
+  if what == "train_vae":
+    options = config.vae_training
+    model = step_flops.vae_step(
+      _part(config, "vae"),
+      batch_size=options.batch_size,
+      num_frames=options.num_frames,
+      num_queries=options.num_queries,
+    )
+    again = _REMAT * (config.model.vae.remat_policy == "full")
+    return {"model": model, "hardware": model * (1 + again / (1 + _BACKWARD))}
+  sampling = config.sampling
+  encoder, keys = _context_flops(config, sampling.num_frames)
+  calls = 2 if sampling.guidance_scale != 1.0 else 1
+  num_steps = sampling.num_steps - 1  # That many lie between the times.
+  once = _dit_flops(config, sampling.num_frames, sampling.temporal_mode)
+  # Keys and values of the context are those of all steps, where they are kept.
+  keys *= 1 if sampling.cache_context else num_steps
+  total = num_clips * (encoder + calls * (num_steps * once + keys))
+  return {"model": total, "hardware": total}
+
+
+def kernels(lowered: Any) -> list[str]:
+  """Names of the Pallas kernels in a lowered program."""
+  return sorted(set(re.findall(r'kernel_name = "([^"]+)"', lowered.as_text())))
+
+
+def examine(
+  executable: Any, kind: Chip, work: dict[str, float], num_chips: int
+) -> dict[str, Any]:
+  """Figures of a compiled program, for one chip."""
+  memory = executable.memory_analysis()
+  peak = getattr(memory, "peak_memory_in_bytes", 0) or (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+  )
+  sizes = {
+    "arguments": memory.argument_size_in_bytes,
+    "outputs": memory.output_size_in_bytes,
+    "shared by both": memory.alias_size_in_bytes,
+    "temporary": memory.temp_size_in_bytes,
+    "code": memory.generated_code_size_in_bytes,
+    "peak": peak,
+  }
+  moved = _collectives(executable)
+  seconds = {"products": work["hardware"] / num_chips / kind.flops}
+  if moved is not None:
+    total = sum(entry["bytes"] for entry in moved)
+    seconds["collectives"] = total / kind.link_bytes
+  bound = max(seconds.values())
+  return {
+    "memory_gb": {k: round(v / 1e9, 3) for k, v in sizes.items()},
+    "tera_flops": {k: round(v / num_chips / 1e12, 2) for k, v in work.items()},
+    "collectives": moved,
+    "seconds": {k: round(v, 4) for k, v in seconds.items()},
+    "mfu_bound": round(work["model"] / num_chips / kind.flops / bound, 3),
+  }
+
+
+def _collectives(executable: Any) -> list[dict[str, Any]] | None:
+  """What `collectives.count` finds, or None where no text is printed."""
+  try:
+    text = executable.as_text()
+  except jax.errors.JaxRuntimeError:  # The compiler cannot print all programs.
+    return None
+  if not text:
+    return None
+  return [dataclasses.asdict(c) for c in collectives.count(text)]
+
+
+def describe(what: str, report: dict[str, Any], limit: float) -> str:
+  """The figures as lines to read."""
+  lines = [f"{what}: compiled in {report['compile_seconds']} s"]
+  memory = ", ".join(f"{k} {v:.2f}" for k, v in report["memory_gb"].items())
+  lines.append(f"  memory a chip, GB: {memory}; limit {limit / 1e9:.1f}")
+  work = report["tera_flops"]
+  lines.append(
+    f"  TFLOPs a chip: model {work['model']}, hardware {work['hardware']}"
+  )
+  if report["collectives"] is None:
+    lines.append("  collectives: the compiler does not print this program")
+  else:
+    for entry in report["collectives"]:
+      unsure = ", some in loops of unknown turns" * bool(entry["unknown_loops"])
+      lines.append(
+        f"  {entry['kind']} among {entry['group_size']} chips:"
+        f" {entry['number']}, {entry['bytes'] / 1e9:.3f} GB received{unsure}"
+      )
+  if report.get("kernels"):
+    lines.append(f"  Pallas kernels: {', '.join(report['kernels'])}")
+  times = ", ".join(f"{k} {v:.3f}" for k, v in report["seconds"].items())
+  lines.append(
+    f"  at least {max(report['seconds'].values()):.3f} s ({times}); MFU at"
+    f" most {report['mfu_bound']:.0%}"
+  )
+  lines.append("  fits" if report["fits"] else "  DOES NOT FIT")
+  return "\n".join(lines)

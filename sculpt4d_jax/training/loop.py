@@ -1,0 +1,362 @@
+"""The training loop, for any task, on one device or many processes."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any, Protocol
+
+from absl import logging
+from flax import nnx
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+import tqdm
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
+from sculpt4d_jax.training import best_checkpoints as best_lib
+from sculpt4d_jax.training import checkpoints as checkpoints_lib
+from sculpt4d_jax.training import connections
+from sculpt4d_jax.training import metrics as metrics_lib
+from sculpt4d_jax.training import optimizer as optimizer_lib
+from sculpt4d_jax.training import preemption as notice_lib
+from sculpt4d_jax.training import profiling
+from sculpt4d_jax.training import schedule as schedule_lib
+from sculpt4d_jax.training import state as state_lib
+from sculpt4d_jax.training import step as step_lib
+from sculpt4d_jax.training import step_metrics as meter_lib
+from sculpt4d_jax.training.ahead_of_time import step_flops
+
+Array = array_types.Array
+
+# What a program's exit code is after it was told to stop.
+_EXIT_AFTER_NOTICE = 143
+# In what jax says when a process that it waits for has gone.
+_SIGNS_OF_LOSS = (
+  "gloo",
+  "connection",
+  "heartbeat",
+  "barrier",
+  "coordination",
+  "unavailable",
+  "deadline_exceeded",
+  "preempted",
+)
+
+
+class Task(Protocol):
+  """What is trained."""
+
+  config: Any  # Has `batch_size`.
+  warm_start: Mapping[str, nnx.State]  # Parts that start from given weights.
+  # (path, parameter) -> whether it is trained at all; None trains everything.
+  is_trained: Callable[[tuple[Any, ...], Any], bool] | None
+
+  def init_params(self) -> Any:
+    """Fresh parameters; may be traced."""
+
+  def check_mesh(
+    self, mesh: partitioning.Mesh, accumulation_steps: int
+  ) -> None:
+    """Raises ValueError where the mesh does not divide a step."""
+
+  def batch(self, step: int, rows: np.ndarray | None = None) -> Any:
+    """The batch of a step, or some of its clips; depends on the step alone."""
+
+  def describe_batch(self, step: int) -> str:
+    """What a step's batch holds, for a message."""
+
+  def flops(self, batch: Any) -> int:
+    """Model operations of a step on a whole batch."""
+
+  def loss(self, params: Any, batch: Any, key: Array) -> tuple[Array, dict]:
+    """Loss and metrics."""
+
+  def evaluate(self, params: Any) -> dict[str, float]:
+    """Held-out metrics."""
+
+  def exported(self, params: Any) -> Any:
+    """The parameters as the networks have them that are exported."""
+
+
+class Observer(Protocol):
+  """Looks at a run from outside, now and then."""
+
+  every: int  # Steps between looks; the last step is looked at too.
+
+  def look(
+    self, step: int, params: Any, writer: metrics_lib.Writer
+  ) -> dict[str, float]:
+    """Metrics of parameters on the host, the same on every process."""
+
+
+class LostProcessError(RuntimeError):
+  """Another process of the run is gone; this one cannot go on without it."""
+
+
+def train(
+  task: Task,
+  optimizer: optimizer_lib.OptimizerConfig,
+  workdir: str | pathlib.Path,
+  *,
+  mesh: partitioning.MeshConfig = partitioning.MeshConfig(),
+  seed: int = 0,
+  schedule: schedule_lib.Schedule = schedule_lib.Schedule(),
+  observers: Sequence[Observer] = (),
+) -> Any:
+  """Trains to the last step, going on from the newest checkpoint if any.
+
+  Every process of a run calls this with the same arguments; `workdir` is a
+  folder that all of them see. A batch depends on its step alone, so that the
+  step in the checkpoint is the data's position too.
+
+  Args:
+    task: Model, data and loss.
+    optimizer: Optimizer and number of steps.
+    workdir: Folder of checkpoints, metrics and TensorBoard events.
+    mesh: How the devices are used.
+    seed: Of everything random in the loss.
+    schedule: When it logs, evaluates, saves and profiles.
+    observers: What looks at the averaged parameters now and then.
+
+  Returns:
+    The moving average of the parameters, whole on the host, with those that are
+    not trained: of the last step, or of the best one where the schedule says so.
+
+  Raises:
+    meter.NonFiniteLossError: The loss is not a number any more.
+    LostProcessError: Another process of the run is gone.
+    SystemExit: The machine is to be taken away; the state is saved.
+    ValueError: The mesh does not fit the devices or the task.
+  """
+  workdir = pathlib.Path(workdir)
+  device_mesh = partitioning.make_mesh(mesh)
+  task.check_mesh(device_mesh, optimizer.accumulation_steps)
+  connections.connect(device_mesh)
+  with partitioning.use_mesh(device_mesh):
+    shardings = state_shardings(task, optimizer, device_mesh)
+    step_fn, tx = step_lib.make_step(task.loss, optimizer, shardings)
+    checkpoints = checkpoints_lib.Checkpoints(
+      workdir / "checkpoints", schedule.keep_checkpoints
+    )
+    best = best_lib.Best(workdir / "best", schedule)
+    # A checkpoint comes before given weights, and those before fresh ones.
+    abstract = abstract_state(task, tx)
+    state = checkpoints.restore_newest(abstract, shardings, missing_ok=True)
+    if state is None:
+      state = _initial_state(task, tx, shardings)
+    elif abstract.fixed:  # No checkpoint holds what does not change.
+      fixed = _initial_state(task, tx, shardings).fixed
+      state = dataclasses.replace(state, fixed=fixed)
+    _log_sizes(state, device_mesh)
+    writer = metrics_lib.open_writer(workdir)
+    tracer = profiling.Tracer(workdir / "profile", schedule)
+    can_save = True
+    try:
+      with notice_lib.Notice() as notice:
+        loop = _Loop(
+          task,
+          step_fn,
+          optimizer.num_steps,
+          jax.random.key(seed),
+          device_mesh,
+          checkpoints,
+          best,
+          writer,
+          notice,
+          tracer,
+          schedule,
+          observers,
+        )
+        state = loop.run(state)
+      if schedule.export == "best":
+        chosen = best.restore(abstract, shardings)
+        state = dataclasses.replace(chosen, fixed=state.fixed)
+      return _on_host(state_lib.join(state.ema, state.fixed))
+    except checkpoints_lib.CheckpointError:
+      can_save = False
+      raise
+    except Exception as error:
+      lost = _lost_process(error)
+      if lost is None:
+        raise
+      can_save = False  # All have to take part.
+      raise lost from error
+    finally:
+      tracer.close()
+      writer.close()
+      if can_save:
+        checkpoints.close()
+        best.close()
+
+
+def _log_sizes(state, mesh):
+  sizes = [
+    sum(x.size for x in jax.tree.leaves(tree))
+    for tree in (state.params, state.fixed)
+  ]
+  fixed = f" and {sizes[1]:,} that stay as they are" if sizes[1] else ""
+  logging.info("%s parameters%s on %s.", f"{sizes[0]:,}", fixed, mesh)
+
+
+def abstract_state(task: Task, tx) -> state_lib.TrainState:
+  """Shapes of a run's state."""
+  return jax.eval_shape(
+    lambda: state_lib.create(task.init_params(), tx, task.is_trained)
+  )
+
+
+def state_shardings(
+  task: Task,
+  optimizer: optimizer_lib.OptimizerConfig,
+  mesh: partitioning.Mesh,
+) -> state_lib.TrainState:
+  """Where a run's state lies on a mesh."""
+  tx = optimizer_lib.make_optimizer(optimizer)
+  return partitioning.shardings(abstract_state(task, tx), mesh)
+
+
+def _initial_state(task, tx, shardings):
+  create = lambda: state_lib.create(task.init_params(), tx, task.is_trained)
+  state = jax.jit(create, out_shardings=shardings)()
+  # Given weights take the place of fresh ones, in the average too.
+  given = dict(nnx.to_flat_state(nnx.State(dict(task.warm_start))))
+  left = set(given)
+  for tree in (state.params, state.ema, state.fixed):
+    left -= _give(tree, given)
+  assert not left, f"Given weights have no place: {sorted(left)[:3]}"
+  return state
+
+
+def _give(tree, given):
+  """Puts given numbers in the place of those of the same path; the paths."""
+  found = set()
+  for path, variable in nnx.to_flat_state(tree) if given and tree else ():
+    if path in given:
+      old, new = variable[...], given[path][...]
+      variable.set_value(
+        jax.make_array_from_callback(
+          old.shape, old.sharding, lambda index: np.asarray(new)[index]
+        )
+      )
+      found.add(path)
+  return found
+
+
+def _on_host(params):
+  """All of the parameters as NumPy arrays, on every process."""
+  if jax.process_count() == 1:
+    return params if jax.device_count() == 1 else jax.device_get(params)
+  return jax.tree.map(
+    lambda x: multihost_utils.process_allgather(x, tiled=True), params
+  )
+
+
+def _lost_process(error: Exception) -> LostProcessError | None:
+  """The message, where an error comes of a process that has gone."""
+  if jax.process_count() == 1 or isinstance(error, ValueError):
+    return None
+  text = f"{type(error).__name__} {error}"
+  if not any(sign in text.lower() for sign in _SIGNS_OF_LOSS):
+    return None
+  reason = str(error).strip().splitlines() or [type(error).__name__]
+  return LostProcessError(
+    f"Process {jax.process_index()} of {jax.process_count()} stops: another"
+    " one has gone, and no step can be taken without it"
+    f" ({reason[0][:200]}). Start all of them again; the same command goes on"
+    " from the newest checkpoint."
+  )
+
+
+@dataclasses.dataclass
+class _Loop:
+  """The steps of a run, with all that happens between them."""
+
+  task: Task
+  step_fn: step_lib.Step
+  num_steps: int
+  key: Array
+  mesh: partitioning.Mesh
+  checkpoints: checkpoints_lib.Checkpoints
+  best: best_lib.Best
+  writer: metrics_lib.Writer
+  notice: notice_lib.Notice
+  tracer: profiling.Tracer
+  schedule: schedule_lib.Schedule
+  observers: Sequence[Observer]
+
+  def __post_init__(self):
+    self.meter = meter_lib.Meter(
+      self.writer, self.schedule.log_every, self.task.describe_batch
+    )
+
+  def run(self, state: state_lib.TrainState) -> state_lib.TrainState:
+    """Takes the steps that are left."""
+    start = int(state.step)
+    rows = partitioning.local_rows(self.task.config.batch_size, self.mesh)
+    progress = tqdm.tqdm(
+      range(start, self.num_steps),
+      initial=start,
+      total=self.num_steps,
+      desc="steps",
+      mininterval=5.0,
+      disable=jax.process_index() != 0,
+    )
+    for step in progress:
+      batch = self._batch(step, rows)
+      if step == start:
+        self._measure_work(batch)
+      self.tracer.before(step)
+      state, metrics = self.step_fn(state, batch, self.key)
+      self.meter.add(step + 1, metrics)
+      self._save(state, step + 1)
+      self._evaluate(state, step + 1)
+    self.meter.check()
+    return state
+
+  def _batch(self, step, rows):
+    with self.meter.spending("data"):
+      batch = self.task.batch(step, rows)
+    with self.meter.spending("transfer"):
+      if self.mesh.size == 1:
+        return jax.device_put(batch)
+      size = self.task.config.batch_size
+      return partitioning.global_batch(batch, rows, size, self.mesh)
+
+  def _measure_work(self, batch):
+    peak = step_flops.peak(self.mesh.devices.flat[0])
+    if peak is not None:
+      self.meter.expect(self.task.flops(batch), peak * self.mesh.size)
+
+  def _save(self, state, step):
+    """Saves a step where it is time to, and ends the run at a notice."""
+    stops = self.notice.came() or self.checkpoints.reached_preemption(step)
+    if step % self.schedule.save_every == 0 or step == self.num_steps or stops:
+      self.meter.check()
+      with self.meter.spending("save"):
+        self.checkpoints.save(state)
+    if stops:
+      self.checkpoints.wait()
+      logging.info(
+        "Told to stop at step %d; the state is saved, and the same command"
+        " goes on from it.",
+        step,
+      )
+      raise SystemExit(_EXIT_AFTER_NOTICE)
+
+  def _evaluate(self, state, step):
+    """Evaluates and shows samples where it is time to."""
+    values = {}
+    params = lambda: state_lib.join(state.ema, state.fixed)
+    if step % self.schedule.eval_every == 0 or step == self.num_steps:
+      held_out = self.task.evaluate(params())
+      values |= {f"eval/{name}": value for name, value in held_out.items()}
+    for observer in self.observers:
+      if step % observer.every == 0 or step == self.num_steps:
+        whole = self.task.exported(_on_host(params()))
+        values |= observer.look(step, whole, self.writer)
+    if values:
+      self.meter.check()
+      self.writer.write(step, values)
+      self.best.offer(state, values)
+      self.meter.restart_clock()

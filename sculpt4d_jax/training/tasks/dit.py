@@ -1,0 +1,341 @@
+"""Training of the diffusion transformer on latents and pictures of clips."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
+from sculpt4d_jax.data import batches as batches_lib
+from sculpt4d_jax.diffusion import losses
+from sculpt4d_jax.diffusion import paths
+from sculpt4d_jax.diffusion import time_sampling
+from sculpt4d_jax.models import dit as dit_lib
+from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.models import lora as lora_lib
+from sculpt4d_jax.models import vae_blocks
+from sculpt4d_jax.training import metrics as metrics_lib
+from sculpt4d_jax.training import parameter_groups
+from sculpt4d_jax.training.ahead_of_time import step_flops
+
+Array = array_types.Array
+
+_TIME_BUCKETS = 4
+# Of the field head's points.
+HEAD_FREQS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTTaskConfig:
+  """How the diffusion transformer is trained.
+
+  Attributes:
+    batch_size: Clips a step.
+    context_dropout: Share of clips whose context is zeroed.
+    temporal_dropout: Share of clips whose frames are denoised one by one,
+      without temporal attention, so that the weights serve single frames too.
+    time_sampling: "uniform" or "logit_normal".
+    train_image_encoder: Whether the image encoder learns too.
+    context_field_weight: Weight of a second lesson for an image encoder that
+      starts from nothing: a small decoder reads the field at points off its
+      tokens alone. It tells them where things are long before the DiT asks.
+      0 for an encoder that is trained already.
+    context_field_points: Points a frame of that lesson.
+    field_band: The field is the signed distance over this, cut at +-1.
+    lora: Adapters that are trained in place of the DiT's own parameters.
+    seed: Of parameters, batches and noise.
+    eval_clips: Held-out clips that are evaluated; 0 evaluates nothing.
+  """
+
+  batch_size: int
+  context_dropout: float
+  time_sampling: str
+  train_image_encoder: bool
+  temporal_dropout: float = 0.0
+  context_field_weight: float = 0.0
+  context_field_points: int = 64
+  field_band: float = 0.3
+  lora: lora_lib.LoRAConfig = lora_lib.LoRAConfig()
+  seed: int = 0
+  eval_clips: int = 32
+
+  def __post_init__(self):
+    for name in ("context_dropout", "temporal_dropout"):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+    if self.lora.rank and (
+      self.train_image_encoder or self.context_field_weight
+    ):
+      raise ValueError(
+        "LoRA trains adapters of the DiT alone: train_image_encoder must be"
+        " False and context_field_weight 0, came"
+        f" {self.train_image_encoder} and {self.context_field_weight}."
+      )
+
+
+def _by_time(errors: Array, time: Array) -> dict[str, Any]:
+  """The loss in equal buckets of time, each named by its centre."""
+  bucket = jnp.minimum((time * _TIME_BUCKETS).astype(int), _TIME_BUCKETS - 1)
+  is_in = jax.nn.one_hot(bucket, _TIME_BUCKETS)  # [B, buckets]
+  totals, weights = errors @ is_in, is_in.sum(0)
+  return {
+    _bucket_name(i): metrics_lib.WeightedMean(totals[i], weights[i])
+    for i in range(_TIME_BUCKETS)
+  }
+
+
+def _bucket_name(index: int) -> str:
+  return f"flow_loss_t{(index + 0.5) / _TIME_BUCKETS:.3f}"
+
+
+class ConditionalDiT(nnx.Module):
+  """The image encoder and the DiT that it conditions.
+
+  `field_head` reads the field off the context in training, and is left there.
+  """
+
+  def __init__(
+    self,
+    dit_config: dit_lib.DiTConfig,
+    encoder_config: image_encoder_lib.ImageEncoderConfig,
+    *,
+    use_field_head: bool,
+    rngs: nnx.Rngs,
+  ):
+    self.image_encoder = image_encoder_lib.ImageEncoder(
+      encoder_config, rngs=rngs
+    )
+    self.dit = dit_lib.DiT(dit_config, rngs=rngs)
+    self.field_head = (
+      _field_head(encoder_config, rngs) if use_field_head else None
+    )
+
+
+def _field_head(encoder_config, rngs):
+  return vae_blocks.FieldDecoder(
+    encoder_config.width,
+    encoder_config.num_heads,
+    num_freqs=HEAD_FREQS,
+    include_pi=False,
+    mlp_ratio=2,
+    use_norm_post=True,
+    rngs=rngs,
+  )
+
+
+class DiTTask:
+  """Loss, batches and evaluation of the diffusion transformer."""
+
+  def __init__(
+    self,
+    config: DiTTaskConfig,
+    dit_config: dit_lib.DiTConfig,
+    encoder_config: image_encoder_lib.ImageEncoderConfig,
+    batches: batches_lib.Batches,
+    scale: float,
+    init_from: Mapping[str, nnx.State] | None = None,
+  ):
+    self.config = config
+    self.dit_config = dit_config
+    self.encoder_config = encoder_config
+    self.batches = batches
+    self.scale = scale  # Of latents, so that their variance is 1.
+    self.warm_start = init_from or {}
+    self.graphdef = nnx.split(nnx.eval_shape(self._create))[0]
+    self.is_trained = self._is_trained if config.lora.rank else None
+    self._evaluate = jax.jit(self._evaluate_batch)
+
+  def _create(self) -> ConditionalDiT:
+    model = ConditionalDiT(
+      self.dit_config,
+      self.encoder_config,
+      use_field_head=self.config.context_field_weight > 0,
+      rngs=nnx.Rngs(self.config.seed),
+    )
+    if self.config.lora.rank:
+      rngs = nnx.Rngs(self.config.seed + 1)
+      lora_lib.attach(model.dit, self.config.lora, rngs=rngs)
+    return model
+
+  def _is_trained(self, path: tuple[Any, ...], unused_parameter: Any) -> bool:
+    if lora_lib.ADAPTER in path:
+      return True
+    group = parameter_groups.group_named("/".join(map(str, path)))
+    return group in self.config.lora.also_train
+
+  def exported(self, params: nnx.State) -> nnx.State:
+    """The parameters of networks without adapters: those are folded in."""
+    if not self.config.lora.rank:
+      return params
+    model = nnx.merge(self.graphdef, jax.tree.map(jnp.asarray, params))
+    lora_lib.fold(model.dit)
+    return nnx.split(model)[1]
+
+  def trained(self, params: nnx.State) -> nnx.State:
+    """Those of the parameters that are trained."""
+    if self.is_trained is None:
+      return params
+    return nnx.split_state(params, self.is_trained, ...)[0]
+
+  def init_params(self) -> nnx.State:
+    """Fresh parameters; may be traced."""
+    return nnx.split(self._create())[1]
+
+  def check_mesh(
+    self, mesh: partitioning.Mesh, accumulation_steps: int
+  ) -> None:
+    """Raises ValueError where the mesh does not divide a step."""
+    c = self.dit_config
+    partitioning.check_training(
+      mesh,
+      batch_size=self.config.batch_size,
+      num_frames=self.batches.num_frames,
+      num_heads=c.num_heads,
+      hidden_width=c.mlp_ratio * c.width,
+      num_experts=c.num_experts if c.num_moe_blocks else 0,
+      accumulation_steps=accumulation_steps,
+    )
+
+  def flops(self, batch: Mapping[str, Any]) -> int:
+    """Model operations of a step on a batch; see `step_flops`."""
+    clips, frames, tokens, _ = batch["mean"].shape
+    return step_flops.dit_step(
+      self.dit_config,
+      self.encoder_config,
+      batch_size=clips,
+      num_frames=frames,
+      num_tokens=tokens,
+      has_pictures="images" in batch,
+      encoder_learns=self.config.train_image_encoder,
+      is_adapted=bool(self.config.lora.rank),
+    )
+
+  def batch(
+    self, step: int, rows: np.ndarray | None = None
+  ) -> dict[str, np.ndarray]:
+    """The batch of a step, or some rows of it."""
+    return self.batches.batch(step, rows)
+
+  def describe_batch(self, step: int) -> str:
+    """Which clips a step sees."""
+    return self.batches.describe(step)
+
+  def loss(
+    self, params: Any, batch: dict[str, Array], key: Array
+  ) -> tuple[Array, dict[str, Array]]:
+    """Flow matching loss and the routers' balancing loss."""
+    sample_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
+    num_clips = len(batch["mean"])
+    latents = self._sample_latents(batch, sample_key)
+    time = time_sampling.get(self.config.time_sampling)(time_key, num_clips)
+    keep = jax.random.bernoulli(
+      drop_key, 1.0 - self.config.context_dropout, (num_clips, 1, 1, 1)
+    )
+    model = nnx.merge(self.graphdef, params)
+    context = self._context(model, batch)
+    errors, output = self._errors(
+      model,
+      latents,
+      context * keep,
+      noise_key,
+      time,
+      self._temporal_weight(drop_key, num_clips),
+    )
+    matching, balance = errors.mean(), output.aux_losses.sum()
+    loss = matching + balance
+    metrics = {
+      "flow_loss": matching,
+      "router_aux_loss": balance,
+      "router_max_load": output.router_load.max(initial=0.0),
+      "router_min_load": output.router_load.min(initial=1.0),
+    } | _by_time(errors, time)
+    if len(output.router_load):
+      mean_load = output.router_load.mean(0)
+      metrics |= {f"router_load/{e}": x for e, x in enumerate(mean_load)}
+    if model.field_head is not None:
+      metrics["context_field_error"] = self._context_field_error(
+        model, context, batch["samples"]
+      )
+      loss += self.config.context_field_weight * metrics["context_field_error"]
+    return loss, metrics
+
+  def _temporal_weight(self, key, num_clips):
+    """0 for clips whose frames are denoised one by one, else 1 [B]."""
+    rate = self.config.temporal_dropout
+    if not rate:
+      return None
+    key = jax.random.fold_in(key, 1)
+    kept = jax.random.bernoulli(key, 1.0 - rate, (num_clips,))
+    return kept.astype(jnp.float32)
+
+  def _context(self, model, batch):
+    """Context tokens [B, F, I, D], of pictures unless they are given."""
+    if "context" in batch:
+      context = batch["context"].astype(self.encoder_config.dtype)
+      return partitioning.constrain(context, "batch", "frames")
+    images = batch["images"].astype(jnp.float32) / 127.5 - 1.0
+    context = model.image_encoder(images)
+    context = partitioning.constrain(context, "batch", "frames")
+    if not self.config.train_image_encoder:
+      context = jax.lax.stop_gradient(context)
+    return context
+
+  def _context_field_error(self, model, context, samples):
+    """Absolute error of the field that is read off the context alone."""
+    head = model.field_head
+    field = head(head.encode_tokens(context), samples[..., :3])
+    target = jnp.clip(samples[..., 3] / self.config.field_band, -1.0, 1.0)
+    return jnp.abs(field - target).mean()
+
+  def _sample_latents(self, batch, key):
+    """Latents [B, F, N, C] of unit variance, ONE noise a clip."""
+    mean = batch["mean"].astype(jnp.float32)
+    std = jnp.exp(0.5 * batch["log_variance"].astype(jnp.float32))
+    noise = jax.random.normal(key, mean[:, :1].shape)
+    return self.scale * (mean + std * noise)
+
+  def _errors(
+    self, model, latents, context, noise_key, time, temporal_weight=None
+  ):
+    """Squared errors [B] of the velocity at given times."""
+    noise = jax.random.normal(noise_key, latents.shape)
+    output = model.dit(
+      paths.interpolate(noise, latents, time),
+      time,
+      context,
+      temporal_weight=temporal_weight,
+    )
+    errors = losses.squared_error_per_clip(
+      output.velocity, paths.velocity(noise, latents)
+    )
+    return errors, output
+
+  def _evaluate_batch(self, params, batch, key):
+    """Errors of one clip at fixed times."""
+    sample_key, noise_key = jax.random.split(key)
+    latents = self._sample_latents(batch, sample_key)
+    times = (jnp.arange(_TIME_BUCKETS) + 0.5) / _TIME_BUCKETS
+    repeat = lambda x: jnp.repeat(x, _TIME_BUCKETS, 0)
+    model = nnx.merge(self.graphdef, params)
+    context = self._context(model, batch)
+    errors, _ = self._errors(
+      model, repeat(latents), repeat(context), noise_key, times
+    )
+    return partitioning.constrain(errors)
+
+  def evaluate(self, params: Any) -> dict[str, float]:
+    """Flow loss on held-out clips at the centres of equal time buckets."""
+    results = []
+    for clip in range(min(self.config.eval_clips, self.batches.num_held_out)):
+      batch = self.batches.held_out(clip)
+      results.append(self._evaluate(params, batch, jax.random.key(clip)))
+    if not results:
+      return {}
+    errors = np.mean(results, 0)
+    named = {_bucket_name(i): float(e) for i, e in enumerate(errors)}
+    return named | {"flow_loss": float(errors.mean())}

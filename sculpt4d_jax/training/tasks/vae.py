@@ -1,0 +1,215 @@
+"""Training of the shape autoencoder on surfaces and signed distances."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
+from sculpt4d_jax.data import batches as batches_lib
+from sculpt4d_jax.geometry import farthest_points
+from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.training.ahead_of_time import step_flops
+
+Array = array_types.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class VAETaskConfig:
+  """How the autoencoder is trained.
+
+  Attributes:
+    batch_size: Clips a step.
+    num_frames: Frames taken of each clip.
+    num_queries: Distance samples taken of each frame.
+    field_band: The field is the signed distance over this, cut at +-1.
+    kl_weight: Weight of the divergence from the standard normal.
+    initial_log_variance: Of the posterior before training. Latents that start
+      as mostly noise keep the decoder from learning to read them.
+    seed: Of parameters, batches and noise.
+    eval_clips: Held-out clips that are evaluated; 0 evaluates nothing.
+  """
+
+  batch_size: int
+  num_frames: int
+  num_queries: int
+  field_band: float
+  kl_weight: float
+  initial_log_variance: float = -4.0
+  seed: int = 0
+  eval_clips: int = 32
+
+
+class VAETask:
+  """Loss, batches and evaluation of the autoencoder."""
+
+  is_trained = None  # Everything.
+
+  def __init__(
+    self,
+    config: VAETaskConfig,
+    model_config: shape_vae.ShapeVAEConfig,
+    num_uniform: int,
+    batches: batches_lib.Batches,
+    init_from: Mapping[str, nnx.State] | None = None,
+  ):
+    self.config = config
+    self.model_config = model_config
+    self.num_uniform = num_uniform
+    self.batches = batches
+    self.warm_start = init_from or {}
+    abstract = nnx.eval_shape(self._create)
+    self.graphdef = nnx.split(abstract)[0]
+    self._evaluate = jax.jit(self._evaluate_batch)
+
+  def _create(self) -> shape_vae.ShapeVAE:
+    rngs = nnx.Rngs(self.config.seed)
+    return shape_vae.ShapeVAE(self.model_config, rngs=rngs)
+
+  def init_params(self) -> nnx.State:
+    """Fresh parameters; may be traced."""
+
+    def init():
+      vae = self._create()
+      bias = vae.moments_proj.bias
+      channels = self.model_config.latent_channels
+      bias[...] = bias[...].at[channels:].set(self.config.initial_log_variance)
+      return nnx.split(vae)[1]
+
+    return init()
+
+  def check_mesh(
+    self, mesh: partitioning.Mesh, accumulation_steps: int
+  ) -> None:
+    """Raises ValueError where the mesh does not divide a step."""
+    partitioning.check_training(
+      mesh,
+      batch_size=self.config.batch_size,
+      num_frames=self.config.num_frames,
+      accumulation_steps=accumulation_steps,
+    )
+
+  def exported(self, params: nnx.State) -> nnx.State:
+    """The autoencoder is exported as it is trained."""
+    return params
+
+  def flops(self, batch: Mapping[str, Any]) -> int:
+    """Model operations of a step on a batch; see `step_flops`."""
+    clips, frames, queries, _ = batch["samples"].shape
+    return step_flops.vae_step(
+      self.model_config,
+      batch_size=clips,
+      num_frames=frames,
+      num_queries=queries,
+    )
+
+  def batch(
+    self, step: int, rows: np.ndarray | None = None
+  ) -> dict[str, np.ndarray]:
+    """The batch of a step, or some rows of it."""
+    return self.batches.batch(step, rows)
+
+  def describe_batch(self, step: int) -> str:
+    """Which clips a step sees."""
+    return self.batches.describe(step)
+
+  def loss(
+    self, params: Any, batch: dict[str, Array], key: Array
+  ) -> tuple[Array, dict[str, Array]]:
+    """Absolute error of the field, and the divergence."""
+    rows_key, noise_key = jax.random.split(key)
+    vae = nnx.merge(self.graphdef, params)
+    posterior = self._encode(vae, batch["surface"], rows_key)
+    noise = shape_vae.sequence_noise(
+      noise_key,
+      len(batch["surface"]),
+      self.model_config.num_latents,
+      self.model_config.latent_channels,
+    )
+    field, target = self._field(vae, posterior.sample(noise), batch["samples"])
+    error = jnp.abs(field - target).mean()
+    divergence = posterior.kl().mean()
+    loss = error + self.config.kl_weight * divergence
+    metrics = {
+      "field_error": error,
+      "kl": divergence,
+      "sample_iou": _iou(field, target),
+    }
+    return loss, metrics
+
+  def _encode(self, vae, surface, key):
+    inputs, queries = select_clip_rows(
+      key, surface, self.model_config, self.num_uniform
+    )
+    return vae.encode(inputs, queries)
+
+  def _field(self, vae, latents, samples):
+    """Predicted and true field at samples [B, F, Q]."""
+    field = vae.query_field(vae.decode(latents), samples[..., :3])
+    target = samples[..., 3] / self.config.field_band
+    return field, jnp.clip(target, -1.0, 1.0)
+
+  def _evaluate_batch(self, params, batch, key):
+    vae = nnx.merge(self.graphdef, params)
+    posterior = self._encode(vae, batch["surface"], key)
+    field, target = self._field(vae, posterior.mode(), batch["samples"])
+    metrics = {
+      "field_error": jnp.abs(field - target).mean(),
+      "sample_iou": _iou(field, target),
+      "kl": posterior.kl().mean(),
+      "latent_std": jnp.sqrt(jnp.mean(posterior.mean**2 + posterior.std**2)),
+    }
+    return jax.tree.map(partitioning.constrain, metrics)
+
+  def evaluate(self, params: Any) -> dict[str, float]:
+    """Metrics on held-out clips, all frames and samples of them."""
+    results = []
+    for clip in range(min(self.config.eval_clips, self.batches.num_held_out)):
+      batch = self.batches.held_out(clip)
+      results.append(self._evaluate(params, batch, jax.random.key(clip)))
+    if not results:
+      return {}
+    return jax.tree.map(lambda *x: float(np.mean(x)), *results)
+
+
+def _iou(field: Array, target: Array) -> Array:
+  """Samples inside both, over samples inside either."""
+  inside, truth = field > 0, target > 0
+  return (inside & truth).sum() / jnp.maximum((inside | truth).sum(), 1)
+
+
+def select_clip_rows(
+  key: Array,
+  surface: Array,
+  config: shape_vae.ShapeVAEConfig,
+  num_uniform: int,
+) -> tuple[Array, Array]:
+  """Rows that are read and rows that are queries, chosen on frame 0.
+
+  Args:
+    key: Randomness of the choice.
+    surface: [B, F, P, 7], uniform rows first.
+    config: Of the autoencoder.
+    num_uniform: Uniform rows among the P.
+
+  Returns:
+    Inputs [B, F, R, 7] and queries [B, F, N, 7]: the same rows in all frames.
+  """
+
+  def of_clip(key, surface):
+    inputs, queries = farthest_points.select_rows(
+      key,
+      surface[0],
+      num_latents=config.num_latents,
+      num_uniform=num_uniform,
+      num_sharp=surface.shape[1] - num_uniform,
+      downsample_ratio=config.downsample_ratio,
+    )
+    return surface[:, inputs], surface[:, queries]
+
+  return jax.vmap(of_clip)(jax.random.split(key, len(surface)), surface)

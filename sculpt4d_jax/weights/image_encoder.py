@@ -1,0 +1,129 @@
+"""Names of DINOv2 checkpoints, and where their arrays go in `ImageEncoder`.
+
+Two namings of the transformers library are known and told apart by themselves:
+version 4's (attention.query, ..., output.dense), which Hunyuan3D 2.1 stores,
+and version 5's (q_proj, ..., o_proj).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from sculpt4d_jax.models import image_encoder
+from sculpt4d_jax.weights import rules as weight_rules
+from sculpt4d_jax.weights import transforms as weight_transforms
+
+Naming = Literal["transformers4", "transformers5"]
+Rule = weight_rules.Rule
+
+# What the conditioner of Hunyuan3D 2.1 puts before every name.
+CONDITIONER_PREFIX = "main_image_encoder.model."
+# Learned for masked pretraining; no forward pass reads it.
+IGNORE = (r".*embeddings\.mask_token",)
+
+_ATTENTION = {
+  "transformers4": (
+    "attention.attention.query",
+    "attention.attention.key",
+    "attention.attention.value",
+    "attention.output.dense",
+  ),
+  "transformers5": (
+    "attention.q_proj",
+    "attention.k_proj",
+    "attention.v_proj",
+    "attention.o_proj",
+  ),
+}
+
+
+def rules(
+  num_layers: int, *, prefix: str = "", naming: Naming = "transformers4"
+) -> list[Rule]:
+  """The table for an encoder of `num_layers` blocks."""
+  linear, flat = weight_rules.linear, weight_rules.flat
+  squeezed = weight_transforms.squeezed
+  embeddings = prefix + "embeddings."
+  patch = embeddings + "patch_embeddings.projection."
+  table = [
+    Rule(embeddings + "cls_token", "class_token", squeezed()),
+    Rule(embeddings + "position_embeddings", "positions", squeezed()),
+    Rule(
+      patch + "weight",
+      "patch_proj.kernel",
+      weight_transforms.convolution(),
+    ),
+    Rule(patch + "bias", "patch_proj.bias"),
+    Rule(prefix + "layernorm.weight", "norm.scale"),
+    Rule(prefix + "layernorm.bias", "norm.bias"),
+  ]
+  source, target = prefix + "encoder.layer.{layer}.", "blocks."
+  layer = []
+  for i in "12":
+    norm, fc = f"norm{i}.", f"mlp.fc{i}."
+    layer += [
+      Rule(source + norm + "weight", target + norm + "scale[{layer}]"),
+      Rule(source + norm + "bias", target + norm + "bias[{layer}]"),
+      Rule(
+        source + f"layer_scale{i}.lambda1",
+        target + f"scale{i}" + "[{layer}]",
+      ),
+      Rule(source + fc + "weight", target + fc + "kernel[{layer}]", linear()),
+      Rule(source + fc + "bias", target + fc + "bias[{layer}]"),
+    ]
+  ours = ("query", "key", "value", "out")
+  for name, theirs in zip(ours, _ATTENTION[naming], strict=True):
+    path = f"{target}attention.{name}."
+    num_in_axes = 2 if name == "out" else 1
+    layer += [
+      Rule(
+        f"{source}{theirs}.weight",
+        path + "kernel[{layer}]",
+        linear(num_in_axes),
+      ),
+      Rule(f"{source}{theirs}.bias", path + "bias[{layer}]", flat()),
+    ]
+  return table + [
+    rule.fill(layer=i) for i in range(num_layers) for rule in layer
+  ]
+
+
+def rules_for(
+  config: image_encoder.ImageEncoderConfig, names: Iterable[str]
+) -> list[Rule]:
+  """The table in the naming that a checkpoint's names have."""
+  names = list(names)
+  has_prefix = any(name.startswith(CONDITIONER_PREFIX) for name in names)
+  is_new = any(name.endswith("attention.q_proj.weight") for name in names)
+  return rules(
+    config.num_layers,
+    prefix=CONDITIONER_PREFIX if has_prefix else "",
+    naming="transformers5" if is_new else "transformers4",
+  )
+
+
+def convert(
+  checkpoint: Mapping[str, Any],
+  encoder: image_encoder.ImageEncoder,
+  *,
+  dtype: Any = np.float32,
+) -> dict[str, np.ndarray]:
+  """Parameters of `encoder` (which may be abstract) by path.
+
+  Args:
+    checkpoint: A DINOv2 state dict, or Hunyuan3D 2.1's conditioner, whose names
+      have a prefix.
+    encoder: Its sizes must be the checkpoint's.
+    dtype: Of the result.
+
+  Raises:
+    ValueError: Names or shapes do not fit; all differences are listed.
+  """
+  return weight_rules.convert(
+    rules_for(encoder.config, checkpoint),
+    checkpoint,
+    weight_rules.param_shapes(encoder),
+    ignore=IGNORE,
+    dtype=dtype,
+  )

@@ -1,0 +1,363 @@
+"""Checkpoints of Hunyuan3D 2.1, Sculpt4D and DINOv2 into ours.
+
+`plan_conversion` compares files with networks and reads no number; the plan
+describes what goes where; `write` carries it out with one tensor in memory at a
+time. The result is a folder with an Orbax checkpoint for each network, and
+sculpt4d.json, which says what they are; `model_folders.load` reads it.
+`weight_export` goes the other way.
+
+Temporal attention that a checkpoint lacks starts from its initial values: its
+output projection is zero, and the 4D model equals the per-frame one.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+import numpy as np
+
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.models import dit as dit_lib
+from sculpt4d_jax.weights import checkpoint_parts
+from sculpt4d_jax.weights import checkpoint_sizes
+from sculpt4d_jax.weights import dit as dit_weights
+from sculpt4d_jax.weights import export as weight_export
+from sculpt4d_jax.weights import image_encoder as image_encoder_weights
+from sculpt4d_jax.weights import model_folders
+from sculpt4d_jax.weights import orbax_leaves
+from sculpt4d_jax.weights import rule_files
+from sculpt4d_jax.weights import rules as weight_rules
+from sculpt4d_jax.weights import temporal as temporal_weights
+from sculpt4d_jax.weights import vae as vae_weights
+from sculpt4d_jax.weights.tensor_files import tensor_file
+
+CheckpointError = tensor_file.CheckpointError
+PARTS = checkpoint_parts.PARTS
+DTYPES = ("bfloat16", "float32")
+# Of our temporal attention, what a checkpoint with temporal attention may lack:
+# biases that are zero then.
+_TEMPORAL_BIASES = (
+  r"stages\.\d+\.temporal_attention\.out\.bias",
+  r"stages\.\d+\.norm_temporal\.bias",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartPlan:
+  """How one network is made.
+
+  Attributes:
+    name: "dit", "vae" or "image_encoder".
+    config: Its configuration.
+    part: Where its tensors are.
+    plan: What goes where.
+    shapes: Of our parameters by path.
+    original: The names in the file, by the names that rules see.
+  """
+
+  name: str
+  config: Any
+  part: checkpoint_parts.Part
+  plan: weight_rules.Plan
+  shapes: Mapping[str, tuple[int, ...]]
+  original: Mapping[str, str]
+
+  def describe(self) -> Iterator[str]:
+    """A line for every name on either side."""
+    yield f"{self.name}, from {self.part.file.path}:"
+    for step in self.plan.steps:
+      targets = ", ".join(
+        f"{s.path}{list(s.index) or ''} {list(s.shape)}" for s in step.slots
+      )
+      for name in step.sources:
+        info = self.part.tensors[name]
+        yield (
+          f"  {self.original[self.part.prefix + name]} {info.dtype}"
+          f" {list(info.shape)} -> {targets} ({step.transform.name})"
+        )
+    for name in self.plan.ignored:
+      yield f"  {self.original[self.part.prefix + name]} -> not needed"
+    for path in self.plan.unfilled:
+      yield (
+        f"  not in the checkpoint -> {path} {list(self.shapes[path])}"
+        f" ({_initial_kind(path)})"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+  """How all networks of a checkpoint are made.
+
+  Attributes:
+    parts: One for each network.
+    not_read: Files, or networks in them, that are not needed.
+    seed: Of initial values.
+  """
+
+  parts: tuple[PartPlan, ...]
+  not_read: tuple[str, ...]
+  seed: int
+
+  @property
+  def num_steps(self) -> int:
+    return sum(len(part.plan.steps) for part in self.parts)
+
+  def describe(self) -> Iterator[str]:
+    for part in self.parts:
+      yield from part.describe()
+    for line in self.not_read:
+      yield f"Not read: {line}."
+
+  def summary(self) -> Iterator[str]:
+    """A line for each network."""
+    for part in self.parts:
+      tensors = sum(len(step.sources) for step in part.plan.steps)
+      numbers = sum(
+        int(np.prod(info.shape)) for info in part.part.tensors.values()
+      )
+      line = f"{part.name}: {tensors} tensors, {numbers:,} numbers"
+      if part.plan.unfilled:
+        line += (
+          f"; {len(part.plan.unfilled)} parameters of temporal attention are"
+          " not in the checkpoint and start from initial values, their output"
+          " projection from zero"
+        )
+      yield line + "."
+
+
+def plan_conversion(
+  files: Sequence[tensor_file.TensorFile],
+  configs: Mapping[str, Any],
+  *,
+  heads: str | None = None,
+  rules: rule_files.RuleFile = rule_files.RuleFile(),
+  seed: int = 0,
+) -> Conversion:
+  """Compares checkpoints with networks.
+
+  Args:
+    files: The checkpoints. A network that several hold is taken from the first.
+    configs: Configuration of each network that is wanted, by part.
+    heads: Layout of temporal attention's heads, one of
+      `temporal_weights.HEADS`, where the checkpoint does not say it.
+    rules: A user's own rules.
+    seed: Of the initial values of what a checkpoint lacks.
+
+  Raises:
+    CheckpointError: A network is not there, or something has to be said.
+    ValueError: Names, shapes or dtypes do not agree; all are listed.
+  """
+  if heads not in (None, *temporal_weights.HEADS):
+    raise ValueError(
+      f"Heads {heads!r}: choose one of {temporal_weights.HEADS}."
+    )
+  found, not_read, spare = {}, [], []
+  for file in files:
+    renamed = _Renamed(file, rules)
+    parts, rest = checkpoint_parts.split(renamed, rules.prefixes)
+    spare += [f"{renamed.original[name]} in {file.path}" for name in rest]
+    for name, part in parts.items():
+      if name in configs and name not in found:
+        found[name] = part
+      else:
+        reason = "there already" if name in configs else "not asked for"
+        not_read.append(f"{name} in {file.path}, {reason}")
+  missing = [name for name in configs if name not in found]
+  if missing:
+    places = ", ".join(str(file.path) for file in files)
+    raise CheckpointError(
+      f"There is no {' and no '.join(missing)} in {places}. Give further"
+      " checkpoints, or say --parts for those that are there; names of"
+      " another kind need a rule file (--rules)."
+    )
+  made, problems = [], []
+  for name, config in configs.items():
+    try:
+      made.append(_plan_part(name, config, found[name], heads, rules))
+    except CheckpointError:
+      raise
+    except ValueError as error:
+      problems.append(f"{name}, from {found[name].file.path}: {error}")
+  if spare and not _all_ignored(spare, rules):
+    listed = "\n    ".join(spare)
+    problems.append(f"Names that belong to no network:\n    {listed}")
+  if problems:
+    raise ValueError("\n".join(problems))
+  return Conversion(tuple(made), tuple(not_read), seed)
+
+
+def write(
+  conversion: Conversion,
+  folder: str | pathlib.Path,
+  *,
+  dtype: str = "bfloat16",
+  details: Mapping[str, Any] | None = None,
+  overwrite: bool = False,
+  on_step: Callable[[], None] = lambda: None,
+) -> None:
+  """Converts, one tensor in memory at a time.
+
+  Args:
+    conversion: What `plan_conversion` made.
+    folder: Of the result, which appears when it is whole.
+    dtype: Of the result, one of DTYPES.
+    details: What sculpt4d.json should tell.
+    overwrite: Whether an earlier conversion in `folder` is replaced.
+    on_step: Called after each rule.
+
+  Raises:
+    ValueError: The folder exists, or the checkpoint is damaged.
+    atomic.OutputError: The folder cannot be written.
+  """
+  if dtype not in DTYPES:
+    raise ValueError(f"dtype={dtype!r}: choose one of {DTYPES}.")
+  folder = pathlib.Path(folder)
+  if overwrite and folder.exists():
+    if not (folder / model_folders.DESCRIPTION).is_file():
+      raise ValueError(
+        f"{folder} exists and holds no converted checkpoint; choose another"
+        " folder."
+      )
+  with atomic.new_folder(folder, replace=overwrite) as staging:
+    about = {}
+    for part in conversion.parts:
+      _write_part(part, staging / part.name, dtype, conversion.seed, on_step)
+      about[part.name] = model_folders.describe(
+        part.config,
+        {
+          "source": str(part.part.file.path),
+          "initialised": list(part.plan.unfilled),
+        }
+        | _own_details(part)
+        | dict(details or {}),
+      )
+    model_folders.write_description(staging, about, dtype)
+
+
+class _Renamed(tensor_file.TensorFile):
+  """A file whose names have passed a user's renames."""
+
+  def __init__(self, file: tensor_file.TensorFile, rules: rule_files.RuleFile):
+    self._file = file
+    self.original: dict[str, str] = {}
+    for name in file.tensors:
+      renamed = rules.rename(name)
+      if renamed in self.original:
+        raise CheckpointError(
+          f"The renames of the rule file make one name, {renamed!r}, of"
+          f" {self.original[renamed]!r} and {name!r}."
+        )
+      self.original[renamed] = name
+    super().__init__(
+      file.path,
+      {new: file.tensors[old] for new, old in self.original.items()},
+      file.metadata,
+    )
+
+  def read(self, name: str) -> np.ndarray:
+    return self._file.read(self.original[name])
+
+
+def _all_ignored(spare: Sequence[str], rules: rule_files.RuleFile) -> bool:
+  names = [text.partition(" in ")[0] for text in spare]
+  return all(weight_rules.matches(name, rules.ignore) for name in names)
+
+
+def _plan_part(name, config, part, heads, rules) -> PartPlan:
+  checkpoint_sizes.check_config_file(name, part.file.path, config)
+  kind = checkpoint_parts.KINDS[name][0]
+  abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+  shapes = weight_rules.param_shapes(abstract)
+  tensors = part.tensors
+  ignore, optional = rules.ignore, ()
+  if name == "dit":
+    table = rules.merge(name, config, dit_weights.rules(config))
+    heads = heads or part.file.metadata.get(temporal_weights.METADATA)
+    if not any("temporal" in t for rule in table for t in rule.targets):
+      extra = temporal_weights.find_rules(config, tensors, table, heads)
+      optional = _TEMPORAL_BIASES if extra else dit_weights.TEMPORAL
+      table += extra
+  elif name == "vae":
+    table = rules.merge(name, config, vae_weights.rules(config))
+  else:
+    table = rules.merge(
+      name, config, image_encoder_weights.rules_for(config, tensors)
+    )
+    ignore = (*ignore, *image_encoder_weights.IGNORE)
+  plan = weight_rules.plan(
+    table,
+    tensors,
+    shapes,
+    ignore=ignore,
+    optional=optional,
+    hint=checkpoint_sizes.differences(name, tensors, config),
+  )
+  return PartPlan(name, config, part, plan, shapes, part.file.original)
+
+
+def _write_part(part: PartPlan, folder, dtype, seed, on_step) -> None:
+  axes = {
+    slot.path: len(slot.index)
+    for step in part.plan.steps
+    for slot in step.slots
+  }
+  unfilled = part.plan.unfilled
+  axes |= dict.fromkeys(unfilled, 1)  # Stacks of blocks, all of them.
+  writer = orbax_leaves.LeafWriter(folder, part.shapes, axes, dtype)
+  left = [len(step.slots) for step in part.plan.steps]
+  done = 0
+  for slot, array in part.plan.run(part.part.read):
+    try:
+      writer.write(slot.path, slot.index, array)
+    except CheckpointError as error:
+      names = ", ".join(part.plan.steps[done].sources)
+      raise CheckpointError(
+        f"{part.part.file.path}: {names} {error}; the checkpoint is damaged."
+      ) from error
+    left[done] -= 1
+    if not left[done]:
+      done += 1
+      on_step()
+  if unfilled:
+    for path, index, array in _initial_values(part, seed):
+      writer.write(path, index, array)
+  writer.finish()
+
+
+def _own_details(part: PartPlan) -> dict[str, Any]:
+  """What an export of ours says about the autoencoder beside its weights."""
+  scale = part.part.file.metadata.get(weight_export.SCALE)
+  if part.name != "vae" or scale is None:
+    return {}
+  try:
+    return {"scale_factor": float(scale)}
+  except ValueError as error:
+    raise CheckpointError(
+      f"{part.part.file.path} has a damaged header: {error}."
+    ) from error
+
+
+def _initial_values(part: PartPlan, seed: int):
+  """Initial values of the temporal layers, block by block."""
+  wanted = set(part.plan.unfilled)
+  for block in range(part.config.depth):
+    stage, slot = part.config.locate(block)
+    prefix = f"stages.{stage}."
+    key = jax.random.fold_in(jax.random.key(seed), block)
+    layers = dit_lib.temporal_layers(part.config, rngs=nnx.Rngs(key))
+    for name, layer in layers.items():
+      for path, value in weight_rules.params_by_path(layer).items():
+        full = f"{prefix}{name}.{path}"
+        if full in wanted:
+          yield full, (slot,), np.asarray(value)
+
+
+def _initial_kind(path: str) -> str:
+  if path.endswith((".out.kernel", ".bias")):
+    return "initialised with zeros"
+  if path.endswith(".scale"):
+    return "initialised with ones"
+  return "initialised at random"

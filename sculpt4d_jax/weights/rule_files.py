@@ -1,0 +1,189 @@
+r"""Rules of a user's own for checkpoints whose names are not known here.
+
+A rule file is JSON or TOML. In TOML:
+
+    [[rules]]
+    part = "dit"
+    sources = ["blocks.{block}.time_attn.qkv.weight"]
+    targets = [
+      "stages.{stage}.temporal_attention.query.kernel[{slot}]",
+      "stages.{stage}.temporal_attention.key.kernel[{slot}]",
+      "stages.{stage}.temporal_attention.value.kernel[{slot}]",
+    ]
+    transform = "stacked_heads"
+
+    [[rename]]               # A regular expression; applied before all rules.
+    from = "^denoiser\\."
+    to = "model."
+
+    ignore = ["ema_step"]    # Patterns of names that are not needed.
+
+    [prefixes]               # Where a file holds two copies of a network.
+    dit = "ema.model."
+
+`part` is dit, vae or image_encoder. {block} runs over the blocks of the DiT
+and brings {stage} and {slot}, the block's place in our stacks, along; "blocks"
+lists some of them. {expert} runs over the experts, {layer} over as many layers
+as "layers" says. A rule replaces those of the built-in table that read the same
+sources or fill the same targets. The transforms are identity, linear,
+linear_out, flat, interleaved_heads, stacked_heads, convolution and squeezed;
+see `weight_transforms.py`.
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import json
+import pathlib
+import re
+import tomllib
+from typing import Any
+
+from sculpt4d_jax.models import dit_config
+from sculpt4d_jax.weights import checkpoint_parts
+from sculpt4d_jax.weights import rules as weight_rules
+from sculpt4d_jax.weights import transforms as weight_transforms
+
+Rule = weight_rules.Rule
+
+_KEYS = ("rules", "rename", "ignore", "prefixes")
+_RULE_KEYS = ("part", "sources", "targets", "transform", "blocks", "layers")
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleFile:
+  """What a rule file says; by default nothing.
+
+  Attributes:
+    entries: The rules as written.
+    renames: Pairs of a compiled expression and its replacement.
+    ignore: Patterns of names that are not needed.
+    prefixes: Of networks, by part.
+  """
+
+  entries: tuple[Mapping[str, Any], ...] = ()
+  renames: tuple[tuple[re.Pattern, str], ...] = ()
+  ignore: tuple[str, ...] = ()
+  prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def rename(self, name: str) -> str:
+    """A name of the checkpoint as the rules see it."""
+    for pattern, replacement in self.renames:
+      name = pattern.sub(replacement, name)
+    return name
+
+  def merge(self, part: str, config: Any, table: Iterable[Rule]) -> list[Rule]:
+    """The built-in table with this file's rules for a part in it."""
+    own = [
+      rule
+      for entry in self.entries
+      if entry["part"] == part
+      for rule in _fill(entry, config)
+    ]
+    sources = {name for rule in own for name in rule.sources}
+    targets = {path for rule in own for path in rule.targets}
+    kept = [
+      rule
+      for rule in table
+      if sources.isdisjoint(rule.sources) and targets.isdisjoint(rule.targets)
+    ]
+    return kept + own
+
+
+def read(path: str | pathlib.Path) -> RuleFile:
+  """Reads a rule file.
+
+  Raises:
+    ValueError: It is no such file; the message says where.
+  """
+  path = pathlib.Path(path)
+  try:
+    text = path.read_text()
+    content = (
+      tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    )
+  except ValueError as error:
+    kind = "TOML" if path.suffix == ".toml" else "JSON"
+    raise ValueError(f"{path} is no valid {kind}: {error}.") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} must hold an object with some of {_KEYS}.")
+  _check_keys(path, content, _KEYS)
+  entries = tuple(content.get("rules", ()))
+  for number, entry in enumerate(entries):
+    _check_entry(f"{path}, rule {number}", entry)
+  renames = []
+  for entry in content.get("rename", ()):
+    try:
+      renames.append((re.compile(entry["from"]), entry["to"]))
+    except (re.error, KeyError, TypeError) as error:
+      raise ValueError(
+        f"{path}: a rename needs 'from', a regular expression, and 'to'"
+        f" ({error})."
+      ) from error
+  prefixes = content.get("prefixes", {})
+  _check_keys(path, prefixes, checkpoint_parts.PARTS)
+  return RuleFile(
+    entries, tuple(renames), tuple(content.get("ignore", ())), prefixes
+  )
+
+
+def _check_keys(place, content, allowed) -> None:
+  unknown = set(content) - set(allowed)
+  if unknown:
+    raise ValueError(
+      f"{place}: unknown {sorted(unknown)}; expected some of {allowed}."
+    )
+
+
+def _check_entry(place, entry) -> None:
+  if not isinstance(entry, dict):
+    raise ValueError(f"{place} is no object.")
+  _check_keys(place, entry, _RULE_KEYS)
+  missing = {"part", "sources", "targets"} - set(entry)
+  if missing:
+    raise ValueError(f"{place} lacks {sorted(missing)}.")
+  if entry["part"] not in checkpoint_parts.PARTS:
+    raise ValueError(
+      f"{place}: part={entry['part']!r}; choose one of"
+      f" {checkpoint_parts.PARTS}."
+    )
+  transform = entry.get("transform", "identity")
+  if transform not in weight_transforms.BY_NAME:
+    raise ValueError(
+      f"{place}: transform={transform!r}; choose one of"
+      f" {tuple(weight_transforms.BY_NAME)}."
+    )
+
+
+def _fill(entry: Mapping[str, Any], config: Any) -> list[Rule]:
+  """An entry's rules, the names in braces filled."""
+  name = entry.get("transform", "identity")
+  make = weight_transforms.BY_NAME[name]
+  sources = _tuple(entry["sources"])
+  if name in ("interleaved_heads", "stacked_heads"):
+    transform = make(num_sources=len(sources))
+  else:
+    transform = make()
+  rule = Rule(sources, _tuple(entry["targets"]), transform)
+  text = " ".join(rule.sources + rule.targets)
+  places: list[dict[str, int]] = [{}]
+  if "{block}" in text and isinstance(config, dit_config.DiTConfig):
+    places = []
+    for block in entry.get("blocks", range(config.depth)):
+      stage, slot = config.locate(block)
+      places.append(dict(block=block, stage=stage, slot=slot))
+  if "{expert}" in text:
+    experts = range(config.num_experts)
+    places = [p | {"expert": e} for p in places for e in experts]
+  if "{layer}" in text:
+    layers = range(int(entry.get("layers", 0)))
+    places = [p | {"layer": i} for p in places for i in layers]
+  try:
+    return [rule.fill(**place) for place in places]
+  except KeyError as error:
+    raise ValueError(
+      f"Rule {sources}: nothing is known to put in the place of {error}."
+    ) from error
+
+
+def _tuple(names) -> tuple[str, ...]:
+  return (names,) if isinstance(names, str) else tuple(names)

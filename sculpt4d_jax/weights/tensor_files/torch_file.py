@@ -1,0 +1,204 @@
+"""PyTorch's zip archives: .ckpt, .pt, .pth and .bin, without PyTorch.
+
+An archive holds NAME/data.pkl, which lists the tensors, and NAME/data/KEY for
+the numbers of each storage, uncompressed. The list is read by `torch_pickle`,
+which runs no code; numbers are read where they lie, and their check sums are
+compared.
+"""
+
+import pathlib
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+
+from sculpt4d_jax.weights.tensor_files import tensor_file
+from sculpt4d_jax.weights.tensor_files import torch_pickle
+
+CheckpointError = tensor_file.CheckpointError
+
+_ZIP = b"PK\x03\x04"
+# How files of PyTorch before 1.6 begin: a pickled magic number.
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LOCAL_HEADER = 30
+
+
+class TorchFile(tensor_file.TensorFile):
+  """A PyTorch checkpoint; nested dictionaries become dotted names."""
+
+  def __init__(self, path: pathlib.Path):
+    """Reads the list of tensors.
+
+    Raises:
+      CheckpointError: The file is truncated, foreign, or holds code.
+    """
+    _check_kind(path)
+    self.path = path
+    try:
+      with zipfile.ZipFile(path) as archive:
+        self._entries = {entry.filename: entry for entry in archive.infolist()}
+        self._root = self._find_root(path)
+        listing = self._small(archive, "data.pkl", torch_pickle.MAX_BYTES)
+        order = self._small(archive, "byteorder", 64, b"little")
+    except CheckpointError:
+      raise
+    # What zipfile raises on archives that are none, or use what PyTorch does
+    # not: encryption, other compressions.
+    except (
+      zipfile.BadZipFile,
+      EOFError,
+      zlib.error,
+      struct.error,
+      OSError,
+      RuntimeError,
+      ValueError,
+    ) as error:
+      if isinstance(error, OSError) and error.filename:
+        raise
+      raise CheckpointError(
+        f"{path} is truncated or damaged: {error}. Download or copy it again."
+      ) from error
+    self._byte_order = "<" if order.strip() == b"little" else ">"
+    tree = torch_pickle.load(listing, str(path))
+    self._stored = torch_pickle.tensors(tree, str(path))
+    self._check_storages(path)
+    super().__init__(
+      path,
+      {
+        name: tensor_file.TensorInfo(tensor.shape, tensor.storage.dtype)
+        for name, tensor in self._stored.items()
+      },
+    )
+
+  def read(self, name: str) -> np.ndarray:
+    tensor = self._stored[name]
+    dtype = tensor_file.to_dtype(tensor.storage.dtype)
+    entry = self._entries[self._key(tensor.storage)]
+    start = tensor.offset * dtype.itemsize
+    count = tensor.extent * dtype.itemsize
+    content = self._content(entry, name, start, count)
+    flat = np.frombuffer(content, _with_order(dtype, self._byte_order))
+    if not flat.dtype.isnative:
+      flat = flat.astype(dtype)
+    strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
+    if not flat.size:
+      return np.empty(tensor.shape, dtype)
+    return np.lib.stride_tricks.as_strided(
+      flat, tensor.shape, strides, writeable=False
+    )
+
+  def _find_root(self, path) -> str:
+    roots = [
+      name.removesuffix("data.pkl")
+      for name in self._entries
+      if name == "data.pkl" or name.endswith("/data.pkl")
+    ]
+    if any(name.endswith("/constants.pkl") for name in self._entries):
+      raise CheckpointError(
+        f"{path} was refused: it is a TorchScript program, not a file of"
+        " weights."
+      )
+    if len(roots) != 1:
+      raise CheckpointError(
+        f"{path} is a zip archive, but no PyTorch checkpoint: expected one"
+        f" data.pkl in it, found {len(roots)}."
+      )
+    return roots[0]
+
+  def _small(self, archive, name, limit, default=None) -> bytes:
+    entry = self._entries.get(self._root + name)
+    if entry is None:
+      return default
+    if entry.file_size > limit:
+      raise CheckpointError(
+        f"{archive.filename}: {name} has {entry.file_size} bytes; no"
+        " checkpoint needs so many."
+      )
+    if entry.compress_type != zipfile.ZIP_STORED:
+      return archive.read(entry)
+    return bytes(self._content(entry, name, 0, entry.file_size))
+
+  def _content(self, entry, name, start, count) -> bytearray:
+    """A part of an entry; of a whole one the check sum is compared."""
+    content = tensor_file.read_bytes(
+      self.path, self._data_offset(entry) + start, count
+    )
+    # A part has no check sum of its own. Zero means that PyTorch was told to
+    # leave check sums out.
+    is_checked = count == entry.file_size and entry.CRC
+    if is_checked and zlib.crc32(content) != entry.CRC:
+      raise CheckpointError(
+        f"{self.path} is damaged: the check sum of {name!r} does not fit its"
+        " content. Download or copy it again."
+      )
+    return content
+
+  def _key(self, storage: torch_pickle.Storage) -> str:
+    return f"{self._root}data/{storage.key}"
+
+  def _check_storages(self, path) -> None:
+    problems = []
+    for name, tensor in self._stored.items():
+      entry = self._entries.get(self._key(tensor.storage))
+      size = tensor_file.to_dtype(tensor.storage.dtype).itemsize
+      size *= tensor.storage.size
+      if entry is None:
+        problems.append(f"the numbers of {name!r} are missing")
+      elif entry.compress_type != zipfile.ZIP_STORED:
+        problems.append(f"{name!r} is compressed, which PyTorch never does")
+      elif entry.file_size != size:
+        problems.append(
+          f"{name!r} has {entry.file_size} bytes instead of {size}"
+        )
+    if problems:
+      raise CheckpointError(
+        f"{path} is damaged: {'; '.join(problems[:5])}"
+        f"{f'; and {len(problems) - 5} more' if len(problems) > 5 else ''}."
+        " Download or copy it again."
+      )
+
+  def _data_offset(self, entry: zipfile.ZipInfo) -> int:
+    """Where an entry's bytes begin: its local header may be padded."""
+    header = tensor_file.read_bytes(
+      self.path, entry.header_offset, _LOCAL_HEADER
+    )
+    if header[:4] != _ZIP:
+      raise CheckpointError(
+        f"{self.path} is damaged: no entry begins at byte"
+        f" {entry.header_offset}. Download or copy it again."
+      )
+    name, extra = struct.unpack_from("<HH", header, 26)
+    return entry.header_offset + _LOCAL_HEADER + name + extra
+
+
+def _check_kind(path: pathlib.Path) -> None:
+  with open(path, "rb") as file:
+    start = file.read(64)
+  if start[:4] == _ZIP:
+    return
+  if start.startswith(_LEGACY):
+    raise CheckpointError(
+      f"{path} is in the format of PyTorch before 1.6. Save it again with a"
+      " newer one: torch.save(torch.load(FILE, weights_only=True), NEW)."
+    )
+  if start.startswith(b"version https://git-lfs"):
+    raise CheckpointError(
+      f"{path} is a pointer of Git LFS, not the weights: run git lfs pull."
+    )
+  if not start:
+    raise CheckpointError(f"{path} is empty. Download or copy it again.")
+  if start[:1] == b"\x80":
+    raise CheckpointError(
+      f"{path} was refused: it is a plain pickle, which may run code, and not"
+      " the archive that torch.save writes."
+    )
+  raise CheckpointError(
+    f"{path} is no PyTorch checkpoint: expected the zip archive that"
+    " torch.save writes. If it was downloaded, download it again."
+  )
+
+
+def _with_order(dtype: np.dtype, order: str) -> np.dtype:
+  # Types of ml_dtypes have no byte order to set; their files are little-endian.
+  return dtype if dtype.kind == "V" else dtype.newbyteorder(order)

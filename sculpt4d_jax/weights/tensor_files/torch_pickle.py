@@ -1,0 +1,382 @@
+"""Reads the pickle of a PyTorch checkpoint without running it.
+
+A pickle is a program, and Python's own machine for it calls whatever function
+the file names. The machine here knows the instructions that dictionaries of
+tensors need and nothing else: it imports nothing and calls nothing. The few
+names that PyTorch writes to rebuild tensors (`_ACTIONS`) stand for actions of
+this module; any other name is refused with the reason, before any number is
+read.
+
+Source: Python's `pickletools` documents the instructions, PyTorch's
+`torch/_weights_only_unpickler.py` the names.
+"""
+
+import dataclasses
+import io
+import pickletools
+from typing import Any
+
+from sculpt4d_jax.weights.tensor_files import tensor_file
+
+CheckpointError = tensor_file.CheckpointError
+
+# A pickle of names and shapes; 752 tensors need 0.1 MB.
+MAX_BYTES = 2**28
+
+_STORAGES = {
+  "HalfStorage": "float16",
+  "BFloat16Storage": "bfloat16",
+  "FloatStorage": "float32",
+  "DoubleStorage": "float64",
+  "CharStorage": "int8",
+  "ByteStorage": "uint8",
+  "ShortStorage": "int16",
+  "IntStorage": "int32",
+  "LongStorage": "int64",
+  "BoolStorage": "bool",
+}
+_DTYPES = frozenset(
+  {
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+    "int8",
+    "uint8",
+    "int16",
+    "int32",
+    "int64",
+    "bool",
+    "half",
+    "float",
+    "double",
+    "long",
+    "int",
+  }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+  """A flat run of numbers: its key in the archive, dtype and length."""
+
+  key: str
+  dtype: str
+  size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+  """A view of a storage; offset and strides count numbers, not bytes."""
+
+  storage: Storage
+  offset: int
+  shape: tuple[int, ...]
+  strides: tuple[int, ...]
+
+  @property
+  def extent(self) -> int:
+    """Numbers from the first to the last one, both included."""
+    if 0 in self.shape:
+      return 0
+    steps = zip(self.shape, self.strides, strict=True)
+    return 1 + sum((n - 1) * stride for n, stride in steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Name:
+  """An allowed global: what it stands for, never the thing itself."""
+
+  module: str
+  name: str
+
+
+class _Mark:
+  pass
+
+
+def load(content: bytes, source: str) -> Any:
+  """The object in a pickle: dictionaries, lists, plain values, tensors.
+
+  Args:
+    content: The pickle.
+    source: What to call it in errors.
+
+  Raises:
+    CheckpointError: It is damaged, or asks for anything but tensors.
+  """
+  if len(content) > MAX_BYTES:
+    raise CheckpointError(
+      f"{source} lists its tensors in {len(content)} bytes, more than"
+      f" {MAX_BYTES}: this is no checkpoint of weights."
+    )
+  machine = _Machine(source)
+  try:
+    for opcode, argument, _ in pickletools.genops(io.BytesIO(content)):
+      machine.step(opcode.name, argument)
+  except CheckpointError:
+    raise
+  except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+    # genops and the machine's stack, on bytes that are no pickle.
+    raise CheckpointError(
+      f"{source} is damaged: its list of tensors cannot be read ({error})."
+      " Download or copy it again."
+    ) from error
+  return machine.result
+
+
+def tensors(tree: Any, source: str) -> dict[str, StoredTensor]:
+  """The tensors of nested dictionaries and lists, by dotted name.
+
+  Raises:
+    CheckpointError: There is none, or the nesting is no checkpoint's.
+  """
+  found: dict[str, StoredTensor] = {}
+  stack = [("", tree, 0)]
+  visited = 0
+  while stack:
+    name, value, depth = stack.pop()
+    visited += 1
+    if depth > 16 or visited > 10**6:
+      raise CheckpointError(
+        f"{source} nests its values deeper than any checkpoint does."
+      )
+    if isinstance(value, StoredTensor):
+      if name in found:
+        raise CheckpointError(f"{source} holds two tensors named {name!r}.")
+      found[name] = value
+    elif isinstance(value, dict):
+      items = value.items()
+    elif isinstance(value, (list, tuple)):
+      items = enumerate(value)
+    if isinstance(value, (dict, list, tuple)):
+      prefix = f"{name}." if name else ""
+      children = [(f"{prefix}{key}", v, depth + 1) for key, v in items]
+      stack.extend(reversed(children))
+  if not found:
+    raise CheckpointError(f"{source} holds no tensors.")
+  return found
+
+
+class _Machine:
+  """Stack, marks and memo of a pickle, for the instructions allowed here."""
+
+  _PUSH = frozenset(
+    {
+      "BININT",
+      "BININT1",
+      "BININT2",
+      "LONG1",
+      "LONG4",
+      "INT",
+      "LONG",
+      "BINFLOAT",
+      "FLOAT",
+      "BINUNICODE",
+      "SHORT_BINUNICODE",
+      "BINUNICODE8",
+      "UNICODE",
+      "BINSTRING",
+      "SHORT_BINSTRING",
+      "BINBYTES",
+      "SHORT_BINBYTES",
+      "BINBYTES8",
+    }
+  )
+  _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+  _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+  def __init__(self, source: str):
+    self.source = source
+    self.stack: list[Any] = []
+    self.memo: dict[int, Any] = {}
+    self.result: Any = None
+
+  def step(self, opcode: str, argument: Any) -> None:
+    stack = self.stack
+    if opcode in self._PUSH:
+      stack.append(argument)
+    elif opcode in self._CONSTANTS:
+      stack.append(self._CONSTANTS[opcode])
+    elif opcode in self._TUPLES:
+      count = self._TUPLES[opcode]
+      stack[-count:] = [tuple(stack[-count:])]
+    elif opcode in ("BINGET", "LONG_BINGET", "GET"):
+      stack.append(self.memo[int(argument)])
+    elif opcode in ("BINPUT", "LONG_BINPUT", "PUT"):
+      self.memo[int(argument)] = stack[-1]
+    elif opcode == "MEMOIZE":
+      self.memo[len(self.memo)] = stack[-1]
+    elif opcode in ("PROTO", "FRAME"):
+      pass
+    else:
+      handler = getattr(self, f"_{opcode.lower()}", None)
+      if handler is None:
+        raise CheckpointError(
+          f"{self.source} was refused: its pickle uses the instruction"
+          f" {opcode}, which lists of tensors do not need and code does."
+          f" {_SAFER}"
+        )
+      handler(argument)
+
+  def _to_mark(self) -> list[Any]:
+    """Pops everything above the last mark, and the mark."""
+    stack = self.stack
+    at = len(stack) - 1
+    while not isinstance(stack[at], _Mark):
+      at -= 1
+      if at < 0:
+        raise ValueError("a mark is missing")
+    items = stack[at + 1 :]
+    del stack[at:]
+    return items
+
+  def _mark(self, _):
+    self.stack.append(_Mark())
+
+  def _stop(self, _):
+    self.result = self.stack.pop()
+
+  def _empty_dict(self, _):
+    self.stack.append({})
+
+  def _empty_list(self, _):
+    self.stack.append([])
+
+  def _empty_tuple(self, _):
+    self.stack.append(())
+
+  def _empty_set(self, _):
+    self.stack.append([])
+
+  def _tuple(self, _):
+    self.stack.append(tuple(self._to_mark()))
+
+  def _list(self, _):
+    self.stack.append(self._to_mark())
+
+  def _dict(self, _):
+    items = self._to_mark()
+    self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+
+  def _append(self, _):
+    item = self.stack.pop()
+    self._top(list).append(item)
+
+  def _appends(self, _):
+    items = self._to_mark()
+    self._top(list).extend(items)
+
+  def _additems(self, _):
+    self._appends(_)
+
+  def _setitem(self, _):
+    value, key = self.stack.pop(), self.stack.pop()
+    self._top(dict)[key] = value
+
+  def _setitems(self, _):
+    items = self._to_mark()
+    pairs = zip(items[::2], items[1::2], strict=True)
+    self._top(dict).update(pairs)
+
+  def _top(self, kind):
+    if not isinstance(self.stack[-1], kind):
+      raise ValueError(f"expected a {kind.__name__}")
+    return self.stack[-1]
+
+  def _global(self, argument):
+    module, _, name = argument.partition(" ")
+    self.stack.append(self._allowed(module, name))
+
+  def _stack_global(self, _):
+    name, module = self.stack.pop(), self.stack.pop()
+    self.stack.append(self._allowed(module, name))
+
+  def _allowed(self, module, name) -> _Name:
+    is_storage = module == "torch" and name in _STORAGES
+    is_dtype = module == "torch" and name in _DTYPES
+    if is_storage or is_dtype or (module, name) in _ACTIONS:
+      return _Name(module, name)
+    raise CheckpointError(
+      f"{self.source} was refused: its pickle would run {module}.{name}, and"
+      f" weights need no code. {_SAFER}"
+    )
+
+  def _reduce(self, _):
+    arguments, function = self.stack.pop(), self.stack.pop()
+    self.stack.append(self._call(function, arguments))
+
+  def _call(self, function, arguments):
+    action = None
+    if isinstance(function, _Name):
+      action = _ACTIONS.get((function.module, function.name))
+    if action is None:
+      raise CheckpointError(
+        f"{self.source} was refused: its pickle calls {function!r}, which"
+        f" rebuilds no tensor. {_SAFER}"
+      )
+    return action(self, *arguments)
+
+  def _build(self, _):
+    # A state dict carries its modules' versions as an attribute.
+    self.stack.pop()
+    if not isinstance(self.stack[-1], (dict, StoredTensor)):
+      raise CheckpointError(
+        f"{self.source} was refused: its pickle sets attributes of"
+        f" {self.stack[-1]!r}. {_SAFER}"
+      )
+
+  def _binpersid(self, _):
+    kind, storage_type, key, _, size = self.stack.pop()
+    if kind != "storage" or not isinstance(storage_type, _Name):
+      raise ValueError("a reference to something that is no storage")
+    dtype = _STORAGES[storage_type.name]
+    self.stack.append(Storage(str(key), dtype, int(size)))
+
+  def ordered_dict(self, items=()):
+    return dict(items)
+
+  def tensor(self, storage, offset, shape, strides, *_):
+    if not isinstance(storage, Storage):
+      raise ValueError("a tensor without storage")
+    made = StoredTensor(storage, int(offset), _counts(shape), _counts(strides))
+    if len(made.shape) != len(made.strides) or made.offset < 0:
+      raise ValueError("a tensor whose strides do not fit its shape")
+    if made.offset + made.extent > storage.size:
+      raise ValueError("a tensor that reaches beyond its storage")
+    return made
+
+  def parameter(self, data, *_):
+    return data
+
+  def of_type(self, function, unused_type, arguments, *_):
+    return self._call(function, arguments)
+
+  def size(self, values=()):
+    return tuple(values)
+
+  def inert(self, *_):
+    return None
+
+
+def _counts(values) -> tuple[int, ...]:
+  counts = tuple(int(value) for value in values)
+  if any(count < 0 for count in counts):
+    raise ValueError("a negative size or stride")
+  return counts
+
+
+_SAFER = (
+  "If you trust where it comes from, load it there and save its state dict"
+  " as .safetensors."
+)
+_ACTIONS = {
+  ("collections", "OrderedDict"): _Machine.ordered_dict,
+  ("torch._utils", "_rebuild_tensor_v2"): _Machine.tensor,
+  ("torch._utils", "_rebuild_parameter"): _Machine.parameter,
+  ("torch._tensor", "_rebuild_from_type_v2"): _Machine.of_type,
+  ("torch", "Tensor"): _Machine.inert,
+  ("torch.nn.parameter", "Parameter"): _Machine.inert,
+  ("torch", "Size"): _Machine.size,
+  ("torch", "device"): _Machine.inert,
+}

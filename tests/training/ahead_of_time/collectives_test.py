@@ -1,0 +1,124 @@
+"""Collectives are counted as often as they run."""
+
+import pytest
+
+from sculpt4d_jax.training.ahead_of_time import collectives
+
+# Hand-checked on 8 devices, a mesh of data=2 and model=4. In float32:
+#   five turns of a loop: all-gather over model of [8, 16] to [32, 16], 2048 B,
+#     of which 3/4 come from others: 1536; all-reduce over data of one [16]:
+#     2 * 64 * 1/2 = 64;
+#   after it, once: all-to-all over model of [8, 16], 512 * 3/4 = 384; a
+#     permutation of [8, 16]: 512; reduce-scatter over all 8 of [32, 16] to
+#     [4, 16]: 256 * 7 = 1792.
+_PROGRAM = """
+import jax, jax.numpy as jnp
+from jax import lax
+from sculpt4d_jax.training import collectives
+mesh = jax.make_mesh((2, 4), ("data", "model"),
+                     axis_types=(jax.sharding.AxisType.Auto,) * 2)
+P = jax.sharding.PartitionSpec
+
+def local(x):  # [8, 16]
+  def turn(x, _):
+    whole = lax.all_gather(x, "model", axis=0, tiled=True)
+    row = lax.psum(x[0] * 2, "data")
+    return jnp.tanh(whole[8:16] + row), None
+  x, _ = lax.scan(turn, x, None, length=5)
+  x = lax.all_to_all(x, "model", 0, 1, tiled=True).reshape(8, 16)
+  x = lax.ppermute(x, "model", [(i, (i + 1) % 4) for i in range(4)])
+  x = jnp.concatenate([x, x + 1, x * 2, x - 3])
+  return lax.psum_scatter(x, ("data", "model"), scatter_dimension=0, tiled=True)
+
+run = jax.jit(jax.shard_map(
+    local, mesh=mesh, in_specs=P(("data", "model")),
+    out_specs=P(("data", "model")), check_vma=False))
+text = run.lower(jnp.ones((64, 16))).compile().as_text()
+for c in collectives.count(text):
+  print(c.kind, c.group_size, c.number, c.bytes, c.unknown_loops)
+"""
+
+
+def test_a_program_worked_by_hand(run_on_devices):
+  lines = run_on_devices(8, _PROGRAM).split("\n")
+  assert sorted(filter(None, lines)) == [
+    "all-gather 4 5 7680 0",
+    "all-reduce 2 5 320 0",
+    "all-to-all 4 1 384 0",
+    "collective-permute 2 1 512 0",
+    "reduce-scatter 8 1 1792 0",
+  ]
+
+
+_TEXT = """
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter.1 (p: bf16[64,8]) -> bf16[16,8] {
+  %p = bf16[64,8]{1,0} parameter(0)
+  %all-reduce.7 = bf16[64,8]{1,0} all-reduce(%p), channel_id=3, replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %part = bf16[16,8]{1,0} dynamic-slice(%all-reduce.7)
+}
+
+%exchange (p: bf16[4,4]) -> bf16[4,4] {
+  %p = bf16[4,4]{1,0} parameter(0)
+  ROOT %all-to-all.1 = bf16[4,4]{1,0} all-to-all(%p), replica_groups={{0,1},{2,3}}
+}
+
+%condition (state: (s32[], bf16[16,8])) -> pred[] {
+  %state = (s32[], bf16[16,8]{1,0}) parameter(0)
+  %limit = s32[]{:T(128)} constant(7), backend_config={"a":[]}
+  %counter = s32[] get-tuple-element(%state), index=0
+  ROOT %less = pred[] compare(%counter, %limit), direction=LT
+}
+
+%body (state: (s32[], bf16[16,8])) -> (s32[], bf16[16,8]) {
+  %state = (s32[], bf16[16,8]{1,0}) parameter(0)
+  %x = bf16[16,8]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %all-gather-start.1 = (bf16[16,8]{1,0:T(8,128)(2,1)}, bf16[64,8]{1,0:T(8,128)(2,1)}) all-gather-start(%x), channel_id=1, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  %all-gather-done.1 = bf16[64,8]{1,0} all-gather-done(%all-gather-start.1)
+  %y = bf16[16,8]{1,0} fusion(%all-gather-done.1), kind=kCustom, calls=%all-reduce-scatter.1
+  %nothing = f32[8] all-reduce(%y), replica_groups={{0},{1},{2},{3}}, to_apply=%add
+  ROOT %next = (s32[], bf16[16,8]{1,0}) tuple(%x, %y)
+}
+
+ENTRY %main (p: bf16[16,8]) -> bf16[16,8] {
+  %p = bf16[16,8]{1,0} parameter(0)
+  %all-to-all-start = ((bf16[4,4]{1,0}), bf16[4,4]{1,0}) async-start(%p), calls=%exchange
+  %all-to-all-done = bf16[4,4]{1,0} async-done(%all-to-all-start), calls=%exchange
+  %loop = (s32[], bf16[16,8]{1,0}) while(%p), condition=%condition, body=%body
+  ROOT %out = bf16[16,8]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_pairs_loops_and_fusions_of_a_tpu_program():
+  # Seven turns: a gather of 1024 B among 4, 768 from others; a reduce-scatter
+  # to 256 B among 4, 768. Once, asynchronously: an exchange of 32 B among 2.
+  expected = {
+    ("all-gather", 4): (7, 7 * 768),
+    ("reduce-scatter", 4): (7, 7 * 768),
+    ("all-to-all", 2): (1, 16),
+  }
+  found = collectives.count(_TEXT)
+  assert {
+    (c.kind, c.group_size): (c.number, c.bytes) for c in found
+  } == expected
+  assert not any(c.unknown_loops for c in found)
+
+
+def test_loops_without_known_turns_are_said_to_be_so():
+  text = _TEXT.replace("direction=LT", "direction=NE")
+  found = {c.kind: c for c in collectives.count(text)}
+  assert found["all-gather"].number == 1
+  assert found["all-gather"].unknown_loops == 1
+
+
+def test_other_text_is_refused():
+  with pytest.raises(ValueError, match="no ENTRY"):
+    collectives.count("nothing of that kind")
