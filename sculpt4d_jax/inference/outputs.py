@@ -5,6 +5,7 @@ import json
 import pathlib
 from typing import Any
 
+from absl import logging
 import numpy as np
 
 from sculpt4d_jax.inference import pipeline
@@ -12,6 +13,7 @@ from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io.matting import crop
+from sculpt4d_jax.io.meshes import frame_times
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.meshes import usd
@@ -45,23 +47,37 @@ def write(
   Raises:
     atomic.OutputError: The folder cannot be written to, or its disk is full.
   """
-  fps = result.clip.source.fps
+  source = result.clip.source
+  fps = source.fps
+  times = source.timestamps - source.timestamps[0]
   pictures = input_pictures(result.clip)
-  name = result.clip.source.name
+  edges = frame_times.frame_edges(len(result.meshes), fps, times)
+  played = frame_times.for_players(edges)
+  if played[-1] > 1.01 * edges[-1]:
+    logging.info(
+      "%s plays at %.2f of the clip's speed: at its own, players of %d frames a"
+      " second would skip frames.",
+      GLB,
+      edges[-1] / played[-1],
+      frame_times.PLAYER_RATE,
+    )
   with atomic.staged_folder(folder, replaces=["frame_*.ply"]) as staging:
     with log.stage("write files", 5) as bar:
       ply_obj.write_mesh_sequence(staging, result.meshes)
       bar.update()
-      glb.write_animated_glb(staging / GLB, result.meshes, fps)
+      glb.write_animated_glb(
+        staging / GLB, result.meshes, fps, times=played[:-1]
+      )
       bar.update()
-      usd.write_animated_usd(staging / USD, result.meshes, fps)
+      usd.write_animated_usd(staging / USD, result.meshes, fps, times=times)
       bar.update()
       page.write_viewer(
         staging / VIEWER,
         result.meshes,
         fps,
         pictures,
-        title=name,
+        times=times,
+        title=source.name,
         details=_page_details(details),
       )
       bar.update()

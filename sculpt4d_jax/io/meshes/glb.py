@@ -1,14 +1,20 @@
 """A mesh sequence as one animated GLB file that ordinary viewers play.
 
 glTF has no way to change a mesh's topology in time, so every frame is a mesh
-and a node of its own, and the animation switches nodes on and off: their scale
-steps between one and zero. Frame i is seen from i / fps to (i + 1) / fps; the
-animation lasts num_frames / fps, so the last frame is seen as long as the
-others before a viewer loops. Without animation, the first frame is seen.
+and a separate node, and the animation switches nodes on and off: their scale
+steps between one and zero. Each frame is seen for its own time, and the last
+one too has its length before a viewer loops. Without animation, the first frame
+is seen.
+
+Viewers place their camera by what is seen at rest. A last node, "bounds", has
+two triangles without area at the corners of the box around all frames, so that
+a small first frame does not let the others leave the picture.
 
 Positions are stored as they are, in float32, so that a file gives back the same
-meshes. A frame without a surface is a node without a mesh. The frame rate is
-also kept as an exact number in the animation's `extras`.
+meshes. A frame without a surface is a node without a mesh. Frame rate and times
+are also kept as exact numbers in the animation's `extras`. Key times in float32
+are rounded down: a player that looks at time i / 24 then always finds the key
+that is meant for it.
 
 Source: Khronos glTF 2.0 specification, sections 3.6, 3.11 and 4.4.
 """
@@ -25,6 +31,7 @@ import numpy as np
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.meshes import frame_times
 from sculpt4d_jax.io.meshes import ply_obj
 
 TriangleMesh = mesh_lib.TriangleMesh
@@ -32,6 +39,7 @@ PathLike = str | os.PathLike
 
 _FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
 _VERTICES, _INDICES = 34962, 34963  # Targets of buffer views.
+_BOUNDS = "bounds"
 _DTYPES = {_FLOAT: "<f4", _UINT16: "<u2", _UINT32: "<u4"}
 _MATERIAL = {
   "name": "clay",
@@ -50,6 +58,7 @@ def write_animated_glb(
   meshes: Sequence[TriangleMesh],
   fps: float,
   *,
+  times: Sequence[float] | None = None,
   name: str = "sculpt4d",
 ) -> None:
   """Writes a mesh sequence as an animated GLB.
@@ -58,21 +67,27 @@ def write_animated_glb(
     path: Where to write, a .glb file.
     meshes: One mesh a frame; topologies may differ and frames may be empty.
     fps: Frames a second.
+    times: When each frame starts, seconds, increasing from 0; None spaces
+      them by 1 / fps.
     name: The animation's name, which viewers list.
 
   Raises:
-    ValueError: There are no frames, the frame rate is not positive, a position
-      is not finite or the file would pass glTF's 4 GiB.
+    ValueError: There are no frames, the rate or the times are no such thing, a
+      position is not finite or the file would pass glTF's 4 GiB.
     OutputError: The file cannot be written.
   """
   check_sequence(path, meshes, fps, (".glb",))
+  edges = frame_times.frame_edges(len(meshes), fps, times)
   builder = _Builder()
-  builder.document["nodes"] = [
+  nodes = [
     _frame_node(builder, index, mesh) for index, mesh in enumerate(meshes)
   ]
-  builder.document["scenes"] = [{"nodes": list(range(len(meshes)))}]
+  if "meshes" in builder.document:
+    nodes.append(_bounds_node(builder, meshes))
+  builder.document["nodes"] = nodes
+  builder.document["scenes"] = [{"nodes": list(range(len(nodes)))}]
   builder.document["animations"] = [
-    _animation(builder, len(meshes), float(fps), name)
+    _animation(builder, edges, float(fps), name)
   ]
   if "meshes" in builder.document:
     builder.document["materials"] = [_MATERIAL]
@@ -97,7 +112,11 @@ def read_animated_glb(path: PathLike) -> tuple[list[TriangleMesh], float]:
   document, binary = _split_glb(path.read_bytes(), path)
   try:
     nodes = [document["nodes"][i] for i in document["scenes"][0]["nodes"]]
-    meshes = [_node_mesh(document, binary, node) for node in nodes]
+    meshes = [
+      _node_mesh(document, binary, node)
+      for node in nodes
+      if node.get("name") != _BOUNDS
+    ]
     fps = float(document["animations"][0]["extras"]["fps"])
   except (KeyError, IndexError, TypeError) as error:
     raise ValueError(
@@ -228,6 +247,34 @@ def _frame_node(
   return {**node, "mesh": len(meshes) - 1}
 
 
+def _bounds_node(
+  builder: _Builder, meshes: Sequence[TriangleMesh]
+) -> dict[str, Any]:
+  """Adds the corners of the box around all frames; nothing is seen of them."""
+  points = [mesh.vertices for mesh in meshes if not mesh.is_empty]
+  low = np.min([p.min(axis=0) for p in points], axis=0)
+  high = np.max([p.max(axis=0) for p in points], axis=0)
+  corners = np.stack([low, high])
+  primitive = {
+    "attributes": {
+      "POSITION": builder.add_accessor(
+        corners, _FLOAT, target=_VERTICES, bounds=True
+      ),
+      "NORMAL": builder.add_accessor(
+        np.tile([0.0, 1.0, 0.0], (2, 1)), _FLOAT, target=_VERTICES
+      ),
+    },
+    "indices": builder.add_accessor(
+      np.array([0, 0, 0, 1, 1, 1]), _UINT16, target=_INDICES
+    ),
+    "material": 0,
+  }
+  builder.document["meshes"].append(
+    {"name": _BOUNDS, "primitives": [primitive]}
+  )
+  return {"name": _BOUNDS, "mesh": len(builder.document["meshes"]) - 1}
+
+
 def unit_normals(mesh: TriangleMesh) -> np.ndarray:
   """Vertex normals of length one, [V, 3]; up where a vertex has none."""
   normals = mesh.vertex_normals()
@@ -237,11 +284,11 @@ def unit_normals(mesh: TriangleMesh) -> np.ndarray:
 
 
 def _animation(
-  builder: _Builder, num_frames: int, fps: float, name: str
+  builder: _Builder, edges: np.ndarray, fps: float, name: str
 ) -> dict[str, Any]:
   samplers, channels = [], []
-  for index in range(num_frames):
-    times, scales = _visibility_keys(index, num_frames, fps)
+  for index in range(len(edges) - 1):
+    times, scales = _visibility_keys(index, edges)
     samplers.append(
       {
         "input": builder.add_accessor(times, _FLOAT, bounds=True),
@@ -261,19 +308,26 @@ def _animation(
     "name": name,
     "samplers": samplers,
     "channels": channels,
-    "extras": {"fps": fps},
+    "extras": {"fps": fps, "times": edges[:-1].tolist()},
   }
 
 
 def _visibility_keys(
-  index: int, num_frames: int, fps: float
+  index: int, edges: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Key times in seconds and scales of a frame's node, each [keys]."""
   keys = {0: 0.0, index: 1.0, index + 1: 0.0}
-  if index == num_frames - 1:
+  if index == len(edges) - 2:
     keys[index + 1] = 1.0  # Holds the last frame to the animation's end.
-  times = np.array(sorted(keys), np.float64) / fps
+  times = _float32_below(edges[sorted(keys)])
   return times, np.array([keys[key] for key in sorted(keys)])
+
+
+def _float32_below(values: np.ndarray) -> np.ndarray:
+  """The largest float32 numbers that are not larger than `values`."""
+  rounded = values.astype(np.float32)
+  below = np.nextafter(rounded, np.float32(-np.inf))
+  return np.where(rounded > values, below, rounded)
 
 
 def _padded(content: bytes, filler: bytes) -> bytes:

@@ -1,7 +1,10 @@
 """A mesh sequence as one USD file with time samples.
 
-One mesh prim changes its points, faces and normals at every time code; frame i
-is time code i, and the stage plays `fps` time codes a second. USD interpolates
+One mesh prim changes its points, faces and normals from frame to frame. Where
+all frames last equally long, frame i is time code i, and the stage plays `fps`
+time codes a second. Else the stage plays 24 time codes a second, a frame stands
+at its own time, and those too short for a player's steps are prolonged. USD
+interpolates
 points linearly between frames of one topology, and holds a frame where the
 number of points changes. `.usda` is text, `.usdc` binary, `.usdz` the package
 that phones open.
@@ -12,15 +15,18 @@ USD comes from the package usd-core, which only these functions import.
 from collections.abc import Iterator, Sequence
 import contextlib
 import errno
+import math
 import os
 import pathlib
 import tempfile
 import types
+from typing import Any
 
 import numpy as np
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.meshes import frame_times
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
 
@@ -32,7 +38,11 @@ _MESH_PATH = "/Sculpt4D/Mesh"
 
 
 def write_animated_usd(
-  path: PathLike, meshes: Sequence[TriangleMesh], fps: float
+  path: PathLike,
+  meshes: Sequence[TriangleMesh],
+  fps: float,
+  *,
+  times: Sequence[float] | None = None,
 ) -> None:
   """Writes a mesh sequence as USD.
 
@@ -40,18 +50,21 @@ def write_animated_usd(
     path: Where to write; the suffix .usda, .usdc or .usdz chooses the format.
     meshes: One mesh a frame; topologies may differ and frames may be empty.
     fps: Frames a second.
+    times: When each frame starts, seconds, increasing from 0; None spaces
+      them by 1 / fps.
 
   Raises:
-    ValueError: There are no frames, the frame rate is not positive or a
-      position is not finite.
+    ValueError: There are no frames, the rate or the times are no such thing,
+      or a position is not finite.
     ImportError: usd-core is not installed.
     OutputError: The file cannot be written.
   """
   glb.check_sequence(path, meshes, fps, SUFFIXES)
+  codes, rate = _time_codes(len(meshes), fps, times)
   pxr = _import_pxr()
   path = pathlib.Path(path)
   with atomic.atomic_path(path) as temporary:
-    stage = _build_stage(pxr, meshes, float(fps))
+    stage = _build_stage(pxr, meshes, codes, rate)
     if path.suffix.lower() == ".usdz":
       _export_package(pxr, stage, temporary)
     else:
@@ -117,27 +130,50 @@ def _import_pxr() -> types.SimpleNamespace:
   )
 
 
-def _build_stage(pxr, meshes: Sequence[TriangleMesh], fps: float):
+def _time_codes(
+  num_frames: int, fps: float, times: Sequence[float] | None
+) -> tuple[list[float], float]:
+  """Where each frame starts and the last one ends, and the codes a second."""
+  edges = frame_times.frame_edges(num_frames, fps, times)
+  if frame_times.is_even(edges):
+    return [float(index) for index in range(num_frames + 1)], float(fps)
+  rate = frame_times.PLAYER_RATE
+  codes = rate * frame_times.for_players(edges, rate)
+  whole = np.rint(codes)
+  # A code meant to be whole must not lie a rounding error behind it.
+  return np.where(np.abs(codes - whole) < 1e-6, whole, codes).tolist(), rate
+
+
+def _build_stage(
+  pxr: types.SimpleNamespace,
+  meshes: Sequence[TriangleMesh],
+  codes: Sequence[float],
+  rate: float,
+) -> Any:
+  """A stage in memory; `codes` has one number more than there are frames."""
   stage = pxr.Usd.Stage.CreateInMemory()
   pxr.UsdGeom.SetStageUpAxis(stage, pxr.UsdGeom.Tokens.y)
   pxr.UsdGeom.SetStageMetersPerUnit(stage, 1.0)
-  stage.SetTimeCodesPerSecond(fps)
-  stage.SetFramesPerSecond(fps)
+  stage.SetTimeCodesPerSecond(rate)
+  stage.SetFramesPerSecond(rate)
   stage.SetStartTimeCode(0)
-  stage.SetEndTimeCode(len(meshes) - 1)
+  # The last code at which a player that steps by one sees the last frame.
+  stage.SetEndTimeCode(max(codes[-2], math.ceil(codes[-1]) - 1))
   root = pxr.UsdGeom.Xform.Define(stage, "/Sculpt4D")
   stage.SetDefaultPrim(root.GetPrim())
   mesh = pxr.UsdGeom.Mesh.Define(stage, _MESH_PATH)
   mesh.CreateSubdivisionSchemeAttr(pxr.UsdGeom.Tokens.none)
   mesh.CreateDoubleSidedAttr(True)
   mesh.SetNormalsInterpolation(pxr.UsdGeom.Tokens.vertex)
-  for index, frame in enumerate(meshes):
-    _write_sample(pxr, mesh, index, frame)
+  for code, frame in zip(codes, meshes):
+    _write_sample(pxr, mesh, code, frame)
   _bind_clay(pxr, stage, mesh)
   return stage
 
 
-def _write_sample(pxr, mesh, time: int, frame: TriangleMesh) -> None:
+def _write_sample(
+  pxr: types.SimpleNamespace, mesh: Any, time: float, frame: TriangleMesh
+) -> None:
   vt = pxr.Vt
   counts = np.full(frame.num_faces, 3, np.int32)
   if frame.is_empty:

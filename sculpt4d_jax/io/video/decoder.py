@@ -3,13 +3,16 @@
 A clip is read without holding more than the frames that are kept: the
 packets' times are listed first, without decoding, the wanted frames are
 chosen by time, and one decoding pass converts only those, scaled down as they
-come. Where the packets' times turn out not to be those of the frames (damaged
-files, missing time stamps), a second pass chooses among the frames that did
-decode.
+are decoded. The pass seeks past the parts of a long clip in which no frame is
+wanted. Where seeking misses a frame the pass is repeated from the start; where
+the packets' times turn out not to be those of the frames (damaged files,
+missing time stamps), the choice is made among the frames that did decode.
 """
 
-from collections.abc import Iterator
+import bisect
+from collections.abc import Iterator, Sequence
 import contextlib
+import dataclasses
 import fractions
 import os
 import pathlib
@@ -18,7 +21,9 @@ from absl import logging
 import av
 import numpy as np
 
+from sculpt4d_jax.io.video import display_matrix
 from sculpt4d_jax.io.video import frames as video_frames
+from sculpt4d_jax.io.video import hdr
 from sculpt4d_jax.io.video import images
 from sculpt4d_jax.io.video.frames import InputError
 from sculpt4d_jax.io.video.frames import VideoFrames
@@ -37,7 +42,12 @@ _PYAV_MAJOR = int(av.__version__.partition(".")[0])
 _OPEN_ARGUMENTS = {} if _PYAV_MAJOR >= 19 else {"metadata_errors": "replace"}
 _NO_FRAMES = "{} has no frame that decodes; it may be empty or damaged."
 _HD_HEIGHT = 720
+_DISPLAY_MATRIX = av.sidedata.sidedata.Type.DISPLAYMATRIX
 _UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED.
+# Frames decoded in vain are cheaper than a seek, which drains the decoder.
+_MIN_SKIPPED = 24
+# A damaged clip that keeps this share of its frames still shows the motion.
+_ENOUGH_DECODED = 0.75
 
 
 def read_video(
@@ -56,21 +66,29 @@ def read_video(
   """
   reader = _Reader(path, max_side)
 
-  def select(ticks):
+  def select(ticks: Sequence[int]) -> list[int]:
     seconds = (np.asarray(ticks) - ticks[0]) * float(reader.time_base)
     chosen = video_frames.select_frames(
       seconds, num_frames, start, end, path.name
     )
     return [ticks[i] for i in chosen]
 
-  listed = reader.list_packet_ticks()
+  listed, key_ticks = reader.list_packet_ticks()
   wanted = select(listed) if listed else []
   origin = listed[0] if listed else 0
-  kept, decoded = reader.decode(wanted)
-  if not decoded:
-    raise InputError(_NO_FRAMES.format(path))
-  if not wanted or len(kept) < len(wanted):
+  kept = {}
+  if wanted:
+    kept = reader.decode_by_seeking(_runs(wanted, listed, key_ticks))
+  if len(kept) < len(wanted):
+    kept, _ = reader.decode(wanted)
+  if not kept or len(kept) < len(wanted):
     decoded = reader.decode(None)[1]
+    if not decoded and reader.is_intra_only:
+      logging.warning("%s is damaged: its frames decode with errors.", path)
+      reader.keeps_doubtful = True
+      decoded = reader.decode(None)[1]
+    if not decoded:
+      raise InputError(_NO_FRAMES.format(path))
     wanted = select(decoded)
     kept, _ = reader.decode(wanted)
     _check_damage(path, len(wanted), num_frames, len(listed), len(decoded))
@@ -84,17 +102,56 @@ def read_video(
   )
 
 
-def _check_damage(path, num_kept, num_frames, num_listed, num_decoded) -> None:
+@dataclasses.dataclass
+class _Run:
+  """Wanted frames that are decoded in one go.
+
+  Attributes:
+    seek_to: Tick of the key frame to start from; None starts at the file's
+      beginning.
+    wanted: Ticks, increasing.
+  """
+
+  seek_to: int | None
+  wanted: list[int]
+
+
+def _runs(
+  wanted: Sequence[int], listed: Sequence[int], key_ticks: Sequence[int]
+) -> list[_Run]:
+  """Splits wanted ticks where seeking saves decoding; all lists increase."""
+  runs: list[_Run] = []
+  position = 0  # Index of the next frame that the decoder gives.
+  for tick in wanted:
+    before = bisect.bisect_right(key_ticks, tick)
+    key = key_ticks[before - 1] if before else listed[0]
+    if bisect.bisect_left(listed, key) - position > _MIN_SKIPPED:
+      runs.append(_Run(key, []))
+    elif not runs:
+      runs.append(_Run(None, []))
+    runs[-1].wanted.append(tick)
+    position = bisect.bisect_right(listed, tick)
+  return runs
+
+
+def _check_damage(
+  path: pathlib.Path,
+  num_kept: int,
+  num_frames: int | None,
+  num_listed: int,
+  num_decoded: int,
+) -> None:
   if num_decoded >= num_listed:
     return
-  if num_kept < (num_frames or 2):
+  too_few = num_kept < (num_frames or 2)
+  if too_few and num_decoded < _ENOUGH_DECODED * num_listed:
     raise InputError(
       f"{path} is damaged: {num_decoded} of {num_listed} frames decode, and"
       f" {num_frames or 2} are needed; give a whole file or ask for fewer"
       " frames."
     )
   logging.warning(
-    "%s is damaged: %d of %d frames decode; going on with those.",
+    "%s is damaged: %d of %d frames decode; the others are left out.",
     path,
     num_decoded,
     num_listed,
@@ -102,7 +159,14 @@ def _check_damage(path, num_kept, num_frames, num_listed, num_decoded) -> None:
 
 
 class _Reader:
-  """Passes over one video file; times are integer ticks of its time base."""
+  """Passes over one video file; times are integer ticks of its time base.
+
+  Attributes:
+    time_base: Seconds a tick.
+    fps: Mean frame rate.
+    is_intra_only: Every frame is coded alone, so that damage does not spread.
+    keeps_doubtful: Whether frames that the decoder marks as damaged are used.
+  """
 
   def __init__(self, path: pathlib.Path, max_side: int):
     self._path = path
@@ -112,32 +176,65 @@ class _Reader:
       self.time_base = stream.time_base or fractions.Fraction(1, 1000)
       rate = stream.average_rate or stream.guessed_rate or 24
       self.fps = float(rate)
+      self.is_intra_only = stream.codec_context.codec.intra_only
+      self.keeps_doubtful = False
       self._ticks_per_frame = max(1, round(1 / (rate * self.time_base)))
 
-  def list_packet_ticks(self) -> list[int]:
-    """Times of all packets, sorted; empty where some packet has none."""
-    ticks = []
+  def list_packet_ticks(self) -> tuple[list[int], list[int]]:
+    """Times of all packets and of key frames; empty if some packet has none."""
+    ticks, keys = set(), set()
     with self._open() as (container, stream):
       for packet in _packets(container, stream):
         if packet.size and packet.pts is None:
-          return []
+          return [], []
         if packet.size and not packet.is_discard:
-          ticks.append(packet.pts)
-    return sorted(set(ticks))
+          ticks.add(packet.pts)
+          if packet.is_keyframe:
+            keys.add(packet.pts)
+    return sorted(ticks), sorted(keys)
+
+  def decode_by_seeking(self, runs: Sequence[_Run]) -> dict[int, np.ndarray]:
+    """Decodes runs of frames, each from its key frame.
+
+    Returns:
+      The frames by tick, uint8 [height, width, 4]; some are missing where the
+      file's index is wrong or its format has none.
+    """
+    kept: dict[int, np.ndarray] = {}
+    num_wanted = sum(len(run.wanted) for run in runs)
+    with self._open() as (container, stream):
+      for run in runs:
+        if run.seek_to is not None:
+          try:
+            container.seek(run.seek_to, stream=stream)
+          except av.error.FFmpegError:
+            return kept
+        targets = set(run.wanted)
+        for frame in self._frames(container, stream):
+          if frame.pts in targets:
+            self._check_first(frame, num_wanted, stream)
+            kept[frame.pts] = self._to_rgba(frame)
+            targets.remove(frame.pts)
+          if not targets or (frame.pts or 0) > run.wanted[-1]:
+            break
+        if targets:
+          return kept
+    return kept
 
   def decode(
-    self, wanted: list[int] | None
+    self, wanted: Sequence[int] | None
   ) -> tuple[dict[int, np.ndarray], list[int]]:
-    """Decodes up to the last wanted frame, or all where `wanted` is None.
+    """Decodes from the start to the last wanted frame, or all for None.
 
     Returns:
       The wanted frames by tick, uint8 [height, width, 4], and the ticks of
       all frames seen, increasing.
     """
-    kept, seen = {}, []
+    kept: dict[int, np.ndarray] = {}
+    seen: list[int] = []
     targets = set(wanted or ())
     with self._open() as (container, stream):
-      for frame in _frames(container, stream):
+      for frame in self._frames(container, stream):
         tick = frame.pts
         if tick is None or (seen and tick <= seen[-1]):
           tick = seen[-1] + self._ticks_per_frame if seen else 0
@@ -150,7 +247,9 @@ class _Reader:
     return kept, seen
 
   @contextlib.contextmanager
-  def _open(self):
+  def _open(
+    self,
+  ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
       with av.open(
         # The prefix keeps names such as "a:b.mp4" from being protocols.
@@ -187,7 +286,16 @@ class _Reader:
         " gif file that is whole."
       ) from error
 
-  def _check_first(self, frame, num_frames, stream) -> None:
+  def _frames(
+    self, container: av.container.InputContainer, stream: av.VideoStream
+  ) -> Iterator[av.VideoFrame]:
+    for frame in _frames(container, stream):
+      if self.keeps_doubtful or not frame.is_corrupt:
+        yield frame
+
+  def _check_first(
+    self, frame: av.VideoFrame, num_frames: int, stream: av.VideoStream
+  ) -> None:
     if self._size is not None:
       return
     video_frames.check_size(frame.width, frame.height, self._path.name)
@@ -201,23 +309,27 @@ class _Reader:
 
   def _to_rgba(self, frame: av.VideoFrame) -> np.ndarray:
     width, height = self._size
-    quarter_turns = round(frame.rotation / 90)
+    matrix = frame.side_data.get(_DISPLAY_MATRIX)
     has_alpha = any(part.is_alpha for part in frame.format.components)
+    is_hdr = frame.color_trc in hdr.TRANSFERS and not has_alpha
+    transfer, primaries = frame.color_trc, frame.color_primaries
     size = {} if has_alpha else {"width": width, "height": height}
     colorspace = _colorspace(frame)
     if not frame.format.is_rgb:
       # By way of full-size colour planes: they are interpolated then, not
       # repeated. The direct way to RGBA also leaves the last columns of some
       # widths unwritten (FFmpeg 8).
+      planes = "yuva444p" if has_alpha else "yuv444p"
       frame = frame.reformat(
-        format="yuva444p" if has_alpha else "yuv444p",
+        format=f"{planes}16le" if is_hdr else planes,
         interpolation="BICUBIC",
         src_colorspace=colorspace,
         dst_colorspace=colorspace,
         **size,
       )
+    rgb = "rgb48le" if is_hdr else "rgb24"
     array = frame.to_ndarray(
-      format="rgba" if has_alpha else "rgb24",
+      format="rgba" if has_alpha else rgb,
       interpolation="BICUBIC",
       src_colorspace=colorspace,
       **size,
@@ -225,10 +337,13 @@ class _Reader:
     if has_alpha:
       array = images.resize_rgba(array, width, height)
     else:
+      if is_hdr:
+        array = hdr.to_srgb(array, transfer, primaries)
       opaque = np.full(array.shape[:2], 255, np.uint8)
       array = np.dstack([array, opaque])
-    # A phone stores upright clips lying down, with the turn beside them.
-    return np.ascontiguousarray(np.rot90(array, quarter_turns))
+    # A phone stores upright clips lying down and adds the turn to the header.
+    signs = display_matrix.read(bytes(matrix) if matrix else b"")
+    return display_matrix.apply(array, signs)
 
 
 def _colorspace(frame: av.VideoFrame) -> av.video.reformatter.Colorspace | None:
@@ -238,19 +353,23 @@ def _colorspace(frame: av.VideoFrame) -> av.video.reformatter.Colorspace | None:
   return None
 
 
-def _packets(container, stream) -> Iterator[av.Packet]:
+def _packets(
+  container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.Packet]:
   """Packets up to the end, or to where the file breaks off."""
   packets = container.demux(stream)
   while True:
     try:
       packet = next(packets)
-    except (StopIteration, av.error.InvalidDataError, av.error.EOFError):
+    except (StopIteration, av.error.FFmpegError):
       return
     yield packet
 
 
-def _frames(container, stream) -> Iterator[av.VideoFrame]:
-  """Frames in the order they are shown; damaged ones are left out."""
+def _frames(
+  container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
+  """Frames in the order they are shown, damaged ones among them."""
   decoder = stream.codec_context
   alpha_mode = stream.metadata.get("alpha_mode") or stream.metadata.get(
     "ALPHA_MODE"
@@ -265,9 +384,11 @@ def _frames(container, stream) -> Iterator[av.VideoFrame]:
     yield from _decode_packet(decoder, None)
 
 
-def _decode_packet(decoder, packet) -> list[av.VideoFrame]:
+def _decode_packet(
+  decoder: av.CodecContext, packet: av.Packet | None
+) -> list[av.VideoFrame]:
   try:
-    frames = decoder.decode(packet)
-  except (av.error.InvalidDataError, av.error.EOFError):
+    return decoder.decode(packet)
+  except av.error.FFmpegError:
+    # Decoders name damage as they please; ProRes says "not permitted".
     return []
-  return [frame for frame in frames if not frame.is_corrupt]

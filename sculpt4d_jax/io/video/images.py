@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import pathlib
 import re
-import struct
 
+from absl import logging
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
@@ -23,31 +23,25 @@ SUFFIXES = frozenset(
 )
 # Pillow also guesses at formats that are no pictures (MPEG, EPS); we do not.
 _FORMATS = "PNG JPEG MPO GIF WEBP BMP TIFF PPM AVIF".split()
-# Only these hold an animation. A phone's JPEG (MPO) has a second "frame",
-# too, but that is its brightness map.
-_ANIMATED_FORMATS = frozenset(["GIF", "WEBP", "PNG"])
-# How Pillow's readers fail on damaged files.
-_DECODING_ERRORS = (
-  OSError,
-  EOFError,
-  ValueError,
-  LookupError,
-  TypeError,
-  SyntaxError,
-  struct.error,
-  Image.DecompressionBombError,
-)
+# These hold animations, and TIFF pages. A phone's JPEG (MPO) has a second
+# "frame", too, but that is its brightness map.
+_ANIMATED_FORMATS = frozenset(["GIF", "WEBP", "PNG", "AVIF"])
+# Their delays are known only once a frame is decoded.
+_LATE_DELAYS = frozenset(["WEBP", "AVIF"])
+_TIFF_KIND = 254  # Tag NewSubfileType; bit 0 marks a smaller copy.
 # What browsers play where a GIF gives no delay.
 _DEFAULT_DELAY = 0.1
 
 
 def is_picture(path: pathlib.Path) -> bool:
-  """Whether Pillow knows the file's content as a picture."""
+  """Whether Pillow takes the file for a picture, perhaps a damaged one."""
   try:
     with Image.open(path, formats=_known_formats()):
       return True
-  except _DECODING_ERRORS:
+  except Image.UnidentifiedImageError:
     return False
+  except Exception:  # Readers of damaged files fail in any way.
+    return True
 
 
 def read_picture(
@@ -62,10 +56,12 @@ def read_picture(
   """Reads one picture (F = 1) or the frames of an animated one."""
   with _open(path) as image:
     video_frames.check_size(*image.size, path.name)
-    if not _is_animated(image):
+    pages = _pages(image)
+    if len(pages) == 1:
+      image.seek(pages[0])
       frames = _to_rgba(image, max_side)[None]
       return video_frames.make_video_frames(frames, np.zeros(1), path.stem, fps)
-    delays = [_delay(image, i) for i in range(image.n_frames)]
+    delays = [_delay(image, page, 1 / fps) for page in pages]
     timestamps = np.cumsum([0.0] + delays[:-1])
     chosen = video_frames.select_frames(
       timestamps, num_frames, start, end, path.name
@@ -74,7 +70,7 @@ def read_picture(
     video_frames.check_memory(len(chosen), width, height, path.name)
     frames = []
     for index in chosen:
-      image.seek(index)
+      image.seek(pages[index])
       frames.append(_to_rgba(image, max_side))
   return video_frames.make_video_frames(
     np.stack(frames),
@@ -158,23 +154,53 @@ def _open(path: pathlib.Path) -> Iterator[Image.Image]:
   try:
     with Image.open(path, formats=_known_formats()) as image:
       yield image
-  except InputError:
+  except (InputError, MemoryError):
     raise
-  except _DECODING_ERRORS as error:
+  except Exception as error:  # Readers fail in any way.
     raise InputError(
       f"{path} does not decode as a picture ({error}); it may be damaged or"
       " of another kind."
     ) from error
 
 
-def _is_animated(image: Image.Image) -> bool:
-  return image.format in _ANIMATED_FORMATS and getattr(image, "n_frames", 1) > 1
+def _pages(image: Image.Image) -> list[int]:
+  """Numbers of the pictures in a file that are frames of its animation."""
+  count = getattr(image, "n_frames", 1)
+  if image.format == "TIFF":
+    return _tiff_pages(image, count)
+  if image.format not in _ANIMATED_FORMATS:
+    return [0]
+  # A PNG may hold one more picture, for programs that play no animations.
+  first = 1 if getattr(image, "default_image", False) and count > 1 else 0
+  return list(range(first, count))
 
 
-def _delay(image: Image.Image, index: int) -> float:
-  image.seek(index)
-  if image.format == "WEBP":
-    image.load()  # Its delay is known only once the frame is decoded.
+def _tiff_pages(image: Image.Image, count: int) -> list[int]:
+  """Pages of the first one's size; others are thumbnails or other papers."""
+  size = image.size
+  pages = []
+  for page in range(count):
+    image.seek(page)
+    if image.size == size and not image.tag_v2.get(_TIFF_KIND, 0) & 1:
+      pages.append(page)
+  if len(pages) not in (0, count):
+    logging.warning(
+      "%s has %d pages; the %d of the first one's size are used.",
+      pathlib.Path(image.filename).name,
+      count,
+      len(pages),
+    )
+  image.seek(0)
+  return pages or [0]
+
+
+def _delay(image: Image.Image, page: int, default: float) -> float:
+  """Seconds for which a frame is shown."""
+  if image.format == "TIFF":
+    return default
+  image.seek(page)
+  if image.format in _LATE_DELAYS:
+    image.load()
   milliseconds = image.info.get("duration") or 0
   return milliseconds / 1000 if milliseconds > 0 else _DEFAULT_DELAY
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.meshes import frame_times
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.viewer import mesh_packing
 
@@ -38,6 +39,7 @@ def write_viewer(
   fps: float,
   video_frames: np.ndarray | None = None,
   *,
+  times: Sequence[float] | None = None,
   title: str = "Sculpt4D",
   details: Mapping[str, Any] | None = None,
   max_faces: int | None = 60_000,
@@ -51,6 +53,8 @@ def write_viewer(
     fps: Frames a second.
     video_frames: The input's frames, uint8 [F, h, w, 3], one for each mesh; or
       None for a page without them.
+    times: When each frame starts, seconds, increasing from 0; None spaces
+      them by 1 / fps.
     title: The page's title.
     details: What to list beside the meshes, name to value, for instance the
       settings of the run.
@@ -60,7 +64,7 @@ def write_viewer(
 
   Raises:
     ValueError: There are no frames, the video does not fit the meshes, the
-      frame rate is not positive or a position is not finite.
+      rate or the times are no such thing, or a position is not finite.
     OutputError: The file cannot be written.
   """
   glb.check_sequence(path, meshes, fps, (".html", ".htm"))
@@ -70,8 +74,11 @@ def write_viewer(
   meshes = [_simplified(mesh, max_faces) for mesh in meshes]
   quantization = mesh_packing.clip_quantization(meshes)
   pictures = [] if video_frames is None else video_frames
+  edges = frame_times.frame_edges(len(meshes), fps, times)
   data = {
     "fps": float(fps),
+    "edges": [round(float(edge), 6) for edge in edges],
+    "isEven": frame_times.is_even(edges),
     "origin": quantization.origin,
     "step": quantization.step,
     "frames": [mesh_packing.pack_mesh(mesh, quantization) for mesh in meshes],

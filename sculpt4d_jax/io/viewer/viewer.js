@@ -5,6 +5,7 @@
 const byId = (id) => document.getElementById(id);
 const clip = JSON.parse(byId('clip-data').textContent);
 const frameCount = clip.frames.length;
+const duration = clip.edges[frameCount];  // Seconds.
 const prefersDark = matchMedia('(prefers-color-scheme: dark)');
 const TURNTABLE_SPEED = 24;  // Degrees a second.
 
@@ -15,7 +16,7 @@ class Player {
     this.orbit = new Orbit(this.bounds);
     this.canvas = byId('mesh-canvas');
     this.frame = 0;
-    this.time = 0;  // In frames, from 0 to frameCount.
+    this.time = 0;  // Seconds, from 0 to the duration.
     this.speed = 1;
     this.isPlaying = false;
     this.isLooping = true;
@@ -55,7 +56,7 @@ class Player {
     const seconds = this.lastTick === null ?
         0 : Math.min(0.25, (now - this.lastTick) / 1000);
     this.lastTick = now;
-    if (this.isPlaying) this.advance(seconds * clip.fps * this.speed);
+    if (this.isPlaying) this.advance(seconds * this.speed);
     if (this.isTurning) this.orbit.rotate(-TURNTABLE_SPEED * seconds, 0);
     const isGliding = this.orbit.step(seconds);
     // Between two frames of the clip nothing changes: the GPU may rest.
@@ -69,25 +70,25 @@ class Player {
     }
   }
 
-  advance(frames) {
-    this.time += frames;
-    if (this.time >= frameCount) {
+  advance(seconds) {
+    this.time += seconds;
+    if (this.time >= duration) {
       if (this.isLooping) {
-        this.time %= frameCount;
+        this.time %= duration;
       } else {
-        this.time = frameCount;
+        this.time = duration;
         this.setPlaying(false);
       }
     }
-    const frame = Math.min(frameCount - 1, Math.floor(this.time));
+    const frame = frameAt(this.time);
     if (frame !== this.frame) this.show(frame);
   }
 
   /** Goes to a frame and stays there. */
   seek(frame) {
-    const last = frameCount - 1;
-    this.time = Math.min(last, Math.max(0, frame));
-    this.show(this.time);
+    const shown = Math.min(frameCount - 1, Math.max(0, frame));
+    this.time = clip.edges[shown];
+    this.show(shown);
   }
 
   step(frames) {
@@ -118,7 +119,7 @@ class Player {
   }
 
   setPlaying(isPlaying) {
-    if (isPlaying && this.time >= frameCount) this.seek(0);
+    if (isPlaying && this.time >= duration) this.seek(0);
     this.isPlaying = isPlaying;
     const button = byId('play');
     button.classList.toggle('is-playing', isPlaying);
@@ -332,6 +333,13 @@ class Player {
   }
 }
 
+/** The frame that is seen at a time: each has its own length. */
+function frameAt(time) {
+  let frame = 0;
+  while (frame < frameCount - 1 && clip.edges[frame + 1] <= time) frame += 1;
+  return frame;
+}
+
 /** Arrow keys choose within a group of radio buttons. */
 function moveInGroup(group, event) {
   const buttons = [...group.querySelectorAll('[role=radio]')];
@@ -364,8 +372,8 @@ async function main() {
   const rate = Number(clip.fps.toFixed(2));
   byId('summary').textContent = [
     `${frameCount} ${frameCount === 1 ? 'frame' : 'frames'}`,
-    `${rate} fps`,
-    `${(frameCount / clip.fps).toFixed(2)} s`,
+    clip.isEven ? `${rate} fps` : `${rate} fps on average, uneven`,
+    `${duration.toFixed(2)} s`,
     fewest === most ? `${most} faces` : `${fewest}–${most} faces`,
   ].join(' · ');
   byId('input').hidden = !clip.pictures.length;

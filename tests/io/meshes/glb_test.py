@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+import trimesh
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io.meshes import glb
@@ -43,6 +44,7 @@ def test_two_frames_by_hand(tmp_path):
   assert document["nodes"] == [
     {"name": "frame_0000", "scale": [1, 1, 1], "mesh": 0},
     {"name": "frame_0001", "scale": [0, 0, 0], "mesh": 1},
+    {"name": "bounds", "mesh": 2},
   ]
   positions = [
     m["primitives"][0]["attributes"]["POSITION"] for m in document["meshes"]
@@ -72,6 +74,24 @@ def test_two_frames_by_hand(tmp_path):
   ]
   # Frame 0 is seen from 0 to 0.5 s, frame 1 from 0.5 s to the end at 1 s.
   assert keys == [([0, 0.5], [1, 0]), ([0, 0.5, 1], [0, 1, 1])]
+
+
+def test_a_file_at_rest_has_the_bounds_of_all_frames(tmp_path):
+  small, large = clips.bumpy_sphere(0, 2), clips.bumpy_sphere(1, 2)
+  small = TriangleMesh(small.vertices * 0.2, small.faces)
+  large = TriangleMesh(large.vertices + [3, 0, 0], large.faces)
+  path = tmp_path / "clip.glb"
+  glb.write_animated_glb(path, [small, ply_obj.empty_mesh(), large], 8)
+  scene = trimesh.load(path)
+  at_rest = [
+    scene.geometry[scene.graph[node][1]].vertices
+    for node in scene.graph.nodes_geometry
+    if np.linalg.det(scene.graph[node][0][:3, :3])
+  ]
+  points = np.concatenate(at_rest)
+  both = np.concatenate([small.vertices, large.vertices])
+  np.testing.assert_allclose(points.min(axis=0), both.min(axis=0), atol=1e-6)
+  np.testing.assert_allclose(points.max(axis=0), both.max(axis=0), atol=1e-6)
 
 
 @pytest.mark.parametrize("fps", [1, 12, 23.976, 30])

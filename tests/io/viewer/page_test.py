@@ -241,6 +241,19 @@ def test_play_runs_through_the_frames_beside_the_video(page):
   assert _text(page, "#frame-counter") == paused
 
 
+def test_each_frame_is_played_for_its_own_time(page, tmp_path):
+  even = page.evaluate("clip.edges")
+  assert even == [0, 0.125, 0.25, 0.375, 0.5]
+  data = _data(_written(tmp_path, times=[0, 0.1, 2, 3]))
+  assert data["edges"] == [0, 0.1, 2, 3, 4] and not data["isEven"]
+  shown = page.evaluate(
+    f"(() => {{ const even = clip.edges; clip.edges = {data['edges']};"
+    " const shown = [0.05, 0.1, 1.9, 2.5, 3.5].map(frameAt);"
+    " clip.edges = even; return shown; })()"
+  )
+  assert shown == [0, 1, 1, 2, 3]
+
+
 def test_the_mesh_is_visible_in_a_screenshot(page, tmp_path):
   pictures = {}
   for frame in range(4):

@@ -1,0 +1,77 @@
+"""When each frame of a mesh sequence is seen.
+
+Times are edges in seconds, [F + 1]: frame i is seen from edge i up to edge
+i + 1, and the first edge is 0. Clips from phones and screen recorders have
+frames of unequal length, so a rate alone does not tell them.
+
+Players that step through a file at fixed times skip every frame that is
+shorter than their step. `for_players` makes frames last long enough.
+"""
+
+from collections.abc import Sequence
+import math
+
+import numpy as np
+
+# Blender, Maya and USD's players step 24 times a second unless told otherwise;
+# game engines and browsers are faster.
+PLAYER_RATE = 24.0
+# Two clocks of this resolution (webm counts milliseconds) make even frames
+# look uneven by twice as much.
+_CLOCK = 2e-3
+_ROUNDING = 1e-9
+
+
+def frame_edges(
+  num_frames: int, fps: float, times: Sequence[float] | None = None
+) -> np.ndarray:
+  """The edges of all frames, float64 [F + 1].
+
+  Args:
+    num_frames: Number of frames F.
+    fps: Frames a second, used where `times` is None or has one frame.
+    times: When each frame starts, seconds, increasing; the first is taken as
+      0. The last frame lasts as long as the median of the others.
+
+  Raises:
+    ValueError: The rate is not positive, or the times do not fit the frames.
+  """
+  if not (math.isfinite(fps) and fps > 0):
+    raise ValueError(f"fps must be a positive number, got {fps}.")
+  if times is None or num_frames < 2:
+    return np.arange(num_frames + 1) / fps
+  times = np.asarray(times, np.float64)
+  if times.shape != (num_frames,):
+    raise ValueError(
+      f"times must hold one number a frame, {num_frames}; got shape"
+      f" {list(times.shape)}."
+    )
+  lengths = np.diff(times)
+  if not (np.isfinite(times).all() and (lengths > 0).all()):
+    raise ValueError("times must be finite and increase from frame to frame.")
+  last = times[-1] + np.median(lengths)
+  return np.append(times, last) - times[0]
+
+
+def is_even(edges: np.ndarray) -> bool:
+  """Whether all frames last equally long, but for a container's clock."""
+  even = np.linspace(0, edges[-1], len(edges))
+  return bool(np.abs(edges - even).max() <= _CLOCK)
+
+
+def for_players(edges: np.ndarray, rate: float = PLAYER_RATE) -> np.ndarray:
+  """Edges at which no frame is shorter than a step of a player.
+
+  A short frame takes from the next one what it lacks; where all are short,
+  the sequence becomes longer.
+
+  Args:
+    edges: Seconds, [F + 1].
+    rate: Steps a second of the player.
+  """
+  edges = np.array(edges, np.float64)
+  for index in range(1, len(edges)):
+    shortest = edges[index - 1] + 1 / rate
+    if edges[index] < shortest - _ROUNDING:
+      edges[index] = shortest
+  return edges

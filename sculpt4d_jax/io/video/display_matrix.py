@@ -1,0 +1,41 @@
+"""Turns and mirrors that a container asks a player for.
+
+A display matrix (a, b, u, c, d, v, x, y, w) sends a stored pixel (p, q), with
+q downwards, to (a p + c q + x, b p + d q + y) on the screen; x and y only move
+the picture back into view. Cameras write the four quarter turns, editors and
+front cameras their mirror images as well: eight in all. Other matrices are
+rounded to the nearest of the eight.
+
+Source: ISO/IEC 14496-12, 6.2.2 (matrices of `tkhd`).
+"""
+
+import numpy as np
+
+UPRIGHT = (1, 0, 0, 1)
+
+
+def read(content: bytes) -> tuple[int, int, int, int]:
+  """The signs (a, b, c, d) of FFmpeg's side data, nine native int32.
+
+  Returns:
+    Two of the four are 0, the others 1 or -1; `UPRIGHT` where the matrix is
+    singular, as damaged files have it.
+  """
+  if len(content) < 36:
+    return UPRIGHT
+  values = np.frombuffer(content, np.int32, count=9).astype(np.float64)
+  a, b, c, d = values[[0, 1, 3, 4]]
+  if a * d == b * c:
+    return UPRIGHT
+  if abs(a * d) >= abs(b * c):
+    return (int(np.sign(a)), 0, 0, int(np.sign(d)))
+  return (0, int(np.sign(b)), int(np.sign(c)), 0)
+
+
+def apply(picture: np.ndarray, signs: tuple[int, int, int, int]) -> np.ndarray:
+  """A picture [height, width, channels] as it is to be seen."""
+  a, b, c, d = signs
+  across, down = (a, d) if a else (c, b)
+  if not a:
+    picture = picture.swapaxes(0, 1)
+  return np.ascontiguousarray(picture[::down, ::across])
