@@ -279,8 +279,15 @@ def _sampling() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
       num_frames=16,  # F that the input is resampled to.
-      num_steps=50,  # Of the Euler sampler.
+      # "euler", "ab2" (Adams-Bashforth) or "heun"; launch.sample --preset has
+      # good sets of solver, steps and interval.
+      solver="euler",
+      num_steps=50,  # Times, both ends included: one interval less.
       guidance_scale=5.0,  # 1 turns guidance off.
+      guidance_interval=(0.0, 1.0),  # Guided times; 0 noise, 1 data.
+      keep_difference=1,  # Calls that a guidance difference serves.
+      # Above 1: steps long near the noise, short near the data. Others' "shift
+      # 3", more steps at high noise, is 1/3 here.
       timestep_shift=1.0,
       # "independent" noise for every frame, or "shared" by all of them.
       noise="independent",

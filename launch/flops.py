@@ -75,11 +75,10 @@ def _frames(texts: Sequence[str]) -> list[int]:
 
 def _print_parts(sizes, sampling, num_frames) -> None:
   config = model_lib.SamplingConfig(**{**sampling, "num_frames": num_frames})
-  steps, branches = cost.num_calls(config.num_steps, config.guidance_scale)
   print(
     f"{num_frames} frames, temporal attention {config.temporal_mode};"
-    f" a sample is {config.num_steps} times, that is {steps} steps, of"
-    f" {branches} call{'s' * (branches > 1)} each (guidance"
+    f" a sample is {len(config.calls)} calls of the velocity,"
+    f" {config.num_evaluations} of the network (guidance"
     f" {config.guidance_scale:g})"
   )
   columns = {

@@ -12,6 +12,7 @@ a matting network with --matte=onnx:FILE.
 OUTPUT gets frame_0000.ply and so on, animation.glb and animation.usdc, a
 viewer.html that you open in a browser, preview.png, and run.json.
 
+Faster:        --preset=fast, or --preset=draft; docs/sampling.md has the scores
 More frames:   --config.sampling.num_frames=16
 Finer meshes:  --config.surface.resolution=192 --config.surface.max_faces=20000
 Other result:  --config.sampling.seed=1 --config.sampling.guidance_scale=3
@@ -44,6 +45,7 @@ from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.inference import sampling as sampling_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
@@ -58,6 +60,13 @@ _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
   "Folder of weights; by default the ones that the preset names.",
+)
+_PRESET = flags.DEFINE_enum(
+  "preset",
+  None,
+  list(sampling_lib.PRESETS),
+  "Solver, steps and guidance interval by name; draft is the fastest. Fields"
+  " that are given by --config.sampling win over it.",
 )
 _MATTE = flags.DEFINE_string(
   "matte",
@@ -80,6 +89,9 @@ _VERSIONS = ("jax", "jaxlib", "flax", "numpy", "scikit-image", "trimesh")
 def main(argv):
   del argv
   config = _CONFIG.value
+  if _PRESET.value:
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    _apply_preset(config, _PRESET.value, given)
   if _PLAN.value:
     print_plan(config)
     return
@@ -112,6 +124,13 @@ def main(argv):
   paths = outputs.write(output, result, details, log)
   logging.info("Wrote %d files to %s.", len(paths), output)
   print(f"Open {output / outputs.VIEWER} in a browser.")
+
+
+def _apply_preset(config, name, given):
+  """Sets a sampling preset's fields, except those given on the command line."""
+  for field, value in sampling_lib.preset(name).items():
+    if f"sampling.{field}" not in given:
+      config.sampling[field] = value
 
 
 def print_plan(config) -> None:

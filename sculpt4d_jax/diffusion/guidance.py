@@ -1,8 +1,17 @@
-"""Classifier-free guidance on velocity functions."""
+"""Classifier-free guidance on velocity functions.
 
-from collections.abc import Callable
+Guidance calls a network twice, with and without its context. Two ways to pay
+less depend on the call: outside an interval of time the conditional velocity
+alone is taken, and the difference that guidance adds can be kept for a few
+calls. `scheduled` makes such a velocity.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from sculpt4d_jax import array_types
 
@@ -11,6 +20,64 @@ Float = array_types.Float
 
 # (x [B, ...], time [B]) -> velocity like x.
 VelocityFunction = Callable[[Array, Array], Array]
+# (x [B, ...], time [B]) -> conditional and unconditional velocity.
+PairFunction = Callable[[Array, Array], tuple[Array, Array]]
+# (x, time, memory) -> velocity and the next call's memory.
+_Variant = Callable[[Array, Array, Any], tuple[Array, Any]]
+
+EVERYWHERE = (0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduledVelocity:
+  """A velocity that takes another form at some calls of a sampler.
+
+  Attributes:
+    variants: The forms; only those that are used are compiled, each once.
+    choose: Times of all calls [calls] -> the form of each, int [calls].
+    initial: Noise -> what the first call remembers; None where nothing is.
+  """
+
+  variants: Sequence[_Variant]
+  choose: Callable[[np.ndarray], np.ndarray]
+  initial: Callable[[Array], Any] = lambda noise: None
+
+  def wrap(
+    self, wrapper: Callable[[VelocityFunction], VelocityFunction]
+  ) -> "ScheduledVelocity":
+    """Applies a wrapper of velocity functions to every form.
+
+    Args:
+      wrapper: Makes a velocity function that calls the given one once.
+    """
+
+    def wrapped(variant: _Variant) -> _Variant:
+      def run(x, time, memory):
+        kept = []
+
+        def plain(x, time):
+          velocity, after = variant(x, time, memory)
+          kept.append(after)
+          return velocity
+
+        return wrapper(plain)(x, time), kept[-1]
+
+      return run
+
+    variants = tuple(wrapped(variant) for variant in self.variants)
+    return dataclasses.replace(self, variants=variants)
+
+
+Velocity = VelocityFunction | ScheduledVelocity
+
+
+def wrap(
+  velocity: Velocity, wrapper: Callable[[VelocityFunction], VelocityFunction]
+) -> Velocity:
+  """Applies a wrapper to a velocity of either kind."""
+  if isinstance(velocity, ScheduledVelocity):
+    return velocity.wrap(wrapper)
+  return wrapper(velocity)
 
 
 def combine(
@@ -22,33 +89,101 @@ def combine(
   return unconditional + scale * (conditional - unconditional)
 
 
-def in_one_batch(
-  velocity: VelocityFunction, scale: float | Array
-) -> VelocityFunction:
-  """Guides a function of twice the batch: conditional, then unconditional.
+def pair_in_one_batch(velocity: VelocityFunction) -> PairFunction:
+  """Both velocities of a function of twice the batch.
 
   Args:
     velocity: Function of x [2B, ...] and time [2B] that knows the context: of
       the clips for the first half, the empty one for the second.
-    scale: Guidance scale; 1 is the conditional velocity.
   """
 
-  def guided(x: Array, time: Array) -> Array:
+  def pair(x: Array, time: Array) -> tuple[Array, Array]:
     both = velocity(jnp.concatenate((x, x)), jnp.concatenate((time, time)))
-    conditional, unconditional = jnp.split(both, 2)
-    return combine(conditional, unconditional, scale)
+    return tuple(jnp.split(both, 2))
 
-  return guided
+  return pair
 
 
-def one_after_the_other(
+def pair_in_turns(
+  conditional: VelocityFunction, unconditional: VelocityFunction
+) -> PairFunction:
+  """Both velocities of two functions: half the memory of one batch."""
+  return lambda x, time: (conditional(x, time), unconditional(x, time))
+
+
+def guided(pair: PairFunction, scale: float | Array) -> VelocityFunction:
+  """Guides at every call; a scale of 1 is the conditional velocity."""
+  return lambda x, time: combine(*pair(x, time), scale)
+
+
+def scheduled(
+  pair: PairFunction,
   conditional: VelocityFunction,
-  unconditional: VelocityFunction,
-  scale: float | Array,
-) -> VelocityFunction:
-  """Guides with two functions: half the memory of one batch."""
+  scale: float,
+  *,
+  interval: tuple[float, float] = EVERYWHERE,
+  keep_difference: int = 1,
+) -> Velocity:
+  """Guides at some calls only.
 
-  def guided(x: Array, time: Array) -> Array:
-    return combine(conditional(x, time), unconditional(x, time), scale)
+  Args:
+    pair: Conditional and unconditional velocity.
+    conditional: The conditional velocity alone.
+    scale: Guidance scale.
+    interval: First time that is guided and first later time that is not; 0 is
+      noise and 1 is data. Calls outside cost half.
+    keep_difference: Calls that a difference between both velocities serves; 1
+      computes it at every call.
 
-  return guided
+  Source: Kynkäänniemi et al., Applying Guidance in a Limited Interval Improves
+  Sample and Distribution Quality in Diffusion Models, 2024.
+  """
+  check(interval, keep_difference)
+  if tuple(interval) == EVERYWHERE and keep_difference == 1:
+    return guided(pair, scale)
+  remembers = keep_difference > 1
+
+  def unguided(x, time, memory):
+    return conditional(x, time), memory
+
+  def fresh(x, time, memory):
+    with_context, without = pair(x, time)
+    velocity = combine(with_context, without, scale)
+    return velocity, with_context - without if remembers else memory
+
+  def kept(x, time, difference):
+    velocity = conditional(x, time)
+    return velocity + (scale - 1) * difference, difference
+
+  def choose(times: np.ndarray) -> np.ndarray:
+    inside = (times >= interval[0]) & (times < interval[1])
+    # The first guided call is number 0 of the calls inside.
+    is_fresh = inside & ((np.cumsum(inside) - 1) % keep_difference == 0)
+    return np.where(is_fresh, 1, np.where(inside, 2, 0))
+
+  initial = jnp.zeros_like if remembers else lambda noise: None
+  return ScheduledVelocity((unguided, fresh, kept), choose, initial)
+
+
+def num_evaluations(
+  times: np.ndarray,
+  scale: float,
+  interval: tuple[float, float] = EVERYWHERE,
+  keep_difference: int = 1,
+) -> int:
+  """Evaluations of the network at calls of these times; a pair counts two."""
+  if scale == 1.0:
+    return len(times)
+  inside = (times >= interval[0]) & (times < interval[1])
+  return len(times) + -(-int(inside.sum()) // keep_difference)
+
+
+def check(interval: tuple[float, float], keep_difference: int) -> None:
+  """Raises ValueError where these settings of `scheduled` are out of range."""
+  if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+    raise ValueError(
+      f"guidance_interval={tuple(interval)} must be two growing times within 0"
+      " (noise) and 1 (data), such as (0.2, 0.8)."
+    )
+  if keep_difference < 1:
+    raise ValueError(f"keep_difference={keep_difference} must be at least 1.")

@@ -1,9 +1,13 @@
 """Integrates a velocity from noise (time 0) to data (time 1).
 
 A sampler takes a velocity function (x [B, ...], time [B]) -> velocity and knows
-no network. Guidance wraps that function; see `guidance.py`.
+no network. Guidance wraps that function; see `guidance.py`. To add a sampler,
+write its solver in `solvers/` and name it in SAMPLERS.
 """
 
+from collections.abc import Callable, Mapping
+
+import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +15,20 @@ import numpy as np
 from sculpt4d_jax import array_types
 from sculpt4d_jax.diffusion import guidance
 from sculpt4d_jax.diffusion import time_sampling
+from sculpt4d_jax.diffusion.solvers import adams_bashforth
+from sculpt4d_jax.diffusion.solvers import calls as calls_lib
+from sculpt4d_jax.diffusion.solvers import euler as euler_lib
+from sculpt4d_jax.diffusion.solvers import heun
 
 Array = array_types.Array
 Float = array_types.Float
 
+
+SAMPLERS: Mapping[str, calls_lib.Solver] = {
+  "euler": euler_lib.solver,
+  "ab2": adams_bashforth.solver,
+  "heun": heun.solver,
+}
 
 # First time of the reference's scheduler where it is given no times: one of
 # its thousand training steps.
@@ -28,7 +42,7 @@ def euler_times(
   skip_zero_step: bool = True,
   start: float = 0.0,
 ) -> np.ndarray:
-  """Times of an Euler sampler, growing from 0 to 1.
+  """Times of a sampler's intervals, growing from 0 to 1.
 
   Hunyuan3D 2.1 spaces `num_steps` times evenly, both ends included, shifts them
   by t <- shift t / (1 + (shift - 1) t) and appends another 1: its last call of
@@ -36,7 +50,10 @@ def euler_times(
 
   Args:
     num_steps: Calls of the model in the reference's count, at least 2.
-    shift: Positive; above 1 steps are longer near the data.
+    shift: Positive. Above 1 it moves times towards the data, so that steps are
+      long near the noise and short near the data: 3 makes four steps of .5,
+      .25, .15, .1. Below 1 it does the reverse, and 1/3 is what others call a
+      shift of 3 towards the noise.
     skip_zero_step: Leaves the appended 1 and its useless call out.
     start: First time before the shift. 0 is pure noise, and what the released
       pipeline asks for; SCHEDULER_START is what the reference's scheduler does
@@ -63,41 +80,125 @@ def euler_times(
   return times.astype(np.float32)
 
 
-def euler(
-  velocity: guidance.VelocityFunction,
+def calls_of(name: str, times: np.ndarray) -> calls_lib.Calls:
+  """The calls that a sampler makes on the way through growing times.
+
+  Raises:
+    ValueError: Unknown sampler, or times that are not one growing list.
+  """
+  times = np.asarray(times, np.float32)
+  if times.ndim != 1 or times.shape[0] < 2:
+    raise ValueError(
+      f"times must be one list of at least two, came {times.shape}."
+    )
+  if name not in SAMPLERS:
+    raise ValueError(
+      f"Unknown sampler {name!r}: choose one of {tuple(SAMPLERS)}."
+    )
+  return SAMPLERS[name](times)
+
+
+def integrate(
+  velocity: guidance.Velocity,
   noise: Float[Array, " B *shape"],
-  times: Float[Array, " steps+1"],
+  calls: calls_lib.Calls,
+  *,
+  return_trajectory: bool = False,
+  on_call: Callable[[int], None] | None = None,
+) -> Float[Array, "..."]:
+  """Follows the velocity from noise to data.
+
+  All calls are one `lax.scan`, so that the model is compiled once; a scheduled
+  velocity is compiled once in each form that is used.
+
+  Args:
+    velocity: Velocity function; it may return another dtype than x has.
+    noise: Where to start, at the first call's time. Its dtype is that of the
+      state: float32 keeps many small steps exact even if the model computes in
+      bfloat16.
+    calls: What `calls_of` returned.
+    return_trajectory: Returns the noise and the state after each call,
+      [calls + 1, B, ...], instead.
+    on_call: Called from inside the compiled loop with the number of calls that
+      are done.
+
+  Returns:
+    x at the last time, like `noise`.
+  """
+  ask, forms, memory = _asked(velocity, noise, calls.times)
+
+  def step(carry, call):
+    x, y, last, memory = carry
+    time, state, point, form, number = call
+    start = x if y is None else y
+    answer, memory = ask(start, jnp.full(x.shape[:1], time), form, memory)
+    answer = answer.astype(jnp.float32)
+    if on_call is not None:
+      _report(on_call, number, answer)
+
+    def advanced(weights):
+      change = weights[0] * answer
+      if calls.uses_memory:
+        change = change + weights[1] * last
+      return (x.astype(jnp.float32) + change).astype(noise.dtype)
+
+    y = advanced(point) if calls.asks_elsewhere else None
+    x = advanced(state)
+    carry = x, y, answer if calls.uses_memory else None, memory
+    return carry, x if return_trajectory else None
+
+  carry = (
+    noise,
+    noise if calls.asks_elsewhere else None,
+    jnp.zeros(noise.shape, jnp.float32) if calls.uses_memory else None,
+    memory,
+  )
+  xs = tuple(map(jnp.asarray, (calls.times, calls.state, calls.point)))
+  numbers = None if on_call is None else jnp.arange(1, len(calls) + 1)
+  (x, *_), states = lax.scan(step, carry, (*xs, forms, numbers))
+  if return_trajectory:
+    return jnp.concatenate((noise[None], states))
+  return x
+
+
+def _report(on_call, number, answer):
+  """Tells the host the number of a call, once its answer is there."""
+  number = number + (0.0 * answer.ravel()[0]).astype(number.dtype)
+  jax.debug.callback(lambda n: on_call(int(n)), number)
+
+
+def _asked(velocity, noise, times):
+  """A function (x, time, form, memory), the form of each call, the memory."""
+  if not isinstance(velocity, guidance.ScheduledVelocity):
+    return (lambda x, time, form, memory: (velocity(x, time), None)), None, None
+  used, forms = np.unique(velocity.choose(times), return_inverse=True)
+  variants = [velocity.variants[index] for index in used]
+  memory = velocity.initial(noise)
+  if len(variants) == 1:
+    only = variants[0]
+    ask = lambda x, time, form, memory: only(x, time, memory)
+    return ask, None, memory
+
+  def ask(x, time, form, memory):
+    return lax.switch(form, variants, x, time, memory)
+
+  return ask, jnp.asarray(forms, jnp.int32), memory
+
+
+def euler(
+  velocity: guidance.Velocity,
+  noise: Float[Array, " B *shape"],
+  times: np.ndarray,
   *,
   return_trajectory: bool = False,
 ) -> Float[Array, "..."]:
   """Follows the velocity with x <- x + (t_next - t) velocity(x, t).
 
-  All steps are one `lax.scan`, so that the model is compiled once.
-
-  Args:
-    velocity: Velocity function; it may return another dtype than x has.
-    noise: Where to start, at times[0]. Its dtype is that of the state: float32
-      keeps many small steps exact even if the model computes in bfloat16.
-    times: Growing times, such as `euler_times`.
-    return_trajectory: Returns all states [steps + 1, B, ...] instead.
-
-  Returns:
-    x at times[-1], like `noise`.
+  Arguments are those of `integrate`; times grow, as those of `euler_times`.
   """
-  times = jnp.asarray(times, jnp.float32)
-  if times.ndim != 1 or times.shape[0] < 2:
-    raise ValueError(
-      f"times must be one list of at least two, came {times.shape}."
-    )
-
-  def step(x, interval):
-    start, end = interval
-    time = jnp.full(x.shape[:1], start)
-    change = (end - start) * velocity(x, time).astype(jnp.float32)
-    x = (x.astype(jnp.float32) + change).astype(noise.dtype)
-    return x, x if return_trajectory else None
-
-  x, states = lax.scan(step, noise, (times[:-1], times[1:]))
-  if return_trajectory:
-    return jnp.concatenate((noise[None], states))
-  return x
+  return integrate(
+    velocity,
+    noise,
+    calls_of("euler", times),
+    return_trajectory=return_trajectory,
+  )

@@ -46,7 +46,10 @@ def logit_normal(
 
 
 def shift_time(time: Array, factor: float) -> Array:
-  """Computes factor t / (1 + (factor - 1) t), which keeps 0 and 1."""
+  """Computes factor t / (1 + (factor - 1) t), which keeps 0 and 1.
+
+  A factor above 1 moves times towards the data.
+  """
   return factor * time / (1 + (factor - 1) * time)
 
 

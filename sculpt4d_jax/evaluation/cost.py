@@ -58,15 +58,6 @@ class Sizes:
     )
 
 
-def num_calls(num_steps: int, guidance_scale: float) -> tuple[int, int]:
-  """Calls of the transformer in a sample: (steps, branches of guidance).
-
-  The sampler takes `num_steps` times, both ends included, and calls the
-  transformer between them; guidance of scale 1 has one branch.
-  """
-  return num_steps - 1, 1 if guidance_scale == 1.0 else 2
-
-
 def sample(
   sizes: Sizes, sampling: model_lib.SamplingConfig, num_points: int = 0
 ) -> flops.Counts:
@@ -79,12 +70,14 @@ def sample(
       the autoencoder is left out.
   """
   frames = sampling.num_frames
-  steps, branches = num_calls(sampling.num_steps, sampling.guidance_scale)
+  branches = 1 if sampling.guidance_scale == 1.0 else 2
   context_tokens = sizes.image_encoder.num_tokens
   parts = [
     flops.image_encoder(sizes.image_encoder, frames),
     flops.times(branches, flops.dit_context(sizes.dit, frames, context_tokens)),
-    flops.times(steps * branches, sizes.call(frames, sampling.temporal_mode)),
+    flops.times(
+      sampling.num_evaluations, sizes.call(frames, sampling.temporal_mode)
+    ),
   ]
   if num_points:
     parts.append(flops.vae_decoder(sizes.vae, frames))

@@ -23,10 +23,8 @@ import ml_collections
 import numpy as np
 
 from sculpt4d_jax import array_types
-from sculpt4d_jax import partitioning
-from sculpt4d_jax.diffusion import guidance
-from sculpt4d_jax.diffusion import samplers
-from sculpt4d_jax.models import attention
+from sculpt4d_jax.inference import denoising
+from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import shape_vae
@@ -38,55 +36,9 @@ Array = array_types.Array
 Float = array_types.Float
 UInt8 = array_types.UInt8
 
-NOISES = ("independent", "shared")
+SamplingConfig = sampling_lib.SamplingConfig
 # Frames that the image encoder takes at a time.
 FRAMES_AT_A_TIME = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-  """How latents are sampled; see `configs/base.py`.
-
-  Attributes:
-    num_frames: Frames that a longer clip is resampled to.
-    num_steps: Euler steps as Hunyuan3D 2.1 counts them; the model is called
-      once less.
-    guidance_scale: Of classifier-free guidance; 1 turns it off.
-    timestep_shift: Above 1, steps are longer near the data.
-    noise: "independent" for every frame, or "shared" by all of them.
-    temporal_mode: "sparse", "full", "token" or "none".
-    seed: Same seed, same machine: same result.
-    guidance_in_turns: Calls the DiT with and without context one after the
-      other instead of together: less memory, the same result but for rounding.
-    cache_context: Keeps the context's keys and values of all blocks, rather
-      than compute them in every step.
-    offload: Keeps the image encoder and the autoencoder on the host while they
-      are not used.
-  """
-
-  num_frames: int
-  num_steps: int
-  guidance_scale: float
-  timestep_shift: float
-  noise: str
-  temporal_mode: str
-  seed: int
-  guidance_in_turns: bool = False
-  cache_context: bool = True
-  offload: bool = False
-
-  def __post_init__(self):
-    if self.num_frames < 1:
-      raise ValueError(f"num_frames={self.num_frames} must be at least 1.")
-    if self.num_steps < 2:
-      raise ValueError(f"num_steps={self.num_steps} must be at least 2.")
-    if self.noise not in NOISES:
-      raise ValueError(f"noise={self.noise!r}: choose one of {NOISES}.")
-    if self.temporal_mode not in attention.TEMPORAL_MODES:
-      raise ValueError(
-        f"temporal_mode={self.temporal_mode!r}: choose one of"
-        f" {attention.TEMPORAL_MODES}."
-      )
 
 
 class Sculpt4D:
@@ -114,8 +66,9 @@ class Sculpt4D:
     self._dit = jax.device_put(self._dit)
     self._encode = jax.jit(self._encode_impl)
     self._denoise = jax.jit(
-      self._denoise_impl, static_argnames=("config", "on_step")
+      self._denoise_impl, static_argnames=("config", "on_call")
     )
+    self._noise = jax.jit(self._noise_impl, static_argnums=(1, 2))
     self._keys_values = jax.jit(self._keys_values_impl)
     self._field = jax.jit(self._field_impl)
 
@@ -186,17 +139,47 @@ class Sculpt4D:
     Args:
       images: The clip on a white background, cropped; see `io/matting/crop.py`.
       config: Steps, guidance, seed.
-      on_step: Called from inside the compiled loop with the number of steps
-        that are done.
+      on_step: Called from inside the compiled loop with the number of calls
+        of the velocity that are done.
     """
-    key = jax.random.key(config.seed)
-    context = self._encode(self._encoder, jnp.asarray(images))
+    noise = self.draw_noise(config.seed, len(images), config.noise)
+    return self.denoise(
+      self.encode(images)[None], noise[None], config, on_step
+    )[0]
+
+  def encode(
+    self, images: UInt8[np.ndarray, "F S S 3"]
+  ) -> Float[Array, "F I W"]:
+    """The image tokens of a clip's frames; see `sample`."""
+    return self._encode(self._encoder, jnp.asarray(images))
+
+  def draw_noise(
+    self, seed: int, num_frames: int, kind: str = "independent"
+  ) -> Float[Array, "F N C"]:
+    """What a clip is denoised from."""
+    return self._noise(jax.random.key(seed), num_frames, kind)
+
+  def denoise(
+    self,
+    context: Float[Array, "B F I W"],
+    noise: Float[Array, "B F N C"],
+    config: SamplingConfig,
+    on_step: Callable[[int], None] | None = None,
+  ) -> Float[np.ndarray, "B F N C"]:
+    """Samples the latents of clips of equal length from given noise.
+
+    Args:
+      context: What `encode` made of each clip.
+      noise: Where to start.
+      config: Steps and guidance; its seed and frames are not used.
+      on_step: See `sample`.
+    """
     latents = self._denoise(
       self._dit,
       context,
-      key,
-      config=dataclasses.replace(config, seed=0),
-      on_step=on_step,
+      noise,
+      config=dataclasses.replace(config, seed=0, num_frames=1),
+      on_call=on_step,
     )
     latents = jax.device_get(latents)
     jax.effects_barrier()
@@ -219,21 +202,15 @@ class Sculpt4D:
     context = context.reshape(whole, *context.shape[2:])
     return context if rest is None else jnp.concatenate([context, rest])
 
-  def _denoise_impl(self, params, context, key, config, on_step):
+  def _denoise_impl(self, params, context, noise, config, on_call):
     dit = nnx.merge(self._dit_def, params)
-    noise = self._noise(key, len(context), config.noise)
-    return denoise_clips(dit, context[None], noise, config, on_step)[0]
+    return denoising.denoise_clips(dit, context, noise, config, on_call)
 
-  def _noise(self, key, num_frames, kind):
+  def _noise_impl(self, key, num_frames, kind):
     frames = 1 if kind == "shared" else num_frames
-    shape = (
-      1,
-      frames,
-      self.vae_config.num_latents,
-      self.vae_config.latent_channels,
-    )
-    noise = jax.random.normal(key, shape, jnp.float32)
-    return jnp.broadcast_to(noise, (1, num_frames, *shape[2:]))
+    sizes = self.vae_config.num_latents, self.vae_config.latent_channels
+    noise = jax.random.normal(key, (frames, *sizes), jnp.float32)
+    return jnp.broadcast_to(noise, (num_frames, *sizes))
 
   def field(
     self, latents: Float[np.ndarray, "N C"]
@@ -254,49 +231,6 @@ class Sculpt4D:
   def _field_impl(self, params, key_values, points):
     vae = nnx.merge(self._vae_def, params)
     return vae.query_field(key_values, points[None])[0].astype(jnp.float32)
-
-
-def denoise_clips(
-  dit: dit_lib.DiT,
-  context: Float[Array, "B F I W"],
-  noise: Float[Array, "B F N C"],
-  config: SamplingConfig,
-  on_step: Callable[[int], None] | None = None,
-) -> Float[Array, "B F N C"]:
-  """Follows the guided velocity from noise to latents; to be traced.
-
-  Args:
-    dit: The transformer.
-    context: The clips' image tokens.
-    noise: Where to start.
-    config: Steps and guidance; the seed is in the noise.
-    on_step: See `Sculpt4D.sample`.
-  """
-  mode = config.temporal_mode
-  if dit.config.temporal_mode == "none":
-    mode = None
-
-  def velocity_of(context):
-    context = partitioning.constrain(context, "batch", "frames")
-    if config.cache_context:
-      context = dit.encode_context(context)
-    return lambda x, time: dit(x, time, context, temporal_mode=mode).velocity
-
-  if config.guidance_scale == 1.0:
-    velocity = velocity_of(context)
-  elif config.guidance_in_turns:
-    # Keys and values of zeros are zeros: one token does for all.
-    nothing = jnp.zeros_like(context[:, :, :1])
-    velocity = guidance.one_after_the_other(
-      velocity_of(context), velocity_of(nothing), config.guidance_scale
-    )
-  else:
-    both = jnp.concatenate([context, jnp.zeros_like(context)])
-    velocity = guidance.in_one_batch(velocity_of(both), config.guidance_scale)
-  times = samplers.euler_times(config.num_steps, shift=config.timestep_shift)
-  if on_step is not None:
-    velocity = _reporting(velocity, times, on_step)
-  return samplers.euler(velocity, noise, times)
 
 
 def weights_folder(preset: str, given: str | None) -> pathlib.Path:
@@ -322,18 +256,3 @@ def parts(model: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
     name: (kind, config(**model[name]))
     for name, (kind, config) in checkpoint_parts.KINDS.items()
   }
-
-
-def _reporting(velocity, times, on_step):
-  """A velocity that tells how far the sampler has come."""
-  starts = jnp.asarray(times[:-1])
-
-  def reporting(x, time):
-    result = velocity(x, time)
-    # Depends on the result, so that the step is done when it reports.
-    done = jnp.searchsorted(starts, time[0], side="right")
-    done = done + (0.0 * result.ravel()[0]).astype(done.dtype)
-    jax.debug.callback(lambda n: on_step(int(n)), done)
-    return result
-
-  return reporting

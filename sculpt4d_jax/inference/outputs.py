@@ -112,6 +112,7 @@ def _page_details(details: Mapping[str, Any]) -> dict[str, Any]:
     "Input": details.get("input", {}).get("name", ""),
     "Preset": details.get("preset", ""),
     "Seed": sampling.get("seed", ""),
+    "Sampler": sampling.get("solver", ""),
     "Sampling steps": sampling.get("num_steps", ""),
     "Guidance scale": sampling.get("guidance_scale", ""),
     "Temporal attention": sampling.get("temporal_mode", ""),

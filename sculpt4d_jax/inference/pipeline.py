@@ -157,7 +157,7 @@ def generate(
   Raises:
     ValueError: No frame has a surface.
   """
-  num_calls = sampling.num_steps - 1
+  num_calls = len(sampling.calls)
   with log.stage("denoise", num_calls) as bar:
 
     def on_step(done: int) -> None:

@@ -79,3 +79,28 @@ def test_bad_times_are_refused():
     samplers.euler_times(5, shift=0)
   with pytest.raises(ValueError, match="times"):
     samplers.euler(lambda x, t: x, jnp.ones((1, 2)), jnp.array([0.0]))
+
+
+def test_shift_lengthens_the_steps_near_the_noise():
+  steps = lambda shift: np.diff(samplers.euler_times(5, shift=shift))
+  np.testing.assert_allclose(steps(3.0), [0.5, 0.25, 0.15, 0.1], atol=1e-6)
+  np.testing.assert_allclose(steps(1 / 3), [0.1, 0.15, 0.25, 0.5], atol=1e-6)
+
+
+def test_calls_are_reported_in_order():
+  seen = []
+  calls = samplers.calls_of("heun", samplers.euler_times(4))
+  run = lambda x: samplers.integrate(
+    lambda x, t: -x, x, calls, on_call=seen.append
+  )
+  x = jax.jit(run)(jnp.ones((1, 2)))
+  jax.effects_barrier()
+  assert sorted(seen) == [1, 2, 3, 4, 5]
+  np.testing.assert_array_equal(
+    x, samplers.integrate(lambda x, t: -x, jnp.ones((1, 2)), calls)
+  )
+
+
+def test_unknown_samplers_are_refused():
+  with pytest.raises(ValueError, match="'unipc'"):
+    samplers.calls_of("unipc", samplers.euler_times(4))

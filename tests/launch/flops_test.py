@@ -28,7 +28,7 @@ def test_prints_parts_and_tables_and_draws_the_figure(tmp_path):
   assert result.returncode == 0, result.stderr
   for expected in (
     "8 frames",
-    "49 steps, of 2 calls",
+    "49 calls of the velocity, 98 of the network",
     "MoE: routed experts",
     "21.50%",
     "1584.9",

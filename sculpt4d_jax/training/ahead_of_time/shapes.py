@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.inference import denoising
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.training import loop
 from sculpt4d_jax.training import optimizer as optimizer_lib
@@ -107,7 +108,7 @@ def sampler(
   def sample(params, images, noise):
     modules = {n: nnx.merge(graphdefs[n], params[n]) for n in graphdefs}
     context = modules["image_encoder"](images.astype(jnp.float32) / 127.5 - 1.0)
-    return model_lib.denoise_clips(modules["dit"], context, noise, sampling)
+    return denoising.denoise_clips(modules["dit"], context, noise, sampling)
 
   noise = (*lead, vae.num_latents, vae.latent_channels)
   args = (

@@ -1,0 +1,57 @@
+"""IoU and jitter of the decoder's field on a grid: no meshes, little time.
+
+They follow the evaluator's definitions with distances in place of meshes, on
+coarser grids, and serve to compare hundreds of settings with each other.
+"""
+
+import jax
+import numpy as np
+
+from sculpt4d_jax.data.procedural import clip_records
+from sculpt4d_jax.data.procedural import solids
+from sculpt4d_jax.evaluation import evaluator
+from sculpt4d_jax.evaluation import geometry_metrics
+from sculpt4d_jax.inference import model as model_lib
+
+GRID = 24
+TRUNCATION = 0.1
+
+
+def points() -> np.ndarray:
+  """Centres of the grid's cells, float32 [GRID^3, 3]."""
+  return geometry_metrics.grid_points(GRID).astype(np.float32)
+
+
+def fields(
+  model: model_lib.Sculpt4D, latents: np.ndarray, band: float
+) -> np.ndarray:
+  """Predicted distances [F, GRID^3], truncated."""
+  at = points()
+  values = np.array([model.field(frame)(at) * band for frame in latents])
+  return np.clip(values, -TRUNCATION, TRUNCATION)
+
+
+def true_fields(clip: solids.SyntheticClip) -> np.ndarray:
+  """True distances [F, GRID^3], truncated."""
+  at = np.broadcast_to(points(), (clip.num_frames, GRID**3, 3))
+  solid = clip_records.trim(clip.solid)
+  values = np.asarray(jax.device_get(clip_records.distances(solid, at)))
+  return np.clip(values, -TRUNCATION, TRUNCATION)
+
+
+def sequence_metrics(
+  predicted: np.ndarray, truth: np.ndarray, name: str
+) -> evaluator.SequenceMetrics:
+  """Scores of distances [F, Q]; Chamfer and F-Score are NaN."""
+  inside, truly = predicted > 0, truth > 0
+  iou = (inside & truly).sum(1) / np.maximum((inside | truly).sum(1), 1)
+  nothing = np.full(len(iou), np.nan)
+  motion = geometry_metrics.motion(predicted, truth, TRUNCATION)
+  return evaluator.SequenceMetrics(
+    name=name,
+    chamfer=nothing,
+    iou=iou,
+    f_score=nothing,
+    motion=motion,
+    num_empty=int((~inside.any(1)).sum()),
+  )

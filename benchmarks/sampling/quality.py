@@ -1,0 +1,241 @@
+r"""Scores settings of the sampler on held-out procedural clips.
+
+  python -m benchmarks.sampling.quality --num_clips=40 \
+      --setting='num_steps=50' --setting=fast --setting=draft \
+      --setting='solver=ab2 num_steps=5'
+
+A setting is the name of a sampling preset, or fields of `config.sampling` with
+blanks between them; both together are possible. All rows see the same clips and
+noise. Printed are the evaluations of the network a clip, CPU seconds a clip and
+the metrics with 95 % bootstrap intervals; then, for every row but the first,
+the paired differences to the first. With --field the decoder's field is compared
+with the true distance on a grid instead of meshes: seconds in place of minutes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import time
+from typing import Any
+
+from absl import flags
+import jax
+from ml_collections import config_flags
+import numpy as np
+
+from benchmarks.sampling import field_scores
+from benchmarks.sampling import settings as settings_lib
+from launch import program
+from sculpt4d_jax.data.procedural import clip_records
+from sculpt4d_jax.data.procedural import solids
+from sculpt4d_jax.evaluation import evaluator
+from sculpt4d_jax.evaluation import geometry_metrics
+from sculpt4d_jax.evaluation import held_out
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.inference import sampling as sampling_lib
+from sculpt4d_jax.io import atomic
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", "configs/tiny.py", "Preset; see configs/base.py."
+)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of weights.")
+_SETTINGS = flags.DEFINE_multi_string(
+  "setting", ["num_steps=50", "fast", "draft"], "A row; see above."
+)
+_NUM_CLIPS = flags.DEFINE_integer("num_clips", 40, "Held-out clips.")
+_FIRST = flags.DEFINE_integer("first", 0, "Seed of the first of them.")
+_FIELD = flags.DEFINE_bool("field", False, "Scores of the field, no meshes.")
+_RESOLUTION = flags.DEFINE_integer("resolution", 48, "Cells of the meshes.")
+_JSON = flags.DEFINE_string("json", None, "File for all numbers, if wanted.")
+
+# Coarser than launch.evaluate's, which takes 15 seconds a clip.
+CONVENTIONS = geometry_metrics.Conventions(
+  num_points=5_000, iou_resolution=40, jitter_resolution=24
+)
+_CLIPS_AT_A_TIME = 8
+
+
+@dataclasses.dataclass
+class Row:
+  """A setting's scores and cost.
+
+  Attributes:
+    evaluations: Passes of the network a clip.
+    seconds: CPU seconds of sampling a clip, without compiling.
+    summary: Metrics of all clips.
+  """
+
+  evaluations: int
+  seconds: float
+  summary: evaluator.Summary
+
+
+def main(unused_argv: Sequence[str]) -> None:
+  config = _CONFIG.value
+  log = run_log.RunLog()
+  folder = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
+  model = model_lib.Sculpt4D.load(config.model, folder)
+  fields = config.data.to_dict()
+  sizes = {f.name for f in dataclasses.fields(clip_records.RecordSizes)}
+  clips = _make_clips(
+    range(_FIRST.value, _FIRST.value + _NUM_CLIPS.value),
+    config.sampling.num_frames,
+    clip_records.RecordSizes(**{k: v for k, v in fields.items() if k in sizes}),
+    log,
+  )
+  score = _field_scorer if _FIELD.value else _mesh_scorer
+  scorer = score(config, model, clips)
+  rows = {}
+  for text in _SETTINGS.value:
+    sampling = settings_lib.parse(text, config.sampling.to_dict())
+    rows[text] = run(model, clips, sampling, scorer, log)
+    print(_line(text, rows[text]), flush=True)
+  print("\n" + "\n".join(table(rows)))
+  if _JSON.value:
+    text = json.dumps(_plain(rows), indent=1)
+    atomic.write_bytes(_JSON.value, text.encode())
+
+
+def _make_clips(seeds, num_frames, sizes, log) -> list[held_out.HeldOutClip]:
+  """Held-out clips; without meshes of the truth where the field is scored."""
+  if not _FIELD.value:
+    return held_out.make_clips(seeds, num_frames, sizes, log)
+  clips = []
+  for seed in log.each("make held-out clips", seeds):
+    clip = solids.make_clip(seed, num_frames)
+    images = clip_records.make_record(clip, sizes).images
+    name = f"{clip.family}-{seed}"
+    clips.append(held_out.HeldOutClip(name, clip, images, []))
+  return clips
+
+
+def run(
+  model: model_lib.Sculpt4D,
+  clips: Sequence[held_out.HeldOutClip],
+  sampling: sampling_lib.SamplingConfig,
+  scorer: Callable[[int, np.ndarray], evaluator.SequenceMetrics],
+  log: run_log.RunLog,
+) -> Row:
+  """Samples all clips, some at a time, and scores them."""
+  context = np.stack([model.encode(clip.images) for clip in clips])
+  noise = np.stack(
+    [
+      model.draw_noise(sampling.seed + i, len(clip.images), sampling.noise)
+      for i, clip in enumerate(clips)
+    ]
+  )
+  latents, seconds = [], []
+  for first in range(0, len(clips), _CLIPS_AT_A_TIME):
+    some = slice(first, first + _CLIPS_AT_A_TIME)
+    inputs = context[some], noise[some]
+    if len(inputs[0]) != _CLIPS_AT_A_TIME or not first:
+      model.denoise(*inputs, sampling)  # Compiles, which is not sampling.
+    start = time.process_time()
+    latents.extend(model.denoise(*inputs, sampling))
+    seconds.append((time.process_time() - start) / len(inputs[0]))
+  scores = [
+    scorer(index, frames)
+    for index, frames in enumerate(log.each("score", latents))
+  ]
+  return Row(
+    sampling.num_evaluations,
+    float(np.median(seconds)),
+    evaluator.summarise(scores),
+  )
+
+
+def _mesh_scorer(config, model, clips):
+  surface = pipeline.SurfaceConfig(
+    **config.surface.to_dict() | dict(resolution=_RESOLUTION.value)
+  )
+
+  def score(index: int, latents: np.ndarray) -> evaluator.SequenceMetrics:
+    meshes = [pipeline.extract_mesh(model, x, surface)[0] for x in latents]
+    clip = clips[index]
+    return evaluator.evaluate_sequence(
+      meshes, clip.truth, CONVENTIONS, name=clip.name
+    )
+
+  return score
+
+
+def _field_scorer(config, model, clips):
+  band = config.vae_training.field_band
+  truth = [field_scores.true_fields(clip.clip) for clip in clips]
+
+  def score(index: int, latents: np.ndarray) -> evaluator.SequenceMetrics:
+    predicted = field_scores.fields(model, latents, band)
+    return field_scores.sequence_metrics(
+      predicted, truth[index], clips[index].name
+    )
+
+  return score
+
+
+def _line(name: str, row: Row) -> str:
+  cells = [
+    f"{metric} {estimate.mean:.4f}"
+    for metric, estimate in row.summary.estimates.items()
+    if not np.isnan(estimate.mean)
+  ]
+  return f"{name}: {row.evaluations} evaluations, {'; '.join(cells)}"
+
+
+def table(rows: Mapping[str, Row]) -> list[str]:
+  """Two tables in Markdown: the rows, and their differences to the first."""
+  metrics = [
+    m
+    for m in evaluator.METRICS
+    if not all(np.isnan(r.summary.estimates[m].mean) for r in rows.values())
+  ]
+  lines = [
+    f"| setting | evaluations | CPU s a clip | {' | '.join(metrics)} |",
+    "|---" * (3 + len(metrics)) + "|",
+  ]
+  for name, row in rows.items():
+    cells = [_interval(row.summary.estimates[m], 4) for m in metrics]
+    lines.append(
+      f"| {name} | {row.evaluations} | {row.seconds:.2f} |"
+      f" {' | '.join(cells)} |"
+    )
+  first, *others = rows
+  lines += ["", f"| less {first} | {' | '.join(metrics)} |"]
+  lines.append("|---" * (1 + len(metrics)) + "|")
+  for name in others:
+    cells = [
+      _interval(
+        evaluator.paired_difference(
+          rows[name].summary, rows[first].summary, metric
+        ),
+        4,
+        sign="+",
+      )
+      for metric in metrics
+    ]
+    lines.append(f"| {name} | {' | '.join(cells)} |")
+  return lines
+
+
+def _interval(estimate: evaluator.Estimate, digits: int, sign: str = "") -> str:
+  form = f"{sign}.{digits}f"
+  return (
+    f"{estimate.mean:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
+  )
+
+
+def _plain(rows: Mapping[str, Row]) -> dict[str, Any]:
+  return {
+    name: {
+      "evaluations": row.evaluations,
+      "seconds": row.seconds,
+      "device": jax.devices()[0].device_kind,
+      **evaluator.to_json({name: row.summary}, CONVENTIONS)["methods"][name],
+    }
+    for name, row in rows.items()
+  }
+
+
+if __name__ == "__main__":
+  program.run(main)

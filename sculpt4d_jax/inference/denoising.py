@@ -1,0 +1,75 @@
+"""From noise to latents: the DiT, guided, inside a sampler."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
+from sculpt4d_jax.diffusion import guidance
+from sculpt4d_jax.diffusion import samplers
+from sculpt4d_jax.inference import sampling
+from sculpt4d_jax.models import dit as dit_lib
+
+Array = array_types.Array
+Float = array_types.Float
+
+
+def denoise_clips(
+  dit: dit_lib.DiT,
+  context: Float[Array, "B F I W"],
+  noise: Float[Array, "B F N C"],
+  config: sampling.SamplingConfig,
+  on_call: Callable[[int], None] | None = None,
+) -> Float[Array, "B F N C"]:
+  """Follows the guided velocity from noise to latents; to be traced.
+
+  Args:
+    dit: The transformer.
+    context: The clips' image tokens.
+    noise: Where to start.
+    config: Steps and guidance; the seed is in the noise.
+    on_call: Called from inside the compiled loop with the number of calls of
+      the velocity that are done.
+  """
+  velocity = guided_velocity(dit, context, config)
+  return samplers.integrate(velocity, noise, config.calls, on_call=on_call)
+
+
+def guided_velocity(
+  dit: dit_lib.DiT,
+  context: Float[Array, "B F I W"],
+  config: sampling.SamplingConfig,
+) -> guidance.Velocity:
+  """The velocity of clips, guided as the settings say; to be traced."""
+  mode = config.temporal_mode
+  if dit.config.temporal_mode == "none":
+    mode = None
+
+  def encoded(context):
+    context = partitioning.constrain(context, "batch", "frames")
+    return dit.encode_context(context) if config.cache_context else context
+
+  def velocity_of(context):
+    return lambda x, time: dit(x, time, context, temporal_mode=mode).velocity
+
+  if config.guidance_scale == 1.0:
+    return velocity_of(encoded(context))
+  conditional = None
+  if config.guidance_in_turns:
+    # Keys and values of zeros are zeros: one token does for all.
+    nothing = jnp.zeros_like(context[:, :, :1])
+    conditional = velocity_of(encoded(context))
+    pair = guidance.pair_in_turns(conditional, velocity_of(encoded(nothing)))
+  else:
+    both = encoded(jnp.concatenate([context, jnp.zeros_like(context)]))
+    pair = guidance.pair_in_one_batch(velocity_of(both))
+    if not config.guides_always:
+      conditional = velocity_of(encoded(context))
+  return guidance.scheduled(
+    pair,
+    conditional,
+    config.guidance_scale,
+    interval=config.guidance_interval,
+    keep_difference=config.keep_difference,
+  )

@@ -1,0 +1,115 @@
+"""How latents are sampled: the settings, and named sets of them."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from sculpt4d_jax.diffusion import guidance
+from sculpt4d_jax.diffusion import samplers
+from sculpt4d_jax.diffusion.solvers import calls as calls_lib
+from sculpt4d_jax.models import attention
+
+NOISES = ("independent", "shared")
+
+# Settings by name, for `launch.sample --preset`; docs/sampling.md has the
+# scores that they were chosen by.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+  "draft": dict(solver="ab2", num_steps=9),
+  "fast": dict(solver="ab2", num_steps=16, guidance_interval=(0.2, 0.8)),
+  "quality": dict(solver="euler", num_steps=50),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """How latents are sampled; see `configs/base.py`.
+
+  Attributes:
+    num_frames: Frames that a longer clip is resampled to.
+    num_steps: Times of the sampler, both ends included, which is how Hunyuan3D
+      2.1 counts its steps: the sampler has one interval less.
+    guidance_scale: Scale of classifier-free guidance; 1 turns it off.
+    timestep_shift: Above 1, steps are long near the noise and short near the
+      data; below 1 the reverse. See `samplers.euler_times`.
+    noise: "independent" for every frame, or "shared" by all of them.
+    temporal_mode: "sparse", "full", "token" or "none".
+    seed: Same seed, same machine: same result.
+    guidance_in_turns: Calls the DiT with and without context one after the
+      other instead of together: less memory, the same result but for rounding.
+    cache_context: Keeps the context's keys and values of all blocks, rather
+      than compute them in every step.
+    offload: Keeps the image encoder and the autoencoder on the host while they
+      are not used.
+    solver: One of `samplers.SAMPLERS`.
+    guidance_interval: First guided time and first later time without guidance,
+      0 noise and 1 data.
+    keep_difference: Calls that the difference between both branches of guidance
+      serves.
+  """
+
+  num_frames: int
+  num_steps: int
+  guidance_scale: float
+  timestep_shift: float
+  noise: str
+  temporal_mode: str
+  seed: int
+  guidance_in_turns: bool = False
+  cache_context: bool = True
+  offload: bool = False
+  solver: str = "euler"
+  guidance_interval: tuple[float, float] = guidance.EVERYWHERE
+  keep_difference: int = 1
+
+  def __post_init__(self):
+    if self.num_frames < 1:
+      raise ValueError(f"num_frames={self.num_frames} must be at least 1.")
+    if self.num_steps < 2:
+      raise ValueError(f"num_steps={self.num_steps} must be at least 2.")
+    _check_choice("noise", self.noise, NOISES)
+    _check_choice("solver", self.solver, samplers.SAMPLERS)
+    _check_choice("temporal_mode", self.temporal_mode, attention.TEMPORAL_MODES)
+    # Lists, as configuration files may have them, would not be hashable.
+    interval = tuple(float(end) for end in self.guidance_interval)
+    object.__setattr__(self, "guidance_interval", interval)
+    guidance.check(interval, self.keep_difference)
+
+  @property
+  def calls(self) -> calls_lib.Calls:
+    """The calls of the velocity that these settings ask for."""
+    times = samplers.euler_times(self.num_steps, shift=self.timestep_shift)
+    return samplers.calls_of(self.solver, times)
+
+  @property
+  def num_evaluations(self) -> int:
+    """Passes of the DiT over a clip; a guided call is two."""
+    return guidance.num_evaluations(
+      self.calls.times,
+      self.guidance_scale,
+      self.guidance_interval,
+      self.keep_difference,
+    )
+
+  @property
+  def guides_always(self) -> bool:
+    """Whether every call evaluates both branches of guidance."""
+    everywhere = self.guidance_interval == guidance.EVERYWHERE
+    return everywhere and self.keep_difference == 1
+
+
+def _check_choice(name, value, choices):
+  if value not in choices:
+    raise ValueError(f"{name}={value!r}: choose one of {tuple(choices)}.")
+
+
+def preset(name: str) -> Mapping[str, Any]:
+  """The fields of `SamplingConfig` that a named preset sets.
+
+  Raises:
+    ValueError: Unknown name.
+  """
+  if name not in PRESETS:
+    raise ValueError(
+      f"Unknown sampling preset {name!r}: choose one of {tuple(PRESETS)}."
+    )
+  return PRESETS[name]
