@@ -17,7 +17,7 @@ Variants (Table A1 of the paper; PFLOPs a 16-frame sample, its figures):
 
 import ml_collections
 
-from configs import base
+from sculpt4d_jax.configs import base
 
 
 def get_config(variant: str = "ours") -> ml_collections.ConfigDict:

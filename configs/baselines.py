@@ -14,7 +14,7 @@ sequence; they are not measured here.
 
 import ml_collections
 
-from configs import base
+from sculpt4d_jax.configs import base
 
 _NOISES = {"hunyuan3d": "independent", "hunyuan3d_shared": "shared"}
 

@@ -16,7 +16,7 @@ step runs at 140 to 170 GFLOP/s.
 
 import ml_collections
 
-from configs import tiny
+from sculpt4d_jax.configs import tiny
 
 
 def get_config() -> ml_collections.ConfigDict:

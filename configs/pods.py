@@ -25,7 +25,7 @@ backward pass.
 
 import ml_collections
 
-from configs import base
+from sculpt4d_jax.configs import base
 
 _MESHES = {
   "v5p-64": dict(fsdp=16, context=4),

@@ -12,7 +12,7 @@ clips) and samples 16 frames in 7 minutes. Paper's figures for the variant
 
 import ml_collections
 
-from configs import base
+from sculpt4d_jax.configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:

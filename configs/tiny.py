@@ -11,7 +11,7 @@ procedural clips of articulated and deforming solids seen from the front.
 
 import ml_collections
 
-from configs import base
+from sculpt4d_jax.configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:

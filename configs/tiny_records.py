@@ -17,7 +17,7 @@ Hardware: two CPU cores. An hour makes some thousand steps.
 
 import ml_collections
 
-from configs import tiny
+from sculpt4d_jax.configs import tiny
 
 
 def get_config() -> ml_collections.ConfigDict:

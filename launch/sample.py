@@ -28,11 +28,7 @@ with which savings it fits, and does nothing else:
       --config.sampling.offload --config.sampling.guidance_in_turns
 """
 
-import dataclasses
-import importlib.metadata
-import os
 import pathlib
-import platform
 
 from absl import flags
 from absl import logging
@@ -40,11 +36,9 @@ import jax
 from ml_collections import config_flags
 
 from launch import program
+from sculpt4d_jax import api
 from sculpt4d_jax.inference import memory_plan
-from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import outputs
-from sculpt4d_jax.inference import pipeline
-from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.inference import sampling as sampling_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -83,8 +77,6 @@ _PLAN = flags.DEFINE_bool(
 _START = flags.DEFINE_float("start", None, "First second that is used.")
 _END = flags.DEFINE_float("end", None, "Last second that is used.")
 
-_VERSIONS = ("jax", "jaxlib", "flax", "numpy", "scikit-image", "trimesh")
-
 
 def main(argv):
   del argv
@@ -99,29 +91,18 @@ def main(argv):
     if not flag.value:
       raise ValueError(f"--{flag.name} is missing; --help explains the flags.")
   program.log_platform()
-  sampling = model_lib.SamplingConfig(**config.sampling)
-  surface = pipeline.SurfaceConfig(**config.surface)
   output = pathlib.Path(_OUTPUT.value)
-  _check_writable(output)
-  log = run_log.RunLog()
-  clip = pipeline.read_clip(
+  outputs.check_writable(output)
+  # The clip first: what is wrong with it is found before weights are loaded.
+  clip = api.read_clip(
     _INPUT.value,
-    log,
-    num_frames=sampling.num_frames,
-    image_size=config.model.image_encoder.image_size,
+    config,
     matte=_MATTE.value,
     start=_START.value,
     end=_END.value,
-    border_ratio=config.data.border_ratio,
   )
-  folder = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
-  with log.stage("load weights"):
-    model = model_lib.Sculpt4D.load(
-      config.model, folder, offload=sampling.offload
-    )
-  result = pipeline.generate(model, clip, sampling, surface, log)
-  details = _details(config, clip, sampling, surface, folder)
-  paths = outputs.write(output, result, details, log)
+  result = api.load(config, _CHECKPOINT.value).generate(clip)
+  paths = result.save(output)
   logging.info("Wrote %d files to %s.", len(paths), output)
   print(f"Open {output / outputs.VIEWER} in a browser.")
 
@@ -146,43 +127,6 @@ def print_plan(config) -> None:
     " The savings are fields of --config.sampling. Estimated, not measured on"
     " these devices; see sculpt4d_jax/inference/memory_plan.py."
   )
-
-
-def _check_writable(folder: pathlib.Path) -> None:
-  """Fails before the work, not after it."""
-  existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-  if not existing.is_dir():
-    raise ValueError(
-      f"Cannot write to {folder}: {existing} is a file; choose a folder."
-    )
-  if not os.access(existing, os.W_OK | os.X_OK):
-    raise ValueError(
-      f"Cannot write to {folder}: no permission to write in {existing};"
-      " choose another folder."
-    )
-
-
-def _details(config, clip, sampling, surface, folder):
-  """What run.json tells."""
-  return {
-    "preset": config.name,
-    "input": {
-      "name": clip.source.name,
-      "frames": clip.source.num_frames,
-      "fps": clip.source.fps,
-      "timestamps": [round(float(t), 6) for t in clip.source.timestamps],
-      "cut_out": clip.foreground.method,
-      "cut_out_confidence": round(float(clip.foreground.confidence), 3),
-      "crop": dataclasses.asdict(clip.box),
-    },
-    "weights": str(folder),
-    "sampling": dataclasses.asdict(sampling),
-    "surface": dataclasses.asdict(surface),
-    "seed": sampling.seed,
-    "device": jax.devices()[0].device_kind,
-    "versions": {"python": platform.python_version()}
-    | {name: importlib.metadata.version(name) for name in _VERSIONS},
-  }
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ what that makes of a given device.
 from collections.abc import Callable
 import dataclasses
 import pathlib
+import threading
 from typing import Any
 
 from flax import nnx
@@ -23,6 +24,7 @@ import ml_collections
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import shipped
 from sculpt4d_jax.inference import denoising
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.models import dit as dit_lib
@@ -71,6 +73,8 @@ class Sculpt4D:
     self._noise = jax.jit(self._noise_impl, static_argnums=(1, 2))
     self._keys_values = jax.jit(self._keys_values_impl)
     self._field = jax.jit(self._field_impl)
+    self._on_step: Callable[[int], None] | None = None
+    self._reporting = threading.Lock()
 
   @classmethod
   def load(
@@ -96,9 +100,9 @@ class Sculpt4D:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
       raise model_files.ModelFileError(
-        f"{folder} is no folder of weights: expected one that launch.train or"
-        " launch.convert_weights wrote. A downloaded checkpoint is converted"
-        " first: python -m launch.convert_weights --help."
+        f"{folder} is no folder of weights: expected one that a training or a"
+        " conversion wrote. A downloaded checkpoint is converted first: see"
+        " `sculpt4d convert --help`."
       )
     modules, details = {}, {}
     for name, (kind, config) in parts(model).items():
@@ -174,16 +178,24 @@ class Sculpt4D:
       config: Steps and guidance; its seed and frames are not used.
       on_step: See `sample`.
     """
-    latents = self._denoise(
-      self._dit,
-      context,
-      noise,
-      config=dataclasses.replace(config, seed=0, num_frames=1),
-      on_call=on_step,
-    )
-    latents = jax.device_get(latents)
-    jax.effects_barrier()
+    with self._reporting:
+      self._on_step = on_step
+      latents = self._denoise(
+        self._dit,
+        context,
+        noise,
+        config=dataclasses.replace(config, seed=0, num_frames=1),
+        # Always the same function: another one would be compiled anew.
+        on_call=None if on_step is None else self._tell,
+      )
+      latents = jax.device_get(latents)
+      jax.effects_barrier()
     return latents
+
+  def _tell(self, done: int) -> None:
+    """Calls the listener of the clip that is being denoised."""
+    if self._on_step is not None:
+      self._on_step(done)
 
   def _encode_impl(self, params, images):
     encoder = nnx.merge(self._encoder_def, params)
@@ -240,14 +252,10 @@ def weights_folder(preset: str, given: str | None) -> pathlib.Path:
     ValueError: There is neither.
   """
   if given:
-    return pathlib.Path(given)
+    return shipped.find(given)
   if not preset:
-    raise ValueError(
-      "This preset ships no weights; give a folder of them with"
-      " --checkpoint=FOLDER."
-    )
-  root = pathlib.Path(__file__).resolve().parents[2]
-  return root / preset
+    raise ValueError("This preset ships no weights: name a folder of them.")
+  return shipped.find(preset)
 
 
 def parts(model: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:

@@ -1,7 +1,8 @@
 """The files of a run: all of them, or none."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -33,7 +34,8 @@ def write(
 
   Files: frame_0000.ply and so on, animation.glb, animation.usdc, viewer.html,
   preview.png, run.json. They appear together when all are whole; frames of an
-  earlier run in the folder are replaced.
+  earlier run in the folder are replaced. A format whose optional package is
+  missing is left out, with a line in the log that names the package.
 
   Args:
     folder: Made if missing.
@@ -69,17 +71,15 @@ def write(
         staging / GLB, result.meshes, fps, times=played[:-1]
       )
       bar.update()
-      usd.write_animated_usd(staging / USD, result.meshes, fps, times=times)
-      bar.update()
-      page.write_viewer(
-        staging / VIEWER,
-        result.meshes,
-        fps,
-        pictures,
-        times=times,
-        title=source.name,
-        details=_page_details(details),
+      _write_optional(
+        USD,
+        lambda: usd.write_animated_usd(
+          staging / USD, result.meshes, fps, times=times
+        ),
       )
+      bar.update()
+      text = viewer_page(result, details, pictures)
+      atomic.write_bytes(staging / VIEWER, text.encode("utf-8"))
       bar.update()
       preview.write_preview(staging / PREVIEW, result.meshes, pictures)
     record = dict(details) | {
@@ -95,6 +95,58 @@ def write(
     )
     names = sorted(path.name for path in staging.iterdir())
   return [pathlib.Path(folder) / name for name in names]
+
+
+def check_writable(folder: str | pathlib.Path) -> None:
+  """Finds out before the work, not after it, that nothing can be written.
+
+  Raises:
+    ValueError: The folder is a file, or may not be written to.
+  """
+  folder = pathlib.Path(folder)
+  existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+  if not existing.is_dir():
+    raise ValueError(
+      f"Cannot write to {folder}: {existing} is a file; choose a folder."
+    )
+  if not os.access(existing, os.W_OK | os.X_OK):
+    raise ValueError(
+      f"Cannot write to {folder}: no permission to write in {existing};"
+      " choose another folder."
+    )
+
+
+def viewer_page(
+  result: pipeline.Result,
+  details: Mapping[str, Any],
+  pictures: np.ndarray | None = None,
+) -> str:
+  """The page that plays a run's meshes next to its input, as HTML.
+
+  Args:
+    result: Meshes and the clip they were made from.
+    details: Settings of the run, as `write` takes them.
+    pictures: What `input_pictures` gives; None makes them.
+  """
+  if pictures is None:
+    pictures = input_pictures(result.clip)
+  source = result.clip.source
+  return page.viewer_page(
+    result.meshes,
+    source.fps,
+    pictures,
+    times=source.timestamps - source.timestamps[0],
+    title=source.name,
+    details=_page_details(details),
+  )
+
+
+def _write_optional(name: str, write_file: Callable[[], None]) -> None:
+  """Writes a format that needs an optional package, or says what it needs."""
+  try:
+    write_file()
+  except ImportError as error:
+    logging.warning("%s is left out. %s", name, error)
 
 
 def input_pictures(clip: pipeline.Clip, size: int = 384) -> np.ndarray:

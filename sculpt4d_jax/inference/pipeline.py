@@ -83,12 +83,14 @@ class Clip:
     source: What was read: frames with their times.
     foreground: What was cut out of them, and how.
     box: The square that was cut out of every frame.
+    stages: Seconds and peak memory of reading, for run.json.
   """
 
   images: np.ndarray
   source: reader.VideoFrames
   foreground: foreground.Foreground
   box: crop.CropBox
+  stages: tuple[run_log.Stage, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +175,7 @@ def generate(
   if len(empty) == len(meshes):
     raise ValueError(
       "No frame has a surface: the model saw no object it can shape. Check"
-      " the cut-out (--matte), the weights, or try another --config."
-      "sampling.seed."
+      " the cut-out (matte), the weights, or try another seed."
     )
   if empty:
     logging.warning("Frames without a surface: %s.", empty)

@@ -1,6 +1,6 @@
-"""What a run did: seconds and peak memory of each stage, shown as it goes."""
+"""What a run did: seconds and peak memory of each stage, with its progress."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import dataclasses
 import pathlib
@@ -38,15 +38,71 @@ class Stage:
   peak_device_memory_mb: float | None = None
 
 
-class RunLog:
-  """Times stages and shows their progress on stderr."""
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """How far a stage of a run is.
 
-  def __init__(self, show_progress: bool = True):
+  Attributes:
+    stage: Name of the stage.
+    done: Steps that are done.
+    total: Steps of the stage.
+  """
+
+  stage: str
+  done: int
+  total: int
+
+
+# A bar on stderr, nothing, or a function that is called after every step.
+ProgressOption = bool | Callable[[Progress], Any]
+
+
+class Bar:
+  """Counts the steps of one stage, and shows or reports them."""
+
+  def __init__(self, name: str, total: int, progress: ProgressOption):
+    self.n = 0
+    self._name, self._total = name, total
+    self._report = progress if callable(progress) else None
+    # Without `disable`, the bar obeys the environment's TQDM_DISABLE.
+    self._shown = (
+      tqdm.tqdm(total=total, desc=f"{name:<20}", leave=True)
+      if progress is True
+      else None
+    )
+    self._tell()
+
+  def update(self, steps: int = 1) -> None:
+    """Counts further steps."""
+    self.n += steps
+    if self._shown is not None:
+      self._shown.update(steps)
+    if steps:
+      self._tell()
+
+  def close(self) -> None:
+    """Ends what is shown."""
+    if self._shown is not None:
+      self._shown.close()
+
+  def _tell(self) -> None:
+    if self._report is not None:
+      self._report(Progress(self._name, self.n, self._total))
+
+
+class RunLog:
+  """Times stages and shows their progress.
+
+  `progress` is True for a bar on stderr, False for silence, or a function that
+  takes a `Progress`. What it raises ends the run.
+  """
+
+  def __init__(self, progress: ProgressOption = True):
     self.stages: list[Stage] = []
-    self._show = show_progress
+    self._progress = progress
 
   @contextlib.contextmanager
-  def stage(self, name: str, total: int = 1) -> Iterator[tqdm.tqdm]:
+  def stage(self, name: str, total: int = 1) -> Iterator[Bar]:
     """Runs a stage; the caller updates the bar that it yields.
 
     A stage of one step is updated at its end.
@@ -54,9 +110,7 @@ class RunLog:
     stage = Stage(name)
     _reset_peak_memory()
     start = time.monotonic()
-    bar = tqdm.tqdm(
-      total=total, desc=f"{name:<20}", disable=not self._show, leave=True
-    )
+    bar = Bar(name, total, self._progress)
     try:
       yield bar
       bar.update(total - bar.n)

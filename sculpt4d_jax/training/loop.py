@@ -300,7 +300,8 @@ class _Loop:
       total=self.num_steps,
       desc="steps",
       mininterval=5.0,
-      disable=jax.process_index() != 0,
+      # Else the bar obeys the environment's TQDM_DISABLE.
+      **({"disable": True} if jax.process_index() else {}),
     )
     for step in progress:
       batch = self._batch(step, rows)

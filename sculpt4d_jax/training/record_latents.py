@@ -245,7 +245,7 @@ def precompute(
     initial=total - todo,
     desc=job.folder,
     mininterval=2.0,
-    disable=share != 0,
+    **({"disable": True} if share else {}),
   ) as progress:
     for path, clips in missing:
       _write(job, path, clips, progress)

@@ -145,7 +145,7 @@ class SampledClips:
       range(first, first + self._options.num_clips),
       self._sampling.num_frames,
       clip_records.RecordSizes(**sizes),
-      run_log.RunLog(show_progress=False),
+      run_log.RunLog(progress=False),
     )
 
   def _with_weights(self, params):

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sculpt4d_jax import shipped
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import orbax_leaves
@@ -68,7 +69,7 @@ def load(
   """Reads the parameters of one network.
 
   Args:
-    folder: Of weights.
+    folder: Folder of weights, of the user or shipped.
     part: "dit", "vae" or "image_encoder".
     abstract: The network's state, abstract or not; gives names and shapes.
     config: Its configuration, to be compared with the stored one.
@@ -83,7 +84,7 @@ def load(
   Raises:
     ModelFileError: They are missing, damaged, foreign or of another size.
   """
-  folder = pathlib.Path(folder)
+  folder = shipped.find(folder)
   if not (folder / DESCRIPTION).is_file():
     state, details = model_files.load(
       folder / f"{part}.safetensors", abstract, config
@@ -114,7 +115,7 @@ def open_parts(folder: pathlib.Path) -> dict[str, StoredPart]:
   Raises:
     ModelFileError: The folder holds no weights of ours.
   """
-  parts = {}
+  folder, parts = shipped.find(folder), {}
   if (folder / DESCRIPTION).is_file():
     description = _read_description(folder)
     for name, about in description["parts"].items():

@@ -82,13 +82,28 @@ def make_stand_in(site):
   )
 
 
+# Folders of files that a wheel has inside the package.
+SHIPPED = {
+  "demo": "sculpt4d_jax.shipped.demo",
+  **{
+    f"weights/{path.name}": f"sculpt4d_jax.shipped.weights.{path.name}"
+    for path in (ROOT / "weights").iterdir()
+    if path.is_dir()
+  },
+}
+
+
 def test_declared_packages_are_those_in_the_tree():
-  folders = set()
+  folders = set(SHIPPED.values())
   for root, prefix in (("sculpt4d_jax", ""), ("kernels", "sculpt4d_jax.")):
     for path in (ROOT / root).rglob("__init__.py"):
       parts = path.parent.relative_to(ROOT).parts
       folders.add(prefix + ".".join(parts))
-  assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders
+  settings = PROJECT["tool"]["setuptools"]
+  assert set(settings["packages"]) == folders
+  for folder, package in SHIPPED.items():
+    assert settings["package-dir"][package] == folder
+    assert settings["package-data"][package]
 
 
 def test_requirements_agree_with_the_project():
@@ -156,7 +171,14 @@ def wheel_fixture(tmp_path_factory):
   for name in ("pyproject.toml", "README.md", "LICENSE"):
     shutil.copy(ROOT / name, source)
   ignored = shutil.ignore_patterns("__pycache__")
-  for name in ("sculpt4d_jax", "kernels", "launch", "configs"):
+  for name in (
+    "sculpt4d_jax",
+    "kernels",
+    "launch",
+    "configs",
+    "demo",
+    "weights",
+  ):
     shutil.copytree(ROOT / name, source / name, ignore=ignored)
   target = tmp_path_factory.mktemp("wheel")
   subprocess.run(
@@ -225,8 +247,14 @@ def test_wheel_holds_the_library_and_nothing_beside_it(wheel):
     if path.is_file() and "__pycache__" not in path.parts
   } | {
     "sculpt4d_jax/" + path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "kernels").rglob("*.py")
+    for folder in ("kernels", "configs")
+    for path in (ROOT / folder).rglob("*.py")
   }
+  for folder in SHIPPED:
+    expected |= {
+      f"sculpt4d_jax/shipped/{folder}/{path.name}"
+      for path in (ROOT / folder).iterdir()
+    }
   assert {name for name in names if ".dist-info/" not in name} == expected
   assert any(name.endswith("licenses/LICENSE") for name in names)
 

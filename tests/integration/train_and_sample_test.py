@@ -48,7 +48,7 @@ def _clip(num_frames):
 
 
 def _generate(model, config, num_frames=3, **changes):
-  log = run_log.RunLog(show_progress=False)
+  log = run_log.RunLog(progress=False)
   sampling = model_lib.SamplingConfig(**(config.sampling.to_dict() | changes))
   clip = pipeline.read_clip(
     _clip(num_frames),

@@ -113,7 +113,7 @@ def main() -> None:
   parser.add_argument("--converted", type=pathlib.Path, required=True)
   arguments = parser.parse_args()
   source = open_file.open_file(arguments.source)
-  get, log = getter(source), run_log.RunLog(show_progress=False)
+  get, log = getter(source), run_log.RunLog(progress=False)
   with log.stage("compare tensors"):
     check_equal(source, arguments.converted)
   config = dit_lib.DiTConfig(temporal_mode="none")

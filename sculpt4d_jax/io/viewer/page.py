@@ -68,6 +68,35 @@ def write_viewer(
     OutputError: The file cannot be written.
   """
   glb.check_sequence(path, meshes, fps, (".html", ".htm"))
+  page = viewer_page(
+    meshes,
+    fps,
+    video_frames,
+    times=times,
+    title=title,
+    details=details,
+    max_faces=max_faces,
+    max_picture_side=max_picture_side,
+  )
+  atomic.write_bytes(path, page.encode("utf-8"))
+
+
+def viewer_page(
+  meshes: Sequence[TriangleMesh],
+  fps: float,
+  video_frames: np.ndarray | None = None,
+  *,
+  times: Sequence[float] | None = None,
+  title: str = "Sculpt4D",
+  details: Mapping[str, Any] | None = None,
+  max_faces: int | None = 60_000,
+  max_picture_side: int = 512,
+) -> str:
+  """The text of the page that `write_viewer` writes, for the same arguments.
+
+  Raises:
+    ValueError: The video does not fit the meshes, or `max_faces` is too small.
+  """
   _check_video(video_frames, len(meshes))
   if max_faces is not None and max_faces < 4:
     raise ValueError(f"max_faces must be 4 or more, got {max_faces}.")
@@ -84,8 +113,7 @@ def write_viewer(
     "frames": [mesh_packing.pack_mesh(mesh, quantization) for mesh in meshes],
     "pictures": [_data_uri(image, max_picture_side) for image in pictures],
   }
-  page = _fill_template(title, details or {}, data)
-  atomic.write_bytes(path, page.encode("utf-8"))
+  return _fill_template(title, details or {}, data)
 
 
 def _check_video(video_frames: np.ndarray | None, num_frames: int) -> None:

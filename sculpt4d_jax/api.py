@@ -1,0 +1,451 @@
+"""What a person types first: a clip to meshes, and what belongs to it.
+
+  import sculpt4d_jax as s4d
+
+  model = s4d.load("tiny")
+  result = model.generate("clip.mp4", num_frames=16, seed=1)
+  result.meshes[0].vertices
+  result.save("out")
+
+There are no flags, no global state and no signal handlers here: everything
+works twice in a process, in threads and in notebooks.
+"""
+
+from collections.abc import Mapping, Sequence
+import copy
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from sculpt4d_jax import preset_files
+from sculpt4d_jax import shipped
+from sculpt4d_jax.evaluation import evaluator
+from sculpt4d_jax.evaluation import geometry_metrics
+from sculpt4d_jax.evaluation import sequence_pairs
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.inference import clip_input
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.inference import result as result_lib
+from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.inference import sampling as sampling_lib
+from sculpt4d_jax.training import stages as stages_lib
+from sculpt4d_jax.weights import checkpoint_parts
+from sculpt4d_jax.weights import conversion as conversion_lib
+from sculpt4d_jax.weights import model_files
+from sculpt4d_jax.weights import model_folders
+from sculpt4d_jax.weights import pretrained
+
+PathLike = str | os.PathLike
+PresetLike = PathLike | ml_collections.ConfigDict
+Meshes = Sequence[mesh_lib.TriangleMesh]
+
+Result = result_lib.Result
+
+
+class Model:
+  """A preset with its weights; make one with `load`.
+
+  Attributes:
+    preset: Name of the preset.
+    config: Its configuration.
+    weights: Folder of the weights.
+    networks: The networks themselves.
+    stages: Seconds and peak memory of loading the weights.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    weights: pathlib.Path,
+    networks: model_lib.Sculpt4D,
+    stages: Sequence[run_log.Stage] = (),
+  ):
+    self.preset = config.name
+    self.config = config
+    self.weights = weights
+    self.networks = networks
+    self.stages = tuple(stages)
+
+  def read_clip(
+    self,
+    clip: clip_input.ClipInput,
+    *,
+    num_frames: int | None = None,
+    matte: str = "auto",
+    start: float | None = None,
+    end: float | None = None,
+    progress: run_log.ProgressOption = True,
+  ) -> pipeline.Clip:
+    """Reads a clip as `generate` does; see `read_clip`."""
+    return read_clip(
+      clip,
+      self.config,
+      num_frames=num_frames,
+      matte=matte,
+      start=start,
+      end=end,
+      progress=progress,
+    )
+
+  def generate(
+    self,
+    clip: clip_input.ClipInput | pipeline.Clip,
+    *,
+    num_frames: int | None = None,
+    quality: str | None = None,
+    num_steps: int | None = None,
+    seed: int | None = None,
+    guidance_scale: float | None = None,
+    temporal_mode: str | None = None,
+    resolution: int | None = None,
+    max_faces: int | None = None,
+    matte: str = "auto",
+    start: float | None = None,
+    end: float | None = None,
+    progress: run_log.ProgressOption = True,
+  ) -> Result:
+    """Makes a mesh for every frame of a clip.
+
+    What is None is the preset's.
+
+    Args:
+      clip: What `read_clip` takes, or what it returned.
+      num_frames: Frames that a longer clip is resampled to.
+      quality: A set of solver, steps and guidance interval by name: "draft",
+        "fast" or "quality"; what else is given wins over it.
+      num_steps: Steps of the sampler.
+      seed: Same seed, same machine: same result.
+      guidance_scale: Scale of classifier-free guidance; 1 turns it off.
+      temporal_mode: "sparse", "full", "token", or "none" for frames alone.
+      resolution: Cells of the surface's grid along an axis.
+      max_faces: Faces of a mesh at most; 0 does not simplify.
+      matte: Way to cut out the object; see `read_clip`.
+      start: First second that is used.
+      end: Last second that is used.
+      progress: True for a bar on stderr, False for silence, or a function that
+        is called with a `run_log.Progress` and must not raise.
+
+    Raises:
+      ValueError: The clip or a setting cannot be used, or no frame has a
+        surface.
+    """
+    if not isinstance(clip, pipeline.Clip):
+      clip = self.read_clip(
+        clip,
+        num_frames=num_frames,
+        matte=matte,
+        start=start,
+        end=end,
+        progress=progress,
+      )
+    named = sampling_lib.preset(quality) if quality else {}
+    sampling = _replace(
+      model_lib.SamplingConfig(**(self.config.sampling.to_dict() | named)),
+      num_frames=num_frames,
+      num_steps=num_steps,
+      seed=seed,
+      guidance_scale=guidance_scale,
+      temporal_mode=temporal_mode,
+    )
+    surface = _replace(
+      pipeline.SurfaceConfig(**self.config.surface),
+      resolution=resolution,
+      max_faces=max_faces,
+    )
+    log = run_log.RunLog(progress)
+    made = pipeline.generate(self.networks, clip, sampling, surface, log)
+    settings = {
+      "preset": self.preset,
+      "weights": str(self.weights),
+      "sampling": dataclasses.asdict(sampling),
+      "surface": dataclasses.asdict(surface),
+      "seed": sampling.seed,
+    }
+    return Result(made, settings, (*clip.stages, *self.stages, *log.stages))
+
+  def __repr__(self) -> str:
+    return f"Model({self.preset!r}, weights={str(self.weights)!r})"
+
+
+def preset(
+  name: PresetLike, changes: Mapping[str, Any] | None = None
+) -> ml_collections.ConfigDict:
+  """A preset's configuration, to look at, to change and to give to `load`.
+
+  Args:
+    name: A name ("tiny", "pods:v5p-64"), a .py file, or a configuration, which
+      is copied.
+    changes: Values by field, as {"sampling.num_steps": 20}.
+
+  Raises:
+    ValueError: The preset or a field is unknown, or a value does not fit.
+  """
+  if isinstance(name, ml_collections.ConfigDict):
+    config = copy.deepcopy(name)
+  else:
+    config = preset_files.read(name)
+  return preset_files.change(config, changes or {})
+
+
+def read_clip(
+  clip: clip_input.ClipInput,
+  preset: PresetLike = "tiny",
+  *,
+  num_frames: int | None = None,
+  matte: str = "auto",
+  start: float | None = None,
+  end: float | None = None,
+  progress: run_log.ProgressOption = True,
+) -> pipeline.Clip:
+  """Reads a clip and cuts the object out, before the long work.
+
+  Args:
+    clip: A video (mp4, mov, webm, avi, gif), a picture or a folder of
+      pictures; an array [F, H, W, 3 or 4], uint8 or in [0, 1]; or a list of
+      pictures: paths, PIL images or arrays.
+    preset: The preset that the clip is for.
+    num_frames: Frames that a longer clip is resampled to; None takes the
+      preset's.
+    matte: Way to cut out the object: "auto", "alpha", "plain", "none" or
+      "onnx:FILE"; see `io/matting/foreground.py`.
+    start: First second that is used.
+    end: Last second that is used.
+    progress: See `Model.generate`.
+
+  Raises:
+    InputError: The clip cannot be used.
+  """
+  config = _named(preset)
+  log = run_log.RunLog(progress)
+  read = pipeline.read_clip(
+    clip_input.as_source(clip),
+    log,
+    num_frames=num_frames or config.sampling.num_frames,
+    image_size=config.model.image_encoder.image_size,
+    matte=matte,
+    start=start,
+    end=end,
+    border_ratio=config.data.border_ratio,
+  )
+  return dataclasses.replace(read, stages=tuple(log.stages))
+
+
+def load(
+  preset: PresetLike = "tiny",
+  weights: PathLike | None = None,
+  *,
+  changes: Mapping[str, Any] | None = None,
+  dtype: str | None = None,
+  progress: run_log.ProgressOption = True,
+) -> Model:
+  """Loads a model.
+
+  Args:
+    preset: A preset by name, file or configuration; or a folder of weights
+      alone, whose networks have the sizes of a shipped preset.
+    weights: Folder of weights; by default the ones that the preset names.
+    changes: Values by field of the preset, as {"sampling.offload": True}.
+    dtype: Type of the parameters, "float32" or "bfloat16"; by default as they
+      are stored, but float16 becomes float32.
+    progress: See `Model.generate`.
+
+  Raises:
+    ValueError: The preset is unknown, or there are no weights that fit it.
+  """
+  if not isinstance(preset, ml_collections.ConfigDict) and weights is None:
+    folder = shipped.find(preset)
+    if os.fspath(preset) not in preset_files.names() and folder.is_dir():
+      preset, weights = _preset_of(folder), folder
+  config = _named(preset, changes)
+  folder = model_lib.weights_folder(
+    config.weights, None if weights is None else os.fspath(weights)
+  )
+  log = run_log.RunLog(progress)
+  with log.stage("load weights"):
+    networks = model_lib.Sculpt4D.load(
+      config.model, folder, dtype=dtype, offload=config.sampling.offload
+    )
+  return Model(config, folder, networks, log.stages)
+
+
+def train(
+  preset: PresetLike,
+  workdir: PathLike,
+  *,
+  stages: Sequence[str] = stages_lib.STAGES,
+  changes: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+  """Trains a preset; a run that was interrupted resumes.
+
+  Args:
+    preset: A preset by name, file or configuration.
+    workdir: Folder of data, checkpoints, metrics and weights.
+    stages: Stages to run, of "data", "vae" and "dit".
+    changes: Values by field of the preset.
+
+  Returns:
+    The folder of weights, which `load` takes.
+
+  Raises:
+    ValueError: A stage is unknown or cannot run.
+  """
+  workdir = pathlib.Path(workdir)
+  stages_lib.run(_named(preset, changes), workdir, list(stages))
+  return workdir / "weights"
+
+
+def evaluate(
+  predicted: "PathLike | Meshes | Result",
+  truth: "PathLike | Meshes | Result",
+  *,
+  conventions: geometry_metrics.Conventions | None = None,
+  progress: run_log.ProgressOption = True,
+) -> evaluator.Summary:
+  """Scores mesh sequences against the true ones.
+
+  Args:
+    predicted: A sequence: a `Result`, a list of meshes, a folder of PLY files,
+      an animated GLB or USD file; or a folder of such, paired by name.
+    truth: The same, with as many frames.
+    conventions: What is measured, and how.
+    progress: See `Model.generate`.
+
+  Returns:
+    Chamfer distance, IoU, F-Score and jitter of every sequence, and their
+    means with 95 % intervals.
+
+  Raises:
+    ValueError: The two cannot be compared.
+  """
+  conventions = conventions or geometry_metrics.Conventions()
+  log = run_log.RunLog(progress)
+  if _is_path(predicted) and _is_path(truth):
+    pairs = sequence_pairs.find_pairs(predicted, truth)
+  else:
+    pairs = [_Pair("sequence", predicted, truth)]
+  scores = []
+  for pair in log.each("score", pairs):
+    prediction, true_meshes = pair.read()
+    scores.append(
+      evaluator.evaluate_sequence(
+        prediction, true_meshes, conventions, name=pair.name
+      )
+    )
+  return evaluator.summarise(scores)
+
+
+def convert_weights(
+  source: str | Sequence[str],
+  output: PathLike | None = None,
+  *,
+  preset: PresetLike = "sculpt4d",
+  parts: Sequence[str] = checkpoint_parts.PARTS,
+  dtype: str = pretrained.DTYPES[0],
+  overwrite: bool = False,
+  progress: run_log.ProgressOption = True,
+  **options: Any,
+) -> pretrained.Conversion:
+  """Converts released checkpoints into a folder of weights.
+
+  Args:
+    source: A file, a folder or a repository of Hugging Face, or several; each
+      network is taken from the first that has it.
+    output: New folder of weights, which `load` takes; None writes nothing.
+    preset: The preset that says the networks' sizes.
+    parts: Networks that are wanted, of "dit", "vae" and "image_encoder".
+    dtype: "bfloat16" or "float32".
+    overwrite: Whether an earlier conversion in `output` is replaced.
+    progress: See `Model.generate`.
+    **options: Rules, heads, seed and downloads; see `conversion.plan`.
+
+  Returns:
+    The conversion; its `describe()` gives a line for every name.
+
+  Raises:
+    ValueError: The checkpoint is damaged, foreign or of another size.
+  """
+  sources = [source] if isinstance(source, str) else list(source)
+  model = _named(preset).model
+  configs = {name: part[1] for name, part in model_lib.parts(model).items()}
+  conversion = conversion_lib.plan(sources, configs, parts=parts, **options)
+  if output is not None:
+    log = run_log.RunLog(progress)
+    with log.stage("convert", conversion.num_steps) as bar:
+      conversion_lib.write(
+        conversion,
+        output,
+        sources=sources,
+        dtype=dtype,
+        overwrite=overwrite,
+        on_step=bar.update,
+      )
+  return conversion
+
+
+_named = preset
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+  """Two sequences, at least one of which is in memory."""
+
+  name: str
+  predicted: Any
+  truth: Any
+
+  def read(self) -> tuple[list[Any], list[Any]]:
+    return _meshes(self.predicted), _meshes(self.truth)
+
+
+def _is_path(value: Any) -> bool:
+  return isinstance(value, (str, os.PathLike))
+
+
+def _meshes(
+  sequence: PathLike | Meshes | Result,
+) -> list[mesh_lib.TriangleMesh]:
+  if isinstance(sequence, Result):
+    return sequence.meshes
+  if _is_path(sequence):
+    return sequence_pairs.read_sequence(sequence)
+  return list(sequence)
+
+
+def _replace(config: Any, **changes: Any) -> Any:
+  """A dataclass with the fields that are not None."""
+  given = {name: value for name, value in changes.items() if value is not None}
+  return dataclasses.replace(config, **given)
+
+
+def _preset_of(folder: pathlib.Path) -> str:
+  """Name of the shipped preset whose networks a folder of weights holds."""
+  stored = model_folders.open_parts(folder)
+  for name in preset_files.names():
+    config = preset_files.read(name)
+    # Files of variants are named after none of them.
+    if config.name == name and _fits(folder, stored, config):
+      return name
+  raise ValueError(
+    f"The networks in {folder} have the sizes of no shipped preset"
+    f" ({', '.join(preset_files.names())}); name theirs too:"
+    f" load(preset, {str(folder)!r})."
+  )
+
+
+def _fits(
+  folder: pathlib.Path,
+  stored: Mapping[str, model_folders.StoredPart],
+  config: ml_collections.ConfigDict,
+) -> bool:
+  for name, (_, ours) in model_lib.parts(config.model).items():
+    if name in stored:
+      found = model_files.fields(stored[name].config)
+      try:
+        model_files.check_config(folder / name, found, ours)
+      except model_files.ModelFileError:
+        return False
+  return True

@@ -1,0 +1,20 @@
+"""Folders of weights for tests: networks as they are initialised."""
+
+import pathlib
+
+from flax import nnx
+import ml_collections
+
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.weights import model_files
+
+
+def write(
+  folder: pathlib.Path, config: ml_collections.ConfigDict
+) -> pathlib.Path:
+  """Writes a preset's networks with initial values; returns the folder."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, (kind, part) in model_lib.parts(config.model).items():
+    params = nnx.state(kind(part, rngs=nnx.Rngs(0)), nnx.Param)
+    model_files.save(folder / f"{name}.safetensors", params, part, {})
+  return folder
