@@ -54,6 +54,7 @@ _JSON = flags.DEFINE_string("json", None, "File for the figures, if wanted.")
 
 def main(argv):
   del argv
+  from sculpt4d_jax.training import preset as preset_lib
   from sculpt4d_jax.training.ahead_of_time import report as compiled
   from sculpt4d_jax.training.ahead_of_time import shapes
 
@@ -65,25 +66,25 @@ def main(argv):
   unknown = set(_WHAT.value) - set(makers)
   if unknown:
     raise ValueError(f"--what={sorted(unknown)}: choose among {list(makers)}.")
-  config = _CONFIG.value
+  preset = preset_lib.from_config(_CONFIG.value)
   chip = compiled.chip(_TOPOLOGY.value)
   mesh = partitioning.make_mesh(
-    partitioning.MeshConfig(**config.mesh),
+    preset.mesh,
     compiled.topology_devices(_TOPOLOGY.value),
   )
-  print(f"{config.name} on {_TOPOLOGY.value}: {dict(mesh.shape)}")
+  print(f"{preset.name} on {_TOPOLOGY.value}: {dict(mesh.shape)}")
   limit = chip.memory_bytes if _MAX_GB.value is None else _MAX_GB.value * 1e9
   reports = {}
   for what in _WHAT.value:
     logging.info("Compiling %s.", what)
     start = time.monotonic()
     with partitioning.use_mesh(mesh):
-      function, args = makers[what](config, mesh)
+      function, args = makers[what](preset, mesh)
       lowered = function.lower(*args)
       executable = lowered.compile()
     seconds = time.monotonic() - start
-    num_clips = shapes.num_sampled_clips(config, mesh)
-    work = compiled.model_flops(config, what, num_clips)
+    num_clips = shapes.num_sampled_clips(preset, mesh)
+    work = compiled.model_flops(preset, what, num_clips)
     report = compiled.examine(executable, chip, work, mesh.size)
     report["kernels"] = compiled.kernels(lowered)
     report["compile_seconds"] = round(seconds, 1)

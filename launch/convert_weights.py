@@ -37,6 +37,7 @@ import tqdm
 
 from launch import program
 from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import export as weight_export
 from sculpt4d_jax.weights import pretrained
@@ -166,9 +167,9 @@ def plan() -> pretrained.Conversion:
       offline=_OFFLINE.value,
     )
     files += [open_file.open_file(path) for path in paths]
-  model = _CONFIG.value.model
+  model = preset_lib.from_config(_CONFIG.value).model
   configs = {
-    name: checkpoint_parts.KINDS[name][1](**model[name])
+    name: getattr(model, name)
     for name in checkpoint_parts.PARTS
     if name in wanted
   }

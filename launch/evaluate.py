@@ -36,7 +36,6 @@ import pathlib
 import re
 
 from absl import flags
-import ml_collections
 from ml_collections import config_flags
 import tqdm
 
@@ -44,7 +43,6 @@ from launch import program
 from sculpt4d_jax.data.loading import batches as record_batches
 from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.data.loading import loader as record_loader
-from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
@@ -52,11 +50,10 @@ from sculpt4d_jax.evaluation import held_out as held_out_lib
 from sculpt4d_jax.evaluation import held_out_records
 from sculpt4d_jax.evaluation import sequence_pairs
 from sculpt4d_jax.inference import model as model_lib
-from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
-from sculpt4d_jax.training import sources
+from sculpt4d_jax.training import preset as preset_lib
 
 _DEFAULTS = geometry_metrics.Conventions()
 
@@ -166,9 +163,11 @@ def main(unused_argv: Sequence[str]) -> None:
     scores = score_pairs(pairs, conventions)
     rows = {_NAME.value: evaluator.summarise(scores)}
   elif _DATA.value:
-    rows, description = score_on_records(_CONFIG.value, conventions)
+    rows, description = score_on_records(
+      preset_lib.from_config(_CONFIG.value), conventions
+    )
   else:
-    rows = score_model(_CONFIG.value, conventions)
+    rows = score_model(preset_lib.from_config(_CONFIG.value), conventions)
   print_report(rows, description, markdown=_MARKDOWN.value)
   if _OUTPUT.value:
     report = evaluator.to_json(rows, conventions)
@@ -178,67 +177,66 @@ def main(unused_argv: Sequence[str]) -> None:
 
 
 def score_model(
-  config: ml_collections.ConfigDict,
+  preset: preset_lib.Preset,
   conventions: geometry_metrics.Conventions,
 ) -> dict[str, evaluator.Summary]:
   """Scores a preset's model, and trivial answers, on held-out clips."""
   program.log_platform()
-  data = config.data.to_dict()
-  first, held_out = data.pop("first_seed"), data.pop("held_out_seed")
-  num_train, num_held_out = data.pop("num_clips"), data.pop("num_held_out")
-  num_frames = data.pop("num_frames")
-  if _NUM_SEQUENCES.value > num_held_out:
+  data = preset.data
+  if _NUM_SEQUENCES.value > data.num_held_out:
     raise ValueError(
       f"--num_sequences={_NUM_SEQUENCES.value} exceeds the preset's"
-      f" {num_held_out} held-out clips (data.num_held_out)."
+      f" {data.num_held_out} held-out clips (data.num_held_out)."
     )
   log = run_log.RunLog()
-  folder = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
+  folder = model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
   with log.stage("load weights"):
-    model = model_lib.Sculpt4D.load(config.model, folder)
+    model = model_lib.Sculpt4D.load(preset.model, folder)
   clips = held_out_lib.make_clips(
-    range(held_out, held_out + _NUM_SEQUENCES.value),
-    num_frames,
-    clip_records.RecordSizes(**data),
+    range(data.held_out_seed, data.held_out_seed + _NUM_SEQUENCES.value),
+    data.num_frames,
+    data.sizes,
     log,
   )
-  count = min(num_train, _NUM_TRIVIAL.value)
+  count = min(data.num_clips, _NUM_TRIVIAL.value)
   return held_out_lib.compare(
     model,
     clips,
-    [solids.make_clip(first + i, num_frames) for i in range(count)],
-    model_lib.SamplingConfig(**config.sampling),
-    pipeline.SurfaceConfig(**config.surface),
+    [
+      solids.make_clip(data.first_seed + i, data.num_frames)
+      for i in range(count)
+    ],
+    preset.sampling,
+    preset.surface,
     conventions,
     log,
   )
 
 
 def score_on_records(
-  config: ml_collections.ConfigDict,
+  preset: preset_lib.Preset,
   conventions: geometry_metrics.Conventions,
 ) -> tuple[dict[str, evaluator.Summary], str]:
   """Scores one or two models on a test split; also tells the conventions."""
   program.log_platform()
   folders = {
-    "model": model_lib.weights_folder(config.weights, _CHECKPOINT.value)
+    "model": model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
   }
   if _OTHER.value:
     folders["other model"] = pathlib.Path(_OTHER.value)
-  reader = record_loader.open_split(_DATA.value, "test", _whole(config))
+  reader = record_loader.open_split(_DATA.value, "test", _whole(preset))
   log = run_log.RunLog()
   rows = held_out_records.choose(reader, _NUM_SEQUENCES.value, _ASSETS.value)
   records = [
     held_out_records.read(reader, row, _SEED.value)
     for row in log.each("read held-out clips", rows)
   ]
-  sampling = model_lib.SamplingConfig(**config.sampling)
-  surface = pipeline.SurfaceConfig(**config.surface)
+  sampling, surface = preset.sampling, preset.surface
   alone = dataclasses.replace(sampling, temporal_mode="none")
   summaries = {}
   for title, folder in folders.items():
     with log.stage(f"load weights of {title}"):
-      model = model_lib.Sculpt4D.load(config.model, folder)
+      model = model_lib.Sculpt4D.load(preset.model, folder)
     for name, how in ((title, sampling), (f"{title}, per frame", alone)):
       scores = []
       for record in log.each(f"sample and score {name}", records):
@@ -256,10 +254,10 @@ def score_on_records(
   return summaries, held_out_records.describe(records, conventions)
 
 
-def _whole(config) -> record_examples.ExampleConfig:
+def _whole(preset: preset_lib.Preset) -> record_examples.ExampleConfig:
   """All points and distances of a clip, as the preset sees it."""
   example = record_batches.as_they_are(
-    sources.example_config(config), config.data.num_frames
+    preset.records.example, preset.data.num_frames
   )
   return dataclasses.replace(
     example,

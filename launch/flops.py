@@ -18,14 +18,15 @@ guidance, up to the latents. With --num_points the autoencoder follows.
 """
 
 from collections.abc import Sequence
+import dataclasses
 
 from absl import flags
 from ml_collections import config_flags
 
 from launch import program
 from sculpt4d_jax.evaluation import cost
-from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.training import preset as preset_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/sculpt4d.py", "Preset; see configs/base.py."
@@ -46,13 +47,14 @@ _FIGURE = flags.DEFINE_string(
 
 
 def main(unused_argv: Sequence[str]) -> None:
-  config = _CONFIG.value
+  preset = preset_lib.from_config(_CONFIG.value)
   frames = _frames(_NUM_FRAMES.value)
-  networks = model_lib.parts(config.model)
-  sizes = cost.Sizes(**{name: part[1] for name, part in networks.items()})
-  sampling = config.sampling.to_dict()
+  model = preset.model
+  sizes = cost.Sizes(
+    vae=model.vae, image_encoder=model.image_encoder, dit=model.dit
+  )
   for num_frames in frames:
-    _print_parts(sizes, sampling, num_frames)
+    _print_parts(sizes, preset.sampling, num_frames)
   print(cost.table_a1(sizes), "\n")
   print(cost.table_a2(sizes), "\n")
   print(cost.difference(sizes))
@@ -74,7 +76,7 @@ def _frames(texts: Sequence[str]) -> list[int]:
 
 
 def _print_parts(sizes, sampling, num_frames) -> None:
-  config = model_lib.SamplingConfig(**{**sampling, "num_frames": num_frames})
+  config = dataclasses.replace(sampling, num_frames=num_frames)
   print(
     f"{num_frames} frames, temporal attention {config.temporal_mode};"
     f" a sample is {len(config.calls)} calls of the velocity,"

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 
 from launch import program
 from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import record_latents
 from sculpt4d_jax.training import sources
 
@@ -50,8 +51,8 @@ _NUM_SHARES = flags.DEFINE_integer(
 
 def main(argv):
   del argv
-  config = _CONFIG.value
-  folders = _DATA.value or sources.record_folders(config)
+  preset = preset_lib.from_config(_CONFIG.value)
+  folders = _DATA.value or list(preset.records.folders)
   if not folders:
     raise ValueError(
       "There are no records: name a data set of launch.prepare_data with"
@@ -62,14 +63,16 @@ def main(argv):
       f"--share={_SHARE.value} must be below --num_shares={_NUM_SHARES.value}."
     )
   program.log_platform()
-  weights = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
+  weights = model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
   jobs = [
-    sources.posterior_job(config, sources.load_module(config, weights, "vae"))
+    sources.posterior_job(
+      preset, sources.load_module(preset.model, weights, "vae")
+    )
   ]
   if _FEATURES.value:
     jobs.append(
       sources.feature_job(
-        config, sources.load_module(config, weights, "image_encoder")
+        preset, sources.load_module(preset.model, weights, "image_encoder")
       )
     )
   for job in jobs:

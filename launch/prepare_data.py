@@ -44,6 +44,7 @@ from sculpt4d_jax.data.records import card
 from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.data.records import summary_page
 from sculpt4d_jax.geometry import watertight
+from sculpt4d_jax.training import preset as preset_lib
 
 _PRESETS = {
   "full": {},
@@ -140,17 +141,17 @@ _SIZES = _define_sizes()
 _CONFIG_PARTS = 4
 
 
-def _config_sizes(config, num_parts: int) -> dict[str, int]:
+def _config_sizes(preset: preset_lib.Preset, num_parts: int) -> dict[str, int]:
   """Sizes of records whose parts are what a configuration trains on."""
-  data, vae = config.data, config.model.vae
+  data, vae = preset.data, preset.model.vae
   points = ("num_uniform", "num_sharp", "num_near", "num_volume")
   return dict(
-    {name: num_parts * data[name] for name in points},
+    {name: num_parts * getattr(data.sizes, name) for name in points},
     num_parts=num_parts,
     num_frames=data.num_frames,
     num_queries=vae.num_latents,
     downsample_ratio=vae.downsample_ratio,
-    image_size=2 * data.image_size,
+    image_size=2 * data.sizes.image_size,
   )
 
 
@@ -158,7 +159,7 @@ def _settings() -> prepare.PreparationSettings:
   sizes = dict(_PRESETS[_PRESET.value])
   if _CONFIG.value is not None:
     num_parts = _SIZES["num_parts"].value or _CONFIG_PARTS
-    sizes |= _config_sizes(_CONFIG.value, num_parts)
+    sizes |= _config_sizes(preset_lib.from_config(_CONFIG.value), num_parts)
   sizes |= {
     name: holder.value
     for name, holder in _SIZES.items()

@@ -40,6 +40,7 @@ from sculpt4d_jax import api
 from sculpt4d_jax.inference import memory_plan
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import sampling as sampling_lib
+from sculpt4d_jax.training import preset as preset_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
@@ -84,8 +85,9 @@ def main(argv):
   if _PRESET.value:
     given = config_flags.get_override_values(flags.FLAGS["config"])
     _apply_preset(config, _PRESET.value, given)
+  preset = preset_lib.from_config(config)
   if _PLAN.value:
-    print_plan(config)
+    print_plan(preset)
     return
   for flag in (_INPUT, _OUTPUT):
     if not flag.value:
@@ -96,12 +98,12 @@ def main(argv):
   # The clip first: what is wrong with it is found before weights are loaded.
   clip = api.read_clip(
     _INPUT.value,
-    config,
+    preset,
     matte=_MATTE.value,
     start=_START.value,
     end=_END.value,
   )
-  result = api.load(config, _CHECKPOINT.value).generate(clip)
+  result = api.load(preset, _CHECKPOINT.value).generate(clip)
   paths = result.save(output)
   logging.info("Wrote %d files to %s.", len(paths), output)
   print(f"Open {output / outputs.VIEWER} in a browser.")
@@ -114,13 +116,13 @@ def _apply_preset(config, name, given):
       config.sampling[field] = value
 
 
-def print_plan(config) -> None:
+def print_plan(preset: preset_lib.Preset) -> None:
   """Prints tables of memory by part and of devices."""
   # Nothing is allocated, but arrays of no numbers still want a device: the
   # host, so that the plan of an accelerator is made without it.
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
-    planner = memory_plan.Planner(config.model)
-    settings = memory_plan.settings_of(config)
+    planner = memory_plan.Planner(preset.model)
+    settings = memory_plan.settings_of(preset.sampling, preset.surface)
     print("\n".join(memory_plan.format_plan(planner, settings)))
   print(
     f"\nWeights in bfloat16; a device is filled to {memory_plan.USABLE:.0%}."

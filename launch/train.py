@@ -40,6 +40,7 @@ from ml_collections import config_flags
 from launch import processes
 from launch import program
 from sculpt4d_jax.training import loop
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import stages
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -64,7 +65,7 @@ def main(argv):
   logging.info("Preset %s, into %s.", _CONFIG.value.name, workdir)
   _keep_compiled(workdir / "compiled")
   try:
-    stages.run(_CONFIG.value, workdir, _STAGES.value)
+    stages.run(preset_lib.from_config(_CONFIG.value), workdir, _STAGES.value)
   except loop.LostProcessError as error:
     processes.leave(error)
   logging.info("Done. The weights are in %s.", workdir / "weights")

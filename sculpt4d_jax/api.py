@@ -32,6 +32,7 @@ from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import result as result_lib
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.inference import sampling as sampling_lib
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import stages as stages_lib
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import conversion as conversion_lib
@@ -40,7 +41,7 @@ from sculpt4d_jax.weights import model_folders
 from sculpt4d_jax.weights import pretrained
 
 PathLike = str | os.PathLike
-PresetLike = PathLike | ml_collections.ConfigDict
+PresetLike = PathLike | ml_collections.ConfigDict | preset_lib.Preset
 Meshes = Sequence[mesh_lib.TriangleMesh]
 
 Result = result_lib.Result
@@ -59,7 +60,7 @@ class Model:
 
   def __init__(
     self,
-    config: ml_collections.ConfigDict,
+    config: preset_lib.Preset,
     weights: pathlib.Path,
     networks: model_lib.Sculpt4D,
     stages: Sequence[run_log.Stage] = (),
@@ -144,7 +145,7 @@ class Model:
       )
     named = sampling_lib.preset(quality) if quality else {}
     sampling = _replace(
-      model_lib.SamplingConfig(**(self.config.sampling.to_dict() | named)),
+      dataclasses.replace(self.config.sampling, **named),
       num_frames=num_frames,
       num_steps=num_steps,
       seed=seed,
@@ -152,7 +153,7 @@ class Model:
       temporal_mode=temporal_mode,
     )
     surface = _replace(
-      pipeline.SurfaceConfig(**self.config.surface),
+      self.config.surface,
       resolution=resolution,
       max_faces=max_faces,
     )
@@ -219,7 +220,7 @@ def read_clip(
   Raises:
     InputError: The clip cannot be used.
   """
-  config = _named(preset)
+  config = _typed(preset)
   log = run_log.RunLog(progress)
   read = pipeline.read_clip(
     clip_input.as_source(clip),
@@ -229,7 +230,7 @@ def read_clip(
     matte=matte,
     start=start,
     end=end,
-    border_ratio=config.data.border_ratio,
+    border_ratio=config.data.sizes.border_ratio,
   )
   return dataclasses.replace(read, stages=tuple(log.stages))
 
@@ -256,11 +257,11 @@ def load(
   Raises:
     ValueError: The preset is unknown, or there are no weights that fit it.
   """
-  if not isinstance(preset, ml_collections.ConfigDict) and weights is None:
+  if _is_path(preset) and weights is None:
     folder = shipped.find(preset)
     if os.fspath(preset) not in preset_files.names() and folder.is_dir():
       preset, weights = _preset_of(folder), folder
-  config = _named(preset, changes)
+  config = _typed(preset, changes)
   folder = model_lib.weights_folder(
     config.weights, None if weights is None else os.fspath(weights)
   )
@@ -294,7 +295,7 @@ def train(
     ValueError: A stage is unknown or cannot run.
   """
   workdir = pathlib.Path(workdir)
-  stages_lib.run(_named(preset, changes), workdir, list(stages))
+  stages_lib.run(_typed(preset, changes), workdir, list(stages))
   return workdir / "weights"
 
 
@@ -369,8 +370,8 @@ def convert_weights(
     ValueError: The checkpoint is damaged, foreign or of another size.
   """
   sources = [source] if isinstance(source, str) else list(source)
-  model = _named(preset).model
-  configs = {name: part[1] for name, part in model_lib.parts(model).items()}
+  parts_of = _typed(preset).model.parts()
+  configs = {name: config for name, (_, config) in parts_of.items()}
   conversion = conversion_lib.plan(sources, configs, parts=parts, **options)
   if output is not None:
     log = run_log.RunLog(progress)
@@ -386,7 +387,17 @@ def convert_weights(
   return conversion
 
 
-_named = preset
+def _typed(
+  name: PresetLike, changes: Mapping[str, Any] | None = None
+) -> preset_lib.Preset:
+  """The typed preset; a typed one is taken as it is."""
+  if isinstance(name, preset_lib.Preset):
+    if changes:
+      raise ValueError(
+        "A typed preset takes no changes: give its name or configuration."
+      )
+    return name
+  return preset_lib.from_config(preset(name, changes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,7 +436,7 @@ def _preset_of(folder: pathlib.Path) -> str:
   """Name of the shipped preset whose networks a folder of weights holds."""
   stored = model_folders.open_parts(folder)
   for name in preset_files.names():
-    config = preset_files.read(name)
+    config = preset_lib.from_config(preset_files.read(name))
     # Files of variants are named after none of them.
     if config.name == name and _fits(folder, stored, config):
       return name
@@ -439,9 +450,9 @@ def _preset_of(folder: pathlib.Path) -> str:
 def _fits(
   folder: pathlib.Path,
   stored: Mapping[str, model_folders.StoredPart],
-  config: ml_collections.ConfigDict,
+  config: preset_lib.Preset,
 ) -> bool:
-  for name, (_, ours) in model_lib.parts(config.model).items():
+  for name, (_, ours) in config.model.parts().items():
     if name in stored:
       found = model_files.fields(stored[name].config)
       try:

@@ -8,10 +8,8 @@ from configs import ablations
 from configs import pods
 from configs import sculpt4d
 from configs import tiny
-from sculpt4d_jax.inference import model as model_lib
-from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
-from sculpt4d_jax.models import dit as dit_lib
+from sculpt4d_jax.training import preset as preset_lib
 
 # Densities at 16 frames, Table A1 of the paper by way of its PFLOPs.
 DENSITIES = {
@@ -29,7 +27,7 @@ def _num_params(module_type, config):
 
 
 def test_released_size_has_the_parameters_of_the_pretrained_model():
-  parts = model_lib.parts(sculpt4d.get_config().model)
+  parts = preset_lib.from_config(sculpt4d.get_config()).model.parts()
   sizes = {name: _num_params(*part) for name, part in parts.items()}
   assert sizes["vae"] == 327_746_177
   # The stored mask token, 1024 numbers, is never used.
@@ -51,9 +49,7 @@ def test_every_variant_of_every_size_is_a_valid_model():
   for base in (sculpt4d, tiny):
     for variant in ablations._VARIANTS:
       config = ablations.apply(base.get_config(), variant)
-      dit_lib.DiTConfig(**config.model.dit)
-      model_lib.SamplingConfig(**config.sampling)
-      pipeline.SurfaceConfig(**config.surface)
+      preset_lib.from_config(config)
   with pytest.raises(ValueError, match="Unknown variant"):
     ablations.get_config("best")
 

@@ -5,7 +5,6 @@ import pathlib
 from flax import nnx
 import ml_collections
 
-from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.weights import model_files
 
 
@@ -14,7 +13,9 @@ def write(
 ) -> pathlib.Path:
   """Writes a preset's networks with initial values; returns the folder."""
   folder.mkdir(parents=True, exist_ok=True)
-  for name, (kind, part) in model_lib.parts(config.model).items():
+  for name, (kind, part) in (
+    preset_lib.from_config(config).model.parts().items()
+  ):
     params = nnx.state(kind(part, rngs=nnx.Rngs(0)), nnx.Param)
     model_files.save(folder / f"{name}.safetensors", params, part, {})
   return folder

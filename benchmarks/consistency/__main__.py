@@ -22,7 +22,9 @@ from launch import program
 from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.weights import model_files
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -48,11 +50,10 @@ _COMPARED = (
 )
 
 
-def _load_vae(config):
-  folder = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
-  vae_config = shape_vae.ShapeVAEConfig(**config.model.vae)
-  make = lambda: shape_vae.ShapeVAE(vae_config, rngs=nnx.Rngs(0))
-  graph, params = nnx.split(nnx.eval_shape(make))
+def _load_vae(preset: preset_lib.Preset) -> shape_vae.ShapeVAE:
+  folder = model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
+  vae_config = preset.model.vae
+  graph, params = networks.abstract(shape_vae.ShapeVAE, vae_config)
   params, _ = model_files.load(folder / "vae.safetensors", params, vae_config)
   return nnx.merge(graph, params)
 
@@ -82,7 +83,7 @@ def _read_surfaces(index):
 
 def main(argv):
   del argv
-  vae = _load_vae(_CONFIG.value)
+  vae = _load_vae(preset_lib.from_config(_CONFIG.value))
   index = dataset_index.read_index(_DATA.value)
   results = {}
   for number, surface in enumerate(_read_surfaces(index)):

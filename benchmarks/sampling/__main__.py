@@ -16,7 +16,8 @@ from ml_collections import config_flags
 from benchmarks.sampling import sampling_time
 from benchmarks.sampling import step_parts
 from launch import program
-from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.models import networks
+from sculpt4d_jax.training import preset as preset_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/mid.py", "Preset; see configs/base.py."
@@ -30,19 +31,19 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Runs of each.", lower_bound=1)
 
 def main(unused_argv: Sequence[str]) -> None:
   """Prints the table that was asked for."""
-  config = _CONFIG.value
+  preset = preset_lib.from_config(_CONFIG.value)
   frames = [int(text) for text in _NUM_FRAMES.value]
   if _PARTS.value:
-    _print_measured_parts(config, frames)
+    _print_measured_parts(preset.model, frames)
   else:
-    _print_measured(config, config.sampling.to_dict(), frames)
+    _print_measured(preset, frames)
 
 
-def _print_measured(config, sampling, frames) -> None:
+def _print_measured(preset: preset_lib.Preset, frames: list[int]) -> None:
   program.log_platform()
   ratios = sampling_time.measure(
-    config.model,
-    model_lib.SamplingConfig(**sampling),
+    preset.model,
+    preset.sampling,
     frames,
     _ROUNDS.value,
   )
@@ -58,8 +59,10 @@ def _print_measured(config, sampling, frames) -> None:
     )
 
 
-def _print_measured_parts(config, frames) -> None:
-  modules, sizes = sampling_time.random_modules(config.model)
+def _print_measured_parts(
+  model: networks.NetworkConfigs, frames: list[int]
+) -> None:
+  modules, sizes = sampling_time.random_modules(model)
   for num_frames in frames:
     print(f"{num_frames} frames, one call of the transformer")
     parts = step_parts.measure(modules["dit"], sizes, num_frames, _ROUNDS.value)

@@ -76,7 +76,8 @@ def main(unused_argv: Sequence[str]) -> None:
   config = _CONFIG.value
   log = run_log.RunLog()
   folder = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
-  model = model_lib.Sculpt4D.load(config.model, folder)
+  preset = preset_lib.from_config(config)
+  model = model_lib.Sculpt4D.load(preset.model, folder)
   fields = config.data.to_dict()
   sizes = {f.name for f in dataclasses.fields(clip_records.RecordSizes)}
   clips = _make_clips(

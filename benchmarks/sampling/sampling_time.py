@@ -9,11 +9,11 @@ from typing import NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from sculpt4d_jax.evaluation import cost
 from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.models import networks
 
 _MODES = ("sparse", "full")
 
@@ -33,7 +33,7 @@ class Ratio(NamedTuple):
 
 
 def measure(
-  model: ml_collections.ConfigDict,
+  model: networks.NetworkConfigs,
   sampling: model_lib.SamplingConfig,
   frames: Sequence[int],
   rounds: int,
@@ -41,7 +41,7 @@ def measure(
   """Samples with random weights, the two modes in turn.
 
   Args:
-    model: A preset's `model` section.
+    model: Configurations of the networks.
     sampling: Steps and guidance; its frames and mode are replaced.
     frames: Numbers of frames to try.
     rounds: Times each is run, after one that is not timed; the medians count.
@@ -82,11 +82,11 @@ def measure(
 
 
 def random_modules(
-  model: ml_collections.ConfigDict,
+  model: networks.NetworkConfigs,
 ) -> tuple[dict[str, nnx.Module], cost.Sizes]:
   """The networks with random weights; zeros would make nothing of routing."""
   modules, configs = {}, {}
-  for name, (kind, config) in model_lib.parts(model).items():
+  for name, (kind, config) in model.parts().items():
     modules[name] = kind(config, rngs=nnx.Rngs(0))
     configs[name] = config
   params = nnx.state(modules["dit"])

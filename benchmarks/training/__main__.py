@@ -37,10 +37,11 @@ def main(argv):
   del argv
   # After --help, which needs none of it.
   from benchmarks.training import step_time
+  from sculpt4d_jax.training import preset as preset_lib
 
   program.log_platform()
-  config = _CONFIG.value
-  ours = step_time.our_step(config)
+  preset = preset_lib.from_config(_CONFIG.value)
+  ours = step_time.our_step(preset)
   steps = {"ours": ours}
   if _PEER.value:
     steps["PyTorch"] = step_time.torch_step(ours)
@@ -59,7 +60,7 @@ def main(argv):
       processor[name].append((time.process_time() - used) / _STEPS.value)
   peak = step_time.measured_peak()
   print(
-    f"{config.name}: {ours.num_tokens} latent tokens and"
+    f"{preset.name}: {ours.num_tokens} latent tokens and"
     f" {ours.flops / 1e9:.2f} GFLOP a step; peak {peak / 1e9:.0f} GFLOP/s"
   )
   for name, values in seconds.items():

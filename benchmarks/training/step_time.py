@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from sculpt4d_jax.data.procedural import batches as store_batches
 from sculpt4d_jax.data.procedural import store as record_store
 from sculpt4d_jax.diffusion import time_sampling
 from sculpt4d_jax.training import optimizer as optimizer_lib
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import state as state_lib
 from sculpt4d_jax.training import step as step_lib
 from sculpt4d_jax.training.ahead_of_time import step_flops
@@ -69,32 +69,35 @@ class OurStep:
     return jax.random.fold_in(self._key, step)
 
 
-def our_step(config: ml_collections.ConfigDict) -> OurStep:
+def our_step(preset: preset_lib.Preset) -> OurStep:
   """The step of a preset's transformer, on clips of noise.
 
   What is in the clips does not change the time of a step, but for how the
   routers' choices fall.
   """
-  options, optimizer = presets.dit_options(config)
-  vae = config.model.vae
-  frames, tokens = config.data.num_frames, vae.num_latents
-  task = presets.dit(config, _noise_batches(config))
+  training = preset.dit_training
+  vae = preset.model.vae
+  frames, tokens = preset.data.num_frames, vae.num_latents
+  task = presets.dit(preset, _noise_batches(preset))
   batches = [task.batch(step) for step in range(_NUM_BATCHES)]
   return OurStep(
     task,
-    optimizer,
+    training.optimizer,
     jax.device_get(jax.jit(task.init_params)()),
     jax.device_put(batches),
     task.flops(batches[0]),
-    options.batch_size * frames * tokens,
+    training.task.batch_size * frames * tokens,
   )
 
 
-def _noise_batches(config):
-  training, data, vae = config.dit_training, config.data, config.model.vae
+def _noise_batches(
+  preset: preset_lib.Preset,
+) -> store_batches.LatentBatches:
+  training, data = preset.dit_training.task, preset.data
+  vae = preset.model.vae
   clips, frames = training.batch_size, data.num_frames
   rng = np.random.default_rng(0)
-  side, points = data.image_size, training.context_field_points
+  side, points = data.sizes.image_size, training.context_field_points
   store = record_store.RecordStore(
     surface=np.zeros((clips, frames, 1, 7), np.float16),
     samples=rng.uniform(-1, 1, (clips, frames, points, 4)).astype(np.float16),

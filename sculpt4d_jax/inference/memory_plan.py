@@ -21,10 +21,11 @@ from typing import Any
 
 from flax import nnx
 import jax
-import ml_collections
 
 from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.models import dense_attention
+from sculpt4d_jax.models import networks
 
 GIB = 2**30
 # Bytes of memory by name; GPUs are sold in GB, TPU chips are what the vendor
@@ -97,31 +98,32 @@ class MemoryPlan:
     return self.peak <= USABLE * num_bytes
 
 
-def settings_of(config: ml_collections.ConfigDict) -> Settings:
+def settings_of(
+  sampling: model_lib.SamplingConfig, surface: pipeline.SurfaceConfig
+) -> Settings:
   """The settings of a preset."""
-  sampling = config.sampling
   return Settings(
     num_frames=sampling.num_frames,
     guided=sampling.guidance_scale != 1.0,
     guidance_in_turns=sampling.guidance_in_turns,
     cache_context=sampling.cache_context,
     offload=sampling.offload,
-    chunk_size=config.surface.chunk_size,
+    chunk_size=surface.chunk_size,
   )
 
 
 class Planner:
   """Plans for one preset's networks; their sizes are counted once."""
 
-  def __init__(self, model: ml_collections.ConfigDict, param_bytes: int = 2):
+  def __init__(self, model: networks.NetworkConfigs, param_bytes: int = 2):
     """Counts parameters on abstract networks.
 
     Args:
-      model: The preset's `model` section.
+      model: Configurations of the networks.
       param_bytes: Of a stored number: 2 for a conversion in bfloat16, 4 for
         one in float32.
     """
-    parts = model_lib.parts(model)
+    parts = model.parts()
     self.vae, self.encoder, self.dit = (
       parts[name][1] for name in ("vae", "image_encoder", "dit")
     )
@@ -260,7 +262,8 @@ def _savings(settings: Settings) -> Iterator[Settings]:
 
 
 def _num_params(kind: Any, config: Any) -> int:
-  module = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+  graphdef, params = networks.abstract(kind, config)
+  module = nnx.merge(graphdef, params)
   leaves = jax.tree.leaves(nnx.state(module, nnx.Param))
   return sum(math.prod(leaf.shape) for leaf in leaves)
 

@@ -20,7 +20,6 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from sculpt4d_jax import array_types
@@ -29,8 +28,8 @@ from sculpt4d_jax.inference import denoising
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
-from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import model_folders
 
@@ -79,7 +78,7 @@ class Sculpt4D:
   @classmethod
   def load(
     cls,
-    model: ml_collections.ConfigDict,
+    model: networks.NetworkConfigs,
     folder: str | pathlib.Path,
     *,
     dtype: str | None = None,
@@ -88,7 +87,7 @@ class Sculpt4D:
     """Builds a preset's networks and reads their weights.
 
     Args:
-      model: The preset's `model` section.
+      model: Configurations of the networks.
       folder: What launch.train or launch.convert_weights wrote.
       dtype: Of the parameters; see `model_folders.load`.
       offload: Keeps the image encoder and the autoencoder on the host while
@@ -105,9 +104,8 @@ class Sculpt4D:
         " `sculpt4d convert --help`."
       )
     modules, details = {}, {}
-    for name, (kind, config) in parts(model).items():
-      abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
-      abstract_params = nnx.split(abstract)[1]
+    for name, (kind, config) in model.parts().items():
+      graphdef, abstract_params = networks.abstract(kind, config)
       params, details[name] = model_folders.load(
         folder,
         name,
@@ -121,8 +119,8 @@ class Sculpt4D:
         config = dataclasses.replace(
           config, scale_factor=details[name]["scale_factor"]
         )
-        abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
-      modules[name] = nnx.merge(nnx.split(abstract)[0], params)
+        graphdef, _ = networks.abstract(kind, config)
+      modules[name] = nnx.merge(graphdef, params)
     return cls(**modules, details=details, offload=offload)
 
   def set_weights(self, image_encoder: nnx.State, dit: nnx.State) -> None:
@@ -256,11 +254,3 @@ def weights_folder(preset: str, given: str | None) -> pathlib.Path:
   if not preset:
     raise ValueError("This preset ships no weights: name a folder of them.")
   return shipped.find(preset)
-
-
-def parts(model: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
-  """Network and configuration of every part."""
-  return {
-    name: (kind, config(**model[name]))
-    for name, (kind, config) in checkpoint_parts.KINDS.items()
-  }

@@ -13,47 +13,20 @@ from typing import Any
 from flax import nnx
 import jax
 from jax.experimental import multihost_utils
-import ml_collections
 import numpy as np
 
-from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out
 from sculpt4d_jax.inference import model as model_lib
-from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import metrics as metrics_lib
+from sculpt4d_jax.training import preset as preset_lib
 
 METRICS = (*evaluator.METRICS, "empty_frames")
-
-
-@dataclasses.dataclass(frozen=True)
-class SampledConfig:
-  """What is sampled, and when.
-
-  Attributes:
-    every: Steps between looks; 0 never looks.
-    num_clips: The first held-out procedural clips.
-    num_steps: Of the sampler.
-    resolution: Cells of the surface's grid along an axis.
-    num_points: Points a surface for Chamfer distance and F-Score.
-  """
-
-  every: int
-  num_clips: int
-  num_steps: int
-  resolution: int
-  num_points: int
-
-  def __post_init__(self):
-    if self.every < 0 or self.num_clips < 1:
-      raise ValueError(
-        f"samples.every={self.every} must not be negative and"
-        f" samples.num_clips={self.num_clips} at least 1."
-      )
 
 
 class SampledClips:
@@ -61,38 +34,35 @@ class SampledClips:
 
   def __init__(
     self,
-    options: SampledConfig,
-    config: ml_collections.ConfigDict,
+    preset: preset_lib.Preset,
     vae: shape_vae.ShapeVAE,
     scale: float,
   ):
     """Sets up; the clips are made at the first look.
 
     Args:
-      options: What is sampled.
-      config: The preset.
+      preset: The preset; `dit_training.samples` says what is sampled.
       vae: The trained autoencoder.
-      scale: Of the latents that the DiT is trained on.
+      scale: Scale of the latents that the DiT is trained on.
     """
+    options = preset.dit_training.samples
     self.every = options.every
     self._options = options
-    self._config = config
-    graphdef, params = nnx.split(vae)
+    self._preset = preset
+    params = nnx.state(vae)
     vae_config = dataclasses.replace(vae.config, scale_factor=scale)
-    rescaled = nnx.eval_shape(
-      lambda: shape_vae.ShapeVAE(vae_config, rngs=nnx.Rngs(0))
-    )
-    self._vae = nnx.merge(nnx.split(rescaled)[0], params)
+    graphdef, _ = networks.abstract(shape_vae.ShapeVAE, vae_config)
+    self._vae = nnx.merge(graphdef, params)
     self._model = None
     self._clips = None
-    sampling = config.sampling.to_dict() | {"num_steps": options.num_steps}
-    self._sampling = model_lib.SamplingConfig(**sampling)
-    surface = config.surface.to_dict()
-    surface["resolution"] = options.resolution
-    surface["min_resolution"] = min(
-      surface["min_resolution"], options.resolution
+    self._sampling = dataclasses.replace(
+      preset.sampling, num_steps=options.num_steps
     )
-    self._surface = pipeline.SurfaceConfig(**surface)
+    self._surface = dataclasses.replace(
+      preset.surface,
+      resolution=options.resolution,
+      min_resolution=min(preset.surface.min_resolution, options.resolution),
+    )
     self._conventions = geometry_metrics.Conventions(
       num_points=options.num_points, iou_resolution=32, jitter_resolution=16
     )
@@ -135,16 +105,11 @@ class SampledClips:
     return scores, sheets
 
   def _make_clips(self):
-    data = self._config.data.to_dict()
-    names = {
-      field.name for field in dataclasses.fields(clip_records.RecordSizes)
-    }
-    sizes = {name: value for name, value in data.items() if name in names}
-    first = data["held_out_seed"]
+    first = self._preset.data.held_out_seed
     return held_out.make_clips(
       range(first, first + self._options.num_clips),
       self._sampling.num_frames,
-      clip_records.RecordSizes(**sizes),
+      self._preset.data.sizes,
       run_log.RunLog(progress=False),
     )
 
@@ -153,9 +118,8 @@ class SampledClips:
     if self._model is None:
       modules = {"vae": self._vae}
       for name in ("image_encoder", "dit"):
-        kind, part = model_lib.parts(self._config.model)[name]
-        module = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
-        modules[name] = nnx.merge(nnx.split(module)[0], params[name])
+        graphdef, _ = networks.abstract(*self._preset.model.parts()[name])
+        modules[name] = nnx.merge(graphdef, params[name])
       self._model = model_lib.Sculpt4D(
         **modules, offload=self._sampling.offload
       )

@@ -13,22 +13,20 @@ from typing import Any, Protocol
 
 from flax import nnx
 import jax
-import ml_collections
 import orbax.checkpoint as ocp
 
 from sculpt4d_jax.data import batches as batches_lib
 from sculpt4d_jax.data.loading import batches as record_batches
-from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.data.loading import loader as record_loader
 from sculpt4d_jax.data.procedural import batches as store_batches
-from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import store as record_store
 from sculpt4d_jax.data.records import index as dataset_index
-from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import latents as latents_lib
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import record_latents
 from sculpt4d_jax.training.tasks import dit as dit_task
 from sculpt4d_jax.training.tasks import vae as vae_task
@@ -67,13 +65,11 @@ class Source(Protocol):
     """Batches for the DiT, of clips that are encoded."""
 
 
-def open_source(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> Source:
+def open_source(preset: preset_lib.Preset, workdir: pathlib.Path) -> Source:
   """The source that a preset names.
 
   Args:
-    config: A preset, see `configs/base.py`.
+    preset: A preset.
     workdir: Of the training; procedural clips are made there.
 
   Raises:
@@ -81,25 +77,20 @@ def open_source(
       seeds overlap.
     ImportError: Records need packages that are not installed.
   """
-  if record_folders(config):
-    return RecordSource(config)
-  return ProceduralSource(config, workdir)
-
-
-def record_folders(config: ml_collections.ConfigDict) -> list[str]:
-  """The data sets that a preset names."""
-  return [x.strip() for x in config.records.folders.split(",") if x.strip()]
+  if preset.records.folders:
+    return RecordSource(preset)
+  return ProceduralSource(preset, workdir)
 
 
 class ProceduralSource:
   """Clips that are made here, and kept in the working folder."""
 
-  def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+  def __init__(self, preset: preset_lib.Preset, workdir: pathlib.Path):
     self._workdir = workdir
-    self._num_choices = config.dit_training.latent_choices
-    self._num_uniform = config.data.num_uniform
-    self.identity = {"data": json.loads(config.data.to_json_best_effort())}
-    self._train, self._held_out = _make_stores(config, workdir / "data")
+    self._num_choices = preset.dit_training.latent_choices
+    self._num_uniform = preset.data.sizes.num_uniform
+    self.identity = {"data": preset.data.fields()}
+    self._train, self._held_out = _make_stores(preset.data, workdir / "data")
     self._latents: tuple[store_batches.LatentStore, ...] | None = None
 
   def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
@@ -148,12 +139,12 @@ class ProceduralSource:
 class RecordSource:
   """Records of assets, that launch.prepare_data made."""
 
-  def __init__(self, config: ml_collections.ConfigDict):
-    self._folders = record_folders(config)
-    self._config = config
-    self._data = config.data
+  def __init__(self, preset: preset_lib.Preset):
+    self._preset = preset
+    self._records = preset.records
+    self._folders = list(preset.records.folders)
     self._names: dict[str, str] = {}
-    self.example = example_config(config)
+    self.example = preset.records.example
     digest = hashlib.sha256()
     for folder in self._folders:
       for clip in dataset_index.read_index(folder).splits["train"]:
@@ -172,11 +163,11 @@ class RecordSource:
     return self._batches(task, example)
 
   def encode(self, vae, image_encoder=None) -> float:
-    job = posterior_job(self._config, vae)
+    job = posterior_job(self._preset, vae)
     jobs = [job]
     self._names = {"posterior": job.name}
-    if self._config.records.use_features and image_encoder is not None:
-      jobs.append(feature_job(self._config, image_encoder))
+    if self._records.use_features and image_encoder is not None:
+      jobs.append(feature_job(self._preset, image_encoder))
       self._names["features"] = jobs[-1].name
     for each in jobs:
       record_latents.precompute(
@@ -191,7 +182,7 @@ class RecordSource:
   def latents(self, task: dit_task.DiTTaskConfig) -> batches_lib.Batches:
     if not self._names:
       raise ValueError("The clips are not encoded yet: call encode first.")
-    shown = "features" if self._config.records.use_features else "images"
+    shown = "features" if self._records.use_features else "images"
     if shown == "features" and shown not in self._names:
       raise ValueError(
         "records.use_features is for an image encoder that does not learn:"
@@ -208,7 +199,7 @@ class RecordSource:
     return self._batches(task, example)
 
   def _batches(self, task, example):
-    options = self._config.records
+    options = self._records
     loader = record_loader.LoaderConfig(
       batch_size=task.batch_size,
       seed=task.seed,
@@ -218,65 +209,44 @@ class RecordSource:
       prefetch=options.prefetch,
     )
     return record_batches.RecordBatches(
-      self._folders, loader, num_frames=self._data.num_frames
+      self._folders, loader, num_frames=self.example.num_frames
     )
 
 
-def example_config(
-  config: ml_collections.ConfigDict,
-) -> record_examples.ExampleConfig:
-  """What a preset reads of a record."""
-  data, records = config.data, config.records
-  return record_examples.ExampleConfig(
-    num_frames=data.num_frames,
-    num_parts=records.num_parts,
-    num_uniform=data.num_uniform,
-    num_sharp=data.num_sharp,
-    turn_to_camera=records.turn_to_camera,
-    max_elevation=records.max_elevation,
-    image_size=data.image_size,
-    border_ratio=tuple(records.border_ratio),
-    mirror=records.mirror,
-    reverse_time=records.reverse_time,
-    colour_jitter=records.colour_jitter,
-  )
-
-
 def posterior_job(
-  config: ml_collections.ConfigDict, vae: shape_vae.ShapeVAE
+  preset: preset_lib.Preset, vae: shape_vae.ShapeVAE
 ) -> record_latents.PosteriorJob:
   """The job that a training by this preset asks for."""
   settings = record_latents.LatentSettings(
-    example_config(config), config.dit_training.latent_choices
+    preset.records.example, preset.dit_training.latent_choices
   )
   return record_latents.PosteriorJob(vae, settings)
 
 
 def feature_job(
-  config: ml_collections.ConfigDict,
+  preset: preset_lib.Preset,
   image_encoder: image_encoder_lib.ImageEncoder,
 ) -> record_latents.FeatureJob:
   """The job that a training by this preset asks for."""
-  settings = record_latents.LatentSettings(example_config(config))
+  settings = record_latents.LatentSettings(preset.records.example)
   return record_latents.FeatureJob(image_encoder, settings)
 
 
 def load_module(
-  config: ml_collections.ConfigDict, folder: str | pathlib.Path, name: str
+  model: networks.NetworkConfigs, folder: str | pathlib.Path, name: str
 ) -> nnx.Module:
   """One of a preset's networks with weights, in float32.
 
   Args:
-    config: The preset.
-    folder: Of weights.
+    model: Configurations of the networks.
+    folder: Folder of weights.
     name: "vae", "image_encoder" or "dit".
 
   Raises:
     model_files.ModelFileError: The weights are missing or do not fit.
   """
-  kind, part = model_lib.parts(config.model)[name]
-  abstract = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
-  graphdef, params = nnx.split(abstract)
+  kind, part = model.parts()[name]
+  graphdef, params = networks.abstract(kind, part)
   return nnx.merge(
     graphdef, model_folders.load(folder, name, params, part, "float32")[0]
   )
@@ -316,25 +286,23 @@ def wait_for_all(name: str) -> None:
   )
 
 
-def _make_stores(config, folder):
+def _make_stores(
+  data: preset_lib.DataConfig, folder: pathlib.Path
+) -> tuple[record_store.RecordStore, ...]:
   """The training and the held-out split of procedural clips."""
-  fields = config.data.to_dict()
   splits = {
-    "train": (fields.pop("num_clips"), fields.pop("first_seed")),
-    "held_out": (fields.pop("num_held_out"), fields.pop("held_out_seed")),
+    "train": (data.num_clips, data.first_seed),
+    "held_out": (data.num_held_out, data.held_out_seed),
   }
-  _check_disjoint(*splits.values())
-  num_frames = fields.pop("num_frames")
-  sizes = clip_records.RecordSizes(**fields)
 
   def open_or_make():
     return tuple(
       record_store.open_or_make(
         folder / name,
         num_clips=num_clips,
-        num_frames=num_frames,
+        num_frames=data.num_frames,
         first_seed=seed,
-        sizes=sizes,
+        sizes=data.sizes,
       )
       for name, (num_clips, seed) in splits.items()
     )
@@ -353,13 +321,3 @@ def _first_process_first(make, name):
 
 def _num_samples(task: dit_task.DiTTaskConfig) -> int:
   return task.context_field_points if task.context_field_weight else 0
-
-
-def _check_disjoint(train_split, held_out_split):
-  (num_train, first), (num_held_out, held_out) = train_split, held_out_split
-  if first < held_out + num_held_out and held_out < first + num_train:
-    raise ValueError(
-      f"Seeds of the training clips ({first} to {first + num_train - 1}) and"
-      f" of the held-out clips ({held_out} to"
-      f" {held_out + num_held_out - 1}) overlap; choose other first seeds."
-    )

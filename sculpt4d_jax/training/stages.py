@@ -5,16 +5,12 @@ import pathlib
 from absl import logging
 from flax import nnx
 import jax
-import ml_collections
 
-from sculpt4d_jax import partitioning
-from sculpt4d_jax.inference import model as model_lib
-from sculpt4d_jax.models import dit as dit_lib
-from sculpt4d_jax.models import image_encoder as image_encoder_lib
+from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import loop
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import sample_callback
-from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training import sources
 from sculpt4d_jax.training.tasks import presets
 from sculpt4d_jax.weights import model_files
@@ -25,12 +21,12 @@ _VAE_FILE = pathlib.PurePath("weights") / "vae.safetensors"
 
 
 def run(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path, stages: list[str]
+  preset: preset_lib.Preset, workdir: pathlib.Path, stages: list[str]
 ) -> None:
   """Runs stages in order; each goes on where an earlier run stopped.
 
   Args:
-    config: A preset, see `configs/base.py`.
+    preset: A preset.
     workdir: Folder of everything that is written; the finished weights are in
       `workdir/weights`.
     stages: Some of `STAGES`.
@@ -44,47 +40,46 @@ def run(
     raise ValueError(
       f"Unknown stages {sorted(unknown)}; choose among {list(STAGES)}."
     )
-  presets.check(config, stages, workdir / _VAE_FILE)
-  source = sources.open_source(config, workdir)
+  presets.check(preset, stages, workdir / _VAE_FILE)
+  source = sources.open_source(preset, workdir)
   if "vae" in stages:
-    train_vae(config, workdir, source)
+    train_vae(preset, workdir, source)
   if "dit" in stages:
-    train_dit(config, workdir, source)
+    train_dit(preset, workdir, source)
 
 
 def train_vae(
-  config: ml_collections.ConfigDict,
+  preset: preset_lib.Preset,
   workdir: pathlib.Path,
   source: sources.Source,
 ) -> None:
   """Trains the autoencoder and writes its weights and all latents."""
-  options, optimizer = presets.vae_options(config)
-  init_from = config.vae_training.init_from
-  model_config = shape_vae.ShapeVAEConfig(**config.model.vae)
+  training = preset.vae_training
+  options, init_from = training.task, training.init_from
   given = None
   if init_from:
-    given = nnx.state(sources.load_module(config, init_from, "vae"))
-  task = presets.vae(config, source.surfaces(options), given)
+    given = nnx.state(sources.load_module(preset.model, init_from, "vae"))
+  task = presets.vae(preset, source.surfaces(options), given)
   sources.check_identity(workdir / "vae", source)
   params = loop.train(
     task,
-    optimizer,
+    training.optimizer,
     workdir / "vae",
-    mesh=partitioning.MeshConfig(**config.mesh),
+    mesh=preset.mesh,
     seed=options.seed,
-    schedule=schedule_lib.take(config.vae_training.to_dict()),
+    schedule=training.schedule,
   )
   # The clips are encoded with the weights that are written.
   params = model_files.as_stored(params)
   vae = nnx.merge(task.graphdef, params)
   details = {
-    "steps": optimizer.num_steps,
+    "steps": training.optimizer.num_steps,
     "field_band": options.field_band,
     "scale_factor": source.encode(vae),
     "eval": task.evaluate(params),
   }
   logging.info("Autoencoder: %s", details)
-  _save(workdir / _VAE_FILE, params, model_config, details)
+  _save(workdir / _VAE_FILE, params, preset.model.vae, details)
 
 
 def _save(path, params, model_config, details):
@@ -95,29 +90,25 @@ def _save(path, params, model_config, details):
 
 
 def train_dit(
-  config: ml_collections.ConfigDict,
+  preset: preset_lib.Preset,
   workdir: pathlib.Path,
   source: sources.Source,
 ) -> None:
   """Trains the DiT, and the image encoder with it if the preset says so."""
   vae_file = workdir / _VAE_FILE
-  if not vae_file.exists() and config.dit_training.init_from:
-    _take_vae(config, vae_file)
-  vae, scale = _load_vae(config, vae_file)
-  options, optimizer = presets.dit_options(config)
-  init_from = config.dit_training.init_from
+  training = preset.dit_training
+  options, init_from = training.task, training.init_from
+  if not vae_file.exists() and init_from:
+    _take_vae(preset.model, init_from, vae_file)
+  vae, scale = _load_vae(preset.model.vae, vae_file)
   given = {}
   if init_from:
     for name in ("image_encoder", "dit"):
-      given[name] = sources.load_module(config, init_from, name)
-  dit_config = dit_lib.DiTConfig(**config.model.dit)
-  encoder_config = image_encoder_lib.ImageEncoderConfig(
-    **config.model.image_encoder
-  )
+      given[name] = sources.load_module(preset.model, init_from, name)
   learns = options.train_image_encoder
   source.encode(vae, None if learns else given.get("image_encoder"))
   task = presets.dit(
-    config,
+    preset,
     source.latents(options),
     scale,
     {name: nnx.state(module) for name, module in given.items()},
@@ -125,14 +116,17 @@ def train_dit(
   sources.check_identity(workdir / "dit", source)
   params = loop.train(
     task,
-    optimizer,
+    training.optimizer,
     workdir / "dit",
-    mesh=partitioning.MeshConfig(**config.mesh),
+    mesh=preset.mesh,
     seed=options.seed,
-    schedule=schedule_lib.take(config.dit_training.to_dict()),
-    observers=_observers(config, vae, scale),
+    schedule=training.schedule,
+    observers=_observers(preset, vae, scale),
   )
-  details = {"steps": optimizer.num_steps, "eval": task.evaluate(params)}
+  details = {
+    "steps": training.optimizer.num_steps,
+    "eval": task.evaluate(params),
+  }
   logging.info("DiT: %s", details)
   if options.lora.rank:
     _save(
@@ -142,41 +136,42 @@ def train_dit(
       details,
     )
     params = task.exported(params)
-  for name, part in (("dit", dit_config), ("image_encoder", encoder_config)):
+  for name in ("dit", "image_encoder"):
     _save(
       workdir / "weights" / f"{name}.safetensors",
       params[name],
-      part,
+      getattr(preset.model, name),
       details,
     )
 
 
-def _observers(config, vae, scale):
+def _observers(
+  preset: preset_lib.Preset, vae: shape_vae.ShapeVAE, scale: float
+) -> tuple[loop.Observer, ...]:
   """What shows samples while the DiT is trained."""
-  options = sample_callback.SampledConfig(**config.dit_training.samples)
-  if not options.every:
+  if not preset.dit_training.samples.every:
     return ()
-  return (sample_callback.SampledClips(options, config, vae, scale),)
+  return (sample_callback.SampledClips(preset, vae, scale),)
 
 
-def _take_vae(config, path):
+def _take_vae(
+  model: networks.NetworkConfigs, folder: str, path: pathlib.Path
+) -> None:
   """Copies the autoencoder of the weights to start from."""
-  folder = config.dit_training.init_from
-  kind, part = model_lib.parts(config.model)["vae"]
-  abstract = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
+  _, abstract = networks.abstract(shape_vae.ShapeVAE, model.vae)
   params, details = model_folders.load(
-    folder, "vae", nnx.split(abstract)[1], part, dtype="float32"
+    folder, "vae", abstract, model.vae, dtype="float32"
   )
-  model_files.save(path, params, part, details | {"copied_from": str(folder)})
+  details |= {"copied_from": str(folder)}
+  model_files.save(path, params, model.vae, details)
 
 
-def _load_vae(config, path):
+def _load_vae(
+  config: shape_vae.ShapeVAEConfig, path: pathlib.Path
+) -> tuple[shape_vae.ShapeVAE, float]:
   """The autoencoder, and the factor of the latents that go with it."""
-  model_config = shape_vae.ShapeVAEConfig(**config.model.vae)
-  graphdef, abstract = nnx.split(
-    nnx.eval_shape(lambda: shape_vae.ShapeVAE(model_config, rngs=nnx.Rngs(0)))
-  )
-  params, details = model_files.load(path, abstract, model_config)
+  graphdef, abstract = networks.abstract(shape_vae.ShapeVAE, config)
+  params, details = model_files.load(path, abstract, config)
   # Of a pretrained one, the configuration has it.
-  scale = details.get("scale_factor", model_config.scale_factor)
+  scale = details.get("scale_factor", config.scale_factor)
   return nnx.merge(graphdef, params), scale

@@ -10,23 +10,12 @@ name with that prefix is the network's.
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-from sculpt4d_jax.models import dit
-from sculpt4d_jax.models import image_encoder
-from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.models import networks
 from sculpt4d_jax.weights.tensor_files import tensor_file
 
 CheckpointError = tensor_file.CheckpointError
 
-# Module and configuration of each network.
-KINDS = {
-  "vae": (shape_vae.ShapeVAE, shape_vae.ShapeVAEConfig),
-  "image_encoder": (
-    image_encoder.ImageEncoder,
-    image_encoder.ImageEncoderConfig,
-  ),
-  "dit": (dit.DiT, dit.DiTConfig),
-}
-PARTS = tuple(KINDS)
+PARTS = tuple(networks.KINDS)
 
 _MARKERS = {
   "dit": (

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sculpt4d_jax import shipped
+from sculpt4d_jax.models import networks
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import orbax_leaves
@@ -223,6 +224,6 @@ def _without_temporal(stored, wanted):
 
 
 def _config(part: str, found: Mapping[str, Any]) -> Any:
-  kind = checkpoint_parts.KINDS[part][1]
+  kind = networks.KINDS[part][1]
   names = {field.name for field in dataclasses.fields(kind)}
   return kind(**{k: v for k, v in found.items() if k in names})

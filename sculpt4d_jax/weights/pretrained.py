@@ -21,6 +21,7 @@ import numpy as np
 
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.models import dit as dit_lib
+from sculpt4d_jax.models import networks
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import checkpoint_sizes
 from sculpt4d_jax.weights import dit as dit_weights
@@ -268,9 +269,8 @@ def _all_ignored(spare: Sequence[str], rules: rule_files.RuleFile) -> bool:
 
 def _plan_part(name, config, part, heads, rules) -> PartPlan:
   checkpoint_sizes.check_config_file(name, part.file.path, config)
-  kind = checkpoint_parts.KINDS[name][0]
-  abstract = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
-  shapes = weight_rules.param_shapes(abstract)
+  graphdef, params = networks.abstract(networks.KINDS[name][0], config)
+  shapes = weight_rules.param_shapes(nnx.merge(graphdef, params))
   tensors = part.tensors
   ignore, optional = rules.ignore, ()
   if name == "dit":

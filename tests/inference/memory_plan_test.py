@@ -10,27 +10,32 @@ import pytest
 from configs import sculpt4d
 from configs import tiny
 from sculpt4d_jax.inference import memory_plan
-from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.models import attention
+from sculpt4d_jax.training import preset as preset_lib
 
 GIB = memory_plan.GIB
 
 
 @pytest.fixture(scope="module")
 def planner():
-  return memory_plan.Planner(sculpt4d.get_config().model)
+  return memory_plan.Planner(
+    preset_lib.from_config(sculpt4d.get_config()).model
+  )
 
 
 @pytest.fixture(scope="module")
 def settings():
-  return memory_plan.settings_of(sculpt4d.get_config())
+  preset = preset_lib.from_config(sculpt4d.get_config())
+  return memory_plan.settings_of(preset.sampling, preset.surface)
 
 
 def test_weights_are_counted(planner):
   assert planner.params["vae"] == 2 * 327_746_177
   assert planner.params["image_encoder"] == 2 * (304_368_640 - 1024)
-  wide = memory_plan.Planner(tiny.get_config().model, param_bytes=4)
-  narrow = memory_plan.Planner(tiny.get_config().model)
+  wide = memory_plan.Planner(
+    preset_lib.from_config(tiny.get_config()).model, param_bytes=4
+  )
+  narrow = memory_plan.Planner(preset_lib.from_config(tiny.get_config()).model)
   assert wide.params["dit"] == 2 * narrow.params["dit"]
 
 
@@ -70,10 +75,11 @@ def test_estimates_are_near_xlas_own_accounting(settings, frames):
   config = sculpt4d.get_config()
   for part in config.model.values():
     part.dtype = "float32"
-  planner = memory_plan.Planner(config.model, param_bytes=4)
+  model = preset_lib.from_config(config).model
+  planner = memory_plan.Planner(model, param_bytes=4)
   single = dataclasses.replace(settings, num_frames=frames, guided=False)
   stages = planner.plan(single).stages
-  parts = model_lib.parts(config.model)
+  parts = model.parts()
   shape = jax.ShapeDtypeStruct
 
   def temporary(name, function, *arguments):

@@ -9,7 +9,8 @@ import pytest
 from configs import baselines
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
-from sculpt4d_jax.weights import checkpoint_parts
+from sculpt4d_jax.models import networks
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import pretrained
 from sculpt4d_jax.weights.tensor_files import open_file
@@ -66,7 +67,7 @@ def folder(tmp_path_factory):
   checkpoints.write_torch(path, shapes, checkpoints.values(shapes))
   configs = {
     name: kind[1](**get_config().model[name])
-    for name, kind in checkpoint_parts.KINDS.items()
+    for name, kind in networks.KINDS.items()
   }
   pretrained.write(
     pretrained.plan_conversion([open_file.open_file(path)], configs),
@@ -77,7 +78,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-  return model_lib.Sculpt4D.load(get_config().model, folder)
+  return model_lib.Sculpt4D.load(
+    preset_lib.from_config(get_config()).model, folder
+  )
 
 
 def sampling(**changes):
@@ -113,7 +116,9 @@ def test_less_memory_same_latents(model, images, latents, changes):
 
 
 def test_offloaded_networks_stay_on_the_host(folder, images, latents):
-  model = model_lib.Sculpt4D.load(get_config().model, folder, offload=True)
+  model = model_lib.Sculpt4D.load(
+    preset_lib.from_config(get_config()).model, folder, offload=True
+  )
   on_host = lambda tree: all(
     isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree)
   )
@@ -137,7 +142,9 @@ def test_parameters_come_in_bfloat16_or_float32(folder, model):
   assert {leaf.dtype.name for leaf in jax.tree.leaves(model._dit)} == {
     "bfloat16"
   }
-  wide = model_lib.Sculpt4D.load(get_config().model, folder, dtype="float32")
+  wide = model_lib.Sculpt4D.load(
+    preset_lib.from_config(get_config()).model, folder, dtype="float32"
+  )
   assert {leaf.dtype.name for leaf in jax.tree.leaves(wide._vae)} == {"float32"}
 
 
@@ -150,8 +157,8 @@ def test_parameters_come_in_bfloat16_or_float32(folder, model):
 )
 def test_baselines_sample_each_frame_alone(folder, images, name):
   config = baselines.apply(get_config(), name)
-  model = model_lib.Sculpt4D.load(config.model, folder)
-  options = model_lib.SamplingConfig(**config.sampling)
+  model = model_lib.Sculpt4D.load(preset_lib.from_config(config).model, folder)
+  options = preset_lib.from_config(config).sampling
   clip = model.sample(images, options)
   same = model.sample(np.repeat(images[:1], FRAMES, 0), options)
   # Other frames change nothing in the first one.
@@ -172,7 +179,7 @@ def test_another_size_is_refused(folder):
   config = get_config()
   config.model.vae.num_heads = 4
   with pytest.raises(model_files.ModelFileError, match="num_heads: the file"):
-    model_lib.Sculpt4D.load(config.model, folder)
+    model_lib.Sculpt4D.load(preset_lib.from_config(config).model, folder)
 
 
 def test_a_damaged_conversion_is_refused(folder, tmp_path):
@@ -182,13 +189,13 @@ def test_a_damaged_conversion_is_refused(folder, tmp_path):
   shutil.copytree(folder, broken)
   (broken / "vae" / "latents_proj.bias" / "0").unlink()
   with pytest.raises(ValueError, match="latents_proj.bias"):
-    model_lib.Sculpt4D.load(get_config().model, broken)
+    model_lib.Sculpt4D.load(preset_lib.from_config(get_config()).model, broken)
   shutil.rmtree(broken / "vae")
   with pytest.raises(ValueError, match="holds no leaves"):
-    model_lib.Sculpt4D.load(get_config().model, broken)
+    model_lib.Sculpt4D.load(preset_lib.from_config(get_config()).model, broken)
   (broken / "sculpt4d.json").write_text("{}")
   with pytest.raises(model_files.ModelFileError, match="expected format"):
-    model_lib.Sculpt4D.load(get_config().model, broken)
+    model_lib.Sculpt4D.load(preset_lib.from_config(get_config()).model, broken)
 
 
 def test_a_missing_network_is_told(folder, tmp_path):
@@ -203,7 +210,9 @@ def test_a_missing_network_is_told(folder, tmp_path):
   with pytest.raises(
     model_files.ModelFileError, match="has no vae, only image_encoder, dit"
   ):
-    model_lib.Sculpt4D.load(get_config().model, tmp_path / "part")
+    model_lib.Sculpt4D.load(
+      preset_lib.from_config(get_config()).model, tmp_path / "part"
+    )
 
 
 @pytest.mark.parametrize("grid", ["exact", "dense", "flashvdm"])

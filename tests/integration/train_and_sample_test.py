@@ -14,6 +14,7 @@ from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io.meshes import glb as animated_glb
 from sculpt4d_jax.io.meshes import ply_obj
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import stages as run
 from sculpt4d_jax.training.tasks import vae as vae_task
 from sculpt4d_jax.weights import model_files
@@ -27,14 +28,18 @@ TINY = str(conftest.ROOT / "weights" / "tiny")
 def trained(tmp_path_factory):
   """Folder of a finished run of the micro preset."""
   workdir = tmp_path_factory.mktemp("run")
-  run.run(micro.get_config(), workdir, ["data", "vae", "dit"])
+  run.run(
+    preset_lib.from_config(micro.get_config()), workdir, ["data", "vae", "dit"]
+  )
   return workdir
 
 
 @pytest.fixture(scope="module")
 def model(trained):
   """Its networks; one for all tests, so that they compile once."""
-  return model_lib.Sculpt4D.load(micro.get_config().model, trained / "weights")
+  return model_lib.Sculpt4D.load(
+    preset_lib.from_config(micro.get_config()).model, trained / "weights"
+  )
 
 
 def _clip(num_frames):
@@ -117,9 +122,9 @@ def test_an_interrupted_run_goes_on_exactly(trained, tmp_path, monkeypatch):
 
   monkeypatch.setattr(vae_task.VAETask, "batch", interrupted)
   with pytest.raises(KeyboardInterrupt):
-    run.run(config, tmp_path, ["vae"])
+    run.run(preset_lib.from_config(config), tmp_path, ["vae"])
   monkeypatch.setattr(vae_task.VAETask, "batch", batch)
-  run.run(config, tmp_path, ["vae"])
+  run.run(preset_lib.from_config(config), tmp_path, ["vae"])
   name = "weights/vae.safetensors"
   assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
 
@@ -132,7 +137,7 @@ def test_fine_tuning_starts_from_given_weights(trained, tmp_path):
   config.dit_training.init_from = str(trained / "weights")
   config.dit_training.optimizer.learning_rate = 0.0
   config.dit_training.optimizer.ema_decay = 0.0
-  run.run(config, tmp_path, ["dit"])
+  run.run(preset_lib.from_config(config), tmp_path, ["dit"])
   for name in ("vae", "dit", "image_encoder"):
     old, new = (
       safetensors_numpy.load_file(f / "weights" / f"{name}.safetensors")
@@ -156,7 +161,7 @@ def test_lora_trains_and_saves_adapters_alone(trained, tmp_path):
   config.dit_training.lora.rank = 2
   config.dit_training.optimizer.learning_rate = 0.1
   (tmp_path / "data").symlink_to(trained / "data")
-  run.run(config, tmp_path, ["dit"])
+  run.run(preset_lib.from_config(config), tmp_path, ["dit"])
   load = lambda folder, name: safetensors_numpy.load_file(
     folder / "weights" / f"{name}.safetensors"
   )
@@ -179,22 +184,24 @@ def test_lora_trains_and_saves_adapters_alone(trained, tmp_path):
   assert size < 0.5 * sum(
     p.stat().st_size for p in whole.rglob("*") if p.is_file()
   )
-  model_lib.Sculpt4D.load(config.model, tmp_path / "weights")
+  model_lib.Sculpt4D.load(
+    preset_lib.from_config(config).model, tmp_path / "weights"
+  )
   # It goes on from there, and without given weights it does not start.
   config.dit_training.optimizer.num_steps = 5
-  run.run(config, tmp_path, ["dit"])
+  run.run(preset_lib.from_config(config), tmp_path, ["dit"])
   config.dit_training.init_from = ""
   with pytest.raises(ValueError, match="LoRA adapts given weights"):
-    run.run(config, tmp_path, ["dit"])
+    run.run(preset_lib.from_config(config), tmp_path, ["dit"])
 
 
 def test_stages_are_checked(tmp_path):
   with pytest.raises(ValueError, match="Unknown stages"):
-    run.run(micro.get_config(), tmp_path, ["dance"])
+    run.run(preset_lib.from_config(micro.get_config()), tmp_path, ["dance"])
   config = micro.get_config()
   config.data.held_out_seed = config.data.first_seed + 1
   with pytest.raises(ValueError, match="overlap"):
-    run.run(config, tmp_path, ["data"])
+    run.run(preset_lib.from_config(config), tmp_path, ["data"])
 
 
 @pytest.mark.parametrize(
@@ -235,7 +242,7 @@ def test_what_cannot_work_stops_before_the_first_stage(
   config = micro.get_config()
   config.update_from_flattened_dict(change)
   with pytest.raises(ValueError, match=message):
-    run.run(config, tmp_path, stages)
+    run.run(preset_lib.from_config(config), tmp_path, stages)
   assert not list(tmp_path.iterdir())
 
 
@@ -315,16 +322,18 @@ def test_weights_that_do_not_fit_are_refused_with_the_reason(trained, tmp_path):
   config = micro.get_config()
   config.model.dit.width = 32
   with pytest.raises(model_files.ModelFileError, match="width: the file has"):
-    model_lib.Sculpt4D.load(config.model, weights)
+    model_lib.Sculpt4D.load(preset_lib.from_config(config).model, weights)
   config = micro.get_config()
   with pytest.raises(model_files.ModelFileError, match="no folder of weights"):
-    model_lib.Sculpt4D.load(config.model, tmp_path / "nothing")
+    model_lib.Sculpt4D.load(
+      preset_lib.from_config(config).model, tmp_path / "nothing"
+    )
   broken = tmp_path / "broken"
   broken.mkdir()
   for path in weights.iterdir():
     (broken / path.name).write_bytes(path.read_bytes()[:-100])
   with pytest.raises(model_files.ModelFileError, match="no whole safetensors"):
-    model_lib.Sculpt4D.load(config.model, broken)
+    model_lib.Sculpt4D.load(preset_lib.from_config(config).model, broken)
   with pytest.raises(model_files.ModelFileError, match="no weights at"):
     (broken / "vae.safetensors").unlink()
-    model_lib.Sculpt4D.load(config.model, broken)
+    model_lib.Sculpt4D.load(preset_lib.from_config(config).model, broken)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import stages
 from sculpt4d_jax.training.tasks import vae as vae_task
 from tests.data import small_records
@@ -36,7 +37,9 @@ def _trained(tmp_path_factory):
   """A data set, and the folder of a finished run on it."""
   root = tmp_path_factory.mktemp("records")
   data = small_records.make(root / "data")
-  stages.run(_config(data), root / "run", list(stages.STAGES))
+  stages.run(
+    preset_lib.from_config(_config(data)), root / "run", list(stages.STAGES)
+  )
   return data, root / "run"
 
 
@@ -62,9 +65,9 @@ def test_an_interrupted_run_goes_on_exactly(trained, tmp_path, monkeypatch):
 
   monkeypatch.setattr(vae_task.VAETask, "batch", interrupted)
   with pytest.raises(KeyboardInterrupt):
-    stages.run(_config(data), tmp_path, ["vae"])
+    stages.run(preset_lib.from_config(_config(data)), tmp_path, ["vae"])
   monkeypatch.setattr(vae_task.VAETask, "batch", batch)
-  stages.run(_config(data), tmp_path, ["vae"])
+  stages.run(preset_lib.from_config(_config(data)), tmp_path, ["vae"])
   name = "weights/vae.safetensors"
   assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
 
@@ -77,7 +80,7 @@ def test_features_train_like_pictures(trained, tmp_path):
   config.dit_training.train_image_encoder = False
   config.dit_training.context_field_weight = 0.0
   config.dit_training.init_from = str(workdir / "weights")
-  stages.run(config, tmp_path, ["dit"])
+  stages.run(preset_lib.from_config(config), tmp_path, ["dit"])
   [features] = (data / "features").iterdir()
   assert len(list(features.iterdir())) == 2
   old, new = (

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import sources
 from sculpt4d_jax.training.tasks import dit as dit_task
 from sculpt4d_jax.training.tasks import vae as vae_task
@@ -61,7 +62,7 @@ def test_both_sources_give_the_same_arrays(data, tmp_path):
   found = []
   for name in ("", str(data)):
     config.records.folders = name
-    source = sources.open_source(config, tmp_path)
+    source = sources.open_source(preset_lib.from_config(config), tmp_path)
     surfaces = source.surfaces(vae_config)
     assert source.encode(vae) > 0
     latents = source.latents(dit_config)
@@ -81,7 +82,7 @@ def test_both_sources_give_the_same_arrays(data, tmp_path):
 def test_features_ask_for_an_encoder_that_does_not_learn(data, tmp_path):
   config = _config(data)
   config.records.use_features = True
-  source = sources.open_source(config, tmp_path)
+  source = sources.open_source(preset_lib.from_config(config), tmp_path)
   source._names = {"posterior": "abc"}
   task = dit_task.DiTTaskConfig(
     batch_size=2,
@@ -94,19 +95,24 @@ def test_features_ask_for_an_encoder_that_does_not_learn(data, tmp_path):
 
 
 def test_other_records_do_not_go_on_with_a_run(data, tmp_path):
-  source = sources.open_source(_config(data), tmp_path)
+  source = sources.open_source(preset_lib.from_config(_config(data)), tmp_path)
   sources.check_identity(tmp_path / "vae", source)
   # The same records elsewhere are the same.
   moved = small_records.make(tmp_path / "moved")
   sources.check_identity(
-    tmp_path / "vae", sources.open_source(_config(moved), tmp_path)
+    tmp_path / "vae",
+    sources.open_source(preset_lib.from_config(_config(moved)), tmp_path),
   )
   more = small_records.make(tmp_path / "more", num_clips=5)
-  both = sources.open_source(_config(data, more), tmp_path)
+  both = sources.open_source(
+    preset_lib.from_config(_config(data, more)), tmp_path
+  )
   with pytest.raises(ValueError, match="have changed.*data.json"):
     sources.check_identity(tmp_path / "vae", both)
 
 
 def test_missing_records_say_what_to_do(tmp_path):
   with pytest.raises(ValueError, match="prepare_data"):
-    sources.open_source(_config(tmp_path / "none"), tmp_path)
+    sources.open_source(
+      preset_lib.from_config(_config(tmp_path / "none")), tmp_path
+    )

@@ -13,8 +13,8 @@ import pytest
 from configs import tiny
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder
+from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
-from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import checkpoint_sizes
 from sculpt4d_jax.weights import export as weight_export
 from sculpt4d_jax.weights import model_folders
@@ -367,7 +367,7 @@ def test_shipped_weights_go_there_and_back(tmp_path):
   weight_export.export(folder, path)
   configs = {
     name: kind[1](**tiny.get_config().model[name])
-    for name, kind in checkpoint_parts.KINDS.items()
+    for name, kind in networks.KINDS.items()
   }
   convert(path, tmp_path / "out", configs)
   old = model_folders.open_parts(folder)

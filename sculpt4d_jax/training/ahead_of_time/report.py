@@ -18,10 +18,9 @@ import re
 from typing import Any
 
 import jax
-import ml_collections
 
-from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.models import flops
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training.ahead_of_time import collectives
 from sculpt4d_jax.training.ahead_of_time import step_flops
 
@@ -86,15 +85,15 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
 
 
 def _dit_flops(
-  config: ml_collections.ConfigDict, num_frames: int, mode: str | None = None
+  preset: preset_lib.Preset, num_frames: int, mode: str | None = None
 ) -> float:
   """Of one clip through the DiT once; products only."""
-  encoder = _part(config, "image_encoder")
+  encoder = preset.model.image_encoder
   return sum(
     flops.dit_call(
-      _part(config, "dit"),
+      preset.model.dit,
       num_frames,
-      config.model.vae.num_latents,
+      preset.model.vae.num_latents,
       encoder.num_tokens,
       mode,
     ).values()
@@ -102,52 +101,48 @@ def _dit_flops(
 
 
 def _context_flops(
-  config: ml_collections.ConfigDict, num_frames: int
+  preset: preset_lib.Preset, num_frames: int
 ) -> tuple[float, float]:
   """Of one clip's pictures: through the encoder; to keys and values."""
-  encoder = _part(config, "image_encoder")
+  encoder = preset.model.image_encoder
   pictures = flops.image_encoder(encoder, num_frames)
-  keys = flops.dit_context(_part(config, "dit"), num_frames, encoder.num_tokens)
+  keys = flops.dit_context(preset.model.dit, num_frames, encoder.num_tokens)
   return sum(pictures.values()), sum(keys.values())
 
 
-def _part(config: ml_collections.ConfigDict, name: str) -> Any:
-  return model_lib.parts(config.model)[name][1]
-
-
 def model_flops(
-  config: ml_collections.ConfigDict, what: str, num_clips: int
+  preset: preset_lib.Preset, what: str, num_clips: int
 ) -> dict[str, float]:
   """Model and hardware FLOPs of a training step or of sampling, all chips.
 
   Args:
-    config: The preset.
+    preset: The preset.
     what: "train", of the DiT; "train_vae", of the autoencoder; or "sample".
     num_clips: Clips that are sampled; a training step's are the preset's.
   """
   if what == "train":
-    num_clips = config.dit_training.batch_size
-    encoder, keys = _context_flops(config, config.data.num_frames)
-    once = _dit_flops(config, config.data.num_frames) + keys
-    learns = config.dit_training.train_image_encoder
+    num_clips = preset.dit_training.task.batch_size
+    encoder, keys = _context_flops(preset, preset.data.num_frames)
+    once = _dit_flops(preset, preset.data.num_frames) + keys
+    learns = preset.dit_training.task.train_image_encoder
     model = (1 + _BACKWARD) * once + encoder * (1 + _BACKWARD * learns)
-    again = _REMAT * once if config.model.dit.remat_policy == "full" else 0
+    again = _REMAT * once if preset.model.dit.remat_policy == "full" else 0
     return {"model": num_clips * model, "hardware": num_clips * (model + again)}
   if what == "train_vae":
-    options = config.vae_training
+    options = preset.vae_training.task
     model = step_flops.vae_step(
-      _part(config, "vae"),
+      preset.model.vae,
       batch_size=options.batch_size,
       num_frames=options.num_frames,
       num_queries=options.num_queries,
     )
-    again = _REMAT * (config.model.vae.remat_policy == "full")
+    again = _REMAT * (preset.model.vae.remat_policy == "full")
     return {"model": model, "hardware": model * (1 + again / (1 + _BACKWARD))}
-  sampling = config.sampling
-  encoder, keys = _context_flops(config, sampling.num_frames)
+  sampling = preset.sampling
+  encoder, keys = _context_flops(preset, sampling.num_frames)
   calls = 2 if sampling.guidance_scale != 1.0 else 1
   num_steps = sampling.num_steps - 1  # That many lie between the times.
-  once = _dit_flops(config, sampling.num_frames, sampling.temporal_mode)
+  once = _dit_flops(preset, sampling.num_frames, sampling.temporal_mode)
   # Keys and values of the context are those of all steps, where they are kept.
   keys *= 1 if sampling.cache_context else num_steps
   total = num_clips * (encoder + calls * (num_steps * once + keys))

@@ -10,13 +10,13 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.inference import denoising
-from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.models import networks
 from sculpt4d_jax.training import loop
 from sculpt4d_jax.training import optimizer as optimizer_lib
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import step as step_lib
 from sculpt4d_jax.training.tasks import presets
 
@@ -24,7 +24,7 @@ Mesh = partitioning.Mesh
 
 
 def dit_training_step(
-  config: ml_collections.ConfigDict, mesh: Mesh
+  preset: preset_lib.Preset, mesh: Mesh
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   """The jitted step of the DiT's training, and the shapes it takes.
 
@@ -33,13 +33,13 @@ def dit_training_step(
   Raises:
     ValueError: The mesh does not divide the step.
   """
-  _, optimizer = presets.dit_options(config)
-  batch = _dit_batch(config, mesh)
-  return _training_step(presets.dit(config), optimizer, mesh, batch)
+  optimizer = preset.dit_training.optimizer
+  batch = _dit_batch(preset, mesh)
+  return _training_step(presets.dit(preset), optimizer, mesh, batch)
 
 
 def vae_training_step(
-  config: ml_collections.ConfigDict, mesh: Mesh
+  preset: preset_lib.Preset, mesh: Mesh
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   """The jitted step of the autoencoder's training, and the shapes it takes.
 
@@ -48,14 +48,15 @@ def vae_training_step(
   Raises:
     ValueError: The mesh does not divide the step.
   """
-  options, optimizer = presets.vae_options(config)
+  training = preset.vae_training
+  options, sizes = training.task, preset.data.sizes
   lead = (options.batch_size, options.num_frames)
-  num_points = config.data.num_uniform + config.data.num_sharp
+  num_points = sizes.num_uniform + sizes.num_sharp
   batch = {
     "surface": _clips((*lead, num_points, 7), jnp.float32, mesh),
     "samples": _clips((*lead, options.num_queries, 4), jnp.float32, mesh),
   }
-  return _training_step(presets.vae(config), optimizer, mesh, batch)
+  return _training_step(presets.vae(preset), training.optimizer, mesh, batch)
 
 
 def _training_step(task, optimizer, mesh, batch):
@@ -67,43 +68,42 @@ def _training_step(task, optimizer, mesh, batch):
   return step, (state, batch, _key(mesh))
 
 
-def _dit_batch(config, mesh):
-  lead = (config.dit_training.batch_size, config.data.num_frames)
-  vae = config.model.vae
+def _dit_batch(preset: preset_lib.Preset, mesh: Mesh) -> dict[str, Any]:
+  task = preset.dit_training.task
+  lead = (task.batch_size, preset.data.num_frames)
+  vae = preset.model.vae
   latents = (*lead, vae.num_latents, vae.latent_channels)
-  side = config.data.image_size
+  side = preset.data.sizes.image_size
   batch = {
     "mean": _clips(latents, jnp.float16, mesh),
     "log_variance": _clips(latents, jnp.float16, mesh),
     "images": _clips((*lead, side, side, 3), jnp.uint8, mesh),
   }
-  if config.dit_training.context_field_weight:
-    points = config.dit_training.context_field_points
+  if task.context_field_weight:
+    points = task.context_field_points
     batch["samples"] = _clips((*lead, points, 4), jnp.float32, mesh)
   return batch
 
 
 def sampler(
-  config: ml_collections.ConfigDict, mesh: Mesh
+  preset: preset_lib.Preset, mesh: Mesh
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   """The jitted sampler of `num_sampled_clips`, and the shapes it takes.
 
   Call and lower it inside `partitioning.use_mesh(mesh)`.
   """
-  sampling = model_lib.SamplingConfig(**config.sampling)
-  parts = model_lib.parts(config.model)
+  sampling, model = preset.sampling, preset.model
   graphdefs, params = {}, {}
   for name in ("image_encoder", "dit"):
-    kind, part = parts[name]
-    module = nnx.eval_shape(lambda: kind(part, rngs=nnx.Rngs(0)))
-    graphdefs[name], shapes = nnx.split(module)
+    kind, part = model.parts()[name]
+    graphdefs[name], shapes = networks.abstract(kind, part)
     # Weights that are only read take no more precision than is computed in.
     shapes = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(part.dtype)), shapes
     )
     params[name] = _placed(shapes, partitioning.shardings(shapes, mesh))
-  lead = (num_sampled_clips(config, mesh), sampling.num_frames)
-  vae, side = config.model.vae, config.model.image_encoder.image_size
+  lead = (num_sampled_clips(preset, mesh), sampling.num_frames)
+  vae, side = model.vae, model.image_encoder.image_size
 
   def sample(params, images, noise):
     modules = {n: nnx.merge(graphdefs[n], params[n]) for n in graphdefs}
@@ -119,14 +119,14 @@ def sampler(
   return jax.jit(sample, donate_argnums=2), args
 
 
-def num_sampled_clips(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
+def num_sampled_clips(preset: preset_lib.Preset, mesh: Mesh) -> int:
   """Clips that keep the mesh busy.
 
   Guided sampling evaluates a clip with and without its context, which are two
   rows of a batch: there are half as many clips as rows.
   """
   rows = math.prod(mesh.shape[name] for name in partitioning.BATCH_AXES)
-  sampling = config.sampling
+  sampling = preset.sampling
   two_rows = sampling.guidance_scale != 1.0 and not sampling.guidance_in_turns
   return max(rows // 2, 1) if two_rows else rows
 

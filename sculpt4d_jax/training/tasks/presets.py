@@ -9,16 +9,10 @@ import dataclasses
 import pathlib
 
 from flax import nnx
-import ml_collections
 
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.data import batches as batches_lib
-from sculpt4d_jax.inference import model as model_lib
-from sculpt4d_jax.models import dit as dit_lib
-from sculpt4d_jax.models import image_encoder as image_encoder_lib
-from sculpt4d_jax.models import lora as lora_lib
-from sculpt4d_jax.models import shape_vae
-from sculpt4d_jax.training import optimizer as optimizer_lib
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training.tasks import dit as dit_task
 from sculpt4d_jax.training.tasks import vae as vae_task
@@ -33,65 +27,30 @@ class _Sizes:
   num_frames: int
 
 
-def vae_options(
-  config: ml_collections.ConfigDict,
-) -> tuple[vae_task.VAETaskConfig, optimizer_lib.OptimizerConfig]:
-  """The `vae_training` section of a preset, checked."""
-  options = config.vae_training.to_dict()
-  optimizer = options.pop("optimizer")
-  schedule_lib.take(options)
-  del options["init_from"]
-  return (
-    vae_task.VAETaskConfig(**options),
-    optimizer_lib.OptimizerConfig(**optimizer),
-  )
-
-
-def dit_options(
-  config: ml_collections.ConfigDict,
-) -> tuple[dit_task.DiTTaskConfig, optimizer_lib.OptimizerConfig]:
-  """The `dit_training` section of a preset, checked.
-
-  An image encoder that does not learn is among the frozen groups: its weights
-  would decay otherwise.
-  """
-  options = config.dit_training.to_dict()
-  optimizer = options.pop("optimizer")
-  schedule_lib.take(options)
-  for name in ("latent_choices", "init_from", "samples"):
-    del options[name]
-  options["lora"] = lora_lib.LoRAConfig(**options["lora"])
-  task = dit_task.DiTTaskConfig(**options)
-  if not task.train_image_encoder:
-    frozen = {*optimizer["frozen"], "image_encoder"}
-    optimizer["frozen"] = tuple(sorted(frozen))
-  return task, optimizer_lib.OptimizerConfig(**optimizer)
-
-
 def vae(
-  config: ml_collections.ConfigDict,
+  preset: preset_lib.Preset,
   batches: batches_lib.Batches | None = None,
   init_from: Mapping[str, nnx.State] | None = None,
 ) -> vae_task.VAETask:
   """The autoencoder's training.
 
   Args:
-    config: A preset.
+    preset: A preset.
     batches: None for shapes alone.
     init_from: Parameters to start from.
   """
-  options, _ = vae_options(config)
+  options = preset.vae_training.task
   return vae_task.VAETask(
     options,
-    shape_vae.ShapeVAEConfig(**config.model.vae),
-    config.data.num_uniform,
+    preset.model.vae,
+    preset.data.sizes.num_uniform,
     batches or _Sizes(options.num_frames),
     init_from,
   )
 
 
 def dit(
-  config: ml_collections.ConfigDict,
+  preset: preset_lib.Preset,
   batches: batches_lib.Batches | None = None,
   scale: float = 1.0,
   init_from: Mapping[str, nnx.State] | None = None,
@@ -99,31 +58,30 @@ def dit(
   """The DiT's training, and its image encoder's.
 
   Args:
-    config: A preset.
+    preset: A preset.
     batches: None for shapes alone.
     scale: Of the latents.
     init_from: Parameters to start from, by network.
   """
-  options, _ = dit_options(config)
   return dit_task.DiTTask(
-    options,
-    dit_lib.DiTConfig(**config.model.dit),
-    image_encoder_lib.ImageEncoderConfig(**config.model.image_encoder),
-    batches or _Sizes(config.data.num_frames),
+    preset.dit_training.task,
+    preset.model.dit,
+    preset.model.image_encoder,
+    batches or _Sizes(preset.data.num_frames),
     scale,
     init_from,
   )
 
 
 def check(
-  config: ml_collections.ConfigDict,
+  preset: preset_lib.Preset,
   stages: Sequence[str],
   vae_file: pathlib.Path,
 ) -> None:
   """Checks that stages can run, as far as that is known before they do.
 
   Args:
-    config: A preset.
+    preset: A preset.
     stages: "vae", "dit" or both; others need no check.
     vae_file: Where the trained autoencoder is, or will be.
 
@@ -134,26 +92,31 @@ def check(
     model_files.ModelFileError: Weights to start from are missing or of another
       size.
   """
-  mesh = partitioning.make_mesh(partitioning.MeshConfig(**config.mesh))
+  mesh = partitioning.make_mesh(preset.mesh)
   if "vae" in stages:
-    training = config.vae_training
-    vae(config).check_mesh(mesh, training.optimizer.accumulation_steps)
-    _check_best(training, {"eval": training.eval_clips})
+    training = preset.vae_training
+    vae(preset).check_mesh(mesh, training.optimizer.accumulation_steps)
+    _check_best(training.schedule, {"eval": training.task.eval_clips})
     if training.init_from:
-      _check_weights(config, training.init_from, ["vae"])
+      _check_weights(preset, training.init_from, ["vae"])
   if "dit" in stages:
-    training = config.dit_training
-    dit(config).check_mesh(mesh, training.optimizer.accumulation_steps)
-    evaluated = {"eval": training.eval_clips, "sample": training.samples.every}
-    _check_best(training, evaluated)
+    training = preset.dit_training
+    dit(preset).check_mesh(mesh, training.optimizer.accumulation_steps)
+    evaluated = {
+      "eval": training.task.eval_clips,
+      "sample": training.samples.every,
+    }
+    _check_best(training.schedule, evaluated)
     has_vae = "vae" in stages or vae_file.exists()
-    _check_dit_start(config, has_vae, vae_file)
+    _check_dit_start(preset, has_vae, vae_file)
 
 
-def _check_best(training, evaluated):
+def _check_best(
+  schedule: schedule_lib.Schedule, evaluated: Mapping[str, int]
+) -> None:
   """Raises ValueError where no evaluation has the metric of the best."""
-  metric = training.best_metric
-  if training.keep_best and not evaluated.get(schedule_lib.kind(metric)):
+  metric = schedule.best_metric
+  if schedule.keep_best and not evaluated.get(schedule_lib.kind(metric)):
     raise ValueError(
       f"The best checkpoints are chosen by {metric}, which this stage does not"
       " evaluate: see eval_clips and samples.every, or choose another"
@@ -161,13 +124,15 @@ def _check_best(training, evaluated):
     )
 
 
-def _check_dit_start(config, has_vae, vae_file):
-  init_from = config.dit_training.init_from
+def _check_dit_start(
+  preset: preset_lib.Preset, has_vae: bool, vae_file: pathlib.Path
+) -> None:
+  init_from = preset.dit_training.init_from
   if init_from:
     wanted = ["image_encoder", "dit"] + ["vae"] * (not has_vae)
-    _check_weights(config, init_from, wanted)
+    _check_weights(preset, init_from, wanted)
     return
-  if config.dit_training.lora.rank:
+  if preset.dit_training.task.lora.rank:
     raise ValueError(
       "LoRA adapts given weights: name them with"
       " --config.dit_training.init_from."
@@ -180,10 +145,11 @@ def _check_dit_start(config, has_vae, vae_file):
     )
 
 
-def _check_weights(config, folder, names):
+def _check_weights(
+  preset: preset_lib.Preset, folder: str, names: Sequence[str]
+) -> None:
   """Raises ModelFileError where a folder lacks networks of these sizes."""
-  folder = pathlib.Path(folder)
-  found = model_folders.open_parts(folder)
+  found = model_folders.open_parts(pathlib.Path(folder))
   missing = [name for name in names if name not in found]
   if missing:
     raise model_files.ModelFileError(
@@ -191,7 +157,7 @@ def _check_weights(config, folder, names):
     )
   for name in names:
     model_files.check_config(
-      folder / name,
+      pathlib.Path(folder) / name,
       model_files.fields(found[name].config),
-      model_lib.parts(config.model)[name][1],
+      preset.model.parts()[name][1],
     )

@@ -5,16 +5,17 @@ from flax import nnx
 from benchmarks.sampling import step_parts
 from configs import tiny
 from sculpt4d_jax.evaluation import cost
-from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.models import dit as dit_lib
+from sculpt4d_jax.training import preset as preset_lib
 
 
 def test_parts_hold_all_operations_of_the_call():
-  model = tiny.get_config().model
-  model.dit.update(dict(depth=3, width=16, num_heads=2, num_moe_blocks=1))
-  configs = {
-    name: config for name, (_, config) in model_lib.parts(model).items()
-  }
+  config = tiny.get_config()
+  config.model.dit.update(
+    dict(depth=3, width=16, num_heads=2, num_moe_blocks=1)
+  )
+  model = preset_lib.from_config(config).model
+  configs = {name: config for name, (_, config) in model.parts().items()}
   dit = dit_lib.DiT(configs["dit"], rngs=nnx.Rngs(0))
   parts = step_parts.measure(dit, cost.Sizes(**configs), 2, rounds=1)
   assert all(part.seconds > 0 and part.operations > 0 for part in parts)

@@ -67,7 +67,7 @@ _ON_MESHES = """
 import jax, numpy as np, jax.numpy as jnp
 from flax import nnx
 from sculpt4d_jax import partitioning
-from sculpt4d_jax.models import experts, grouped_mlp
+from sculpt4d_jax.models.moe import experts, grouped_mlp
 
 grouped_mlp.PART_WIDTH = 128
 module = experts.Experts(4, 128, 256, rngs=nnx.Rngs(0))

@@ -14,7 +14,7 @@ from sculpt4d_jax.training.ahead_of_time import collectives
 _PROGRAM = """
 import jax, jax.numpy as jnp
 from jax import lax
-from sculpt4d_jax.training import collectives
+from sculpt4d_jax.training.ahead_of_time import collectives
 mesh = jax.make_mesh((2, 4), ("data", "model"),
                      axis_types=(jax.sharding.AxisType.Auto,) * 2)
 P = jax.sharding.PartitionSpec

@@ -1,5 +1,7 @@
 """What is said of compiled programs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,10 +9,8 @@ import pytest
 from configs import pods
 from configs import sculpt4d
 from configs import tiny
-from sculpt4d_jax.models import dit
 from sculpt4d_jax.models import flops
-from sculpt4d_jax.models import image_encoder
-from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training.ahead_of_time import report as compiled
 
 
@@ -23,14 +23,10 @@ def test_unknown_chips_and_shapes_are_refused():
 
 
 def test_work_of_a_training_step_is_three_forward_passes_and_one_more():
-  config = sculpt4d.get_config()
-  once = sum(
-    flops.dit_call(dit.DiTConfig(**config.model.dit), 16, 4096, 1370).values()
-  )
-  once += sum(
-    flops.dit_context(dit.DiTConfig(**config.model.dit), 16, 1370).values()
-  )
-  encoder = image_encoder.ImageEncoderConfig(**config.model.image_encoder)
+  config = preset_lib.from_config(sculpt4d.get_config())
+  once = sum(flops.dit_call(config.model.dit, 16, 4096, 1370).values())
+  once += sum(flops.dit_context(config.model.dit, 16, 1370).values())
+  encoder = config.model.image_encoder
   pictures = sum(flops.image_encoder(encoder, 16).values())
   work = compiled.model_flops(config, "train", num_clips=0)
   # The encoder does not learn; every block is computed again.
@@ -39,17 +35,19 @@ def test_work_of_a_training_step_is_three_forward_passes_and_one_more():
 
 
 def test_nothing_is_computed_again_where_all_is_kept():
-  work = compiled.model_flops(tiny.get_config(), "train", num_clips=0)
+  work = compiled.model_flops(
+    preset_lib.from_config(tiny.get_config()), "train", num_clips=0
+  )
   assert work["hardware"] == work["model"]
 
 
 def test_work_of_the_autoencoders_training():
-  config = pods.get_config("v5p-64-vae")
-  vae = shape_vae.ShapeVAEConfig(**config.model.vae)
+  config = preset_lib.from_config(pods.get_config("v5p-64-vae"))
+  vae = config.model.vae
   frame = flops.add(
     flops.vae_encoder(vae),
     flops.vae_decoder(vae),
-    flops.field_queries(vae, config.vae_training.num_queries),
+    flops.field_queries(vae, config.vae_training.task.num_queries),
   )
   once = 64 * 4 * sum(frame.values())  # 64 clips of 4 frames.
   work = compiled.model_flops(config, "train_vae", num_clips=0)
@@ -58,9 +56,11 @@ def test_work_of_the_autoencoders_training():
 
 
 def test_guidance_doubles_the_calls_of_a_sampler():
-  config = sculpt4d.get_config()
+  config = preset_lib.from_config(sculpt4d.get_config())
   guided = compiled.model_flops(config, "sample", num_clips=2)["model"]
-  config.sampling.guidance_scale = 1.0
+  config = dataclasses.replace(
+    config, sampling=dataclasses.replace(config.sampling, guidance_scale=1.0)
+  )
   plain = compiled.model_flops(config, "sample", num_clips=2)["model"]
   assert 1.9 < guided / plain < 2
 

@@ -1,0 +1,306 @@
+"""A preset as frozen dataclasses, built once from its configuration file.
+
+Programs read a ConfigDict (`configs/base.py` lists every field); everything
+below them takes the typed sections of a `Preset`. A misspelt or ill-valued
+field fails here, before any work.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from sculpt4d_jax import partitioning
+from sculpt4d_jax.data.loading import examples as record_examples
+from sculpt4d_jax.data.procedural import clip_records
+from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.inference import sampling as sampling_lib
+from sculpt4d_jax.models import lora as lora_lib
+from sculpt4d_jax.models import networks
+from sculpt4d_jax.training import optimizer as optimizer_lib
+from sculpt4d_jax.training import schedule as schedule_lib
+from sculpt4d_jax.training.tasks import dit as dit_task
+from sculpt4d_jax.training.tasks import vae as vae_task
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Procedural clips, and the sizes that examples of records have too.
+
+  Attributes:
+    num_clips: Clips of the training split.
+    num_held_out: Clips of the held-out split.
+    num_frames: Frames F of a clip.
+    first_seed: Seed of the first training clip.
+    held_out_seed: Seed of the first held-out clip; the splits are disjoint.
+    sizes: Sizes of one record.
+  """
+
+  num_clips: int
+  num_held_out: int
+  num_frames: int
+  first_seed: int
+  held_out_seed: int
+  sizes: clip_records.RecordSizes
+
+  def __post_init__(self):
+    train = range(self.first_seed, self.first_seed + self.num_clips)
+    held_out = range(self.held_out_seed, self.held_out_seed + self.num_held_out)
+    if train.start < held_out.stop and held_out.start < train.stop:
+      raise ValueError(
+        f"Seeds of the training clips ({train.start} to {train.stop - 1}) and"
+        f" of the held-out clips ({held_out.start} to {held_out.stop - 1})"
+        " overlap; choose other first seeds."
+      )
+
+  def fields(self) -> dict[str, Any]:
+    """The section as its configuration has it: JSON types, no nesting."""
+    fields = dataclasses.asdict(self)
+    sizes = fields.pop("sizes")
+    del sizes["near_deviations"]
+    return fields | {
+      name: list(value) if isinstance(value, tuple) else value
+      for name, value in sizes.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordsConfig:
+  """Records of assets that training reads instead of procedural clips.
+
+  Attributes:
+    folders: Data sets of launch.prepare_data; none trains on procedural clips.
+    use_features: Whether tokens of the image encoder that were computed once
+      are read instead of pictures.
+    num_threads: Threads that read and decode, in each process.
+    num_workers: Processes that do so instead of threads.
+    prefetch: Batches that are read ahead.
+    example: What is read of a record.
+  """
+
+  folders: tuple[str, ...]
+  use_features: bool
+  num_threads: int
+  num_workers: int
+  prefetch: int
+  example: record_examples.ExampleConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class VAETraining:
+  """The autoencoder's training.
+
+  Attributes:
+    task: Batches and loss.
+    optimizer: Optimizer and number of steps.
+    schedule: Steps at which the run logs, evaluates and saves.
+    init_from: Folder of weights to start from, or "".
+  """
+
+  task: vae_task.VAETaskConfig
+  optimizer: optimizer_lib.OptimizerConfig
+  schedule: schedule_lib.Schedule
+  init_from: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledConfig:
+  """Held-out clips that are sampled while the DiT is trained.
+
+  Attributes:
+    every: Steps between samples; 0 samples nothing.
+    num_clips: Number of clips, the first held-out procedural ones.
+    num_steps: Steps of the sampler.
+    resolution: Cells of the surface's grid along an axis.
+    num_points: Points a surface for Chamfer distance and F-Score.
+  """
+
+  every: int
+  num_clips: int
+  num_steps: int
+  resolution: int
+  num_points: int
+
+  def __post_init__(self):
+    if self.every < 0 or self.num_clips < 1:
+      raise ValueError(
+        f"samples.every={self.every} must not be negative and"
+        f" samples.num_clips={self.num_clips} at least 1."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTTraining:
+  """The diffusion transformer's training.
+
+  Attributes:
+    task: Batches and loss.
+    optimizer: Optimizer and number of steps.
+    schedule: Steps at which the run logs, evaluates and saves.
+    init_from: Folder of weights to start from, or "".
+    latent_choices: Draws of the autoencoder's query rows kept for each clip.
+    samples: Clips that are sampled in training.
+  """
+
+  task: dit_task.DiTTaskConfig
+  optimizer: optimizer_lib.OptimizerConfig
+  schedule: schedule_lib.Schedule
+  init_from: str
+  latent_choices: int
+  samples: SampledConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """Everything that a configuration file says.
+
+  Attributes:
+    name: Name of the preset, for logs and run.json.
+    weights: Folder of shipped weights, from the project's root, or "".
+    model: Sizes of the networks.
+    mesh: Use of the devices in training.
+    data: Procedural clips.
+    records: Records of assets.
+    vae_training: The autoencoder's training.
+    dit_training: The diffusion transformer's training.
+    sampling: Frames, steps and guidance of a sample.
+    surface: Way from latents to meshes.
+  """
+
+  name: str
+  weights: str
+  model: networks.NetworkConfigs
+  mesh: partitioning.MeshConfig
+  data: DataConfig
+  records: RecordsConfig
+  vae_training: VAETraining
+  dit_training: DiTTraining
+  sampling: sampling_lib.SamplingConfig
+  surface: pipeline.SurfaceConfig
+
+
+def from_config(config: ml_collections.ConfigDict) -> Preset:
+  """Builds the typed preset of a configuration.
+
+  Args:
+    config: What a file of `configs/` returns, with or without overrides.
+
+  Raises:
+    ValueError: A field is unknown, missing or has a value that cannot be.
+  """
+  fields = config.to_dict()
+  data = _data(fields.pop("data"))
+  model = networks.NetworkConfigs(
+    **{
+      name: _make(kind, fields["model"].pop(name), f"model.{name}")
+      for name, (_, kind) in networks.KINDS.items()
+    }
+  )
+  del fields["model"]
+  return _make(
+    Preset,
+    fields
+    | {
+      "model": model,
+      "mesh": _make(partitioning.MeshConfig, fields["mesh"], "mesh"),
+      "data": data,
+      "records": _records(fields["records"], data),
+      "vae_training": _vae_training(fields["vae_training"]),
+      "dit_training": _dit_training(fields["dit_training"]),
+      "sampling": _make(
+        sampling_lib.SamplingConfig, fields["sampling"], "sampling"
+      ),
+      "surface": _make(pipeline.SurfaceConfig, fields["surface"], "surface"),
+    },
+    "",
+  )
+
+
+def _data(fields: dict[str, Any]) -> DataConfig:
+  sizes = {
+    field.name: fields.pop(field.name)
+    for field in dataclasses.fields(clip_records.RecordSizes)
+    if field.name in fields
+  }
+  sizes["elevations"] = tuple(sizes["elevations"])
+  made = _make(clip_records.RecordSizes, sizes, "data")
+  return _make(DataConfig, fields | {"sizes": made}, "data")
+
+
+def _records(fields: dict[str, Any], data: DataConfig) -> RecordsConfig:
+  folders = tuple(x.strip() for x in fields.pop("folders").split(","))
+  own = ("use_features", "num_threads", "num_workers", "prefetch")
+  options = {name: fields.pop(name) for name in own}
+  example = fields | {
+    "num_frames": data.num_frames,
+    "num_uniform": data.sizes.num_uniform,
+    "num_sharp": data.sizes.num_sharp,
+    "image_size": data.sizes.image_size,
+    "border_ratio": tuple(fields["border_ratio"]),
+  }
+  return RecordsConfig(
+    folders=tuple(filter(None, folders)),
+    example=_make(record_examples.ExampleConfig, example, "records"),
+    **options,
+  )
+
+
+def _vae_training(fields: dict[str, Any]) -> VAETraining:
+  section = "vae_training"
+  optimizer = fields.pop("optimizer")
+  schedule = schedule_lib.take(fields)
+  init_from = fields.pop("init_from")
+  return VAETraining(
+    task=_make(vae_task.VAETaskConfig, fields, section),
+    optimizer=_make(
+      optimizer_lib.OptimizerConfig, optimizer, f"{section}.optimizer"
+    ),
+    schedule=schedule,
+    init_from=init_from,
+  )
+
+
+def _dit_training(fields: dict[str, Any]) -> DiTTraining:
+  section = "dit_training"
+  optimizer = fields.pop("optimizer")
+  schedule = schedule_lib.take(fields)
+  own = {name: fields.pop(name) for name in ("init_from", "latent_choices")}
+  samples = _make(SampledConfig, fields.pop("samples"), f"{section}.samples")
+  lora = _make(lora_lib.LoRAConfig, fields["lora"], f"{section}.lora")
+  task = _make(dit_task.DiTTaskConfig, fields | {"lora": lora}, section)
+  if not task.train_image_encoder:
+    # The weights of an encoder that does not learn would decay otherwise.
+    frozen = {*optimizer["frozen"], "image_encoder"}
+    optimizer["frozen"] = tuple(sorted(frozen))
+  return DiTTraining(
+    task=task,
+    optimizer=_make(
+      optimizer_lib.OptimizerConfig, optimizer, f"{section}.optimizer"
+    ),
+    schedule=schedule,
+    samples=samples,
+    **own,
+  )
+
+
+def _make(kind: type[Any], fields: Mapping[str, Any], section: str) -> Any:
+  """Calls a dataclass; a field that is unknown or missing is a ValueError."""
+  known = {field.name: field for field in dataclasses.fields(kind)}
+  where = f"config.{section}" if section else "config"
+  unknown = sorted(set(fields) - set(known))
+  if unknown:
+    raise ValueError(
+      f"{where} has no field {', '.join(unknown)}; it has"
+      f" {', '.join(sorted(known))}."
+    )
+  missing = sorted(
+    name
+    for name, field in known.items()
+    if name not in fields
+    and field.default is dataclasses.MISSING
+    and field.default_factory is dataclasses.MISSING
+  )
+  if missing:
+    raise ValueError(f"{where} lacks {', '.join(missing)}.")
+  return kind(**fields)
