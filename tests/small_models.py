@@ -5,6 +5,7 @@ import pathlib
 from flax import nnx
 import ml_collections
 
+from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.weights import model_files
 
 
@@ -13,9 +14,8 @@ def write(
 ) -> pathlib.Path:
   """Writes a preset's networks with initial values; returns the folder."""
   folder.mkdir(parents=True, exist_ok=True)
-  for name, (kind, part) in (
-    preset_lib.from_config(config).model.parts().items()
-  ):
+  networks = preset_lib.from_config(config).model.parts()
+  for name, (kind, part) in networks.items():
     params = nnx.state(kind(part, rngs=nnx.Rngs(0)), nnx.Param)
     model_files.save(folder / f"{name}.safetensors", params, part, {})
   return folder

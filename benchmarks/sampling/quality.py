@@ -36,6 +36,7 @@ from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.training import preset as preset_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/tiny.py", "Preset; see configs/base.py."
@@ -73,24 +74,21 @@ class Row:
 
 
 def main(unused_argv: Sequence[str]) -> None:
-  config = _CONFIG.value
+  preset = preset_lib.from_config(_CONFIG.value)
   log = run_log.RunLog()
-  folder = model_lib.weights_folder(config.weights, _CHECKPOINT.value)
-  preset = preset_lib.from_config(config)
+  folder = model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
   model = model_lib.Sculpt4D.load(preset.model, folder)
-  fields = config.data.to_dict()
-  sizes = {f.name for f in dataclasses.fields(clip_records.RecordSizes)}
   clips = _make_clips(
     range(_FIRST.value, _FIRST.value + _NUM_CLIPS.value),
-    config.sampling.num_frames,
-    clip_records.RecordSizes(**{k: v for k, v in fields.items() if k in sizes}),
+    preset.sampling.num_frames,
+    preset.data.sizes,
     log,
   )
   score = _field_scorer if _FIELD.value else _mesh_scorer
-  scorer = score(config, model, clips)
+  scorer = score(preset, model, clips)
   rows = {}
   for text in _SETTINGS.value:
-    sampling = settings_lib.parse(text, config.sampling.to_dict())
+    sampling = settings_lib.parse(text, dataclasses.asdict(preset.sampling))
     rows[text] = run(model, clips, sampling, scorer, log)
     print(_line(text, rows[text]), flush=True)
   print("\n" + "\n".join(table(rows)))
@@ -147,10 +145,8 @@ def run(
   )
 
 
-def _mesh_scorer(config, model, clips):
-  surface = pipeline.SurfaceConfig(
-    **config.surface.to_dict() | dict(resolution=_RESOLUTION.value)
-  )
+def _mesh_scorer(preset, model, clips):
+  surface = dataclasses.replace(preset.surface, resolution=_RESOLUTION.value)
 
   def score(index: int, latents: np.ndarray) -> evaluator.SequenceMetrics:
     meshes = [pipeline.extract_mesh(model, x, surface)[0] for x in latents]
@@ -162,8 +158,8 @@ def _mesh_scorer(config, model, clips):
   return score
 
 
-def _field_scorer(config, model, clips):
-  band = config.vae_training.field_band
+def _field_scorer(preset, model, clips):
+  band = preset.vae_training.task.field_band
   truth = [field_scores.true_fields(clip.clip) for clip in clips]
 
   def score(index: int, latents: np.ndarray) -> evaluator.SequenceMetrics:

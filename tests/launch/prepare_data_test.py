@@ -22,7 +22,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def program(name, *arguments):
   return subprocess.run(
-    [sys.executable, "-m", f"launch.{name}", *map(str, arguments)],
+    [
+      sys.executable,
+      "-m",
+      name if "." in name else f"launch.{name}",
+      *map(str, arguments),
+    ],
     cwd=ROOT,
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
     capture_output=True,
@@ -77,7 +82,7 @@ def test_several_sources_become_one_data_set(prepared):
 
 def test_consistency_is_measured_in_pairs(prepared):
   result = program(
-    "measure_consistency",
+    "benchmarks.consistency",
     f"--data={prepared}",
     "--config=configs/tiny.py",
     "--num_clips=2",
@@ -94,6 +99,6 @@ def test_consistency_is_measured_in_pairs(prepared):
 
 def test_a_folder_without_records_is_one_message(tmp_path):
   (tmp_path / "settings.json").write_text(json.dumps({}))
-  result = program("measure_consistency", f"--data={tmp_path}")
+  result = program("benchmarks.consistency", f"--data={tmp_path}")
   assert result.returncode == 2
   assert "prepare_data" in result.stderr and "Traceback" not in result.stderr
