@@ -27,11 +27,14 @@ class Camera:
       back (against the viewing direction) and the eye.
     fov_degrees: Field of view of the image's height; None for orthographic.
     height: World height of an orthographic image; None for perspective.
+    shift: Centre of the image relative to the optical axis, right and up, in
+      half heights of the image. A crop away from a picture's middle has one.
   """
 
   camera_to_world: np.ndarray
   fov_degrees: float | None = None
   height: float | None = None
+  shift: tuple[float, float] = (0.0, 0.0)
 
   def __post_init__(self):
     if (self.fov_degrees is None) == (self.height is None):
@@ -239,9 +242,9 @@ def camera_rays(
   """
   half = camera.half_height
   rows, columns = height * samples, width * samples
-  x = ((np.arange(columns) + 0.5) / columns * 2 - 1) * half * width / height
-  y = (1 - (np.arange(rows) + 0.5) / rows * 2) * half
-  x, y = np.meshgrid(x, y)
+  x = ((np.arange(columns) + 0.5) / columns * 2 - 1) * width / height
+  y = 1 - (np.arange(rows) + 0.5) / rows * 2
+  x, y = np.meshgrid(half * (x + camera.shift[0]), half * (y + camera.shift[1]))
   plane = np.stack([x, y, np.zeros_like(x)], axis=-1)
   plane = plane @ camera.camera_to_world[:3, :3].T
   if camera.is_perspective:
@@ -271,8 +274,10 @@ def project(
   scale = camera.half_height
   if camera.is_perspective:
     scale = scale * np.where(depth > 0, depth, np.nan)
-  x = (local[:, 0] / scale * height / width + 1) / 2 * width
-  y = (1 - local[:, 1] / scale) / 2 * height
+  x = local[:, 0] / scale - camera.shift[0]
+  y = local[:, 1] / scale - camera.shift[1]
+  x = (x * height / width + 1) / 2 * width
+  y = (1 - y) / 2 * height
   return np.stack([x, y], axis=1), depth
 
 

@@ -7,7 +7,7 @@ above the camera, and a sky that is brighter than the ground. Both sides of a
 face are lit, so open surfaces look like surfaces.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 
 from embreex import mesh_construction
@@ -72,6 +72,8 @@ def render_mesh(
   smooth: bool = True,
   color: Sequence[float] = CLAY,
   vertex_colors: np.ndarray | None = None,
+  surface_colors: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+  shaded: bool = True,
 ) -> RenderedView:
   """Renders a mesh.
 
@@ -85,6 +87,9 @@ def render_mesh(
     color: The surface's colour, three numbers in [0, 1].
     vertex_colors: Colours of the vertices [V, 3] in [0, 1], in place of
       `color`.
+    surface_colors: Gives the colours [n, 3] in [0, 1] at faces [n] and
+      barycentrics [n, 3], for instance those of a texture, in place of both.
+    shaded: Whether the surface is lit; otherwise colours appear as given.
 
   Returns:
     The view.
@@ -123,7 +128,12 @@ def render_mesh(
       # Weights at an edge are below zero by a rounding, which has no root.
       albedo = _interpolate(np.asarray(vertex_colors), mesh.faces, hits)
       albedo = np.clip(albedo, 0, 1)
-    rgb = _shade(normals, directions, camera, albedo)
+    if surface_colors is not None:
+      albedo = surface_colors(hits.face, hits.weights)
+    if shaded:
+      rgb = _shade(normals, directions, camera, albedo)
+    else:
+      rgb = np.broadcast_to(albedo, normals.shape)
     rgba = np.concatenate([rgb, np.ones_like(rgb[:, :1])], axis=1)
     return hits.scatter(rgba, 0.0)
 

@@ -161,3 +161,19 @@ def test_inverse_square_distances_are_uniform():
 def test_bad_cameras_are_refused(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+def test_a_shifted_image_is_a_crop_of_a_larger_one():
+  eye = cameras.orbit_eye(30, 20, 4)
+  whole = cameras.Camera(cameras.look_at(eye), fov_degrees=60.0)
+  # The upper right quarter: half as high, its centre one half height away.
+  half = 2 * math.degrees(math.atan(math.tan(math.radians(30)) / 2))
+  crop = cameras.Camera(cameras.look_at(eye), fov_degrees=half, shift=(1, 1))
+  points = np.random.default_rng(0).uniform(-1, 1, (50, 3))
+  in_whole, depth = cameras.project(whole, points, 64, 64)
+  in_crop, same_depth = cameras.project(crop, points, 32, 32)
+  np.testing.assert_allclose(in_crop, in_whole - [32, 0], atol=1e-9)
+  np.testing.assert_allclose(depth, same_depth)
+  _, rays = cameras.camera_rays(whole, 64, 64)
+  _, crop_rays = cameras.camera_rays(crop, 32, 32)
+  np.testing.assert_allclose(crop_rays, rays[:32, 32:], atol=1e-12)

@@ -1,0 +1,238 @@
+"""Colours of a moving surface from the frames of its video.
+
+A surface point asks every frame for its colour. A frame's weight is 0 where
+another part of the surface hides the point from the eye, or where the pixel is
+not wholly the object's; otherwise it falls with the angle between normal and
+ray, ((cos - 0.15) / 0.85)^2, as grazing views smear.
+
+With "first", the first frame alone gives colours. With "all", the first frame
+alone gives them where it sees well, and the other frames elsewhere, each with
+the fourth power of its weight, so that the best view dominates and the result
+stays sharp. Points that no frame sees have the weight 0; `texture_fill` gives
+them colours.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry import uv_atlas
+from sculpt4d_jax.rendering import camera_fit
+from sculpt4d_jax.rendering import cameras
+
+TriangleMesh = mesh_lib.TriangleMesh
+SurfacePoints = uv_atlas.SurfacePoints
+Frames = Literal["first", "all"]
+
+FRAMES: tuple[Frames, ...] = ("first", "all")
+_GRAZING = 0.15  # Cosine below which a view counts nothing.
+_LIFT = 2e-3  # Rays start so far off the surface, world units.
+_OBJECT = 0.9  # Coverage that a pixel's colour needs.
+# The first frame's weights between which the other frames fade out.
+_FADE = (0.1, 0.3)
+_SHARPNESS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Footage:
+  """The video as it is projected onto the surface.
+
+  Attributes:
+    vertices: Positions in every frame, float64 [F, V, 3].
+    faces: Vertex indices, int [T, 3].
+    pictures: Colours in [0, 1], float32 [F, h, w, 3].
+    masks: Coverage in [0, 1], float32 [F, h, w].
+    camera: The camera of all frames.
+    offsets: Where to look instead of a pixel, as (x, y) offsets in pixels,
+      [F, h, w, 2]; None looks there.
+    light: The light [P] that falls on the surface by its unit normals in
+      world space [P, 3]; colours are divided by it. None keeps them as filmed.
+  """
+
+  vertices: np.ndarray
+  faces: np.ndarray
+  pictures: np.ndarray
+  masks: np.ndarray
+  camera: cameras.Camera
+  offsets: np.ndarray | None = None
+  light: Callable[[np.ndarray], np.ndarray] | None = None
+
+  @property
+  def num_frames(self) -> int:
+    return len(self.vertices)
+
+  def normals(self, frame: int) -> np.ndarray:
+    """Vertex normals of a frame, float64 [V, 3]."""
+    mesh = TriangleMesh(self.vertices[frame], self.faces)
+    return mesh.vertex_normals().astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+  """What frames show of surface points.
+
+  Attributes:
+    colours: RGB in [0, 1], float64 [P, 3]; meaningless where the weight is 0.
+    weights: The best weight of the frames that were used, in [0, 1], [P].
+  """
+
+  colours: np.ndarray
+  weights: np.ndarray
+
+
+def footage(
+  vertices: np.ndarray,
+  faces: np.ndarray,
+  pictures: np.ndarray,
+  masks: np.ndarray,
+  camera: cameras.Camera,
+) -> Footage:
+  """Checks and converts what a video gives.
+
+  Args:
+    vertices: Positions [F, V, 3].
+    faces: Vertex indices [T, 3].
+    pictures: uint8 [F, h, w, 3], or float in [0, 1].
+    masks: uint8 [F, h, w], or float in [0, 1].
+    camera: The camera of all frames.
+
+  Raises:
+    ValueError: Shapes do not fit.
+  """
+  masks = camera_fit.coverage(masks)
+  pictures = np.asarray(pictures)
+  if pictures.shape != (*masks.shape, 3) or len(vertices) != len(masks):
+    raise ValueError(
+      f"expected pictures [{len(vertices)}, h, w, 3] with masks of the same"
+      f" size, got {list(pictures.shape)} and {list(masks.shape)}."
+    )
+  scale = 255 if pictures.dtype == np.uint8 else 1
+  pictures = np.clip(pictures.astype(np.float32) / scale, 0, 1)
+  vertices = np.asarray(vertices, np.float64)
+  return Footage(vertices, np.asarray(faces), pictures, masks, camera)
+
+
+def observe(clip: Footage, frame: int, points: SurfacePoints) -> Observed:
+  """What one frame shows of surface points."""
+  vertices, faces = clip.vertices[frame], clip.faces
+  places = points.interpolate(vertices, faces)
+  normals = _unit(points.interpolate(clip.normals(frame), faces))
+  weights = _facing_weights(clip.camera, places, normals)
+  asked = np.flatnonzero(weights > 0)
+  places, normals = places[asked], normals[asked]
+  height, width = clip.masks.shape[1:]
+  pixels, _ = cameras.project(clip.camera, places, height, width)
+  pixels = pixels - 0.5  # Indices of arrays: a pixel's centre is whole.
+  if clip.offsets is not None:
+    pixels = pixels + _look_up(clip.offsets[frame], pixels)
+  coverage = _look_up(clip.masks[frame][..., None], pixels)[:, 0]
+  outside = (pixels < 0).any(1) | (pixels > [width - 1, height - 1]).any(1)
+  belongs = np.clip((coverage - _OBJECT) / (1 - _OBJECT), 0, 1) * ~outside
+  belongs[belongs > 0] *= ~_is_hidden(
+    clip.camera,
+    camera_fit.scene_of(vertices, faces),
+    places[belongs > 0],
+    normals[belongs > 0],
+  )
+  colours = np.zeros((len(points), 3))
+  colours[asked] = _look_up(clip.pictures[frame], pixels)
+  if clip.light is not None:
+    colours[asked] /= clip.light(normals)[:, None]
+  weights[asked] *= belongs
+  return Observed(colours, weights)
+
+
+def bake(
+  clip: Footage, points: SurfacePoints, frames: Frames = "all"
+) -> Observed:
+  """Colours of surface points from the first frame or from all.
+
+  Args:
+    clip: The video on its surface.
+    points: Texels or vertices.
+    frames: "first" or "all", see the module.
+
+  Raises:
+    ValueError: `frames` is something else.
+  """
+  if frames not in FRAMES:
+    raise ValueError(f"frames={frames!r}: choose one of {FRAMES}.")
+  first = observe(clip, 0, points)
+  if frames == "first" or clip.num_frames == 1:
+    return first
+  share = np.clip((first.weights - _FADE[0]) / (_FADE[1] - _FADE[0]), 0, 1)
+  open_points = np.flatnonzero(share < 1)
+  others = _best_of(clip, points[open_points], range(1, clip.num_frames))
+  # Where no other frame helps, even a grazing look of the first one counts.
+  share[open_points[others.weights == 0]] = 1
+  colours, weights = first.colours.copy(), first.weights.copy()
+  mix = share[open_points, None]
+  colours[open_points] = mix * colours[open_points] + (
+    (1 - mix) * others.colours
+  )
+  weights[open_points] = np.maximum(weights[open_points], others.weights)
+  return Observed(colours, weights)
+
+
+def _best_of(
+  clip: Footage, points: SurfacePoints, frames: Sequence[int]
+) -> Observed:
+  """Mean of some frames with the sharpened weights."""
+  colours, total = np.zeros((len(points), 3)), np.zeros(len(points))
+  best = np.zeros(len(points))
+  for frame in frames:
+    seen = observe(clip, frame, points)
+    power = seen.weights**_SHARPNESS
+    colours += power[:, None] * seen.colours
+    total += power
+    best = np.maximum(best, seen.weights)
+  best[total < 1e-12] = 0
+  return Observed(colours / np.maximum(total, 1e-12)[:, None], best)
+
+
+def _facing_weights(
+  camera: cameras.Camera, places: np.ndarray, normals: np.ndarray
+) -> np.ndarray:
+  cosine = np.einsum("px,px->p", normals, _to_eye(camera, places))
+  return np.clip((cosine - _GRAZING) / (1 - _GRAZING), 0, 1) ** 2
+
+
+def _to_eye(camera: cameras.Camera, places: np.ndarray) -> np.ndarray:
+  """Unit vectors towards the eye, [P, 3]."""
+  if camera.is_perspective:
+    return _unit(camera.eye - places)
+  return np.broadcast_to(-camera.forward, places.shape)
+
+
+def _is_hidden(camera, scene, places, normals) -> np.ndarray:
+  """Whether something stands between points and the eye, bool [P]."""
+  direction = _to_eye(camera, places)
+  # Lifted along both, so that a ray does not meet the face it starts on.
+  start = places + _LIFT * (normals + direction)
+  hits = scene.run(
+    np.ascontiguousarray(start, np.float32),
+    np.ascontiguousarray(direction, np.float32),
+  )
+  return hits >= 0
+
+
+def _look_up(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+  """Bilinear values [P, n] of an image [h, w, n] at (x, y) indices [P, 2]."""
+  return np.stack(
+    [
+      ndimage.map_coordinates(
+        image[..., channel], pixels[:, ::-1].T, order=1, mode="nearest"
+      )
+      for channel in range(image.shape[-1])
+    ],
+    axis=1,
+  )
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+  length = np.linalg.norm(vectors, axis=1, keepdims=True)
+  return vectors / np.maximum(length, 1e-12)

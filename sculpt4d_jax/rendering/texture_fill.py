@@ -1,0 +1,188 @@
+"""Colours of surface points that no frame shows.
+
+First by mirror symmetry: an unseen vertex takes the colour of the vertex that
+mirrors it, if that one was seen and mirrors it closely. What is left is filled
+by one of three methods:
+
+  surface   the colour of the nearest seen vertex along the surface, of the
+            same part first: sharp, and limbs keep their colour;
+  part      the mean colour of the seen vertices of the same part, mixed by the
+            skin's weights;
+  harmonic  the smoothest colours that agree with those seen: a smear where
+            much is unseen.
+
+docs/registration.md compares them.
+"""
+
+from typing import Literal
+
+import igl
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+from scipy.sparse import linalg
+
+from sculpt4d_jax.geometry import symmetry as symmetry_lib
+from sculpt4d_jax.rendering import texture_baking
+
+Method = Literal["surface", "part", "harmonic"]
+METHODS: tuple[Method, ...] = ("surface", "part", "harmonic")
+
+_SEEN = 0.05  # Weight from which a colour is trusted.
+_LEAST_COTANGENT = 0.02
+_OTHER_PART = 4.0  # How much longer a way leads through an edge between parts.
+_BLUR = 3  # Rounds of averaging over neighbours, at the borders of patches.
+
+
+def mirror(
+  seen: texture_baking.Observed,
+  symmetry: symmetry_lib.Symmetry,
+  max_distance: float = 0.02,
+) -> texture_baking.Observed:
+  """Gives unseen vertices the colour of their mirror partners.
+
+  Args:
+    seen: Colours and weights of the vertices.
+    symmetry: Partners of the vertices.
+    max_distance: Distance, as a share of the size, beyond which a partner is
+      not used; an opposite normal counts as distance.
+
+  Returns:
+    Colours with the mirrored ones added; their weight is half the partner's.
+  """
+  partner = symmetry.partner
+  usable = (
+    (seen.weights <= _SEEN)
+    & (seen.weights[partner] > _SEEN)
+    & (symmetry.distance <= max_distance * symmetry.size)
+  )
+  colours, weights = seen.colours.copy(), seen.weights.copy()
+  colours[usable] = seen.colours[partner[usable]]
+  weights[usable] = 0.5 * seen.weights[partner[usable]]
+  return texture_baking.Observed(colours, weights)
+
+
+def fill(
+  vertices: np.ndarray,
+  faces: np.ndarray,
+  seen: texture_baking.Observed,
+  method: Method = "surface",
+  skin_weights: np.ndarray | None = None,
+) -> np.ndarray:
+  """Colours of all vertices.
+
+  Args:
+    vertices: The rest pose [V, 3].
+    faces: Vertex indices [T, 3].
+    seen: Colours and weights of the vertices.
+    method: How unseen ones are filled, see the module.
+    skin_weights: Which part vertices belong to, [V, B], rows that sum to 1;
+      without them the whole object is one part.
+
+  Returns:
+    RGB in [0, 1], float64 [V, 3].
+
+  Raises:
+    ValueError: The method is unknown.
+  """
+  if method not in METHODS:
+    raise ValueError(f"fill={method!r}: choose one of {METHODS}.")
+  known = seen.weights > _SEEN
+  if not known.any():
+    return np.full((len(vertices), 3), 0.5)
+  vertices = np.asarray(vertices, np.float64)
+  if skin_weights is None:
+    skin_weights = np.ones((len(vertices), 1))
+  if method == "harmonic":
+    return np.clip(_harmonic(vertices, faces, seen, known), 0, 1)
+  if method == "part":
+    filled = _by_part(seen, known, skin_weights)
+  else:
+    filled = _along_surface(vertices, faces, seen, known, skin_weights)
+  filled[known] = seen.colours[known]
+  return np.clip(_soften(filled, faces, known), 0, 1)
+
+
+def _harmonic(
+  vertices: np.ndarray,
+  faces: np.ndarray,
+  seen: texture_baking.Observed,
+  known: np.ndarray,
+) -> np.ndarray:
+  laplacian = igl.cotmatrix(vertices, faces.astype(np.int64)).tocoo()
+  off = laplacian.row != laplacian.col
+  weights = np.maximum(laplacian.data[off], _LEAST_COTANGENT)
+  adjacency = sparse.csr_matrix(
+    (weights, (laplacian.row[off], laplacian.col[off])), laplacian.shape
+  )
+  stiffness = sparse.diags(np.asarray(adjacency.sum(1)).ravel()) - adjacency
+  tie = np.where(known, 1e3 * seen.weights, 1e-6)
+  mean = seen.colours[known].mean(0)
+  colours = np.where(known[:, None], seen.colours, mean)
+  solver = linalg.splu(
+    (stiffness + sparse.diags(tie)).tocsc(), permc_spec="MMD_AT_PLUS_A"
+  )
+  return solver.solve(tie[:, None] * colours)
+
+
+def _by_part(
+  seen: texture_baking.Observed, known: np.ndarray, skin_weights: np.ndarray
+) -> np.ndarray:
+  shares = skin_weights * (known * seen.weights)[:, None]
+  total = shares.sum(0)
+  means = (shares.T @ seen.colours) / np.maximum(total, 1e-9)[:, None]
+  # A part that nothing was seen of has the colour of the whole.
+  whole = np.average(seen.colours[known], axis=0, weights=seen.weights[known])
+  means[total < 1e-6] = whole
+  return skin_weights @ means
+
+
+def _along_surface(
+  vertices: np.ndarray,
+  faces: np.ndarray,
+  seen: texture_baking.Observed,
+  known: np.ndarray,
+  skin_weights: np.ndarray,
+) -> np.ndarray:
+  """The colour of the nearest seen vertex by Dijkstra from all of them."""
+  part = skin_weights.argmax(1)
+  edges = _edges(faces)
+  length = np.linalg.norm(vertices[edges[:, 0]] - vertices[edges[:, 1]], axis=1)
+  length = length * np.where(
+    part[edges[:, 0]] != part[edges[:, 1]], _OTHER_PART, 1.0
+  )
+  count = len(vertices)
+  graph = sparse.csr_matrix(
+    (np.maximum(length, 1e-12), edges.T), (count, count)
+  )
+  distance, _, source = csgraph.dijkstra(
+    graph,
+    directed=False,
+    indices=np.flatnonzero(known),
+    min_only=True,
+    return_predecessors=True,
+  )
+  reached = np.isfinite(distance)
+  mean = seen.colours[known].mean(0)
+  return np.where(reached[:, None], seen.colours[source * reached], mean)
+
+
+def _soften(
+  colours: np.ndarray, faces: np.ndarray, known: np.ndarray
+) -> np.ndarray:
+  """Averages filled vertices with their neighbours; seen ones stay."""
+  edges = _edges(faces)
+  count = len(colours)
+  adjacency = sparse.csr_matrix((np.ones(len(edges)), edges.T), (count, count))
+  adjacency = adjacency + adjacency.T
+  degree = np.maximum(np.asarray(adjacency.sum(1)), 1)
+  for _ in range(_BLUR):
+    mean = (colours + (adjacency @ colours) / degree) / 2
+    colours = np.where(known[:, None], colours, mean)
+  return colours
+
+
+def _edges(faces: np.ndarray) -> np.ndarray:
+  """Edges, each once, [E, 2]."""
+  edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+  return np.unique(np.sort(edges, axis=1), axis=0)
