@@ -6,8 +6,9 @@ linearly from one target to the next, so that at most two are active. A skin is
 several times smaller and comes with a skeleton, and is as exact as its bones.
 
 A clip whose topology changes has several meshes. Each is shown in its frames
-alone: the scale of its node steps between one and zero. Frame i is at i / fps,
-and the animation lasts num_frames / fps, in which the last frame is held.
+alone: the scale of its node steps between one and zero. The first frame is at 0,
+each frame's pose is reached when the frame starts, and the last one is held as
+long as it lasts (`frame_times`).
 
 Vertices at texture seams are split, but carry positions and normals of the
 unsplit mesh, or seams would show. Targets have no normals: viewers hold half
@@ -32,6 +33,7 @@ from sculpt4d_jax.geometry import bone_tree
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import textured_mesh
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.meshes import frame_times
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import gltf_builder
 
@@ -49,6 +51,7 @@ def write_morph(
   parts: Sequence[TexturedMesh],
   fps: float,
   *,
+  times: Sequence[float] | None = None,
   name: str = "sculpt4d",
 ) -> None:
   """Writes an asset whose frames are morph targets.
@@ -57,6 +60,7 @@ def write_morph(
     path: Where to write, a .glb file.
     parts: Meshes of consecutive runs of frames, one topology each.
     fps: Frames a second.
+    times: When each frame starts, seconds, if frames are of unequal length.
     name: The animation's name, which viewers list.
 
   Raises:
@@ -66,7 +70,7 @@ def write_morph(
   """
   num_frames = _check(path, parts, fps)
   builder = gltf_builder.GltfBuilder()
-  animation = _Animation(builder, num_frames, fps)
+  animation = _Animation(builder, num_frames, fps, times)
   for index, part in enumerate(parts):
     node = builder.add("nodes", _morph_node(builder, part, index))
     if part.mesh.num_frames > 1:
@@ -83,6 +87,7 @@ def write_skin(
   fps: float,
   *,
   trajectory: np.ndarray | None = None,
+  times: Sequence[float] | None = None,
   name: str = "sculpt4d",
 ) -> None:
   """Writes an asset that bones move.
@@ -94,6 +99,7 @@ def write_skin(
     fps: Frames a second.
     trajectory: The global motion that was taken off before the bones were
       found, rigid [F, 4, 4]; it moves the node above the root.
+    times: When each frame starts, seconds, if frames are of unequal length.
     name: The animation's name.
 
   Raises:
@@ -108,7 +114,7 @@ def write_skin(
       f" mesh {num_frames} of {part.mesh.num_vertices}."
     )
   builder = gltf_builder.GltfBuilder()
-  animation = _Animation(builder, num_frames, fps)
+  animation = _Animation(builder, num_frames, fps, times)
   # The mesh at the top: a skinned mesh's own node has no effect.
   builder.add("nodes", {"name": "mesh", "mesh": 0, "skin": 0})
   first_joint = 2
@@ -174,9 +180,14 @@ class _Animation:
   """Samplers and channels; key times are shared between nodes."""
 
   def __init__(
-    self, builder: gltf_builder.GltfBuilder, num_frames: int, fps: float
+    self,
+    builder: gltf_builder.GltfBuilder,
+    num_frames: int,
+    fps: float,
+    times: Sequence[float] | None,
   ):
     self.builder, self.num_frames, self.fps = builder, num_frames, float(fps)
+    self.edges = frame_times.frame_edges(num_frames, fps, times)
     self.samplers: list[dict[str, Any]] = []
     self.channels: list[dict[str, Any]] = []
     self._times: dict[tuple[int, ...], int] = {}
@@ -219,7 +230,7 @@ class _Animation:
   ) -> None:
     if frames not in self._times:
       self._times[frames] = self.builder.add_accessor(
-        np.array(frames) / self.fps, bounds=True
+        self.edges[list(frames)], bounds=True
       )
     sampler = {
       "input": self._times[frames],

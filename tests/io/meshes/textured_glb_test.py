@@ -8,6 +8,7 @@ import pytest
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import textured_mesh
 from sculpt4d_jax.io.assets import animated_assets
+from sculpt4d_jax.io.assets import gltf_container
 from sculpt4d_jax.io.meshes import textured_glb
 from tests.io import gltf_validator
 from tests.io.meshes import textured_assets
@@ -55,6 +56,16 @@ def test_between_frames_the_mesh_moves_straight(tmp_path):
   np.testing.assert_allclose(read.vertices[1], frames[4], atol=1e-6)
 
 
+def test_frames_of_unequal_length_keep_their_times(tmp_path):
+  part = textured_assets.asset("plain")
+  starts = [0.0, 0.1, 0.35, 0.4, 0.9]
+  textured_glb.write_morph(tmp_path / "a.glb", [part], FPS, times=starts)
+  asset = animated_assets.AnimatedAsset(tmp_path / "a.glb")
+  read = asset.play(asset.clips[0], np.float32(starts))
+  np.testing.assert_allclose(read.vertices, part.mesh.vertices, atol=1e-6)
+  assert asset.clips[0].end == pytest.approx(0.9 + 0.175)
+
+
 def test_a_skin_moves_as_its_bones_and_trajectory(tmp_path):
   vertices, _, rig = textured_assets.bending_bar()
   trajectory = np.tile(np.eye(4), (5, 1, 1))
@@ -98,8 +109,6 @@ def test_runs_of_frames_take_turns(tmp_path):
 def test_seam_vertices_keep_the_normals_of_the_whole_mesh(tmp_path):
   part = textured_assets.asset("textured")
   textured_glb.write_morph(tmp_path / "a.glb", [part], FPS)
-  from sculpt4d_jax.io.assets import gltf_container
-
   file = gltf_container.GltfFile(tmp_path / "a.glb")
   attributes = file.document["meshes"][0]["primitives"][0]["attributes"]
   normals = file.accessor(attributes["NORMAL"], "VEC3")
