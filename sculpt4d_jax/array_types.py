@@ -8,6 +8,9 @@ C  channels of a latent         E  experts
 I  context tokens of a frame    L  stacked layers
 P  surface points               Q  query points
 V  vertices                     T  triangles
+R  tokens routed to experts     k  experts chosen for a token
+W  width of a context token     U  rows of a frame in the DiT: time and N tokens
+G  grid points along an axis
 """
 
 import jax
@@ -19,7 +22,9 @@ PRNGKey = jax.Array
 Float = jaxtyping.Float
 Int = jaxtyping.Int
 Bool = jaxtyping.Bool
+Real = jaxtyping.Real
 UInt8 = jaxtyping.UInt8
 
-FloatArray = jaxtyping.Float[Array, "..."]
 NumpyArray = np.ndarray
+# What jax functions take: their own arrays, or arrays of the host.
+AnyArray = Array | NumpyArray

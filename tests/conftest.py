@@ -5,14 +5,17 @@ Tests see ONE device, as most users do. Those about sharding ask for
 many virtual CPU devices as they need.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import os
 import pathlib
 import subprocess
 import sys
 import textwrap
 
+import jaxtyping
 import pytest
+
+from tests import shape_check
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -20,6 +23,26 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # `make test` sets, itself; compiles of small tests are short, keep them too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+# Packages whose annotated shapes are checked in every test.
+_CHECKED = (
+  "sculpt4d_jax.diffusion",
+  "sculpt4d_jax.models",
+  "sculpt4d_jax.geometry",
+  "sculpt4d_jax.kernels.block_sparse_attention.api",
+)
+jaxtyping.install_import_hook(_CHECKED, f"{shape_check.__name__}.check")
+
+
+@pytest.fixture(autouse=True)
+def wrong_shapes(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Tests marked `wrong_shapes` pass arrays that the code itself refuses."""
+  is_marked = request.node.get_closest_marker("wrong_shapes") is not None
+  if is_marked:
+    jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  if is_marked:
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

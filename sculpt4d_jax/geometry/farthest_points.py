@@ -22,13 +22,14 @@ import jax.numpy as jnp
 from sculpt4d_jax import array_types
 
 Array = array_types.Array
+AnyArray = array_types.AnyArray
 Float = array_types.Float
 Int = array_types.Int
 PRNGKey = array_types.PRNGKey
 
 
 def farthest_points(
-  points: Float[Array, "P 3"],
+  points: Float[AnyArray, "P 3"],
   num_samples: int,
   start: Int[Array, ""] | int = 0,
 ) -> Int[Array, " num_samples"]:
@@ -141,8 +142,8 @@ def select_inputs(
 
 
 def select_queries(
-  surface: Float[Array, "P 7"],
-  inputs: Int[Array, " R"],
+  surface: Float[AnyArray, "P 7"],
+  inputs: Int[AnyArray, " R"],
   sizes: GroupSizes,
   *,
   uniform_start: Int[Array, ""] | int = 0,
@@ -183,7 +184,7 @@ def select_queries(
 
 def select_rows(
   key: PRNGKey,
-  surface: Float[Array, "P 7"],
+  surface: Float[AnyArray, "P 7"],
   *,
   num_latents: int,
   num_uniform: int,

@@ -71,7 +71,7 @@ class GridField:
 
 def grid_points(
   resolution: int, bounds: float = 1.01
-) -> Float[NumpyArray, "R+1 R+1 R+1 3"]:
+) -> Float[NumpyArray, "G G G 3"]:
   """All points of a grid, float32; x varies slowest."""
   axis = _axis(resolution, bounds)
   return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
@@ -181,7 +181,7 @@ def coarse_to_fine_field(
 
 
 def extract_surface(
-  values: Float[NumpyArray, "R+1 R+1 R+1"],
+  values: Float[NumpyArray, "G G G"],
   *,
   bounds: float = 1.01,
   level: float = 0.0,

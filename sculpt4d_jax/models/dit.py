@@ -172,9 +172,9 @@ class Block(nnx.Module):
 
   def __call__(
     self,
-    x: Float[Array, "B F N+1 D"],
+    x: Float[Array, "B F U D"],
     context: Float[Array, "B F I W"] | attention.KeyValues,
-    skip: Float[Array, "B F N+1 D"] | None = None,
+    skip: Float[Array, "B F U D"] | None = None,
     *,
     temporal_mode: str,
     token_order: str = "natural",

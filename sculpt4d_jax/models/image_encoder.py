@@ -26,6 +26,7 @@ from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import layers
 
 Array = array_types.Array
+AnyArray = array_types.AnyArray
 Float = array_types.Float
 
 
@@ -41,7 +42,7 @@ class ContextEncoder(Protocol):
     """Width of a token, D."""
 
   def __call__(
-    self, images: Float[Array, "*B height width 3"]
+    self, images: Float[AnyArray, "*B height width 3"]
   ) -> Float[Array, "*B I D"]:
     """Encodes images with values in [-1, 1], of any size."""
 
@@ -199,7 +200,9 @@ class ImageEncoder(nnx.Module):
   def width(self) -> int:
     return self.config.width
 
-  def embed(self, pixels: Float[Array, "*B S S 3"]) -> Float[Array, "*B I D"]:
+  def embed(
+    self, pixels: Float[AnyArray, "*B S S 3"]
+  ) -> Float[Array, "*B I D"]:
     """Normalised pixels to class token and patches, with positions."""
     c = self.config
     *leading, height, width, _ = pixels.shape
@@ -222,7 +225,7 @@ class ImageEncoder(nnx.Module):
     return tokens + partitioning.gather(self.positions, c.dtype)
 
   def __call__(
-    self, images: Float[Array, "*B height width 3"]
+    self, images: Float[AnyArray, "*B height width 3"]
   ) -> Float[Array, "*B I D"]:
     """Encodes images with values in [-1, 1], of any size; see `to_pixels`."""
     c = self.config
@@ -238,7 +241,7 @@ class ImageEncoder(nnx.Module):
 
 
 def to_pixels(
-  images: Float[Array, "*B height width 3"],
+  images: Float[AnyArray, "*B height width 3"],
   size: int,
   mean: tuple[float, float, float],
   std: tuple[float, float, float],

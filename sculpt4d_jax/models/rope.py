@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from sculpt4d_jax import array_types
 
 Array = array_types.Array
+Real = array_types.Real
+AnyArray = array_types.AnyArray
 Float = array_types.Float
 
 
@@ -27,7 +29,7 @@ class Rotation(NamedTuple):
 
 
 def frame_rotation(
-  positions: Float[Array, " F"], head_dim: int, theta: float = 10000.0
+  positions: Real[AnyArray, " F"], head_dim: int, theta: float = 10000.0
 ) -> Rotation:
   """Angles of frames at `positions` for heads `head_dim` wide.
 

@@ -31,6 +31,7 @@ from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import vae_blocks
 
 Array = array_types.Array
+AnyArray = array_types.AnyArray
 Float = array_types.Float
 PRNGKey = array_types.PRNGKey
 
@@ -127,7 +128,7 @@ class Posterior:
   log_variance: Array
 
   @classmethod
-  def from_moments(cls, moments: Float[Array, "... N 2*C"]) -> "Posterior":
+  def from_moments(cls, moments: Float[Array, "... N moments"]) -> "Posterior":
     # exp() of a half-precision log-variance loses the small variances.
     mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
     return cls(mean, jnp.clip(log_variance, -30.0, 20.0))
@@ -139,7 +140,9 @@ class Posterior:
   def mode(self) -> Float[Array, "... N C"]:
     return self.mean
 
-  def sample(self, noise: Float[Array, "... N C"]) -> Float[Array, "... N C"]:
+  def sample(
+    self, noise: Float[AnyArray, "... N C"]
+  ) -> Float[Array, "... N C"]:
     """Draws mean + std * noise; the noise broadcasts, see `sequence_noise`."""
     return self.mean + self.std * noise
 
@@ -204,8 +207,8 @@ class ShapeVAE(nnx.Module):
 
   def encode(
     self,
-    surface: Float[Array, "... P R"],
-    queries: Float[Array, "... N R"],
+    surface: Float[AnyArray, "... P R"],
+    queries: Float[AnyArray, "... N R"],
   ) -> Posterior:
     """Reads a surface.
 
@@ -253,7 +256,7 @@ class ShapeVAE(nnx.Module):
   def query_field(
     self,
     tokens: Float[Array, "... N D"] | attention.KeyValues,
-    points: Float[Array, "... Q 3"],
+    points: Float[AnyArray, "... Q 3"],
   ) -> Float[Array, "... Q"]:
     """The field at points: about -1..1, positive inside, surface at 0.
 
@@ -269,9 +272,9 @@ class ShapeVAE(nnx.Module):
 
   def encode_to_diffusion(
     self,
-    surface: Float[Array, "... P R"],
-    queries: Float[Array, "... N R"],
-    noise: Float[Array, "... N C"] | None = None,
+    surface: Float[AnyArray, "... P R"],
+    queries: Float[AnyArray, "... N R"],
+    noise: Float[AnyArray, "... N C"] | None = None,
   ) -> Float[Array, "... N C"]:
     """Latents the diffusion model learns: sampled with noise, else the mode."""
     posterior = self.encode(surface, queries)

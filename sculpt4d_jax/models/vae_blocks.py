@@ -16,11 +16,12 @@ from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import layers
 
 Array = array_types.Array
+AnyArray = array_types.AnyArray
 Float = array_types.Float
 
 
 def fourier_features(
-  x: Float[Array, "*B 3"], num_freqs: int, include_pi: bool = False
+  x: Float[AnyArray, "*B 3"], num_freqs: int, include_pi: bool = False
 ) -> Float[Array, "*B G"]:
   """Coordinates, their sines, their cosines, at frequencies 1, 2, 4, ...
 
@@ -143,14 +144,14 @@ class PointEncoder(nnx.Module):
     # The reference leaves these two norms at torch's default epsilon.
     self.norm_post = layers.LayerNorm(width, epsilon=1e-5, **kwargs)
 
-  def features(self, rows: Float[Array, "*B P R"]) -> Float[Array, "*B P G"]:
+  def features(self, rows: Float[AnyArray, "*B P R"]) -> Float[Array, "*B P G"]:
     """Fourier features of the positions beside the other columns."""
     position = fourier_features(rows[..., :3], self.num_freqs, self.include_pi)
     rest = jnp.asarray(rows[..., 3:], jnp.float32)
     return jnp.concatenate([position, rest], axis=-1)
 
   def attend(
-    self, surface: Float[Array, "*B P R"], queries: Float[Array, "*B N R"]
+    self, surface: Float[AnyArray, "*B P R"], queries: Float[AnyArray, "*B N R"]
   ) -> Float[Array, "*B N D"]:
     """Query rows gather from all rows: the first, and widest, block."""
     data = self.input_proj(self.features(surface))
@@ -158,7 +159,7 @@ class PointEncoder(nnx.Module):
     return self.cross_block(x, self.cross_block.encode_data(data))
 
   def __call__(
-    self, surface: Float[Array, "*B P R"], queries: Float[Array, "*B N R"]
+    self, surface: Float[AnyArray, "*B P R"], queries: Float[AnyArray, "*B N R"]
   ) -> Float[Array, "*B N D"]:
     x = self.attend(surface, queries)
     return self.norm_post(
@@ -214,13 +215,13 @@ class FieldDecoder(nnx.Module):
     """What every point needs of the tokens."""
     return self.cross_block.encode_data(tokens)
 
-  def embed(self, points: Float[Array, "*B Q 3"]) -> Float[Array, "*B Q D"]:
+  def embed(self, points: Float[AnyArray, "*B Q 3"]) -> Float[Array, "*B Q D"]:
     return self.query_proj(
       fourier_features(points, self.num_freqs, self.include_pi)
     )
 
   def __call__(
-    self, tokens: attention.KeyValues, points: Float[Array, "*B Q 3"]
+    self, tokens: attention.KeyValues, points: Float[AnyArray, "*B Q 3"]
   ) -> Float[Array, "*B Q"]:
     x = self.cross_block(self.embed(points), tokens)
     if self.norm_post is not None:

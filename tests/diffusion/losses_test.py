@@ -20,6 +20,7 @@ def test_half_precision_is_averaged_in_float32():
   np.testing.assert_allclose(loss, 1.0)
 
 
+@pytest.mark.wrong_shapes
 def test_shapes_must_agree():
   with pytest.raises(ValueError, match="shapes must be equal"):
     losses.squared_error(jnp.zeros((2, 3)), jnp.zeros((2, 1)))

@@ -36,6 +36,7 @@ def test_data_is_where_the_velocity_leads():
   np.testing.assert_allclose(predicted, data, atol=1e-6)
 
 
+@pytest.mark.wrong_shapes
 def test_time_must_be_a_vector():
   noise, data = endpoints()
   with pytest.raises(ValueError, match="time must be"):

@@ -223,6 +223,7 @@ def test_arguments_out_of_range_are_refused(kwargs):
     isosurface.coarse_to_fine_field(_ball, **(dict(resolution=8) | kwargs))
 
 
+@pytest.mark.wrong_shapes
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 5), (1, 1, 1)])
 def test_grids_that_are_not_cubic_are_refused(shape):
   with pytest.raises(ValueError, match="cubic"):

@@ -285,6 +285,7 @@ def test_config_takes_lists_and_is_hashable():
   assert hash(config) == hash(small(temporal_schedule=(1, 2)))
 
 
+@pytest.mark.wrong_shapes
 def test_call_refuses_shapes_that_do_not_fit():
   module = model()
   latents, time, context = inputs()

@@ -139,6 +139,7 @@ def test_released_size_has_the_released_numbers():
   assert sum(p.size for p in params) == 304_368_640 - 1024
 
 
+@pytest.mark.wrong_shapes
 def test_wrong_shapes_are_refused(encoder):
   with pytest.raises(ValueError, match="height, width, 3"):
     encoder(np.zeros((2, 16, 16, 4)))

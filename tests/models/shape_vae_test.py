@@ -208,6 +208,7 @@ def test_bfloat16_keeps_parameters_and_results_in_float32(vae):
   assert (np.asarray(field) != np.asarray(exact)).any()
 
 
+@pytest.mark.wrong_shapes
 def test_wrong_shapes_are_refused(vae):
   surface, queries = _surface(1)
   with pytest.raises(ValueError, match="7 columns"):

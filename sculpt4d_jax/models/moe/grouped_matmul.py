@@ -83,7 +83,7 @@ def blocks_of(rows_per_group: Array, num_rows: int, block_size: int) -> Blocks:
 
 def multiply(
   rows: Float[Array, "R D"],
-  kernel: Float[Array, "E D M"],
+  kernel: Float[Array, "E _ _"],
   blocks: Blocks,
   *,
   transposed: bool = False,
