@@ -1,10 +1,13 @@
 """Presets build the networks they describe."""
 
+import dataclasses
+
 from flax import nnx
 import jax
 import pytest
 
 from configs import ablations
+from configs import base
 from configs import pods
 from configs import sculpt4d
 from configs import tiny
@@ -46,9 +49,9 @@ def test_variants_have_the_papers_densities(variant):
 
 
 def test_every_variant_of_every_size_is_a_valid_model():
-  for base in (sculpt4d, tiny):
+  for module in (sculpt4d, tiny):
     for variant in ablations._VARIANTS:
-      config = ablations.apply(base.get_config(), variant)
+      config = ablations.apply(module.get_config(), variant)
       preset_lib.from_config(config)
   with pytest.raises(ValueError, match="Unknown variant"):
     ablations.get_config("best")
@@ -64,3 +67,26 @@ def test_pods_divide_the_training_of_both_networks(name):
     assert mesh.fsdp * mesh.context == int(name.split("-")[1])
   with pytest.raises(ValueError, match="Unknown slice 'v5p-vae'"):
     pods.get_config("v5p-vae")
+
+
+def test_defaults_of_the_classes_are_those_of_the_base_configuration():
+  preset = preset_lib.from_config(base.get_config())
+  sections = (
+    preset.mesh,
+    preset.sampling,
+    preset.surface,
+    preset.dit_training.optimizer,
+    preset.dit_training.schedule,
+    preset.dit_training.task,
+    preset.dit_training.task.lora,
+    preset.vae_training.optimizer,
+    preset.vae_training.task,
+  )
+  # An encoder that does not learn is frozen by the preset.
+  by_design = {"frozen", "lora"}
+  for section in sections:
+    for field in dataclasses.fields(section):
+      if field.default is dataclasses.MISSING or field.name in by_design:
+        continue
+      value = getattr(section, field.name)
+      assert field.default == value, (type(section).__name__, field.name)

@@ -38,12 +38,12 @@ class OptimizerConfig:
 
   learning_rate: float
   num_steps: int
-  warmup_steps: int = 100
+  warmup_steps: int = 500
   final_fraction: float = 0.02
   decay_fraction: float = 1.0
   b1: float = 0.9
   b2: float = 0.99
-  epsilon: float = 1e-8
+  epsilon: float = 1e-6
   weight_decay: float = 0.01
   max_grad_norm: float = 1.0
   ema_decay: float = 0.999

@@ -28,8 +28,8 @@ class Schedule:
   """
 
   log_every: int = 20
-  eval_every: int = 500
-  save_every: int = 250
+  eval_every: int = 1000
+  save_every: int = 500
   keep_checkpoints: int = 2
   keep_best: int = 0
   best_metric: str = "eval/flow_loss"

@@ -31,6 +31,8 @@ import numpy as np
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.assets import asset_files
+from sculpt4d_jax.io.assets import gltf_container
 from sculpt4d_jax.io.meshes import frame_times
 from sculpt4d_jax.io.meshes import ply_obj
 
@@ -51,6 +53,11 @@ _MATERIAL = {
     "roughnessFactor": 0.75,
   },
 }
+
+# Results of ours may be longer than an asset of a stranger may be.
+_READ_LIMITS = asset_files.AssetLimits(
+  file_bytes=1 << 34, decoded_bytes=1 << 35
+)
 
 
 def write_animated_glb(
@@ -109,16 +116,28 @@ def read_animated_glb(path: PathLike) -> tuple[list[TriangleMesh], float]:
   path = pathlib.Path(path)
   if not path.is_file():
     raise ValueError(f"there is no GLB file at {path}.")
-  document, binary = _split_glb(path.read_bytes(), path)
+  with path.open("rb") as file:
+    if file.read(4) != b"glTF":
+      raise ValueError(
+        f"{path} is not a GLB file: it does not start with glTF."
+      )
   try:
-    nodes = [document["nodes"][i] for i in document["scenes"][0]["nodes"]]
+    asset = gltf_container.GltfFile(path, _READ_LIMITS)
+  except asset_files.AssetError as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
+  try:
+    nodes = [asset.item("nodes", i) for i in asset.item("scenes", 0)["nodes"]]
     meshes = [
-      _node_mesh(document, binary, node)
-      for node in nodes
-      if node.get("name") != _BOUNDS
+      _node_mesh(asset, node) for node in nodes if node.get("name") != _BOUNDS
     ]
-    fps = float(document["animations"][0]["extras"]["fps"])
-  except (KeyError, IndexError, TypeError) as error:
+    fps = float(asset.item("animations", 0)["extras"]["fps"])
+  except (
+    asset_files.AssetError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+  ) as error:
     raise ValueError(
       f"{path} is a GLB, but not a mesh sequence as write_animated_glb"
       f" writes it ({type(error).__name__}: {error})."
@@ -334,47 +353,16 @@ def _padded(content: bytes, filler: bytes) -> bytes:
   return content + filler * (-len(content) % 4)
 
 
-def _split_glb(
-  content: bytes, path: pathlib.Path
-) -> tuple[dict[str, Any], bytes]:
-  """The JSON document and the binary chunk of a GLB."""
-  if len(content) < 20 or content[:4] != b"glTF":
-    raise ValueError(f"{path} is not a GLB file: it does not start with glTF.")
-  _, version, total = struct.unpack_from("<4sII", content)
-  if version != 2 or total != len(content):
-    raise ValueError(
-      f"{path} is damaged: expected a version 2 file of {len(content)} bytes,"
-      f" its header says version {version} and {total} bytes."
-    )
-  length = struct.unpack_from("<I", content, 12)[0]
-  try:
-    document = json.loads(content[20 : 20 + length])
-  except ValueError as error:
-    raise ValueError(f"{path} is damaged: {error}.") from error
-  return document, content[20 + length + 8 :]
-
-
 def _node_mesh(
-  document: dict[str, Any], binary: bytes, node: dict[str, Any]
+  asset: gltf_container.GltfFile, node: dict[str, Any]
 ) -> TriangleMesh:
   if "mesh" not in node:
     return ply_obj.empty_mesh()
-  primitive = document["meshes"][node["mesh"]]["primitives"][0]
-  vertices = _accessor(document, binary, primitive["attributes"]["POSITION"])
-  faces = _accessor(document, binary, primitive["indices"])
-  return TriangleMesh(vertices, faces.reshape(-1, 3))
-
-
-def _accessor(
-  document: dict[str, Any], binary: bytes, number: int
-) -> np.ndarray:
-  accessor = document["accessors"][number]
-  view = document["bufferViews"][accessor["bufferView"]]
-  width = {"SCALAR": 1, "VEC3": 3}[accessor["type"]]
-  values = np.frombuffer(
-    binary,
-    _DTYPES[accessor["componentType"]],
-    count=accessor["count"] * width,
-    offset=view.get("byteOffset", 0) + accessor.get("byteOffset", 0),
-  )
-  return values.reshape(-1, 3) if width == 3 else values
+  primitive = asset.item("meshes", node["mesh"])["primitives"][0]
+  vertices = asset.accessor(primitive["attributes"]["POSITION"], "VEC3")
+  faces = asset.accessor(primitive["indices"], "SCALAR").reshape(-1, 3)
+  if len(faces) and faces.max() >= len(vertices):
+    raise ValueError(
+      f"a face names vertex {faces.max()} of {len(vertices)} vertices"
+    )
+  return TriangleMesh(vertices, faces)
