@@ -22,7 +22,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo lint format test test-slow test-sweep test-long clean
+.PHONY: help venv demo docs lint format test test-slow test-sweep test-long clean
 
 help: ## Show this list.
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' \
@@ -56,6 +56,10 @@ test-sweep: $(VENV)/.tests ## Run hundreds of sizes of kernels and networks: hou
 test-long: $(VENV)/.tests ## Kill runs twenty times; move checkpoints between meshes.
 	$(BIN)/python -m pytest -q -m long --durations=10 $(TESTS)
 
+docs: $(VENV)/.docs ## Build the documentation site into build/site.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Done. Open build/site/index.html in a browser."
+
 clean: ## Remove .venv, caches and demo output.
 	rm -rf .venv .cache .pytest_cache build dist *.egg-info $(DEMO_OUTPUT)
 	find . -name __pycache__ -type d -not -path './.git/*' -prune \
@@ -78,4 +82,9 @@ $(VENV)/.programs: requirements.txt | $(VENV)/bin/python
 $(VENV)/.tests: requirements-test.txt $(VENV)/.programs
 	@echo "Installing what the tests need."
 	@$(PIP_INSTALL) -r requirements-test.txt
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.programs
+	@echo "Installing what the documentation needs."
+	@$(PIP_INSTALL) "mkdocs-material>=9.5" "mkdocstrings[python]>=0.26"
 	@touch $@
