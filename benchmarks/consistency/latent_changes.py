@@ -40,8 +40,8 @@ class PairedDifference:
   """The difference of two variants over clips.
 
   Attributes:
-    mean: Of first - second.
-    standard_error: Of the mean, from the spread between clips.
+    mean: Mean difference, first minus second.
+    standard_error: Standard error of the mean, from the spread between clips.
     num_clips: Pairs.
     num_smaller: Clips where the first is smaller.
   """
@@ -95,7 +95,7 @@ def latent_changes(
   Args:
     vae: The autoencoder.
     surface: Corresponding rows of all frames, the uniform ones first.
-    key: Of all draws.
+    key: Randomness of all draws.
     num_uniform: Uniform rows among the P.
     num_draws: Draws of rows and of noise.
 

@@ -40,7 +40,7 @@ class Trial:
   Attributes:
     name: What is broken.
     measure: The measure of the gate that is to notice it.
-    group: Of `round_trip.GROUPS`, which has that measure.
+    group: Name in `round_trip.GROUPS` of the group that has the measure.
     damage: Breaks a round trip; None where there is nothing to break.
   """
 
@@ -55,7 +55,7 @@ class Separation:
   """How a limit parts good clips from broken ones.
 
   Attributes:
-    measure: Of the gate.
+    measure: Name of the gate's measure.
     limit: Its value.
     good: The worst value of good clips.
     kept: Whether all good clips keep the limit.
@@ -86,8 +86,8 @@ def separate(
   """Breaks good clips in every way and measures both.
 
   Args:
-    trips: Of clips that are good; taken one after the other.
-    limits: Of the gate.
+    trips: Round trips of clips that are good; taken one after the other.
+    limits: Limits of the gate.
 
   Returns:
     A row a trial, and the measures of the good clips.

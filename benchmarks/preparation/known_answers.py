@@ -33,7 +33,7 @@ class KnownShape:
   Attributes:
     name: What it tests.
     mesh: It, moving.
-    volumes: Of each frame, without sheets.
+    volumes: Volume of each frame, without sheets.
     inside: Whether points [Q, 3] are inside, at rest in a frame; None if all
       of it is a sheet.
     is_distance: Whether `inside` gives true signed distances, positive inside,
@@ -42,7 +42,7 @@ class KnownShape:
     motions: What may happen to a point: lists of (turn [3, 3], shift [3]), one
       a frame.
     sheet: Faces that enclose nothing and become a slab, bool [T].
-    sheet_area: Of these.
+    sheet_area: Area of the sheets.
   """
 
   name: str

@@ -35,7 +35,7 @@ class RoundTrip:
     view: Fields of a "view" entry.
     buffers: Fields of its "buffers" entry.
     coverage: Smallest share of a picture that the object covers.
-    settings: Of the preparation.
+    settings: Settings of the preparation.
   """
 
   source: DeformingMesh

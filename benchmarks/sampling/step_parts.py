@@ -46,7 +46,7 @@ def measure(
 
   Args:
     dit: The transformer, with weights that are not zero.
-    sizes: Of its preset.
+    sizes: Sizes of its preset.
     num_frames: F.
     rounds: Times each is run, after one that is not timed.
 

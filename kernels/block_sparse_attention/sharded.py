@@ -46,7 +46,7 @@ def attend_with_sharded_frames(
       in the order of the devices along the axis.
     key: As query.
     value: As query.
-    mask: Of the whole clip.
+    mask: Mask of the whole clip.
     axis_name: Mesh axis of n devices along which the frames lie.
     **kwargs: scale, token_order and implementation of
       `block_sparse_attention`.

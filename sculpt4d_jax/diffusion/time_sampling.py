@@ -35,8 +35,8 @@ def logit_normal(
   Args:
     key: Randomness.
     batch_size: B.
-    mean: Of the normal variable.
-    std: Of the normal variable, positive.
+    mean: Mean of the normal variable.
+    std: Standard deviation of the normal variable, positive.
     shift: Positive; 1 changes nothing.
 
   Source: Esser et al., Scaling Rectified Flow Transformers, 2024, section 3.1.

@@ -64,7 +64,7 @@ def sample(
   """All operations from pictures to latents, and on to `num_points` a frame.
 
   Args:
-    sizes: Of the networks.
+    sizes: Sizes of the networks.
     sampling: Frames, steps, guidance and mode of temporal attention.
     num_points: Points of each frame where the field is evaluated; with none
       the autoencoder is left out.

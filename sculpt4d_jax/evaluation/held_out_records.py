@@ -31,9 +31,9 @@ class HeldOutRecord:
   """A clip with its truth.
 
   Attributes:
-    name: Of the asset and the clip.
+    name: Name of the asset and the clip.
     images: uint8 [F, S, S, 3], as the image encoder gets them.
-    points: Of the true surfaces, uniform [F, P, 3].
+    points: Points of the true surfaces, uniform [F, P, 3].
     samples: Places in the cube and their signed distances [F, Q, 4].
   """
 
@@ -67,9 +67,9 @@ def read(
   """Reads a clip, from one of its views.
 
   Args:
-    reader: Of all parts, of geometry and images.
+    reader: Reader of all parts, of geometry and images.
     row: Number of the clip.
-    seed: Of the view.
+    seed: Seed of the view.
   """
   example = reader.read(row, np.random.default_rng([seed, row]))
   uniform = example["surface"][..., 6] == 0

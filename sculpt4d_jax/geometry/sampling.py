@@ -55,7 +55,7 @@ class SharpEdges:
     corners: In each of these faces the corner that the edge leaves and the one
       that it reaches, 0..2, int32 [E, 2, 2]; the same end comes first in both.
     lengths: float64 [E].
-    areas: Of these two faces together, float64 [E].
+    areas: Area of the two faces at each edge together, float64 [E].
   """
 
   face_ids: np.ndarray

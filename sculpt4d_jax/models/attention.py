@@ -125,8 +125,8 @@ class SelfAttention(_Attention):
     qk_norm: "rms" (the DiT), "layer" (the VAE) or None (DINOv2).
     use_qkv_bias: Biases on query, key and value (DINOv2).
     implementation: See `dense_attention.dot_product_attention`.
-    dtype: Of the computation.
-    param_dtype: Of the parameters.
+    dtype: Dtype of the computation.
+    param_dtype: Dtype of the parameters.
   """
 
   def __call__(self, x: Float[Array, "*B S D"]) -> Float[Array, "*B S D"]:
@@ -196,9 +196,9 @@ class TemporalAttention(_Attention):
     anchor_frames: Frames every query sees.
     rope_theta: See `rope.frame_rotation`.
     rngs: Randomness of the initial parameters.
-    implementation: Of the block-sparse kernel: None takes the best that runs.
-    dtype: Of the computation.
-    param_dtype: Of the parameters.
+    implementation: Backend of the sparse kernel: None takes the best that runs.
+    dtype: Dtype of the computation.
+    param_dtype: Dtype of the parameters.
 
   Source: Sculpt4D, section "Block-sparse attention" and Table A1.
   """

@@ -33,7 +33,7 @@ class LoRAConfig:
   """Which maps are adapted, and how much.
 
   Attributes:
-    rank: Of the added product; 0 adapts nothing.
+    rank: Rank of the added product; 0 adapts nothing.
     alpha: The product is scaled by alpha / rank.
     modules: Names in the path of the adapted maps: a kind of layer as
       "temporal_attention", "spatial_attention", "cross_attention", "mlp",

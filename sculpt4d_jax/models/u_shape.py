@@ -52,7 +52,7 @@ def run(
 
   Args:
     stages: On the way down, the middle included; then on the way up.
-    params: Of every stage, stacked [L, ...].
+    params: Parameters of every stage, stacked [L, ...].
     x: Input of the first block.
     shared: What every block sees: floating point arrays, or None.
 

@@ -34,7 +34,7 @@ class Light:
   """Light by normal.
 
   Attributes:
-    coefficients: Of the nine harmonics in the camera's frame, [9]; scaled so
+    coefficients: Factors of nine harmonics in the camera's frame, [9]; scaled so
       that the largest light over all normals is 1.
     camera_to_world: Rotation, [3, 3].
   """

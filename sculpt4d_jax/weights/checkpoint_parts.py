@@ -66,7 +66,7 @@ def split(
 
   Args:
     file: The checkpoint.
-    prefixes: Of some networks, where the file has several copies of one.
+    prefixes: Prefix by network, where the file has several copies of one.
 
   Returns:
     The networks, and names that belong to none.

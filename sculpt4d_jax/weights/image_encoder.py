@@ -115,7 +115,7 @@ def convert(
     checkpoint: A DINOv2 state dict, or Hunyuan3D 2.1's conditioner, whose names
       have a prefix.
     encoder: Its sizes must be the checkpoint's.
-    dtype: Of the result.
+    dtype: Dtype of the result.
 
   Raises:
     ValueError: Names or shapes do not fit; all differences are listed.

@@ -57,7 +57,7 @@ class RuleFile:
     entries: The rules as written.
     renames: Pairs of a compiled expression and its replacement.
     ignore: Patterns of names that are not needed.
-    prefixes: Of networks, by part.
+    prefixes: Prefixes of networks, by part.
   """
 
   entries: tuple[Mapping[str, Any], ...] = ()

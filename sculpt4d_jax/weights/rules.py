@@ -155,7 +155,7 @@ def convert(
     shapes: Our shapes by path.
     ignore: Names that no rule needs.
     optional: Paths that no rule needs to fill.
-    dtype: Of the result.
+    dtype: Dtype of the result.
 
   Returns:
     Arrays by path, for all paths that are filled.

@@ -49,7 +49,7 @@ def convert(
   Args:
     checkpoint: State dict of the autoencoder, encoder included.
     vae: Its sizes must be the checkpoint's.
-    dtype: Of the result.
+    dtype: Dtype of the result.
 
   Raises:
     ValueError: Names or shapes do not fit; all differences are listed.

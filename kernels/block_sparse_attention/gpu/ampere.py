@@ -215,9 +215,9 @@ def copies_in_flight(
   i + stages.
 
   Args:
-    num_operands: Of a step.
+    num_operands: Number of operands that a step reads.
     stages: Steps whose operands are in shared memory at once.
-    position: Of the operand in the order of release.
+    position: Position of the operand in the order of release.
     num_released: Operands that this step has released before.
   """
   return stages * num_operands - 1 - position + num_released

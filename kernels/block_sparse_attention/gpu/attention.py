@@ -82,7 +82,7 @@ def attention(
     tiles: Largest tile sizes; they are reduced to divide a granule. `GpuTiles`
       for Hopper, `AmpereTiles` for Ampere and Ada. None takes the default for
       device and head width.
-    compute_capability: Of the device that is compiled for, as "9.0". None asks
+    compute_capability: Capability of the target device, as "9.0". None asks
       the default device.
     interpret: None runs on the device. True walks the same tiles in plain JAX
       on any device; parameters of jax's GPU interpreter
@@ -130,7 +130,7 @@ def default_tiles(head_dim: int, compute_capability: str = _HOPPER) -> Tiles:
 
   Args:
     head_dim: Head width K.
-    compute_capability: Of the device, as "9.0".
+    compute_capability: Compute capability of the device, as "9.0".
   """
   tile = tiles_lib.AmpereTile
   if compute_capability in _AMPERE:

@@ -102,7 +102,7 @@ def forward(
   """Takes one tile of keys and values into the softmax.
 
   Args:
-    state: Of R queries.
+    state: Running maximum, sum and output of R queries.
     query: [R, K].
     key: [C, K].
     value: [C, K].
@@ -144,10 +144,10 @@ def query_bar(
   """Adds the gradient, but for the scale, through one tile of keys.
 
   Args:
-    total: Of the gradient of R queries, [R, K].
+    total: Sum so far of the gradient of R queries, [R, K].
     query: [R, K].
     output_bar: Cotangent of the output, [R, K].
-    log_sum_exp: Of the scaled scores, base 2, [R].
+    log_sum_exp: Log-sum-exp of the scaled scores, base 2, [R].
     offset: Sum over K of output * output_bar, less the cotangent of the
       log-sum-exp, [R].
     key: [C, K].
@@ -190,8 +190,8 @@ def key_value_bar(
   are over its own rows.
 
   Args:
-    key_total: Of the gradient of R keys, [R, K].
-    value_total: Of the gradient of R values, [R, K].
+    key_total: Sum so far of the gradient of R keys, [R, K].
+    value_total: Sum so far of the gradient of R values, [R, K].
     key: [R, K].
     value: [R, K].
     query: [C, K].

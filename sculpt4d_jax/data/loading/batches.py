@@ -32,7 +32,7 @@ class RecordBatches:
     """Opens both splits.
 
     Args:
-      folders: Of one or more data sets.
+      folders: Folders of one or more data sets.
       config: How batches are made.
       num_frames: Frames of a held-out clip.
 

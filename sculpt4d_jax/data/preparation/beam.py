@@ -31,10 +31,10 @@ def run(
 
   Args:
     assets: From `asset_units.find_assets` and `procedural_units`.
-    settings: Of the records.
+    settings: Settings of the records.
     run_settings: Bounds of a unit; the runner chooses the number of workers.
     output: The folder of the data set, from `preparation_run.open_output`.
-    options: Of the runner, as on a command line; by default the DirectRunner
+    options: Runner options, as on a command line; by default the DirectRunner
       with `num_workers` processes on this machine.
 
   Raises:

@@ -30,7 +30,7 @@ class Outcome:
     value: What it returned; None if it failed.
     error: Why it failed, one sentence; "" if it did not.
     seconds: It took.
-    cpu_seconds: Of processors, of all threads; 0 if it died.
+    cpu_seconds: Processor time of all threads (s); 0 if it died.
     peak_bytes: The most memory that it held; 0 if it died.
   """
 

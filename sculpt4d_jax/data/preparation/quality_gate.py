@@ -39,10 +39,10 @@ class GateLimits:
   on purpose reach: `benchmarks.preparation` prints both.
 
   Attributes:
-    min_travel: Of `Motion.travel`; less is a still clip.
-    max_size_ratio: Of `Motion.size_ratio`.
-    max_stretch: Of `Motion.stretch`; more is an exploding clip.
-    min_share_of_box: Of `Motion.share_of_box`; less is an object that is lost
+    min_travel: Lower bound of `Motion.travel`; less is a still clip.
+    max_size_ratio: Upper bound of `Motion.size_ratio`.
+    max_stretch: Upper bound of `Motion.stretch`; more is an exploding clip.
+    min_share_of_box: Lower bound of `Motion.share_of_box`; less is lost
       in its scene.
     max_chamfer_cells: Mean of both directed distances between the asset's
       visible surface and the watertight one.
@@ -95,7 +95,7 @@ class Rule:
   Attributes:
     measure: That is looked at.
     limit: Field of `GateLimits`.
-    meaning: Of missing it.
+    meaning: What a violation means.
   """
 
   measure: str
@@ -216,7 +216,7 @@ def point_measures(
     guides: Where the material points are, [F, P, 3].
     projections: How the stored ones came to be, one a frame.
     surfaces: Watertight surfaces, one a frame.
-    settings: Of the surface.
+    settings: Settings of the surface.
     num_points: Points that are looked at, evenly spread over all.
   """
   rows = np.linspace(0, stored.shape[1] - 1, num_points).astype(int)

@@ -57,7 +57,7 @@ class Unit:
     content: Hash of the asset's content.
     first: The first of the clips that are taken, or the first seed.
     count: How many of them this unit has.
-    credit: Of the asset.
+    credit: Credit of the asset.
   """
 
   name: str
@@ -81,8 +81,8 @@ class ClipJob:
     clip: Identity of the clip.
     asset: Identity of its asset, by which the data is split.
     name: For people.
-    times: Of the frames, seconds.
-    seed: Of everything that is drawn.
+    times: Times of the frames, seconds.
+    seed: Seed of all random draws.
     play: Gives the animation.
   """
 

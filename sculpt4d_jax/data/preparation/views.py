@@ -42,7 +42,7 @@ def render_entries(
     num_views: Cameras.
     image_size: Pixels a side.
     supersampling: Colour samples a pixel and axis.
-    rng: Of the cameras.
+    rng: Random generator of the cameras.
 
   Yields:
     The fields of a "view" and a "buffers" entry, and the smallest share of

@@ -54,7 +54,7 @@ class _Mesh:
 
   Attributes:
     schema: Its samples.
-    times: Of the samples, seconds [n].
+    times: Times of the samples, seconds [n].
     parents: Samples and their times of the transforms above it, the topmost
       first.
   """
@@ -69,7 +69,7 @@ class AlembicAsset:
 
   Attributes:
     start: Time of its first sample, seconds.
-    end: Of its last one.
+    end: Time of the last sample (s).
   """
 
   def __init__(

@@ -60,7 +60,7 @@ def on_mesh(
     x: Tokens [..., D]; of four axes, the first two are clips and frames.
     gates: [..., k].
     chosen: [..., k].
-    weights: Of all experts.
+    weights: Weights of all experts.
     logical_axes: Names of the axes of each of them.
   """
   mesh = partitioning.current_mesh()

@@ -68,7 +68,7 @@ def blocks_of(rows_per_group: Array, num_rows: int, block_size: int) -> Blocks:
 
   Args:
     rows_per_group: Filling included, multiples of `block_size`, [E].
-    num_rows: Of all rows, used or not; a multiple of `block_size`.
+    num_rows: Number of rows, used or not; a multiple of `block_size`.
     block_size: Rows of a block.
   """
   ends = jnp.cumsum(rows_per_group) // block_size
