@@ -1,17 +1,22 @@
-"""Blocks of a U, of which the backward pass keeps the inputs and nothing else.
+"""A U of blocks whose backward pass stores only the blocks' inputs.
 
     down      x[b + 1] = block(x[b])                  for b in 0 .. middle
     up        x[b + 1] = block(x[b], skip of b)       after the middle
 
-The skip of the j-th block of the way up is the output of block middle - 1 - j,
-which is the INPUT of block middle - j, and inputs are kept anyhow. So the U as a
-whole costs one activation a block, where differentiating loops one by one would
-keep every skip three times more: as an output, reversed, and as an input. On the
-way back the gradient of a skip takes the place of the input of the block that
-took it, which is not needed any more.
+    block     0      1      2      3      4        five blocks, middle = 2
+    input    x[0]   x[1]   x[2]   x[3]   x[4]
+                     |      +-skip--^      ^
+                     +--------skip---------+
 
-Everything else of a block is computed again. Blocks of the same kind run in one
-loop, so that one block of each kind is compiled.
+The skip of the j-th block on the way up is the output of block middle - 1 - j.
+That is the INPUT of block middle - j, and inputs are stored anyway. The whole U
+thus stores one activation a block. Differentiating the loops separately would
+store every skip three more times: as an output, reversed, and as an input. In
+the backward pass the gradient of a skip overwrites the stored input of the block
+that took it, which is no longer needed.
+
+All other activations of a block are recomputed. Blocks of one kind run in one
+loop, so each kind is compiled once.
 """
 
 from collections.abc import Callable
@@ -32,9 +37,9 @@ class Stage(NamedTuple):
   """Consecutive blocks of one kind.
 
   Attributes:
-    apply: One block.
-    num_blocks: How many there are.
-    has_skip: Whether they are on the way up.
+    apply: Function of one block.
+    num_blocks: Number of blocks.
+    has_skip: Whether the blocks are on the way up and take a skip.
   """
 
   apply: Apply
@@ -51,13 +56,14 @@ def run(
   """Applies all blocks.
 
   Args:
-    stages: On the way down, the middle included; then on the way up.
+    stages: Stages on the way down including the middle, then on the way up.
     params: Parameters of every stage, stacked [L, ...].
     x: Input of the first block.
-    shared: What every block sees: floating point arrays, or None.
+    shared: Inputs of every block: floating point arrays, or None.
 
   Returns:
-    The last block's output, and the figures of every stage's blocks, stacked.
+    The last block's output, and the figures (auxiliary outputs) of every
+    stage's blocks, stacked.
   """
 
   @jax.custom_vjp
@@ -76,7 +82,10 @@ def run(
   return u_shape(params, x, shared)
 
 
-def _forward(stages, params, x, shared):
+def _forward(
+  stages: tuple[Stage, ...], params: tuple[Any, ...], x: Array, shared: Any
+) -> tuple[Array, tuple[Any, ...], tuple[Array, ...]]:
+  """Applies all blocks; also returns the inputs of every stage's blocks."""
   inputs, figures, num_taken = [], [], 0
   for stage, stack in zip(stages, params, strict=True):
     skips = _skips(stages, inputs) if stage.has_skip else None
@@ -94,13 +103,26 @@ def _forward(stages, params, x, shared):
   return x, tuple(figures), tuple(inputs)
 
 
-def _backward(stages, params, shared, inputs, x_bar, figures_bar):
+def _backward(
+  stages: tuple[Stage, ...],
+  params: tuple[Any, ...],
+  shared: Any,
+  inputs: tuple[Array, ...],
+  x_bar: Array,
+  figures_bar: tuple[Any, ...],
+) -> tuple[tuple[Any, ...], Array, Any]:
+  """Gradients of parameters, input and shared inputs, from the last block on.
+
+  `first` counts the blocks before the current stage, `num_taken` the skips that
+  earlier blocks take.
+  """
   skips = _skips(stages, inputs)
   shared_bar = jax.tree.map(jnp.zeros_like, shared)
   num_taken = sum(s.num_blocks for s in stages if s.has_skip)
   first = sum(s.num_blocks for s in stages)
   num_down = first - num_taken
-  params_bar, skip_bars = [], []  # The last stage's first; the newest first.
+  # Both lists grow at the front: stages are visited from the last to the first.
+  params_bar, skip_bars = [], []
   for stage, stack, kept, figure_bar in reversed(
     list(zip(stages, params, inputs, figures_bar, strict=True))
   ):
@@ -119,8 +141,8 @@ def _backward(stages, params, shared, inputs, x_bar, figures_bar):
       params, figure_bar, index = block
       x = lax.dynamic_index_in_dim(kept, index, keepdims=False)
       if stage.num_blocks == 1:
-        # XLA inlines a loop of one turn, and would find the forward pass there
-        # and keep all of its activations.
+        # XLA inlines a loop of one iteration. It would then merge the
+        # recomputation with the forward pass and keep all activations.
         x = lax.optimization_barrier(x)
       skip = None
       if stage.has_skip:
@@ -131,6 +153,8 @@ def _backward(stages, params, shared, inputs, x_bar, figures_bar):
       params_bar, x_bar, skip_bar, contribution = vjp((x_bar, figure_bar))
       shared_bar = jax.tree.map(jnp.add, shared_bar, contribution)
       if stage.has_skip:
+        # The input of this block is dead; its place stores the skip's gradient
+        # until the block that produced the skip is reached.
         kept = lax.dynamic_update_index_in_dim(kept, skip_bar, index, 0)
       return (x_bar, shared_bar, kept), params_bar
 
@@ -146,14 +170,16 @@ def _backward(stages, params, shared, inputs, x_bar, figures_bar):
   return tuple(params_bar), x_bar, shared_bar
 
 
-def _skips(stages, inputs):
-  """Inputs of the blocks on the way down, the newest last."""
+def _skips(
+  stages: tuple[Stage, ...], inputs: list[Array] | tuple[Array, ...]
+) -> Array:
+  """Stacks the inputs of the blocks on the way down, the newest last."""
   down = [x for stage, x in zip(stages, inputs) if not stage.has_skip]
   return down[0] if len(down) == 1 else jnp.concatenate(down)
 
 
-def _skip(skips, number):
-  """The skip that is taken after `number` others."""
+def _skip(skips: Array | None, number: Array | int) -> Array | None:
+  """Returns the skip that is taken after `number` others: last in, first out."""
   if skips is None:
     return None
   return lax.dynamic_index_in_dim(
@@ -161,11 +187,13 @@ def _skip(skips, number):
   )
 
 
-def _add_skip_bar(x_bar, skip_bars, number):
+def _add_skip_bar(
+  x_bar: Array, skip_bars: tuple[Array, ...], number: Array | int
+) -> Array:
   """Adds the gradient of the skip that was taken after `number` others.
 
-  Outputs of other numbers were no skips: that of the middle, and of one block
-  more where there are more on the way down than up.
+  A number out of range adds nothing: the output of the middle block is no skip,
+  and with an even number of blocks neither is that of the block before it.
   """
   for stack in skip_bars:
     is_here = (number >= 0) & (number < len(stack))

@@ -1,48 +1,58 @@
-"""What the TPU kernels do, as lists made on the host.
+"""Work lists of the TPU kernels, built on the host.
 
-A frame is cut into pieces, the longest runs of tokens that see the same keys
-(or parts of them): with strides that are powers of two, in bit-reversed order,
-tokens_per_frame / max_stride tokens, otherwise one block. Between pieces the
-mask is all or nothing, so that no kernel needs a mask.
+A frame is cut into pieces: the longest runs of tokens that see the same keys,
+or equal parts of such runs. With power-of-two strides and bit-reversed order a
+run has tokens_per_frame / max_stride tokens; otherwise it is one block. Between
+two pieces the mask is all or nothing, so the kernels never apply a mask.
 
-A tile is a rectangle of pieces, frames by segments, that stays in fast memory.
-The pieces it sees are streamed past it. Few of them are seen by all pieces of
-the tile and few by only one: a streamed piece is listed with the rows, the
-pieces of the tile that see it, and pieces with equal rows make up an item. What
-is left over of such a group is listed too, and done piece by piece.
+A tile is a rectangle of pieces, frames by segments, that stays in fast memory
+while the pieces that it sees are streamed past it:
 
-Pairs of frames at the largest stride ("far") see one piece each of the other.
-They can be given a pass of their own, whose tiles are many frames of one
-segment: then a streamed piece is seen by the whole tile again.
+    resident tile             streamed piece k
+    +----+----+
+    | r0 | r1 |   <--------   rows {r0, r2} of the tile see k
+    +----+----+
+    | r2 | r3 |               item = (rows, pieces with exactly these rows)
+    +----+----+
 
-Lists hold the exact mask: no pair of pieces outside it, none twice. Time and
-memory to make them grow with their length.
+Few pieces are seen by every row and few by only one. Each streamed piece is
+therefore listed with the rows that see it, and pieces with equal rows form work
+items. The remainder of such a group is listed as well and is computed piece by
+piece.
+
+Pairs of frames at the largest stride ("far" pairs) see one piece of each other.
+They can be moved to a second pass whose tiles are many frames of one segment,
+so that a streamed piece is again seen by the whole tile.
+
+The lists hold the exact mask: no pair of pieces outside it, and none twice.
+Building them takes time and memory proportional to their length.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import mask as mask_lib
 
 _MAX_RUN = 4  # Pieces that one copy fetches.
-_MAX_FILL = 2.0  # Filled-up tokens, as a multiple of the real ones.
+_MAX_FILL = 2.0  # Padded tokens, as a multiple of the real ones.
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How a frame is cut into pieces.
+  """Division of a frame into pieces.
 
   Attributes:
-    num_frames: Frames of a clip.
-    segments: Pieces of a frame.
-    valid: Tokens of a piece.
-    tokens: Tokens of a piece after filling it up.
+    num_frames: Number of frames of a clip.
+    segments: Number of pieces of a frame.
+    valid: Number of tokens of a piece.
+    tokens: Number of tokens of a piece after padding.
     block_order: Natural block at each position of the kernels' order.
-    blocks: For every piece of a frame the natural index of its first block.
+    blocks: Natural index of the first block of every piece of a frame.
   """
 
   num_frames: int
@@ -54,28 +64,35 @@ class Layout:
 
 
 class WorkList(NamedTuple):
-  """The items of every tile of one pass.
+  """The work items of every tile of one pass.
 
-  The words of a tile are a header, its items, and the first items of the next
-  tile, which are fetched ahead. Header: number of items before this tile; then
-  for each size of row set, largest first, the number of items that are done
-  piece by piece, and of full ones. Items come in that order. An item: the
-  number of its pieces, and in the bits from 8 on how many runs they begin with;
-  its rows, four bits each, unless they are all rows of the tile; its pieces,
-  frame * 2^16 + segment. A run is `run` pieces with successive segments of one
-  frame, or in a pass of far pairs with successive frames of one segment: one
-  copy fetches it.
+  The words of a tile, int32:
+
+      header   [ items before this tile | rest, full | rest, full | ... ]
+                                          largest      next size
+      items    in the order of the header, then the first items of the next
+               tile, which the kernel prefetches
+
+      item     word 0   bits 0-7   number of pieces
+                        bits 8-    number of runs that they begin with
+               word 1   rows of the tile that see the pieces, 4 bits each;
+                        unused where all rows do
+               word 2.. pieces, frame << 16 | segment
+
+  "Rest" items are computed piece by piece; "full" items have `stream` pieces. A
+  run is `run` pieces with successive segments of one frame, or, in the pass of
+  far pairs, with successive frames of one segment. One DMA copies a run.
 
   Attributes:
-    words: int32 [tiles, words].
-    tile: Frames and segments of a tile.
-    sizes: Numbers of rows, largest first.
-    stream: Pieces of a full item.
-    run: Pieces of a run.
-    along_frames: Whether runs go along frames, not segments.
-    num_units: Pairs of pieces in the lists, fillings not counted.
-    num_items: For every size, items done piece by piece, their pieces, and full
-      items, over all tiles.
+    words: Header and items, int32 [tiles, words].
+    tile: Number of frames and of segments of a tile.
+    sizes: Sizes of row sets, largest first.
+    stream: Number of pieces of a full item.
+    run: Number of pieces of a run.
+    along_frames: Whether runs extend along frames instead of segments.
+    num_units: Number of pairs of pieces in the lists, without padding.
+    num_items: For every size the rest items, their pieces, and the full items,
+      summed over all tiles.
   """
 
   words: np.ndarray
@@ -88,11 +105,11 @@ class WorkList(NamedTuple):
   num_items: tuple[tuple[int, int, int], ...]
 
   def full_items(self, size_index: int) -> np.ndarray:
-    """Number of full items of one size, for every tile."""
+    """Counts the full items of one size, for every tile."""
     return self.words[:, 2 + 2 * size_index]
 
   def rest_counts(self, size_index: int) -> np.ndarray:
-    """Pieces of every item of one size that is done piece by piece."""
+    """Counts the pieces of every rest item of one size."""
     counts = []
     for word in self.words:
       header = word[1 : header_words(self.sizes)]
@@ -102,7 +119,7 @@ class WorkList(NamedTuple):
     return np.concatenate(counts)
 
   def singles_per_item(self) -> float:
-    """Mean number of pieces that are fetched by a copy of their own."""
+    """Mean number of pieces of an item that need a separate copy."""
     start = header_words(self.sizes)
     pieces, items = 0, 0
     for word in self.words:
@@ -114,6 +131,7 @@ class WorkList(NamedTuple):
 
 
 def header_words(sizes: tuple[int, ...]) -> int:
+  """Number of words of a tile's header."""
   return 1 + 2 * len(sizes)
 
 
@@ -123,8 +141,7 @@ def make_layout(
   """Cuts the frames of a mask into pieces.
 
   Raises:
-    NotImplementedError: Pieces would have to be filled up to more than twice
-      their tokens.
+    NotImplementedError: Padding would more than double the tokens.
   """
   blocks = mask.blocks_per_frame
   if mask.is_power_of_two:
@@ -138,7 +155,7 @@ def make_layout(
   tokens = -(-valid // lanes) * lanes
   if tokens > _MAX_FILL * valid:
     raise NotImplementedError(
-      f"runs of {run} tokens that see the same keys would be filled up to"
+      f"runs of {run} tokens that see the same keys would be padded to"
       f" {tokens}; they must have at least {int(lanes / _MAX_FILL)} tokens"
     )
   segments *= run // valid
@@ -154,7 +171,7 @@ def make_layout(
 
 
 def _piece_size(run: int, limit: int, lanes: int) -> int:
-  """The divisor of a run that costs least when filled up to the lanes."""
+  """Finds the divisor of a run that costs least after padding to the lanes."""
   sizes = [n for n in range(1, min(run, limit) + 1) if run % n == 0]
   return min(sizes, key=lambda n: (run // n * (-(-n // lanes)), -n))
 
@@ -168,20 +185,21 @@ def make_lists(
   buffers: int,
   by_keys: bool = False,
 ) -> tuple[WorkList, ...]:
-  """The work of every pass.
+  """Builds the work list of every pass.
 
   Args:
-    mask: Which blocks see which.
-    layout: From `make_layout`.
-    tiles: Frames and segments of a tile at most, for every pass. A second one
-      does the far pairs of frames.
-    stream: Pieces of a full item.
-    buffers: Items in flight or in use.
-    by_keys: Tiles are of keys, and the queries that see them are streamed, such
-      that `buffers` successive items share no piece.
+    mask: Mask of blocks.
+    layout: Result of `make_layout`.
+    tiles: Largest number of frames and segments of a tile, for every pass. A
+      second pass computes the far pairs of frames.
+    stream: Number of pieces of a full item.
+    buffers: Number of items in flight or in use.
+    by_keys: Whether tiles hold keys while queries are streamed (backward pass).
+      The kernel then accumulates into streamed pieces, so `buffers` successive
+      items must share none.
 
   Returns:
-    One list for each tile shape; shorter if a pass has nothing to do.
+    One list for each tile shape; passes without work are left out.
   """
   pairs = _Pairs(mask, layout, by_keys)
   lists = []
@@ -197,9 +215,9 @@ def make_lists(
 
 
 class _Pairs:
-  """Which pieces see which."""
+  """Pairs of pieces that see each other."""
 
-  def __init__(self, mask, layout, by_keys):
+  def __init__(self, mask: mask_lib.Mask, layout: Layout, by_keys: bool):
     frames = range(mask.num_frames)
     ids = {}
     table = np.array(
@@ -209,13 +227,14 @@ class _Pairs:
       ]
     )
     difference = np.abs(np.subtract.outer(layout.blocks, layout.blocks))
-    # [kinds of pairs of frames, segments of queries, segments of keys].
+    # Most pairs of frames share their strides: the mask is computed once for
+    # each kind of pair. [kinds, query segments, key segments]
     seen = np.array(
       [mask_lib.divides_any(strides, difference) for strides in ids]
     )
-    far = seen.sum(2).max(1) == 1  # One piece each.
+    far = seen.sum(2).max(1) == 1  # They see one piece of each other.
     if far.all():
-      far[:] = False
+      far[:] = False  # A single pass computes everything.
     if by_keys:
       table, seen = table.T, seen.swapaxes(1, 2)
     self._table, self._seen, self._far = table, seen, far
@@ -223,8 +242,10 @@ class _Pairs:
   def has(self, far: bool) -> bool:
     return bool((self._far[self._table] == far).any())
 
-  def of_tile(self, frames, segments, far) -> np.ndarray:
-    """Rows that see each piece, as bits, [F, segments]."""
+  def of_tile(
+    self, frames: range, segments: range, far: bool | None
+  ) -> np.ndarray:
+    """Bit set of the tile's rows that see each piece, int32 [F, segments]."""
     rows = np.zeros(self._table.shape[1:] + self._seen.shape[2:], np.int32)
     bit = 1
     for frame in frames:
@@ -245,14 +266,22 @@ class _Item(NamedTuple):
   num_runs: int
 
 
-def _make_list(pairs, layout, tile, stream, buffers, far, apart) -> WorkList:
+def _make_list(
+  pairs: _Pairs,
+  layout: Layout,
+  tile: tuple[int, int],
+  stream: int,
+  buffers: int,
+  far: bool | None,
+  apart: bool,
+) -> WorkList:
   frames, segments = tile
   num_rows = frames * segments
   sizes = (num_rows,) + tuple(
     1 << bit for bit in reversed(range(4)) if 1 << bit < num_rows
   )
   along_frames = bool(far)
-  # A run longer than what it goes along would be no valid slice.
+  # A longer run would not be a valid slice of the axis that it extends along.
   length = layout.num_frames if along_frames else layout.segments
   run = max(
     n
@@ -273,8 +302,14 @@ def _make_list(pairs, layout, tile, stream, buffers, far, apart) -> WorkList:
   return _pack(tiles, tile, sizes, stream, buffers, run, along_frames)
 
 
-def _items_of_tile(rows_of_piece, sizes, stream, run, along_frames):
-  """For every size the items that are done piece by piece, and full ones."""
+def _items_of_tile(
+  rows_of_piece: np.ndarray,
+  sizes: tuple[int, ...],
+  stream: int,
+  run: int,
+  along_frames: bool,
+) -> list[tuple[list[_Item], list[_Item]]]:
+  """Forms the rest items and the full items of every size."""
   if along_frames:
     rows_of_piece = rows_of_piece.T
   pieces_of_rows = {}
@@ -302,7 +337,7 @@ def _items_of_tile(rows_of_piece, sizes, stream, run, along_frames):
 
 
 def _runs_first(seen: np.ndarray, run: int) -> tuple[np.ndarray, int]:
-  """Flat indices of the pieces seen, [outer, inner]; whole runs come first."""
+  """Flat indices of the seen pieces [outer, inner], whole runs first."""
   padded = np.pad(seen, ((0, 0), (1, 1)))
   steps = np.diff(padded.astype(np.int8), axis=1)
   starts = np.flatnonzero((steps == 1)[:, :-1])
@@ -316,8 +351,8 @@ def _runs_first(seen: np.ndarray, run: int) -> tuple[np.ndarray, int]:
   return np.concatenate(runs + rest), num_runs
 
 
-def _row_sets(bits, sizes):
-  """Cuts a set of rows into sets of the given sizes, largest first."""
+def _row_sets(bits: int, sizes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+  """Splits a set of rows into sets of the given sizes, largest first."""
   rows = [row for row in range(sizes[0]) if bits >> row & 1]
   while rows:
     size = next(size for size in sizes if size <= len(rows))
@@ -325,14 +360,14 @@ def _row_sets(bits, sizes):
     rows = rows[size:]
 
 
-def _keep_apart(tiles, window):
-  """Reorders items such that `window` successive ones share no piece.
+def _keep_apart(tiles: list[Any], window: int) -> list[Any]:
+  """Reorders items so that `window` successive ones share no piece.
 
-  Items of a section share none. Where sections meet, an item that would come
-  too soon is moved back; if that is not enough, empty items, which are of the
-  kind that is done piece by piece, are put between.
+  Items of one section never share a piece. Where two sections meet, an item
+  that would follow too closely is moved back. If that does not suffice, empty
+  rest items are inserted.
   """
-  ordered, recent = [], []  # The last items.
+  ordered, recent = [], []  # `recent` holds the last `window` items.
   empty = _Item((0,), np.zeros(0, np.int32), 0)
   for sections in tiles:
     ordered.append([])
@@ -351,8 +386,10 @@ def _keep_apart(tiles, window):
   return ordered
 
 
-def _place(items, recent, window):
-  """The items in an order that fits after the recent ones; None if stuck."""
+def _place(
+  items: list[_Item], recent: list[_Item], window: int
+) -> list[_Item] | None:
+  """Orders items so that they may follow the recent ones; None if stuck."""
   placed = list(recent)
   waiting = list(items)
   while waiting:
@@ -366,7 +403,16 @@ def _place(items, recent, window):
   return placed[len(recent) :]
 
 
-def _pack(tiles, tile, sizes, stream, buffers, run, along_frames) -> WorkList:
+def _pack(
+  tiles: list[Any],
+  tile: tuple[int, int],
+  sizes: tuple[int, ...],
+  stream: int,
+  buffers: int,
+  run: int,
+  along_frames: bool,
+) -> WorkList:
+  """Writes the items into words, as `WorkList` describes them."""
   flat = [
     item
     for sections in tiles
@@ -380,7 +426,7 @@ def _pack(tiles, tile, sizes, stream, buffers, run, along_frames) -> WorkList:
     word[0] = len(item.pieces) + (item.num_runs << 8)
     if len(item.rows) < tile[0] * tile[1]:
       packed = sum(row << 4 * index for index, row in enumerate(item.rows))
-      word[1] = np.uint32(packed).astype(np.int32)  # The same bits.
+      word[1] = np.uint32(packed).astype(np.int32)  # Keeps the bit pattern.
     word[2 : 2 + len(item.pieces)] = item.pieces
   counts = np.array(
     [[len(items) for part in sections for items in part] for sections in tiles]

@@ -1,19 +1,25 @@
-"""The experts' MLPs on TPU, in memory that a long clip leaves.
+"""Experts' MLPs on TPU in chunks of hidden units, to bound memory.
 
-At the released size the hidden activations of the routed rows are twice four
-times as large as the tokens, and the weights of all experts larger still. Here
-a part of the hidden units is worked through at a time,
+At the released size the hidden activations of the routed rows (two experts a
+token, four times the width) are eight times as large as the tokens, and the
+weights of all experts are larger still. The hidden units are therefore processed
+in chunks ("parts"):
 
     rows of y  =  b2  +  sum over parts p of  gelu(rows . W1[:, p] + b1[p]) . W2[p]
 
-with the sum in float32, and the backward pass computes the activations of a
-part again. Nothing but the tokens and the routing is kept for it. A mesh gathers
-the weights of one part at a time too, and its gradients leave at once for the
-devices that hold them.
+              W1[:, p]            W2[p]
+    rows ---> [hidden of p] ---> (+) ---> total, float32
+               recomputed         ^
+               in backward        +--- one part after the other (lax.scan)
 
-The gradient of a gate is the product of its token's cotangent with the expert's
-output. That output is not at hand, and not needed: with the cotangent of the
-hidden units, before the gate, it is the same sum taken over hidden units.
+The backward pass recomputes the activations of a part; only the tokens and the
+routing are stored for it. On a mesh the weights of one part are gathered at a
+time, and the gradients of a part are reduced to their shards before the next.
+
+The gradient of a gate is <cotangent of its token, output of its expert>. The
+output is not stored and not needed: with a = gelu(...) and the cotangent of a
+before the gate, a_bar = y_bar . W2^T, the same number is the sum of a_bar * a
+over the hidden units, plus the term of b2.
 """
 
 from collections.abc import Callable
@@ -36,7 +42,7 @@ Int = array_types.Int
 ExpertWeights = exchange.ExpertWeights
 Gather = Callable[[ExpertWeights], ExpertWeights]
 
-# Hidden units worked through at a time: what the kernels contract at once.
+# Hidden units of a part: the largest width that the kernels contract at once.
 PART_WIDTH = 2048
 
 
@@ -53,12 +59,12 @@ def apply(
   Args:
     x: Tokens.
     gates: Weight of each choice, float32.
-    chosen: The chosen experts; E or more is of no expert and adds nothing.
-    weights: Parts of the weights that this device holds, split along D only.
-    gather: Makes them whole, whatever hidden units they are of; None for some
-      of the weights gives None.
-    part_width: Hidden units at a time, where it divides them; None is
-      PART_WIDTH.
+    chosen: Chosen experts; E or more stands for no expert and adds nothing.
+    weights: Shards of the weights on this device, split along D only.
+    gather: Function that gathers the weights of any hidden units from their
+      shards; None among the weights stays None.
+    part_width: Number of hidden units of a part; all of them where it does not
+      divide them. None is PART_WIDTH.
   """
   part_width = part_width or PART_WIDTH
   hidden_width = weights.kernel1.shape[2]
@@ -68,7 +74,14 @@ def apply(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _apply(x, gates, chosen, weights, gather, part_width):
+def _apply(
+  x: Array,
+  gates: Array,
+  chosen: Array,
+  weights: ExpertWeights,
+  gather: Gather,
+  part_width: int,
+) -> Array:
   plan, blocks = _plan(chosen, len(weights.kernel1))
   rows = dispatch.dispatch(x, plan)
   bias2 = _gather_bias2(gather, weights.bias2)
@@ -102,7 +115,7 @@ def _backward(gather, part_width, residuals, y_bar):
     rows_bar, gate_bar = carry
     part, to_shards = jax.vjp(gather, _part(weights, start, part_width))
     activated, gelu_vjp = jax.vjp(layers.gelu, _hidden(rows, part, blocks))
-    # Before the gate, which the gate's own gradient needs.
+    # Cotangent before the gate is applied: the gate's gradient needs it so.
     activated_bar = grouped_matmul.multiply(
       y_bar, part.kernel2, blocks, transposed=True
     )
@@ -147,7 +160,10 @@ def _backward(gather, part_width, residuals, y_bar):
 _apply.defvjp(_forward, _backward)
 
 
-def _plan(chosen, num_experts):
+def _plan(
+  chosen: Array, num_experts: int
+) -> tuple[dispatch.Plan, grouped_matmul.Blocks]:
+  """Rows of every expert, padded to whole blocks of the grouped kernels."""
   block_size = grouped_matmul.block_rows(chosen.size, num_experts)
   plan = dispatch.plan(chosen, num_experts, block_size)
   return plan, grouped_matmul.blocks_of(
@@ -164,7 +180,7 @@ def _starts(weights: ExpertWeights, part_width: int) -> Array:
 
 
 def _part(weights: ExpertWeights, start: Any, width: int) -> ExpertWeights:
-  """Weights of the hidden units from `start` on; bias2 is not theirs."""
+  """Weights of the hidden units from `start` on; bias2 has none."""
   cut = functools.partial(
     lax.dynamic_slice_in_dim, start_index=start, slice_size=width
   )
@@ -177,7 +193,7 @@ def _part(weights: ExpertWeights, start: Any, width: int) -> ExpertWeights:
 
 
 def _join(parts: Array, axis: int) -> Array:
-  """[parts, E, ...] to [E, ...], the parts next to each other along an axis."""
+  """Concatenates parts [parts, E, ...] along an axis of [E, ...]."""
   parts = jnp.moveaxis(parts, 0, axis)
   shape = parts.shape
   return parts.reshape(*shape[:axis], -1, *shape[axis + 2 :])
@@ -188,7 +204,7 @@ def _hidden(rows, part, blocks):
 
 
 def _of_rows(bias: Array, blocks: Any, num_rows: int) -> Array:
-  """The bias [E, D] of every row [R, D]."""
+  """Broadcasts the experts' bias [E, D] to their rows [R, D]."""
   bias = bias[blocks.expert][:, None]
   num_blocks = len(blocks.expert)
   shape = (num_blocks, num_rows // num_blocks, bias.shape[-1])
@@ -196,10 +212,11 @@ def _of_rows(bias: Array, blocks: Any, num_rows: int) -> Array:
 
 
 def _sum_of_experts(rows: Array, blocks: Any) -> Array:
-  """Sum of every expert's rows, [E, D] in float32."""
+  """Sums every expert's rows, [E, D] in float32."""
   num_experts = len(blocks.has_rows)
   sums = rows.reshape(len(blocks.expert), -1, rows.shape[-1])
   sums = sums.sum(1, dtype=jnp.float32)
+  # A product with a 0/1 matrix instead of a scatter, which is slow on TPUs.
   is_of = jax.nn.one_hot(blocks.expert, num_experts, axis=0)
   is_of *= blocks.is_used  # [E, num_blocks]
   return jnp.matmul(is_of, sums, precision=lax.Precision.HIGHEST)
