@@ -1,6 +1,7 @@
 r"""Measures how fast records are read: batches against raw bytes.
 
   python -m benchmarks.loader --data=data/mine --num_parts=0
+  python -m benchmarks.loader --data=gs://my-bucket/mine --cache=/tmp/records
 
 Prints records and megabytes a second of the loader (read, checked, decoded,
 augmented, batched), its processor seconds, and those of reading the same entries' bytes from the shards and
@@ -27,6 +28,9 @@ _PARTS = flags.DEFINE_integer(
 _STEPS = flags.DEFINE_integer("num_steps", 10, "Records.", lower_bound=2)
 _THREADS = flags.DEFINE_integer("num_threads", 2, "That read.", lower_bound=1)
 _WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes.", lower_bound=0)
+_CACHE = flags.DEFINE_string(
+  "cache", "", "Folder that shards of a bucket are copied to; as records.cache."
+)
 _CONTENTS = flags.DEFINE_list("contents", ["geometry", "images"], "Read.")
 
 
@@ -44,6 +48,7 @@ def main(argv):
       num_frames=settings["num_frames"],
       num_parts=_PARTS.value,
       image_size=settings["image_size"],
+      cache=_CACHE.value,
     ),
   )
   size, raw = _read_raw(index, _STEPS.value)
@@ -74,7 +79,7 @@ def _report(name, size, seconds, processor_seconds):
 def _read_raw(index, steps) -> tuple[float, np.ndarray]:
   """Bytes and times a record of reading what an example reads."""
   clips = index.splits["train"]
-  reader = shards.ShardReader(index.folder / "shards")
+  reader = shards.ShardReader(index.folder / "shards", _CACHE.value)
   size, start = 0, _times()
   for step in range(steps):
     clip = clips[step % len(clips)]

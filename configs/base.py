@@ -161,6 +161,9 @@ def _records() -> ml_collections.ConfigDict:
       num_threads=4,  # That read and decode, in each process.
       num_workers=0,  # Processes that do so instead of threads.
       prefetch=4,  # Batches that are read ahead.
+      # Folder on this machine's disk that shards of a gs:// or s3:// data set
+      # are copied to when they are first read; "" reads ranges of them.
+      cache="",
     )
   )
 
@@ -246,6 +249,7 @@ def _schedule(best_metric) -> dict:
     best_metric=best_metric,  # As it is logged; "sample/chamfer" for instance.
     export="last",  # Or "best": the weights that are written at the end.
     profile=(),  # First step and number of steps to trace, as (100, 5).
+    hang_seconds=1800.0,  # A longer step ends the run with code 75; 0 never.
   )
 
 

@@ -27,7 +27,6 @@ owners'; those of Hunyuan3D 2.1 and Sculpt4D are not valid in the European
 Union, the United Kingdom and South Korea.
 """
 
-import pathlib
 import time
 
 from absl import flags
@@ -37,6 +36,7 @@ import tqdm
 
 from launch import program
 from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import export as weight_export
@@ -126,7 +126,7 @@ def convert() -> None:
   if _DRY_RUN.value:
     print("\n".join(conversion.describe()))
     return
-  output = pathlib.Path(_OUTPUT.value)
+  output = paths.of(_OUTPUT.value)
   for line in conversion.summary():
     logging.info("%s", line)
   log, start = run_log.RunLog(), time.monotonic()
@@ -182,7 +182,7 @@ def export() -> None:
   """Writes a folder of weights as one safetensors file."""
   if len(_SOURCE.value) != 1:
     raise ValueError("--export takes one --source, a folder of weights.")
-  output = pathlib.Path(_OUTPUT.value)
+  output = paths.of(_OUTPUT.value)
   if output.suffix != open_file.SAFETENSORS:
     raise ValueError(
       f"--output={output}: an export is a {open_file.SAFETENSORS} file."

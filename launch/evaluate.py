@@ -53,6 +53,7 @@ from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 
 _DEFAULTS = geometry_metrics.Conventions()
@@ -223,7 +224,7 @@ def score_on_records(
     "model": model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
   }
   if _OTHER.value:
-    folders["other model"] = pathlib.Path(_OTHER.value)
+    folders["other model"] = paths.of(_OTHER.value)
   reader = record_loader.open_split(_DATA.value, "test", _whole(preset))
   log = run_log.RunLog()
   rows = held_out_records.choose(reader, _NUM_SEQUENCES.value, _ASSETS.value)

@@ -210,6 +210,12 @@ def main(argv):
       len(clips),
       len({clip.asset for clip in clips}),
     )
+  if index.splits["train"] and not index.splits["test"]:
+    logging.warning(
+      "The test split has no assets: no score can be had on them. With only a"
+      " few assets, raise --test_fraction (now %g).",
+      _TEST_FRACTION.value,
+    )
   logging.info("Open %s.", page)
 
 

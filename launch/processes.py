@@ -77,7 +77,7 @@ def initialize() -> None:
 
 
 # So that a cluster's script tells it from an error that would come again.
-EXIT_AFTER_LOSS = 75
+EXIT_AFTER_LOSS = 75  # As `training/watchdog.py` has it.
 
 
 def leave(message: object) -> NoReturn:

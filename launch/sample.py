@@ -28,8 +28,6 @@ with which savings it fits, and does nothing else:
       --config.sampling.offload --config.sampling.guidance_in_turns
 """
 
-import pathlib
-
 from absl import flags
 from absl import logging
 import jax
@@ -40,6 +38,8 @@ from sculpt4d_jax import api
 from sculpt4d_jax.inference import memory_plan
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import sampling as sampling_lib
+from sculpt4d_jax.io import local_copies
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -93,19 +93,19 @@ def main(argv):
     if not flag.value:
       raise ValueError(f"--{flag.name} is missing; --help explains the flags.")
   program.log_platform()
-  output = pathlib.Path(_OUTPUT.value)
+  output = paths.of(_OUTPUT.value)
   outputs.check_writable(output)
   # The clip first: what is wrong with it is found before weights are loaded.
   clip = api.read_clip(
-    _INPUT.value,
+    local_copies.fetch(_INPUT.value),
     preset,
     matte=_MATTE.value,
     start=_START.value,
     end=_END.value,
   )
   result = api.load(preset, _CHECKPOINT.value).generate(clip)
-  paths = result.save(output)
-  logging.info("Wrote %d files to %s.", len(paths), output)
+  written = result.save(output)
+  logging.info("Wrote %d files to %s.", len(written), output)
   print(f"Open {output / outputs.VIEWER} in a browser.")
 
 

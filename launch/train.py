@@ -25,12 +25,11 @@ Change it:   --config.dit_training.optimizer.num_steps=20000
 One stage:   --stages=dit
 On a pod:    --distributed=auto, the same command in every process, and a
              workdir that all of them see; launch/clusters/ starts them.
+In a bucket: --workdir=gs://BUCKET/runs/tiny, or s3://..., see docs/storage.md.
              config.mesh says how the devices are used.
 After a fault, the same command goes on; docs/training.md says what happens at
 SIGTERM, on a full disk and when a process is lost.
 """
-
-import pathlib
 
 from absl import flags
 from absl import logging
@@ -39,6 +38,7 @@ from ml_collections import config_flags
 
 from launch import processes
 from launch import program
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import loop
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import stages
@@ -61,17 +61,32 @@ def main(argv):
   del argv
   processes.initialize()
   program.log_platform()
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = paths.of(_WORKDIR.value)
   logging.info("Preset %s, into %s.", _CONFIG.value.name, workdir)
   _keep_compiled(workdir / "compiled")
   try:
     stages.run(preset_lib.from_config(_CONFIG.value), workdir, _STAGES.value)
   except loop.LostProcessError as error:
     processes.leave(error)
-  logging.info("Done. The weights are in %s.", workdir / "weights")
+  logging.info("Done. %s", _left(workdir, _STAGES.value))
 
 
-def _keep_compiled(folder: pathlib.Path) -> None:
+def _left(workdir: paths.PathLike, names: list[str]) -> str:
+  """What the stages of a run have left, in a sentence."""
+  if "dit" in names:
+    return f"The weights are in {workdir / 'weights'}."
+  if "vae" in names:
+    return (
+      f"The autoencoder's weights are in {workdir / 'weights'}; --stages=dit"
+      " trains the diffusion transformer on its latents."
+    )
+  return (
+    f"The clips are in {workdir / 'data'}; nothing was trained. --stages=vae,dit"
+    " does that."
+  )
+
+
+def _keep_compiled(folder: paths.PathLike) -> None:
   """Keeps compiled code for the next start, unless the user has a place."""
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))

@@ -14,7 +14,6 @@ works twice in a process, in threads and in notebooks.
 from collections.abc import Mapping, Sequence
 import copy
 import dataclasses
-import os
 import pathlib
 from typing import Any
 
@@ -32,6 +31,7 @@ from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import result as result_lib
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.inference import sampling as sampling_lib
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import stages as stages_lib
 from sculpt4d_jax.weights import checkpoint_parts
@@ -40,7 +40,7 @@ from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import model_folders
 from sculpt4d_jax.weights import pretrained
 
-PathLike = str | os.PathLike
+PathLike = paths.PathLike
 PresetLike = PathLike | ml_collections.ConfigDict | preset_lib.Preset
 Meshes = Sequence[mesh_lib.TriangleMesh]
 
@@ -258,12 +258,13 @@ def load(
     ValueError: The preset is unknown, or there are no weights that fit it.
   """
   if _is_path(preset) and weights is None:
-    folder = shipped.find(preset)
-    if os.fspath(preset) not in preset_files.names() and folder.is_dir():
+    is_remote = paths.is_remote(preset)
+    folder = paths.of(preset) if is_remote else shipped.find(preset)
+    if str(preset) not in preset_files.names() and folder.is_dir():
       preset, weights = _preset_of(folder), folder
   config = _typed(preset, changes)
   folder = model_lib.weights_folder(
-    config.weights, None if weights is None else os.fspath(weights)
+    config.weights, None if weights is None else str(weights)
   )
   log = run_log.RunLog(progress)
   with log.stage("load weights"):
@@ -279,7 +280,7 @@ def train(
   *,
   stages: Sequence[str] = stages_lib.STAGES,
   changes: Mapping[str, Any] | None = None,
-) -> pathlib.Path:
+) -> paths.PathLike:
   """Trains a preset; a run that was interrupted resumes.
 
   Args:
@@ -294,7 +295,7 @@ def train(
   Raises:
     ValueError: A stage is unknown or cannot run.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.of(workdir)
   stages_lib.run(_typed(preset, changes), workdir, list(stages))
   return workdir / "weights"
 
@@ -413,7 +414,7 @@ class _Pair:
 
 
 def _is_path(value: Any) -> bool:
-  return isinstance(value, (str, os.PathLike))
+  return isinstance(value, PathLike)
 
 
 def _meshes(

@@ -134,7 +134,10 @@ def make_mesh(
       )
     within = (shape[0] // num_slices, *shape[1:])
     grid = mesh_utils.create_hybrid_device_mesh(
-      within, (num_slices,) + (1,) * (len(shape) - 1), devices
+      within,
+      (num_slices,) + (1,) * (len(shape) - 1),
+      devices,
+      allow_split_physical_axes=True,
     )
   else:
     grid = mesh_utils.create_device_mesh(
@@ -142,6 +145,11 @@ def make_mesh(
     )
   auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
   return Mesh(grid, MESH_AXES, axis_types=auto)
+
+
+def slices(mesh: Mesh) -> list[int]:
+  """The slice of every device, in the order of the mesh."""
+  return [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
 
 
 @contextlib.contextmanager

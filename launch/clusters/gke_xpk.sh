@@ -4,22 +4,22 @@
 # A JobSet starts its processes again after a failure, and the run goes on from
 # its newest checkpoint.
 #
-#   PROJECT=my-project ZONE=us-east5-a CLUSTER=my-cluster \
+#   PROJECT=my-project ZONE=us-east5-a CLUSTER=my-cluster BUCKET=gs://my-bucket \
 #     IMAGE=REGISTRY/sculpt4d launch/clusters/gke_xpk.sh
 #
-# A bucket is seen by all processes after, once for the cluster,
-#   xpk storage attach sculpt4d --cluster=... --type=gcsfuse --bucket=... \
-#     --mount-point=/mnt/bucket --readonly=false --auto-mount=true
+# The run reads and writes the bucket directly; the cluster's service account
+# needs the role Storage Object User on it.
 #
 # Variables (in brackets: the value without one):
 #   PROJECT   Google Cloud project.
 #   ZONE      Zone of the cluster.
 #   CLUSTER   GKE cluster that `xpk cluster create` made.
 #   IMAGE     Container of launch/clusters/Dockerfile, pushed to a registry.
+#   BUCKET    gs://...: the run's folder lies there.
 #   NAME      Name of the workload [sculpt4d].
 #   TYPE      Accelerator, counted as Google does [v5p-128: 64 chips].
 #   SLICES    Slices of that type; config.mesh.data is a multiple [1].
-#   WORKDIR   The run's folder in the container [/mnt/bucket/runs/NAME].
+#   WORKDIR   The run's folder [BUCKET/runs/NAME].
 #   RESTARTS  How often the JobSet starts again [20].
 #   CONFIG    Preset [configs/pods.py:v5p-64].
 #   EXTRA     More flags of launch.train [].
@@ -30,10 +30,11 @@ set -euo pipefail
 : "${ZONE:?name a zone}"
 : "${CLUSTER:?name a GKE cluster}"
 : "${IMAGE:?name a container image}"
+: "${BUCKET:?name a bucket, gs://...}"
 NAME=${NAME:-sculpt4d}
 TYPE=${TYPE:-v5p-128}
 SLICES=${SLICES:-1}
-WORKDIR=${WORKDIR:-/mnt/bucket/runs/$NAME}
+WORKDIR=${WORKDIR:-$BUCKET/runs/$NAME}
 RESTARTS=${RESTARTS:-20}
 CONFIG=${CONFIG:-configs/pods.py:v5p-64}
 EXTRA=${EXTRA:-}

@@ -18,7 +18,8 @@
 # Variables (in brackets: the value without one):
 #   VENV      Environment with requirements.txt and jax[cuda12] [.venv].
 #   CONFIG    Preset; its mesh must multiply to the GPUs [configs/pods.py:gpu-8].
-#   WORKDIR   The run's folder, on a file system of all nodes [runs/NAME of job].
+#   WORKDIR   The run's folder, on a file system of all nodes, or s3://... or
+#             gs://... [runs/NAME of job].
 #   EXTRA     More flags of launch.train [].
 #   DRY_RUN   1 prints the command instead of running it [0].
 set -euo pipefail
@@ -39,7 +40,8 @@ if [[ $DRY_RUN == 1 ]]; then
 else
   code=0
   "${step[@]}" || code=$?
-  # A process was lost, with its node perhaps: again, on nodes that are there.
+  # A process was lost, with its node perhaps, or a step hung: again, on nodes
+  # that are there.
   if ((code == 75 || code == 134 || code == 137)); then
     scontrol requeue "$SLURM_JOB_ID"
   fi

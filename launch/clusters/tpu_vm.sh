@@ -10,12 +10,14 @@
 # Variables (in brackets: the value without one):
 #   PROJECT   Google Cloud project.
 #   ZONE      Zone that has the accelerator.
-#   BUCKET    gs://...: the code is copied there, the run's folder lies there.
+#   BUCKET    gs://...: the code is copied there, the run's folder lies there;
+#             read and written directly, nothing is mounted.
 #   NAME      Name of the queued resource [sculpt4d].
 #   TYPE      Accelerator, counted as Google does [v5p-128: 64 chips].
 #   RUNTIME   Image of the machines [v2-alpha-tpuv5].
 #   CONFIG    Preset [configs/pods.py:v5p-64].
-#   WORKDIR   The run's folder on all machines [/mnt/bucket/runs/NAME].
+#   WORKDIR   The run's folder [BUCKET/runs/NAME].
+#   SLICES    Slices of that type; config.mesh.data is a multiple [1].
 #   RESTARTS  Starts after another machine was lost [20].
 #   SPOT      1 asks for spot capacity, cheaper and interruptible [1].
 #   EXTRA     More flags of launch.train, as --config.dit_training... [].
@@ -29,7 +31,8 @@ NAME=${NAME:-sculpt4d}
 TYPE=${TYPE:-v5p-128}
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5}
 CONFIG=${CONFIG:-configs/pods.py:v5p-64}
-WORKDIR=${WORKDIR:-/mnt/bucket/runs/$NAME}
+WORKDIR=${WORKDIR:-$BUCKET/runs/$NAME}
+SLICES=${SLICES:-1}
 RESTARTS=${RESTARTS:-20}
 SPOT=${SPOT:-1}
 EXTRA=${EXTRA:-}
@@ -52,14 +55,14 @@ run() {
 cat > "$startup" <<STARTUP
 #!/usr/bin/env bash
 set -euo pipefail
-apt-get install -y -qq gcsfuse python3-venv
-mkdir -p /mnt/bucket /opt/sculpt4d
-mountpoint -q /mnt/bucket || gcsfuse --implicit-dirs ${BUCKET#gs://} /mnt/bucket
-tar -xzf /mnt/bucket/code/$NAME.tar.gz -C /opt/sculpt4d
+apt-get install -y -qq python3-venv
+mkdir -p /opt/sculpt4d
+gcloud storage cat $BUCKET/code/$NAME.tar.gz | tar -xz -C /opt/sculpt4d
 cd /opt/sculpt4d
 python3 -m venv .venv
-.venv/bin/pip install -q -r requirements.txt 'jax[tpu]'
-# Codes 75 and 134 say that another machine was lost: all start again.
+.venv/bin/pip install -q -r requirements.txt 'jax[tpu]' gcsfs
+# Codes 75 and 134 say that another machine was lost or a step hung: all start
+# again.
 for ((start = 0; start <= $RESTARTS; start++)); do
   code=0
   .venv/bin/python -m launch.train --distributed=auto \\
@@ -79,8 +82,12 @@ else
 fi
 capacity=()
 if [[ $SPOT == 1 ]]; then capacity=(--spot); fi
+nodes=(--node-id="$NAME")
+if ((SLICES > 1)); then
+  nodes=(--node-prefix="$NAME" --node-count="$SLICES")
+fi
 run gcloud compute tpus queued-resources create "$NAME" \
-  --project="$PROJECT" --zone="$ZONE" --node-id="$NAME" \
+  --project="$PROJECT" --zone="$ZONE" "${nodes[@]}" \
   --accelerator-type="$TYPE" --runtime-version="$RUNTIME" \
   --metadata-from-file=startup-script="$startup" \
   ${capacity[@]+"${capacity[@]}"}

@@ -13,7 +13,6 @@ what that makes of a given device.
 
 from collections.abc import Callable
 import dataclasses
-import pathlib
 import threading
 from typing import Any
 
@@ -26,6 +25,8 @@ from sculpt4d_jax import array_types
 from sculpt4d_jax import shipped
 from sculpt4d_jax.inference import denoising
 from sculpt4d_jax.inference import sampling as sampling_lib
+from sculpt4d_jax.io import local_copies
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import networks
@@ -79,7 +80,7 @@ class Sculpt4D:
   def load(
     cls,
     model: networks.NetworkConfigs,
-    folder: str | pathlib.Path,
+    folder: paths.PathLike,
     *,
     dtype: str | None = None,
     offload: bool = False,
@@ -96,7 +97,7 @@ class Sculpt4D:
     Raises:
       model_files.ModelFileError: Weights are missing or do not fit.
     """
-    folder = pathlib.Path(folder)
+    folder = local_copies.fetch(folder)
     if not folder.is_dir():
       raise model_files.ModelFileError(
         f"{folder} is no folder of weights: expected one that a training or a"
@@ -243,14 +244,14 @@ class Sculpt4D:
     return vae.query_field(key_values, points[None])[0].astype(jnp.float32)
 
 
-def weights_folder(preset: str, given: str | None) -> pathlib.Path:
+def weights_folder(preset: str, given: str | None) -> Any:
   """The folder of weights: the given one, else the preset's.
 
   Raises:
     ValueError: There is neither.
   """
   if given:
-    return shipped.find(given)
+    return paths.of(given) if paths.is_remote(given) else shipped.find(given)
   if not preset:
     raise ValueError("This preset ships no weights: name a folder of them.")
   return shipped.find(preset)

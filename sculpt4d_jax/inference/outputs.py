@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 import json
 import os
-import pathlib
 from typing import Any
 
 from absl import logging
@@ -13,6 +12,7 @@ from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.matting import crop
 from sculpt4d_jax.io.meshes import frame_times
 from sculpt4d_jax.io.meshes import glb
@@ -25,11 +25,11 @@ PREVIEW, RUN = "preview.png", "run.json"
 
 
 def write(
-  folder: str | pathlib.Path,
+  folder: paths.PathLike,
   result: pipeline.Result,
   details: Mapping[str, Any],
   log: run_log.RunLog,
-) -> list[pathlib.Path]:
+) -> list[Any]:
   """Writes everything that a run made.
 
   Files: frame_0000.ply and so on, animation.glb, animation.usdc, viewer.html,
@@ -94,16 +94,19 @@ def write(
       staging / RUN, (json.dumps(record, indent=2) + "\n").encode()
     )
     names = sorted(path.name for path in staging.iterdir())
-  return [pathlib.Path(folder) / name for name in names]
+  return [paths.of(folder) / name for name in names]
 
 
-def check_writable(folder: str | pathlib.Path) -> None:
+def check_writable(folder: paths.PathLike) -> None:
   """Finds out before the work, not after it, that nothing can be written.
 
   Raises:
     ValueError: The folder is a file, or may not be written to.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.of(folder)
+  if paths.is_remote(folder):
+    folder.exists()  # The store answers, and takes our credentials.
+    return
   existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
   if not existing.is_dir():
     raise ValueError(

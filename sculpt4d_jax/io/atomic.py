@@ -6,6 +6,10 @@ on the way, an interrupt included, the temporary file is removed and an older
 file of the same name stays as it was. `staged_folder` does the same for the
 many files of a run.
 
+A path in a store (`paths.StorePath`) is written on this machine's disk first,
+and then uploaded: an object appears whole anyway. The objects of a folder
+appear one by one, those that say that the rest is whole last.
+
 What the system refuses (a full disk, a folder without write permission) comes
 out as `OutputError` with the path and the reason, ready to be shown to a user.
 """
@@ -18,9 +22,15 @@ import os
 import pathlib
 import secrets
 import shutil
+import tempfile
 import typing
 
-PathLike = str | os.PathLike
+from sculpt4d_jax.io import paths
+
+PathLike = str | os.PathLike | paths.StorePath
+
+# Files that say that the folder they lie in is whole: uploaded after the rest.
+DESCRIPTIONS = ("run.json", "sculpt4d.json", "dataset.json")
 
 _ADVICE = {
   errno.ENOSPC: "free some space or choose another folder",
@@ -41,11 +51,11 @@ class OutputError(ValueError):
 
   def __init__(self, path: PathLike, error: OSError):
     reason = error.strerror or str(error) or type(error).__name__
-    message = f"cannot write {os.fspath(path)}: {reason}"
+    message = f"cannot write {path}: {reason}"
     if error.errno in _ADVICE:
       message += f" ({_ADVICE[error.errno]})"
     super().__init__(message + ".")
-    self.path = pathlib.Path(path)
+    self.path = paths.of(path)
     self.errno = error.errno
 
 
@@ -74,7 +84,13 @@ def atomic_path(path: PathLike) -> Iterator[pathlib.Path]:
   Raises:
     OutputError: The file cannot be written, flushed or renamed.
   """
-  path = pathlib.Path(path)
+  path = paths.of(path)
+  if paths.is_remote(path):
+    with output_errors(path), tempfile.TemporaryDirectory() as folder:
+      temporary = pathlib.Path(folder) / path.name
+      yield temporary
+      path.upload(temporary)
+    return
   temporary = path.with_name(
     f".{path.stem[:64]}-{secrets.token_hex(4)}{path.suffix}"
   )
@@ -134,7 +150,17 @@ def staged_folder(
   Raises:
     OutputError: The folder cannot be made or written to.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.of(folder)
+  if paths.is_remote(folder):
+    with _uploaded_folder(folder) as staging:
+      yield staging
+      names = {path.name for path in staging.iterdir()}
+      stale = [
+        p for p in folder.iterdir() if _is_stale(p.name, names, replaces)
+      ]
+    for path in stale:
+      path.unlink(missing_ok=True)
+    return
   staging = folder / f".partial-{secrets.token_hex(4)}"
   with output_errors(folder), _parent_folders(folder):
     try:
@@ -169,7 +195,7 @@ def new_folder(
   Raises:
     OutputError: The folder exists, or cannot be made or written to.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.of(folder)
   is_free = not folder.exists() or (
     folder.is_dir() and (replace or not any(folder.iterdir()))
   )
@@ -177,6 +203,11 @@ def new_folder(
     raise OutputError(
       folder, OSError(errno.ENOTEMPTY, "it exists and is not empty")
     )
+  if paths.is_remote(folder):
+    with _uploaded_folder(folder) as staging:
+      yield staging
+      _remove_whole(folder)
+    return
   name = f".{folder.name[:64]}-partial-{secrets.token_hex(4)}"
   staging = folder.with_name(name)
   old = folder.with_name(f"{name}-old")
@@ -193,6 +224,22 @@ def new_folder(
         os.replace(old, folder)
       raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _uploaded_folder(folder: paths.StorePath) -> Iterator[pathlib.Path]:
+  """Gives an empty folder on the disk, which is uploaded on success."""
+  with output_errors(folder), tempfile.TemporaryDirectory() as name:
+    staging = pathlib.Path(name)
+    yield staging
+    paths.upload_folder(staging, folder, last=DESCRIPTIONS)
+
+
+def _remove_whole(folder: paths.StorePath) -> None:
+  """Removes the objects of a folder, those first that say it is whole."""
+  for name in DESCRIPTIONS:
+    (folder / name).unlink(missing_ok=True)
+  folder.rmtree()
 
 
 @contextlib.contextmanager
@@ -222,8 +269,7 @@ def _move_files(
     path
     for path in folder.iterdir()
     if path.is_file()
-    and pathlib.Path(path.name) not in names
-    and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in replaces)
+    and _is_stale(path.name, {str(n) for n in names}, replaces)
   ]
   for path in files:
     target = folder / path.relative_to(staging)
@@ -232,6 +278,13 @@ def _move_files(
   for path in stale:
     path.unlink()
   shutil.rmtree(staging)
+
+
+def _is_stale(name: str, names: set[str], replaces: Sequence[str]) -> bool:
+  """Whether a file is of an earlier run, and not replaced by one of this."""
+  return name not in names and any(
+    fnmatch.fnmatchcase(name, pattern) for pattern in replaces
+  )
 
 
 def _flush(path: pathlib.Path) -> None:

@@ -2,13 +2,13 @@
 
 import json
 import math
-import pathlib
 from typing import Any
 
 from absl import logging
 import jax
 
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import checkpoints as checkpoints_lib
 from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training import state as state_lib
@@ -17,10 +17,8 @@ from sculpt4d_jax.training import state as state_lib
 class Best:
   """Keeps `keep_best` checkpoints in a folder, with the metric of each."""
 
-  def __init__(
-    self, folder: str | pathlib.Path, schedule: schedule_lib.Schedule
-  ):
-    self._folder = pathlib.Path(folder)
+  def __init__(self, folder: paths.PathLike, schedule: schedule_lib.Schedule):
+    self._folder = paths.of(folder)
     self._schedule = schedule
     self._checkpoints = None
     self._scores = {}

@@ -1,11 +1,11 @@
-"""Checkpoints of a run: whole states, written by Orbax, newest last.
+"""Checkpoints of a run: whole states, newest last.
 
-All processes of a run write their own shards, and any mesh can read them back.
+On a file system they are Orbax's, in a store those of `store_checkpoints`. All
+processes of a run write their own shards, and any mesh can read them back.
 """
 
 import contextlib
 import dataclasses
-import pathlib
 from typing import Any
 
 from absl import logging
@@ -13,7 +13,9 @@ import jax
 from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import state as state_lib
+from sculpt4d_jax.training import store_checkpoints
 
 _UNREADABLE = "unreadable"
 
@@ -29,8 +31,12 @@ class Checkpoints:
   interrupted is ignored.
   """
 
-  def __init__(self, folder: str | pathlib.Path, max_to_keep: int | None = 2):
-    self._folder = pathlib.Path(folder).absolute()
+  def __init__(self, folder: paths.PathLike, max_to_keep: int | None = 2):
+    self._folder = paths.of(folder).absolute()
+    self._is_remote = paths.is_remote(self._folder)
+    if self._is_remote:
+      self._manager = store_checkpoints.Manager(self._folder, max_to_keep)
+      return
     self._manager = ocp.CheckpointManager(
       self._folder,
       # Without it the shapes of a checkpoint cannot be asked for.
@@ -84,9 +90,12 @@ class Checkpoints:
 
   def _what_is_left(self):
     # Not the manager's list, which has the one that failed.
-    whole = sorted(
-      int(p.name) for p in self._folder.iterdir() if p.name.isdigit()
-    )
+    if self._is_remote:
+      whole = self.steps()
+    else:
+      whole = sorted(
+        int(p.name) for p in self._folder.iterdir() if p.name.isdigit()
+      )
     if not whole:
       return "There is none before it; make room and start again."
     return (
@@ -188,6 +197,9 @@ class Checkpoints:
         )
 
   def _put_aside(self, step):
+    if self._is_remote:
+      self._manager.put_aside(step)
+      return
     if jax.process_index() == 0:
       aside = self._folder.with_name(f"{self._folder.name}_{_UNREADABLE}")
       aside.mkdir(exist_ok=True)

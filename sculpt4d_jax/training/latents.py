@@ -6,7 +6,6 @@ ONE noise for all frames of a clip.
 
 import dataclasses
 import io
-import pathlib
 
 from flax import nnx
 import jax
@@ -18,6 +17,7 @@ from sculpt4d_jax.data.procedural import batches as store_batches
 from sculpt4d_jax.data.procedural import drawing
 from sculpt4d_jax.data.procedural import store as record_store
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training.tasks import vae as vae_task
 
@@ -25,7 +25,7 @@ Array = array_types.Array
 
 
 def encode_store(
-  path: str | pathlib.Path,
+  path: paths.PathLike,
   store: record_store.RecordStore,
   vae: shape_vae.ShapeVAE,
   *,
@@ -43,9 +43,9 @@ def encode_store(
     num_choices: Draws of the query rows kept for each clip.
     seed: Of the draws.
   """
-  path = pathlib.Path(path)
+  path = paths.of(path)
   if path.exists():
-    with np.load(path) as file:
+    with path.open("rb") as stream, np.load(stream) as file:
       return store_batches.LatentStore(
         file["mean"], file["log_variance"], float(file["scale"])
       )

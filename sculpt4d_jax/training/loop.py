@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import pathlib
+import json
+import time
 from typing import Any, Protocol
 
 from absl import logging
@@ -14,9 +15,12 @@ import tqdm
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import best_checkpoints as best_lib
 from sculpt4d_jax.training import checkpoints as checkpoints_lib
 from sculpt4d_jax.training import connections
+from sculpt4d_jax.training import goodput as goodput_lib
 from sculpt4d_jax.training import metrics as metrics_lib
 from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import preemption as notice_lib
@@ -25,6 +29,7 @@ from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training import state as state_lib
 from sculpt4d_jax.training import step as step_lib
 from sculpt4d_jax.training import step_metrics as meter_lib
+from sculpt4d_jax.training import watchdog as watchdog_lib
 from sculpt4d_jax.training.ahead_of_time import step_flops
 
 Array = array_types.Array
@@ -94,20 +99,36 @@ class LostProcessError(RuntimeError):
   """Another process of the run is gone; this one cannot go on without it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """What a run leaves.
+
+  Attributes:
+    params: The moving average of the parameters, whole on the host, with those
+      that are not trained: of the last step, or of the best one where the
+      schedule says so.
+    evaluated: Held-out metrics of these parameters; None where they were not
+      evaluated.
+  """
+
+  params: Any
+  evaluated: dict[str, float] | None
+
+
 def train(
   task: Task,
   optimizer: optimizer_lib.OptimizerConfig,
-  workdir: str | pathlib.Path,
+  workdir: paths.PathLike,
   *,
   mesh: partitioning.MeshConfig = partitioning.MeshConfig(),
   seed: int = 0,
   schedule: schedule_lib.Schedule = schedule_lib.Schedule(),
   observers: Sequence[Observer] = (),
-) -> Any:
+) -> Trained:
   """Trains to the last step, going on from the newest checkpoint if any.
 
   Every process of a run calls this with the same arguments; `workdir` is a
-  folder that all of them see. A batch depends on its step alone, so that the
+  folder that all of them see, or a place in a store. A batch depends on its step alone, so that the
   step in the checkpoint is the data's position too.
 
   Args:
@@ -119,17 +140,14 @@ def train(
     schedule: When it logs, evaluates, saves and profiles.
     observers: What looks at the averaged parameters now and then.
 
-  Returns:
-    The moving average of the parameters, whole on the host, with those that are
-    not trained: of the last step, or of the best one where the schedule says so.
-
   Raises:
     meter.NonFiniteLossError: The loss is not a number any more.
     LostProcessError: Another process of the run is gone.
     SystemExit: The machine is to be taken away; the state is saved.
     ValueError: The mesh does not fit the devices or the task.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.of(workdir)
+  goodput = goodput_lib.Goodput()
   device_mesh = partitioning.make_mesh(mesh)
   task.check_mesh(device_mesh, optimizer.accumulation_steps)
   connections.connect(device_mesh)
@@ -142,13 +160,16 @@ def train(
     best = best_lib.Best(workdir / "best", schedule)
     # A checkpoint comes before given weights, and those before fresh ones.
     abstract = abstract_state(task, tx)
-    state = checkpoints.restore_newest(abstract, shardings, missing_ok=True)
+    with goodput.spending("restore"):
+      state = checkpoints.restore_newest(abstract, shardings, missing_ok=True)
     if state is None:
       state = _initial_state(task, tx, shardings)
     elif abstract.fixed:  # No checkpoint holds what does not change.
       fixed = _initial_state(task, tx, shardings).fixed
       state = dataclasses.replace(state, fixed=fixed)
     _log_sizes(state, device_mesh)
+    for remark in optimizer_lib.remarks(optimizer):
+      logging.warning("%s", remark)
     writer = metrics_lib.open_writer(workdir)
     tracer = profiling.Tracer(workdir / "profile", schedule)
     can_save = True
@@ -167,12 +188,18 @@ def train(
           tracer,
           schedule,
           observers,
+          goodput,
+          workdir / "compile_seconds.json",
         )
         state = loop.run(state)
+      evaluated = loop.evaluated
       if schedule.export == "best":
         chosen = best.restore(abstract, shardings)
+        if int(chosen.step) != int(state.step):
+          evaluated = None
         state = dataclasses.replace(chosen, fixed=state.fixed)
-      return _on_host(state_lib.join(state.ema, state.fixed))
+      params = _on_host(state_lib.join(state.ema, state.fixed))
+      return Trained(params, evaluated)
     except checkpoints_lib.CheckpointError:
       can_save = False
       raise
@@ -284,10 +311,16 @@ class _Loop:
   tracer: profiling.Tracer
   schedule: schedule_lib.Schedule
   observers: Sequence[Observer]
+  goodput: goodput_lib.Goodput
+  compile_record: paths.PathLike  # How long compiling took the last time.
+  evaluated: dict[str, float] | None = None  # After the last step.
 
   def __post_init__(self):
     self.meter = meter_lib.Meter(
-      self.writer, self.schedule.log_every, self.task.describe_batch
+      self.writer,
+      self.schedule.log_every,
+      self.task.describe_batch,
+      self.goodput.shares,
     )
 
   def run(self, state: state_lib.TrainState) -> state_lib.TrainState:
@@ -303,19 +336,50 @@ class _Loop:
       # Else the bar obeys the environment's TQDM_DISABLE.
       **({"disable": True} if jax.process_index() else {}),
     )
-    for step in progress:
-      batch = self._batch(step, rows)
-      if step == start:
-        self._measure_work(batch)
-      self.tracer.before(step)
-      state, metrics = self.step_fn(state, batch, self.key)
-      self.meter.add(step + 1, metrics)
-      self._save(state, step + 1)
-      self._evaluate(state, step + 1)
-    self.meter.check()
+    with watchdog_lib.Watchdog(self.schedule.hang_seconds) as self.watchdog:
+      for step in progress:
+        with self.goodput.step():
+          state = self._step(state, step, rows, step == start)
+      self.meter.check()
     return state
 
+  def _step(self, state, step, rows, is_first):
+    """One step, and what is due after it."""
+    batch = self._batch(step, rows)
+    if is_first:
+      self._measure_work(batch)
+    self.tracer.before(step)
+    call = self._compile if is_first else self.step_fn
+    state, metrics = call(state, batch, self.key)
+    self.meter.add(step + 1, metrics)
+    self.watchdog.beat(step + 1)
+    self._save(state, step + 1)
+    self._evaluate(state, step + 1)
+    return state
+
+  def _compile(self, *args):
+    """The first step, which takes as long as compiling does."""
+    path, last = paths.of(self.compile_record), ""
+    if jax.process_index() == 0 and path.is_file():
+      try:
+        last = f"; the last time took {json.loads(path.read_text()):.0f} s"
+      except ValueError:
+        pass  # It is no more than a hint.
+    logging.info("Compiling the training step%s.", last)
+    began = time.monotonic()
+    with self.goodput.spending("compile"):
+      result = self.step_fn(*args)
+    seconds = time.monotonic() - began
+    logging.info("Compiled in %.0f s; training.", seconds)
+    if jax.process_index() == 0:
+      atomic.write_bytes(path, json.dumps(round(seconds, 1)).encode())
+    return result
+
   def _batch(self, step, rows):
+    with self.goodput.spending("data"):
+      return self._make_batch(step, rows)
+
+  def _make_batch(self, step, rows):
     with self.meter.spending("data"):
       batch = self.task.batch(step, rows)
     with self.meter.spending("transfer"):
@@ -334,7 +398,7 @@ class _Loop:
     stops = self.notice.came() or self.checkpoints.reached_preemption(step)
     if step % self.schedule.save_every == 0 or step == self.num_steps or stops:
       self.meter.check()
-      with self.meter.spending("save"):
+      with self.goodput.spending("save"), self.meter.spending("save"):
         self.checkpoints.save(state)
     if stops:
       self.checkpoints.wait()
@@ -347,10 +411,16 @@ class _Loop:
 
   def _evaluate(self, state, step):
     """Evaluates and shows samples where it is time to."""
+    with self.goodput.spending("eval"), self.watchdog.paused():
+      self._evaluate_now(state, step)
+
+  def _evaluate_now(self, state, step):
     values = {}
     params = lambda: state_lib.join(state.ema, state.fixed)
     if step % self.schedule.eval_every == 0 or step == self.num_steps:
       held_out = self.task.evaluate(params())
+      if step == self.num_steps:
+        self.evaluated = held_out
       values |= {f"eval/{name}": value for name, value in held_out.items()}
     for observer in self.observers:
       if step % observer.every == 0 or step == self.num_steps:

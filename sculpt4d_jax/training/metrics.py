@@ -1,10 +1,12 @@
 """Where a run's numbers go: TensorBoard events, JSON lines, the log."""
 
 from collections.abc import Mapping
+from concurrent import futures
 import io
 import json
 import os
 import pathlib
+import tempfile
 import time
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +19,7 @@ from tensorboardX.proto import event_pb2
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 
 Array = array_types.Array
 
@@ -66,6 +69,82 @@ class Writer(Protocol):
     """Flushes."""
 
 
+# What a line of the log shows of a step's numbers, in this order; all of them
+# are in metrics.jsonl.
+_SHOWN = (
+  "loss",
+  "flow_loss",
+  "field_error",
+  "sample_iou",
+  "chamfer",
+  "iou",
+  "f_score",
+  "grad_norm",
+  "learning_rate",
+  "seconds/all",
+  "mfu",
+  "goodput",
+)
+
+
+def summary_line(values: Mapping[str, float]) -> str:
+  """The numbers that a person looks at, as one line."""
+  parts = []
+  for name in _SHOWN:
+    for kind in ("train", "eval", "sample"):
+      value = values.get(f"{kind}/{name}")
+      if value is not None:
+        prefix = "" if kind == "train" else f"{kind}/"
+        short = "s/step" if name == "seconds/all" else name
+        parts.append(f"{prefix}{short} {value:.4g}")
+  if not parts:
+    parts = [f"{k} {v:.4g}" for k, v in list(values.items())[:8]]
+  return "  ".join(parts)
+
+
+class _Mirror:
+  """Copies the files of a folder into a store, whole, in the background.
+
+  A store has no files that grow: what has changed is uploaded again. A failure
+  costs the copies that it hits, never the run.
+  """
+
+  def __init__(self, target: paths.StorePath):
+    self._target = target
+    self._folder = tempfile.TemporaryDirectory(prefix="sculpt4d-metrics-")
+    self.folder = pathlib.Path(self._folder.name)
+    self._pool = futures.ThreadPoolExecutor(1, "metrics")
+    self._sizes: dict[pathlib.Path, int] = {}
+    self._pending: futures.Future | None = None
+    for name in ("metrics.jsonl",):
+      if (target / name).is_file():
+        (target / name).download(self.folder / name)
+
+  def start(self) -> None:
+    """Begins to copy what has changed, unless copying is going on."""
+    if self._pending is None or self._pending.done():
+      self._pending = self._pool.submit(self._copy)
+
+  def close(self) -> None:
+    """Copies the last changes."""
+    self._pool.submit(self._copy).result()
+    self._pool.shutdown()
+    self._folder.cleanup()
+
+  def _copy(self) -> None:
+    for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+      size = path.stat().st_size
+      if self._sizes.get(path) == size:
+        continue
+      name = path.relative_to(self.folder)
+      try:
+        # Read first: the file may grow meanwhile.
+        (self._target / name).write_bytes(path.read_bytes()[:size])
+        self._sizes[path] = size
+      except OSError as error:
+        logging.error("%s; it is tried again later.", error)
+
+
 class RunWriter:
   """TensorBoard events and `metrics.jsonl` in the run's folder.
 
@@ -73,8 +152,12 @@ class RunWriter:
   met a full disk would end unseen, and the next events wait for it for ever.
   """
 
-  def __init__(self, folder: str | pathlib.Path):
-    self._folder = pathlib.Path(folder)
+  def __init__(self, folder: paths.PathLike):
+    self._folder = paths.of(folder)
+    self._mirror = None
+    if paths.is_remote(self._folder):
+      self._mirror = _Mirror(self._folder)
+      self._folder = self._mirror.folder
     events = self._folder / "tensorboard"
     with atomic.output_errors(self._folder):
       events.mkdir(parents=True, exist_ok=True)
@@ -94,8 +177,7 @@ class RunWriter:
       for name, value in values.items():
         self._add(step, summary.scalar(name, float(value)))
       self._flush()
-    numbers = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-    logging.info("step %d  %s", step, numbers)
+    logging.info("step %d  %s", step, summary_line(values))
 
   def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
     with atomic.output_errors(self._folder):
@@ -110,6 +192,8 @@ class RunWriter:
   def _flush(self, after=_FLUSH_SECONDS):
     if time.monotonic() - self._flushed >= after:
       self._events.flush()
+      if self._mirror is not None:
+        self._mirror.start()
       self._flushed = time.monotonic()
 
   def close(self) -> None:
@@ -120,6 +204,8 @@ class RunWriter:
         # What stopped the run is more to the point than that its last numbers
         # are missing.
         logging.error("Metrics of %s are cut short: %s.", self._folder, error)
+    if self._mirror is not None:
+      self._mirror.close()
 
 
 def _open_lines(path):
@@ -146,7 +232,7 @@ class NullWriter:
     pass
 
 
-def open_writer(folder: str | pathlib.Path) -> Writer:
+def open_writer(folder: paths.PathLike) -> Writer:
   """The run's writer; only the first process writes."""
   return RunWriter(folder) if jax.process_index() == 0 else NullWriter()
 

@@ -32,8 +32,8 @@ class OptimizerConfig:
     ema_decay: Of the moving average of the weights, once warmed up.
     accumulation_steps: Parts that a batch is worked through in, to save memory.
     temporal_learning_rate: Peak for the temporal layers, where it differs.
-    frozen: Groups of parameters that do not learn, see `groups`; "base" is all
-      that the per-frame model has.
+    frozen: Groups of parameters that do not learn, see `parameter_groups`;
+      "base" is everything but the temporal layers.
   """
 
   learning_rate: float
@@ -52,8 +52,8 @@ class OptimizerConfig:
   frozen: tuple[str, ...] = ()
 
   def __post_init__(self):
-    object.__setattr__(self, "frozen", tuple(self.frozen))
-    parameter_groups.check_names(self.frozen)
+    frozen = parameter_groups.as_names(self.frozen)
+    object.__setattr__(self, "frozen", frozen)
     if self.accumulation_steps < 1:
       raise ValueError(
         f"accumulation_steps={self.accumulation_steps} must be at least 1."
@@ -69,11 +69,31 @@ class OptimizerConfig:
       )
 
 
+def remarks(config: OptimizerConfig) -> list[str]:
+  """What is allowed, but seldom meant, in sentences."""
+  found = []
+  if config.warmup_steps >= config.num_steps:
+    found.append(
+      f"The warm-up takes {config.warmup_steps} steps and the run"
+      f" {config.num_steps}: the learning rate never reaches its peak. Set"
+      " optimizer.warmup_steps lower."
+    )
+  elif _decay_start(config) >= config.num_steps or config.final_fraction >= 1:
+    found.append(
+      "The learning rate never decays: see optimizer.decay_fraction and"
+      " final_fraction. The last steps' noise stays in the weights."
+    )
+  return found
+
+
+def _decay_start(config: OptimizerConfig) -> int:
+  decay_steps = max(1, int(config.num_steps * config.decay_fraction))
+  return max(config.num_steps - decay_steps, config.warmup_steps)
+
+
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
   """Linear warm-up, constant, cosine decay to the end of the run."""
-  decay_steps = max(1, int(config.num_steps * config.decay_fraction))
-  decay_steps = min(decay_steps, config.num_steps)
-  decay_start = max(config.num_steps - decay_steps, config.warmup_steps)
+  decay_start = _decay_start(config)
   return optax.join_schedules(
     [
       optax.linear_schedule(

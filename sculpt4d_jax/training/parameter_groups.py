@@ -24,9 +24,9 @@ _MARKS = (
   ("skip_linear", "skip"),
 )
 GROUPS = tuple(dict.fromkeys(group for _, group in _MARKS)) + ("other",)
-# All that a per-frame model has.
+# Everything but the temporal layers.
 BASE = "base"
-_NOT_BASE = ("temporal", "image_encoder", "field_head")
+_NOT_BASE = ("temporal",)
 
 
 def group_of(path: tuple[Any, ...]) -> str:
@@ -39,14 +39,33 @@ def group_named(name: str) -> str:
   return next((group for mark, group in _MARKS if mark in name), "other")
 
 
+def as_names(names: Any) -> tuple[str, ...]:
+  """Names of groups, checked.
+
+  Raises:
+    ValueError: It is a word in place of several, or a name is unknown.
+  """
+  word = names if isinstance(names, str) else "".join(names)
+  if isinstance(names, str) or (
+    len(word) == len(names) > 1 and word in {*GROUPS, BASE}
+  ):
+    # A word is taken for its letters where several are expected.
+    raise ValueError(
+      f"frozen={word} must be a tuple of groups, also for a single one: write"
+      f" --config.dit_training.optimizer.frozen=\"('{word}',)\"."
+    )
+  check_names(tuple(names))
+  return tuple(names)
+
+
 def check_names(names: tuple[str, ...]) -> None:
   """Raises ValueError at a name that is neither a group nor "base"."""
   unknown = set(names) - {*GROUPS, BASE}
   if unknown:
     raise ValueError(
       f"Unknown groups of parameters {sorted(unknown)}; choose among"
-      f" {[*GROUPS, BASE]}, where {BASE!r} is everything that the per-frame"
-      " model has."
+      f" {[*GROUPS, BASE]}, where {BASE!r} is everything but the temporal"
+      " layers."
     )
 
 

@@ -19,6 +19,7 @@ from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.models import lora as lora_lib
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.training import optimizer as optimizer_lib
+from sculpt4d_jax.training import parameter_groups
 from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training.tasks import dit as dit_task
 from sculpt4d_jax.training.tasks import vae as vae_task
@@ -268,10 +269,14 @@ def _dit_training(fields: dict[str, Any]) -> DiTTraining:
   own = {name: fields.pop(name) for name in ("init_from", "latent_choices")}
   samples = _make(SampledConfig, fields.pop("samples"), f"{section}.samples")
   lora = _make(lora_lib.LoRAConfig, fields["lora"], f"{section}.lora")
+  if lora.rank:
+    # Adapters of the DiT alone, whatever a training from nothing learns.
+    fields |= {"train_image_encoder": False, "context_field_weight": 0.0}
   task = _make(dit_task.DiTTaskConfig, fields | {"lora": lora}, section)
   if not task.train_image_encoder:
     # The weights of an encoder that does not learn would decay otherwise.
-    frozen = {*optimizer["frozen"], "image_encoder"}
+    frozen = parameter_groups.as_names(optimizer["frozen"])
+    frozen = {*frozen, "image_encoder"}
     optimizer["frozen"] = tuple(sorted(frozen))
   return DiTTraining(
     task=task,

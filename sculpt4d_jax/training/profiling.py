@@ -1,10 +1,12 @@
 """Traces of some steps, for TensorBoard's profiler and Perfetto."""
 
 import pathlib
+import tempfile
 
 from absl import logging
 import jax
 
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import schedule as schedule_lib
 
 
@@ -15,8 +17,9 @@ class Tracer:
   that goes on behind them writes none.
   """
 
-  def __init__(self, folder: pathlib.Path, schedule: schedule_lib.Schedule):
-    self._folder = folder
+  def __init__(self, folder: paths.PathLike, schedule: schedule_lib.Schedule):
+    self._folder = paths.of(folder)
+    self._staging = None  # The profiler writes files.
     self._schedule = schedule
     self._is_on = False
 
@@ -24,7 +27,10 @@ class Tracer:
     """Call it before a step, counted from 0, is started."""
     wanted = self._schedule.traces(step) and jax.process_index() == 0
     if wanted and not self._is_on:
-      jax.profiler.start_trace(str(self._folder))
+      if paths.is_remote(self._folder):
+        self._staging = tempfile.TemporaryDirectory(prefix="sculpt4d-trace-")
+      target = self._staging.name if self._staging else self._folder
+      jax.profiler.start_trace(str(target))
       self._is_on = True
     elif self._is_on and not wanted:
       self.close()
@@ -34,6 +40,10 @@ class Tracer:
     if self._is_on:
       jax.profiler.stop_trace()
       self._is_on = False
+      if self._staging is not None:
+        with self._staging as staging:
+          paths.upload_folder(pathlib.Path(staging), self._folder)
+        self._staging = None
       logging.info(
         "Traced %d steps into %s; see them with tensorboard"
         " --logdir=%s (pip install tensorboard-plugin-profile).",

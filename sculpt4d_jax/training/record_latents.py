@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import hashlib
 import json
-import pathlib
 import zlib
 
 from absl import logging
@@ -35,6 +34,7 @@ from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.data.records import schema
 from sculpt4d_jax.data.records import shards as record_files
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training.tasks import vae as vae_task
@@ -197,7 +197,7 @@ Job = PosteriorJob | FeatureJob
 
 
 def precompute(
-  folders: Sequence[str | pathlib.Path],
+  folders: Sequence[paths.PathLike],
   job: Job,
   *,
   share: int = 0,
@@ -284,7 +284,7 @@ def _is_done(job, path, clips) -> bool:
   return {reader.clip(row).clip for reader, row in clips} <= set(contents)
 
 
-def latent_scale(folders: Sequence[str | pathlib.Path], name: str) -> float:
+def latent_scale(folders: Sequence[paths.PathLike], name: str) -> float:
   """The factor that gives the training clips' latents a variance of 1.
 
   Raises:

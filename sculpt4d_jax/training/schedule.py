@@ -1,4 +1,4 @@
-"""When a run writes, evaluates, samples, saves and profiles."""
+"""When a run writes, evaluates, samples, saves, profiles, and gives up."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ _KINDS = ("eval", "sample")
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """Steps between what a run does beside training.
+  """Steps between what a run does besides training.
 
   Attributes:
     log_every: Steps between lines of training metrics.
@@ -25,6 +25,8 @@ class Schedule:
       best checkpoint; for the latter, `keep_best` is at least 1.
     profile: First step and number of steps to write a trace of; () for none.
       Tracing begins when the step before has been read.
+    hang_seconds: A step that takes longer ends the run, which is then to be
+      started again (`watchdog`); 0 waits for ever.
   """
 
   log_every: int = 20
@@ -35,12 +37,17 @@ class Schedule:
   best_metric: str = "eval/flow_loss"
   export: str = "last"
   profile: tuple[int, ...] = ()
+  hang_seconds: float = 1800.0
 
   def __post_init__(self):
     object.__setattr__(self, "profile", tuple(self.profile))
     for name in ("log_every", "eval_every", "save_every", "keep_checkpoints"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+    if self.hang_seconds < 0:
+      raise ValueError(
+        f"hang_seconds={self.hang_seconds} must be 0, which is off, or more."
+      )
     if self.keep_best < 0:
       raise ValueError(f"keep_best={self.keep_best} must not be negative.")
     if kind(self.best_metric) not in _KINDS:

@@ -8,9 +8,9 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import pathlib
 from typing import Any, Protocol
 
+from absl import logging
 from flax import nnx
 import jax
 import orbax.checkpoint as ocp
@@ -22,6 +22,8 @@ from sculpt4d_jax.data.procedural import batches as store_batches
 from sculpt4d_jax.data.procedural import store as record_store
 from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import local_copies
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
@@ -34,6 +36,8 @@ from sculpt4d_jax.weights import model_folders
 
 # Of one process for another, in seconds.
 _MAX_WAIT = 7 * 24 * 3600
+# Object that says that all procedural clips are in a store.
+_WHOLE = "whole"
 _barriers = itertools.count()  # Names of barriers are never used twice.
 
 
@@ -65,7 +69,7 @@ class Source(Protocol):
     """Batches for the DiT, of clips that are encoded."""
 
 
-def open_source(preset: preset_lib.Preset, workdir: pathlib.Path) -> Source:
+def open_source(preset: preset_lib.Preset, workdir: paths.PathLike) -> Source:
   """The source that a preset names.
 
   Args:
@@ -85,7 +89,7 @@ def open_source(preset: preset_lib.Preset, workdir: pathlib.Path) -> Source:
 class ProceduralSource:
   """Clips that are made here, and kept in the working folder."""
 
-  def __init__(self, preset: preset_lib.Preset, workdir: pathlib.Path):
+  def __init__(self, preset: preset_lib.Preset, workdir: paths.PathLike):
     self._workdir = workdir
     self._num_choices = preset.dit_training.latent_choices
     self._num_uniform = preset.data.sizes.num_uniform
@@ -151,6 +155,15 @@ class RecordSource:
         digest.update(clip.clip.encode())
     # The folders may move; what they hold may not change.
     self.identity = {"training clips": digest.hexdigest()}
+    if not any(
+      dataset_index.read_index(folder).splits["test"]
+      for folder in self._folders
+    ):
+      logging.warning(
+        "The test split of %s has no clips: nothing is evaluated. With only a"
+        " few assets, raise --test_fraction of launch.prepare_data.",
+        ", ".join(self._folders),
+      )
 
   def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
     example = dataclasses.replace(
@@ -233,7 +246,7 @@ def feature_job(
 
 
 def load_module(
-  model: networks.NetworkConfigs, folder: str | pathlib.Path, name: str
+  model: networks.NetworkConfigs, folder: paths.PathLike, name: str
 ) -> nnx.Module:
   """One of a preset's networks with weights, in float32.
 
@@ -252,7 +265,7 @@ def load_module(
   )
 
 
-def check_identity(folder: pathlib.Path, source: Source) -> None:
+def check_identity(folder: paths.PathLike, source: Source) -> None:
   """Makes sure that a resumed stage goes on with the data it began with.
 
   Raises:
@@ -287,7 +300,7 @@ def wait_for_all(name: str) -> None:
 
 
 def _make_stores(
-  data: preset_lib.DataConfig, folder: pathlib.Path
+  data: preset_lib.DataConfig, folder: paths.PathLike
 ) -> tuple[record_store.RecordStore, ...]:
   """The training and the held-out split of procedural clips."""
   splits = {
@@ -295,10 +308,13 @@ def _make_stores(
     "held_out": (data.num_held_out, data.held_out_seed),
   }
 
+  # Mapped into memory: of a store's folder there is a copy on each machine.
+  local = local_copies.scratch(folder)
+
   def open_or_make():
     return tuple(
       record_store.open_or_make(
-        folder / name,
+        local / name,
         num_clips=num_clips,
         num_frames=data.num_frames,
         first_seed=seed,
@@ -307,7 +323,21 @@ def _make_stores(
       for name, (num_clips, seed) in splits.items()
     )
 
-  return _first_process_first(open_or_make, "data")
+  if not paths.is_remote(folder):
+    return _first_process_first(open_or_make, "data")
+
+  def copy_or_make():
+    is_there = (folder / _WHOLE).exists()
+    with local_copies.locked(local):
+      if is_there:
+        local_copies.fetch_into(folder, local)
+      stores = open_or_make()
+    if jax.process_index() == 0 and not is_there:
+      paths.upload_folder(local, folder)
+      (folder / _WHOLE).write_bytes(b"")
+    return stores
+
+  return _first_process_first(copy_or_make, "data")
 
 
 def _first_process_first(make, name):

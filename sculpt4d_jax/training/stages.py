@@ -6,6 +6,7 @@ from absl import logging
 from flax import nnx
 import jax
 
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import loop
@@ -21,7 +22,7 @@ _VAE_FILE = pathlib.PurePath("weights") / "vae.safetensors"
 
 
 def run(
-  preset: preset_lib.Preset, workdir: pathlib.Path, stages: list[str]
+  preset: preset_lib.Preset, workdir: paths.PathLike, stages: list[str]
 ) -> None:
   """Runs stages in order; each goes on where an earlier run stopped.
 
@@ -35,6 +36,7 @@ def run(
     ValueError: A stage is unknown or cannot run; see `tasks.check`.
     model_files.ModelFileError: Weights to start from do not fit.
   """
+  workdir = paths.of(workdir)
   unknown = set(stages) - set(STAGES)
   if unknown:
     raise ValueError(
@@ -50,7 +52,7 @@ def run(
 
 def train_vae(
   preset: preset_lib.Preset,
-  workdir: pathlib.Path,
+  workdir: paths.PathLike,
   source: sources.Source,
 ) -> None:
   """Trains the autoencoder and writes its weights and all latents."""
@@ -61,7 +63,7 @@ def train_vae(
     given = nnx.state(sources.load_module(preset.model, init_from, "vae"))
   task = presets.vae(preset, source.surfaces(options), given)
   sources.check_identity(workdir / "vae", source)
-  params = loop.train(
+  trained = loop.train(
     task,
     training.optimizer,
     workdir / "vae",
@@ -70,16 +72,23 @@ def train_vae(
     schedule=training.schedule,
   )
   # The clips are encoded with the weights that are written.
-  params = model_files.as_stored(params)
+  params = model_files.as_stored(trained.params)
   vae = nnx.merge(task.graphdef, params)
   details = {
     "steps": training.optimizer.num_steps,
     "field_band": options.field_band,
     "scale_factor": source.encode(vae),
-    "eval": task.evaluate(params),
+    "eval": _evaluated(task, trained),
   }
   logging.info("Autoencoder: %s", details)
   _save(workdir / _VAE_FILE, params, preset.model.vae, details)
+
+
+def _evaluated(task, trained) -> dict[str, float]:
+  """Held-out metrics: those of the last evaluation, where it was of these."""
+  if trained.evaluated is None:
+    return task.evaluate(trained.params)
+  return trained.evaluated
 
 
 def _save(path, params, model_config, details):
@@ -91,7 +100,7 @@ def _save(path, params, model_config, details):
 
 def train_dit(
   preset: preset_lib.Preset,
-  workdir: pathlib.Path,
+  workdir: paths.PathLike,
   source: sources.Source,
 ) -> None:
   """Trains the DiT, and the image encoder with it if the preset says so."""
@@ -114,7 +123,7 @@ def train_dit(
     {name: nnx.state(module) for name, module in given.items()},
   )
   sources.check_identity(workdir / "dit", source)
-  params = loop.train(
+  trained = loop.train(
     task,
     training.optimizer,
     workdir / "dit",
@@ -123,9 +132,10 @@ def train_dit(
     schedule=training.schedule,
     observers=_observers(preset, vae, scale),
   )
+  params = trained.params
   details = {
     "steps": training.optimizer.num_steps,
-    "eval": task.evaluate(params),
+    "eval": _evaluated(task, trained),
   }
   logging.info("DiT: %s", details)
   if options.lora.rank:
@@ -155,7 +165,7 @@ def _observers(
 
 
 def _take_vae(
-  model: networks.NetworkConfigs, folder: str, path: pathlib.Path
+  model: networks.NetworkConfigs, folder: str, path: paths.PathLike
 ) -> None:
   """Copies the autoencoder of the weights to start from."""
   _, abstract = networks.abstract(shape_vae.ShapeVAE, model.vae)
@@ -167,7 +177,7 @@ def _take_vae(
 
 
 def _load_vae(
-  config: shape_vae.ShapeVAEConfig, path: pathlib.Path
+  config: shape_vae.ShapeVAEConfig, path: paths.PathLike
 ) -> tuple[shape_vae.ShapeVAE, float]:
   """The autoencoder, and the factor of the latents that go with it."""
   graphdef, abstract = networks.abstract(shape_vae.ShapeVAE, config)

@@ -33,7 +33,17 @@ class Meter:
     writer: metrics_lib.Writer,
     log_every: int,
     describe: Callable[[int], str],
+    extra: Callable[[], dict[str, float]] = dict,
   ):
+    """Begins to measure.
+
+    Args:
+      writer: Takes the means.
+      log_every: Steps that are averaged.
+      describe: What a step's batch holds, for a message.
+      extra: Further numbers for every line.
+    """
+    self._extra = extra
     self._writer = writer
     self._log_every = log_every
     self._describe = describe
@@ -81,7 +91,7 @@ class Meter:
     self._values.append(values)
     if step % self._log_every == 0:
       mean = {k: metrics_lib.mean([v[k] for v in self._values]) for k in values}
-      mean |= self._times()
+      mean |= self._times() | self._extra()
       self._writer.write(
         step, {f"train/{k}": v for k, v in mean.items() if v == v}
       )

@@ -6,12 +6,12 @@ that what was trained here can go back; temporal attention has the names that
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.weights import dit as dit_weights
 from sculpt4d_jax.weights import image_encoder as image_encoder_weights
 from sculpt4d_jax.weights import model_folders
@@ -32,8 +32,8 @@ SCALE = "sculpt4d_scale_factor"
 
 
 def export(
-  folder: str | pathlib.Path,
-  output: str | pathlib.Path,
+  folder: paths.PathLike,
+  output: paths.PathLike,
   *,
   dtype: str | None = None,
   with_temporal: bool = True,
@@ -56,7 +56,7 @@ def export(
     ValueError: The folder holds no weights of ours.
     atomic.OutputError: The file cannot be written.
   """
-  parts = model_folders.open_parts(pathlib.Path(folder))
+  parts = model_folders.open_parts(folder)
   tensors, tables = {}, {}
   for name, part in parts.items():
     table = table_of(name, part.config, with_temporal)

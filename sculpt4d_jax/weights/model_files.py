@@ -8,7 +8,6 @@ so that weights which do not fit a preset are refused with the reason.
 from collections.abc import Mapping
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 from flax import nnx
@@ -18,6 +17,8 @@ import safetensors
 import safetensors.numpy
 
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import local_copies
+from sculpt4d_jax.io import paths
 
 _FORMAT = "sculpt4d-1"
 # One entry: the order of several would differ from run to run.
@@ -49,7 +50,7 @@ class ModelFileError(ValueError):
 
 
 def save(
-  path: str | pathlib.Path,
+  path: paths.PathLike,
   params: nnx.State,
   config: Any,
   details: Mapping[str, Any],
@@ -93,7 +94,7 @@ def as_stored(params: nnx.State, dtype: Any = np.float16) -> nnx.State:
 
 
 def load(
-  path: str | pathlib.Path, abstract: nnx.State, config: Any
+  path: paths.PathLike, abstract: nnx.State, config: Any
 ) -> tuple[nnx.State, dict[str, Any]]:
   """Reads parameters.
 
@@ -108,7 +109,7 @@ def load(
   Raises:
     ModelFileError: The file is missing, damaged, foreign or of another size.
   """
-  path = pathlib.Path(path)
+  path = paths.of(path)
   metadata, arrays = _read(path)
   header = parse_header(path, metadata)
   check_config(path, header["config"], config)
@@ -120,9 +121,7 @@ def load(
   return state, header["details"]
 
 
-def parse_header(
-  path: pathlib.Path, metadata: Mapping[str, str]
-) -> dict[str, Any]:
+def parse_header(path: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
   """Configuration and details from a safetensors file's metadata.
 
   Raises:
@@ -172,7 +171,8 @@ def _read(path):
   if not path.is_file():
     raise ModelFileError(f"There are no weights at {path}.")
   try:
-    with safetensors.safe_open(path, framework="numpy") as file:
+    local = local_copies.fetch(path)
+    with safetensors.safe_open(local, framework="numpy") as file:
       metadata = file.metadata() or {}
       return metadata, {name: file.get_tensor(name) for name in file.keys()}
   except (safetensors.SafetensorError, OSError, ValueError) as error:

@@ -17,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sculpt4d_jax import shipped
+from sculpt4d_jax.io import local_copies
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import model_files
@@ -59,7 +61,7 @@ class StoredPart:
 
 
 def load(
-  folder: str | pathlib.Path,
+  folder: paths.PathLike,
   part: str,
   abstract: nnx.State,
   config: Any,
@@ -85,7 +87,7 @@ def load(
   Raises:
     ModelFileError: They are missing, damaged, foreign or of another size.
   """
-  folder = shipped.find(folder)
+  folder = _local(folder)
   if not (folder / DESCRIPTION).is_file():
     state, details = model_files.load(
       folder / f"{part}.safetensors", abstract, config
@@ -110,13 +112,13 @@ def load(
   return state, stored["details"]
 
 
-def open_parts(folder: pathlib.Path) -> dict[str, StoredPart]:
+def open_parts(folder: paths.PathLike) -> dict[str, StoredPart]:
   """The networks of a folder, to be read slice by slice.
 
   Raises:
     ModelFileError: The folder holds no weights of ours.
   """
-  folder, parts = shipped.find(folder), {}
+  folder, parts = _local(folder), {}
   if (folder / DESCRIPTION).is_file():
     description = _read_description(folder)
     for name, about in description["parts"].items():
@@ -144,6 +146,13 @@ def open_parts(folder: pathlib.Path) -> dict[str, StoredPart]:
       " wrote."
     )
   return parts
+
+
+def _local(folder: paths.PathLike) -> pathlib.Path:
+  """A folder of weights on this machine: a copy of one in a store."""
+  if paths.is_remote(folder):
+    return local_copies.fetch(folder)
+  return shipped.find(folder)
 
 
 def describe(config: Any, details: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ output projection is zero, and the 4D model equals the per-frame one.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-import pathlib
 from typing import Any
 
 from flax import nnx
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.weights import checkpoint_parts
@@ -192,7 +192,7 @@ def plan_conversion(
 
 def write(
   conversion: Conversion,
-  folder: str | pathlib.Path,
+  folder: paths.PathLike,
   *,
   dtype: str = "bfloat16",
   details: Mapping[str, Any] | None = None,
@@ -215,7 +215,7 @@ def write(
   """
   if dtype not in DTYPES:
     raise ValueError(f"dtype={dtype!r}: choose one of {DTYPES}.")
-  folder = pathlib.Path(folder)
+  folder = paths.of(folder)
   if overwrite and folder.exists():
     if not (folder / model_folders.DESCRIPTION).is_file():
       raise ValueError(

@@ -55,6 +55,8 @@ class ExampleConfig:
     colour_jitter: Brightness, contrast and saturation vary by +- this.
     posterior: Name of the encoder whose posteriors are read.
     features: Name of the image encoder whose features are read.
+    cache: Folder on a disk that shards of a store are copied to; see
+      `shards.ShardReader`.
   """
 
   contents: tuple[str, ...] = ("geometry", "images")
@@ -73,6 +75,7 @@ class ExampleConfig:
   colour_jitter: float = 0.1
   posterior: str = ""
   features: str = ""
+  cache: str = ""
 
   def __post_init__(self):
     unknown = set(self.contents) - set(CONTENTS)
@@ -121,9 +124,13 @@ def _open(index, config) -> _Folder:
   return _Folder(
     settings["num_frames"],
     settings["num_uniform"] / num_points,
-    record_files.ShardReader(index.folder / "shards"),
-    record_files.ShardReader(index.folder / "posteriors" / config.posterior),
-    record_files.ShardReader(index.folder / "features" / config.features),
+    record_files.ShardReader(index.folder / "shards", config.cache),
+    record_files.ShardReader(
+      index.folder / "posteriors" / config.posterior, config.cache
+    ),
+    record_files.ShardReader(
+      index.folder / "features" / config.features, config.cache
+    ),
   )
 
 

@@ -13,18 +13,18 @@ Grain comes from the package grain, which only this file imports.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import pathlib
 
 from absl import flags
 import numpy as np
 
 from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.data.records import index as dataset_index
+from sculpt4d_jax.io import paths
 
 # Examples until the sequence ends: an endless one overflows in small batches.
 _MANY = 1 << 48
 
-Folders = str | pathlib.Path | Sequence[str | pathlib.Path]
+Folders = paths.PathLike | Sequence[paths.PathLike]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def open_split(
   folders: Folders, split: str, config: record_examples.ExampleConfig
 ) -> record_examples.ExampleReader:
   """Opens the clips of a split; the errors are those of `RecordLoader`."""
-  if isinstance(folders, (str, pathlib.Path)):
+  if isinstance(folders, paths.PathLike):
     folders = (folders,)
   if split not in dataset_index.SPLITS:
     raise ValueError(

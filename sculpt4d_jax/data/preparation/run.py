@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 from absl import logging
@@ -24,6 +23,7 @@ from sculpt4d_jax.data.preparation import prepare
 from sculpt4d_jax.data.preparation import unit_work
 from sculpt4d_jax.data.preparation import units as asset_units
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.assets import asset_files
 
 AssetLimits = asset_files.AssetLimits
@@ -63,15 +63,15 @@ class RunSettings:
 
 
 def open_output(
-  output: str | pathlib.Path, settings: prepare.PreparationSettings
-) -> pathlib.Path:
+  output: paths.PathLike, settings: prepare.PreparationSettings
+) -> Any:
   """Makes the folder of a data set, or checks that it is of the same kind.
 
   Raises:
     ValueError: It holds records of other settings.
     OutputError: It cannot be made.
   """
-  folder = pathlib.Path(output)
+  folder = paths.of(output)
   kind = json.loads(json.dumps(dataclasses.asdict(settings)))
   path = folder / "settings.json"
   if path.is_file():

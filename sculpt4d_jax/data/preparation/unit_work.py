@@ -11,7 +11,6 @@ import dataclasses
 import importlib.metadata
 import io
 import json
-import pathlib
 import platform
 from typing import Any
 
@@ -24,6 +23,7 @@ from sculpt4d_jax.data.preparation import units as asset_units
 from sculpt4d_jax.data.records import schema
 from sculpt4d_jax.data.records import shards
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.assets import asset_files
 
 AssetError = asset_files.AssetError
@@ -42,8 +42,8 @@ _PREVIEW_SIZE = 144
 _PAPER = (238, 238, 236)
 
 
-def verdict_path(output: str | pathlib.Path, unit: Unit) -> pathlib.Path:
-  return pathlib.Path(output) / "verdicts" / f"{unit.id}.json"
+def verdict_path(output: paths.PathLike, unit: Unit) -> Any:
+  return paths.of(output) / "verdicts" / f"{unit.id}.json"
 
 
 def prepare_isolated(
@@ -112,7 +112,7 @@ def prepare(
     AssetError: The asset cannot be opened.
     OutputError: The folder cannot be written to.
   """
-  folder = pathlib.Path(output)
+  folder = paths.of(output)
   clips: list[dict[str, Any]] = []
   shard = f"{unit.id}{shards.SUFFIX}"
   path = folder / "shards" / shard

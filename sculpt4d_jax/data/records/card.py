@@ -1,14 +1,14 @@
 """The dataset card: what is in a data set, on what terms, and how it was made."""
 
 import collections
-import pathlib
+from typing import Any
 
 from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.data.records import schema
 from sculpt4d_jax.io import atomic
 
 
-def write_card(index: dataset_index.DatasetIndex, command: str) -> pathlib.Path:
+def write_card(index: dataset_index.DatasetIndex, command: str) -> Any:
   """Writes `README.md` of a data set.
 
   Args:

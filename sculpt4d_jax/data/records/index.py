@@ -10,12 +10,12 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import json
-import pathlib
 from typing import Any
 
 from sculpt4d_jax.data.records import schema
 from sculpt4d_jax.data.records import shards
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 
 RecordError = schema.RecordError
 
@@ -52,7 +52,7 @@ class DatasetIndex:
     splits: Clips of "train" and of "test".
   """
 
-  folder: pathlib.Path
+  folder: Any
   settings: Mapping[str, Any]
   splits: Mapping[str, list[IndexedClip]]
 
@@ -64,18 +64,16 @@ def split_of(asset: str, test_fraction: float) -> str:
   return "test" if share < test_fraction else "train"
 
 
-def read_verdicts(folder: str | pathlib.Path) -> list[dict[str, Any]]:
+def read_verdicts(folder: paths.PathLike) -> list[dict[str, Any]]:
   """All verdicts of a data set, sorted by asset."""
   verdicts = [
     json.loads(path.read_text())
-    for path in sorted((pathlib.Path(folder) / "verdicts").glob("*.json"))
+    for path in sorted((paths.of(folder) / "verdicts").glob("*.json"))
   ]
   return sorted(verdicts, key=lambda v: (v["asset_name"], v["unit"]))
 
 
-def write_index(
-  folder: str | pathlib.Path, test_fraction: float
-) -> DatasetIndex:
+def write_index(folder: paths.PathLike, test_fraction: float) -> DatasetIndex:
   """Indexes all finished shards.
 
   Args:
@@ -89,7 +87,7 @@ def write_index(
   """
   if not 0 <= test_fraction < 1:
     raise ValueError(f"test_fraction={test_fraction} must lie in [0, 1).")
-  folder = pathlib.Path(folder)
+  folder = paths.of(folder)
   reader = shards.ShardReader(folder / "shards")
   splits: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
   for verdict in read_verdicts(folder):
@@ -121,13 +119,13 @@ def write_index(
   return read_index(folder)
 
 
-def read_index(folder: str | pathlib.Path) -> DatasetIndex:
+def read_index(folder: paths.PathLike) -> DatasetIndex:
   """Reads the index of a data set.
 
   Raises:
     RecordError: There is none, or one of another version.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.of(folder)
   path = folder / FILE_NAME
   if not path.is_file():
     raise RecordError(

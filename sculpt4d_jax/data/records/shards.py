@@ -14,12 +14,14 @@ import collections
 from collections.abc import Iterable, Mapping
 import json
 import os
-import pathlib
 import threading
 from typing import Any
 
 from sculpt4d_jax.data.records import schema
+from sculpt4d_jax.data.records import shard_ranges
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import local_copies
+from sculpt4d_jax.io import paths
 
 RecordError = schema.RecordError
 PathLike = str | os.PathLike
@@ -83,11 +85,19 @@ class ShardReader:
   """Reads entries of many shards, keeping the latest of them open.
 
   May be pickled, and used by several threads: each process opens files of its
-  own.
+  own. Shards in a store are read by ranges, or copied to a disk first.
   """
 
-  def __init__(self, folder: PathLike):
-    self.folder = pathlib.Path(folder)
+  def __init__(self, folder: paths.PathLike, cache: str = ""):
+    """Opens no shard yet.
+
+    Args:
+      folder: Of the shards.
+      cache: Folder on a disk that shards of a store are copied to when they
+        are first needed; "" reads ranges of them instead.
+    """
+    self.folder = paths.of(folder)
+    self._cache = cache
     self._reset()
 
   def _reset(self) -> None:
@@ -96,10 +106,10 @@ class ShardReader:
     self._lock = threading.Lock()
 
   def __getstate__(self):
-    return {"folder": self.folder}
+    return {"folder": self.folder, "cache": self._cache}
 
   def __setstate__(self, state):
-    self.folder = state["folder"]
+    self.folder, self._cache = state["folder"], state["cache"]
     self._reset()
 
   def read(self, shard: str, position: int) -> bytes:
@@ -110,13 +120,18 @@ class ShardReader:
     """
     with self._lock:
       reader = self._reader(shard)
-      try:
-        return reader.read([position])[0]
-      except Exception as error:  # The reader raises what its C++ raises.
-        raise RecordError(
-          f"{self.folder / shard} is damaged: entry {position} cannot be read"
-          f" ({str(error)[:200]})."
-        ) from error
+      if not isinstance(reader, shard_ranges.RangeReader):
+        return self._read_file(reader, shard, position)
+    return reader.read(position)  # Several at a time.
+
+  def _read_file(self, reader, shard, position) -> bytes:
+    try:
+      return reader.read([position])[0]
+    except Exception as error:  # The reader raises what its C++ raises.
+      raise RecordError(
+        f"{self.folder / shard} is damaged: entry {position} cannot be read"
+        f" ({str(error)[:200]})."
+      ) from error
 
   def contents(self, shard: str) -> dict[str, Any]:
     """The table of contents: by clip, places of entries and details.
@@ -161,6 +176,18 @@ class ShardReader:
     path = self.folder / shard
     if not path.is_file():
       raise RecordError(f"there is no shard {path}.")
+    reader = self._open_path(path)
+    self._open[shard] = reader
+    if len(self._open) > _MAX_OPEN:
+      _, oldest = self._open.popitem(last=False)
+      oldest.close()
+    return reader
+
+  def _open_path(self, path):
+    if paths.is_remote(path):
+      if not self._cache:
+        return shard_ranges.RangeReader(path)
+      path = local_copies.fetch(path, self._cache)
     try:
       reader = _array_record().ArrayRecordReader(os.fspath(path), _READ_OPTIONS)
       is_whole = reader.ok()
@@ -172,10 +199,6 @@ class ShardReader:
       ) from error
     if not is_whole:
       raise RecordError(f"{path} is no ArrayRecord file, or cut off.")
-    self._open[shard] = reader
-    if len(self._open) > _MAX_OPEN:
-      _, oldest = self._open.popitem(last=False)
-      oldest.close()
     return reader
 
 

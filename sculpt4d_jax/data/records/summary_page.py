@@ -7,11 +7,11 @@ rejected with its reasons; it works offline, beside its pictures.
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 import html
-import pathlib
 from typing import Any
 
 from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 
 _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem auto;
@@ -40,9 +40,9 @@ _SHOWN = (
 _MAX_SHOWN = 2000
 
 
-def write_summary(folder: str | pathlib.Path) -> pathlib.Path:
+def write_summary(folder: paths.PathLike) -> Any:
   """Writes `summary.html` of a data set; returns its path."""
-  folder = pathlib.Path(folder)
+  folder = paths.of(folder)
   verdicts = dataset_index.read_verdicts(folder)
   clips = [(v, clip) for v in verdicts for clip in v["clips"]]
   accepted = [(v, c) for v, c in clips if c["accepted"]]

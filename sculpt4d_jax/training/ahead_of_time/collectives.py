@@ -11,15 +11,20 @@ g devices, for a result of r bytes:
     all-to-all          r (g - 1) / g        reduce-scatter  r (g - 1)
     collective-permute  r
 
+With several slices, a collective is counted on the network that it needs: "DCN"
+where a group has chips of more than one slice, "ICI" where it has not.
+
 The turns of a loop are the compiler's own figure where it prints one, and are
 read off the loop's condition, `counter < constant` from zero on, elsewhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import math
 import re
 from typing import NamedTuple
+
+import numpy as np
 
 _DTYPE_BYTES = {
   "pred": 1,
@@ -67,6 +72,7 @@ class Collective:
     bytes: What a chip receives in all of them.
     unknown_loops: How many are in loops of which the turns could not be read,
       and are counted as if these turned once.
+    network: "ICI" within slices, "DCN" across them.
   """
 
   kind: str
@@ -74,6 +80,7 @@ class Collective:
   number: int
   bytes: int
   unknown_loops: int = 0
+  network: str = "ICI"
 
 
 class _Instruction(NamedTuple):
@@ -83,8 +90,16 @@ class _Instruction(NamedTuple):
   rest: str
 
 
-def count(text: str) -> tuple[Collective, ...]:
-  """The collectives of a program, the most bytes first."""
+def count(
+  text: str, slices: Sequence[int] | None = None
+) -> tuple[Collective, ...]:
+  """The collectives of a program, the most bytes first.
+
+  Args:
+    text: The optimised program.
+    slices: The slice of every device, in the order of the mesh; None where all
+      are of one.
+  """
   computations, entry = _parse(text)
   found = {}
   for instruction, times, is_known, scatter in _walk(
@@ -98,8 +113,10 @@ def count(text: str) -> tuple[Collective, ...]:
     if group == 1:
       continue
     one = _received(kind, size, group)
-    old = found.get((kind, group), Collective(kind, group, 0, 0))
-    found[kind, group] = dataclasses.replace(
+    network = _network(instruction.rest, slices)
+    key = kind, group, network
+    old = found.get(key, Collective(kind, group, 0, 0, network=network))
+    found[key] = dataclasses.replace(
       old,
       number=old.number + times,
       bytes=old.bytes + times * one,
@@ -242,6 +259,63 @@ def _group_size(attributes: str) -> int:
       size *= int(part or sizes[axis])
     return size
   return 2
+
+
+def _network(attributes: str, slices: Sequence[int] | None) -> str:
+  """The network that a collective needs."""
+  if slices is None or len(set(slices)) == 1:
+    return "ICI"
+  for group in _groups(attributes, len(slices)):
+    if len({slices[device] for device in group}) > 1:
+      return "DCN"
+  return "ICI"
+
+
+def _groups(attributes: str, num_devices: int) -> list[list[int]]:
+  """Groups of devices; all of them, where groups are not printed."""
+  listed = re.search(
+    r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", attributes
+  )
+  if listed:
+    return [
+      [int(n) for n in group.split(",") if n.strip()]
+      for group in re.findall(r"\{([\d, ]*)\}", listed.group(1))
+    ]
+  iota = re.search(
+    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+  )
+  if iota:
+    shape, dims = ([int(n) for n in iota.group(i).split(",")] for i in (1, 2))
+    ids = np.arange(np.prod(dims)).reshape(dims)
+    if iota.group(3):
+      ids = ids.transpose([int(n) for n in iota.group(3).split(",")])
+    return ids.reshape(-1, shape[-1]).tolist()
+  mesh = re.search(
+    r"replica_groups=(?:@?\w+)?\[([^\]]*)\]\s*\{([^}]*)\}", attributes
+  )
+  if mesh:
+    return _mesh_groups(mesh.group(1), mesh.group(2))
+  return [list(range(num_devices))]
+
+
+def _mesh_groups(mesh: str, axes: str) -> list[list[int]]:
+  """Groups along axes of a mesh, or parts of axes: 'a':(before)size."""
+  sizes = {name: int(n) for name, n in re.findall(r"'([\w.]+)'=(\d+)", mesh)}
+  parts = {
+    name: (int(before), int(size)) if size else (1, sizes[name])
+    for name, before, size in re.findall(
+      r"'([\w.]+)'(?::\((\d+)\)(\d+))?", axes
+    )
+  }
+  shape, moved = [], []
+  for name, size in sizes.items():
+    before, width = parts.get(name, (size, 1))
+    moved.append(len(shape) + 1)
+    shape += [before, width, size // (before * width)]
+  ids = np.arange(np.prod(shape)).reshape(shape)
+  ids = np.moveaxis(ids, moved, range(-len(moved), 0))
+  width = int(np.prod([w for _, w in parts.values()]))
+  return ids.reshape(-1, width).tolist()
 
 
 def _received(kind: str, size: int, group: int) -> int:

@@ -33,18 +33,21 @@ class Chip:
     memory_bytes: HBM.
     flops: Peak in bfloat16, a second.
     link_bytes: Between chips, all links of one chip together, a second.
+    dcn_bytes: Between slices, one chip's share, a second.
   """
 
   memory_bytes: float
   flops: float
   link_bytes: float
+  dcn_bytes: float
 
 
-# Google Cloud's pages of each TPU; links in one direction.
+# Google Cloud's pages of each TPU; links in one direction. The share of the data
+# centre's network is that of the pages' figure for a whole pod, or for a chip.
 _CHIPS = {
-  "v5e": Chip(16e9, 197e12, 200e9),
-  "v5p": Chip(95e9, 459e12, 600e9),
-  "v6e": Chip(32e9, 918e12, 448e9),
+  "v5e": Chip(16e9, 197e12, 200e9, 3.1e9),
+  "v5p": Chip(95e9, 459e12, 600e9, 6.2e9),
+  "v6e": Chip(32e9, 918e12, 448e9, 12.5e9),
 }
 # Times the forward pass: backward takes twice its work, remat repeats it.
 _BACKWARD, _REMAT = 2, 1
@@ -61,8 +64,14 @@ def chip(topology: str) -> Chip:
   return _CHIPS[kind]
 
 
-def topology_devices(topology: str) -> Sequence[jax.Device]:
+def topology_devices(
+  topology: str, num_slices: int = 1
+) -> Sequence[jax.Device]:
   """Devices to compile for; "v6e:1x1" is a single one.
+
+  Args:
+    topology: Kind and shape of a slice.
+    num_slices: Slices that the data centre's network joins.
 
   Raises:
     ValueError: The compiler for TPUs is missing, or knows no such topology.
@@ -73,6 +82,8 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
   if topology.split(":")[-1].strip("1x") == "":
     # One chip of a host, which has several.
     options["chips_per_host_bounds"] = (1, 1, 1)
+  if num_slices > 1:
+    options["num_slices"] = num_slices
   try:
     return topologies.get_topology_desc(
       platform="tpu", topology_name=topology, **options
@@ -155,9 +166,21 @@ def kernels(lowered: Any) -> list[str]:
 
 
 def examine(
-  executable: Any, kind: Chip, work: dict[str, float], num_chips: int
+  executable: Any,
+  kind: Chip,
+  work: dict[str, float],
+  num_chips: int,
+  slices: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-  """Figures of a compiled program, for one chip."""
+  """Figures of a compiled program, for one chip.
+
+  Args:
+    executable: The program.
+    kind: The chip.
+    work: FLOPs on all chips, by kind.
+    num_chips: Chips.
+    slices: The slice of every chip, in the order of the mesh; None for one.
+  """
   memory = executable.memory_analysis()
   peak = getattr(memory, "peak_memory_in_bytes", 0) or (
     memory.argument_size_in_bytes
@@ -173,11 +196,14 @@ def examine(
     "code": memory.generated_code_size_in_bytes,
     "peak": peak,
   }
-  moved = _collectives(executable)
+  moved = _collectives(executable, slices)
   seconds = {"products": work["hardware"] / num_chips / kind.flops}
   if moved is not None:
-    total = sum(entry["bytes"] for entry in moved)
-    seconds["collectives"] = total / kind.link_bytes
+    rates = {"ICI": kind.link_bytes, "DCN": kind.dcn_bytes}
+    for network, rate in rates.items():
+      total = sum(e["bytes"] for e in moved if e["network"] == network)
+      if total or network == "ICI":
+        seconds[f"collectives, {network}"] = total / rate
   bound = max(seconds.values())
   return {
     "memory_gb": {k: round(v / 1e9, 3) for k, v in sizes.items()},
@@ -188,7 +214,7 @@ def examine(
   }
 
 
-def _collectives(executable: Any) -> list[dict[str, Any]] | None:
+def _collectives(executable: Any, slices: Any) -> list[dict[str, Any]] | None:
   """What `collectives.count` finds, or None where no text is printed."""
   try:
     text = executable.as_text()
@@ -196,7 +222,7 @@ def _collectives(executable: Any) -> list[dict[str, Any]] | None:
     return None
   if not text:
     return None
-  return [dataclasses.asdict(c) for c in collectives.count(text)]
+  return [dataclasses.asdict(c) for c in collectives.count(text, slices)]
 
 
 def describe(what: str, report: dict[str, Any], limit: float) -> str:
@@ -214,7 +240,8 @@ def describe(what: str, report: dict[str, Any], limit: float) -> str:
     for entry in report["collectives"]:
       unsure = ", some in loops of unknown turns" * bool(entry["unknown_loops"])
       lines.append(
-        f"  {entry['kind']} among {entry['group_size']} chips:"
+        f"  {entry['kind']} among {entry['group_size']} chips over"
+        f" {entry['network']}:"
         f" {entry['number']}, {entry['bytes'] / 1e9:.3f} GB received{unsure}"
       )
   if report.get("kernels"):

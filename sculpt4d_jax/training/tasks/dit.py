@@ -72,8 +72,9 @@ class DiTTaskConfig:
       self.train_image_encoder or self.context_field_weight
     ):
       raise ValueError(
-        "LoRA trains adapters of the DiT alone: train_image_encoder must be"
-        " False and context_field_weight 0, came"
+        "LoRA trains adapters of the DiT alone: set"
+        " --config.dit_training.train_image_encoder=False and"
+        " --config.dit_training.context_field_weight=0, which are"
         f" {self.train_image_encoder} and {self.context_field_weight}."
       )
 

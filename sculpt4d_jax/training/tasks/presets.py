@@ -6,12 +6,12 @@ before.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import pathlib
 
 from flax import nnx
 
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.data import batches as batches_lib
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training.tasks import dit as dit_task
@@ -76,7 +76,7 @@ def dit(
 def check(
   preset: preset_lib.Preset,
   stages: Sequence[str],
-  vae_file: pathlib.Path,
+  vae_file: paths.PathLike,
 ) -> None:
   """Checks that stages can run, as far as that is known before they do.
 
@@ -125,7 +125,7 @@ def _check_best(
 
 
 def _check_dit_start(
-  preset: preset_lib.Preset, has_vae: bool, vae_file: pathlib.Path
+  preset: preset_lib.Preset, has_vae: bool, vae_file: paths.PathLike
 ) -> None:
   init_from = preset.dit_training.init_from
   if init_from:
@@ -149,7 +149,8 @@ def _check_weights(
   preset: preset_lib.Preset, folder: str, names: Sequence[str]
 ) -> None:
   """Raises ModelFileError where a folder lacks networks of these sizes."""
-  found = model_folders.open_parts(pathlib.Path(folder))
+  folder = paths.of(folder)
+  found = model_folders.open_parts(folder)
   missing = [name for name in names if name not in found]
   if missing:
     raise model_files.ModelFileError(
@@ -157,7 +158,7 @@ def _check_weights(
     )
   for name in names:
     model_files.check_config(
-      pathlib.Path(folder) / name,
+      folder / name,
       model_files.fields(found[name].config),
       preset.model.parts()[name][1],
     )

@@ -7,6 +7,7 @@ its offline mode (HF_HUB_OFFLINE=1 or `offline=True`).
 import pathlib
 import re
 
+from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.weights.tensor_files import open_file
 from sculpt4d_jax.weights.tensor_files import tensor_file
 
@@ -41,7 +42,7 @@ def resolve(
     CheckpointError: Nothing is found, or a download failed.
     ImportError: huggingface_hub is needed and missing.
   """
-  path = pathlib.Path(source).expanduser()
+  path = local_copies.fetch(source).expanduser()
   if path.is_dir():
     return open_file.find_files(path)
   if path.exists() or path.is_symlink():

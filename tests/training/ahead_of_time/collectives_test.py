@@ -39,6 +39,54 @@ for c in collectives.count(text):
 """
 
 
+_TWO_SLICES = """
+# Two slices of four devices, along data: what goes over data leaves the slice,
+# and so does the reduce-scatter over all.
+for c in collectives.count(text, [0] * 4 + [1] * 4):
+  print(c.kind, c.network, c.number, c.bytes)
+"""
+
+
+def test_collectives_of_two_slices_are_counted_by_network(run_on_devices):
+  program = _PROGRAM[: _PROGRAM.index("for c in")] + _TWO_SLICES
+  lines = run_on_devices(8, program).split("\n")
+  assert sorted(filter(None, lines)) == [
+    "all-gather ICI 5 7680",
+    "all-reduce DCN 5 320",
+    "all-to-all ICI 1 384",
+    "collective-permute ICI 1 512",
+    "reduce-scatter DCN 1 1792",
+  ]
+
+
+@pytest.mark.parametrize(
+  "groups, slices, network",
+  [
+    ("replica_groups={{0,1},{2,3}}", [0, 0, 1, 1], "ICI"),
+    ("replica_groups={{0,2},{1,3}}", [0, 0, 1, 1], "DCN"),
+    ("replica_groups=[2,2]<=[4]", [0, 0, 1, 1], "ICI"),
+    ("replica_groups=[2,2]<=[2,2]T(1,0)", [0, 0, 1, 1], "DCN"),
+    ("replica_groups=mesh['a'=2,'b'=2] {'b'}", [0, 0, 1, 1], "ICI"),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [0, 0, 1, 1], "DCN"),
+    ("replica_groups=mesh['a'=4] {'a':(2)2}", [0, 0, 1, 1], "ICI"),
+    ("replica_groups=mesh['a'=4] {'a':(1)2}", [0, 0, 1, 1], "DCN"),
+    ("source_target_pairs={{0,1},{1,0},{2,3},{3,2}}", [0, 0, 1, 1], "ICI"),
+    ("source_target_pairs={{0,1},{1,2}}", [0, 0, 1, 1], "DCN"),
+    ("channel_id=1", [0, 0, 1, 1], "DCN"),
+    ("channel_id=1", [0, 0, 0, 0], "ICI"),
+  ],
+)
+def test_the_network_of_every_form_of_groups(groups, slices, network):
+  text = f"""ENTRY %main (p: f32[8]) -> f32[8] {{
+  ROOT %x = f32[8] collective-permute(%p), {groups}
+}}"""
+  # The kind makes no difference to how groups are read.
+  if "replica_groups" in groups:
+    text = text.replace("collective-permute", "all-reduce")
+  [found] = collectives.count(text, slices)
+  assert found.network == network
+
+
 def test_a_program_worked_by_hand(run_on_devices):
   lines = run_on_devices(8, _PROGRAM).split("\n")
   assert sorted(filter(None, lines)) == [

@@ -68,7 +68,9 @@ def test_guidance_doubles_the_calls_of_a_sampler():
 def test_figures_of_a_program():
   x = jnp.ones((256, 256))
   executable = jax.jit(lambda x: x @ x).lower(x).compile()
-  chip = compiled.Chip(memory_bytes=1e9, flops=1e9, link_bytes=1e9)
+  chip = compiled.Chip(
+    memory_bytes=1e9, flops=1e9, link_bytes=1e9, dcn_bytes=1e9
+  )
   work = {"model": 1e9, "hardware": 2e9}
   report = compiled.examine(executable, chip, work, num_chips=1)
   assert report["memory_gb"]["arguments"] == round(4 * 256**2 / 1e9, 3)

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Trains on machines that SkyPilot rents, on whichever cloud has them.
+#
+# SkyPilot (pip install skypilot) starts a managed job again after its machine
+# was taken away; the run goes on from the newest checkpoint in the bucket.
+#
+#   BUCKET=s3://my-bucket launch/clusters/skypilot.sh
+#
+# Variables (in brackets: the value without one):
+#   BUCKET       s3://... or gs://...: the run's folder lies there.
+#   NAME         Name of the job [sculpt4d].
+#   ACCELERATOR  Kind and number a machine [H100:8].
+#   NODES        Machines; the mesh multiplies to all accelerators [1].
+#   CONFIG       Preset [configs/pods.py:gpu-8].
+#   WORKDIR      The run's folder [BUCKET/runs/NAME].
+#   SPOT         1 asks for spot machines, cheaper and interruptible [1].
+#   EXTRA        More flags of launch.train [].
+#   DRY_RUN      1 prints the task and the command, and starts nothing [0].
+set -euo pipefail
+
+: "${BUCKET:?name a bucket, s3://... or gs://...}"
+NAME=${NAME:-sculpt4d}
+ACCELERATOR=${ACCELERATOR:-H100:8}
+NODES=${NODES:-1}
+CONFIG=${CONFIG:-configs/pods.py:gpu-8}
+WORKDIR=${WORKDIR:-$BUCKET/runs/$NAME}
+SPOT=${SPOT:-1}
+EXTRA=${EXTRA:-}
+DRY_RUN=${DRY_RUN:-0}
+
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+task=$(mktemp --suffix=.yaml)
+trap 'rm -f "$task"' EXIT
+spot=false
+if [[ $SPOT == 1 ]]; then spot=true; fi
+
+# One process a machine uses all of its accelerators; SkyPilot numbers machines.
+cat > "$task" <<TASK
+name: $NAME
+num_nodes: $NODES
+workdir: .
+resources:
+  accelerators: $ACCELERATOR
+  use_spot: $spot
+  job_recovery:
+    strategy: EAGER_NEXT_REGION
+    recover_on_exit_codes: [75, 134]
+setup: |
+  python3 -m venv .venv
+  .venv/bin/pip install -q -r requirements.txt 'jax[cuda12]' gcsfs s3fs
+run: |
+  first=\$(echo "\$SKYPILOT_NODE_IPS" | head -n 1)
+  .venv/bin/python -m launch.train --config=$CONFIG --workdir=$WORKDIR \
+    --distributed=flags --coordinator="\$first:12355" \
+    --num_processes="\$SKYPILOT_NUM_NODES" --process_id="\$SKYPILOT_NODE_RANK" \
+    $EXTRA
+TASK
+
+if [[ $DRY_RUN == 1 ]]; then
+  cat "$task"
+  echo "sky jobs launch --yes $task"
+else
+  sky jobs launch --yes "$task"
+fi

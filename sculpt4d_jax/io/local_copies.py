@@ -1,0 +1,128 @@
+"""Copies on a disk of what lies in a store, for code that needs files.
+
+Copies are kept in a cache: `$XDG_CACHE_HOME/sculpt4d` or `~/.cache/sculpt4d`,
+or a folder that the caller names. A copy is used again as long as the store
+has the same version of the object; another version replaces it.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent import futures
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from sculpt4d_jax.io import paths
+
+_VERSIONS = ".versions.json"
+_THREADS = 8  # Objects that are copied at a time.
+
+
+def cache_folder() -> pathlib.Path:
+  """Where copies are kept unless a caller names another place."""
+  base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  return pathlib.Path(base) / "sculpt4d"
+
+
+def scratch(path: Any, cache: str | pathlib.Path | None = None) -> pathlib.Path:
+  """The folder on this disk that stands for a path: itself, if it is local.
+
+  Args:
+    path: In a store or not.
+    cache: The cache's folder; None is the common one.
+  """
+  path = paths.of(path)
+  if not paths.is_remote(path):
+    return path
+  digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+  folder = pathlib.Path(cache) if cache else cache_folder()
+  return folder / f"{digest}-{path.name}"
+
+
+def fetch(path: Any, cache: str | pathlib.Path | None = None) -> pathlib.Path:
+  """A local path with the content of a file or folder.
+
+  Args:
+    path: An object or a folder of a store; a local path is returned as it is.
+    cache: The cache's folder; None is the common one.
+
+  Returns:
+    The local path. One that does not exist where the store has nothing.
+
+  Raises:
+    StoreError: The store cannot be reached.
+  """
+  path = paths.of(path)
+  if not paths.is_remote(path):
+    return path
+  # An object keeps its name, by which readers know its kind.
+  target = scratch(path, cache) / path.name
+  info = path.info()
+  if info is None:
+    return target
+  with locked(target.parent):
+    if info.get("type") == "file":
+      _update(target.parent, {path.name: (path, info)})
+    else:
+      fetch_into(path, target)
+  return target
+
+
+def fetch_into(path: paths.StorePath, folder: pathlib.Path) -> None:
+  """Makes a folder hold what a folder of a store holds, and nothing else.
+
+  Raises:
+    StoreError: The store cannot be reached.
+  """
+  found = {
+    item.relative_to(path).as_posix(): (item, info)
+    for item, info in path.walk()
+  }
+  folder.mkdir(parents=True, exist_ok=True)
+  _update(folder, found)
+
+
+def _update(
+  folder: pathlib.Path,
+  found: Mapping[str, tuple[paths.StorePath, dict[str, Any]]],
+) -> None:
+  """Downloads what is new, and removes what is gone."""
+  known = _read_versions(folder)
+  wanted = {name: version(info) for name, (_, info) in found.items()}
+  missing = [
+    (item, folder / name)
+    for name, (item, _) in found.items()
+    if known.get(name) != wanted[name] or not (folder / name).is_file()
+  ]
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    list(pool.map(lambda pair: pair[0].download(pair[1]), missing))
+  for name in set(known) - set(wanted):
+    (folder / name).unlink(missing_ok=True)
+  temporary = folder / f"{_VERSIONS}.new"
+  temporary.write_text(json.dumps(wanted))
+  os.replace(temporary, folder / _VERSIONS)
+
+
+def version(info: dict[str, Any]) -> str:
+  """What tells one version of an object from another."""
+  tag = info.get("etag") or info.get("ETag") or info.get("generation") or ""
+  return f"{info.get('size')} {tag}"
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+  """Lets one process of this machine at a time work in a folder."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / ".lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
+def _read_versions(folder: pathlib.Path) -> dict[str, str]:
+  try:
+    return json.loads((folder / _VERSIONS).read_text())
+  except (OSError, ValueError):
+    return {}

@@ -1,0 +1,435 @@
+"""Paths of files and of objects in buckets.
+
+`of` turns what a user names into a path: `pathlib.Path` for a file system, and
+`StorePath` for `gs://bucket/name` and `s3://bucket/name`. A `StorePath` has the
+part of pathlib's interface that this project uses. It is not `os.PathLike`, so
+that a function which only knows file systems refuses it at once.
+
+A store differs from a file system in three ways that callers must respect:
+
+  An object appears whole or not at all, and replaces an older one in one step.
+  A folder is only a common beginning of names: it is neither made nor renamed,
+  and its objects appear one by one. What says that a folder is whole is
+  therefore written last.
+  A store may be away for a while: every operation is tried again, with growing
+  pauses, for `PATIENCE` seconds.
+
+Stores are reached through fsspec, by the packages gcsfs and s3fs, which find
+credentials in the way of their cloud; nothing here reads any.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import fnmatch
+import functools
+import io
+import os
+import pathlib
+import posixpath
+import random
+import re
+import time
+import types
+from typing import Any, BinaryIO, TypeVar
+
+from absl import logging
+
+T = TypeVar("T")
+LocalPath = pathlib.Path
+
+# Package and extra of each kind of store.
+STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+PATIENCE = 900.0  # Seconds that a store may be away.
+_FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
+# Errors that another try does not mend, by the name of their class: those of
+# the clouds' libraries, which may not be installed.
+_FINAL = frozenset(
+  {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "DefaultCredentialsError",
+    "RefreshError",
+    "ParamValidationError",
+  }
+)
+_FINAL_KINDS = (
+  FileNotFoundError,
+  PermissionError,
+  FileExistsError,
+  IsADirectoryError,
+  NotADirectoryError,
+  ImportError,
+  TypeError,
+  AttributeError,
+  NotImplementedError,
+)
+_AGAIN_CODES = frozenset({408, 429})  # Of HTTP, among those below 500.
+
+
+class StoreError(OSError):
+  """A store cannot be used; the message says which and why."""
+
+
+def of(path: Any) -> Any:
+  """A path for what a user names.
+
+  Args:
+    path: A file, a folder, or a `gs://` or `s3://` URL; a path stays as it is.
+
+  Returns:
+    `pathlib.Path` or `StorePath`.
+
+  Raises:
+    ValueError: The URL is of another kind, or has no bucket.
+  """
+  if isinstance(path, (StorePath, pathlib.Path)):
+    return path
+  text = os.fspath(path)
+  scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text)
+  if scheme is None or scheme[1] == "file":
+    return pathlib.Path(text.removeprefix("file://"))
+  return StorePath(text)
+
+
+def is_remote(path: Any) -> bool:
+  """Whether a path is in a store."""
+  return isinstance(of(path), StorePath)
+
+
+@functools.total_ordering
+class StorePath:
+  """An object of a store, or the beginning of the names of some objects."""
+
+  def __init__(self, url: str):
+    scheme, separator, rest = url.partition("://")
+    if scheme not in STORES or not separator:
+      known = " and ".join(f"{name}://BUCKET/..." for name in STORES)
+      raise ValueError(
+        f"{url}: expected a path on this machine, or {known} in a store."
+      )
+    parts = [part for part in rest.split("/") if part]
+    if not parts or not rest.split("/")[0]:
+      raise ValueError(f"{url} names no bucket: expected {scheme}://BUCKET/...")
+    self.scheme = scheme
+    self.bucket = parts[0]
+    self._parts = tuple(parts)
+
+  @property
+  def key(self) -> str:
+    """Bucket and name, as fsspec has it."""
+    return "/".join(self._parts)
+
+  @property
+  def object_name(self) -> str:
+    """The name in the bucket."""
+    return "/".join(self._parts[1:])
+
+  def __str__(self) -> str:
+    return f"{self.scheme}://{self.key}"
+
+  def __repr__(self) -> str:
+    return f"StorePath({str(self)!r})"
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, StorePath) and str(self) == str(other)
+
+  def __lt__(self, other: "StorePath") -> bool:
+    return str(self) < str(other)
+
+  def __hash__(self) -> int:
+    return hash(str(self))
+
+  def __truediv__(self, name: str | pathlib.PurePath) -> "StorePath":
+    return StorePath(f"{self}/{pathlib.PurePath(name).as_posix()}")
+
+  @property
+  def name(self) -> str:
+    return self._parts[-1]
+
+  @property
+  def suffix(self) -> str:
+    return posixpath.splitext(self.name)[1]
+
+  @property
+  def stem(self) -> str:
+    return posixpath.splitext(self.name)[0]
+
+  @property
+  def parent(self) -> "StorePath":
+    return StorePath(
+      f"{self.scheme}://{'/'.join(self._parts[:-1] or self._parts)}"
+    )
+
+  def with_name(self, name: str) -> "StorePath":
+    return self.parent / name
+
+  def relative_to(self, other: "StorePath") -> pathlib.PurePosixPath:
+    return pathlib.PurePosixPath(self.key).relative_to(other.key)
+
+  def as_posix(self) -> str:
+    return str(self)
+
+  def absolute(self) -> "StorePath":
+    return self
+
+  def info(self) -> dict[str, Any] | None:
+    """What the store says of an object or folder; None if there is none."""
+    try:
+      return self._try(lambda fs: fs.info(self.key))
+    except FileNotFoundError:
+      return None
+
+  def exists(self) -> bool:
+    return self.info() is not None
+
+  def is_file(self) -> bool:
+    return (self.info() or {}).get("type") == "file"
+
+  def is_dir(self) -> bool:
+    return (self.info() or {}).get("type") == "directory"
+
+  def stat(self) -> types.SimpleNamespace:
+    """The size, as `st_size`."""
+    info = self.info()
+    if info is None:
+      raise FileNotFoundError(2, "No such object", str(self))
+    return types.SimpleNamespace(st_size=int(info["size"] or 0))
+
+  def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+    """Does nothing: a store has no folders."""
+    del parents, exist_ok
+
+  def read_bytes(self) -> bytes:
+    return self._try(lambda fs: fs.cat_file(self.key))
+
+  def read_text(self) -> str:
+    return self.read_bytes().decode()
+
+  def read_range(self, begin: int, end: int) -> bytes:
+    """The bytes from `begin` to `end`, which must lie in the object."""
+
+    def read(fs):
+      content = fs.cat_file(self.key, start=begin, end=end)
+      if len(content) != end - begin:
+        raise OSError(f"{len(content)} of {end - begin} bytes came")
+      return content
+
+    return self._try(read)
+
+  def open(self, mode: str = "rb") -> BinaryIO:
+    """The whole object as a file that is read."""
+    if mode != "rb":
+      raise ValueError(f"mode={mode!r}: an object is opened with 'rb' alone.")
+    return io.BytesIO(self.read_bytes())
+
+  def write_bytes(self, content: bytes) -> None:
+    def write(fs):
+      fs.pipe_file(self.key, content)
+      self._check_size(fs, len(content))
+
+    self._try(write)
+
+  def write_text(self, text: str) -> None:
+    self.write_bytes(text.encode())
+
+  def upload(self, file: pathlib.Path) -> None:
+    """Makes the object from a file."""
+    size = file.stat().st_size
+
+    def write(fs):
+      fs.put_file(os.fspath(file), self.key)
+      self._check_size(fs, size)
+
+    self._try(write)
+
+  def download(self, file: pathlib.Path) -> None:
+    """Copies the object into a file, which is replaced whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}-{os.getpid()}-{id(self):x}")
+    try:
+
+      def read(fs):
+        fs.get_file(self.key, os.fspath(temporary))
+        size = int(fs.info(self.key)["size"])
+        if temporary.stat().st_size != size:
+          raise OSError(f"{temporary.stat().st_size} of {size} bytes came")
+
+      self._try(read)
+      os.replace(temporary, file)
+    finally:
+      temporary.unlink(missing_ok=True)
+
+  def unlink(self, missing_ok: bool = False) -> None:
+    try:
+      self._try(lambda fs: fs.rm_file(self.key))
+    except FileNotFoundError:
+      if not missing_ok:
+        raise
+
+  def rmtree(self) -> None:
+    """Removes all objects whose names begin with this one and a slash."""
+    for path, _ in self.walk():
+      path.unlink(missing_ok=True)
+
+  def walk(self) -> list[tuple["StorePath", dict[str, Any]]]:
+    """All objects below this one, and what the store says of each."""
+    try:
+      found = self._try(lambda fs: fs.find(self.key, detail=True))
+    except FileNotFoundError:
+      return []
+    return [
+      (self._of_key(key), info)
+      for key, info in sorted(found.items())
+      if info.get("type") == "file" and key.rstrip("/") != self.key
+    ]
+
+  def iterdir(self) -> Iterator["StorePath"]:
+    try:
+      found = self._try(lambda fs: fs.ls(self.key, detail=True))
+    except FileNotFoundError:
+      return
+    for info in found:
+      path = self._of_key(info["name"])
+      if path != self:
+        yield path
+
+  def glob(self, pattern: str) -> Iterator["StorePath"]:
+    """Paths below this one whose relative names match, level by level."""
+    first, _, rest = pattern.partition("/")
+    for path in self.iterdir():
+      if fnmatch.fnmatchcase(path.name, first):
+        if rest:
+          yield from path.glob(rest)
+        else:
+          yield path
+
+  def _of_key(self, key: str) -> "StorePath":
+    return StorePath(f"{self.scheme}://{key.strip('/')}")
+
+  def _check_size(self, fs, size: int) -> None:
+    found = int(fs.info(self.key)["size"])
+    if found != size:
+      raise OSError(f"{found} of {size} bytes arrived")
+
+  def _try(self, operation: Callable[[Any], T]) -> T:
+    return retry(lambda: operation(file_system(self.scheme)), str(self))
+
+
+PathLike = str | os.PathLike | StorePath
+
+
+def retry(operation: Callable[[], T], what: str) -> T:
+  """Calls an operation of a store until it succeeds or patience ends.
+
+  Args:
+    operation: What is done; it may be done twice.
+    what: The store's path, for messages.
+
+  Raises:
+    StoreError: It failed for `PATIENCE` seconds, or would fail again.
+    FileNotFoundError: There is no such object.
+  """
+  began, pause = time.monotonic(), _FIRST_PAUSE
+  while True:
+    try:
+      return operation()
+    except Exception as error:
+      if isinstance(error, (FileNotFoundError, ImportError)):
+        raise
+      if _is_final(error):
+        raise StoreError(f"{what}: {_reason(error)}") from error
+      if time.monotonic() - began + pause > PATIENCE:
+        raise StoreError(
+          f"{what} could not be reached for {PATIENCE / 60:.0f} minutes:"
+          f" {_reason(error)}"
+        ) from error
+      if time.monotonic() - began > 2.0:  # One bad answer is no news.
+        logging.warning(
+          "%s: %s; trying again in %.0f s.", what, _reason(error), pause
+        )
+    time.sleep(pause * random.uniform(0.7, 1.3))
+    pause = min(2 * pause, _LAST_PAUSE)
+
+
+def _is_final(error: Exception) -> bool:
+  """Whether another try would fail in the same way."""
+  if isinstance(error, _FINAL_KINDS):
+    return True
+  if {kind.__name__ for kind in type(error).__mro__} & _FINAL:
+    return True
+  code = getattr(error, "code", None)
+  return (
+    isinstance(code, int) and 400 <= code < 500 and code not in _AGAIN_CODES
+  )
+
+
+def _reason(error: Exception) -> str:
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return f"{type(error).__name__}: {lines[0]}"[:300]
+
+
+def file_system(scheme: str) -> Any:
+  """Fsspec's file system of a kind of store, one a process.
+
+  Raises:
+    ImportError: The package of this kind of store is not installed.
+  """
+  package, extra = STORES[scheme]
+  # gcsfs would ask for the kind of every bucket by another service, which
+  # not every account may use.
+  os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+  try:
+    import fsspec
+
+    options: dict[str, Any] = dict(use_listings_cache=False)
+    if scheme == "gs" and os.environ.get("STORAGE_EMULATOR_HOST"):
+      options["token"] = "anon"  # An emulator takes no credentials.
+    return fsspec.filesystem(scheme, **options)
+  except ImportError as error:
+    raise ImportError(
+      f"{scheme}:// needs the package {package}: pip install"
+      f" 'sculpt4d-jax[{extra}]' or pip install {package}."
+    ) from error
+
+
+def kvstore(path: Any) -> dict[str, Any]:
+  """TensorStore's specification of a place, in a store or on a disk."""
+  path = of(path)
+  if not isinstance(path, StorePath):
+    return {"driver": "file", "path": f"{path.absolute()}/"}
+  spec: dict[str, Any] = {
+    "driver": "gcs" if path.scheme == "gs" else "s3",
+    "bucket": path.bucket,
+    "path": f"{path.object_name}/",
+  }
+  if path.scheme == "gs" and os.environ.get("STORAGE_EMULATOR_HOST"):
+    host = os.environ["STORAGE_EMULATOR_HOST"]
+    os.environ.setdefault(
+      "TENSORSTORE_GCS_HTTP_URL",
+      host if "://" in host else f"http://{host}",
+    )
+    os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "emulator")
+  if path.scheme == "s3" and os.environ.get("AWS_ENDPOINT_URL"):
+    spec["endpoint"] = os.environ["AWS_ENDPOINT_URL"]
+    spec["aws_region"] = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+  return spec
+
+
+def upload_folder(
+  folder: pathlib.Path, target: StorePath, last: Sequence[str] = ()
+) -> None:
+  """Copies all files of a folder into a store, but hidden ones.
+
+  Args:
+    folder: On a disk.
+    target: Where they go to, under their relative names.
+    last: Names of files that are copied after all others, in this order: what
+      says that the rest is whole.
+  """
+  files = sorted(
+    path
+    for path in folder.rglob("*")
+    if path.is_file() and not path.name.startswith(".")
+  )
+  rank = {name: number for number, name in enumerate(last, 1)}
+  for path in sorted(files, key=lambda path: rank.get(path.name, 0)):
+    (target / path.relative_to(folder)).upload(path)

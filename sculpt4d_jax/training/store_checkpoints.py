@@ -1,0 +1,358 @@
+"""Checkpoints in a store, written by TensorStore: what Orbax does on a disk.
+
+Orbax moves a finished checkpoint to its name, or asks Google's own client about
+the bucket, and knows nothing of S3; so TensorStore is used here directly, in
+the same way for both kinds of store. Every array is a zarr 3 array whose chunks
+are the shards of the devices, each with a checksum:
+
+  FOLDER/STEP.ATTEMPT/data/NUMBER/     the arrays
+  FOLDER/STEP.ATTEMPT/arrays.json      their names, shapes, dtypes and chunks
+  FOLDER/commits/STEP.ATTEMPT.PROCESS-of-PROCESSES
+                                       one object a process, written last
+
+A checkpoint is whole when the objects of all processes are there; no process
+waits for another, and nothing is renamed. ATTEMPT tells apart what several
+lives of a run wrote for one step.
+
+A step is copied to the host, and written by a thread. TensorStore tries again
+for minutes; a save that fails in the end costs that checkpoint, not the run.
+"""
+
+from collections.abc import Mapping
+from concurrent import futures
+import dataclasses
+import json
+import math
+import re
+import time
+from typing import Any
+
+from absl import logging
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from sculpt4d_jax.io import paths
+
+_COMMIT = re.compile(r"(\d+)\.(\d+)\.(\d+)-of-(\d+)$")
+_MAX_LISTED = 256  # Checkpoints that a listing is told to the processes of.
+# Of TensorStore's requests: more than a quarter of an hour in all.
+_RETRIES = dict(max_retries=40, initial_delay="1s", max_delay="30s")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shards:
+  """What this process holds of an array, on the host.
+
+  Attributes:
+    shape: Of the whole array.
+    dtype: Its name.
+    chunk: Shape of a shard.
+    parts: Indices in the whole array, and numbers.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  chunk: tuple[int, ...]
+  parts: list[tuple[tuple[slice, ...], np.ndarray]]
+
+
+class Manager:
+  """The part of Orbax's CheckpointManager that `Checkpoints` uses."""
+
+  def __init__(self, folder: paths.StorePath, max_to_keep: int | None):
+    self._folder = folder
+    self._max_to_keep = max_to_keep
+    self._pool = futures.ThreadPoolExecutor(1, "checkpoints")
+    self._pending: futures.Future | None = None
+    self._attempt = int(_told(np.int32(int(time.time()) % 2**31)))
+    self._steps: dict[int, int] = {}
+    self.reload()
+    if jax.process_index() == 0:
+      self._remove_partial()
+
+  def reload(self) -> None:
+    """Lists the store anew; all processes get the first one's list."""
+    listed = np.full((_MAX_LISTED, 2), -1, np.int32)
+    if jax.process_index() == 0:
+      whole = sorted(self._whole())[-_MAX_LISTED:]
+      listed[: len(whole)] = np.array(whole, np.int32).reshape(-1, 2)
+    # Of several attempts at a step, the latest.
+    self._steps = {int(s): int(a) for s, a in _told(listed) if s >= 0}
+
+  def all_steps(self) -> list[int]:
+    """Steps that were whole when the store was listed, or saved since."""
+    return sorted(self._steps)
+
+  def latest_step(self) -> int | None:
+    return max(self._steps, default=None)
+
+  def save(self, step: int, args: Any, force: bool = True) -> None:
+    """Copies a tree of arrays to the host and begins to write it."""
+    del force
+    try:
+      self.wait_until_finished()
+    except Exception as error:
+      logging.error("%s; the run goes on without it.", error)
+    arrays = {name: _to_host(x) for name, x in args.item.items()}
+    self._pending = self._pool.submit(self._write, step, arrays)
+    self._steps[step] = self._attempt
+
+  def wait_until_finished(self) -> None:
+    """Waits for the last save.
+
+    Raises:
+      StoreError: It could not be written.
+    """
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      pending.result()
+
+  def item_metadata(self, step: int) -> dict[str, Any]:
+    """Shapes and dtypes of a checkpoint's arrays by name."""
+    return {
+      name: jax.ShapeDtypeStruct(tuple(entry["shape"]), entry["dtype"])
+      for name, entry in self._arrays(step).items()
+    }
+
+  def restore(self, step: int, args: Any) -> dict[str, jax.Array]:
+    """Arrays in the given shardings; each replica is read once.
+
+    Raises:
+      ValueError: A chunk is missing or damaged.
+    """
+    arrays = self._arrays(step)
+    data = self._place(step) / "data"
+    stores = {
+      name: _open(data, arrays[name], create=False) for name in args.item
+    }
+    return {
+      name: _restore(stores[name].result(), wanted)
+      for name, wanted in args.item.items()
+    }
+
+  def delete(self, step: int) -> None:
+    """Removes a checkpoint."""
+    attempt = self._steps.pop(step, None)
+    if jax.process_index() == 0 and attempt is not None:
+      self._remove(step, attempt)
+
+  def put_aside(self, step: int) -> None:
+    """Takes a checkpoint that cannot be read off the list; keeps its arrays."""
+    attempt = self._steps.pop(step)
+    if jax.process_index() == 0:
+      for commit in self._commits(step, attempt):
+        (self._folder / "unreadable" / commit.name).write_bytes(b"")
+        commit.unlink(missing_ok=True)
+
+  def reached_preemption(self, step: int) -> bool:
+    return multihost_utils.reached_preemption_sync_point(step)
+
+  def close(self) -> None:
+    self.wait_until_finished()
+    self._pool.shutdown()
+
+  def _place(self, step: int, attempt: int | None = None) -> paths.StorePath:
+    attempt = self._steps[step] if attempt is None else attempt
+    return self._folder / f"{step}.{attempt}"
+
+  def _arrays(self, step: int) -> dict[str, dict[str, Any]]:
+    return json.loads((self._place(step) / "arrays.json").read_text())
+
+  def _write(self, step: int, arrays: Mapping[str, _Shards]) -> None:
+    try:
+      self._write_arrays(step, arrays)
+    except Exception as error:
+      self._steps.pop(step, None)
+      raise paths.StoreError(
+        f"checkpoint {step} could not be written to {self._folder}:"
+        f" {str(error).splitlines()[0][:300]}"
+      ) from error
+
+  def _write_arrays(self, step: int, arrays: Mapping[str, _Shards]) -> None:
+    place = self._place(step, self._attempt)
+    table = {
+      name: dict(number=number, shape=a.shape, dtype=a.dtype, chunk=a.chunk)
+      for number, (name, a) in enumerate(arrays.items())
+    }
+    is_first = jax.process_index() == 0
+    opened = [
+      _open(place / "data", entry, create=is_first) for entry in table.values()
+    ]
+    writes = []
+    for store, array in zip(opened, arrays.values()):
+      target = store.result()
+      for index, numbers in array.parts:
+        writes.append(target[index].write(numbers))
+    for write in writes:
+      write.result()
+    if is_first:
+      (place / "arrays.json").write_text(json.dumps(table))
+    name = f"{step}.{self._attempt}"
+    name += f".{jax.process_index()}-of-{jax.process_count()}"
+    (self._folder / "commits" / name).write_bytes(b"")
+    if is_first and self._max_to_keep is not None:
+      self._remove_old()
+
+  def _remove_old(self) -> None:
+    whole = sorted(self._whole())
+    for step, attempt in whole[: -self._max_to_keep]:
+      self._steps.pop(step, None)
+      self._remove(step, attempt)
+
+  def _remove_partial(self) -> None:
+    """Removes what earlier lives of the run did not finish."""
+    kept = {f"{step}.{attempt}" for step, attempt in self._steps.items()}
+    kept |= {
+      p.name.rpartition(".")[0] for p in (self._folder / "unreadable").iterdir()
+    }
+    for path in self._folder.iterdir():
+      if re.fullmatch(r"\d+\.\d+", path.name) and path.name not in kept:
+        step, attempt = map(int, path.name.split("."))
+        self._remove(step, attempt)
+
+  def _remove(self, step: int, attempt: int) -> None:
+    for commit in self._commits(step, attempt):
+      commit.unlink(missing_ok=True)
+    self._place(step, attempt).rmtree()
+
+  def _commits(self, step: int, attempt: int) -> list[paths.StorePath]:
+    found = (self._folder / "commits").iterdir()
+    return [p for p in found if p.name.startswith(f"{step}.{attempt}.")]
+
+  def _whole(self) -> list[tuple[int, int]]:
+    """Steps and attempts that all of their processes have finished."""
+    count: dict[tuple[int, int], int] = {}
+    for path in (self._folder / "commits").iterdir():
+      match = _COMMIT.match(path.name)
+      if match is not None:
+        step, attempt, _, total = map(int, match.groups())
+        key = step, attempt
+        count[key] = count.get(key, total) - 1
+    return [key for key, missing in count.items() if missing == 0]
+
+
+def _told(value: np.ndarray) -> np.ndarray:
+  """The first process's value."""
+  if jax.process_count() == 1:
+    return value
+  return np.asarray(multihost_utils.broadcast_one_to_all(value))
+
+
+def _to_host(x: jax.Array) -> _Shards:
+  """Copies what this process has to write of an array."""
+  x = x if isinstance(x, jax.Array) else jax.numpy.asarray(x)
+  parts = [
+    # A copy: the next step takes the buffer away.
+    (_full(shard.index, x.shape), np.array(shard.data))
+    for shard in x.addressable_shards
+    if shard.replica_id == 0
+  ]
+  chunk = x.sharding.shard_shape(x.shape)
+  return _Shards(tuple(x.shape), x.dtype.name, tuple(chunk), parts)
+
+
+def _full(index: tuple[slice, ...], shape: tuple[int, ...]):
+  """An index with both ends of every slice."""
+  return tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, shape))
+
+
+def _open(data: paths.StorePath, entry: Mapping[str, Any], create: bool):
+  """Begins to open an array; a missing chunk is an error when it is read."""
+  import tensorstore as ts  # Comes with Orbax.
+
+  spec = {
+    "driver": "zarr3",
+    "kvstore": paths.kvstore(data / f"{entry['number']:05d}"),
+    "metadata": {
+      "shape": list(entry["shape"]),
+      "data_type": entry["dtype"],
+      "chunk_grid": {
+        "name": "regular",
+        "configuration": {"chunk_shape": [max(n, 1) for n in entry["chunk"]]},
+      },
+      "codecs": [
+        {"name": "bytes", "configuration": {"endian": "little"}},
+        {"name": "crc32c"},
+      ],
+    },
+    "store_data_equal_to_fill_value": True,
+    "fill_missing_data_reads": False,
+  }
+  # The table of arrays says what the array's own file says.
+  how = dict(create=True) if create else dict(assume_metadata=True)
+  return ts.open(spec, open=True, context=_context(), **how)
+
+
+def _context():
+  import tensorstore as ts
+
+  return ts.Context(
+    {"gcs_request_retries": _RETRIES, "s3_request_retries": _RETRIES}
+  )
+
+
+def _restore(store: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+  """An array from its chunks; equal shards of this process are read once."""
+  sharding, shape = wanted.sharding, tuple(wanted.shape)
+  axis = _replica_axis(sharding)
+  if axis is not None:
+    return _read_and_broadcast(store, wanted, axis)
+  cache: dict[Any, np.ndarray] = {}
+
+  def read(index):
+    return _read(store, index, wanted, cache)
+
+  return jax.make_array_from_callback(shape, sharding, read)
+
+
+def _read(store, index, wanted, cache) -> np.ndarray:
+  index = _full(index, wanted.shape)
+  key = tuple((s.start, s.stop) for s in index)
+  if key not in cache:
+    cache[key] = np.asarray(store[index].read().result()).astype(
+      wanted.dtype, copy=False
+    )
+  return cache[key]
+
+
+def _replica_axis(sharding: Any) -> str | None:
+  """The mesh axis whose first row alone has to read, if there is one.
+
+  That is where copies of the parameters lie on other processes than the first
+  copy does: they get it through the devices' network.
+  """
+  mesh = getattr(sharding, "mesh", None)
+  if mesh is None or jax.process_count() == 1 or mesh.shape["data"] == 1:
+    return None
+  if "data" in jax.tree.leaves(tuple(sharding.spec)):
+    return None
+  rows = [{d.process_index for d in row.flat} for row in mesh.devices]
+  return None if any(rows[0] & row for row in rows[1:]) else "data"
+
+
+def _read_and_broadcast(store, wanted, axis) -> jax.Array:
+  """Reads on the first row of a mesh axis, and sums over it, zeros elsewhere.
+
+  Numbers are summed as integers, so that every bit arrives.
+  """
+  sharding, shape = wanted.sharding, tuple(wanted.shape)
+  mesh = sharding.mesh
+  kind = np.dtype(wanted.dtype)
+  bits = np.dtype(f"uint{8 * kind.itemsize}")
+  spec = jax.sharding.PartitionSpec(axis, *sharding.spec)
+  stacked = jax.sharding.NamedSharding(mesh, spec)
+  cache: dict[Any, np.ndarray] = {}
+
+  def part(index):
+    if index[0].indices(mesh.shape[axis])[0] == 0:
+      return _read(store, index[1:], wanted, cache)[None].view(bits)
+    lengths = [math.ceil(s.stop - s.start) for s in _full(index[1:], shape)]
+    return np.zeros((1, *lengths), bits)
+
+  rows = jax.make_array_from_callback((mesh.shape[axis], *shape), stacked, part)
+
+  def collect(x):
+    return jax.lax.bitcast_convert_type(x.sum(0, dtype=bits), kind)
+
+  return jax.jit(collect, out_shardings=sharding)(rows)

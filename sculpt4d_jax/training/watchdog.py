@@ -1,0 +1,82 @@
+"""Ends a run of which a step hangs, so that its launcher starts it again.
+
+On a pod a single bad chip or link stops all processes without an error. Each
+process watches itself: if no step ends for `seconds`, the stacks of all its
+threads go to stderr and the process ends with `EXIT_CODE`, which the scripts in
+launch/clusters answer with another start from the newest checkpoint.
+
+What may take long and is no step, such as compiling or an evaluation, is
+excluded by `paused`.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+
+# As of a run that lost a process: start all of them again.
+EXIT_CODE = 75
+
+
+class Watchdog:
+  """Watches the steps of a run while it is entered."""
+
+  def __init__(self, seconds: float):
+    """Sets up.
+
+    Args:
+      seconds: That a step may take; 0 watches nothing.
+    """
+    self._seconds = seconds
+    self._beat: float | None = None
+    self._step = 0
+    self._stop = threading.Event()
+    self._thread: threading.Thread | None = None
+
+  def __enter__(self) -> "Watchdog":
+    if self._seconds:
+      self._thread = threading.Thread(
+        target=self._watch, name="watchdog", daemon=True
+      )
+      self._thread.start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._stop.set()
+    if self._thread is not None:
+      self._thread.join()
+
+  def beat(self, step: int) -> None:
+    """A step has ended, or something else that shows life."""
+    self._step, self._beat = step, time.monotonic()
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Does not watch during the block."""
+    self._beat = None
+    try:
+      yield
+    finally:
+      self.beat(self._step)
+
+  def _watch(self) -> None:
+    while not self._stop.wait(min(self._seconds / 4, 5.0)):
+      beat = self._beat
+      if beat is not None and time.monotonic() - beat > self._seconds:
+        self._end()
+
+  def _end(self) -> None:
+    print(
+      f"train: no step has ended for {self._seconds:g} s after step"
+      f" {self._step}: the run hangs, and ends with code {EXIT_CODE}. The same"
+      " command resumes from the newest checkpoint. What the threads were"
+      " doing:",
+      file=sys.stderr,
+      flush=True,
+    )
+    faulthandler.dump_traceback(sys.stderr, all_threads=True)
+    sys.stderr.flush()
+    os._exit(EXIT_CODE)

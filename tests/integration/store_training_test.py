@@ -1,0 +1,177 @@
+"""A run that lives in a bucket: killed, resumed, exported, sampled, evaluated.
+
+The store is an emulator on loopback of which one request in ten goes wrong.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors_numpy
+
+from sculpt4d_jax.io import paths
+from tests import conftest
+from tests.integration import train_processes
+from tests.io import emulated
+from tests.io import stores
+
+pytestmark = pytest.mark.slow
+
+
+def _program(name, *flags, timeout=900):
+  result = subprocess.run(
+    [sys.executable, "-m", f"launch.{name}", *map(str, flags)],
+    cwd=conftest.ROOT,
+    env=train_processes.environment(),
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr[-3000:]
+  return result
+
+
+def _commits(stage_folder):
+  folder = stage_folder / "checkpoints" / "commits"
+  return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def run(request):
+  """A run of the micro preset that was killed once, and then finished."""
+  stores.skip_without(request.param)
+  with emulated.store(request.param, one_in=10) as bucket:
+    workdir = bucket / "micro"
+    processes = train_processes.start(workdir, stages="data,vae,dit", devices=1)
+    train_processes.wait_for(lambda: _commits(workdir / "dit"), processes)
+    for process in processes:
+      process.kill()
+      process.communicate()
+    train_processes.run(workdir, stages="data,vae,dit")
+    yield workdir
+
+
+def test_everything_of_a_run_is_in_the_bucket(run):
+  for stage in ("vae", "dit"):
+    lines = (run / stage / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 4
+    assert list((run / stage / "tensorboard").iterdir())
+    assert _commits(run / stage)
+  assert list((run / "dit" / "profile").walk())
+  assert json.loads((run / "dit" / "best.json").read_text())["metric"]
+  names = {p.name for p in (run / "weights").iterdir()}
+  assert names == {
+    "vae.safetensors",
+    "dit.safetensors",
+    "image_encoder.safetensors",
+  }
+
+
+def test_weights_in_a_bucket_are_exported_sampled_and_evaluated(run, tmp_path):
+  weights = run / "weights"
+  _program(
+    "sample",
+    "--config=tests/integration/micro.py",
+    f"--input={conftest.ROOT / 'demo' / 'clip.mp4'}",
+    f"--checkpoint={weights}",
+    f"--output={run / 'sampled'}",
+  )
+  record = json.loads((run / "sampled" / "run.json").read_text())
+  assert record["weights"] == str(weights)
+  assert (run / "sampled" / "frame_0000.ply").is_file()
+  result = _program(
+    "evaluate",
+    "--config=tests/integration/micro.py",
+    f"--checkpoint={weights}",
+    "--num_sequences=1",
+  )
+  assert "Chamfer" in result.stdout
+  _program(
+    "convert_weights",
+    "--config=tests/integration/micro.py",
+    "--export",
+    f"--source={weights}",
+    f"--output={run / 'exported.safetensors'}",
+  )
+  (run / "exported.safetensors").download(tmp_path / "x.safetensors")
+  tensors = safetensors_numpy.load_file(tmp_path / "x.safetensors")
+  assert tensors and all(np.isfinite(x).all() for x in tensors.values())
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_records_are_prepared_into_a_bucket_and_trained_from_it(
+  scheme, tmp_path
+):
+  pytest.importorskip("array_record")
+  pytest.importorskip("grain")
+  with emulated.store(scheme, one_in=10) as bucket:
+    data = bucket / "records"
+    prepare = (
+      f"--output={data}",
+      "--preset=tiny",
+      "--procedural=3",
+      "--clips_per_unit=1",
+      "--test_fraction=0.4",
+      "--num_frames=3",
+      "--workers=1",
+    )
+    _program("prepare_data", *prepare)
+    index = json.loads((data / "dataset.json").read_text())
+    again = _program("prepare_data", *prepare)
+    assert "3 units, 3 of them done before" in again.stderr
+    assert index["splits"]["train"] and index["splits"]["test"]
+    assert (data / "summary.html").is_file() and (data / "README.md").is_file()
+    losses = []
+    for cache in ("", tmp_path / "cache"):
+      workdir = tmp_path / f"run_{len(losses)}"
+      train_processes.run(
+        workdir,
+        1,
+        f"--config.records.folders={data}",
+        "--config.records.num_parts=1",
+        f"--config.records.cache={cache}",
+        stages="vae",
+      )
+      losses.append(train_processes.losses(workdir))
+    # The same from ranges and from copies.
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert list((tmp_path / "cache").rglob("*.arrayrecord"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_two_processes_resume_on_another_mesh_after_an_outage(scheme):
+  """Five minutes without a store, twenty steps, then other processes."""
+  with stores.emulator(scheme) as url, stores.BadStore(url) as bad:
+    with pytest.MonkeyPatch.context() as patch:
+      for name, value in stores.environment(scheme, bad.url).items():
+        patch.setenv(name, value)
+      paths.file_system(scheme).clear_instance_cache()
+      workdir = paths.of(f"{scheme}://{stores.BUCKET}/long")
+      steps = "--config.vae_training.optimizer.num_steps=20"
+      processes = train_processes.start(
+        workdir,
+        2,
+        steps,
+        "--config.mesh.data=2",
+        "--config.mesh.fsdp=1",
+        "--heartbeat_seconds=400",
+      )
+      train_processes.wait_for(lambda: _commits(workdir / "vae"), processes)
+      bad.away = True
+      threading.Timer(300, setattr, (bad, "away", False)).start()
+      time.sleep(310)
+      train_processes.finish(processes)
+      assert any(n.startswith("20.") for n in _commits(workdir / "vae"))
+      train_processes.run(
+        workdir,
+        1,
+        "--config.vae_training.optimizer.num_steps=24",
+        devices=2,
+      )
+      assert any(n.startswith("24.") for n in _commits(workdir / "vae"))

@@ -1,0 +1,24 @@
+"""Fixtures' bodies: this process is told to find its stores in an emulator."""
+
+from collections.abc import Iterator
+import contextlib
+
+import pytest
+
+from sculpt4d_jax.io import paths
+from tests.io import stores
+
+
+@contextlib.contextmanager
+def store(scheme: str, one_in: int = 0) -> Iterator[paths.StorePath]:
+  """A bucket; with `one_in`, one request in so many goes wrong."""
+  with contextlib.ExitStack() as stack:
+    url = stack.enter_context(stores.emulator(scheme))
+    if one_in:
+      url = stack.enter_context(stores.BadStore(url, one_in)).url
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    for name, value in stores.environment(scheme, url).items():
+      patch.setenv(name, value)
+    paths.file_system(scheme).clear_instance_cache()
+    stack.callback(lambda: paths.file_system(scheme).clear_instance_cache())
+    yield paths.of(f"{scheme}://{stores.BUCKET}")

@@ -1,0 +1,101 @@
+"""Checkpoints in emulated stores of which one request in ten goes wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sculpt4d_jax.training import checkpoints
+from sculpt4d_jax.training import state as state_lib
+from tests.io import emulated
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def store(request):
+  with emulated.store(request.param, one_in=10) as bucket:
+    yield bucket / "checkpoints"
+
+
+def _state(step: int, width: int = 5) -> state_lib.TrainState:
+  rng = np.random.default_rng(step)
+  params = {
+    "kernel": jnp.asarray(rng.normal(size=(width, 3)), jnp.float32),
+    "bias": jnp.asarray([0.0, -0.0, np.pi], jnp.bfloat16),
+  }
+  state = state_lib.create(params, optax.adam(1e-3))
+  return state_lib.TrainState(
+    jnp.int32(step), state.params, state.ema, state.optimizer
+  )
+
+
+def _assert_equal(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.dtype == y.dtype
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_the_newest_state_comes_back_bit_for_bit(store):
+  folder = store / "newest"
+  saved = checkpoints.Checkpoints(folder, max_to_keep=2)
+  for step in (1, 2, 3):
+    saved.save(_state(step))
+  saved.close()
+  found = checkpoints.Checkpoints(folder)
+  assert found.steps() == [2, 3]
+  assert found.latest_step() == 3
+  _assert_equal(found.restore(_state(0)), _state(3))
+  # The one before them is gone, not only forgotten.
+  assert not [p for p in folder.iterdir() if p.name.startswith("1.")]
+  found.close()
+
+
+def test_what_is_not_whole_is_not_there(store):
+  folder = store / "partial"
+  saved = checkpoints.Checkpoints(folder)
+  saved.save(_state(1))
+  saved.wait()
+  saved.save(_state(2))
+  saved.close()
+  [commit] = [p for p in (folder / "commits").iterdir() if p.name[0] == "2"]
+  commit.unlink()
+  found = checkpoints.Checkpoints(folder)
+  assert found.steps() == [1]
+  assert not [p for p in folder.iterdir() if p.name.startswith("2.")]
+  # The step is taken again.
+  found.save(_state(2))
+  found.close()
+  _assert_equal(checkpoints.Checkpoints(folder).restore(_state(0)), _state(2))
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint_is_put_aside(store, damage):
+  folder = store / f"damaged_{damage}"
+  saved = checkpoints.Checkpoints(folder)
+  for step in (1, 2):
+    saved.save(_state(step))
+  saved.close()
+  [newest] = [p for p in folder.iterdir() if p.name.startswith("2.")]
+  chunk = max(
+    (p for p, _ in newest.walk() if "/c/" in str(p)),
+    key=lambda p: p.stat().st_size,
+  )
+  if damage == "gone":
+    chunk.unlink()
+  else:
+    content = bytearray(chunk.read_bytes())
+    content[3] ^= 1
+    chunk.write_bytes(bytes(content))
+  found = checkpoints.Checkpoints(folder)
+  _assert_equal(found.restore(_state(0)), _state(1))
+  assert found.steps() == [1]
+  found.close()
+
+
+def test_a_checkpoint_of_another_model_is_refused(store):
+  folder = store / "foreign"
+  saved = checkpoints.Checkpoints(folder)
+  saved.save(_state(1))
+  saved.close()
+  with pytest.raises(ValueError, match="of another model"):
+    checkpoints.Checkpoints(folder).restore(_state(0, width=6))
