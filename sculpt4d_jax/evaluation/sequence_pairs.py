@@ -12,6 +12,7 @@ import os
 import pathlib
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.meshes import usd
@@ -38,7 +39,7 @@ class SequencePair:
 
 def read_sequence(path: PathLike) -> list[TriangleMesh]:
   """Reads the meshes of a folder of PLY files, a GLB or a USD file."""
-  path = pathlib.Path(path)
+  path = local_copies.fetch(path)
   if path.is_dir():
     return ply_obj.read_mesh_sequence(path)
   if path.suffix.lower() == _GLB_SUFFIX:
@@ -82,7 +83,7 @@ def find_pairs(predicted: PathLike, truth: PathLike) -> list[SequencePair]:
 
 
 def _existing(path: PathLike) -> pathlib.Path:
-  path = pathlib.Path(path)
+  path = local_copies.fetch(path)
   if path.is_dir() or (path.is_file() and _is_sequence(path)):
     return path.resolve()
   what = "is not a mesh sequence" if path.exists() else "does not exist"

@@ -155,6 +155,9 @@ def staged_folder(
     with _uploaded_folder(folder) as staging:
       yield staging
       names = {path.name for path in staging.iterdir()}
+      # While files are replaced, nothing says that they belong together.
+      for name in names.intersection(DESCRIPTIONS):
+        (folder / name).unlink(missing_ok=True)
       stale = [
         p for p in folder.iterdir() if _is_stale(p.name, names, replaces)
       ]
