@@ -1,13 +1,19 @@
 """The three kernels for NVIDIA Hopper GPUs, in Pallas Mosaic GPU.
 
-A program owns some rows - queries; keys for the gradient of keys and values -
-and walks the list of columns that its rows see. One warpgroup copies: it keeps
-`stages` steps of operands on their way into shared memory by the tensor memory
-accelerator. The other warpgroups compute, each for 64 rows of its own, and say
-when an operand is no longer needed. All of them read the same operands.
+A program owns some rows (queries; keys in the kernel of dK and dV) and walks the
+list of columns that its rows see. One warpgroup copies: it keeps the operands of
+`stages` steps in flight into shared memory with the tensor memory accelerator
+(TMA). The other warpgroups compute, each for 64 rows, and all read the same
+operands:
 
-A step's mathematics is in `pallas_gpu_steps`. Results leave through the shared
-memory that held the program's own operands.
+    copying warpgroup      slot 0   slot 1   ...   slot 0 again
+                           TMA ---> ready[0]          ^
+    computing warpgroups            wait ready, use,  |
+                                    arrive consumed --+
+
+`ready` and `consumed` are mbarriers of each slot. The mathematics of a step is
+in `steps.py`, shared with the emulation in `walk.py`. Results leave through the
+shared memory that held the program's rows.
 """
 
 import functools
@@ -24,8 +30,8 @@ from . import steps
 from . import tiles as tiles_lib
 
 _ROWS = tiles_lib.WARPGROUP_ROWS
-# Registers of a thread: 64 Ki in all, shared out in multiples of 8. The copying
-# warpgroup needs few.
+# Registers of a thread. A multiprocessor has 64 Ki, assigned in multiples of 8;
+# the copying warpgroup gives most of its share to the computing ones.
 _COPY_REGISTERS = 24
 _COMPUTE_REGISTERS = {1: 240, 2: 240, 3: 160}
 
@@ -44,10 +50,10 @@ def forward(
 
   Args:
     query: [N, S, K], N heads of all batch entries.
-    key: As query.
-    value: As query.
+    key: Same shape as query.
+    value: Same shape as query.
     lists: Key granules that each query granule sees.
-    granule: Tokens of a granule; the tiles divide it.
+    granule: Number of tokens of a granule; the tiles divide it.
     exponent: Scale of the scores times log2(e); not negative.
     tiles: Tile sizes.
     interpret: Parameters of jax's GPU interpreter, to run without a device.
@@ -79,7 +85,8 @@ def forward(
         functools.partial(program.product, after_issue=take_turns),
       )
 
-    # The second warpgroup follows half a step behind the first.
+    # The second warpgroup runs half a step behind the first, so that one does
+    # its softmax while the other occupies the tensor cores.
     pl.when(program.warpgroup == 1)(take_turns)
     state = steps.Softmax.start(_ROWS, head_dim)
     state = lax.fori_loop(0, program.num_steps, step, state)
@@ -125,11 +132,11 @@ def query_bar(
   """Gradient with respect to the queries.
 
   Args:
-    query: As in `forward`; so are all arguments not named here.
+    query: See `forward`, as for all arguments that are not described here.
     key: See query.
     value: See query.
     output_bar: Cotangent of the output, [N, S, K].
-    log_sum_exp: From `forward`, but base 2, [N, S].
+    log_sum_exp: Result of `forward` in base 2, [N, S].
     offset: Sum over K of output * output_bar, less the cotangent of the natural
       log-sum-exp, [N, S] float32.
     lists: See query.
@@ -204,7 +211,7 @@ def key_value_bar(
   """Gradients with respect to keys and values.
 
   Args:
-    query: As in `query_bar`; so are all arguments not named here.
+    query: See `query_bar`, as for all arguments that are not described here.
     key: See query.
     value: See query.
     output_bar: See query.
@@ -320,7 +327,7 @@ def _run(
   }
   if tiles.alternate and tile.warpgroups == 2:
     scratch["turns"] = plgpu.Barrier(num_arrivals=2)
-  # jax's interpreter multiplies what is in shared memory only.
+  # jax's interpreter multiplies operands in shared memory only.
   if tiles.weights_in_shared_memory or interpret is not None:
     scratch["staging"] = _own(tile, dtype, tile.columns)
   if interpret is not None:
@@ -371,10 +378,10 @@ def _run(
 
 
 def _copy_columns(head, first_column, num_steps, sources, scratch) -> None:
-  """What the copying warpgroup does: keeps the operands coming.
+  """Runs the copying warpgroup.
 
-  Waits for the last operands to be consumed too, so that every arrival at a
-  barrier has been awaited when the program ends.
+  It also waits until the last operands are consumed, so that no arrival at a
+  barrier is pending when the program ends.
   """
   num_stages, num_columns = scratch["columns"][0].shape[:2]
 

@@ -1,9 +1,8 @@
 """The GPU kernels' lists and tile mathematics, walked in plain JAX.
 
-Shows without a device that the lists and the steps are right: every function
-here has the arguments and results of its namesake in `pallas_gpu_kernels`, and
-takes the same tiles in the same order. Copies, barriers and registers, which
-only the kernels have, are what it does not show.
+It shows without a device that lists and steps are right: every function has the
+arguments and results of its namesake in `kernels.py` and visits the same tiles
+in the same order. It does not cover copies, barriers and registers.
 """
 
 import functools
@@ -17,7 +16,7 @@ from . import tiles as tiles_lib
 
 
 def forward(query, key, value, lists, granule, exponent, tiles):
-  """See `pallas_gpu_kernels.forward`."""
+  """See `kernels.forward`."""
   tile = tiles.forward
 
   def program(over_columns, query, key, value):
@@ -48,7 +47,7 @@ def query_bar(
   exponent,
   tiles,
 ):
-  """See `pallas_gpu_kernels.query_bar`."""
+  """See `kernels.query_bar`."""
   tile = tiles.query_bar
 
   def program(over_columns, query, output_bar, log_sum_exp, offset, key, value):
@@ -89,7 +88,7 @@ def key_value_bar(
   exponent,
   tiles,
 ):
-  """See `pallas_gpu_kernels.key_value_bar`."""
+  """See `kernels.key_value_bar`."""
   tile = tiles.key_value_bar
 
   def program(over_columns, key, value, *args):

@@ -1,18 +1,25 @@
 """The forward kernel of the TPU backend.
 
-Scores are kept transposed, [keys, queries]: the softmax runs over the first
-axis of a register tile, so that maxima and sums are plain element-wise
-operations, and the output, [head width, queries] until it is written, is a
-product whose stationary operand, the weights, fills a matrix unit of any size.
+Scores are stored transposed, [keys, queries]. The softmax then reduces over the
+first axis of a register tile, so maxima and sums are plain element-wise
+operations. The output is [head width, queries] until it is written: a product
+whose stationary operand, the attention weights, fills a matrix unit of any size.
 
-An item is done in two stages: its scores and their maxima, and then the
-exponentials and the product with the values. The first stage of an item is
-interleaved with the second of the item before it. The two depend on nothing in
-each other, so that the matrix units work while exponentials are taken. The
-first stage also transposes the values, once for all rows of the tile.
+A work item runs in two stages: (1) scores and their maxima, (2) exponentials and
+the product with the values. Stage 1 of an item is interleaved with stage 2 of
+the item before it:
 
-Softmax is online, in base 2: m is the running maximum of log2(e) * scores, l
-the sum of 2^(. - m), and acc the sum of 2^(. - m) * value.
+    item       0     1     2     3
+    stage 1   [S0]  [S1]  [S2]  [S3]            matrix units: scores
+    stage 2         [E0]  [E1]  [E2]  [E3]      vector units: exponentials
+               ---------- time ---------->      then matrix units: values
+
+The two stages are independent, so the matrix units stay busy while exponentials
+are computed. Two buffers, `even` and `odd`, carry items from stage 1 to stage 2.
+Stage 1 also transposes the values, once for all rows of the tile.
+
+The softmax is online and in base 2: m is the running maximum of log2(e) *
+scores, l the sum of 2^(. - m), and acc the sum of 2^(. - m) * value.
 """
 
 import functools
@@ -31,8 +38,8 @@ from . import tiles as tpu_tiles
 # with first.
 _ROWS = (((1,), (1,)), ((), ()))
 _LAST_WITH_FIRST = (((1,), (0,)), ((), ()))
-_ONES = 16  # Rows of ones below the values: as many as fill a register.
-_UNSEEN = -1e30  # Score of a token that only fills up a piece.
+_ONES = 16  # Rows of ones below the values; 16 fill a bfloat16 register.
+_UNSEEN = -1e30  # Score of a padding token; finite, so that exp2 gives 0.
 LN_2 = 0.6931471805599453
 LOG2_E = 1.4426950408889634
 
@@ -46,7 +53,7 @@ def product(a: jax.Array, b: jax.Array, axes) -> jax.Array:
 
 
 def masked_fill(scores: jax.Array, valid: int) -> jax.Array:
-  """Hides keys that fill up a piece; scores are [keys, queries]."""
+  """Masks the padding keys of a piece; scores are [keys, queries]."""
   if valid == scores.shape[0]:
     return scores
   token = lax.broadcasted_iota(jnp.int32, scores.shape, 0)
@@ -66,9 +73,10 @@ class _Forward:
     self.place = functools.partial(divide, segments=segments)
 
   def start(self, item, size, scores, maxima, turned, pieces):
-    """Yields after each pair of pieces.
+    """Stage 1 of an item; yields after each pair of pieces.
 
-    Scores become [pairs, keys, queries], values [pieces, K, keys].
+    Writes scores [pairs, keys, queries], their maxima over the item, and the
+    transposed values [pieces, K, keys].
     """
     slot, rows = self.stream.slot(item), self.stream.rows(item, size)
     for r, row in enumerate(rows):
@@ -87,14 +95,15 @@ class _Forward:
       maxima[r] = maximum
 
   def finish(self, item, size, scores, maxima, turned, pieces):
-    """Yields after each pair of pieces.
+    """Stage 2 of an item; yields after each pair of pieces.
 
-    Sums are read when those of the item are known: rows may be known only when
-    the kernel runs, and a read then waits for all writes before it.
+    The running sums are read late, next to their update: where rows are known
+    only at run time, a read waits for all earlier writes.
     """
     rows = [self.place(row) for row in self.stream.rows(item, size)]
     shrinks = []
     for r, row in enumerate(rows):
+      # Rescales earlier sums to the new maximum.
       before = self.maximum[row]
       maxima[r] = jnp.maximum(before, maxima[r])
       shrinks.append(jnp.exp2(before - maxima[r]))
@@ -112,10 +121,14 @@ class _Forward:
         yield
 
   def _weigh(self, values, weights):
-    """Values, transposed, times weights [keys, queries]; the weights' sums."""
+    """Weights [keys, queries] times the values, and the sums of the weights.
+
+    Where the matrix units have room, rows of ones below the values compute the
+    sums in the same product and spare the vector units.
+    """
     width = self.output.shape[-2]
     weighted = product(values, weights.astype(values.dtype), _LAST_WITH_FIRST)
-    if values.shape[0] > width:  # Rows of ones below the values.
+    if values.shape[0] > width:
       return weighted[:width], weighted[width : width + 1]
     return weighted, jnp.sum(weights, 0, keepdims=True)
 
@@ -129,7 +142,11 @@ class _Forward:
     tpu_stream.for_rest(self.stream, first, number, run)
 
   def run_full(self, size, even, odd, first, numbers, number):
-    """The items from `first` on; `numbers` are those of all tiles."""
+    """Runs full items from `first` on.
+
+    `numbers` are the item counts of all tiles, known at trace time: code for one
+    item and for several is emitted only where some tile needs it.
+    """
     pieces = range(self.stream.size)
 
     def one_step():
@@ -146,7 +163,7 @@ class _Forward:
       )
 
   def _run_overlapping(self, size, even, odd, first, number):
-    """Two stages of two items at a time."""
+    """Software pipeline: stage 2 of an item with stage 1 of the next."""
     pieces = range(self.stream.size)
 
     def step(item, old, new):
@@ -174,13 +191,13 @@ class _Forward:
     _exhaust(self.start(first, size, *even, pieces))
     lax.fori_loop(0, lax.div(number, 2), two_steps, 0)
     self.stream.fetch_ahead(first + number - 1)
-    is_even = (number & 1) == 1  # The buffer of the last item.
+    is_even = (number & 1) == 1  # Whether the last item is in buffer `even`.
     pl.when(is_even)(lambda: last_step(even))
     pl.when(jnp.logical_not(is_even))(lambda: last_step(odd))
 
 
 def _exhaust(*generators):
-  """Runs generators in turns to their ends."""
+  """Runs generators in turns, which interleaves their instructions."""
   done = object()
   generators = list(generators)
   while generators:
@@ -203,7 +220,7 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   results = [refs.pop(0) for _ in range(2 if is_last else 3)]
   keys, values, semaphores, *refs = refs
   even, odd = refs[:3], refs[3:6]
-  # The sums of a pass that is not the last are its results.
+  # A pass before the last returns its running sums.
   state = maximum, total, output = refs[6:] if is_last else results
   frames, segments = work.tile
   tile = [(f, g) for f in range(frames) for g in range(segments)]
@@ -219,7 +236,7 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
 
   @pl.when(index == 0)
   def _():
-    stream.begin()
+    stream.begin()  # The first items of the grid; later ones are prefetched.
     for turned in (even[2], odd[2]):
       width = output.shape[-2]
       if turned.shape[1] > width:
@@ -263,13 +280,13 @@ def forward(
 
   Args:
     query: [heads, frames, segments, tokens, K], pieces in the kernels' order.
-    key: As query.
-    value: As query.
-    lists: The work; each query piece is in it at least once.
+    key: Same shape as query.
+    value: Same shape as query.
+    lists: Work lists of all passes; each query piece occurs at least once.
     scale: Factor on the scores.
-    valid: Tokens of a piece that count, the first ones.
-    tiles: Sizes of buffers and units.
-    interpret: As in `pl.pallas_call`.
+    valid: Number of real tokens of a piece; the rest is padding.
+    tiles: Sizes of buffers and tiles.
+    interpret: See `pl.pallas_call`.
 
   Returns:
     Output as query, and log-sum-exp [heads, frames, segments, 1, tokens].
@@ -325,7 +342,7 @@ def _one_pass(
     out_specs = [tile(*shape) for shape in carried]
     out_shape = [array(*shape) for shape in carried]
   num_pairs = num_rows * stream
-  # float32 weights are summed as they are.
+  # In float32 the sums stay on the vector units: the product would round.
   has_ones = tiles.spare_vector_units and value.dtype == jnp.bfloat16
   ones = _ONES if has_ones else 0
   between_stages = [
