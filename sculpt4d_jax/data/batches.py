@@ -1,6 +1,7 @@
 """What a training stage asks of its data, wherever that comes from.
 
-`store_batches` serves procedural clips, `record_batches` records of assets.
+`procedural/batches.py` serves procedural clips, `loading/batches.py` records of
+assets.
 """
 
 from typing import Protocol

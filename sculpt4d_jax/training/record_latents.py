@@ -12,7 +12,7 @@ memory at a time.
 
 A clip has several posteriors: of the object as it is and in a mirror, for some
 draws of the encoder's query rows, and for each view where objects are turned to
-the camera. `record_examples.posterior_part` numbers them.
+the camera. `examples.posterior_part` numbers them.
 """
 
 from collections.abc import Iterator, Sequence

@@ -6,7 +6,7 @@ them, with which the 4D model equals the per-frame one.
 
 The query, key and value of the self-attention are three matrices that the
 model concatenates and cuts into heads afterwards, so a head's rows lie
-elsewhere than their names say; `weight_rules.interleaved_heads` puts them
+elsewhere than their names say; `rules.interleaved_heads` puts them
 right. The same holds for key and value of the cross-attention.
 """
 
@@ -52,10 +52,10 @@ def import_params(
   Args:
     config: Shape of the DiT.
     checkpoint: Arrays by name, without a "model." in front.
-    shapes: `weight_rules.param_shapes` of the DiT.
+    shapes: `rules.param_shapes` of the DiT.
 
   Raises:
-    ValueError: The checkpoint is not of this shape; see `weight_rules.convert`.
+    ValueError: The checkpoint is not of this shape; see `rules.convert`.
   """
   return weight_rules.convert(
     rules(config), checkpoint, shapes, optional=TEMPORAL

@@ -2,7 +2,7 @@
 
 Names are those of Hunyuan3D 2.1, with the prefixes of its safetensors files, so
 that what was trained here can go back; temporal attention has the names that
-`temporal_weights` gives it. Written one tensor at a time.
+`weights/temporal.py` gives it. Written one tensor at a time.
 """
 
 from collections.abc import Callable, Mapping, Sequence

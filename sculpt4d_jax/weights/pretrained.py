@@ -4,7 +4,7 @@
 describes what goes where; `write` carries it out with one tensor in memory at a
 time. The result is a folder with an Orbax checkpoint for each network, and
 sculpt4d.json, which says what they are; `model_folders.load` reads it.
-`weight_export` goes the other way.
+`weights/export.py` goes the other way.
 
 Temporal attention that a checkpoint lacks starts from its initial values: its
 output projection is zero, and the 4D model equals the per-frame one.
@@ -143,7 +143,7 @@ def plan_conversion(
     files: The checkpoints. A network that several hold is taken from the first.
     configs: Configuration of each network that is wanted, by part.
     heads: Layout of temporal attention's heads, one of
-      `temporal_weights.HEADS`, where the checkpoint does not say it.
+      `temporal.HEADS`, where the checkpoint does not say it.
     rules: A user's own rules.
     seed: Of the initial values of what a checkpoint lacks.
 

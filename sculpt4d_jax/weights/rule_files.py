@@ -27,7 +27,7 @@ lists some of them. {expert} runs over the experts, {layer} over as many layers
 as "layers" says. A rule replaces those of the built-in table that read the same
 sources or fill the same targets. The transforms are identity, linear,
 linear_out, flat, interleaved_heads, stacked_heads, convolution and squeezed;
-see `weight_transforms.py`.
+see `transforms.py`.
 """
 
 from collections.abc import Iterable, Mapping

@@ -13,7 +13,7 @@ speed-up over dense attention is one over the density of the mask. Candidates:
 
   sparse  the paper's mask, blocks in bit-reversed order
   dense   the same backend with every block seeing every block
-  others  see `bench_peers`: those that are installed
+  others  see `bench/peers.py`: those that are installed
 
 Compilation is not timed. On a machine that does other work, use `--clock cpu`:
 the process's CPU time. `--memory` prints what the compiler reserves for forward

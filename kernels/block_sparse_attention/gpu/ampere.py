@@ -12,7 +12,7 @@ for each operand, when that is released, in an order that is the same in every
 step; at the end of the list it copies the last columns again. How many copies
 may be left when an operand is read is then a constant (`copies_in_flight`).
 
-A step's mathematics is in `pallas_gpu_steps`. The instructions are those of
+A step's mathematics is in `gpu/steps.py`. The instructions are those of
 compute capability 8.0, which 8.6 and 8.9 have too. Needs `plgpu.mma`, which
 jax 0.10 does not have.
 
@@ -48,7 +48,7 @@ def forward(
   tiles: tiles_lib.AmpereTiles,
   interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Attention of every head; see `pallas_gpu_kernels.forward`."""
+  """Attention of every head; see `kernels.forward`."""
   tile = tiles.forward
   head_dim, dtype = query.shape[-1], query.dtype
 
@@ -100,7 +100,7 @@ def query_bar(
   tiles: tiles_lib.AmpereTiles,
   interpret: Any = None,
 ) -> jax.Array:
-  """Gradient of the queries; see `pallas_gpu_kernels.query_bar`."""
+  """Gradient of the queries; see `kernels.query_bar`."""
   tile = tiles.query_bar
   dtype = query.dtype
 
@@ -158,7 +158,7 @@ def key_value_bar(
   tiles: tiles_lib.AmpereTiles,
   interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Gradients of keys and values; see `pallas_gpu_kernels.key_value_bar`."""
+  """Gradients of keys and values; see `kernels.key_value_bar`."""
   tile = tiles.key_value_bar
   dtype = query.dtype
 

@@ -1,10 +1,10 @@
 """NVIDIA GPU backend: Pallas Mosaic GPU kernels for Hopper, Ampere and Ada.
 
 Forward; gradient of the queries; gradient of keys and values. Work is listed by
-granules (`pallas_gpu_tiles`), so that no kernel computes a score that the mask
+granules (`gpu/tiles.py`), so that no kernel computes a score that the mask
 hides, whatever the mask, and none knows a quadratic table. A step's mathematics
-is written once (`pallas_gpu_steps`), how operands come and products are done
-once for each family: `pallas_gpu_kernels` for Hopper, `pallas_gpu_ampere` for
+is written once (`gpu/steps.py`), how operands come and products are done
+once for each family: `gpu/kernels.py` for Hopper, `gpu/ampere.py` for
 Ampere and Ada.
 
 Why Mosaic GPU. Of the ways from jax to a tensor core it is the one that jax

@@ -1,11 +1,12 @@
 """Pallas backend for TPU: forward and fused backward over exact lists of work.
 
-The mask is cut into pieces between which it is all or nothing (`tpu_lists`),
-and the kernels (`tpu_forward`, `tpu_backward`) stream the pieces that a tile
-sees past it: the work is exactly that of the mask, in large products of
-bfloat16 with float32 accumulation. float32 inputs are multiplied in float32.
+The mask is cut into pieces between which it is all or nothing (`lists.py`). The
+kernels (`forward.py`, `backward.py`) stream the pieces that a tile sees past it,
+so the work is exactly that of the mask, in large bfloat16 products with float32
+accumulation. float32 inputs are multiplied in float32.
 
-Here: which calls are served, the order of blocks, filling up, and gradients.
+This file decides which calls are served, orders and pads the blocks, and binds
+the gradients.
 """
 
 import functools

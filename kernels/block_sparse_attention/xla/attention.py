@@ -5,8 +5,8 @@ Three ways to the same numbers, chosen by size and mask:
   small       S <= 512: all scores at once with the mask as a constant bias.
               Fastest there: one large batched product instead of many small.
   contiguous  Powers of two: dense attention between contiguous runs of tokens
-              in bit-reversed order, without gathers (`xla_contiguous`).
-  lists       Any other mask: lists of key blocks, gathered (`xla_lists`).
+              in bit-reversed order, without gathers (`xla/contiguous.py`).
+  lists       Any other mask: lists of key blocks, gathered (`xla/lists.py`).
 
 All keep the log-sum-exp and recompute the scores in the backward pass. The last
 two work head by head (a few heads at once if they are small): memory is linear

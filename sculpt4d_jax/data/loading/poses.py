@@ -1,6 +1,6 @@
 """Objects of examples turned to the camera, and in a mirror.
 
-An example is a mapping of arrays as `record_examples.ExampleReader.read` gives
+An example is a mapping of arrays as `examples.ExampleReader.read` gives
 them; whatever has a place in space moves together.
 """
 

@@ -30,10 +30,10 @@ def run(
   """Prepares all units of some assets, and waits until they are done.
 
   Args:
-    assets: From `asset_units.find_assets` and `procedural_units`.
+    assets: From `units.find_assets` and `procedural_units`.
     settings: Settings of the records.
     run_settings: Bounds of a unit; the runner chooses the number of workers.
-    output: The folder of the data set, from `preparation_run.open_output`.
+    output: The folder of the data set, from `run.open_output`.
     options: Runner options, as on a command line; by default the DirectRunner
       with `num_workers` processes on this machine.
 

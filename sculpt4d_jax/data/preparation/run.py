@@ -1,12 +1,11 @@
 """A whole run: units planned, prepared by several processes, and indexed.
 
-The default way is a few threads of one process, each of which waits for a
-process that works (`isolation`): a unit needs no other unit, nothing is
-gathered before the end, and what is done is in the folder. A queue needs no
-framework on one machine. For many machines `beam_run` sends the same units
-through Apache Beam.
+By default a few threads of one process each wait for a worker process
+(`isolation.py`). Units are independent, nothing is gathered before the end, and
+finished units are in the folder, so one machine needs no framework. For many
+machines `beam.py` sends the same units through Apache Beam.
 
-The run may be stopped at any time: units with verdicts are not done again.
+A run may be stopped at any time: units that have verdicts are skipped.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -124,7 +123,7 @@ def run_locally(
   """Prepares all units of some assets on this machine.
 
   Args:
-    assets: From `asset_units.find_assets` and `procedural_units`.
+    assets: From `units.find_assets` and `procedural_units`.
     settings: Of the records.
     run: How the work is shared out.
     output: The folder of the data set, from `open_output`.

@@ -81,7 +81,7 @@ def decode_picture(content: bytes) -> np.ndarray:
 def encode_depth(
   depth: np.ndarray, mask: np.ndarray, near: float, far: float
 ) -> np.ndarray:
-  """Depths as 16-bit numbers; see `asset_records`."""
+  """Depths as 16-bit numbers; see `records/schema.py`."""
   steps = np.round((depth - near) / (far - near) * _DEPTH_STEPS)
   return np.where(mask, 1 + np.clip(steps, 0, _DEPTH_STEPS), 0).astype(
     np.uint16
@@ -102,7 +102,7 @@ def depth_of_steps(steps: np.ndarray, near: float, far: float) -> np.ndarray:
 
 
 def encode_normals(normal: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """Normals as bytes; see `asset_records`."""
+  """Normals as bytes; see `records/schema.py`."""
   values = np.round(127.5 * (normal + 1)).clip(0, 255)
   return np.where(mask[..., None], values, 0).astype(np.uint8)
 

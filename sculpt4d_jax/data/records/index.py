@@ -3,7 +3,7 @@
 `dataset.json` is made of the verdicts and the shards' tables of contents, and
 can be made again at any time. An asset is on the test side if its hash says
 so: all of its clips are, now and when the data set grows. Assets that are said
-to be the same object (`asset_units.Credit`) go by the hash of its name.
+to be the same object (`units.Credit`) go by the hash of its name.
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ No token is ever dropped. Every implementation computes exactly this sum:
            units at a time: `grouped_mlp`
 
 On a mesh tokens stay where they are and every device gathers the experts,
-unless the mesh has an `expert` axis: `expert_exchange` then moves tokens.
+unless the mesh has an `expert` axis: `moe/exchange.py` then moves tokens.
 """
 
 from collections.abc import Callable
