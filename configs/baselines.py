@@ -3,7 +3,7 @@ r"""The paper's per-frame baselines, at the released size.
   python -m launch.sample --config=configs/baselines.py:hunyuan3d \
       --checkpoint=weights/hunyuan3d --input=clip.mp4 --output=out
 
-  hunyuan3d         Hunyuan3D: each frame alone, a noise of its own
+  hunyuan3d         Hunyuan3D: each frame alone, with independent noise
   hunyuan3d_shared  Hunyuan3D*: each frame alone, one noise for all of them
 
 Neither has temporal attention: a checkpoint of Hunyuan3D 2.1 is complete, and

@@ -1,4 +1,4 @@
-r"""Counts the operations of a preset, and prints the paper's tables beside them.
+r"""Counts the operations of a preset, and prints the paper's tables with them.
 
 Usage:
 

@@ -1,4 +1,4 @@
-r"""Computes latents and image features of records, into shards beside them.
+r"""Computes latents and image features of records, into shards next to them.
 
   python -m launch.precompute_latents --config=configs/tiny_records.py \
     --data=data/mine --checkpoint=weights/tiny
@@ -6,14 +6,14 @@ r"""Computes latents and image features of records, into shards beside them.
 A training on records does this by itself, between its two stages. Doing it
 before spares a pod the wait: give the settings that the training will have, and
 the weights of its autoencoder. Several jobs share the work with
---num_shares=N --share=0 ... N-1, each on a machine of its own.
+--num_shares=N --share=0 ... N-1, each on a separate machine.
 
 Mean and log-variance of every frame are kept, so that each training step draws
 its own sample, with one noise for all frames of a clip. --features computes the
 image encoder's tokens too, which --config.records.use_features reads; it is for
 an encoder that does not learn.
 
-Stop it whenever you like: the same command goes on with the shards that are
+Stop it whenever you like: the same command resumes with the shards that are
 missing. One clip is in memory at a time.
 """
 

@@ -62,7 +62,7 @@ class Separation:
     trial: Name of the trial.
     broken: The mildest value of broken clips; NaN if none could be broken.
     num_broken: Clips that could be broken so.
-    caught: How many of these the limit rejects.
+    caught: Number of them that the limit rejects.
   """
 
   measure: str
@@ -264,7 +264,7 @@ def _sliding(trip):
 
 
 def _drawn_anew(trip):
-  """Every frame has points of its own."""
+  """Draws new points in every frame."""
   rng = np.random.default_rng(0)
   stored = [frame[rng.permutation(len(frame))] for frame in trip.points.stored]
   return _with_stored(trip, np.stack(stored))

@@ -1,4 +1,4 @@
-"""Time of one call of the transformer, part by part, beside its operations.
+"""Time of one call of the transformer, by part, next to its operations.
 
 Every part is compiled and timed by itself, for one clip of one preset; a part
 that several blocks have is timed in one of them and multiplied. What is left of

@@ -1,4 +1,4 @@
-r"""Takes the time of a training step, beside one that is written in PyTorch.
+r"""Times a training step against the same step written in PyTorch.
 
   pip install torch
   python -m benchmarks.training --config=configs/tiny.py
@@ -10,7 +10,7 @@ while it is, so that what else the machine does hits both. Printed are the
 median time of a step (the wall's, and the processor's, which a busy machine
 disturbs less), latent tokens a second, the share of the processor's peak
 (measured with a large product of matrices) that the model's own operations
-make, and the ratio of the two. --profile writes a trace of ours.
+make, and the ratio of the two. --profile writes a trace of the JAX step.
 """
 
 import statistics

@@ -2,7 +2,7 @@
 
 An independent second implementation: image encoder, transformer with temporal
 attention and experts, field head, loss, AdamW with clipping, moving average.
-It takes the parameters of ours and the same random draws, so that its losses
+It takes the JAX step's parameters and the same random draws, so that its losses
 must agree; `benchmarks/training/__main__.py` times both. Written as PyTorch is
 commonly written: eager, `scaled_dot_product_attention` (with the temporal mask
 as a dense boolean one, as it knows no sparse ones), a loop over the experts'
@@ -33,7 +33,7 @@ def convert(
 ) -> nn.ParameterDict:
   """Our parameters by dotted path, as PyTorch lays them out.
 
-  Stacks of layers become layers of their own, kernels [in, out] become weights
+  Stacks of layers become separate layers, kernels [in, out] become weights
   [out, in]; dots become slashes, as PyTorch wants no dots in names.
   """
   first = {str(i): stage.first_block for i, stage in enumerate(config.stages)}

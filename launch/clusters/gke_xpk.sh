@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on TPU slices of a GKE cluster: XPK makes a JobSet of the container.
 #
-# A JobSet starts its processes again after a failure, and the run goes on from
+# A JobSet starts its processes again after a failure, and the run resumes from
 # its newest checkpoint.
 #
 #   PROJECT=my-project ZONE=us-east5-a CLUSTER=my-cluster BUCKET=gs://my-bucket \

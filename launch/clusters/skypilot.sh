@@ -2,7 +2,7 @@
 # Trains on machines that SkyPilot rents, on whichever cloud has them.
 #
 # SkyPilot (pip install skypilot) starts a managed job again after its machine
-# was taken away; the run goes on from the newest checkpoint in the bucket.
+# was taken away; the run resumes from the newest checkpoint in the bucket.
 #
 #   BUCKET=s3://my-bucket launch/clusters/skypilot.sh
 #

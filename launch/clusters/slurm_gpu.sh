@@ -11,7 +11,7 @@
 # Trains on GPUs of a SLURM cluster: one process a GPU, found through SLURM.
 #
 # SLURM says SIGTERM two minutes before the time is up; the run then saves and
-# ends, and --requeue lets it go on. More nodes: sbatch --nodes=4 ...
+# ends, and --requeue lets it resume. More nodes: sbatch --nodes=4 ...
 #
 #   sbatch launch/clusters/slurm_gpu.sh
 #

@@ -2,7 +2,7 @@
 # Trains on a TPU slice of Google Cloud, asked for as a queued resource.
 #
 # The slice's own startup script installs the code and starts the run, so that
-# it goes on by itself when the slice comes back after an interruption.
+# it resumes by itself when the slice returns after an interruption.
 #
 #   PROJECT=my-project ZONE=us-east5-a BUCKET=gs://my-bucket \
 #     launch/clusters/tpu_vm.sh

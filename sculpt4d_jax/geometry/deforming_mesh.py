@@ -125,7 +125,7 @@ class Motion:
     size_ratio: Largest over smallest diagonal of a frame's box.
     share_of_box: The object's size over the diagonal of the animation's box;
       small where the object crosses a large scene.
-    stretch: How much longer an edge gets than in frame 0: the length that
+    stretch: Growth of an edge's length over frame 0: the length that
       99.9 % of the total edge length stay below, as a ratio.
   """
 

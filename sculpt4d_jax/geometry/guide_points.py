@@ -38,7 +38,7 @@ class GuidePoints:
     is_sharp: Whether it lies on a sharp edge, bool [P].
     sides: Which side of its face it belongs to: 1 outside, -1 the back of a
       sheet, float32 [P].
-    num_uniform: How many of them are the uniform ones.
+    num_uniform: Number of uniform points, which come first.
   """
 
   face_ids: np.ndarray
@@ -66,7 +66,7 @@ class Projection:
   Attributes:
     positions: float32 [P, 3].
     normals: Outward unit normals, float32 [P, 3].
-    moved: How far each point went, float32 [P].
+    moved: Distance that each point moved, float32 [P].
   """
 
   positions: np.ndarray

@@ -1,7 +1,7 @@
 """Exact signed distances of simple solids and their smooth unions, in JAX.
 
 A solid is a smooth union of round cones (two spheres of any radii and their
-convex hull) and rounded boxes, each with a pose of its own, so that one pose a
+convex hull) and rounded boxes, each with a separate pose, so that one pose a
 frame makes an animation. Distances are positive inside, as `geometry/mesh.py`
 says for every field.
 

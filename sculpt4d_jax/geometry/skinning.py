@@ -125,7 +125,7 @@ def decompose(
     rest: Positions [V, 3] from which the bones move.
     bones: Number of bones, or "auto" for the smallest number whose error is
       below 0.5 % of the size, at most 16.
-    settings: How to search.
+    settings: Settings of the search.
 
   Returns:
     The skin; it may have fewer bones than asked for if the mesh has fewer parts

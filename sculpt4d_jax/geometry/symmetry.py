@@ -49,7 +49,7 @@ class Symmetry:
 
   Attributes:
     partner: The vertex nearest to a vertex's mirror image, int64 [V].
-    distance: How far it is, world units, [V]; compare with `size`.
+    distance: Distance to it in world units, [V]; compare with `size`.
     error: Mean distance of the mirrored shape to the shape in the most
       symmetric frame, as a share of the size.
     size: Longest side of the box around all frames.

@@ -25,7 +25,7 @@ class Stage:
 
   Attributes:
     name: What it does.
-    seconds: How long it took.
+    seconds: Duration (s).
     peak_memory_mb: Largest resident memory of the process in it; where the
       system can't tell that (not Linux), the largest of the run so far.
     peak_device_memory_mb: Largest memory in use on the accelerator so far;

@@ -1,6 +1,6 @@
 """Where this package finds its kernels.
 
-The kernels are a project of their own in the top-level folder `kernels/`, which
+The kernels are a separate project in the top-level folder `kernels/`, which
 needs jax and numpy only. A wheel carries them here, as
 `sculpt4d_jax.kernels.block_sparse_attention`, because the top-level name
 `kernels` belongs to another distribution on PyPI (Hugging Face's), which

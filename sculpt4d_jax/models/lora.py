@@ -39,7 +39,7 @@ class LoRAConfig:
       "temporal_attention", "spatial_attention", "cross_attention", "mlp",
       "skip_linear", or a single map in it as "query" or "fc1".
     also_train: Groups of parameters (`training/parameter_groups.py`) that are trained
-      themselves beside the adapters, as "temporal".
+      themselves besides the adapters, as "temporal".
   """
 
   rank: int = 0
@@ -134,7 +134,7 @@ def attach(module: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> None:
     )
     raise ValueError(
       f"lora.modules {missing} name no linear map of the model (experts are"
-      f" stacks of their own and cannot be adapted); choose among {maps}."
+      f" separate stacks and cannot be adapted); choose among {maps}."
     )
 
 

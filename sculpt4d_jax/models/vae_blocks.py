@@ -145,7 +145,7 @@ class PointEncoder(nnx.Module):
     self.norm_post = layers.LayerNorm(width, epsilon=1e-5, **kwargs)
 
   def features(self, rows: Float[AnyArray, "*B P R"]) -> Float[Array, "*B P G"]:
-    """Fourier features of the positions beside the other columns."""
+    """Fourier features of the positions, followed by the other columns."""
     position = fourier_features(rows[..., :3], self.num_freqs, self.include_pi)
     rest = jnp.asarray(rows[..., 3:], jnp.float32)
     return jnp.concatenate([position, rest], axis=-1)

@@ -28,7 +28,7 @@ from scipy import optimize
 from sculpt4d_jax.rendering import cameras
 
 _MASK_LEVEL = 0.5
-# Below this, colours would come from beside the object.
+# Below this, colours would be sampled from the background.
 LOW_IOU = 0.85
 
 
@@ -110,7 +110,7 @@ def fit(
     vertices: Positions in all frames [F, V, 3], about the origin.
     faces: Vertex indices [T, 3].
     masks: Coverage in [0, 1], float [F, h, w], or uint8 in [0, 255].
-    settings: How to search.
+    settings: Settings of the search.
 
   Returns:
     The camera with the IoU of every frame.

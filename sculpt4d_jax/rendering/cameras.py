@@ -174,7 +174,7 @@ def hammersley_angles(
   something; each half is covered evenly by area.
 
   Args:
-    num_cameras: How many.
+    num_cameras: Number of cameras.
     offset: Shifts in [0, 1) of the two coordinates; random ones give each
       object its own views.
 
@@ -203,7 +203,7 @@ def hammersley_cameras(
   """Perspective cameras around the object, each with its own field of view.
 
   Args:
-    num_cameras: How many.
+    num_cameras: Number of cameras.
     rng: Draws the offset of the sequence and the fields of view.
     fov_range: Smallest and largest field of view, degrees.
     radius: The object's bounding sphere, which just fits into every image.

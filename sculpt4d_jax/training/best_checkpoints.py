@@ -1,4 +1,4 @@
-"""The best states of a run, by a held-out metric, beside the newest ones."""
+"""The best states of a run, by a held-out metric, kept besides the newest."""
 
 import json
 import math

@@ -100,7 +100,7 @@ class Checkpoints:
       return "There is none before it; make room and start again."
     return (
       f"Those of steps {', '.join(map(str, whole))} are whole; make room, and"
-      " the same command goes on from the newest."
+      " the same command resumes from the newest."
     )
 
   def restore(self, state: state_lib.TrainState) -> state_lib.TrainState:

@@ -76,7 +76,7 @@ class SampledClips:
     """
     values = np.zeros(len(METRICS))
     if jax.process_index() == 0:
-      # A thread of its own: in it no mesh is in use.
+      # In a separate thread no device mesh is active.
       with concurrent.futures.ThreadPoolExecutor(1) as pool:
         scores, sheets = pool.submit(self._sample, params).result()
       values = _means(scores)

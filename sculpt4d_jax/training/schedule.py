@@ -18,7 +18,7 @@ class Schedule:
     eval_every: Steps between evaluations of the loss on held-out clips.
     save_every: Steps between checkpoints.
     keep_checkpoints: The newest ones kept.
-    keep_best: The best ones kept beside them, by `best_metric`.
+    keep_best: Number of best checkpoints kept besides, by `best_metric`.
     best_metric: A metric of an evaluation or of sampled clips, under the name
       that it is logged with, as "eval/flow_loss" or "sample/chamfer".
     export: "last" exports the weights of the last step, "best" those of the

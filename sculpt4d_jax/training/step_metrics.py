@@ -9,7 +9,7 @@ from sculpt4d_jax.training import metrics as metrics_lib
 
 Array = array_types.Array
 
-# What the host does beside waiting for a step.
+# What the host does besides waiting for a step.
 PARTS = ("data", "transfer", "save")
 
 

@@ -93,7 +93,7 @@ class Manager:
     try:
       self.wait_until_finished()
     except Exception as error:
-      logging.error("%s; the run goes on without it.", error)
+      logging.error("%s; the run continues without it.", error)
     arrays = {name: _to_host(x) for name, x in args.item.items()}
     self._pending = self._pool.submit(self._write, step, arrays)
     self._steps[step] = self._attempt

@@ -28,7 +28,7 @@ class Watchdog:
     """Sets up.
 
     Args:
-      seconds: That a step may take; 0 watches nothing.
+      seconds: Longest time of a step; 0 watches nothing.
     """
     self._seconds = seconds
     self._beat: float | None = None

@@ -53,7 +53,7 @@ def export(
     The names.
 
   Raises:
-    ValueError: The folder holds no weights of ours.
+    ValueError: The folder holds no weights of this project.
     atomic.OutputError: The file cannot be written.
   """
   parts = model_folders.open_parts(folder)

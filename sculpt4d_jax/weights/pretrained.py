@@ -328,7 +328,7 @@ def _write_part(part: PartPlan, folder, dtype, seed, on_step) -> None:
 
 
 def _own_details(part: PartPlan) -> dict[str, Any]:
-  """What an export of ours says about the autoencoder beside its weights."""
+  """Details of the autoencoder that our exports store with its weights."""
   scale = part.part.file.metadata.get(weight_export.SCALE)
   if part.name != "vae" or scale is None:
     return {}

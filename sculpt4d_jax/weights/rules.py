@@ -42,7 +42,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """Names of a checkpoint that make parameters of ours.
+  """Names of a checkpoint that make up one of our parameters.
 
   Attributes:
     sources: One name or several; kept as a tuple.

@@ -11,7 +11,7 @@ decide where names do not. What remains open is asked for:
   are the same, so it has to be said, with --temporal_heads.
 - Names that are not matched, which a rule file (--rules) can explain.
 
-Exports of ours use the first alternative of each kind and say which layout they
+Our exports use the first alternative of each kind and say which layout they
 have in the file's metadata.
 """
 

@@ -255,7 +255,7 @@ def _with_gradients(attend):
 
 
 def _compile(function, arrays) -> tuple[float, int, list[str]]:
-  """Seconds, bytes of intermediates, and a line for each kernel of ours."""
+  """Seconds, bytes of intermediates, and a line for each of our kernels."""
   with assembler_log() as log:
     start = time.perf_counter()
     lowered = jax.jit(function).lower(*arrays)
@@ -306,7 +306,7 @@ def prepare_environment() -> None:
     raise SystemExit(
       "This program needs jax's CUDA compiler, and the package"
       " jax_cuda12_plugin is not installed: pip install 'jax[cuda12]', in an"
-      " environment of its own (5.5 GB)."
+      " separate environment (5.5 GB)."
     )
   os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
   os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"

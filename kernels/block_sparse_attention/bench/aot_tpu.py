@@ -152,7 +152,7 @@ def check(
     direction: "forward", or "backward" for the gradients alone; a call on
       several devices is compiled with its forward pass then.
     call: What is compiled.
-    tiles: How the work is cut.
+    tiles: Tile sizes.
     folder: Where `prepare` has libtpu write to.
 
   Returns:

@@ -1,4 +1,4 @@
-"""Where the time of a compiled function goes on a CPU, by jax's profiler.
+"""Time of a compiled function on a CPU by kind of operation, by the profiler.
 
 Every instruction that XLA runs is put to the first kind below that fits what it
 computes. Threads are added up. On a machine that does other work the times are

@@ -28,7 +28,7 @@ class Tile:
   """How one kernel cuts its work.
 
   Attributes:
-    warpgroups: Computing warpgroups of a program, each with 64 rows of its own;
+    warpgroups: Computing warpgroups of a program, each with 64 rows;
       one more warpgroup copies.
     columns: Tokens that one step of the loop takes, a multiple of 64.
     stages: Steps whose operands are in shared memory at once, at least 2.
@@ -217,7 +217,7 @@ class Schedule:
     Args:
       lists: Granules that see each other.
       granule: Tokens of a granule, a multiple of the tile's rows and columns.
-      tile: How a program cuts its work.
+      tile: Tile sizes of a program.
     """
     self._lists = lists
     self._granule = granule

@@ -58,7 +58,7 @@ def attention(
     mask: Which blocks see which.
     scale: Factor on the scores.
     token_order: Order in which the blocks of every frame come.
-    tiles: How the work is cut; None takes the default of the chip.
+    tiles: Tile sizes; None takes the default of the chip.
     chip: TPU to compile for, where there is none at hand: "v5e", for instance.
       None takes the one at hand.
     interpret: Run the kernels in Pallas' interpreter, on any device; slow, for

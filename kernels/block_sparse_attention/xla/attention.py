@@ -97,7 +97,7 @@ def attention(
     scale: Factor on the scores.
     token_order: Order in which the blocks of every frame come.
     path: One of the three ways above; None chooses by size and mask.
-    tiles: How much is taken at once; None takes the defaults.
+    tiles: Chunk sizes; None takes the defaults.
 
   Returns:
     Output [B, H, S, K] in the dtype of query and log-sum-exp [B, H, S] float32.

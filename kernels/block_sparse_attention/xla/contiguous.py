@@ -7,7 +7,7 @@ frame of the level. The queries of one frame therefore need, for every level,
 one batched dense product [s, P / s, K] x [s, frames * P / s, K], with no mask
 and no gather of blocks.
 
-Every level is a softmax of its own, with its maximum and its sum of
+Every level is a separate softmax, with its maximum and its sum of
 exponentials, by which the outputs of a frame's levels are joined. A level takes
 the queries in chunks, so that its scores stay in cache; a chunk is a part of
 one segment, or covers `m` whole segments. The backward pass recomputes the
@@ -90,7 +90,7 @@ def forward(
     key: As query, not scaled.
     value: As key.
     mask: A mask that `is_power_of_two`.
-    chunks: How much is taken at once.
+    chunks: Chunk sizes.
 
   Returns:
     Output [F, P, K] and log-sum-exp [F, P], float32.

@@ -33,7 +33,7 @@ class RecordBatches:
 
     Args:
       folders: Folders of one or more data sets.
-      config: How batches are made.
+      config: Settings of the batches.
       num_frames: Frames of a held-out clip.
 
     Raises:

@@ -35,7 +35,7 @@ class LoaderConfig:
     batch_size: Clips of a step, on all processes together.
     seed: Of the order and of everything that is drawn.
     example: Of each clip.
-    num_threads: That read and decode, in each process.
+    num_threads: Threads that read and decode, in each process.
     num_workers: Processes that do so; 0 uses threads of this one.
     prefetch: Batches that are read ahead.
   """
@@ -68,7 +68,7 @@ class RecordLoader:
     Args:
       folders: Of one or more data sets.
       split: "train" or "test".
-      config: How batches are made.
+      config: Settings of the batches.
 
     Raises:
       RecordError: There is no data set, or one of another version.
@@ -106,7 +106,7 @@ class RecordLoader:
 
     Returns:
       A Grain iterator. Its batches are what `ExampleReader.read` gives, with a
-      leading axis. `get_state` tells how far it has come, to go on with
+      leading axis. `get_state` returns its position, to resume with
       `set_state` and the same number of workers; a fresh iterator with another
       first step is the same and needs neither.
     """
@@ -189,7 +189,7 @@ def make_iterator(
   Args:
     folders: Of one or more data sets.
     split: "train" or "test".
-    config: How batches are made.
+    config: Settings of the batches.
     process_index: `jax.process_index()`.
     process_count: `jax.process_count()`.
 

@@ -63,7 +63,7 @@ def run(
   state = str(result.wait_until_finish())
   if "DONE" not in state:
     raise ValueError(
-      f"The pipeline ended as {state}; start it again to go on from what is"
+      f"The pipeline ended as {state}; start it again to resume from what is"
       " done."
     )
 

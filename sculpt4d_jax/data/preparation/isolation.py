@@ -1,7 +1,7 @@
 """Work on strangers' files, in a process that may die.
 
 A library that is fed a malformed mesh may crash, loop or ask for all memory
-there is. Each piece of work runs in a process of its own, with a limit of
+there is. Each piece of work runs in a separate process, with a limit of
 memory and of time; whatever happens to it, the caller gets an `Outcome`.
 """
 
@@ -48,14 +48,14 @@ def run(
   seconds: float,
   threads: int = 1,
 ) -> Outcome:
-  """Runs `function(*args)` in a process of its own.
+  """Runs `function(*args)` in a subprocess with limits.
 
   Args:
     function: A function of a module, so that it can be pickled.
     *args: Can be pickled.
     memory_bytes: Address space it may take; more is a MemoryError in it.
     seconds: It is ended after so long.
-    threads: That libraries may use.
+    threads: Number of threads that libraries may use.
 
   Returns:
     The outcome. ValueErrors and MemoryErrors of the function are its error;

@@ -49,7 +49,7 @@ class GateLimits:
     max_missing: Share of the visible surface further than 1.5 cells from the
       watertight one.
     max_extra: Share of the watertight surface further than 2 cells from the
-      asset's, beside the thickness that sheets get.
+      asset's, without the thickness that sheets get.
     max_sheets: Share of the asset's area that had no inside and was thickened.
     max_off_surface: Largest distance of a stored point from the surface, in
       world units; float16 alone makes 4.3e-4.
@@ -93,7 +93,7 @@ class Rule:
   """A limit of the gate.
 
   Attributes:
-    measure: That is looked at.
+    measure: Name of the measurement.
     limit: Field of `GateLimits`.
     meaning: What a violation means.
   """
@@ -214,7 +214,7 @@ def point_measures(
   Args:
     stored: Positions as they are kept, [F, P, 3].
     guides: Where the material points are, [F, P, 3].
-    projections: How the stored ones came to be, one a frame.
+    projections: Projections that gave the stored points, one a frame.
     surfaces: Watertight surfaces, one a frame.
     settings: Settings of the surface.
     num_points: Points that are looked at, evenly spread over all.
@@ -299,7 +299,7 @@ def view_measures(
     repair: Which of its faces are wound the wrong way.
     view: Fields of a "view" entry.
     buffers: Fields of its "buffers" entry.
-    num_pixels: That are looked at in each frame, evenly spread.
+    num_pixels: Number of pixels checked in each frame, evenly spread.
   """
   near, far = buffers["depth_range"].tolist()
   camera = cameras.Camera(

@@ -38,7 +38,7 @@ class Credit:
     source: A repository or package, with its version.
     authors: Whom to name.
     object: Assets of the same object (the same character in two formats) share
-      this name and are on one side of the split; "" is an object of its own.
+      this name and are on one side of the split; "" makes it a separate object.
   """
 
   licence: str = ""
@@ -56,7 +56,7 @@ class Unit:
     location: The asset's path, or `PROCEDURAL`.
     content: Hash of the asset's content.
     first: The first of the clips that are taken, or the first seed.
-    count: How many of them this unit has.
+    count: Number of clips of this unit.
     credit: Credit of the asset.
   """
 
@@ -134,7 +134,7 @@ def credit_of(name: str, credits: Mapping[str, Credit]) -> Credit:
 def procedural_units(
   first_seed: int, num_clips: int, clips_per_unit: int
 ) -> list[Unit]:
-  """Units of the procedural source; every seed is an asset of its own."""
+  """Units of the procedural source; every seed is a separate asset."""
   credit = Credit(
     "Apache-2.0", "sculpt4d_jax.data.procedural.solids", "this project"
   )

@@ -13,7 +13,7 @@ def write_card(index: dataset_index.DatasetIndex, command: str) -> Any:
 
   Args:
     index: Of the data set.
-    command: That made it.
+    command: Command that made the data set.
 
   Returns:
     The card's path.
@@ -29,7 +29,7 @@ def write_card(index: dataset_index.DatasetIndex, command: str) -> Any:
     _unusable(verdicts),
     "## How it was made\n\n"
     f"```sh\n{command}\n```\n\n"
-    "The same command goes on after an interruption, takes up new assets and"
+    "The same command resumes after an interruption, takes up new assets and"
     " leaves alone what is done. `settings.json` holds all settings,"
     " `verdicts/` what was measured on every clip with the versions of all"
     " libraries, `summary.html` shows it.",

@@ -4,7 +4,7 @@ ArrayRecord's own reader opens files. What `shards.write_shard` writes is simple
 enough to be read without it: every entry is a chunk, uncompressed, and the
 file's last block says where the table of chunks is.
 
-  A file is divided into blocks of 64 KiB that begin with 24 bytes of their own,
+  A file is divided into blocks of 64 KiB that begin with a header of 24 bytes,
   in the middle of chunks too. A chunk is a header of 40 bytes and its data:
   a compression type (0 is none), the length of the sizes, the sizes, and the
   records. Chunk positions are in the file, block headers included.

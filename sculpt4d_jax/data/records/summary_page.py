@@ -1,7 +1,7 @@
 """The summary of a data set: all its clips in pictures.
 
 `summary.html` shows every clip that was accepted and every one that was
-rejected with its reasons; it works offline, beside its pictures.
+rejected with its reasons; it works offline, with the pictures next to it.
 """
 
 import collections

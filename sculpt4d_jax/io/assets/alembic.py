@@ -236,7 +236,7 @@ def _around(times: np.ndarray, time: float) -> tuple[int, int, float]:
 
 
 def _sample(schema, time: float):
-  """The sample at a time of its own: the bindings take any number for one."""
+  """Reads the sample at a time, given as a float for the bindings to accept."""
   Abc, _ = _alembic()
   try:
     return schema.getValue(Abc.ISampleSelector(float(time)))

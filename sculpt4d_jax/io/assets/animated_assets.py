@@ -71,7 +71,7 @@ def content_hash(
   """SHA-256 of an asset, 64 hexadecimal digits.
 
   Of a folder: names and contents of its meshes. Of a glTF asset: its own bytes,
-  then the names and contents of the buffers and images that lie beside it, so
+  then the names and contents of the buffers and images next to it, so
   that the asset is another one when one of them changes. A name that may not be
   read (it leads out of the folder, or there is no such file) counts as a name.
 

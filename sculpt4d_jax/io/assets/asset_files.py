@@ -40,7 +40,7 @@ class AssetLimits:
     keys: Key frames of one animation channel.
     frames: Files of a mesh sequence.
     image_pixels: Pixels of one texture.
-    zip_ratio: How much larger a zip's member may be than its packed bytes.
+    zip_ratio: Largest ratio of a zip member's size to its packed bytes.
   """
 
   file_bytes: int = 1 << 30
@@ -106,7 +106,7 @@ def path_inside(folder: PathLike, uri: str) -> pathlib.Path:
   name = urllib.parse.unquote(uri)
   if _SCHEME.match(name) or name.startswith(("/", "\\")) or "\0" in name:
     raise AssetError(
-      f"the URI {uri[:120]!r} is not relative; only files beside the asset"
+      f"the URI {uri[:120]!r} is not relative; only files next to the asset"
       " are read."
     )
   root = pathlib.Path(folder).resolve()

@@ -2,7 +2,7 @@
 
 Everything that the file claims - lengths, counts, offsets, indices - is checked
 where it is read, so that code above this file may index freely. `.glb`, `.gltf`
-with embedded buffers and `.gltf` with files beside it are read.
+with embedded buffers and `.gltf` with files next to it are read.
 
 Source: Khronos glTF 2.0 specification, sections 3.6, 4.4 and 5.
 """

@@ -54,7 +54,7 @@ _MATERIAL = {
   },
 }
 
-# Results of ours may be longer than an asset of a stranger may be.
+# Our results may be longer than a stranger's asset may be.
 _READ_LIMITS = asset_files.AssetLimits(
   file_bytes=1 << 34, decoded_bytes=1 << 35
 )

@@ -83,7 +83,7 @@ def select_frames(
 
   Args:
     timestamps: Times of all frames, increasing.
-    num_frames: How many to choose; None takes all.
+    num_frames: Number of frames to choose; None takes all.
     start: Earliest time, seconds; None is the first frame's.
     end: Latest time, seconds; None is the last frame's.
     name: The source, for error messages.

@@ -1,6 +1,6 @@
 """Tokens to rows sorted by expert, and back.
 
-Every choice (token, slot) gets a row of its own; the rows of an expert are
+Every choice (token, slot) gets a separate row; the rows of an expert are
 neighbours, filled up to whole blocks with rows of zeros. What moves between the
 two orders is a gather in both directions and in the backward pass too.
 """

@@ -68,9 +68,9 @@ class Collective:
     kind: Such as "all-gather".
     group_size: Devices that take part together; 2 of a permutation, in which each
       sends to another one.
-    number: How often they run.
+    number: Number of executions.
     bytes: What a chip receives in all of them.
-    unknown_loops: How many are in loops of which the turns could not be read,
+    unknown_loops: Number of those in loops whose iterations could not be read,
       and are counted as if these turned once.
     network: "ICI" within slices, "DCN" across them.
   """

@@ -89,19 +89,19 @@ def _download(repo, revision, cache, offline) -> pathlib.Path:
     raise CheckpointError(f"Hugging Face has no {repo}: {e}.") from e
   except errors.HfHubHTTPError as error:
     raise CheckpointError(
-      f"The download of {repo} failed: {error}. Run it again; it goes on"
+      f"The download of {repo} failed: {error}. Run it again; it resumes"
       " where it stopped."
     ) from error
   return pathlib.Path(folder)
 
 
 def _check_finished(folder: pathlib.Path, repo: str) -> None:
-  """A cache keeps unfinished files beside the finished ones."""
+  """Refuses unfinished files, which a cache keeps next to the finished ones."""
   blobs = folder.parents[1] / "blobs"
   unfinished = sorted(blobs.glob("*.incomplete")) if blobs.is_dir() else []
   if unfinished:
     raise CheckpointError(
       f"The download of {repo} into {folder.parents[1]} was not finished:"
       f" {len(unfinished)} files are incomplete. Run it again with a"
-      " connection; it goes on where it stopped."
+      " connection; it resumes where it stopped."
     )

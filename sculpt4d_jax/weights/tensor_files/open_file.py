@@ -128,7 +128,7 @@ def _weight_map(index: pathlib.Path) -> Mapping[str, str]:
     if not all(isinstance(n, str) for n in [*names, *names.values()]):
       raise TypeError("names must be strings")
     if not all(pathlib.PurePath(n).name == n for n in names.values()):
-      raise ValueError("shards must lie beside the index")
+      raise ValueError("shards must lie next to the index")
     return names
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise CheckpointError(

@@ -124,7 +124,7 @@ class TorchFile(tensor_file.TensorFile):
     content = tensor_file.read_bytes(
       self.path, self._data_offset(entry) + start, count
     )
-    # A part has no check sum of its own. Zero means that PyTorch was told to
+    # A part has no separate checksum. Zero means that PyTorch was told to
     # leave check sums out.
     is_checked = count == entry.file_size and entry.CRC
     if is_checked and zlib.crc32(content) != entry.CRC:
