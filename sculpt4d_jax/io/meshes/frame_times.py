@@ -63,7 +63,8 @@ def for_players(edges: np.ndarray, rate: float = PLAYER_RATE) -> np.ndarray:
   """Edges at which no frame is shorter than a step of a player.
 
   A short frame takes from the next one what it lacks; where all are short,
-  the sequence becomes longer.
+  the sequence becomes longer. The first frame lasts two steps, as Blender's
+  timeline begins at its frame 1, one step after the start of the file.
 
   Args:
     edges: Seconds, [F + 1].
@@ -71,7 +72,8 @@ def for_players(edges: np.ndarray, rate: float = PLAYER_RATE) -> np.ndarray:
   """
   edges = np.array(edges, np.float64)
   for index in range(1, len(edges)):
-    shortest = edges[index - 1] + 1 / rate
+    steps = 2 if index == 1 else 1
+    shortest = edges[index - 1] + steps / rate
     if edges[index] < shortest - _ROUNDING:
       edges[index] = shortest
   return edges

@@ -74,11 +74,11 @@ def test_a_containers_clock_does_not_make_frames_uneven():
 
 
 def test_short_frames_take_from_the_next_one():
-  edges = np.array([0, 0.01, 0.5, 1.0])
-  assert frame_times.for_players(edges, 10).tolist() == [0, 0.1, 0.5, 1.0]
-  # All are short: the whole becomes longer.
+  edges = np.array([0, 0.5, 0.51, 1.0])
+  assert frame_times.for_players(edges, 10).tolist() == [0, 0.5, 0.6, 1.0]
+  # All are short: the whole becomes longer, and the first lasts two steps.
   even = frame_times.for_players(np.arange(5) / 30, 10)
-  np.testing.assert_allclose(even, [0, 0.1, 0.2, 0.3, 0.4])
+  np.testing.assert_allclose(even, [0, 0.2, 0.3, 0.4, 0.5])
 
 
 def test_every_frame_of_a_glb_has_its_own_time(tmp_path):
@@ -101,9 +101,10 @@ def test_players_that_step_skip_no_frame(tmp_path, fps, rate):
     path, [clips.TRIANGLE] * count, fps or 1.68, times=edges[:-1]
   )
   steps = np.arange(int(np.ceil(edges[-1] * rate))) / rate
-  frames = seen(path, steps)
-  assert sorted(set(frames)) == list(range(count))
-  assert (np.diff(frames) >= 0).all()
+  for played in (steps, steps[1:]):  # Blender's timeline starts at frame 1.
+    frames = seen(path, played)
+    assert sorted(set(frames)) == list(range(count))
+    assert (np.diff(frames) >= 0).all()
 
 
 def test_every_frame_of_a_usd_file_has_its_own_time(tmp_path):
