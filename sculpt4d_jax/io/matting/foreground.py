@@ -1,19 +1,22 @@
 """Separates the object of a clip from its background.
 
-Ways, as `matte` names them:
+Ways, as `matte` names them; `methods.py` holds the table:
 
-  alpha      the alpha layer of the source
-  plain      a background of one or a smoothly varying colour is removed
-  onnx:PATH  a matting network in an ONNX file (optional extra "matting")
-  none       the entire frame is taken as the object
-  auto       alpha if there is any; else plain if the border of the frames is
-             plain; else, roughly and with a warning, what moves before a
-             still camera, or what differs in colour from the border
+  alpha       the alpha layer of the source
+  plain       a plain background is removed: one colour, a gradient, a green
+              screen, a floor before a wall
+  motion      what moves before a still camera
+  colour      what differs in colour from the border of the frames
+  onnx:FILE   a matting network (`onnx.py`)
+  none        the entire frame is taken as the object
+  auto        alpha, plain, motion, colour: the first that suits the clip
 
-Every way makes one model of the background for the whole clip, so the
-cut-out does not flicker with a model that changes from frame to frame. Frames
-in which the object is away for a moment come out fully transparent and are
-kept; a clip in which no frame shows an object is an error.
+Every way makes one model of the background for the whole clip, so the cut-out
+does not flicker with a model that changes from frame to frame. Then the pieces
+that are the object are kept (`pieces.py`), unless the mask is the user's, and
+the mask is examined (`plausibility.py`). Frames in which the object is away for
+a moment are kept, fully transparent; a clip in which no frame shows an object
+is an error.
 """
 
 import dataclasses
@@ -21,9 +24,10 @@ import dataclasses
 from absl import logging
 import numpy as np
 
-from sculpt4d_jax.io.matting import onnx
-from sculpt4d_jax.io.matting import plain_background
-from sculpt4d_jax.io.matting import rough_cutout
+from sculpt4d_jax.io.matting import cutout
+from sculpt4d_jax.io.matting import methods
+from sculpt4d_jax.io.matting import pieces
+from sculpt4d_jax.io.matting import plausibility
 from sculpt4d_jax.io.video.frames import InputError
 from sculpt4d_jax.io.video.frames import VideoFrames
 
@@ -43,14 +47,16 @@ class Foreground:
   Attributes:
     frames: uint8 [F, height, width, 4], straight alpha; colours at soft edges
       are the object's own, without the background's share.
-    method: "alpha", "plain", "motion", "colour", "none" or "onnx".
+    method: Name of the way, a key of `methods.METHODS`.
     confidence: In [0, 1]: 1 where the mask is given, near 0 where it is a
-      guess.
+      guess or implausible.
+    warnings: Doubts about the mask, and what was left out of it; sentences.
   """
 
   frames: np.ndarray = dataclasses.field(repr=False)
   method: str
   confidence: float
+  warnings: tuple[str, ...] = ()
 
 
 def extract(video: VideoFrames, matte: str = "auto") -> Foreground:
@@ -58,95 +64,71 @@ def extract(video: VideoFrames, matte: str = "auto") -> Foreground:
 
   Args:
     video: The clip.
-    matte: "auto", "alpha", "plain", "none" or "onnx:PATH".
+    matte: "auto", or "NAME" or "NAME:ARGUMENT" of `methods.METHODS`.
 
   Raises:
     InputError: That way does not work for this clip, or no object is found.
     ValueError: `matte` names no way.
-    ImportError: An ONNX file is given and onnxruntime is not installed.
+    ImportError: A network is given and onnxruntime is not installed.
   """
-  if matte == "auto":
-    foreground = _auto(video)
-  elif matte == "alpha":
-    if not _has_useful_alpha(video):
+  name, _, argument = matte.partition(":")
+  if name == "auto":
+    name, found = _first_that_suits(video)
+  elif name in methods.METHODS:
+    try:
+      found = methods.METHODS[name](video, argument)
+    except cutout.NotApplicable as error:
       raise InputError(
-        f"{video.name} has no alpha channel, or all of it is opaque; {_ADVICE}."
-      )
-    foreground = Foreground(video.frames, "alpha", 1.0)
-  elif matte == "plain":
-    foreground = _plain(video)
-    if foreground is None:
-      raise InputError(
-        f"The background of {video.name} is not plain: the border of its"
-        f" frames varies in colour; {_ADVICE}."
-      )
-  elif matte == "none":
-    frames = video.frames.copy()
-    frames[..., 3] = 255
-    return Foreground(frames, "none", 1.0)
-  elif matte.startswith("onnx:"):
-    model = onnx.OnnxMatting(matte.removeprefix("onnx:"))
-    alpha = model.alpha(video.frames[..., :3])
-    foreground = Foreground(_with_alpha(video.frames, alpha), "onnx", 0.9)
+        f"{video.name} cannot be cut out by --matte={name}: {error}; {_ADVICE}."
+      ) from error
   else:
     raise ValueError(
-      f"matte={matte!r} is unknown; choose auto, alpha, plain, none or"
-      " onnx:PATH."
+      f"matte={matte!r} is unknown; choose auto,"
+      f" {', '.join(methods.METHODS)} (onnx:PATH)."
     )
+  foreground = _examined(video, name, found)
   _check_coverage(video, foreground)
+  for warning in foreground.warnings:
+    logging.warning("%s: %s", video.name, warning)
   return foreground
 
 
-def _auto(video: VideoFrames) -> Foreground:
-  if _has_useful_alpha(video):
-    return Foreground(video.frames, "alpha", 1.0)
-  foreground = _plain(video)
-  if foreground is not None:
-    return foreground
-  rgb = video.frames[..., :3]
-  method = "motion"
-  cutout = rough_cutout.moving_object(rgb)
-  if cutout is None:
-    method = "colour"
-    cutout = rough_cutout.distinct_object(rgb)
-  logging.warning(
-    "%s has neither alpha nor a plain background. The object was cut out by"
-    " its %s, which is rough; for a clean shape %s.",
-    video.name,
-    method,
-    _ADVICE,
+def _first_that_suits(video: VideoFrames) -> tuple[str, cutout.Cutout]:
+  reasons = []
+  for name in methods.AUTO:
+    try:
+      found = methods.METHODS[name](video, "")
+    except cutout.NotApplicable as error:
+      reasons.append(f"{name}: {error}")
+      continue
+    if name in methods.ROUGH:
+      note = (
+        "It has neither alpha nor a plain background. The object was cut out"
+        f" by its {name}, which is rough; for a clean shape {_ADVICE}."
+      )
+      found = dataclasses.replace(found, notes=(*found.notes, note))
+    return name, found
+  raise InputError(
+    f"No object can be cut out of {video.name} ({'; '.join(reasons)});"
+    f" {_ADVICE}."
   )
-  frames = _with_alpha(video.frames, cutout.alpha)
-  return Foreground(frames, method, cutout.confidence)
 
 
-def _plain(video: VideoFrames) -> Foreground | None:
-  result = plain_background.remove(video.frames[..., :3])
-  if result is None:
-    return None
-  frames = np.concatenate([result.colours, result.alpha[..., None]], axis=-1)
-  return Foreground(frames, "plain", result.confidence)
-
-
-def _has_useful_alpha(video: VideoFrames) -> bool:
-  """Whether alpha takes away more than a few stray pixels."""
-  if not video.has_alpha:
-    return False
-  return float((video.frames[..., 3] < 128).mean()) >= MIN_COVERAGE
-
-
-def _with_alpha(frames: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-  """Colours of sure pixels spread over soft ones, with the new alpha."""
-  colours = np.stack(
-    [
-      plain_background.spread_colours(rgb, opacity > 230)
-      for rgb, opacity in zip(frames[..., :3], alpha)
-    ]
-  )
-  share = (alpha.astype(np.float32) / 255)[..., None]
-  colours = share * frames[..., :3] + (1 - share) * colours
-  colours = np.rint(colours).astype(np.uint8)
-  return np.concatenate([colours, alpha[..., None]], axis=-1)
+def _examined(
+  video: VideoFrames, name: str, found: cutout.Cutout
+) -> Foreground:
+  """Keeps the object's pieces and notes what is doubtful."""
+  frames, notes = found.frames, list(found.notes)
+  if not found.is_given:
+    kept = pieces.keep_object(frames[..., 3], video.frames[..., :3])
+    frames = np.concatenate([frames[..., :3], kept.alpha[..., None]], axis=-1)
+    notes += [f"{text[0].upper()}{text[1:]}." for text in kept.notes]
+  confidence = found.confidence
+  if name != "none":
+    for finding in plausibility.examine(frames[..., 3]):
+      confidence *= finding.factor
+      notes.append(finding.text)
+  return Foreground(frames, name, float(confidence), tuple(notes))
 
 
 def _check_coverage(video: VideoFrames, foreground: Foreground) -> None:

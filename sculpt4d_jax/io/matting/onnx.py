@@ -4,6 +4,9 @@ Any network with one picture in and, as its first output, one map out will do:
 U2-Net and u2netp, IS-Net, BiRefNet and their like. onnxruntime runs it, which
 the optional extra "matting" installs.
 
+`--matte=onnx:FILE` also takes an npm package of networks in pieces (`.tgz`) and
+joins the pieces itself; `networks.py` lists files that are known to work.
+
 Input: float32 [1, 3, h, w] RGB, size from the model itself; a model that
 leaves its size open gets 320x320. Normalisation: ImageNet's mean and
 deviation of values in [0, 1], as U2-Net and BiRefNet were trained; a file
@@ -14,16 +17,32 @@ not one a frame, so that the map does not flicker.
 
 import os
 import pathlib
+import types
 
 from absl import logging
 import numpy as np
 from PIL import Image
 
+from sculpt4d_jax.io.matting import cutout
+from sculpt4d_jax.io.matting import networks
 from sculpt4d_jax.io.video.frames import InputError
+from sculpt4d_jax.io.video.frames import VideoFrames
 
+_CONFIDENCE = 0.9
 _OPEN_SIZE = 320
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _ISNET = ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
+
+
+def cut_out(video: VideoFrames, argument: str) -> cutout.Cutout:
+  """See `methods.py`; the argument is the path of the network."""
+  if not argument:
+    raise InputError(
+      "--matte=onnx needs a file: --matte=onnx:FILE; sculpt4d matting lists"
+      " networks that are known to work."
+    )
+  alpha = OnnxMatting(argument).alpha(video.frames[..., :3])
+  return cutout.from_alpha(video, alpha, _CONFIDENCE)
 
 
 class OnnxMatting:
@@ -40,12 +59,15 @@ class OnnxMatting:
     if not path.is_file():
       raise InputError(
         f"The matting network {path} does not exist; give the path of an"
-        " ONNX file, for instance --matte onnx:u2netp.onnx."
+        " ONNX file. python -m launch.matting lists networks that are known to"
+        " work and downloads them."
       )
     runtime = _import_onnxruntime()
+    is_package = networks.is_package(path)
+    content = networks.join_package(path) if is_package else os.fspath(path)
     try:
       self._session = runtime.InferenceSession(
-        os.fspath(path), providers=["CPUExecutionProvider"]
+        content, providers=["CPUExecutionProvider"]
       )
     except Exception as error:  # The runtime's own error types are private.
       raise InputError(
@@ -62,7 +84,8 @@ class OnnxMatting:
     self._size = tuple(
       side if isinstance(side, int) else _OPEN_SIZE for side in shape[2:]
     )
-    mean, deviation = _ISNET if "isnet" in path.name.lower() else _IMAGENET
+    is_isnet = is_package or "isnet" in path.name.lower()
+    mean, deviation = _ISNET if is_isnet else _IMAGENET
     self._mean = np.array(mean, np.float32)
     self._deviation = np.array(deviation, np.float32)
 
@@ -109,7 +132,7 @@ class OnnxMatting:
     return result.astype(np.float32)
 
 
-def _import_onnxruntime():
+def _import_onnxruntime() -> types.ModuleType:
   try:
     import onnxruntime
   except ImportError as error:

@@ -1,14 +1,13 @@
-"""Removes a background of one colour, or of a smoothly varying one.
+"""Removes a plain background: one colour, a gradient, or a floor before a wall.
 
-The background of a clip is modelled as  colour(f, x, y) = level(f) + q(x, y):
-q is one quadratic in the pixel position for the whole clip (vignettes, studio
-gradients), level(f) follows exposure and fades. Both are fitted robustly to
-the border of the frames, then again to all background found.
+A pixel is background if its colour lies near the ground's (`ground.py`) AND it
+is connected to the border through such pixels: parts of the object that happen
+to have the background's colour stay, as long as the object encloses them. Before
+a saturated ground (green and blue screens), of which the object has none, a
+pixel is background by its colour alone, so that views through the object go.
 
-A pixel is background if its colour lies near the model AND it is connected to
-the border through such pixels: parts of the object that happen to have the
-background's colour stay, as long as the object encloses them. So does a view
-through a hole of the object, which cannot be told from them.
+Shadows on the ground are ground: they have its hue, less of its light, and,
+unlike the object, no sharp edge. The background grows into them from outside.
 
 Along the outline, alpha is the pixel's distance from the background's colour,
 relative to that of the object just inside (the matting equation
@@ -21,16 +20,31 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-# Distances are Euclidean, of 8-bit RGB.
-_MIN_THRESHOLD = 4.0
-# Above this median distance the border is textured, not plain.
-_MAX_NOISE = 6.0
-_MIN_PLAIN_SHARE = 0.7
+from sculpt4d_jax.io.matting import cutout
+from sculpt4d_jax.io.matting import ground as ground_lib
+from sculpt4d_jax.io.video.frames import VideoFrames
+
 # Compression surrounds an edge with ringing of about this part of its height.
 _RINGING = 0.1
 _RINGING_REACH = 8  # Pixels; a transform block.
-_MAX_BORDER_SAMPLES = 4000
 _SPECK = 1e-4  # Of the frame's pixels.
+# Of a shadow: the light left in the darkest one, and how steep where it is an edge to the
+# brightness range around it (an outline changes within four pixels).
+_DARKEST_SHADOWS = (0.3, 0.6, 0.8, 1.0)  # The last removes none.
+_SHADOW_SLOPE = 0.16
+_SHADOW_REACH = 6  # Pixels.
+_MAX_LOST_EDGES = 0.15
+_MIN_SHADED_GROUND = 60.0  # Brightness; nothing is seen of fainter shadows.
+# A screen's colour: difference of its largest and smallest channel, and the
+# distances, as parts of it, at which a pixel is all screen and all object.
+_MIN_SCREEN_CHROMA = 80.0
+_SCREEN_LOW, _SCREEN_HIGH = 0.15, 0.4
+
+
+_SHADOW_DOUBT = (
+  "The object has the hue of its background, so that its shadow cannot be told"
+  " from it and may be part of the cut-out."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,135 +55,102 @@ class Removal:
     colours: uint8 [F, height, width, 3], without the background's share.
     alpha: uint8 [F, height, width].
     confidence: In (0, 1]: the plain part of the border, less its noise.
+    notes: Doubts, as sentences.
   """
 
   colours: np.ndarray
   alpha: np.ndarray
   confidence: float
+  notes: tuple[str, ...] = ()
+
+
+def cut_out(video: VideoFrames, argument: str) -> cutout.Cutout:
+  """See `methods.py`; takes no argument."""
+  del argument
+  result = remove(video.frames[..., :3])
+  if result is None:
+    raise cutout.NotApplicable(
+      "its background is not plain: the border of its frames varies in colour"
+    )
+  frames = np.concatenate([result.colours, result.alpha[..., None]], axis=-1)
+  return cutout.Cutout(frames, result.confidence, notes=result.notes)
 
 
 def remove(rgb: np.ndarray) -> Removal | None:
   """Removes the background of uint8 [F, height, width, 3], if it is plain.
 
   Returns:
-    The cut-out, or None where less than 70 % of the border fits one smooth
-    colour.
+    The cut-out, or None where less than 70 % of the border fits a plain ground.
   """
-  model = _fit(rgb)
-  if model is None:
+  ground = ground_lib.fit(rgb)
+  if ground is None:
     return None
   for _ in range(2):
-    model = _refit(model, rgb)
-  surface = model.surface(rgb.shape[1:3])
+    ground = ground_lib.refit(ground, rgb)
+  patterns = [s.pattern(rgb.shape[1:3]) for s in ground.surfaces]
+  masks, doubt = _masks(rgb, ground, patterns)
   colours, alpha = np.full_like(rgb, 255), np.zeros(rgb.shape[:3], np.uint8)
+  is_keyed = _is_screen(ground)
+  for index, (frame, mask) in enumerate(zip(rgb, masks)):
+    share_limit = _key(frame, ground, patterns, index, mask) if is_keyed else 1
+    raw, _ = ground_lib.difference(ground, patterns, frame, index)
+    _matte(frame, raw, mask, share_limit, ground, colours[index], alpha[index])
+  noise = ground.noise / ground_lib.MAX_NOISE
+  confidence = ground.plain_share * (1 - 0.5 * noise) * (0.5 if doubt else 1)
+  return Removal(colours, alpha, confidence, (doubt,) if doubt else ())
+
+
+def _masks(
+  rgb: np.ndarray, ground: ground_lib.Ground, patterns: list[np.ndarray]
+) -> tuple[np.ndarray, str]:
+  """What is not ground, bool [F, H, W], shadows left out; and a doubt."""
+  doubt = ""
+  first = None
+  for darkest in _DARKEST_SHADOWS:
+    masks, lost = _masks_without_shadows(rgb, ground, patterns, darkest)
+    # A shadow has no sharp edges. Where many go with it, the object is a grey
+    # thing on a grey ground, and more of it than its shadow would be lost.
+    if lost <= _MAX_LOST_EDGES:
+      break
+    first = masks if first is None else first
+  # Much would go as shadow and cannot be told from the object.
+  if first is not None and first.sum() < 0.6 * masks.sum():
+    doubt = _SHADOW_DOUBT
+  return masks, doubt
+
+
+def _masks_without_shadows(
+  rgb: np.ndarray,
+  ground: ground_lib.Ground,
+  patterns: list[np.ndarray],
+  darkest: float,
+) -> tuple[np.ndarray, float]:
+  """Masks [F, H, W], and the part of the object's sharp edges they lost.
+
+  Args:
+    rgb: The frames.
+    ground: Model of what is behind the object.
+    patterns: Of its surfaces.
+    darkest: Part of its light that the ground keeps in the darkest shadow.
+  """
+  masks = np.zeros(rgb.shape[:3], bool)
+  num_edges = num_lost = 0
   for index, frame in enumerate(rgb):
-    difference = frame - surface - model.levels[index].astype(np.float32)
-    _matte(frame, difference, model.threshold, colours[index], alpha[index])
-  share = model.plain_share * (1 - 0.5 * model.noise / _MAX_NOISE)
-  return Removal(colours, alpha, float(share))
-
-
-def spread_colours(rgb: np.ndarray, sure: np.ndarray) -> np.ndarray:
-  """Gives every pixel the colour of the nearest sure one, [H, W, 3]."""
-  if not sure.any():
-    return rgb
-  rows, columns = ndimage.distance_transform_edt(
-    ~sure, return_distances=False, return_indices=True
-  )
-  return rgb[rows, columns]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Model:
-  coefficients: np.ndarray  # [6, 3], of `_basis`.
-  levels: np.ndarray  # [F, 3]
-  noise: float  # Median distance of border pixels from the model.
-  plain_share: float
-
-  @property
-  def threshold(self) -> float:
-    return max(_MIN_THRESHOLD, 3 * self.noise)
-
-  def surface(self, shape: tuple[int, int]) -> np.ndarray:
-    """The background less its level, float32 [H, W, 3]."""
-    rows = np.arange(shape[0], dtype=np.float32)[:, None]
-    columns = np.arange(shape[1], dtype=np.float32)[None]
-    basis = _basis(*np.broadcast_arrays(rows, columns), shape)
-    return basis @ self.coefficients.astype(np.float32)
-
-
-def _basis(rows, columns, shape) -> np.ndarray:
-  y = 2 * rows / max(1, shape[0] - 1) - 1
-  x = 2 * columns / max(1, shape[1] - 1) - 1
-  # No constant: the levels hold it.
-  return np.stack([x, y, x * x, x * y, y * y], axis=-1)
-
-
-def _border(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-  """Rows and columns of the pixels of the border, thinned out evenly."""
-  width = max(2, round(0.03 * min(shape)))
-  ring = np.ones(shape, bool)
-  ring[width:-width, width:-width] = False
-  rows, columns = np.nonzero(ring)
-  step = -(-len(rows) // _MAX_BORDER_SAMPLES)
-  return rows[::step], columns[::step]
-
-
-def _fit(rgb: np.ndarray) -> _Model | None:
-  shape = rgb.shape[1:3]
-  rows, columns = _border(shape)
-  samples = rgb[:, rows, columns].astype(np.float64)  # [F, R, 3]
-  basis = _basis(rows, columns, shape)
-  levels = np.median(samples, axis=1)
-  # The median over the clip drops an object that touches the border at times.
-  pattern = np.median(samples - levels[:, None], axis=0)
-  coefficients, constant = _robust_fit(basis, pattern)
-  surface = basis @ coefficients
-  levels = np.median(samples - surface, axis=1)
-  distance = np.linalg.norm(samples - surface - levels[:, None], axis=-1)
-  noise = float(np.median(distance))
-  model = _Model(coefficients, levels, noise, 0.0)
-  share = float((distance < model.threshold).mean())
-  if noise > _MAX_NOISE or share < _MIN_PLAIN_SHARE:
-    return None
-  return dataclasses.replace(model, plain_share=share)
-
-
-def _robust_fit(
-  basis: np.ndarray, values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Least absolute deviations by reweighting: coefficients, constant."""
-  design = np.concatenate([basis, np.ones((len(basis), 1))], axis=1)
-  weights = np.ones(len(basis))
-  for _ in range(15):
-    weighted = design * weights[:, None]
-    # A touch of damping: a border may say nothing of some term.
-    normal = weighted.T @ design + 1e-6 * len(basis) * np.eye(design.shape[1])
-    solution = np.linalg.solve(normal, weighted.T @ values)
-    residual = np.linalg.norm(values - design @ solution, axis=1)
-    weights = 1 / np.maximum(residual, 0.5)
-  return solution[:-1], solution[-1]
-
-
-def _refit(model: _Model, rgb: np.ndarray) -> _Model:
-  """Fits again to a sample of all the background found, not the border only."""
-  shape = rgb.shape[1:3]
-  step = max(1, round(np.sqrt(shape[0] * shape[1] / 4000)))
-  frames = np.unique(np.linspace(0, len(rgb) - 1, 6).astype(int))
-  thin = model.surface(shape)[::step, ::step]
-  bases, values = [], []
-  for index in frames:
-    difference = rgb[index, ::step, ::step] - thin - model.levels[index]
-    near = np.linalg.norm(difference, axis=-1) < model.threshold
-    rows, columns = np.nonzero(_joined_to_border(near))
-    rows, columns = rows * step, columns * step
-    bases.append(_basis(rows, columns, shape))
-    values.append(rgb[index, rows, columns] - model.levels[index])
-  coefficients, _ = _robust_fit(np.concatenate(bases), np.concatenate(values))
-  rows, columns = _border(shape)
-  surface = _basis(rows, columns, shape) @ coefficients
-  levels = np.median(rgb[:, rows, columns] - surface, axis=1)
-  return dataclasses.replace(model, coefficients=coefficients, levels=levels)
+    smooth = ground.smooth(frame)
+    clean, distance = ground_lib.difference(ground, patterns, smooth, index)
+    background = _flood(distance, ground.threshold)
+    whole = _without_specks(~background, distance, ground.threshold)
+    if darkest == 1:
+      masks[index] = whole
+      continue
+    grown, is_soft = _shadows(smooth, clean, background, ground, darkest)
+    rest = ~(background | grown)
+    masks[index] = _without_specks(rest, distance, ground.threshold)
+    edges = ~is_soft & whole & (distance > 2 * ground.threshold)
+    solid = ndimage.binary_opening(masks[index], iterations=3)
+    num_edges += edges.sum()
+    num_lost += (edges & ~ndimage.binary_dilation(solid, iterations=6)).sum()
+  return masks, num_lost / max(1, num_edges)
 
 
 def _flood(distance: np.ndarray, threshold: float) -> np.ndarray:
@@ -178,33 +159,103 @@ def _flood(distance: np.ndarray, threshold: float) -> np.ndarray:
   alike = distance < np.maximum(threshold, _RINGING * nearby)
   # Paths of one or two pixels are leaks through the outline.
   wide = ndimage.minimum_filter(alike, 3, mode="nearest")
-  return ndimage.maximum_filter(_joined_to_border(wide), 3) & alike
+  joined = ground_lib.joined_to_border(wide)
+  return ndimage.maximum_filter(joined, 3) & alike
 
 
-def _joined_to_border(mask: np.ndarray) -> np.ndarray:
-  labels, count = ndimage.label(mask)
-  edge = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
-  is_joined = np.zeros(count + 1, bool)
-  is_joined[np.concatenate(edge)] = True
-  is_joined[0] = False
-  return is_joined[labels]
+def _shadows(
+  frame: np.ndarray,
+  difference: np.ndarray,
+  background: np.ndarray,
+  ground: ground_lib.Ground,
+  darkest: float,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Shadows that begin at the background, and where no edge is, bool [H, W].
+
+  Args:
+    frame: Smoothed, float [H, W, 3].
+    difference: The frame less the ground.
+    background: What is background already.
+    ground: Its model.
+    darkest: Part of its light that the ground keeps in the darkest shadow.
+  """
+  behind = frame - difference
+  brightness = np.maximum(np.linalg.norm(behind, axis=-1), 1)
+  light = (frame * behind).sum(axis=-1) / brightness**2
+  tint = np.linalg.norm(frame - light[..., None] * behind, axis=-1)
+  # Less light makes a camera's hue less sure, and compression's too.
+  limit = ground.threshold + 0.04 * brightness
+  is_shade = (tint < limit) & (light > darkest)
+  is_shade &= (light < 1.02) & (brightness > _MIN_SHADED_GROUND)
+  lit = ndimage.gaussian_filter(light * brightness, 1.0)
+  slope = np.hypot(ndimage.sobel(lit, 0), ndimage.sobel(lit, 1)) / 8
+  size = 2 * _SHADOW_REACH + 1
+  span = ndimage.maximum_filter(lit, size) - ndimage.minimum_filter(lit, size)
+  is_soft = slope < np.maximum(_SHADOW_SLOPE * span, 1.0 + 0.3 * ground.noise)
+  way = (is_shade & is_soft) | background
+  way = ndimage.minimum_filter(way, 5, mode="nearest")
+  grown = ndimage.binary_propagation(
+    way & ndimage.binary_dilation(background, iterations=3), mask=way
+  )
+  grown = ndimage.maximum_filter(grown, 5) & (is_shade | background)
+  return grown, is_soft
 
 
-def _matte(frame, difference, threshold, colours, alpha) -> None:
+def _is_screen(ground: ground_lib.Ground) -> bool:
+  return _chroma(ground) >= _MIN_SCREEN_CHROMA
+
+
+def _chroma(ground: ground_lib.Ground) -> float:
+  colour = np.median(ground.surfaces[0].levels, axis=0)
+  return float(np.ptp(np.clip(colour, 0, 255)))
+
+
+def _key(
+  frame: np.ndarray,
+  ground: ground_lib.Ground,
+  patterns: list[np.ndarray],
+  index: int,
+  mask: np.ndarray,
+) -> np.ndarray | float:
+  """The most that a pixel can be object, by its colour, float [H, W]."""
+  smooth = ndimage.gaussian_filter(frame.astype(np.float32), (0.5, 0.5, 0))
+  _, distance = ground_lib.difference(ground, patterns, smooth, index)
+  chroma = _chroma(ground)
+  low = max(ground.threshold, _SCREEN_LOW * chroma)
+  high = max(1.5 * low, _SCREEN_HIGH * chroma)
+  inner = ndimage.binary_erosion(mask, iterations=4)
+  if inner.any() and ((distance > low) & (distance < high))[inner].mean() > 0.1:
+    return 1.0  # The object has such colours itself.
+  return np.clip((distance - low) / (high - low), 0, 1)
+
+
+def _matte(
+  frame: np.ndarray,
+  difference: np.ndarray,
+  mask: np.ndarray,
+  share_limit: np.ndarray | float,
+  ground: ground_lib.Ground,
+  colours: np.ndarray,
+  alpha: np.ndarray,
+) -> None:
   """Writes colours [H, W, 3] and alpha [H, W] of one frame, where not 0."""
-  distance = np.linalg.norm(difference, axis=-1)
-  mask = ~_flood(distance, threshold)
-  mask = _without_specks(mask, distance, threshold)
   if not mask.any():
     return
+  distance = np.linalg.norm(difference, axis=-1)
+  if ground.sigma:
+    distance = ndimage.gaussian_filter(distance, 0.6)
   # Coarse chroma blurs an outline over four pixels.
   band = max(4, round(0.005 * max(mask.shape)))
   region = _bounding_slices(mask, margin=2 * band)
   mask, distance = mask[region], distance[region]
   inner = ndimage.binary_erosion(mask, iterations=band, border_value=1)
   reference = _reference_distance(distance, mask, inner, band)
-  share = np.clip(distance / np.maximum(reference, 1e-6), 0, 1)
-  share = np.where(mask, np.where(inner, 1, share), 0)[..., None]
+  offset = 1.5 * ground.raw_noise if ground.sigma else 0.0
+  share = (distance - offset) / np.maximum(reference - offset, 1e-6)
+  share = np.where(mask, np.where(inner, 1, np.clip(share, 0, 1)), 0)
+  if isinstance(share_limit, np.ndarray):
+    share = np.minimum(share, share_limit[region])
+  share = share[..., None]
   # c = share * f + (1 - share) * b, solved for f; damped where share is low.
   added = difference[region] * (1 / np.maximum(share, 0.3) - 1)
   own = np.clip(np.rint(frame[region] + added), 0, 255)
@@ -221,7 +272,9 @@ def _bounding_slices(mask: np.ndarray, margin: int) -> tuple[slice, slice]:
   return tuple(slices)
 
 
-def _reference_distance(distance, mask, inner, band) -> np.ndarray:
+def _reference_distance(
+  distance: np.ndarray, mask: np.ndarray, inner: np.ndarray, band: int
+) -> np.ndarray:
   """How far the object's own colour is from the background's, per pixel."""
   # Thin parts have no inside: their strongest pixel stands for it.
   peak = ndimage.maximum_filter(distance * mask, 2 * band + 1)
@@ -233,7 +286,9 @@ def _reference_distance(distance, mask, inner, band) -> np.ndarray:
   return np.where(away <= 2 * band, distance[rows, columns], peak)
 
 
-def _without_specks(mask, distance, threshold) -> np.ndarray:
+def _without_specks(
+  mask: np.ndarray, distance: np.ndarray, threshold: float
+) -> np.ndarray:
   """Drops components that are tiny, or small and faint."""
   labels, count = ndimage.label(mask, np.ones((3, 3)))
   if not count:

@@ -1,0 +1,49 @@
+"""Masks that the user gives: the source's alpha layer, or the whole frame."""
+
+import numpy as np
+
+from sculpt4d_jax.io.matting import cutout
+from sculpt4d_jax.io.video.frames import VideoFrames
+
+# Of a frame's pixels; less is a few stray ones.
+_MIN_TRANSPARENT = 1e-3
+_FAINT = 8  # Alpha up to which a pixel is taken as empty.
+_EVEN = 0.8  # Parts of the largest alpha; a layer above it everywhere says
+# nothing about the object.
+
+
+def from_alpha_layer(video: VideoFrames, argument: str) -> cutout.Cutout:
+  """The alpha layer of the source; see `methods.py`.
+
+  Where the object itself is half transparent (a ghost, a faded export), alpha
+  is scaled up: meshes know inside and outside only.
+  """
+  del argument
+  alpha = video.frames[..., 3]
+  shown = alpha[alpha > _FAINT]
+  full = float(np.quantile(shown, 0.9)) if shown.size else 255.0
+  transparent = float((alpha < 0.5 * full).mean())
+  if not video.has_alpha or (
+    transparent < _MIN_TRANSPARENT and alpha.min() >= _EVEN * full
+  ):
+    raise cutout.NotApplicable("it has no alpha channel, or an even one")
+  if transparent < _MIN_TRANSPARENT:
+    raise cutout.NotApplicable("its alpha channel is opaque nearly everywhere")
+  if full > 250:
+    return cutout.Cutout(video.frames, 1.0, is_given=True)
+  frames = video.frames.copy()
+  scaled = np.rint(alpha.astype(np.float32) * (255 / full))
+  frames[..., 3] = np.minimum(scaled, 255).astype(np.uint8)
+  note = (
+    f"The object's alpha is {full / 255:.0%} where it is strongest; it was"
+    " scaled to be opaque."
+  )
+  return cutout.Cutout(frames, 0.9, is_given=True, notes=(note,))
+
+
+def whole_frame(video: VideoFrames, argument: str) -> cutout.Cutout:
+  """The entire frame is the object; see `methods.py`."""
+  del argument
+  frames = video.frames.copy()
+  frames[..., 3] = 255
+  return cutout.Cutout(frames, 1.0, is_given=True)
