@@ -41,7 +41,7 @@ def cut_out(video: VideoFrames, argument: str) -> cutout.Cutout:
   is_still = (distance[:, edge] < threshold).mean() > 0.85
   if noise > _MAX_NOISE or not is_still:
     raise cutout.NotApplicable("its camera moves")
-  masks = np.stack([_main_piece(d > threshold) for d in distance])
+  masks = np.stack([_main_piece(d, threshold) for d in distance])
   coverage = masks.mean(axis=(1, 2))
   is_shown = (coverage > 0.002) & (coverage < 0.5)
   if is_shown.mean() < 0.6:
@@ -58,8 +58,9 @@ def cut_out(video: VideoFrames, argument: str) -> cutout.Cutout:
   return cutout.from_alpha(video, alpha, 0.5 * float(share))
 
 
-def _main_piece(mask: np.ndarray) -> np.ndarray:
+def _main_piece(distance: np.ndarray, threshold: float) -> np.ndarray:
   """The largest component, and others of at least a fifth of its size."""
+  mask = distance > threshold
   mask = ndimage.binary_closing(mask, iterations=2) | mask
   mask = ndimage.binary_fill_holes(ndimage.binary_opening(mask))
   labels, count = ndimage.label(mask)
@@ -67,7 +68,11 @@ def _main_piece(mask: np.ndarray) -> np.ndarray:
     return mask
   area = np.bincount(labels.ravel())
   area[0] = 0
-  return (area >= max(1, 0.2 * area.max()))[labels]
+  kept = (area >= max(1, 0.2 * area.max()))[labels]
+  # Up to the outline, where object and scene mix.
+  return ndimage.binary_dilation(
+    kept, iterations=2, mask=kept | (distance > 0.5 * threshold)
+  )
 
 
 def _hull(mask: np.ndarray) -> np.ndarray:
