@@ -17,6 +17,7 @@ More frames:   --config.sampling.num_frames=16
 Finer meshes:  --config.surface.resolution=192 --config.surface.max_faces=20000
 Other result:  --config.sampling.seed=1 --config.sampling.guidance_scale=3
 Part of it:    --start=1.5 --end=3
+Cut-out alone: --preview_cutout
 
 The full-size model, with converted weights (launch.convert_weights), on one
 accelerator; --plan prints what it needs of the memory of usual devices, and
@@ -35,6 +36,7 @@ from ml_collections import config_flags
 
 from launch import program
 from sculpt4d_jax import api
+from sculpt4d_jax.inference import cutout_preview
 from sculpt4d_jax.inference import memory_plan
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import sampling as sampling_lib
@@ -66,14 +68,21 @@ _PRESET = flags.DEFINE_enum(
 _MATTE = flags.DEFINE_string(
   "matte",
   "auto",
-  "How the object is cut out: auto, alpha, plain, none (the whole frame is"
-  " the object), or onnx:FILE, a matting network.",
+  "How the object is cut out: auto, alpha, plain, motion, colour, none (the"
+  " whole frame is the object), or onnx:FILE, a matting network; python -m"
+  " launch.matting lists some.",
 )
 _PLAN = flags.DEFINE_bool(
   "plan",
   False,
   "Print what the preset needs of a device's memory, and whether usual"
   " devices have it.",
+)
+_PREVIEW_CUTOUT = flags.DEFINE_bool(
+  "preview_cutout",
+  False,
+  "Only cut the object out and write cutout.png: the frames, and below them"
+  " what the model would see.",
 )
 _START = flags.DEFINE_float("start", None, "First second that is used.")
 _END = flags.DEFINE_float("end", None, "Last second that is used.")
@@ -103,6 +112,9 @@ def main(argv):
     start=_START.value,
     end=_END.value,
   )
+  if _PREVIEW_CUTOUT.value:
+    print(f"Look at {cutout_preview.write(output, clip)}.")
+    return
   result = api.load(preset, _CHECKPOINT.value).generate(clip)
   written = result.save(output)
   logging.info("Wrote %d files to %s.", len(written), output)

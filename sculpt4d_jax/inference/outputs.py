@@ -13,6 +13,7 @@ from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import paths
+from sculpt4d_jax.io import staged
 from sculpt4d_jax.io.matting import crop
 from sculpt4d_jax.io.meshes import frame_times
 from sculpt4d_jax.io.meshes import glb
@@ -63,7 +64,7 @@ def write(
       edges[-1] / played[-1],
       frame_times.PLAYER_RATE,
     )
-  with atomic.staged_folder(folder, replaces=["frame_*.ply"]) as staging:
+  with staged.staged_folder(folder, replaces=["frame_*.ply"]) as staging:
     with log.stage("write files", 5) as bar:
       ply_obj.write_mesh_sequence(staging, result.meshes)
       bar.update()
@@ -93,7 +94,9 @@ def write(
     atomic.write_bytes(
       staging / RUN, (json.dumps(record, indent=2) + "\n").encode()
     )
-    names = sorted(path.name for path in staging.iterdir())
+    names = sorted(
+      path.name for path in staging.iterdir() if path.name[0] != "."
+    )
   return [paths.of(folder) / name for name in names]
 
 
@@ -117,6 +120,7 @@ def check_writable(folder: paths.PathLike) -> None:
       f"Cannot write to {folder}: no permission to write in {existing};"
       " choose another folder."
     )
+  staged.check_ways(folder, (GLB, USD, VIEWER, PREVIEW, RUN))
 
 
 def viewer_page(

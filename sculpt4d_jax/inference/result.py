@@ -107,6 +107,7 @@ def _surroundings(clip: pipeline.Clip) -> dict[str, Any]:
       "timestamps": [round(float(t), 6) for t in clip.source.timestamps],
       "cut_out": clip.foreground.method,
       "cut_out_confidence": round(float(clip.foreground.confidence), 3),
+      "cut_out_warnings": list(clip.foreground.warnings),
       "crop": dataclasses.asdict(clip.box),
     },
     "device": jax.devices()[0].device_kind,

@@ -3,7 +3,7 @@
 A file is written beside its final place under a hidden temporary name, flushed
 to the disk, and renamed over the final name in one step. Whatever goes wrong
 on the way, an interrupt included, the temporary file is removed and an older
-file of the same name stays as it was. `staged_folder` does the same for the
+file of the same name stays as it was. `staged.py` does the same for the
 many files of a run.
 
 A path in a store (`paths.StorePath`) is written on this machine's disk first,
@@ -14,10 +14,9 @@ What the system refuses (a full disk, a folder without write permission) comes
 out as `OutputError` with the path and the reason, ready to be shown to a user.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import contextlib
 import errno
-import fnmatch
 import os
 import pathlib
 import secrets
@@ -94,7 +93,7 @@ def atomic_path(path: PathLike) -> Iterator[pathlib.Path]:
   temporary = path.with_name(
     f".{path.stem[:64]}-{secrets.token_hex(4)}{path.suffix}"
   )
-  with output_errors(path), _parent_folders(path.parent):
+  with output_errors(path), parent_folders(path.parent):
     try:
       yield temporary
       _flush(temporary)
@@ -129,57 +128,6 @@ def write_bytes(path: PathLike, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def staged_folder(
-  folder: PathLike, *, replaces: Sequence[str] = ()
-) -> Iterator[pathlib.Path]:
-  """Gives a temporary folder whose files move to `folder` on success.
-
-  Write all files of a run there and either all of them arrive, or none does,
-  and folders made on the way are gone again.
-
-  Args:
-    folder: The final folder; made, with its parents, if missing. Other files
-      in it stay.
-    replaces: Patterns of file names, for instance "frame_*.ply": such files of
-      an earlier run are removed when the new files arrive, so that a shorter
-      sequence does not keep the tail of a longer one.
-
-  Yields:
-    An empty folder on the same file system.
-
-  Raises:
-    OutputError: The folder cannot be made or written to.
-  """
-  folder = paths.of(folder)
-  if paths.is_remote(folder):
-    with _uploaded_folder(folder) as staging:
-      yield staging
-      names = {path.name for path in staging.iterdir()}
-      # While files are replaced, nothing says that they belong together.
-      for name in names.intersection(DESCRIPTIONS):
-        (folder / name).unlink(missing_ok=True)
-      stale = [
-        p for p in folder.iterdir() if _is_stale(p.name, names, replaces)
-      ]
-    for path in stale:
-      path.unlink(missing_ok=True)
-    return
-  staging = folder / f".partial-{secrets.token_hex(4)}"
-  with output_errors(folder), _parent_folders(folder):
-    try:
-      staging.mkdir()
-      yield staging
-      _move_files(staging, folder, replaces)
-    except BaseException as error:
-      shutil.rmtree(staging, ignore_errors=True)
-      if isinstance(error, OutputError) and error.path.is_relative_to(staging):
-        # Users know the final name only.
-        final = folder / error.path.relative_to(staging)
-        raise OutputError(final, error.__cause__) from error.__cause__
-      raise
-
-
-@contextlib.contextmanager
 def new_folder(
   folder: PathLike, *, replace: bool = False
 ) -> Iterator[pathlib.Path]:
@@ -207,14 +155,14 @@ def new_folder(
       folder, OSError(errno.ENOTEMPTY, "it exists and is not empty")
     )
   if paths.is_remote(folder):
-    with _uploaded_folder(folder) as staging:
+    with uploaded_folder(folder) as staging:
       yield staging
       _remove_whole(folder)
     return
   name = f".{folder.name[:64]}-partial-{secrets.token_hex(4)}"
   staging = folder.with_name(name)
   old = folder.with_name(f"{name}-old")
-  with output_errors(folder), _parent_folders(folder.parent):
+  with output_errors(folder), parent_folders(folder.parent):
     try:
       staging.mkdir()
       yield staging
@@ -230,7 +178,7 @@ def new_folder(
 
 
 @contextlib.contextmanager
-def _uploaded_folder(folder: paths.StorePath) -> Iterator[pathlib.Path]:
+def uploaded_folder(folder: paths.StorePath) -> Iterator[pathlib.Path]:
   """Gives an empty folder on the disk, which is uploaded on success."""
   with output_errors(folder), tempfile.TemporaryDirectory() as name:
     staging = pathlib.Path(name)
@@ -246,7 +194,7 @@ def _remove_whole(folder: paths.StorePath) -> None:
 
 
 @contextlib.contextmanager
-def _parent_folders(folder: pathlib.Path) -> Iterator[None]:
+def parent_folders(folder: pathlib.Path) -> Iterator[None]:
   """Makes a folder and its parents; on failure the new ones go again."""
   missing = []
   for candidate in (folder, *folder.parents):
@@ -261,33 +209,6 @@ def _parent_folders(folder: pathlib.Path) -> Iterator[None]:
       if candidate.is_dir() and not any(candidate.iterdir()):
         candidate.rmdir()
     raise
-
-
-def _move_files(
-  staging: pathlib.Path, folder: pathlib.Path, replaces: Sequence[str]
-) -> None:
-  files = sorted(path for path in staging.rglob("*") if path.is_file())
-  names = {path.relative_to(staging) for path in files}
-  stale = [
-    path
-    for path in folder.iterdir()
-    if path.is_file()
-    and _is_stale(path.name, {str(n) for n in names}, replaces)
-  ]
-  for path in files:
-    target = folder / path.relative_to(staging)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(path, target)
-  for path in stale:
-    path.unlink()
-  shutil.rmtree(staging)
-
-
-def _is_stale(name: str, names: set[str], replaces: Sequence[str]) -> bool:
-  """Whether a file is of an earlier run, and not replaced by one of this."""
-  return name not in names and any(
-    fnmatch.fnmatchcase(name, pattern) for pattern in replaces
-  )
 
 
 def _flush(path: pathlib.Path) -> None:

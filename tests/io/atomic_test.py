@@ -1,6 +1,5 @@
 import errno
 import os
-import pathlib
 import subprocess
 
 import pytest
@@ -101,55 +100,6 @@ def test_permissions_follow_the_umask(tmp_path):
   finally:
     os.umask(mask)
   assert (tmp_path / "file.bin").stat().st_mode & 0o777 == 0o644
-
-
-def test_staged_files_arrive_together(tmp_path):
-  folder = tmp_path / "run"
-  with atomic.staged_folder(folder) as staging:
-    (staging / "a.txt").write_text("a")
-    (staging / "deep").mkdir()
-    (staging / "deep" / "b.txt").write_text("b")
-    assert sorted(p.name for p in folder.iterdir()) == [staging.name]
-  assert (folder / "a.txt").read_text() == "a"
-  assert (folder / "deep" / "b.txt").read_text() == "b"
-  assert sorted(os.listdir(folder)) == ["a.txt", "deep"]
-
-
-def test_a_failing_stage_leaves_no_file_and_no_folder(tmp_path):
-  with pytest.raises(KeyboardInterrupt):
-    with atomic.staged_folder(tmp_path / "new" / "run") as staging:
-      (staging / "a.txt").write_text("a")
-      raise KeyboardInterrupt
-  assert not os.listdir(tmp_path)
-
-
-def test_a_failing_stage_keeps_what_was_in_the_folder(tmp_path):
-  (tmp_path / "frame_0000.ply").write_text("old")
-  with pytest.raises(RuntimeError):
-    with atomic.staged_folder(tmp_path, replaces=["*.ply"]) as staging:
-      (staging / "frame_0000.ply").write_text("new")
-      raise RuntimeError
-  assert (tmp_path / "frame_0000.ply").read_text() == "old"
-  assert os.listdir(tmp_path) == ["frame_0000.ply"]
-
-
-def test_a_stage_replaces_older_files_of_its_patterns_only(tmp_path):
-  for name in ("frame_0000.ply", "frame_0001.ply", "notes.txt"):
-    (tmp_path / name).write_text("old")
-  with atomic.staged_folder(tmp_path, replaces=["frame_*.ply"]) as staging:
-    (staging / "frame_0000.ply").write_text("new")
-  assert sorted(os.listdir(tmp_path)) == ["frame_0000.ply", "notes.txt"]
-  assert (tmp_path / "frame_0000.ply").read_text() == "new"
-
-
-def test_errors_in_a_stage_name_the_final_place(tmp_path):
-  with pytest.raises(atomic.OutputError) as caught:
-    with atomic.staged_folder(tmp_path) as staging:
-      with atomic.output_errors(staging / "mesh.ply"):
-        _full_disk()
-  assert caught.value.path == pathlib.Path(tmp_path / "mesh.ply")
-  assert caught.value.errno == errno.ENOSPC
-  assert ".partial" not in str(caught.value)
 
 
 def test_a_new_folder_appears_when_it_is_whole(tmp_path):

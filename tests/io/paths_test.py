@@ -8,6 +8,7 @@ import pytest
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
+from sculpt4d_jax.io import staged
 from tests.io import emulated
 
 
@@ -94,7 +95,7 @@ def test_objects_are_written_and_read(store):
 def test_a_staged_folder_replaces_what_an_earlier_run_left(store):
   folder = store / "staged"
   for count in (3, 1):
-    with atomic.staged_folder(folder, replaces=["frame_*.ply"]) as staging:
+    with staged.staged_folder(folder, replaces=["frame_*.ply"]) as staging:
       for number in range(count):
         (staging / f"frame_{number}.ply").write_text(str(count))
       (staging / "run.json").write_text("{}")

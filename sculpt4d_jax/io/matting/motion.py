@@ -20,6 +20,7 @@ _MIN_FRAMES = 5
 _MIN_MOTION = 18.0  # Distance of 8-bit RGB from the median frame.
 _MAX_NOISE = 6.0
 _MIN_OBJECT_SHARE = 0.7  # Of the changed pixels.
+_OUTLINE = 3  # Pixels from a rough outline to the inside.
 _MAX_STAY = 0.5  # Of the clip, in one place.
 
 
@@ -69,10 +70,10 @@ def _main_piece(distance: np.ndarray, threshold: float) -> np.ndarray:
   area = np.bincount(labels.ravel())
   area[0] = 0
   kept = (area >= max(1, 0.2 * area.max()))[labels]
-  # Up to the outline, where object and scene mix.
-  return ndimage.binary_dilation(
-    kept, iterations=2, mask=kept | (distance > 0.5 * threshold)
-  )
+  # The outline lies where object and scene mix half and half.
+  peak = ndimage.maximum_filter(distance * kept, 2 * _OUTLINE + 1)
+  inner = ndimage.binary_erosion(kept, iterations=_OUTLINE)
+  return ndimage.binary_opening(inner | (kept & (distance > 0.45 * peak)))
 
 
 def _hull(mask: np.ndarray) -> np.ndarray:

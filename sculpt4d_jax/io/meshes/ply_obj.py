@@ -15,6 +15,7 @@ import trimesh
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import staged
 
 TriangleMesh = mesh_lib.TriangleMesh
 PathLike = str | os.PathLike
@@ -92,7 +93,7 @@ def write_mesh_sequence(
   if not meshes:
     raise ValueError("a mesh sequence needs at least one frame, got none.")
   names = [frame_name(index) for index in range(len(meshes))]
-  with atomic.staged_folder(folder, replaces=["frame_*.ply"]) as staging:
+  with staged.staged_folder(folder, replaces=["frame_*.ply"]) as staging:
     for name, mesh in zip(names, meshes):
       write_mesh(staging / name, mesh, normals=normals)
   return [pathlib.Path(folder) / name for name in names]

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import staged
 from sculpt4d_jax.io.matting import crop
 
 # FFmpeg's numbers for BT.709 and for the studio range of 16 to 235.
@@ -82,7 +83,7 @@ def _check(frames: np.ndarray, fps: float) -> None:
 
 def _write_pictures(folder: pathlib.Path, frames: np.ndarray) -> pathlib.Path:
   digits = max(4, len(str(len(frames) - 1)))
-  with atomic.staged_folder(folder, replaces=["frame_*.png"]) as staging:
+  with staged.staged_folder(folder, replaces=["frame_*.png"]) as staging:
     for index, frame in enumerate(frames):
       Image.fromarray(frame).save(staging / f"frame_{index:0{digits}d}.png")
   return folder

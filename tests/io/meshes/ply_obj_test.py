@@ -5,6 +5,7 @@ import pytest
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import staged
 from sculpt4d_jax.io.meshes import ply_obj
 from tests.io import clips
 
@@ -103,7 +104,7 @@ def test_sequences_come_back_in_order(tmp_path):
 def test_a_shorter_sequence_replaces_a_longer_one(tmp_path):
   ply_obj.write_mesh_sequence(tmp_path, [clips.TRIANGLE] * 3)
   ply_obj.write_mesh_sequence(tmp_path, [clips.TRIANGLE])
-  assert os.listdir(tmp_path) == ["frame_0000.ply"]
+  assert sorted(os.listdir(tmp_path)) == [staged.LIST, "frame_0000.ply"]
 
 
 def test_a_sequence_with_a_bad_frame_leaves_nothing(tmp_path):

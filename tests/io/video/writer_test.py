@@ -44,7 +44,7 @@ def test_pictures_keep_every_bit(tmp_path):
     0, 256, (3, 20, 30, 4), dtype=np.uint8
   )
   writer.write_video(tmp_path / "out", frames, fps=10)
-  names = sorted(path.name for path in (tmp_path / "out").iterdir())
+  names = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
   assert names == ["frame_0000.png", "frame_0001.png", "frame_0002.png"]
   for index, name in enumerate(names):
     picture = np.asarray(Image.open(tmp_path / "out" / name))

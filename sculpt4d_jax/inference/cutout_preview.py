@@ -1,0 +1,55 @@
+"""A picture of a cut-out: the frames, and what the model would see of them."""
+
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.io import atomic
+
+NAME = "cutout.png"
+_MAX_COLUMNS = 8
+_TILE = 224  # Pixels.
+_PAGE = (238, 236, 232)
+
+
+def write(folder: str | os.PathLike, clip: pipeline.Clip) -> pathlib.Path:
+  """Writes cutout.png: input frames above, the cropped object below.
+
+  Args:
+    folder: Made if missing.
+    clip: A clip as the model gets it.
+
+  Returns:
+    The picture's path.
+
+  Raises:
+    atomic.OutputError: The file cannot be written.
+  """
+  path = pathlib.Path(folder) / NAME
+  with atomic.atomic_path(path) as temporary:
+    Image.fromarray(draw(clip)).save(temporary)
+  return path
+
+
+def draw(clip: pipeline.Clip) -> np.ndarray:
+  """The picture, uint8 [height, width, 3]; later frames are left out evenly."""
+  count = len(clip.images)
+  columns = np.unique(
+    np.linspace(0, count - 1, min(count, _MAX_COLUMNS)).astype(int)
+  )
+  rows = []
+  for frames in (clip.source.frames[..., :3], clip.images):
+    rows.append(np.hstack([_tile(frames[index]) for index in columns]))
+  return np.vstack(rows)
+
+
+def _tile(frame: np.ndarray) -> np.ndarray:
+  tile = Image.new("RGB", (_TILE, _TILE), _PAGE)
+  picture = Image.fromarray(np.ascontiguousarray(frame))
+  picture.thumbnail((_TILE - 8, _TILE - 8), Image.Resampling.LANCZOS)
+  left, top = ((_TILE - side) // 2 for side in picture.size)
+  tile.paste(picture, (left, top))
+  return np.asarray(tile)

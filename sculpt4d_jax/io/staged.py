@@ -1,0 +1,246 @@
+"""Folders whose files arrive together, beside files that are not ours.
+
+A run writes into a hidden folder inside the output folder and its files move
+out at the end, under a lock, so that two runs that end at the same time do not
+mix theirs. What arrived is listed with sizes and hashes (`LIST`): a later run
+removes or overwrites only files that are on the list and unchanged. A user's
+file in the place of a new one is renamed.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import errno
+import fnmatch
+import hashlib
+import json
+import os
+import pathlib
+import secrets
+import shutil
+
+from absl import logging
+
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import folder_lock
+from sculpt4d_jax.io import paths
+
+LIST = ".sculpt4d-files"
+_PARTIAL = ".partial-"
+# Stands in a temporary folder from when all of its files are whole.
+_WHOLE = ".whole"
+_OWN = (folder_lock.WRITER, folder_lock.ALIVE, _WHOLE, LIST)
+
+
+@contextlib.contextmanager
+def staged_folder(
+  folder: atomic.PathLike, *, replaces: Sequence[str] = ()
+) -> Iterator[pathlib.Path]:
+  """Gives a temporary folder whose files move to `folder` on success.
+
+  Write all files of a run there and either all of them arrive, or none does,
+  and folders made on the way are gone again. A run that is killed while its
+  files move is completed by the next one; temporary folders of runs that were
+  killed earlier are removed.
+
+  Args:
+    folder: The final folder; made, with its parents, if missing. Other files
+      in it stay.
+    replaces: Patterns of file names, for instance "frame_*.ply": such files of
+      an earlier run are removed when the new files arrive, so that a shorter
+      sequence does not keep the tail of a longer one. Where there are none,
+      files of the same names are overwritten and no list is kept.
+
+  Yields:
+    An empty folder on the same file system.
+
+  Raises:
+    OutputError: The folder cannot be made or written to, or a folder stands
+      where a file is to go.
+  """
+  folder = paths.of(folder)
+  if paths.is_remote(folder):
+    with _staged_in_store(folder, replaces) as staging:
+      yield staging
+    return
+  staging = folder / f"{_PARTIAL}{secrets.token_hex(4)}"
+  with atomic.output_errors(folder), atomic.parent_folders(folder):
+    try:
+      with contextlib.ExitStack() as stack:
+        with folder_lock.hold(folder):
+          _clear_abandoned(folder, replaces)
+          staging.mkdir()
+          stack.enter_context(folder_lock.hold(staging, folder_lock.ALIVE))
+        yield staging
+        with folder_lock.hold(folder):
+          check_ways(folder, _names(staging))
+          (staging / _WHOLE).touch()
+          _move(staging, folder, replaces)
+      shutil.rmtree(staging)
+    except BaseException as error:
+      shutil.rmtree(staging, ignore_errors=True)
+      if isinstance(error, atomic.OutputError) and error.path.is_relative_to(
+        staging
+      ):
+        # Users know the final name only.
+        final = folder / error.path.relative_to(staging)
+        raise atomic.OutputError(final, error.__cause__) from error.__cause__
+      raise
+
+
+@contextlib.contextmanager
+def _staged_in_store(
+  folder: paths.StorePath, replaces: Sequence[str]
+) -> Iterator[pathlib.Path]:
+  """The same in a store, which has neither locks nor renames."""
+  with atomic.uploaded_folder(folder) as staging:
+    yield staging
+    names = {path.name for path in staging.iterdir()}
+    # While files are replaced, nothing says that they belong together.
+    for name in names.intersection(atomic.DESCRIPTIONS):
+      (folder / name).unlink(missing_ok=True)
+    stale = [
+      path
+      for path in folder.iterdir()
+      if path.name not in names
+      and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in replaces)
+    ]
+  for path in stale:
+    path.unlink(missing_ok=True)
+
+
+def check_ways(folder: pathlib.Path, names: Sequence[str]) -> None:
+  """Raises OutputError where something is in the way of a new file.
+
+  Args:
+    folder: The final folder; need not exist.
+    names: Files that are to go there, with slashes.
+  """
+  for name in names:
+    target = folder / name
+    if target.is_dir() and not target.is_symlink():
+      raise atomic.OutputError(target, OSError(errno.EISDIR, "Is a directory"))
+    for parent in target.parents:
+      if parent == folder:
+        break
+      if parent.exists() and not parent.is_dir():
+        error = OSError(errno.ENOTDIR, "Not a directory")
+        raise atomic.OutputError(target, error)
+
+
+def _names(staging: pathlib.Path) -> list[str]:
+  files = sorted(path for path in staging.rglob("*") if path.is_file())
+  names = [path.relative_to(staging).as_posix() for path in files]
+  # Those last that say that the rest is whole.
+  names.sort(key=lambda name: name in atomic.DESCRIPTIONS)
+  return [name for name in names if name not in _OWN]
+
+
+def _move(
+  staging: pathlib.Path, folder: pathlib.Path, replaces: Sequence[str]
+) -> None:
+  """Moves the files of a run; may be called again after a kill."""
+  names = _names(staging)
+  if replaces:
+    _make_room(staging, folder, names, replaces)
+  for name in names:
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(staging / name, target)
+
+
+def _make_room(
+  staging: pathlib.Path,
+  folder: pathlib.Path,
+  names: Sequence[str],
+  replaces: Sequence[str],
+) -> None:
+  """Removes what an earlier run left, keeps what is not ours, writes LIST."""
+  listed = _read_list(folder)
+  states = {name: _state(staging / name) for name in names}
+  foreign = []
+  for path in sorted(folder.iterdir()):
+    known = [states.get(path.name), *listed.get(path.name, [])]
+    if not path.is_file() or _state(path) in known:
+      continue
+    if path.name in states:
+      kept = _free_name(path)
+      os.replace(path, kept)
+      logging.warning(
+        "%s is not of an earlier run; it was kept as %s.", path, kept.name
+      )
+    elif any(fnmatch.fnmatchcase(path.name, p) for p in replaces):
+      foreign.append(path.name)
+  if foreign:
+    logging.warning(
+      "%s holds files that look like results and are not of an earlier run;"
+      " they stay: %s.",
+      folder,
+      ", ".join(foreign[:4]) + (", ..." if len(foreign) > 4 else ""),
+    )
+  stale = {
+    name
+    for name in listed
+    if name not in states
+    and any(fnmatch.fnmatchcase(name, pattern) for pattern in replaces)
+  }
+  # Before the files move, with what is there now: after a kill, the next run
+  # knows both.
+  there = {n: [s for s in listed[n] if s == _state(folder / n)] for n in listed}
+  content = {n: there[n] for n in listed if n not in stale}
+  content |= {n: [state, *there.get(n, [])] for n, state in states.items()}
+  atomic.write_bytes(folder / LIST, json.dumps(content, indent=0).encode())
+  for name in stale:
+    if there[name]:
+      (folder / name).unlink(missing_ok=True)
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+  number = 1
+  while True:
+    candidate = path.with_name(f"{path.stem}.kept{number}{path.suffix}")
+    if not candidate.exists():
+      return candidate
+    number += 1
+
+
+def _state(path: pathlib.Path) -> str | None:
+  """A hash of a file, by which it is known again; None where it is no file."""
+  digest = hashlib.blake2b(digest_size=16)
+  try:
+    with open(path, "rb") as file:
+      while block := file.read(1 << 20):
+        digest.update(block)
+  except OSError:
+    return None
+  return digest.hexdigest()
+
+
+def _read_list(folder: pathlib.Path) -> dict[str, list[str]]:
+  """Files of earlier runs, each with the hashes it may have.
+
+  Nothing where the list is missing or damaged.
+  """
+  try:
+    content = json.loads((folder / LIST).read_bytes())
+  except (OSError, ValueError):
+    return {}
+  if not isinstance(content, dict):
+    return {}
+  return {
+    name: state
+    for name, state in content.items()
+    if isinstance(state, list)
+    and not os.path.isabs(name)
+    and ".." not in pathlib.PurePath(name).parts
+  }
+
+
+def _clear_abandoned(folder: pathlib.Path, replaces: Sequence[str]) -> None:
+  """Completes runs that were killed while moving, removes those before."""
+  for path in sorted(folder.glob(f"{_PARTIAL}*")):
+    if path.is_dir() and folder_lock.is_abandoned(path):
+      if (path / _WHOLE).exists():
+        _move(path, folder, replaces)
+      shutil.rmtree(path, ignore_errors=True)
+  for path in folder.glob(f".{LIST}-*"):  # Half-written lists.
+    path.unlink(missing_ok=True)

@@ -1,0 +1,165 @@
+"""Folders whose files arrive together, or not at all."""
+
+import errno
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import staged
+
+
+def _full_disk(*_, **__):
+  raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_staged_files_arrive_together(tmp_path):
+  folder = tmp_path / "run"
+  with staged.staged_folder(folder) as staging:
+    (staging / "a.txt").write_text("a")
+    (staging / "deep").mkdir()
+    (staging / "deep" / "b.txt").write_text("b")
+    assert sorted(p.name for p in folder.iterdir()) == [staging.name]
+  assert (folder / "a.txt").read_text() == "a"
+  assert (folder / "deep" / "b.txt").read_text() == "b"
+  assert sorted(os.listdir(folder)) == ["a.txt", "deep"]
+
+
+def test_a_failing_stage_leaves_no_file_and_no_folder(tmp_path):
+  with pytest.raises(KeyboardInterrupt):
+    with staged.staged_folder(tmp_path / "new" / "run") as staging:
+      (staging / "a.txt").write_text("a")
+      raise KeyboardInterrupt
+  assert not os.listdir(tmp_path)
+
+
+def test_a_failing_stage_keeps_what_was_in_the_folder(tmp_path):
+  (tmp_path / "frame_0000.ply").write_text("old")
+  with pytest.raises(RuntimeError):
+    with staged.staged_folder(tmp_path, replaces=["*.ply"]) as staging:
+      (staging / "frame_0000.ply").write_text("new")
+      raise RuntimeError
+  assert (tmp_path / "frame_0000.ply").read_text() == "old"
+  assert os.listdir(tmp_path) == ["frame_0000.ply"]
+
+
+def write(folder, content, count, replaces=("frame_*.ply",)):
+  with staged.staged_folder(folder, replaces=replaces) as staging:
+    for index in range(count):
+      (staging / f"frame_{index:04d}.ply").write_text(content)
+
+
+def shown(folder):
+  return sorted(name for name in os.listdir(folder) if name[0] != ".")
+
+
+def test_a_shorter_run_removes_the_tail_of_a_longer_one(tmp_path):
+  (tmp_path / "notes.txt").write_text("mine")
+  write(tmp_path, "old", 3)
+  write(tmp_path, "new", 1)
+  assert shown(tmp_path) == ["frame_0000.ply", "notes.txt"]
+  assert (tmp_path / "frame_0000.ply").read_text() == "new"
+
+
+def test_files_of_a_user_are_never_lost(tmp_path, caplog):
+  (tmp_path / "frame_0007.ply").write_text("mine")
+  (tmp_path / "frame_0001.ply").write_text("mine, too")
+  write(tmp_path, "one", 3)
+  (tmp_path / "frame_0002.ply").write_text("changed by hand")
+  write(tmp_path, "two", 1)
+  left = {n: (tmp_path / n).read_text() for n in shown(tmp_path)}
+  assert left == {
+    "frame_0000.ply": "two",
+    "frame_0001.kept1.ply": "mine, too",
+    "frame_0002.ply": "changed by hand",
+    "frame_0007.ply": "mine",
+  }
+  assert "kept as frame_0001.kept1.ply" in caplog.text
+  assert "they stay" in caplog.text
+
+
+def test_a_folder_in_the_way_is_found_before_a_file_moves(tmp_path):
+  write(tmp_path, "old", 3)
+  (tmp_path / "frame_0003.ply").mkdir()
+  with pytest.raises(atomic.OutputError, match="frame_0003.ply.*in the way"):
+    write(tmp_path, "new", 5)
+  assert shown(tmp_path) == [f"frame_000{i}.ply" for i in range(4)]
+  assert (tmp_path / "frame_0000.ply").read_text() == "old"
+
+
+def run_and_kill(folder, when):
+  """Writes in a process that ends, without a word, at a call of its own."""
+  code = (
+    "import os, pathlib, sys\n"
+    "from sculpt4d_jax.io import staged\n"
+    "left = int(sys.argv[2])\n"
+    "replace = os.replace\n"
+    "def counted(source, target):\n"
+    "  global left\n"
+    "  left -= 1\n"
+    "  if left < 0: os._exit(9)\n"
+    "  replace(source, target)\n"
+    "os.replace = counted\n"
+    "with staged.staged_folder(sys.argv[1], replaces=['frame_*.ply']) as s:\n"
+    "  for index in range(4):\n"
+    "    (s / f'frame_{index:04d}.ply').write_text('killed')\n"
+  )
+  root = pathlib.Path(__file__).resolve().parents[2]
+  result = subprocess.run(
+    [sys.executable, "-c", code, str(folder), str(when)],
+    env={**os.environ, "PYTHONPATH": str(root)},
+    check=False,
+  )
+  assert result.returncode == 9
+
+
+@pytest.mark.parametrize("when", [0, 1, 3])
+def test_the_next_run_clears_up_after_a_killed_one(tmp_path, when):
+  write(tmp_path, "old", 2)
+  run_and_kill(tmp_path, when)
+  (tmp_path / ".partial-0123abcd").mkdir()  # Of a run killed long ago.
+  write(tmp_path, "new", 3)
+  assert shown(tmp_path) == [f"frame_000{i}.ply" for i in range(3)]
+  assert {(tmp_path / n).read_text() for n in shown(tmp_path)} == {"new"}
+  hidden = [name for name in os.listdir(tmp_path) if name[0] == "."]
+  assert hidden == [staged.LIST]
+
+
+def test_folders_of_runs_that_are_alive_stay(tmp_path):
+  with staged.staged_folder(tmp_path, replaces=["*.ply"]) as first:
+    (first / "frame_0000.ply").write_text("first")
+    write(tmp_path, "second", 2)
+    assert (first / "frame_0000.ply").exists()
+  assert shown(tmp_path) == ["frame_0000.ply"]
+  assert (tmp_path / "frame_0000.ply").read_text() == "first"
+
+
+def test_runs_that_end_together_do_not_mix(tmp_path):
+  """Several threads, each its own descriptors: flock keeps them apart."""
+
+  def work(number):
+    for _ in range(8):
+      write(tmp_path, str(number), 2 + number)
+
+  threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  contents = {(tmp_path / name).read_text() for name in shown(tmp_path)}
+  assert len(contents) == 1
+  assert len(shown(tmp_path)) == 2 + int(contents.pop())
+
+
+def test_errors_in_a_stage_name_the_final_place(tmp_path):
+  with pytest.raises(atomic.OutputError) as caught:
+    with staged.staged_folder(tmp_path) as staging:
+      with atomic.output_errors(staging / "mesh.ply"):
+        _full_disk()
+  assert caught.value.path == pathlib.Path(tmp_path / "mesh.ply")
+  assert caught.value.errno == errno.ENOSPC
+  assert ".partial" not in str(caught.value)
