@@ -39,6 +39,7 @@ USE_BOTH = """
 
 # Where the name to import is not that of the distribution.
 DISTRIBUTIONS = {
+  "cv2": "opencv-python-headless",
   "PIL": "pillow",
   "absl": "absl-py",
   "igl": "libigl",
