@@ -1,0 +1,139 @@
+"""Sequences whose correspondences are known, to measure registration with.
+
+Every frame is meshed anew by marching cubes and simplified, so that topology
+and tessellation change from frame to frame. The truth are material points whose
+way is known: on the parts of a procedural clip, or on the faces of an animated
+asset. Points that are hidden inside the object in some frame are left out: the
+surface slides over them, and no registration can know where they are.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import numpy as np
+
+from sculpt4d_jax.data import synthetic
+from sculpt4d_jax.data import synthetic_records
+from sculpt4d_jax.geometry import cleanup
+from sculpt4d_jax.geometry import deforming_mesh
+from sculpt4d_jax.geometry import isosurface
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry import mesh_distance
+from sculpt4d_jax.geometry import sampling
+from sculpt4d_jax.geometry import signed_distance
+from sculpt4d_jax.geometry import watertight
+from sculpt4d_jax.io import animated_assets
+
+NUM_POINTS = 4000
+_HIDDEN = 0.004  # Distance to the surface beyond which a point is inside.
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackedSequence:
+  """Meshes of changing topology, and points that are known in all frames.
+
+  Attributes:
+    name: Name of the sequence.
+    meshes: One mesh a frame.
+    truth: Material points, float32 [F, P, 3].
+  """
+
+  name: str
+  meshes: list[mesh_lib.TriangleMesh]
+  truth: np.ndarray
+
+  def save(self, path: pathlib.Path) -> None:
+    arrays = {}
+    for index, mesh in enumerate(self.meshes):
+      arrays[f"vertices_{index}"] = mesh.vertices
+      arrays[f"faces_{index}"] = mesh.faces
+    np.savez(path, name=self.name, truth=self.truth, **arrays)
+
+
+def load(path: pathlib.Path) -> TrackedSequence:
+  """Reads what `TrackedSequence.save` wrote."""
+  with np.load(path) as file:
+    truth = file["truth"]
+    meshes = [
+      mesh_lib.TriangleMesh(file[f"vertices_{i}"], file[f"faces_{i}"])
+      for i in range(len(truth))
+    ]
+    return TrackedSequence(str(file["name"]), meshes, truth)
+
+
+def procedural(
+  seed: int, num_faces: int, resolution: int = 144, num_frames: int = 16
+) -> TrackedSequence:
+  """The procedural clip of a seed, every frame meshed anew."""
+  clip = synthetic.make_clip(seed, num_frames)
+  solid = synthetic_records.trim(clip.solid)
+  meshes = []
+  for index in range(num_frames):
+    frame = jax.tree.map(lambda leaf: leaf[index], solid)
+    grid = isosurface.coarse_to_fine_field(
+      functools.partial(_distance_of, frame),
+      resolution,
+      bounds=1.01,
+      band_cells=1.0,
+      min_resolution=20,
+    )
+    surface = isosurface.extract_surface(grid.values, bounds=1.01)
+    meshes.append(cleanup.simplify(surface, num_faces))
+  guide = synthetic_records.guide_points(
+    clip.solid, 4 * NUM_POINTS, np.random.default_rng(3)
+  ).astype(np.float32)
+  depth = np.asarray(synthetic_records.distances(solid, guide))
+  seen = np.abs(depth).max(0) < _HIDDEN
+  name = f"{clip.family} {seed}"
+  return TrackedSequence(name, meshes, guide[:, seen][:, :NUM_POINTS])
+
+
+def asset(
+  path: pathlib.Path,
+  clip_name: str,
+  num_faces: int,
+  resolution: int = 144,
+  num_frames: int = 16,
+) -> TrackedSequence:
+  """A clip of an animated asset, made watertight and meshed anew a frame."""
+  source = animated_assets.AnimatedAsset(path, attachments="none")
+  names = [clip.name for clip in source.clips]
+  if clip_name not in names:
+    raise ValueError(f"{path} has no clip {clip_name!r}, only {names}.")
+  clip = source.clips[names.index(clip_name)]
+  times = np.linspace(clip.start, clip.end, num_frames)
+  moving = deforming_mesh.normalise(source.play(clip, times))
+  settings = watertight.WatertightSettings(resolution=resolution)
+  repair, _ = watertight.plan_repair(moving, settings, np.random.default_rng(0))
+  meshes = []
+  for frame in moving.frames():
+    surface = watertight.close(frame, repair, settings)
+    if surface is None:
+      raise ValueError(f"{path}, {clip_name}: a frame encloses nothing.")
+    meshes.append(cleanup.simplify(surface, num_faces))
+  points = sampling.sample_surface(
+    moving.frame(0), 3 * NUM_POINTS, np.random.default_rng(1)
+  )
+  corners = moving.vertices[:, moving.faces[points.face_ids]]
+  truth = np.einsum("pc,fpcx->fpx", points.barycentrics, corners)
+  worst = np.max(
+    [
+      mesh_distance.unsigned_distance(mesh, frame)
+      for mesh, frame in zip(meshes, truth)
+    ],
+    axis=0,
+  )
+  truth = truth[:, worst < 1.2 * settings.cell][:, :NUM_POINTS]
+  name = f"{path.stem} {clip_name}"
+  return TrackedSequence(name, meshes, truth.astype(np.float32))
+
+
+_field = jax.jit(signed_distance.signed_distance)
+
+
+def _distance_of(
+  frame: signed_distance.Solid, points: np.ndarray
+) -> np.ndarray:
+  return np.asarray(_field(frame, points.astype(np.float32)))
