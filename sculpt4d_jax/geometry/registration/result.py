@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sculpt4d_jax.geometry import deforming_mesh
+from sculpt4d_jax.geometry.registration import rotations
 
 DeformingMesh = deforming_mesh.DeformingMesh
 
@@ -157,11 +158,8 @@ def fit_trajectory(
   moments = np.einsum(
     "v,fvy,vx->fyx", weights, vertices - centres[:, None], rest - centre
   )
-  left, _, right = np.linalg.svd(moments)
-  # A mirror image is no motion: flip the direction that matters least.
-  left[:, :, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
   transforms = np.tile(np.eye(4), (len(vertices), 1, 1))
-  transforms[:, :3, :3] = left @ right
+  transforms[:, :3, :3] = rotations.nearest(moments)
   transforms[:, :3, 3] = centres - transforms[:, :3, :3] @ centre
   return transforms
 

@@ -14,8 +14,8 @@ import pathlib
 import jax
 import numpy as np
 
-from sculpt4d_jax.data import synthetic
-from sculpt4d_jax.data import synthetic_records
+from sculpt4d_jax.data.procedural import clip_records
+from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.geometry import cleanup
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import isosurface
@@ -24,7 +24,7 @@ from sculpt4d_jax.geometry import mesh_distance
 from sculpt4d_jax.geometry import sampling
 from sculpt4d_jax.geometry import signed_distance
 from sculpt4d_jax.geometry import watertight
-from sculpt4d_jax.io import animated_assets
+from sculpt4d_jax.io.assets import animated_assets
 
 NUM_POINTS = 4000
 _HIDDEN = 0.004  # Distance to the surface beyond which a point is inside.
@@ -67,8 +67,8 @@ def procedural(
   seed: int, num_faces: int, resolution: int = 144, num_frames: int = 16
 ) -> TrackedSequence:
   """The procedural clip of a seed, every frame meshed anew."""
-  clip = synthetic.make_clip(seed, num_frames)
-  solid = synthetic_records.trim(clip.solid)
+  clip = solids.make_clip(seed, num_frames)
+  solid = clip_records.trim(clip.solid)
   meshes = []
   for index in range(num_frames):
     frame = jax.tree.map(lambda leaf: leaf[index], solid)
@@ -81,10 +81,10 @@ def procedural(
     )
     surface = isosurface.extract_surface(grid.values, bounds=1.01)
     meshes.append(cleanup.simplify(surface, num_faces))
-  guide = synthetic_records.guide_points(
+  guide = clip_records.guide_points(
     clip.solid, 4 * NUM_POINTS, np.random.default_rng(3)
   ).astype(np.float32)
-  depth = np.asarray(synthetic_records.distances(solid, guide))
+  depth = np.asarray(clip_records.distances(solid, guide))
   seen = np.abs(depth).max(0) < _HIDDEN
   name = f"{clip.family} {seed}"
   return TrackedSequence(name, meshes, guide[:, seen][:, :NUM_POINTS])

@@ -1,0 +1,94 @@
+"""The fine fit: every vertex moves, as rigidly as possible.
+
+Minimises  ARAP(x; rest) + w |x - c|^2, where c is the foot of a vertex on the
+tangent plane of its match. A vertex without a match has c = x, which holds it
+where it is. So the matrix L + w I never changes, and one factorisation serves
+all frames and iterations.
+
+Source: Sorkine and Alexa, As-Rigid-As-Possible Surface Modeling, 2007.
+"""
+
+import igl
+import numpy as np
+from scipy import sparse
+from scipy.sparse import linalg
+
+from sculpt4d_jax.geometry.registration import rotations
+from sculpt4d_jax.geometry.registration import settings as settings_lib
+from sculpt4d_jax.geometry.registration import surfaces
+
+_MAX_COTANGENT = 100.0
+
+
+class FineFit:
+  """The factorised matrix of a model."""
+
+  def __init__(
+    self, model: surfaces.Model, settings: settings_lib.FineSettings
+  ):
+    self._model, self._settings = model, settings
+    size = len(model.vertices)
+    laplacian = igl.cotmatrix(model.vertices, model.faces).tocoo()
+    off = laplacian.row != laplacian.col
+    self._rows, self._columns = laplacian.row[off], laplacian.col[off]
+    # Faces without area have no cotangents.
+    weights = np.nan_to_num(laplacian.data[off], nan=0.0)
+    self._weights = np.clip(weights, settings.min_cotangent, _MAX_COTANGENT)
+    adjacency = sparse.csr_array(
+      (self._weights, (self._rows, self._columns)), shape=(size, size)
+    )
+    degree = adjacency.sum(1)
+    self._pull = settings.pull * degree.mean()
+    diagonal = sparse.diags_array(degree + self._pull)
+    self._solve = linalg.splu(
+      (diagonal - adjacency).tocsc(),
+      permc_spec="MMD_AT_PLUS_A",
+      options={"SymmetricMode": True},
+      diag_pivot_thresh=0.0,
+    ).solve
+    self._sum = sparse.csr_array(
+      (np.ones(off.sum()), (self._rows, np.arange(off.sum()))),
+      shape=(size, off.sum()),
+    )
+    self._edges = model.vertices[self._rows] - model.vertices[self._columns]
+
+  def fit(
+    self,
+    vertices: np.ndarray,
+    target: surfaces.Target,
+    num_iterations: int | None = None,
+  ) -> np.ndarray:
+    """Moves vertices [V, 3] that are close to a target onto it."""
+    for _ in range(num_iterations or self._settings.num_iterations):
+      goal = self._goal(vertices, target)
+      vertices = self._solve(self._bends(vertices) + self._pull * goal)
+    return vertices
+
+  def relax(
+    self, vertices: np.ndarray, goal: np.ndarray, num_iterations: int
+  ) -> np.ndarray:
+    """As rigid as possible near given places [V, 3]."""
+    for _ in range(num_iterations):
+      vertices = self._solve(self._bends(vertices) + self._pull * goal)
+    return vertices
+
+  def _goal(self, vertices: np.ndarray, target: surfaces.Target) -> np.ndarray:
+    normals = self._model.normals(vertices)
+    points, facing = target.match(vertices, normals)
+    offsets = points - vertices
+    along = np.einsum("vx,vx->v", offsets, facing)
+    near = np.einsum("vx,vx->v", offsets, offsets) < self._settings.gate**2
+    cosines = np.einsum("vx,vx->v", normals, facing)
+    matched = near & (cosines > self._settings.min_normal_cosine)
+    return vertices + np.where(matched, along, 0.0)[:, None] * facing
+
+  def _bends(self, vertices: np.ndarray) -> np.ndarray:
+    """The right side of ARAP: edges as the vertices' rotations want them."""
+    edges = vertices[self._rows] - vertices[self._columns]
+    moments = (self._weights[:, None] * edges)[:, :, None] * self._edges[:, None]
+    turns = rotations.nearest(
+      (self._sum @ moments.reshape(-1, 9)).reshape(-1, 3, 3)
+    )
+    turns = turns[self._rows] + turns[self._columns]
+    wanted = np.einsum("eyx,ex->ey", turns, self._edges)
+    return self._sum @ (0.5 * self._weights[:, None] * wanted)

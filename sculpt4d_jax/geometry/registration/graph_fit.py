@@ -1,0 +1,216 @@
+"""Fits a deformation graph to a frame, by Gauss-Newton steps.
+
+The cost of a pose, all residuals being lengths:
+
+    sum over matches  w ((n . r)^2 + point_weight |r|^2)
+    + stiffness * (matches / edges) * sum over edges
+          |R_j (g_k - g_j) + g_j + t_j - g_k - t_k|^2
+    + smoothness * (matches / nodes) * |t - predicted t|^2
+
+with r from the matched point to the model's, n the target's normal and w the
+weight of Geman and McClure, (1 + (|r| / (gate * robust_scale))^2)^-2. Matches go
+both ways: without those from the target to the model, a limb that has no match
+never moves. Matches are found anew at every step; stiffness and gate fall from
+round to round.
+
+Six unknowns a node give a few hundred: the blocks are summed into one dense
+matrix, which is ten times as fast as sparse products.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from scipy import linalg
+from scipy import spatial
+
+from sculpt4d_jax.geometry.registration import graph as graph_lib
+from sculpt4d_jax.geometry.registration import rotations
+from sculpt4d_jax.geometry.registration import settings as settings_lib
+from sculpt4d_jax.geometry.registration import surfaces
+
+_DAMPING = 1e-4  # Times matches over nodes: nodes without matches stay.
+
+
+class Matches(NamedTuple):
+  """Vertices that are pulled to points.
+
+  Attributes:
+    rows: Numbers of the vertices [M].
+    residuals: From the point to the vertex [M, 3].
+    normals: Normals of the points [M, 3].
+    weights: Weights [M].
+  """
+
+  rows: np.ndarray
+  residuals: np.ndarray
+  normals: np.ndarray
+  weights: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphFit:
+  """What the fits of all frames share.
+
+  Attributes:
+    graph: Nodes and edges of the model.
+    settings: Schedule and weights.
+    rows: Vertices that are matched [S].
+    edge_weights: Factors of the edges [E]; 0 cuts an edge.
+  """
+
+  graph: graph_lib.Graph
+  settings: settings_lib.GraphSettings
+  rows: np.ndarray
+  edge_weights: np.ndarray
+
+  @classmethod
+  def of(
+    cls,
+    graph: graph_lib.Graph,
+    settings: settings_lib.GraphSettings,
+    rng: np.random.Generator,
+  ) -> "GraphFit":
+    """Chooses the vertices that are matched."""
+    rows = graph_lib.used(graph.model)
+    count = min(settings.num_samples, len(rows))
+    rows = rng.choice(rows, count, replace=False)
+    return cls(graph, settings, rows, np.ones(len(graph.edges)))
+
+  def fit(
+    self,
+    target: surfaces.Target,
+    start: graph_lib.Pose,
+    prediction: graph_lib.Pose | None = None,
+    rounds: tuple[settings_lib.Round, ...] | None = None,
+  ) -> graph_lib.Pose:
+    """Moves the graph onto a target.
+
+    Args:
+      target: The frame's surface.
+      start: Where to start.
+      prediction: Pose whose node places attract the nodes; None: nothing does.
+      rounds: Schedule; by default that of the settings.
+    """
+    pose = start
+    for stiffness, gate, max_steps in rounds or self.settings.rounds:
+      for _ in range(max_steps):
+        matches = self._match(target, pose, gate)
+        step = self._step(pose, matches, stiffness, prediction)
+        pose = pose.moved(step)
+        if np.abs(step).max() < self.settings.tolerance:
+          break
+    return pose
+
+  def _match(
+    self, target: surfaces.Target, pose: graph_lib.Pose, gate: float
+  ) -> Matches:
+    vertices = self.graph.blend(pose)
+    normals = self.graph.model.normals(vertices)
+    rows = self.rows
+    points, facing = target.match(vertices[rows], normals[rows])
+    back = slice(0, self.settings.num_samples)
+    tree = spatial.cKDTree(
+      target.features(vertices, normals),
+      balanced_tree=False,
+      compact_nodes=False,
+    )
+    _, found = tree.query(
+      target.features(target.points[back], target.normals[back])
+    )
+    rows = np.concatenate([rows, found])
+    points = np.concatenate([points, target.points[back]])
+    facing = np.concatenate([facing, target.normals[back]])
+    residuals = vertices[rows] - points
+    distances = np.linalg.norm(residuals, axis=1)
+    cosines = np.einsum("mx,mx->m", normals[rows], facing)
+    kept = (distances < gate) & (cosines > self.settings.min_normal_cosine)
+    scale = self.settings.robust_scale * gate
+    weights = (1 + (distances[kept] / scale) ** 2) ** -2
+    return Matches(rows[kept], residuals[kept], facing[kept], weights)
+
+  def _step(
+    self,
+    pose: graph_lib.Pose,
+    matches: Matches,
+    stiffness: float,
+    prediction: graph_lib.Pose | None,
+  ) -> np.ndarray:
+    """One Gauss-Newton step [N, 6]."""
+    num_nodes = self.graph.num_nodes
+    matrix, slope = self._match_terms(pose, matches)
+    count = max(len(matches.rows), 1)
+    if len(self.graph.edges):
+      weight = stiffness * count / len(self.graph.edges)
+      edge_matrix, edge_slope = self._edge_terms(pose, weight)
+      matrix += edge_matrix
+      slope += edge_slope
+    share = count / num_nodes
+    damping = np.full((num_nodes, 6), _DAMPING * share)
+    if prediction is not None:
+      pull = self.settings.smoothness * share
+      damping[:, 3:] += pull
+      slope.reshape(-1, 6)[:, 3:] -= pull * (pose.shifts - prediction.shifts)
+    diagonal = np.arange(6 * num_nodes)
+    matrix[diagonal, diagonal] += damping.ravel()
+    factor = linalg.cho_factor(matrix, overwrite_a=True, check_finite=False)
+    step = linalg.cho_solve(factor, slope, check_finite=False)
+    return step.reshape(num_nodes, 6)
+
+  def _match_terms(
+    self, pose: graph_lib.Pose, matches: Matches
+  ) -> tuple[np.ndarray, np.ndarray]:
+    graph, rows = self.graph, matches.rows
+    near, blend = graph.near[rows], graph.weights[rows]
+    num_rows, num_near = near.shape
+    local = np.einsum(
+      "vkyx,vkx->vky",
+      pose.turns[near],
+      graph.model.vertices[rows][:, None] - graph.places[near],
+    )
+    jacobian = np.zeros((num_rows, num_near, 6, 3))
+    jacobian[..., :3, :] = rotations.skew(local.reshape(-1, 3)).reshape(
+      num_rows, num_near, 3, 3
+    )
+    jacobian[..., 3:, :] = np.eye(3)
+    jacobian *= blend[..., None, None]
+    jacobian = jacobian.reshape(num_rows, 6 * num_near, 3)
+    metric = matches.normals[:, :, None] * matches.normals[:, None]
+    metric = metric + self.settings.point_weight * np.eye(3)
+    weighted = jacobian @ (matches.weights[:, None, None] * metric)
+    blocks = weighted @ jacobian.transpose(0, 2, 1)
+    slopes = -(weighted @ matches.residuals[..., None])
+    columns = (6 * near[:, :, None] + np.arange(6)).reshape(num_rows, -1)
+    return _assemble(columns, blocks, slopes, 6 * graph.num_nodes)
+
+  def _edge_terms(
+    self, pose: graph_lib.Pose, weight: float
+  ) -> tuple[np.ndarray, np.ndarray]:
+    places, (one, other) = self.graph.places, self.graph.edges.T
+    turned = np.einsum(
+      "eyx,ex->ey", pose.turns[one], places[other] - places[one]
+    )
+    moved = places + pose.shifts
+    residuals = turned + moved[one] - moved[other]
+    jacobian = np.zeros((len(one), 9, 3))
+    jacobian[:, :3] = rotations.skew(turned)
+    jacobian[:, 3:6] = np.eye(3)
+    jacobian[:, 6:] = -np.eye(3)
+    weighted = (weight * self.edge_weights)[:, None, None] * jacobian
+    blocks = weighted @ jacobian.transpose(0, 2, 1)
+    slopes = -(weighted @ residuals[..., None])
+    columns = np.concatenate(
+      [6 * one[:, None] + np.arange(6), 6 * other[:, None] + np.arange(3, 6)],
+      axis=1,
+    )
+    return _assemble(columns, blocks, slopes, 6 * self.graph.num_nodes)
+
+
+def _assemble(
+  columns: np.ndarray, blocks: np.ndarray, slopes: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Sums blocks [M, c, c] and slopes [M, c, 1] into a matrix and a vector."""
+  flat = columns[:, :, None] * size + columns[:, None]
+  matrix = np.bincount(flat.ravel(), blocks.ravel(), size * size)
+  slope = np.bincount(columns.ravel(), slopes.ravel(), size)
+  return matrix.reshape(size, size), slope
