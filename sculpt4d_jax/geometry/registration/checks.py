@@ -18,19 +18,25 @@ TriangleMesh = mesh_lib.TriangleMesh
 
 _MIN_AREA = 1e-9  # Faces with less, at rest, have no stretch.
 _MAX_STRETCH = 2.0
+FAR = 0.03  # Share of the box.
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-  """What `Checker.check` measures; see `result.FrameReport`."""
+  """What `Checker.check` measures; see `result.FrameReport`.
+
+  `far` is the share of either surface that is farther than `FAR` from the
+  other one, the larger of both.
+  """
 
   chamfer: float
   hausdorff99: float
   turned: float
   stretched: float
+  far: float
 
 
-NOTHING = Check(np.inf, np.inf, 1.0, 1.0)
+NOTHING = Check(np.inf, np.inf, 1.0, 1.0, 1.0)
 
 
 class Checker:
@@ -80,6 +86,9 @@ class Checker:
       ),
       turned=float((np.einsum("mx,mx->m", ours, theirs) < 0).mean()),
       stretched=self.stretched(vertices),
+      far=float(
+        max((d > FAR * self._unit).mean() for d in (to_target, to_model))
+      ),
     )
 
   def stretched(self, vertices: np.ndarray) -> float:

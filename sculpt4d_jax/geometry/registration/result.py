@@ -84,8 +84,10 @@ class Registered:
     reports: One report a frame, in order.
     trajectory: Rigid transforms, float64 [F, 4, 4], which take the rest shape
       as closely as possible onto each frame; the identity in the key frame.
-    segments: Runs that cover all frames in order. Frames of a run other than
-      `mesh`'s have another topology.
+    segments: Runs that cover all frames in order, each with a topology; one
+      run with `mesh` where that serves.
+    segment_reports: One report a frame of the segments' meshes; those of
+      `mesh` by default.
   """
 
   mesh: DeformingMesh
@@ -93,6 +95,7 @@ class Registered:
   reports: tuple[FrameReport, ...]
   trajectory: np.ndarray
   segments: tuple[Segment, ...]
+  segment_reports: tuple[FrameReport, ...] = ()
 
   def __post_init__(self):
     num_frames = self.mesh.num_frames
@@ -109,6 +112,9 @@ class Registered:
     object.__setattr__(self, "trajectory", trajectory)
     object.__setattr__(self, "reports", tuple(self.reports))
     object.__setattr__(self, "segments", tuple(self.segments))
+    object.__setattr__(
+      self, "segment_reports", tuple(self.segment_reports or self.reports)
+    )
 
   @property
   def num_frames(self) -> int:

@@ -53,10 +53,10 @@ class GraphSettings:
   num_edges: int = 6
   num_samples: int = 1500
   rounds: tuple[Round, ...] = ROUNDS
-  point_weight: float = 0.1
+  point_weight: float = 0.3
   min_normal_cosine: float = 0.3
   normal_scale: float = 0.2
-  robust_scale: float = 0.5
+  robust_scale: float = 1.0
   prediction: float = 0.7
   smoothness: float = 0.02
   tolerance: float = 4e-3
@@ -86,3 +86,49 @@ class FineSettings:
   gate: float = 0.063
   min_normal_cosine: float = 0.3
   min_cotangent: float = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What a frame may have at most; shares.
+
+  Attributes:
+    registered: HD99 of a registered frame.
+    doubtful: HD99 of a doubtful frame; beyond it the frame has failed.
+    far: Share of either surface that is far from the other one. It tells of
+      limbs too small for the 99th percentile.
+    turned: Share of turned area of a registered frame.
+    stretched: Share of stretched area of a registered frame.
+  """
+
+  registered: float = 0.015
+  doubtful: float = 0.035
+  far: float = 0.003
+  turned: float = 0.03
+  stretched: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """All settings of a registration.
+
+  Attributes:
+    graph: Settings of the graph stage.
+    fine: Settings of the fine fit.
+    limits: Limits of the verdicts.
+    num_candidates: Frames that may become the key; the first is always tried,
+      the others only if it does not serve.
+    max_extra_keys: Further key frames for runs that the first does not reach.
+    smoothing_window: Frames that smoothing over time sees, odd and at least 5;
+      0: no smoothing.
+    find_segments: Whether runs of frames get topologies of their own where
+      parts split or join and one topology does not serve.
+  """
+
+  graph: GraphSettings = GraphSettings()
+  fine: FineSettings = FineSettings()
+  limits: Limits = Limits()
+  num_candidates: int = 3
+  max_extra_keys: int = 2
+  smoothing_window: int = 5
+  find_segments: bool = True

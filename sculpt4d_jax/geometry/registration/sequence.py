@@ -1,0 +1,236 @@
+"""Registers a sequence of meshes: one topology for all frames.
+
+  1. graph stage from a key frame outwards, for each key frame that is tried
+  2. bad frames again: from the other side, then through further key frames
+  3. fine fit, every vertex free
+  4. smoothing over time, along the surface
+  5. verdicts; where one topology cannot show parts that split or join,
+     segments with a topology each
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+import numpy as np
+
+from sculpt4d_jax.geometry import deforming_mesh
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry.registration import frames as frames_lib
+from sculpt4d_jax.geometry.registration import joining
+from sculpt4d_jax.geometry.registration import result
+from sculpt4d_jax.geometry.registration import settings as settings_lib
+from sculpt4d_jax.geometry.registration import smoothing
+from sculpt4d_jax.geometry.registration import surfaces
+from sculpt4d_jax.geometry.registration import tracker as tracker_lib
+from sculpt4d_jax.geometry.registration import verdicts
+
+DeformingMesh = deforming_mesh.DeformingMesh
+Frames = frames_lib.Frames
+Observer = Callable[[str], None]
+Settings = settings_lib.Settings
+Track = tracker_lib.Track
+Tracker = tracker_lib.Tracker
+TriangleMesh = mesh_lib.TriangleMesh
+
+# A first key whose worst frame is this much better than a registered frame
+# must be leaves nothing to gain for another.
+_GOOD_ENOUGH = 0.7
+
+
+def register(
+  meshes: Sequence[TriangleMesh],
+  settings: Settings = Settings(),
+  *,
+  key: int | None = None,
+  observer: Observer | None = None,
+) -> result.Registered:
+  """Registers the mesh of a key frame to all frames.
+
+  Args:
+    meshes: One mesh a frame, wound counter-clockwise seen from outside;
+      topologies may differ and frames may be empty.
+    settings: Settings of all stages.
+    key: Number of the key frame; by default it is chosen.
+    observer: Called with a stage's name after each frame of it.
+
+  Returns:
+    One mesh in all frames, in the input's units. A frame that could not be
+    registered holds the best attempt, and its report says so.
+
+  Raises:
+    ValueError: No frame has a surface, a position is not finite, or `key` is
+      no frame with a surface.
+  """
+  frames = Frames.of(meshes, settings.graph)
+  if key is not None and key not in frames.usable():
+    raise ValueError(
+      f"key={key} is not the number of a frame with a surface; choose one of"
+      f" 0..{len(frames) - 1}."
+    )
+  found = _register(frames, settings, key, observer or _ignore)
+  bad = [r for r in found.reports if r.verdict != result.Verdict.REGISTERED]
+  if bad and settings.find_segments:
+    return _with_segments(found, frames, settings, observer or _ignore)
+  return found
+
+
+def finish(
+  tracker: Tracker,
+  track: Track,
+  key: int,
+  settings: Settings,
+  *,
+  faces: np.ndarray | None = None,
+  rows: np.ndarray | None = None,
+) -> result.Registered:
+  """Smooths a track and makes the result of it.
+
+  Args:
+    tracker: The mesh and its frames.
+    track: Positions in all frames.
+    key: Number of the key frame.
+    settings: Settings of all stages.
+    faces: Faces of the result, if they are not the tracker's mesh's.
+    rows: Vertex of the tracker's mesh for each vertex of the result [V].
+  """
+  smooth(tracker, track, key, settings)
+  frames, model = tracker.frames, tracker.model
+  rest = track.vertices[key]
+  vertices = frames.to_input(track.vertices)
+  rows = np.arange(len(rest)) if rows is None else rows
+  trajectory = result.fit_trajectory(
+    vertices, frames.to_input(rest), model.vertex_areas() + 1e-12
+  )
+  mesh = DeformingMesh(
+    vertices[:, rows],
+    model.faces if faces is None else faces,
+    frames.to_input(rest)[rows],
+  )
+  reports = tuple(
+    verdicts.report(frame, track.keys[frame], check, settings.limits)
+    for frame, check in enumerate(track.checks)
+  )
+  return result.Registered(
+    mesh, key, reports, trajectory, result.one_segment(mesh)
+  )
+
+
+def smooth(
+  tracker: Tracker, track: Track, key: int, settings: Settings
+) -> None:
+  """Smooths runs of frames that have not failed; the key frame stays."""
+  if not settings.smoothing_window:
+    return
+  bad = joining.bad_runs(track, settings.limits.doubtful)
+  edges = [-1, *(edge for run in bad for edge in run), len(track.checks)]
+  for before, after in zip(edges[::2], edges[1::2]):
+    run = slice(before + 1, after)
+    normals = np.array([tracker.model.normals(v) for v in track.vertices[run]])
+    if not len(normals):
+      continue
+    moved = smoothing.smooth(
+      track.vertices[run], normals, settings.smoothing_window
+    )
+    for frame, vertices in zip(range(before + 1, after), moved):
+      if frame == key:
+        continue
+      track.vertices[frame] = vertices
+      track.checks[frame] = tracker.checker.check(
+        vertices, tracker.frames.meshes[frame]
+      )
+
+
+def _register(
+  frames: Frames, settings: Settings, key: int | None, observer: Observer
+) -> result.Registered:
+  def make_tracker(frame: int) -> Tracker:
+    mesh = frames.meshes[frame]
+    model = surfaces.Model.of(mesh.vertices, mesh.faces)
+    return Tracker(model, frames, settings.graph, settings.fine)
+
+  limit = settings.limits.registered
+  candidates = [key]
+  if key is None:
+    candidates = joining.key_candidates(frames, settings.num_candidates)
+  best = None
+  for candidate in candidates:
+    tracker = make_tracker(candidate)
+    track = tracker.start(candidate)
+    bound = np.inf if best is None else best[1].score() * len(frames)
+    whole = tracker.follow(
+      track, candidate, on_frame=lambda: observer("graph"), give_up=bound
+    )
+    if best is None or (whole and track.score() < best[1].score()):
+      best = tracker, track, candidate
+    if track.worst() < _GOOD_ENOUGH * limit:
+      break
+  tracker, track, key = best
+  if joining.bad_runs(track, limit):
+    joining.sweep_back(tracker, track, key, limit)
+  if joining.bad_runs(track, limit):
+    joining.add_keys(
+      make_tracker, tracker, track, limit, settings.max_extra_keys
+    )
+  for frame in range(len(frames)):
+    if frame != key:
+      tracker.polish(track, frame)
+      observer("fine fit")
+  return finish(tracker, track, key, settings)
+
+
+def _with_segments(
+  found: result.Registered,
+  frames: Frames,
+  settings: Settings,
+  observer: Observer,
+) -> result.Registered:
+  """Adds a topology for each run of frames with the same number of parts."""
+  runs = runs_of_parts([frames.num_parts(i) for i in range(len(frames))])
+  if len(runs) < 2:
+    return found
+  alone = dataclasses.replace(settings, find_segments=False)
+  segments, reports = [], []
+  for first, last in runs:
+    part = frames.part(first, last)
+    if part.usable():
+      piece = _register(part, alone, None, observer)
+      segments.append(result.Segment(first, last, piece.mesh))
+      reports += [
+        dataclasses.replace(r, frame=r.frame + first, key=r.key + first)
+        for r in piece.reports
+      ]
+    else:
+      kept = found.mesh.vertices[first : last + 1]
+      mesh = dataclasses.replace(found.mesh, vertices=kept)
+      segments.append(result.Segment(first, last, mesh))
+      reports += found.reports[first : last + 1]
+  return dataclasses.replace(
+    found, segments=tuple(segments), segment_reports=tuple(reports)
+  )
+
+
+def runs_of_parts(counts: Sequence[int]) -> list[tuple[int, int]]:
+  """Runs (first, last) of frames with equally many parts.
+
+  A single frame that differs joins the run before it: one topology more is not
+  worth it.
+  """
+  runs: list[list[int]] = []
+  for frame, count in enumerate(counts):
+    if runs and counts[runs[-1][0]] == count:
+      runs[-1][1] = frame
+    else:
+      runs.append([frame, frame])
+  merged: list[list[int]] = []
+  for first, last in runs:
+    single = first == last
+    same = bool(merged) and counts[merged[-1][0]] == counts[first]
+    if merged and (single or same or merged[-1][0] == merged[-1][1]):
+      merged[-1][1] = last
+    else:
+      merged.append([first, last])
+  return [(first, last) for first, last in merged]
+
+
+def _ignore(stage: str) -> None:
+  """Observes nothing."""

@@ -1,0 +1,42 @@
+"""Smoothing over time that keeps motion and shape.
+
+A vertex slides along the surface from frame to frame by what matching cannot
+tell: that is its jitter. Along the normal the target says where the surface is,
+so only the tangential part is smoothed. The filter keeps cubic motions exactly
+(Savitzky-Golay), unlike an average, which would pull a swinging limb inwards.
+
+Source: Savitzky and Golay, Smoothing and Differentiation of Data by Simplified
+Least Squares Procedures, 1964.
+"""
+
+import numpy as np
+from scipy import signal
+
+_DEGREE = 3
+
+
+def smooth(
+  vertices: np.ndarray, normals: np.ndarray, window: int
+) -> np.ndarray:
+  """Smooths the tangential motion of vertices.
+
+  Args:
+    vertices: Positions [F, V, 3].
+    normals: Unit normals [F, V, 3].
+    window: Frames that the filter sees, odd and at least 5; with fewer frames
+      nothing is changed.
+
+  Returns:
+    Positions [F, V, 3].
+  """
+  if window % 2 == 0 or window < _DEGREE + 2:
+    raise ValueError(
+      f"window={window} must be odd and at least {_DEGREE + 2}, or nothing is"
+      " smoothed."
+    )
+  if len(vertices) < window:
+    return vertices
+  smoothed = signal.savgol_filter(vertices, window, _DEGREE, axis=0)
+  change = smoothed - vertices
+  along = np.einsum("fvx,fvx->fv", change, normals)
+  return vertices + change - along[..., None] * normals

@@ -1,0 +1,195 @@
+"""Follows one mesh through a sequence, from a key frame outwards.
+
+Each frame starts from the pose of the frame before and a share of the last
+step. Stiffness always refers to the rest shape, so errors do not add up over
+time.
+
+Surfaces that touch in the key frame are one there, and the graph ties them.
+Edges that stay stretched for two frames are cut from then on, unless that
+would take the graph apart: a limb is never cut off.
+"""
+
+from collections.abc import Callable, Iterable
+import dataclasses
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from sculpt4d_jax.geometry.registration import checks
+from sculpt4d_jax.geometry.registration import fine_fit
+from sculpt4d_jax.geometry.registration import frames as frames_lib
+from sculpt4d_jax.geometry.registration import graph as graph_lib
+from sculpt4d_jax.geometry.registration import graph_fit
+from sculpt4d_jax.geometry.registration import settings as settings_lib
+from sculpt4d_jax.geometry.registration import surfaces
+
+_CUT_STRETCH = 1.6  # An edge longer than this many rest lengths is stretched.
+_CUT_AFTER = 2  # Frames.
+
+
+@dataclasses.dataclass
+class Track:
+  """Where a mesh is in each frame; frames not reached yet have no pose.
+
+  Attributes:
+    poses: Pose of the graph in each frame, or None.
+    vertices: Positions [F, V, 3].
+    checks: Check of each frame.
+    keys: Key frame that each frame was reached from.
+  """
+
+  poses: list[graph_lib.Pose | None]
+  vertices: np.ndarray
+  checks: list[checks.Check]
+  keys: list[int]
+
+  def score(self) -> float:
+    """Mean HD99 of all frames."""
+    return float(np.minimum([c.hausdorff99 for c in self.checks], 1.0).mean())
+
+  def worst(self) -> float:
+    """Largest HD99 of all frames."""
+    return max(check.hausdorff99 for check in self.checks)
+
+
+class Tracker:
+  """A mesh and the frames it is to follow."""
+
+  def __init__(
+    self,
+    model: surfaces.Model,
+    frames: frames_lib.Frames,
+    graph_settings: settings_lib.GraphSettings,
+    fine_settings: settings_lib.FineSettings,
+  ):
+    self.model, self.frames = model, frames
+    self.checker = checks.Checker(model, frames_lib.BOX_SIDE)
+    self.graph = graph_lib.Graph(model, graph_settings)
+    rng = np.random.default_rng(0)
+    self.fitter = graph_fit.GraphFit.of(self.graph, graph_settings, rng)
+    self._settings, self._fine_settings = graph_settings, fine_settings
+    self._fine: fine_fit.FineFit | None = None
+
+  @property
+  def fine(self) -> fine_fit.FineFit:
+    """The fine fit, factorised at its first use."""
+    if self._fine is None:
+      self._fine = fine_fit.FineFit(self.model, self._fine_settings)
+    return self._fine
+
+  def start(self, key: int, pose: graph_lib.Pose | None = None) -> Track:
+    """A track that knows the key frame alone; at rest by default."""
+    pose = pose or graph_lib.Pose.at_rest(self.graph.num_nodes)
+    count = len(self.frames)
+    vertices = np.tile(self.graph.blend(pose), (count, 1, 1))
+    track = Track([None] * count, vertices, [checks.NOTHING] * count, [key] * count)
+    self.place(track, key, pose, key)
+    return track
+
+  def place(
+    self, track: Track, frame: int, pose: graph_lib.Pose, key: int
+  ) -> None:
+    """Puts a frame into a pose and checks it."""
+    track.poses[frame] = pose
+    track.vertices[frame] = self.graph.blend(pose)
+    track.keys[frame] = key
+    track.checks[frame] = self.checker.check(
+      track.vertices[frame], self.frames.meshes[frame]
+    )
+
+  def follow(
+    self,
+    track: Track,
+    key: int,
+    frames: Iterable[int] | None = None,
+    on_frame: Callable[[], None] | None = None,
+    give_up: float = np.inf,
+  ) -> bool:
+    """Fits the graph to frames, outwards from the key frame.
+
+    Args:
+      track: Knows the key frame; the others are filled in.
+      key: Number of the key frame.
+      frames: Frames to fit; all by default.
+      on_frame: Called after each frame.
+      give_up: Stops when the sum of HD99 passes this.
+
+    Returns:
+      Whether all frames were fitted.
+    """
+    wanted = set(range(len(self.frames)) if frames is None else frames)
+    total = 0.0
+    for direction in (1, -1):
+      fitter, long = self.fitter, np.zeros(len(self.graph.edges), int)
+      pose = before = track.poses[key]
+      frame = key + direction
+      while frame in wanted:
+        share = self._settings.prediction
+        expected = pose.predicted(before, share)
+        before = pose
+        target = self.frames.targets[frame]
+        if target is not None:
+          pose = fitter.fit(target, expected, expected)
+        self.place(track, frame, pose, key)
+        fitter, long = self._cut(fitter, pose, long)
+        total += min(track.checks[frame].hausdorff99, 1.0)
+        if on_frame is not None:
+          on_frame()
+        if total > give_up:
+          return False
+        frame += direction
+    return True
+
+  def retry(
+    self, track: Track, frame: int, start: graph_lib.Pose, key: int
+  ) -> bool:
+    """Fits a frame from another start; keeps the better of both results."""
+    target = self.frames.targets[frame]
+    if target is None:
+      return False
+    pose = self.fitter.fit(target, start, start)
+    found = self.checker.check(
+      self.graph.blend(pose), self.frames.meshes[frame]
+    )
+    if found.hausdorff99 >= 0.9 * track.checks[frame].hausdorff99:
+      return False
+    self.place(track, frame, pose, key)
+    return True
+
+  def polish(
+    self,
+    track: Track,
+    frame: int,
+    num_iterations: int | None = None,
+  ) -> None:
+    """Runs the fine fit on a frame, and checks it again."""
+    target = self.frames.targets[frame]
+    if target is None:
+      return
+    track.vertices[frame] = self.fine.fit(
+      track.vertices[frame], target, num_iterations
+    )
+    track.checks[frame] = self.checker.check(
+      track.vertices[frame], self.frames.meshes[frame]
+    )
+
+  def _cut(
+    self, fitter: graph_fit.GraphFit, pose: graph_lib.Pose, long: np.ndarray
+  ) -> tuple[graph_fit.GraphFit, np.ndarray]:
+    """Cuts edges that stay stretched; counts the frames that they are."""
+    graph = self.graph
+    ends = (graph.places + pose.shifts)[graph.edges]
+    lengths = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
+    long = np.where(lengths > _CUT_STRETCH * graph.lengths, long + 1, 0)
+    doomed = (long >= _CUT_AFTER) | (fitter.edge_weights == 0)
+    if not doomed.any():
+      return fitter, long
+    whole = graph.edges[~doomed]
+    links = sparse.csr_array(
+      (np.ones(len(whole)), whole.T), shape=(graph.num_nodes,) * 2
+    )
+    _, part = csgraph.connected_components(links, directed=False)
+    safe = part[graph.edges[:, 0]] == part[graph.edges[:, 1]]
+    weights = np.where(doomed & safe, 0.0, 1.0)
+    return dataclasses.replace(fitter, edge_weights=weights), long
