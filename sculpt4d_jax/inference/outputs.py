@@ -72,7 +72,7 @@ def write(
         staging / GLB, result.meshes, fps, times=played[:-1]
       )
       bar.update()
-      _write_optional(
+      write_optional(
         USD,
         lambda: usd.write_animated_usd(
           staging / USD, result.meshes, fps, times=times
@@ -148,7 +148,7 @@ def viewer_page(
   )
 
 
-def _write_optional(name: str, write_file: Callable[[], None]) -> None:
+def write_optional(name: str, write_file: Callable[[], None]) -> None:
   """Writes a format that needs an optional package, or says what it needs."""
   try:
     write_file()

@@ -37,7 +37,7 @@ def list_frames(folder: PathLike) -> list[pathlib.Path]:
     and path.is_file()
     and path.resolve().is_relative_to(root)
   ]
-  return sorted(files, key=lambda path: _natural(path.name))
+  return sorted(files, key=lambda path: natural_order(path.name))
 
 
 def read_folder(
@@ -77,7 +77,7 @@ def read_zip(
 ) -> deforming_mesh.DeformingMesh:
   """Reads the frames of a zip; arguments as `read_folder`."""
   contents = asset_files.unpack_zip(path, SUFFIXES, limits)
-  items = sorted(contents.items(), key=lambda item: _natural(item[0]))
+  items = sorted(contents.items(), key=lambda item: natural_order(item[0]))
   return _join(items if frames is None else [items[i] for i in frames], limits)
 
 
@@ -162,8 +162,8 @@ def _check_ply_counts(name: str, content: bytes) -> None:
       )
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
-  """Sorts frame_2 before frame_10."""
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+  """A key that sorts frame_2 before frame_10."""
   return [
     (0, int(part), "") if part.isdigit() else (1, 0, part)
     for part in re.split(r"(\d{1,18})", name)

@@ -1,11 +1,11 @@
 """A mesh sequence as one USD file with time samples.
 
-One mesh prim changes its points, faces and normals from frame to frame. Where
+One mesh prim changes its points and normals from frame to frame, and its faces
+where these change; faces that are the same in all frames are stored once. Where
 all frames last equally long, frame i is time code i, and the stage plays `fps`
 time codes a second. Else the stage plays 24 time codes a second, a frame stands
 at its own time, and those too short for a player's steps are prolonged. USD
-interpolates
-points linearly between frames of one topology, and holds a frame where the
+interpolates points linearly between frames of one topology, and holds a frame where the
 number of points changes. `.usda` is text, `.usdc` binary, `.usdz` the package
 that phones open.
 
@@ -165,27 +165,42 @@ def _build_stage(
   mesh.CreateSubdivisionSchemeAttr(pxr.UsdGeom.Tokens.none)
   mesh.CreateDoubleSidedAttr(True)
   mesh.SetNormalsInterpolation(pxr.UsdGeom.Tokens.vertex)
+  # Faces that never change are stored once; players then need not look at them
+  # again in every frame, and importers see one deforming mesh.
+  fixed = not meshes[0].is_empty and all(
+    np.array_equal(frame.faces, meshes[0].faces) for frame in meshes
+  )
+  if fixed:
+    _write_faces(pxr, mesh, meshes[0], pxr.Usd.TimeCode.Default())
   for code, frame in zip(codes, meshes):
+    if not fixed:
+      _write_faces(pxr, mesh, frame, code)
     _write_sample(pxr, mesh, code, frame)
   _bind_clay(pxr, stage, mesh)
   return stage
+
+
+def _write_faces(
+  pxr: types.SimpleNamespace, mesh: Any, frame: TriangleMesh, time: Any
+) -> None:
+  counts = np.full(frame.num_faces, 3, np.int32)
+  indices = np.ascontiguousarray(frame.faces.reshape(-1))
+  array = pxr.Vt.IntArray.FromNumpy
+  mesh.GetFaceVertexIndicesAttr().Set(array(indices), time)
+  mesh.GetFaceVertexCountsAttr().Set(array(counts), time)
 
 
 def _write_sample(
   pxr: types.SimpleNamespace, mesh: Any, time: float, frame: TriangleMesh
 ) -> None:
   vt = pxr.Vt
-  counts = np.full(frame.num_faces, 3, np.int32)
   if frame.is_empty:
     frame = ply_obj.empty_mesh()
     extent = np.zeros((2, 3), np.float32)
   else:
     extent = np.stack([frame.vertices.min(axis=0), frame.vertices.max(axis=0)])
-  indices = np.ascontiguousarray(frame.faces.reshape(-1))
   normals = glb.unit_normals(frame)
   mesh.GetPointsAttr().Set(vt.Vec3fArray.FromNumpy(frame.vertices), time)
-  mesh.GetFaceVertexIndicesAttr().Set(vt.IntArray.FromNumpy(indices), time)
-  mesh.GetFaceVertexCountsAttr().Set(vt.IntArray.FromNumpy(counts), time)
   mesh.GetNormalsAttr().Set(vt.Vec3fArray.FromNumpy(normals), time)
   mesh.GetExtentAttr().Set(vt.Vec3fArray.FromNumpy(extent), time)
 

@@ -1,0 +1,229 @@
+"""From a sequence of meshes to one animated mesh, and its files.
+
+  registered.glb     morph targets, one a frame; a mesh a segment
+  registered.usdc    one mesh with time samples
+  vertices.npz       vertices [F, V, 3], faces [T, 3], rest [V, 3], trajectory
+                     [F, 4, 4]; with several segments also segment_0_vertices
+                     and so on
+  registration.json  key frame, checks and verdict of every frame, segments
+
+All of them appear together, or none does.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from sculpt4d_jax.geometry import cleanup
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry import textured_mesh
+from sculpt4d_jax.geometry.registration import own_mesh
+from sculpt4d_jax.geometry.registration import result
+from sculpt4d_jax.geometry.registration import sequence
+from sculpt4d_jax.geometry.registration import settings as settings_lib
+from sculpt4d_jax.inference import outputs
+from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.meshes import sequence_input
+from sculpt4d_jax.io.meshes import textured_glb
+from sculpt4d_jax.io.meshes import usd
+
+MeshSequence = sequence_input.MeshSequence
+Registered = result.Registered
+Settings = settings_lib.Settings
+TriangleMesh = mesh_lib.TriangleMesh
+PathLike = str | os.PathLike
+
+GLB, USD = "registered.glb", "registered.usdc"
+VERTICES, RECORD = "vertices.npz", "registration.json"
+
+
+def register(
+  meshes: Sequence[TriangleMesh],
+  *,
+  key: int | None = None,
+  mesh: TriangleMesh | None = None,
+  max_faces: int | None = None,
+  settings: Settings = Settings(),
+  log: run_log.RunLog | None = None,
+) -> Registered:
+  """Registers one mesh to a sequence.
+
+  Args:
+    meshes: One mesh a frame; frames may be empty.
+    key: Number of the key frame; chosen by default.
+    mesh: A mesh whose topology is kept, in place of a frame's.
+    max_faces: Face budget of the frames, from which the result's topology
+      comes; None keeps them.
+    settings: Settings of all stages.
+    log: Shows and times the stage.
+
+  Raises:
+    ValueError: See `sequence.register` and `own_mesh.register_mesh`.
+  """
+  log = log or run_log.RunLog(show_progress=False)
+  frames = [_tidy(frame, max_faces) for frame in meshes]
+  with log.stage("register", max(2 * len(frames) - 2, 1)) as bar:
+
+    def observer(stage: str) -> None:
+      del stage
+      # Further key frames are tried where the first does not serve.
+      bar.total = max(bar.total, bar.n + 1)
+      bar.update()
+
+    if mesh is not None:
+      return own_mesh.register_mesh(
+        mesh, frames, settings, key=key, observer=observer
+      )
+    return sequence.register(frames, settings, key=key, observer=observer)
+
+
+def write(
+  folder: PathLike,
+  registered: Registered,
+  source: MeshSequence,
+  log: run_log.RunLog | None = None,
+) -> list[pathlib.Path]:
+  """Writes the files of a registration.
+
+  Args:
+    folder: Made if missing; other files in it stay.
+    registered: What was found.
+    source: What it was found for; gives the times.
+    log: Its stages go into registration.json.
+
+  Returns:
+    The paths.
+
+  Raises:
+    OutputError: The folder cannot be written to, or its disk is full.
+  """
+  log = log or run_log.RunLog(show_progress=False)
+  with atomic.staged_folder(folder) as staging:
+    with log.stage("write registration", 3) as bar:
+      parts = [
+        textured_mesh.TexturedMesh(segment.mesh, first_frame=segment.first_frame)
+        for segment in registered.segments
+      ]
+      textured_glb.write_morph(
+        staging / GLB, parts, source.fps, times=source.times, name=source.name
+      )
+      bar.update()
+      outputs.write_optional(
+        USD,
+        lambda: usd.write_animated_usd(
+          staging / USD,
+          shown_frames(registered),
+          source.fps,
+          times=source.times,
+        ),
+      )
+      bar.update()
+      with atomic.atomic_write(staging / VERTICES) as file:
+        np.savez(file, **arrays(registered))
+    content = json.dumps(record(registered, source, log), indent=2) + "\n"
+    atomic.write_bytes(staging / RECORD, content.encode())
+    names = sorted(path.name for path in staging.iterdir())
+  return [pathlib.Path(folder) / name for name in names]
+
+
+def shown_frames(registered: Registered) -> list[TriangleMesh]:
+  """The mesh of each frame, from the segment that shows it."""
+  return [
+    frame for segment in registered.segments for frame in segment.mesh.frames()
+  ]
+
+
+def arrays(registered: Registered) -> dict[str, np.ndarray]:
+  """The arrays of vertices.npz."""
+  mesh = registered.mesh
+  found = {
+    "vertices": mesh.vertices,
+    "faces": mesh.faces,
+    "rest": mesh.rest,
+    "trajectory": registered.trajectory,
+  }
+  if len(registered.segments) > 1:
+    for index, segment in enumerate(registered.segments):
+      found[f"segment_{index}_vertices"] = segment.mesh.vertices
+      found[f"segment_{index}_faces"] = segment.mesh.faces
+  return found
+
+
+def record(
+  registered: Registered, source: MeshSequence, log: run_log.RunLog
+) -> dict[str, Any]:
+  """The content of registration.json; lengths are shares of the box."""
+  return {
+    "input": {
+      "name": source.name,
+      "frames": registered.num_frames,
+      "fps": source.fps,
+    },
+    "key": registered.key,
+    "vertices": registered.mesh.num_vertices,
+    "faces": registered.mesh.num_faces,
+    "verdicts": {
+      str(verdict): len(registered.frames_with(verdict))
+      for verdict in result.Verdict
+    },
+    "frames": [_report(report) for report in registered.reports],
+    "segments": [
+      {
+        "first_frame": segment.first_frame,
+        "last_frame": segment.last_frame,
+        "vertices": segment.mesh.num_vertices,
+        "faces": segment.mesh.num_faces,
+      }
+      for segment in registered.segments
+    ],
+    "segment_frames": [
+      _report(report)
+      for report in registered.segment_reports
+      if len(registered.segments) > 1
+    ],
+    "stages": log.summary(),
+  }
+
+
+def summary(registered: Registered) -> str:
+  """One sentence about what was found, for people."""
+  counts = {v: registered.frames_with(v) for v in result.Verdict}
+  text = (
+    f"Key frame {registered.key};"
+    f" {len(counts[result.Verdict.REGISTERED])} of {registered.num_frames}"
+    " frames registered"
+  )
+  for verdict in (result.Verdict.DOUBTFUL, result.Verdict.FAILED):
+    if counts[verdict]:
+      text += f", {verdict}: {', '.join(map(str, counts[verdict]))}"
+  if len(registered.segments) > 1:
+    text += f"; {len(registered.segments)} segments with a topology each"
+  return text + "."
+
+
+def _report(report: result.FrameReport) -> dict[str, Any]:
+  values = dataclasses.asdict(report)
+  return {
+    name: None if isinstance(v, float) and not math.isfinite(v) else v
+    for name, v in values.items()
+  }
+
+
+def _tidy(mesh: TriangleMesh, max_faces: int | None) -> TriangleMesh:
+  """Joins corners at the same place; keeps a face budget."""
+  if mesh.is_empty:
+    return mesh
+  joined, _ = own_mesh.weld(mesh)
+  one, two, three = joined.faces.T
+  whole = (one != two) & (two != three) & (three != one)
+  joined = TriangleMesh(joined.vertices, joined.faces[whole])
+  if max_faces is not None:
+    joined = cleanup.simplify(joined, max_faces)
+  return joined
