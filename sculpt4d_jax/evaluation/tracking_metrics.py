@@ -131,9 +131,7 @@ def surface(
     ValueError: The numbers of frames differ, or no frame is left.
   """
   if len(targets) != mesh.num_frames:
-    raise ValueError(
-      f"expected {mesh.num_frames} targets, got {len(targets)}."
-    )
+    raise ValueError(f"expected {mesh.num_frames} targets, got {len(targets)}.")
   frames = [frame for frame in range(mesh.num_frames) if frame != key]
   if not frames:
     raise ValueError("no frame is left to compare.")

@@ -50,7 +50,7 @@ def register(
   key: int | None = None,
   mesh: TriangleMesh | None = None,
   max_faces: int | None = None,
-  settings: Settings = Settings(),
+  settings: Settings = settings_lib.Settings(),
   log: run_log.RunLog | None = None,
 ) -> Registered:
   """Registers one mesh to a sequence.
@@ -108,7 +108,9 @@ def write(
   with atomic.staged_folder(folder) as staging:
     with log.stage("write registration", 3) as bar:
       parts = [
-        textured_mesh.TexturedMesh(segment.mesh, first_frame=segment.first_frame)
+        textured_mesh.TexturedMesh(
+          segment.mesh, first_frame=segment.first_frame
+        )
         for segment in registered.segments
       ]
       textured_glb.write_morph(

@@ -59,7 +59,9 @@ def align(
   Raises:
     ValueError: The points of one side have no extent.
   """
-  spreads = [np.linalg.norm(p - p.mean(0), axis=1).mean() for p in (points, target)]
+  spreads = [
+    np.linalg.norm(p - p.mean(0), axis=1).mean() for p in (points, target)
+  ]
   if min(spreads) <= 0:
     raise ValueError("a mesh without extent cannot be aligned.")
   size = spreads[1] / spreads[0]

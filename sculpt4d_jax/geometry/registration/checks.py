@@ -99,7 +99,9 @@ class Checker:
     # Singular values of [3, 2] matrices, from the eigenvalues of 2 x 2 ones.
     products = gradient.transpose(0, 2, 1) @ gradient
     half = (products[:, 0, 0] + products[:, 1, 1]) / 2
-    root = np.hypot((products[:, 0, 0] - products[:, 1, 1]) / 2, products[:, 0, 1])
+    root = np.hypot(
+      (products[:, 0, 0] - products[:, 1, 1]) / 2, products[:, 0, 1]
+    )
     bad = (half + root > _MAX_STRETCH**2) | (half - root < _MAX_STRETCH**-2)
     areas = self._areas[self._whole]
     return float((areas * bad).sum() / areas.sum())

@@ -85,7 +85,9 @@ class FineFit:
   def _bends(self, vertices: np.ndarray) -> np.ndarray:
     """The right side of ARAP: edges as the vertices' rotations want them."""
     edges = vertices[self._rows] - vertices[self._columns]
-    moments = (self._weights[:, None] * edges)[:, :, None] * self._edges[:, None]
+    moments = (self._weights[:, None] * edges)[:, :, None] * self._edges[
+      :, None
+    ]
     turns = rotations.nearest(
       (self._sum @ moments.reshape(-1, 9)).reshape(-1, 3, 3)
     )

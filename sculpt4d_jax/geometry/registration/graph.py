@@ -147,7 +147,9 @@ def surface_distances(model: surfaces.Model, rows: np.ndarray) -> np.ndarray:
   """
   faces, vertices = model.faces, model.vertices
   edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-  lengths = np.linalg.norm(vertices[edges[:, 0]] - vertices[edges[:, 1]], axis=1)
+  lengths = np.linalg.norm(
+    vertices[edges[:, 0]] - vertices[edges[:, 1]], axis=1
+  )
   # Zero would mean "no edge".
   lengths = np.maximum(lengths, 1e-9)
   size = (len(vertices), len(vertices))

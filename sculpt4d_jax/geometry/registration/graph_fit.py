@@ -38,7 +38,7 @@ class Matches(NamedTuple):
   Attributes:
     rows: Numbers of the vertices [M].
     residuals: From the point to the vertex [M, 3].
-    normals: Normals of the points [M, 3].
+    normals: Normals of the planes at the points [M, 3].
     weights: Weights [M].
   """
 
@@ -93,10 +93,15 @@ class GraphFit:
       rounds: Schedule; by default that of the settings.
     """
     pose = start
-    for stiffness, gate, max_steps in rounds or self.settings.rounds:
+    rounds = rounds or self.settings.rounds
+    for index, settings in enumerate(rounds):
+      stiffness, gate, max_steps, point_weight = settings
       for _ in range(max_steps):
         matches = self._match(target, pose, gate)
-        step = self._step(pose, matches, stiffness, prediction)
+        # A pull to the prediction is a drag once surfaces meet; from then on
+        # it holds each step back, but leaves no error in the end.
+        anchor = prediction if not index else pose
+        step = self._step(pose, matches, stiffness, point_weight, anchor)
         pose = pose.moved(step)
         if np.abs(step).max() < self.settings.tolerance:
           break
@@ -120,7 +125,7 @@ class GraphFit:
     )
     rows = np.concatenate([rows, found])
     points = np.concatenate([points, target.points[back]])
-    facing = np.concatenate([facing, target.normals[back]])
+    facing = np.concatenate([facing, target.planes[back]])
     residuals = vertices[rows] - points
     distances = np.linalg.norm(residuals, axis=1)
     cosines = np.einsum("mx,mx->m", normals[rows], facing)
@@ -134,11 +139,12 @@ class GraphFit:
     pose: graph_lib.Pose,
     matches: Matches,
     stiffness: float,
+    point_weight: float,
     prediction: graph_lib.Pose | None,
   ) -> np.ndarray:
     """One Gauss-Newton step [N, 6]."""
     num_nodes = self.graph.num_nodes
-    matrix, slope = self._match_terms(pose, matches)
+    matrix, slope = self._match_terms(pose, matches, point_weight)
     count = max(len(matches.rows), 1)
     if len(self.graph.edges):
       weight = stiffness * count / len(self.graph.edges)
@@ -158,7 +164,7 @@ class GraphFit:
     return step.reshape(num_nodes, 6)
 
   def _match_terms(
-    self, pose: graph_lib.Pose, matches: Matches
+    self, pose: graph_lib.Pose, matches: Matches, point_weight: float
   ) -> tuple[np.ndarray, np.ndarray]:
     graph, rows = self.graph, matches.rows
     near, blend = graph.near[rows], graph.weights[rows]
@@ -176,7 +182,7 @@ class GraphFit:
     jacobian *= blend[..., None, None]
     jacobian = jacobian.reshape(num_rows, 6 * num_near, 3)
     metric = matches.normals[:, :, None] * matches.normals[:, None]
-    metric = metric + self.settings.point_weight * np.eye(3)
+    metric = metric + point_weight * np.eye(3)
     weighted = jacobian @ (matches.weights[:, None, None] * metric)
     blocks = weighted @ jacobian.transpose(0, 2, 1)
     slopes = -(weighted @ matches.residuals[..., None])

@@ -96,7 +96,9 @@ def add_keys(
     second = max(usable, key=tracker.frames.area)
     other = make_tracker(second)
     through = other.start(second)
-    other.follow(through, second, range(min(first, *anchors), max(last, *anchors) + 1))
+    other.follow(
+      through, second, range(min(first, *anchors), max(last, *anchors) + 1)
+    )
     anchor = min(anchors, key=lambda a: through.checks[a].hausdorff99)
     if through.checks[anchor].hausdorff99 > limit:
       continue

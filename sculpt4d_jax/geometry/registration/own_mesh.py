@@ -113,9 +113,7 @@ def _fit_key(
   similarity = alignment.align(points, target.points[:_NUM_POINTS])
   placed = similarity.apply(joined.vertices.astype(np.float64))
   model = surfaces.Model.of(placed, joined.faces)
-  graph_settings = dataclasses.replace(
-    settings.graph, rounds=_FIRST_ROUNDS
-  )
+  graph_settings = dataclasses.replace(settings.graph, rounds=_FIRST_ROUNDS)
   first = tracker_lib.Tracker(model, frames, graph_settings, settings.fine)
   rest = graph_lib.Pose.at_rest(first.graph.num_nodes)
   pose = first.fitter.fit(target, rest)

@@ -1,11 +1,11 @@
 """Registers a sequence of meshes: one topology for all frames.
 
-  1. graph stage from a key frame outwards, for each key frame that is tried
-  2. bad frames again: from the other side, then through further key frames
-  3. fine fit, every vertex free
-  4. smoothing over time, along the surface
-  5. verdicts; where one topology cannot show parts that split or join,
-     segments with a topology each
+1. graph stage from a key frame outwards, for each key frame that is tried
+2. bad frames again: from the other side, then through further key frames
+3. fine fit, every vertex free
+4. smoothing over time, along the surface
+5. verdicts; where one topology cannot show parts that split or join,
+   segments with a topology each
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ _GOOD_ENOUGH = 0.7
 
 def register(
   meshes: Sequence[TriangleMesh],
-  settings: Settings = Settings(),
+  settings: Settings = settings_lib.Settings(),
   *,
   key: int | None = None,
   observer: Observer | None = None,

@@ -15,16 +15,23 @@ class Round(NamedTuple):
     stiffness: Weight of the graph's edges over that of the matches.
     gate: Longest distance at which surfaces are matched.
     max_steps: Gauss-Newton steps at most.
+    point_weight: Weight of the distance to the matched point over that to its
+      plane. It attracts what is far, but holds back what slides along.
   """
 
   stiffness: float
   gate: float
   max_steps: int
+  point_weight: float = 0.3
 
 
 # Stiffness that falls slowly and stays high ends with limbs that lag behind,
 # then match the wrong limb for good. These are soft early, and long.
-ROUNDS = (Round(1.0, 0.32, 12), Round(0.2, 0.21, 12), Round(0.05, 0.105, 6))
+ROUNDS = (
+  Round(1.0, 0.32, 12, 0.3),
+  Round(0.2, 0.21, 12, 0.3),
+  Round(0.05, 0.105, 6, 0.05),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +44,6 @@ class GraphSettings:
     num_edges: Neighbours of a node.
     num_samples: Points of each surface that are matched.
     rounds: Schedule of the fit.
-    point_weight: Weight of the distance to the matched point over that to its
-      tangent plane.
     min_normal_cosine: Normals of matched points agree at least so much.
     normal_scale: Weight of normals in the distance that finds matches: the far
       side of a thin limb is far away.
@@ -53,7 +58,6 @@ class GraphSettings:
   num_edges: int = 6
   num_samples: int = 1500
   rounds: tuple[Round, ...] = ROUNDS
-  point_weight: float = 0.3
   min_normal_cosine: float = 0.3
   normal_scale: float = 0.2
   robust_scale: float = 1.0

@@ -52,11 +52,14 @@ class Model:
 
 
 class Target:
-  """A frame's surface: points by area, with interpolated normals.
+  """A frame's surface: points by area, with normals.
 
   Attributes:
     points: Positions [M, 3], in random order.
-    normals: Unit normals [M, 3].
+    normals: Unit normals, interpolated from the vertices [M, 3]; they find
+      matches.
+    planes: Unit normals of the faces [M, 3]: distances to the planes of faces
+      are right at sharp edges too.
   """
 
   def __init__(
@@ -82,6 +85,8 @@ class Target:
     )
     corners = model.normals(model.vertices)[model.faces[face_ids]]
     self.normals = unit(np.einsum("pc,pcx->px", weights, corners))
+    faces_at = model.faces[face_ids]
+    self.planes = unit(cross_products(model.vertices, faces_at))
     self._scale = normal_scale
     self._tree = spatial.cKDTree(self.features(self.points, self.normals))
 
@@ -92,9 +97,9 @@ class Target:
   def match(
     self, points: np.ndarray, normals: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest points of the target and their normals, each [M, 3]."""
+    """Nearest points of the target and the planes there, each [M, 3]."""
     _, rows = self._tree.query(self.features(points, normals))
-    return self.points[rows], self.normals[rows]
+    return self.points[rows], self.planes[rows]
 
 
 def sample(

@@ -83,7 +83,9 @@ class Tracker:
     pose = pose or graph_lib.Pose.at_rest(self.graph.num_nodes)
     count = len(self.frames)
     vertices = np.tile(self.graph.blend(pose), (count, 1, 1))
-    track = Track([None] * count, vertices, [checks.NOTHING] * count, [key] * count)
+    track = Track(
+      [None] * count, vertices, [checks.NOTHING] * count, [key] * count
+    )
     self.place(track, key, pose, key)
     return track
 
