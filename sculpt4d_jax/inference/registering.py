@@ -15,7 +15,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from sculpt4d_jax.geometry.registration import settings as settings_lib
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.meshes import sequence_input
 from sculpt4d_jax.io.meshes import textured_glb
 from sculpt4d_jax.io.meshes import usd
@@ -67,15 +67,16 @@ def register(
   Raises:
     ValueError: See `sequence.register` and `own_mesh.register_mesh`.
   """
-  log = log or run_log.RunLog(show_progress=False)
+  log = log or run_log.RunLog(progress=False)
   frames = [_tidy(frame, max_faces) for frame in meshes]
-  with log.stage("register", max(2 * len(frames) - 2, 1)) as bar:
+  total = max(2 * len(frames) - 2, 1)
+  with log.stage("register", total) as bar:
 
     def observer(stage: str) -> None:
       del stage
-      # Further key frames are tried where the first does not serve.
-      bar.total = max(bar.total, bar.n + 1)
-      bar.update()
+      # More steps than these where further key frames are tried.
+      if bar.n + 1 < total:
+        bar.update()
 
     if mesh is not None:
       return own_mesh.register_mesh(
@@ -89,7 +90,7 @@ def write(
   registered: Registered,
   source: MeshSequence,
   log: run_log.RunLog | None = None,
-) -> list[pathlib.Path]:
+) -> list[paths.StorePath]:
   """Writes the files of a registration.
 
   Args:
@@ -104,7 +105,7 @@ def write(
   Raises:
     OutputError: The folder cannot be written to, or its disk is full.
   """
-  log = log or run_log.RunLog(show_progress=False)
+  log = log or run_log.RunLog(progress=False)
   with atomic.staged_folder(folder) as staging:
     with log.stage("write registration", 3) as bar:
       parts = [
@@ -132,7 +133,7 @@ def write(
     content = json.dumps(record(registered, source, log), indent=2) + "\n"
     atomic.write_bytes(staging / RECORD, content.encode())
     names = sorted(path.name for path in staging.iterdir())
-  return [pathlib.Path(folder) / name for name in names]
+  return [paths.of(folder) / name for name in names]
 
 
 def shown_frames(registered: Registered) -> list[TriangleMesh]:

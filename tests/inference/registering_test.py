@@ -6,6 +6,7 @@ import pytest
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry.registration import settings as settings_lib
 from sculpt4d_jax.inference import registering
+from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.meshes import sequence_input
@@ -89,7 +90,7 @@ def test_failed_frames_are_named(cubes):
   found = registering.register([cubes[0], empty], settings=SMALL)
   assert "failed: 1" in registering.summary(found)
   record = registering.record(
-    found, _source(cubes), registering.run_log.RunLog(show_progress=False)
+    found, _source(cubes), run_log.RunLog(progress=False)
   )
   assert record["frames"][1]["verdict"] == "failed"
   json.dumps(record, allow_nan=False)
