@@ -10,7 +10,8 @@ closed by `program.run(main)`. This file gives all of them the same manners:
                  stderr and no traceback. `--verbosity=1` shows it as well.
   exit code 130  Interrupted with Ctrl-C; 143 after SIGTERM. Both unwind the
                  program, so that its temporary files are removed, and end it
-                 without waiting for threads of libraries.
+                 without waiting for threads of libraries; after some seconds
+                 even from inside a library's call (`interrupts.py`).
 
 A ValueError that a `raise` of this project's own code throws is such a message,
 because that is how its boundaries speak. One that comes out of a library is a
@@ -29,14 +30,18 @@ import platform
 import signal
 import sys
 import threading
+import time
 import traceback
+from types import FrameType
 from typing import Any, NoReturn
 
 from absl import app
 from absl import flags
 from absl import logging
 
+import launch
 from launch import host_memory
+from launch import interrupts
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _OWN_FOLDERS = tuple(
@@ -44,6 +49,8 @@ _OWN_FOLDERS = tuple(
   for name in ("configs", "kernels", "launch", "sculpt4d_jax")
 )
 _REPORTED_VERSIONS = ("jax", "jaxlib", "flax", "numpy")
+_ENDING = threading.Lock()
+_INTERRUPTS: list[int] = []
 _SOON = 0.05  # Seconds: out of a finalizer by then.
 _HELP_FLAGS = frozenset({"--help", "-help", "-h", "--helpshort"})
 
@@ -65,6 +72,9 @@ def run(
     except app.UsageError as error:
       return _refuse(f"{error}\n{_help_hint()}")
     except Exception as error:
+      if _INTERRUPTS:
+        # Some libraries turn an interrupt into an error of their own.
+        raise KeyboardInterrupt from error
       message = user_message(error)
       if message is None:
         raise
@@ -102,14 +112,47 @@ def run(
   _quieten_libraries()
   signal.signal(signal.SIGTERM, _exit_on_sigterm)
   sys.unraisablehook = _note_dropped_error
+  interrupts.watch(
+    {
+      signal.SIGINT: _interrupt,
+      signal.SIGTERM: _exit_on_sigterm,
+    },
+    _end_by_signal,
+    _say,
+  )
   try:
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+      signal.signal(signal.SIGINT, _interrupt)
     app.run(guarded_main, flags_parser=parse_flags)
   except KeyboardInterrupt:
-    _say("Interrupted.")
-    end_at_once(130)
-  except _Terminated as error:
-    end_at_once(error.code)
+    _end_by_signal(signal.SIGINT)
+  except _Terminated:
+    _end_by_signal(signal.SIGTERM)
+  except SystemExit:
+    # What is left is Python's own end, which an interrupt would disturb.
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+      signal.signal(signal.SIGINT, launch.end_now)
+    raise
   raise AssertionError("app.run returned.")
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+  """Raises KeyboardInterrupt, and notes it: libraries may swallow it."""
+  del frame
+  _INTERRUPTS.append(signum)
+  raise KeyboardInterrupt
+
+
+def _end_by_signal(signum: int) -> NoReturn:
+  """Says why, once, and ends the process; called by two threads."""
+  if not _ENDING.acquire(blocking=False):
+    time.sleep(60)  # The other one ends the process.
+  if threading.current_thread() is threading.main_thread():
+    for each in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(each, signal.SIG_IGN)
+  if signum == signal.SIGINT:
+    _say("Interrupted.")
+  end_at_once(128 + signum)
 
 
 def end_at_once(code: int) -> NoReturn:

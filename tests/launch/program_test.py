@@ -68,6 +68,20 @@ def main(argv):
       lowered.compile()
     finally:
       print("cleaned up")
+  elif _DEED.value == "deaf":
+    # One call of C that no signal ends: a lock that is held already.
+    import ctypes
+    libc = ctypes.CDLL(None)
+    mutex = ctypes.create_string_buffer(128)
+    libc.pthread_mutex_lock(mutex)
+    print("waiting", flush=True)
+    libc.pthread_mutex_lock(mutex)
+  elif _DEED.value == "convert":
+    print("waiting", flush=True)
+    try:
+      time.sleep(60)
+    except KeyboardInterrupt:
+      raise SystemError("initialization raised an unreported exception")
   elif _DEED.value == "late":
     async def fail_before(future):
       waiting = future.__await__()
@@ -216,6 +230,62 @@ def test_a_signal_while_jax_compiles_is_no_crash(
   assert process.returncode == expected, stderr
   assert stdout == "cleaned up\n"
   assert "Fatal" not in stderr and "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+  "signal_number, expected",
+  [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+)
+def test_a_call_that_never_returns_is_ended_all_the_same(
+  script, signal_number, expected
+):
+  with start(script, "--name=Ada", "--deed=deaf") as process:
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal_number)
+    _, stderr = process.communicate(timeout=30)
+  assert process.returncode == expected
+  assert stderr.count("\n") <= 1 and "Traceback" not in stderr
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error(script):
+  with start(script, "--name=Ada", "--deed=convert") as process:
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+  assert (process.returncode, stderr) == (130, "greet: Interrupted.\n")
+
+
+def test_an_interrupt_while_a_program_imports_is_one_line():
+  """At several times after the start; the program takes longer than these."""
+  for delay in (0.15, 0.4, 1.0):
+    with subprocess.Popen(
+      [sys.executable, "-m", "launch.sample", "--input=none", "--output=none"],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      preexec_fn=_heed_interrupts,
+      text=True,
+    ) as process:
+      # Until Python itself has started nothing of ours can answer.
+      while not _has_started(process.pid):
+        time.sleep(0.01)
+      time.sleep(delay)
+      process.send_signal(signal.SIGINT)
+      _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stderr == "sample: Interrupted.\n"
+
+
+def _has_started(process):
+  """Whether a process has mapped libraries: it runs our code by then."""
+  maps = pathlib.Path(f"/proc/{process}/maps")
+  if not maps.exists():
+    return True  # Not Linux: the delay must do.
+  try:
+    return "jaxlib" in maps.read_text() or "numpy" in maps.read_text()
+  except OSError:
+    return False
 
 
 def test_of_futures_that_fail_together_only_the_first_speaks(script):
