@@ -19,12 +19,23 @@ Usage:
   # Many sequences: two folders of such folders or files, paired by name.
   python -m launch.evaluate --predicted=out --truth=truth --output=scores.json
 
+  # The field's protocols, on anybody's results; two processes share the clips.
+  python -m launch.evaluate --protocol=actionbench --processes=2 \
+    --predicted=results --truth=actionbench/data
+  python -m launch.evaluate --protocol=sculpt4d --num_sequences=20
+  python -m launch.evaluate --describe
+
 Prints Chamfer distance, IoU, F-Score and jitter, averaged over the frames of a
 sequence and then over sequences, with a 95 % bootstrap interval over sequences,
 and the conventions that the numbers depend on. Meshes are expected in [-1, 1]^3
 with y up. Both sides need the same number of frames. A predicted frame without
 faces counts, with the worst values; see sculpt4d_jax/evaluation/
 geometry_metrics.py for the definitions.
+
+With --protocol the columns and conventions are those of a published evaluation;
+docs/evaluation.md describes them and what a sequence may be: folders of PLY,
+OBJ or GLB files, animated GLB, USD and Alembic files, .npy clouds of tracked
+points.
 
 Exits with 2 and one message if the input cannot be compared.
 """
@@ -34,6 +45,7 @@ import dataclasses
 import json
 import pathlib
 import re
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -49,6 +61,11 @@ from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out as held_out_lib
 from sculpt4d_jax.evaluation import held_out_records
 from sculpt4d_jax.evaluation import sequence_pairs
+from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
+from sculpt4d_jax.evaluation.protocols import evaluate as evaluate_lib
+from sculpt4d_jax.evaluation.protocols import protocol_table
+from sculpt4d_jax.evaluation.protocols import scores as scores_lib
+from sculpt4d_jax.evaluation.views import weight_files
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
@@ -109,6 +126,35 @@ _NUM_TRIVIAL = flags.DEFINE_integer(
 _OUTPUT = flags.DEFINE_string(
   "output", None, "JSON file for every number, frame by frame; optional."
 )
+_PROTOCOL = flags.DEFINE_string(
+  "protocol",
+  None,
+  "Score by a named protocol; --describe lists them. Without it, as --protocol="
+  "project, with the flags below.",
+)
+_DESCRIBE = flags.DEFINE_bool(
+  "describe",
+  False,
+  "Print the conventions of --protocol, or of every protocol, and stop.",
+)
+_PROCESSES = flags.DEFINE_integer(
+  "processes",
+  1,
+  "With --protocol: processes that share the clips.",
+  lower_bound=1,
+)
+_WEIGHTS = flags.DEFINE_string(
+  "weights",
+  None,
+  "With --protocol=views: folder of the networks' weights. Nothing is"
+  " downloaded; a row whose file is missing says so.",
+)
+_PICTURE_SIZE = flags.DEFINE_integer(
+  "picture_size",
+  512,
+  "With --protocol=views: side of the pictures in pixels.",
+  lower_bound=32,
+)
 _NAME = flags.DEFINE_string(
   "name", "prediction", "What to call the predictions in the table."
 )
@@ -145,7 +191,23 @@ _SEED = flags.DEFINE_integer(
 )
 
 
+# What a protocol fixes.
+_FIXED_BY_PROTOCOL = (
+  "alignment",
+  "num_points",
+  "f_score_threshold",
+  "iou_resolution",
+)
+
+
 def main(unused_argv: Sequence[str]) -> None:
+  if _DESCRIBE.value:
+    chosen = [_PROTOCOL.value] if _PROTOCOL.value else protocol_table.PROTOCOLS
+    print("\n\n".join(protocol_table.find(name).describe() for name in chosen))
+    return
+  if _PROTOCOL.value:
+    score_by_protocol(chosen_protocol())
+    return
   conventions = geometry_metrics.Conventions(
     num_points=_NUM_POINTS.value,
     f_score_threshold=_F_SCORE_THRESHOLD.value,
@@ -154,12 +216,7 @@ def main(unused_argv: Sequence[str]) -> None:
     seed=_SEED.value,
   )
   description = conventions.describe()
-  if _PREDICTED.value or _TRUTH.value:
-    if not (_PREDICTED.value and _TRUTH.value):
-      raise ValueError(
-        "--predicted and --truth belong together; give both, or neither to"
-        " evaluate the model of --config on held-out clips."
-      )
+  if _has_paths():
     pairs = sequence_pairs.find_pairs(_PREDICTED.value, _TRUTH.value)
     scores = score_pairs(pairs, conventions)
     rows = {_NAME.value: evaluator.summarise(scores)}
@@ -177,11 +234,89 @@ def main(unused_argv: Sequence[str]) -> None:
     atomic.write_bytes(_OUTPUT.value, text.encode())
 
 
+def chosen_protocol() -> conventions_lib.Protocol:
+  """The protocol of the flags, with --seed where it is given.
+
+  Raises:
+    ValueError: There is none of the name, or a flag contradicts it.
+  """
+  protocol = protocol_table.find(_PROTOCOL.value)
+  for name in _FIXED_BY_PROTOCOL:
+    if flags.FLAGS[name].present:
+      raise ValueError(
+        f"--protocol={protocol.name} fixes --{name}; leave out one of the two."
+      )
+  changes = {
+    "views": conventions_lib.ViewSettings(
+      size=_PICTURE_SIZE.value, weights=_WEIGHTS.value
+    )
+  }
+  if flags.FLAGS["seed"].present:
+    changes["seed"] = _SEED.value
+  return dataclasses.replace(
+    protocol, conventions=dataclasses.replace(protocol.conventions, **changes)
+  )
+
+
+def score_by_protocol(protocol: conventions_lib.Protocol) -> None:
+  """Scores files, or a model on held-out clips, and reports."""
+  if _DATA.value:
+    raise ValueError(
+      "Records hold points and distances instead of meshes, which no protocol"
+      " reads; use --data without --protocol."
+    )
+  if _has_paths():
+    report = evaluate_lib.evaluate(
+      _PREDICTED.value,
+      _TRUTH.value,
+      protocol,
+      processes=_PROCESSES.value,
+      show_progress=True,
+    )
+    rows = {_NAME.value: report}
+  else:
+    rows = held_out_lib.compare_by_protocol(
+      **held_out_arguments(preset_lib.from_config(_CONFIG.value)),
+      protocol=protocol,
+    )
+  for title, report in rows.items():
+    if len(report.clips) > 1:
+      print(f"{title}, by clip:\n")
+      print(scores_lib.format_clips(report, markdown=_MARKDOWN.value), "\n")
+  print(scores_lib.format_table(rows, markdown=_MARKDOWN.value))
+  for title, report in rows.items():
+    for note in scores_lib.format_notes(report):
+      print(f"{title}: {note}")
+  first = next(iter(rows.values()))
+  if protocol.name == "views":
+    print("\n" + weight_files.describe(_WEIGHTS.value, first.weights))
+  print(f"\nConventions: {first.describe()}.")
+  if _OUTPUT.value:
+    text = json.dumps(scores_lib.to_json(rows), indent=2, allow_nan=False)
+    atomic.write_bytes(_OUTPUT.value, f"{text}\n".encode())
+
+
+def _has_paths() -> bool:
+  if bool(_PREDICTED.value) != bool(_TRUTH.value):
+    raise ValueError(
+      "--predicted and --truth belong together; give both, or neither to"
+      " evaluate the model of --config on held-out clips."
+    )
+  return bool(_PREDICTED.value)
+
+
 def score_model(
   preset: preset_lib.Preset,
   conventions: geometry_metrics.Conventions,
 ) -> dict[str, evaluator.Summary]:
   """Scores a preset's model, and trivial answers, on held-out clips."""
+  return held_out_lib.compare(
+    **held_out_arguments(preset), conventions=conventions
+  )
+
+
+def held_out_arguments(preset: preset_lib.Preset) -> dict[str, Any]:
+  """What `held_out.compare` takes besides the way of scoring."""
   program.log_platform()
   data = preset.data
   if _NUM_SEQUENCES.value > data.num_held_out:
@@ -200,18 +335,17 @@ def score_model(
     log,
   )
   count = min(data.num_clips, _NUM_TRIVIAL.value)
-  return held_out_lib.compare(
-    model,
-    clips,
-    [
+  return {
+    "model": model,
+    "clips": clips,
+    "training_clips": [
       solids.make_clip(data.first_seed + i, data.num_frames)
       for i in range(count)
     ],
-    preset.sampling,
-    preset.surface,
-    conventions,
-    log,
-  )
+    "sampling": preset.sampling,
+    "surface": preset.surface,
+    "log": log,
+  }
 
 
 def score_on_records(

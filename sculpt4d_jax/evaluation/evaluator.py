@@ -266,11 +266,10 @@ def format_table(
     table.append(
       [title, str(len(summary.sequences))]
       + [
-        _format_estimate(summary.estimates[metric], digits)
-        for metric in METRICS
+        format_estimate(summary.estimates[metric], digits) for metric in METRICS
       ]
     )
-  return _layout(table, markdown)
+  return layout(table, markdown)
 
 
 def format_sequences(
@@ -282,9 +281,9 @@ def format_sequences(
     means = sequence.means()
     table.append(
       [sequence.name, str(sequence.num_frames), str(sequence.num_empty)]
-      + [_format_number(means[metric], digits) for metric in METRICS]
+      + [format_number(means[metric], digits) for metric in METRICS]
     )
-  return _layout(table, markdown)
+  return layout(table, markdown)
 
 
 def to_json(rows: Mapping[str, Summary], conventions: Conventions) -> dict:
@@ -295,11 +294,11 @@ def to_json(rows: Mapping[str, Summary], conventions: Conventions) -> dict:
     "methods": {
       title: {
         "estimates": {
-          metric: _plain(dataclasses.asdict(estimate))
+          metric: plain(dataclasses.asdict(estimate))
           for metric, estimate in summary.estimates.items()
         },
         "sequences": [
-          _plain(dataclasses.asdict(sequence)) for sequence in summary.sequences
+          plain(dataclasses.asdict(sequence)) for sequence in summary.sequences
         ],
       }
       for title, summary in rows.items()
@@ -307,31 +306,31 @@ def to_json(rows: Mapping[str, Summary], conventions: Conventions) -> dict:
   }
 
 
-def _plain(value):
+def plain(value):
   """Nested values as JSON has them."""
   if isinstance(value, dict):
-    return {key: _plain(entry) for key, entry in value.items()}
+    return {key: plain(entry) for key, entry in value.items()}
   if isinstance(value, np.ndarray):
-    return [_plain(entry) for entry in value.tolist()]
+    return [plain(entry) for entry in value.tolist()]
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
 
 
-def _format_estimate(estimate: Estimate, digits: int) -> str:
-  text = _format_number(estimate.mean, digits)
+def format_estimate(estimate: Estimate, digits: int) -> str:
+  text = format_number(estimate.mean, digits)
   if math.isnan(estimate.low):
     return text
-  low = _format_number(estimate.low, digits)
-  high = _format_number(estimate.high, digits)
+  low = format_number(estimate.low, digits)
+  high = format_number(estimate.high, digits)
   return f"{text} [{low}, {high}]"
 
 
-def _format_number(value: float, digits: int) -> str:
+def format_number(value: float, digits: int) -> str:
   return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _layout(table: Sequence[Sequence[str]], markdown: bool) -> str:
+def layout(table: Sequence[Sequence[str]], markdown: bool) -> str:
   """Columns of equal width: the first to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*table)]
   lines = []

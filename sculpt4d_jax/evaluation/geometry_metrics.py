@@ -45,6 +45,7 @@ import igl
 import numpy as np
 from scipy import spatial
 
+from sculpt4d_jax.evaluation import nearest as nearest_lib
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import sampling
 
@@ -55,7 +56,9 @@ ALIGNMENTS = ("none", "scale_translation", "icp")
 # The largest distance in [-1, 1]^3.
 WORST_CHAMFER = 2.0 * 3.0**0.5
 
-_ICP_POINTS = 2000  # A frame, for the pose alone.
+_BLOCK = 4  # Cells along an axis that `grid_occupancy` decides together.
+
+ICP_POINTS = 2000  # A frame, for the pose alone.
 _ICP_ITERATIONS = 50
 _ICP_TOLERANCE = 1e-7
 
@@ -167,8 +170,8 @@ def surface_scores(
     raise ValueError("The truth has no points to compare with.")
   if not len(prediction):
     return SurfaceScores(chamfer=WORST_CHAMFER, f_score=0.0)
-  to_truth, _ = spatial.cKDTree(truth).query(prediction, workers=-1)
-  to_prediction, _ = spatial.cKDTree(prediction).query(truth, workers=-1)
+  to_truth, _ = nearest_lib.nearest(truth, prediction, workers=-1)
+  to_prediction, _ = nearest_lib.nearest(prediction, truth, workers=-1)
   precision = np.mean(to_truth < threshold)
   recall = np.mean(to_prediction < threshold)
   total = precision + recall
@@ -204,6 +207,30 @@ def occupancy(mesh: TriangleMesh, points: np.ndarray) -> np.ndarray:
   )
   inside[near] = np.sign(_volume(mesh)) * winding > 0.5
   return inside
+
+
+def grid_occupancy(mesh: TriangleMesh, resolution: int) -> np.ndarray:
+  """Which cells of `grid_points(resolution)` have their centre inside, [R^3].
+
+  Equal to `occupancy` of all centres. The winding number of a closed mesh
+  changes at its surface alone, so that blocks of cells which the surface does
+  not reach are decided by their centre.
+  """
+  blocks, remainder = divmod(resolution, _BLOCK)
+  if remainder or blocks < 2 or not has_surface(mesh) or not _is_closed(mesh):
+    return occupancy(mesh, grid_points(resolution))
+  centres = grid_points(blocks)
+  square, _, _ = igl.point_mesh_squared_distance(centres, *_igl_mesh(mesh))
+  # From a block's centre to its outermost cell; a little more for rounding.
+  reach = 3.0**0.5 * (_BLOCK - 1) / resolution + 1e-5
+  is_near = square <= reach**2
+  inside = np.zeros((blocks**3, _BLOCK**3), bool)
+  inside[~is_near] = occupancy(mesh, centres[~is_near])[:, None]
+  offsets = grid_points(_BLOCK) / blocks
+  cells = (centres[is_near][:, None] + offsets).reshape(-1, 3)
+  inside[is_near] = occupancy(mesh, cells).reshape(-1, _BLOCK**3)
+  shape = (blocks,) * 3 + (_BLOCK,) * 3
+  return inside.reshape(shape).transpose(0, 3, 1, 4, 2, 5).reshape(-1)
 
 
 def intersection_over_union(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -277,7 +304,7 @@ def align(
   """
   if conventions.alignment == "none":
     return list(prediction)
-  num_points = min(conventions.num_points, _ICP_POINTS)
+  num_points = min(conventions.num_points, ICP_POINTS)
   pairs = [
     (
       surface_points(p, num_points, conventions.seed),
@@ -289,10 +316,8 @@ def align(
   if not pairs:
     return list(prediction)
   sources, targets = map(list, zip(*pairs))
-  transform = _match_scale(np.concatenate(sources), np.concatenate(targets))
-  if conventions.alignment == "icp":
-    rotate = _iterate_closest_points([transform(s) for s in sources], targets)
-    transform = _compose(rotate, transform)
+  with_pose = conventions.alignment == "icp"
+  transform = find_alignment(sources, targets, with_pose=with_pose)
   return [
     TriangleMesh(transform(mesh.vertices.astype(np.float64)), mesh.faces)
     for mesh in prediction
@@ -302,7 +327,27 @@ def align(
 Transform = Callable[[np.ndarray], np.ndarray]
 
 
-def _match_scale(source: np.ndarray, target: np.ndarray) -> Transform:
+def find_alignment(
+  sources: Sequence[np.ndarray],
+  targets: Sequence[np.ndarray],
+  *,
+  with_pose: bool,
+) -> Transform:
+  """One transform of all frames' points onto other points.
+
+  Args:
+    sources: Points of each frame [P, 3], at least one frame.
+    targets: Points of the same frames to be met.
+    with_pose: Whether a rigid pose is found by ICP after scale and translation.
+  """
+  transform = match_scale(np.concatenate(sources), np.concatenate(targets))
+  if with_pose:
+    rotate = iterate_closest_points([transform(s) for s in sources], targets)
+    transform = compose(rotate, transform)
+  return transform
+
+
+def match_scale(source: np.ndarray, target: np.ndarray) -> Transform:
   """Scale and translation that match centroid and root-mean-square radius."""
   from_centre, to_centre = source.mean(0), target.mean(0)
   from_square = np.square(source - from_centre).sum(1).mean()
@@ -311,7 +356,7 @@ def _match_scale(source: np.ndarray, target: np.ndarray) -> Transform:
   return lambda points: (points - from_centre) * scale + to_centre
 
 
-def _iterate_closest_points(
+def iterate_closest_points(
   sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]
 ) -> Transform:
   """One rotation and translation for all frames, by ICP in both directions.
@@ -333,7 +378,7 @@ def _iterate_closest_points(
       matches.append((source[nearest], target))
     a = np.concatenate([a for a, _ in matches])
     b = np.concatenate([b for _, b in matches])
-    rotation, translation = _rigid_fit(a, b)
+    rotation, translation = rigid_fit(a, b)
     error = np.square(a @ rotation.T + translation - b).sum(1).mean()
     if previous - error < _ICP_TOLERANCE * error:
       break
@@ -341,7 +386,7 @@ def _iterate_closest_points(
   return lambda points: points @ rotation.T + translation
 
 
-def _rigid_fit(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def rigid_fit(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Rotation and translation that bring points a [P, 3] closest to b.
 
   Source: Kabsch, A solution for the best rotation to relate two sets of
@@ -354,7 +399,7 @@ def _rigid_fit(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return rotation, b_centre - rotation @ a_centre
 
 
-def _compose(*transforms: Transform) -> Transform:
+def compose(*transforms: Transform) -> Transform:
   """The last one is applied first."""
   return lambda points: functools.reduce(
     lambda x, transform: transform(x), reversed(transforms), points
@@ -376,3 +421,13 @@ def _volume(mesh: TriangleMesh) -> float:
   return float(
     np.einsum("tx,tx->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
   )
+
+
+def _is_closed(mesh: TriangleMesh) -> bool:
+  """Whether faces meet at every edge in opposite directions, as often."""
+  _, welded = np.unique(mesh.vertices + 0.0, axis=0, return_inverse=True)
+  faces = welded.reshape(-1)[mesh.faces].astype(np.int64)
+  start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+  keys = np.minimum(start, end) * len(mesh.vertices) + np.maximum(start, end)
+  _, edges = np.unique(keys, return_inverse=True)
+  return not np.bincount(edges, weights=np.sign(end - start)).any()

@@ -22,6 +22,10 @@ from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
+from sculpt4d_jax.evaluation import sequences
+from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
+from sculpt4d_jax.evaluation.protocols import evaluate
+from sculpt4d_jax.evaluation.protocols import scores as protocol_scores
 from sculpt4d_jax.geometry import isosurface
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import signed_distance
@@ -174,6 +178,50 @@ def compare(
   Returns:
     A summary for each of `METHODS`.
   """
+
+  def score(meshes, clip):
+    return evaluator.evaluate_sequence(
+      meshes, clip.truth, conventions, name=clip.name
+    )
+
+  scores = _score_answers(
+    model, clips, training_clips, sampling, surface, score, log
+  )
+  return {name: evaluator.summarise(s) for name, s in scores.items()}
+
+
+def compare_by_protocol(
+  model: model_lib.Sculpt4D,
+  clips: Sequence[HeldOutClip],
+  training_clips: Sequence[solids.SyntheticClip],
+  sampling: model_lib.SamplingConfig,
+  surface: pipeline.SurfaceConfig,
+  protocol: conventions_lib.Protocol,
+  log: run_log.RunLog,
+) -> dict[str, protocol_scores.Report]:
+  """Scores every method by a named protocol; arguments as `compare`."""
+
+  def score(meshes, clip):
+    return evaluate.score_clip(
+      sequences.ShapeSequence(tuple(meshes)),
+      sequences.ShapeSequence(tuple(clip.truth)),
+      protocol,
+      name=clip.name,
+      workers=-1,
+    )
+
+  scores = _score_answers(
+    model, clips, training_clips, sampling, surface, score, log
+  )
+  return {
+    name: protocol_scores.summarise(protocol, s) for name, s in scores.items()
+  }
+
+
+def _score_answers(
+  model, clips, training_clips, sampling, surface, score, log
+) -> dict[str, list]:
+  """What `score(meshes, clip)` gives for every method and clip."""
   with log.stage("trivial answers"):
     average = mean_shape(training_clips)
     nearest = truth_meshes(best_training_clip(training_clips, clips))
@@ -191,9 +239,5 @@ def compare(
   scores = {name: [] for name in answers}
   for clip in log.each("sample and score", clips):
     for name, answer in answers.items():
-      scores[name].append(
-        evaluator.evaluate_sequence(
-          answer(clip), clip.truth, conventions, name=clip.name
-        )
-      )
-  return {name: evaluator.summarise(s) for name, s in scores.items()}
+      scores[name].append(score(answer(clip), clip))
+  return scores

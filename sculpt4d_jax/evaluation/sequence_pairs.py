@@ -1,9 +1,8 @@
 """Finds which predicted mesh sequence belongs to which true one; reads both.
 
-A sequence is a folder with `frame_0000.ply`, `frame_0001.ply`, ... for its
-frames, or an animated GLB or USD file as this project writes them. Either both
-paths are sequences, or both are folders of sequences, and those of the same
-name (without suffix) belong together.
+`sequences` lists what a sequence may be. Either both paths are sequences, or
+both are folders of sequences, and those of the same name (without suffix)
+belong together.
 """
 
 from collections.abc import Sequence
@@ -11,65 +10,95 @@ import dataclasses
 import os
 import pathlib
 
+from sculpt4d_jax.evaluation import sequences
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import local_copies
-from sculpt4d_jax.io.meshes import glb
-from sculpt4d_jax.io.meshes import ply_obj
-from sculpt4d_jax.io.meshes import usd
 
 TriangleMesh = mesh_lib.TriangleMesh
+ShapeSequence = sequences.ShapeSequence
 PathLike = str | os.PathLike
 
-_GLB_SUFFIX = ".glb"
 _MAX_NAMES = 8  # Listed in a message.
 
 
 @dataclasses.dataclass(frozen=True)
 class SequencePair:
-  """Where one prediction and its truth lie."""
+  """Where one prediction and its truth lie.
+
+  Attributes:
+    name: Name of the clip.
+    predicted: Path of the prediction; None where there is none for a true clip.
+    truth: Path of the truth.
+  """
 
   name: str
-  predicted: pathlib.Path
+  predicted: pathlib.Path | None
   truth: pathlib.Path
 
+  def read_shapes(self) -> tuple[ShapeSequence | None, ShapeSequence]:
+    """The predicted and the true sequence.
+
+    Animations are played at as many times as the other side has frames.
+
+    Raises:
+      SequenceError: A file is damaged.
+    """
+    if self.predicted is None:
+      return None, sequences.read(self.truth)
+    if sequences.is_played(self.truth):
+      predicted = sequences.read(self.predicted)
+      return predicted, sequences.read(self.truth, predicted.num_frames)
+    truth = sequences.read(self.truth)
+    return sequences.read(self.predicted, truth.num_frames), truth
+
   def read(self) -> tuple[list[TriangleMesh], list[TriangleMesh]]:
-    """The predicted and the true meshes, one a frame."""
-    return read_sequence(self.predicted), read_sequence(self.truth)
+    """The predicted and the true meshes, one a frame.
+
+    Raises:
+      ValueError: A file is damaged, or holds points instead of meshes.
+    """
+    if self.predicted is None:
+      raise ValueError(f"{self.name}: there is no prediction to read.")
+    pair = self.read_shapes()
+    for path, shapes in zip((self.predicted, self.truth), pair):
+      if shapes.cloud is not None:
+        raise ValueError(
+          f"{path} holds points; the project's own metrics need meshes."
+          " Choose --protocol=actionbench, motion324 or morphos."
+        )
+    return list(pair[0].meshes), list(pair[1].meshes)
 
 
 def read_sequence(path: PathLike) -> list[TriangleMesh]:
-  """Reads the meshes of a folder of PLY files, a GLB or a USD file."""
-  path = local_copies.fetch(path)
-  if path.is_dir():
-    return ply_obj.read_mesh_sequence(path)
-  if path.suffix.lower() == _GLB_SUFFIX:
-    meshes, _ = glb.read_animated_glb(path)
-  else:
-    meshes, _ = usd.read_animated_usd(path)
-  return meshes
+  """Reads the meshes of a sequence; see `sequences`."""
+  return list(sequences.read(local_copies.fetch(path)).meshes)
 
 
-def find_pairs(predicted: PathLike, truth: PathLike) -> list[SequencePair]:
+def find_pairs(
+  predicted: PathLike, truth: PathLike, *, every_truth: bool = False
+) -> list[SequencePair]:
   """Pairs the sequences of two folders by name, in the order of their names.
 
   Args:
     predicted: A sequence, or a folder of sequences.
     truth: The same; it may hold more sequences than were predicted.
+    every_truth: Whether true sequences without a prediction are listed too,
+      with a prediction of None.
 
   Raises:
     ValueError: A folder is missing, holds no sequence, or the two do not fit.
   """
   predicted, truth = _existing(predicted), _existing(truth)
-  if _is_sequence(predicted) != _is_sequence(truth):
-    single, many = (
-      (predicted, truth) if _is_sequence(predicted) else (truth, predicted)
-    )
+  singles = [sequences.is_sequence(path) for path in (predicted, truth)]
+  if singles[0] != singles[1]:
+    single, many = (predicted, truth) if singles[0] else (truth, predicted)
     raise ValueError(
       f"{single} is one sequence, but {many} is a folder of several; give"
       " two of a kind."
     )
-  if _is_sequence(predicted):
-    return [SequencePair(_name(predicted) or "sequence", predicted, truth)]
+  if singles[0]:
+    name = sequences.sequence_name(predicted) or "sequence"
+    return [SequencePair(name, predicted, truth)]
   predictions, truths = _sequences(predicted), _sequences(truth)
   missing = [name for name in predictions if name not in truths]
   if missing:
@@ -77,51 +106,43 @@ def find_pairs(predicted: PathLike, truth: PathLike) -> list[SequencePair]:
       f"{truth} lacks {len(missing)} of the {len(predictions)} predicted"
       f" sequences: {_enumerate(missing)}."
     )
+  names = truths if every_truth else predictions
   return [
-    SequencePair(name, path, truths[name]) for name, path in predictions.items()
+    SequencePair(name, predictions.get(name), truths[name]) for name in names
   ]
 
 
 def _existing(path: PathLike) -> pathlib.Path:
   path = local_copies.fetch(path)
-  if path.is_dir() or (path.is_file() and _is_sequence(path)):
+  if path.is_dir() or (path.is_file() and sequences.is_sequence(path)):
     return path.resolve()
   what = "is not a mesh sequence" if path.exists() else "does not exist"
   raise ValueError(
     f"{path} {what}; expected a folder with frame_0000.ply, frame_0001.ply,"
-    f" ..., a {_GLB_SUFFIX} or {', '.join(usd.SUFFIXES)} file, or a"
+    " ... (or mesh_00.glb, ...), a .glb, USD, Alembic, .npy or .zip file, or a"
     " folder of these."
   )
 
 
-def _is_sequence(path: pathlib.Path) -> bool:
-  if path.is_dir():
-    return any(path.glob("frame_*.ply"))
-  return path.suffix.lower() in (_GLB_SUFFIX, *usd.SUFFIXES)
-
-
-def _name(path: pathlib.Path) -> str:
-  return path.name if path.is_dir() else path.stem
-
-
 def _sequences(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """The sequences in a folder by name."""
-  sequences = {}
+  found = {}
   for path in sorted(folder.iterdir()):
-    if not _is_sequence(path):
+    if not sequences.is_sequence(path):
       continue
-    if _name(path) in sequences:
+    name = sequences.sequence_name(path)
+    if name in found:
       raise ValueError(
-        f"{folder} has two sequences named {_name(path)}:"
-        f" {sequences[_name(path)].name} and {path.name}."
+        f"{folder} has two sequences named {name}: {found[name].name} and"
+        f" {path.name}."
       )
-    sequences[_name(path)] = path
-  if not sequences:
+    found[name] = path
+  if not found:
     raise ValueError(
       f"{folder} holds neither frame_*.ply files nor sequences (folders with"
-      " such files, GLB or USD files)."
+      " numbered meshes; GLB, USD, Alembic, .npy or .zip files)."
     )
-  return sequences
+  return found
 
 
 def _enumerate(names: Sequence[str]) -> str:

@@ -149,6 +149,56 @@ def render_mesh(
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """What a camera sees of a surface; row 0 is the top.
+
+  Attributes:
+    mask: Whether a ray meets the surface, bool [h, w].
+    normal: Unit normals in world space, float32 [h, w, 3]; 0 outside.
+    facing: Cosine between the normal and the ray back to the eye, its sign
+      dropped, float32 [h, w]; 0 outside.
+  """
+
+  mask: np.ndarray
+  normal: np.ndarray
+  facing: np.ndarray
+
+
+class Surface:
+  """A mesh that several cameras look at: scene and normals are built once."""
+
+  def __init__(self, mesh: TriangleMesh):
+    self._mesh = mesh
+    self._scene = _scene(mesh)
+    self._normals = mesh.vertex_normals()
+
+  def look(
+    self, camera: cameras.Camera, size: int, *, samples: int = 1
+  ) -> Look:
+    """Casts a camera's rays.
+
+    Args:
+      camera: The camera.
+      size: The image's side in pixels.
+      samples: Rays a pixel along each axis; the result has `samples * size`
+        rows and columns.
+    """
+    origins, directions = cameras.camera_rays(
+      camera, size, size, samples=samples
+    )
+    hits = _cast(self._scene, origins, directions)
+    normals = _hit_normals(self._mesh, hits, self._normals)
+    rays = directions.reshape(-1, 3)[hits.ray]
+    rays = rays / np.linalg.norm(rays, axis=1, keepdims=True)
+    facing = np.abs(np.sum(normals * rays, axis=1))
+    return Look(
+      mask=hits.scatter(np.ones(len(hits.ray), bool), False),
+      normal=hits.scatter(normals.astype(np.float32), 0.0),
+      facing=hits.scatter(facing.astype(np.float32), 0.0),
+    )
+
+
 def composite(
   rgba: np.ndarray, background: Sequence[float] | np.ndarray = (1, 1, 1)
 ) -> np.ndarray:

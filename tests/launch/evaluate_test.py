@@ -12,6 +12,7 @@ from launch import program
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import sequence_pairs
+from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
@@ -140,3 +141,46 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     sequence_pairs.find_pairs(tmp_path / "predicted", tmp_path / "truth")
   with pytest.raises(ValueError, match="is one sequence, but"):
     sequence_pairs.find_pairs(tmp_path / "predicted" / "a", tmp_path / "truth")
+
+
+def test_describe_prints_conventions_and_stops():
+  result = evaluate("--describe")
+  assert result.returncode == 0, result.stderr
+  lines = [line for line in result.stdout.split("\n") if line]
+  assert {line.partition(": ")[0] for line in lines} == set(
+    protocol_table.PROTOCOLS
+  )
+  assert "24 starts x 200 steps on 10,000 points" in result.stdout
+
+
+def test_scores_by_a_protocol_with_several_processes(tmp_path):
+  for name, radius in (("walk", 0.5), ("run", 0.4)):
+    write_sequence(tmp_path / "predicted" / name, radius, num_frames=2)
+    write_sequence(tmp_path / "truth" / name, 0.5, num_frames=2)
+  output = tmp_path / "scores.json"
+  result = evaluate(
+    "--protocol=motion324",
+    "--processes=2",
+    f"--predicted={tmp_path / 'predicted'}",
+    f"--truth={tmp_path / 'truth'}",
+    f"--output={output}",
+  )
+  assert result.returncode == 0, result.stderr
+  assert "2 clips, 0 failed" in result.stdout
+  document = json.loads(output.read_text())
+  assert document["protocol"] == "motion324"
+  method = document["methods"]["prediction"]
+  # Both are scaled by their boxes: all are at the floor.
+  assert method["estimates"]["cd_sum"]["mean"] < 0.02
+
+
+def test_flags_that_a_protocol_fixes_are_refused(tmp_path):
+  truth = write_sequence(tmp_path / "truth", num_frames=1)
+  result = evaluate(
+    "--protocol=morphos",
+    "--num_points=10",
+    f"--predicted={truth}",
+    f"--truth={truth}",
+  )
+  assert result.returncode == 2
+  assert "--protocol=morphos fixes --num_points" in result.stderr

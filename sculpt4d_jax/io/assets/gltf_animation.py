@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sculpt4d_jax.geometry import deforming_mesh
+from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io.assets import asset_files
 from sculpt4d_jax.io.assets import gltf_colours
 from sculpt4d_jax.io.assets import gltf_container
@@ -114,6 +115,25 @@ def evaluate(
   return deforming_mesh.DeformingMesh(
     moving, np.concatenate(faces), resting[0], np.concatenate(colours)
   )
+
+
+def rest_mesh(asset: gltf_container.GltfFile) -> mesh_lib.TriangleMesh:
+  """All triangles of the default scene, without any animation.
+
+  Raises:
+    AssetError: The asset is malformed, has no triangles, positions that are
+      not finite, or more of anything than is allowed.
+  """
+  asset.budget.used = 0
+  scene = _Scene(asset)
+  nodes = scene.mesh_nodes("all", 0)
+  [vertices] = scene.play({}, np.zeros(1), nodes)
+  faces, count = [], 0
+  for node in nodes:
+    for primitive in scene.primitives(node):
+      faces.append(primitive.faces + count)
+      count += primitive.num_vertices
+  return mesh_lib.TriangleMesh(vertices, np.concatenate(faces))
 
 
 class _Scene:

@@ -103,6 +103,23 @@ def read_animated_usd(path: PathLike) -> tuple[list[TriangleMesh], float]:
   return meshes, stage.GetTimeCodesPerSecond()
 
 
+def is_mesh_sequence(path: PathLike) -> bool:
+  """Whether a USD file holds a mesh a frame as `write_animated_usd` writes it.
+
+  Raises:
+    ValueError: The file is missing or damaged.
+    ImportError: usd-core is not installed.
+  """
+  pxr = _import_pxr()
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"there is no USD file at {os.fspath(path)}.")
+  try:
+    stage = pxr.Usd.Stage.Open(os.fspath(path))
+  except pxr.Tf.ErrorException as error:
+    raise ValueError(f"{path} is not a readable USD file: {error}") from error
+  return bool(stage.GetPrimAtPath(_MESH_PATH))
+
+
 def _import_pxr() -> types.SimpleNamespace:
   try:
     from pxr import Gf

@@ -1,0 +1,142 @@
+r"""A benchmark that anybody can run in minutes: 64 held-out clips, truth tracked.
+
+  # Make it, once; characters are optional files of yours.
+  python -m benchmarks.bench_v1 --folder=bench-v1 --make \
+    --assets=Fox.glb,character.glb
+
+  # Another system's folder of meshes, a folder a clip: one line.
+  python -m benchmarks.bench_v1 --folder=bench-v1 --predicted=mine --name=mine
+
+  # Rows of the shipped model, the same without temporal attention, and two
+  # answers that need no model.
+  python -m benchmarks.bench_v1 --folder=bench-v1 --baselines
+
+Every call prints the table of all rows so far; FOLDER/scores/ROW.json holds a
+row's clips. `--protocol` chooses the columns (launch.evaluate --describe);
+`actionbench` scores against the tracked points, the others against the meshes.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from benchmarks.bench_v1 import make
+from launch import program
+from sculpt4d_jax.data.procedural import solids
+from sculpt4d_jax.evaluation import evaluator
+from sculpt4d_jax.evaluation import held_out
+from sculpt4d_jax.evaluation.protocols import evaluate
+from sculpt4d_jax.evaluation.protocols import metric_table
+from sculpt4d_jax.evaluation.protocols import protocol_table
+from sculpt4d_jax.evaluation.protocols import scores as scores_lib
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.io import atomic
+from sculpt4d_jax.training import preset as preset_lib
+
+_FOLDER = flags.DEFINE_string("folder", "bench-v1", "Folder of the benchmark.")
+_MAKE = flags.DEFINE_bool("make", False, "Make what is missing of it.")
+_ASSETS = flags.DEFINE_list("assets", [], "With --make: animated files.")
+_NUM_CLIPS = flags.DEFINE_integer(
+  "num_clips",
+  make.NUM_CLIPS,
+  "Procedural clips; fewer than all is no score of the benchmark.",
+  lower_bound=1,
+)
+_PREDICTED = flags.DEFINE_string(
+  "predicted", None, "Folder with a sequence of meshes a clip."
+)
+_NAME = flags.DEFINE_string("name", "prediction", "Name of the row.")
+_BASELINES = flags.DEFINE_bool("baselines", False, "Score the baselines.")
+_PROTOCOL = flags.DEFINE_string("protocol", "sculpt4d", "Columns.")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "Processes.", lower_bound=1)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", "configs/tiny.py", "Preset of the baselines' model."
+)
+
+
+def main(unused_argv: Sequence[str]) -> None:
+  folder = pathlib.Path(_FOLDER.value)
+  protocol = protocol_table.find(_PROTOCOL.value)
+  if _MAKE.value:
+    assets = [pathlib.Path(path) for path in _ASSETS.value]
+    made = make.make(folder, num_clips=_NUM_CLIPS.value, assets=assets)
+    print(f"{folder} holds {len(made)} clips of {make.VERSION}.")
+  if _PREDICTED.value:
+    kind = "tracked" if protocol.name.startswith("actionbench") else "truth"
+    truth = folder / kind
+    if not truth.is_dir():
+      raise ValueError(f"{folder} holds no benchmark yet; add --make.")
+    report = evaluate.evaluate(
+      _PREDICTED.value,
+      truth,
+      protocol,
+      processes=_PROCESSES.value,
+      show_progress=True,
+    )
+    _keep(folder, {_NAME.value: report})
+  if _BASELINES.value:
+    _keep(folder, _baselines(protocol))
+  print(_table(folder / "scores" / protocol.name.replace(":", "-")))
+  print(f"\n{make.VERSION}. Conventions: {protocol.describe()}.")
+
+
+def _baselines(protocol) -> dict[str, scores_lib.Report]:
+  """Rows on the procedural clips."""
+  preset = preset_lib.from_config(_CONFIG.value)
+  log = run_log.RunLog()
+  model = model_lib.Sculpt4D.load(preset.model, preset.weights)
+  clips = held_out.make_clips(
+    range(_NUM_CLIPS.value), make.NUM_FRAMES, preset.data.sizes, log
+  )
+  # Named as their folders are.
+  clips = [
+    dataclasses.replace(clip, name=f"procedural-{seed:03d}")
+    for seed, clip in enumerate(clips)
+  ]
+  training = [
+    solids.make_clip(preset.data.first_seed + i, make.NUM_FRAMES)
+    for i in range(min(preset.data.num_clips, 128))
+  ]
+  sampling = dataclasses.replace(preset.sampling, num_frames=make.NUM_FRAMES)
+  return held_out.compare_by_protocol(
+    model, clips, training, sampling, preset.surface, protocol, log
+  )
+
+
+def _keep(folder: pathlib.Path, rows: dict[str, scores_lib.Report]) -> None:
+  for name, report in rows.items():
+    place = folder / "scores" / report.protocol.name.replace(":", "-")
+    text = json.dumps(scores_lib.to_json({name: report}), indent=1)
+    atomic.write_bytes(place / f"{name}.json", f"{text}\n".encode())
+
+
+def _table(folder: pathlib.Path) -> str:
+  """All rows that were scored by one protocol."""
+  rows = {}
+  for path in sorted(folder.glob("*.json")):
+    rows |= json.loads(path.read_text())["methods"]
+  if not rows:
+    return "No rows yet: give --predicted or --baselines."
+  metrics = list(next(iter(rows.values()))["estimates"])
+  titles = [metric_table.METRICS[name].title for name in metrics]
+  table = [["", "clips", "failed", *titles]]
+  for name, row in rows.items():
+    cells = []
+    for metric in metrics:
+      values = row["estimates"][metric]
+      numbers = {
+        key: float("nan") if value is None else value
+        for key, value in values.items()
+      }
+      cells.append(evaluator.format_estimate(evaluator.Estimate(**numbers), 4))
+    table.append([name, str(row["num_clips"]), str(row["num_failed"]), *cells])
+  return evaluator.layout(table, False)
+
+
+if __name__ == "__main__":
+  program.run(main)

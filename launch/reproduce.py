@@ -1,0 +1,185 @@
+r"""Reproduces the paper's tables, as far as weights and the machine allow.
+
+Usage:
+
+  # At the released size: operations and ratios beside the paper's, and what the
+  # fixed part of the paper's PFLOPs may be.
+  python -m launch.reproduce --table=A2 --workdir=runs/reproduce
+
+  # The ablation at the small size: variants A to F and Ours-full, trained from
+  # the same start, three seeds. Hours on two cores; the same command resumes.
+  python -m launch.reproduce --table=A1 --config=configs/tiny.py \
+    --workdir=runs/reproduce_a1
+
+  # 8, 16, 32 and 64 frames with the preset's weights, without training.
+  python -m launch.reproduce --table=A4 --config=configs/tiny.py \
+    --workdir=runs/reproduce_a4
+
+WORKDIR/report.html and report.md hold every figure with its interval and its
+command. Tables: A1 ablation, A2 operations, A3 per-frame baselines and ours by
+pictures (needs --weights for its networks), A4 longer clips. Presets whose
+weights are not on this machine print what is known without them.
+"""
+
+from collections.abc import Sequence
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from configs import ablations
+from configs import baselines
+from launch import program
+from sculpt4d_jax.evaluation import cost
+from sculpt4d_jax.evaluation.protocols import protocol_table
+from sculpt4d_jax.evaluation.reproduce import paper_account
+from sculpt4d_jax.evaluation.reproduce import report_page
+from sculpt4d_jax.training import preset as preset_lib
+from sculpt4d_jax.training import variants as variants_lib
+
+_TABLE = flags.DEFINE_enum(
+  "table", None, ("A1", "A2", "A3", "A4"), "The paper's table.", required=True
+)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", "configs/sculpt4d.py", "Preset; the released size by default."
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder for runs, scores and the report.", required=True
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the training.")
+_NUM_STEPS = flags.DEFINE_integer(
+  "num_steps", 2000, "Steps of every variant's training.", lower_bound=1
+)
+_NUM_CLIPS = flags.DEFINE_integer(
+  "num_sequences", 20, "Held-out clips.", lower_bound=1
+)
+_PROTOCOL = flags.DEFINE_string(
+  "protocol", None, "Protocol of the scores; by default the table's."
+)
+_VARIANTS = flags.DEFINE_list(
+  "variants", [], "Only these rows of the table; all by default."
+)
+
+_FRAMES_A4 = (8, 16, 32, 64)
+_A1 = tuple(name for name, *_ in cost.PAPER_TABLE_A1.values())
+_NEEDS_WEIGHTS = (
+  "The scores need weights of this size, which were not found at {}; convert"
+  " released ones with launch.convert_weights and give their folder as"
+  " --config.weights."
+)
+
+
+def main(unused_argv: Sequence[str]) -> None:
+  config = _CONFIG.value
+  preset = preset_lib.from_config(config)
+  if _PROTOCOL.value:
+    protocol_table.find(_PROTOCOL.value)  # Refused before hours of work.
+  sections = [_operations(preset)] if _TABLE.value in ("A1", "A2") else []
+  if _TABLE.value != "A2":
+    sections.append(_scores(config, preset))
+  folder = pathlib.Path(_WORKDIR.value)
+  title = f"Table {_TABLE.value} with the preset {preset.name}"
+  paths = report_page.write(folder, title, sections)
+  print(report_page.markdown(title, sections))
+  print(f"Written to {paths[0]} and {paths[1]}.")
+
+
+def _operations(preset: preset_lib.Preset) -> report_page.Section:
+  """Counted operations beside the paper's."""
+  sizes = cost.Sizes(
+    preset.model.dit, preset.model.image_encoder, preset.model.vae
+  )
+  text = [
+    cost.table_a1(sizes) if _TABLE.value == "A1" else cost.table_a2(sizes)
+  ]
+  if preset.model.dit.width == 2048:
+    text.append(paper_account.report(sizes))
+  return report_page.Section(
+    f"Operations of Table {_TABLE.value}",
+    _command(),
+    text="\n\n".join(text),
+    figure=cost.figure_a1(sizes) if _TABLE.value == "A2" else "",
+  )
+
+
+def _scores(config, preset: preset_lib.Preset) -> report_page.Section:
+  """Scores of the variants, or why there are none."""
+  title = f"Scores of Table {_TABLE.value}"
+  if not pathlib.Path(preset.weights).is_dir():
+    note = _NEEDS_WEIGHTS.format(preset.weights or "config.weights")
+    return report_page.Section(title, _command(), notes=[note])
+  rows, frames = _rows(config, preset)
+  if _VARIANTS.value:
+    unknown = set(_VARIANTS.value) - {row.name for row in rows}
+    if unknown:
+      raise ValueError(
+        f"--variants={','.join(_VARIANTS.value)}: Table {_TABLE.value} has"
+        f" {', '.join(row.name for row in rows)}."
+      )
+    rows = [row for row in rows if row.name in _VARIANTS.value]
+  default = "views" if _TABLE.value == "A3" else "project"
+  plan = variants_lib.Plan(
+    pathlib.Path(_WORKDIR.value),
+    _NUM_STEPS.value,
+    _seeds(),
+    _NUM_CLIPS.value,
+    _PROTOCOL.value or default,
+  )
+  found = variants_lib.run(plan, rows, frames)
+  reference = ("ours", frames[0])
+  if reference not in found:
+    reference = next(iter(found))
+  steps = f"{plan.num_steps} steps from {preset.weights}, "
+  return report_page.Section(
+    title,
+    _command(),
+    table=variants_lib.table(found, plan.protocol, reference),
+    notes=[
+      f"{plan.num_clips} held-out clips, mean over {len(plan.seeds)} seeds;"
+      f" {steps if rows[0].is_trained else 'no training, '}95 % intervals over"
+      " clips; differences are clip by clip.",
+      protocol_table.find(plan.protocol).describe() + ".",
+    ],
+  )
+
+
+def _rows(
+  config, preset: preset_lib.Preset
+) -> tuple[list[variants_lib.Variant], Sequence[int]]:
+  frames = (preset.sampling.num_frames,)
+  variant = lambda apply, name, **options: variants_lib.Variant(
+    name,
+    preset_lib.from_config(apply(config.copy_and_resolve_references(), name)),
+    **options,
+  )
+  if _TABLE.value == "A1":
+    rows = [variant(ablations.apply, name) for name in _A1]
+    full = variant(ablations.apply, "ours_full", trained_as="ours")
+    return [*rows, full], frames
+  ours = variant(ablations.apply, "ours", is_trained=False)
+  if _TABLE.value == "A4":
+    return [ours], _FRAMES_A4
+  return [
+    variant(baselines.apply, "hunyuan3d", is_trained=False),
+    variant(baselines.apply, "hunyuan3d_shared", is_trained=False),
+    ours,
+    variant(ablations.apply, "ours_full", is_trained=False),
+  ], frames
+
+
+def _seeds() -> tuple[int, ...]:
+  try:
+    return tuple(int(seed) for seed in _SEEDS.value)
+  except ValueError as error:
+    raise ValueError(
+      f"--seeds={','.join(_SEEDS.value)} must be whole numbers."
+    ) from error
+
+
+def _command() -> str:
+  return " ".join(["python -m launch.reproduce", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+  program.run(main)

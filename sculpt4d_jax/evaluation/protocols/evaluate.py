@@ -1,0 +1,235 @@
+"""Scores clips by a protocol: the one entry of programs and of the library.
+
+from sculpt4d_jax.evaluation.protocols import evaluate
+report = evaluate.evaluate("out", "truth", protocol="actionbench")
+print(evaluate.scores.format_table({"mine": report}))
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import concurrent.futures
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import time
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from sculpt4d_jax.evaluation import sequence_pairs
+from sculpt4d_jax.evaluation import sequences
+from sculpt4d_jax.evaluation.protocols import clip_pair
+from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
+from sculpt4d_jax.evaluation.protocols import metric_table
+from sculpt4d_jax.evaluation.protocols import protocol_table
+from sculpt4d_jax.evaluation.protocols import scores
+from sculpt4d_jax.evaluation.views import weight_files
+
+Protocol = conventions_lib.Protocol
+SequencePair = sequence_pairs.SequencePair
+PathLike = str | os.PathLike
+
+_THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+
+
+def evaluate(
+  predicted: PathLike,
+  truth: PathLike,
+  protocol: str | Protocol = "project",
+  *,
+  processes: int = 1,
+  show_progress: bool = False,
+) -> scores.Report:
+  """Scores a predicted sequence, or a folder of them, against the truth.
+
+  Args:
+    predicted: See `sequences` for what a sequence may be.
+    truth: Likewise. A folder's true sequences without a prediction count as
+      failed clips, unless the protocol is `project`.
+    protocol: A name in `protocol_table`, or a protocol.
+    processes: Number of processes that share the clips.
+    show_progress: Whether to show a progress bar on stderr.
+
+  Raises:
+    ValueError: The input cannot be read or compared.
+  """
+  if isinstance(protocol, str):
+    protocol = protocol_table.find(protocol)
+  pairs = sequence_pairs.find_pairs(
+    predicted, truth, every_truth=protocol.name != "project"
+  )
+  return evaluate_pairs(
+    pairs, protocol, processes=processes, show_progress=show_progress
+  )
+
+
+def evaluate_pairs(
+  pairs: Sequence[SequencePair],
+  protocol: Protocol,
+  *,
+  processes: int = 1,
+  show_progress: bool = False,
+) -> scores.Report:
+  """Reads and scores pairs of sequences; arguments as `evaluate`."""
+  if processes < 1:
+    raise ValueError(f"processes={processes} must be at least 1.")
+  with tqdm.tqdm(
+    total=len(pairs), unit="clip", dynamic_ncols=True, disable=not show_progress
+  ) as bar:
+    scored = _score_all(pairs, protocol, processes, bar)
+    clips = list(scored)
+  return scores.summarise(protocol, clips, found_weights(protocol))
+
+
+def with_views(protocol: Protocol, **settings: Any) -> Protocol:
+  """The protocol with other pictures; `settings` are those of `ViewSettings`."""
+  views = conventions_lib.ViewSettings(**settings)
+  return dataclasses.replace(
+    protocol,
+    conventions=dataclasses.replace(protocol.conventions, views=views),
+  )
+
+
+def found_weights(protocol: Protocol) -> dict[str, dict[str, object]]:
+  """Weights that the networks among a protocol's metrics have, with hashes."""
+  if protocol.name.partition(":")[0] != "views":
+    return {}
+  return weight_files.found(protocol.conventions.views.weights)
+
+
+def score_clip(
+  prediction: sequences.ShapeSequence | None,
+  truth: sequences.ShapeSequence,
+  protocol: Protocol,
+  *,
+  name: str = "",
+  workers: int = 1,
+  on_frame: Callable[[], object] | None = None,
+) -> scores.ClipScores:
+  """Scores one clip.
+
+  Args:
+    prediction: None if there is none; it then scores the worst.
+    truth: As many frames, each with a surface.
+    protocol: The protocol.
+    name: Name of the clip.
+    workers: Threads of nearest-neighbour searches; -1 is one a core.
+    on_frame: Called after each frame, for a progress bar.
+
+  Raises:
+    ValueError: The two cannot be compared.
+  """
+  start = time.monotonic()
+  pair = clip_pair.ClipPair(
+    prediction, truth, protocol.conventions, name=name, workers=workers
+  )
+  metrics = [metric_table.METRICS[name] for name in protocol.metrics]
+  values = {metric.name: [] for metric in metrics}
+  notes = {}
+
+  def score(metric, function, *arguments):
+    if metric.name in notes:
+      return
+    try:
+      values[metric.name].append(function(*arguments))
+    except clip_pair.NotDefined as error:
+      notes[metric.name] = str(error)
+
+  # Frame by frame, as all metrics of a frame share its points and distances.
+  for frame in range(pair.num_frames):
+    for metric in metrics:
+      if metric.of_frame is not None:
+        score(metric, metric.frame_score, pair, frame)
+    if on_frame is not None:
+      on_frame()
+  features = {}
+  for metric in metrics:
+    if metric.of_clip is not None:
+      score(metric, metric.of_clip, pair)
+    elif metric.of_set is not None:
+      try:
+        features[metric.name] = metric.features_of_clip(pair)
+      except clip_pair.NotDefined as error:
+        notes[metric.name] = str(error)
+  return scores.ClipScores(
+    name=name,
+    num_frames=pair.num_frames,
+    num_empty=int(np.count_nonzero(pair.is_empty)),
+    is_failed=prediction is None,
+    values={
+      # A score of a set has no value for one clip.
+      key: np.array(found if found and key not in notes else [np.nan])
+      for key, found in values.items()
+    },
+    features=features,
+    notes=notes,
+    sources=(pair.prediction.source, pair.truth.source),
+    seconds=time.monotonic() - start,
+  )
+
+
+def _score_all(
+  pairs: Sequence[SequencePair],
+  protocol: Protocol,
+  processes: int,
+  bar: tqdm.tqdm,
+) -> Iterator[scores.ClipScores]:
+  """Scores of all pairs, in their order."""
+  if processes == 1 or len(pairs) == 1:
+    for number, pair in enumerate(pairs):
+      bar.set_description(f"{pair.name} ({number + 1} of {len(pairs)})")
+      yield _read_and_score(pair, protocol, -1)
+      bar.update()
+    return
+  with (
+    _single_threaded(),
+    concurrent.futures.ProcessPoolExecutor(
+      min(processes, len(pairs)), multiprocessing.get_context("spawn")
+    ) as pool,
+  ):
+    futures = [pool.submit(_read_and_score, p, protocol, 1) for p in pairs]
+    try:
+      _wait(futures, bar)
+    finally:
+      pool.shutdown(cancel_futures=True)
+    yield from (future.result() for future in futures)
+
+
+def _wait(futures: Iterable[concurrent.futures.Future], bar: tqdm.tqdm) -> None:
+  """Waits for all, and raises the first error as one of this process."""
+  for future in concurrent.futures.as_completed(futures):
+    error = future.exception()
+    if isinstance(error, ValueError):
+      # Raised here, for it is the user's to mend as if read in this process.
+      raise sequences.SequenceError(str(error))
+    future.result()
+    bar.update()
+
+
+def _read_and_score(
+  pair: SequencePair, protocol: Protocol, workers: int
+) -> scores.ClipScores:
+  prediction, truth = pair.read_shapes()
+  return score_clip(
+    prediction, truth, protocol, name=pair.name, workers=workers
+  )
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+  """Keeps processes that start here from taking all cores each."""
+  names = (*_THREAD_SETTINGS, "XLA_FLAGS")
+  before = {name: os.environ.get(name) for name in names}
+  for name in _THREAD_SETTINGS:
+    os.environ.setdefault(name, "1")
+  os.environ["XLA_FLAGS"] = f"{before['XLA_FLAGS'] or ''} {_ONE_THREAD}".strip()
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      if value is None:
+        os.environ.pop(name, None)
+      else:
+        os.environ[name] = value

@@ -1,0 +1,61 @@
+"""Metrics of points that are followed through a clip.
+
+Both need one topology on either side: points are drawn on the first frame with
+their barycentric coordinates, or the cloud is tracked already. A point of one
+side belongs to the nearest of the other on frame 0, in all frames.
+
+  cd_m           mean over points and frames of the distance between a point and
+                 the one that belongs to it; both directions are added
+  vertex_jitter  mean |D p - D q| over the prediction's points p and the points
+                 q of the truth that belong to them, D g = g[t-1] - 2 g[t] +
+                 g[t+1]; length per frame squared
+
+Source of `cd_m`: ActionMesh, ActionBench's evaluation, 2026.
+"""
+
+import numpy as np
+
+from sculpt4d_jax.evaluation import nearest
+from sculpt4d_jax.evaluation.protocols.metrics import metric
+
+ClipPair = metric.ClipPair
+_WORST = 2 * metric.WORST_DISTANCE
+
+
+def motion_chamfer(pair: ClipPair) -> float:
+  """CD-M; frames without a surface count with the largest distance."""
+  prediction, truth = pair.tracked
+  if pair.is_empty[0]:
+    return _WORST  # Nothing belongs to anything.
+  total = 0.0
+  for points, others in ((truth, prediction), (prediction, truth)):
+    _, matches = nearest.nearest(others[0], points[0])
+    for frame in range(pair.num_frames):
+      if pair.is_empty[frame]:
+        total += metric.WORST_DISTANCE
+      else:
+        gap = others[frame][matches] - points[frame]
+        total += np.linalg.norm(gap, axis=1).mean()
+  return float(total / pair.num_frames)
+
+
+def vertex_jitter(pair: ClipPair) -> float:
+  """Mean difference of accelerations; see the module."""
+  prediction, truth = pair.tracked
+  if pair.num_frames < 3:
+    raise metric.NotDefined("there are fewer than three frames")
+  if pair.is_empty.any():
+    raise metric.NotDefined("a predicted frame has no surface")
+  _, matches = nearest.nearest(truth[0], prediction[0])
+  accelerations = [
+    points[:-2] - 2.0 * points[1:-1] + points[2:]
+    for points in (prediction, truth[:, matches])
+  ]
+  gaps = np.linalg.norm(accelerations[0] - accelerations[1], axis=-1)
+  return float(gaps.mean())
+
+
+CD_M = metric.Metric("cd_m", "CD-M", "lower", _WORST, of_clip=motion_chamfer)
+VERTEX_JITTER = metric.Metric(
+  "vertex_jitter", "Vertex jitter", "lower", np.nan, of_clip=vertex_jitter
+)
