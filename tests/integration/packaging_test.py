@@ -43,6 +43,7 @@ DISTRIBUTIONS = {
   "PIL": "pillow",
   "absl": "absl-py",
   "igl": "libigl",
+  "open_clip": "open_clip_torch",
   "orbax": "orbax-checkpoint",
   "pxr": "usd-core",
   "skimage": "scikit-image",

@@ -99,7 +99,9 @@ class OpenClip:
     try:
       import open_clip
     except ImportError as error:
-      raise ImportError("needs the package open_clip_torch") from error
+      raise ImportError(
+        "needs open_clip_torch, of the extra `views-large`"
+      ) from error
     self._model, _, self._transform = open_clip.create_model_and_transforms(
       "ViT-bigG-14", pretrained=str(path)
     )
@@ -129,7 +131,7 @@ class DreamSim:
     try:
       import dreamsim
     except ImportError as error:
-      raise ImportError("needs the package dreamsim") from error
+      raise ImportError("needs dreamsim, of the extra `views-large`") from error
     self._model, self._transform = dreamsim.dreamsim(
       pretrained=True, cache_dir=str(folder), device="cpu"
     )

@@ -98,7 +98,7 @@ def test_equals_the_package_lpips(tmp_path):
     with torch.no_grad():
       for name, tensor in trunk.items():
         # slice1.0.weight, ...: the numbers are torchvision's.
-        [key] = [k for k in own if k.endswith(name.partition(".")[2])]
+        [key] = [k for k in own if k.endswith("." + name.partition(".")[2])]
         own[key].copy_(torch.from_numpy(tensor))
       to_torch = lambda x: torch.from_numpy(
         x.astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1
