@@ -71,7 +71,10 @@ class UsdAsset:
       _check_layers(path, path.parent)
       self._stage = Usd.Stage.Open(os.fspath(path))
       # What is written for this reading stays in memory.
-      self._stage.SetEditTarget(self._stage.GetSessionLayer())
+      session = self._stage.GetSessionLayer()
+      # Or USD would scale the times of baked points between the two layers.
+      session.timeCodesPerSecond = self._stage.GetTimeCodesPerSecond()
+      self._stage.SetEditTarget(session)
       self._dissolve_instances()
       UsdSkel.BakeSkinning(self._stage.Traverse())
     except Tf.ErrorException as error:

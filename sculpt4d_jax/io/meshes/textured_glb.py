@@ -300,16 +300,20 @@ def _joint_node(
   return node | ({"children": children.tolist()} if len(children) else {})
 
 
+def pose_normals(places: np.ndarray, faces: np.ndarray) -> np.ndarray:
+  """Unit normals of the unsplit mesh in a pose [V, 3]."""
+  return glb.unit_normals(TriangleMesh(places, faces))
+
+
 def _surface(
   builder: gltf_builder.GltfBuilder, part: TexturedMesh, places: np.ndarray
 ) -> dict[str, int]:
   """Attributes of one pose [V, 3]: positions, normals and colours."""
-  mesh = TriangleMesh(places, part.mesh.faces)
-  normals = glb.unit_normals(mesh)
+  normals = pose_normals(places, part.mesh.faces)
   target = gltf_builder.VERTICES
   attributes = {
     "POSITION": builder.add_accessor(
-      mesh.vertices[part.vertex_map], target=target, bounds=True
+      places[part.vertex_map], target=target, bounds=True
     ),
     "NORMAL": builder.add_accessor(normals[part.vertex_map], target=target),
   }

@@ -60,15 +60,15 @@ def write_animated_usd(
     OutputError: The file cannot be written.
   """
   glb.check_sequence(path, meshes, fps, SUFFIXES)
-  codes, rate = _time_codes(len(meshes), fps, times)
-  pxr = _import_pxr()
+  codes, rate = time_codes(len(meshes), fps, times)
+  pxr = import_pxr()
   path = pathlib.Path(path)
   with atomic.atomic_path(path) as temporary:
     stage = _build_stage(pxr, meshes, codes, rate)
     if path.suffix.lower() == ".usdz":
       _export_package(pxr, stage, temporary)
     else:
-      _export_layer(pxr, stage, temporary)
+      export_layer(pxr, stage, temporary)
 
 
 def read_animated_usd(path: PathLike) -> tuple[list[TriangleMesh], float]:
@@ -85,7 +85,7 @@ def read_animated_usd(path: PathLike) -> tuple[list[TriangleMesh], float]:
       or has faces that are not triangles.
     ImportError: usd-core is not installed.
   """
-  pxr = _import_pxr()
+  pxr = import_pxr()
   if not pathlib.Path(path).is_file():
     raise ValueError(f"there is no USD file at {os.fspath(path)}.")
   try:
@@ -110,7 +110,7 @@ def is_mesh_sequence(path: PathLike) -> bool:
     ValueError: The file is missing or damaged.
     ImportError: usd-core is not installed.
   """
-  pxr = _import_pxr()
+  pxr = import_pxr()
   if not pathlib.Path(path).is_file():
     raise ValueError(f"there is no USD file at {os.fspath(path)}.")
   try:
@@ -120,7 +120,8 @@ def is_mesh_sequence(path: PathLike) -> bool:
   return bool(stage.GetPrimAtPath(_MESH_PATH))
 
 
-def _import_pxr() -> types.SimpleNamespace:
+def import_pxr() -> types.SimpleNamespace:
+  """The parts of usd-core; raises ImportError naming the extra."""
   try:
     from pxr import Gf
     from pxr import Sdf
@@ -128,6 +129,7 @@ def _import_pxr() -> types.SimpleNamespace:
     from pxr import Usd
     from pxr import UsdGeom
     from pxr import UsdShade
+    from pxr import UsdSkel
     from pxr import UsdUtils
     from pxr import Vt
   except ImportError as error:
@@ -142,12 +144,13 @@ def _import_pxr() -> types.SimpleNamespace:
     Usd=Usd,
     UsdGeom=UsdGeom,
     UsdShade=UsdShade,
+    UsdSkel=UsdSkel,
     UsdUtils=UsdUtils,
     Vt=Vt,
   )
 
 
-def _time_codes(
+def time_codes(
   num_frames: int, fps: float, times: Sequence[float] | None
 ) -> tuple[list[float], float]:
   """Where each frame starts and the last one ends, and the codes a second."""
@@ -161,13 +164,10 @@ def _time_codes(
   return np.where(np.abs(codes - whole) < 1e-6, whole, codes).tolist(), rate
 
 
-def _build_stage(
-  pxr: types.SimpleNamespace,
-  meshes: Sequence[TriangleMesh],
-  codes: Sequence[float],
-  rate: float,
+def new_stage(
+  pxr: types.SimpleNamespace, codes: Sequence[float], rate: float
 ) -> Any:
-  """A stage in memory; `codes` has one number more than there are frames."""
+  """An empty stage; `codes` has one number more than there are frames."""
   stage = pxr.Usd.Stage.CreateInMemory()
   pxr.UsdGeom.SetStageUpAxis(stage, pxr.UsdGeom.Tokens.y)
   pxr.UsdGeom.SetStageMetersPerUnit(stage, 1.0)
@@ -176,6 +176,16 @@ def _build_stage(
   stage.SetStartTimeCode(0)
   # The last code at which a player that steps by one sees the last frame.
   stage.SetEndTimeCode(max(codes[-2], math.ceil(codes[-1]) - 1))
+  return stage
+
+
+def _build_stage(
+  pxr: types.SimpleNamespace,
+  meshes: Sequence[TriangleMesh],
+  codes: Sequence[float],
+  rate: float,
+) -> Any:
+  stage = new_stage(pxr, codes, rate)
   root = pxr.UsdGeom.Xform.Define(stage, "/Sculpt4D")
   stage.SetDefaultPrim(root.GetPrim())
   mesh = pxr.UsdGeom.Mesh.Define(stage, _MESH_PATH)
@@ -235,8 +245,9 @@ def _bind_clay(pxr, stage, mesh) -> None:
   pxr.UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim()).Bind(material)
 
 
-def _export_layer(pxr, stage, path: pathlib.Path) -> None:
-  with _usd_errors(pxr):
+def export_layer(pxr, stage, path: pathlib.Path) -> None:
+  """Writes a stage as one layer; raises OSError if that fails."""
+  with usd_errors(pxr):
     if not stage.GetRootLayer().Export(os.fspath(path)):
       raise OSError(errno.EIO, "USD could not write the file")
 
@@ -245,15 +256,15 @@ def _export_package(pxr, stage, path: pathlib.Path) -> None:
   # The name inside the package must not depend on temporary names.
   with tempfile.TemporaryDirectory(dir=path.parent, prefix=".usdz-") as folder:
     layer = pathlib.Path(folder) / "sculpt4d.usdc"
-    _export_layer(pxr, stage, layer)
+    export_layer(pxr, stage, layer)
     asset = pxr.Sdf.AssetPath(os.fspath(layer))
-    with _usd_errors(pxr):
+    with usd_errors(pxr):
       if not pxr.UsdUtils.CreateNewUsdzPackage(asset, os.fspath(path)):
         raise OSError(errno.EIO, "USD could not write the package")
 
 
 @contextlib.contextmanager
-def _usd_errors(pxr) -> Iterator[None]:
+def usd_errors(pxr) -> Iterator[None]:
   """Turns USD's errors, one a failed write, into the OSError behind them."""
   try:
     yield
