@@ -4,12 +4,13 @@ First by mirror symmetry: an unseen vertex takes the colour of the vertex that
 mirrors it, if that one was seen and mirrors it closely. What is left is filled
 by one of three methods:
 
-  surface   the colour of the nearest seen vertex along the surface, of the
-            same part first: sharp, and limbs keep their colour;
-  part      the mean colour of the seen vertices of the same part, mixed by the
-            skin's weights;
-  harmonic  the smoothest colours that agree with those seen: a smear where
-            much is unseen.
+  within_parts  the smoothest colours that agree with those seen, where colour
+                hardly flows between parts: no smear from limb to body;
+  part          the mean colour of the seen vertices of the same part, mixed by
+                the skin's weights;
+  surface       the colour of the nearest seen vertex along the surface, of the
+                same part first;
+  harmonic      the smoothest colours on the whole surface.
 
 docs/registration.md compares them.
 """
@@ -25,11 +26,14 @@ from scipy.sparse import linalg
 from sculpt4d_jax.geometry import symmetry as symmetry_lib
 from sculpt4d_jax.rendering import texture_baking
 
-Method = Literal["surface", "part", "harmonic"]
-METHODS: tuple[Method, ...] = ("surface", "part", "harmonic")
+Method = Literal["within_parts", "part", "surface", "harmonic"]
+METHODS: tuple[Method, ...] = ("within_parts", "part", "surface", "harmonic")
 
-_SEEN = 0.05  # Weight from which a colour is trusted.
+SEEN = 0.05  # Weight from which a colour is trusted.
 _LEAST_COTANGENT = 0.02
+_BETWEEN_PARTS = 0.03  # Flow of colour through an edge between parts.
+_TIE = 50.0  # Of seen vertices to their colours, at weight 1.
+_SURE = 0.2  # Weight from which a seen colour is kept as it is.
 _OTHER_PART = 4.0  # How much longer a way leads through an edge between parts.
 _BLUR = 3  # Rounds of averaging over neighbours, at the borders of patches.
 
@@ -52,8 +56,8 @@ def mirror(
   """
   partner = symmetry.partner
   usable = (
-    (seen.weights <= _SEEN)
-    & (seen.weights[partner] > _SEEN)
+    (seen.weights <= SEEN)
+    & (seen.weights[partner] > SEEN)
     & (symmetry.distance <= max_distance * symmetry.size)
   )
   colours, weights = seen.colours.copy(), seen.weights.copy()
@@ -66,7 +70,7 @@ def fill(
   vertices: np.ndarray,
   faces: np.ndarray,
   seen: texture_baking.Observed,
-  method: Method = "surface",
+  method: Method = "within_parts",
   skin_weights: np.ndarray | None = None,
 ) -> np.ndarray:
   """Colours of all vertices.
@@ -87,14 +91,23 @@ def fill(
   """
   if method not in METHODS:
     raise ValueError(f"fill={method!r}: choose one of {METHODS}.")
-  known = seen.weights > _SEEN
+  known = seen.weights > SEEN
   if not known.any():
     return np.full((len(vertices), 3), 0.5)
   vertices = np.asarray(vertices, np.float64)
   if skin_weights is None:
     skin_weights = np.ones((len(vertices), 1))
   if method == "harmonic":
-    return np.clip(_harmonic(vertices, faces, seen, known), 0, 1)
+    whole = np.zeros(len(vertices), int)
+    tie = 1e3 * seen.weights
+    return np.clip(_harmonic(vertices, faces, seen, known, tie, whole), 0, 1)
+  if method == "within_parts":
+    # Grazing views are uncertain: their colours give way to better ones.
+    tie, part = _TIE * seen.weights**2, skin_weights.argmax(1)
+    smooth = _harmonic(vertices, faces, seen, known, tie, part)
+    kept = known * np.clip(seen.weights / _SURE, 0, 1)
+    smooth += kept[:, None] * (seen.colours - smooth)
+    return np.clip(smooth, 0, 1)
   if method == "part":
     filled = _by_part(seen, known, skin_weights)
   else:
@@ -108,15 +121,20 @@ def _harmonic(
   faces: np.ndarray,
   seen: texture_baking.Observed,
   known: np.ndarray,
+  tie: np.ndarray,
+  part: np.ndarray,
 ) -> np.ndarray:
+  """Minimises flow of colour over edges and distance to the seen colours."""
   laplacian = igl.cotmatrix(vertices, faces.astype(np.int64)).tocoo()
   off = laplacian.row != laplacian.col
   weights = np.maximum(laplacian.data[off], _LEAST_COTANGENT)
+  apart = part[laplacian.row[off]] != part[laplacian.col[off]]
+  weights = weights * np.where(apart, _BETWEEN_PARTS, 1.0)
   adjacency = sparse.csr_matrix(
     (weights, (laplacian.row[off], laplacian.col[off])), laplacian.shape
   )
   stiffness = sparse.diags(np.asarray(adjacency.sum(1)).ravel()) - adjacency
-  tie = np.where(known, 1e3 * seen.weights, 1e-6)
+  tie = np.where(known, tie, 1e-6)
   mean = seen.colours[known].mean(0)
   colours = np.where(known[:, None], seen.colours, mean)
   solver = linalg.splu(

@@ -3,7 +3,8 @@
 The page opens from disk, without a server, a network or a library: styles,
 program, meshes and pictures are inside. `template.html` is the page's body and
 looks, `decoder.js` unpacks the meshes, `renderer.js` draws them with WebGL from
-where `orbit.js` says, and `viewer.js` is the player.
+where `orbit.js` says, and `viewer.js` is the player. For an asset of one
+topology, `layers.js` adds texture, errors, bones, onion skin and trails.
 """
 
 import base64
@@ -30,7 +31,7 @@ TriangleMesh = mesh_lib.TriangleMesh
 PathLike = str | os.PathLike
 
 _JPEG_QUALITY = 86
-_SCRIPTS = ("decoder.js", "renderer.js", "orbit.js", "viewer.js")
+_SCRIPTS = ("decoder.js", "renderer.js", "orbit.js", "layers.js", "viewer.js")
 
 
 def write_viewer(
@@ -91,8 +92,11 @@ def viewer_page(
   details: Mapping[str, Any] | None = None,
   max_faces: int | None = 60_000,
   max_picture_side: int = 512,
+  more: Mapping[str, Any] | None = None,
 ) -> str:
   """The text of the page that `write_viewer` writes, for the same arguments.
+
+  `more` is added to the page's data; `asset_layers` makes it.
 
   Raises:
     ValueError: The video does not fit the meshes, or `max_faces` is too small.
@@ -111,7 +115,8 @@ def viewer_page(
     "origin": quantization.origin,
     "step": quantization.step,
     "frames": [mesh_packing.pack_mesh(mesh, quantization) for mesh in meshes],
-    "pictures": [_data_uri(image, max_picture_side) for image in pictures],
+    "pictures": [data_uri(image, max_picture_side) for image in pictures],
+    **(more or {}),
   }
   return _fill_template(title, details or {}, data)
 
@@ -140,7 +145,8 @@ def _simplified(mesh: TriangleMesh, max_faces: int | None) -> TriangleMesh:
   return TriangleMesh(vertices, faces)
 
 
-def _data_uri(image: np.ndarray, max_side: int) -> str:
+def data_uri(image: np.ndarray, max_side: int) -> str:
+  """A picture as a JPEG inside of an address, reduced to `max_side` pixels."""
   picture = Image.fromarray(image)
   picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
   content = io.BytesIO()

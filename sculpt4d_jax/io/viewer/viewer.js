@@ -10,8 +10,10 @@ const prefersDark = matchMedia('(prefers-color-scheme: dark)');
 const TURNTABLE_SPEED = 24;  // Degrees a second.
 
 class Player {
-  constructor(meshes) {
+  constructor(meshes, asset) {
     this.meshes = meshes;
+    this.asset = asset;
+    this.layers = {bones: false, onion: false, trails: false};
     this.bounds = measure(meshes);
     this.orbit = new Orbit(this.bounds);
     this.canvas = byId('mesh-canvas');
@@ -34,7 +36,9 @@ class Player {
     this.connectPointers();
     this.connectKeys();
     this.connectGraphics();
+    connectLayers(asset, this.layers, () => this.invalidate());
     this.show(0);
+    if (asset && asset.texture) this.setShading('texture');
   }
 
   /** Asks for a redraw; many requests make one. */
@@ -255,6 +259,11 @@ class Player {
       '1': () => this.setShading('clay'),
       '2': () => this.setShading('normals'),
       '3': () => this.setShading('wireframe'),
+      '4': () => pressIfShown('[data-shading=texture]'),
+      '5': () => pressIfShown('[data-shading=heat]'),
+      'b': () => pressIfShown('#bones'),
+      'o': () => pressIfShown('#onion'),
+      'p': () => pressIfShown('#trails'),
       'l': () => this.setLooping(!this.isLooping),
       't': () => this.setTurning(!this.isTurning),
       'f': () => this.goTo({azimuth: 0, elevation: 0}),
@@ -287,7 +296,10 @@ class Player {
   connectGraphics() {
     if (!window.DecompressionStream) return;
     try {
-      this.renderer = new MeshRenderer(this.canvas, this.bounds);
+      this.renderer = this.asset ?
+          new AssetRenderer(this.canvas, this.bounds, this.meshes, this.asset,
+              () => this.invalidate()) :
+          new MeshRenderer(this.canvas, this.bounds);
     } catch (error) {
       showMessage('This page needs WebGL to show the mesh.',
           'Turn on hardware acceleration in the browser\'s settings, or open' +
@@ -327,7 +339,10 @@ class Player {
 
   draw() {
     if (!this.renderer || this.isLost) return;
-    const look = {shading: this.shading, isDark: prefersDark.matches};
+    const look = {
+      shading: this.shading, isDark: prefersDark.matches, frame: this.frame,
+      layers: this.layers,
+    };
     const mesh = this.meshes[this.frame];
     this.renderer.draw(mesh, this.orbit.camera(this.aspect()), look);
   }
@@ -342,12 +357,17 @@ function frameAt(time) {
 
 /** Arrow keys choose within a group of radio buttons. */
 function moveInGroup(group, event) {
-  const buttons = [...group.querySelectorAll('[role=radio]')];
+  const buttons = [...group.querySelectorAll('[role=radio]:not([hidden])')];
   const forward = event.key === 'ArrowRight' || event.key === 'ArrowDown';
   const index = buttons.indexOf(event.target) + (forward ? 1 : -1);
   const next = buttons[(index + buttons.length) % buttons.length];
   next.click();
   next.focus();
+}
+
+function pressIfShown(selector) {
+  const button = document.querySelector(selector);
+  if (!button.hidden) button.click();
 }
 
 function toggleFullscreen() {
@@ -392,8 +412,9 @@ async function main() {
     const share = Math.round(100 * meshes.length / frameCount);
     byId('loading-share').style.width = `${share}%`;
   }
+  const asset = await decodeAsset(clip.asset, meshes);
   byId('loading').hidden = true;
-  new Player(meshes);
+  new Player(meshes, asset);
 }
 
 main();

@@ -1,0 +1,176 @@
+import json
+import os
+import sys
+
+import av
+import numpy as np
+import pytest
+
+from sculpt4d_jax.geometry import deforming_mesh
+from sculpt4d_jax.geometry.registration import result
+from sculpt4d_jax.inference import asset
+from sculpt4d_jax.inference import asset_pictures
+from sculpt4d_jax.io.assets import animated_assets
+from sculpt4d_jax.rendering import cameras
+from sculpt4d_jax.rendering import rasterizer
+from tests.io.meshes import textured_assets
+
+FPS = 12.0
+CAMERA = cameras.perspective(20, 15, fov_degrees=40, distance=4)
+
+
+def _registered(num_frames=3, split=None):
+  """A bar that bends; with `split`, another run starts there."""
+  vertices, faces, _ = textured_assets.bending_bar(num_frames)
+  mesh = deforming_mesh.DeformingMesh(vertices, faces)
+  reports = [
+    result.FrameReport(i, 0, result.Verdict.REGISTERED, 0.0, 0.0, 0.0, 0.0)
+    for i in range(num_frames)
+  ]
+  segments = result.one_segment(mesh)
+  if split:
+    segments = (
+      result.Segment(
+        0, split - 1, deforming_mesh.DeformingMesh(vertices[:split], faces)
+      ),
+      result.Segment(
+        split,
+        num_frames - 1,
+        deforming_mesh.DeformingMesh(vertices[split:], faces[::-1]),
+      ),
+    )
+  trajectory = result.fit_trajectory(vertices, vertices[0])
+  return result.Registered(mesh, 0, reports, trajectory, segments)
+
+
+def _film(registered, size=96):
+  """Orange on the left, green on the right, unlit."""
+  rest = registered.mesh.rest
+  colours = np.where(rest[:, :1] < 0, [0.9, 0.5, 0.1], [0.1, 0.7, 0.3])
+  views = [
+    rasterizer.render_mesh(
+      mesh, CAMERA, size, vertex_colors=colours, shaded=False
+    )
+    for mesh in registered.mesh.frames()
+  ]
+  frames = np.stack([rasterizer.composite(view.rgba) for view in views])
+  return frames, np.stack([255 * view.mask.astype(np.uint8) for view in views])
+
+
+def _options(**options):
+  return asset.AssetOptions(**{"texture_size": 128, "videos": False, **options})
+
+
+def test_all_files_are_made_and_agree(tmp_path):
+  registered = _registered()
+  frames, masks = _film(registered)
+  options = _options(bones=2, videos=True)
+  made = asset.make_asset(registered, frames, masks, options, tmp_path, fps=FPS)
+  wanted = [
+    asset.GLB,
+    asset.SKIN_GLB,
+    asset.BVH,
+    asset.VERTICES,
+    asset.REPORT,
+    asset.OVERLAY,
+    asset.TURNTABLE,
+    asset.FIGURE,
+    asset.VIEWER,
+  ]
+  assert {path.name for path in made.files} >= set(wanted)
+  assert sorted(os.listdir(tmp_path)) == sorted(p.name for p in made.files)
+  file = animated_assets.AnimatedAsset(tmp_path / asset.GLB)
+  read = file.play(file.clips[0], np.float32(np.arange(3) / FPS))
+  vertices = registered.mesh.vertices[:, made.parts[0].vertex_map]
+  np.testing.assert_allclose(read.vertices, vertices, atol=1e-6)
+  report = json.loads((tmp_path / asset.REPORT).read_text())
+  assert report["camera"]["iou"] > 0.9
+  assert report["skeleton"]["bones"] == 2
+  assert [f["verdict"] for f in report["frames"]] == ["registered"] * 3
+  with np.load(tmp_path / asset.VERTICES) as arrays:
+    np.testing.assert_array_equal(
+      arrays["vertices_0"], registered.mesh.vertices
+    )
+  with av.open(str(tmp_path / asset.OVERLAY)) as container:
+    assert len(list(container.decode(video=0))) == 3
+
+
+def test_the_texture_shows_what_was_filmed(tmp_path):
+  registered = _registered()
+  frames, masks = _film(registered, 160)
+  made = asset.make_asset(
+    registered, frames, masks, _options(usd=False), tmp_path, fps=FPS
+  )
+  for index in range(3):
+    rgba = asset_pictures.render(made.parts, index, made.camera.camera, 160)
+    both = (rgba[..., 3] == 255) & (masks[index] == 255)
+    error = rgba[..., :3].astype(float) - frames[index]
+    assert 10 * np.log10(255**2 / (error[both] ** 2).mean()) > 25
+
+
+def test_without_xatlas_colours_go_to_the_vertices(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "xatlas", None)
+  registered = _registered()
+  frames, masks = _film(registered)
+  made = asset.make_asset(
+    registered, frames, masks, _options(usd=False), tmp_path, fps=FPS
+  )
+  assert made.parts[0].atlas is None
+  colours = made.parts[0].mesh.colours.astype(int)
+  left = registered.mesh.rest[:, 0] < -0.3
+  assert np.abs(colours[left].mean(0) - [230, 128, 26]).max() < 30
+
+
+def test_without_a_video_the_mesh_is_plain(tmp_path):
+  made = asset.make_asset(
+    _registered(), None, None, _options(usd=False), tmp_path, fps=FPS
+  )
+  assert made.camera is None and made.parts[0].image is None
+  assert asset.OVERLAY not in os.listdir(tmp_path)
+
+
+def test_runs_of_other_topology_share_a_file(tmp_path):
+  registered = _registered(4, split=2)
+  frames, masks = _film(registered)
+  options = _options(bones="auto", usd=False)
+  made = asset.make_asset(registered, frames, masks, options, tmp_path, fps=FPS)
+  assert [part.first_frame for part in made.parts] == [0, 2]
+  assert made.rig is None  # Bones need one topology.
+  assert asset.SKIN_GLB not in os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"texture": "best"}, "texture='best': choose one of"),
+    ({"shading": "toon"}, "shading='toon'"),
+    ({"fill": "smear"}, "fill='smear'"),
+    ({"bones": -1}, "bones=-1"),
+    ({"texture_size": 4}, "texture_size=4"),
+  ],
+)
+def test_bad_options_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    asset.AssetOptions(**options)
+
+
+def test_a_video_of_another_length_is_refused(tmp_path):
+  registered = _registered()
+  frames, masks = _film(registered)
+  with pytest.raises(ValueError, match="expected 3 frames"):
+    asset.make_asset(
+      registered, frames[:2], masks[:2], _options(), tmp_path, fps=FPS
+    )
+  assert not os.listdir(tmp_path)
+
+
+def test_a_figure_has_times_by_views():
+  part = textured_assets.asset("textured")
+  sheet = asset_pictures.figure(
+    [part], 5, np.zeros((5, 20, 30, 3), np.uint8), columns=3, size=50
+  )
+  gap = 2
+  assert sheet.shape == (3 * 52 + gap, 3 * 52 + gap, 3)
+  # The input's tile is black in its middle, and white beside its picture.
+  assert (sheet[gap + 25, gap + 25] == 0).all()
+  assert (sheet[gap + 2, gap + 25] == 255).all()
