@@ -34,7 +34,7 @@ def test_far_limbs_are_left_alone():
   silhouette = mask.copy()
   silhouette[45:50, 60:95] = True  # Sticks out far.
   offsets = outline_warp.outline_offsets(silhouette, mask)
-  assert not offsets[47, 90:].any()
+  assert np.abs(offsets[47, 90:]).max() < 0.01
 
 
 def test_an_empty_mask_moves_nothing():
