@@ -25,6 +25,7 @@ from sculpt4d_jax.inference import asset_colours
 from sculpt4d_jax.inference import asset_pictures
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import staged
 from sculpt4d_jax.io.meshes import bvh
 from sculpt4d_jax.io.meshes import textured_glb
 from sculpt4d_jax.io.meshes import textured_usd
@@ -177,7 +178,7 @@ def make_asset(
       video = asset_colours.Video(frames, masks, camera)
     parts, seen = asset_colours.colour(segments, video, options, rig)
   report = _report(registered, camera, rig, options, seen) | (details or {})
-  with log.stage("write the asset"), atomic.staged_folder(folder) as staging:
+  with log.stage("write the asset"), staged.staged_folder(folder) as staging:
     _write_models(staging, parts, rig, trajectory, options, fps, times, report)
     _write_pictures(staging, parts, frames, camera, options, fps)
     text = _viewer_page(
@@ -188,7 +189,7 @@ def make_asset(
     report["stages"] = log.summary()
     text = json.dumps(report, indent=2) + "\n"
     atomic.write_bytes(staging / REPORT, text.encode())
-    names = sorted(path.name for path in staging.iterdir())
+    names = sorted(p.name for p in staging.iterdir() if p.name[0] != ".")
   files = tuple(pathlib.Path(folder) / name for name in names)
   return Asset(parts, camera, rig, trajectory, files, report)
 
@@ -315,14 +316,20 @@ def _viewer_page(
 
 
 def _write_vertices(staging: pathlib.Path, registered: Registered) -> None:
-  """Positions and faces of every run, and the trajectory."""
-  arrays = {"trajectory": registered.trajectory, "key": registered.key}
-  for index, (first, _, mesh) in enumerate(registered.segments):
-    arrays |= {
-      f"vertices_{index}": mesh.vertices,
-      f"faces_{index}": mesh.faces,
-      f"first_frame_{index}": first,
-    }
+  """Positions, faces, the rest pose and the global motion."""
+  mesh = registered.mesh
+  arrays = {
+    "vertices": mesh.vertices,
+    "faces": mesh.faces,
+    "rest": mesh.rest,
+    "trajectory": registered.trajectory,
+  }
+  if len(registered.segments) > 1:
+    for index, segment in enumerate(registered.segments):
+      arrays |= {
+        f"segment_{index}_vertices": segment.mesh.vertices,
+        f"segment_{index}_faces": segment.mesh.faces,
+      }
   with atomic.atomic_write(staging / VERTICES) as file:
     np.savez_compressed(file, **arrays)
 

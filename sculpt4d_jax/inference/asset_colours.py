@@ -29,7 +29,7 @@ FILLS = texture_fill.METHODS
 _PART_BONES = 10
 _PART_SETTINGS = skinning.SkinSettings(rounds=1, max_vertices=2000)
 # Weights between which a texel's projected colour replaces the filled one.
-_BLEND = (0.02, 0.12)
+_BLEND = (0.002, 0.02)
 
 
 class Options(Protocol):
@@ -124,14 +124,27 @@ def _colour_segment(
   covered, texels = uv_atlas.texels(atlas)
   baked = texture_baking.bake(clip, texels, options.texture)
   filled = texels.interpolate(colours, mesh.faces)
-  share = np.clip((baked.weights - _BLEND[0]) / (_BLEND[1] - _BLEND[0]), 0, 1)
-  image = np.zeros((*covered.shape, 3), np.float32)
-  image[covered] = filled + share[:, None] * (baked.colours - filled)
-  image = _bytes(uv_atlas.grow_charts(image, covered))
+  image = paint(covered, baked, filled)
   part = TexturedMesh(
     mesh, atlas, image, is_lit=is_lit, first_frame=segment.first_frame
   )
   return part, facts
+
+
+def paint(
+  covered: np.ndarray, baked: texture_baking.Observed, filled: np.ndarray
+) -> np.ndarray:
+  """The texture, uint8 [h, w, 3].
+
+  Args:
+    covered: Texels of charts, bool [h, w].
+    baked: What the frames show of these texels.
+    filled: Their colours where the frames show nothing, [P, 3].
+  """
+  share = np.clip((baked.weights - _BLEND[0]) / (_BLEND[1] - _BLEND[0]), 0, 1)
+  image = np.zeros((*covered.shape, 3), np.float32)
+  image[covered] = filled + share[:, None] * (baked.colours - filled)
+  return _bytes(uv_atlas.grow_charts(image, covered))
 
 
 def fill_unseen(

@@ -91,12 +91,12 @@ def render(
   frame = jnp.stack([right, up, backward], -1)
   light = frame @ (view.light / jnp.linalg.norm(view.light))
   shade = _AMBIENT + (1 - _AMBIENT) * jnp.clip(normal @ light, 0.0, 1.0)
-  colour = _part_colours(solid, colours, points) * shade[..., None]
+  colour = part_colours(solid, colours, points) * shade[..., None]
   rgba = jnp.concatenate([colour, alpha[..., None]], -1)
   return jnp.where(alpha[..., None] > 0, jnp.clip(rgba, 0.0, 1.0), 0.0)
 
 
-def _part_colours(
+def part_colours(
   solid: signed_distance.Solid, colours: Array, points: Array
 ) -> Array:
   """Colours of the nearest parts, blended as the surfaces are."""

@@ -33,7 +33,7 @@ _GRAZING = 0.15  # Cosine below which a view counts nothing.
 _LIFT = 2e-3  # Rays start so far off the surface, world units.
 _OBJECT = 0.9  # Coverage that a pixel's colour needs.
 # The first frame's weights between which the other frames fade out.
-_FADE = (0.1, 0.3)
+_FADE = (0.01, 0.05)
 _SHARPNESS = 4
 
 

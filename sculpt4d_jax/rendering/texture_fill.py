@@ -33,7 +33,6 @@ SEEN = 0.05  # Weight from which a colour is trusted.
 _LEAST_COTANGENT = 0.02
 _BETWEEN_PARTS = 0.03  # Flow of colour through an edge between parts.
 _TIE = 50.0  # Of seen vertices to their colours, at weight 1.
-_SURE = 0.2  # Weight from which a seen colour is kept as it is.
 _OTHER_PART = 4.0  # How much longer a way leads through an edge between parts.
 _BLUR = 3  # Rounds of averaging over neighbours, at the borders of patches.
 
@@ -102,11 +101,10 @@ def fill(
     tie = 1e3 * seen.weights
     return np.clip(_harmonic(vertices, faces, seen, known, tie, whole), 0, 1)
   if method == "within_parts":
-    # Grazing views are uncertain: their colours give way to better ones.
+    # Grazing views are uncertain: they hardly colour what is unseen.
     tie, part = _TIE * seen.weights**2, skin_weights.argmax(1)
     smooth = _harmonic(vertices, faces, seen, known, tie, part)
-    kept = known * np.clip(seen.weights / _SURE, 0, 1)
-    smooth += kept[:, None] * (seen.colours - smooth)
+    smooth[known] = seen.colours[known]
     return np.clip(smooth, 0, 1)
   if method == "part":
     filled = _by_part(seen, known, skin_weights)
