@@ -30,6 +30,7 @@ from sculpt4d_jax.evaluation import held_out
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import sampling
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import staged
 from sculpt4d_jax.io.assets import animated_assets
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.rendering import cameras
@@ -40,6 +41,7 @@ NUM_CLIPS = 64
 NUM_FRAMES = 16
 NUM_POINTS = 10_000
 PICTURE_SIZE = 256
+_DRAFT_SIZE = 16  # Of pictures that are not kept.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +112,12 @@ def procedural(name: str, seed: int) -> BenchClip:
   """The held-out clip of a seed."""
   clip = solids.make_clip(seed, NUM_FRAMES)
   sizes = clip_records.RecordSizes(
-    num_uniform=NUM_POINTS, num_sharp=0, image_size=PICTURE_SIZE
+    num_uniform=NUM_POINTS, num_sharp=0, image_size=_DRAFT_SIZE
   )
   record = clip_records.make_record(clip, sizes)
-  pictures = np.concatenate([record.images, record.masks[..., None]], axis=-1)
+  # The record's pictures are on white; these keep their alpha.
+  rgba = clip_records.render_clip(clip, record.view, PICTURE_SIZE)
+  pictures = np.round(255 * np.clip(rgba, 0, 1)).astype(np.uint8)
   return BenchClip(
     name,
     pictures,
@@ -140,7 +144,9 @@ def character(name: str, path: pathlib.Path) -> BenchClip:
     sampling.points_at(mesh, drawn.face_ids, drawn.barycentrics)
     for mesh in moving.frames()
   ]
-  camera = cameras.perspective()
+  # All frames just fit into the picture.
+  radius = float(np.linalg.norm(moving.vertices, axis=-1).max())
+  camera = cameras.perspective(radius=radius)
   colours = None if moving.colours is None else moving.colours / 255
   pictures = [
     rasterizer.render_mesh(
@@ -164,12 +170,12 @@ def character(name: str, path: pathlib.Path) -> BenchClip:
 
 def _write(folder: pathlib.Path, clip: BenchClip) -> dict[str, object]:
   frames = folder / "frames" / clip.name
-  with atomic.staged_folder(frames) as staging:
+  with staged.staged_folder(frames) as staging:
     for index, picture in enumerate(clip.pictures):
       Image.fromarray(picture).save(staging / f"{index:04d}.png")
   ply_obj.write_mesh_sequence(folder / "truth" / clip.name, clip.meshes)
   tracked = np.ascontiguousarray(clip.tracked, np.float32)
-  with atomic.staged_folder(folder / "tracked" / clip.name) as staging:
+  with staged.staged_folder(folder / "tracked" / clip.name) as staging:
     np.save(staging / "surfaces.npy", tracked)
   return {
     **clip.origin,
