@@ -99,3 +99,40 @@ def test_a_checkpoint_of_another_model_is_refused(store):
   saved.close()
   with pytest.raises(ValueError, match="of another model"):
     checkpoints.Checkpoints(folder).restore(_state(0, width=6))
+
+
+_BROADCAST = """
+import pathlib, sys
+import jax, numpy as np
+from sculpt4d_jax import partitioning
+from sculpt4d_jax.training import store_checkpoints as store
+
+mesh = partitioning.make_mesh(partitioning.MeshConfig(data=2, fsdp=2))
+spec = jax.sharding.PartitionSpec("fsdp")
+sharding = jax.sharding.NamedSharding(mesh, spec)
+rng = np.random.default_rng(0)
+for dtype in ("float32", "bfloat16", "int32"):
+  numbers = rng.normal(size=(4, 3)).astype(jax.numpy.dtype(dtype))
+  if dtype != "int32":
+    numbers[0] = [-0.0, np.nan, -np.inf]
+  entry = dict(number=0, shape=(4, 3), dtype=dtype, chunk=(2, 3))
+  data = pathlib.Path(FOLDER) / dtype
+  array = store._open(data, entry, create=True).result()
+  array.write(numbers).result()
+  wanted = jax.ShapeDtypeStruct((4, 3), numbers.dtype, sharding=sharding)
+  reads = []
+  read = store._read
+  store._read = lambda *args: reads.append(args[1]) or read(*args)
+  found = store._read_and_broadcast(array, wanted, "data")
+  store._read = read
+  assert found.sharding == sharding and len(reads) == 2, reads
+  for shard in found.addressable_shards:  # Both copies, to the bit.
+    expected = numbers[shard.index]
+    assert np.asarray(shard.data).tobytes() == expected.tobytes(), dtype
+print("equal")
+"""
+
+
+def test_one_copy_is_read_and_broadcast_to_the_bit(run_on_devices, tmp_path):
+  code = _BROADCAST.replace("FOLDER", repr(str(tmp_path)))
+  assert run_on_devices(4, code) == "equal\n"
