@@ -39,8 +39,8 @@ def staged_folder(
 
   Write all files of a run there and either all of them arrive, or none does,
   and folders made on the way are gone again. A run that is killed while its
-  files move is completed by the next one; temporary folders of runs that were
-  killed earlier are removed.
+  files move leaves no description (run.json) and is completed by the next one;
+  temporary folders of runs that were killed earlier are removed.
 
   Args:
     folder: The final folder; made, with its parents, if missing. Other files
@@ -140,8 +140,12 @@ def _move(
 ) -> None:
   """Moves the files of a run; may be called again after a kill."""
   names = _names(staging)
-  if replaces:
-    _make_room(staging, folder, names, replaces)
+  # While files are replaced, nothing says that they belong together; the
+  # description is moved last.
+  described = [name for name in names if name in atomic.DESCRIPTIONS]
+  stale = _make_room(staging, folder, names, replaces) if replaces else []
+  for name in [*described, *stale]:
+    (folder / name).unlink(missing_ok=True)
   for name in names:
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,8 +157,8 @@ def _make_room(
   folder: pathlib.Path,
   names: Sequence[str],
   replaces: Sequence[str],
-) -> None:
-  """Removes what an earlier run left, keeps what is not ours, writes LIST."""
+) -> list[str]:
+  """Keeps what is not ours, writes LIST; returns what an earlier run left."""
   listed = _read_list(folder)
   states = {name: _state(staging / name) for name in names}
   foreign = []
@@ -189,9 +193,7 @@ def _make_room(
   content = {n: there[n] for n in listed if n not in stale}
   content |= {n: [state, *there.get(n, [])] for n, state in states.items()}
   atomic.write_bytes(folder / LIST, json.dumps(content, indent=0).encode())
-  for name in stale:
-    if there[name]:
-      (folder / name).unlink(missing_ok=True)
+  return sorted(name for name in stale if there[name])
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:

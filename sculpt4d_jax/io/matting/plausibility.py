@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 _SOLID = 128
-_MOST = 0.6  # Of the frame.
+_MOST = 0.45  # Of the frame.
 _TOUCHED = 0.25  # Of a side's length.
 _JUMP = 0.35  # Of the usual area, from a frame to the next.
 _MOSTLY_SOFT = 0.5  # Of the pixels that are shown at all.

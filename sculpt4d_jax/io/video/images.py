@@ -154,8 +154,12 @@ def _open(path: pathlib.Path) -> Iterator[Image.Image]:
   try:
     with Image.open(path, formats=_known_formats()) as image:
       yield image
-  except (InputError, MemoryError):
+  except InputError:
     raise
+  except MemoryError as error:
+    raise InputError(
+      f"{path} does not fit in memory as a picture; scale it down."
+    ) from error
   except Exception as error:  # Readers fail in any way.
     raise InputError(
       f"{path} does not decode as a picture ({error}); it may be damaged or"
