@@ -73,9 +73,11 @@ def staged_folder(
         yield staging
         with folder_lock.hold(folder):
           check_ways(folder, _names(staging))
-          (staging / _WHOLE).touch()
+          whole = json.dumps(_names(staging))
+          atomic.write_bytes(staging / _WHOLE, whole.encode())
           _move(staging, folder, replaces)
-      shutil.rmtree(staging)
+          # Before the lock goes: nobody is to take it for abandoned.
+          shutil.rmtree(staging, ignore_errors=True)
     except BaseException as error:
       shutil.rmtree(staging, ignore_errors=True)
       if isinstance(error, atomic.OutputError) and error.path.is_relative_to(
@@ -143,7 +145,11 @@ def _move(
   # While files are replaced, nothing says that they belong together; the
   # description is moved last.
   described = [name for name in names if name in atomic.DESCRIPTIONS]
-  stale = _make_room(staging, folder, names, replaces) if replaces else []
+  # Of a run that was killed, some files have moved already.
+  every = json.loads((staging / _WHOLE).read_bytes())
+  stale = []
+  if replaces:
+    stale = _make_room(staging, folder, names, every, replaces)
   for name in [*described, *stale]:
     (folder / name).unlink(missing_ok=True)
   for name in names:
@@ -156,6 +162,7 @@ def _make_room(
   staging: pathlib.Path,
   folder: pathlib.Path,
   names: Sequence[str],
+  every: Sequence[str],
   replaces: Sequence[str],
 ) -> list[str]:
   """Keeps what is not ours, writes LIST; returns what an earlier run left."""
@@ -184,7 +191,7 @@ def _make_room(
   stale = {
     name
     for name in listed
-    if name not in states
+    if name not in every
     and any(fnmatch.fnmatchcase(name, pattern) for pattern in replaces)
   }
   # Before the files move, with what is there now: after a kill, the next run

@@ -129,6 +129,17 @@ def test_the_next_run_clears_up_after_a_killed_one(tmp_path, when):
   assert hidden == [staged.LIST]
 
 
+@pytest.mark.parametrize("when", [3, 4, 5])
+def test_a_killed_move_is_completed_even_if_the_next_run_fails(tmp_path, when):
+  write(tmp_path, "old", 2)
+  run_and_kill(tmp_path, when)
+  with pytest.raises(RuntimeError):
+    with staged.staged_folder(tmp_path, replaces=["frame_*.ply"]):
+      raise RuntimeError
+  assert shown(tmp_path) == [f"frame_000{i}.ply" for i in range(4)]
+  assert {(tmp_path / n).read_text() for n in shown(tmp_path)} == {"killed"}
+
+
 def test_folders_of_runs_that_are_alive_stay(tmp_path):
   with staged.staged_folder(tmp_path, replaces=["*.ply"]) as first:
     (first / "frame_0000.ply").write_text("first")
