@@ -6,7 +6,9 @@ The transform of a skinned mesh's own node has no effect, as the specification
 demands.
 
 Assets of characters often hang every weapon they have on the hands at once, as
-meshes of their own on one joint. `attachments` says what to do with those.
+separate meshes on one joint. `attachments` says what to do with those. Meshes
+on nodes that are no joints, and meshes on one joint that are numbered parts of
+one thing (Head_1, Head_2), are parts of the body, not alternatives.
 
 Source: Khronos glTF 2.0 specification, sections 3.7 and 3.11, appendix C.
 """
@@ -14,6 +16,7 @@ Source: Khronos glTF 2.0 specification, sections 3.7 and 3.11, appendix C.
 from collections.abc import Sequence
 import dataclasses
 import hashlib
+import re
 from typing import Any, Literal
 
 import numpy as np
@@ -86,9 +89,9 @@ def evaluate(
     asset: The asset.
     clip: One of `list_clips`.
     times: Seconds, F of them; outside the clip its first or last key holds.
-    attachments: Of the unskinned meshes of an asset that also has skinned
-      ones: keep "all", "none", or "one" of those that hang on the same node
-      (their choice depends on the clip's name alone).
+    attachments: Unskinned meshes on the joints of a skin: keep "all", "none",
+      or "one" of the alternatives that hang on the same joint (the choice
+      depends on the clip's name alone).
 
   Returns:
     All triangles of the scene. Its rest pose is that of the asset without any
@@ -190,16 +193,36 @@ class _Scene:
     nodes = [i for i in nodes if self.primitives(i)]
     if not nodes:
       raise AssetError("the scene has no triangles.")
-    loose = [i for i in nodes if "skin" not in self.nodes[i]]
-    if attachments == "all" or len(loose) == len(nodes):
+    loose = self._attached(nodes)
+    is_skinned = any("skin" in self.nodes[i] for i in nodes)
+    if attachments == "all" or not is_skinned:
       return nodes
-    groups: dict[Any, list[int]] = {}
-    for index in loose:
-      groups.setdefault(self.parent[index], []).append(index)
     kept = set()
     if attachments == "one":
-      kept = {group[seed % len(group)] for group in groups.values()}
-    return [i for i in nodes if "skin" in self.nodes[i] or i in kept]
+      for group in loose.values():
+        kept.update(list(group.values())[seed % len(group)])
+    dropped = {i for g in loose.values() for p in g.values() for i in p} - kept
+    return [i for i in nodes if i not in dropped]
+
+  def _attached(self, nodes: list[int]) -> dict[int, dict[str, list[int]]]:
+    """Unskinned meshes by the joint they hang on and the thing they show."""
+    joints = {
+      joint
+      for skin in self.asset.items("skins")
+      if isinstance(skin, dict)
+      for joint in skin.get("joints") or ()
+      if gltf_container.is_index(joint)
+    }
+    groups: dict[int, dict[str, list[int]]] = {}
+    for index in nodes:
+      node, parent = self.nodes[index], self.parent[index]
+      if "skin" in node or parent not in joints:
+        continue
+      thing = re.sub(r"[\W_]*\d+$", "", str(node.get("name", "")))
+      group = groups.setdefault(parent, {})
+      # Without names, each mesh is a thing by itself.
+      group.setdefault(thing or f"{index}", []).append(index)
+    return groups
 
   def primitives(self, node: int) -> list[gltf_mesh.Primitive]:
     index = self.nodes[node]["mesh"]

@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Any
 
+from absl import logging
 import numpy as np
+from scipy import spatial
 
 from sculpt4d_jax.io.assets import asset_files
 from sculpt4d_jax.io.assets import gltf_container
@@ -12,6 +14,7 @@ AssetError = asset_files.AssetError
 
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 _MAX_SETS = 4  # Of four joints each.
+_MENDED_SHARE = 0.05  # Vertices whose skin weights may be missing.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,7 @@ def _read(asset, description, mode, name) -> Primitive:
   if not np.isfinite(positions).all():
     bad = np.count_nonzero(~np.isfinite(positions).all(1))
     raise AssetError(f"{name}: {bad:,} of {count:,} vertices are not finite.")
-  joints, weights = _influences(asset, attributes, count, name)
+  joints, weights = _influences(asset, attributes, positions, name)
   return Primitive(
     positions=positions,
     faces=_faces(asset, description, mode, count, name),
@@ -143,9 +146,9 @@ def _targets(asset, description, count, name) -> np.ndarray:
   return result
 
 
-def _influences(asset, attributes, count, name):
+def _influences(asset, attributes, positions, name):
   """Joints and weights [V, J], or None twice."""
-  joints, weights = [], []
+  joints, weights, count = [], [], len(positions)
   for number in range(_MAX_SETS):
     if f"JOINTS_{number}" not in attributes:
       break
@@ -158,12 +161,47 @@ def _influences(asset, attributes, count, name):
   if not joints:
     return None, None
   weights = np.concatenate(weights, axis=1)
-  if not np.isfinite(weights).all() or (weights < 0).any():
-    raise AssetError(f"{name}: skin weights are negative or not finite.")
-  total = weights.sum(1, keepdims=True)
+  if (weights < 0).any():
+    raise AssetError(f"{name}: skin weights are negative.")
   joints = np.concatenate(joints, axis=1)
-  # A vertex that follows nothing follows its first joint.
-  weights = np.where(total > 0, weights / np.maximum(total, 1e-12), 0)
-  weights[total[:, 0] <= 0, 0] = 1.0
+  total = weights.sum(1, keepdims=True)
+  usable = np.isfinite(total[:, 0]) & (total[:, 0] > 0)
+  if not usable.all():
+    joints, weights, total = _mend(
+      positions, joints, weights, usable, name
+    )
+  weights = weights / np.maximum(total, 1e-12)
   # Joints without weight may be any number.
   return np.where(weights > 0, joints, 0), weights
+
+
+def _mend(positions, joints, weights, usable, name):
+  """Joints, weights and their sums where some vertices have no weights.
+
+  Exporters write zeros, or 0 / 0, for vertices that no joint was given to
+  (FBX2glTF does). These follow what the nearest weighted vertex follows.
+  """
+  num_bad = np.count_nonzero(~usable)
+  num_nan = np.count_nonzero(~np.isfinite(weights).all(1))
+  if num_nan > max(_MENDED_SHARE * len(usable), 1):
+    raise AssetError(
+      f"{name}: skin weights of {num_nan:,} of {len(usable):,} vertices are"
+      " not finite; up to one in twenty is mended."
+    )
+  if num_nan:
+    logging.warning(
+      "%s: %d of %d vertices have no skin weights; they follow what the"
+      " nearest vertex with weights follows.",
+      name,
+      num_bad,
+      len(usable),
+    )
+  joints, weights = joints.copy(), weights.copy()
+  if usable.any():
+    tree = spatial.cKDTree(positions[usable])
+    nearest = np.flatnonzero(usable)[tree.query(positions[~usable])[1]]
+    joints[~usable], weights[~usable] = joints[nearest], weights[nearest]
+  else:  # All follow their first joint.
+    weights[:] = 0
+    weights[:, 0] = 1
+  return joints, weights, weights.sum(1, keepdims=True)

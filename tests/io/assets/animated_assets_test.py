@@ -158,6 +158,76 @@ def test_one_attachment_a_joint(tmp_path):
     assert asset.play(asset.clips[0], [0.0]).num_faces == bodies
 
 
+def test_parts_of_one_body_are_no_attachments(tmp_path):
+  glb = Glb()
+  part = json.loads(json.dumps(glb.document["meshes"][0]))
+  del part["primitives"][0]["targets"]
+  glb.document["meshes"].append(part)
+  # Two pieces of a head and a hat on the joint; a chassis and a wheel on a
+  # node that is none.
+  glb.document["nodes"][1]["children"] = [2, 3, 4]
+  glb.document["nodes"] += [
+    {"mesh": 1, "name": name} for name in ("Head_2", "Head_3", "Hat")
+  ]
+  glb.document["nodes"] += [{"children": [6, 7]}]
+  glb.document["nodes"] += [
+    {"mesh": 1, "name": name} for name in ("chassis", "wheel")
+  ]
+  glb.document["scenes"][0]["nodes"].append(5)
+  path = glb.write(tmp_path)
+  for attachments, bodies in (("all", 6), ("none", 3)):
+    asset = animated_assets.AnimatedAsset(path, attachments=attachments)
+    assert asset.play(asset.clips[0], [0.0]).num_faces == bodies
+  # The head or the hat, by the clip's name.
+  kept = set()
+  for name in "abcdefgh":
+    glb.document["animations"][0]["name"] = name
+    asset = animated_assets.AnimatedAsset(glb.write(tmp_path))
+    kept.add(asset.play(asset.clips[0], [0.0]).num_faces)
+  assert kept == {4, 5}
+
+
+def _with_weights(num_bad, value, num_vertices=40):
+  """A strip of two joints, of whose vertices the last ones lack weights."""
+  glb = Glb()
+  x = np.linspace(0.0, 1.0, num_vertices)
+  points = np.stack([x, np.arange(num_vertices) % 2, 0 * x], 1)
+  weights = np.zeros((num_vertices, 4))
+  weights[x < 0.5, 0] = weights[x >= 0.5, 1] = 1.0
+  weights[num_vertices - num_bad :] = value
+  joints = np.zeros((num_vertices, 4), np.uint8)
+  joints[:, 1] = 1
+  primitive = {
+    "attributes": {
+      "POSITION": glb.add(points, "VEC3"),
+      "JOINTS_0": glb.add(joints, "VEC4", 5121),
+      "WEIGHTS_0": glb.add(weights, "VEC4"),
+    },
+    "mode": 5,
+  }
+  glb.document["meshes"] = [{"primitives": [primitive]}]
+  glb.document["nodes"].append({"translation": [0, 0, 0]})
+  glb.document["scenes"][0]["nodes"].append(2)
+  glb.document["skins"] = [{"joints": [2, 1]}]
+  animation = glb.document["animations"][0]
+  del animation["samplers"][1], animation["channels"][1]
+  return glb
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0])
+def test_vertices_without_weights_follow_their_neighbour(value, tmp_path):
+  whole = _play(_with_weights(0, value).write(tmp_path))
+  mended = _play(_with_weights(2, value).write(tmp_path))
+  np.testing.assert_array_equal(mended.vertices, whole.vertices)
+  assert np.abs(mended.vertices[1, -1] - mended.vertices[0, -1]).max() > 0.5
+
+
+def test_many_broken_weights_are_refused(tmp_path):
+  path = _with_weights(3, np.nan).write(tmp_path)
+  with pytest.raises(AssetError, match="3 of 40 vertices are not finite"):
+    _play(path)
+
+
 def _truncated(glb):
   return glb.content()[:-40]
 
