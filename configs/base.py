@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data = _data()
   config.records = _records()
   config.vae_training = _vae_training()
+  config.picture_training = _picture_training()
   config.dit_training = _dit_training()
   config.sampling = _sampling()
   config.surface = _surface()
@@ -33,6 +34,7 @@ def _vae() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
       num_latents=4096,  # Latent tokens N a frame.
+      token_order="drawn",  # Or "spatial"; see `ShapeVAEConfig`.
       latent_channels=64,  # Channels C of a latent.
       width=1024,
       num_heads=16,
@@ -57,6 +59,7 @@ def _image_encoder() -> ml_collections.ConfigDict:
     dict(
       image_size=518,  # Pixels a side; a multiple of patch_size.
       patch_size=14,
+      stem_patch_size=0,  # Pixels; above 0 patches are embedded in two levels.
       width=1024,
       num_layers=24,
       num_heads=16,
@@ -77,6 +80,7 @@ def _dit() -> ml_collections.ConfigDict:
       num_heads=16,
       latent_channels=64,  # As the autoencoder's.
       context_width=1024,  # The image encoder's width.
+      num_token_indices=0,  # Tokens N known by their index; 0: a set.
       mlp_ratio=4,
       num_moe_blocks=6,  # The last ones.
       num_experts=8,
@@ -130,6 +134,8 @@ def _data() -> ml_collections.ConfigDict:
       max_azimuth=0.4,  # Radians; cameras look from the front, +- this.
       elevations=(0.0, 0.4),  # Radians above the horizon.
       border_ratio=0.15,  # Of the picture, left free around the object.
+      # Share of clips with thin limbs, wings, tails and fins, from anywhere.
+      variety=0.0,
     )
   )
 
@@ -145,6 +151,9 @@ def _records() -> ml_collections.ConfigDict:
       # Data sets that launch.prepare_data wrote, one or more, with commas
       # between them; "" trains on procedural clips.
       folders="",
+      # Share of the clips of a batch that are records; the others are
+      # procedural clips. 1 trains on records alone.
+      share=1.0,
       num_parts=0,  # Parts of a surface that are read at a time; 0 reads all.
       # Whether the object is turned about y until the camera stands in front
       # of it. Posteriors are then kept for every view.
@@ -185,6 +194,8 @@ def _optimizer(learning_rate, num_steps) -> ml_collections.ConfigDict:
       accumulation_steps=1,  # Parts that a batch is worked through in.
       # Peak for the temporal layers, where it differs.
       temporal_learning_rate=ml_collections.config_dict.placeholder(float),
+      # Orthogonalised momentum for the blocks' matrices; see OptimizerConfig.
+      use_muon=False,
       # Groups that do not learn, see training/parameter_groups.py: ("base",) is all that
       # the per-frame model has.
       frozen=(),
@@ -205,6 +216,26 @@ def _vae_training() -> ml_collections.ConfigDict:
       seed=0,
       init_from="",  # Folder of weights to start from, or "".
       eval_clips=32,  # Held-out clips of an evaluation; 0 evaluates nothing.
+      **_schedule("eval/field_error"),
+    )
+  )
+
+
+def _picture_training() -> ml_collections.ConfigDict:
+  """The image encoder's lesson before the DiT's training, if it has steps.
+
+  For an encoder that starts from nothing; see `training/tasks/pictures.py`.
+  """
+  return ml_collections.ConfigDict(
+    dict(
+      optimizer=_optimizer(1e-3, 0),  # 0 steps: no lesson.
+      batch_size=32,  # Clips.
+      num_frames=2,  # Taken of each clip.
+      num_queries=128,  # Distance samples taken of each frame.
+      field_band=0.3,  # As of the autoencoder.
+      num_head_layers=1,  # Of the decoder, which is left behind.
+      seed=0,
+      eval_clips=32,
       **_schedule("eval/field_error"),
     )
   )

@@ -93,6 +93,19 @@ _CONFIG = config_flags.DEFINE_config_file(
 _TEST_FRACTION = flags.DEFINE_float(
   "test_fraction", 0.1, "Of the assets, for the test split.", 0.0, 0.99
 )
+_HELD_OUT = flags.DEFINE_string(
+  "held_out",
+  None,
+  "JSON file of objects that are on the test side whatever their hash:"
+  ' {"held_out": ["name of an object", ...]}.',
+)
+_MAX_UNITS = flags.DEFINE_integer(
+  "max_units",
+  0,
+  "Units that this call prepares at most; objects take turns, so that the part"
+  " that is done is balanced. 0 prepares all.",
+  lower_bound=0,
+)
 _WORKERS = flags.DEFINE_integer(
   "workers", os.cpu_count() or 1, "Units prepared at a time.", lower_bound=1
 )
@@ -183,7 +196,11 @@ def main(argv):
     memory_bytes=int(_MEMORY.value * 2**30),
     seconds=_TIME.value,
     threads=max(1, (os.cpu_count() or 1) // _WORKERS.value),
+    max_units=_MAX_UNITS.value,
   )
+  held_out = ()
+  if _HELD_OUT.value:
+    held_out = dataset_index.read_held_out(_HELD_OUT.value)
   assets = asset_units.find_assets(_ASSETS.value)
   assets += asset_units.procedural_units(
     _FIRST_SEED.value, _PROCEDURAL.value, _CLIPS_PER_UNIT.value
@@ -200,7 +217,7 @@ def main(argv):
     )
   else:
     preparation_run.run_locally(assets, settings, run, str(folder))
-  index = dataset_index.write_index(folder, _TEST_FRACTION.value)
+  index = dataset_index.write_index(folder, _TEST_FRACTION.value, held_out)
   page = summary_page.write_summary(folder)
   card.write_card(index, _command())
   for name, clips in index.splits.items():

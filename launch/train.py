@@ -4,9 +4,9 @@ The small model from nothing, on procedural clips, on this machine:
 
   python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
 
-The run goes through three stages: it makes the clips (`data`), trains the
-autoencoder (`vae`), encodes all clips and trains the diffusion transformer
-(`dit`). Interrupt it whenever you like; the same command goes on from the last
+The run goes through its stages: it makes the clips (`data`), trains the
+autoencoder (`vae`), teaches the image encoder by itself where the preset says so
+(`pictures`), encodes all clips and trains the diffusion transformer (`dit`). Interrupt it whenever you like; the same command goes on from the last
 checkpoint. The finished weights are in WORKDIR/weights, which is what
 launch.sample and launch.evaluate take as --checkpoint.
 
@@ -53,7 +53,9 @@ _WORKDIR = flags.DEFINE_string(
   required=True,
 )
 _STAGES = flags.DEFINE_list(
-  "stages", list(stages.STAGES), "Stages to run, of data, vae and dit."
+  "stages",
+  list(stages.STAGES),
+  "Stages to run, of data, vae, pictures and dit.",
 )
 
 

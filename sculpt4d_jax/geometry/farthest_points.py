@@ -73,6 +73,26 @@ def farthest_points(
   return rows
 
 
+def spatial_order(points: Float[Array, "P 3"]) -> Int[Array, " P"]:
+  """Rows of points in the order of a balanced k-d tree's leaves.
+
+  Points are halved at the median along y, each half along x, each quarter along
+  z, and so on in turn: y is up and x runs across a picture from the front, so
+  that a row means about the same region in all clouds of this size. A part of
+  an odd number of points is sorted along its axis and left whole.
+  """
+  rows = jnp.arange(points.shape[0])[None]  # [parts, points of a part]
+  axis = 0
+  while rows.shape[1] > 1:
+    along = points[rows, (1, 0, 2)[axis % 3]]
+    rows = jnp.take_along_axis(rows, jnp.argsort(along, axis=1), axis=1)
+    axis += 1
+    if rows.shape[1] % 2:
+      break
+    rows = rows.reshape(2 * rows.shape[0], -1)
+  return rows.reshape(-1).astype(jnp.int32)
+
+
 @dataclasses.dataclass(frozen=True)
 class GroupSizes:
   """How many rows of each group are read, and how many of them are queries."""

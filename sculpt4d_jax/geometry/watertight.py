@@ -178,6 +178,36 @@ def plan_repair(
   return Repair(flipped, sheets | whole, ~whole), {}
 
 
+def add_missing(
+  mesh: DeformingMesh,
+  repair: Repair,
+  surfaces: Sequence[TriangleMesh],
+  settings: WatertightSettings,
+  rng: np.random.Generator,
+) -> Repair | None:
+  """Extends a plan by faces that its surfaces lost in any frame.
+
+  Parts that are thicker than a cell where `plan_repair` looked, as a fin that
+  bends, may be thinner in other frames, and the grid then passes them by.
+
+  Args:
+    mesh: The animation, in the grid's bounds.
+    repair: Plan that the surfaces follow.
+    surfaces: Surfaces of all frames.
+    settings: Settings of the surfaces.
+    rng: Randomness of the points that are sampled to find lost faces.
+
+  Returns:
+    A plan with these faces as sheets; None if no more faces are lost.
+  """
+  lost = np.zeros(mesh.num_faces, bool)
+  for frame, surface in zip(mesh.frames(), surfaces, strict=True):
+    lost |= _missing_faces(frame, surface, settings, rng)[0] > 0
+  if not (lost & ~repair.sheets).any():
+    return None
+  return dataclasses.replace(repair, sheets=repair.sheets | lost)
+
+
 def close(
   mesh: TriangleMesh, repair: Repair, settings: WatertightSettings
 ) -> TriangleMesh | None:

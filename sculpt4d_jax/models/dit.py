@@ -214,6 +214,13 @@ class DiT(nnx.Module):
     self.latent_embedding = layers.Linear(
       channels, width, kernel_axes=("latent", "embed"), **kwargs
     )
+    if not config.num_token_indices:
+      self.token_indices = None
+    else:
+      self.token_indices = nnx.Param(
+        jnp.zeros((config.num_token_indices, width), config.param_dtype),
+        logical_axes=(None, "embed"),
+      )
     self.time_embedding = TimeEmbedding(width, **kwargs)
     self.stages = nnx.List(
       [
@@ -256,7 +263,7 @@ class DiT(nnx.Module):
     mode = self._temporal_mode(temporal_mode)
     self._check_inputs(latents, time, context)
     order = _block_order(self.config, mode, *latents.shape[1:3])
-    x = self.embed(_reorder(latents, order), time)
+    x = self.embed(_reorder(latents, order), time, order)
     token_order = "natural" if order is None else "bit_reversed"
     x, aux_losses, load = self._run_stages(
       x, context, mode, token_order, temporal_weight
@@ -267,10 +274,22 @@ class DiT(nnx.Module):
     return DiTOutput(velocity, aux_losses, load)
 
   def embed(
-    self, latents: Float[Array, "B F N C"], time: Float[Array, " B"]
+    self,
+    latents: Float[Array, "B F N C"],
+    time: Float[Array, " B"],
+    order: np.ndarray | None = None,
   ) -> Float[Array, "B F N+1 D"]:
-    """Embeds latents and puts the time token in front of every frame."""
+    """Embeds latents and puts the time token in front of every frame.
+
+    Args:
+      latents: In the order of the model's inside.
+      time: Flow time of each clip.
+      order: Of the latents' blocks; None is the natural one.
+    """
     tokens = self.latent_embedding(latents)
+    if self.token_indices is not None:
+      indices = partitioning.gather(self.token_indices, tokens.dtype)
+      tokens = tokens + _reorder(indices[None, None], order)
     token = self.time_embedding(time)[:, None, None]
     token = jnp.broadcast_to(token, (*tokens.shape[:2], 1, tokens.shape[-1]))
     x = jnp.concatenate((token, tokens), axis=2)
@@ -398,6 +417,12 @@ class DiT(nnx.Module):
       raise ValueError(
         f"latents must be [B, F, N, {channels}], came {latents.shape}; give"
         " single frames an axis of one frame."
+      )
+    num_indices = self.config.num_token_indices
+    if num_indices and latents.shape[2] != num_indices:
+      raise ValueError(
+        f"this model knows its {num_indices} tokens a frame by their index,"
+        f" came latents {latents.shape}."
       )
     if time.shape != latents.shape[:1]:
       raise ValueError(

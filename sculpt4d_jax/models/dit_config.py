@@ -51,6 +51,9 @@ class DiTConfig:
     num_moe_blocks: How many of the last blocks have experts.
     num_experts: E.
     num_experts_per_token: k.
+    num_token_indices: Latent tokens N a frame whose index the model knows, by an
+      embedding of each; for tokens in a fixed order, see
+      `ShapeVAEConfig.token_order`. 0 treats tokens as a set.
     temporal_mode: "sparse", "full", "token" (a token sees itself in all
       frames) or "none": the per-frame model, without temporal parameters.
     temporal_block_size: Tokens of a block.
@@ -89,6 +92,7 @@ class DiTConfig:
   attention_implementation: str | None = None
   temporal_implementation: str | None = None
   moe_implementation: str | None = None
+  num_token_indices: int = 0
 
   def __post_init__(self):
     # Lists, as configuration files have them, would not be hashable.
@@ -125,6 +129,10 @@ class DiTConfig:
       raise ValueError(
         f"width={self.width} is not a multiple of num_heads="
         f"{self.num_heads}; choose heads that divide the width."
+      )
+    if self.num_token_indices < 0:
+      raise ValueError(
+        f"num_token_indices={self.num_token_indices} must not be negative."
       )
     if self.width % 2:
       raise ValueError(

@@ -159,7 +159,14 @@ def image_encoder(
   patch = 3 * config.patch_size**2
   block = 4 * linear(tokens, width, width) + scores(tokens, tokens, width)
   block += mlp(tokens, width, config.mlp_ratio * width)
-  one = linear(tokens - 1, patch, width) + config.num_layers * block
+  if config.stem_patch_size:
+    side = config.patch_size // config.stem_patch_size
+    small = linear((tokens - 1) * side**2, 3 * config.stem_patch_size**2, 1)
+    embed = small * config.stem_width
+    embed += linear(tokens - 1, side**2 * config.stem_width, width)
+  else:
+    embed = linear(tokens - 1, patch, width)
+  one = embed + config.num_layers * block
   return {"image encoder": num_images * one}
 
 

@@ -61,6 +61,9 @@ class ImageEncoderConfig:
   Attributes:
     image_size: Pixels along a side, after resizing and cropping.
     patch_size: Pixels along a patch's side; divides the image size.
+    stem_patch_size: Pixels along the side of the small patches that a patch's
+      embedding is made of in two levels, which keeps details that are narrower
+      than a patch; divides the patch size. 0 embeds patches in one step.
     width: Width of the transformer, D.
     num_layers: Number of blocks.
     num_heads: Attention heads, H; divides the width.
@@ -87,6 +90,7 @@ class ImageEncoderConfig:
   param_dtype: Any = jnp.float32
   scan_unroll: bool | int = 1
   remat_policy: str | None = None
+  stem_patch_size: int = 0
 
   def __post_init__(self):
     # Configs that were read from a file hold lists.
@@ -109,6 +113,13 @@ class ImageEncoderConfig:
         f" {self.image_size // self.patch_size * self.patch_size} and"
         f" {-(-self.image_size // self.patch_size) * self.patch_size}."
       )
+    if self.stem_patch_size < 0 or (
+      self.stem_patch_size and self.patch_size % self.stem_patch_size
+    ):
+      raise ValueError(
+        f"stem_patch_size={self.stem_patch_size} must be 0 or divide"
+        f" patch_size={self.patch_size}."
+      )
     if self.width % self.num_heads:
       raise ValueError(
         f"width={self.width} is not a multiple of num_heads="
@@ -125,6 +136,11 @@ class ImageEncoderConfig:
   @property
   def patches_per_side(self) -> int:
     return self.image_size // self.patch_size
+
+  @property
+  def stem_width(self) -> int:
+    """Channels of a small patch."""
+    return max(self.width // 4, 1)
 
   @property
   def num_tokens(self) -> int:
@@ -173,8 +189,22 @@ class ImageEncoder(nnx.Module):
     c = config
     kwargs = dict(dtype=c.dtype, param_dtype=c.param_dtype)
     # A patch is (row, column, colour); its embedding is a strided convolution.
+    patch = (c.patch_size, c.patch_size, 3)
+    if not c.stem_patch_size:
+      self.stem = None
+    else:
+      small = (c.stem_patch_size, c.stem_patch_size, 3)
+      self.stem = layers.Linear(
+        small,
+        c.stem_width,
+        kernel_axes=(None, None, None, "embed"),
+        rngs=rngs,
+        **kwargs,
+      )
+      side = c.patch_size // c.stem_patch_size
+      patch = (side, side, c.stem_width)
     self.patch_proj = layers.Linear(
-      (c.patch_size, c.patch_size, 3),
+      patch,
       c.width,
       kernel_axes=(None, None, None, "embed"),
       rngs=rngs,
@@ -211,11 +241,21 @@ class ImageEncoder(nnx.Module):
         f"pixels {pixels.shape} must be {c.image_size} x {c.image_size}; call"
         " the encoder itself on images of other sizes."
       )
+    side = c.patch_size
+    if self.stem is not None:
+      small = einops.rearrange(
+        pixels,
+        "... (row y) (column x) c -> ... row column y x c",
+        y=c.stem_patch_size,
+        x=c.stem_patch_size,
+      )
+      pixels = layers.gelu(self.stem(small))
+      side //= c.stem_patch_size
     patches = einops.rearrange(
       pixels,
       "... (row y) (column x) c -> ... (row column) y x c",
-      y=c.patch_size,
-      x=c.patch_size,
+      y=side,
+      x=side,
     )
     tokens = self.patch_proj(patches)  # [*B, I - 1, D]
     class_token = jnp.broadcast_to(

@@ -35,6 +35,8 @@ AnyArray = array_types.AnyArray
 Float = array_types.Float
 PRNGKey = array_types.PRNGKey
 
+TOKEN_ORDERS = ("drawn", "spatial")
+
 
 @dataclasses.dataclass(frozen=True)
 class ShapeVAEConfig:
@@ -54,6 +56,9 @@ class ShapeVAEConfig:
     field_mlp_ratio: Hidden width of the field decoder's MLP over its width.
     use_field_norm: Whether the field decoder normalises before its output.
     scale_factor: Diffusion latents are this times z.
+    token_order: Order of a clip's latent tokens: "drawn", as farthest-point
+      sampling picks them, or "spatial", by halving the clip along y, x and z in
+      turn, so that token i is in the same region of every clip.
     dtype: Of the computation; norms and the field's last layer are float32.
     param_dtype: Of the parameters.
     scan_unroll: Blocks an iteration of the scan over layers.
@@ -77,8 +82,13 @@ class ShapeVAEConfig:
   param_dtype: Any = jnp.float32
   scan_unroll: bool | int = 1
   remat_policy: str | None = None
+  token_order: str = "drawn"
 
   def __post_init__(self):
+    if self.token_order not in TOKEN_ORDERS:
+      raise ValueError(
+        f"token_order={self.token_order!r}: choose one of {TOKEN_ORDERS}."
+      )
     for name in (
       "num_latents",
       "latent_channels",

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and decay, clipped by the global norm; moving averages."""
+"""AdamW or Muon with warm-up and decay, clipped by the global norm; moving averages."""
 
 import dataclasses
 from typing import Any
@@ -6,11 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax.training import parameter_groups
 
 Array = array_types.Array
+
+# Root mean square of AdamW's updates, per unit of learning rate.
+_ADAM_RMS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,9 @@ class OptimizerConfig:
     weight_decay: Decoupled; on matrices only, not on norms and biases.
     max_grad_norm: Clip of the global norm.
     ema_decay: Of the moving average of the weights, once warmed up.
+    use_muon: Whether the momentum of the blocks' matrices is orthogonalised, and
+      everything else learns by AdamW; updates have the size of AdamW's, so that
+      one learning rate serves both.
     accumulation_steps: Parts that a batch is worked through in, to save memory.
     temporal_learning_rate: Peak for the temporal layers, where it differs.
     frozen: Groups of parameters that do not learn, see `parameter_groups`;
@@ -50,6 +57,7 @@ class OptimizerConfig:
   accumulation_steps: int = 1
   temporal_learning_rate: float | None = None
   frozen: tuple[str, ...] = ()
+  use_muon: bool = False
 
   def __post_init__(self):
     frozen = parameter_groups.as_names(self.frozen)
@@ -113,7 +121,8 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   """The gradient transformation of a stage."""
   clip = optax.clip_by_global_norm(config.max_grad_norm)
-  base = _adamw(config)
+  rule = _muon if config.use_muon else _adamw
+  base = rule(config)
   if config.temporal_learning_rate is None and not config.frozen:
     return optax.chain(clip, base)
   temporal = config
@@ -129,7 +138,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
   kinds = {
     "base": base,
-    "temporal": _adamw(temporal),
+    "temporal": rule(temporal),
     # Takes no memory for moments.
     "frozen": optax.set_to_zero(),
   }
@@ -148,6 +157,45 @@ def _adamw(config: OptimizerConfig) -> optax.GradientTransformation:
     weight_decay=config.weight_decay,
     mask=_is_matrix,
   )
+
+
+def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Source: Jordan, Muon, 2024; scaled as in Liu et al., 2025."""
+  return contrib.muon(
+    learning_rate_schedule(config),
+    weight_decay=config.weight_decay,
+    weight_decay_mask=_is_matrix,
+    adam_b1=config.b1,
+    adam_b2=config.b2,
+    adam_weight_decay=config.weight_decay,
+    muon_weight_dimension_numbers=_matrix_axes,
+    consistent_rms=_ADAM_RMS,
+  )
+
+
+def _matrix_axes(params: Any) -> Any:
+  """Input and output axes of the kernels in stacks of blocks; None elsewhere.
+
+  The first axis of such a kernel is the layer. Experts have one more in front;
+  the kernels of attention have heads and their width for one axis.
+  """
+
+  def axes(path, leaf):
+    name = jax.tree_util.keystr(path)
+    in_blocks = "stages" in name or "blocks" in name
+    if not in_blocks or "kernel" not in name or "router" in name:
+      return None
+    if leaf.ndim < 3:
+      return None
+    if "experts" in name:
+      return contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+    if leaf.ndim == 3:
+      return contrib.MuonDimensionNumbers(1, 2)
+    if "'out'" in name:
+      return contrib.MuonDimensionNumbers((1, 2), 3)
+    return contrib.MuonDimensionNumbers(1, (2, 3))
+
+  return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def hold_frozen(params: Any, frozen: tuple[str, ...]) -> Any:

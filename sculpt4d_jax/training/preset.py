@@ -22,6 +22,7 @@ from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import parameter_groups
 from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training.tasks import dit as dit_task
+from sculpt4d_jax.training.tasks import pictures as pictures_task
 from sculpt4d_jax.training.tasks import vae as vae_task
 
 
@@ -72,6 +73,7 @@ class RecordsConfig:
 
   Attributes:
     folders: Data sets of launch.prepare_data; none trains on procedural clips.
+    share: Share of a batch's clips that are records; the others are procedural.
     use_features: Whether tokens of the image encoder that were computed once
       are read instead of pictures.
     num_threads: Threads that read and decode, in each process.
@@ -81,11 +83,27 @@ class RecordsConfig:
   """
 
   folders: tuple[str, ...]
+  share: float
   use_features: bool
   num_threads: int
   num_workers: int
   prefetch: int
   example: record_examples.ExampleConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureTraining:
+  """The image encoder's lesson before the DiT's training.
+
+  Attributes:
+    task: Batches and loss.
+    optimizer: Optimizer and number of steps.
+    schedule: Steps at which the run logs, evaluates and saves.
+  """
+
+  task: pictures_task.PictureTaskConfig
+  optimizer: optimizer_lib.OptimizerConfig
+  schedule: schedule_lib.Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +182,7 @@ class Preset:
     data: Procedural clips.
     records: Records of assets.
     vae_training: The autoencoder's training.
+    picture_training: The image encoder's lesson; None without one.
     dit_training: The diffusion transformer's training.
     sampling: Frames, steps and guidance of a sample.
     surface: Way from latents to meshes.
@@ -176,6 +195,7 @@ class Preset:
   data: DataConfig
   records: RecordsConfig
   vae_training: VAETraining
+  picture_training: PictureTraining | None
   dit_training: DiTTraining
   sampling: sampling_lib.SamplingConfig
   surface: pipeline.SurfaceConfig
@@ -208,6 +228,7 @@ def from_config(config: ml_collections.ConfigDict) -> Preset:
       "data": data,
       "records": _records(fields["records"], data),
       "vae_training": _vae_training(fields["vae_training"]),
+      "picture_training": _picture_training(fields["picture_training"]),
       "dit_training": _dit_training(fields["dit_training"]),
       "sampling": _make(
         sampling_lib.SamplingConfig, fields["sampling"], "sampling"
@@ -231,7 +252,7 @@ def _data(fields: dict[str, Any]) -> DataConfig:
 
 def _records(fields: dict[str, Any], data: DataConfig) -> RecordsConfig:
   folders = tuple(x.strip() for x in fields.pop("folders").split(","))
-  own = ("use_features", "num_threads", "num_workers", "prefetch")
+  own = ("share", "use_features", "num_threads", "num_workers", "prefetch")
   options = {name: fields.pop(name) for name in own}
   example = fields | {
     "num_frames": data.num_frames,
@@ -259,6 +280,22 @@ def _vae_training(fields: dict[str, Any]) -> VAETraining:
     ),
     schedule=schedule,
     init_from=init_from,
+  )
+
+
+def _picture_training(fields: dict[str, Any]) -> PictureTraining | None:
+  section = "picture_training"
+  optimizer = fields.pop("optimizer")
+  schedule = schedule_lib.take(fields)
+  task = _make(pictures_task.PictureTaskConfig, fields, section)
+  if not optimizer["num_steps"]:
+    return None
+  return PictureTraining(
+    task=task,
+    optimizer=_make(
+      optimizer_lib.OptimizerConfig, optimizer, f"{section}.optimizer"
+    ),
+    schedule=schedule,
   )
 
 

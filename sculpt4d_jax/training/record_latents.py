@@ -328,4 +328,6 @@ def _plain(config) -> dict:
   fields = dataclasses.asdict(config)
   for name in ("scan_unroll", "remat_policy", "scale_factor"):
     fields.pop(name, None)
+  if fields.get("token_order") == "drawn":  # As before there was a choice.
+    del fields["token_order"]
   return fields

@@ -31,6 +31,7 @@ from sculpt4d_jax.training import latents as latents_lib
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import record_latents
 from sculpt4d_jax.training.tasks import dit as dit_task
+from sculpt4d_jax.training.tasks import pictures as pictures_task
 from sculpt4d_jax.training.tasks import vae as vae_task
 from sculpt4d_jax.weights import model_folders
 
@@ -53,6 +54,11 @@ class Source(Protocol):
   def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
     """Batches for the autoencoder."""
 
+  def pictures(
+    self, task: pictures_task.PictureTaskConfig
+  ) -> batches_lib.Batches:
+    """Batches for the image encoder, where it is taught by itself."""
+
   def encode(
     self,
     vae: shape_vae.ShapeVAE,
@@ -69,23 +75,6 @@ class Source(Protocol):
     """Batches for the DiT, of clips that are encoded."""
 
 
-def open_source(preset: preset_lib.Preset, workdir: paths.PathLike) -> Source:
-  """The source that a preset names.
-
-  Args:
-    preset: A preset.
-    workdir: Of the training; procedural clips are made there.
-
-  Raises:
-    ValueError: The sections `data` and `records` do not fit the records, or
-      seeds overlap.
-    ImportError: Records need packages that are not installed.
-  """
-  if preset.records.folders:
-    return RecordSource(preset)
-  return ProceduralSource(preset, workdir)
-
-
 class ProceduralSource:
   """Clips that are made here, and kept in the working folder."""
 
@@ -99,6 +88,18 @@ class ProceduralSource:
 
   def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
     return store_batches.SurfaceBatches(
+      self._train,
+      self._held_out,
+      batch_size=task.batch_size,
+      num_frames=task.num_frames,
+      num_queries=task.num_queries,
+      seed=task.seed,
+    )
+
+  def pictures(
+    self, task: pictures_task.PictureTaskConfig
+  ) -> batches_lib.Batches:
+    return store_batches.PictureBatches(
       self._train,
       self._held_out,
       batch_size=task.batch_size,
@@ -169,6 +170,18 @@ class RecordSource:
     example = dataclasses.replace(
       self.example,
       contents=("geometry",),
+      num_frames=task.num_frames,
+      consecutive=False,
+      num_samples=task.num_queries,
+    )
+    return self._batches(task, example)
+
+  def pictures(
+    self, task: pictures_task.PictureTaskConfig
+  ) -> batches_lib.Batches:
+    example = dataclasses.replace(
+      self.example,
+      contents=("images", "samples"),
       num_frames=task.num_frames,
       consecutive=False,
       num_samples=task.num_queries,

@@ -10,6 +10,7 @@ from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import loop
+from sculpt4d_jax.training import mixed_source
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import sample_callback
 from sculpt4d_jax.training import sources
@@ -17,8 +18,10 @@ from sculpt4d_jax.training.tasks import presets
 from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import model_folders
 
-STAGES = ("data", "vae", "dit")
+STAGES = ("data", "vae", "pictures", "dit")
 _VAE_FILE = pathlib.PurePath("weights") / "vae.safetensors"
+# What the DiT's training starts from, not what it ends with.
+_TAUGHT_ENCODER = pathlib.PurePath("pictures") / "image_encoder.safetensors"
 
 
 def run(
@@ -43,9 +46,11 @@ def run(
       f"Unknown stages {sorted(unknown)}; choose among {list(STAGES)}."
     )
   presets.check(preset, stages, workdir / _VAE_FILE)
-  source = sources.open_source(preset, workdir)
+  source = mixed_source.open_source(preset, workdir)
   if "vae" in stages:
     train_vae(preset, workdir, source)
+  if "pictures" in stages and preset.picture_training:
+    train_pictures(preset, workdir, source)
   if "dit" in stages:
     train_dit(preset, workdir, source)
 
@@ -91,6 +96,36 @@ def _evaluated(task, trained) -> dict[str, float]:
   return trained.evaluated
 
 
+def train_pictures(
+  preset: preset_lib.Preset,
+  workdir: paths.PathLike,
+  source: sources.Source,
+) -> None:
+  """Teaches the image encoder by itself, and writes its weights."""
+  training = preset.picture_training
+  task = presets.pictures(preset, source.pictures(training.task))
+  sources.check_identity(workdir / "pictures", source)
+  trained = loop.train(
+    task,
+    training.optimizer,
+    workdir / "pictures",
+    mesh=preset.mesh,
+    seed=training.task.seed,
+    schedule=training.schedule,
+  )
+  details = {
+    "steps": training.optimizer.num_steps,
+    "eval": _evaluated(task, trained),
+  }
+  logging.info("Image encoder: %s", details)
+  _save(
+    workdir / _TAUGHT_ENCODER,
+    trained.params["image_encoder"],
+    task.encoder_config,
+    details,
+  )
+
+
 def _save(path, params, model_config, details):
   """Writes weights on the first process; all go on when they are there."""
   if jax.process_index() == 0:
@@ -114,6 +149,10 @@ def train_dit(
   if init_from:
     for name in ("image_encoder", "dit"):
       given[name] = sources.load_module(preset.model, init_from, name)
+  elif (workdir / _TAUGHT_ENCODER).exists():
+    given["image_encoder"] = sources.load_module(
+      preset.model, workdir / _TAUGHT_ENCODER.parent, "image_encoder"
+    )
   learns = options.train_image_encoder
   source.encode(vae, None if learns else given.get("image_encoder"))
   task = presets.dit(

@@ -39,6 +39,7 @@ _FREE_FIELDS = frozenset(
     "temporal_schedule",
     "temporal_anchor_frames",
     "temporal_block_size",
+    "token_order",
     "downsample_ratio",
     "num_latents",
   }

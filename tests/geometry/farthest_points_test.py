@@ -104,3 +104,25 @@ def test_a_surface_of_another_size_is_refused():
       num_uniform=10,
       num_sharp=10,
     )
+
+
+def test_spatial_order_of_a_cube_by_hand():
+  corners = np.array(list(np.ndindex(2, 2, 2)), np.float32)  # x, y, z
+  rows = farthest_points.spatial_order(corners[[6, 1, 4, 3, 0, 7, 2, 5]])
+  # Below before above, then left before right, then back before front.
+  expected = [[x, y, z] for y in (0, 1) for x in (0, 1) for z in (0, 1)]
+  np.testing.assert_array_equal(
+    corners[[6, 1, 4, 3, 0, 7, 2, 5]][rows], expected
+  )
+
+
+@pytest.mark.parametrize("count", [1, 6, 7, 32, 48])
+def test_spatial_order_is_a_permutation_that_forgets_the_order(count):
+  rng = np.random.default_rng(count)
+  points = rng.normal(size=(count, 3)).astype(np.float32)
+  rows = np.asarray(farthest_points.spatial_order(points))
+  assert sorted(rows.tolist()) == list(range(count))
+  shuffled = points[rng.permutation(count)]
+  np.testing.assert_array_equal(
+    shuffled[farthest_points.spatial_order(shuffled)], points[rows]
+  )

@@ -169,3 +169,30 @@ def test_capped_distance_is_exact_below_the_cap():
   exact = mesh_distance.unsigned_distance(mesh, points)
   capped = mesh_distance.unsigned_distance(mesh, points, cap=0.2)
   np.testing.assert_allclose(capped, np.minimum(exact, 0.2), atol=1e-12)
+
+
+def test_a_fin_that_is_thin_between_the_frames_looked_at_is_kept():
+  # A body with a fin that is thick in the first, middle and last of five
+  # frames, and thinner than a cell in the others.
+  body = _CREATE.box([0.8, 0.8, 0.8])
+  fin = _CREATE.box([0.6, 0.6, 1.0])
+  fin.vertices += [0.6, 0, 0]
+  half = np.array([0.12, 0.005, 0.12, 0.005, 0.12])
+  frames = []
+  for scale in half:
+    vertices = np.array(fin.vertices)
+    vertices[:, 2] = np.sign(vertices[:, 2]) * scale + 0.013
+    frames.append(np.concatenate([body.vertices, vertices]))
+  faces = np.concatenate([body.faces, fin.faces + len(body.vertices)])
+  mesh = deforming_mesh.DeformingMesh(np.stack(frames), faces)
+  settings = watertight.WatertightSettings(resolution=32, test_points=2000)
+  rng = np.random.default_rng(0)
+  repair, _ = watertight.plan_repair(mesh, settings, rng)
+  surfaces = [watertight.close(f, repair, settings) for f in mesh.frames()]
+  assert surfaces[1].vertices[:, 0].max() < 0.6  # Lost.
+  more = watertight.add_missing(mesh, repair, surfaces, settings, rng)
+  assert more.sheets[len(body.faces) :].any()
+  mended = [watertight.close(f, more, settings) for f in mesh.frames()]
+  for surface in mended:
+    assert surface.vertices[:, 0].max() > 0.85
+  assert watertight.add_missing(mesh, more, mended, settings, rng) is None

@@ -59,6 +59,18 @@ def get_config():
     )
     stage.optimizer.update(dict(num_steps=4, warmup_steps=1))
   config.vae_training.update(dict(num_frames=2, num_queries=16))
+  config.picture_training.update(
+    dict(
+      batch_size=2,
+      num_frames=2,
+      num_queries=16,
+      eval_clips=1,
+      log_every=1,
+      eval_every=100,
+      save_every=2,
+    )
+  )
+  config.picture_training.optimizer.update(dict(num_steps=2, warmup_steps=1))
   config.dit_training.update(
     dict(
       latent_choices=1,

@@ -27,9 +27,7 @@ TINY = str(conftest.ROOT / "weights" / "tiny")
 def trained(tmp_path_factory):
   """Folder of a finished run of the micro preset."""
   workdir = tmp_path_factory.mktemp("run")
-  run.run(
-    preset_lib.from_config(micro.get_config()), workdir, ["data", "vae", "dit"]
-  )
+  run.run(preset_lib.from_config(micro.get_config()), workdir, list(run.STAGES))
   return workdir
 
 
@@ -78,7 +76,7 @@ def test_a_run_leaves_weights_and_metrics(trained):
     "dit.safetensors",
     "image_encoder.safetensors",
   }
-  for stage in ("vae", "dit"):
+  for stage in ("vae", "pictures", "dit"):
     lines = (trained / stage / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["step"] == 1
     assert list((trained / stage / "tensorboard").iterdir())

@@ -303,3 +303,31 @@ def test_call_refuses_shapes_that_do_not_fit():
     model(temporal_mode="none")(latents, time, context, temporal_mode="full")
   with pytest.raises(ValueError, match="causal"):
     module(latents, time, context, temporal_mode="causal")
+
+
+@pytest.mark.parametrize("block_size", [1, 2])
+def test_known_indices_break_the_symmetry_of_tokens_and_only_that(block_size):
+  plain = model("random", temporal_block_size=block_size)
+  config = small(num_token_indices=8, temporal_block_size=block_size)
+  knowing = dit.DiT(config, rngs=nnx.Rngs(0))
+  for name, value in vars(plain).items():
+    if isinstance(value, (nnx.Module, nnx.List)):
+      setattr(knowing, name, value)
+  latents, time, context = inputs()
+  # Indices start at zero: nothing is different yet.
+  before = run(plain, (latents, time, context)).velocity
+  np.testing.assert_array_equal(
+    run(knowing, (latents, time, context)).velocity, before
+  )
+  # Adding to a token's index is adding to its embedded latent.
+  embedding = plain.latent_embedding
+  kernel = embedding.kernel[...]
+  change = jax.random.normal(jax.random.key(1), (8, 4))
+  knowing.token_indices[...] = change @ kernel
+  np.testing.assert_allclose(
+    run(knowing, (latents, time, context)).velocity,
+    run(plain, (latents + change, time, context)).velocity,
+    atol=1e-4,
+  )
+  with pytest.raises(ValueError, match="8 tokens a frame by their index"):
+    run(knowing, inputs(num_tokens=4))

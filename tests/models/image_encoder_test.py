@@ -160,3 +160,24 @@ def test_wrong_shapes_are_refused(encoder):
 def test_bad_configurations_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
     image_encoder.ImageEncoderConfig(**change)
+
+
+def test_two_level_patches_see_details_and_keep_the_grid():
+  config = image_encoder.ImageEncoderConfig(
+    image_size=12,
+    patch_size=6,
+    stem_patch_size=2,
+    width=8,
+    num_layers=1,
+    num_heads=2,
+  )
+  encoder = image_encoder.ImageEncoder(config, rngs=nnx.Rngs(0))
+  pixels = jax.random.normal(jax.random.key(0), (12, 12, 3))
+  tokens = encoder.embed(pixels)
+  assert tokens.shape == (5, 8)
+  # A pixel of the last patch changes that patch alone.
+  changed = encoder.embed(pixels.at[11, 11].add(1.0))
+  differs = np.abs(changed - tokens).max(-1) > 1e-6
+  assert differs.tolist() == [False, False, False, False, True]
+  with pytest.raises(ValueError, match="stem_patch_size=4 must be 0 or divide"):
+    dataclasses.replace(config, stem_patch_size=4)

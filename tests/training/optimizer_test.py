@@ -1,5 +1,6 @@
 """Schedule, moving average and weight decay."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,3 +52,57 @@ def test_impossible_settings_are_refused():
     _config(decay_fraction=0.0)
   with pytest.raises(ValueError, match="num_steps"):
     _config(num_steps=0)
+
+
+def _kernels():
+  rng = np.random.default_rng(0)
+  shapes = {
+    ("stages", "mlp", "fc1", "kernel"): (2, 4, 8),
+    ("stages", "attention", "query", "kernel"): (2, 4, 2, 3),
+    ("stages", "attention", "out", "kernel"): (2, 2, 3, 4),
+    ("stages", "experts", "fc1", "kernel"): (2, 3, 4, 8),
+    ("stages", "router", "kernel"): (2, 4, 3),
+    ("stages", "mlp", "fc1", "bias"): (2, 8),
+    ("embedding", "kernel"): (5, 4),
+  }
+  tree = {}
+  for path, shape in shapes.items():
+    place = tree
+    for name in path[:-1]:
+      place = place.setdefault(name, {})
+    place[path[-1]] = jnp.array(rng.normal(size=shape), jnp.float32)
+  return tree
+
+
+def test_muon_orthogonalises_the_matrices_of_blocks_alone():
+  grads = _kernels()
+  tx = optimizer.make_optimizer(
+    _config(use_muon=True, warmup_steps=0, weight_decay=0.0, max_grad_norm=1e9)
+  )
+  params = jax.tree.map(jnp.zeros_like, grads)
+  updates, _ = tx.update(grads, tx.init(params), params)
+  blocks = updates["stages"]
+
+  def singular(matrices):
+    return np.linalg.svd(np.asarray(matrices), compute_uv=False)
+
+  for matrices in (
+    blocks["mlp"]["fc1"]["kernel"],
+    blocks["attention"]["query"]["kernel"].reshape(2, 4, 6),
+    blocks["attention"]["out"]["kernel"].reshape(2, 6, 4),
+    blocks["experts"]["fc1"]["kernel"].reshape(6, 4, 8),
+  ):
+    values = singular(matrices)
+    # Five Newton-Schulz iterations bring all singular values near one size.
+    assert values.max() / values.min() < 2.0
+    # The root mean square is near AdamW's.
+    rms = float(np.sqrt(np.mean(np.square(matrices))))
+    assert 0.1 < rms < 0.3
+  # The rest takes Adam's first step, the same size everywhere.
+  for update, grad in (
+    (blocks["router"]["kernel"], grads["stages"]["router"]["kernel"]),
+    (blocks["mlp"]["fc1"]["bias"], grads["stages"]["mlp"]["fc1"]["bias"]),
+    (updates["embedding"]["kernel"], grads["embedding"]["kernel"]),
+  ):
+    np.testing.assert_array_equal(np.sign(update), -np.sign(grad))
+    assert np.ptp(np.abs(update)) < 1e-3

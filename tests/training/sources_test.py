@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.training import mixed_source
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import sources
 from sculpt4d_jax.training.tasks import dit as dit_task
@@ -62,7 +63,7 @@ def test_both_sources_give_the_same_arrays(data, tmp_path):
   found = []
   for name in ("", str(data)):
     config.records.folders = name
-    source = sources.open_source(preset_lib.from_config(config), tmp_path)
+    source = mixed_source.open_source(preset_lib.from_config(config), tmp_path)
     surfaces = source.surfaces(vae_config)
     assert source.encode(vae) > 0
     latents = source.latents(dit_config)
@@ -82,7 +83,7 @@ def test_both_sources_give_the_same_arrays(data, tmp_path):
 def test_features_ask_for_an_encoder_that_does_not_learn(data, tmp_path):
   config = _config(data)
   config.records.use_features = True
-  source = sources.open_source(preset_lib.from_config(config), tmp_path)
+  source = mixed_source.open_source(preset_lib.from_config(config), tmp_path)
   source._names = {"posterior": "abc"}
   task = dit_task.DiTTaskConfig(
     batch_size=2,
@@ -95,16 +96,18 @@ def test_features_ask_for_an_encoder_that_does_not_learn(data, tmp_path):
 
 
 def test_other_records_do_not_go_on_with_a_run(data, tmp_path):
-  source = sources.open_source(preset_lib.from_config(_config(data)), tmp_path)
+  source = mixed_source.open_source(
+    preset_lib.from_config(_config(data)), tmp_path
+  )
   sources.check_identity(tmp_path / "vae", source)
   # The same records elsewhere are the same.
   moved = small_records.make(tmp_path / "moved")
   sources.check_identity(
     tmp_path / "vae",
-    sources.open_source(preset_lib.from_config(_config(moved)), tmp_path),
+    mixed_source.open_source(preset_lib.from_config(_config(moved)), tmp_path),
   )
   more = small_records.make(tmp_path / "more", num_clips=5)
-  both = sources.open_source(
+  both = mixed_source.open_source(
     preset_lib.from_config(_config(data, more)), tmp_path
   )
   with pytest.raises(ValueError, match="have changed.*data.json"):
@@ -113,6 +116,6 @@ def test_other_records_do_not_go_on_with_a_run(data, tmp_path):
 
 def test_missing_records_say_what_to_do(tmp_path):
   with pytest.raises(ValueError, match="prepare_data"):
-    sources.open_source(
+    mixed_source.open_source(
       preset_lib.from_config(_config(tmp_path / "none")), tmp_path
     )

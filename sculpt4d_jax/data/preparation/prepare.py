@@ -196,9 +196,21 @@ def prepare_clip(
     reasons = ["no watertight surface came out in some frame"]
     verdict = Verdict(reasons, measures, watch.seconds)
     return PreparedClip([], verdict, _plain_preview(source, settings, rng))
-  measures |= quality_gate.surface_measures(
+  compared = quality_gate.surface_measures(
     mesh, repair, surfaces, settings.surface, rng
   )
+  if compared["missing"] > settings.limits.max_missing:
+    more = watertight.add_missing(mesh, repair, surfaces, settings.surface, rng)
+    if more is not None:
+      repair = more
+      surfaces = [
+        watertight.close(frame, repair, settings.surface)
+        for frame in mesh.frames()
+      ]
+      compared = quality_gate.surface_measures(
+        mesh, repair, surfaces, settings.surface, rng
+      )
+  measures |= compared
   watch.lap("compare")
   reasons = quality_gate.judge(measures, settings.limits)
   entries, preview = [], []

@@ -11,6 +11,7 @@ A run may be stopped at any time: units that have verdicts are skipped.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 import dataclasses
+import hashlib
 import json
 from typing import Any
 
@@ -42,6 +43,7 @@ class RunSettings:
     seconds: A unit is ended after so long.
     threads: Of a unit's process.
     limits: The most that an asset may ask for.
+    max_units: Units prepared by one call, at most; 0 prepares all.
   """
 
   num_workers: int = 2
@@ -50,6 +52,7 @@ class RunSettings:
   seconds: float = 7200.0
   threads: int = 1
   limits: AssetLimits = asset_files.DEFAULT_LIMITS
+  max_units: int = 0
 
   @property
   def bounds(self) -> dict[str, Any]:
@@ -114,6 +117,24 @@ def plan(
   return outcome.value
 
 
+def in_turns(units: Sequence[Unit]) -> list[Unit]:
+  """Orders units so that any first part of them is balanced.
+
+  Objects take turns, each with its units in an order drawn from their hashes,
+  so that a run that is stopped early has clips of every object.
+  """
+  draw = lambda unit: hashlib.sha256(unit.id.encode()).hexdigest()
+  queues: dict[str, list[Unit]] = {}
+  for unit in sorted(units, key=draw):
+    queues.setdefault(unit.credit.object or unit.content, []).append(unit)
+  turns = [
+    (turn, name, unit)
+    for name, queue in queues.items()
+    for turn, unit in enumerate(queue)
+  ]
+  return [unit for _, _, unit in sorted(turns, key=lambda entry: entry[:2])]
+
+
 def run_locally(
   assets: Sequence[Unit],
   settings: prepare.PreparationSettings,
@@ -138,11 +159,13 @@ def run_locally(
     planned = _in_parallel(
       pool, lambda asset: plan(asset, settings, run, output), assets, "plan"
     )
-    units = [unit for units in planned for unit in units]
+    units = in_turns([unit for units in planned for unit in units])
     new = [u for u in units if not unit_work.verdict_path(output, u).is_file()]
     logging.info(
       "%d units, %d of them done before.", len(units), len(units) - len(new)
     )
+    if run.max_units:
+      new = new[: run.max_units]
     work = lambda unit: unit_work.prepare_isolated(
       unit, settings, run.limits, output, run.bounds
     )

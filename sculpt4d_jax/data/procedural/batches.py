@@ -89,6 +89,37 @@ class SurfaceBatches(_StoreBatches):
     )
 
 
+class PictureBatches(_StoreBatches):
+  """Pictures and distances of single frames, for the image encoder."""
+
+  def __init__(
+    self,
+    train: record_store.RecordStore,
+    held_out: record_store.RecordStore,
+    *,
+    batch_size: int,
+    num_frames: int,
+    num_queries: int,
+    seed: int,
+  ):
+    """Takes `num_queries` samples of `num_frames` frames of each clip."""
+    super().__init__(train, held_out, batch_size, seed)
+    self._sizes = dict(num_frames=num_frames, num_queries=num_queries)
+
+  def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+    return drawing.picture_batch(
+      self._train, self._draw(step), rows=rows, **self._sizes
+    )
+
+  def held_out(self, clip: int) -> Batch:
+    return drawing.picture_batch(
+      self._held_out,
+      _held_out_draw(clip),
+      num_frames=self._held_out.num_frames,
+      num_queries=self._held_out.samples.shape[2],
+    )
+
+
 class LatentBatches(_StoreBatches):
   """Posteriors and pictures, for the DiT."""
 

@@ -12,8 +12,10 @@ import functools
 
 import jax
 import numpy as np
+from scipy import ndimage
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.data.procedural import creatures
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.geometry import signed_distance
 from sculpt4d_jax.rendering import sphere_tracer
@@ -23,6 +25,7 @@ Array = array_types.Array
 # Points deeper than this in every frame are inside another part for good.
 _HIDDEN_DEPTH = 0.02
 _BOX_EDGES = 12
+_VARIED_ELEVATIONS = (-0.2, 0.6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,9 @@ class RecordSizes:
     max_azimuth: Cameras look from azimuths in +- this, radians.
     elevations: Lowest and highest elevation, radians.
     border_ratio: Share of the picture that the object leaves free.
+    variety: Share of clips of other families, seen from further above and
+      below, in other light and with edges as real cut-outs have them; see
+      `solids.make_clip`.
   """
 
   num_uniform: int = 384
@@ -51,6 +57,7 @@ class RecordSizes:
   max_azimuth: float = 0.4
   elevations: tuple[float, float] = (0.0, 0.4)
   border_ratio: float = 0.15
+  variety: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +89,14 @@ def make_record(
   solid = trim(clip.solid)
   surface = _surface(clip, solid, sizes, rng)
   samples = _samples(solid, surface, sizes, rng)
-  view = fit_view(clip, draw_view(rng, sizes), sizes.border_ratio)
+  is_varied = clip.family in creatures.FAMILIES
+  drawn = draw_view(rng, sizes)
+  if is_varied:
+    drawn = _unusual_view(rng, drawn)
+  view = fit_view(clip, drawn, sizes.border_ratio)
   rgba = render_clip(clip, view, sizes.image_size)
+  if is_varied:
+    rgba = _cut_out(rgba, rng)
   alpha = rgba[..., 3:]
   images = np.round(255 * (rgba[..., :3] * alpha + 1 - alpha))
   return Record(
@@ -121,6 +134,40 @@ def draw_view(
       [rng.uniform(-0.7, 0.7), rng.uniform(0.3, 1.0), 0.8], np.float32
     ),
   )
+
+
+def _unusual_view(
+  rng: np.random.Generator, view: sphere_tracer.View
+) -> sphere_tracer.View:
+  """The view from another height, in light from anywhere in front."""
+  light = [rng.uniform(-1.2, 1.2), rng.uniform(-0.6, 1.2), rng.uniform(0.3, 1)]
+  return view._replace(
+    elevation=np.float32(rng.uniform(*_VARIED_ELEVATIONS)),
+    light=np.array(light, np.float32),
+  )
+
+
+def _cut_out(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Edges as matting leaves them: moved by a pixel or less, blurred, fringed.
+
+  Args:
+    rgba: Pictures in [0, 1], [F, S, S, 4].
+    rng: One draw serves the whole clip.
+  """
+  rgba = np.array(rgba)
+  alpha = ndimage.gaussian_filter(
+    rgba[..., 3], (0, *(rng.uniform(0.0, 0.8),) * 2)
+  )
+  shift = rng.uniform(-0.3, 0.3)
+  # Steep enough that nothing is left where there was nothing.
+  steepness = rng.uniform(1.0, 3.0) / (1 - 2 * abs(shift))
+  cut = np.clip((alpha - 0.5 + shift) * steepness + 0.5, 0, 1)
+  # What the object does not cover of its edge shows the old background.
+  fringe = rng.uniform(0.0, 1.0, 3)
+  covered = rgba[..., 3:] / np.maximum(cut[..., None], 1e-3)
+  rgba[..., :3] += (fringe - rgba[..., :3]) * np.clip(1 - covered, 0, 1)
+  rgba[..., 3] = cut
+  return rgba
 
 
 def fit_view(

@@ -127,6 +127,47 @@ def surface_batch(
   }
 
 
+def picture_batch(
+  store: record_store.RecordStore,
+  drawn: Draw,
+  *,
+  num_frames: int,
+  num_queries: int,
+  rows: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+  """Pictures and distance samples of some frames.
+
+  Args:
+    store: Records.
+    drawn: Which clips.
+    num_frames: Frames taken of each clip, at random.
+    num_queries: Distance samples taken of each frame, at random.
+    rows: Clips of the batch that are wanted; None is all.
+
+  Returns:
+    `images` uint8 [B, F', S, S, 3], `samples` float32 [B, F', Q', 4].
+  """
+  wanted = np.arange(len(drawn.clips)) if rows is None else rows
+  drawn_frames = [
+    (
+      drawn.rng.choice(store.num_frames, num_frames, replace=False),
+      drawn.rng.choice(store.samples.shape[2], num_queries, replace=False),
+    )
+    for _ in drawn.clips
+  ]
+  images, samples = [], []
+  for index in map(int, wanted):
+    clip = drawn.clips[index]
+    frames, queries = drawn_frames[index]
+    images.append(store.images[clip][frames])
+    samples.append(store.samples[clip][frames][:, queries])
+  mirrored = drawn.mirrored[wanted]
+  return {
+    "images": mirror_images(np.stack(images), mirrored),
+    "samples": mirror_rows(np.stack(samples).astype(np.float32), mirrored),
+  }
+
+
 def image_batch(store: record_store.RecordStore, drawn: Draw) -> np.ndarray:
   """Pictures of all frames, uint8 [B, F, S, S, 3]."""
   clips = np.stack([store.images[clip] for clip in drawn.clips])

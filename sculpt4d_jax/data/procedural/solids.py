@@ -17,6 +17,7 @@ import dataclasses
 
 import numpy as np
 
+from sculpt4d_jax.data.procedural import creatures
 from sculpt4d_jax.geometry import signed_distance
 
 NUM_CONES = 12
@@ -46,12 +47,16 @@ class SyntheticClip:
     return len(self.solid.smoothness)
 
 
-def make_clip(seed: int, num_frames: int) -> SyntheticClip:
+def make_clip(
+  seed: int, num_frames: int, variety: float = 0.0
+) -> SyntheticClip:
   """Makes the clip of a seed; seeds are independent of each other.
 
   Args:
     seed: Any non-negative number.
     num_frames: Frames F, spread over the clip's one second; at least 1.
+    variety: Share of the clips that are of the families of `creatures`, turned
+      by any angle and in several colours.
 
   Returns:
     The clip.
@@ -61,11 +66,12 @@ def make_clip(seed: int, num_frames: int) -> SyntheticClip:
   """
   if num_frames < 1:
     raise ValueError(f"num_frames={num_frames} must be at least 1.")
+  if is_varied(seed, variety):
+    return _varied_clip(seed, num_frames)
   rng = np.random.default_rng([seed, 0x4D])
   names = sorted(_FAMILIES)
   family = names[rng.integers(len(names))]
-  times = np.arange(num_frames) / max(num_frames, 2)
-  phase = 2 * np.pi * (rng.uniform(0.6, 1.0) * times + rng.uniform())
+  phase = _phase(rng, num_frames)
   body = _Body(num_frames)
   _FAMILIES[family](rng, phase, body)
   return SyntheticClip(
@@ -74,6 +80,32 @@ def make_clip(seed: int, num_frames: int) -> SyntheticClip:
     family=family,
     seed=seed,
   )
+
+
+def is_varied(seed: int, variety: float) -> bool:
+  """Whether a seed's clip is of the families of `creatures`."""
+  draw = np.random.default_rng([seed, 0xC7EA]).uniform()
+  return bool(draw < variety)
+
+
+def _varied_clip(seed: int, num_frames: int) -> SyntheticClip:
+  rng = np.random.default_rng([seed, 0xC7EA, 1])
+  names = sorted(creatures.FAMILIES)
+  family = names[rng.integers(len(names))]
+  body = _Body(num_frames)
+  creatures.FAMILIES[family](rng, _phase(rng, num_frames), body)
+  return SyntheticClip(
+    solid=body.solid(yaw=rng.uniform(-np.pi, np.pi)),
+    colours=creatures.colours(rng, NUM_CONES + NUM_BOXES),
+    family=family,
+    seed=seed,
+  )
+
+
+def _phase(rng: np.random.Generator, num_frames: int) -> np.ndarray:
+  """Angle of the motion in every frame [F], for most of a turn."""
+  times = np.arange(num_frames) / max(num_frames, 2)
+  return 2 * np.pi * (rng.uniform(0.6, 1.0) * times + rng.uniform())
 
 
 class _Body:

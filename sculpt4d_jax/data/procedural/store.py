@@ -2,7 +2,8 @@
 
 A store is a folder with one `.npy` file a field, the clip as first axis, and
 `store.json`, which says what it holds and how many clips are finished. Making
-it may be interrupted at any time and goes on where it stopped.
+it may be interrupted at any time and resumes where it stopped; a finished one
+grows when more clips are asked for.
 
 Clip i of a split is made from the seed `first_seed + i`, so splits whose seeds
 do not overlap share no clip.
@@ -98,6 +99,9 @@ def _open_arrays(folder, kind):
   if status.exists():
     found = json.loads(status.read_text())
     done = found.pop("done")
+    if _is_smaller(found, kind) and done == found["num_clips"]:
+      _grow(folder, kind, done)
+      found = kind
     if found != kind:
       raise ValueError(
         f"{folder} holds records of another kind: found {found}, expected"
@@ -105,7 +109,9 @@ def _open_arrays(folder, kind):
       )
     mode = "r" if done == kind["num_clips"] else "r+"
     return {
-      name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in _FIELDS
+      # A store whose growth was interrupted may have larger arrays.
+      name: np.load(folder / f"{name}.npy", mmap_mode=mode)[: kind["num_clips"]]
+      for name in _FIELDS
     }, done
   arrays = {
     name: np.lib.format.open_memmap(
@@ -118,6 +124,31 @@ def _open_arrays(folder, kind):
   }
   _save_status(folder, kind, 0)
   return arrays, 0
+
+
+def _is_smaller(found: Mapping, kind: Mapping) -> bool:
+  """Whether stores differ in their numbers of clips alone."""
+  same = {**found, "num_clips": kind["num_clips"]} == kind
+  return same and found["num_clips"] < kind["num_clips"]
+
+
+def _grow(folder: pathlib.Path, kind: Mapping, done: int) -> None:
+  """Copies the arrays of a finished store to larger ones."""
+  for name, shape in _shapes(kind).items():
+    path, larger = folder / f"{name}.npy", folder / f"{name}.larger.npy"
+    old = np.load(path, mmap_mode="r")
+    new = np.lib.format.open_memmap(
+      larger, mode="w+", dtype=old.dtype, shape=(kind["num_clips"], *shape)
+    )
+    for clip in range(done):
+      new[clip] = old[clip]
+    new.flush()
+    del old, new
+  # The status last: until then a store of the old size is found, in files of
+  # either size.
+  for name in _FIELDS:
+    (folder / f"{name}.larger.npy").replace(folder / f"{name}.npy")
+  _save_status(folder, kind, done)
 
 
 def _shapes(kind: Mapping) -> dict[str, tuple[int, ...]]:
@@ -139,7 +170,9 @@ def _make_clips(folder, kind, arrays, done, sizes):
     range(done, num_clips), initial=done, total=num_clips, desc="records"
   )
   for index in progress:
-    clip = solids.make_clip(kind["first_seed"] + index, kind["num_frames"])
+    clip = solids.make_clip(
+      kind["first_seed"] + index, kind["num_frames"], sizes.variety
+    )
     record = clip_records.make_record(clip, sizes)
     for name, array in arrays.items():
       array[index] = getattr(record, name)

@@ -3,10 +3,11 @@
 `dataset.json` is made of the verdicts and the shards' tables of contents, and
 can be made again at any time. An asset is on the test side if its hash says
 so: all of its clips are, now and when the data set grows. Assets that are said
-to be the same object (`units.Credit`) go by the hash of its name.
+to be the same object (`units.Credit`) go by the hash of its name. Objects
+may also be put on the test side by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 import hashlib
 import json
@@ -73,12 +74,40 @@ def read_verdicts(folder: paths.PathLike) -> list[dict[str, Any]]:
   return sorted(verdicts, key=lambda v: (v["asset_name"], v["unit"]))
 
 
-def write_index(folder: paths.PathLike, test_fraction: float) -> DatasetIndex:
+def read_held_out(path: paths.PathLike) -> frozenset[str]:
+  """Objects that a file puts on the test side.
+
+  Args:
+    path: A JSON file: {"held_out": [objects of the assets' sources.json]}.
+
+  Raises:
+    ValueError: There is no such file, or it is malformed.
+  """
+  try:
+    names = json.loads(paths.of(path).read_text())["held_out"]
+    if not isinstance(names, list) or not all(
+      isinstance(name, str) and name for name in names
+    ):
+      raise TypeError("held_out is not a list of names")
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path} must be a JSON file with a list of objects, held_out"
+      f" ({type(error).__name__}: {error})."
+    ) from error
+  return frozenset(names)
+
+
+def write_index(
+  folder: paths.PathLike,
+  test_fraction: float,
+  held_out: Collection[str] = (),
+) -> DatasetIndex:
   """Indexes all finished shards.
 
   Args:
     folder: Of the data set.
     test_fraction: Of the assets, for the test side.
+    held_out: Objects that are on the test side whatever their hash.
 
   Raises:
     ValueError: The fraction is not one.
@@ -96,7 +125,8 @@ def write_index(folder: paths.PathLike, test_fraction: float) -> DatasetIndex:
     for clip, content in reader.contents(verdict["shard"]).items():
       asset = content["details"]["asset"]
       same = content["details"].get("object") or asset
-      splits[split_of(same, test_fraction)].append(
+      side = split_of(same, test_fraction)
+      splits["test" if same in held_out else side].append(
         dataclasses.asdict(
           IndexedClip(
             clip,
@@ -112,6 +142,7 @@ def write_index(folder: paths.PathLike, test_fraction: float) -> DatasetIndex:
   document = {
     "version": schema.VERSION,
     "test_fraction": test_fraction,
+    "held_out": sorted(held_out),
     "settings": settings,
     "splits": splits,
   }

@@ -14,7 +14,8 @@ AssetError = asset_files.AssetError
 
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 _MAX_SETS = 4  # Of four joints each.
-_MENDED_SHARE = 0.05  # Vertices whose skin weights may be missing.
+# Vertices of a primitive whose skin weights may be missing: a share and a number.
+_MENDED_SHARE, _MENDED_COUNT = 0.05, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,9 +168,7 @@ def _influences(asset, attributes, positions, name):
   total = weights.sum(1, keepdims=True)
   usable = np.isfinite(total[:, 0]) & (total[:, 0] > 0)
   if not usable.all():
-    joints, weights, total = _mend(
-      positions, joints, weights, usable, name
-    )
+    joints, weights, total = _mend(positions, joints, weights, usable, name)
   weights = weights / np.maximum(total, 1e-12)
   # Joints without weight may be any number.
   return np.where(weights > 0, joints, 0), weights
@@ -183,10 +182,10 @@ def _mend(positions, joints, weights, usable, name):
   """
   num_bad = np.count_nonzero(~usable)
   num_nan = np.count_nonzero(~np.isfinite(weights).all(1))
-  if num_nan > max(_MENDED_SHARE * len(usable), 1):
+  if num_nan > max(_MENDED_SHARE * len(usable), _MENDED_COUNT):
     raise AssetError(
       f"{name}: skin weights of {num_nan:,} of {len(usable):,} vertices are"
-      " not finite; up to one in twenty is mended."
+      f" not finite; {_MENDED_COUNT}, or one in twenty, are mended."
     )
   if num_nan:
     logging.warning(

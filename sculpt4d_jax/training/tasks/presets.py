@@ -15,6 +15,7 @@ from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import schedule as schedule_lib
 from sculpt4d_jax.training.tasks import dit as dit_task
+from sculpt4d_jax.training.tasks import pictures as pictures_task
 from sculpt4d_jax.training.tasks import vae as vae_task
 from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import model_folders
@@ -73,6 +74,24 @@ def dit(
   )
 
 
+def pictures(
+  preset: preset_lib.Preset,
+  batches: batches_lib.Batches | None = None,
+) -> pictures_task.PictureTask:
+  """The image encoder's lesson before the DiT's training.
+
+  Args:
+    preset: A preset that has one.
+    batches: None for shapes alone.
+  """
+  options = preset.picture_training.task
+  return pictures_task.PictureTask(
+    options,
+    preset.model.image_encoder,
+    batches or _Sizes(options.num_frames),
+  )
+
+
 def check(
   preset: preset_lib.Preset,
   stages: Sequence[str],
@@ -82,7 +101,7 @@ def check(
 
   Args:
     preset: A preset.
-    stages: "vae", "dit" or both; others need no check.
+    stages: Some of "vae", "pictures", "dit"; others need no check.
     vae_file: Where the trained autoencoder is, or will be.
 
   Raises:
@@ -99,6 +118,10 @@ def check(
     _check_best(training.schedule, {"eval": training.task.eval_clips})
     if training.init_from:
       _check_weights(preset, training.init_from, ["vae"])
+  if "pictures" in stages and preset.picture_training:
+    training = preset.picture_training
+    pictures(preset).check_mesh(mesh, training.optimizer.accumulation_steps)
+    _check_best(training.schedule, {"eval": training.task.eval_clips})
   if "dit" in stages:
     training = preset.dit_training
     dit(preset).check_mesh(mesh, training.optimizer.accumulation_steps)

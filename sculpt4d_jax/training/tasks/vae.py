@@ -210,6 +210,10 @@ def select_clip_rows(
       num_sharp=surface.shape[1] - num_uniform,
       downsample_ratio=config.downsample_ratio,
     )
-    return surface[:, inputs], surface[:, queries]
+    queries = surface[:, queries]
+    if config.token_order == "spatial":
+      order = farthest_points.spatial_order(queries[..., :3].mean(0))
+      queries = queries[:, order]
+    return surface[:, inputs], queries
 
   return jax.vmap(of_clip)(jax.random.split(key, len(surface)), surface)

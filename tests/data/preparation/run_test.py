@@ -289,3 +289,19 @@ def test_beam_does_the_same_work(data_set, tmp_path):
     assert (again / "shards" / name).read_bytes() == (
       output / "shards" / name
     ).read_bytes()
+
+
+def test_objects_take_turns():
+  def unit(name, content, first):
+    credit = asset_units.Credit(object=name)
+    return asset_units.Unit(name, content, content, first, 1, credit)
+
+  units = [unit("fish", f"fish {i % 3}", i) for i in range(9)]
+  units += [unit("fox", "fox", i) for i in range(2)]
+  units += [unit("", "alone", 0)]
+  ordered = preparation_run.in_turns(units)
+  assert sorted(u.id for u in ordered) == sorted(u.id for u in units)
+  names = [u.name for u in ordered]
+  assert sorted(names[:3]) == ["", "fish", "fox"]
+  assert sorted(names[3:5]) == ["fish", "fox"]
+  assert preparation_run.in_turns(units[::-1]) == ordered

@@ -1,0 +1,129 @@
+r"""A model for two CPU cores that is trained for hours, on clips and records.
+
+  python -m launch.train --config=configs/small.py --workdir=runs/small \
+    --config.records.folders=data/characters
+
+Against `tiny`: 16 frames; pictures of 96 pixels, whose patches are embedded in
+two levels; a wider image encoder, which first learns to read the field off
+pictures; a wider and deeper transformer; tokens in a spatial order that the
+transformer knows; Muon. Objects are turned until the camera stands in front of
+them, as records of assets are: how far to the side a camera stands cannot be
+seen in a picture. A third of the clips are records, a third of the procedural
+ones have thin limbs, wings, tails and fins. The autoencoder starts from tiny's.
+
+Hardware: two CPU cores. docs/training.md says what was tried, and
+weights/small/README.md how far the shipped weights have come.
+"""
+
+import ml_collections
+
+from sculpt4d_jax.configs import tiny
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The small model."""
+  config = tiny.get_config()
+  config.name = "small"
+  config.weights = ""  # None are shipped yet.
+  config.model.vae.token_order = "spatial"
+  config.model.image_encoder.update(
+    dict(
+      image_size=96,
+      patch_size=12,
+      stem_patch_size=4,
+      width=128,
+      num_layers=4,
+      num_heads=4,
+      scan_unroll=4,
+    )
+  )
+  config.model.dit.update(
+    dict(
+      depth=7,
+      width=128,
+      num_heads=4,
+      context_width=128,
+      num_token_indices=32,
+      num_moe_blocks=2,
+      num_experts=4,
+      scan_unroll=7,
+    )
+  )
+  config.data.update(
+    dict(
+      num_clips=384,
+      num_held_out=24,
+      num_frames=16,
+      num_uniform=384,
+      num_sharp=128,
+      num_near=768,
+      num_volume=768,
+      image_size=96,
+      max_azimuth=0.0,
+      variety=0.3,
+    )
+  )
+  config.records.update(
+    dict(
+      share=0.33,
+      num_parts=1,
+      turn_to_camera=True,
+      max_elevation=0.6,
+      num_threads=1,
+    )
+  )
+  config.vae_training.update(dict(init_from="weights/tiny", batch_size=12))
+  config.vae_training.optimizer.update(
+    dict(
+      learning_rate=1e-3,
+      num_steps=600,
+      warmup_steps=30,
+      use_muon=True,
+      decay_fraction=0.5,
+      ema_decay=0.99,
+    )
+  )
+  config.picture_training.update(
+    dict(
+      batch_size=24,
+      num_frames=2,
+      num_queries=96,
+      eval_clips=16,
+      eval_every=500,
+      save_every=100,
+    )
+  )
+  config.picture_training.optimizer.update(
+    dict(
+      learning_rate=2e-3,
+      num_steps=1000,
+      warmup_steps=50,
+      epsilon=1e-8,
+      use_muon=True,
+      decay_fraction=0.3,
+      ema_decay=0.99,
+    )
+  )
+  config.dit_training.update(
+    dict(
+      batch_size=6,
+      latent_choices=1,
+      context_field_weight=0.5,
+      temporal_dropout=0.15,
+      eval_clips=16,
+      eval_every=500,
+      save_every=100,
+    )
+  )
+  config.dit_training.optimizer.update(
+    dict(
+      learning_rate=1e-3,
+      num_steps=60_000,
+      warmup_steps=100,
+      use_muon=True,
+      decay_fraction=0.4,
+      ema_decay=0.999,
+    )
+  )
+  config.sampling.update(dict(num_frames=16, guidance_scale=2.0))
+  return config
