@@ -1,6 +1,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -106,9 +107,13 @@ def test_a_surface_of_another_size_is_refused():
     )
 
 
+def _spatial_order(points):
+  return np.asarray(farthest_points.spatial_order(jnp.asarray(points)))
+
+
 def test_spatial_order_of_a_cube_by_hand():
   corners = np.array(list(np.ndindex(2, 2, 2)), np.float32)  # x, y, z
-  rows = farthest_points.spatial_order(corners[[6, 1, 4, 3, 0, 7, 2, 5]])
+  rows = _spatial_order(corners[[6, 1, 4, 3, 0, 7, 2, 5]])
   # Below before above, then left before right, then back before front.
   expected = [[x, y, z] for y in (0, 1) for x in (0, 1) for z in (0, 1)]
   np.testing.assert_array_equal(
@@ -120,9 +125,9 @@ def test_spatial_order_of_a_cube_by_hand():
 def test_spatial_order_is_a_permutation_that_forgets_the_order(count):
   rng = np.random.default_rng(count)
   points = rng.normal(size=(count, 3)).astype(np.float32)
-  rows = np.asarray(farthest_points.spatial_order(points))
+  rows = _spatial_order(points)
   assert sorted(rows.tolist()) == list(range(count))
   shuffled = points[rng.permutation(count)]
   np.testing.assert_array_equal(
-    shuffled[farthest_points.spatial_order(shuffled)], points[rows]
+    shuffled[_spatial_order(shuffled)], points[rows]
   )
