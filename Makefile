@@ -22,7 +22,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo docs lint format test test-slow test-sweep test-long clean
+.PHONY: help venv demo docs check-gpu lint format test test-slow test-sweep test-long clean
 
 help: ## Show this list.
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' \
@@ -35,6 +35,9 @@ demo: $(VENV)/.programs ## Turn the shipped clip into a mesh sequence.
 	  --output=$(DEMO_OUTPUT)
 	@echo
 	@echo "Done. Open $(DEMO_OUTPUT)/viewer.html in a browser."
+
+check-gpu: $(VENV)/.programs ## Check a GPU in ten minutes; see launch/check_gpu.sh.
+	PYTHON=$(BIN)/python launch/check_gpu.sh $(CHECK_GPU_FLAGS)
 
 lint: $(VENV)/.tests ## Check form: formatter and linter, nothing is changed.
 	$(BIN)/ruff format --check .
