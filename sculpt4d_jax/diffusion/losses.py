@@ -22,6 +22,14 @@ def squared_error_per_clip(
   return jnp.square(error).mean(axis=tuple(range(1, error.ndim)))
 
 
+def squared_error_per_frame(
+  prediction: Float[Array, "B F *shape"], target: Float[Array, "B F *shape"]
+) -> Float[Array, "B F"]:
+  """Mean squared error of each frame, over tokens and channels."""
+  flat = [x.reshape(-1, *x.shape[2:]) for x in (prediction, target)]
+  return squared_error_per_clip(*flat).reshape(prediction.shape[:2])
+
+
 def squared_error(
   prediction: Float[Array, " B *shape"], target: Float[Array, " B *shape"]
 ) -> Float[Array, ""]:

@@ -19,10 +19,10 @@ Float = array_types.Float
 def interpolate(
   noise: Float[Array, " B *shape"],
   data: Float[Array, " B *shape"],
-  time: Float[Array, " B"],
+  time: Float[Array, " B"] | Float[Array, "B F"],
 ) -> Float[Array, " B *shape"]:
-  """x_t at each clip's time."""
-  t = _expand(time, data.ndim)
+  """x_t at the time of each clip, or of each of its frames."""
+  t = _expand(time, data.shape)
   return t * data + (1 - t) * noise
 
 
@@ -39,10 +39,13 @@ def predict_data(
   time: Float[Array, " B"],
 ) -> Float[Array, " B *shape"]:
   """Where the path through x at `time` with this velocity ends, at t = 1."""
-  return x + (1 - _expand(time, x.ndim)) * velocity
+  return x + (1 - _expand(time, x.shape)) * velocity
 
 
-def _expand(time: Array, ndim: int) -> Array:
-  if time.ndim != 1:
-    raise ValueError(f"time must be [B], one number a clip, came {time.shape}.")
-  return time.reshape(time.shape + (1,) * (ndim - 1))
+def _expand(time: Array, shape: tuple[int, ...]) -> Array:
+  if time.ndim not in (1, 2) or time.shape != shape[: time.ndim]:
+    raise ValueError(
+      "time must be [B], one number a clip, or [B, F], one a frame, of data"
+      f" {shape}; came {time.shape}."
+    )
+  return time.reshape(time.shape + (1,) * (len(shape) - time.ndim))

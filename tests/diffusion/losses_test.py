@@ -24,3 +24,18 @@ def test_half_precision_is_averaged_in_float32():
 def test_shapes_must_agree():
   with pytest.raises(ValueError, match="shapes must be equal"):
     losses.squared_error(jnp.zeros((2, 3)), jnp.zeros((2, 1)))
+
+
+def test_errors_of_frames_average_to_the_clip():
+  normal = np.random.default_rng(0).normal(size=(2, 2, 3, 4, 5))
+  prediction, target = jnp.asarray(normal, jnp.float32)
+  frames = losses.squared_error_per_frame(prediction, target)
+  assert frames.shape == (2, 3)
+  np.testing.assert_allclose(
+    frames.mean(1), losses.squared_error_per_clip(prediction, target), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    frames[1, 2],
+    np.square(prediction[1, 2] - target[1, 2]).mean(),
+    rtol=1e-5,
+  )

@@ -41,3 +41,15 @@ def test_time_must_be_a_vector():
   noise, data = endpoints()
   with pytest.raises(ValueError, match="time must be"):
     paths.interpolate(noise, data, jnp.array(0.5))
+
+
+def test_frames_may_have_their_own_times():
+  noise, data = endpoints()
+  time = jnp.array([[0.0, 1.0, 0.5, 0.25]] * 3)
+  x = paths.interpolate(noise, data, time)
+  np.testing.assert_array_equal(x[:, 0], noise[:, 0])
+  np.testing.assert_array_equal(x[:, 1], data[:, 1])
+  equal = paths.interpolate(noise, data, jnp.full((3, 4), 0.3))
+  np.testing.assert_array_equal(
+    equal, paths.interpolate(noise, data, jnp.full((3,), 0.3))
+  )

@@ -1,0 +1,103 @@
+"""Training times of single frames, so that a model can be given known frames.
+
+Of the clips of a batch some have one time for all frames, as in training
+without this; some have a few known frames, near time 1 and left out of the
+loss; and some have an independent time for every frame.
+
+Known frames come from a little below time 1: sampled frames, which the model
+will be given, are not exactly data either.
+
+Source: Chen et al., Diffusion Forcing, 2024.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax.diffusion import time_sampling
+
+Array = array_types.Array
+Bool = array_types.Bool
+Float = array_types.Float
+PRNGKey = array_types.PRNGKey
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameTimesConfig:
+  """Shares of the clips; see the module's docstring.
+
+  Attributes:
+    known: Share of clips with 1 to F/2 known frames: half of them the first
+      ones, half anywhere.
+    independent: Share of clips whose frames have independent times.
+    clean_from: Known frames have times in [clean_from, 1].
+  """
+
+  known: float = 0.0
+  independent: float = 0.0
+  clean_from: float = 0.9
+
+  def __post_init__(self):
+    shares = self.known, self.independent
+    if min(shares) < 0 or sum(shares) > 1:
+      raise ValueError(
+        f"frame_times.known={self.known} and .independent={self.independent}"
+        " must be shares of the clips: not negative, at most 1 together."
+      )
+    if not 0 < self.clean_from <= 1:
+      raise ValueError(
+        f"frame_times.clean_from={self.clean_from} must lie in (0, 1]."
+      )
+
+  @property
+  def is_on(self) -> bool:
+    return self.known + self.independent > 0
+
+
+class FrameTimes(NamedTuple):
+  """Times [B, F], and whether a frame counts in the loss, bool [B, F]."""
+
+  time: Array
+  is_learned: Array
+
+
+def draw(
+  key: PRNGKey,
+  time: Float[Array, " B"],
+  num_frames: int,
+  config: FrameTimesConfig,
+  sampler: time_sampling.TimeSampler = time_sampling.uniform,
+) -> FrameTimes:
+  """Draws the times of all frames.
+
+  Args:
+    key: Randomness.
+    time: Time of each clip, for the frames that have no other.
+    num_frames: F. A clip of one frame has no known frame.
+    config: Shares.
+    sampler: Where independent times come from.
+  """
+  num_clips = len(time)
+  shape = num_clips, num_frames
+  kind_key, count_key, order_key, clean_key, own_key = jax.random.split(key, 5)
+  kind = jax.random.uniform(kind_key, (num_clips, 1))
+  has_known = (kind < config.known) & (num_frames > 1)
+  is_prefix = kind < config.known / 2
+  count = jax.random.randint(
+    count_key, (num_clips, 1), 1, max(num_frames // 2, 1) + 1
+  )
+  rank = jnp.broadcast_to(jnp.arange(num_frames), shape)
+  order = jnp.argsort(jax.random.uniform(order_key, shape), -1)
+  is_known = has_known & (jnp.where(is_prefix, rank, order) < count)
+  own = sampler(own_key, num_clips * num_frames).reshape(shape)
+  is_independent = (kind >= config.known) & (
+    kind < config.known + config.independent
+  )
+  times = jnp.where(is_independent, own, time[:, None])
+  near_data = jax.random.uniform(
+    clean_key, shape, minval=config.clean_from, maxval=1.0
+  )
+  return FrameTimes(jnp.where(is_known, near_data, times), ~is_known)

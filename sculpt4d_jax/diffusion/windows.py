@@ -1,0 +1,117 @@
+"""Windows of a long clip: where they lie, and velocities averaged over them.
+
+A model that was trained on W frames is asked about W frames at a time, with
+positions 0 to W - 1, whatever the clip's length. Windows overlap, so that one
+window's frames fit the next one's.
+
+Source of the averaged velocity: Bar-Tal et al., MultiDiffusion, 2023.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from sculpt4d_jax import array_types
+
+Array = array_types.Array
+Float = array_types.Float
+
+KINDS = ("sequential", "averaged")
+
+# (x [B, W, ...], time [B] or [B, W], context) -> velocity like x.
+_WithContext = Callable[[Array, Array, Any], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+  """How a long clip is cut.
+
+  Attributes:
+    size: Frames of a window, W; best the number that the model was trained on.
+    overlap: Frames that a window shares with the one before.
+    kind: "sequential" makes one window after the other, whose overlap is known
+      from the one before: the memory of one window, and no end is needed.
+      "averaged" denoises the whole clip at once, and averages the velocities of
+      a frame over its windows: the smoothest seams.
+  """
+
+  size: int
+  overlap: int
+  kind: str = "sequential"
+
+  def __post_init__(self):
+    if self.size < 2:
+      raise ValueError(f"window={self.size} must be at least 2 frames.")
+    if not 0 <= self.overlap < self.size:
+      raise ValueError(
+        f"overlap={self.overlap} must be at least 0 and less than the window's"
+        f" {self.size} frames."
+      )
+    if self.kind not in KINDS:
+      raise ValueError(f"windows={self.kind!r}: choose one of {KINDS}.")
+
+  @property
+  def stride(self) -> int:
+    """Frames between the starts of two windows."""
+    return self.size - self.overlap
+
+  def starts(self, num_frames: int) -> list[int]:
+    """First frame of every window; the last one ends with the clip.
+
+    A clip of no more than `size` frames is one window.
+    """
+    last = max(num_frames - self.size, 0)
+    return [*range(0, last, self.stride), last]
+
+
+def averaged(
+  velocity: _WithContext,
+  context: Any,
+  windows: Windows,
+  frame_axis: Callable[[Array], int],
+) -> Callable[[Array, Array], Array]:
+  """The velocity of a whole clip, averaged over windows.
+
+  Windows are computed one after the other: activations are those of one. A
+  window counts more in its middle than at its ends.
+
+  Args:
+    velocity: Velocity of one window.
+    context: Tree of arrays with all frames.
+    windows: Where they lie.
+    frame_axis: Array of the context -> the axis of its frames.
+  """
+
+  def run(x: Array, time: Array) -> Array:
+    num_frames = x.shape[1]
+    size = min(windows.size, num_frames)
+    starts = windows.starts(num_frames)
+    ramp = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1))
+    total = np.zeros(num_frames)
+    for start in starts:
+      total[start : start + size] += ramp
+    ramp = _over(jnp.asarray(ramp, jnp.float32), x.ndim)
+
+    def add(sum_, start):
+      cut = lambda y, axis: lax.dynamic_slice_in_dim(y, start, size, axis)
+      own_time = cut(time, 1) if time.ndim == 2 else time
+      own_context = jax.tree.map(lambda y: cut(y, frame_axis(y)), context)
+      answer = velocity(cut(x, 1), own_time, own_context)
+      part = cut(sum_, 1) + ramp * answer.astype(jnp.float32)
+      return lax.dynamic_update_slice_in_dim(sum_, part, start, 1), None
+
+    sum_ = jnp.zeros(x.shape, jnp.float32)
+    sum_, _ = lax.scan(add, sum_, jnp.asarray(starts))
+    return sum_ / _over(jnp.asarray(total, jnp.float32), x.ndim)
+
+  return run
+
+
+def _over(weights: Float[Array, " F"], ndim: int) -> Array:
+  """Weights of frames, to multiply arrays [B, F, ...] with."""
+  return weights.reshape((1, -1) + (1,) * (ndim - 2))
