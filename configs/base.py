@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.vae_training = _vae_training()
   config.picture_training = _picture_training()
   config.dit_training = _dit_training()
+  config.distillation = _distillation()
   config.sampling = _sampling()
   config.surface = _surface()
   return config
@@ -92,6 +93,7 @@ def _dit() -> ml_collections.ConfigDict:
       temporal_anchor_frames=(0,),  # Seen by every query.
       temporal_rope_theta=10000.0,
       router_aux_loss_weight=0.01,
+      step_embedding=False,  # True in models of few steps.
       dtype="bfloat16",
       scan_unroll=1,
       remat_policy="full",
@@ -252,6 +254,7 @@ def _dit_training() -> ml_collections.ConfigDict:
       # Share of clips whose frames are denoised one by one in training.
       temporal_dropout=0.0,
       time_sampling="uniform",  # Or "logit_normal".
+      frame_times=_frame_times(),
       train_image_encoder=False,  # True where no pretrained one exists.
       # Weight of reading the field off an untrained encoder's tokens, points a
       # frame that it is read at, and its band; see `DiTTaskConfig`.
@@ -269,6 +272,25 @@ def _dit_training() -> ml_collections.ConfigDict:
   )
 
 
+def _distillation() -> ml_collections.ConfigDict:
+  """Few steps by training; see `training/tasks/distillation.py`."""
+  return ml_collections.ConfigDict(
+    dict(
+      optimizer=_optimizer(1e-5, 5_000),
+      batch_size=32,  # Clips.
+      guidance_scale=5.0,  # Of the teacher; the student needs none.
+      shortcut_share=0.25,  # Of the clips; they teach long steps.
+      shortcut_start=0.2,  # Of the steps, before which they do not count.
+      time_sampling="uniform",
+      lora=_lora(),
+      seed=0,
+      init_from="",  # Folder of the teacher's weights.
+      eval_clips=32,
+      **_schedule("eval/guidance_loss"),
+    )
+  )
+
+
 def _schedule(best_metric) -> dict:
   """When a stage logs, evaluates and saves; see `training/schedule.py`."""
   return dict(
@@ -281,6 +303,20 @@ def _schedule(best_metric) -> dict:
     export="last",  # Or "best": the weights that are written at the end.
     profile=(),  # First step and number of steps to trace, as (100, 5).
     hang_seconds=1800.0,  # A longer step ends the run with code 75; 0 never.
+  )
+
+
+def _frame_times() -> ml_collections.ConfigDict:
+  """Times of single frames in training; see `diffusion/frame_times.py`.
+
+  0.25 and 0.25 make a model that takes known frames as they are.
+  """
+  return ml_collections.ConfigDict(
+    dict(
+      known=0.0,  # Share of clips with known frames, left out of the loss.
+      independent=0.0,  # Share of clips with a time for every frame.
+      clean_from=0.9,  # Known frames have times from here to 1.
+    )
   )
 
 
@@ -321,6 +357,9 @@ def _sampling() -> ml_collections.ConfigDict:
       guidance_scale=5.0,  # 1 turns guidance off.
       guidance_interval=(0.0, 1.0),  # Guided times; 0 noise, 1 data.
       keep_difference=1,  # Calls that a guidance difference serves.
+      # How known frames enter: "path", noised as the others, or "clean", for
+      # weights trained with dit_training.frame_times.
+      known="path",
       # Above 1: steps long near the noise, short near the data. Others' "shift
       # 3", more steps at high noise, is 1/3 here.
       timestep_shift=1.0,
@@ -333,6 +372,9 @@ def _sampling() -> ml_collections.ConfigDict:
       guidance_in_turns=False,
       cache_context=True,
       offload=False,
+      frames_at_a_time=0,  # Of layers within a frame; 0 takes all.
+      weights="stored",  # Or "int8": half the transformer's, and a small error.
+      memory="as_set",  # "auto" chooses the savings that the device needs.
     )
   )
 

@@ -51,7 +51,8 @@ _SLICES = flags.DEFINE_integer(
 _WHAT = flags.DEFINE_list(
   "what",
   ["train", "sample"],
-  "What to compile, of train, sample and train_vae (the autoencoder's).",
+  "What to compile, of train, sample, train_vae (the autoencoder's) and"
+  " distill (of configs/distilled.py).",
 )
 _MAX_GB = flags.DEFINE_float(
   "max_gb",
@@ -71,6 +72,7 @@ def main(argv):
     "train": shapes.dit_training_step,
     "sample": shapes.sampler,
     "train_vae": shapes.vae_training_step,
+    "distill": shapes.distillation_step,
   }
   unknown = set(_WHAT.value) - set(makers)
   if unknown:

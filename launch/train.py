@@ -55,7 +55,8 @@ _WORKDIR = flags.DEFINE_string(
 _STAGES = flags.DEFINE_list(
   "stages",
   list(stages.STAGES),
-  "Stages to run, of data, vae, pictures and dit.",
+  "Stages to run, of data, vae, pictures and dit; or distill by itself, which"
+  " makes a model of few steps from config.distillation.init_from.",
 )
 
 

@@ -20,20 +20,21 @@ each other are neighbours; the output undoes it.
 Source: Sculpt4D; Hunyuan3D 2.1 (`HunYuanDiTPlain`).
 """
 
+import functools
 import itertools
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import layers
+from sculpt4d_jax.models import time_embedding
+from sculpt4d_jax.models import token_layout
 from sculpt4d_jax.models import u_shape
 from sculpt4d_jax.models.moe import layer as moe
 
@@ -74,29 +75,6 @@ class BlockOutput(NamedTuple):
   x: Array
   aux_loss: Array | None
   router_load: Array | None
-
-
-def time_features(time: Float[Array, " B"], width: int) -> Float[Array, "B D"]:
-  """Sines, then cosines, of time * 10000^(-2i / width).
-
-  Time runs from 0 to 1 and is not scaled to a thousand steps.
-  """
-  half = width // 2
-  exponents = jnp.arange(half, dtype=jnp.float32) / half
-  frequencies = jnp.exp(-math.log(10000.0) * exponents)
-  angles = time.astype(jnp.float32)[:, None] * frequencies
-  return jnp.concatenate((jnp.sin(angles), jnp.cos(angles)), axis=-1)
-
-
-class TimeEmbedding(nnx.Module):
-  """The time token: an MLP on sines and cosines of time."""
-
-  def __init__(self, width: int, **kwargs: Any):
-    self.width = width
-    self.mlp = layers.MLP(width, 4 * width, **kwargs)
-
-  def __call__(self, time: Float[Array, " B"]) -> Float[Array, "B D"]:
-    return self.mlp(time_features(time, self.width))
 
 
 def temporal_layers(
@@ -179,11 +157,17 @@ class Block(nnx.Module):
     temporal_mode: str,
     token_order: str = "natural",
     temporal_weight: Float[Array, " B"] | None = None,
+    frames_at_a_time: int = 0,
   ) -> BlockOutput:
+    by_frames = functools.partial(token_layout.by_frames, frames_at_a_time)
     if self.kind.has_skip:
-      x = self.fuse_skip(x, skip)
-    x = x + self.spatial_attention(self.norm_spatial(x))
-    x = x + self.cross_attention(self.norm_cross(x), context)
+      x = by_frames(self.fuse_skip, x, skip)
+    x = by_frames(lambda x: x + self.spatial_attention(self.norm_spatial(x)), x)
+    x = by_frames(
+      lambda x, context: x + self.cross_attention(self.norm_cross(x), context),
+      x,
+      context,
+    )
     if temporal_mode != "none":
       update = self.temporal_attention(
         self.norm_temporal(x[:, :, 1:]),
@@ -195,10 +179,14 @@ class Block(nnx.Module):
         update = update * weight[:, None, None, None]
       # Adding a padded update fuses; writing a slice of x would copy it.
       x = x + jnp.pad(update, ((0, 0), (0, 0), (1, 0), (0, 0)))
-    if self.kind.is_moe:
-      y, aux_loss, load = self.moe(self.norm_mlp(x))
-      return BlockOutput(x + y, aux_loss, load)
-    return BlockOutput(x + self.mlp(self.norm_mlp(x)), None, None)
+    if not self.kind.is_moe:
+      x = by_frames(lambda x: x + self.mlp(self.norm_mlp(x)), x)
+      return BlockOutput(x, None, None)
+    if frames_at_a_time:  # For sampling, which wants no figures.
+      x = by_frames(lambda x: x + self.moe(self.norm_mlp(x)).y, x)
+      return BlockOutput(x, jnp.zeros(()), jnp.zeros(self.moe.num_experts))
+    y, aux_loss, load = self.moe(self.norm_mlp(x))
+    return BlockOutput(x + y, aux_loss, load)
 
 
 class DiT(nnx.Module):
@@ -221,7 +209,7 @@ class DiT(nnx.Module):
         jnp.zeros((config.num_token_indices, width), config.param_dtype),
         logical_axes=(None, "embed"),
       )
-    self.time_embedding = TimeEmbedding(width, **kwargs)
+    self.time_embedding = time_embedding.TimeEmbedding(width, **kwargs)
     self.stages = nnx.List(
       [
         layers.stack_layers(
@@ -236,48 +224,66 @@ class DiT(nnx.Module):
     self.final_linear = layers.Linear(
       width, channels, kernel_axes=("embed", "latent"), **kwargs
     )
+    if config.step_embedding:
+      self.step_embedding = time_embedding.StepEmbedding(width, **kwargs)
 
   def __call__(
     self,
     latents: Float[Array, "B F N C"],
-    time: Float[Array, " B"],
+    time: Float[Array, " B"] | Float[Array, "B F"],
     context: Float[Array, "B F I W"] | ContextKeyValues,
     *,
     temporal_mode: str | None = None,
     temporal_weight: Float[Array, " B"] | None = None,
+    step: Float[Array, " B"] | None = None,
+    frames_at_a_time: int = 0,
+    inference: bool = False,
   ) -> DiTOutput:
     """Predicts the velocity.
 
     Args:
       latents: Noisy latents of all frames.
-      time: Flow time of each clip, 0 noise and 1 data.
+      time: Flow time of each clip, or of each frame, 0 noise and 1 data.
       context: Image tokens of each frame, or what `encode_context` made of
         them; zeros for the unconditional branch.
       temporal_mode: In place of the configuration's.
       temporal_weight: Factor on what temporal attention adds, for each clip; 0
         denoises its frames one by one. None is 1.
+      step: Length of the step that each clip's velocity is for, of a model with
+        a step embedding; None is 0, the velocity of the flow.
+      frames_at_a_time: Frames that layers within a frame work on at a time, to
+        save memory in sampling; 0 takes all. The router's figures are then left
+        out.
+      inference: Whether no gradient will be asked for, which saves memory.
 
     Raises:
       ValueError: Shapes that do not fit each other or the configuration.
     """
     mode = self._temporal_mode(temporal_mode)
     self._check_inputs(latents, time, context)
-    order = _block_order(self.config, mode, *latents.shape[1:3])
-    x = self.embed(_reorder(latents, order), time, order)
+    order = token_layout.block_order(self.config, mode, *latents.shape[1:3])
+    x = self.embed(token_layout.reorder(latents, order), time, order, step)
     token_order = "natural" if order is None else "bit_reversed"
     x, aux_losses, load = self._run_stages(
-      x, context, mode, token_order, temporal_weight
+      x,
+      context,
+      mode,
+      token_order,
+      temporal_weight,
+      frames_at_a_time,
+      inference,
     )
     velocity = self.final_linear(self.final_norm(x)[:, :, 1:])
     # A bit reversal is its own inverse.
-    velocity = _reorder(velocity, order).astype(latents.dtype)
+    velocity = token_layout.reorder(velocity, order).astype(latents.dtype)
     return DiTOutput(velocity, aux_losses, load)
 
   def embed(
     self,
     latents: Float[Array, "B F N C"],
-    time: Float[Array, " B"],
+    time: Float[Array, " B"] | Float[Array, "B F"],
     order: np.ndarray | None = None,
+    step: Float[Array, " B"] | None = None,
   ) -> Float[Array, "B F N+1 D"]:
     """Embeds latents and puts the time token in front of every frame.
 
@@ -289,8 +295,19 @@ class DiT(nnx.Module):
     tokens = self.latent_embedding(latents)
     if self.token_indices is not None:
       indices = partitioning.gather(self.token_indices, tokens.dtype)
-      tokens = tokens + _reorder(indices[None, None], order)
-    token = self.time_embedding(time)[:, None, None]
+      tokens = tokens + token_layout.reorder(indices[None, None], order)
+    if time.ndim == 1:
+      token = self.time_embedding(time)[:, None, None]
+    else:
+      # Frame by frame: products of as many rows as with one time a clip, so
+      # that equal times give the same bits.
+      token = jax.lax.map(self.time_embedding, time.T)
+      token = jnp.swapaxes(token, 0, 1)[:, :, None]
+    if self.config.step_embedding:
+      step = jnp.zeros(len(time)) if step is None else step
+      token = token + self.step_embedding(step)[:, None, None]
+    elif step is not None:
+      raise ValueError("This model has no step embedding: leave step out.")
     token = jnp.broadcast_to(token, (*tokens.shape[:2], 1, tokens.shape[-1]))
     x = jnp.concatenate((token, tokens), axis=2)
     return partitioning.constrain(x, "batch", "frames")
@@ -313,16 +330,33 @@ class DiT(nnx.Module):
     graphdef, params = nnx.split(self.stages[stage])
     return nnx.merge(graphdef, jax.tree.map(lambda p: p[slot], params))
 
-  def _run_stages(self, x, context, mode, token_order, temporal_weight):
+  def _run_stages(
+    self,
+    x,
+    context,
+    mode,
+    token_order,
+    temporal_weight,
+    frames_at_a_time,
+    inference,
+  ):
     c = self.config
-    settings = dict(temporal_mode=mode, token_order=token_order)
+    settings = dict(
+      temporal_mode=mode,
+      token_order=token_order,
+      frames_at_a_time=frames_at_a_time,
+    )
     if (
       c.remat_policy == "full"
       and c.scan_unroll == 1
+      and not inference
       and not isinstance(context, ContextKeyValues)
     ):
       return self._run_u_shape(x, context, temporal_weight, settings)
-    skips = []  # Newest first, stacked [L, B, F, 1 + N, D].
+    # Sampling reads a skip where it was kept. A gradient of that would be as
+    # many sums of all skips as there are blocks: training takes them in order.
+    in_place = c.scan_unroll == 1 and inference
+    skips = []  # Stacked [L, B, F, 1 + N, D], newest first unless in place.
     num_taken = 0
     figures = []
     for index, (stage, blocks) in enumerate(
@@ -331,12 +365,20 @@ class DiT(nnx.Module):
       key_values = skip = None
       if isinstance(context, ContextKeyValues):
         key_values = context.stages[index]
+      kept = None
       if stage.kind.has_skip:
-        skip = _take(skips, num_taken, stage.num_blocks)
+        skip = jnp.arange(num_taken, num_taken + stage.num_blocks)
+        if in_place:
+          kept = _take(skips[::-1], 0, None)
+        else:
+          skip = _take(skips, num_taken, stage.num_blocks)
         num_taken += stage.num_blocks
 
-      def run_block(block, x, inputs, pushes=stage.kind.pushes):
+      def run_block(block, x, inputs, pushes=stage.kind.pushes, kept=kept):
         key_values, skip = inputs
+        if kept is not None:
+          newest = len(kept) - 1
+          skip = jax.lax.dynamic_index_in_dim(kept, newest - skip, 0, False)
         out = block(
           x,
           context if key_values is None else key_values,
@@ -356,7 +398,8 @@ class DiT(nnx.Module):
         remat_policy=c.remat_policy,
       )
       if stage.kind.pushes:
-        skips.insert(0, jnp.flip(outputs.x, axis=0))
+        made = outputs.x if in_place else jnp.flip(outputs.x, axis=0)
+        skips.insert(0, made)
       if stage.kind.is_moe:
         figures.append((outputs.aux_loss, outputs.router_load))
     return x, *self._join_figures(figures)
@@ -424,10 +467,10 @@ class DiT(nnx.Module):
         f"this model knows its {num_indices} tokens a frame by their index,"
         f" came latents {latents.shape}."
       )
-    if time.shape != latents.shape[:1]:
+    if time.shape not in (latents.shape[:1], latents.shape[:2]):
       raise ValueError(
-        f"time must be one number a clip, {latents.shape[:1]}, came"
-        f" {time.shape}."
+        f"time must be one number a clip, {latents.shape[:1]}, or a frame,"
+        f" {latents.shape[:2]}, came {time.shape}."
       )
     if isinstance(context, ContextKeyValues):
       lead = context.stages[0].key.shape[1:3]
@@ -445,36 +488,7 @@ class DiT(nnx.Module):
       )
 
 
-def _take(skips: list[Array], start: int, count: int) -> Array:
-  """`count` skips from the `start`-th newest on."""
+def _take(skips: list[Array], start: int, count: int | None) -> Array:
+  """`count` skips of a list of stacks, from the `start`-th on; None takes all."""
   stack = skips[0] if len(skips) == 1 else jnp.concatenate(skips)
-  return stack[start : start + count]
-
-
-def _block_order(
-  config: DiTConfig, mode: str, num_frames: int, num_tokens: int
-) -> np.ndarray | None:
-  """Order of the tokens' blocks inside the model; None is the natural one.
-
-  All modes take the order that sparse attention needs: sums over tokens then
-  run alike, so that a temporal layer which adds nothing changes no bit of the
-  result.
-  """
-  if mode != "sparse" and num_tokens % config.temporal_block_size:
-    return None  # The other modes need no blocks.
-  mask = attention.temporal_mask(
-    num_frames,
-    num_tokens,
-    config.temporal_block_size,
-    config.temporal_schedule,
-    config.temporal_anchor_frames,
-  )
-  return attention.contiguous_order(mask)
-
-
-def _reorder(x: Array, order: np.ndarray | None) -> Array:
-  """Reorders the blocks of tokens [B, F, N, C]."""
-  if order is None:
-    return x
-  blocks = x.reshape(*x.shape[:2], len(order), -1, x.shape[-1])
-  return blocks[:, :, order].reshape(x.shape)
+  return stack if count is None else stack[start : start + count]

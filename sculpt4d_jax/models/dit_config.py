@@ -61,6 +61,8 @@ class DiTConfig:
     temporal_anchor_frames: Frames every query sees.
     temporal_rope_theta: Base of the rotary wavelengths.
     router_aux_loss_weight: alpha of each block's load balancing loss.
+    step_embedding: Whether the time token tells the length of a step too, for
+      models that sample in few steps.
     dtype: Of the computation, "float32" or "bfloat16".
     param_dtype: Of the parameters.
     scan_unroll: Blocks an iteration of a stage's scan; True unrolls all.
@@ -85,6 +87,7 @@ class DiTConfig:
   temporal_anchor_frames: tuple[int, ...] = (0,)
   temporal_rope_theta: float = 10000.0
   router_aux_loss_weight: float = 0.01
+  step_embedding: bool = False
   dtype: str = "float32"
   param_dtype: str = "float32"
   scan_unroll: int | bool = 1

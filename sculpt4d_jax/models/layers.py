@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.models import eight_bits
 
 Array = array_types.Array
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
@@ -56,6 +57,8 @@ class Linear(nnx.Module):
 
   # What `lora.attach` gives one: it is added to the output.
   adapter = None
+  # Scales of a kernel in eight bits, see `quantization.py`.
+  kernel_scale = None
 
   def __init__(
     self,
@@ -89,7 +92,12 @@ class Linear(nnx.Module):
       self.bias = None
 
   def __call__(self, x: Array) -> Array:
-    kernel = partitioning.gather(self.kernel, self.dtype)
+    if self.kernel_scale is None:
+      kernel = partitioning.gather(self.kernel, self.dtype)
+    else:
+      kernel = eight_bits.restore(
+        self.kernel[...], self.kernel_scale[...], self.dtype
+      )
     y = jnp.tensordot(x.astype(self.dtype), kernel, self.num_in_axes)
     if self.adapter is not None:
       y = y + self.adapter(x)

@@ -75,7 +75,10 @@ class Task(Protocol):
     """Model operations of a step on a whole batch."""
 
   def loss(self, params: Any, batch: Any, key: Array) -> tuple[Array, dict]:
-    """Loss and metrics."""
+    """Loss and metrics.
+
+    A task with a true attribute `sees_progress` takes a `step.Progress` too.
+    """
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Held-out metrics."""
@@ -153,7 +156,12 @@ def train(
   connections.connect(device_mesh)
   with partitioning.use_mesh(device_mesh):
     shardings = state_shardings(task, optimizer, device_mesh)
-    step_fn, tx = step_lib.make_step(task.loss, optimizer, shardings)
+    step_fn, tx = step_lib.make_step(
+      task.loss,
+      optimizer,
+      shardings,
+      sees_progress=getattr(task, "sees_progress", False),
+    )
     checkpoints = checkpoints_lib.Checkpoints(
       workdir / "checkpoints", schedule.keep_checkpoints
     )

@@ -14,6 +14,7 @@ import ml_collections
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.data.procedural import clip_records
+from sculpt4d_jax.diffusion import frame_times
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.models import lora as lora_lib
@@ -21,6 +22,7 @@ from sculpt4d_jax.models import networks
 from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import parameter_groups
 from sculpt4d_jax.training import schedule as schedule_lib
+from sculpt4d_jax.training.tasks import distillation as distillation_task
 from sculpt4d_jax.training.tasks import dit as dit_task
 from sculpt4d_jax.training.tasks import pictures as pictures_task
 from sculpt4d_jax.training.tasks import vae as vae_task
@@ -171,6 +173,23 @@ class DiTTraining:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation:
+  """The training of a model of few steps.
+
+  Attributes:
+    task: Batches and loss.
+    optimizer: Optimizer and number of steps.
+    schedule: Steps at which the run logs, evaluates and saves.
+    init_from: Folder of the teacher's weights, or "".
+  """
+
+  task: distillation_task.DistillationConfig
+  optimizer: optimizer_lib.OptimizerConfig
+  schedule: schedule_lib.Schedule
+  init_from: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Preset:
   """Everything that a configuration file says.
 
@@ -184,6 +203,7 @@ class Preset:
     vae_training: The autoencoder's training.
     picture_training: The image encoder's lesson; None without one.
     dit_training: The diffusion transformer's training.
+    distillation: The training of a model of few steps.
     sampling: Frames, steps and guidance of a sample.
     surface: Way from latents to meshes.
   """
@@ -197,6 +217,7 @@ class Preset:
   vae_training: VAETraining
   picture_training: PictureTraining | None
   dit_training: DiTTraining
+  distillation: Distillation
   sampling: sampling_lib.SamplingConfig
   surface: pipeline.SurfaceConfig
 
@@ -230,6 +251,7 @@ def from_config(config: ml_collections.ConfigDict) -> Preset:
       "vae_training": _vae_training(fields["vae_training"]),
       "picture_training": _picture_training(fields["picture_training"]),
       "dit_training": _dit_training(fields["dit_training"]),
+      "distillation": _distillation(fields["distillation"]),
       "sampling": _make(
         sampling_lib.SamplingConfig, fields["sampling"], "sampling"
       ),
@@ -309,7 +331,13 @@ def _dit_training(fields: dict[str, Any]) -> DiTTraining:
   if lora.rank:
     # Adapters of the DiT alone, whatever a training from nothing learns.
     fields |= {"train_image_encoder": False, "context_field_weight": 0.0}
-  task = _make(dit_task.DiTTaskConfig, fields | {"lora": lora}, section)
+  times = _make(
+    frame_times.FrameTimesConfig,
+    fields["frame_times"],
+    f"{section}.frame_times",
+  )
+  made = {"lora": lora, "frame_times": times}
+  task = _make(dit_task.DiTTaskConfig, fields | made, section)
   if not task.train_image_encoder:
     # The weights of an encoder that does not learn would decay otherwise.
     frozen = parameter_groups.as_names(optimizer["frozen"])
@@ -323,6 +351,25 @@ def _dit_training(fields: dict[str, Any]) -> DiTTraining:
     schedule=schedule,
     samples=samples,
     **own,
+  )
+
+
+def _distillation(fields: dict[str, Any]) -> Distillation:
+  section = "distillation"
+  optimizer = _make(
+    optimizer_lib.OptimizerConfig,
+    fields.pop("optimizer"),
+    f"{section}.optimizer",
+  )
+  schedule = schedule_lib.take(fields)
+  init_from = fields.pop("init_from")
+  lora = _make(lora_lib.LoRAConfig, fields["lora"], f"{section}.lora")
+  own = {"lora": lora, "num_steps": optimizer.num_steps}
+  return Distillation(
+    task=_make(distillation_task.DistillationConfig, fields | own, section),
+    optimizer=optimizer,
+    schedule=schedule,
+    init_from=init_from,
   )
 
 

@@ -19,6 +19,8 @@ from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import model_folders
 
 STAGES = ("data", "vae", "pictures", "dit")
+# Besides those that train from nothing: a model of few steps from weights.
+ALL_STAGES = (*STAGES, "distill")
 _VAE_FILE = pathlib.PurePath("weights") / "vae.safetensors"
 # What the DiT's training starts from, not what it ends with.
 _TAUGHT_ENCODER = pathlib.PurePath("pictures") / "image_encoder.safetensors"
@@ -33,17 +35,17 @@ def run(
     preset: A preset.
     workdir: Folder of everything that is written; the finished weights are in
       `workdir/weights`.
-    stages: Some of `STAGES`.
+    stages: Some of `ALL_STAGES`.
 
   Raises:
     ValueError: A stage is unknown or cannot run; see `tasks.check`.
     model_files.ModelFileError: Weights to start from do not fit.
   """
   workdir = paths.of(workdir)
-  unknown = set(stages) - set(STAGES)
+  unknown = set(stages) - set(ALL_STAGES)
   if unknown:
     raise ValueError(
-      f"Unknown stages {sorted(unknown)}; choose among {list(STAGES)}."
+      f"Unknown stages {sorted(unknown)}; choose among {list(ALL_STAGES)}."
     )
   presets.check(preset, stages, workdir / _VAE_FILE)
   source = mixed_source.open_source(preset, workdir)
@@ -53,6 +55,8 @@ def run(
     train_pictures(preset, workdir, source)
   if "dit" in stages:
     train_dit(preset, workdir, source)
+  if "distill" in stages:
+    distill(preset, workdir, source)
 
 
 def train_vae(
@@ -185,6 +189,56 @@ def train_dit(
       details,
     )
     params = task.exported(params)
+  for name in ("dit", "image_encoder"):
+    _save(
+      workdir / "weights" / f"{name}.safetensors",
+      params[name],
+      getattr(preset.model, name),
+      details,
+    )
+
+
+def distill(
+  preset: preset_lib.Preset,
+  workdir: pathlib.Path,
+  source: sources.Source,
+) -> None:
+  """Trains a student of few steps and writes its weights with all others."""
+  vae_file = workdir / _VAE_FILE
+  training = preset.distillation
+  init_from = training.init_from
+  if not vae_file.exists():
+    _take_vae(preset.model, init_from, vae_file)
+  vae, scale = _load_vae(preset.model.vae, vae_file)
+  networks_of_teacher = presets.teacher_of(preset).model
+  teacher = {
+    name: sources.load_module(networks_of_teacher, init_from, name)
+    for name in ("image_encoder", "dit")
+  }
+  source.encode(vae, teacher["image_encoder"])
+  task = presets.distillation(
+    preset,
+    source.latents(training.task),
+    scale,
+    {name: nnx.state(module) for name, module in teacher.items()},
+  )
+  sources.check_identity(workdir / "distill", source)
+  params = loop.train(
+    task,
+    training.optimizer,
+    workdir / "distill",
+    mesh=preset.mesh,
+    seed=training.task.seed,
+    schedule=training.schedule,
+  )
+  details = {
+    "steps": training.optimizer.num_steps,
+    "eval": task.evaluate(params),
+    "guidance_scale": training.task.guidance_scale,
+    "teacher": str(init_from),
+  }
+  logging.info("Student: %s", details)
+  params = task.exported(params)
   for name in ("dit", "image_encoder"):
     _save(
       workdir / "weights" / f"{name}.safetensors",

@@ -1,7 +1,7 @@
 """One training step: loss, gradients, update, moving average, metrics."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,21 @@ from sculpt4d_jax.training import parameter_groups
 from sculpt4d_jax.training import state as state_lib
 
 Array = array_types.Array
-Loss = Callable[[Any, Any, Array], tuple[Array, dict[str, Array]]]
+Loss = Callable[..., tuple[Array, dict[str, Array]]]
+
+
+class Progress(NamedTuple):
+  """What a loss may ask of the run besides the parameters.
+
+  Attributes:
+    step: Steps taken, [].
+    average: Moving average of the parameters, joined with the fixed ones.
+  """
+
+  step: Array
+  average: Any
+
+
 Step = Callable[
   [state_lib.TrainState, Any, Array],
   tuple[state_lib.TrainState, dict[str, Array]],
@@ -26,6 +40,8 @@ def make_step(
   loss: Loss,
   config: optimizer_lib.OptimizerConfig,
   state_shardings: Any = None,
+  *,
+  sees_progress: bool = False,
 ) -> tuple[Step, optax.GradientTransformation]:
   """Compiles a step.
 
@@ -34,6 +50,7 @@ def make_step(
     config: The optimizer.
     state_shardings: Where the state lies, before and after; None leaves that to
       jax, which is right for one device.
+    sees_progress: Whether the loss takes a `Progress` as a fourth argument.
 
   Returns:
     (state, batch, key) -> (state, metrics), which donates the state; and the
@@ -46,7 +63,11 @@ def make_step(
   def step(state, batch, key):
     def loss_of_trained(params, batch, key):
       params = optimizer_lib.hold_frozen(params, config.frozen)
-      return loss(state_lib.join(params, state.fixed), batch, key)
+      args = [state_lib.join(params, state.fixed), batch, key]
+      if sees_progress:
+        average = state_lib.join(state.ema, state.fixed)
+        args.append(Progress(state.step, average))
+      return loss(*args)
 
     gradients = _accumulated(
       jax.value_and_grad(loss_of_trained, has_aux=True),

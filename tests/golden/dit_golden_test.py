@@ -17,6 +17,7 @@ from sculpt4d_jax.diffusion import paths
 from sculpt4d_jax.diffusion import samplers
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit
+from sculpt4d_jax.models import time_embedding
 from sculpt4d_jax.models.moe import experts
 from sculpt4d_jax.models.moe import layer as moe
 from sculpt4d_jax.weights import dit as dit_weights
@@ -70,10 +71,10 @@ def _linear(source: str, target: str) -> list[Rule]:
 def test_time_token():
   golden = _load("timestep_embedder")
   width = _CONFIG["timestep_embedder"]["config"]["hidden_size"]
-  module = dit.TimeEmbedding(width, rngs=nnx.Rngs(0))
+  module = time_embedding.TimeEmbedding(width, rngs=nnx.Rngs(0))
   rules = _linear("mlp.0", "mlp.fc1") + _linear("mlp.2", "mlp.fc2")
   _fill(module, rules, "timestep_embedder")
-  sinusoid = dit.time_features(golden["in/t"], width)
+  sinusoid = time_embedding.time_features(golden["in/t"], width)
   _assert_close(sinusoid, golden["mid/sinusoid"])
   _assert_close(module(golden["in/t"]), golden["out/embedding"][:, 0])
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sculpt4d_jax.models import dit
+from sculpt4d_jax.models import time_embedding
 
 SMALL = dict(
   depth=3,
@@ -242,7 +243,7 @@ def test_bfloat16_stays_close_and_returns_the_dtype_of_the_latents():
 
 
 def test_time_features_are_sines_then_cosines():
-  features = dit.time_features(jnp.array([0.0, 1.0]), 4)
+  features = time_embedding.time_features(jnp.array([0.0, 1.0]), 4)
   expected = [
     [0, 0, 1, 1],
     [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)],
@@ -331,3 +332,80 @@ def test_known_indices_break_the_symmetry_of_tokens_and_only_that(block_size):
   )
   with pytest.raises(ValueError, match="8 tokens a frame by their index"):
     run(knowing, inputs(num_tokens=4))
+
+
+def test_equal_times_of_frames_change_no_bit():
+  module = model("random")
+  latents, time, context = inputs()
+  frames = jnp.broadcast_to(time[:, None], latents.shape[:2])
+  one = run(module, (latents, time, context))
+  many = run(module, (latents, frames, context))
+  np.testing.assert_array_equal(one.velocity, many.velocity)
+
+
+def test_a_frame_has_its_own_time():
+  module = model("random")
+  latents, time, context = inputs()
+  frames = jnp.broadcast_to(time[:, None], latents.shape[:2])
+  changed = frames.at[0, 2].set(1.0)
+  one = run(module, (latents, frames, context), "none").velocity
+  other = run(module, (latents, changed, context), "none").velocity
+  differs = np.abs(one - other).max((2, 3)) > 1e-4
+  assert differs[0, 2] and differs.sum() == 1
+
+
+@pytest.mark.wrong_shapes
+def test_times_of_other_frames_are_refused():
+  latents, time, context = inputs()
+  frames = jnp.broadcast_to(time[:, None], (2, latents.shape[1] - 1))
+  with pytest.raises(ValueError, match="or a frame"):
+    model("random")(latents, frames, context)
+
+
+def test_a_fresh_step_embedding_changes_no_bit():
+  plain, told = model("random"), model("random", step_embedding=True)
+  latents, time, context = inputs()
+  step = jnp.array([0.0, 0.5])
+  graphdef, params = nnx.split(told)
+  call = jax.jit(
+    lambda p: nnx.merge(graphdef, p)(latents, time, context, step=step)
+  )
+  np.testing.assert_array_equal(
+    call(params).velocity, run(plain, (latents, time, context)).velocity
+  )
+  with pytest.raises(ValueError, match="no step embedding"):
+    plain(latents, time, context, step=step)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_some_frames_at_a_time_are_all_frames(frames):
+  module = model("random")
+  latents, time, context = inputs()
+  graphdef, params = nnx.split(module)
+  key_values = module.encode_context(context)
+
+  @jax.jit
+  def sampled(params):
+    return nnx.merge(graphdef, params)(
+      latents, time, key_values, frames_at_a_time=frames, inference=True
+    )
+
+  whole = run(module, (latents, time, context))
+  np.testing.assert_allclose(
+    sampled(params).velocity, whole.velocity, atol=2e-5
+  )
+
+
+def test_inference_takes_the_same_skips():
+  module = model("random", depth=5)
+  latents, time, context = inputs()
+  graphdef, params = nnx.split(module)
+  one, other = (
+    jax.jit(
+      lambda p, flag=flag: nnx.merge(graphdef, p)(
+        latents, time, context, inference=flag
+      )
+    )(params).velocity
+    for flag in (False, True)
+  )
+  np.testing.assert_allclose(one, other, atol=1e-6)

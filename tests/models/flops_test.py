@@ -14,6 +14,7 @@ from sculpt4d_jax.models import flops
 from sculpt4d_jax.models import image_encoder
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.models import time_embedding
 from sculpt4d_jax.models.moe import dispatch
 from sculpt4d_jax.models.moe import experts
 
@@ -105,7 +106,7 @@ def test_layers_of_the_transformer():
   expected = {
     "latent embedding": (layer(64, WIDTH), (latents,)),
     "time token": (
-      lambda rngs: dit.TimeEmbedding(WIDTH, rngs=rngs),
+      lambda rngs: time_embedding.TimeEmbedding(WIDTH, rngs=rngs),
       (array(1),),
     ),
     "skips": (layer(2 * WIDTH, WIDTH), (array(*x.shape[:3], 2 * WIDTH),)),

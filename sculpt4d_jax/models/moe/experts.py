@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.models import eight_bits
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models.moe import dispatch
 from sculpt4d_jax.models.moe import exchange
@@ -49,6 +50,9 @@ ExpertWeights = exchange.ExpertWeights
 class ExpertLinear(nnx.Module):
   """One Linear an expert: kernel [E, in, out], bias [E, out]."""
 
+  # Scales of kernels in eight bits, see `quantization.py`.
+  kernel_scale = None
+
   def __init__(
     self,
     num_experts: int,
@@ -68,6 +72,14 @@ class ExpertLinear(nnx.Module):
       init(rngs.params(), (num_experts, out_features), param_dtype),
       logical_axes=(kernel_axes[0], kernel_axes[2]),
     )
+
+  def weights(self, dtype: Any) -> tuple[Array, Array]:
+    """Kernels and biases in a compute dtype."""
+    bias = self.bias[...].astype(dtype)
+    if self.kernel_scale is None:
+      return self.kernel[...].astype(dtype), bias
+    scale = self.kernel_scale[...]
+    return eight_bits.restore(self.kernel[...], scale, dtype), bias
 
 
 class Experts(nnx.Module):
@@ -102,8 +114,9 @@ class Experts(nnx.Module):
 
   def weights(self) -> ExpertWeights:
     """The parameters in the compute dtype."""
-    params = self.fc1.kernel, self.fc1.bias, self.fc2.kernel, self.fc2.bias
-    return ExpertWeights(*(p[...].astype(self.dtype) for p in params))
+    return ExpertWeights(
+      *self.fc1.weights(self.dtype), *self.fc2.weights(self.dtype)
+    )
 
   def __call__(
     self,

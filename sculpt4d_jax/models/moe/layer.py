@@ -120,6 +120,7 @@ class MoE(nnx.Module):
     param_dtype: Any = jnp.float32,
   ):
     self.aux_loss_weight = aux_loss_weight
+    self.num_experts = num_experts
     self.implementation = implementation
     self.dtype = dtype
     self.router = Router(

@@ -128,7 +128,8 @@ def model_flops(
 
   Args:
     preset: The preset.
-    what: "train", of the DiT; "train_vae", of the autoencoder; or "sample".
+    what: "train", of the DiT; "distill", of a student of few steps;
+      "train_vae", of the autoencoder; or "sample".
     num_clips: Clips that are sampled; a training step's are the preset's.
   """
   if what == "train":
@@ -137,6 +138,14 @@ def model_flops(
     once = _dit_flops(preset, preset.data.num_frames) + keys
     learns = preset.dit_training.task.train_image_encoder
     model = (1 + _BACKWARD) * once + encoder * (1 + _BACKWARD * learns)
+    again = _REMAT * once if preset.model.dit.remat_policy == "full" else 0
+    return {"model": num_clips * model, "hardware": num_clips * (model + again)}
+  if what == "distill":
+    num_clips = preset.distillation.task.batch_size
+    encoder, keys = _context_flops(preset, preset.data.num_frames)
+    once = _dit_flops(preset, preset.data.num_frames) + keys
+    # Two forward passes make the targets.
+    model = (1 + _BACKWARD + 2) * once + encoder
     again = _REMAT * once if preset.model.dit.remat_policy == "full" else 0
     return {"model": num_clips * model, "hardware": num_clips * (model + again)}
   if what == "train_vae":

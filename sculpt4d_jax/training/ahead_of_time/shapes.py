@@ -34,8 +34,24 @@ def dit_training_step(
     ValueError: The mesh does not divide the step.
   """
   optimizer = preset.dit_training.optimizer
-  batch = _dit_batch(preset, mesh)
+  batch = _dit_batch(preset, mesh, preset.dit_training.task)
   return _training_step(presets.dit(preset), optimizer, mesh, batch)
+
+
+def distillation_step(
+  preset: preset_lib.Preset, mesh: Mesh
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+  """The jitted step of a distillation, and the shapes it takes.
+
+  Call and lower it inside `partitioning.use_mesh(mesh)`.
+
+  Raises:
+    ValueError: The mesh does not divide the step.
+  """
+  training = preset.distillation
+  batch = _dit_batch(preset, mesh, training.task)
+  task = presets.distillation(preset)
+  return _training_step(task, training.optimizer, mesh, batch)
 
 
 def vae_training_step(
@@ -63,13 +79,19 @@ def _training_step(task, optimizer, mesh, batch):
   task.check_mesh(mesh, optimizer.accumulation_steps)
   tx = optimizer_lib.make_optimizer(optimizer)
   shardings = loop.state_shardings(task, optimizer, mesh)
-  step, _ = step_lib.make_step(task.loss, optimizer, shardings)
+  step, _ = step_lib.make_step(
+    task.loss,
+    optimizer,
+    shardings,
+    sees_progress=getattr(task, "sees_progress", False),
+  )
   state = _placed(loop.abstract_state(task, tx), shardings)
   return step, (state, batch, _key(mesh))
 
 
-def _dit_batch(preset: preset_lib.Preset, mesh: Mesh) -> dict[str, Any]:
-  task = preset.dit_training.task
+def _dit_batch(
+  preset: preset_lib.Preset, mesh: Mesh, task: Any
+) -> dict[str, Any]:
   lead = (task.batch_size, preset.data.num_frames)
   vae = preset.model.vae
   latents = (*lead, vae.num_latents, vae.latent_channels)

@@ -12,6 +12,7 @@ import numpy as np
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.data import batches as batches_lib
+from sculpt4d_jax.diffusion import frame_times as frame_times_lib
 from sculpt4d_jax.diffusion import losses
 from sculpt4d_jax.diffusion import paths
 from sculpt4d_jax.diffusion import time_sampling
@@ -47,6 +48,8 @@ class DiTTaskConfig:
       0 for an encoder that is trained already.
     context_field_points: Points a frame of that lesson.
     field_band: The field is the signed distance over this, cut at +-1.
+    frame_times: Times of single frames, for a model that can be given known
+      frames.
     lora: Adapters that are trained in place of the DiT's own parameters.
     seed: Of parameters, batches and noise.
     eval_clips: Held-out clips that are evaluated; 0 evaluates nothing.
@@ -60,6 +63,9 @@ class DiTTaskConfig:
   context_field_weight: float = 0.0
   context_field_points: int = 64
   field_band: float = 0.3
+  frame_times: frame_times_lib.FrameTimesConfig = (
+    frame_times_lib.FrameTimesConfig()
+  )
   lora: lora_lib.LoRAConfig = lora_lib.LoRAConfig()
   seed: int = 0
   eval_clips: int = 32
@@ -79,10 +85,11 @@ class DiTTaskConfig:
       )
 
 
-def _by_time(errors: Array, time: Array) -> dict[str, Any]:
+def _by_time(errors: Array, time: Array, weight: Array) -> dict[str, Any]:
   """The loss in equal buckets of time, each named by its centre."""
   bucket = jnp.minimum((time * _TIME_BUCKETS).astype(int), _TIME_BUCKETS - 1)
   is_in = jax.nn.one_hot(bucket, _TIME_BUCKETS)  # [B, buckets]
+  is_in = is_in * weight[:, None]
   totals, weights = errors @ is_in, is_in.sum(0)
   return {
     _bucket_name(i): metrics_lib.WeightedMean(totals[i], weights[i])
@@ -233,7 +240,17 @@ class DiTTask:
     sample_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
     num_clips = len(batch["mean"])
     latents = self._sample_latents(batch, sample_key)
-    time = time_sampling.get(self.config.time_sampling)(time_key, num_clips)
+    sampler = time_sampling.get(self.config.time_sampling)
+    time = sampler(time_key, num_clips)
+    weight = jnp.ones_like(time)
+    if self.config.frame_times.is_on:
+      time, weight = frame_times_lib.draw(
+        jax.random.fold_in(time_key, 1),
+        time,
+        latents.shape[1],
+        self.config.frame_times,
+        sampler,
+      )
     keep = jax.random.bernoulli(
       drop_key, 1.0 - self.config.context_dropout, (num_clips, 1, 1, 1)
     )
@@ -247,14 +264,17 @@ class DiTTask:
       time,
       self._temporal_weight(drop_key, num_clips),
     )
-    matching, balance = errors.mean(), output.aux_losses.sum()
+    matching = errors.mean()
+    if time.ndim == 2:  # Known frames teach nothing.
+      matching = ((errors * weight).sum(1) / weight.sum(1)).mean()
+    balance = output.aux_losses.sum()
     loss = matching + balance
     metrics = {
       "flow_loss": matching,
       "router_aux_loss": balance,
       "router_max_load": output.router_load.max(initial=0.0),
       "router_min_load": output.router_load.min(initial=1.0),
-    } | _by_time(errors, time)
+    } | _by_time(errors.ravel(), time.ravel(), weight.ravel())
     if len(output.router_load):
       mean_load = output.router_load.mean(0)
       metrics |= {f"router_load/{e}": x for e, x in enumerate(mean_load)}
@@ -303,7 +323,7 @@ class DiTTask:
   def _errors(
     self, model, latents, context, noise_key, time, temporal_weight=None
   ):
-    """Squared errors [B] of the velocity at given times."""
+    """Squared errors of the velocity at given times, [B] or [B, F]."""
     noise = jax.random.normal(noise_key, latents.shape)
     output = model.dit(
       paths.interpolate(noise, latents, time),
@@ -311,10 +331,10 @@ class DiTTask:
       context,
       temporal_weight=temporal_weight,
     )
-    errors = losses.squared_error_per_clip(
-      output.velocity, paths.velocity(noise, latents)
-    )
-    return errors, output
+    error = losses.squared_error_per_clip
+    if time.ndim == 2:
+      error = losses.squared_error_per_frame
+    return error(output.velocity, paths.velocity(noise, latents)), output
 
   def _evaluate_batch(self, params, batch, key):
     """Errors of one clip at fixed times."""

@@ -14,6 +14,7 @@ from sculpt4d_jax.data import batches as batches_lib
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import schedule as schedule_lib
+from sculpt4d_jax.training.tasks import distillation as distillation_task
 from sculpt4d_jax.training.tasks import dit as dit_task
 from sculpt4d_jax.training.tasks import pictures as pictures_task
 from sculpt4d_jax.training.tasks import vae as vae_task
@@ -92,6 +93,37 @@ def pictures(
   )
 
 
+def distillation(
+  preset: preset_lib.Preset,
+  batches: batches_lib.Batches | None = None,
+  scale: float = 1.0,
+  teacher: Mapping[str, nnx.State] | None = None,
+) -> distillation_task.DistillationTask:
+  """The training of a student that needs few calls.
+
+  Args:
+    preset: A preset whose DiT has a step embedding.
+    batches: None for shapes alone.
+    scale: Factor of the latents.
+    teacher: Parameters of the teacher, by network.
+  """
+  return distillation_task.DistillationTask(
+    preset.distillation.task,
+    preset.model.dit,
+    preset.model.image_encoder,
+    batches or _Sizes(preset.data.num_frames),
+    scale,
+    teacher,
+  )
+
+
+def teacher_of(preset: preset_lib.Preset) -> preset_lib.Preset:
+  """A student's preset with its teacher's networks: no step embedding."""
+  dit_config = dataclasses.replace(preset.model.dit, step_embedding=False)
+  model = dataclasses.replace(preset.model, dit=dit_config)
+  return dataclasses.replace(preset, model=model)
+
+
 def check(
   preset: preset_lib.Preset,
   stages: Sequence[str],
@@ -101,7 +133,7 @@ def check(
 
   Args:
     preset: A preset.
-    stages: Some of "vae", "pictures", "dit"; others need no check.
+    stages: Some of "vae", "pictures", "dit" and "distill"; others need no check.
     vae_file: Where the trained autoencoder is, or will be.
 
   Raises:
@@ -132,6 +164,31 @@ def check(
     _check_best(training.schedule, evaluated)
     has_vae = "vae" in stages or vae_file.exists()
     _check_dit_start(preset, has_vae, vae_file)
+
+  if "distill" in stages:
+    _check_distillation(preset, mesh, stages)
+
+
+def _check_distillation(
+  preset: preset_lib.Preset, mesh: partitioning.Mesh, stages: Sequence[str]
+) -> None:
+  if not {"vae", "dit"}.isdisjoint(stages):
+    raise ValueError(
+      "A student is distilled from finished weights: run --stages=distill by"
+      " itself, with its own --workdir."
+    )
+  training = preset.distillation
+  task = distillation(preset)
+  task.check_mesh(mesh, training.optimizer.accumulation_steps)
+  _check_best(training.schedule, {"eval": training.task.eval_clips})
+  if not training.init_from:
+    raise ValueError(
+      "A student needs a teacher: name its weights with"
+      " --config.distillation.init_from=FOLDER."
+    )
+  _check_weights(
+    teacher_of(preset), training.init_from, ["vae", "image_encoder", "dit"]
+  )
 
 
 def _check_best(

@@ -1,0 +1,69 @@
+"""Tokens of a clip inside the DiT: their blocks' order, some frames at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
+from sculpt4d_jax.models import attention
+from sculpt4d_jax.models import dit_config
+
+Array = array_types.Array
+
+
+def by_frames(number: int, layer: Callable[..., Array], *arrays: Any) -> Array:
+  """Applies a layer to some frames at a time; 0 takes all.
+
+  The layer may not mix frames. What it holds besides its input and output is
+  that of so many frames; there are as many as divide the clip's.
+
+  Args:
+    number: Frames at a time, at most.
+    layer: Function of trees of arrays [B, F, ...] to one like the first.
+    *arrays: Its arguments.
+  """
+  num_frames = jax.tree.leaves(arrays)[0].shape[1]
+  if not number or number >= num_frames or partitioning.current_mesh():
+    return layer(*arrays)
+  group = next(n for n in range(number, 0, -1) if num_frames % n == 0)
+
+  def cut(x):
+    x = x.reshape(x.shape[0], -1, group, *x.shape[2:])
+    return jnp.swapaxes(x, 0, 1)
+
+  out = jax.lax.map(lambda parts: layer(*parts), jax.tree.map(cut, arrays))
+  out = jnp.swapaxes(out, 0, 1)
+  return out.reshape(out.shape[0], num_frames, *out.shape[3:])
+
+
+def block_order(
+  config: dit_config.DiTConfig, mode: str, num_frames: int, num_tokens: int
+) -> np.ndarray | None:
+  """Order of the tokens' blocks inside the model; None is the natural one.
+
+  All modes take the order that sparse attention needs: sums over tokens then
+  run alike, so that a temporal layer which adds nothing changes no bit of the
+  result.
+  """
+  if mode != "sparse" and num_tokens % config.temporal_block_size:
+    return None  # The other modes need no blocks.
+  mask = attention.temporal_mask(
+    num_frames,
+    num_tokens,
+    config.temporal_block_size,
+    config.temporal_schedule,
+    config.temporal_anchor_frames,
+  )
+  return attention.contiguous_order(mask)
+
+
+def reorder(x: Array, order: np.ndarray | None) -> Array:
+  """Reorders the blocks of tokens [B, F, N, C]."""
+  if order is None:
+    return x
+  blocks = x.reshape(*x.shape[:2], len(order), -1, x.shape[-1])
+  return blocks[:, :, order].reshape(x.shape)
