@@ -18,6 +18,11 @@ Finer meshes:  --config.surface.resolution=192 --config.surface.max_faces=20000
 Other result:  --config.sampling.seed=1 --config.sampling.guidance_scale=3
 Part of it:    --start=1.5 --end=3
 Cut-out alone: --preview_cutout
+Long clips:    --all_frames, in windows of the frames that the model was trained
+               on; --window=16 --overlap=8 sets them; docs/sampling.md
+Many clips:    --input=FOLDER --batch; all local devices share a clip
+Known frames:  --known=0:mesh.glb, a mesh that is frame 0; --save_latents keeps
+               latents.npz, of which --known=0:out/latents.npz@7 takes frame 7
 
 The full-size model, with converted weights (launch.convert_weights), on one
 accelerator; --plan prints what it needs of the memory of usual devices, and
@@ -29,6 +34,11 @@ with which savings it fits, and does nothing else:
       --config.sampling.offload --config.sampling.guidance_in_turns
 """
 
+from collections.abc import Sequence
+import pathlib
+import shutil
+from typing import Any
+
 from absl import flags
 from absl import logging
 import jax
@@ -36,9 +46,13 @@ from ml_collections import config_flags
 
 from launch import program
 from sculpt4d_jax import api
+from sculpt4d_jax.diffusion import windows as windows_lib
+from sculpt4d_jax.inference import batch
 from sculpt4d_jax.inference import cutout_preview
+from sculpt4d_jax.inference import known as known_lib
 from sculpt4d_jax.inference import memory_plan
 from sculpt4d_jax.inference import outputs
+from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
@@ -72,6 +86,46 @@ _MATTE = flags.DEFINE_string(
   " whole frame is the object), or onnx:FILE, a matting network; python -m"
   " launch.matting lists some.",
 )
+_KNOWN = flags.DEFINE_multi_string(
+  "known",
+  [],
+  "A frame that is given, as INDEX:FILE: a mesh in the clip's cube, or"
+  " latents.npz of an earlier run, with @FRAME behind it to take another frame"
+  " of it. May be repeated.",
+)
+_SAVE_LATENTS = flags.DEFINE_bool(
+  "save_latents", False, "Write latents.npz too, for --known of later runs."
+)
+_ALL_FRAMES = flags.DEFINE_bool(
+  "all_frames",
+  False,
+  "Take the video's own frames rather than resample it to"
+  " config.sampling.num_frames; longer clips are made in windows.",
+)
+_WINDOW = flags.DEFINE_integer(
+  "window",
+  None,
+  "Frames of a window of a long clip; with --all_frames by default as many as"
+  " the model was trained on (config.data.num_frames).",
+)
+_OVERLAP = flags.DEFINE_integer(
+  "overlap", None, "Frames that windows share; by default half of a window."
+)
+_WINDOWS = flags.DEFINE_enum(
+  "windows",
+  "sequential",
+  list(windows_lib.KINDS),
+  "sequential: one window after the other, in the memory of one, and the same"
+  " command resumes after an interruption. averaged: all together, with the"
+  " smoothest seams.",
+)
+_BATCH = flags.DEFINE_bool(
+  "batch",
+  False,
+  "--input is a folder of clips: each gets a folder in --output. The same"
+  " command resumes: clips that are done are skipped. Failures are reported at"
+  " the end, with exit code 2.",
+)
 _PLAN = flags.DEFINE_bool(
   "plan",
   False,
@@ -88,6 +142,10 @@ _START = flags.DEFINE_float("start", None, "First second that is used.")
 _END = flags.DEFINE_float("end", None, "Last second that is used.")
 
 
+# Finished windows of a run that is not done, in its output folder.
+_WINDOW_FOLDER = "windows"
+
+
 def main(argv):
   del argv
   config = _CONFIG.value
@@ -102,23 +160,109 @@ def main(argv):
     if not flag.value:
       raise ValueError(f"--{flag.name} is missing; --help explains the flags.")
   program.log_platform()
+  if _BATCH.value:
+    return _make_batch(preset)
   output = paths.of(_OUTPUT.value)
   outputs.check_writable(output)
+  known_files = known_lib.parse(
+    _KNOWN.value, None if _ALL_FRAMES.value else preset.sampling.num_frames
+  )
+  # Mistakes are found before the work.
+  _window_settings(preset.data.num_frames)
   # The clip first: what is wrong with it is found before weights are loaded.
-  clip = api.read_clip(
-    local_copies.fetch(_INPUT.value),
+  clip = _read(local_copies.fetch(_INPUT.value), preset)
+  if _PREVIEW_CUTOUT.value:
+    print(f"Look at {cutout_preview.write(output, clip)}.")
+    return 0
+  _make(_load(preset), clip, output, known_files)
+  print(f"Open {output / outputs.VIEWER} in a browser.")
+  return 0
+
+
+def _read(
+  source: str | pathlib.Path, preset: preset_lib.Preset, progress: bool = True
+) -> pipeline.Clip:
+  """Reads a clip as the flags say."""
+  return api.read_clip(
+    source,
     preset,
+    all_frames=_ALL_FRAMES.value,
     matte=_MATTE.value,
     start=_START.value,
     end=_END.value,
+    progress=progress,
   )
-  if _PREVIEW_CUTOUT.value:
-    print(f"Look at {cutout_preview.write(output, clip)}.")
-    return
-  result = api.load(preset, _CHECKPOINT.value).generate(clip)
-  written = result.save(output)
+
+
+def _load(preset: preset_lib.Preset) -> api.Model:
+  return api.load(preset, _CHECKPOINT.value, devices=jax.local_devices())
+
+
+def _make(
+  model: api.Model,
+  clip: pipeline.Clip,
+  output: Any,
+  known_files: Sequence[known_lib.KnownFile] = (),
+  progress: bool = True,
+) -> None:
+  """Makes one clip and writes its files."""
+  result = model.generate(
+    clip,
+    known=known_files,
+    windows=_window_settings(model.config.data.num_frames),
+    # A run that writes elsewhere than to a disk does not resume.
+    window_folder=None if paths.is_remote(output) else output / _WINDOW_FOLDER,
+    progress=progress,
+  )
+  written = result.save(output, latents=_SAVE_LATENTS.value, progress=progress)
+  if not paths.is_remote(output):  # Finished windows are of no more use.
+    shutil.rmtree(output / _WINDOW_FOLDER, ignore_errors=True)
   logging.info("Wrote %d files to %s.", len(written), output)
-  print(f"Open {output / outputs.VIEWER} in a browser.")
+
+
+def _make_batch(preset: preset_lib.Preset) -> int:
+  """Makes every clip of a folder; the exit code is 2 if one failed."""
+  if _KNOWN.value:
+    raise ValueError("--known is of one clip; leave it out with --batch.")
+  _window_settings(preset.data.num_frames)
+  output = pathlib.Path(_OUTPUT.value)
+  outputs.check_writable(output)
+  jobs = batch.find(pathlib.Path(_INPUT.value), output)
+  if all(job.is_done for job in jobs):
+    print(f"All {len(jobs)} clips are done.")
+    return 0
+  model = _load(preset)
+
+  def make(job: batch.Job) -> None:
+    clip = _read(job.source, preset, progress=False)
+    _make(model, clip, job.output, progress=False)
+
+  def on_end(job: batch.Job, reason: str | None) -> None:
+    logging.info("%s: %s", job.source.name, reason or "done")
+
+  report = batch.run(jobs, make, _reason, on_end)
+  print(report.describe())
+  return 2 if report.failed else 0
+
+
+def _reason(error: Exception) -> str:
+  """Why a clip failed; a bug keeps its traceback in the log."""
+  message = program.user_message(error)
+  if message is None:
+    logging.error("A clip failed unexpectedly.", exc_info=error)
+    message = f"{type(error).__name__}: {error}"
+  return message
+
+
+def _window_settings(trained_frames: int) -> windows_lib.Windows | None:
+  """How a long clip is cut; None where all frames are sampled at once."""
+  if _WINDOW.value is None and not _ALL_FRAMES.value:
+    if _OVERLAP.value is not None:
+      raise ValueError("--overlap is of windows: give --window too.")
+    return None
+  size = trained_frames if _WINDOW.value is None else _WINDOW.value
+  overlap = size // 2 if _OVERLAP.value is None else _OVERLAP.value
+  return windows_lib.Windows(size, overlap, _WINDOWS.value)
 
 
 def _apply_preset(config, name, given):

@@ -17,27 +17,31 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import ml_collections
 
 from sculpt4d_jax import preset_files
 from sculpt4d_jax import shipped
+from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import sequence_pairs
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.inference import clip_input
+from sculpt4d_jax.inference import known as known_lib
+from sculpt4d_jax.inference import long_clips
+from sculpt4d_jax.inference import memory_plan
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import result as result_lib
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import paths
+from sculpt4d_jax.training import known_sizes
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import stages as stages_lib
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import conversion as conversion_lib
-from sculpt4d_jax.weights import model_files
-from sculpt4d_jax.weights import model_folders
 from sculpt4d_jax.weights import pretrained
 
 PathLike = paths.PathLike
@@ -76,6 +80,7 @@ class Model:
     clip: clip_input.ClipInput,
     *,
     num_frames: int | None = None,
+    all_frames: bool = False,
     matte: str = "auto",
     start: float | None = None,
     end: float | None = None,
@@ -86,6 +91,7 @@ class Model:
       clip,
       self.config,
       num_frames=num_frames,
+      all_frames=all_frames,
       matte=matte,
       start=start,
       end=end,
@@ -104,6 +110,9 @@ class Model:
     temporal_mode: str | None = None,
     resolution: int | None = None,
     max_faces: int | None = None,
+    known: known_lib.Known = (),
+    windows: windows_lib.Windows | None = None,
+    window_folder: PathLike | None = None,
     matte: str = "auto",
     start: float | None = None,
     end: float | None = None,
@@ -124,6 +133,12 @@ class Model:
       temporal_mode: "sparse", "full", "token", or "none" for frames alone.
       resolution: Cells of the surface's grid along an axis.
       max_faces: Faces of a mesh at most; 0 does not simplify.
+      known: Frames that are given: files, as `known.parse` makes them of
+        "0:mesh.glb", or latents [N, C] by the frame's index.
+      windows: Windows that a long clip is cut into; None samples all frames at
+        once.
+      window_folder: Folder that keeps finished windows, so that an interrupted
+        call resumes; the caller removes it.
       matte: Way to cut out the object; see `read_clip`.
       start: First second that is used.
       end: Last second that is used.
@@ -158,14 +173,36 @@ class Model:
       max_faces=max_faces,
     )
     log = run_log.RunLog(progress)
-    made = pipeline.generate(self.networks, clip, sampling, surface, log)
     settings = {
       "preset": self.preset,
       "weights": str(self.weights),
       "sampling": dataclasses.asdict(sampling),
       "surface": dataclasses.asdict(surface),
       "seed": sampling.seed,
+      "known_frames": known_lib.describe(known),
     }
+    made = pipeline.generate(
+      self.networks,
+      clip,
+      sampling,
+      surface,
+      log,
+      known_lib.load(
+        known,
+        self.networks,
+        num_uniform=self.config.data.sizes.num_uniform,
+        num_sharp=self.config.data.sizes.num_sharp,
+        seed=sampling.seed,
+      ),
+      windows,
+      long_clips.open_folder(
+        window_folder,
+        sampling,
+        windows,
+        clip.images,
+        {name: settings[name] for name in ("weights", "known_frames")},
+      ),
+    )
     return Result(made, settings, (*clip.stages, *self.stages, *log.stages))
 
   def __repr__(self) -> str:
@@ -197,6 +234,7 @@ def read_clip(
   preset: PresetLike = "tiny",
   *,
   num_frames: int | None = None,
+  all_frames: bool = False,
   matte: str = "auto",
   start: float | None = None,
   end: float | None = None,
@@ -211,6 +249,7 @@ def read_clip(
     preset: The preset that the clip is for.
     num_frames: Frames that a longer clip is resampled to; None takes the
       preset's.
+    all_frames: Whether the source's own frames are taken, however many.
     matte: Way to cut out the object: "auto", "alpha", "plain", "none" or
       "onnx:FILE"; see `io/matting/foreground.py`.
     start: First second that is used.
@@ -225,7 +264,7 @@ def read_clip(
   read = pipeline.read_clip(
     clip_input.as_source(clip),
     log,
-    num_frames=num_frames or config.sampling.num_frames,
+    num_frames=None if all_frames else num_frames or config.sampling.num_frames,
     image_size=config.model.image_encoder.image_size,
     matte=matte,
     start=start,
@@ -241,6 +280,7 @@ def load(
   *,
   changes: Mapping[str, Any] | None = None,
   dtype: str | None = None,
+  devices: Sequence[jax.Device] = (),
   progress: run_log.ProgressOption = True,
 ) -> Model:
   """Loads a model.
@@ -252,6 +292,8 @@ def load(
     changes: Values by field of the preset, as {"sampling.offload": True}.
     dtype: Type of the parameters, "float32" or "bfloat16"; by default as they
       are stored, but float16 becomes float32.
+    devices: Devices that share a clip, as `jax.local_devices()`; none leaves
+      all to the default one.
     progress: See `Model.generate`.
 
   Raises:
@@ -261,15 +303,24 @@ def load(
     is_remote = paths.is_remote(preset)
     folder = paths.of(preset) if is_remote else shipped.find(preset)
     if str(preset) not in preset_files.names() and folder.is_dir():
-      preset, weights = _preset_of(folder), folder
+      preset, weights = known_sizes.preset_of(folder), folder
   config = _typed(preset, changes)
   folder = model_lib.weights_folder(
     config.weights, None if weights is None else str(weights)
   )
+  sampling = memory_plan.choose(
+    config.model, config.sampling, config.surface, memory_plan.device_bytes()
+  )
+  config = dataclasses.replace(config, sampling=sampling)
   log = run_log.RunLog(progress)
   with log.stage("load weights"):
     networks = model_lib.Sculpt4D.load(
-      config.model, folder, dtype=dtype, offload=config.sampling.offload
+      config.model,
+      folder,
+      dtype=dtype,
+      offload=sampling.offload,
+      devices=devices,
+      weights=sampling.weights,
     )
   return Model(config, folder, networks, log.stages)
 
@@ -431,33 +482,3 @@ def _replace(config: Any, **changes: Any) -> Any:
   """A dataclass with the fields that are not None."""
   given = {name: value for name, value in changes.items() if value is not None}
   return dataclasses.replace(config, **given)
-
-
-def _preset_of(folder: pathlib.Path) -> str:
-  """Name of the shipped preset whose networks a folder of weights holds."""
-  stored = model_folders.open_parts(folder)
-  for name in preset_files.names():
-    config = preset_lib.from_config(preset_files.read(name))
-    # Files of variants are named after none of them.
-    if config.name == name and _fits(folder, stored, config):
-      return name
-  raise ValueError(
-    f"The networks in {folder} have the sizes of no shipped preset"
-    f" ({', '.join(preset_files.names())}); name theirs too:"
-    f" load(preset, {str(folder)!r})."
-  )
-
-
-def _fits(
-  folder: pathlib.Path,
-  stored: Mapping[str, model_folders.StoredPart],
-  config: preset_lib.Preset,
-) -> bool:
-  for name, (_, ours) in config.model.parts().items():
-    if name in stored:
-      found = model_files.fields(stored[name].config)
-      try:
-        model_files.check_config(folder / name, found, ours)
-      except model_files.ModelFileError:
-        return False
-  return True

@@ -39,12 +39,24 @@ def true_fields(clip: solids.SyntheticClip) -> np.ndarray:
   return np.clip(values, -TRUNCATION, TRUNCATION)
 
 
+def by_frame(
+  predicted: np.ndarray, truth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """IoU [F], and jitter [F - 2] of every frame with its two neighbours."""
+  inside, truly = predicted > 0, truth > 0
+  iou = (inside & truly).sum(1) / np.maximum((inside | truly).sum(1), 1)
+  near = (np.abs(predicted) < TRUNCATION) | (np.abs(truth) < TRUNCATION)
+  near = near[:-2] | near[1:-1] | near[2:]
+  error = predicted - truth
+  change = np.abs(error[:-2] - 2 * error[1:-1] + error[2:])
+  return iou, np.where(near, change, 0).sum(1) / np.maximum(near.sum(1), 1)
+
+
 def sequence_metrics(
   predicted: np.ndarray, truth: np.ndarray, name: str
 ) -> evaluator.SequenceMetrics:
   """Scores of distances [F, Q]; Chamfer and F-Score are NaN."""
-  inside, truly = predicted > 0, truth > 0
-  iou = (inside & truly).sum(1) / np.maximum((inside | truly).sum(1), 1)
+  iou = by_frame(predicted, truth)[0]
   nothing = np.full(len(iou), np.nan)
   motion = geometry_metrics.motion(predicted, truth, TRUNCATION)
   return evaluator.SequenceMetrics(
@@ -53,5 +65,5 @@ def sequence_metrics(
     iou=iou,
     f_score=nothing,
     motion=motion,
-    num_empty=int((~inside.any(1)).sum()),
+    num_empty=int((~(predicted > 0).any(1)).sum()),
   )

@@ -91,10 +91,10 @@ def main(unused_argv: Sequence[str]) -> None:
     sampling = settings_lib.parse(text, dataclasses.asdict(preset.sampling))
     rows[text] = run(model, clips, sampling, scorer, log)
     print(_line(text, rows[text]), flush=True)
+    if _JSON.value:  # After every row: they take long.
+      content = json.dumps(_plain(rows), indent=1)
+      atomic.write_bytes(_JSON.value, content.encode())
   print("\n" + "\n".join(table(rows)))
-  if _JSON.value:
-    text = json.dumps(_plain(rows), indent=1)
-    atomic.write_bytes(_JSON.value, text.encode())
 
 
 def _make_clips(seeds, num_frames, sizes, log) -> list[held_out.HeldOutClip]:
@@ -173,7 +173,7 @@ def _field_scorer(preset, model, clips):
 
 def _line(name: str, row: Row) -> str:
   cells = [
-    f"{metric} {estimate.mean:.4f}"
+    f"{metric} {_interval(estimate, 4)}"
     for metric, estimate in row.summary.estimates.items()
     if not np.isnan(estimate.mean)
   ]

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.diffusion import guidance
+from sculpt4d_jax.diffusion import known_frames
 from sculpt4d_jax.diffusion import samplers
+from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.inference import sampling
 from sculpt4d_jax.models import dit as dit_lib
 
@@ -21,6 +23,8 @@ def denoise_clips(
   noise: Float[Array, "B F N C"],
   config: sampling.SamplingConfig,
   on_call: Callable[[int], None] | None = None,
+  known: known_frames.KnownFrames | None = None,
+  windows: windows_lib.Windows | None = None,
 ) -> Float[Array, "B F N C"]:
   """Follows the guided velocity from noise to latents; to be traced.
 
@@ -31,15 +35,24 @@ def denoise_clips(
     config: Steps and guidance; the seed is in the noise.
     on_call: Called from inside the compiled loop with the number of calls of
       the velocity that are done.
+    known: Frames whose latents are given; they are returned as they came.
+    windows: Averages velocities over windows of the clips.
   """
-  velocity = guided_velocity(dit, context, config)
-  return samplers.integrate(velocity, noise, config.calls, on_call=on_call)
+  velocity = guided_velocity(dit, context, config, windows)
+  if known is not None:
+    wrapper = known_frames.clean(known)
+    if config.known == "path":
+      wrapper = known_frames.on_path(known, noise)
+    velocity = guidance.wrap(velocity, wrapper)
+  x = samplers.integrate(velocity, noise, config.calls, on_call=on_call)
+  return x if known is None else known.put(x)
 
 
 def guided_velocity(
   dit: dit_lib.DiT,
   context: Float[Array, "B F I W"],
   config: sampling.SamplingConfig,
+  windows: windows_lib.Windows | None = None,
 ) -> guidance.Velocity:
   """The velocity of clips, guided as the settings say; to be traced."""
   mode = config.temporal_mode
@@ -50,8 +63,26 @@ def guided_velocity(
     context = partitioning.constrain(context, "batch", "frames")
     return dit.encode_context(context) if config.cache_context else context
 
+  def of_window(x, time, context):
+    step = None
+    if config.takes_shortcuts and dit.config.step_embedding:
+      step = jnp.full(len(x), 1.0 / (config.num_steps - 1))
+    return dit(
+      x,
+      time,
+      context,
+      temporal_mode=mode,
+      step=step,
+      frames_at_a_time=config.frames_at_a_time,
+      inference=True,
+    ).velocity
+
   def velocity_of(context):
-    return lambda x, time: dit(x, time, context, temporal_mode=mode).velocity
+    if windows is None:
+      return lambda x, time: of_window(x, time, context)
+    # [B, F, I, W], or keys and values [L, B, F, I, H, K].
+    frame_axis = lambda y: 1 if y.ndim == 4 else 2
+    return windows_lib.averaged(of_window, context, windows, frame_axis)
 
   if config.guidance_scale == 1.0:
     return velocity_of(encoded(context))

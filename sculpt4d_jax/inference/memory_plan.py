@@ -3,19 +3,21 @@
 A clip is made in three stages: its frames are encoded, denoised, decoded. Each
 holds parameters, whose bytes are counted on abstract networks, and activations,
 which are estimated from the sizes: U is one tensor of all tokens, F (N + 1) D
-numbers. While a step of the DiT runs, the skips live twice (in the order they
-were made and in the order they are taken), beside the residual stream and the
-hidden layer of an MLP; later half of them once, beside the rows of the routed
-experts. Scores of attention, and an allocation that nobody counts, are
-constants.
+numbers. While a step of the DiT runs, the skips live next to the residual stream
+and what the layer at work holds: queries, keys, values and output of temporal
+attention, the hidden layer of an MLP, or the rows of the routed experts; the
+last two are of some frames alone where `frames_at_a_time` says so. A block's
+weights are copied out of the stack of all blocks while it runs. Scores of
+attention, and an allocation that nobody counts, are constants.
 
 The estimates were held against XLA's own accounting, `memory_analysis` of the
 compiled programs at the released size, on a CPU; a test repeats that. They are
 not measurements on a device: a share of it is left free.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -26,6 +28,7 @@ from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.models import dense_attention
 from sculpt4d_jax.models import networks
+from sculpt4d_jax.models import quantization
 
 GIB = 2**30
 # Bytes of memory by name; GPUs are sold in GB, TPU chips are what the vendor
@@ -39,6 +42,9 @@ DEVICES: Mapping[str, int] = {
 # Share of a device that a plan may fill; the driver, XLA's own buffers and
 # fragmentation take some.
 USABLE = 0.92
+
+# Frames of a layer at a time, as a saving.
+FRAMES_AT_A_TIME = 2
 
 _SCORES = 4 * dense_attention.MAX_SCORES  # Float32.
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -54,6 +60,10 @@ class Settings:
     guidance_in_turns: See `SamplingConfig`.
     cache_context: See `SamplingConfig`.
     offload: See `SamplingConfig`.
+    frames_at_a_time: See `SamplingConfig`.
+    weights: See `SamplingConfig`.
+    guides_always: Whether every call has both branches of guidance; else the
+      branch with context has its own keys and values.
     chunk_size: Points of the field evaluated at a time.
   """
 
@@ -63,6 +73,9 @@ class Settings:
   cache_context: bool
   offload: bool
   chunk_size: int
+  frames_at_a_time: int = 0
+  weights: str = "stored"
+  guides_always: bool = True
 
   def describe(self) -> str:
     """The settings that save memory, as flags."""
@@ -73,6 +86,10 @@ class Settings:
       flags.append("guidance_in_turns")
     if not self.cache_context:
       flags.append("no cache_context")
+    if self.frames_at_a_time:
+      flags.append(f"frames_at_a_time={self.frames_at_a_time}")
+    if self.weights != "stored":
+      flags.append(f"weights={self.weights}")
     return ", ".join(flags) or "as it is"
 
 
@@ -109,7 +126,58 @@ def settings_of(
     cache_context=sampling.cache_context,
     offload=sampling.offload,
     chunk_size=surface.chunk_size,
+    frames_at_a_time=sampling.frames_at_a_time,
+    weights=sampling.weights,
+    guides_always=sampling.guides_always,
   )
+
+
+def device_bytes(device: jax.Device | None = None) -> int | None:
+  """Memory of a device as its driver tells; None where it does not."""
+  device = jax.devices()[0] if device is None else device
+  stats = device.memory_stats()
+  return (stats or {}).get("bytes_limit")
+
+
+def choose(
+  model: networks.NetworkConfigs,
+  sampling: model_lib.SamplingConfig,
+  surface: pipeline.SurfaceConfig,
+  num_bytes: int | None,
+) -> model_lib.SamplingConfig:
+  """The settings with as few savings as a device needs.
+
+  Args:
+    model: Configurations of the networks.
+    sampling: Settings; they are returned unchanged unless `memory` is "auto".
+    surface: Way from latents to meshes.
+    num_bytes: Memory of the device; None where nobody knows: nothing is saved.
+
+  Raises:
+    ValueError: The device is too small with all savings.
+  """
+  if sampling.memory != "auto" or num_bytes is None:
+    return sampling
+  planner = Planner(model)
+  settings = settings_of(sampling, surface)
+  plan = planner.best(settings, num_bytes)
+  if plan is None:
+    least = planner.plan(list(_savings(settings))[-1])
+    most = planner.most_frames(settings, num_bytes)
+    raise ValueError(
+      f"{settings.num_frames} frames need {least.peak / GIB:.1f} GiB with all"
+      f" savings, and the device has {num_bytes / GIB:.1f}: sample at most"
+      f" {most} frames, or a long clip in windows of as many."
+    )
+  names = (
+    "guidance_in_turns",
+    "cache_context",
+    "offload",
+    "frames_at_a_time",
+    "weights",
+  )
+  chosen = {name: getattr(plan.settings, name) for name in names}
+  return dataclasses.replace(sampling, **chosen)
 
 
 class Planner:
@@ -131,22 +199,26 @@ class Planner:
       name: param_bytes * _num_params(kind, config)
       for name, (kind, config) in parts.items()
     }
+    self.bytes = param_bytes
+    self.kernels = _num_kernels(self.dit)  # Numbers that "int8" packs.
 
   def plan(self, settings: Settings) -> MemoryPlan:
     """Bytes of every stage."""
     idle = {} if settings.offload else self.params
+    weights = functools.partial(self._params, settings, idle)
     context = settings.num_frames * _bytes(
       self.encoder.num_tokens * self.encoder.width, self.encoder.dtype
     )
     stages = {
-      "encode": self._params(idle, "image_encoder", "dit")
+      "encode": weights("image_encoder", "dit")
       | {"frames being encoded": self._encode(settings)}
       | {"context": context},
-      "denoise": self._params(idle, "dit")
+      "denoise": weights("dit")
       | {"context": context}
       | {"keys and values": self._key_values(settings)}
-      | {"a step of the DiT": self._step(settings)},
-      "decode": self._params(idle, "vae", "dit")
+      | {"a step of the DiT": self._step(settings)}
+      | {"weights of a block": self._block(settings)},
+      "decode": weights("vae", "dit")
       | {"a frame being decoded": self._decode(settings)},
     }
     return MemoryPlan(stages, settings)
@@ -175,9 +247,31 @@ class Planner:
       low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
-  def _params(self, idle, *needed) -> dict[str, int]:
+  def _params(
+    self, settings: Settings, idle: Iterable[str], *needed: str
+  ) -> dict[str, int]:
     names = [name for name in self.params if name in (*idle, *needed)]
-    return {f"{_TITLES[name]} weights": self.params[name] for name in names}
+    sizes = self.params
+    if settings.weights == "int8":
+      # A byte a number, and a float32 scale for each group.
+      group = quantization.GROUP_SIZE
+      eight_bits = self.kernels * (1 + 4 / group) - self.kernels * self.bytes
+      sizes = sizes | {"dit": sizes["dit"] + round(eight_bits)}
+    return {f"{_TITLES[name]} weights": sizes[name] for name in names}
+
+  def _block(self, settings: Settings) -> int:
+    """The largest block's weights: the loop over blocks copies one's at a time.
+
+    In eight bits they are there packed and made whole.
+    """
+    d = self.dit
+    mlp = 2 * d.mlp_ratio * d.width**2
+    attention = 3 * 4 * d.width**2
+    has_experts = d.num_moe_blocks > 0
+    numbers = attention + mlp * (1 + d.num_experts * has_experts)
+    if settings.weights == "int8":
+      return numbers + _bytes(numbers, d.dtype)
+    return self.bytes * numbers
 
   def _key_values(self, settings: Settings) -> int:
     d = self.dit
@@ -185,7 +279,8 @@ class Planner:
     tokens = settings.num_frames * self.encoder.num_tokens
     # In turns, one token of zeros stands for "no image".
     both = settings.guided and not settings.guidance_in_turns
-    return _bytes(tokens * per_token * (2 if both else 1), d.dtype)
+    branches = 1 + both + (both and not settings.guides_always)
+    return _bytes(tokens * per_token * branches, d.dtype)
 
   def _step(self, settings: Settings) -> int:
     d = self.dit
@@ -194,13 +289,18 @@ class Planner:
     unit = _bytes((2 if both else 1) * tokens * d.width, d.dtype)
     kinds = d.block_kinds
     pushed = sum(kind.pushes for kind in kinds)
-    dense = 2 * pushed + 1 + d.mlp_ratio
-    routed = 2 + d.num_experts_per_token * (d.mlp_ratio + 1)
-    routed += sum(kind.has_skip and kind.is_moe for kind in kinds)
-    units = max(dense, routed if d.num_moe_blocks else 0)
+    share = 1.0
+    if settings.frames_at_a_time:
+      share = min(settings.frames_at_a_time / settings.num_frames, 1.0)
+    attention = 7  # Query, key, value, output; norms, rotations, runs of keys.
+    layer = max(attention, 1 + d.mlp_ratio * share)
+    if d.num_moe_blocks:
+      rows = d.num_experts_per_token * (d.mlp_ratio + 1)
+      layer = max(layer, 1 + rows * share)
+    units = pushed + 1 + layer
     # The state of the sampler and both velocities, in float32.
     state = 4 * 4 * tokens * d.latent_channels
-    return unit * units + state + 2 * _SCORES
+    return round(unit * units) + state + 2 * _SCORES
 
   def _encode(self, settings: Settings) -> int:
     e = self.encoder
@@ -254,8 +354,10 @@ def _savings(settings: Settings) -> Iterator[Settings]:
   yield settings
   for changes in (
     {"offload": True},
+    {"frames_at_a_time": settings.frames_at_a_time or FRAMES_AT_A_TIME},
     {"guidance_in_turns": settings.guided or settings.guidance_in_turns},
     {"cache_context": False},
+    {"weights": "int8"},
   ):
     settings = dataclasses.replace(settings, **changes)
     yield settings
@@ -266,6 +368,18 @@ def _num_params(kind: Any, config: Any) -> int:
   module = nnx.merge(graphdef, params)
   leaves = jax.tree.leaves(nnx.state(module, nnx.Param))
   return sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+def _num_kernels(config: Any) -> int:
+  """Numbers in the kernels of linear maps and experts of the DiT's blocks."""
+  _, params = networks.abstract(networks.KINDS["dit"][0], config)
+  return sum(
+    math.prod(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if "stages" in (name := jax.tree_util.keystr(path))
+    and "kernel" in name
+    and "router" not in name
+  )
 
 
 def _bytes(numbers: int, dtype: Any) -> int:

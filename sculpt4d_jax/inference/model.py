@@ -11,7 +11,8 @@ are not used, and `SamplingConfig` has two more ways. `memory_plan.py` tells
 what that makes of a given device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import threading
 from typing import Any
@@ -22,14 +23,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
 from sculpt4d_jax import shipped
+from sculpt4d_jax.diffusion import known_frames as known_frames_lib
+from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.inference import denoising
+from sculpt4d_jax.inference import devices as devices_lib
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import networks
+from sculpt4d_jax.models import quantization
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import model_folders
@@ -54,7 +60,19 @@ class Sculpt4D:
     details: dict[str, Any] | None = None,
     *,
     offload: bool = False,
+    devices: Sequence[jax.Device] = (),
   ):
+    """Takes networks.
+
+    Args:
+      vae: The autoencoder.
+      image_encoder: The image encoder.
+      dit: The transformer.
+      details: What their files tell.
+      offload: Keeps the image encoder and the autoencoder on the host while
+        they are not used.
+      devices: Devices that share a clip; none leaves all to the default one.
+    """
     self.vae_config = vae.config
     self.encoder_config = image_encoder.config
     self.dit_config = dit.config
@@ -65,11 +83,14 @@ class Sculpt4D:
     self._offload = offload
     place = jax.device_get if offload else jax.device_put
     self._vae, self._encoder = place((self._vae, self._encoder))
+    self._devices = tuple(devices)
+    self._mesh: partitioning.Mesh | None = None
     self._dit = jax.device_put(self._dit)
     self._encode = jax.jit(self._encode_impl)
     self._denoise = jax.jit(
-      self._denoise_impl, static_argnames=("config", "on_call")
+      self._denoise_impl, static_argnames=("config", "windows", "on_call")
     )
+    self._encode_surface = jax.jit(self._encode_surface_impl)
     self._noise = jax.jit(self._noise_impl, static_argnums=(1, 2))
     self._keys_values = jax.jit(self._keys_values_impl)
     self._field = jax.jit(self._field_impl)
@@ -84,6 +105,8 @@ class Sculpt4D:
     *,
     dtype: str | None = None,
     offload: bool = False,
+    devices: Sequence[jax.Device] = (),
+    weights: str = "stored",
   ) -> "Sculpt4D":
     """Builds a preset's networks and reads their weights.
 
@@ -93,6 +116,8 @@ class Sculpt4D:
       dtype: Of the parameters; see `model_folders.load`.
       offload: Keeps the image encoder and the autoencoder on the host while
         they are not used.
+      devices: Devices that share a clip; none leaves all to the default one.
+      weights: "stored", or "int8"; see `SamplingConfig`.
 
     Raises:
       model_files.ModelFileError: Weights are missing or do not fit.
@@ -113,7 +138,8 @@ class Sculpt4D:
         abstract_params,
         config,
         dtype,
-        on_host=offload and name != "dit",
+        # Kernels are packed before they reach the device.
+        on_host=weights == "int8" if name == "dit" else offload,
       )
       if "scale_factor" in details[name]:
         # The latents' scale is measured in training, after the config.
@@ -122,20 +148,25 @@ class Sculpt4D:
         )
         graphdef, _ = networks.abstract(kind, config)
       modules[name] = nnx.merge(graphdef, params)
-    return cls(**modules, details=details, offload=offload)
+    if weights == "int8":
+      quantization.quantize(modules["dit"].stages)
+      devices = devices[:1]  # Packed kernels are not split over devices.
+    return cls(**modules, details=details, offload=offload, devices=devices)
 
   def set_weights(self, image_encoder: nnx.State, dit: nnx.State) -> None:
     """Takes other weights of the same shapes; nothing is compiled anew."""
     self._encoder = jax.device_get(image_encoder)
     if not self._offload:
       self._encoder = jax.device_put(self._encoder)
-    self._dit = jax.device_put(dit)
+    self._dit, self._mesh = jax.device_put(dit), None
 
   def sample(
     self,
     images: UInt8[np.ndarray, "F S S 3"],
     config: SamplingConfig,
     on_step: Callable[[int], None] | None = None,
+    known_frames: Mapping[int, Float[np.ndarray, "N C"]] | None = None,
+    windows: windows_lib.Windows | None = None,
   ) -> Float[np.ndarray, "F N C"]:
     """Samples the diffusion latents of one clip.
 
@@ -144,11 +175,38 @@ class Sculpt4D:
       config: Steps, guidance, seed.
       on_step: Called from inside the compiled loop with the number of calls
         of the velocity that are done.
+      known_frames: Latents of frames that are given, by their index; they are
+        returned as they came. With the first ones a clip is extended, with
+        both ends it is filled in between.
+      windows: Averages velocities over windows of a long clip.
+
+    Raises:
+      ValueError: A known frame is not of this clip, or not of this model.
     """
     noise = self.draw_noise(config.seed, len(images), config.noise)
+    known = None
+    if known_frames:
+      known = self._known(known_frames, noise.shape)
     return self.denoise(
-      self.encode(images)[None], noise[None], config, on_step
+      self.encode(images)[None], noise[None], config, on_step, known, windows
     )[0]
+
+  def _known(self, given, shape):
+    """Known frames of one clip."""
+    data, is_known = np.zeros(shape, np.float32), np.zeros(shape[0], bool)
+    for index, latents in given.items():
+      if not 0 <= index < shape[0]:
+        raise ValueError(
+          f"Known frame {index} is not among the clip's {shape[0]} frames,"
+          f" which are 0 to {shape[0] - 1}."
+        )
+      if np.shape(latents) != shape[1:]:
+        raise ValueError(
+          f"Latents of known frame {index} are {np.shape(latents)}, but this"
+          f" model's are {shape[1:]}."
+        )
+      data[index], is_known[index] = latents, True
+    return known_frames_lib.KnownFrames(is_known[None], data[None])
 
   def encode(
     self, images: UInt8[np.ndarray, "F S S 3"]
@@ -168,6 +226,8 @@ class Sculpt4D:
     noise: Float[Array, "B F N C"],
     config: SamplingConfig,
     on_step: Callable[[int], None] | None = None,
+    known: known_frames_lib.KnownFrames | None = None,
+    windows: windows_lib.Windows | None = None,
   ) -> Float[np.ndarray, "B F N C"]:
     """Samples the latents of clips of equal length from given noise.
 
@@ -176,20 +236,47 @@ class Sculpt4D:
       noise: Where to start.
       config: Steps and guidance; its seed and frames are not used.
       on_step: See `sample`.
+      known: Frames that are given; data are float32 [B, F, N, C].
+      windows: Averages velocities over windows; windows one after the other
+        are `long_clips`'s.
     """
     with self._reporting:
       self._on_step = on_step
-      latents = self._denoise(
-        self._dit,
-        context,
-        noise,
-        config=dataclasses.replace(config, seed=0, num_frames=1),
-        # Always the same function: another one would be compiled anew.
-        on_call=None if on_step is None else self._tell,
-      )
-      latents = jax.device_get(latents)
+      frames = noise.shape[1] if windows is None else windows.size
+      with self._on_mesh(config, min(frames, noise.shape[1])):
+        latents = self._denoise(
+          self._dit,
+          context,
+          noise,
+          known,
+          config=dataclasses.replace(config, seed=0, num_frames=1),
+          windows=windows,
+          # Always the same function: another one would be compiled anew.
+          on_call=None if on_step is None else self._tell,
+        )
+        latents = jax.device_get(latents)
       jax.effects_barrier()
     return latents
+
+  @contextlib.contextmanager
+  def _on_mesh(self, config, num_frames):
+    """Places the transformer on the devices that a clip can use."""
+    if len(self._devices) < 2:
+      yield
+      return
+    mesh = devices_lib.sampling_mesh(
+      self._devices, config, self.dit_config, num_frames
+    )
+    if mesh != self._mesh:
+      where = self._devices[0]
+      if mesh is not None:
+        where = partitioning.shardings(self._dit, mesh)
+      self._dit, self._mesh = jax.device_put(self._dit, where), mesh
+    if mesh is None:
+      yield
+      return
+    with partitioning.use_mesh(mesh):
+      yield
 
   def _tell(self, done: int) -> None:
     """Calls the listener of the clip that is being denoised."""
@@ -213,15 +300,34 @@ class Sculpt4D:
     context = context.reshape(whole, *context.shape[2:])
     return context if rest is None else jnp.concatenate([context, rest])
 
-  def _denoise_impl(self, params, context, noise, config, on_call):
+  def _denoise_impl(
+    self, params, context, noise, known, config, windows, on_call
+  ):
     dit = nnx.merge(self._dit_def, params)
-    return denoising.denoise_clips(dit, context, noise, config, on_call)
+    return denoising.denoise_clips(
+      dit, context, noise, config, on_call, known, windows
+    )
 
   def _noise_impl(self, key, num_frames, kind):
     frames = 1 if kind == "shared" else num_frames
     sizes = self.vae_config.num_latents, self.vae_config.latent_channels
     noise = jax.random.normal(key, (frames, *sizes), jnp.float32)
     return jnp.broadcast_to(noise, (num_frames, *sizes))
+
+  def encode_surface(
+    self,
+    surface: Float[np.ndarray, "P R"],
+    queries: Float[np.ndarray, "N R"],
+    noise: Float[np.ndarray, "N C"],
+  ) -> Float[np.ndarray, "N C"]:
+    """The latents of one shape; see `ShapeVAE.encode_to_diffusion`."""
+    vae = jax.device_put(self._vae)
+    return jax.device_get(self._encode_surface(vae, surface, queries, noise))
+
+  def _encode_surface_impl(self, params, *arrays):
+    vae = nnx.merge(self._vae_def, params)
+    batch = (x[None] for x in arrays)
+    return vae.encode_to_diffusion(*batch)[0].astype(jnp.float32)
 
   def field(
     self, latents: Float[np.ndarray, "N C"]

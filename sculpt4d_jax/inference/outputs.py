@@ -8,6 +8,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from sculpt4d_jax.inference import known
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
@@ -22,7 +23,7 @@ from sculpt4d_jax.io.meshes import usd
 from sculpt4d_jax.io.viewer import page
 
 GLB, USD, VIEWER = "animation.glb", "animation.usdc", "viewer.html"
-PREVIEW, RUN = "preview.png", "run.json"
+PREVIEW, RUN, LATENTS = "preview.png", "run.json", "latents.npz"
 
 
 def write(
@@ -30,6 +31,8 @@ def write(
   result: pipeline.Result,
   details: Mapping[str, Any],
   log: run_log.RunLog,
+  *,
+  latents: bool = False,
 ) -> list[Any]:
   """Writes everything that a run made.
 
@@ -43,6 +46,8 @@ def write(
     result: Meshes and the clip they were made from.
     details: What run.json should tell beside stages and meshes.
     log: Times the stage; its stages go into run.json.
+    latents: Whether to write latents.npz too, of which later runs take frames
+      as known.
 
   Returns:
     The paths.
@@ -94,6 +99,10 @@ def write(
     atomic.write_bytes(
       staging / RUN, (json.dumps(record, indent=2) + "\n").encode()
     )
+    if latents:
+      known.write_latents(
+        staging / LATENTS, result.latents, result.scale_factor
+      )
     names = sorted(
       path.name for path in staging.iterdir() if path.name[0] != "."
     )

@@ -5,15 +5,18 @@
 Nothing here writes files; `inference/outputs.py` does.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import os
 
 from absl import logging
 import numpy as np
 
+from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.geometry import cleanup
 from sculpt4d_jax.geometry import isosurface
 from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.inference import long_clips
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io.matting import crop
@@ -39,8 +42,9 @@ class SurfaceConfig:
       area, are dropped.
     max_components: The largest ones kept; 0 keeps all that are large enough.
     max_faces: Of each mesh; 0 does not simplify.
-    grid: "exact", or what Hunyuan3D 2.1 does: "dense", "flashvdm" or
-      "hunyuan3d"; see `geometry/isosurface.py`.
+    grid: "exact"; "lean", the same surface from fewer points; or what Hunyuan3D
+      2.1 does: "dense", "flashvdm" or "hunyuan3d"; see
+      `geometry/isosurface.py`.
     vertex_scale: "exact", or "hunyuan3d" for the released code's.
   """
 
@@ -102,19 +106,21 @@ class Result:
     latents: float32 [F, N, C].
     meshes: One a frame; a frame without surface has no faces.
     num_evaluations: Points of the field evaluated, all frames together.
+    scale_factor: Factor of the autoencoder's latents in `latents`.
   """
 
   clip: Clip
   latents: np.ndarray
   meshes: list[mesh_lib.TriangleMesh]
   num_evaluations: int
+  scale_factor: float = 1.0
 
 
 def read_clip(
   source: str | os.PathLike | np.ndarray,
   log: run_log.RunLog,
   *,
-  num_frames: int,
+  num_frames: int | None,
   image_size: int,
   matte: str = "auto",
   start: float | None = None,
@@ -126,7 +132,8 @@ def read_clip(
   Args:
     source: See `video.read_frames`.
     log: Times the stages.
-    num_frames: Frames at most.
+    num_frames: Frames at most, to which a longer clip is resampled; None takes
+      all of the video's own.
     image_size: Pixels a side for the image encoder.
     matte: How the background is found, see `foreground.extract`.
     start: Seconds; None is the first frame.
@@ -153,19 +160,35 @@ def generate(
   sampling: model_lib.SamplingConfig,
   surface: SurfaceConfig,
   log: run_log.RunLog,
+  known_frames: Mapping[int, np.ndarray] | None = None,
+  windows: windows_lib.Windows | None = None,
+  window_folder: long_clips.WindowFolder | None = None,
 ) -> Result:
   """Samples a clip's latents and extracts a mesh for every frame.
+
+  Args:
+    model: The networks.
+    clip: What `read_clip` returned.
+    sampling: How latents are sampled.
+    surface: How they become meshes.
+    log: Times the stages.
+    known_frames: Latents of frames that are given; see `Sculpt4D.sample`.
+    windows: Cuts a long clip; None samples all frames at once.
+    window_folder: Keeps finished windows, for a run that is interrupted.
 
   Raises:
     ValueError: No frame has a surface.
   """
-  num_calls = len(sampling.calls)
-  with log.stage("denoise", num_calls) as bar:
-
-    def on_step(done: int) -> None:
-      bar.update(max(0, done - bar.n))
-
-    latents = model.sample(clip.images, sampling, on_step)
+  if windows is not None and windows.kind == "sequential":
+    latents = _sample_windows(
+      model, clip, sampling, log, known_frames, windows, window_folder
+    )
+  else:
+    with log.stage("denoise", len(sampling.calls)) as bar:
+      on_step = lambda done: bar.update(max(0, done - bar.n))
+      latents = model.sample(
+        clip.images, sampling, on_step, known_frames, windows
+      )
   meshes, evaluations = [], 0
   for frame in log.each("extract meshes", latents):
     mesh, count = extract_mesh(model, frame, surface)
@@ -179,7 +202,25 @@ def generate(
     )
   if empty:
     logging.warning("Frames without a surface: %s.", empty)
-  return Result(clip, latents, meshes, evaluations)
+  scale = model.vae_config.scale_factor
+  return Result(clip, latents, meshes, evaluations, scale)
+
+
+def _sample_windows(
+  model, clip, sampling, log, known_frames, windows, window_folder
+):
+  """Latents of a long clip, one window after the other."""
+  num_windows = len(windows.starts(len(clip.images)))
+  with log.stage("denoise windows", num_windows) as bar:
+    return long_clips.sample(
+      model,
+      clip.images,
+      sampling,
+      windows,
+      folder=window_folder,
+      known_frames=known_frames,
+      on_window=lambda done: bar.update(done - bar.n),
+    )
 
 
 def extract_mesh(

@@ -56,12 +56,18 @@ class Result:
     return self.clip.source.fps
 
   def save(
-    self, folder: str | os.PathLike, *, progress: run_log.ProgressOption = True
+    self,
+    folder: str | os.PathLike,
+    *,
+    latents: bool = False,
+    progress: run_log.ProgressOption = True,
   ) -> list[pathlib.Path]:
     """Writes meshes, animations, the viewer page, a preview and run.json.
 
     Args:
       folder: Made if missing; frames of an earlier run in it are replaced.
+      latents: Whether to write latents.npz too, of which later runs take frames
+        as known.
       progress: See `Model.generate`.
 
     Returns:
@@ -73,7 +79,7 @@ class Result:
     """
     log = run_log.RunLog(progress)
     log.stages += self.stages
-    return outputs.write(folder, self._made, self.details, log)
+    return outputs.write(folder, self._made, self.details, log, latents=latents)
 
   def viewer(self) -> str:
     """The page that plays the meshes next to the input, as HTML."""

@@ -10,6 +10,9 @@ from sculpt4d_jax.diffusion.solvers import calls as calls_lib
 from sculpt4d_jax.models import attention
 
 NOISES = ("independent", "shared")
+KNOWN = ("path", "clean")
+WEIGHTS = ("stored", "int8")
+MEMORY = ("as_set", "auto")
 
 # Settings by name, for `launch.sample --preset`; docs/sampling.md has the
 # scores that they were chosen by.
@@ -45,6 +48,15 @@ class SamplingConfig:
       0 noise and 1 data.
     keep_difference: Calls that the difference between both branches of guidance
       serves.
+    known: How known frames enter: "path", noised like the others, for any
+      weights; "clean", at time 1, for weights trained with times of single
+      frames.
+    frames_at_a_time: Frames that layers within a frame work on at a time; 0
+      takes all. Less memory, the same result but for rounding.
+    weights: "stored", or "int8": the transformer's kernels in a byte a number,
+      which changes the velocity by about a percent.
+    memory: "as_set", or "auto": as many of these savings as the device needs,
+      the cheapest first; see `memory_plan.choose`.
   """
 
   num_frames: int
@@ -60,6 +72,10 @@ class SamplingConfig:
   solver: str = "euler"
   guidance_interval: tuple[float, float] = guidance.EVERYWHERE
   keep_difference: int = 1
+  known: str = "path"
+  frames_at_a_time: int = 0
+  weights: str = "stored"
+  memory: str = "as_set"
 
   def __post_init__(self):
     if self.num_frames < 1:
@@ -68,6 +84,14 @@ class SamplingConfig:
       raise ValueError(f"num_steps={self.num_steps} must be at least 2.")
     _check_choice("noise", self.noise, NOISES)
     _check_choice("solver", self.solver, samplers.SAMPLERS)
+    _check_choice("known", self.known, KNOWN)
+    _check_choice("weights", self.weights, WEIGHTS)
+    _check_choice("memory", self.memory, MEMORY)
+    if self.frames_at_a_time < 0:
+      raise ValueError(
+        f"frames_at_a_time={self.frames_at_a_time} must be at least 1, or 0 for"
+        " all."
+      )
     _check_choice("temporal_mode", self.temporal_mode, attention.TEMPORAL_MODES)
     # Lists, as configuration files may have them, would not be hashable.
     interval = tuple(float(end) for end in self.guidance_interval)
@@ -89,6 +113,11 @@ class SamplingConfig:
       self.guidance_interval,
       self.keep_difference,
     )
+
+  @property
+  def takes_shortcuts(self) -> bool:
+    """Whether steps are of one length and each ends where its call leads."""
+    return self.solver == "euler" and self.timestep_shift == 1.0
 
   @property
   def guides_always(self) -> bool:

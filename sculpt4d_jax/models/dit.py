@@ -27,6 +27,7 @@ from typing import NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning

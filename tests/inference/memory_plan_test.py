@@ -51,7 +51,47 @@ def test_keys_and_values_by_hand(planner, settings):
 
 def test_every_saving_saves(planner, settings):
   peaks = [planner.plan(s).peak for s in memory_plan._savings(settings)]
-  assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
+  assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 6
+
+
+def test_eight_bits_by_hand(planner, settings):
+  """A byte a number and four for 64 of them, but for what is not packed."""
+  packed = dataclasses.replace(settings, weights="int8")
+  stored = planner.plan(settings).stages["denoise"]["DiT weights"]
+  found = planner.plan(packed).stages["denoise"]["DiT weights"]
+  rest = stored - 2 * planner.kernels
+  assert 0 < rest < 0.005 * stored
+  assert found == rest + planner.kernels + planner.kernels // 16
+
+
+def test_auto_takes_the_savings_that_a_device_needs(settings):
+  preset = preset_lib.from_config(sculpt4d.get_config())
+  auto = dataclasses.replace(preset.sampling, memory="auto")
+  choose = lambda size: memory_plan.choose(
+    preset.model, auto, preset.surface, size and size * GIB
+  )
+  assert choose(80) == auto  # Nothing is needed.
+  assert choose(None) == auto  # Nobody knows.
+  less = choose(12)
+  assert less.offload and less.frames_at_a_time and less.guidance_in_turns
+  assert less.weights == "int8"
+  assert (less.num_steps, less.guidance_scale) == (50, 5.0)
+  with pytest.raises(ValueError, match="sample at most"):
+    choose(8)
+  as_set = memory_plan.choose(
+    preset.model, preset.sampling, preset.surface, 8 * GIB
+  )
+  assert as_set == preset.sampling
+
+
+def test_an_interval_has_keys_and_values_once_more(planner, settings):
+  part = lambda s: planner.plan(s).stages["denoise"]["keys and values"]
+  interval = dataclasses.replace(settings, guides_always=False)
+  assert 2 * part(interval) == 3 * part(settings)
+  turns = dict(guidance_in_turns=True)
+  assert part(dataclasses.replace(interval, **turns)) == part(
+    dataclasses.replace(settings, **turns)
+  )
 
 
 def test_more_memory_means_more_frames_and_fewer_savings(planner, settings):
@@ -100,12 +140,14 @@ def test_estimates_are_near_xlas_own_accounting(settings, frames):
   )
   step = temporary(
     "dit",
-    lambda m, *a: m(*a).velocity,
+    lambda m, *a: m(*a, inference=True).velocity,
     shape((1, frames, 4096, 64), jnp.float32),
     shape((1,), jnp.float32),
     key_values,
   )
-  assert 0.95 < stages["denoise"]["a step of the DiT"] / step < 1.3
+  planned = stages["denoise"]
+  planned = planned["a step of the DiT"] + planned["weights of a block"]
+  assert 0.95 < planned / step < 1.3
   encode = temporary(
     "image_encoder",
     lambda m, x: m(x),

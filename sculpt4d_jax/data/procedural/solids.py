@@ -48,15 +48,16 @@ class SyntheticClip:
 
 
 def make_clip(
-  seed: int, num_frames: int, variety: float = 0.0
+  seed: int, num_frames: int, variety: float = 0.0, seconds: float = 1.0
 ) -> SyntheticClip:
   """Makes the clip of a seed; seeds are independent of each other.
 
   Args:
     seed: Any non-negative number.
-    num_frames: Frames F, spread over the clip's one second; at least 1.
+    num_frames: Frames F, spread over the clip; at least 1.
     variety: Share of the clips that are of the families of `creatures`, turned
       by any angle and in several colours.
+    seconds: Length of the clip; motions repeat after one to 1.7 seconds.
 
   Returns:
     The clip.
@@ -67,11 +68,11 @@ def make_clip(
   if num_frames < 1:
     raise ValueError(f"num_frames={num_frames} must be at least 1.")
   if is_varied(seed, variety):
-    return _varied_clip(seed, num_frames)
+    return _varied_clip(seed, num_frames, seconds)
   rng = np.random.default_rng([seed, 0x4D])
   names = sorted(_FAMILIES)
   family = names[rng.integers(len(names))]
-  phase = _phase(rng, num_frames)
+  phase = _phase(rng, num_frames, seconds)
   body = _Body(num_frames)
   _FAMILIES[family](rng, phase, body)
   return SyntheticClip(
@@ -88,12 +89,14 @@ def is_varied(seed: int, variety: float) -> bool:
   return bool(draw < variety)
 
 
-def _varied_clip(seed: int, num_frames: int) -> SyntheticClip:
+def _varied_clip(
+  seed: int, num_frames: int, seconds: float
+) -> SyntheticClip:
   rng = np.random.default_rng([seed, 0xC7EA, 1])
   names = sorted(creatures.FAMILIES)
   family = names[rng.integers(len(names))]
   body = _Body(num_frames)
-  creatures.FAMILIES[family](rng, _phase(rng, num_frames), body)
+  creatures.FAMILIES[family](rng, _phase(rng, num_frames, seconds), body)
   return SyntheticClip(
     solid=body.solid(yaw=rng.uniform(-np.pi, np.pi)),
     colours=creatures.colours(rng, NUM_CONES + NUM_BOXES),
@@ -102,9 +105,11 @@ def _varied_clip(seed: int, num_frames: int) -> SyntheticClip:
   )
 
 
-def _phase(rng: np.random.Generator, num_frames: int) -> np.ndarray:
-  """Angle of the motion in every frame [F], for most of a turn."""
-  times = np.arange(num_frames) / max(num_frames, 2)
+def _phase(
+  rng: np.random.Generator, num_frames: int, seconds: float = 1.0
+) -> np.ndarray:
+  """Angle of the motion in every frame [F]; most of a turn in a second."""
+  times = np.arange(num_frames) / max(num_frames, 2) * seconds
   return 2 * np.pi * (rng.uniform(0.6, 1.0) * times + rng.uniform())
 
 

@@ -1,0 +1,278 @@
+"""Clips of any length, one window after the other.
+
+Each window is sampled with the frames it shares with those before as known
+frames. What is kept in memory is one window; finished windows are files in a
+folder, one a window, and are the whole state: a run that is interrupted reads
+them and goes on, to the same bytes. The noise of a frame depends on the seed and
+its number alone, so that neither the length nor the windows have to be known
+ahead, and frames can come from a stream without end.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import hashlib
+import io
+import itertools
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sculpt4d_jax import array_types
+from sculpt4d_jax.diffusion import known_frames as known_frames_lib
+from sculpt4d_jax.diffusion import windows as windows_lib
+from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.io import atomic
+
+Array = array_types.Array
+Float = array_types.Float
+UInt8 = array_types.UInt8
+
+_IDENTITY = "windows.json"
+
+
+class Stretch(NamedTuple):
+  """New frames of a clip: the number of the first, latents [frames, N, C]."""
+
+  first: int
+  latents: np.ndarray
+
+
+class WindowFolder:
+  """Finished windows on disk, `window_000000.npz` and so on."""
+
+  def __init__(self, folder: str | pathlib.Path, identity: Mapping[str, Any]):
+    """Opens a folder, or makes it.
+
+    Args:
+      folder: Where windows are and will be.
+      identity: What decides about the latents; JSON.
+
+    Raises:
+      ValueError: The folder holds windows that were made with other settings.
+    """
+    self.folder = pathlib.Path(folder)
+    path = self.folder / _IDENTITY
+    # As it will be read: tuples become lists.
+    wanted = json.loads(json.dumps(identity))
+    if path.is_file():
+      found = json.loads(path.read_text())
+      if found != wanted:
+        names = sorted(
+          key
+          for key in found.keys() | wanted.keys()
+          if found.get(key) != wanted.get(key)
+        )
+        raise ValueError(
+          f"{self.folder} holds windows of a run with other settings"
+          f" ({', '.join(names)}); repeat that run's command, delete the folder"
+          " or choose another output."
+        )
+    else:
+      with atomic.output_errors(self.folder):
+        self.folder.mkdir(parents=True, exist_ok=True)
+      atomic.write_bytes(path, json.dumps(wanted, indent=1).encode())
+
+  def read(self, number: int) -> Stretch | None:
+    """A finished window's new frames; None if it is not finished."""
+    path = self._path(number)
+    if not path.is_file():
+      return None
+    try:
+      with np.load(path, allow_pickle=False) as content:
+        return Stretch(int(content["first"]), content["latents"])
+    except Exception as error:  # Whatever NumPy and zipfile run into.
+      raise ValueError(
+        f"{path} is damaged ({type(error).__name__}: {error}); delete it and"
+        " all later windows, and repeat the command."
+      ) from error
+
+  def write(self, number: int, stretch: Stretch) -> None:
+    """Writes a window's new frames: the whole file or none."""
+    content = io.BytesIO()
+    np.savez(content, first=np.int64(stretch.first), latents=stretch.latents)
+    atomic.write_bytes(self._path(number), content.getvalue())
+
+  def _path(self, number: int) -> pathlib.Path:
+    return self.folder / f"window_{number:06d}.npz"
+
+
+def identity(
+  config: model_lib.SamplingConfig,
+  windows: windows_lib.Windows,
+  images: UInt8[np.ndarray, "F S S 3"],
+) -> dict[str, Any]:
+  """What decides about the latents of a clip, for `WindowFolder`."""
+  result = {f"sampling.{k}": v for k, v in vars(config).items()}
+  result |= {f"windows.{k}": v for k, v in vars(windows).items()}
+  result["pictures"] = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+  return result
+
+
+def open_folder(
+  folder: str | pathlib.Path | None,
+  config: model_lib.SamplingConfig,
+  windows: windows_lib.Windows | None,
+  images: UInt8[np.ndarray, "F S S 3"],
+  details: Mapping[str, Any],
+) -> WindowFolder | None:
+  """The folder of a clip's windows; None where there are none to keep.
+
+  Args:
+    folder: Where windows are kept, if wanted.
+    config: Settings of the sampler.
+    windows: Of the clip.
+    images: All pictures.
+    details: What else decides about the latents.
+  """
+  if folder is None or windows is None or windows.kind != "sequential":
+    return None
+  wanted = identity(config, windows, images)
+  return WindowFolder(folder, wanted | dict(details))
+
+
+def sample(
+  model: model_lib.Sculpt4D,
+  images: UInt8[np.ndarray, "F S S 3"],
+  config: model_lib.SamplingConfig,
+  windows: windows_lib.Windows,
+  *,
+  folder: WindowFolder | None = None,
+  known_frames: Mapping[int, np.ndarray] | None = None,
+  on_window: Callable[[int], None] | None = None,
+) -> Float[np.ndarray, "F N C"]:
+  """Samples a clip window by window.
+
+  Args:
+    model: The networks.
+    images: All pictures.
+    config: Steps, guidance, seed.
+    windows: Their size and overlap.
+    folder: Where finished windows are kept, and taken from.
+    known_frames: Latents of frames that are given, by their index.
+    on_window: Called with the number of finished windows.
+
+  Raises:
+    ValueError: A known frame is not of this clip, or the folder's windows do
+      not fit it.
+  """
+  outside = [i for i in known_frames or () if not 0 <= i < len(images)]
+  if outside:
+    raise ValueError(
+      f"Known frames {outside} are not among the clip's {len(images)} frames,"
+      f" which are 0 to {len(images) - 1}."
+    )
+  stretches = stream(
+    model,
+    images,
+    config,
+    windows,
+    folder=folder,
+    known_frames=known_frames,
+  )
+  parts = []
+  for number, stretch in enumerate(stretches, 1):
+    parts.append(stretch.latents)
+    if on_window is not None:
+      on_window(number)
+  return np.concatenate(parts)
+
+
+def stream(
+  model: model_lib.Sculpt4D,
+  images: Iterable[UInt8[np.ndarray, "S S 3"]],
+  config: model_lib.SamplingConfig,
+  windows: windows_lib.Windows,
+  *,
+  folder: WindowFolder | None = None,
+  known_frames: Mapping[int, np.ndarray] | None = None,
+) -> Iterator[Stretch]:
+  """Yields the latents of new frames, window by window.
+
+  Pictures are taken as they are needed; there may be no end to them. Where they
+  end within a window, that window is moved back to end with them. Arguments are
+  those of `sample`.
+
+  Raises:
+    ValueError: There are no pictures, or the folder's windows do not fit them.
+  """
+  source = iter(images)
+  given = dict(known_frames or {})
+  shown: list[np.ndarray] = []  # Pictures and latents of the last frames.
+  done: list[np.ndarray] = []
+  end = 0  # Frames that are done.
+  for number in itertools.count():
+    new = windows.size if not number else windows.stride
+    fresh = list(itertools.islice(source, new))
+    if not fresh:
+      break
+    stretch = None if folder is None else folder.read(number)
+    if stretch is not None and (
+      stretch.first != end or len(stretch.latents) != len(fresh)
+    ):
+      raise ValueError(
+        f"Window {number} in {folder.folder} has frames {stretch.first} to"
+        f" {stretch.first + len(stretch.latents) - 1}, but {end} to"
+        f" {end + len(fresh) - 1} are next; delete the folder."
+      )
+    # A window at the end reaches back as far as there are frames.
+    num_known = min(windows.size - len(fresh), len(done))
+    if stretch is None:
+      pictures = [*shown[len(shown) - num_known :], *fresh]
+      latents = _sample_window(
+        model,
+        np.stack(pictures),
+        config,
+        end - num_known,
+        done[len(done) - num_known :],
+        given,
+      )
+      stretch = Stretch(end, latents[num_known:])
+      if folder is not None:
+        folder.write(number, stretch)
+    yield stretch
+    shown = [*shown, *fresh][-windows.size :]
+    done = [*done, *stretch.latents][-windows.size :]
+    end += len(fresh)
+  if not end:
+    raise ValueError("There are no pictures to sample from.")
+
+
+def _sample_window(model, images, config, first, done, given):
+  """Latents of the frames from `first` on; the first ones are done."""
+  noise = frame_noise(model, config, range(first, first + len(images)))
+  is_known = np.zeros(len(images), bool)
+  data = np.zeros(noise.shape, np.float32)
+  for index in range(len(images)):
+    latents = given.get(first + index)
+    if index < len(done):
+      latents = done[index]
+    if latents is not None:
+      is_known[index], data[index] = True, latents
+  known = known_frames_lib.KnownFrames(is_known[None], data[None])
+  context = model.encode(images)[None]
+  return model.denoise(context, noise[None], config, known=known)[0]
+
+
+def frame_noise(
+  model: model_lib.Sculpt4D,
+  config: model_lib.SamplingConfig,
+  frames: Iterable[int],
+) -> Float[np.ndarray, "W N C"]:
+  """Noise of frames by their numbers in the clip, as `config.noise` says."""
+  vae = model.vae_config
+  frames = np.array(list(frames), np.uint32)
+  if config.noise == "shared":
+    frames = 0 * frames
+  key = jax.random.key(config.seed)
+  return np.asarray(_noise(key, frames, vae.num_latents, vae.latent_channels))
+
+
+def _draw(key, frames, num_latents, channels):
+  keys = jax.vmap(lambda frame: jax.random.fold_in(key, frame))(frames)
+  draw = lambda key: jax.random.normal(key, (num_latents, channels))
+  return jax.vmap(draw)(keys)
+
+
+_noise = jax.jit(_draw, static_argnums=(2, 3))
