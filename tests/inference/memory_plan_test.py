@@ -60,7 +60,7 @@ def test_eight_bits_by_hand(planner, settings):
   stored = planner.plan(settings).stages["denoise"]["DiT weights"]
   found = planner.plan(packed).stages["denoise"]["DiT weights"]
   rest = stored - 2 * planner.kernels
-  assert 0 < rest < 0.005 * stored
+  assert 0 < rest < 0.02 * stored  # The time MLP, embeddings, norms, biases.
   assert found == rest + planner.kernels + planner.kernels // 16
 
 
