@@ -67,7 +67,7 @@ def test_clean_frames_have_time_one():
 
 def test_frames_that_are_not_known_have_no_data():
   other = known_frames.KnownFrames(
-    IS_KNOWN, np.where(IS_KNOWN[..., None], DATA, 7.0)
+    IS_KNOWN, jnp.where(IS_KNOWN[..., None], DATA, 7.0)
   )
   calls = samplers.calls_of("ab2", samplers.euler_times(4))
   results = [
