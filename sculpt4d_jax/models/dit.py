@@ -289,9 +289,10 @@ class DiT(nnx.Module):
     """Embeds latents and puts the time token in front of every frame.
 
     Args:
-      latents: In the order of the model's inside.
-      time: Flow time of each clip.
-      order: Of the latents' blocks; None is the natural one.
+      latents: Latents in the order that the blocks see.
+      time: Flow time of each clip or frame.
+      order: Order of the latents' blocks; None is the natural one.
+      step: Step size of each clip, for a model with a step embedding.
     """
     tokens = self.latent_embedding(latents)
     if self.token_indices is not None:

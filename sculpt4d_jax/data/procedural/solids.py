@@ -89,9 +89,7 @@ def is_varied(seed: int, variety: float) -> bool:
   return bool(draw < variety)
 
 
-def _varied_clip(
-  seed: int, num_frames: int, seconds: float
-) -> SyntheticClip:
+def _varied_clip(seed: int, num_frames: int, seconds: float) -> SyntheticClip:
   rng = np.random.default_rng([seed, 0xC7EA, 1])
   names = sorted(creatures.FAMILIES)
   family = names[rng.integers(len(names))]
