@@ -108,7 +108,26 @@ def add_keys(
     for frame in range(first, last + 1):
       if through.checks[frame].hausdorff99 <= track.checks[frame].hausdorff99:
         pose = tracker.graph.pose_of(carried[frame])
-        tracker.retry(track, frame, pose, second)
+        tracker.retry(track, frame, pose, second, is_close=True)
+    _fill_from_neighbours(tracker, track, limit)
+
+
+def _fill_from_neighbours(tracker: Tracker, track: Track, limit: float) -> None:
+  """Fits frames that are still bad from neighbours that are good."""
+  for first, last in bad_runs(track, limit):
+    for frames, step in (
+      (range(first, last + 1), -1),
+      (range(last, first - 1, -1), 1),
+    ):
+      for frame in frames:
+        other = frame + step
+        if not 0 <= other < len(track.checks):
+          break
+        if track.checks[other].hausdorff99 > limit:
+          break
+        pose = track.poses[other]
+        if pose is not None:
+          tracker.retry(track, frame, pose, track.keys[other])
 
 
 def compose(

@@ -144,13 +144,31 @@ class Tracker:
     return True
 
   def retry(
-    self, track: Track, frame: int, start: graph_lib.Pose, key: int
+    self,
+    track: Track,
+    frame: int,
+    start: graph_lib.Pose,
+    key: int,
+    *,
+    is_close: bool = False,
   ) -> bool:
-    """Fits a frame from another start; keeps the better of both results."""
+    """Fits a frame from another start; keeps the better of both results.
+
+    Args:
+      track: Improved in place.
+      frame: Number of the frame.
+      start: Where to start.
+      key: Key frame that the start is from.
+      is_close: Whether the start is on the target already; then the stiff
+        first rounds are left out, which would undo it.
+    """
     target = self.frames.targets[frame]
     if target is None:
       return False
-    pose = self.fitter.fit(target, start, start)
+    rounds = self._settings.rounds
+    pose = self.fitter.fit(
+      target, start, start, rounds[-1:] if is_close else rounds
+    )
     found = self.checker.check(
       self.graph.blend(pose), self.frames.meshes[frame]
     )

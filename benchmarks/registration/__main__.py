@@ -1,0 +1,165 @@
+r"""Prints the acceptance table of registration, a line a sequence.
+
+  OMP_NUM_THREADS=1 python -m benchmarks.registration --rows=quadruped,families
+  OMP_NUM_THREADS=1 python -m benchmarks.registration --rows=fox,assets \
+      --assets=FOLDER
+
+Lengths are per cent of the longest side of the box around all frames; seconds
+are CPU seconds a frame. FOLDER holds khronos/Fox.glb and kaykit/*.glb; see the
+README for where anyone gets them. Rows:
+
+  quadruped  procedural seed 1012, 10,000 faces
+  large      the same with 40,000 faces
+  long       the same with 64 frames
+  keys       choice of the key against frame 0, for both of these clips' kinds
+  limb       a sequence that loses a leg: what the verdicts say
+  splitter   procedural seed 1002, whose parts split: segments
+  families   one clip of every procedural family
+  fox        Fox Run
+  assets     Fox Walk, and two motions of each KayKit character
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import pathlib
+import resource
+import time
+
+from absl import flags
+import numpy as np
+
+from benchmarks.registration import sequences
+from launch import program
+from sculpt4d_jax.evaluation import tracking_metrics
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry.registration import result
+from sculpt4d_jax.geometry.registration import sequence
+
+_ROWS = flags.DEFINE_list("rows", ["quadruped"], "Rows of the table.")
+_ASSETS = flags.DEFINE_string("assets", None, "Folder of animated assets.")
+
+_FAMILY_SEEDS = (2000, 2001, 2004, 2005, 2008, 2010, 2011)
+_KAYKIT = ("Barbarian", "Knight", "Rogue", "Rogue_Hooded")
+_KAYKIT_CLIPS = ("Running_A", "1H_Melee_Attack_Chop")
+_HEADER = (
+  f"{'sequence':<28}{'key':>4}{'CD':>7}{'HD99':>7}{'worst':>7}{'corr':>7}"
+  f"{'p95':>7}{'motion':>7}{'turned':>7}{'stretch':>8}{'jitter':>7}{'s':>6}"
+  f"{'MiB':>7}  verdicts"
+)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints the rows that were asked for."""
+  del argv
+  unknown = set(_ROWS.value) - set(_PRINTERS)
+  if unknown:
+    raise ValueError(
+      f"--rows={','.join(sorted(unknown))}: choose some of"
+      f" {','.join(_PRINTERS)}."
+    )
+  print(_HEADER, flush=True)
+  for row in _ROWS.value:
+    _PRINTERS[row]()
+
+
+def measure(tracked: sequences.TrackedSequence, key: int | None = None) -> None:
+  """Registers a sequence and prints its line."""
+  start = time.process_time()
+  found = sequence.register(tracked.meshes, key=key)
+  seconds = (time.process_time() - start) / max(len(tracked.meshes) - 1, 1)
+  surface = tracking_metrics.surface(found.mesh, tracked.meshes, found.key)
+  points = tracking_metrics.correspondence(found.mesh, tracked.truth, found.key)
+  shares = (
+    surface.chamfer,
+    surface.hausdorff99,
+    surface.worst_hausdorff99,
+    points.mean,
+    points.p95,
+    points.motion,
+    surface.turned,
+  )
+  memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  print(
+    f"{tracked.name:<28}{found.key:>4}"
+    + "".join(f"{100 * share:>7.2f}" for share in shares)
+    + f"{100 * surface.stretched:>8.2f}{100 * points.jitter:>7.2f}"
+    + f"{seconds:>6.2f}{memory:>7.0f}  {_verdicts(found)}",
+    flush=True,
+  )
+
+
+def _verdicts(found: result.Registered) -> str:
+  text = "".join(str(report.verdict)[0] for report in found.reports)
+  if len(found.segments) == 1:
+    return text
+  spans = ",".join(f"{s.first_frame}-{s.last_frame}" for s in found.segments)
+  inner = "".join(str(report.verdict)[0] for report in found.segment_reports)
+  return f"{text}; segments {spans}: {inner}"
+
+
+def _keys() -> None:
+  tracked = sequences.procedural(1012, 10_000)
+  measure(tracked, key=0)
+  measure(tracked)
+  if _ASSETS.value:
+    tracked = _asset("khronos/Fox.glb", "Run")
+    measure(tracked, key=0)
+    measure(tracked)
+
+
+def _limb() -> None:
+  """Takes all that lies below a height off on one side, from frame 3 on."""
+  tracked = sequences.procedural(1012, 10_000, num_frames=6)
+  meshes = [
+    _maimed(mesh) if index >= 3 else mesh
+    for index, mesh in enumerate(tracked.meshes)
+  ]
+  found = sequence.register(meshes, key=0)
+  print(f"{'quadruped that loses a leg':<28}{_verdicts(found)}", flush=True)
+
+
+def _maimed(mesh: mesh_lib.TriangleMesh) -> mesh_lib.TriangleMesh:
+  corners = mesh.vertices[mesh.faces].mean(1)
+  low = np.quantile(mesh.vertices[:, 1], 0.25)
+  front = corners[:, 0] > np.median(mesh.vertices[:, 0])
+  kept = ~((corners[:, 1] < low) & front)
+  return mesh_lib.TriangleMesh(mesh.vertices, mesh.faces[kept])
+
+
+def _families() -> None:
+  for seed in _FAMILY_SEEDS:
+    measure(sequences.procedural(seed, 10_000))
+
+
+def _assets() -> None:
+  for name, clip in _asset_clips():
+    measure(_asset(name, clip))
+
+
+def _asset_clips() -> Iterator[tuple[str, str]]:
+  yield "khronos/Fox.glb", "Walk"
+  for character in _KAYKIT:
+    for clip in _KAYKIT_CLIPS:
+      yield f"kaykit/{character}.glb", clip
+
+
+def _asset(name: str, clip: str) -> sequences.TrackedSequence:
+  if not _ASSETS.value:
+    raise ValueError("--assets is missing: the folder of animated assets.")
+  return sequences.asset(pathlib.Path(_ASSETS.value) / name, clip, 10_000)
+
+
+_PRINTERS: dict[str, Callable[[], None]] = {
+  "quadruped": lambda: measure(sequences.procedural(1012, 10_000)),
+  "large": lambda: measure(sequences.procedural(1012, 40_000)),
+  "long": lambda: measure(sequences.procedural(1012, 10_000, num_frames=64)),
+  "keys": _keys,
+  "limb": _limb,
+  "splitter": lambda: measure(sequences.procedural(1002, 10_000)),
+  "families": _families,
+  "fox": lambda: measure(_asset("khronos/Fox.glb", "Run")),
+  "assets": _assets,
+}
+
+
+if __name__ == "__main__":
+  program.run(main)
