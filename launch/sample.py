@@ -17,6 +17,7 @@ More frames:   --config.sampling.num_frames=16
 Finer meshes:  --config.surface.resolution=192 --config.surface.max_faces=20000
 Other result:  --config.sampling.seed=1 --config.sampling.guidance_scale=3
 Part of it:    --start=1.5 --end=3
+One mesh:      --register, for a single topology that moves
 Cut-out alone: --preview_cutout
 Long clips:    --all_frames, in windows of the frames that the model was trained
                on; --window=16 --overlap=8 sets them; docs/sampling.md
@@ -53,9 +54,12 @@ from sculpt4d_jax.inference import known as known_lib
 from sculpt4d_jax.inference import memory_plan
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.inference import registering
+from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
+from sculpt4d_jax.io.meshes import sequence_input
 from sculpt4d_jax.training import preset as preset_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -138,6 +142,12 @@ _PREVIEW_CUTOUT = flags.DEFINE_bool(
   "Only cut the object out and write cutout.png: the frames, and below them"
   " what the model would see.",
 )
+_REGISTER = flags.DEFINE_bool(
+  "register",
+  False,
+  "Also make one mesh that moves of the sampled meshes, as launch.register"
+  " does: registered.glb and its record, next to the other files.",
+)
 _START = flags.DEFINE_float("start", None, "First second that is used.")
 _END = flags.DEFINE_float("end", None, "Last second that is used.")
 
@@ -218,6 +228,8 @@ def _make(
   if not paths.is_remote(output):  # Finished windows are of no more use.
     shutil.rmtree(output / _WINDOW_FOLDER, ignore_errors=True)
   logging.info("Wrote %d files to %s.", len(written), output)
+  if _REGISTER.value:
+    register(paths.of(output), result)
 
 
 def _make_batch(preset: preset_lib.Preset) -> int:
@@ -263,6 +275,21 @@ def _window_settings(trained_frames: int) -> windows_lib.Windows | None:
   size = trained_frames if _WINDOW.value is None else _WINDOW.value
   overlap = size // 2 if _OVERLAP.value is None else _OVERLAP.value
   return windows_lib.Windows(size, overlap, _WINDOWS.value)
+
+
+def register(output: paths.StorePath, result: api.Result) -> None:
+  """Registers one mesh to a sample and writes it next to the sample's files."""
+  clip = result.clip.source
+  source = sequence_input.MeshSequence(
+    clip.name,
+    list(result.meshes),
+    clip.fps,
+    clip.timestamps - clip.timestamps[0],
+  )
+  log = run_log.RunLog()
+  registered = registering.register(source.meshes, log=log)
+  registering.write(output, registered, source, log)
+  print(registering.summary(registered))
 
 
 def _apply_preset(config, name, given):

@@ -30,6 +30,7 @@ from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import paths
+from sculpt4d_jax.io import staged
 from sculpt4d_jax.io.meshes import sequence_input
 from sculpt4d_jax.io.meshes import textured_glb
 from sculpt4d_jax.io.meshes import usd
@@ -94,7 +95,7 @@ def write(
   """Writes the files of a registration.
 
   Args:
-    folder: Made if missing; other files in it stay.
+    folder: Made if missing; files in it that are not of an earlier run stay.
     registered: What was found.
     source: What it was found for; gives the times.
     log: Its stages go into registration.json.
@@ -106,7 +107,7 @@ def write(
     OutputError: The folder cannot be written to, or its disk is full.
   """
   log = log or run_log.RunLog(progress=False)
-  with atomic.staged_folder(folder) as staging:
+  with staged.staged_folder(folder, replaces=["registered.*"]) as staging:
     with log.stage("write registration", 3) as bar:
       parts = [
         textured_mesh.TexturedMesh(
@@ -132,7 +133,9 @@ def write(
         np.savez(file, **arrays(registered))
     content = json.dumps(record(registered, source, log), indent=2) + "\n"
     atomic.write_bytes(staging / RECORD, content.encode())
-    names = sorted(path.name for path in staging.iterdir())
+    names = sorted(
+      path.name for path in staging.iterdir() if path.name[0] != "."
+    )
   return [paths.of(folder) / name for name in names]
 
 

@@ -46,9 +46,9 @@ def test_all_files_are_written_and_say_the_same(tmp_path, cubes, registered):
     "registration.json",
     "vertices.npz",
   ]
-  assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-    path.name for path in paths
-  ]
+  assert sorted(
+    p.name for p in (tmp_path / "out").iterdir() if p.name[0] != "."
+  ) == [path.name for path in paths]
   with np.load(tmp_path / "out/vertices.npz") as file:
     np.testing.assert_array_equal(file["vertices"], registered.mesh.vertices)
     assert file["trajectory"].shape == (3, 4, 4)
@@ -80,9 +80,12 @@ def test_a_folder_that_cannot_be_made_leaves_nothing(
 
 
 def test_other_files_of_the_folder_stay(tmp_path, cubes, registered):
-  (tmp_path / "mine.txt").write_text("mine")
+  for name in ("mine.txt", "registered.glb"):
+    (tmp_path / name).write_text("mine")
   registering.write(tmp_path, registered, _source(cubes))
   assert (tmp_path / "mine.txt").read_text() == "mine"
+  assert (tmp_path / "registered.kept1.glb").read_text() == "mine"
+  assert (tmp_path / "registered.glb").read_bytes()[:4] == b"glTF"
 
 
 def test_failed_frames_are_named(cubes):
