@@ -39,11 +39,10 @@ from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.weights import checkpoint_parts
+from sculpt4d_jax.weights import conversion as conversion_lib
 from sculpt4d_jax.weights import export as weight_export
 from sculpt4d_jax.weights import pretrained
-from sculpt4d_jax.weights import rule_files
 from sculpt4d_jax.weights import temporal as temporal_weights
-from sculpt4d_jax.weights.tensor_files import hub
 from sculpt4d_jax.weights.tensor_files import open_file
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -131,11 +130,11 @@ def convert() -> None:
     logging.info("%s", line)
   log, start = run_log.RunLog(), time.monotonic()
   with log.stage("convert", conversion.num_steps) as bar:
-    pretrained.write(
+    conversion_lib.write(
       conversion,
       output,
+      sources=_SOURCE.value,
       dtype=dtype,
-      details={"sources": list(_SOURCE.value)},
       overwrite=_OVERWRITE.value,
       on_step=bar.update,
     )
@@ -148,33 +147,17 @@ def convert() -> None:
 
 def plan() -> pretrained.Conversion:
   """Finds the checkpoints and compares them with the preset."""
-  wanted = _PARTS.value
-  unknown = set(wanted) - set(checkpoint_parts.PARTS)
-  if unknown or not wanted:
-    raise ValueError(
-      f"--parts={','.join(wanted)}: choose some of"
-      f" {','.join(checkpoint_parts.PARTS)}."
-    )
-  rules = rule_files.RuleFile()
-  if _RULES.value:
-    rules = rule_files.read(_RULES.value)
-  files = []
-  for source in _SOURCE.value:
-    paths = hub.resolve(
-      source,
-      revision=_REVISION.value,
-      cache=_CACHE.value,
-      offline=_OFFLINE.value,
-    )
-    files += [open_file.open_file(path) for path in paths]
-  model = preset_lib.from_config(_CONFIG.value).model
-  configs = {
-    name: getattr(model, name)
-    for name in checkpoint_parts.PARTS
-    if name in wanted
-  }
-  return pretrained.plan_conversion(
-    files, configs, heads=_HEADS.value, rules=rules, seed=_SEED.value
+  parts = preset_lib.from_config(_CONFIG.value).model.parts()
+  return conversion_lib.plan(
+    _SOURCE.value,
+    {name: config for name, (_, config) in parts.items()},
+    parts=_PARTS.value,
+    rules=_RULES.value,
+    temporal_heads=_HEADS.value,
+    seed=_SEED.value,
+    revision=_REVISION.value,
+    cache=_CACHE.value,
+    offline=_OFFLINE.value,
   )
 
 

@@ -20,13 +20,8 @@ the operating system are messages wherever they come from.
 """
 
 from collections.abc import Callable, Sequence
-import dis
-import importlib.metadata
-import logging as python_logging
-import multiprocessing
 import os
 import pathlib
-import platform
 import signal
 import sys
 import threading
@@ -40,18 +35,16 @@ from absl import flags
 from absl import logging
 
 import launch
-from launch import host_memory
 from launch import interrupts
+from sculpt4d_jax.cli import host_memory
+from sculpt4d_jax.cli import manners
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
-_OWN_FOLDERS = tuple(
-  f"{_ROOT / name}{os.sep}"
-  for name in ("configs", "kernels", "launch", "sculpt4d_jax")
-)
-_REPORTED_VERSIONS = ("jax", "jaxlib", "flax", "numpy")
+end_at_once = manners.end_at_once
+log_platform = manners.log_platform
+user_message = manners.user_message
+
 _ENDING = threading.Lock()
 _INTERRUPTS: list[int] = []
-_SOON = 0.05  # Seconds: out of a finalizer by then.
 _HELP_FLAGS = frozenset({"--help", "-help", "-h", "--helpshort"})
 
 
@@ -109,13 +102,13 @@ def run(
     return remaining
 
   host_memory.keep_freed_memory()
-  _quieten_libraries()
-  signal.signal(signal.SIGTERM, _exit_on_sigterm)
-  sys.unraisablehook = _note_dropped_error
+  manners.quieten_libraries()
+  signal.signal(signal.SIGTERM, manners.exit_on_sigterm)
+  sys.unraisablehook = manners.note_dropped_error
   interrupts.watch(
     {
       signal.SIGINT: _interrupt,
-      signal.SIGTERM: _exit_on_sigterm,
+      signal.SIGTERM: manners.exit_on_sigterm,
     },
     _end_by_signal,
     _say,
@@ -126,7 +119,7 @@ def run(
     app.run(guarded_main, flags_parser=parse_flags)
   except KeyboardInterrupt:
     _end_by_signal(signal.SIGINT)
-  except _Terminated:
+  except manners.Terminated:
     _end_by_signal(signal.SIGTERM)
   except SystemExit:
     # What is left is Python's own end, which an interrupt would disturb.
@@ -155,36 +148,6 @@ def _end_by_signal(signum: int) -> NoReturn:
   end_at_once(128 + signum)
 
 
-def end_at_once(code: int) -> NoReturn:
-  """Ends the process with what it has said, but not as Python ends otherwise.
-
-  A signal often comes while jax compiles. Its thread would go on while Python
-  takes down what it works with, and crash; and in a run of several processes
-  jax would wait for the others.
-  """
-  for child in multiprocessing.active_children():
-    child.terminate()
-  logging.flush()
-  for stream in (sys.stdout, sys.stderr):
-    try:
-      stream.flush()
-    except OSError:  # Nobody reads it any more.
-      pass
-  os._exit(code)
-
-
-def user_message(error: BaseException) -> str | None:
-  """The message for the user, or None if the error is a bug to be traced."""
-  if isinstance(error, OSError):
-    return _os_error_message(error)
-  if isinstance(error, MemoryError):
-    return f"Not enough memory: {error}" if str(error) else "Not enough memory."
-  if isinstance(error, (ValueError, NotImplementedError, ImportError)):
-    if _raised_by_own_code(error):
-      return str(error)
-  return None
-
-
 def help_text() -> str:
   """The program's docstring and its own flags, those of libraries left out."""
   main_module = sys.modules["__main__"]
@@ -201,51 +164,6 @@ def help_text() -> str:
       "--helpfull lists the flags of every library as well.",
     ]
   )
-
-
-def log_platform() -> None:
-  """Logs the versions and devices that a run depends on; starts JAX."""
-  import jax  # --help needs none of it.
-
-  logging.info(
-    "Python %s, %s",
-    platform.python_version(),
-    ", ".join(f"{name} {_version(name)}" for name in _REPORTED_VERSIONS),
-  )
-  devices = jax.devices()
-  logging.info(
-    "Devices: %d × %s (%s), process %d of %d",
-    len(devices),
-    devices[0].device_kind,
-    devices[0].platform,
-    jax.process_index(),
-    jax.process_count(),
-  )
-
-
-def _os_error_message(error: OSError) -> str:
-  """`file: reason`, in place of Python's `[Errno 2] reason: 'file'`."""
-  if error.strerror and error.filename is not None:
-    names = [str(error.filename)]
-    if error.filename2 is not None:
-      names.append(str(error.filename2))
-    return f"{' -> '.join(names)}: {error.strerror}"
-  return error.strerror or str(error) or type(error).__name__
-
-
-def _raised_by_own_code(error: BaseException) -> bool:
-  """Whether a `raise` in this project's code, not a library, threw it."""
-  trace = error.__traceback__
-  if trace is None:
-    return False
-  while trace.tb_next is not None:
-    trace = trace.tb_next
-  code = trace.tb_frame.f_code
-  if not os.path.abspath(code.co_filename).startswith(_OWN_FOLDERS):
-    return False
-  # An error of a function written in C leaves no frame of its own: the
-  # innermost frame is ours, but stands at a call instead of a raise.
-  return dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 
 
 def _raised_by_config_flags(error: BaseException) -> bool:
@@ -287,72 +205,3 @@ def _program_name() -> str:
 
 def _help_hint() -> str:
   return f"Run python -m launch.{_program_name()} --help for all flags."
-
-
-class _Terminated(SystemExit):
-  """SIGTERM came."""
-
-
-def _exit_on_sigterm(signum, unused_frame) -> NoReturn:
-  raise _Terminated(128 + signum)
-
-
-def _note_dropped_error(unraisable: Any) -> None:
-  """Repeats a signal whose exception came where Python can only drop it.
-
-  Finalizers and callbacks of the garbage collector are such places, and a
-  program that computes is often in one. What a library's thread has to tell
-  an event loop that has ended with an earlier error is nobody's any more.
-  """
-  signals = {_Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
-  again = signals.get(unraisable.exc_type)
-  if again is None:
-    too_late = str(unraisable.exc_value) == "Event loop is closed"
-    if not too_late or logging.get_verbosity() >= logging.DEBUG:
-      sys.__unraisablehook__(unraisable)
-    return
-  timer = threading.Timer(_SOON, os.kill, (os.getpid(), again))
-  timer.daemon = True
-  timer.start()
-
-
-def _quieten_libraries() -> None:
-  """Keeps INFO lines of this project; libraries speak from WARNING up."""
-  logging.use_absl_handler()
-  logging.get_absl_handler().addFilter(_keeps_record)
-  threading.excepthook = _note_thread_error
-
-
-def _note_thread_error(failure: threading.ExceptHookArgs) -> None:
-  """One line for what ended a thread; who waits for it reports the rest."""
-  name = failure.thread.name if failure.thread else "a thread"
-  error = f"{failure.exc_type.__name__}: {failure.exc_value}"
-  logging.error("%s ended: %s", name, error.split("\n")[0][:300])
-  logging.debug(
-    "%s",
-    "".join(
-      traceback.format_exception(
-        failure.exc_type, failure.exc_value, failure.exc_traceback
-      )
-    ),
-  )
-
-
-def _keeps_record(record: python_logging.LogRecord) -> bool:
-  if os.path.abspath(record.pathname).startswith(_OWN_FOLDERS):
-    return True
-  if logging.get_verbosity() < logging.DEBUG:
-    # A library's line is enough; who called it says what it means.
-    record.exc_info = record.exc_text = None
-    if "exception was never retrieved" in str(record.msg):
-      # By asyncio: of what fails together, only the first failure is waited
-      # for, and it is told by who waits.
-      return False
-  return record.levelno >= python_logging.WARNING
-
-
-def _version(name: str) -> str:
-  try:
-    return importlib.metadata.version(name)
-  except importlib.metadata.PackageNotFoundError:
-    return "not installed"

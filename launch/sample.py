@@ -164,7 +164,7 @@ def main(argv):
     _apply_preset(config, _PRESET.value, given)
   preset = preset_lib.from_config(config)
   if _PLAN.value:
-    print_plan(preset)
+    print(memory_plan.report(preset.model, preset.sampling, preset.surface))
     return
   for flag in (_INPUT, _OUTPUT):
     if not flag.value:
@@ -297,21 +297,6 @@ def _apply_preset(config, name, given):
   for field, value in sampling_lib.preset(name).items():
     if f"sampling.{field}" not in given:
       config.sampling[field] = value
-
-
-def print_plan(preset: preset_lib.Preset) -> None:
-  """Prints tables of memory by part and of devices."""
-  # Nothing is allocated, but arrays of no numbers still want a device: the
-  # host, so that the plan of an accelerator is made without it.
-  with jax.default_device(jax.local_devices(backend="cpu")[0]):
-    planner = memory_plan.Planner(preset.model)
-    settings = memory_plan.settings_of(preset.sampling, preset.surface)
-    print("\n".join(memory_plan.format_plan(planner, settings)))
-  print(
-    f"\nWeights in bfloat16; a device is filled to {memory_plan.USABLE:.0%}."
-    " The savings are fields of --config.sampling. Estimated, not measured on"
-    " these devices; see sculpt4d_jax/inference/memory_plan.py."
-  )
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ import ml_collections
 
 from sculpt4d_jax import preset_files
 from sculpt4d_jax import shipped
+from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
+from sculpt4d_jax.evaluation import held_out
 from sculpt4d_jax.evaluation import sequence_pairs
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.inference import clip_input
@@ -49,6 +51,8 @@ PresetLike = PathLike | ml_collections.ConfigDict | preset_lib.Preset
 Meshes = Sequence[mesh_lib.TriangleMesh]
 
 Result = result_lib.Result
+
+_NUM_TRIVIAL = 128  # Training clips that trivial answers are made of.
 
 
 class Model:
@@ -204,6 +208,48 @@ class Model:
       ),
     )
     return Result(made, settings, (*clip.stages, *self.stages, *log.stages))
+
+  def evaluate(
+    self,
+    num_sequences: int = 20,
+    *,
+    conventions: geometry_metrics.Conventions | None = None,
+    progress: run_log.ProgressOption = True,
+  ) -> dict[str, evaluator.Summary]:
+    """Scores the model on procedural clips that it was not trained on.
+
+    Args:
+      num_sequences: Number of clips.
+      conventions: What is measured, and how.
+      progress: See `generate`.
+
+    Returns:
+      Scores of the model, of the same weights with temporal attention off, and
+      of two answers that need no model; see `evaluation/held_out.py`.
+    """
+    data = self.config.data
+    if not 1 <= num_sequences <= data.num_held_out:
+      raise ValueError(
+        f"num_sequences={num_sequences}: the preset has {data.num_held_out}"
+        " held-out clips (data.num_held_out)."
+      )
+    log = run_log.RunLog(progress)
+    first = data.held_out_seed
+    clips = held_out.make_clips(
+      range(first, first + num_sequences), data.num_frames, data.sizes, log
+    )
+    seeds = range(
+      data.first_seed, data.first_seed + min(data.num_clips, _NUM_TRIVIAL)
+    )
+    return held_out.compare(
+      self.networks,
+      clips,
+      [solids.make_clip(seed, data.num_frames) for seed in seeds],
+      self.config.sampling,
+      self.config.surface,
+      conventions or geometry_metrics.Conventions(),
+      log,
+    )
 
   def __repr__(self) -> str:
     return f"Model({self.preset!r}, weights={str(self.weights)!r})"

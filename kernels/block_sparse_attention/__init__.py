@@ -1,6 +1,7 @@
 """Block-sparse attention over frames of a clip; needs jax and numpy only."""
 
 from .api import block_sparse_attention
+from .api import explain
 from .mask import BlockMask
 from .mask import Mask
 from .mask import bit_reversal

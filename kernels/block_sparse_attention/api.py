@@ -6,6 +6,7 @@ One that cannot serve the arguments raises NotImplementedError with the reason.
 """
 
 from collections.abc import Callable
+import functools
 import math
 from typing import Any, Literal
 
@@ -97,6 +98,31 @@ def block_sparse_attention(
     dict(scale=float(scale), token_order=token_order),
   )
   return (output, log_sum_exp) if return_log_sum_exp else output
+
+
+def explain(
+  query: jax.ShapeDtypeStruct, mask: mask_lib.Mask
+) -> dict[str, str | None]:
+  """Why backends decline a call, without computing anything.
+
+  Args:
+    query: Shape [B, H, S, K] and dtype of queries, keys and values.
+    mask: Which blocks see which.
+
+  Returns:
+    For each backend, in the order in which they are tried, the reason for which
+    it declines, or None. `block_sparse_attention` takes the first None.
+  """
+  reasons: dict[str, str | None] = {}
+  options = dict(scale=query.shape[-1] ** -0.5, token_order="natural")
+  for name in _AUTOMATIC:
+    try:
+      call = functools.partial(_BACKENDS[name], mask=mask, **options)
+      jax.eval_shape(call, query, query, query)
+      reasons[name] = None
+    except NotImplementedError as reason:
+      reasons[name] = str(reason)
+  return reasons
 
 
 def _run(implementation, args, kwargs):

@@ -317,6 +317,28 @@ class Planner:
     return max(tokens, points) + 2 * _SCORES
 
 
+def report(
+  model: networks.NetworkConfigs,
+  sampling: model_lib.SamplingConfig,
+  surface: pipeline.SurfaceConfig,
+) -> str:
+  """The plan of a preset as text: both tables, and what they rest on."""
+  # Nothing is allocated, but arrays of no numbers still want a device: the
+  # host, so that the plan of an accelerator is made without it.
+  with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    settings = settings_of(sampling, surface)
+    lines = list(format_plan(Planner(model), settings))
+  return "\n".join(
+    [
+      *lines,
+      "",
+      f"Weights in bfloat16; a device is filled to {USABLE:.0%}. The savings are"
+      " fields of the preset's section `sampling`. Estimated, not measured on"
+      " these devices; see sculpt4d_jax/inference/memory_plan.py.",
+    ]
+  )
+
+
 def format_plan(planner: Planner, settings: Settings) -> Iterator[str]:
   """A table of parts and stages, and one of devices, as lines of Markdown."""
   plan = planner.plan(settings)

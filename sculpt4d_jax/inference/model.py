@@ -112,7 +112,7 @@ class Sculpt4D:
 
     Args:
       model: Configurations of the networks.
-      folder: What launch.train or launch.convert_weights wrote.
+      folder: What a training or a conversion wrote.
       dtype: Of the parameters; see `model_folders.load`.
       offload: Keeps the image encoder and the autoencoder on the host while
         they are not used.

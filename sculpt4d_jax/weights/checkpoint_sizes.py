@@ -63,7 +63,7 @@ def infer(part: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
 def differences(part: str, tensors: Mapping[str, Any], config: Any) -> str:
   """What to say about sizes that differ from the preset's, or ""."""
   flags = [
-    f"--config.model.{part}.{field}={value}"
+    f"model.{part}.{field}={value}"
     for field, value in infer(part, tensors).items()
     if getattr(config, field) != value
   ]
@@ -71,7 +71,7 @@ def differences(part: str, tensors: Mapping[str, Any], config: Any) -> str:
     return ""
   return (
     "  By its shapes the checkpoint is of another size than the preset; for"
-    f" its own size say\n    {' '.join(flags)}\n"
+    f" its own size set these fields of the preset:\n    {' '.join(flags)}\n"
   )
 
 
@@ -111,7 +111,7 @@ def check_config_file(part: str, file: pathlib.Path, config: Any) -> None:
   if wrong:
     raise CheckpointError(
       f"The config file beside {file} does not fit the preset:"
-      f" {'; '.join(wrong)}. Set --config.model.{part}.FIELD=VALUE."
+      f" {'; '.join(wrong)}. Set the preset's fields model.{part}.FIELD."
     )
 
 

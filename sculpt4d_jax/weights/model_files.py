@@ -134,8 +134,8 @@ def parse_header(path: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
     raise ModelFileError(f"{path} has a damaged header: {error}.") from error
   if header.get("format") != _FORMAT:
     raise ModelFileError(
-      f"{path} is a safetensors file, but not weights that launch.train"
-      f" wrote: expected format {_FORMAT!r}, found {header.get('format')!r}."
+      f"{path} is a safetensors file, but not weights that a"
+      f" training wrote: expected format {_FORMAT!r}, found {header.get('format')!r}."
     )
   return header
 

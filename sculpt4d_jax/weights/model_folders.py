@@ -1,8 +1,8 @@
-"""Folders of weights: what launch.train and launch.convert_weights write.
+"""Folders of weights, as a training or a conversion writes them.
 
-launch.train leaves one safetensors file a network (`model_files`),
-launch.convert_weights one Orbax checkpoint a network beside sculpt4d.json,
-which says what they are. `load` takes either.
+A training leaves one safetensors file a network (`model_files`), a conversion
+one Orbax checkpoint a network, and sculpt4d.json, which says what they are.
+`load` takes either.
 """
 
 from collections.abc import Mapping
@@ -142,8 +142,7 @@ def open_parts(folder: paths.PathLike) -> dict[str, StoredPart]:
       parts[name] = StoredPart(config, shapes, dtype, header["details"], reader)
   if not parts:
     raise ModelFileError(
-      f"{folder} holds no weights that launch.convert_weights or launch.train"
-      " wrote."
+      f"{folder} holds no weights that a training or a conversion wrote."
     )
   return parts
 

@@ -128,7 +128,7 @@ class LeafReader:
     }
     if not self._headers:
       raise CheckpointError(
-        f"{folder} holds no leaves that launch.convert_weights wrote."
+        f"{folder} holds no leaves that a conversion wrote."
       )
 
   @property

@@ -93,7 +93,7 @@ def test_foreign_checkpoint(tmp_path):
     {"x": np.zeros(3)}, tmp_path / "weights" / "vae.safetensors"
   )
   message = refuse(tmp_path, checkpoint=str(tmp_path / "weights"))
-  assert "not weights that launch.train wrote" in message
+  assert "not weights that a training wrote" in message
 
 
 def test_output_is_a_file(tmp_path):

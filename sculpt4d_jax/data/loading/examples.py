@@ -97,8 +97,8 @@ class ExampleConfig:
     for kind in ("posterior", "features"):
       if kind in self.contents and not getattr(self, kind):
         raise ValueError(
-          f"Reading {kind} takes a name: that of a folder that"
-          " launch.precompute_latents wrote."
+          f"Reading {kind} takes a name: that of a folder of latents that were"
+          " computed before."
         )
 
 
@@ -411,8 +411,8 @@ def _derived(reader, clip, kind, name):
   contents = reader.contents(clip.shard)
   if clip.clip not in contents:
     raise schema.RecordError(
-      f"{clip.clip} has no {kind} of {name!r}; make it with"
-      " python -m launch.precompute_latents."
+      f"{clip.clip} has no {kind} of {name!r}; compute it before the"
+      " training, as docs/data.md says."
     )
   return contents[clip.clip]
 

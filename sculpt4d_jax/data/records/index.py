@@ -160,8 +160,8 @@ def read_index(folder: paths.PathLike) -> DatasetIndex:
   path = folder / FILE_NAME
   if not path.is_file():
     raise RecordError(
-      f"there is no data set at {folder}: {FILE_NAME} is missing. Make one"
-      " with python -m launch.prepare_data."
+      f"there is no data set at {folder}: {FILE_NAME} is missing."
+      " docs/data.md says how one is made of assets."
     )
   try:
     document = json.loads(path.read_text())

@@ -214,14 +214,13 @@ def _check_dit_start(
     return
   if preset.dit_training.task.lora.rank:
     raise ValueError(
-      "LoRA adapts given weights: name them with"
-      " --config.dit_training.init_from."
+      "LoRA adapts given weights: name their folder in dit_training.init_from."
     )
   if not has_vae:
     raise ValueError(
-      f"{vae_file} is missing: train the autoencoder first, with"
-      " --stages=vae,dit, or start from weights that have one, with"
-      " --config.dit_training.init_from."
+      f"{vae_file} is missing: train the autoencoder first, with the stages"
+      " vae and dit, or start from weights that have one: name their folder in"
+      " dit_training.init_from."
     )
 
 

@@ -126,7 +126,7 @@ def test_parts_of_posteriors_are_numbered_by_variant():
 
 def test_names_of_what_is_read_must_be_given():
   for kind in ("posterior", "features"):
-    with pytest.raises(ValueError, match="precompute_latents"):
+    with pytest.raises(ValueError, match="computed before"):
       _config(contents=(kind,))
   with pytest.raises(ValueError, match="must not be negative"):
     dataclasses.replace(_config(), num_samples=-1)

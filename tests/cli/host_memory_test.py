@@ -8,7 +8,7 @@ import pytest
 _COUNT_FAULTS = """
 import resource
 import numpy as np
-from launch import host_memory
+from sculpt4d_jax.cli import host_memory
 
 assert host_memory.keep_freed_memory() is {expected}
 

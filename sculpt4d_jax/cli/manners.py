@@ -1,0 +1,233 @@
+"""How programs end, and what they say on the way.
+
+The programs of `launch/` and the command `sculpt4d` share these manners:
+
+  exit code 0    The work is done.
+  exit code 1    A bug or a crash: the traceback is shown.
+  exit code 2    The request cannot be served (a missing file, a foreign
+                 checkpoint, a misspelt flag, a full disk): one clear message on
+                 stderr and no traceback.
+  exit code 130  Interrupted with Ctrl-C; 143 after SIGTERM. Both unwind the
+                 program, so that its temporary files are removed, and end it
+                 without waiting for threads of libraries.
+
+A ValueError that a `raise` of this project's own code throws is such a message,
+because that is how its boundaries speak. One that comes out of a library is a
+bug of ours that nobody has explained yet, and keeps its traceback. Errors of
+the operating system are messages wherever they come from.
+"""
+
+from collections.abc import Callable
+import dis
+import importlib.metadata
+import logging as python_logging
+import multiprocessing
+import os
+import pathlib
+import platform
+import signal
+import sys
+import threading
+import traceback
+from types import FrameType
+from typing import Any, NoReturn
+
+from absl import logging
+
+from sculpt4d_jax.cli import host_memory
+
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# In a checkout, further folders hold code of this project.
+_OWN_FOLDERS = (
+  f"{_PACKAGE}{os.sep}",
+  *(
+    f"{_PACKAGE.parent / name}{os.sep}"
+    for name in ("configs", "kernels", "launch")
+    if (_PACKAGE.parent / "launch" / "program.py").is_file()
+  ),
+)
+_REPORTED_VERSIONS = ("jax", "jaxlib", "flax", "numpy")
+_SOON = 0.05  # Seconds: out of a finalizer by then.
+
+
+class Terminated(SystemExit):
+  """SIGTERM came."""
+
+
+def set_up() -> None:
+  """Prepares a process that is to be one program: memory, logs, signals."""
+  host_memory.keep_freed_memory()
+  quieten_libraries()
+  signal.signal(signal.SIGTERM, exit_on_sigterm)
+  sys.unraisablehook = note_dropped_error
+
+
+def guard(work: Callable[[], Any], name: str) -> NoReturn:
+  """Runs a program's work and exits as the module says.
+
+  Args:
+    work: The program; an integer that it returns is the exit code.
+    name: Name of the program, for messages.
+  """
+  try:
+    code = work()
+  except KeyboardInterrupt:
+    say(name, "Interrupted.")
+    end_at_once(130)
+  except Terminated as error:
+    end_at_once(error.code)
+  except Exception as error:
+    message = user_message(error)
+    if message is None:
+      raise
+    logging.debug("%s", traceback.format_exc())
+    say(name, message)
+    code = 2
+  sys.exit(code or 0)
+
+
+def say(name: str, message: str) -> None:
+  """Prints a program's message on stderr."""
+  print(f"{name}: {message}", file=sys.stderr, flush=True)
+
+
+def end_at_once(code: int) -> NoReturn:
+  """Ends the process with what it has said, but not as Python ends otherwise.
+
+  A signal often comes while jax compiles. Its thread would go on while Python
+  takes down what it works with, and crash; and in a run of several processes
+  jax would wait for the others.
+  """
+  for child in multiprocessing.active_children():
+    child.terminate()
+  logging.flush()
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except OSError:  # Nobody reads it any more.
+      pass
+  os._exit(code)
+
+
+def user_message(error: BaseException) -> str | None:
+  """The message for the user, or None if the error is a bug to be traced."""
+  if isinstance(error, OSError):
+    return _os_error_message(error)
+  if isinstance(error, MemoryError):
+    return f"Not enough memory: {error}" if str(error) else "Not enough memory."
+  if isinstance(error, (ValueError, NotImplementedError, ImportError)):
+    if _raised_by_own_code(error):
+      return str(error)
+  return None
+
+
+def log_platform() -> None:
+  """Logs the versions and devices that a run depends on; starts JAX."""
+  import jax  # --help needs none of it.
+
+  logging.info(
+    "Python %s, %s",
+    platform.python_version(),
+    ", ".join(f"{name} {_version(name)}" for name in _REPORTED_VERSIONS),
+  )
+  devices = jax.devices()
+  logging.info(
+    "Devices: %d × %s (%s), process %d of %d",
+    len(devices),
+    devices[0].device_kind,
+    devices[0].platform,
+    jax.process_index(),
+    jax.process_count(),
+  )
+
+
+def _os_error_message(error: OSError) -> str:
+  """`file: reason`, in place of Python's `[Errno 2] reason: 'file'`."""
+  if error.strerror and error.filename is not None:
+    names = [str(error.filename)]
+    if error.filename2 is not None:
+      names.append(str(error.filename2))
+    return f"{' -> '.join(names)}: {error.strerror}"
+  return error.strerror or str(error) or type(error).__name__
+
+
+def _raised_by_own_code(error: BaseException) -> bool:
+  """Whether a `raise` in this project's code, not a library, threw it."""
+  trace = error.__traceback__
+  if trace is None:
+    return False
+  while trace.tb_next is not None:
+    trace = trace.tb_next
+  code = trace.tb_frame.f_code
+  if not os.path.abspath(code.co_filename).startswith(_OWN_FOLDERS):
+    return False
+  # An error of a function written in C leaves no frame of its own: the
+  # innermost frame is ours, but stands at a call instead of a raise.
+  return dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def exit_on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
+  """Handles SIGTERM: unwinds the program with `Terminated`."""
+  del frame
+  raise Terminated(128 + signum)
+
+
+def note_dropped_error(unraisable: Any) -> None:
+  """Repeats a signal whose exception came where Python can only drop it.
+
+  Finalizers and callbacks of the garbage collector are such places, and a
+  program that computes is often in one. What a library's thread has to tell
+  an event loop that has ended with an earlier error is nobody's any more.
+  """
+  signals = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+  again = signals.get(unraisable.exc_type)
+  if again is None:
+    too_late = str(unraisable.exc_value) == "Event loop is closed"
+    if not too_late or logging.get_verbosity() >= logging.DEBUG:
+      sys.__unraisablehook__(unraisable)
+    return
+  timer = threading.Timer(_SOON, os.kill, (os.getpid(), again))
+  timer.daemon = True
+  timer.start()
+
+
+def quieten_libraries() -> None:
+  """Keeps INFO lines of this project; libraries speak from WARNING up."""
+  logging.use_absl_handler()
+  logging.get_absl_handler().addFilter(_keeps_record)
+  threading.excepthook = _note_thread_error
+
+
+def _note_thread_error(failure: threading.ExceptHookArgs) -> None:
+  """One line for what ended a thread; who waits for it reports the rest."""
+  name = failure.thread.name if failure.thread else "a thread"
+  error = f"{failure.exc_type.__name__}: {failure.exc_value}"
+  logging.error("%s ended: %s", name, error.split("\n")[0][:300])
+  logging.debug(
+    "%s",
+    "".join(
+      traceback.format_exception(
+        failure.exc_type, failure.exc_value, failure.exc_traceback
+      )
+    ),
+  )
+
+
+def _keeps_record(record: python_logging.LogRecord) -> bool:
+  if os.path.abspath(record.pathname).startswith(_OWN_FOLDERS):
+    return True
+  if logging.get_verbosity() < logging.DEBUG:
+    # A library's line is enough; who called it says what it means.
+    record.exc_info = record.exc_text = None
+    if "exception was never retrieved" in str(record.msg):
+      # By asyncio: of what fails together, only the first failure is waited
+      # for, and it is told by who waits.
+      return False
+  return record.levelno >= python_logging.WARNING
+
+
+def _version(name: str) -> str:
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return "not installed"

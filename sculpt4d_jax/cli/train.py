@@ -1,0 +1,67 @@
+r"""Trains a model: the shape autoencoder, then the diffusion transformer.
+
+The small model from nothing, on procedural clips, on this machine:
+
+  sculpt4d train --preset tiny --workdir runs/tiny
+
+The run makes the clips (stage `data`), trains the autoencoder (`vae`), encodes
+all clips and trains the diffusion transformer (`dit`). Interrupt it whenever
+you like: the same command resumes from the last checkpoint. The weights are
+then in WORKDIR/weights, which other commands take as --weights.
+
+On records of animated assets, from the shipped weights:
+
+  sculpt4d train --preset tiny_records --workdir runs/mine \
+      --set records.folders=data/mine
+
+Change it:    --set dit_training.optimizer.num_steps=20000
+One stage:    --stages dit
+Watch it:     tensorboard --logdir runs/tiny
+"""
+
+import argparse
+import pathlib
+
+from absl import logging
+
+from sculpt4d_jax.cli import manners
+from sculpt4d_jax.cli import options
+
+_STAGES = ("data", "vae", "dit")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Defines the command's arguments."""
+  options.add_preset(parser)
+  parser.add_argument(
+    "--workdir",
+    metavar="FOLDER",
+    help="folder of data, checkpoints, metrics and weights; default:"
+    " runs/PRESET",
+  )
+  parser.add_argument(
+    "--stages",
+    nargs="+",
+    choices=_STAGES,
+    default=list(_STAGES),
+    help="stages to run; default: all",
+  )
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command."""
+  import jax
+
+  from sculpt4d_jax import api
+
+  config = options.read_preset(args)
+  workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config.name)
+  manners.log_platform()
+  logging.info("Preset %s, into %s.", config.name, workdir)
+  if jax.config.jax_compilation_cache_dir is None:
+    # Compiled code is kept for the next start.
+    folder = str((workdir / "compiled").absolute())
+    jax.config.update("jax_compilation_cache_dir", folder)
+  weights = api.train(config, workdir, stages=args.stages)
+  if weights.is_dir():
+    print(f"The weights are in {weights}.")

@@ -1,0 +1,190 @@
+"""The command `sculpt4d`: help, messages, exit codes and every subcommand."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from sculpt4d_jax import cli
+from sculpt4d_jax import preset_files
+from sculpt4d_jax.cli import info
+from tests import small_models
+from tests.integration import micro
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PRESET = str(ROOT / "tests" / "integration" / "micro.py")
+# A field without training has its surface somewhere near its median.
+SURFACE = ("--set", "surface.level=0.2", "--set", "surface.band=3")
+
+
+def start(*arguments, cwd=ROOT):
+  return subprocess.run(
+    [sys.executable, "-m", "sculpt4d_jax", *arguments],
+    cwd=cwd,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+  """Runs the command in this process and in an empty folder."""
+  monkeypatch.chdir(tmp_path)
+  return lambda *arguments: cli._run(list(arguments))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+  return str(
+    small_models.write(tmp_path_factory.mktemp("w"), micro.get_config())
+  )
+
+
+def test_help_of_the_command_lists_all_and_imports_nothing():
+  code = (
+    "import sys; from sculpt4d_jax import cli\n"
+    "try: cli.main(['--help'])\n"
+    "except SystemExit as end: assert not end.code\n"
+    "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  for name in cli.COMMANDS:
+    assert re.search(rf"^ +{name} ", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_a_subcommand_teaches_by_example(name, run, capsys):
+  with pytest.raises(SystemExit) as end:
+    run(name, "--help")
+  assert end.value.code == 0
+  text = capsys.readouterr().out
+  assert text.count(f"sculpt4d {name}") >= 2  # Usage, and an example at least.
+
+
+def test_every_preset_field_of_an_example_exists():
+  config = preset_files.read("sculpt4d")
+  for name, (module, _) in cli.COMMANDS.items():
+    text = (ROOT / "sculpt4d_jax" / "cli" / f"{module}.py").read_text()
+    for field in re.findall(r"--set ([a-z_.]+)=", text):
+      section = config
+      for part in field.split("."):
+        assert part in section, f"{name}: {field}"
+        section = section[part]
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (("sample", "nothing.mp4", "-o", "out"), "nothing.mp4 does not exist"),
+    (("sample",), "CLIP"),
+    (("smaple",), "invalid choice"),
+    (("sample", "a.mp4", "--set", "x=1"), "no field 'x'"),
+  ],
+)
+def test_what_a_user_can_mend_ends_with_two_and_a_sentence(
+  arguments, message, tmp_path
+):
+  result = start(*arguments, cwd=tmp_path)
+  assert result.returncode == 2, result.stderr
+  assert message in result.stderr and "Traceback" not in result.stderr
+  assert not os.listdir(tmp_path)
+
+
+@pytest.fixture
+def clip(tmp_path):
+  folder = tmp_path / "frames"
+  folder.mkdir()
+  for frame in range(3):
+    picture = np.full((48, 48, 3), 255, np.uint8)
+    picture[12:36, 8 + 4 * frame : 32 + 4 * frame] = 40
+    Image.fromarray(picture).save(folder / f"{frame}.png")
+  return str(folder)
+
+
+def test_sample_writes_what_it_was_asked_for(run, clip, weights, capsys):
+  run(
+    *("sample", clip, "-o", "out", "--preset", PRESET, "--weights", weights),
+    *("--seed", "4", "--steps", "2", "--quiet", *SURFACE),
+  )
+  said = json.loads(pathlib.Path("out/run.json").read_text())
+  assert said["seed"] == 4 and said["sampling"]["num_steps"] == 2
+  assert pathlib.Path("out/viewer.html").exists()
+  printed = capsys.readouterr()
+  assert printed.out == "Open out/viewer.html in a browser.\n"
+  assert printed.err == ""
+
+
+def test_a_preview_of_the_cutout_stops_before_the_long_work(run, clip, capsys):
+  run("sample", clip, "--preview_cutout", "-o", "out", "--preset", PRESET)
+  assert [n for n in os.listdir("out") if n.endswith(".png")] == ["cutout.png"]
+  assert not [n for n in os.listdir("out") if n.endswith((".ply", ".json"))]
+  # The object is in the picture, and so is white ground.
+  shown = np.asarray(Image.open("out/cutout.png"))
+  assert (shown == 40).all(-1).any() and (shown == 255).all(-1).any()
+  assert "cutout.png" in capsys.readouterr().out
+
+
+def test_plan_and_info_print_what_they_say(run, capsys):
+  run("plan", "--preset", "sculpt4d")
+  assert "| DiT weights | 6.34 |" in capsys.readouterr().out
+  run("info")
+  text = capsys.readouterr().out
+  for part in ("jax ", "devices", "optional packages", "usd-core", "xla is"):
+    assert part in text
+  assert "pallas_tpu is not: " in text and "pallas_gpu is not: " in text
+
+
+def test_info_names_extras_that_exist():
+  import tomllib
+
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  extras = project["optional-dependencies"]
+  for name, extra, _ in (*info._OPTIONAL, *info._PLUGINS):
+    listed = " ".join(extras[extra])
+    assert name in listed or f"jax[{extra}]" in listed
+
+
+def test_convert_lists_names_and_writes_nothing_without_an_output(
+  run, tmp_path, capsys
+):
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(ValueError, match="empty"):
+    run("convert", "empty", "--preset", "tiny")
+  assert os.listdir(tmp_path) == ["empty"]
+
+
+def test_evaluate_compares_two_folders(run, weights, clip, capsys):
+  run(
+    *("sample", clip, "-o", "out", "--preset", PRESET, "--weights", weights),
+    *("--quiet", *SURFACE),
+  )
+  run("evaluate", "out", "out", "-o", "scores.json", "--quiet")
+  assert "Conventions: " in capsys.readouterr().out
+  assert json.loads(pathlib.Path("scores.json").read_text())
+  with pytest.raises(ValueError, match="predicted and the true one"):
+    run("evaluate", "out")
+
+
+def test_no_text_of_the_library_advises_programs_that_a_wheel_lacks():
+  advice = re.compile(
+    r"""["'][^"'\n]*(python -m launch|launch\.[a-z]|--config)"""
+  )
+  for path in (ROOT / "sculpt4d_jax").rglob("*.py"):
+    for line in path.read_text().splitlines():
+      if not line.lstrip().startswith(("#", '"""', 'r"""')):
+        assert not advice.search(line), f"{path}: {line}"
