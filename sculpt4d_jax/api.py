@@ -4,11 +4,9 @@
 
   model = s4d.load("tiny")
   result = model.generate("clip.mp4", num_frames=16, seed=1)
-  result.meshes[0].vertices
   result.save("out")
 
-There are no flags, no global state and no signal handlers here: everything
-works twice in a process, in threads and in notebooks.
+There are no flags, no global state and no signal handlers here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,6 @@ import ml_collections
 
 from sculpt4d_jax import preset_files
 from sculpt4d_jax import shipped
-from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
@@ -233,22 +230,17 @@ class Model:
         f"num_sequences={num_sequences}: the preset has {data.num_held_out}"
         " held-out clips (data.num_held_out)."
       )
-    log = run_log.RunLog(progress)
-    first = data.held_out_seed
-    clips = held_out.make_clips(
-      range(first, first + num_sequences), data.num_frames, data.sizes, log
-    )
-    seeds = range(
-      data.first_seed, data.first_seed + min(data.num_clips, _NUM_TRIVIAL)
-    )
-    return held_out.compare(
+    count = min(data.num_clips, _NUM_TRIVIAL)
+    return held_out.compare_seeds(
       self.networks,
-      clips,
-      [solids.make_clip(seed, data.num_frames) for seed in seeds],
+      range(data.held_out_seed, data.held_out_seed + num_sequences),
+      range(data.first_seed, data.first_seed + count),
+      data.num_frames,
+      data.sizes,
       self.config.sampling,
       self.config.surface,
       conventions or geometry_metrics.Conventions(),
-      log,
+      run_log.RunLog(progress),
     )
 
   def __repr__(self) -> str:
@@ -425,7 +417,7 @@ def evaluate(
   if _is_path(predicted) and _is_path(truth):
     pairs = sequence_pairs.find_pairs(predicted, truth)
   else:
-    pairs = [_Pair("sequence", predicted, truth)]
+    pairs = [sequence_pairs.MemoryPair("sequence", predicted, truth)]
   scores = []
   for pair in log.each("score", pairs):
     prediction, true_meshes = pair.read()
@@ -498,30 +490,8 @@ def _typed(
   return preset_lib.from_config(preset(name, changes))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pair:
-  """Two sequences, at least one of which is in memory."""
-
-  name: str
-  predicted: Any
-  truth: Any
-
-  def read(self) -> tuple[list[Any], list[Any]]:
-    return _meshes(self.predicted), _meshes(self.truth)
-
-
 def _is_path(value: Any) -> bool:
   return isinstance(value, PathLike)
-
-
-def _meshes(
-  sequence: PathLike | Meshes | Result,
-) -> list[mesh_lib.TriangleMesh]:
-  if isinstance(sequence, Result):
-    return sequence.meshes
-  if _is_path(sequence):
-    return sequence_pairs.read_sequence(sequence)
-  return list(sequence)
 
 
 def _replace(config: Any, **changes: Any) -> Any:

@@ -155,6 +155,35 @@ def sample_meshes(
   return [pipeline.extract_mesh(model, frame, surface)[0] for frame in latents]
 
 
+def compare_seeds(
+  model: model_lib.Sculpt4D,
+  held_out: range,
+  train: range,
+  num_frames: int,
+  sizes: clip_records.RecordSizes,
+  sampling: model_lib.SamplingConfig,
+  surface: pipeline.SurfaceConfig,
+  conventions: geometry_metrics.Conventions,
+  log: run_log.RunLog,
+) -> dict[str, evaluator.Summary]:
+  """Makes procedural clips of the seeds and scores a model on them.
+
+  Args:
+    model: Networks with weights.
+    held_out: Seeds of the clips that are scored.
+    train: Seeds of training clips, for the answers that need no model.
+    num_frames: Frames of a clip.
+    sizes: Sizes of the clips' records.
+    sampling: Settings of the sampler.
+    surface: Settings of the surfaces.
+    conventions: What is measured, and how.
+    log: Log that shows the progress.
+  """
+  clips = make_clips(held_out, num_frames, sizes, log)
+  trivial = [solids.make_clip(seed, num_frames) for seed in train]
+  return compare(model, clips, trivial, sampling, surface, conventions, log)
+
+
 def compare(
   model: model_lib.Sculpt4D,
   clips: Sequence[HeldOutClip],

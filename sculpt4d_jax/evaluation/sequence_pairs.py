@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 from sculpt4d_jax.evaluation import sequences
 from sculpt4d_jax.geometry import mesh as mesh_lib
@@ -72,6 +73,31 @@ class SequencePair:
 def read_sequence(path: PathLike) -> list[TriangleMesh]:
   """Reads the meshes of a sequence; see `sequences`."""
   return list(sequences.read(local_copies.fetch(path)).meshes)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPair:
+  """Two sequences, at least one of which is in memory.
+
+  Attributes:
+    name: Name of the clip.
+    predicted: List of meshes, an object with `meshes`, or a path.
+    truth: The true sequence, in one of these forms.
+  """
+
+  name: str
+  predicted: Any
+  truth: Any
+
+  def read(self) -> tuple[list[Any], list[Any]]:
+    """The predicted and the true meshes."""
+    return _meshes(self.predicted), _meshes(self.truth)
+
+
+def _meshes(sequence: Any) -> list[Any]:
+  if isinstance(sequence, (str, os.PathLike)):
+    return read_sequence(sequence)
+  return list(getattr(sequence, "meshes", sequence))
 
 
 def find_pairs(

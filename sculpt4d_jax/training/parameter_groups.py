@@ -52,7 +52,7 @@ def as_names(names: Any) -> tuple[str, ...]:
     # A word is taken for its letters where several are expected.
     raise ValueError(
       f"frozen={word} must be a tuple of groups, also for a single one: write"
-      f" --config.dit_training.optimizer.frozen=\"('{word}',)\"."
+      f" optimizer.frozen=('{word}',)."
     )
   check_names(tuple(names))
   return tuple(names)

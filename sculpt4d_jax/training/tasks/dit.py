@@ -79,8 +79,8 @@ class DiTTaskConfig:
     ):
       raise ValueError(
         "LoRA trains adapters of the DiT alone: set"
-        " --config.dit_training.train_image_encoder=False and"
-        " --config.dit_training.context_field_weight=0, which are"
+        " dit_training.train_image_encoder=False and"
+        " dit_training.context_field_weight=0, which are"
         f" {self.train_image_encoder} and {self.context_field_weight}."
       )
 

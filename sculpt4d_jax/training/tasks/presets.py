@@ -183,8 +183,8 @@ def _check_distillation(
   _check_best(training.schedule, {"eval": training.task.eval_clips})
   if not training.init_from:
     raise ValueError(
-      "A student needs a teacher: name its weights with"
-      " --config.distillation.init_from=FOLDER."
+      "A student needs a teacher: name the folder of its weights in"
+      " distillation.init_from."
     )
   _check_weights(
     teacher_of(preset), training.init_from, ["vae", "image_encoder", "dit"]
