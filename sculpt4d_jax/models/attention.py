@@ -32,6 +32,7 @@ from sculpt4d_jax.models import dense_attention
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import rope
 
+AnyArray = array_types.AnyArray
 Array = array_types.Array
 Float = array_types.Float
 
@@ -129,7 +130,7 @@ class SelfAttention(_Attention):
     param_dtype: Dtype of the parameters.
   """
 
-  def __call__(self, x: Float[Array, "*B S D"]) -> Float[Array, "*B S D"]:
+  def __call__(self, x: Float[AnyArray, "*B S D"]) -> Float[Array, "*B S D"]:
     query = self.project_query(x)
     return self.out(_attend_batched(query, self.project_key_value(x), self))
 
@@ -140,14 +141,14 @@ class CrossAttention(_Attention):
   `context_width` is a keyword argument; the others are `SelfAttention`'s.
   """
 
-  def encode_context(self, context: Float[Array, "*B I W"]) -> KeyValues:
+  def encode_context(self, context: Float[AnyArray, "*B I W"]) -> KeyValues:
     """Keys and values of a context, to be used for many calls."""
     return self.project_key_value(context)
 
   def __call__(
     self,
-    x: Float[Array, "*B S D"],
-    context: Float[Array, "*B I W"] | KeyValues,
+    x: Float[AnyArray, "*B S D"],
+    context: Float[AnyArray, "*B I W"] | KeyValues,
   ) -> Float[Array, "*B S D"]:
     if not isinstance(context, KeyValues):
       context = self.encode_context(context)

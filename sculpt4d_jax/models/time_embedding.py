@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from sculpt4d_jax import array_types
 from sculpt4d_jax.models import layers
 
+AnyArray = array_types.AnyArray
 Array = array_types.Array
 Float = array_types.Float
 
@@ -20,7 +21,9 @@ Float = array_types.Float
 _MAX_HALVINGS = 7.0
 
 
-def time_features(time: Float[Array, " B"], width: int) -> Float[Array, "B D"]:
+def time_features(
+  time: Float[AnyArray, " B"], width: int
+) -> Float[Array, "B D"]:
   """Sines, then cosines, of time * 10000^(-2i / width).
 
   Time runs from 0 to 1 and is not scaled to a thousand steps.
@@ -39,7 +42,7 @@ class TimeEmbedding(nnx.Module):
     self.width = width
     self.mlp = layers.MLP(width, 4 * width, **kwargs)
 
-  def __call__(self, time: Float[Array, " B"]) -> Float[Array, "B D"]:
+  def __call__(self, time: Float[AnyArray, " B"]) -> Float[Array, "B D"]:
     return self.mlp(time_features(time, self.width))
 
 

@@ -162,7 +162,7 @@ class RecordSource:
     ):
       logging.warning(
         "The test split of %s has no clips: nothing is evaluated. With only a"
-        " few assets, raise --test_fraction of launch.prepare_data.",
+        " few assets, prepare the data with a larger test fraction.",
         ", ".join(self._folders),
       )
 

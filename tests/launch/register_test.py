@@ -1,17 +1,32 @@
 """The program register: its files, and bad input: one message, nothing left."""
 
-from absl import flags
-from absl.testing import flagsaver
-import pytest
+import os
+import pathlib
+import subprocess
+import sys
 
-from launch import program
-from launch import register
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io.meshes import ply_obj
 from tests.geometry.registration import shapes
 
-if not flags.FLAGS.is_parsed():
-  flags.FLAGS(["register_test", "--input=", "--output="])
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _run(**settings):
+  return subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "launch.register",
+      *(f"--{name}={value}" for name, value in settings.items()),
+    ],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
 
 
 def _write_cubes(folder, count=2):
@@ -29,23 +44,21 @@ def _write_cubes(folder, count=2):
 def _refuse(tmp_path, **settings):
   output = tmp_path / "out"
   settings = {"input": str(tmp_path / "in"), "output": str(output)} | settings
-  with flagsaver.flagsaver(**settings):
-    with pytest.raises(Exception) as caught:
-      register.main([])
-  message = program.user_message(caught.value)
-  assert message, f"a traceback instead of a message: {caught.value!r}"
+  result = _run(**settings)
+  assert result.returncode == 2, result.stderr
+  assert "Traceback" not in result.stderr
   assert not output.exists()
-  return message
+  return result.stderr
 
 
-def test_a_folder_becomes_one_mesh(tmp_path, capsys):
+def test_a_folder_becomes_one_mesh(tmp_path):
   _write_cubes(tmp_path / "in")
   output = tmp_path / "out"
-  with flagsaver.flagsaver(input=str(tmp_path / "in"), output=str(output)):
-    register.main([])
+  result = _run(input=tmp_path / "in", output=output)
+  assert result.returncode == 0, result.stderr
   assert (output / "registered.glb").read_bytes()[:4] == b"glTF"
   assert (output / "registration.json").is_file()
-  assert "2 of 2 frames registered" in capsys.readouterr().out
+  assert "2 of 2 frames registered" in result.stdout
 
 
 def test_missing_input(tmp_path):

@@ -20,8 +20,9 @@ _SIMULATION = """
     import jax, jax.numpy as jnp, numpy as np
     from jax.experimental.pallas import mosaic_gpu as plgpu
     from sculpt4d_jax.kernels import block_sparse_attention as bsa
-    from sculpt4d_jax.kernels.block_sparse_attention import (
-        pallas_gpu, pallas_gpu_tiles, reference, shapes)
+    from sculpt4d_jax.kernels.block_sparse_attention import reference, shapes
+    from sculpt4d_jax.kernels.block_sparse_attention.gpu import (
+        attention as pallas_gpu, tiles as pallas_gpu_tiles)
     if hasattr(plgpu, "InterpretGPUParams"):
       Params = plgpu.InterpretGPUParams
     else:  # Before jax 0.12.

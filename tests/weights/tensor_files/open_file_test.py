@@ -136,7 +136,7 @@ def test_missing_shards_are_named(tmp_path):
   index.write_text("{}")
   refused(index, "no index")
   index.write_text('{"weight_map": {"a": "../../etc/passwd"}}')
-  refused(index, "beside the index")
+  refused(index, "next to the index")
 
 
 def test_what_is_taken_of_a_folder(tmp_path):

@@ -303,7 +303,9 @@ def test_sharding_over_heads_needs_no_communication(run_on_devices):
       from jax.sharding import PartitionSpec
       from sculpt4d_jax.kernels import block_sparse_attention as bsa
       from sculpt4d_jax.kernels.block_sparse_attention import (
-          pallas_gpu, reference, shapes)
+          reference, shapes)
+      from sculpt4d_jax.kernels.block_sparse_attention.gpu import (
+          attention as pallas_gpu)
 
       mask = bsa.BlockMask(2, 2, (1, 2))
       inputs = shapes.random_inputs((1, 2, 256, 8))
