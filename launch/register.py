@@ -10,6 +10,14 @@ every frame how well it was registered; frames that failed are named.
 Your own mesh, its topology kept:  --mesh=my.glb
 A key frame of your choice:        --key=5
 Fewer faces:                       --max_faces=10000
+Colours from its video:            --video=my.mp4 [--texture=first|all]
+                                   [--shading=unlit|lit]
+A skeleton:                        --bones=auto, or a number
+
+With a video or bones OUTPUT also gets a figure, a viewer page and a turntable;
+with a video the mesh over it (overlay.mp4); with bones registered_skin.glb,
+registered_skeleton.usdc and registered.bvh. The video is cut as launch.sample
+cuts it, so give the one that was sampled, with the same --start and --end.
 """
 
 from collections.abc import Sequence
@@ -18,10 +26,8 @@ from absl import flags
 from absl import logging
 
 from launch import program
-from sculpt4d_jax.inference import outputs
-from sculpt4d_jax.inference import registering
+from sculpt4d_jax.inference import register_run
 from sculpt4d_jax.inference import run_log
-from sculpt4d_jax.io.meshes import sequence_input
 
 _INPUT = flags.DEFINE_string(
   "input", None, "Folder of meshes, animated GLB or USD file.", required=True
@@ -38,31 +44,54 @@ _MESH = flags.DEFINE_string(
 _MAX_FACES = flags.DEFINE_integer(
   "max_faces", None, "Face budget of the frames.", lower_bound=4
 )
+_VIDEO = flags.DEFINE_string(
+  "video", None, "The video, folder of pictures or picture that was sampled."
+)
+_MATTE = flags.DEFINE_string(
+  "matte", "auto", "How the video's background is found; see launch.sample."
+)
+_START = flags.DEFINE_float("start", None, "Start in the video, seconds.")
+_END = flags.DEFINE_float("end", None, "End in the video, seconds.")
+_TEXTURE = flags.DEFINE_enum(
+  "texture", "all", ["first", "all", "none"], "Frames that give colours."
+)
+_SHADING = flags.DEFINE_enum(
+  "shading",
+  "unlit",
+  ["unlit", "lit"],
+  "Keep the filmed light, or divide it out.",
+)
+_BONES = flags.DEFINE_string(
+  "bones", "0", "Number of bones, auto, or 0 for no skeleton."
+)
+_TEXTURE_SIZE = flags.DEFINE_integer(
+  "texture_size", 1024, "Side of the texture in texels."
+)
 
 
 def main(argv: Sequence[str]) -> None:
   """Reads, registers and writes."""
   del argv
-  key = _key()
-  outputs.check_writable(_OUTPUT.value)
-  log = run_log.RunLog()
-  with log.stage("read meshes"):
-    source = sequence_input.read(_INPUT.value)
-    mesh = _MESH.value and sequence_input.read_mesh(_MESH.value)
-  registered = registering.register(
-    source.meshes, key=key, mesh=mesh, max_faces=_MAX_FACES.value, log=log
+  video = None
+  if _VIDEO.value:
+    video = register_run.Video(
+      _VIDEO.value, _MATTE.value, _START.value, _END.value
+    )
+  paths, summary = register_run.run(
+    _INPUT.value,
+    _OUTPUT.value,
+    run_log.RunLog(),
+    key=_KEY.value,
+    mesh=_MESH.value,
+    max_faces=_MAX_FACES.value,
+    video=video,
+    bones=_BONES.value,
+    texture=_TEXTURE.value,
+    shading=_SHADING.value,
+    texture_size=_TEXTURE_SIZE.value,
   )
-  paths = registering.write(_OUTPUT.value, registered, source, log)
   logging.info("Wrote %d files to %s.", len(paths), _OUTPUT.value)
-  print(registering.summary(registered))
-
-
-def _key() -> int | None:
-  if _KEY.value == "auto":
-    return None
-  if not _KEY.value.isdigit():
-    raise ValueError(f"--key={_KEY.value}: expected auto or a frame's number.")
-  return int(_KEY.value)
+  print(summary)
 
 
 if __name__ == "__main__":

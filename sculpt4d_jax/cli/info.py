@@ -33,12 +33,15 @@ _REQUIRED = (
 _OPTIONAL = (
   ("usd-core", "usd", "USD files, written and read"),
   ("onnxruntime", "matting", "cut-out by a matting network"),
-  ("gradio", "app", "the page of `sculpt4d app`"),
+  ("opencv-python-headless", "matting", "rough cut-outs by colour"),
+  ("xatlas", "texture", "texture coordinates of registered meshes"),
   ("huggingface-hub", "hub", "downloads of released weights"),
   ("array-record", "data", "training records of animated assets"),
   ("grain", "data", "reading those records"),
   ("alembic3d", "alembic", "Alembic assets"),
   ("apache-beam", "beam", "preparing records on many machines"),
+  ("gcsfs", "gcs", "gs:// paths"),
+  ("s3fs", "s3", "s3:// paths"),
 )
 _PLUGINS = (
   ("jax-cuda13-plugin", "cuda13", "NVIDIA GPUs, driver 580 or newer"),

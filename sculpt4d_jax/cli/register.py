@@ -7,10 +7,13 @@ The input is the folder of a sample, any folder of meshes (PLY, OBJ, STL, GLB; o
 a frame), an animated GLB or a USD file. The output folder gets registered.glb
 (morph targets), registered.usdc, vertices.npz and registration.json, which says
 of every frame how well it was registered. Frames that failed are named.
+
+With --video the mesh gets colours from the clip that was sampled, and the folder
+an overlay of the mesh on the video; with --bones a skeleton (registered_skin.glb,
+registered.bvh). Both add a figure, a viewer page and a turntable.
 """
 
 import argparse
-import pathlib
 
 from absl import logging
 
@@ -40,32 +43,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--max_faces", type=int, help="face budget of the frames, at least 4"
   )
+  parser.add_argument(
+    "--video", metavar="CLIP", help="clip that was sampled, for colours"
+  )
+  parser.add_argument(
+    "--matte", default="auto", help="cut-out of the clip; default: auto"
+  )
+  parser.add_argument("--start", type=float, help="first second used")
+  parser.add_argument("--end", type=float, help="last second used")
+  parser.add_argument(
+    "--texture",
+    choices=("first", "all", "none"),
+    default="all",
+    help="frames that give colours; default: all",
+  )
+  parser.add_argument(
+    "--shading",
+    choices=("unlit", "lit"),
+    default="unlit",
+    help="keep the filmed light, or divide it out; default: unlit",
+  )
+  parser.add_argument(
+    "--bones", default="0", help="number of bones, auto, or 0 for none"
+  )
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
-  from sculpt4d_jax.inference import outputs
-  from sculpt4d_jax.inference import registering
+  from sculpt4d_jax.inference import register_run
   from sculpt4d_jax.inference import run_log
-  from sculpt4d_jax.io.meshes import sequence_input
 
-  if args.key != "auto" and not args.key.isdigit():
-    raise ValueError(f"--key {args.key}: expected auto or a frame's number.")
-  if args.max_faces is not None and args.max_faces < 4:
-    raise ValueError(f"--max_faces {args.max_faces} must be at least 4.")
-  output = pathlib.Path(args.output)
-  outputs.check_writable(output)
-  log = run_log.RunLog(options.progress(args))
-  with log.stage("read meshes"):
-    source = sequence_input.read(args.input)
-    mesh = args.mesh and sequence_input.read_mesh(args.mesh)
-  registered = registering.register(
-    source.meshes,
-    key=None if args.key == "auto" else int(args.key),
-    mesh=mesh,
+  video = None
+  if args.video:
+    video = register_run.Video(args.video, args.matte, args.start, args.end)
+  paths, summary = register_run.run(
+    args.input,
+    args.output,
+    run_log.RunLog(options.progress(args)),
+    key=args.key,
+    mesh=args.mesh,
     max_faces=args.max_faces,
-    log=log,
+    video=video,
+    bones=args.bones,
+    texture=args.texture,
+    shading=args.shading,
   )
-  paths = registering.write(output, registered, source, log)
-  logging.info("Wrote %d files to %s.", len(paths), output)
-  print(registering.summary(registered))
+  logging.info("Wrote %d files to %s.", len(paths), args.output)
+  print(summary)

@@ -167,7 +167,7 @@ def read_latents(file: KnownFile, model: model_lib.Sculpt4D) -> np.ndarray:
       scale_factor = float(content["scale_factor"])
   except Exception as error:  # Whatever NumPy and zipfile run into.
     raise ValueError(
-      f"{file.path} is no file of latents that launch.sample --save_latents"
+      f"{file.path} is no file of latents that sampling with --save_latents"
       f" wrote ({type(error).__name__}: {error})."
     ) from error
   vae = model.vae_config

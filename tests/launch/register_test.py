@@ -5,6 +5,9 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
+from PIL import Image
+
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io.meshes import ply_obj
 from tests.geometry.registration import shapes
@@ -82,3 +85,23 @@ def test_an_output_that_is_a_file(tmp_path):
   path.write_text("mine")
   assert "is a file" in _refuse(tmp_path, output=str(path))
   assert path.read_text() == "mine"
+
+
+def test_bones_bring_a_skin_and_a_page(tmp_path):
+  _write_cubes(tmp_path / "in")
+  output = tmp_path / "out"
+  settings = {"input": str(tmp_path / "in"), "output": str(output)}
+  result = _run(**settings, bones="1")
+  assert result.returncode == 0, result.stderr
+  for name in ("registered_skin.glb", "registered.bvh", "viewer.html"):
+    assert (output / name).is_file()
+
+
+def test_bad_bones_and_a_video_of_another_length(tmp_path):
+  _write_cubes(tmp_path / "in")
+  assert "--bones=many" in _refuse(tmp_path, bones="many")
+  picture = np.full((40, 40, 3), 255, np.uint8)
+  picture[10:30, 10:30] = [200, 60, 30]
+  Image.fromarray(picture).save(tmp_path / "one.png")
+  message = _refuse(tmp_path, video=str(tmp_path / "one.png"))
+  assert "expected 2 frames" in message

@@ -1,0 +1,123 @@
+"""A whole registration: meshes read, registered, coloured, rigged, written."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from sculpt4d_jax.inference import asset
+from sculpt4d_jax.inference import outputs
+from sculpt4d_jax.inference import pipeline
+from sculpt4d_jax.inference import registering
+from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.io import paths
+from sculpt4d_jax.io.matting import crop
+from sculpt4d_jax.io.meshes import sequence_input
+
+_PICTURE_SIZE = 512  # Pixels a side of the cropped video.
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+  """The clip that a sequence was made of.
+
+  Attributes:
+    path: Video, folder of pictures, or picture.
+    matte: Way to cut out the object, as in sampling.
+    start: First second that was used.
+    end: Last second that was used.
+  """
+
+  path: paths.PathLike
+  matte: str = "auto"
+  start: float | None = None
+  end: float | None = None
+
+
+def run(
+  source: paths.PathLike,
+  output: paths.PathLike,
+  log: run_log.RunLog,
+  *,
+  key: str = "auto",
+  mesh: paths.PathLike | None = None,
+  max_faces: int | None = None,
+  video: Video | None = None,
+  bones: str = "0",
+  **options: Any,
+) -> tuple[Sequence[Any], str]:
+  """Registers a sequence of files and writes the results.
+
+  Args:
+    source: Folder of meshes, animated GLB or USD file.
+    output: Folder for the results; made if missing.
+    log: Log that times the stages.
+    key: Number of the frame whose topology is taken, or "auto".
+    mesh: File of a mesh whose topology is kept instead.
+    max_faces: Face budget of the frames, at least 4.
+    video: Clip that gives colours; None gives none.
+    bones: Number of bones, "auto", or "0" for no skeleton.
+    **options: Further fields of `asset.AssetOptions`.
+
+  Returns:
+    Paths of the files, and a summary in words.
+
+  Raises:
+    ValueError: An argument or a file cannot be used.
+  """
+  for name, value in (("key", key), ("bones", bones)):
+    if value != "auto" and not value.isdigit():
+      raise ValueError(f"--{name}={value}: expected auto or a number.")
+  if max_faces is not None and max_faces < 4:
+    raise ValueError(f"--max_faces={max_faces} must be at least 4.")
+  settings = asset.AssetOptions(
+    bones=bones if bones == "auto" else int(bones), **options
+  )
+  outputs.check_writable(output)
+  with log.stage("read meshes"):
+    sequence = sequence_input.read(source)
+    given = mesh and sequence_input.read_mesh(mesh)
+  registered = registering.register(
+    sequence.meshes,
+    key=None if key == "auto" else int(key),
+    mesh=given,
+    max_faces=max_faces,
+    log=log,
+  )
+  summary = registering.summary(registered)
+  if video is None and not settings.bones:
+    return registering.write(output, registered, sequence, log), summary
+  frames, masks = _read_video(video, len(sequence.meshes), log)
+  made = asset.make_asset(
+    registered,
+    frames,
+    masks,
+    settings,
+    output,
+    fps=sequence.fps,
+    times=sequence.times,
+    title=sequence.name,
+    details=registering.record(registered, sequence, log),
+    log=log,
+  )
+  return made.files, summary
+
+
+def _read_video(
+  video: Video | None, num_frames: int, log: run_log.RunLog
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """Pictures and masks, one a frame; None without a video."""
+  if video is None:
+    return None, None
+  clip = pipeline.read_clip(
+    video.path,
+    log,
+    num_frames=num_frames,
+    image_size=_PICTURE_SIZE,
+    matte=video.matte,
+    start=video.start,
+    end=video.end,
+  )
+  cut = crop.crop_clip(clip.foreground.frames, _PICTURE_SIZE)
+  return cut.images, cut.masks
