@@ -250,7 +250,8 @@ def test_wheel_holds_the_library_and_nothing_beside_it(wheel):
   } | {
     "sculpt4d_jax/" + path.relative_to(ROOT).as_posix()
     for folder in ("kernels", "configs")
-    for path in (ROOT / folder).rglob("*.py")
+    for pattern in ("*.py", "*.json")
+    for path in (ROOT / folder).rglob(pattern)
   }
   for folder in SHIPPED:
     expected |= {
