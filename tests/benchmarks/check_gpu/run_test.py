@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from benchmarks.check_gpu import __main__ as check
+from benchmarks.check_gpu import run as check
 from benchmarks.check_gpu import steps
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 # Programs that every Python has.
 WORKS = steps.Step("works", "Does it?", "platform")
 FAILS = steps.Step("fails", "Does it?", "no_such_module")
