@@ -70,7 +70,7 @@ def test_hidden_pose_is_found(seed):
   assert trial(seed, 4000, QUICK) < 1.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hidden_pose_is_found_in_95_of_100_trials():
   ratios = [
     trial(seed, 10_000, gradient_alignment.COARSE_TO_FINE)
@@ -79,7 +79,7 @@ def test_hidden_pose_is_found_in_95_of_100_trials():
   assert np.sum(np.array(ratios) < 1.5) >= 95, sorted(ratios)[-8:]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [3, 8])
 def test_default_agrees_with_the_reference_schedule(seed):
   # The prediction has another shape, so that the floor is far below.

@@ -19,7 +19,7 @@ from tests.integration import train_processes
 from tests.io import emulated
 from tests.io import stores
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def _program(name, *flags, timeout=900):

@@ -77,7 +77,7 @@ def test_the_dry_form_has_the_steps_of_the_real_one():
   assert real[:2] == ["versions", "kernels"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dry_run(tmp_path):
   result = subprocess.run(
     [str(ROOT / "launch" / "check_gpu.sh"), "--dry", f"--output={tmp_path}"],

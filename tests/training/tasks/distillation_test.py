@@ -91,7 +91,7 @@ def test_the_student_starts_as_its_teacher(teacher):
   assert metrics[0]["guidance_loss"] < 1e-10
 
 
-@pytest.mark.slow  # Compiles a step of three networks.
+@pytest.mark.long  # Compiles a step of three networks.
 def test_guidance_is_learned(trained):
   metrics, _, _ = trained
   losses = [float(m["guidance_loss"]) for m in metrics]
@@ -99,7 +99,7 @@ def test_guidance_is_learned(trained):
   assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
-@pytest.mark.slow  # Compiles a step of three networks.
+@pytest.mark.long  # Compiles a step of three networks.
 def test_shortcuts_count_from_their_start_on(trained):
   metrics, _, _ = trained
   share = 1 / CLIPS
@@ -110,7 +110,7 @@ def test_shortcuts_count_from_their_start_on(trained):
     np.testing.assert_allclose(m["loss"], expected, rtol=1e-5)
 
 
-@pytest.mark.slow  # Compiles a step of three networks.
+@pytest.mark.long  # Compiles a step of three networks.
 def test_the_step_embedding_learns_and_the_others_do_not_change(
   trained, teacher
 ):
@@ -139,7 +139,7 @@ def test_the_step_embedding_learns_and_the_others_do_not_change(
   np.testing.assert_array_equal(answers[0], dit(x, time, context).velocity)
 
 
-@pytest.mark.slow  # Compiles a step of three networks.
+@pytest.mark.long  # Compiles a step of three networks.
 def test_adapters_have_the_student_without_them_as_teacher(teacher):
   options = config(guidance_scale=1.0)
   options.distillation.lora.update(dict(rank=2, modules=("mlp",)))
