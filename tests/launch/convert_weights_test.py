@@ -218,7 +218,7 @@ def test_bad_checkpoints_are_refused_and_leave_nothing(tmp_path):
   expected = [
     *BAD.values(),
     ["no vae", "--parts"],
-    ["--parts=face"],
+    ["Networks face"],
     ["float16"],
     ["no converted checkpoint"],
     ["cannot write"],

@@ -101,4 +101,4 @@ def test_a_folder_without_records_is_one_message(tmp_path):
   (tmp_path / "settings.json").write_text(json.dumps({}))
   result = program("benchmarks.consistency", f"--data={tmp_path}")
   assert result.returncode == 2
-  assert "prepare_data" in result.stderr and "Traceback" not in result.stderr
+  assert "docs/data.md" in result.stderr and "Traceback" not in result.stderr

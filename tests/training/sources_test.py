@@ -115,7 +115,7 @@ def test_other_records_do_not_go_on_with_a_run(data, tmp_path):
 
 
 def test_missing_records_say_what_to_do(tmp_path):
-  with pytest.raises(ValueError, match="prepare_data"):
+  with pytest.raises(ValueError, match="docs/data.md"):
     mixed_source.open_source(
       preset_lib.from_config(_config(tmp_path / "none")), tmp_path
     )

@@ -406,7 +406,7 @@ def test_sizes_are_read_off_the_shapes():
 def test_a_wrong_size_is_told_with_the_flags_that_set_it_right(tmp_path):
   write_checkpoint(tmp_path / "a.ckpt")
   configs = CONFIGS | {"dit": dataclasses.replace(CONFIGS["dit"], depth=5)}
-  with pytest.raises(ValueError, match=r"--config\.model\.dit\.depth=3"):
+  with pytest.raises(ValueError, match=r"model\.dit\.depth=3"):
     pretrained.plan_conversion(
       [open_file.open_file(tmp_path / "a.ckpt")], configs
     )

@@ -78,7 +78,7 @@ def test_several_data_sets_are_one(folder, tmp_path):
 def test_bad_requests_say_so(folder):
   with pytest.raises(ValueError, match="Unknown split"):
     record_loader.open_split(folder, "validation", _config().example)
-  with pytest.raises(ValueError, match="prepare_data"):
+  with pytest.raises(ValueError, match="docs/data.md"):
     record_loader.open_split(folder / "none", "train", _config().example)
   with pytest.raises(ValueError, match="num_threads"):
     _config(num_threads=0)
