@@ -76,7 +76,7 @@ def _check(workdir: pathlib.Path) -> int:
   size, num_frames = _preset().data.num_frames, _NUM_FRAMES.value
   _make_clip(workdir)
   for part in ("one_window", "whole"):
-    _start(part, workdir).wait()
+    _finish(_start(part, workdir))
   killed = _start("killed", workdir)
   third = len(_windows().starts(num_frames)) // 3
   while not (workdir / "killed" / f"window_{third:06d}.npz").exists():
@@ -85,8 +85,8 @@ def _check(workdir: pathlib.Path) -> int:
     time.sleep(0.2)
   killed.send_signal(signal.SIGKILL)
   killed.wait()
-  _start("killed", workdir).wait()
-  _start("no_overlap", workdir).wait()
+  _finish(_start("killed", workdir))
+  _finish(_start("no_overlap", workdir))
   report = _score(workdir, size)
   for name, value in report.items():
     print(f"{name}: {value}")
@@ -179,6 +179,12 @@ def _start(part: str, workdir: pathlib.Path) -> subprocess.Popen:
   )
 
 
+def _finish(process: subprocess.Popen) -> None:
+  """Waits for a part; it has said why if it failed."""
+  if process.wait():
+    raise ValueError(f"A part failed: {' '.join(process.args)}")
+
+
 def _model() -> model_lib.Sculpt4D:
   folder = model_lib.weights_folder(_preset().weights, _CHECKPOINT.value)
   return model_lib.Sculpt4D.load(_preset().model, folder)
@@ -198,7 +204,7 @@ def _run_part(part: str, workdir: pathlib.Path) -> int:
   if part == "killed":
     identity = long_clips.identity(setting, windows, images)
     folder = long_clips.WindowFolder(workdir / part, identity)
-  log = run_log.RunLog(show_progress=False)
+  log = run_log.RunLog(False)
   with log.stage("denoise"):
     latents = long_clips.sample(model, images, setting, windows, folder=folder)
   np.save(workdir / f"{part}.npy", latents)
