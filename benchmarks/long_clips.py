@@ -204,6 +204,8 @@ def _run_part(part: str, workdir: pathlib.Path) -> int:
   if part == "killed":
     identity = long_clips.identity(setting, windows, images)
     folder = long_clips.WindowFolder(workdir / part, identity)
+  # Compiles, which takes more memory than sampling.
+  long_clips.sample(model, images[: windows.size], setting, windows)
   log = run_log.RunLog(False)
   with log.stage("denoise"):
     latents = long_clips.sample(model, images, setting, windows, folder=folder)
