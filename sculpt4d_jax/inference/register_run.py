@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry import mesh_distance
+from sculpt4d_jax.geometry.registration import result
 from sculpt4d_jax.inference import asset
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import pipeline
@@ -97,11 +100,26 @@ def run(
     output,
     fps=sequence.fps,
     times=sequence.times,
+    errors=_errors(registered, sequence.meshes),
     title=sequence.name,
     details=registering.record(registered, sequence, log),
     log=log,
   )
   return made.files, summary
+
+
+def _errors(
+  registered: result.Registered, meshes: Sequence[mesh_lib.TriangleMesh]
+) -> np.ndarray:
+  """Distances of the vertices to the frames' meshes over the size, [F, V]."""
+  vertices = registered.mesh.vertices
+  size = float((vertices.max((0, 1)) - vertices.min((0, 1))).max())
+  return np.stack(
+    [
+      mesh_distance.unsigned_distance(mesh, points, cap=0.1 * size) / size
+      for mesh, points in zip(meshes, vertices)
+    ]
+  )
 
 
 def _read_video(
