@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
   "demo": ("demo", "make meshes of the clip that is shipped"),
   "sample": ("sample", "make meshes of a clip of yours"),
   "register": ("register", "make one mesh that moves of a sequence"),
+  "app": ("app", "serve a page to upload, look and play"),
   "matting": ("matting", "list and download cut-out networks"),
   "train": ("train", "train a model, on made clips or on records"),
   "evaluate": ("evaluate", "score mesh sequences, or a model"),

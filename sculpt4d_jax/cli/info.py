@@ -35,6 +35,7 @@ _OPTIONAL = (
   ("onnxruntime", "matting", "cut-out by a matting network"),
   ("opencv-python-headless", "matting", "rough cut-outs by colour"),
   ("xatlas", "texture", "texture coordinates of registered meshes"),
+  ("gradio", "app", "the page of `sculpt4d app`"),
   ("huggingface-hub", "hub", "downloads of released weights"),
   ("array-record", "data", "training records of animated assets"),
   ("grain", "data", "reading those records"),

@@ -34,11 +34,17 @@ def write(folder: str | os.PathLike, clip: pipeline.Clip) -> pathlib.Path:
   return path
 
 
-def draw(clip: pipeline.Clip) -> np.ndarray:
-  """The picture, uint8 [height, width, 3]; later frames are left out evenly."""
+def draw(clip: pipeline.Clip, max_columns: int = _MAX_COLUMNS) -> np.ndarray:
+  """The picture, uint8 [height, width, 3].
+
+  Args:
+    clip: A clip as the model gets it.
+    max_columns: Frames that are shown at most; of more, some are left out
+      evenly.
+  """
   count = len(clip.images)
   columns = np.unique(
-    np.linspace(0, count - 1, min(count, _MAX_COLUMNS)).astype(int)
+    np.linspace(0, count - 1, min(count, max_columns)).astype(int)
   )
   rows = []
   for frames in (clip.source.frames[..., :3], clip.images):
@@ -49,7 +55,12 @@ def draw(clip: pipeline.Clip) -> np.ndarray:
 def _tile(frame: np.ndarray) -> np.ndarray:
   tile = Image.new("RGB", (_TILE, _TILE), _PAGE)
   picture = Image.fromarray(np.ascontiguousarray(frame))
-  picture.thumbnail((_TILE - 8, _TILE - 8), Image.Resampling.LANCZOS)
+  # Small ones are enlarged: the model's input may have 64 pixels a side.
+  scale = (_TILE - 8) / max(picture.size)
+  picture = picture.resize(
+    [max(1, round(side * scale)) for side in picture.size],
+    Image.Resampling.LANCZOS,
+  )
   left, top = ((_TILE - side) // 2 for side in picture.size)
   tile.paste(picture, (left, top))
   return np.asarray(tile)
