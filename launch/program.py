@@ -1,50 +1,26 @@
 """What every program shares: how it starts, explains itself and ends.
 
 A program is a module with a teaching docstring, absl flags and a `main(argv)`,
-closed by `program.run(main)`. This file gives all of them the same manners:
-
-  exit code 0    The work is done.
-  exit code 1    A bug or a crash: the traceback is shown.
-  exit code 2    The request cannot be served (a missing file, a foreign
-                 checkpoint, a misspelt flag, a full disk): one clear message on
-                 stderr and no traceback. `--verbosity=1` shows it as well.
-  exit code 130  Interrupted with Ctrl-C; 143 after SIGTERM. Both unwind the
-                 program, so that its temporary files are removed, and end it
-                 without waiting for threads of libraries; after some seconds
-                 even from inside a library's call (`interrupts.py`).
-
-A ValueError that a `raise` of this project's own code throws is such a message,
-because that is how its boundaries speak. One that comes out of a library is a
-bug of ours that nobody has explained yet, and keeps its traceback. Errors of
-the operating system are messages wherever they come from.
+closed by `program.run(main)`. How programs end, and with which exit codes, is
+written in `sculpt4d_jax/cli/manners.py`, which the command `sculpt4d` uses too.
 """
 
 from collections.abc import Callable, Sequence
 import os
 import pathlib
-import signal
 import sys
-import threading
-import time
 import traceback
-from types import FrameType
 from typing import Any, NoReturn
 
 from absl import app
 from absl import flags
-from absl import logging
 
-import launch
-from launch import interrupts
-from sculpt4d_jax.cli import host_memory
 from sculpt4d_jax.cli import manners
 
 end_at_once = manners.end_at_once
 log_platform = manners.log_platform
 user_message = manners.user_message
 
-_ENDING = threading.Lock()
-_INTERRUPTS: list[int] = []
 _HELP_FLAGS = frozenset({"--help", "-help", "-h", "--helpshort"})
 
 
@@ -59,20 +35,11 @@ def run(
       are refused, as they mostly are a flag with its dashes forgotten.
   """
 
-  def guarded_main(argv: Sequence[str]) -> int:
+  def checked_main(argv: Sequence[str]) -> int:
     try:
       return main(argv) or 0
     except app.UsageError as error:
       return _refuse(f"{error}\n{_help_hint()}")
-    except Exception as error:
-      if _INTERRUPTS:
-        # Some libraries turn an interrupt into an error of their own.
-        raise KeyboardInterrupt from error
-      message = user_message(error)
-      if message is None:
-        raise
-      logging.debug("%s", traceback.format_exc())
-      return _refuse(message)
 
   def parse_flags(argv: Sequence[str]) -> Sequence[str]:
     if _HELP_FLAGS.intersection(argv[1:]):
@@ -101,51 +68,9 @@ def run(
       )
     return remaining
 
-  host_memory.keep_freed_memory()
-  manners.quieten_libraries()
-  signal.signal(signal.SIGTERM, manners.exit_on_sigterm)
-  sys.unraisablehook = manners.note_dropped_error
-  interrupts.watch(
-    {
-      signal.SIGINT: _interrupt,
-      signal.SIGTERM: manners.exit_on_sigterm,
-    },
-    _end_by_signal,
-    _say,
-  )
-  try:
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-      signal.signal(signal.SIGINT, _interrupt)
-    app.run(guarded_main, flags_parser=parse_flags)
-  except KeyboardInterrupt:
-    _end_by_signal(signal.SIGINT)
-  except manners.Terminated:
-    _end_by_signal(signal.SIGTERM)
-  except SystemExit:
-    # What is left is Python's own end, which an interrupt would disturb.
-    if signal.getsignal(signal.SIGINT) is _interrupt:
-      signal.signal(signal.SIGINT, launch.end_now)
-    raise
-  raise AssertionError("app.run returned.")
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-  """Raises KeyboardInterrupt, and notes it: libraries may swallow it."""
-  del frame
-  _INTERRUPTS.append(signum)
-  raise KeyboardInterrupt
-
-
-def _end_by_signal(signum: int) -> NoReturn:
-  """Says why, once, and ends the process; called by two threads."""
-  if not _ENDING.acquire(blocking=False):
-    time.sleep(60)  # The other one ends the process.
-  if threading.current_thread() is threading.main_thread():
-    for each in (signal.SIGINT, signal.SIGTERM):
-      signal.signal(each, signal.SIG_IGN)
-  if signum == signal.SIGINT:
-    _say("Interrupted.")
-  end_at_once(128 + signum)
+  name = _program_name()
+  manners.set_up(name)
+  manners.guard(lambda: app.run(checked_main, flags_parser=parse_flags), name)
 
 
 def help_text() -> str:

@@ -53,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     argv: Arguments; None takes the process's.
   """
   arguments = list(sys.argv[1:] if argv is None else argv)
-  manners.set_up()
-  name = f"{NAME} {arguments[0]}" if arguments[:1] else NAME
-  name = NAME if name.endswith(("-h", "--help", "--version")) else name
+  name = NAME
+  if arguments and arguments[0] in COMMANDS:
+    name = f"{NAME} {arguments[0]}"
+  manners.set_up(name)
   manners.guard(lambda: _run(arguments), name)
 
 

@@ -9,7 +9,8 @@ The programs of `launch/` and the command `sculpt4d` share these manners:
                  stderr and no traceback.
   exit code 130  Interrupted with Ctrl-C; 143 after SIGTERM. Both unwind the
                  program, so that its temporary files are removed, and end it
-                 without waiting for threads of libraries.
+                 without waiting for threads of libraries; after some seconds
+                 even from inside a library's call (`interrupts.py`).
 
 A ValueError that a `raise` of this project's own code throws is such a message,
 because that is how its boundaries speak. One that comes out of a library is a
@@ -28,6 +29,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 import traceback
 from types import FrameType
 from typing import Any, NoReturn
@@ -35,6 +37,7 @@ from typing import Any, NoReturn
 from absl import logging
 
 from sculpt4d_jax.cli import host_memory
+from sculpt4d_jax.cli import interrupts
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # In a checkout, further folders hold code of this project.
@@ -54,12 +57,26 @@ class Terminated(SystemExit):
   """SIGTERM came."""
 
 
-def set_up() -> None:
-  """Prepares a process that is to be one program: memory, logs, signals."""
+# Which of the two threads that may end the process does it.
+_ENDING = threading.Lock()
+_INTERRUPTS: list[int] = []
+
+
+def set_up(name: str) -> None:
+  """Prepares a process that is to be one program: memory, logs, signals.
+
+  Args:
+    name: Name of the program, for messages.
+  """
   host_memory.keep_freed_memory()
   quieten_libraries()
   signal.signal(signal.SIGTERM, exit_on_sigterm)
   sys.unraisablehook = note_dropped_error
+  interrupts.watch(
+    {signal.SIGINT: _interrupt, signal.SIGTERM: exit_on_sigterm},
+    lambda signum: _end_by_signal(signum, name),
+    lambda message: say(name, message),
+  )
 
 
 def guard(work: Callable[[], Any], name: str) -> NoReturn:
@@ -70,20 +87,56 @@ def guard(work: Callable[[], Any], name: str) -> NoReturn:
     name: Name of the program, for messages.
   """
   try:
-    code = work()
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+      signal.signal(signal.SIGINT, _interrupt)
+    code = _run(work, name)
   except KeyboardInterrupt:
-    say(name, "Interrupted.")
-    end_at_once(130)
-  except Terminated as error:
-    end_at_once(error.code)
+    _end_by_signal(signal.SIGINT, name)
+  except Terminated:
+    _end_by_signal(signal.SIGTERM, name)
+  except SystemExit as end:
+    code = end.code
+  # What is left is Python's own end, which an interrupt would disturb.
+  if signal.getsignal(signal.SIGINT) is _interrupt:
+    signal.signal(
+      signal.SIGINT, lambda *_: interrupts.end_now(name, signal.SIGINT)
+    )
+  sys.exit(code or 0)
+
+
+def _run(work: Callable[[], Any], name: str) -> int | str | None:
+  """The program's exit code, or 2 for what the user can mend."""
+  try:
+    return work()
   except Exception as error:
+    if _INTERRUPTS:
+      # Some libraries turn an interrupt into an error of their own.
+      raise KeyboardInterrupt from error
     message = user_message(error)
     if message is None:
       raise
     logging.debug("%s", traceback.format_exc())
     say(name, message)
-    code = 2
-  sys.exit(code or 0)
+    return 2
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+  """Raises KeyboardInterrupt, and notes it: libraries may swallow it."""
+  del frame
+  _INTERRUPTS.append(signum)
+  raise KeyboardInterrupt
+
+
+def _end_by_signal(signum: int, name: str) -> NoReturn:
+  """Says why, once, and ends the process; called by two threads."""
+  if not _ENDING.acquire(blocking=False):
+    time.sleep(60)  # The other one ends the process.
+  if threading.current_thread() is threading.main_thread():
+    for each in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(each, signal.SIG_IGN)
+  if signum == signal.SIGINT:
+    say(name, "Interrupted.")
+  end_at_once(128 + signum)
 
 
 def say(name: str, message: str) -> None:

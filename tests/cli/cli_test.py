@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 from PIL import Image
@@ -188,3 +190,19 @@ def test_no_text_of_the_library_advises_programs_that_a_wheel_lacks():
     for line in path.read_text().splitlines():
       if not line.lstrip().startswith(("#", '"""', 'r"""')):
         assert not advice.search(line), f"{path}: {line}"
+
+
+def test_one_interrupt_ends_the_command_with_one_line(tmp_path):
+  with subprocess.Popen(
+    [sys.executable, "-m", "sculpt4d_jax", "demo", "--quiet"],
+    cwd=tmp_path,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    stderr=subprocess.PIPE,
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    text=True,
+  ) as process:
+    time.sleep(2)  # It imports, or compiles.
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+  assert (process.returncode, stderr) == (130, "sculpt4d demo: Interrupted.\n")
+  assert not os.listdir(tmp_path)
