@@ -23,6 +23,7 @@ __all__ = [
   "convert_weights",
   "evaluate",
   "load",
+  "plan",
   "preset",
   "read_clip",
   "train",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
   from sculpt4d_jax.api import convert_weights
   from sculpt4d_jax.api import evaluate
   from sculpt4d_jax.api import load
+  from sculpt4d_jax.api import plan
   from sculpt4d_jax.api import preset
   from sculpt4d_jax.api import read_clip
   from sculpt4d_jax.api import train

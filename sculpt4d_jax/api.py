@@ -477,6 +477,19 @@ def convert_weights(
   return conversion
 
 
+def plan(
+  preset: PresetLike = "sculpt4d", *, changes: Mapping[str, Any] | None = None
+) -> str:
+  """What a preset needs of a device's memory, as two tables in Markdown.
+
+  Args:
+    preset: A preset by name, file or configuration.
+    changes: Values by field of the preset.
+  """
+  typed = _typed(preset, changes)
+  return memory_plan.report(typed.model, typed.sampling, typed.surface)
+
+
 def _typed(
   name: PresetLike, changes: Mapping[str, Any] | None = None
 ) -> preset_lib.Preset:

@@ -19,8 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
-  from sculpt4d_jax.inference import memory_plan
-  from sculpt4d_jax.training import preset as preset_lib
+  from sculpt4d_jax import api
 
-  preset = preset_lib.from_config(options.read_preset(args))
-  print(memory_plan.report(preset.model, preset.sampling, preset.surface))
+  print(api.plan(options.read_preset(args)))
