@@ -13,6 +13,7 @@ CLIP ?= demo/clip.mp4
 DEMO_OUTPUT ?= out/demo
 
 BIN := $(VENV)/bin
+ESLINT := .cache/eslint/node_modules/.bin/eslint
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --prefer-binary \
   --disable-pip-version-check --no-input
 
@@ -22,7 +23,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo docs check-gpu lint format test test-slow test-sweep test-long clean
+.PHONY: help venv demo docs check-gpu lint lint-js format test test-slow test-sweep test-long clean
 
 help: ## Show this list.
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' \
@@ -42,6 +43,20 @@ check-gpu: $(VENV)/.programs ## Check a GPU in ten minutes; see launch/check_gpu
 lint: $(VENV)/.tests ## Check form: formatter and linter, nothing is changed.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@$(MAKE) --no-print-directory lint-js
+
+# The viewer's scripts. Without npm, or where npm cannot fetch ESLint, this says
+# so and passes.
+lint-js:
+	@if ! command -v npm >/dev/null; then \
+	  echo "No npm: the viewer's scripts are not linted."; \
+	elif ! test -x $(ESLINT) && ! npm install --silent --no-audit --no-fund \
+	    --no-save --prefix .cache/eslint eslint@9 @eslint/js@9 globals \
+	    >/dev/null 2>&1; then \
+	  echo "npm cannot fetch ESLint: the viewer's scripts are not linted."; \
+	else \
+	  $(ESLINT) . && echo "ESLint: the viewer's scripts are in order."; \
+	fi
 
 format: $(VENV)/.tests ## Format the code and mend what the linter can.
 	$(BIN)/ruff check --fix .

@@ -164,7 +164,6 @@ class AssetRenderer extends MeshRenderer {
 
   /** The ways of some points up to the shown frame. */
   drawTrails(viewProjection, look) {
-    const gl = this.gl;
     const ends = [];
     for (const id of this.asset.trails) {
       for (let frame = 0; frame < look.frame; frame++) {
