@@ -21,10 +21,10 @@ import ml_collections
 from sculpt4d_jax import preset_files
 from sculpt4d_jax import shipped
 from sculpt4d_jax.diffusion import windows as windows_lib
+from sculpt4d_jax.evaluation import comparison
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out
-from sculpt4d_jax.evaluation import sequence_pairs
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.inference import clip_input
 from sculpt4d_jax.inference import known as known_lib
@@ -389,44 +389,7 @@ def train(
   return workdir / "weights"
 
 
-def evaluate(
-  predicted: "PathLike | Meshes | Result",
-  truth: "PathLike | Meshes | Result",
-  *,
-  conventions: geometry_metrics.Conventions | None = None,
-  progress: run_log.ProgressOption = True,
-) -> evaluator.Summary:
-  """Scores mesh sequences against the true ones.
-
-  Args:
-    predicted: A sequence: a `Result`, a list of meshes, a folder of PLY files,
-      an animated GLB or USD file; or a folder of such, paired by name.
-    truth: The same, with as many frames.
-    conventions: What is measured, and how.
-    progress: See `Model.generate`.
-
-  Returns:
-    Chamfer distance, IoU, F-Score and jitter of every sequence, and their
-    means with 95 % intervals.
-
-  Raises:
-    ValueError: The two cannot be compared.
-  """
-  conventions = conventions or geometry_metrics.Conventions()
-  log = run_log.RunLog(progress)
-  if _is_path(predicted) and _is_path(truth):
-    pairs = sequence_pairs.find_pairs(predicted, truth)
-  else:
-    pairs = [sequence_pairs.MemoryPair("sequence", predicted, truth)]
-  scores = []
-  for pair in log.each("score", pairs):
-    prediction, true_meshes = pair.read()
-    scores.append(
-      evaluator.evaluate_sequence(
-        prediction, true_meshes, conventions, name=pair.name
-      )
-    )
-  return evaluator.summarise(scores)
+evaluate = comparison.evaluate
 
 
 def convert_weights(
