@@ -20,6 +20,8 @@ from absl import logging
 import numpy as np
 
 from launch import program
+from sculpt4d_jax.errors import MissingPackageError
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io.assets import animated_assets
@@ -58,7 +60,7 @@ def _panda3d():
   try:
     from panda3d import core
   except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
       "Exporting the characters needs them: pip install panda3d"
       " panda3d-assetcoop."
     ) from error
@@ -73,7 +75,7 @@ def _load(core, path: pathlib.Path):
     core.Filename.from_os_specific(os.fspath(path))
   )
   if node is None:
-    raise ValueError(f"Panda3D cannot read {path}.")
+    raise UserError(f"Panda3D cannot read {path}.")
   return core.NodePath(node)
 
 

@@ -40,6 +40,7 @@ from launch import program
 from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.diffusion import windows as windows_lib
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import long_clips
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import run_log
@@ -81,7 +82,7 @@ def _check(workdir: pathlib.Path) -> int:
   third = len(_windows().starts(num_frames)) // 3
   while not (workdir / "killed" / f"window_{third:06d}.npz").exists():
     if killed.poll() is not None:
-      raise ValueError("The run to be killed ended before it was.")
+      raise UserError("The run to be killed ended before it was.")
     time.sleep(0.2)
   killed.send_signal(signal.SIGKILL)
   killed.wait()
@@ -182,7 +183,7 @@ def _start(part: str, workdir: pathlib.Path) -> subprocess.Popen:
 def _finish(process: subprocess.Popen) -> None:
   """Waits for a part; it has said why if it failed."""
   if process.wait():
-    raise ValueError(f"A part failed: {' '.join(process.args)}")
+    raise UserError(f"A part failed: {' '.join(process.args)}")
 
 
 def _model() -> model_lib.Sculpt4D:

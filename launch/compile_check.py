@@ -28,6 +28,7 @@ from ml_collections import config_flags
 
 from launch import program
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 
 # Before libtpu starts: no cloud to ask about this machine, and others here may
@@ -76,7 +77,7 @@ def main(argv):
   }
   unknown = set(_WHAT.value) - set(makers)
   if unknown:
-    raise ValueError(f"--what={sorted(unknown)}: choose among {list(makers)}.")
+    raise UserError(f"--what={sorted(unknown)}: choose among {list(makers)}.")
   preset = preset_lib.from_config(_CONFIG.value)
   chip = compiled.chip(_TOPOLOGY.value)
   mesh = partitioning.make_mesh(

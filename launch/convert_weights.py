@@ -35,6 +35,7 @@ from ml_collections import config_flags
 import tqdm
 
 from launch import program
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
@@ -107,7 +108,7 @@ _TEMPORAL = flags.DEFINE_bool(
 def main(argv):
   del argv
   if not _OUTPUT.value and (_EXPORT.value or not _DRY_RUN.value):
-    raise ValueError("--output is missing: where should the result go?")
+    raise UserError("--output is missing: where should the result go?")
   if _EXPORT.value:
     export()
   else:
@@ -118,7 +119,7 @@ def convert() -> None:
   """Converts --source into a folder of weights."""
   dtype = _DTYPE.value or pretrained.DTYPES[0]
   if dtype not in pretrained.DTYPES:
-    raise ValueError(
+    raise UserError(
       f"--dtype={dtype}: a conversion writes one of {pretrained.DTYPES}."
     )
   conversion = plan()
@@ -164,10 +165,10 @@ def plan() -> pretrained.Conversion:
 def export() -> None:
   """Writes a folder of weights as one safetensors file."""
   if len(_SOURCE.value) != 1:
-    raise ValueError("--export takes one --source, a folder of weights.")
+    raise UserError("--export takes one --source, a folder of weights.")
   output = paths.of(_OUTPUT.value)
   if output.suffix != open_file.SAFETENSORS:
-    raise ValueError(
+    raise UserError(
       f"--output={output}: an export is a {open_file.SAFETENSORS} file."
     )
   with tqdm.tqdm(desc="export", unit=" tensors") as bar:

@@ -56,6 +56,7 @@ from sculpt4d_jax.data.loading import batches as record_batches
 from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.data.loading import loader as record_loader
 from sculpt4d_jax.data.procedural import solids
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out as held_out_lib
@@ -243,7 +244,7 @@ def chosen_protocol() -> conventions_lib.Protocol:
   protocol = protocol_table.find(_PROTOCOL.value)
   for name in _FIXED_BY_PROTOCOL:
     if flags.FLAGS[name].present:
-      raise ValueError(
+      raise UserError(
         f"--protocol={protocol.name} fixes --{name}; leave out one of the two."
       )
   changes = {
@@ -261,7 +262,7 @@ def chosen_protocol() -> conventions_lib.Protocol:
 def score_by_protocol(protocol: conventions_lib.Protocol) -> None:
   """Scores files, or a model on held-out clips, and reports."""
   if _DATA.value:
-    raise ValueError(
+    raise UserError(
       "Records hold points and distances instead of meshes, which no protocol"
       " reads; use --data without --protocol."
     )
@@ -298,7 +299,7 @@ def score_by_protocol(protocol: conventions_lib.Protocol) -> None:
 
 def _has_paths() -> bool:
   if bool(_PREDICTED.value) != bool(_TRUTH.value):
-    raise ValueError(
+    raise UserError(
       "--predicted and --truth belong together; give both, or neither to"
       " evaluate the model of --config on held-out clips."
     )
@@ -320,7 +321,7 @@ def held_out_arguments(preset: preset_lib.Preset) -> dict[str, Any]:
   program.log_platform()
   data = preset.data
   if _NUM_SEQUENCES.value > data.num_held_out:
-    raise ValueError(
+    raise UserError(
       f"--num_sequences={_NUM_SEQUENCES.value} exceeds the preset's"
       f" {data.num_held_out} held-out clips (data.num_held_out)."
     )

@@ -24,6 +24,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import program
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import cost
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.training import preset as preset_lib
@@ -68,7 +69,7 @@ def _frames(texts: Sequence[str]) -> list[int]:
   except ValueError:
     frames = []
   if not frames or min(frames) < 1:
-    raise ValueError(
+    raise UserError(
       f"--num_frames={','.join(texts)} must be whole numbers of at least 1,"
       " separated by commas."
     )

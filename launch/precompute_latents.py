@@ -22,6 +22,7 @@ from absl import logging
 from ml_collections import config_flags
 
 from launch import program
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import record_latents
@@ -54,12 +55,12 @@ def main(argv):
   preset = preset_lib.from_config(_CONFIG.value)
   folders = _DATA.value or list(preset.records.folders)
   if not folders:
-    raise ValueError(
+    raise UserError(
       "There are no records: name a data set of launch.prepare_data with"
       " --data=FOLDER."
     )
   if _SHARE.value >= _NUM_SHARES.value:
-    raise ValueError(
+    raise UserError(
       f"--share={_SHARE.value} must be below --num_shares={_NUM_SHARES.value}."
     )
   program.log_platform()

@@ -43,6 +43,7 @@ from sculpt4d_jax.data.preparation import units as asset_units
 from sculpt4d_jax.data.records import card
 from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.data.records import summary_page
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import watertight
 from sculpt4d_jax.training import preset as preset_lib
 
@@ -206,7 +207,7 @@ def main(argv):
     _FIRST_SEED.value, _PROCEDURAL.value, _CLIPS_PER_UNIT.value
   )
   if not assets:
-    raise ValueError(
+    raise UserError(
       "There is nothing to prepare: give folders of assets with --assets or"
       " a number of procedural clips with --procedural."
     )

@@ -13,6 +13,7 @@ from absl import flags
 from absl import logging
 
 from launch import program
+from sculpt4d_jax.errors import UserError
 
 _DISTRIBUTED = flags.DEFINE_enum(
   "distributed",
@@ -58,7 +59,7 @@ def initialize() -> None:
     )
     missing = [name for name, value in given.items() if value is None]
     if missing:
-      raise ValueError(
+      raise UserError(
         "--distributed=flags needs --coordinator, --num_processes and"
         f" --process_id; missing: {', '.join(missing)}."
       )
@@ -66,7 +67,7 @@ def initialize() -> None:
   try:
     jax.distributed.initialize(**options)
   except ValueError as error:
-    raise ValueError(
+    raise UserError(
       f"--distributed={_DISTRIBUTED.value} does not find the other processes:"
       f" {error}. Where the environment does not name them, use"
       " --distributed=flags."

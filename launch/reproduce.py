@@ -31,6 +31,7 @@ from ml_collections import config_flags
 from configs import ablations
 from configs import baselines
 from launch import program
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import cost
 from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.evaluation.reproduce import paper_account
@@ -113,7 +114,7 @@ def _scores(config, preset: preset_lib.Preset) -> report_page.Section:
   if _VARIANTS.value:
     unknown = set(_VARIANTS.value) - {row.name for row in rows}
     if unknown:
-      raise ValueError(
+      raise UserError(
         f"--variants={','.join(_VARIANTS.value)}: Table {_TABLE.value} has"
         f" {', '.join(row.name for row in rows)}."
       )
@@ -172,7 +173,7 @@ def _seeds() -> tuple[int, ...]:
   try:
     return tuple(int(seed) for seed in _SEEDS.value)
   except ValueError as error:
-    raise ValueError(
+    raise UserError(
       f"--seeds={','.join(_SEEDS.value)} must be whole numbers."
     ) from error
 

@@ -48,6 +48,7 @@ from ml_collections import config_flags
 from launch import program
 from sculpt4d_jax import api
 from sculpt4d_jax.diffusion import windows as windows_lib
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import batch
 from sculpt4d_jax.inference import cutout_preview
 from sculpt4d_jax.inference import known as known_lib
@@ -168,7 +169,7 @@ def main(argv):
     return
   for flag in (_INPUT, _OUTPUT):
     if not flag.value:
-      raise ValueError(f"--{flag.name} is missing; --help explains the flags.")
+      raise UserError(f"--{flag.name} is missing; --help explains the flags.")
   program.log_platform()
   if _BATCH.value:
     return _make_batch(preset)
@@ -235,7 +236,7 @@ def _make(
 def _make_batch(preset: preset_lib.Preset) -> int:
   """Makes every clip of a folder; the exit code is 2 if one failed."""
   if _KNOWN.value:
-    raise ValueError("--known is of one clip; leave it out with --batch.")
+    raise UserError("--known is of one clip; leave it out with --batch.")
   _window_settings(preset.data.num_frames)
   output = pathlib.Path(_OUTPUT.value)
   outputs.check_writable(output)
@@ -270,7 +271,7 @@ def _window_settings(trained_frames: int) -> windows_lib.Windows | None:
   """How a long clip is cut; None where all frames are sampled at once."""
   if _WINDOW.value is None and not _ALL_FRAMES.value:
     if _OVERLAP.value is not None:
-      raise ValueError("--overlap is of windows: give --window too.")
+      raise UserError("--overlap is of windows: give --window too.")
     return None
   size = trained_frames if _WINDOW.value is None else _WINDOW.value
   overlap = size // 2 if _OVERLAP.value is None else _OVERLAP.value

@@ -21,6 +21,7 @@ import ml_collections
 from sculpt4d_jax import preset_files
 from sculpt4d_jax import shipped
 from sculpt4d_jax.diffusion import windows as windows_lib
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import comparison
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
@@ -226,7 +227,7 @@ class Model:
     """
     data = self.config.data
     if not 1 <= num_sequences <= data.num_held_out:
-      raise ValueError(
+      raise UserError(
         f"num_sequences={num_sequences}: the preset has {data.num_held_out}"
         " held-out clips (data.num_held_out)."
       )
@@ -459,7 +460,7 @@ def _typed(
   """The typed preset; a typed one is taken as it is."""
   if isinstance(name, preset_lib.Preset):
     if changes:
-      raise ValueError(
+      raise UserError(
         "A typed preset takes no changes: give its name or configuration."
       )
     return name

@@ -31,6 +31,7 @@ from jax.experimental import mesh_utils
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 Mesh = jax.sharding.Mesh
@@ -89,7 +90,7 @@ class MeshConfig:
   def __post_init__(self):
     sizes = dataclasses.astuple(self)
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-      raise ValueError(
+      raise UserError(
         f"{self} must have positive sizes, and -1 (what is left) at most once."
       )
 
@@ -103,7 +104,7 @@ class MeshConfig:
     known = math.prod(size for size in sizes if size != -1)
     if num_devices % known or (-1 not in sizes and known != num_devices):
       named = dict(zip(MESH_AXES, sizes))
-      raise ValueError(
+      raise UserError(
         f"The mesh {named} needs {known} devices"
         + (" or a multiple of them" if -1 in sizes else "")
         + f", but there are {num_devices}; change config.mesh, in which -1"
@@ -128,7 +129,7 @@ def make_mesh(
   num_slices = len({getattr(d, "slice_index", 0) for d in devices})
   if num_slices > 1:
     if shape[0] % num_slices:
-      raise ValueError(
+      raise UserError(
         f"mesh.data={shape[0]} is not a multiple of the {num_slices} slices;"
         " only data may cross them."
       )
@@ -397,7 +398,7 @@ def check_training(
   """
   size = lambda *names: math.prod(mesh.shape[name] for name in names)
   if batch_size % accumulation_steps:
-    raise ValueError(
+    raise UserError(
       f"batch_size={batch_size} is not a multiple of accumulation_steps="
       f"{accumulation_steps}; choose steps that divide it."
     )
@@ -412,7 +413,7 @@ def check_training(
   for what, count, names in checks:
     if count % size(*names):
       sizes = " * ".join(f"{n}={mesh.shape[n]}" for n in names)
-      raise ValueError(
+      raise UserError(
         f"{count} {what} cannot be split over {size(*names)} devices"
         f" ({sizes}): change the sizes in config.mesh or the number."
       )

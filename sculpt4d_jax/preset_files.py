@@ -26,6 +26,7 @@ from typing import Any
 import ml_collections
 
 from sculpt4d_jax import configs
+from sculpt4d_jax.errors import UserError
 
 _SUFFIX = ".py"
 
@@ -54,10 +55,10 @@ def read(preset: str | os.PathLike) -> ml_collections.ConfigDict:
     name, colon, argument = text.rpartition(":")
   module = _load_file(name) if name.endswith(_SUFFIX) else _load_named(name)
   if not hasattr(module, "get_config"):
-    raise ValueError(f"{name} is no preset: it defines no get_config().")
+    raise UserError(f"{name} is no preset: it defines no get_config().")
   config = module.get_config(argument) if colon else module.get_config()
   if not isinstance(config, ml_collections.ConfigDict):
-    raise ValueError(
+    raise UserError(
       f"{name}: get_config() must return a ConfigDict, got"
       f" {type(config).__name__}."
     )
@@ -86,10 +87,10 @@ def change(
     for name in sections:
       section = _member(section, name, path)
       if not isinstance(section, ml_collections.ConfigDict):
-        raise ValueError(f"{path}: {name} has no fields.")
+        raise UserError(f"{path}: {name} has no fields.")
     if isinstance(_member(section, field, path), ml_collections.ConfigDict):
       fields = ", ".join(f"{path}.{name}" for name in section[field])
-      raise ValueError(f"{path} is a section; change one of {fields}.")
+      raise UserError(f"{path} is a section; change one of {fields}.")
     _assign(section, field, value, path)
   return config
 
@@ -104,7 +105,7 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, str]:
   for assignment in assignments:
     path, equals, text = assignment.partition("=")
     if not equals:
-      raise ValueError(
+      raise UserError(
         f"{assignment!r} changes nothing: write FIELD=VALUE, for instance"
         " sampling.num_steps=20."
       )
@@ -116,7 +117,7 @@ def _load_named(name: str) -> types.ModuleType:
   if name not in names():
     near = difflib.get_close_matches(name, names(), 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(
+    raise UserError(
       f"There is no preset {name!r}: {hint}choose one of"
       f" {', '.join(names())}, or give a {_SUFFIX} file."
     )
@@ -126,7 +127,7 @@ def _load_named(name: str) -> types.ModuleType:
 def _load_file(name: str) -> types.ModuleType:
   path = pathlib.Path(name).expanduser()
   if not path.is_file():
-    raise ValueError(
+    raise UserError(
       f"{path}: there is no such preset file; the shipped presets are"
       f" {', '.join(names())}."
     )
@@ -135,7 +136,7 @@ def _load_file(name: str) -> types.ModuleType:
   try:
     spec.loader.exec_module(module)
   except (ImportError, SyntaxError) as error:
-    raise ValueError(f"{path} cannot be read: {error}.") from error
+    raise UserError(f"{path} cannot be read: {error}.") from error
   return module
 
 
@@ -143,7 +144,7 @@ def _member(section: ml_collections.ConfigDict, name: str, path: str) -> Any:
   if name not in section:
     near = difflib.get_close_matches(name, list(section), 1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"{path}: the preset has no field {name!r}{hint}")
+    raise UserError(f"{path}: the preset has no field {name!r}{hint}")
   return section[name]
 
 
@@ -160,7 +161,7 @@ def _assign(
       value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     section[field] = value
   except (ValueError, SyntaxError, TypeError) as error:
-    raise ValueError(
+    raise UserError(
       f"{path}={given}: expected {_KINDS.get(kind, kind.__name__)}."
     ) from error
 

@@ -11,6 +11,7 @@ PACKAGE = "sculpt4d_jax"
 # A room may import rooms of lower rank, and itself.
 RANKS = {
   "array_types": 0,
+  "errors": 0,
   "configs": 0,
   "kernels": 0,
   "shipped": 0,

@@ -34,6 +34,14 @@ _CHECKED = (
 jaxtyping.install_import_hook(_CHECKED, f"{shape_check.__name__}.check")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """What is a sweep, or long, is slow too: `make test` leaves it out."""
+  for item in items:
+    if any(item.get_closest_marker(name) for name in ("sweep", "long")):
+      item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def wrong_shapes(request: pytest.FixtureRequest) -> Iterator[None]:
   """Tests marked `wrong_shapes` pass arrays that the code itself refuses."""

@@ -27,6 +27,7 @@ from ml_collections import config_flags
 from benchmarks.bench_v1 import make
 from launch import program
 from sculpt4d_jax.data.procedural import solids
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import held_out
 from sculpt4d_jax.evaluation.protocols import evaluate
@@ -70,7 +71,7 @@ def main(unused_argv: Sequence[str]) -> None:
     kind = "tracked" if protocol.name.startswith("actionbench") else "truth"
     truth = folder / kind
     if not truth.is_dir():
-      raise ValueError(f"{folder} holds no benchmark yet; add --make.")
+      raise UserError(f"{folder} holds no benchmark yet; add --make.")
     report = evaluate.evaluate(
       _PREDICTED.value,
       truth,

@@ -26,6 +26,7 @@ import tqdm
 
 from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import held_out
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import sampling
@@ -84,7 +85,7 @@ def make(
   if path.is_file():
     document = json.loads(path.read_text())
     if document.get("version") != VERSION:
-      raise ValueError(
+      raise UserError(
         f"{folder} holds {document.get('version')!r}, this program makes"
         f" {VERSION}; give another folder."
       )

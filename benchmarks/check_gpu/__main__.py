@@ -19,6 +19,7 @@ from absl import flags
 from benchmarks.check_gpu import run as run_lib
 from benchmarks.check_gpu import steps as steps_lib
 from launch import program
+from sculpt4d_jax.errors import UserError
 
 _OUTPUT = flags.DEFINE_string("output", "out/check_gpu", "Folder of results.")
 _DRY = flags.DEFINE_bool("dry", False, "The same on a CPU, with tiny sizes.")
@@ -33,7 +34,7 @@ def main(unused_argv: Sequence[str]) -> int:
   steps = steps_lib.dry() if _DRY.value else steps_lib.of_gpu()
   unknown = set(_ONLY.value) - {step.name for step in steps}
   if unknown:
-    raise ValueError(
+    raise UserError(
       f"--only={sorted(unknown)}: choose among {[s.name for s in steps]}."
     )
   if _ONLY.value:

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 import numpy as np
 
 from launch import program
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import memory_plan
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
@@ -49,7 +50,7 @@ _PACKAGES = (
 
 def main(argv: Sequence[str]) -> int:
   if len(argv) != 2 or argv[1] not in PARTS:
-    raise ValueError(f"Name one part: {', '.join(PARTS)}.")
+    raise UserError(f"Name one part: {', '.join(PARTS)}.")
   return PARTS[argv[1]]() or 0
 
 
@@ -201,7 +202,7 @@ def _train(config, rounds):
   )
   print(f"- peak memory: {_peak_gib()}")
   if not np.isfinite(losses).all():
-    raise ValueError(f"A loss is not finite: {losses}.")
+    raise UserError(f"A loss is not finite: {losses}.")
 
 
 def _preset() -> preset_lib.Preset:
@@ -235,7 +236,7 @@ def _sample_seconds(model, preset, sampling) -> float:
   )
   latents = model.sample(images, sampling)  # Compiles.
   if not np.isfinite(latents).all():
-    raise ValueError("The latents are not finite.")
+    raise UserError("The latents are not finite.")
   return _timed(lambda: model.sample(images, sampling), 1)
 
 

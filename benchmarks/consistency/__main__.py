@@ -21,6 +21,7 @@ from benchmarks.consistency import latent_changes
 from launch import program
 from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.data.records import index as dataset_index
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
@@ -97,7 +98,7 @@ def main(argv):
     for variant, values in changes.items():
       results.setdefault(variant, []).append(values)
   if not results:
-    raise ValueError(f"{_DATA.value} has no clips.")
+    raise UserError(f"{_DATA.value} has no clips.")
   count = len(next(iter(results.values())))
   print(
     f"Change of a latent from frame to frame, {count} clips of"

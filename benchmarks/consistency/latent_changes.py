@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import farthest_points
 from sculpt4d_jax.models import shape_vae
 
@@ -69,7 +70,7 @@ def paired_difference(
   """
   a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
   if a.shape != b.shape or a.ndim != 2 or len(a) < 2:
-    raise ValueError(
+    raise UserError(
       "Pairs need the same clips and draws, two clips at least; got"
       f" {a.shape} and {b.shape}."
     )
@@ -106,7 +107,7 @@ def latent_changes(
     ValueError: The clip has one frame, or too few rows for the autoencoder.
   """
   if surface.shape[0] < 2:
-    raise ValueError("A change needs two frames at least; the clip has one.")
+    raise UserError("A change needs two frames at least; the clip has one.")
   num_sharp = surface.shape[1] - num_uniform
   result = {(s, n): [] for s in SAMPLINGS for n in NOISES}
   for draw in jax.random.split(key, num_draws):

@@ -13,6 +13,7 @@ import numpy as np
 from sculpt4d_jax.data.preparation import prepare
 from sculpt4d_jax.data.preparation import quality_gate
 from sculpt4d_jax.data.preparation import views as record_views
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import watertight
@@ -65,7 +66,7 @@ def make(
   for frame in mesh.frames():
     surface = watertight.close(frame, repair, settings.surface)
     if surface is None:
-      raise ValueError("no watertight surface came out in some frame.")
+      raise UserError("no watertight surface came out in some frame.")
     surfaces.append(surface)
   points = prepare.carry_points(mesh, repair, surfaces, settings, rng)
   samples = prepare.distance_samples(points.stored, surfaces, settings, rng)

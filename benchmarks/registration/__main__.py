@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks.registration import sequences
 from launch import program
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import tracking_metrics
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry.registration import result
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
   del argv
   unknown = set(_ROWS.value) - set(_PRINTERS)
   if unknown:
-    raise ValueError(
+    raise UserError(
       f"--rows={','.join(sorted(unknown))}: choose some of"
       f" {','.join(_PRINTERS)}."
     )
@@ -144,7 +145,7 @@ def _asset_clips() -> Iterator[tuple[str, str]]:
 
 def _asset(name: str, clip: str) -> sequences.TrackedSequence:
   if not _ASSETS.value:
-    raise ValueError("--assets is missing: the folder of animated assets.")
+    raise UserError("--assets is missing: the folder of animated assets.")
   return sequences.asset(pathlib.Path(_ASSETS.value) / name, clip, 10_000)
 
 

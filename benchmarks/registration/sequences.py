@@ -16,6 +16,7 @@ import numpy as np
 
 from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import cleanup
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import isosurface
@@ -101,7 +102,7 @@ def asset(
   source = animated_assets.AnimatedAsset(path, attachments="none")
   names = [clip.name for clip in source.clips]
   if clip_name not in names:
-    raise ValueError(f"{path} has no clip {clip_name!r}, only {names}.")
+    raise UserError(f"{path} has no clip {clip_name!r}, only {names}.")
   clip = source.clips[names.index(clip_name)]
   times = np.linspace(clip.start, clip.end, num_frames)
   moving = deforming_mesh.normalise(source.play(clip, times))
@@ -111,7 +112,7 @@ def asset(
   for frame in moving.frames():
     surface = watertight.close(frame, repair, settings)
     if surface is None:
-      raise ValueError(f"{path}, {clip_name}: a frame encloses nothing.")
+      raise UserError(f"{path}, {clip_name}: a frame encloses nothing.")
     meshes.append(cleanup.simplify(surface, num_faces))
   points = sampling.sample_surface(
     moving.frame(0), 3 * NUM_POINTS, np.random.default_rng(1)

@@ -3,6 +3,7 @@
 import ast
 from typing import Any
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import sampling
 
 
@@ -22,7 +23,7 @@ def parse(text: str, fields: dict[str, Any]) -> sampling.SamplingConfig:
     if not equals:
       fields |= sampling.preset(name)
     elif name not in fields:
-      raise ValueError(f"{word!r}: config.sampling has no field {name!r}.")
+      raise UserError(f"{word!r}: config.sampling has no field {name!r}.")
     else:
       fields[name] = _value(value)
   return sampling.SamplingConfig(**fields)

@@ -10,6 +10,8 @@ import numpy as np
 from sculpt4d_jax.data.procedural import batches as store_batches
 from sculpt4d_jax.data.procedural import store as record_store
 from sculpt4d_jax.diffusion import time_sampling
+from sculpt4d_jax.errors import MissingPackageError
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import state as state_lib
@@ -172,7 +174,7 @@ def torch_step(ours: OurStep) -> TorchStep:
   try:
     import torch
   except ImportError:
-    raise ImportError(
+    raise MissingPackageError(
       "The comparison needs PyTorch: pip install torch, or leave it out with"
       " --nopeer."
     ) from None
@@ -188,7 +190,7 @@ def torch_step(ours: OurStep) -> TorchStep:
     or optimizer.temporal_learning_rate is not None
     or optimizer.accumulation_steps > 1
   ):
-    raise ValueError(
+    raise UserError(
       "The PyTorch step is written for float32, sparse temporal attention, an"
       " image encoder that learns, and one learning rate, as configs/tiny.py"
       " has them; leave it out with --nopeer."

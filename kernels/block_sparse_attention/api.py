@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 
+from . import errors
 from . import mask as mask_lib
 from . import reference
 from .gpu import attention as pallas_gpu
@@ -85,13 +86,13 @@ def block_sparse_attention(
   _check_arrays(query, key, value)
   _check_mask(query, mask)
   if token_order not in ("natural", "bit_reversed"):
-    raise ValueError(
+    raise errors.RequestError(
       f'token_order must be "natural" or "bit_reversed", got {token_order!r}.'
     )
   if scale is None:
     scale = query.shape[-1] ** -0.5
   elif not math.isfinite(scale):
-    raise ValueError(f"scale must be finite, got {scale}.")
+    raise errors.RequestError(f"scale must be finite, got {scale}.")
   output, log_sum_exp = _run(
     implementation,
     (query, key, value, mask),
@@ -131,7 +132,7 @@ def _run(implementation, args, kwargs):
     return implementation(*args, **kwargs)
   if implementation is not None:
     if implementation not in _BACKENDS:
-      raise ValueError(
+      raise errors.RequestError(
         f"implementation={implementation!r} is unknown; choose one of"
         f" {sorted(_BACKENDS)}, or None for the first that serves."
       )
@@ -143,28 +144,28 @@ def _run(implementation, args, kwargs):
     except NotImplementedError as reason:
       reasons.append(f"{name}: {reason}")
   reasons = "; ".join(reasons)
-  raise NotImplementedError(f"No backend serves this call. {reasons}")
+  raise errors.NotServedError(f"No backend serves this call. {reasons}")
 
 
 def _check_arrays(query, key, value) -> None:
   if query.ndim != 4:
-    raise ValueError(
+    raise errors.RequestError(
       f"query must be [B, H, S, K], got shape {query.shape}; add axes of"
       " length 1, or use jax.vmap for more."
     )
   for name, array in (("key", key), ("value", value)):
     if array.shape != query.shape:
-      raise ValueError(
+      raise errors.RequestError(
         f"{name} must have the shape of query, {query.shape}, got"
         f" {array.shape}; repeat heads of keys and values that are shared."
       )
     if array.dtype != query.dtype:
-      raise ValueError(
+      raise errors.RequestError(
         f"{name} must have the dtype of query, {query.dtype}, got"
         f" {array.dtype}; cast it."
       )
   if query.dtype not in ("float32", "bfloat16", "float16"):
-    raise ValueError(
+    raise errors.RequestError(
       "query must be float32, bfloat16 or float16, got"
       f" {query.dtype}; cast all three arrays."
     )
@@ -172,13 +173,13 @@ def _check_arrays(query, key, value) -> None:
 
 def _check_mask(query, mask) -> None:
   if not isinstance(mask, mask_lib.Mask):
-    raise ValueError(
+    raise errors.RequestError(
       f"mask must be a BlockMask, got {type(mask).__name__}; make one with"
       " BlockMask(num_frames, blocks_per_frame)."
     )
   num_tokens = query.shape[2]
   if num_tokens == 0 or num_tokens % mask.num_frames:
-    raise ValueError(
+    raise errors.RequestError(
       f"query has S={num_tokens} tokens, not a positive multiple of the"
       f" mask's num_frames={mask.num_frames}; S must be num_frames *"
       " tokens_per_frame."

@@ -32,6 +32,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from . import errors
+
 TokenOrder = Literal["natural", "bit_reversed"]
 
 
@@ -136,7 +138,7 @@ class Mask:
         may need more than one stride. Use `block_lists`.
     """
     if not self.is_power_of_two:
-      raise ValueError(
+      raise errors.RequestError(
         "levels needs a mask whose strides and blocks_per_frame are powers of"
         f" two, got {self}; use block_lists for any other."
       )
@@ -195,13 +197,13 @@ class BlockMask(Mask):
       object.__setattr__(self, name, int(getattr(self, name)))
     schedule = tuple(int(stride) for stride in self.schedule)
     if not schedule or min(schedule) < 1:
-      raise ValueError(
+      raise errors.RequestError(
         "schedule must list at least one stride, each at least 1, got"
         f" {schedule}; (1,) is dense attention."
       )
     anchors = tuple(sorted({int(frame) for frame in self.anchor_frames}))
     if anchors and not 0 <= anchors[0] <= anchors[-1] < self.num_frames:
-      raise ValueError(
+      raise errors.RequestError(
         f"anchor_frames={anchors} must lie in 0..{self.num_frames - 1} for"
         f" num_frames={self.num_frames}; () is no anchor."
       )
@@ -234,7 +236,7 @@ class _CombinedMask(Mask):
       for mask in (self.left, self.right)
     ]
     if shapes[0] != shapes[1]:
-      raise ValueError(
+      raise errors.RequestError(
         "Masks can be combined only over the same (num_frames,"
         f" blocks_per_frame), got {shapes[0]} and {shapes[1]}."
       )
@@ -303,7 +305,7 @@ def require_block_size(tokens_per_frame: int, blocks_per_frame: int) -> int:
     ValueError: The blocks do not divide the frame.
   """
   if tokens_per_frame < 1 or tokens_per_frame % blocks_per_frame:
-    raise ValueError(
+    raise errors.RequestError(
       f"tokens_per_frame={tokens_per_frame} is not a positive multiple of"
       f" blocks_per_frame={blocks_per_frame}; pad the tokens or choose a"
       " number of blocks that divides them."
@@ -324,7 +326,7 @@ def _is_power_of_two(n: int) -> bool:
 
 def _require_positive(name: str, value: int) -> None:
   if int(value) != value or value < 1:
-    raise ValueError(
+    raise errors.RequestError(
       f"{name} must be a whole number of at least 1, got {value}."
     )
 

@@ -25,6 +25,7 @@ import jax
 from jax import lax
 
 from . import api
+from . import errors
 from . import mask as mask_lib
 
 _HEADS, _TOKENS = 1, 2
@@ -59,7 +60,7 @@ def attend_with_sharded_frames(
       `block_sparse_attention` refuses.
   """
   if kwargs.get("return_log_sum_exp"):
-    raise ValueError(
+    raise errors.RequestError(
       "return_log_sum_exp is not served with sharded frames; call"
       " block_sparse_attention on whole clips for it."
     )
@@ -119,7 +120,7 @@ def with_all_frames(
 def _check_divides(name: str, size: int, axis_name: str) -> None:
   num_devices = lax.axis_size(axis_name)
   if size % num_devices:
-    raise ValueError(
+    raise errors.RequestError(
       f"{size} {name} cannot be divided among the {num_devices} devices of"
       f" axis {axis_name!r}; choose a size of that axis that divides heads"
       " and frames."

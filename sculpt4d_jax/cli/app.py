@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 
 from sculpt4d_jax.cli import options
+from sculpt4d_jax.errors import MissingPackageError
 
 _LOOPBACK = "127.0.0.1"
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   if importlib.util.find_spec("gradio") is None:
-    raise ImportError(
+    raise MissingPackageError(
       "The page needs the package gradio: pip install 'sculpt4d-jax[app]'."
     )
   from sculpt4d_jax.cli import app_page

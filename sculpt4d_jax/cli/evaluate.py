@@ -17,6 +17,7 @@ import argparse
 import json
 
 from sculpt4d_jax.cli import options
+from sculpt4d_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
   from sculpt4d_jax.io import atomic
 
   if bool(args.predicted) != bool(args.truth):
-    raise ValueError(
+    raise UserError(
       "Two sequences are compared: give the predicted and the true one, or"
       " neither to evaluate a model on held-out clips."
     )

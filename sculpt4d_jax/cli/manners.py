@@ -12,14 +12,12 @@ The programs of `launch/` and the command `sculpt4d` share these manners:
                  without waiting for threads of libraries; after some seconds
                  even from inside a library's call (`interrupts.py`).
 
-A ValueError that a `raise` of this project's own code throws is such a message,
-because that is how its boundaries speak. One that comes out of a library is a
-bug of ours that nobody has explained yet, and keeps its traceback. Errors of
-the operating system are messages wherever they come from.
+A `UserError` (`sculpt4d_jax/errors.py`) is such a message, and so is an error of
+the operating system. Any other exception is a bug that nobody has explained
+yet, and keeps its traceback.
 """
 
 from collections.abc import Callable
-import dis
 import importlib.metadata
 import logging as python_logging
 import multiprocessing
@@ -168,9 +166,8 @@ def user_message(error: BaseException) -> str | None:
     return _os_error_message(error)
   if isinstance(error, MemoryError):
     return f"Not enough memory: {error}" if str(error) else "Not enough memory."
-  if isinstance(error, (ValueError, NotImplementedError, ImportError)):
-    if _raised_by_own_code(error):
-      return str(error)
+  if getattr(error, "is_for_user", False):
+    return str(error)
   return None
 
 
@@ -202,21 +199,6 @@ def _os_error_message(error: OSError) -> str:
       names.append(str(error.filename2))
     return f"{' -> '.join(names)}: {error.strerror}"
   return error.strerror or str(error) or type(error).__name__
-
-
-def _raised_by_own_code(error: BaseException) -> bool:
-  """Whether a `raise` in this project's code, not a library, threw it."""
-  trace = error.__traceback__
-  if trace is None:
-    return False
-  while trace.tb_next is not None:
-    trace = trace.tb_next
-  code = trace.tb_frame.f_code
-  if not os.path.abspath(code.co_filename).startswith(_OWN_FOLDERS):
-    return False
-  # An error of a function written in C leaves no frame of its own: the
-  # innermost frame is ours, but stands at a call instead of a raise.
-  return dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 
 
 def exit_on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:

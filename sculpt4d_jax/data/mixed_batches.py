@@ -3,6 +3,7 @@
 import numpy as np
 
 from sculpt4d_jax.data import batches as batches_lib
+from sculpt4d_jax.errors import UserError
 
 Batch = batches_lib.Batch
 
@@ -30,7 +31,7 @@ class MixedBatches:
       ValueError: Their clips have different numbers of frames.
     """
     if first.num_frames != second.num_frames:
-      raise ValueError(
+      raise UserError(
         "clips of one batch must have the same number of frames, came"
         f" {first.num_frames} and {second.num_frames}."
       )
@@ -51,7 +52,7 @@ class MixedBatches:
       rest = rows[~is_first] - self._num_first
       parts.append(self._second.batch(step, rest))
     if len(parts) == 2 and (np.diff(is_first.astype(int)) > 0).any():
-      raise ValueError(f"rows={rows} must grow.")
+      raise UserError(f"rows={rows} must grow.")
     return parts[0] if len(parts) == 1 else _joined(*parts)
 
   def describe(self, step: int) -> str:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax.diffusion import time_sampling
+from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 Bool = array_types.Bool
@@ -43,12 +44,12 @@ class FrameTimesConfig:
   def __post_init__(self):
     shares = self.known, self.independent
     if min(shares) < 0 or sum(shares) > 1:
-      raise ValueError(
+      raise UserError(
         f"frame_times.known={self.known} and .independent={self.independent}"
         " must be shares of the clips: not negative, at most 1 together."
       )
     if not 0 < self.clean_from <= 1:
-      raise ValueError(
+      raise UserError(
         f"frame_times.clean_from={self.clean_from} must lie in (0, 1]."
       )
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 Float = array_types.Float
@@ -181,9 +182,9 @@ def num_evaluations(
 def check(interval: tuple[float, float], keep_difference: int) -> None:
   """Raises ValueError where these settings of `scheduled` are out of range."""
   if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
-    raise ValueError(
+    raise UserError(
       f"guidance_interval={tuple(interval)} must be two growing times within 0"
       " (noise) and 1 (data), such as (0.2, 0.8)."
     )
   if keep_difference < 1:
-    raise ValueError(f"keep_difference={keep_difference} must be at least 1.")
+    raise UserError(f"keep_difference={keep_difference} must be at least 1.")

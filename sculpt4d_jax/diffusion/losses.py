@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 Float = array_types.Float
@@ -13,7 +14,7 @@ def squared_error_per_clip(
 ) -> Float[Array, " B"]:
   """Mean squared error of each clip, over frames, tokens and channels."""
   if prediction.shape != target.shape:
-    raise ValueError(
+    raise UserError(
       f"prediction is {prediction.shape} but target is {target.shape}; their"
       " shapes must be equal."
     )

@@ -11,6 +11,7 @@ Source: Hunyuan3D 2.1, flow matching; Liu et al., Flow Straight and Fast, 2022.
 """
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 Float = array_types.Float
@@ -44,7 +45,7 @@ def predict_data(
 
 def _expand(time: Array, shape: tuple[int, ...]) -> Array:
   if time.ndim not in (1, 2) or time.shape != shape[: time.ndim]:
-    raise ValueError(
+    raise UserError(
       "time must be [B], one number a clip, or [B, F], one a frame, of data"
       f" {shape}; came {time.shape}."
     )

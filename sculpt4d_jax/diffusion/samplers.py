@@ -19,6 +19,7 @@ from sculpt4d_jax.diffusion.solvers import adams_bashforth
 from sculpt4d_jax.diffusion.solvers import calls as calls_lib
 from sculpt4d_jax.diffusion.solvers import euler as euler_lib
 from sculpt4d_jax.diffusion.solvers import heun
+from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 Float = array_types.Float
@@ -64,14 +65,14 @@ def euler_times(
     takes as many steps as there are intervals.
   """
   if num_steps < 2:
-    raise ValueError(
+    raise UserError(
       f"num_steps={num_steps} must be at least 2: the first and the last time"
       " are 0 and 1."
     )
   if shift <= 0:
-    raise ValueError(f"shift={shift} must be positive.")
+    raise UserError(f"shift={shift} must be positive.")
   if not 0 <= start < 1:
-    raise ValueError(f"start={start} must be at least 0 and below 1.")
+    raise UserError(f"start={start} must be at least 0 and below 1.")
   # Rounded to float32 before the shift, as the reference does.
   times = np.linspace(start, 1.0, num_steps).astype(np.float32)
   times = time_sampling.shift_time(times, np.float32(shift))
@@ -88,11 +89,11 @@ def calls_of(name: str, times: np.ndarray) -> calls_lib.Calls:
   """
   times = np.asarray(times, np.float32)
   if times.ndim != 1 or times.shape[0] < 2:
-    raise ValueError(
+    raise UserError(
       f"times must be one list of at least two, came {times.shape}."
     )
   if name not in SAMPLERS:
-    raise ValueError(
+    raise UserError(
       f"Unknown sampler {name!r}: choose one of {tuple(SAMPLERS)}."
     )
   return SAMPLERS[name](times)

@@ -6,6 +6,7 @@ import math
 import jax
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 Float = array_types.Float
@@ -66,12 +67,12 @@ def get(
     ValueError: Unknown name, or settings out of range.
   """
   if not (logit_std > 0 and shift > 0):
-    raise ValueError(
+    raise UserError(
       f"logit_std={logit_std} and shift={shift} must be positive."
     )
   if name == "uniform":
     if shift != 1:
-      raise ValueError(
+      raise UserError(
         f"shift={shift} belongs to 'logit_normal'; uniform times have none."
       )
     return uniform
@@ -83,6 +84,6 @@ def get(
       )
 
     return sample
-  raise ValueError(
+  raise UserError(
     f"Unknown time sampling {name!r}: choose 'uniform' or 'logit_normal'."
   )

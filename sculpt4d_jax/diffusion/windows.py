@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 Float = array_types.Float
@@ -46,14 +47,14 @@ class Windows:
 
   def __post_init__(self):
     if self.size < 2:
-      raise ValueError(f"window={self.size} must be at least 2 frames.")
+      raise UserError(f"window={self.size} must be at least 2 frames.")
     if not 0 <= self.overlap < self.size:
-      raise ValueError(
+      raise UserError(
         f"overlap={self.overlap} must be at least 0 and less than the window's"
         f" {self.size} frames."
       )
     if self.kind not in KINDS:
-      raise ValueError(f"windows={self.kind!r}: choose one of {KINDS}.")
+      raise UserError(f"windows={self.kind!r}: choose one of {KINDS}.")
 
   @property
   def stride(self) -> int:

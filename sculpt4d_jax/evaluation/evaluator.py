@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.geometry import mesh as mesh_lib
 
@@ -115,15 +116,15 @@ def evaluate_sequence(
   """
   where = f"{name}: " if name else ""
   if len(prediction) != len(truth):
-    raise ValueError(
+    raise UserError(
       f"{where}{len(prediction)} predicted frames against {len(truth)} true"
       " ones; sample the video at the times of the truth."
     )
   if not truth:
-    raise ValueError(f"{where}there are no frames to compare.")
+    raise UserError(f"{where}there are no frames to compare.")
   for frame, mesh in enumerate(truth):
     if not geometry_metrics.has_surface(mesh):
-      raise ValueError(
+      raise UserError(
         f"{where}frame {frame} of the truth has no surface; there is nothing"
         " to compare with."
       )
@@ -186,7 +187,7 @@ def summarise(
   Source: Efron, Bootstrap methods, 1979 (percentile interval).
   """
   if not sequences:
-    raise ValueError("There are no sequences to summarise.")
+    raise UserError("There are no sequences to summarise.")
   values = [sequence.means() for sequence in sequences]
   return Summary(
     estimates={
@@ -211,7 +212,7 @@ def estimate_mean(
 ) -> Estimate:
   """The mean of values that are not NaN, and its bootstrap interval."""
   if not 0.0 < confidence < 1.0:
-    raise ValueError(f"confidence={confidence} must lie between 0 and 1.")
+    raise UserError(f"confidence={confidence} must lie between 0 and 1.")
   values = np.asarray(values, np.float64)
   values = values[~np.isnan(values)]
   count = len(values)
@@ -244,11 +245,11 @@ def paired_difference(
   for summary in (method, other):
     values = {s.name: s.means()[metric] for s in summary.sequences}
     if len(values) != len(summary.sequences):
-      raise ValueError("Sequences must have different names to be paired.")
+      raise UserError("Sequences must have different names to be paired.")
     pairs.append(values)
   if pairs[0].keys() != pairs[1].keys():
     odd = sorted(pairs[0].keys() ^ pairs[1].keys())
-    raise ValueError(f"Only one method has the sequences {', '.join(odd)}.")
+    raise UserError(f"Only one method has the sequences {', '.join(odd)}.")
   return estimate_mean(
     [value - pairs[1][name] for name, value in pairs[0].items()], **options
   )

@@ -45,6 +45,7 @@ import igl
 import numpy as np
 from scipy import spatial
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import nearest as nearest_lib
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import sampling
@@ -91,15 +92,15 @@ class Conventions:
   def __post_init__(self):
     for name in ("num_points", "iou_resolution", "jitter_resolution"):
       if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
     for name in ("f_score_threshold", "truncation"):
       if not 0.0 < getattr(self, name) <= WORST_CHAMFER:
-        raise ValueError(
+        raise UserError(
           f"{name}={getattr(self, name)} must lie in (0,"
           f" {WORST_CHAMFER:.2f}], lengths in [-1, 1]^3."
         )
     if self.alignment not in ALIGNMENTS:
-      raise ValueError(
+      raise UserError(
         f"alignment={self.alignment!r} is unknown; choose one of"
         f" {', '.join(ALIGNMENTS)}."
       )
@@ -139,7 +140,7 @@ def has_surface(mesh: TriangleMesh) -> bool:
     ValueError: A vertex is not finite.
   """
   if not np.isfinite(mesh.vertices).all():
-    raise ValueError(
+    raise UserError(
       "A mesh has vertices that are not finite; they have no distance to"
       " anything."
     )
@@ -167,7 +168,7 @@ def surface_scores(
     threshold: Of the F-Score.
   """
   if not len(truth):
-    raise ValueError("The truth has no points to compare with.")
+    raise UserError("The truth has no points to compare with.")
   if not len(prediction):
     return SurfaceScores(chamfer=WORST_CHAMFER, f_score=0.0)
   to_truth, _ = nearest_lib.nearest(truth, prediction, workers=-1)

@@ -36,6 +36,7 @@ import numpy as np
 import optax
 from scipy import spatial
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import nearest as nearest_lib
 
 _MIN_SCALE = 0.05
@@ -166,11 +167,11 @@ def align(
   """
   for name, points in (("source", source), ("target", target)):
     if not len(points):
-      raise ValueError(f"the {name} cloud has no points to be aligned.")
+      raise UserError(f"the {name} cloud has no points to be aligned.")
   if nearest is None:
     nearest = "tree" if jax.default_backend() == "cpu" else "dense"
   if nearest not in ("tree", "dense"):
-    raise ValueError(f"nearest={nearest!r} must be 'tree' or 'dense'.")
+    raise UserError(f"nearest={nearest!r} must be 'tree' or 'dense'.")
   slips = schedule.has_reference_slips
   starts = reference_rotations() if slips else cube_rotations()
   starts = jnp.asarray(starts, jnp.float32)

@@ -17,6 +17,7 @@ import dataclasses
 import numpy as np
 
 from sculpt4d_jax.data.loading import examples as record_examples
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.geometry import mesh as mesh_lib
@@ -54,7 +55,7 @@ def choose(
   rows = [row for row in range(len(reader)) if assets in _asset(reader, row)]
   if count > len(rows):
     what = f" of assets with {assets!r} in their names" if assets else ""
-    raise ValueError(
+    raise UserError(
       f"{count} clips are asked for, but the split has {len(rows)}{what}."
     )
   places = np.linspace(0, len(rows) - 1, count).round().astype(int)
@@ -116,12 +117,12 @@ def score(
     ValueError: The numbers of frames differ, or an alignment is asked for.
   """
   if len(prediction) != len(record.points):
-    raise ValueError(
+    raise UserError(
       f"{record.name}: {len(prediction)} predicted frames against"
       f" {len(record.points)} true ones."
     )
   if conventions.alignment != "none":
-    raise ValueError(
+    raise UserError(
       "Predictions are compared with records as they are: use --alignment=none."
     )
   surfaces, ious = [], []

@@ -11,6 +11,7 @@ import os
 import pathlib
 from typing import Any
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import sequences
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import local_copies
@@ -59,11 +60,11 @@ class SequencePair:
       ValueError: A file is damaged, or holds points instead of meshes.
     """
     if self.predicted is None:
-      raise ValueError(f"{self.name}: there is no prediction to read.")
+      raise UserError(f"{self.name}: there is no prediction to read.")
     pair = self.read_shapes()
     for path, shapes in zip((self.predicted, self.truth), pair):
       if shapes.cloud is not None:
-        raise ValueError(
+        raise UserError(
           f"{path} holds points; the project's own metrics need meshes."
           " Choose --protocol=actionbench, motion324 or morphos."
         )
@@ -118,7 +119,7 @@ def find_pairs(
   singles = [sequences.is_sequence(path) for path in (predicted, truth)]
   if singles[0] != singles[1]:
     single, many = (predicted, truth) if singles[0] else (truth, predicted)
-    raise ValueError(
+    raise UserError(
       f"{single} is one sequence, but {many} is a folder of several; give"
       " two of a kind."
     )
@@ -128,7 +129,7 @@ def find_pairs(
   predictions, truths = _sequences(predicted), _sequences(truth)
   missing = [name for name in predictions if name not in truths]
   if missing:
-    raise ValueError(
+    raise UserError(
       f"{truth} lacks {len(missing)} of the {len(predictions)} predicted"
       f" sequences: {_enumerate(missing)}."
     )
@@ -143,7 +144,7 @@ def _existing(path: PathLike) -> pathlib.Path:
   if path.is_dir() or (path.is_file() and sequences.is_sequence(path)):
     return path.resolve()
   what = "is not a mesh sequence" if path.exists() else "does not exist"
-  raise ValueError(
+  raise UserError(
     f"{path} {what}; expected a folder with frame_0000.ply, frame_0001.ply,"
     " ... (or mesh_00.glb, ...), a .glb, USD, Alembic, .npy or .zip file, or a"
     " folder of these."
@@ -158,13 +159,13 @@ def _sequences(folder: pathlib.Path) -> dict[str, pathlib.Path]:
       continue
     name = sequences.sequence_name(path)
     if name in found:
-      raise ValueError(
+      raise UserError(
         f"{folder} has two sequences named {name}: {found[name].name} and"
         f" {path.name}."
       )
     found[name] = path
   if not found:
-    raise ValueError(
+    raise UserError(
       f"{folder} holds neither frame_*.ply files nor sequences (folders with"
       " numbered meshes; GLB, USD, Alembic, .npy or .zip files)."
     )

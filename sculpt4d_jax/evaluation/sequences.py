@@ -27,6 +27,7 @@ import zipfile
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io.assets import alembic
 from sculpt4d_jax.io.assets import animated_assets
@@ -53,7 +54,7 @@ _NUMBER = re.compile(r"\d+")
 _LIMITS = asset_files.DEFAULT_LIMITS
 
 
-class SequenceError(ValueError):
+class SequenceError(UserError):
   """A sequence cannot be read; the message names the file and the reason."""
 
 

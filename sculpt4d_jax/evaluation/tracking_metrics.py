@@ -12,6 +12,7 @@ import dataclasses
 import igl
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import mesh_distance
@@ -78,11 +79,11 @@ def correspondence(
   """
   truth = np.asarray(truth, np.float64)
   if truth.ndim != 3 or len(truth) != mesh.num_frames:
-    raise ValueError(
+    raise UserError(
       f"truth must be [{mesh.num_frames}, P, 3], got {truth.shape}."
     )
   if mesh.num_frames < 2:
-    raise ValueError("correspondences need at least two frames, got one.")
+    raise UserError("correspondences need at least two frames, got one.")
   carried = carry(mesh, truth[key], key)
   unit = box_side(truth)
   errors = np.linalg.norm(carried - truth, axis=2) / unit
@@ -131,10 +132,10 @@ def surface(
     ValueError: The numbers of frames differ, or no frame is left.
   """
   if len(targets) != mesh.num_frames:
-    raise ValueError(f"expected {mesh.num_frames} targets, got {len(targets)}.")
+    raise UserError(f"expected {mesh.num_frames} targets, got {len(targets)}.")
   frames = [frame for frame in range(mesh.num_frames) if frame != key]
   if not frames:
-    raise ValueError("no frame is left to compare.")
+    raise UserError("no frame is left to compare.")
   unit = box_side(np.concatenate([t.vertices for t in targets])[None])
   checker = checks.Checker(
     surfaces.Model.of(mesh.rest, mesh.faces), unit, num_samples

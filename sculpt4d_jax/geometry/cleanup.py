@@ -5,6 +5,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 
 TriangleMesh = mesh_lib.TriangleMesh
@@ -49,9 +50,9 @@ def keep_largest_components(
     ValueError: An argument is out of range.
   """
   if max_components is not None and max_components < 1:
-    raise ValueError(f"max_components={max_components} must be at least 1.")
+    raise UserError(f"max_components={max_components} must be at least 1.")
   if not 0 <= min_area_fraction <= 1:
-    raise ValueError(
+    raise UserError(
       f"min_area_fraction={min_area_fraction} must lie in [0, 1]."
     )
   if mesh.is_empty:
@@ -80,7 +81,7 @@ def simplify(mesh: TriangleMesh, max_faces: int) -> TriangleMesh:
   Metrics, 1997, in the fast variant of the package fast-simplification.
   """
   if max_faces < 4:
-    raise ValueError(f"max_faces={max_faces} must be at least 4.")
+    raise UserError(f"max_faces={max_faces} must be at least 4.")
   if mesh.num_faces <= max_faces:
     return mesh
   vertices, faces = fast_simplification.simplify(

@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 
 TriangleMesh = mesh_lib.TriangleMesh
@@ -34,18 +35,18 @@ class DeformingMesh:
   def __post_init__(self):
     vertices = np.ascontiguousarray(self.vertices, np.float32)
     if vertices.ndim != 3 or vertices.shape[2] != 3 or not len(vertices):
-      raise ValueError(f"vertices must be [F, V, 3], got {vertices.shape}.")
+      raise UserError(f"vertices must be [F, V, 3], got {vertices.shape}.")
     rest = vertices[0] if self.rest is None else self.rest
     mesh = TriangleMesh(rest, self.faces)
     if mesh.num_vertices != vertices.shape[1]:
-      raise ValueError(
+      raise UserError(
         f"rest has {mesh.num_vertices} vertices, the frames have"
         f" {vertices.shape[1]}."
       )
     if self.colours is not None:
       colours = np.ascontiguousarray(self.colours, np.uint8)
       if colours.shape != (vertices.shape[1], 3):
-        raise ValueError(
+        raise UserError(
           f"colours must be [{vertices.shape[1]}, 3], got {colours.shape}."
         )
       object.__setattr__(self, "colours", colours)
@@ -98,12 +99,12 @@ def normalise(mesh: DeformingMesh, extent: float = 0.95) -> DeformingMesh:
   """
   used = np.unique(mesh.faces)
   if not len(used):
-    raise ValueError("The mesh has no faces.")
+    raise UserError("The mesh has no faces.")
   seen = mesh.vertices[:, used].astype(np.float64)
   low, high = seen.min((0, 1)), seen.max((0, 1))
   size = (high - low).max()
   if not (np.isfinite(size) and size > 0):
-    raise ValueError(f"The animation's box has the size {size}.")
+    raise UserError(f"The animation's box has the size {size}.")
   centre, scale = (low + high) / 2, 2 * extent / size
   return DeformingMesh(
     (mesh.vertices - centre) * scale,

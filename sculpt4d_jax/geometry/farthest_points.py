@@ -20,6 +20,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 AnyArray = array_types.AnyArray
@@ -50,11 +51,11 @@ def farthest_points(
     ValueError: The shape or the number of samples does not fit.
   """
   if points.ndim != 2 or points.shape[1] != 3:
-    raise ValueError(
+    raise UserError(
       f"points must be [P, 3], got {points.shape}; use jax.vmap for batches."
     )
   if not 1 <= num_samples <= points.shape[0]:
-    raise ValueError(
+    raise UserError(
       f"num_samples={num_samples} must lie in 1..{points.shape[0]}, the"
       " number of points."
     )
@@ -125,7 +126,7 @@ def group_sizes(
     ValueError: The queries do not divide evenly, or there are too few rows.
   """
   if min(num_latents, num_uniform, downsample_ratio) < 1 or num_sharp < 0:
-    raise ValueError(
+    raise UserError(
       "num_latents, num_uniform and downsample_ratio must be positive and"
       f" num_sharp not negative; got {num_latents}, {num_uniform},"
       f" {downsample_ratio} and {num_sharp}."
@@ -133,7 +134,7 @@ def group_sizes(
   share = fractions.Fraction(num_uniform, num_uniform + num_sharp)
   uniform_queries = num_latents * share
   if uniform_queries.denominator != 1:
-    raise ValueError(
+    raise UserError(
       f"num_latents={num_latents} queries cannot be shared out as"
       f" {num_uniform} to {num_sharp}; choose numbers of points that give"
       " each group a whole number of queries."
@@ -141,7 +142,7 @@ def group_sizes(
   queries = (int(uniform_queries), num_latents - int(uniform_queries))
   inputs = tuple(downsample_ratio * n for n in queries)
   if inputs[0] > num_uniform or inputs[1] > num_sharp:
-    raise ValueError(
+    raise UserError(
       f"{num_latents} latents read {inputs[0]} uniform and {inputs[1]} sharp"
       f" rows, but a surface has {num_uniform} and {num_sharp}; sample more"
       " points or lower downsample_ratio."
@@ -183,7 +184,7 @@ def select_queries(
     Rows of `surface`, each group in the order of picking.
   """
   if inputs.shape != (sizes.uniform_inputs + sizes.sharp_inputs,):
-    raise ValueError(
+    raise UserError(
       f"inputs has shape {inputs.shape}, but {sizes} reads"
       f" {sizes.uniform_inputs} + {sizes.sharp_inputs} rows."
     )
@@ -229,7 +230,7 @@ def select_rows(
     ValueError: The sizes do not fit each other or the surface.
   """
   if surface.shape[0] != num_uniform + num_sharp:
-    raise ValueError(
+    raise UserError(
       f"surface has {surface.shape[0]} rows, expected num_uniform ="
       f" {num_uniform} and num_sharp = {num_sharp} of them."
     )

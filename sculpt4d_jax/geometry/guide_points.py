@@ -16,6 +16,7 @@ import dataclasses
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh as deforming_mesh_lib
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import mesh_distance
@@ -122,7 +123,7 @@ def draw(
 
   uniform = seen(lambda n: sampling.sample_surface(rest, n, rng), num_uniform)
   if uniform is None:
-    raise ValueError(
+    raise UserError(
       "Less than a tenth of the surface is ever seen; the rest is inside of"
       " the object."
     )

@@ -42,6 +42,7 @@ import numpy as np
 from skimage import measure
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import near_surface
 
@@ -146,12 +147,12 @@ def coarse_to_fine_field(
   """
   _check_grid(resolution, bounds, chunk_size)
   if min_resolution < 1 or band < 0:
-    raise ValueError(
+    raise UserError(
       f"min_resolution={min_resolution} must be positive and band={band}"
       " not negative."
     )
   if mode not in MODES:
-    raise ValueError(f"Unknown mode={mode!r}: choose one of {MODES}.")
+    raise UserError(f"Unknown mode={mode!r}: choose one of {MODES}.")
   resolutions = _resolutions(resolution, min_resolution, mode)
   coarse = dense_field(
     evaluate, resolutions[0], bounds=bounds, chunk_size=chunk_size
@@ -225,12 +226,12 @@ def extract_surface(
   """
   values = np.asarray(values, np.float32)
   if values.ndim != 3 or len(set(values.shape)) != 1 or len(values) < 2:
-    raise ValueError(
+    raise UserError(
       "values must be a cubic grid of at least 2 points an axis, got"
       f" {values.shape}."
     )
   if vertex_scale not in VERTEX_SCALES:
-    raise ValueError(
+    raise UserError(
       f"Unknown vertex_scale={vertex_scale!r}: choose one of {VERTEX_SCALES}."
     )
   unknown = np.isnan(values)
@@ -270,7 +271,7 @@ def _truncated_axis(resolution: int, bounds: float) -> np.ndarray:
 
 def _check_grid(resolution: int, bounds: float, chunk_size: int) -> None:
   if resolution < 1 or chunk_size < 1 or not bounds > 0:
-    raise ValueError(
+    raise UserError(
       f"resolution={resolution}, chunk_size={chunk_size} and bounds={bounds}"
       " must be positive."
     )
@@ -306,13 +307,13 @@ def _evaluate_where(
   def store(rows, result):
     result = np.asarray(result, np.float32)
     if result.shape != (chunk_size,):
-      raise ValueError(
+      raise UserError(
         f"evaluate must return [{chunk_size}] values for as many points, got"
         f" {result.shape}."
       )
     result = result[: len(rows)]
     if not np.isfinite(result).all():
-      raise ValueError(
+      raise UserError(
         f"The field is not finite at {np.sum(~np.isfinite(result))} points;"
         " check the latents and the weights."
       )

@@ -9,6 +9,8 @@ import dataclasses
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class TriangleMesh:
@@ -26,11 +28,11 @@ class TriangleMesh:
     vertices = np.ascontiguousarray(self.vertices, dtype=np.float32)
     faces = np.ascontiguousarray(self.faces, dtype=np.int32)
     if vertices.ndim != 2 or vertices.shape[1] != 3:
-      raise ValueError(f"vertices must be [V, 3], got {vertices.shape}.")
+      raise UserError(f"vertices must be [V, 3], got {vertices.shape}.")
     if faces.ndim != 2 or faces.shape[1] != 3:
-      raise ValueError(f"faces must be [T, 3], got {faces.shape}.")
+      raise UserError(f"faces must be [T, 3], got {faces.shape}.")
     if faces.size and (faces.min() < 0 or faces.max() >= len(vertices)):
-      raise ValueError(
+      raise UserError(
         f"faces index vertices {faces.min()}..{faces.max()}, but the mesh"
         f" has {len(vertices)} vertices."
       )

@@ -16,6 +16,7 @@ import igl
 import numpy as np
 from scipy import spatial
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 
 TriangleMesh = mesh_lib.TriangleMesh
@@ -47,7 +48,7 @@ def closest_points(mesh: TriangleMesh, points: np.ndarray) -> ClosestPoints:
     ValueError: The mesh has no faces.
   """
   if mesh.is_empty:
-    raise ValueError("A mesh without faces has no closest point.")
+    raise UserError("A mesh without faces has no closest point.")
   points = np.ascontiguousarray(points, np.float64)
   if not len(points):
     none = np.zeros(0)

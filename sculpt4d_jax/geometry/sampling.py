@@ -20,6 +20,7 @@ import dataclasses
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 
 TriangleMesh = mesh_lib.TriangleMesh
@@ -88,7 +89,7 @@ def sample_surface(
   _check_num_points(num_points)
   areas = np.linalg.norm(_cross_products(mesh), axis=1)
   if not areas.sum() > 0.0 or not np.isfinite(areas.sum()):
-    raise ValueError(
+    raise UserError(
       f"Cannot sample a surface of area {areas.sum() / 2}: the mesh has"
       f" {mesh.num_faces} faces and {mesh.num_vertices} vertices."
     )
@@ -159,14 +160,14 @@ def points_at(
   face_ids = np.asarray(face_ids, np.int32)
   barycentrics = np.asarray(barycentrics, np.float32)
   if face_ids.ndim != 1 or barycentrics.shape != (len(face_ids), 3):
-    raise ValueError(
+    raise UserError(
       "Expected face_ids [P] and barycentrics [P, 3], got"
       f" {face_ids.shape} and {barycentrics.shape}."
     )
   if len(face_ids) and not (
     0 <= face_ids.min() and face_ids.max() < mesh.num_faces
   ):
-    raise ValueError(
+    raise UserError(
       f"face_ids are {face_ids.min()}..{face_ids.max()}, but the mesh has"
       f" {mesh.num_faces} faces; is it the mesh that was sampled?"
     )
@@ -189,7 +190,7 @@ def find_sharp_edges(
 ) -> SharpEdges:
   """Finds the edges with a dihedral angle above `angle_degrees`."""
   if not 0.0 <= angle_degrees <= 180.0:
-    raise ValueError(f"angle_degrees={angle_degrees} must lie in 0..180.")
+    raise UserError(f"angle_degrees={angle_degrees} must lie in 0..180.")
   cross = _cross_products(mesh)
   areas = np.linalg.norm(cross, axis=1)
   solid = np.flatnonzero(areas > 0.0)  # Others have no plane.
@@ -230,7 +231,7 @@ def find_sharp_edges(
 
 def _check_num_points(num_points: int) -> None:
   if num_points < 0:
-    raise ValueError(f"num_points={num_points} must not be negative.")
+    raise UserError(f"num_points={num_points} must not be negative.")
 
 
 def _cross_products(mesh: TriangleMesh) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 from scipy import sparse
 from scipy import spatial
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry.registration import result
 
 # Influences a vertex may have; file formats and engines hold four.
@@ -138,11 +139,11 @@ def decompose(
   vertices = np.asarray(vertices, np.float64)
   rest = np.asarray(rest, np.float64)
   if vertices.ndim != 3 or vertices.shape[1:] != rest.shape:
-    raise ValueError(
+    raise UserError(
       f"expected vertices [F, {len(rest)}, 3], got {list(vertices.shape)}."
     )
   if bones != "auto" and bones < 1:
-    raise ValueError(f'bones={bones} must be 1 or more, or "auto".')
+    raise UserError(f'bones={bones} must be 1 or more, or "auto".')
   size = _size(vertices)
   search = _Search(vertices, rest, settings)
   if bones == "auto":

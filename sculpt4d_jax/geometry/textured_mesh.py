@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import uv_atlas
 
@@ -33,18 +34,18 @@ class TexturedMesh:
 
   def __post_init__(self):
     if (self.atlas is None) != (self.image is None):
-      raise ValueError("an atlas and its picture are given together.")
+      raise UserError("an atlas and its picture are given together.")
     if self.atlas is None:
       return
     image = np.ascontiguousarray(self.image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-      raise ValueError(
+      raise UserError(
         f"the texture must be uint8 [h, w, 3], got {image.dtype}"
         f" {list(image.shape)}."
       )
     mapped = self.atlas.vertex_map[self.atlas.faces]
     if not np.array_equal(mapped, self.mesh.faces):
-      raise ValueError("the atlas has other faces than the mesh.")
+      raise UserError("the atlas has other faces than the mesh.")
     object.__setattr__(self, "image", image)
 
   @property
@@ -83,23 +84,23 @@ def check_parts(parts: Sequence[TexturedMesh], fps: float) -> int:
       a position is not finite or the frame rate is not positive.
   """
   if not parts:
-    raise ValueError("an asset needs at least one mesh, got none.")
+    raise UserError("an asset needs at least one mesh, got none.")
   if not (np.isfinite(fps) and fps > 0):
-    raise ValueError(f"fps must be a positive number, got {fps}.")
+    raise UserError(f"fps must be a positive number, got {fps}.")
   expected = 0
   for part in parts:
     if part.first_frame != expected:
-      raise ValueError(
+      raise UserError(
         f"the mesh that starts at frame {part.first_frame} should start at"
         f" frame {expected}."
       )
     if not np.isfinite(part.mesh.vertices).all():
-      raise ValueError(
+      raise UserError(
         f"the mesh of frames {part.first_frame}..{part.last_frame} has"
         " positions that are not finite."
       )
     if not part.mesh.num_faces:
-      raise ValueError(
+      raise UserError(
         f"the mesh of frames {part.first_frame}..{part.last_frame} has no"
         " faces."
       )

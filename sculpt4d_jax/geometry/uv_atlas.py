@@ -15,6 +15,8 @@ from embreex import rtcore_scene
 import numpy as np
 from scipy import ndimage
 
+from sculpt4d_jax.errors import MissingPackageError
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 
 TriangleMesh = mesh_lib.TriangleMesh
@@ -46,9 +48,9 @@ class UvAtlas:
     faces = np.ascontiguousarray(self.faces, np.int32)
     uv = np.ascontiguousarray(self.uv, np.float32)
     if uv.shape != (len(vertex_map), 2):
-      raise ValueError(f"uv must be [{len(vertex_map)}, 2], got {uv.shape}.")
+      raise UserError(f"uv must be [{len(vertex_map)}, 2], got {uv.shape}.")
     if faces.size and not 0 <= faces.min() <= faces.max() < len(vertex_map):
-      raise ValueError(f"faces index vertices 0..{len(vertex_map) - 1}.")
+      raise UserError(f"faces index vertices 0..{len(vertex_map) - 1}.")
     object.__setattr__(self, "vertex_map", vertex_map)
     object.__setattr__(self, "faces", faces)
     object.__setattr__(self, "uv", uv)
@@ -122,13 +124,13 @@ def unwrap(mesh: TriangleMesh, resolution: int = 1024) -> UvAtlas:
   try:
     import xatlas
   except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
       "texture coordinates need the package xatlas: pip install"
       " 'sculpt4d-jax[texture]' or pip install xatlas; without it, ask for"
       " vertex colours."
     ) from error
   if mesh.is_empty:
-    raise ValueError("a mesh without faces has no charts.")
+    raise UserError("a mesh without faces has no charts.")
   atlas = xatlas.Atlas()
   atlas.add_mesh(mesh.vertices, mesh.faces.astype(np.uint32))
   charts, packing = xatlas.ChartOptions(), xatlas.PackOptions()
@@ -137,7 +139,7 @@ def unwrap(mesh: TriangleMesh, resolution: int = 1024) -> UvAtlas:
   packing.bilinear = True
   atlas.generate(chart_options=charts, pack_options=packing)
   if atlas.atlas_count != 1:
-    raise ValueError(
+    raise UserError(
       f"the charts need {atlas.atlas_count} pictures of {resolution} texels;"
       " raise the texture's resolution."
     )

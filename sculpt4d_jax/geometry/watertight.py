@@ -25,6 +25,7 @@ import igl
 import numpy as np
 from scipy import ndimage
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh as deforming_mesh_lib
 from sculpt4d_jax.geometry import isosurface
 from sculpt4d_jax.geometry import mesh as mesh_lib
@@ -66,7 +67,7 @@ class WatertightSettings:
 
   def __post_init__(self):
     if self.resolution < 8 or not self.bounds > 0 or self.sheet_cells < 0.75:
-      raise ValueError(
+      raise UserError(
         f"resolution={self.resolution} must be at least 8, bounds="
         f"{self.bounds} positive and sheet_cells={self.sheet_cells} at least"
         " 0.75, or sheets get holes."

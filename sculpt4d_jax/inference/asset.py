@@ -16,6 +16,7 @@ from typing import Any, Literal
 from absl import logging
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import bone_tree
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import skinning
@@ -76,13 +77,13 @@ class AssetOptions:
       ("fill", asset_colours.FILLS),
     ):
       if getattr(self, name) not in choices:
-        raise ValueError(
+        raise UserError(
           f"{name}={getattr(self, name)!r}: choose one of {choices}."
         )
     if self.bones != "auto" and not 0 <= self.bones <= 256:
-      raise ValueError(f'bones={self.bones} must be 0 to 256, or "auto".')
+      raise UserError(f'bones={self.bones} must be 0 to 256, or "auto".')
     if not 16 <= self.texture_size <= 8192:
-      raise ValueError(
+      raise UserError(
         f"texture_size={self.texture_size} must be 16 to 8192 texels."
       )
 
@@ -217,16 +218,16 @@ def _check_video(
   frames: np.ndarray | None, masks: np.ndarray | None, num_frames: int
 ) -> None:
   if (frames is None) != (masks is None):
-    raise ValueError("frames and masks are given together.")
+    raise UserError("frames and masks are given together.")
   if frames is None:
     return
   if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-    raise ValueError(
+    raise UserError(
       f"frames must be uint8 [F, h, w, 3], got {frames.dtype}"
       f" {list(frames.shape)}."
     )
   if len(frames) != num_frames or masks.shape != frames.shape[:3]:
-    raise ValueError(
+    raise UserError(
       f"expected {num_frames} frames with masks, got {list(frames.shape)} and"
       f" {list(masks.shape)}."
     )

@@ -14,6 +14,7 @@ import re
 
 from absl import logging
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.io.video import images
 
@@ -69,7 +70,7 @@ def find(folder: pathlib.Path, output: pathlib.Path) -> list[Job]:
     ValueError: There is no such folder, or no clip in it.
   """
   if not folder.is_dir():
-    raise ValueError(f"--batch needs a folder of clips; {folder} is none.")
+    raise UserError(f"--batch needs a folder of clips; {folder} is none.")
   sources = [
     path
     for path in sorted(folder.iterdir(), key=lambda p: _natural(p.name))
@@ -78,7 +79,7 @@ def find(folder: pathlib.Path, output: pathlib.Path) -> list[Job]:
     and _is_clip(path)
   ]
   if not sources:
-    raise ValueError(
+    raise UserError(
       f"{folder} holds no videos ({', '.join(_VIDEOS)}), pictures or folders"
       " of pictures."
     )

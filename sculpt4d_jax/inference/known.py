@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import trimesh
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import farthest_points
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import sampling as surface_sampling
@@ -78,7 +79,7 @@ def parse(texts: Iterable[str], num_frames: int | None) -> list[KnownFile]:
   for text in texts:
     match = re.fullmatch(r"(\d+):(.+?)(?:@(\d+))?", text)
     if match is None:
-      raise ValueError(
+      raise UserError(
         f"--known={text}: expected INDEX:FILE or INDEX:FILE@FRAME, such as"
         " 0:mesh.glb or 15:latents.npz."
       )
@@ -87,18 +88,18 @@ def parse(texts: Iterable[str], num_frames: int | None) -> list[KnownFile]:
       int(index), pathlib.Path(path), None if frame is None else int(frame)
     )
     if num_frames is not None and file.index >= num_frames:
-      raise ValueError(
+      raise UserError(
         f"--known={text}: the clip's frames are 0 to {num_frames - 1}."
       )
     if file.index in {other.index for other in files}:
-      raise ValueError(f"--known={text}: frame {index} is given twice.")
+      raise UserError(f"--known={text}: frame {index} is given twice.")
     if file.path.suffix.lower() not in (_LATENTS, *_MESHES):
-      raise ValueError(
+      raise UserError(
         f"--known={text}: expected a file of {', '.join(_MESHES)} or"
         f" {_LATENTS}."
       )
     if not file.path.is_file():
-      raise ValueError(f"--known={text}: there is no file {path}.")
+      raise UserError(f"--known={text}: there is no file {path}.")
     files.append(file)
   return files
 
@@ -166,21 +167,21 @@ def read_latents(file: KnownFile, model: model_lib.Sculpt4D) -> np.ndarray:
       latents = np.asarray(content["latents"], np.float32)
       scale_factor = float(content["scale_factor"])
   except Exception as error:  # Whatever NumPy and zipfile run into.
-    raise ValueError(
+    raise UserError(
       f"{file.path} is no file of latents that sampling with --save_latents"
       f" wrote ({type(error).__name__}: {error})."
     ) from error
   vae = model.vae_config
   expected = vae.num_latents, vae.latent_channels
   if latents.ndim != 3 or latents.shape[1:] != expected:
-    raise ValueError(
+    raise UserError(
       f"{file.path} holds latents {latents.shape}, but this model's are"
       f" [frames, {expected[0]}, {expected[1]}]."
     )
   if not np.isfinite(latents).all():
-    raise ValueError(f"{file.path} holds latents that are not finite.")
+    raise UserError(f"{file.path} holds latents that are not finite.")
   if not np.isclose(scale_factor, vae.scale_factor, rtol=1e-6):
-    raise ValueError(
+    raise UserError(
       f"{file.path} comes from an autoencoder whose latents are scaled by"
       f" {scale_factor:.6g}, this model's by {vae.scale_factor:.6g}: they are"
       " of another training."
@@ -197,15 +198,13 @@ def read_mesh(file: KnownFile) -> TriangleMesh:
   """
   mesh = _any_mesh(file)
   if mesh.is_empty:
-    raise ValueError(
-      f"{file.path} has no faces; a known frame needs a surface."
-    )
+    raise UserError(f"{file.path} has no faces; a known frame needs a surface.")
   used = mesh.vertices[np.unique(mesh.faces)]
   if not np.isfinite(used).all():
-    raise ValueError(f"{file.path} has vertices that are not finite.")
+    raise UserError(f"{file.path} has vertices that are not finite.")
   low, high = used.min(0), used.max(0)
   if max(-low.min(), high.max()) > _MAX_COORDINATE:
-    raise ValueError(
+    raise UserError(
       f"{file.path} reaches from {_vector(low)} to {_vector(high)}, beyond the"
       " clip's cube [-1, 1]^3. One box holds the object in all frames, with y"
       " up and the camera looking along -z: scale and move the mesh into it."
@@ -273,11 +272,11 @@ def _first_pose(path: pathlib.Path) -> TriangleMesh:
   try:
     loaded: Any = trimesh.load(path, force="mesh", process=False)
   except Exception as error:  # trimesh raises whatever its parsers run into.
-    raise ValueError(
+    raise UserError(
       f"{path} is no readable glTF mesh ({type(error).__name__}: {error})."
     ) from error
   if not isinstance(loaded, trimesh.Trimesh):
-    raise ValueError(f"{path} has no triangle mesh.")
+    raise UserError(f"{path} has no triangle mesh.")
   return TriangleMesh(loaded.vertices, loaded.faces)
 
 
@@ -287,7 +286,7 @@ def _frame(file: KnownFile, num_frames: int) -> int:
   if frame is None:
     frame = file.index if num_frames > 1 else 0
   if frame >= num_frames:
-    raise ValueError(
+    raise UserError(
       f"{file.path} has {num_frames} frames; name one of 0 to"
       f" {num_frames - 1} with {file.index}:{file.path}@FRAME."
     )

@@ -22,6 +22,7 @@ import numpy as np
 from sculpt4d_jax import array_types
 from sculpt4d_jax.diffusion import known_frames as known_frames_lib
 from sculpt4d_jax.diffusion import windows as windows_lib
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
 
@@ -64,7 +65,7 @@ class WindowFolder:
           for key in found.keys() | wanted.keys()
           if found.get(key) != wanted.get(key)
         )
-        raise ValueError(
+        raise UserError(
           f"{self.folder} holds windows of a run with other settings"
           f" ({', '.join(names)}); repeat that run's command, delete the folder"
           " or choose another output."
@@ -83,7 +84,7 @@ class WindowFolder:
       with np.load(path, allow_pickle=False) as content:
         return Stretch(int(content["first"]), content["latents"])
     except Exception as error:  # Whatever NumPy and zipfile run into.
-      raise ValueError(
+      raise UserError(
         f"{path} is damaged ({type(error).__name__}: {error}); delete it and"
         " all later windows, and repeat the command."
       ) from error
@@ -159,7 +160,7 @@ def sample(
   """
   outside = [i for i in known_frames or () if not 0 <= i < len(images)]
   if outside:
-    raise ValueError(
+    raise UserError(
       f"Known frames {outside} are not among the clip's {len(images)} frames,"
       f" which are 0 to {len(images) - 1}."
     )
@@ -211,7 +212,7 @@ def stream(
     if stretch is not None and (
       stretch.first != end or len(stretch.latents) != len(fresh)
     ):
-      raise ValueError(
+      raise UserError(
         f"Window {number} in {folder.folder} has frames {stretch.first} to"
         f" {stretch.first + len(stretch.latents) - 1}, but {end} to"
         f" {end + len(fresh) - 1} are next; delete the folder."
@@ -236,7 +237,7 @@ def stream(
     done = [*done, *stretch.latents][-windows.size :]
     end += len(fresh)
   if not end:
-    raise ValueError("There are no pictures to sample from.")
+    raise UserError("There are no pictures to sample from.")
 
 
 def _sample_window(model, images, config, first, done, given):

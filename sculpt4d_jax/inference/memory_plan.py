@@ -24,6 +24,7 @@ from typing import Any
 from flax import nnx
 import jax
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.models import dense_attention
@@ -164,7 +165,7 @@ def choose(
   if plan is None:
     least = planner.plan(list(_savings(settings))[-1])
     most = planner.most_frames(settings, num_bytes)
-    raise ValueError(
+    raise UserError(
       f"{settings.num_frames} frames need {least.peak / GIB:.1f} GiB with all"
       f" savings, and the device has {num_bytes / GIB:.1f}: sample at most"
       f" {most} frames, or a long clip in windows of as many."

@@ -27,6 +27,7 @@ from sculpt4d_jax import partitioning
 from sculpt4d_jax import shipped
 from sculpt4d_jax.diffusion import known_frames as known_frames_lib
 from sculpt4d_jax.diffusion import windows as windows_lib
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import denoising
 from sculpt4d_jax.inference import devices as devices_lib
 from sculpt4d_jax.inference import sampling as sampling_lib
@@ -196,12 +197,12 @@ class Sculpt4D:
     data, is_known = np.zeros(shape, np.float32), np.zeros(shape[0], bool)
     for index, latents in given.items():
       if not 0 <= index < shape[0]:
-        raise ValueError(
+        raise UserError(
           f"Known frame {index} is not among the clip's {shape[0]} frames,"
           f" which are 0 to {shape[0] - 1}."
         )
       if np.shape(latents) != shape[1:]:
-        raise ValueError(
+        raise UserError(
           f"Latents of known frame {index} are {np.shape(latents)}, but this"
           f" model's are {shape[1:]}."
         )
@@ -359,5 +360,5 @@ def weights_folder(preset: str, given: str | None) -> Any:
   if given:
     return paths.of(given) if paths.is_remote(given) else shipped.find(given)
   if not preset:
-    raise ValueError("This preset ships no weights: name a folder of them.")
+    raise UserError("This preset ships no weights: name a folder of them.")
   return shipped.find(preset)

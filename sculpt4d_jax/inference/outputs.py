@@ -8,6 +8,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import known
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import preview
@@ -121,11 +122,11 @@ def check_writable(folder: paths.PathLike) -> None:
     return
   existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
   if not existing.is_dir():
-    raise ValueError(
+    raise UserError(
       f"Cannot write to {folder}: {existing} is a file; choose a folder."
     )
   if not os.access(existing, os.W_OK | os.X_OK):
-    raise ValueError(
+    raise UserError(
       f"Cannot write to {folder}: no permission to write in {existing};"
       " choose another folder."
     )

@@ -13,6 +13,7 @@ from absl import logging
 import numpy as np
 
 from sculpt4d_jax.diffusion import windows as windows_lib
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import cleanup
 from sculpt4d_jax.geometry import isosurface
 from sculpt4d_jax.geometry import mesh as mesh_lib
@@ -62,20 +63,20 @@ class SurfaceConfig:
 
   def __post_init__(self):
     if self.resolution < 8:
-      raise ValueError(f"resolution={self.resolution} must be at least 8.")
+      raise UserError(f"resolution={self.resolution} must be at least 8.")
     for name in ("max_components", "max_faces"):
       if getattr(self, name) < 0:
-        raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        raise UserError(f"{name}={getattr(self, name)} must not be negative.")
     for name, choices in (
       ("grid", ("dense", *isosurface.MODES)),
       ("vertex_scale", isosurface.VERTEX_SCALES),
     ):
       if getattr(self, name) not in choices:
-        raise ValueError(
+        raise UserError(
           f"{name}={getattr(self, name)!r}: choose one of {choices}."
         )
     if 0 < self.max_faces < 4:
-      raise ValueError(f"max_faces={self.max_faces} must be at least 4, or 0.")
+      raise UserError(f"max_faces={self.max_faces} must be at least 4, or 0.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +197,7 @@ def generate(
     evaluations += count
   empty = [i for i, mesh in enumerate(meshes) if mesh.is_empty]
   if len(empty) == len(meshes):
-    raise ValueError(
+    raise UserError(
       "No frame has a surface: the model saw no object it can shape. Check"
       " the cut-out (matte), the weights, or try another seed."
     )

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 from PIL import ImageDraw
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io.meshes import glb
@@ -75,12 +76,12 @@ def contact_sheet(
 ) -> np.ndarray:
   """The picture that `write_preview` writes, uint8 [h, w, 3]."""
   if max_columns < 1 or tile_size < 8:
-    raise ValueError(
+    raise UserError(
       "expected max_columns >= 1 and tile_size >= 8, got"
       f" {max_columns} and {tile_size}."
     )
   if video_frames is not None and len(video_frames) != len(meshes):
-    raise ValueError(
+    raise UserError(
       f"there are {len(meshes)} meshes but {len(video_frames)} video frames."
     )
   chosen = shown_frames(len(meshes), max_columns)

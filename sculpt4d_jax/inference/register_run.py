@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import mesh_distance
 from sculpt4d_jax.geometry.registration import result
@@ -71,9 +72,9 @@ def run(
   """
   for name, value in (("key", key), ("bones", bones)):
     if value != "auto" and not value.isdigit():
-      raise ValueError(f"--{name}={value}: expected auto or a number.")
+      raise UserError(f"--{name}={value}: expected auto or a number.")
   if max_faces is not None and max_faces < 4:
-    raise ValueError(f"--max_faces={max_faces} must be at least 4.")
+    raise UserError(f"--max_faces={max_faces} must be at least 4.")
   settings = asset.AssetOptions(
     bones=bones if bones == "auto" else int(bones), **options
   )

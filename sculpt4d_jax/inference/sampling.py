@@ -7,6 +7,7 @@ from typing import Any
 from sculpt4d_jax.diffusion import guidance
 from sculpt4d_jax.diffusion import samplers
 from sculpt4d_jax.diffusion.solvers import calls as calls_lib
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import attention
 
 NOISES = ("independent", "shared")
@@ -79,16 +80,16 @@ class SamplingConfig:
 
   def __post_init__(self):
     if self.num_frames < 1:
-      raise ValueError(f"num_frames={self.num_frames} must be at least 1.")
+      raise UserError(f"num_frames={self.num_frames} must be at least 1.")
     if self.num_steps < 2:
-      raise ValueError(f"num_steps={self.num_steps} must be at least 2.")
+      raise UserError(f"num_steps={self.num_steps} must be at least 2.")
     _check_choice("noise", self.noise, NOISES)
     _check_choice("solver", self.solver, samplers.SAMPLERS)
     _check_choice("known", self.known, KNOWN)
     _check_choice("weights", self.weights, WEIGHTS)
     _check_choice("memory", self.memory, MEMORY)
     if self.frames_at_a_time < 0:
-      raise ValueError(
+      raise UserError(
         f"frames_at_a_time={self.frames_at_a_time} must be at least 1, or 0 for"
         " all."
       )
@@ -128,7 +129,7 @@ class SamplingConfig:
 
 def _check_choice(name, value, choices):
   if value not in choices:
-    raise ValueError(f"{name}={value!r}: choose one of {tuple(choices)}.")
+    raise UserError(f"{name}={value!r}: choose one of {tuple(choices)}.")
 
 
 def preset(name: str) -> Mapping[str, Any]:
@@ -138,7 +139,7 @@ def preset(name: str) -> Mapping[str, Any]:
     ValueError: Unknown name.
   """
   if name not in PRESETS:
-    raise ValueError(
+    raise UserError(
       f"Unknown sampling preset {name!r}: choose one of {tuple(PRESETS)}."
     )
   return PRESETS[name]

@@ -24,6 +24,7 @@ import shutil
 import tempfile
 import typing
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import paths
 
 PathLike = str | os.PathLike | paths.StorePath
@@ -45,7 +46,7 @@ _ADVICE = {
 }
 
 
-class OutputError(ValueError):
+class OutputError(UserError):
   """An output cannot be written; the message names the path and the reason."""
 
   def __init__(self, path: PathLike, error: OSError):

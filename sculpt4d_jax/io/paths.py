@@ -33,6 +33,9 @@ from typing import Any, BinaryIO, TypeVar
 
 from absl import logging
 
+from sculpt4d_jax.errors import MissingPackageError
+from sculpt4d_jax.errors import UserError
+
 T = TypeVar("T")
 LocalPath = pathlib.Path
 
@@ -103,12 +106,12 @@ class StorePath:
     scheme, separator, rest = url.partition("://")
     if scheme not in STORES or not separator:
       known = " and ".join(f"{name}://BUCKET/..." for name in STORES)
-      raise ValueError(
+      raise UserError(
         f"{url}: expected a path on this machine, or {known} in a store."
       )
     parts = [part for part in rest.split("/") if part]
     if not parts or not rest.split("/")[0]:
-      raise ValueError(f"{url} names no bucket: expected {scheme}://BUCKET/...")
+      raise UserError(f"{url} names no bucket: expected {scheme}://BUCKET/...")
     self.scheme = scheme
     self.bucket = parts[0]
     self._parts = tuple(parts)
@@ -218,7 +221,7 @@ class StorePath:
   def open(self, mode: str = "rb") -> BinaryIO:
     """The whole object as a file that is read."""
     if mode != "rb":
-      raise ValueError(f"mode={mode!r}: an object is opened with 'rb' alone.")
+      raise UserError(f"mode={mode!r}: an object is opened with 'rb' alone.")
     return io.BytesIO(self.read_bytes())
 
   def write_bytes(self, content: bytes) -> None:
@@ -385,7 +388,7 @@ def file_system(scheme: str) -> Any:
       options["token"] = "anon"  # An emulator takes no credentials.
     return fsspec.filesystem(scheme, **options)
   except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
       f"{scheme}:// needs the package {package}: pip install"
       f" 'sculpt4d-jax[{extra}]' or pip install {package}."
     ) from error

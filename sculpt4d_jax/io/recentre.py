@@ -15,6 +15,7 @@ Source: Hunyuan3D 2.1, `ImageProcessorV2`.
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 
 Float = array_types.Float
 NumpyArray = array_types.NumpyArray
@@ -51,12 +52,12 @@ def recentre_rgba(
   """
   rgba = np.asarray(rgba)
   if rgba.dtype != np.uint8 or rgba.ndim != 3 or rgba.shape[2] not in (3, 4):
-    raise ValueError(
+    raise UserError(
       "expected a uint8 picture [height, width, 3 or 4], got"
       f" {rgba.dtype} {rgba.shape}."
     )
   if not 0 <= border_ratio < 1:
-    raise ValueError(f"border_ratio={border_ratio} must lie in [0, 1).")
+    raise UserError(f"border_ratio={border_ratio} must lie in [0, 1).")
   if rgba.shape[2] == 3:
     opaque = np.full_like(rgba[..., :1], 255)
     rgba = np.concatenate([rgba, opaque], axis=-1)
@@ -65,7 +66,7 @@ def recentre_rgba(
   scale = int(side * (1 - border_ratio)) / max(cut.shape[:2])
   height, width = (int(n * scale) for n in cut.shape[:2])
   if not (height and width):
-    raise ValueError(
+    raise UserError(
       f"The object is {cut.shape[1]} x {cut.shape[0]} pixels: too thin to be"
       " resized."
     )
@@ -119,9 +120,9 @@ def _cut_out(rgba: np.ndarray) -> np.ndarray:
   """The box of alpha > 0, less its last row and column, as the reference."""
   rows, columns = np.nonzero(rgba[..., 3])
   if not len(rows):
-    raise ValueError("The picture is empty: its alpha is 0 everywhere.")
+    raise UserError("The picture is empty: its alpha is 0 everywhere.")
   if rows.min() == rows.max() or columns.min() == columns.max():
-    raise ValueError("The object in the picture is one pixel thin.")
+    raise UserError("The object in the picture is one pixel thin.")
   return rgba[rows.min() : rows.max(), columns.min() : columns.max()]
 
 

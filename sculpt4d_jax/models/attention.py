@@ -19,6 +19,7 @@ import numpy as np
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
 from sculpt4d_jax.kernels.block_sparse_attention.gpu import (
   attention as pallas_gpu,
@@ -55,7 +56,7 @@ def _head_norm(kind: QKNorm, head_dim: int, **kwargs: Any) -> nnx.Module | None:
     return layers.RMSNorm(head_dim, **kwargs)
   if kind == "layer":
     return layers.LayerNorm(head_dim, axis=None, **kwargs)
-  raise ValueError(f"Unknown qk_norm={kind!r}: choose 'rms', 'layer' or None.")
+  raise UserError(f"Unknown qk_norm={kind!r}: choose 'rms', 'layer' or None.")
 
 
 class _Attention(nnx.Module):
@@ -76,7 +77,7 @@ class _Attention(nnx.Module):
     param_dtype: Any = jnp.float32,
   ):
     if width % num_heads:
-      raise ValueError(
+      raise UserError(
         f"width={width} is not a multiple of num_heads={num_heads}; choose"
         " a number of heads that divides it."
       )
@@ -271,7 +272,7 @@ class TemporalAttention(_Attention):
       out = _over_all_frames(_attend_per_token, query, key, value)
       return self.out(out)
     if mode not in ("sparse", "full"):
-      raise ValueError(
+      raise UserError(
         f"Unknown temporal mode {mode!r}: choose 'sparse', 'full' or 'token'."
       )
     mask = self.mask(num_frames, num_tokens, mode)
@@ -352,7 +353,7 @@ def temporal_mask(
     ValueError: The blocks do not divide the tokens.
   """
   if num_tokens % block_size:
-    raise ValueError(
+    raise UserError(
       f"{num_tokens} latent tokens a frame are not a multiple of"
       f" temporal_block_size={block_size}; choose a block size that divides"
       " them, or temporal_mode='token' or 'none', which have no blocks."

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import tpu_attention
 
 Array = array_types.Array
@@ -57,7 +58,7 @@ def dot_product_attention(
       query, key, value, implementation="cudnn"
     )
   if implementation != "xla":
-    raise ValueError(
+    raise UserError(
       f"Unknown implementation={implementation!r}: choose 'xla', 'cudnn',"
       " 'splash' or None."
     )

@@ -31,6 +31,7 @@ import numpy as np
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import layers
@@ -309,7 +310,7 @@ class DiT(nnx.Module):
       step = jnp.zeros(len(time)) if step is None else step
       token = token + self.step_embedding(step)[:, None, None]
     elif step is not None:
-      raise ValueError("This model has no step embedding: leave step out.")
+      raise UserError("This model has no step embedding: leave step out.")
     token = jnp.broadcast_to(token, (*tokens.shape[:2], 1, tokens.shape[-1]))
     x = jnp.concatenate((token, tokens), axis=2)
     return partitioning.constrain(x, "batch", "frames")
@@ -446,11 +447,11 @@ class DiT(nnx.Module):
     if override is None or override == own:
       return own
     if override not in attention.TEMPORAL_MODES:
-      raise ValueError(
+      raise UserError(
         f"temporal_mode={override!r}: choose one of {attention.TEMPORAL_MODES}."
       )
     if own == "none":
-      raise ValueError(
+      raise UserError(
         f"temporal_mode={override!r} asked of a model built with 'none',"
         " which has no temporal parameters; build it with another mode."
       )
@@ -459,18 +460,18 @@ class DiT(nnx.Module):
   def _check_inputs(self, latents, time, context):
     channels = self.config.latent_channels
     if latents.ndim != 4 or latents.shape[-1] != channels:
-      raise ValueError(
+      raise UserError(
         f"latents must be [B, F, N, {channels}], came {latents.shape}; give"
         " single frames an axis of one frame."
       )
     num_indices = self.config.num_token_indices
     if num_indices and latents.shape[2] != num_indices:
-      raise ValueError(
+      raise UserError(
         f"this model knows its {num_indices} tokens a frame by their index,"
         f" came latents {latents.shape}."
       )
     if time.shape not in (latents.shape[:1], latents.shape[:2]):
-      raise ValueError(
+      raise UserError(
         f"time must be one number a clip, {latents.shape[:1]}, or a frame,"
         f" {latents.shape[:2]}, came {time.shape}."
       )
@@ -480,11 +481,11 @@ class DiT(nnx.Module):
       lead = context.shape[:2]
       width = self.config.context_width
       if context.ndim != 4 or context.shape[-1] != width:
-        raise ValueError(
+        raise UserError(
           f"context must be [B, F, I, {width}], came {context.shape}."
         )
     if tuple(lead) != tuple(latents.shape[:2]):
-      raise ValueError(
+      raise UserError(
         f"context is for {tuple(lead)} clips and frames, latents are"
         f" {tuple(latents.shape[:2])}; encode the context of this clip."
       )

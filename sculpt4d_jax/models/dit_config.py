@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models.moe import experts
 
@@ -105,11 +106,11 @@ class DiTConfig:
     self._check_temporal()
     for name in ("dtype", "param_dtype"):
       if getattr(self, name) not in ("float32", "bfloat16"):
-        raise ValueError(
+        raise UserError(
           f"{name}={getattr(self, name)!r}: choose 'float32' or 'bfloat16'."
         )
     if self.moe_implementation not in (None, *experts.IMPLEMENTATIONS):
-      raise ValueError(
+      raise UserError(
         f"moe_implementation={self.moe_implementation!r}: choose one of"
         f" {experts.IMPLEMENTATIONS} or None."
       )
@@ -117,7 +118,7 @@ class DiTConfig:
     if policy not in (None, "full") and not hasattr(
       jax.checkpoint_policies, policy
     ):
-      raise ValueError(
+      raise UserError(
         f"remat_policy={policy!r}: choose None, 'full' or a name in"
         " jax.checkpoint_policies."
       )
@@ -127,48 +128,48 @@ class DiTConfig:
     positive += ("context_width", "mlp_ratio", "temporal_block_size")
     for name in positive:
       if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
     if self.width % self.num_heads:
-      raise ValueError(
+      raise UserError(
         f"width={self.width} is not a multiple of num_heads="
         f"{self.num_heads}; choose heads that divide the width."
       )
     if self.num_token_indices < 0:
-      raise ValueError(
+      raise UserError(
         f"num_token_indices={self.num_token_indices} must not be negative."
       )
     if self.width % 2:
-      raise ValueError(
+      raise UserError(
         f"width={self.width} is odd, but the time token has as many sines as"
         " cosines; choose an even width."
       )
     if not 0 <= self.num_moe_blocks <= self.depth:
-      raise ValueError(
+      raise UserError(
         f"num_moe_blocks={self.num_moe_blocks} must be within 0 and depth="
         f"{self.depth}."
       )
     if self.num_moe_blocks and not (
       1 <= self.num_experts_per_token <= self.num_experts
     ):
-      raise ValueError(
+      raise UserError(
         f"num_experts_per_token={self.num_experts_per_token} must be within"
         f" 1 and num_experts={self.num_experts}."
       )
 
   def _check_temporal(self):
     if self.temporal_mode not in attention.TEMPORAL_MODES:
-      raise ValueError(
+      raise UserError(
         f"temporal_mode={self.temporal_mode!r}: choose one of"
         f" {attention.TEMPORAL_MODES}."
       )
     schedule = self.temporal_schedule
     if not schedule or any(stride < 1 for stride in schedule):
-      raise ValueError(
+      raise UserError(
         f"temporal_schedule={schedule} must be strides of at least 1, one for"
         " each distance in frames from 0 on."
       )
     if self.temporal_mode != "none" and self.head_dim % 2:
-      raise ValueError(
+      raise UserError(
         f"Heads are {self.head_dim} wide, which is odd; temporal rotary"
         " embedding turns channels in pairs: choose an even width/num_heads."
       )
@@ -205,4 +206,4 @@ class DiTConfig:
     for index, stage in enumerate(self.stages):
       if 0 <= block - stage.first_block < stage.num_blocks:
         return index, block - stage.first_block
-    raise ValueError(f"There is no block {block}: depth={self.depth}.")
+    raise UserError(f"There is no block {block}: depth={self.depth}.")

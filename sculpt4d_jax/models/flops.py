@@ -12,6 +12,7 @@ whole numbers, in the order in which the parts run.
 
 from collections.abc import Mapping
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
@@ -75,7 +76,7 @@ def temporal_scores(
   if mode == "full":
     return scores(tokens, tokens, config.width)
   if mode != "sparse":
-    raise ValueError(
+    raise UserError(
       f"Unknown temporal mode {mode!r}: choose one of"
       f" {attention.TEMPORAL_MODES}."
     )

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import layers
 
@@ -105,9 +106,9 @@ class ImageEncoderConfig:
       "mlp_ratio",
     ):
       if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
     if self.image_size % self.patch_size:
-      raise ValueError(
+      raise UserError(
         f"image_size={self.image_size} is not a multiple of patch_size="
         f"{self.patch_size}; the nearest that are:"
         f" {self.image_size // self.patch_size * self.patch_size} and"
@@ -116,22 +117,22 @@ class ImageEncoderConfig:
     if self.stem_patch_size < 0 or (
       self.stem_patch_size and self.patch_size % self.stem_patch_size
     ):
-      raise ValueError(
+      raise UserError(
         f"stem_patch_size={self.stem_patch_size} must be 0 or divide"
         f" patch_size={self.patch_size}."
       )
     if self.width % self.num_heads:
-      raise ValueError(
+      raise UserError(
         f"width={self.width} is not a multiple of num_heads="
         f"{self.num_heads}; change one of them."
       )
     if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3:
-      raise ValueError(
+      raise UserError(
         "pixel_mean and pixel_std need a number for red, green and blue;"
         f" got {self.pixel_mean} and {self.pixel_std}."
       )
     if min(self.pixel_std) <= 0:
-      raise ValueError(f"pixel_std={self.pixel_std} must be positive.")
+      raise UserError(f"pixel_std={self.pixel_std} must be positive.")
 
   @property
   def patches_per_side(self) -> int:
@@ -237,7 +238,7 @@ class ImageEncoder(nnx.Module):
     c = self.config
     *leading, height, width, _ = pixels.shape
     if (height, width) != (c.image_size, c.image_size):
-      raise ValueError(
+      raise UserError(
         f"pixels {pixels.shape} must be {c.image_size} x {c.image_size}; call"
         " the encoder itself on images of other sizes."
       )
@@ -298,7 +299,7 @@ def to_pixels(
     ValueError: No colour images.
   """
   if images.ndim < 3 or images.shape[-1] != 3:
-    raise ValueError(
+    raise UserError(
       f"images must be [..., height, width, 3], got {images.shape}."
     )
   # Colours in bfloat16 would have 8 bits before the resizing: float32.

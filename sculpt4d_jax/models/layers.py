@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import eight_bits
 
 Array = array_types.Array
@@ -75,7 +76,7 @@ class Linear(nnx.Module):
     ins = in_features if isinstance(in_features, tuple) else (in_features,)
     outs = out_features if isinstance(out_features, tuple) else (out_features,)
     if len(kernel_axes) != len(ins) + len(outs):
-      raise ValueError(
+      raise UserError(
         f"kernel_axes={kernel_axes} must name the {len(ins) + len(outs)}"
         f" axes of a kernel {ins + outs}."
       )

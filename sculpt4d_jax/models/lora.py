@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import layers
 
 Array = array_types.Array
@@ -55,9 +56,9 @@ class LoRAConfig:
     for name in ("modules", "also_train"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
     if self.rank < 0:
-      raise ValueError(f"rank={self.rank} must be 0, which is off, or more.")
+      raise UserError(f"rank={self.rank} must be 0, which is off, or more.")
     if self.rank and not self.modules:
-      raise ValueError("LoRA with no modules adapts nothing; name some.")
+      raise UserError("LoRA with no modules adapts nothing; name some.")
 
   @property
   def scale(self) -> float:
@@ -132,7 +133,7 @@ def attach(module: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> None:
         if isinstance(name, str)
       }
     )
-    raise ValueError(
+    raise UserError(
       f"lora.modules {missing} name no linear map of the model (experts are"
       f" separate stacks and cannot be adapted); choose among {maps}."
     )

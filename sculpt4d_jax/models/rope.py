@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 Real = array_types.Real
@@ -42,7 +43,7 @@ def frame_rotation(
     ValueError: `head_dim` is odd.
   """
   if head_dim % 2:
-    raise ValueError(
+    raise UserError(
       f"head_dim={head_dim} is odd: rotary embedding turns channels in"
       " pairs; choose width / num_heads even."
     )

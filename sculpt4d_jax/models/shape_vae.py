@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import vae_blocks
@@ -86,7 +87,7 @@ class ShapeVAEConfig:
 
   def __post_init__(self):
     if self.token_order not in TOKEN_ORDERS:
-      raise ValueError(
+      raise UserError(
         f"token_order={self.token_order!r}: choose one of {TOKEN_ORDERS}."
       )
     for name in (
@@ -101,16 +102,16 @@ class ShapeVAEConfig:
       "field_mlp_ratio",
     ):
       if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
     if self.point_feats < 0:
-      raise ValueError(f"point_feats={self.point_feats} must not be negative.")
+      raise UserError(f"point_feats={self.point_feats} must not be negative.")
     if self.width % self.num_heads:
-      raise ValueError(
+      raise UserError(
         f"width={self.width} is not a multiple of num_heads="
         f"{self.num_heads}; change one of them."
       )
     if not (self.scale_factor > 0 and math.isfinite(self.scale_factor)):
-      raise ValueError(
+      raise UserError(
         f"scale_factor={self.scale_factor} must be positive and finite."
       )
 
@@ -231,12 +232,12 @@ class ShapeVAE(nnx.Module):
     """
     row_width = self.config.row_width
     if (surface.shape[-1], queries.shape[-1]) != (row_width, row_width):
-      raise ValueError(
+      raise UserError(
         f"surface {surface.shape} and queries {queries.shape} must have"
         f" {row_width} columns: position, normal, label."
       )
     if surface.shape[:-2] != queries.shape[:-2]:
-      raise ValueError(
+      raise UserError(
         f"surface {surface.shape} and queries {queries.shape} must agree"
         " in all axes but the last two."
       )
@@ -246,7 +247,7 @@ class ShapeVAE(nnx.Module):
   def decode(self, latents: Float[Array, "... N C"]) -> Float[Array, "... N D"]:
     """Latents z (not the scaled ones of the diffusion model) to tokens."""
     if latents.shape[-1] != self.config.latent_channels:
-      raise ValueError(
+      raise UserError(
         f"latents {latents.shape} must have"
         f" {self.config.latent_channels} channels."
       )
@@ -275,7 +276,7 @@ class ShapeVAE(nnx.Module):
       points: Positions in [-1, 1]^3.
     """
     if points.shape[-1] != 3:
-      raise ValueError(f"points must be [..., Q, 3], got {points.shape}.")
+      raise UserError(f"points must be [..., Q, 3], got {points.shape}.")
     if not isinstance(tokens, attention.KeyValues):
       tokens = self.field_keys_values(tokens)
     return self.field_decoder(tokens, points)

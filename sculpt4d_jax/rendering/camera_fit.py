@@ -25,6 +25,7 @@ import numpy as np
 from scipy import ndimage
 from scipy import optimize
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.rendering import cameras
 
 _MASK_LEVEL = 0.5
@@ -151,11 +152,11 @@ def coverage(masks: np.ndarray) -> np.ndarray:
   """
   masks = np.asarray(masks)
   if masks.ndim != 3 or not masks.size:
-    raise ValueError(f"masks must be [F, h, w], got {list(masks.shape)}.")
+    raise UserError(f"masks must be [F, h, w], got {list(masks.shape)}.")
   scale = 255 if masks.dtype == np.uint8 else 1
   masks = masks.astype(np.float32) / scale
   if not (masks > _MASK_LEVEL).any():
-    raise ValueError("no mask shows an object; check the cut-out.")
+    raise UserError("no mask shows an object; check the cut-out.")
   return masks
 
 
@@ -267,7 +268,7 @@ class _Search:
     settings: FitSettings,
   ):
     if len(vertices) != len(masks):
-      raise ValueError(
+      raise UserError(
         f"there are {len(vertices)} meshes but {len(masks)} masks."
       )
     self.settings = settings

@@ -14,6 +14,8 @@ import math
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
+
 # Radius of the sphere around [-1, 1]^3, where all meshes live.
 BOX_RADIUS = math.sqrt(3.0)
 
@@ -38,16 +40,16 @@ class Camera:
 
   def __post_init__(self):
     if (self.fov_degrees is None) == (self.height is None):
-      raise ValueError(
+      raise UserError(
         "a camera has either fov_degrees (perspective) or height"
         f" (orthographic), got {self.fov_degrees} and {self.height}."
       )
     if self.fov_degrees is not None and not 0 < self.fov_degrees < 180:
-      raise ValueError(
+      raise UserError(
         f"fov_degrees must lie between 0 and 180, got {self.fov_degrees}."
       )
     if self.height is not None and not self.height > 0:
-      raise ValueError(f"height must be positive, got {self.height}.")
+      raise UserError(f"height must be positive, got {self.height}.")
 
   @property
   def is_perspective(self) -> bool:
@@ -92,7 +94,7 @@ def look_at(
   back = eye - np.asarray(target, np.float64)
   distance = np.linalg.norm(back)
   if not distance > 0:
-    raise ValueError(f"eye and target are the same point: {eye.tolist()}.")
+    raise UserError(f"eye and target are the same point: {eye.tolist()}.")
   back = back / distance
   right = np.cross(up, back)
   if np.linalg.norm(right) < 1e-9 * np.linalg.norm(up):
@@ -184,7 +186,7 @@ def hammersley_angles(
   Source: view sampling of TRELLIS and Hunyuan3D 2.1's data preparation.
   """
   if num_cameras < 1:
-    raise ValueError(f"num_cameras must be positive, got {num_cameras}.")
+    raise UserError(f"num_cameras must be positive, got {num_cameras}.")
   index = np.arange(num_cameras)
   u = (index + offset[0]) / num_cameras
   v = (_radical_inverse(index) + offset[1]) % 1.0

@@ -14,6 +14,7 @@ from embreex import mesh_construction
 from embreex import rtcore_scene
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.rendering import cameras
 
@@ -99,7 +100,7 @@ def render_mesh(
   """
   height, width = (size, size) if isinstance(size, int) else size
   if height < 1 or width < 1 or supersampling < 1:
-    raise ValueError(
+    raise UserError(
       "size and supersampling must be positive, got"
       f" {height}x{width} and {supersampling}."
     )
@@ -107,7 +108,7 @@ def render_mesh(
     mesh.num_vertices,
     3,
   ):
-    raise ValueError(
+    raise UserError(
       f"vertex_colors must be [{mesh.num_vertices}, 3], one colour a vertex,"
       f" got {np.shape(vertex_colors)}."
     )

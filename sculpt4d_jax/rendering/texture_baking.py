@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import uv_atlas
 from sculpt4d_jax.rendering import camera_fit
@@ -106,7 +107,7 @@ def footage(
   masks = camera_fit.coverage(masks)
   pictures = np.asarray(pictures)
   if pictures.shape != (*masks.shape, 3) or len(vertices) != len(masks):
-    raise ValueError(
+    raise UserError(
       f"expected pictures [{len(vertices)}, h, w, 3] with masks of the same"
       f" size, got {list(pictures.shape)} and {list(masks.shape)}."
     )
@@ -160,7 +161,7 @@ def bake(
     ValueError: `frames` is something else.
   """
   if frames not in FRAMES:
-    raise ValueError(f"frames={frames!r}: choose one of {FRAMES}.")
+    raise UserError(f"frames={frames!r}: choose one of {FRAMES}.")
   first = observe(clip, 0, points)
   if frames == "first" or clip.num_frames == 1:
     return first

@@ -23,6 +23,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from scipy.sparse import linalg
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import symmetry as symmetry_lib
 from sculpt4d_jax.rendering import texture_baking
 
@@ -89,7 +90,7 @@ def fill(
     ValueError: The method is unknown.
   """
   if method not in METHODS:
-    raise ValueError(f"fill={method!r}: choose one of {METHODS}.")
+    raise UserError(f"fill={method!r}: choose one of {METHODS}.")
   known = seen.weights > SEEN
   if not known.any():
     return np.full((len(vertices), 3), 0.5)

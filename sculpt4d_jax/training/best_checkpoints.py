@@ -7,6 +7,7 @@ from typing import Any
 from absl import logging
 import jax
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import checkpoints as checkpoints_lib
@@ -55,7 +56,7 @@ class Best:
       n for n in values if schedule_lib.kind(n) == schedule_lib.kind(name)
     ]
     if alike and name not in values:
-      raise ValueError(
+      raise UserError(
         f"best_metric={name!r} is not among what is evaluated:"
         f" {', '.join(sorted(alike))}."
       )
@@ -89,7 +90,7 @@ class Best:
     """
     step = self.best_step()
     if step is None:
-      raise ValueError(
+      raise UserError(
         f"{self._folder} holds no best checkpoint: {self._schedule.best_metric}"
         " was never evaluated. Choose a best_metric that is, or export 'last'."
       )

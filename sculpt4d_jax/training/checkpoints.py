@@ -13,6 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import state as state_lib
 from sculpt4d_jax.training import store_checkpoints
@@ -20,7 +21,7 @@ from sculpt4d_jax.training import store_checkpoints
 _UNREADABLE = "unreadable"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
   """A checkpoint cannot be written; the message says what is left."""
 
 
@@ -141,7 +142,7 @@ class Checkpoints:
       try:
         restored = self._read(step, wanted)
       except _ForeignError as error:
-        raise ValueError(str(error)) from None
+        raise UserError(str(error)) from None
       except Exception as error:
         # What a damaged file makes Orbax raise is not one kind of error.
         logging.error(
@@ -156,7 +157,7 @@ class Checkpoints:
         continue
       logging.info("Restored step %d from %s.", step, self._folder)
       return _state(restored, abstract)
-    raise ValueError(
+    raise UserError(
       f"{self._folder} holds no checkpoint"
       + (" that can be read" if steps else "")
       + "; remove the folder to start anew."
@@ -173,7 +174,7 @@ class Checkpoints:
     try:
       restored = self._read(step, _wanted(abstract, shardings))
     except _ForeignError as error:
-      raise ValueError(str(error)) from None
+      raise UserError(str(error)) from None
     return _state(restored, abstract)
 
   def _read(self, step, wanted):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import pathlib
 
 from sculpt4d_jax import preset_files
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import model_folders
@@ -17,7 +18,7 @@ def preset_of(folder: pathlib.Path) -> str:
     # Files of variants are named after none of them.
     if config.name == name and _fits(folder, stored, config):
       return name
-  raise ValueError(
+  raise UserError(
     f"The networks in {folder} have the sizes of no shipped preset"
     f" ({', '.join(preset_files.names())}); name theirs too:"
     f" load(preset, {str(folder)!r})."

@@ -5,6 +5,7 @@ from typing import Any
 
 from sculpt4d_jax.data import batches as batches_lib
 from sculpt4d_jax.data import mixed_batches
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import shape_vae
@@ -49,7 +50,7 @@ class MixedSource:
     """
     self._share = preset.records.share
     if not 0 < self._share < 1:
-      raise ValueError(f"records.share={self._share} must lie in (0, 1].")
+      raise UserError(f"records.share={self._share} must lie in (0, 1].")
     self._procedural = sources.ProceduralSource(preset, workdir)
     self._records = sources.RecordSource(preset)
     self.identity = (
@@ -86,7 +87,7 @@ class MixedSource:
   def _mixed(self, task: Any, kind: str) -> batches_lib.Batches:
     num_records = round(self._share * task.batch_size)
     if not 0 < num_records < task.batch_size:
-      raise ValueError(
+      raise UserError(
         f"records.share={self._share} of batch_size={task.batch_size} clips"
         " leaves no clip to one of the sources; take larger batches."
       )

@@ -9,6 +9,7 @@ import optax
 from optax import contrib
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.training import parameter_groups
 
 Array = array_types.Array
@@ -63,16 +64,16 @@ class OptimizerConfig:
     frozen = parameter_groups.as_names(self.frozen)
     object.__setattr__(self, "frozen", frozen)
     if self.accumulation_steps < 1:
-      raise ValueError(
+      raise UserError(
         f"accumulation_steps={self.accumulation_steps} must be at least 1."
       )
     if self.num_steps < 1 or self.warmup_steps < 0:
-      raise ValueError(
+      raise UserError(
         f"num_steps={self.num_steps} must be positive and"
         f" warmup_steps={self.warmup_steps} not negative."
       )
     if not 0 < self.decay_fraction <= 1:
-      raise ValueError(
+      raise UserError(
         f"decay_fraction={self.decay_fraction} must lie in (0, 1]."
       )
 

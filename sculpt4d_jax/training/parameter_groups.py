@@ -7,6 +7,7 @@ import jax
 import optax
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 
@@ -50,7 +51,7 @@ def as_names(names: Any) -> tuple[str, ...]:
     len(word) == len(names) > 1 and word in {*GROUPS, BASE}
   ):
     # A word is taken for its letters where several are expected.
-    raise ValueError(
+    raise UserError(
       f"frozen={word} must be a tuple of groups, also for a single one: write"
       f" optimizer.frozen=('{word}',)."
     )
@@ -62,7 +63,7 @@ def check_names(names: tuple[str, ...]) -> None:
   """Raises ValueError at a name that is neither a group nor "base"."""
   unknown = set(names) - {*GROUPS, BASE}
   if unknown:
-    raise ValueError(
+    raise UserError(
       f"Unknown groups of parameters {sorted(unknown)}; choose among"
       f" {[*GROUPS, BASE]}, where {BASE!r} is everything but the temporal"
       " layers."

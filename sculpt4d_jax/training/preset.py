@@ -15,6 +15,7 @@ from sculpt4d_jax import partitioning
 from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.diffusion import frame_times
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.models import lora as lora_lib
@@ -52,7 +53,7 @@ class DataConfig:
     train = range(self.first_seed, self.first_seed + self.num_clips)
     held_out = range(self.held_out_seed, self.held_out_seed + self.num_held_out)
     if train.start < held_out.stop and held_out.start < train.stop:
-      raise ValueError(
+      raise UserError(
         f"Seeds of the training clips ({train.start} to {train.stop - 1}) and"
         f" of the held-out clips ({held_out.start} to {held_out.stop - 1})"
         " overlap; choose other first seeds."
@@ -145,7 +146,7 @@ class SampledConfig:
 
   def __post_init__(self):
     if self.every < 0 or self.num_clips < 1:
-      raise ValueError(
+      raise UserError(
         f"samples.every={self.every} must not be negative and"
         f" samples.num_clips={self.num_clips} at least 1."
       )
@@ -379,7 +380,7 @@ def _make(kind: type[Any], fields: Mapping[str, Any], section: str) -> Any:
   where = f"config.{section}" if section else "config"
   unknown = sorted(set(fields) - set(known))
   if unknown:
-    raise ValueError(
+    raise UserError(
       f"{where} has no field {', '.join(unknown)}; it has"
       f" {', '.join(sorted(known))}."
     )
@@ -391,5 +392,5 @@ def _make(kind: type[Any], fields: Mapping[str, Any], section: str) -> Any:
     and field.default_factory is dataclasses.MISSING
   )
   if missing:
-    raise ValueError(f"{where} lacks {', '.join(missing)}.")
+    raise UserError(f"{where} lacks {', '.join(missing)}.")
   return kind(**fields)

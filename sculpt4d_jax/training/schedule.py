@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from sculpt4d_jax.errors import UserError
+
 # Metrics of which more is better; of all others, less is.
 _HIGHER = ("iou", "f_score", "sample_iou")
 # What is evaluated: the loss of held-out clips, and sampled clips.
@@ -43,26 +45,26 @@ class Schedule:
     object.__setattr__(self, "profile", tuple(self.profile))
     for name in ("log_every", "eval_every", "save_every", "keep_checkpoints"):
       if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
     if self.hang_seconds < 0:
-      raise ValueError(
+      raise UserError(
         f"hang_seconds={self.hang_seconds} must be 0, which is off, or more."
       )
     if self.keep_best < 0:
-      raise ValueError(f"keep_best={self.keep_best} must not be negative.")
+      raise UserError(f"keep_best={self.keep_best} must not be negative.")
     if kind(self.best_metric) not in _KINDS:
-      raise ValueError(
+      raise UserError(
         f"best_metric={self.best_metric!r} must be named as it is logged, with"
         f" {'/ or '.join(_KINDS)}/ before it."
       )
     if self.export not in ("last", "best"):
-      raise ValueError(f"export={self.export!r}: choose 'last' or 'best'.")
+      raise UserError(f"export={self.export!r}: choose 'last' or 'best'.")
     if self.export == "best" and not self.keep_best:
-      raise ValueError("export='best' needs keep_best of at least 1.")
+      raise UserError("export='best' needs keep_best of at least 1.")
     if self.profile and (
       len(self.profile) != 2 or self.profile[0] < 0 or self.profile[1] < 1
     ):
-      raise ValueError(
+      raise UserError(
         f"profile={self.profile} must be a first step and a number of steps,"
         " as (100, 5), or () for none."
       )

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shutil
 from typing import Any, Protocol
 
 from absl import logging
@@ -21,6 +22,7 @@ from sculpt4d_jax.data.loading import loader as record_loader
 from sculpt4d_jax.data.procedural import batches as store_batches
 from sculpt4d_jax.data.procedural import store as record_store
 from sculpt4d_jax.data.records import index as dataset_index
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
@@ -131,7 +133,7 @@ class ProceduralSource:
 
   def latents(self, task: dit_task.DiTTaskConfig) -> batches_lib.Batches:
     if self._latents is None:
-      raise ValueError("The clips are not encoded yet: call encode first.")
+      raise UserError("The clips are not encoded yet: call encode first.")
     return store_batches.LatentBatches(
       (self._train, self._latents[0]),
       (self._held_out, self._latents[1]),
@@ -207,10 +209,10 @@ class RecordSource:
 
   def latents(self, task: dit_task.DiTTaskConfig) -> batches_lib.Batches:
     if not self._names:
-      raise ValueError("The clips are not encoded yet: call encode first.")
+      raise UserError("The clips are not encoded yet: call encode first.")
     shown = "features" if self._records.use_features else "images"
     if shown == "features" and shown not in self._names:
-      raise ValueError(
+      raise UserError(
         "records.use_features is for an image encoder that does not learn:"
         " set dit_training.train_image_encoder=False and give its weights by"
         " dit_training.init_from."
@@ -288,7 +290,7 @@ def check_identity(folder: paths.PathLike, source: Source) -> None:
   if path.is_file():
     found = json.loads(path.read_text())
     if found != source.identity:
-      raise ValueError(
+      raise UserError(
         f"The data of {folder} have changed since its training began, and"
         " its steps would not see the clips they would have seen. Take"
         f" another --workdir, or delete {path} to go on all the same."
@@ -344,7 +346,14 @@ def _make_stores(
     with local_copies.locked(local):
       if is_there:
         local_copies.fetch_into(folder, local)
-      stores = open_or_make()
+      try:
+        stores = open_or_make()
+      except record_store.OtherKindError:
+        if is_there:
+          raise
+        # A copy that an earlier run left in the cache: nobody's data.
+        shutil.rmtree(local)
+        stores = open_or_make()
     if jax.process_index() == 0 and not is_there:
       paths.upload_folder(local, folder)
       (folder / _WHOLE).write_bytes(b"")

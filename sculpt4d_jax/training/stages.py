@@ -6,6 +6,7 @@ from absl import logging
 from flax import nnx
 import jax
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
@@ -44,7 +45,7 @@ def run(
   workdir = paths.of(workdir)
   unknown = set(stages) - set(ALL_STAGES)
   if unknown:
-    raise ValueError(
+    raise UserError(
       f"Unknown stages {sorted(unknown)}; choose among {list(ALL_STAGES)}."
     )
   presets.check(preset, stages, workdir / _VAE_FILE)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import os
 from typing import Any
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import pretrained
 from sculpt4d_jax.weights import rule_files
@@ -43,7 +44,7 @@ def plan(
   """
   unknown = set(parts) - set(checkpoint_parts.PARTS)
   if unknown or not parts:
-    raise ValueError(
+    raise UserError(
       f"Networks {', '.join(parts) or 'none'}: choose some of"
       f" {', '.join(checkpoint_parts.PARTS)}."
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.weights import dit as dit_weights
@@ -135,7 +136,7 @@ def _infos(
     if path not in part.shapes
   }
   if missing:
-    raise ValueError(
+    raise UserError(
       f"The {name} lacks {sorted(missing)[:5]}; export it without temporal"
       " attention (--notemporal) if that is what is missing."
     )

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
@@ -46,7 +47,7 @@ _FREE_FIELDS = frozenset(
 )
 
 
-class ModelFileError(ValueError):
+class ModelFileError(UserError):
   """A file of weights is missing, damaged, foreign or of another size."""
 
 
@@ -75,7 +76,7 @@ def save(
     array = np.asarray(value, np.float32)
     arrays[name] = np.ascontiguousarray(array.astype(dtype))
     if not np.isfinite(arrays[name].astype(np.float32)).all():
-      raise ValueError(f"{name} holds values that {np.dtype(dtype)} cannot.")
+      raise UserError(f"{name} holds values that {np.dtype(dtype)} cannot.")
   header = {
     "format": _FORMAT,
     "config": fields(config),

@@ -19,6 +19,7 @@ from absl import logging
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.weights.tensor_files import tensor_file
 
 CheckpointError = tensor_file.CheckpointError
@@ -70,13 +71,13 @@ class LeafWriter:
     """
     shape, axes = self._shapes[name], self._num_axes[name]
     if len(index) != axes or array.shape != shape[axes:]:
-      raise ValueError(
+      raise UserError(
         f"{name}: slices {shape[axes:]} at {axes} indices are written, came"
         f" {array.shape} at {index}."
       )
     path = self._slice_path(name, index)
     if path in self._written:
-      raise ValueError(f"{name}[{index}] was written already.")
+      raise UserError(f"{name}[{index}] was written already.")
     # Bytes: file objects know no bfloat16.
     flat = _cast(array, self.dtype).reshape(-1)
     path.write_bytes(flat.view(np.uint8).data)
@@ -87,7 +88,7 @@ class LeafWriter:
     for name, shape in self._shapes.items():
       for index in np.ndindex(*shape[: self._num_axes[name]]):
         if self._slice_path(name, index) not in self._written:
-          raise ValueError(f"{name}{list(index)} was never written.")
+          raise UserError(f"{name}{list(index)} was never written.")
 
   def _prepare(self, name: str) -> None:
     place = self.folder / name

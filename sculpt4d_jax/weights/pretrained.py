@@ -18,6 +18,7 @@ from flax import nnx
 import jax
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import dit as dit_lib
@@ -152,9 +153,7 @@ def plan_conversion(
     ValueError: Names, shapes or dtypes do not agree; all are listed.
   """
   if heads not in (None, *temporal_weights.HEADS):
-    raise ValueError(
-      f"Heads {heads!r}: choose one of {temporal_weights.HEADS}."
-    )
+    raise UserError(f"Heads {heads!r}: choose one of {temporal_weights.HEADS}.")
   found, not_read, spare = {}, [], []
   for file in files:
     renamed = _Renamed(file, rules)
@@ -186,7 +185,7 @@ def plan_conversion(
     listed = "\n    ".join(spare)
     problems.append(f"Names that belong to no network:\n    {listed}")
   if problems:
-    raise ValueError("\n".join(problems))
+    raise UserError("\n".join(problems))
   return Conversion(tuple(made), tuple(not_read), seed)
 
 
@@ -214,11 +213,11 @@ def write(
     atomic.OutputError: The folder cannot be written.
   """
   if dtype not in DTYPES:
-    raise ValueError(f"dtype={dtype!r}: choose one of {DTYPES}.")
+    raise UserError(f"dtype={dtype!r}: choose one of {DTYPES}.")
   folder = paths.of(folder)
   if overwrite and folder.exists():
     if not (folder / model_folders.DESCRIPTION).is_file():
-      raise ValueError(
+      raise UserError(
         f"{folder} exists and holds no converted checkpoint; choose another"
         " folder."
       )

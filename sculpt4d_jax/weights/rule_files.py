@@ -38,6 +38,7 @@ import re
 import tomllib
 from typing import Any
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import rules as weight_rules
@@ -103,9 +104,9 @@ def read(path: str | pathlib.Path) -> RuleFile:
     )
   except ValueError as error:
     kind = "TOML" if path.suffix == ".toml" else "JSON"
-    raise ValueError(f"{path} is no valid {kind}: {error}.") from error
+    raise UserError(f"{path} is no valid {kind}: {error}.") from error
   if not isinstance(content, dict):
-    raise ValueError(f"{path} must hold an object with some of {_KEYS}.")
+    raise UserError(f"{path} must hold an object with some of {_KEYS}.")
   _check_keys(path, content, _KEYS)
   entries = tuple(content.get("rules", ()))
   for number, entry in enumerate(entries):
@@ -115,7 +116,7 @@ def read(path: str | pathlib.Path) -> RuleFile:
     try:
       renames.append((re.compile(entry["from"]), entry["to"]))
     except (re.error, KeyError, TypeError) as error:
-      raise ValueError(
+      raise UserError(
         f"{path}: a rename needs 'from', a regular expression, and 'to'"
         f" ({error})."
       ) from error
@@ -129,26 +130,26 @@ def read(path: str | pathlib.Path) -> RuleFile:
 def _check_keys(place, content, allowed) -> None:
   unknown = set(content) - set(allowed)
   if unknown:
-    raise ValueError(
+    raise UserError(
       f"{place}: unknown {sorted(unknown)}; expected some of {allowed}."
     )
 
 
 def _check_entry(place, entry) -> None:
   if not isinstance(entry, dict):
-    raise ValueError(f"{place} is no object.")
+    raise UserError(f"{place} is no object.")
   _check_keys(place, entry, _RULE_KEYS)
   missing = {"part", "sources", "targets"} - set(entry)
   if missing:
-    raise ValueError(f"{place} lacks {sorted(missing)}.")
+    raise UserError(f"{place} lacks {sorted(missing)}.")
   if entry["part"] not in checkpoint_parts.PARTS:
-    raise ValueError(
+    raise UserError(
       f"{place}: part={entry['part']!r}; choose one of"
       f" {checkpoint_parts.PARTS}."
     )
   transform = entry.get("transform", "identity")
   if transform not in weight_transforms.BY_NAME:
-    raise ValueError(
+    raise UserError(
       f"{place}: transform={transform!r}; choose one of"
       f" {tuple(weight_transforms.BY_NAME)}."
     )
@@ -180,7 +181,7 @@ def _fill(entry: Mapping[str, Any], config: Any) -> list[Rule]:
   try:
     return [rule.fill(**place) for place in places]
   except KeyError as error:
-    raise ValueError(
+    raise UserError(
       f"Rule {sources}: nothing is known to put in the place of {error}."
     ) from error
 

@@ -27,6 +27,7 @@ from flax import nnx
 import jax
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.weights import near_names
 from sculpt4d_jax.weights import transforms as weight_transforms
 
@@ -178,7 +179,7 @@ def export(
   def read(path, index):
     if path not in params:
       near = near_names.suggest([path], params)[path]
-      raise ValueError(f"No parameter {path!r} to export{near}.")
+      raise UserError(f"No parameter {path!r} to export{near}.")
     return np.asarray(params[path])[index]
 
   return dict(export_each(rules, read))
@@ -224,10 +225,10 @@ def set_params(module: nnx.Module, values: Mapping[str, Any]) -> None:
   for path, value in values.items():
     if path not in params:
       near = near_names.suggest([path], params)[path]
-      raise ValueError(f"No parameter {path!r}{near}.")
+      raise UserError(f"No parameter {path!r}{near}.")
     old = params[path].get_value()
     if tuple(old.shape) != tuple(value.shape):
-      raise ValueError(
+      raise UserError(
         f"Parameter {path!r} has shape {old.shape}, the value {value.shape}."
       )
     params[path].set_value(jax.numpy.asarray(value, old.dtype))
@@ -323,7 +324,7 @@ class _Planner:
       if names
     )
     if report:
-      raise ValueError(
+      raise UserError(
         f"The checkpoint does not fit the model.\n{hint}{report}\n"
         "Check that the model's configuration is the checkpoint's. Where"
         " names differ, give rules for them; names that are not needed may"

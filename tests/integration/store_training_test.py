@@ -19,7 +19,7 @@ from tests.integration import train_processes
 from tests.io import emulated
 from tests.io import stores
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def _program(name, *flags, timeout=900):
@@ -145,12 +145,13 @@ def test_records_are_prepared_into_a_bucket_and_trained_from_it(
 
 @pytest.mark.long
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
-def test_two_processes_resume_on_another_mesh_after_an_outage(scheme):
+def test_two_processes_resume_on_another_mesh_after_an_outage(scheme, tmp_path):
   """Five minutes without a store, twenty steps, then other processes."""
   with stores.emulator(scheme) as url, stores.BadStore(url) as bad:
     with pytest.MonkeyPatch.context() as patch:
       for name, value in stores.environment(scheme, bad.url).items():
         patch.setenv(name, value)
+      patch.setenv("XDG_CACHE_HOME", str(tmp_path))
       paths.file_system(scheme).clear_instance_cache()
       workdir = paths.of(f"{scheme}://{stores.BUCKET}/long")
       steps = "--config.vae_training.optimizer.num_steps=20"

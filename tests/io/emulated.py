@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import tempfile
 
 import pytest
 
@@ -19,6 +20,9 @@ def store(scheme: str, one_in: int = 0) -> Iterator[paths.StorePath]:
     patch = stack.enter_context(pytest.MonkeyPatch.context())
     for name, value in stores.environment(scheme, url).items():
       patch.setenv(name, value)
+    # No copy of an earlier bucket of the same name.
+    cache = stack.enter_context(tempfile.TemporaryDirectory())
+    patch.setenv("XDG_CACHE_HOME", cache)
     paths.file_system(scheme).clear_instance_cache()
     stack.callback(lambda: paths.file_system(scheme).clear_instance_cache())
     yield paths.of(f"{scheme}://{stores.BUCKET}")

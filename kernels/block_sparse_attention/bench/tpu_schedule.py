@@ -17,6 +17,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from .. import errors
 from ..tpu import lists as tpu_lists
 
 _BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?\s*:\s*(>*)")
@@ -154,7 +155,7 @@ def cycles(
   """
   with_products = [block for block in blocks if block.num_products]
   if len(with_products) != len(uses):
-    raise ValueError(
+    raise errors.RequestError(
       f"the schedule has {len(with_products)} blocks of bundles that use the"
       f" matrix units, and the kernel's source {len(uses)}; this version of"
       " libtpu arranges code in a way that is not known here"

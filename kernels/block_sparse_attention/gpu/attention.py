@@ -43,6 +43,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .. import errors
 from .. import mask as mask_lib
 from . import steps
 from . import tiles as tiles_lib
@@ -238,7 +239,7 @@ def _plan(mask, num_tokens, scale, token_order, tiles) -> _Plan:
     token_order = "bit_reversed"
     granule = granule_in(token_order)
   if granule % tiles_lib.WARPGROUP_ROWS:
-    raise NotImplementedError(
+    raise errors.NotServedError(
       f"needs granules (runs of tokens that see the same keys) of a multiple"
       f" of {tiles_lib.WARPGROUP_ROWS} tokens, and this mask has {granule}"
     )
@@ -249,7 +250,7 @@ def _require_device(compute_capability: str | None) -> str:
   """The compute capability, if there are kernels for it."""
   if compute_capability is None:
     if jax.default_backend() != "gpu":
-      raise NotImplementedError(
+      raise errors.NotServedError(
         f"needs an NVIDIA GPU, and the device is a {jax.default_backend()}"
       )
     device = jax.devices()[0]
@@ -257,7 +258,7 @@ def _require_device(compute_capability: str | None) -> str:
   compute_capability = str(compute_capability)
   served = (_HOPPER, *_AMPERE)
   if compute_capability not in served:
-    raise NotImplementedError(
+    raise errors.NotServedError(
       f"needs a device of compute capability {_HOPPER} (Hopper) or"
       f" {', '.join(_AMPERE)} (Ampere, Ada), and the device has"
       f" {compute_capability}"
@@ -266,7 +267,7 @@ def _require_device(compute_capability: str | None) -> str:
     from . import ampere
 
     if not ampere.is_supported():
-      raise NotImplementedError(
+      raise errors.NotServedError(
         f"needs a jax whose Pallas compiles for compute capability"
         f" {compute_capability}, such as 0.12, and this is {jax.__version__}"
       )
@@ -277,7 +278,7 @@ def _require_family(tiles: Tiles, compute_capability: str) -> None:
   is_ampere = compute_capability in _AMPERE
   expected = tiles_lib.AmpereTiles if is_ampere else tiles_lib.GpuTiles
   if not isinstance(tiles, expected):
-    raise ValueError(
+    raise errors.RequestError(
       f"tiles must be {expected.__name__} for compute capability"
       f" {compute_capability}, got {tiles}."
     )
@@ -285,11 +286,11 @@ def _require_family(tiles: Tiles, compute_capability: str) -> None:
 
 def _require_arrays(head_dim: int, dtype) -> None:
   if head_dim not in _HEAD_DIMS:
-    raise NotImplementedError(
+    raise errors.NotServedError(
       f"needs a head width K of 64 or 128, got {head_dim}; pad it with zeros"
     )
   if dtype not in (jnp.bfloat16, jnp.float16):
-    raise NotImplementedError(
+    raise errors.NotServedError(
       f"needs bfloat16 or float16 inputs, got {dtype}: the tensor cores have"
       " no float32"
     )

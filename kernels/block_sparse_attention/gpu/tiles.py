@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 from jax import lax
 import numpy as np
 
+from .. import errors
 from .. import mask as mask_lib
 
 WARPGROUP_ROWS = 64  # Rows of a matrix product of one warpgroup on Hopper.
@@ -40,17 +41,17 @@ class Tile:
 
   def __post_init__(self):
     if not 1 <= self.warpgroups <= 3:
-      raise ValueError(
+      raise errors.RequestError(
         f"warpgroups={self.warpgroups} must be 1, 2 or 3: registers are"
         " shared out between them."
       )
     if self.columns % 64 or not 64 <= self.columns <= _MAX_COPY_ROWS:
-      raise ValueError(
+      raise errors.RequestError(
         f"columns={self.columns} must be a multiple of 64 in 64.."
         f"{_MAX_COPY_ROWS}."
       )
     if self.stages < 2:
-      raise ValueError(
+      raise errors.RequestError(
         f"stages={self.stages} must be at least 2: one to compute with while"
         " the next is copied."
       )
@@ -154,11 +155,13 @@ class AmpereTile:
 
   def __post_init__(self):
     if self.rows not in (64, 128):
-      raise ValueError(f"rows={self.rows} must be 64 or 128.")
+      raise errors.RequestError(f"rows={self.rows} must be 64 or 128.")
     if self.columns not in (32, 64, 128):
-      raise ValueError(f"columns={self.columns} must be 32, 64 or 128.")
+      raise errors.RequestError(
+        f"columns={self.columns} must be 32, 64 or 128."
+      )
     if self.stages < 1:
-      raise ValueError(f"stages={self.stages} must be at least 1.")
+      raise errors.RequestError(f"stages={self.stages} must be at least 1.")
 
   def fit(self, granule: int) -> "AmpereTile":
     """The largest tile, at most this one, that divides the granule.
@@ -298,7 +301,7 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 def _require_fits(name, tile, size: int, head_dim: int, limit: int) -> None:
   if size > limit:
-    raise ValueError(
+    raise errors.RequestError(
       f"{name}={tile} needs {size} bytes of shared memory at head width"
       f" {head_dim}, and a program has {limit}; choose fewer columns or"
       " stages."

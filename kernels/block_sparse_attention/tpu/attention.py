@@ -17,6 +17,7 @@ from jax import custom_batching
 import jax.numpy as jnp
 import numpy as np
 
+from .. import errors
 from .. import mask as mask_lib
 from . import backward
 from . import forward
@@ -133,7 +134,7 @@ def _static(query, mask, scale, token_order, tiles, chip, interpret) -> _Static:
 
 def _chip_at_hand() -> tpu_tiles.Chip:
   if jax.default_backend() != "tpu":
-    raise NotImplementedError(
+    raise errors.NotServedError(
       f"the kernels run on TPU, and the default backend is"
       f' "{jax.default_backend()}"; pallas_tpu.attention(interpret=True) runs'
       " them anywhere, slowly"
@@ -143,14 +144,14 @@ def _chip_at_hand() -> tpu_tiles.Chip:
 
 def _require_sizes(query, tiles):
   if query.dtype == jnp.float16:
-    raise NotImplementedError("float16 is not served; cast to bfloat16")
+    raise errors.NotServedError("float16 is not served; cast to bfloat16")
   if query.shape[-1] not in _HEAD_DIMS:
-    raise NotImplementedError(
+    raise errors.NotServedError(
       f"head dimension K={query.shape[-1]} is not one of {_HEAD_DIMS}, which"
       " fill the lanes of the matrix units"
     )
   if tiles is not None and tiles.lanes % tpu_tiles.LANES:
-    raise NotImplementedError(
+    raise errors.NotServedError(
       f"tiles.lanes={tiles.lanes} must be a multiple of {tpu_tiles.LANES} on"
       " a device"
     )

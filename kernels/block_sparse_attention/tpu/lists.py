@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import errors
 from .. import mask as mask_lib
 
 _MAX_RUN = 4  # Pieces that one copy fetches.
@@ -154,7 +155,7 @@ def make_layout(
   valid = _piece_size(run, piece_tokens, lanes)
   tokens = -(-valid // lanes) * lanes
   if tokens > _MAX_FILL * valid:
-    raise NotImplementedError(
+    raise errors.NotServedError(
       f"runs of {run} tokens that see the same keys would be padded to"
       f" {tokens}; they must have at least {int(lanes / _MAX_FILL)} tokens"
     )

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from .. import errors
+
 LANES = 128
 
 Chip = Literal["v5e", "v5p", "v6e", "unknown"]
@@ -62,16 +64,16 @@ class TileSizes:
     for name in ("piece_tokens", "stream", "buffers", "lanes", "memory_mib"):
       value = getattr(self, name)
       if value != int(value) or value < 1:
-        raise ValueError(
+        raise errors.RequestError(
           f"{name} must be a positive whole number, got {value}."
         )
     if self.piece_tokens % self.lanes:
-      raise ValueError(
+      raise errors.RequestError(
         f"piece_tokens={self.piece_tokens} must be a multiple of"
         f" lanes={self.lanes}."
       )
     if self.buffers < 3:
-      raise ValueError(
+      raise errors.RequestError(
         "buffers must be at least 3, two in use and one in flight, got"
         f" {self.buffers}."
       )
@@ -81,12 +83,12 @@ class TileSizes:
         continue
       most = 16 if name.startswith("forward") else 8
       if len(tile) != 2 or min(tile) < 1 or tile[0] * tile[1] > most:
-        raise ValueError(
+        raise errors.RequestError(
           f"{name} must be (frames, segments) of at most {most} pieces in"
           f" all, got {tile}."
         )
     if self.far is None and self.forward_far is not None:
-      raise ValueError(
+      raise errors.RequestError(
         f"forward_far={self.forward_far} needs far: far=None joins the far"
         " pairs to the others."
       )
@@ -126,7 +128,7 @@ def default(chip: Chip | None, dtype: Any = "bfloat16") -> TileSizes:
   if chip is None:
     chip = "unknown"
   if chip not in _DEFAULTS:
-    raise ValueError(
+    raise errors.RequestError(
       f"chip={chip!r} is unknown; choose one of {sorted(_DEFAULTS)}, or give"
       " tiles."
     )

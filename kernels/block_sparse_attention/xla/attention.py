@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import errors
 from .. import mask as mask_lib
 from .. import reference
 from . import contiguous
@@ -60,7 +61,7 @@ class TileSizes:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if int(value) != value or value < 1:
-        raise ValueError(
+        raise errors.RequestError(
           f"{field.name} must be a whole number of at least 1, got {value}."
         )
 
@@ -109,9 +110,11 @@ def attention(
   if path is None:
     path = _choose(query.shape, mask)
   elif path not in _PATHS:
-    raise ValueError(f"path={path!r} is unknown; choose one of {_PATHS}.")
+    raise errors.RequestError(
+      f"path={path!r} is unknown; choose one of {_PATHS}."
+    )
   elif path == "contiguous" and not mask.is_power_of_two:
-    raise NotImplementedError(
+    raise errors.NotServedError(
       "the contiguous path needs strides and blocks a frame that are powers"
       f' of two, got {mask}; path="lists" serves any mask'
     )

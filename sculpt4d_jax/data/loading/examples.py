@@ -18,6 +18,7 @@ from sculpt4d_jax.data.preparation import views as record_views
 from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.data.records import schema
 from sculpt4d_jax.data.records import shards as record_files
+from sculpt4d_jax.errors import UserError
 
 CONTENTS = (
   "geometry",
@@ -80,23 +81,21 @@ class ExampleConfig:
   def __post_init__(self):
     unknown = set(self.contents) - set(CONTENTS)
     if unknown or not self.contents:
-      raise ValueError(f"contents={self.contents} must be some of {CONTENTS}.")
+      raise UserError(f"contents={self.contents} must be some of {CONTENTS}.")
     low, high = self.border_ratio
     if not 0 <= low <= high < 0.9:
-      raise ValueError(
-        f"border_ratio={self.border_ratio} must lie in [0, 0.9)."
-      )
+      raise UserError(f"border_ratio={self.border_ratio} must lie in [0, 0.9).")
     if self.num_frames < 1 or self.num_parts < 0 or self.image_size < 1:
-      raise ValueError(
+      raise UserError(
         "num_frames and image_size must be positive and num_parts not negative."
       )
     if min(self.num_uniform, self.num_sharp, self.num_samples) < 0:
-      raise ValueError(
+      raise UserError(
         "num_uniform, num_sharp and num_samples must not be negative."
       )
     for kind in ("posterior", "features"):
       if kind in self.contents and not getattr(self, kind):
-        raise ValueError(
+        raise UserError(
           f"Reading {kind} takes a name: that of a folder of latents that were"
           " computed before."
         )

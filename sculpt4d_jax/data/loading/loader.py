@@ -19,6 +19,8 @@ import numpy as np
 
 from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.data.records import index as dataset_index
+from sculpt4d_jax.errors import MissingPackageError
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import paths
 
 # Examples until the sequence ends: an endless one overflows in small batches.
@@ -51,12 +53,12 @@ class LoaderConfig:
 
   def __post_init__(self):
     if self.batch_size < 1 or self.num_threads < 1 or self.prefetch < 1:
-      raise ValueError(
+      raise UserError(
         "batch_size, num_threads and prefetch must be at least 1, got"
         f" {self.batch_size}, {self.num_threads} and {self.prefetch}."
       )
     if self.num_workers < 0:
-      raise ValueError(f"num_workers={self.num_workers} must not be negative.")
+      raise UserError(f"num_workers={self.num_workers} must not be negative.")
 
 
 class RecordLoader:
@@ -161,7 +163,7 @@ def open_split(
   if isinstance(folders, paths.PathLike):
     folders = (folders,)
   if split not in dataset_index.SPLITS:
-    raise ValueError(
+    raise UserError(
       f"Unknown split {split!r}: choose one of"
       f" {', '.join(dataset_index.SPLITS)}."
     )
@@ -169,7 +171,7 @@ def open_split(
     [dataset_index.read_index(folder) for folder in folders], split, config
   )
   if not len(reader):
-    raise ValueError(
+    raise UserError(
       f"The split {split!r} of {', '.join(map(str, folders))} is empty;"
       " prepare more assets or change --test_fraction."
     )
@@ -203,7 +205,7 @@ def make_iterator(
     ImportError: Grain is not installed.
   """
   if config.batch_size % process_count:
-    raise ValueError(
+    raise UserError(
       f"batch_size={config.batch_size} is not a multiple of the"
       f" {process_count} processes."
     )
@@ -222,7 +224,7 @@ def _import_grain():
   try:
     import grain
   except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
       "Batches of records need the package grain: pip install"
       " 'sculpt4d-jax[data]' or pip install array-record grain."
     ) from error

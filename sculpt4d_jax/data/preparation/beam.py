@@ -16,6 +16,8 @@ from sculpt4d_jax.data.preparation import prepare
 from sculpt4d_jax.data.preparation import run as preparation_run
 from sculpt4d_jax.data.preparation import unit_work
 from sculpt4d_jax.data.preparation import units as asset_units
+from sculpt4d_jax.errors import MissingPackageError
+from sculpt4d_jax.errors import UserError
 
 Unit = asset_units.Unit
 
@@ -62,7 +64,7 @@ def run(
   result = pipeline.run()
   state = str(result.wait_until_finish())
   if "DONE" not in state:
-    raise ValueError(
+    raise UserError(
       f"The pipeline ended as {state}; start it again to resume from what is"
       " done."
     )
@@ -97,7 +99,7 @@ def _import_beam():
     import apache_beam
     from apache_beam.options import pipeline_options
   except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
       "--beam needs the package apache-beam: pip install"
       " 'sculpt4d-jax[beam]' or pip install apache-beam."
     ) from error

@@ -19,6 +19,7 @@ import numpy as np
 from sculpt4d_jax.data.preparation import quality_gate
 from sculpt4d_jax.data.preparation import views as record_views
 from sculpt4d_jax.data.records import schema
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh as deforming_mesh_lib
 from sculpt4d_jax.geometry import farthest_points
 from sculpt4d_jax.geometry import guide_points
@@ -94,10 +95,10 @@ class PreparationSettings:
       "supersampling",
     ):
       if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
     for name in ("num_uniform", "num_sharp", "num_near", "num_volume"):
       if getattr(self, name) % self.num_parts:
-        raise ValueError(
+        raise UserError(
           f"{name}={getattr(self, name)} must be a multiple of num_parts="
           f"{self.num_parts}."
         )

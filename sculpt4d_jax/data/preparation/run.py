@@ -22,6 +22,7 @@ from sculpt4d_jax.data.preparation import isolation
 from sculpt4d_jax.data.preparation import prepare
 from sculpt4d_jax.data.preparation import unit_work
 from sculpt4d_jax.data.preparation import units as asset_units
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.assets import asset_files
@@ -82,7 +83,7 @@ def open_output(
       name for name in {*found, *kind} if found.get(name) != kind.get(name)
     )
     if different:
-      raise ValueError(
+      raise UserError(
         f"{folder} holds records of other settings ({', '.join(different)});"
         " choose another folder, or delete it to make them anew."
       )

@@ -18,6 +18,7 @@ import numpy as np
 from sculpt4d_jax.data.preparation import prepare
 from sculpt4d_jax.data.procedural import meshes as procedural_meshes
 from sculpt4d_jax.data.procedural import solids
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.io.assets import animated_assets
 
@@ -117,7 +118,7 @@ def read_credits(folder: PathLike) -> dict[str, Credit]:
       for row in json.loads(path.read_text())
     }
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(
+    raise UserError(
       f"{path} must be a list of objects with files, licence, source and"
       f" authors ({type(error).__name__}: {error})."
     ) from error

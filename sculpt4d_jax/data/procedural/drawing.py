@@ -13,6 +13,7 @@ import dataclasses
 import numpy as np
 
 from sculpt4d_jax.data.procedural import store as record_store
+from sculpt4d_jax.errors import UserError
 
 # A mirror across the plane x = 0: xyz, normal, label.
 _MIRROR = np.array([-1, 1, 1, -1, 1, 1, 1], np.float32)
@@ -49,7 +50,7 @@ def describe(drawn: Draw) -> str:
 def draw(num_clips: int, batch_size: int, seed: int, step: int) -> Draw:
   """The clips of a step; raises ValueError if a batch exceeds the clips."""
   if batch_size > num_clips:
-    raise ValueError(
+    raise UserError(
       f"batch_size={batch_size} exceeds the {num_clips} clips there are;"
       " make more clips or take smaller batches."
     )
@@ -104,7 +105,7 @@ def surface_batch(
     `surface` [B, F', P, 7], `samples` [B, F', Q', 4], float32.
   """
   if num_queries > store.samples.shape[2]:
-    raise ValueError(
+    raise UserError(
       f"num_queries={num_queries} exceeds the {store.samples.shape[2]}"
       " distance samples a frame that the records have."
     )

@@ -18,6 +18,7 @@ import dataclasses
 import numpy as np
 
 from sculpt4d_jax.data.procedural import creatures
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import signed_distance
 
 NUM_CONES = 12
@@ -66,7 +67,7 @@ def make_clip(
     ValueError: num_frames is less than 1.
   """
   if num_frames < 1:
-    raise ValueError(f"num_frames={num_frames} must be at least 1.")
+    raise UserError(f"num_frames={num_frames} must be at least 1.")
   if is_varied(seed, variety):
     return _varied_clip(seed, num_frames, seconds)
   rng = np.random.default_rng([seed, 0x4D])

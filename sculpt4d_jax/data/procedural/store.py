@@ -20,6 +20,7 @@ import tqdm
 
 from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 
 _FORMAT = 1
@@ -29,6 +30,10 @@ _FIELDS = {
   "images": np.uint8,
 }
 _SAVE_EVERY = 64
+
+
+class OtherKindError(UserError):
+  """The records of a folder were made by other settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +79,7 @@ def open_or_make(
     sizes: Sizes of a record.
 
   Raises:
-    ValueError: The folder holds a store of another kind.
+    OtherKindError: The folder holds records of another kind.
     atomic.OutputError: It cannot be written.
   """
   folder = pathlib.Path(folder)
@@ -103,7 +108,7 @@ def _open_arrays(folder, kind):
       _grow(folder, kind, done)
       found = kind
     if found != kind:
-      raise ValueError(
+      raise OtherKindError(
         f"{folder} holds records of another kind: found {found}, expected"
         f" {kind}. Choose another folder, or delete it to make them anew."
       )

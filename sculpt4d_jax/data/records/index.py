@@ -15,6 +15,7 @@ from typing import Any
 
 from sculpt4d_jax.data.records import schema
 from sculpt4d_jax.data.records import shards
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import paths
 
@@ -90,7 +91,7 @@ def read_held_out(path: paths.PathLike) -> frozenset[str]:
     ):
       raise TypeError("held_out is not a list of names")
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ValueError(
+    raise UserError(
       f"{path} must be a JSON file with a list of objects, held_out"
       f" ({type(error).__name__}: {error})."
     ) from error
@@ -115,7 +116,7 @@ def write_index(
     OutputError: The index cannot be written.
   """
   if not 0 <= test_fraction < 1:
-    raise ValueError(f"test_fraction={test_fraction} must lie in [0, 1).")
+    raise UserError(f"test_fraction={test_fraction} must lie in [0, 1).")
   folder = paths.of(folder)
   reader = shards.ShardReader(folder / "shards")
   splits: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}

@@ -28,6 +28,8 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from sculpt4d_jax.errors import UserError
+
 VERSION = 1
 
 
@@ -80,7 +82,7 @@ SCHEMA: dict[str, dict[str, Field]] = {
 }
 
 
-class RecordError(ValueError):
+class RecordError(UserError):
   """An entry is not what the schema declares."""
 
 

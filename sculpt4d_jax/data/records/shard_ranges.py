@@ -23,6 +23,7 @@ import struct
 import threading
 
 from sculpt4d_jax.data.records import schema
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import paths
 
 RecordError = schema.RecordError
@@ -47,7 +48,7 @@ class RangeReader:
     size = path.stat().st_size
     try:
       if size < 2 * _BLOCK or size % _BLOCK:
-        raise ValueError(f"{size} bytes are no whole number of blocks")
+        raise UserError(f"{size} bytes are no whole number of blocks")
       end = _records(path.read_range(size - _BLOCK, size), size - _BLOCK)
       self._end = _field_1(end[0])
       table = _records(path.read_range(self._end, size - _BLOCK), self._end)
@@ -100,10 +101,10 @@ def _records(content: bytes, begin: int) -> list[bytes]:
   data = _without_block_headers(content, begin)
   _, size, _, kind, decoded = _CHUNK_HEADER.unpack_from(data)
   if kind & 0xFF != ord("r"):
-    raise ValueError("there is no chunk of records")
+    raise UserError("there is no chunk of records")
   data = data[_CHUNK_HEADER.size : _CHUNK_HEADER.size + size]
   if len(data) != size or data[0] != 0:
-    raise ValueError("the chunk is cut off or compressed")
+    raise UserError("the chunk is cut off or compressed")
   length, place = _varint(data, 1)
   records, begin = [], place + length
   for _ in range(kind >> 8):
@@ -111,7 +112,7 @@ def _records(content: bytes, begin: int) -> list[bytes]:
     records.append(data[begin : begin + size])
     begin += size
   if begin != len(data) or sum(map(len, records)) != decoded:
-    raise ValueError("sizes do not add up")
+    raise UserError("sizes do not add up")
   return records
 
 
@@ -138,5 +139,5 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 def _field_1(message: bytes) -> int:
   """The integer that a protocol buffer has first."""
   if message[:1] != b"\x08":
-    raise ValueError("a position is missing")
+    raise UserError("a position is missing")
   return _varint(message, 1)[0]

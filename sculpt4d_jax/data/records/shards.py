@@ -19,6 +19,7 @@ from typing import Any
 
 from sculpt4d_jax.data.records import schema
 from sculpt4d_jax.data.records import shard_ranges
+from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
@@ -206,7 +207,7 @@ def _array_record():
   try:
     from array_record.python import array_record_module
   except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
       "Records need the package array-record: pip install"
       " 'sculpt4d-jax[data]' or pip install array-record grain."
     ) from error

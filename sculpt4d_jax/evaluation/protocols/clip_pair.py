@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import trimesh
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import gradient_alignment
 from sculpt4d_jax.evaluation import nearest
@@ -87,7 +88,7 @@ class ClipPair:
     self._workers = workers
     for frame, mesh in enumerate(self.truth.meshes):
       if not geometry_metrics.has_surface(mesh):
-        raise ValueError(
+        raise UserError(
           f"{self._where}frame {frame} of the truth has no surface; there is"
           " nothing to compare with."
         )
@@ -336,7 +337,7 @@ def _matched(
   """Both sides with one number of frames."""
   where = f"{name}: " if name else ""
   if not truth.num_frames:
-    raise ValueError(f"{where}there are no frames to compare.")
+    raise UserError(f"{where}there are no frames to compare.")
   if prediction is None:
     return truth, ShapeSequence((_EMPTY,) * truth.num_frames, source="nothing")
   num_predicted, num_true = prediction.num_frames, truth.num_frames
@@ -345,7 +346,7 @@ def _matched(
   elif num_predicted > num_true and conventions.takes_first_frames:
     prediction = prediction.first(num_true)
   if prediction.num_frames != truth.num_frames:
-    raise ValueError(
+    raise UserError(
       f"{where}{num_predicted} predicted frames against {num_true} true"
       " ones; sample the video at the times of the truth."
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation.views import pictures
 
 # Lengths live in [-1, 1]^3; no two points are farther apart.
@@ -76,16 +77,16 @@ class Conventions:
 
   def __post_init__(self):
     if self.num_points < 1:
-      raise ValueError(f"num_points={self.num_points} must be at least 1.")
+      raise UserError(f"num_points={self.num_points} must be at least 1.")
     if self.seed < 0:
-      raise ValueError(f"seed={self.seed} must not be negative.")
+      raise UserError(f"seed={self.seed} must not be negative.")
     for name, choices in (
       ("alignment", ALIGNMENTS),
       ("normalisation", NORMALISATIONS),
       ("sampling", SAMPLINGS),
     ):
       if getattr(self, name) not in choices:
-        raise ValueError(
+        raise UserError(
           f"{name}={getattr(self, name)!r} is unknown; choose one of"
           f" {', '.join(choices)}."
         )

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import sequence_pairs
 from sculpt4d_jax.evaluation import sequences
 from sculpt4d_jax.evaluation.protocols import clip_pair
@@ -74,7 +75,7 @@ def evaluate_pairs(
 ) -> scores.Report:
   """Reads and scores pairs of sequences; arguments as `evaluate`."""
   if processes < 1:
-    raise ValueError(f"processes={processes} must be at least 1.")
+    raise UserError(f"processes={processes} must be at least 1.")
   with tqdm.tqdm(
     total=len(pairs), unit="clip", dynamic_ncols=True, disable=not show_progress
   ) as bar:

@@ -10,6 +10,7 @@ Sources: ActionMesh, 2026 (ActionBench); Motion 3-to-4, 2026; MORPHOS, 2026.
 
 import dataclasses
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import gradient_alignment
 from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
 
@@ -180,7 +181,7 @@ def find(name: str) -> Protocol:
     ValueError: There is none.
   """
   if name not in PROTOCOLS:
-    raise ValueError(
+    raise UserError(
       f"there is no protocol {name!r}; choose one of {', '.join(PROTOCOLS)}."
     )
   return PROTOCOLS[name]

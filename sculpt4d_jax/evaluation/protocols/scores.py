@@ -7,6 +7,7 @@ import platform
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation.protocols import clip_pair
 from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
@@ -101,7 +102,7 @@ def summarise(
     ValueError: There are no clips.
   """
   if not clips:
-    raise ValueError("There are no clips to summarise.")
+    raise UserError("There are no clips to summarise.")
   counted = clips
   if protocol.conventions.leaves_out_failed:
     counted = [clip for clip in clips if not clip.is_failed]

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.weights.tensor_files import open_file
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -55,7 +56,7 @@ class ClipConfig:
     try:
       document = json.loads(path.read_text())
     except ValueError as error:
-      raise ValueError(
+      raise UserError(
         f"{path} is not a readable JSON file: {error}."
       ) from error
     values = {**document, **(document.get("vision_config") or {})}
@@ -65,7 +66,7 @@ class ClipConfig:
     names = {field.name for field in dataclasses.fields(cls)}
     config = cls(**{k: v for k, v in values.items() if k in names})
     if config.hidden_act not in _ACTIVATIONS:
-      raise ValueError(
+      raise UserError(
         f"{path}: the activation {config.hidden_act!r} is unknown; expected"
         f" one of {', '.join(_ACTIVATIONS)}."
       )
@@ -131,7 +132,7 @@ def preprocess(pictures: np.ndarray, size: int) -> np.ndarray:
 def _params(config: ClipConfig, tensors: Mapping[str, np.ndarray]):
   def take(name: str) -> np.ndarray:
     if name not in tensors:
-      raise ValueError(f"the CLIP weights lack {name}.")
+      raise UserError(f"the CLIP weights lack {name}.")
     return np.asarray(tensors[name], np.float32)
 
   def linear(name: str, keys: Sequence[str] = ("weight", "bias")):

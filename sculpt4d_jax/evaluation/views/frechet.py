@@ -15,6 +15,8 @@ Video, 2018 (FVD).
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
+
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
   """Squared Frechet distance of two sets of features [N, D] and [M, D].
@@ -24,11 +26,11 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
   """
   a, b = (np.asarray(x, np.float64) for x in (a, b))
   if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-    raise ValueError(
+    raise UserError(
       f"expected features [N, D] and [M, D], got {a.shape} and {b.shape}."
     )
   if min(len(a), len(b)) < 2:
-    raise ValueError(
+    raise UserError(
       f"a Frechet distance needs two samples a set, got {len(a)} and {len(b)};"
       " a single one has no covariance."
     )
@@ -54,7 +56,7 @@ def single_clip_distance(a: np.ndarray, b: np.ndarray) -> float:
   """
   a, b = (np.asarray(x, np.float64) for x in (a, b))
   if a.ndim != 1 or a.shape != b.shape:
-    raise ValueError(
+    raise UserError(
       f"expected two vectors of one length, got {a.shape} and {b.shape}."
     )
   gap = np.std(a, ddof=1) - np.std(b, ddof=1)

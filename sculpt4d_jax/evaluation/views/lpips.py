@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.weights.tensor_files import open_file
 from sculpt4d_jax.weights.tensor_files import tensor_file
 
@@ -72,7 +73,7 @@ class Lpips:
   def __call__(self, a: np.ndarray, b: np.ndarray) -> Scores:
     """Scores pairs of pictures, uint8 [N, H, W, 3]."""
     if a.shape != b.shape or a.ndim != 4 or a.shape[-1] != 3:
-      raise ValueError(
+      raise UserError(
         f"expected two arrays [N, H, W, 3], got {a.shape} and {b.shape}."
       )
     found = [
@@ -145,5 +146,5 @@ def _tensor(
   """A tensor of the expected shape as float32."""
   if name not in tensors or tensors[name].shape != shape:
     got = tensors[name].shape if name in tensors else "nothing"
-    raise ValueError(f"LPIPS needs {name} of shape {shape}, got {got}.")
+    raise UserError(f"LPIPS needs {name} of shape {shape}, got {got}.")
   return np.asarray(tensors[name], np.float32)

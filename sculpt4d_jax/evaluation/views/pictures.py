@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.rendering import cameras
 from sculpt4d_jax.rendering import rasterizer
@@ -55,7 +56,7 @@ def normal_maps(
 
 def _render(meshes, size, azimuths, samples, colour) -> np.ndarray:
   if size < 1:
-    raise ValueError(f"size={size} must be at least 1.")
+    raise UserError(f"size={size} must be at least 1.")
   views = orbit(azimuths)
   pictures = np.empty((len(views), len(meshes), size, size, 3), np.uint8)
   for frame, mesh in enumerate(meshes):

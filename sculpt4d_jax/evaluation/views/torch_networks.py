@@ -14,6 +14,9 @@ import zipfile
 import numpy as np
 from PIL import Image
 
+from sculpt4d_jax.errors import MissingPackageError
+from sculpt4d_jax.errors import UserError
+
 I3D_SIZE = 224
 I3D_FEATURES = 400
 
@@ -27,7 +30,7 @@ def import_torch() -> types.ModuleType:
   try:
     import torch
   except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
       "this network needs PyTorch: pip install 'sculpt4d-jax[views]'."
     ) from error
   return torch
@@ -44,7 +47,7 @@ class I3d:
       ImportError: PyTorch is not installed.
     """
     if not _is_torchscript(path):
-      raise ValueError(
+      raise UserError(
         f"{path} is not a torchscript file (a zip with constants.pkl and code);"
         " a state dictionary or another pickle is not read."
       )
@@ -53,7 +56,7 @@ class I3d:
       self._module = self._torch.jit.load(str(path), map_location="cpu").eval()
     except RuntimeError as error:
       first = str(error).strip().splitlines()[0][:200]
-      raise ValueError(f"{path} cannot be loaded: {first}.") from error
+      raise UserError(f"{path} cannot be loaded: {first}.") from error
 
   def __call__(self, videos: np.ndarray) -> np.ndarray:
     """Features [N, 400] of videos, uint8 [N, F, H, W, 3].
@@ -73,12 +76,12 @@ class I3d:
           )
       except RuntimeError as error:
         last = str(error).strip().splitlines()[-1][:200]
-        raise ValueError(
+        raise UserError(
           f"the I3D file does not take a video of {tuple(values.shape)} as"
           f" StyleGAN-V's does: {last}"
         ) from error
       if tuple(found.shape) != (1, I3D_FEATURES):
-        raise ValueError(
+        raise UserError(
           f"the I3D file gives {tuple(found.shape)} for one video; expected"
           f" (1, {I3D_FEATURES})."
         )
@@ -99,7 +102,7 @@ class OpenClip:
     try:
       import open_clip
     except ImportError as error:
-      raise ImportError(
+      raise MissingPackageError(
         "needs open_clip_torch, of the extra `views-large`"
       ) from error
     self._model, _, self._transform = open_clip.create_model_and_transforms(
@@ -131,7 +134,9 @@ class DreamSim:
     try:
       import dreamsim
     except ImportError as error:
-      raise ImportError("needs dreamsim, of the extra `views-large`") from error
+      raise MissingPackageError(
+        "needs dreamsim, of the extra `views-large`"
+      ) from error
     self._model, self._transform = dreamsim.dreamsim(
       pretrained=True, cache_dir=str(folder), device="cpu"
     )

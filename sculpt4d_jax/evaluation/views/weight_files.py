@@ -14,12 +14,14 @@ import importlib.util
 import os
 import pathlib
 
+from sculpt4d_jax.errors import UserError
+
 PathLike = str | os.PathLike
 
 _CHUNK = 1 << 20
 
 
-class MissingWeights(ValueError):
+class MissingWeights(UserError):
   """A network's file is not where it was looked for."""
 
 

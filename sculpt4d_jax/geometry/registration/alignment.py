@@ -15,6 +15,7 @@ import itertools
 import numpy as np
 from scipy import spatial
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry.registration import rotations
 
 _SCALE_RANGE = (0.5, 2.0)  # Around the ratio of the surfaces' sizes.
@@ -63,7 +64,7 @@ def align(
     np.linalg.norm(p - p.mean(0), axis=1).mean() for p in (points, target)
   ]
   if min(spreads) <= 0:
-    raise ValueError("a mesh without extent cannot be aligned.")
+    raise UserError("a mesh without extent cannot be aligned.")
   size = spreads[1] / spreads[0]
   tree = spatial.cKDTree(target)
   found = []

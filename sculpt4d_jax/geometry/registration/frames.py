@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import cleanup
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry.registration import settings as settings_lib
@@ -52,15 +53,15 @@ class Frames:
     """
     for index, mesh in enumerate(meshes):
       if not np.isfinite(mesh.vertices).all():
-        raise ValueError(f"frame {index} has positions that are not finite.")
+        raise UserError(f"frame {index} has positions that are not finite.")
     used = [m.vertices[np.unique(m.faces)] for m in meshes if not m.is_empty]
     if not used:
-      raise ValueError("none of the frames has a surface to register.")
+      raise UserError("none of the frames has a surface to register.")
     corners = np.concatenate([[v.min(0), v.max(0)] for v in used])
     low, high = corners.min(0).astype(float), corners.max(0).astype(float)
     side = float((high - low).max())
     if side <= 0:
-      raise ValueError("all frames lie in one point; there is no surface.")
+      raise UserError("all frames lie in one point; there is no surface.")
     centre, scale = (low + high) / 2, BOX_SIDE / side
     inside = tuple(
       TriangleMesh((m.vertices - centre) * scale, m.faces) for m in meshes

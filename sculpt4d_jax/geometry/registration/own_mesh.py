@@ -15,6 +15,7 @@ import dataclasses
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry.registration import alignment
 from sculpt4d_jax.geometry.registration import frames as frames_lib
@@ -63,10 +64,10 @@ def register_mesh(
     ValueError: As `sequence.register`; or the mesh has no surface.
   """
   if mesh.is_empty or not np.isfinite(mesh.vertices).all():
-    raise ValueError("the mesh has no faces, or positions that are not finite.")
+    raise UserError("the mesh has no faces, or positions that are not finite.")
   frames = frames_lib.Frames.of(meshes, settings.graph)
   if key is not None and key not in frames.usable():
-    raise ValueError(
+    raise UserError(
       f"key={key} is not the number of a frame with a surface; choose one of"
       f" 0..{len(frames) - 1}."
     )

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry.registration import rotations
 
@@ -101,13 +102,13 @@ class Registered:
     num_frames = self.mesh.num_frames
     trajectory = np.ascontiguousarray(self.trajectory, np.float64)
     if trajectory.shape != (num_frames, 4, 4):
-      raise ValueError(
+      raise UserError(
         f"trajectory must be [{num_frames}, 4, 4], got {trajectory.shape}."
       )
     if not 0 <= self.key < num_frames:
-      raise ValueError(f"key={self.key} must lie in 0..{num_frames - 1}.")
+      raise UserError(f"key={self.key} must lie in 0..{num_frames - 1}.")
     if [report.frame for report in self.reports] != list(range(num_frames)):
-      raise ValueError(f"expected one report for each of {num_frames} frames.")
+      raise UserError(f"expected one report for each of {num_frames} frames.")
     _check_segments(self.segments, num_frames)
     object.__setattr__(self, "trajectory", trajectory)
     object.__setattr__(self, "reports", tuple(self.reports))
@@ -174,12 +175,12 @@ def _check_segments(segments: Sequence[Segment], num_frames: int) -> None:
   expected = 0
   for first, last, mesh in segments:
     if first != expected or mesh.num_frames != last - first + 1:
-      raise ValueError(
+      raise UserError(
         f"segment {first}..{last} with {mesh.num_frames} frames does not"
         f" continue at frame {expected}."
       )
     expected = last + 1
   if expected != num_frames:
-    raise ValueError(
+    raise UserError(
       f"segments cover {expected} frames, the sequence has {num_frames}."
     )

@@ -13,6 +13,7 @@ import dataclasses
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry.registration import frames as frames_lib
@@ -63,7 +64,7 @@ def register(
   """
   frames = Frames.of(meshes, settings.graph)
   if key is not None and key not in frames.usable():
-    raise ValueError(
+    raise UserError(
       f"key={key} is not the number of a frame with a surface; choose one of"
       f" 0..{len(frames) - 1}."
     )

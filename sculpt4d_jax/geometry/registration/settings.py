@@ -7,6 +7,8 @@ Lengths are in units in which the longest side of the box around all frames is
 import dataclasses
 from typing import NamedTuple
 
+from sculpt4d_jax.errors import UserError
+
 
 class Round(NamedTuple):
   """One round of the graph stage.
@@ -67,7 +69,7 @@ class GraphSettings:
 
   def __post_init__(self):
     if self.num_nodes < 1 or self.num_samples < 1 or not self.rounds:
-      raise ValueError(
+      raise UserError(
         "num_nodes, num_samples and the number of rounds must be at least 1."
       )
 

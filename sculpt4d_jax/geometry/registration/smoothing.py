@@ -12,6 +12,8 @@ Least Squares Procedures, 1964.
 import numpy as np
 from scipy import signal
 
+from sculpt4d_jax.errors import UserError
+
 _DEGREE = 3
 
 
@@ -30,7 +32,7 @@ def smooth(
     Positions [F, V, 3].
   """
   if window % 2 == 0 or window < _DEGREE + 2:
-    raise ValueError(
+    raise UserError(
       f"window={window} must be odd and at least {_DEGREE + 2}, or nothing is"
       " smoothed."
     )

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial import transform as rotations
 
+from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.io.assets import asset_files
 from sculpt4d_jax.io.assets import polygons
@@ -39,7 +40,7 @@ def _alembic():
     from alembic3d import Abc
     from alembic3d import AbcGeom
   except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
       "Alembic files need the package alembic3d: pip install"
       " 'sculpt4d-jax[alembic]' or pip install alembic3d. Where it has no"
       " wheel, export .glb or .usdc from the program that made the file, or"

@@ -16,6 +16,7 @@ import pathlib
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.io.assets import alembic as alembic_assets
 from sculpt4d_jax.io.assets import asset_files
@@ -46,7 +47,7 @@ def find_assets(folder: PathLike) -> list[pathlib.Path]:
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
-    raise ValueError(f"there is no folder of assets at {folder}.")
+    raise UserError(f"there is no folder of assets at {folder}.")
   root, found = folder.resolve(), []
   for current, folders, files in os.walk(folder):
     folders[:] = sorted(name for name in folders if name[0] != ".")

@@ -16,13 +16,15 @@ import urllib.parse
 import zipfile
 import zlib
 
+from sculpt4d_jax.errors import UserError
+
 PathLike = str | os.PathLike
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _CHUNK = 1 << 20
 
 
-class AssetError(ValueError):
+class AssetError(UserError):
   """An asset cannot be used; the message says why."""
 
 

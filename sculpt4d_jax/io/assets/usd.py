@@ -15,6 +15,7 @@ import pathlib
 
 import numpy as np
 
+from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.io.assets import asset_files
 from sculpt4d_jax.io.assets import polygons
@@ -34,7 +35,7 @@ def _pxr():
     from pxr import UsdGeom
     from pxr import UsdSkel
   except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
       "USD files need the package usd-core: pip install 'sculpt4d-jax[usd]'"
       " or pip install usd-core."
     ) from error

@@ -10,6 +10,8 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from sculpt4d_jax.errors import UserError
+
 # Alpha above this belongs to the object's box. Compressed alpha layers and
 # soft mattes leave a faint veil that would widen it.
 _BOX_ALPHA = 25
@@ -65,14 +67,14 @@ def crop_clip(
   centres a single picture; here the box is that of the whole clip.
   """
   if frames.ndim != 4 or frames.shape[-1] != 4 or frames.dtype != np.uint8:
-    raise ValueError(
+    raise UserError(
       "frames must be uint8 [F, height, width, 4], got"
       f" {frames.dtype} {list(frames.shape)}."
     )
   if not 0 <= border_ratio < 1:
-    raise ValueError(f"border_ratio must be in [0, 1), got {border_ratio}.")
+    raise UserError(f"border_ratio must be in [0, 1), got {border_ratio}.")
   if size < 1:
-    raise ValueError(f"size must be positive, got {size}.")
+    raise UserError(f"size must be positive, got {size}.")
   box = object_square(frames[..., 3], border_ratio)
   window = _Window(box, frames.shape[1:3])
   images = np.empty((len(frames), size, size, 3), np.uint8)
@@ -94,7 +96,7 @@ def object_square(alpha: np.ndarray, border_ratio: float) -> CropBox:
   """
   shown = (alpha > _BOX_ALPHA).any(axis=0)
   if not shown.any():
-    raise ValueError(
+    raise UserError(
       "No frame shows an object: alpha is (nearly) 0 everywhere; check the"
       " background removal."
     )

@@ -24,6 +24,7 @@ import dataclasses
 from absl import logging
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io.matting import cutout
 from sculpt4d_jax.io.matting import methods
 from sculpt4d_jax.io.matting import pieces
@@ -82,7 +83,7 @@ def extract(video: VideoFrames, matte: str = "auto") -> Foreground:
         f"{video.name} cannot be cut out by --matte={name}: {error}; {_ADVICE}."
       ) from error
   else:
-    raise ValueError(
+    raise UserError(
       f"matte={matte!r} is unknown; choose auto,"
       f" {', '.join(methods.METHODS)} (onnx:PATH)."
     )

@@ -23,6 +23,7 @@ from absl import logging
 import numpy as np
 from PIL import Image
 
+from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.io.matting import cutout
 from sculpt4d_jax.io.matting import networks
 from sculpt4d_jax.io.video.frames import InputError
@@ -136,7 +137,7 @@ def _import_onnxruntime() -> types.ModuleType:
   try:
     import onnxruntime
   except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
       "--matte onnx:PATH needs the package onnxruntime; install the extra"
       ' "matting": pip install "sculpt4d-jax[matting]".'
     ) from error

@@ -14,6 +14,7 @@ import pathlib
 import numpy as np
 from scipy.spatial import transform
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import bone_tree
 from sculpt4d_jax.io import atomic
 
@@ -44,19 +45,19 @@ def write_bvh(
   """
   suffix = pathlib.Path(path).suffix.lower()
   if suffix != ".bvh":
-    raise ValueError(
+    raise UserError(
       f"{os.fspath(path)}: expected a file ending in .bvh, got"
       f" {suffix or 'no suffix'!r}."
     )
   if not (np.isfinite(fps) and fps > 0):
-    raise ValueError(f"fps must be a positive number, got {fps}.")
+    raise UserError(f"fps must be a positive number, got {fps}.")
   rotations, places = rig.locals()
   offsets = rig.joints - np.where(
     rig.parents[:, None] >= 0, rig.joints[rig.parents], 0
   )
   apart = np.abs(places[:, 1:] - offsets[1:]).max(initial=0)
   if apart > 1e-4:
-    raise ValueError(
+    raise UserError(
       f"joints come apart by up to {apart:.2g}, which BVH cannot hold; use"
       " bone_tree.hold_together first."
     )

@@ -13,6 +13,8 @@ import math
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
+
 # Blender, Maya and USD's players step 24 times a second unless told otherwise;
 # game engines and browsers are faster.
 PLAYER_RATE = 24.0
@@ -37,18 +39,18 @@ def frame_edges(
     ValueError: The rate is not positive, or the times do not fit the frames.
   """
   if not (math.isfinite(fps) and fps > 0):
-    raise ValueError(f"fps must be a positive number, got {fps}.")
+    raise UserError(f"fps must be a positive number, got {fps}.")
   if times is None or num_frames < 2:
     return np.arange(num_frames + 1) / fps
   times = np.asarray(times, np.float64)
   if times.shape != (num_frames,):
-    raise ValueError(
+    raise UserError(
       f"times must hold one number a frame, {num_frames}; got shape"
       f" {list(times.shape)}."
     )
   lengths = np.diff(times)
   if not (np.isfinite(times).all() and (lengths > 0).all()):
-    raise ValueError("times must be finite and increase from frame to frame.")
+    raise UserError("times must be finite and increase from frame to frame.")
   last = times[-1] + np.median(lengths)
   return np.append(times, last) - times[0]
 

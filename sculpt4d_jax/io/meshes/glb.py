@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io.assets import asset_files
@@ -115,16 +116,14 @@ def read_animated_glb(path: PathLike) -> tuple[list[TriangleMesh], float]:
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise ValueError(f"there is no GLB file at {path}.")
+    raise UserError(f"there is no GLB file at {path}.")
   with path.open("rb") as file:
     if file.read(4) != b"glTF":
-      raise ValueError(
-        f"{path} is not a GLB file: it does not start with glTF."
-      )
+      raise UserError(f"{path} is not a GLB file: it does not start with glTF.")
   try:
     asset = gltf_container.GltfFile(path, _READ_LIMITS)
   except asset_files.AssetError as error:
-    raise ValueError(f"{path} is damaged: {error}") from error
+    raise UserError(f"{path} is damaged: {error}") from error
   try:
     nodes = [asset.item("nodes", i) for i in asset.item("scenes", 0)["nodes"]]
     meshes = [
@@ -138,7 +137,7 @@ def read_animated_glb(path: PathLike) -> tuple[list[TriangleMesh], float]:
     TypeError,
     ValueError,
   ) as error:
-    raise ValueError(
+    raise UserError(
       f"{path} is a GLB, but not a mesh sequence as write_animated_glb"
       f" writes it ({type(error).__name__}: {error})."
     ) from error
@@ -161,14 +160,14 @@ def check_sequence(
   """
   suffix = pathlib.Path(path).suffix.lower()
   if suffix not in suffixes:
-    raise ValueError(
+    raise UserError(
       f"{os.fspath(path)}: expected a file ending in {' or '.join(suffixes)},"
       f" got {suffix or 'no suffix'!r}."
     )
   if not meshes:
-    raise ValueError("a mesh sequence needs at least one frame, got none.")
+    raise UserError("a mesh sequence needs at least one frame, got none.")
   if not (math.isfinite(fps) and fps > 0):
-    raise ValueError(f"fps must be a positive number, got {fps}.")
+    raise UserError(f"fps must be a positive number, got {fps}.")
   for index, mesh in enumerate(meshes):
     ply_obj.check_finite(mesh, f"frame {index}")
 
@@ -222,7 +221,7 @@ class _Builder:
     )
     total = 12 + 8 + len(text) + 8 + self.size
     if total >= 2**32:
-      raise ValueError(
+      raise UserError(
         f"{path}: the sequence takes {total / 2**30:.1f} GiB and GLB files"
         " end at 4 GiB; write fewer frames or set a lower face budget."
       )
@@ -362,7 +361,7 @@ def _node_mesh(
   vertices = asset.accessor(primitive["attributes"]["POSITION"], "VEC3")
   faces = asset.accessor(primitive["indices"], "SCALAR").reshape(-1, 3)
   if len(faces) and faces.max() >= len(vertices):
-    raise ValueError(
+    raise UserError(
       f"a face names vertex {faces.max()} of {len(vertices)} vertices"
     )
   return TriangleMesh(vertices, faces)

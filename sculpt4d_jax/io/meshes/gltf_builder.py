@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
+
 VERTICES, INDICES = 34962, 34963  # Targets of buffer views.
 _COMPONENTS = {
   np.dtype("<f4"): 5126,
@@ -100,7 +102,7 @@ class GltfBuilder:
     )
     total = 12 + 8 + len(text) + 8 + self._size
     if total >= 2**32:
-      raise ValueError(
+      raise UserError(
         f"{path}: the sequence takes {total / 2**30:.1f} GiB and GLB files"
         " end at 4 GiB; write fewer frames or set a lower face budget."
       )

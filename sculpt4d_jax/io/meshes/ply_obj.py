@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 import trimesh
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import staged
@@ -59,13 +60,13 @@ def read_mesh(path: PathLike) -> TriangleMesh:
   path = pathlib.Path(path)
   suffix = _checked_suffix(path)
   if not path.is_file():
-    raise ValueError(f"there is no mesh file at {path}.")
+    raise UserError(f"there is no mesh file at {path}.")
   if suffix == ".obj" and not path.read_bytes().strip():
     return empty_mesh()
   try:
     loaded = trimesh.load(path, process=False, maintain_order=True)
   except Exception as error:  # trimesh raises whatever its parsers run into.
-    raise ValueError(
+    raise UserError(
       f"{path} is not a readable {suffix} mesh"
       f" ({type(error).__name__}: {error})."
     ) from error
@@ -91,7 +92,7 @@ def write_mesh_sequence(
     OutputError: The folder cannot be written to.
   """
   if not meshes:
-    raise ValueError("a mesh sequence needs at least one frame, got none.")
+    raise UserError("a mesh sequence needs at least one frame, got none.")
   names = [frame_name(index) for index in range(len(meshes))]
   with staged.staged_folder(folder, replaces=["frame_*.ply"]) as staging:
     for name, mesh in zip(names, meshes):
@@ -106,7 +107,7 @@ def read_mesh_sequence(folder: PathLike) -> list[TriangleMesh]:
     key=lambda path: (len(path.name), path.name),
   )
   if not paths:
-    raise ValueError(f"there are no frame_*.ply files in {folder}.")
+    raise UserError(f"there are no frame_*.ply files in {folder}.")
   return [read_mesh(path) for path in paths]
 
 
@@ -124,7 +125,7 @@ def check_finite(mesh: TriangleMesh, name: str) -> None:
   """Raises ValueError if a position is NaN or infinite."""
   finite = np.isfinite(mesh.vertices).all(axis=1)
   if not finite.all():
-    raise ValueError(
+    raise UserError(
       f"{name}: {np.count_nonzero(~finite)} of {mesh.num_vertices} vertices"
       " are not finite; mesh files hold finite positions only."
     )
@@ -133,7 +134,7 @@ def check_finite(mesh: TriangleMesh, name: str) -> None:
 def _checked_suffix(path: PathLike) -> str:
   suffix = pathlib.Path(path).suffix.lower()
   if suffix not in _SUFFIXES:
-    raise ValueError(
+    raise UserError(
       f"{os.fspath(path)}: expected a mesh file ending in .ply or .obj, got"
       f" {suffix or 'no suffix'!r}."
     )

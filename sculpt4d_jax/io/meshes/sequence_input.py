@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import trimesh
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io.assets import animated_assets
 from sculpt4d_jax.io.assets import mesh_sequences
@@ -62,10 +63,10 @@ def read(path: PathLike) -> MeshSequence:
   if path.is_dir():
     return _read_folder(path)
   if not path.is_file():
-    raise ValueError(f"there is no folder and no file at {path}.")
+    raise UserError(f"there is no folder and no file at {path}.")
   suffix = path.suffix.lower()
   if suffix not in (*_GLTF, *_USD):
-    raise ValueError(
+    raise UserError(
       f"{path}: expected a folder of meshes, or a file ending in"
       f" {', '.join((*_GLTF, *_USD))}."
     )
@@ -87,11 +88,11 @@ def read_mesh(path: PathLike) -> TriangleMesh:
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise ValueError(f"there is no mesh file at {path}.")
+    raise UserError(f"there is no mesh file at {path}.")
   if path.suffix.lower() in mesh_sequences.SUFFIXES:
     return mesh_sequences.parse_mesh(path.name, path.read_bytes())
   if path.suffix.lower() not in _GLTF:
-    raise ValueError(
+    raise UserError(
       f"{path}: expected a mesh file ending in"
       f" {', '.join((*mesh_sequences.SUFFIXES, *_GLTF))}."
     )
@@ -102,7 +103,7 @@ def read_mesh(path: PathLike) -> TriangleMesh:
       np.reshape(loaded.vertices, (-1, 3)), np.reshape(loaded.faces, (-1, 3))
     )
   except Exception as error:  # trimesh raises whatever its parsers run into.
-    raise ValueError(
+    raise UserError(
       f"{path} is not a readable mesh ({type(error).__name__}: {error})."
     ) from error
 
@@ -121,7 +122,7 @@ def _read_folder(folder: pathlib.Path) -> MeshSequence:
     ]
     files.sort(key=lambda path: mesh_sequences.natural_order(path.name))
     if not files:
-      raise ValueError(
+      raise UserError(
         f"{folder} holds no frame_*.ply and no other PLY, OBJ, STL or GLB"
         " files; give the folder that a sample was written to."
       )
@@ -141,13 +142,13 @@ def _timing(
     fps = float(record["input"]["fps"])
     times = np.asarray(record["input"]["timestamps"], np.float64)
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(
+    raise UserError(
       f"{path} is not the record of a sample ({type(error).__name__}:"
       f" {error}); remove it to use {animated_assets.SEQUENCE_RATE:g} frames a"
       " second."
     ) from error
   if not (np.isfinite(fps) and fps > 0):
-    raise ValueError(f"{path} gives {fps} frames a second; remove or mend it.")
+    raise UserError(f"{path} gives {fps} frames a second; remove or mend it.")
   if times.shape != (num_frames,) or not (np.diff(times) > 0).all():
     return fps, None
   return fps, times - times[0]
@@ -164,13 +165,13 @@ def _read_asset(path: pathlib.Path, error: ValueError) -> MeshSequence:
     times: Sequence[float] = (clip.start + np.arange(count) / rate).tolist()
     frames = list(asset.play(clip, times).frames())
   except animated_assets.AssetError as reason:
-    raise ValueError(f"{path} holds no sequence: {reason} {error}") from error
+    raise UserError(f"{path} holds no sequence: {reason} {error}") from error
   return MeshSequence(path.name, frames, rate)
 
 
 def _check_count(path: pathlib.Path, count: int) -> None:
   if count > MAX_FRAMES:
-    raise ValueError(
+    raise UserError(
       f"{path} has {count:,} frames; at most {MAX_FRAMES:,} can be read, give"
       " a part of them."
     )

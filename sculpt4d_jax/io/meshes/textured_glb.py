@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 from scipy.spatial import transform
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import bone_tree
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import textured_mesh
@@ -109,7 +110,7 @@ def write_skin(
   num_frames = _check(path, [part], fps)
   skin = rig.skin
   if (skin.num_frames, len(skin.rest)) != part.mesh.vertices.shape[:2]:
-    raise ValueError(
+    raise UserError(
       f"the rig has {skin.num_frames} frames of {len(skin.rest)} vertices, the"
       f" mesh {num_frames} of {part.mesh.num_vertices}."
     )
@@ -156,7 +157,7 @@ def write_skin(
 def _check(path: PathLike, parts: Sequence[TexturedMesh], fps: float) -> int:
   suffix = pathlib.Path(path).suffix.lower()
   if suffix != ".glb":
-    raise ValueError(
+    raise UserError(
       f"{os.fspath(path)}: expected a file ending in .glb, got"
       f" {suffix or 'no suffix'!r}."
     )

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import bone_tree
 from sculpt4d_jax.geometry import skinning
 from sculpt4d_jax.geometry import textured_mesh
@@ -111,7 +112,7 @@ def write_skeleton(
     num_frames,
     part.mesh.num_vertices,
   ):
-    raise ValueError(
+    raise UserError(
       f"the rig has {rig.skin.num_frames} frames of {len(rig.skin.rest)}"
       f" vertices, the mesh {num_frames} of {part.mesh.num_vertices}."
     )
@@ -136,7 +137,7 @@ def write_skeleton(
 def _check(path: PathLike, parts: Sequence[TexturedMesh], fps: float) -> int:
   suffix = pathlib.Path(path).suffix.lower()
   if suffix not in usd.SUFFIXES:
-    raise ValueError(
+    raise UserError(
       f"{os.fspath(path)}: expected a file ending in"
       f" {' or '.join(usd.SUFFIXES)}, got {suffix or 'no suffix'!r}."
     )

@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from sculpt4d_jax.errors import MissingPackageError
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io.meshes import frame_times
@@ -87,18 +89,18 @@ def read_animated_usd(path: PathLike) -> tuple[list[TriangleMesh], float]:
   """
   pxr = import_pxr()
   if not pathlib.Path(path).is_file():
-    raise ValueError(f"there is no USD file at {os.fspath(path)}.")
+    raise UserError(f"there is no USD file at {os.fspath(path)}.")
   try:
     stage = pxr.Usd.Stage.Open(os.fspath(path))
   except pxr.Tf.ErrorException as error:
-    raise ValueError(f"{path} is not a readable USD file: {error}") from error
+    raise UserError(f"{path} is not a readable USD file: {error}") from error
   prims = [prim for prim in stage.Traverse() if prim.IsA(pxr.UsdGeom.Mesh)]
   if not prims:
-    raise ValueError(f"{path} holds no mesh.")
+    raise UserError(f"{path} holds no mesh.")
   mesh = pxr.UsdGeom.Mesh(prims[0])
   times = mesh.GetPointsAttr().GetTimeSamples()
   if not times:
-    raise ValueError(f"{path}: the mesh {prims[0].GetPath()} is not animated.")
+    raise UserError(f"{path}: the mesh {prims[0].GetPath()} is not animated.")
   meshes = [_read_sample(mesh, time, path) for time in times]
   return meshes, stage.GetTimeCodesPerSecond()
 
@@ -112,11 +114,11 @@ def is_mesh_sequence(path: PathLike) -> bool:
   """
   pxr = import_pxr()
   if not pathlib.Path(path).is_file():
-    raise ValueError(f"there is no USD file at {os.fspath(path)}.")
+    raise UserError(f"there is no USD file at {os.fspath(path)}.")
   try:
     stage = pxr.Usd.Stage.Open(os.fspath(path))
   except pxr.Tf.ErrorException as error:
-    raise ValueError(f"{path} is not a readable USD file: {error}") from error
+    raise UserError(f"{path} is not a readable USD file: {error}") from error
   return bool(stage.GetPrimAtPath(_MESH_PATH))
 
 
@@ -133,7 +135,7 @@ def import_pxr() -> types.SimpleNamespace:
     from pxr import UsdUtils
     from pxr import Vt
   except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
       "USD files need the package usd-core: pip install 'sculpt4d-jax[usd]'"
       " or pip install usd-core."
     ) from error
@@ -280,7 +282,7 @@ def usd_errors(pxr) -> Iterator[None]:
 def _read_sample(mesh, time: float, path: PathLike) -> TriangleMesh:
   counts = np.array(mesh.GetFaceVertexCountsAttr().Get(time), np.int32)
   if not (counts == 3).all():
-    raise ValueError(
+    raise UserError(
       f"{path}: the faces at time code {time:g} are not all triangles."
     )
   points = np.array(mesh.GetPointsAttr().Get(time), np.float32)

@@ -8,6 +8,8 @@ import dataclasses
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
+
 MIN_SIDE = 16  # Pixels; below this no object can be made out.
 MAX_BYTES = 2 * 2**30
 # Slack when a time is compared with `start` and `end`; finer than any clock
@@ -15,7 +17,7 @@ MAX_BYTES = 2 * 2**30
 _EPSILON = 1e-6
 
 
-class InputError(ValueError):
+class InputError(UserError):
   """The given input cannot be used; the message says why and what helps."""
 
 

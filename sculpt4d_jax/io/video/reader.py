@@ -7,6 +7,7 @@ import stat
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io.video import decoder
 from sculpt4d_jax.io.video import frames as video_frames
 from sculpt4d_jax.io.video import images
@@ -93,15 +94,15 @@ def _read_array(array, window, fps, max_side) -> VideoFrames:
 
 def _check_arguments(num_frames, start, end, fps, max_side) -> None:
   if num_frames is not None and num_frames < 1:
-    raise ValueError(f"num_frames must be at least 1, got {num_frames}.")
+    raise UserError(f"num_frames must be at least 1, got {num_frames}.")
   if not (math.isfinite(fps) and fps > 0):
-    raise ValueError(f"fps must be positive, got {fps}.")
+    raise UserError(f"fps must be positive, got {fps}.")
   if max_side < video_frames.MIN_SIDE:
-    raise ValueError(
+    raise UserError(
       f"max_side must be at least {video_frames.MIN_SIDE}, got {max_side}."
     )
   if start is not None and end is not None and start > end:
-    raise ValueError(f"start={start} lies after end={end}.")
+    raise UserError(f"start={start} lies after end={end}.")
 
 
 def _check_readable(path: pathlib.Path) -> None:

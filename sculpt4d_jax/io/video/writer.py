@@ -14,6 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import staged
 from sculpt4d_jax.io.matting import crop
@@ -63,7 +64,7 @@ def write_video(
     with atomic.atomic_path(path) as temporary:
       _encode(temporary, suffix, frames, fps)
   else:
-    raise ValueError(
+    raise UserError(
       f"{path.name} has an unknown suffix; choose .mp4, .webm, .mov, .gif,"
       " or none for a folder of PNG pictures."
     )
@@ -73,12 +74,12 @@ def write_video(
 def _check(frames: np.ndarray, fps: float) -> None:
   is_clip = frames.ndim == 4 and frames.shape[-1] in (3, 4)
   if not is_clip or frames.dtype != np.uint8 or not frames.size:
-    raise ValueError(
+    raise UserError(
       "frames must be uint8 [F, height, width, 3 or 4] with F > 0, got"
       f" {frames.dtype} {list(frames.shape)}."
     )
   if not (math.isfinite(fps) and fps > 0):
-    raise ValueError(f"fps must be positive, got {fps}.")
+    raise UserError(f"fps must be positive, got {fps}.")
 
 
 def _write_pictures(folder: pathlib.Path, frames: np.ndarray) -> pathlib.Path:

@@ -11,6 +11,7 @@ import zlib
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import bone_tree
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import textured_mesh
@@ -55,7 +56,7 @@ def asset_page(
   """
   mesh = part.mesh
   if errors is not None and errors.shape != mesh.vertices.shape[:2]:
-    raise ValueError(
+    raise UserError(
       f"errors must be {list(mesh.vertices.shape[:2])}, got"
       f" {list(errors.shape)}."
     )

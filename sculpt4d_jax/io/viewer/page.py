@@ -21,6 +21,7 @@ import fast_simplification
 import numpy as np
 from PIL import Image
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io.meshes import frame_times
@@ -103,7 +104,7 @@ def viewer_page(
   """
   _check_video(video_frames, len(meshes))
   if max_faces is not None and max_faces < 4:
-    raise ValueError(f"max_faces must be 4 or more, got {max_faces}.")
+    raise UserError(f"max_faces must be 4 or more, got {max_faces}.")
   meshes = [_simplified(mesh, max_faces) for mesh in meshes]
   quantization = mesh_packing.clip_quantization(meshes)
   pictures = [] if video_frames is None else video_frames
@@ -126,11 +127,11 @@ def _check_video(video_frames: np.ndarray | None, num_frames: int) -> None:
     return
   shape, dtype = np.shape(video_frames), np.asarray(video_frames).dtype
   if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
-    raise ValueError(
+    raise UserError(
       f"video_frames must be uint8 [F, h, w, 3], got {dtype} {list(shape)}."
     )
   if shape[0] != num_frames:
-    raise ValueError(
+    raise UserError(
       f"there are {num_frames} meshes but {shape[0]} video frames; give the"
       " resampled frames, one for each mesh."
     )

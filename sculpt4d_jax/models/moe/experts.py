@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import eight_bits
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models.moe import dispatch
@@ -191,7 +192,7 @@ def apply_experts(
     return _ragged(x, gates, chosen, weights)
   if implementation == "blocked":
     return _blocked(x, gates, chosen, weights, block_size, max_gathered_weights)
-  raise ValueError(
+  raise UserError(
     f"Unknown implementation={implementation!r}: choose one of"
     f" {IMPLEMENTATIONS} or None."
   )

@@ -17,6 +17,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models.moe import experts
 
@@ -59,7 +60,7 @@ class Router(nnx.Module):
     param_dtype: Any = jnp.float32,
   ):
     if not 1 <= num_chosen <= num_experts:
-      raise ValueError(
+      raise UserError(
         f"num_chosen={num_chosen} must be within 1 and"
         f" num_experts={num_experts}."
       )

@@ -26,6 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
+
 _DTYPE_BYTES = {
   "pred": 1,
   "s8": 1,
@@ -138,7 +140,7 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     if match and current is not None:
       current.append(_Instruction(*match.groups()[1:]))
   if entry is None:
-    raise ValueError("The text holds no program: there is no ENTRY in it.")
+    raise UserError("The text holds no program: there is no ENTRY in it.")
   return computations, entry
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import flops
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training.ahead_of_time import collectives
@@ -57,7 +58,7 @@ def chip(topology: str) -> Chip:
   """The chip of a topology such as "v5p:4x4x4"."""
   kind = topology.split(":")[0]
   if kind not in _CHIPS or ":" not in topology:
-    raise ValueError(
+    raise UserError(
       f"--topology={topology}: expected one of {sorted(_CHIPS)} and a shape,"
       " as v5p:4x4x4."
     )
@@ -89,7 +90,7 @@ def topology_devices(
       platform="tpu", topology_name=topology, **options
     ).devices
   except Exception as error:  # jax raises kinds of its own.
-    raise ValueError(
+    raise UserError(
       f"Cannot compile for {topology}: {str(error).splitlines()[0]}. It needs"
       ' the TPU compiler, pip install "jax[tpu]", and a shape that exists.'
     ) from error

@@ -32,6 +32,7 @@ from sculpt4d_jax.diffusion import losses
 from sculpt4d_jax.diffusion import paths
 from sculpt4d_jax.diffusion import shortcuts
 from sculpt4d_jax.diffusion import time_sampling
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import lora as lora_lib
@@ -77,16 +78,16 @@ class DistillationConfig:
   def __post_init__(self):
     for name in ("shortcut_share", "shortcut_start"):
       if not 0 <= getattr(self, name) < 1:
-        raise ValueError(
+        raise UserError(
           f"distillation.{name}={getattr(self, name)} must lie in [0, 1)."
         )
     if self.lora.also_train:
-      raise ValueError(
+      raise UserError(
         "distillation.lora.also_train must be empty: the teacher is the student"
         " without its adapters, and may not change."
       )
     if self.shortcut_share and self.batch_size < 2:
-      raise ValueError(
+      raise UserError(
         f"distillation.batch_size={self.batch_size} must be at least 2, or"
         " shortcut_share 0: a batch has clips of both kinds."
       )
@@ -148,7 +149,7 @@ class DistillationTask:
       teacher: Parameters of "dit" and "image_encoder"; None for shapes alone.
     """
     if not dit_config.step_embedding:
-      raise ValueError(
+      raise UserError(
         "Distillation trains a model with model.dit.step_embedding=True."
       )
     self.config = config
@@ -208,7 +209,7 @@ class DistillationTask:
     """Raises ValueError where the mesh does not divide a step."""
     c = self.dit_config
     if accumulation_steps > 1:
-      raise ValueError(
+      raise UserError(
         "distillation.optimizer.accumulation_steps must be 1: the clips of a"
         " batch are of two kinds."
       )

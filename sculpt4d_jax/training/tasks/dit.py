@@ -16,6 +16,7 @@ from sculpt4d_jax.diffusion import frame_times as frame_times_lib
 from sculpt4d_jax.diffusion import losses
 from sculpt4d_jax.diffusion import paths
 from sculpt4d_jax.diffusion import time_sampling
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import lora as lora_lib
@@ -73,11 +74,11 @@ class DiTTaskConfig:
   def __post_init__(self):
     for name in ("context_dropout", "temporal_dropout"):
       if not 0 <= getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+        raise UserError(f"{name}={getattr(self, name)} must lie in [0, 1).")
     if self.lora.rank and (
       self.train_image_encoder or self.context_field_weight
     ):
-      raise ValueError(
+      raise UserError(
         "LoRA trains adapters of the DiT alone: set"
         " dit_training.train_image_encoder=False and"
         " dit_training.context_field_weight=0, which are"

@@ -11,6 +11,7 @@ from flax import nnx
 
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.data import batches as batches_lib
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import schedule as schedule_lib
@@ -173,7 +174,7 @@ def _check_distillation(
   preset: preset_lib.Preset, mesh: partitioning.Mesh, stages: Sequence[str]
 ) -> None:
   if not {"vae", "dit"}.isdisjoint(stages):
-    raise ValueError(
+    raise UserError(
       "A student is distilled from finished weights: run --stages=distill by"
       " itself, with its own --workdir."
     )
@@ -182,7 +183,7 @@ def _check_distillation(
   task.check_mesh(mesh, training.optimizer.accumulation_steps)
   _check_best(training.schedule, {"eval": training.task.eval_clips})
   if not training.init_from:
-    raise ValueError(
+    raise UserError(
       "A student needs a teacher: name the folder of its weights in"
       " distillation.init_from."
     )
@@ -197,7 +198,7 @@ def _check_best(
   """Raises ValueError where no evaluation has the metric of the best."""
   metric = schedule.best_metric
   if schedule.keep_best and not evaluated.get(schedule_lib.kind(metric)):
-    raise ValueError(
+    raise UserError(
       f"The best checkpoints are chosen by {metric}, which this stage does not"
       " evaluate: see eval_clips and samples.every, or choose another"
       " best_metric."
@@ -213,11 +214,11 @@ def _check_dit_start(
     _check_weights(preset, init_from, wanted)
     return
   if preset.dit_training.task.lora.rank:
-    raise ValueError(
+    raise UserError(
       "LoRA adapts given weights: name their folder in dit_training.init_from."
     )
   if not has_vae:
-    raise ValueError(
+    raise UserError(
       f"{vae_file} is missing: train the autoencoder first, with the stages"
       " vae and dit, or start from weights that have one: name their folder in"
       " dit_training.init_from."

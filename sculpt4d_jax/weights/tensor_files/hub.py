@@ -7,6 +7,7 @@ its offline mode (HF_HUB_OFFLINE=1 or `offline=True`).
 import pathlib
 import re
 
+from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.weights.tensor_files import open_file
 from sculpt4d_jax.weights.tensor_files import tensor_file
@@ -62,7 +63,7 @@ def _download(repo, revision, cache, offline) -> pathlib.Path:
     import huggingface_hub
     from huggingface_hub import errors
   except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
       f"{repo} is neither a file nor a folder here; to download it from"
       " Hugging Face, pip install huggingface_hub (the extra 'hub')."
     ) from error

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.weights.tensor_files import safetensors_file
 from sculpt4d_jax.weights.tensor_files import tensor_file
 from sculpt4d_jax.weights.tensor_files import torch_file
@@ -128,7 +129,7 @@ def _weight_map(index: pathlib.Path) -> Mapping[str, str]:
     if not all(isinstance(n, str) for n in [*names, *names.values()]):
       raise TypeError("names must be strings")
     if not all(pathlib.PurePath(n).name == n for n in names.values()):
-      raise ValueError("shards must lie next to the index")
+      raise UserError("shards must lie next to the index")
     return names
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise CheckpointError(

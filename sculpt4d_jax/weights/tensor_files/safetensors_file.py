@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.weights.tensor_files import tensor_file
 
 CheckpointError = tensor_file.CheckpointError
@@ -123,7 +124,7 @@ class SafetensorsFile(tensor_file.TensorFile):
 def _counts(values) -> tuple[int, ...]:
   counts = tuple(values)
   if not all(type(count) is int and count >= 0 for count in counts):
-    raise ValueError(f"{counts} are no sizes")
+    raise UserError(f"{counts} are no sizes")
   return counts
 
 
@@ -162,7 +163,7 @@ def write(
   for name, value in values:
     info = tensors[name]
     if value.shape != info.shape or value.dtype.name != info.dtype:
-      raise ValueError(
+      raise UserError(
         f"{name}: announced {info.dtype} {info.shape}, came"
         f" {value.dtype.name} {value.shape}."
       )
@@ -173,4 +174,4 @@ def write(
     written.add(name)
   if written != set(tensors):
     missing = sorted(set(tensors) - written)
-    raise ValueError(f"Tensors that did not come: {missing[:5]}.")
+    raise UserError(f"Tensors that did not come: {missing[:5]}.")

@@ -14,10 +14,12 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
+
 FLOATS = ("float16", "bfloat16", "float32")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
   """A checkpoint cannot be used; the message says why and what to do."""
 
 

@@ -16,6 +16,7 @@ import io
 import pickletools
 from typing import Any
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.weights.tensor_files import tensor_file
 
 CheckpointError = tensor_file.CheckpointError
@@ -226,7 +227,7 @@ class _Machine:
     while not isinstance(stack[at], _Mark):
       at -= 1
       if at < 0:
-        raise ValueError("a mark is missing")
+        raise UserError("a mark is missing")
     items = stack[at + 1 :]
     del stack[at:]
     return items
@@ -281,7 +282,7 @@ class _Machine:
 
   def _top(self, kind):
     if not isinstance(self.stack[-1], kind):
-      raise ValueError(f"expected a {kind.__name__}")
+      raise UserError(f"expected a {kind.__name__}")
     return self.stack[-1]
 
   def _global(self, argument):
@@ -329,7 +330,7 @@ class _Machine:
   def _binpersid(self, _):
     kind, storage_type, key, _, size = self.stack.pop()
     if kind != "storage" or not isinstance(storage_type, _Name):
-      raise ValueError("a reference to something that is no storage")
+      raise UserError("a reference to something that is no storage")
     dtype = _STORAGES[storage_type.name]
     self.stack.append(Storage(str(key), dtype, int(size)))
 
@@ -338,12 +339,12 @@ class _Machine:
 
   def tensor(self, storage, offset, shape, strides, *_):
     if not isinstance(storage, Storage):
-      raise ValueError("a tensor without storage")
+      raise UserError("a tensor without storage")
     made = StoredTensor(storage, int(offset), _counts(shape), _counts(strides))
     if len(made.shape) != len(made.strides) or made.offset < 0:
-      raise ValueError("a tensor whose strides do not fit its shape")
+      raise UserError("a tensor whose strides do not fit its shape")
     if made.offset + made.extent > storage.size:
-      raise ValueError("a tensor that reaches beyond its storage")
+      raise UserError("a tensor that reaches beyond its storage")
     return made
 
   def parameter(self, data, *_):
@@ -362,7 +363,7 @@ class _Machine:
 def _counts(values) -> tuple[int, ...]:
   counts = tuple(int(value) for value in values)
   if any(count < 0 for count in counts):
-    raise ValueError("a negative size or stride")
+    raise UserError("a negative size or stride")
   return counts
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation.protocols import clip_pair
 from sculpt4d_jax.evaluation.protocols import conventions
 
@@ -46,11 +47,9 @@ class Metric:
   def __post_init__(self):
     given = (self.of_frame, self.of_clip, self.of_set)
     if sum(function is not None for function in given) != 1:
-      raise ValueError(
-        f"{self.name} needs one of of_frame, of_clip and of_set."
-      )
+      raise UserError(f"{self.name} needs one of of_frame, of_clip and of_set.")
     if (self.of_set is None) != (self.features_of_clip is None):
-      raise ValueError(f"{self.name} needs features_of_clip for of_set.")
+      raise UserError(f"{self.name} needs features_of_clip for of_set.")
 
   def scores(self, pair: ClipPair) -> np.ndarray:
     """A score a frame, float64 [F], or the clip's alone [1].
