@@ -3,7 +3,7 @@ r"""Long clips window by window: memory, drift, seams, and a kill in the middle.
   python -m benchmarks.long_clips --num_frames=256
 
 One procedural clip at the training clips' frame rate is made with the small
-model in sequential windows, each run in a process of its own:
+model in sequential windows, each run in a separate process:
 
   one window     the first window alone: its peak memory
   whole          all windows: peak memory, IoU of the first and last quarter,
@@ -15,7 +15,7 @@ Accepted are a peak within 5 % of one window's, an IoU of the last quarter
 within 5 % of the first one's, jitter at seams within 10 % of elsewhere, and
 equal bytes; the exit code is 0 if all four hold, else 1. As IoU differs from
 phase to phase of a motion, that of windows without overlap, which cannot drift,
-is printed beside. Scores are those of the decoder's field on a grid.
+is printed too. Scores are those of the decoder's field on a grid.
 """
 
 from collections.abc import Sequence

@@ -55,7 +55,7 @@ class Case:
     faces: int [T, 3].
     rgba: The film, float32 in [0, 1], [F, S, S, 4].
     camera: The true camera.
-    clip: What was filmed.
+    clip: The clip that was filmed.
   """
 
   vertices: np.ndarray

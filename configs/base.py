@@ -193,7 +193,7 @@ def _optimizer(learning_rate, num_steps) -> ml_collections.ConfigDict:
       weight_decay=0.01,
       max_grad_norm=1.0,
       ema_decay=0.999,
-      accumulation_steps=1,  # Parts that a batch is worked through in.
+      accumulation_steps=1,  # Micro-batches per step (gradient accumulation).
       # Peak for the temporal layers, where it differs.
       temporal_learning_rate=ml_collections.config_dict.placeholder(float),
       # Orthogonalised momentum for the blocks' matrices; see OptimizerConfig.
@@ -298,7 +298,7 @@ def _schedule(best_metric) -> dict:
     eval_every=1000,  # Steps between evaluations on held-out clips.
     save_every=500,  # Steps between checkpoints.
     keep_checkpoints=2,  # The newest.
-    keep_best=0,  # The best, beside them, by this metric:
+    keep_best=0,  # Best checkpoints kept in addition, by this metric:
     best_metric=best_metric,  # As it is logged; "sample/chamfer" for instance.
     export="last",  # Or "best": the weights that are written at the end.
     profile=(),  # First step and number of steps to trace, as (100, 5).
@@ -328,7 +328,7 @@ def _lora() -> ml_collections.ConfigDict:
       alpha=16.0,  # What is added is scaled by alpha / rank.
       # Names in the path of a linear map: a kind of layer, or "query", "fc1".
       modules=("spatial_attention", "cross_attention", "temporal_attention"),
-      also_train=(),  # Groups of parameters trained beside, as ("temporal",).
+      also_train=(),  # Further groups of parameters to train, as ("temporal",).
     )
   )
 

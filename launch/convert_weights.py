@@ -98,7 +98,7 @@ _OFFLINE = flags.DEFINE_bool(
   "offline", False, "Use earlier downloads and no connection."
 )
 _EXPORT = flags.DEFINE_bool(
-  "export", False, "Write weights of ours in the published names."
+  "export", False, "Write our weights under the published names."
 )
 _TEMPORAL = flags.DEFINE_bool(
   "temporal", True, "Whether temporal attention is exported."

@@ -2,7 +2,7 @@ r"""Scores mesh sequences against the true ones, or a model on held-out clips.
 
 Usage:
 
-  # The shipped model on 20 procedural clips that it never saw, beside the same
+  # The shipped model on 20 procedural clips that it never saw, next to the same
   # weights with temporal attention off and two answers that need no model.
   python -m launch.evaluate --config=configs/tiny.py --num_sequences=20
 

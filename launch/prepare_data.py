@@ -8,7 +8,7 @@ Alembic files, and folders or zips of per-frame meshes, found in all folders
 below.
 Each animation becomes one or more records, if it passes the round-trip gate;
 OUTPUT/summary.html shows what was accepted and rejected, and why. Say where the
-assets come from in a `sources.json` beside them:
+assets come from in a `sources.json` next to them:
 
   [{"files": "kaykit/*.glb", "licence": "CC0-1.0", "source": "...",
     "authors": "...", "object": "assets of one object share its name"}]
@@ -19,7 +19,7 @@ data set, split by asset, with one card:
   python -m launch.prepare_data --assets=my_assets,more --procedural=200 \
     --config=configs/tiny.py --output=data/both
 
-Stop it whenever you like: the same command goes on, and takes up new assets.
+Stop it whenever you like: the same command resumes, and takes up new assets.
 Sizes are those of the paper; --preset=small and --preset=tiny are for tests
 and small models, --config takes those that a configuration trains on, and every
 size has a flag. --beam sends the work through

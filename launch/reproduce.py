@@ -2,8 +2,8 @@ r"""Reproduces the paper's tables, as far as weights and the machine allow.
 
 Usage:
 
-  # At the released size: operations and ratios beside the paper's, and what the
-  # fixed part of the paper's PFLOPs may be.
+  # At the released size: operations and ratios next to the paper's, and what
+  # the fixed part of the paper's PFLOPs may be.
   python -m launch.reproduce --table=A2 --workdir=runs/reproduce
 
   # The ablation at the small size: variants A to F and Ours-full, trained from
@@ -87,7 +87,7 @@ def main(unused_argv: Sequence[str]) -> None:
 
 
 def _operations(preset: preset_lib.Preset) -> report_page.Section:
-  """Counted operations beside the paper's."""
+  """Counted operations and the paper's."""
   sizes = cost.Sizes(
     preset.model.dit, preset.model.image_encoder, preset.model.vae
   )

@@ -5,8 +5,9 @@ The small model from nothing, on procedural clips, on this machine:
   python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
 
 The run goes through its stages: it makes the clips (`data`), trains the
-autoencoder (`vae`), teaches the image encoder by itself where the preset says so
-(`pictures`), encodes all clips and trains the diffusion transformer (`dit`). Interrupt it whenever you like; the same command goes on from the last
+autoencoder (`vae`), teaches the image encoder by itself where the preset says
+so (`pictures`), encodes all clips and trains the diffusion transformer (`dit`).
+Interrupt it whenever you like; the same command resumes from the last
 checkpoint. The finished weights are in WORKDIR/weights, which is what
 launch.sample and launch.evaluate take as --checkpoint.
 
@@ -27,7 +28,7 @@ On a pod:    --distributed=auto, the same command in every process, and a
              workdir that all of them see; launch/clusters/ starts them.
 In a bucket: --workdir=gs://BUCKET/runs/tiny, or s3://..., see docs/storage.md.
              config.mesh says how the devices are used.
-After a fault, the same command goes on; docs/training.md says what happens at
+After a fault, the same command resumes; docs/training.md says what happens at
 SIGTERM, on a full disk and when a process is lost.
 """
 

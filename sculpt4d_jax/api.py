@@ -125,7 +125,7 @@ class Model:
     What is None is the preset's.
 
     Args:
-      clip: What `read_clip` takes, or what it returned.
+      clip: Input of `read_clip`, or its result.
       num_frames: Frames that a longer clip is resampled to.
       quality: A set of solver, steps and guidance interval by name: "draft",
         "fast" or "quality"; what else is given wins over it.
@@ -218,7 +218,7 @@ class Model:
 
     Args:
       num_sequences: Number of clips.
-      conventions: What is measured, and how.
+      conventions: Measurements and how they are taken.
       progress: See `generate`.
 
     Returns:
@@ -457,7 +457,7 @@ def plan(
 def _typed(
   name: PresetLike, changes: Mapping[str, Any] | None = None
 ) -> preset_lib.Preset:
-  """The typed preset; a typed one is taken as it is."""
+  """The typed preset; a typed one is returned unchanged."""
   if isinstance(name, preset_lib.Preset):
     if changes:
       raise UserError(

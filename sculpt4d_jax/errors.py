@@ -14,7 +14,7 @@ class UserError(ValueError):
 
   Attributes:
     is_for_user: True. Programs look for this attribute, since kernels have
-      error classes of their own that mean the same.
+      their own error classes that mean the same.
   """
 
   is_for_user = True

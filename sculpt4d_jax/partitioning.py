@@ -14,7 +14,7 @@ whole, so that one clip can be sampled on any mesh; what a training step needs
 to divide is checked by `check_training`.
 
 Inside `use_mesh` the functions here act on that mesh. Outside of it, and on a
-mesh of one device, they do nothing: the same model then runs as it is written.
+mesh of one device, they do nothing: the same model then runs unsharded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -361,7 +361,7 @@ def global_batch(
 
   Args:
     local: Arrays whose first axis is that of `rows`.
-    rows: What `local_rows` returned.
+    rows: Row indices from `local_rows`.
     num_rows: Clips of the whole batch.
     mesh: The mesh.
   """

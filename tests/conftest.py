@@ -1,7 +1,7 @@
 """Sets up every test run: the CPU, one device, and a cache of compiled code.
 
 Tests see ONE device, as most users do. Those about sharding ask for
-`run_on_devices`, which runs a piece of code in a process of its own with as
+`run_on_devices`, which runs a piece of code in a separate process with as
 many virtual CPU devices as they need.
 """
 

@@ -54,7 +54,7 @@ class BenchClip:
     pictures: RGBA, uint8 [F, S, S, 4].
     meshes: True meshes, one a frame.
     tracked: Points and normals, float32 [F, P, 6].
-    origin: How it was made, for the manifest.
+    origin: Provenance for the manifest.
   """
 
   name: str
@@ -73,7 +73,7 @@ def make(
   """Writes what is missing of the benchmark; returns the manifest.
 
   Args:
-    folder: Where to write; a benchmark that was begun there is completed.
+    folder: Output folder; a benchmark that was begun there is completed.
     num_clips: Procedural clips, the first seeds.
     assets: Animated files of public characters, a clip each.
 

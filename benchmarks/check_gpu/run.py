@@ -25,7 +25,7 @@ def run_all(
   """Runs steps that are not done yet; the status of each.
 
   Args:
-    steps: In order.
+    steps: The steps, in order.
     output: Folder of results.
     seconds: Time for all of them together.
   """
@@ -56,7 +56,7 @@ def run(
 
   Args:
     step: The step.
-    folder: Where its files go.
+    folder: Folder for its files.
     output: Stands for OUTPUT in its arguments.
     limit: Seconds after which it is ended. One that takes what is left is not
       a failure then.

@@ -7,11 +7,11 @@ import sys
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """One step; it runs in a process of its own.
+  """One step; it runs in a separate process.
 
   Attributes:
     name: Name of its folder.
-    question: What it answers.
+    question: The question that it answers.
     module: Module that is run.
     arguments: Its arguments.
     seconds: Time that it may take; None takes what is left.

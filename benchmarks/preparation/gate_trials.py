@@ -38,7 +38,7 @@ class Trial:
   """A way to break a clip.
 
   Attributes:
-    name: What is broken.
+    name: The damage, in a few words.
     measure: The measure of the gate that is to notice it.
     group: Name in `round_trip.GROUPS` of the group that has the measure.
     damage: Breaks a round trip; None where there is nothing to break.

@@ -31,7 +31,7 @@ class KnownShape:
   """A moving shape and its answers, in its own units.
 
   Attributes:
-    name: What it tests.
+    name: The case that it tests.
     mesh: It, moving.
     volumes: Volume of each frame, without sheets.
     inside: Whether points [Q, 3] are inside, at rest in a frame; None if all
@@ -39,7 +39,7 @@ class KnownShape:
     is_distance: Whether `inside` gives true signed distances, positive inside,
       rather than a value of the right sign.
     edges: Sharp edges in frame 0, [E, 2, 3]; none if it is smooth.
-    motions: What may happen to a point: lists of (turn [3, 3], shift [3]), one
+    motions: Possible motions of a point: lists of (turn [3, 3], shift [3]), one
       a frame.
     sheet: Faces that enclose nothing and become a slab, bool [T].
     sheet_area: Area of the sheets.

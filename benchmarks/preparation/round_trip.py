@@ -29,7 +29,7 @@ class RoundTrip:
   Attributes:
     source: The animation as it came.
     mesh: The same, normalised.
-    repair: What is needed to close it.
+    repair: The repair that closes the mesh.
     surfaces: Watertight surfaces, one a frame.
     points: Guide points, carried along.
     samples: Distance samples, float16 [F, Q, 4].

@@ -12,7 +12,7 @@ def parse(text: str, fields: dict[str, Any]) -> sampling.SamplingConfig:
 
   Args:
     text: Names of presets and fields with their values.
-    fields: What is not mentioned.
+    fields: Values of the fields that the text does not mention.
 
   Raises:
     ValueError: A field or preset is unknown, or a value out of range.

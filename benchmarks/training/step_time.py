@@ -25,7 +25,7 @@ measured_peak = step_flops.measured_peak
 
 _NUM_BATCHES = 4
 _CHECKED_STEPS = 4
-# Both are float32 and sum in orders of their own; errors grow from step to
+# Both are float32 and sum in different orders; errors grow from step to
 # step, as AdamW's first updates are signs of gradients.
 _TOLERANCES = (2e-5, 1e-3)
 
@@ -35,8 +35,8 @@ class OurStep:
   """The step that `launch.train` takes, on batches made beforehand.
 
   Attributes:
-    task: What is trained.
-    optimizer: How.
+    task: Model, data and loss.
+    optimizer: Optimizer and number of steps.
     params: The parameters to start from, on the host.
     batches: Some batches, on the device.
     flops: Model operations of a step.

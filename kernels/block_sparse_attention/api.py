@@ -56,8 +56,8 @@ def block_sparse_attention(
       tokens.
     key: Keys [B, H, S, K].
     value: Values [B, H, S, K].
-    mask: Which blocks see which, in natural block indices whatever
-      `token_order` is. Static: known when the function is traced.
+    mask: Visible key blocks of each query block, in natural block indices
+      whatever `token_order` is. Static: known when the function is traced.
     scale: Factor on the scores; K ** -0.5 if None.
     token_order: "natural", or "bit_reversed" if the caller has listed the
       blocks of every frame by `bit_reversal` (`bit_reversed_tokens` gives the
@@ -108,7 +108,7 @@ def explain(
 
   Args:
     query: Shape [B, H, S, K] and dtype of queries, keys and values.
-    mask: Which blocks see which.
+    mask: Visible key blocks of each query block.
 
   Returns:
     For each backend, in the order in which they are tried, the reason for which

@@ -45,8 +45,8 @@ def attend_with_sharded_frames(
   Args:
     query: This device's frames of the queries, [B, H, S / n, K]: whole frames,
       in the order of the devices along the axis.
-    key: As query.
-    value: As query.
+    key: Same shape and dtype as query.
+    value: Same shape and dtype as query.
     mask: Mask of the whole clip.
     axis_name: Mesh axis of n devices along which the frames lie.
     **kwargs: scale, token_order and implementation of
@@ -95,8 +95,8 @@ def with_all_frames(
     attend: Takes and returns arrays that hold n times the frames, and one of n
       parts of the heads.
     query: This device's frames of the queries, all heads.
-    key: As query.
-    value: As query.
+    key: Same shape and dtype as query.
+    value: Same shape and dtype as query.
     axis_name: Mesh axis of n devices along which the frames lie, in order.
     frame_axis: Axis of the arrays that the frames lead: frames, or the tokens
       of all frames.

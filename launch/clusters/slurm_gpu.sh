@@ -41,7 +41,7 @@ else
   code=0
   "${step[@]}" || code=$?
   # A process was lost, with its node perhaps, or a step hung: again, on nodes
-  # that are there.
+  # that exist.
   if ((code == 75 || code == 134 || code == 137)); then
     scontrol requeue "$SLURM_JOB_ID"
   fi

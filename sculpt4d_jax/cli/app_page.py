@@ -41,7 +41,7 @@ _EMPTY = (
   '<div style="display: grid; place-items: center; height: 560px; opacity: .6">'
   "The meshes appear here.</div>"
 )
-_MAX_SECONDS = 600.0  # Of the trimming sliders before a clip is there.
+_MAX_SECONDS = 600.0  # Range of the trimming sliders before an upload.
 _SHOWN_FRAMES = 4  # Of the cut-out.
 _KEPT_RUNS = 8  # Folders of results that stay on the disk.
 _MAX_UPLOAD = "200mb"
@@ -280,7 +280,7 @@ def serve(
   """Serves the page until it is interrupted.
 
   Args:
-    page: What `build` made.
+    page: Page returned by `build`.
     host: Address to listen on; None is the environment's GRADIO_SERVER_NAME,
       or this machine alone.
     port: Port; None takes the environment's, or the first free one from 7860.

@@ -1,6 +1,6 @@
 """Signals that reach a program while it is busy in a library.
 
-Python runs handlers of signals between two of its own instructions. A compiler
+Python runs signal handlers between two bytecode instructions. A compiler
 that works for minutes inside one call keeps them waiting. A thread learns of
 the signal at once, gives the program a few seconds to unwind, so that its
 temporary files are removed, and then ends it.
@@ -31,9 +31,9 @@ def watch(
   """Starts the thread; call it in the main thread.
 
   Args:
-    own_handlers: By signal, the handler under which it is to end the process.
-      Under other handlers (training saves first) the thread only says that the
-      signal came.
+    own_handlers: Signal -> the handler under which the thread may end the
+      process. Under other handlers (training saves first) the thread only
+      reports that the signal arrived.
     end: Ends the process because of a signal.
     say: Writes a line for the user.
   """

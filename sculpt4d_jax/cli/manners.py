@@ -108,7 +108,7 @@ def _run(work: Callable[[], Any], name: str) -> int | str | None:
     return work()
   except Exception as error:
     if _INTERRUPTS:
-      # Some libraries turn an interrupt into an error of their own.
+      # Some libraries turn an interrupt into another error.
       raise KeyboardInterrupt from error
     message = user_message(error)
     if message is None:
@@ -145,9 +145,9 @@ def say(name: str, message: str) -> None:
 def end_at_once(code: int) -> NoReturn:
   """Ends the process with what it has said, but not as Python ends otherwise.
 
-  A signal often comes while jax compiles. Its thread would go on while Python
-  takes down what it works with, and crash; and in a run of several processes
-  jax would wait for the others.
+  A signal often arrives while jax compiles. Its thread would run on while
+  Python takes down what it works with, and crash; and in a run of several
+  processes jax would wait for the others.
   """
   for child in multiprocessing.active_children():
     child.terminate()

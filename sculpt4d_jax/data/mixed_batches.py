@@ -32,7 +32,7 @@ class MixedBatches:
     """
     if first.num_frames != second.num_frames:
       raise UserError(
-        "clips of one batch must have the same number of frames, came"
+        "clips of one batch must have the same number of frames, got"
         f" {first.num_frames} and {second.num_frames}."
       )
     self._first, self._second = first, second

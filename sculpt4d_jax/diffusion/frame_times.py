@@ -79,7 +79,7 @@ def draw(
     time: Time of each clip, for the frames that have no other.
     num_frames: F. A clip of one frame has no known frame.
     config: Shares.
-    sampler: Where independent times come from.
+    sampler: Distribution of the independent times.
   """
   num_clips = len(time)
   shape = num_clips, num_frames

@@ -47,6 +47,6 @@ def _expand(time: Array, shape: tuple[int, ...]) -> Array:
   if time.ndim not in (1, 2) or time.shape != shape[: time.ndim]:
     raise UserError(
       "time must be [B], one number a clip, or [B, F], one a frame, of data"
-      f" {shape}; came {time.shape}."
+      f" {shape}; got {time.shape}."
     )
   return time.reshape(time.shape + (1,) * (len(shape) - time.ndim))

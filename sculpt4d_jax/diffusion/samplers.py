@@ -90,7 +90,7 @@ def calls_of(name: str, times: np.ndarray) -> calls_lib.Calls:
   times = np.asarray(times, np.float32)
   if times.ndim != 1 or times.shape[0] < 2:
     raise UserError(
-      f"times must be one list of at least two, came {times.shape}."
+      f"times must be one list of at least two, got {times.shape}."
     )
   if name not in SAMPLERS:
     raise UserError(
@@ -114,10 +114,10 @@ def integrate(
 
   Args:
     velocity: Velocity function; it may return another dtype than x has.
-    noise: Where to start, at the first call's time. Its dtype is that of the
+    noise: Initial state, at the first call's time. Its dtype is that of the
       state: float32 keeps many small steps exact even if the model computes in
       bfloat16.
-    calls: What `calls_of` returned.
+    calls: Calls from `calls_of`.
     return_trajectory: Returns the noise and the state after each call,
       [calls + 1, B, ...], instead.
     on_call: Called from inside the compiled loop with the number of calls that
@@ -163,7 +163,7 @@ def integrate(
 
 
 def _report(on_call, number, answer):
-  """Tells the host the number of a call, once its answer is there."""
+  """Tells the host the number of a call, once its result is ready."""
   number = number + (0.0 * answer.ravel()[0]).astype(number.dtype)
   jax.debug.callback(lambda n: on_call(int(n)), number)
 

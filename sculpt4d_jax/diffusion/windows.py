@@ -84,7 +84,7 @@ def averaged(
   Args:
     velocity: Velocity of one window.
     context: Tree of arrays with all frames.
-    windows: Where they lie.
+    windows: Positions of the windows.
     frame_axis: Array of the context -> the axis of its frames.
   """
 

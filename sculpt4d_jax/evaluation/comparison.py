@@ -26,7 +26,7 @@ def evaluate(
     predicted: A sequence: an object with `meshes`, a list of meshes, a folder of
       PLY files, an animated GLB or USD file; or a folder of such, paired by name.
     truth: The same, with as many frames.
-    conventions: What is measured, and how.
+    conventions: Measurements and how they are taken.
     progress: True for a bar on stderr, False for silence, or a function that is
       called with a `run_log.Progress`.
 

@@ -41,7 +41,7 @@ class SequenceMetrics:
   """Scores of one sequence; `geometry_metrics` defines each.
 
   Attributes:
-    name: Of the sequence.
+    name: Name of the sequence.
     chamfer, iou, f_score: One value a frame, float64 [F].
     motion: Jitter and accelerations of the whole sequence.
     num_empty: Frames in which the prediction has no surface.
@@ -87,7 +87,7 @@ class Summary:
 
   Attributes:
     estimates: One for each of `METRICS`.
-    sequences: What they were made of.
+    sequences: Scores of the sequences that were averaged.
   """
 
   estimates: Mapping[str, Estimate]
@@ -106,9 +106,9 @@ def evaluate_sequence(
 
   Args:
     prediction: One mesh a frame; a mesh without a surface scores the worst.
-    truth: As many, each with a surface.
-    conventions: What is measured, and how.
-    name: Of the sequence, for messages and tables.
+    truth: True meshes, one a frame, each with a surface.
+    conventions: Measurements and how they are taken.
+    name: Name of the sequence, for messages and tables.
     on_frame: Called after each frame, for a progress bar.
 
   Raises:
@@ -236,7 +236,7 @@ def paired_difference(
     method: Scores of one method.
     other: Scores of another on the same sequences, in any order.
     metric: One of `METRICS`.
-    **options: Of `estimate_mean`.
+    **options: Options of `estimate_mean`.
 
   Raises:
     ValueError: The sequences are not the same or not told apart by name.

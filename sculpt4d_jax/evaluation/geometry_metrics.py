@@ -26,7 +26,7 @@ Lengths are in the units of the meshes, which live in [-1, 1]^3.
            shivers by +-a from frame to frame scores just below 4 a.
   acceleration, truth_acceleration
            The same mean over |D f_prediction| and |D f_truth| alone, for
-           reading the jitter beside.
+           reading the jitter as well.
 
 A predicted frame without a surface scores the worst that there is: the diagonal
 of the cube as Chamfer distance, F-Score 0, IoU 0; for the jitter it is an
@@ -74,10 +74,11 @@ class Conventions:
     iou_resolution: Cells along an axis of the occupancy grid.
     jitter_resolution: Points along an axis of the grid of distances.
     truncation: Distances beyond this count as this, for the jitter.
-    alignment: What is taken off the prediction before it is compared, found
-      once for the whole sequence: "none"; "scale_translation", which gives its
-      points the centroid and the root-mean-square radius of the truth's; "icp",
-      which goes on from there to the nearest rigid pose.
+    alignment: Transform that is removed from the prediction before the
+      comparison, found once for the whole sequence: "none";
+      "scale_translation", which matches the centroid and the root-mean-square
+      radius of the truth's points; "icp", which starts from there and finds the
+      nearest rigid pose.
     seed: Seed of the sampled points.
   """
 
@@ -165,7 +166,7 @@ def surface_scores(
   Args:
     prediction: Points [P, 3]; may be none.
     truth: Points [P', 3].
-    threshold: Of the F-Score.
+    threshold: Distance threshold of the F-Score.
   """
   if not len(truth):
     raise UserError("The truth has no points to compare with.")

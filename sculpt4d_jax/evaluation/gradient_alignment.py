@@ -154,7 +154,7 @@ def align(
   Args:
     source: Points [P, 3] to be moved.
     target: Points [Q, 3].
-    schedule: How.
+    schedule: Stages of the optimisation.
     nearest: "tree" or "dense", how neighbours are found; by default trees on a
       CPU.
     workers: Threads of the trees; -1 is one a core.

@@ -1,4 +1,4 @@
-"""A model on held-out procedural clips, beside the answers that cost nothing.
+"""A model on held-out procedural clips, compared with trivial answers.
 
 The rows of the comparison:
 
@@ -176,7 +176,7 @@ def compare_seeds(
     sizes: Sizes of the clips' records.
     sampling: Settings of the sampler.
     surface: Settings of the surfaces.
-    conventions: What is measured, and how.
+    conventions: Measurements and how they are taken.
     log: Log that shows the progress.
   """
   clips = make_clips(held_out, num_frames, sizes, log)
@@ -196,12 +196,12 @@ def compare(
   """Scores every method on every clip.
 
   Args:
-    model: With its weights.
+    model: Networks with their weights.
     clips: Held out.
-    training_clips: What the trivial answers are made of.
-    sampling: Of the model.
-    surface: Of the model.
-    conventions: Of the metrics.
+    training_clips: Clips from which the trivial answers are made.
+    sampling: Settings of the sampler.
+    surface: Settings of the surfaces.
+    conventions: Conventions of the metrics.
     log: Shows progress.
 
   Returns:

@@ -16,7 +16,7 @@ def nearest(
   """Distances and numbers of the nearest of `points` [P, 3].
 
   Args:
-    points: At least one.
+    points: Points [P, 3], at least one.
     queries: Points [Q, 3].
     workers: Threads; -1 is one a core.
 

@@ -65,7 +65,7 @@ class ShapeSequence:
   Attributes:
     meshes: One mesh a frame; empty if there is only a cloud.
     cloud: Tracked points, float32 [F, P, 3], or None.
-    source: What it was read from, in a few words.
+    source: Description of what it was read from, in a few words.
   """
 
   meshes: tuple[TriangleMesh, ...] = ()

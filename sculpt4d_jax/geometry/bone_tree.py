@@ -42,8 +42,8 @@ class Rig:
   Attributes:
     skin: Weights and motions of the bones, in the tree's order.
     parents: Parent of each bone, int32 [B]; -1 for the root, which is bone 0.
-    joints: Where each bone hangs on its parent at rest, float64 [B, 3]; the
-      root's is the middle of its vertices.
+    joints: Rest position of each bone's joint with its parent, float64 [B, 3];
+      the root's is the weighted mean of its vertices.
     tips: A point at the other end of each bone at rest, float64 [B, 3].
     spreads: Root mean square distance over the frames between the places to
       which a bone and its parent carry the joint, world units, [B]; 0 for

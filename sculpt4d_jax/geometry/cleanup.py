@@ -71,7 +71,7 @@ def keep_largest_components(
 def simplify(mesh: TriangleMesh, max_faces: int) -> TriangleMesh:
   """Collapses edges until at most `max_faces` faces remain.
 
-  Winding is kept. A mesh within the budget is returned as it is; one whose
+  Winding is kept. A mesh within the budget is returned unchanged; one whose
   topology allows no more collapses may keep more faces than asked for.
 
   Raises:

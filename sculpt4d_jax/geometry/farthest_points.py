@@ -176,7 +176,7 @@ def select_queries(
     surface: Rows whose first three columns are the position. For a sequence:
       frame 0; the rows found are those of all its frames.
     inputs: The rows that are read, from `select_inputs`.
-    sizes: How many of `inputs` and of the queries belong to each group.
+    sizes: Numbers of inputs and of queries in each group.
     uniform_start: First pick, as a position among the uniform inputs.
     sharp_start: First pick, as a position among the sharp inputs.
 

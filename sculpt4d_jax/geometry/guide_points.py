@@ -37,8 +37,8 @@ class GuidePoints:
     face_ids: int32 [P].
     barycentrics: float32 [P, 3].
     is_sharp: Whether it lies on a sharp edge, bool [P].
-    sides: Which side of its face it belongs to: 1 outside, -1 the back of a
-      sheet, float32 [P].
+    sides: Side of its face that each point belongs to: 1 outside, -1 the back
+      of a sheet, float32 [P].
     num_uniform: Number of uniform points, which come first.
   """
 
@@ -90,7 +90,7 @@ def draw(
 
   Args:
     mesh: The animation.
-    repair: From `watertight.plan_repair`.
+    repair: Repair from `watertight.plan_repair`.
     surfaces: Numbers and watertight surfaces of the frames that are looked at
       to find out which points are hidden.
     num_uniform: Points by area.

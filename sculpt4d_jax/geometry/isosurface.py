@@ -63,7 +63,7 @@ class GridField:
     values: Float32 [R+1, R+1, R+1]. Where the field was not evaluated: in mode
       "exact" the value of a coarser grid nearby, which has the right sign; in
       mode "lean" a value interpolated from it; in mode "flashvdm" NaN.
-    evaluated: Where it was evaluated on the finest grid, bool.
+    evaluated: Mask of the points that were evaluated on the finest grid, bool.
     num_evaluations: Points evaluated on all grids together.
   """
 
@@ -134,8 +134,8 @@ def coarse_to_fine_field(
       "flashvdm" repeats the FlashVDM decoder: its coarsest resolution is
       rounded to a multiple of 4 less 1 and doubled from there (380 where 384
       is asked for), and what lies beyond the marked points is NaN.
-    band_cells: In place of `band`, for a field that is a true distance: points
-      closer to the level than this many cells of their own grid are near the
+    band_cells: Replaces `band` for a field that is a true distance: points
+      closer to the level than this many cells of the current grid are near the
       surface, so that fine grids are evaluated in a thin layer only. Half the
       diagonal of a cell, 0.87, misses nothing.
 

@@ -41,7 +41,7 @@ def closest_points(mesh: TriangleMesh, points: np.ndarray) -> ClosestPoints:
   """Finds the closest points of a mesh.
 
   Args:
-    mesh: At least one face; it need not be closed.
+    mesh: Mesh with at least one face; it need not be closed.
     points: [Q, 3].
 
   Raises:

@@ -1,11 +1,11 @@
 """What a coarse grid of a field says about a finer one, so that few points do.
 
 Values between the coarse points are guessed by linear interpolation. Wherever
-the guess puts the surface, the caller evaluates the field, and goes on from cell
-to cell as long as a cell that the surface crosses has a corner that is only
-guessed. As neighbours on different sides of the surface have a crossing between
-them whatever the guess, every piece of surface that has a coarse point on each
-side is found whole.
+the guess puts the surface, the caller evaluates the field, and continues from
+cell to cell as long as a cell that the surface crosses has a corner that is
+only guessed. As neighbours on different sides of the surface have a crossing
+between them whatever the guess, every piece of surface that has a coarse point
+on each side is found whole.
 
 A smaller piece may hide where a point is nearer to the level than its own slope
 makes up for within a cell, and no neighbour lies on the other side to explain

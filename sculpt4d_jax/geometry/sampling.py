@@ -53,8 +53,8 @@ class SharpEdges:
 
   Attributes:
     face_ids: Two of the faces at each edge, int32 [E, 2].
-    corners: In each of these faces the corner that the edge leaves and the one
-      that it reaches, 0..2, int32 [E, 2, 2]; the same end comes first in both.
+    corners: Start and end corner of the edge in each of these faces, 0..2,
+      int32 [E, 2, 2]; the same end of the edge is listed first in both faces.
     lengths: float64 [E].
     areas: Area of the two faces at each edge together, float64 [E].
   """

@@ -109,7 +109,7 @@ def unwrap(mesh: TriangleMesh, resolution: int = 1024) -> UvAtlas:
   """Cuts a mesh into charts and packs them.
 
   Args:
-    mesh: At least one face.
+    mesh: Mesh with at least one face.
     resolution: Side of the square picture in texels.
 
   Returns:

@@ -5,7 +5,7 @@ where nobody looks, parts wound inside out, capes of no thickness. Their
 watertight surface is the zero level of a field that marching cubes reads:
 
   body    distance, signed by the generalised winding number: bodies unite,
-          small holes close, thickness stays as it is
+          small holes close, thickness stays the same
   sheets  faces that enclose nothing (cloth, capes, thin planes) have no inside;
           they get one, `sheet_cells` cells of the grid to either side
   cavities  what cannot be reached from outside is filled: nobody sees it
@@ -49,8 +49,8 @@ class WatertightSettings:
   Attributes:
     resolution: Cells of the grid a side.
     bounds: The grid spans +- this.
-    min_resolution: Of the coarsest grid. The field is a true distance, so that
-      a coarse grid misses nothing, however thin.
+    min_resolution: Resolution of the coarsest grid. The field is a true
+      distance, so that a coarse grid misses nothing, however thin.
     sheet_cells: Half the thickness that a sheet gets, in cells.
     fill_cavities: Whether what cannot be reached from outside is filled.
     test_points: Points that are sampled to find the sheets.
@@ -149,9 +149,10 @@ def plan_repair(
 
   Args:
     mesh: The animation, in the grid's bounds.
-    settings: Of the surface.
-    rng: Of the points that are sampled to find the sheets.
-    frames: Where to look; by default the first, the middle and the last.
+    settings: Settings of the surface.
+    rng: Randomness of the points that are sampled to find the sheets.
+    frames: Frames that are examined; by default the first, the middle and the
+      last.
 
   Returns:
     The plan, and surfaces that follow it of frames that were looked at, by
@@ -216,8 +217,8 @@ def close(
 
   Args:
     mesh: A frame of the animation that `repair` was made for.
-    repair: From `plan_repair`.
-    settings: Of the surface.
+    repair: Repair from `plan_repair`.
+    settings: Settings of the surface.
 
   Returns:
     A closed mesh, wound outwards; None if nothing is inside.

@@ -55,7 +55,7 @@ class AssetOptions:
       other frames where the first one does not see, "none" leaves them out.
     shading: "unlit" keeps the light that was filmed and shows colours as they
       are; "lit" divides it out, for viewers that light the asset themselves.
-    fill: How parts that no frame shows get colours after mirroring.
+    fill: Method that colours parts which no frame shows, after mirroring.
     bones: Number of bones, "auto", or 0 for no skeleton.
     texture_size: Side of the texture in texels.
     videos: Whether overlay.mp4 and turntable.mp4 are made.
@@ -99,7 +99,7 @@ class Asset:
     rig: The bones of the first run; None without.
     trajectory: The global motion that was taken off for the bones.
     files: Paths of the files.
-    report: What registration.json holds.
+    report: Content of registration.json.
   """
 
   parts: tuple[TexturedMesh, ...]
@@ -134,10 +134,10 @@ def make_asset(
     registered: The registration.
     frames: The video as the model saw it, uint8 [F, h, w, 3], or None.
     masks: The object in it, uint8 [F, h, w] or float in [0, 1], or None.
-    options: What is made.
-    folder: Where to write; made if missing.
+    options: Parts of the asset to make, and their sizes.
+    folder: Output folder; made if missing.
     fps: Frames a second.
-    times: When each frame starts, seconds, if frames are of unequal length.
+    times: Start of each frame, seconds, if frames are of unequal length.
     errors: Distances of the mesh's vertices to the frames' own meshes, as
       shares of the size, [F, V]; the viewer shows them as a heat map.
     title: Title of the viewer's page.

@@ -67,7 +67,7 @@ def colour(
   Args:
     segments: Runs of one topology.
     video: The video, or None for plain meshes.
-    options: How to colour.
+    options: Options that decide about colours.
     rig: Bones of the only run, or None.
 
   Returns:
@@ -138,7 +138,7 @@ def paint(
 
   Args:
     covered: Texels of charts, bool [h, w].
-    baked: What the frames show of these texels.
+    baked: Observed colours of these texels.
     filled: Their colours where the frames show nothing, [P, 3].
   """
   share = np.clip((baked.weights - _BLEND[0]) / (_BLEND[1] - _BLEND[0]), 0, 1)

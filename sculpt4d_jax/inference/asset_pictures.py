@@ -94,8 +94,8 @@ def turntable_frames(
     num_frames: Frames of its clip.
     size: Side of the pictures.
     turns: Turns of the camera.
-    repeats: How often the clip plays; by default so often that there are 48
-      pictures or more.
+    repeats: Number of times that the clip plays; by default as many as give at
+      least 48 pictures.
   """
   repeats = repeats or max(1, -(-48 // num_frames))
   total = repeats * num_frames

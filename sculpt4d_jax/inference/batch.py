@@ -31,7 +31,7 @@ class Job:
 
   @property
   def is_done(self) -> bool:
-    """Whether all files are there: they arrive together."""
+    """Whether all files exist: they appear together."""
     return (self.output / outputs.RUN).is_file()
 
 
@@ -100,7 +100,7 @@ def run(
   """Makes all clips that are not done.
 
   Args:
-    jobs: What `find` returned.
+    jobs: Jobs from `find`.
     make: Makes one clip and writes its files; called in threads.
     describe: Error of `make` -> the reason for the report.
     on_end: Called with every clip that has ended, and why if it failed.

@@ -19,7 +19,7 @@ def write(folder: str | os.PathLike, clip: pipeline.Clip) -> pathlib.Path:
   """Writes cutout.png: input frames above, the cropped object below.
 
   Args:
-    folder: Made if missing.
+    folder: Output folder; made if missing.
     clip: A clip as the model gets it.
 
   Returns:

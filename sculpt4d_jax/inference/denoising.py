@@ -31,7 +31,7 @@ def denoise_clips(
   Args:
     dit: The transformer.
     context: The clips' image tokens.
-    noise: Where to start.
+    noise: Initial state.
     config: Steps and guidance; the seed is in the noise.
     on_call: Called from inside the compiled loop with the number of calls of
       the velocity that are done.

@@ -123,7 +123,7 @@ def load(
   """Latents [N, C] of all known frames, by their index in the clip.
 
   Args:
-    files: What `parse` returned; latents by index are returned unchanged.
+    files: Result of `parse`; latents by index are returned unchanged.
     model: The model that encodes meshes.
     num_uniform: Points by area of a surface, as in the model's training.
     num_sharp: Points on sharp edges.

@@ -3,9 +3,9 @@
 Each window is sampled with the frames it shares with those before as known
 frames. What is kept in memory is one window; finished windows are files in a
 folder, one a window, and are the whole state: a run that is interrupted reads
-them and goes on, to the same bytes. The noise of a frame depends on the seed and
-its number alone, so that neither the length nor the windows have to be known
-ahead, and frames can come from a stream without end.
+them and resumes, to the same bytes. The noise of a frame depends on the seed
+and its number alone, so that neither the length nor the windows have to be
+known ahead, and frames can come from a stream without end.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,8 +47,8 @@ class WindowFolder:
     """Opens a folder, or makes it.
 
     Args:
-      folder: Where windows are and will be.
-      identity: What decides about the latents; JSON.
+      folder: Folder of the windows.
+      identity: Everything that determines the latents; JSON.
 
     Raises:
       ValueError: The folder holds windows that were made with other settings.
@@ -121,11 +121,11 @@ def open_folder(
   """The folder of a clip's windows; None where there are none to keep.
 
   Args:
-    folder: Where windows are kept, if wanted.
+    folder: Folder of kept windows; None keeps none.
     config: Settings of the sampler.
-    windows: Of the clip.
+    windows: Windows of the clip.
     images: All pictures.
-    details: What else decides about the latents.
+    details: Further values that determine the latents.
   """
   if folder is None or windows is None or windows.kind != "sequential":
     return None
@@ -150,7 +150,7 @@ def sample(
     images: All pictures.
     config: Steps, guidance, seed.
     windows: Their size and overlap.
-    folder: Where finished windows are kept, and taken from.
+    folder: Folder that finished windows are written to and resumed from.
     known_frames: Latents of frames that are given, by their index.
     on_window: Called with the number of finished windows.
 

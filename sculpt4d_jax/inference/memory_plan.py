@@ -53,7 +53,7 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What decides about memory, beside the networks' sizes.
+  """What decides about memory, besides the networks' sizes.
 
   Attributes:
     num_frames: F.
@@ -91,7 +91,7 @@ class Settings:
       flags.append(f"frames_at_a_time={self.frames_at_a_time}")
     if self.weights != "stored":
       flags.append(f"weights={self.weights}")
-    return ", ".join(flags) or "as it is"
+    return ", ".join(flags) or "default"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class MemoryPlan:
   """Bytes by stage and part.
 
   Attributes:
-    stages: For each stage, what it holds.
+    stages: Stage -> part -> bytes.
     settings: They were made for.
   """
 
@@ -189,8 +189,8 @@ class Planner:
 
     Args:
       model: Configurations of the networks.
-      param_bytes: Of a stored number: 2 for a conversion in bfloat16, 4 for
-        one in float32.
+      param_bytes: Bytes of a stored number: 2 for a conversion in bfloat16, 4
+        for one in float32.
     """
     parts = model.parts()
     self.vae, self.encoder, self.dit = (
@@ -263,7 +263,7 @@ class Planner:
   def _block(self, settings: Settings) -> int:
     """The largest block's weights: the loop over blocks copies one's at a time.
 
-    In eight bits they are there packed and made whole.
+    In eight bits both the packed and the unpacked ones are in memory.
     """
     d = self.dit
     mlp = 2 * d.mlp_ratio * d.width**2

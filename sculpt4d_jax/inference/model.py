@@ -69,7 +69,7 @@ class Sculpt4D:
       vae: The autoencoder.
       image_encoder: The image encoder.
       dit: The transformer.
-      details: What their files tell.
+      details: Details from their files.
       offload: Keeps the image encoder and the autoencoder on the host while
         they are not used.
       devices: Devices that share a clip; none leaves all to the default one.
@@ -113,8 +113,8 @@ class Sculpt4D:
 
     Args:
       model: Configurations of the networks.
-      folder: What a training or a conversion wrote.
-      dtype: Of the parameters; see `model_folders.load`.
+      folder: Folder written by a training or a conversion.
+      dtype: Dtype of the parameters; see `model_folders.load`.
       offload: Keeps the image encoder and the autoencoder on the host while
         they are not used.
       devices: Devices that share a clip; none leaves all to the default one.
@@ -233,8 +233,8 @@ class Sculpt4D:
     """Samples the latents of clips of equal length from given noise.
 
     Args:
-      context: What `encode` made of each clip.
-      noise: Where to start.
+      context: Context of each clip, from `encode`.
+      noise: Initial state.
       config: Steps and guidance; its seed and frames are not used.
       on_step: See `sample`.
       known: Frames that are given; data are float32 [B, F, N, C].
@@ -334,7 +334,7 @@ class Sculpt4D:
     self, latents: Float[np.ndarray, "N C"]
   ) -> Callable[[np.ndarray], np.ndarray]:
     """The field of one frame: points [Q, 3] -> values [Q], positive inside."""
-    vae = jax.device_put(self._vae)  # From the host, if it is there.
+    vae = jax.device_put(self._vae)  # From the host, if offloaded.
     key_values = self._keys_values(vae, jnp.asarray(latents))
 
     def evaluate(points: np.ndarray) -> np.ndarray:

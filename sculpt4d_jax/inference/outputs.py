@@ -43,9 +43,9 @@ def write(
   missing is left out, with a line in the log that names the package.
 
   Args:
-    folder: Made if missing.
+    folder: Output folder; made if missing.
     result: Meshes and the clip they were made from.
-    details: What run.json should tell beside stages and meshes.
+    details: Further fields of run.json, besides stages and meshes.
     log: Times the stage; its stages go into run.json.
     latents: Whether to write latents.npz too, of which later runs take frames
       as known.
@@ -143,7 +143,7 @@ def viewer_page(
   Args:
     result: Meshes and the clip they were made from.
     details: Settings of the run, as `write` takes them.
-    pictures: What `input_pictures` gives; None makes them.
+    pictures: Result of `input_pictures`; None computes it.
   """
   if pictures is None:
     pictures = input_pictures(result.clip)
@@ -174,7 +174,7 @@ def input_pictures(clip: pipeline.Clip, size: int = 384) -> np.ndarray:
 
 
 def _page_details(details: Mapping[str, Any]) -> dict[str, Any]:
-  """The few settings that are worth reading beside the mesh."""
+  """The few settings that are worth reading next to the mesh."""
   sampling = details.get("sampling", {})
   surface = details.get("surface", {})
   return {

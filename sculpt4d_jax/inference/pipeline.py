@@ -37,12 +37,12 @@ class SurfaceConfig:
       the next finer grid is evaluated. It must cover what the field changes
       within a cell of the coarsest grid.
     bounds: The grid spans +- this.
-    level: Of the field, on the surface.
+    level: Value of the field on the surface.
     chunk_size: Points evaluated at a time.
     min_component_area: Smaller components, as a share of the largest one's
       area, are dropped.
     max_components: The largest ones kept; 0 keeps all that are large enough.
-    max_faces: Of each mesh; 0 does not simplify.
+    max_faces: Largest number of faces of a mesh; 0 does not simplify.
     grid: "exact"; "lean", the same surface from fewer points; or what Hunyuan3D
       2.1 does: "dense", "flashvdm" or "hunyuan3d"; see
       `geometry/isosurface.py`.
@@ -85,8 +85,8 @@ class Clip:
 
   Attributes:
     images: uint8 [F, S, S, 3], the object on white.
-    source: What was read: frames with their times.
-    foreground: What was cut out of them, and how.
+    source: Frames that were read, with their times.
+    foreground: The object that was cut out of them, and by which method.
     box: The square that was cut out of every frame.
     stages: Seconds and peak memory of reading, for run.json.
   """
@@ -105,7 +105,7 @@ class Result:
   Attributes:
     clip: The input.
     latents: float32 [F, N, C].
-    meshes: One a frame; a frame without surface has no faces.
+    meshes: Meshes, one a frame; a frame without a surface has no faces.
     num_evaluations: Points of the field evaluated, all frames together.
     scale_factor: Factor of the autoencoder's latents in `latents`.
   """
@@ -136,10 +136,10 @@ def read_clip(
     num_frames: Frames at most, to which a longer clip is resampled; None takes
       all of the video's own.
     image_size: Pixels a side for the image encoder.
-    matte: How the background is found, see `foreground.extract`.
+    matte: Method that finds the background, see `foreground.extract`.
     start: Seconds; None is the first frame.
     end: Seconds; None is the last frame.
-    border_ratio: Of the picture, left free around the object.
+    border_ratio: Margin around the object, as a fraction of the image side.
 
   Raises:
     InputError: The input cannot be used.
@@ -169,9 +169,9 @@ def generate(
 
   Args:
     model: The networks.
-    clip: What `read_clip` returned.
-    sampling: How latents are sampled.
-    surface: How they become meshes.
+    clip: Clip from `read_clip`.
+    sampling: Settings of the sampler.
+    surface: Settings of the surfaces.
     log: Times the stages.
     known_frames: Latents of frames that are given; see `Sculpt4D.sample`.
     windows: Cuts a long clip; None samples all frames at once.

@@ -40,7 +40,7 @@ def write_preview(
   """Writes a contact sheet of a mesh sequence as PNG.
 
   Args:
-    path: Where to write, a .png file.
+    path: Output file (.png).
     meshes: One mesh a frame; frames may be empty.
     video_frames: The input's frames, uint8 [F, h, w, 3], one for each mesh; or
       None to leave their row out.

@@ -95,9 +95,10 @@ def write(
   """Writes the files of a registration.
 
   Args:
-    folder: Made if missing; files in it that are not of an earlier run stay.
-    registered: What was found.
-    source: What it was found for; gives the times.
+    folder: Output folder; made if missing. Files that an earlier run did not
+      write stay.
+    registered: Result of the registration.
+    source: Sequence that was registered; gives the times.
     log: Its stages go into registration.json.
 
   Returns:

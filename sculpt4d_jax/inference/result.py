@@ -65,7 +65,8 @@ class Result:
     """Writes meshes, animations, the viewer page, a preview and run.json.
 
     Args:
-      folder: Made if missing; frames of an earlier run in it are replaced.
+      folder: Output folder; made if missing. Frames of an earlier run in it are
+        replaced.
       latents: Whether to write latents.npz too, of which later runs take frames
         as known.
       progress: See `Model.generate`.

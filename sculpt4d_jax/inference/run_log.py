@@ -24,7 +24,7 @@ class Stage:
   """One stage of a run.
 
   Attributes:
-    name: What it does.
+    name: Description of the stage.
     seconds: Duration (s).
     peak_memory_mb: Largest resident memory of the process in it; where the
       system can't tell that (not Linux), the largest of the run so far.

@@ -49,7 +49,7 @@ class SamplingConfig:
       0 noise and 1 data.
     keep_difference: Calls that the difference between both branches of guidance
       serves.
-    known: How known frames enter: "path", noised like the others, for any
+    known: Treatment of known frames: "path", noised like the others, for any
       weights; "clean", at time 1, for weights trained with times of single
       frames.
     frames_at_a_time: Frames that layers within a frame work on at a time; 0

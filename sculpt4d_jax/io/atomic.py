@@ -1,6 +1,6 @@
 """Files that appear whole or not at all.
 
-A file is written beside its final place under a hidden temporary name, flushed
+A file is written next to its final place under a hidden temporary name, flushed
 to the disk, and renamed over the final name in one step. Whatever goes wrong
 on the way, an interrupt included, the temporary file is removed and an older
 file of the same name stays as it was. `staged.py` does the same for the
@@ -142,7 +142,7 @@ def new_folder(
       not, the folder must not exist, or be empty.
 
   Yields:
-    An empty folder beside it.
+    An empty folder next to it.
 
   Raises:
     OutputError: The folder exists, or cannot be made or written to.

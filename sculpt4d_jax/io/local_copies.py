@@ -31,7 +31,7 @@ def scratch(path: Any, cache: str | pathlib.Path | None = None) -> pathlib.Path:
   """The folder on this disk that stands for a path: itself, if it is local.
 
   Args:
-    path: In a store or not.
+    path: Path on a disk or in a store.
     cache: The cache's folder; None is the common one.
   """
   path = paths.of(path)
@@ -46,7 +46,7 @@ def fetch(path: Any, cache: str | pathlib.Path | None = None) -> pathlib.Path:
   """A local path with the content of a file or folder.
 
   Args:
-    path: An object or a folder of a store; a local path is returned as it is.
+    path: An object or a folder of a store; a local path is returned unchanged.
     cache: The cache's folder; None is the common one.
 
   Returns:

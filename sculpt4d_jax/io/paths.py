@@ -76,7 +76,7 @@ def of(path: Any) -> Any:
   """A path for what a user names.
 
   Args:
-    path: A file, a folder, or a `gs://` or `s3://` URL; a path stays as it is.
+    path: A file, a folder, or a `gs://` or `s3://` URL; a path stays the same.
 
   Returns:
     `pathlib.Path` or `StorePath`.
@@ -213,7 +213,7 @@ class StorePath:
     def read(fs):
       content = fs.cat_file(self.key, start=begin, end=end)
       if len(content) != end - begin:
-        raise OSError(f"{len(content)} of {end - begin} bytes came")
+        raise OSError(f"received {len(content)} of {end - begin} bytes")
       return content
 
     return self._try(read)
@@ -254,7 +254,7 @@ class StorePath:
         fs.get_file(self.key, os.fspath(temporary))
         size = int(fs.info(self.key)["size"])
         if temporary.stat().st_size != size:
-          raise OSError(f"{temporary.stat().st_size} of {size} bytes came")
+          raise OSError(f"received {temporary.stat().st_size} of {size} bytes")
 
       self._try(read)
       os.replace(temporary, file)
@@ -324,7 +324,7 @@ def retry(operation: Callable[[], T], what: str) -> T:
   """Calls an operation of a store until it succeeds or patience ends.
 
   Args:
-    operation: What is done; it may be done twice.
+    operation: Operation that may be repeated.
     what: The store's path, for messages.
 
   Raises:
@@ -423,8 +423,8 @@ def upload_folder(
   """Copies all files of a folder into a store, but hidden ones.
 
   Args:
-    folder: On a disk.
-    target: Where they go to, under their relative names.
+    folder: Folder on a disk.
+    target: Destination; files keep their relative names.
     last: Names of files that are copied after all others, in this order: what
       says that the rest is whole.
   """

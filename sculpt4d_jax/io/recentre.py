@@ -2,7 +2,7 @@
 
 The object is cut out by its alpha, scaled so that its longer side fills
 `1 - border_ratio` of a square, centred, laid on white, and the square resized.
-Clips have a preparation of their own, with one scale and centre for all frames;
+Clips are prepared separately, with one scale and centre for all frames;
 this one is for comparison with the released image-to-3D model.
 
 The three resizing functions follow OpenCV's conventions (pixel centres at

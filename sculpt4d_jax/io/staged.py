@@ -1,4 +1,4 @@
-"""Folders whose files arrive together, beside files that are not ours.
+"""Folders whose files appear together, next to files that are not ours.
 
 A run writes into a hidden folder inside the output folder and its files move
 out at the end, under a lock, so that two runs that end at the same time do not
@@ -194,7 +194,7 @@ def _make_room(
     if name not in every
     and any(fnmatch.fnmatchcase(name, pattern) for pattern in replaces)
   }
-  # Before the files move, with what is there now: after a kill, the next run
+  # Before the files move, with what exists now: after a kill, the next run
   # knows both.
   there = {n: [s for s in listed[n] if s == _state(folder / n)] for n in listed}
   content = {n: there[n] for n in listed if n not in stale}

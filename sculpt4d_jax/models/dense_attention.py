@@ -43,8 +43,8 @@ def dot_product_attention(
       attention on NVIDIA GPUs, for float16 and bfloat16; "splash" is flash
       attention on TPUs, see `tpu_attention`; None takes the fastest that serves
       the platform and dtype.
-    max_scores: Where B*H*Q*S exceeds this, "xla" works through the queries in
-      chunks and computes the scores again in the backward pass.
+    max_scores: Largest B*H*Q*S computed at once. Above it, "xla" works through
+      the queries in chunks and recomputes the scores in the backward pass.
 
   Raises:
     ValueError: Unknown implementation.

@@ -248,7 +248,7 @@ class DiT(nnx.Module):
       time: Flow time of each clip, or of each frame, 0 noise and 1 data.
       context: Image tokens of each frame, or what `encode_context` made of
         them; zeros for the unconditional branch.
-      temporal_mode: In place of the configuration's.
+      temporal_mode: Overrides the configuration's mode.
       temporal_weight: Factor on what temporal attention adds, for each clip; 0
         denoises its frames one by one. None is 1.
       step: Length of the step that each clip's velocity is for, of a model with
@@ -461,19 +461,19 @@ class DiT(nnx.Module):
     channels = self.config.latent_channels
     if latents.ndim != 4 or latents.shape[-1] != channels:
       raise UserError(
-        f"latents must be [B, F, N, {channels}], came {latents.shape}; give"
+        f"latents must be [B, F, N, {channels}], got {latents.shape}; give"
         " single frames an axis of one frame."
       )
     num_indices = self.config.num_token_indices
     if num_indices and latents.shape[2] != num_indices:
       raise UserError(
         f"this model knows its {num_indices} tokens a frame by their index,"
-        f" came latents {latents.shape}."
+        f" got latents {latents.shape}."
       )
     if time.shape not in (latents.shape[:1], latents.shape[:2]):
       raise UserError(
         f"time must be one number a clip, {latents.shape[:1]}, or a frame,"
-        f" {latents.shape[:2]}, came {time.shape}."
+        f" {latents.shape[:2]}, got {time.shape}."
       )
     if isinstance(context, ContextKeyValues):
       lead = context.stages[0].key.shape[1:3]
@@ -482,7 +482,7 @@ class DiT(nnx.Module):
       width = self.config.context_width
       if context.ndim != 4 or context.shape[-1] != width:
         raise UserError(
-          f"context must be [B, F, I, {width}], came {context.shape}."
+          f"context must be [B, F, I, {width}], got {context.shape}."
         )
     if tuple(lead) != tuple(latents.shape[:2]):
       raise UserError(

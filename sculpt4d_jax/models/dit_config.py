@@ -49,7 +49,7 @@ class DiTConfig:
     latent_channels: C.
     context_width: Width of a context token.
     mlp_ratio: Hidden width of an MLP and of an expert, over D.
-    num_moe_blocks: How many of the last blocks have experts.
+    num_moe_blocks: Number of blocks with experts, counted from the last.
     num_experts: E.
     num_experts_per_token: k.
     num_token_indices: Latent tokens N a frame whose index the model knows, by an
@@ -58,14 +58,15 @@ class DiTConfig:
     temporal_mode: "sparse", "full", "token" (a token sees itself in all
       frames) or "none": the per-frame model, without temporal parameters.
     temporal_block_size: Tokens of a block.
-    temporal_schedule: Strides by distance in frames; the last one goes on.
+    temporal_schedule: Strides by distance in frames; the last one holds for all
+      larger distances.
     temporal_anchor_frames: Frames every query sees.
     temporal_rope_theta: Base of the rotary wavelengths.
     router_aux_loss_weight: alpha of each block's load balancing loss.
     step_embedding: Whether the time token tells the length of a step too, for
       models that sample in few steps.
-    dtype: Of the computation, "float32" or "bfloat16".
-    param_dtype: Of the parameters.
+    dtype: Dtype of the computation, "float32" or "bfloat16".
+    param_dtype: Dtype of the parameters.
     scan_unroll: Blocks an iteration of a stage's scan; True unrolls all.
     remat_policy: See `layers.scan_layers`.
     attention_implementation: See `dense_attention.dot_product_attention`.

@@ -59,10 +59,10 @@ def temporal_scores(
   """Scores of one layer of temporal attention, for one clip.
 
   Args:
-    config: Of the transformer.
+    config: Configuration of the transformer.
     num_frames: F.
     num_tokens: Latent tokens N a frame.
-    mode: Of temporal attention, in place of the configuration's.
+    mode: Mode of temporal attention; overrides the configuration's.
 
   Raises:
     ValueError: The blocks do not divide the tokens; an unknown mode.
@@ -101,11 +101,11 @@ def dit_call(
   """One call of the transformer on one clip; keys of the context are given.
 
   Args:
-    config: Of the transformer.
+    config: Configuration of the transformer.
     num_frames: F.
     num_tokens: Latent tokens N a frame.
     num_context_tokens: Context tokens I a frame.
-    mode: Of temporal attention, in place of the configuration's.
+    mode: Mode of temporal attention; overrides the configuration's.
   """
   mode = config.temporal_mode if mode is None else mode
   width, depth = config.width, config.depth

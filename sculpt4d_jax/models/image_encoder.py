@@ -72,10 +72,11 @@ class ImageEncoderConfig:
     layer_scale_init: Initial factor of every residual branch.
     pixel_mean: Means of red, green, blue in [0, 1].
     pixel_std: Standard deviations of red, green, blue.
-    dtype: Of the computation; norms are float32.
-    param_dtype: Of the parameters.
+    dtype: Dtype of the computation; norms are float32.
+    param_dtype: Dtype of the parameters.
     scan_unroll: Blocks an iteration of the scan over layers.
-    remat_policy: What the backward pass keeps, see `layers.scan_layers`.
+    remat_policy: Residuals stored for the backward pass, see
+      `layers.scan_layers`.
   """
 
   image_size: int = 518

@@ -251,7 +251,7 @@ def scan_layers(
 
   Args:
     body: (layer, carry, x) -> (carry, y).
-    stacked: What `stack_layers` made.
+    stacked: Layers from `stack_layers`.
     carry: Activations that pass from layer to layer.
     xs: One slice for each layer, or None.
     unroll: Layers an iteration; True, or as many as there are, unrolls all. A

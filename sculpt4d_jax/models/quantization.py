@@ -25,7 +25,7 @@ _LARGEST = 127
 def quantize(module: nnx.Module) -> None:
   """Replaces the kernels of all linear maps and experts in a module.
 
-  Kernels are worked through a layer at a time, on the host. Call it on the
+  Kernels are quantised a layer at a time, on the host. Call it on the
   blocks of a network that is only used, not trained.
   """
   for _, part in list(nnx.iter_modules(module)):

@@ -4,7 +4,7 @@
   latents z --latents_proj--> self-attention blocks --> tokens
   tokens, points --FieldDecoder--> field, positive inside, surface at 0
 
-Every frame is a shape of its own. Arrays may have any leading axes; [B, F] for
+Every frame is a separate shape. Arrays may have any leading axes; [B, F] for
 clips is usual. A sequence is made coherent from outside: the query rows
 correspond from frame to frame (`geometry/farthest_points.py`), and ONE noise
 serves all its frames (`sequence_noise`).
@@ -60,10 +60,12 @@ class ShapeVAEConfig:
     token_order: Order of a clip's latent tokens: "drawn", as farthest-point
       sampling picks them, or "spatial", by halving the clip along y, x and z in
       turn, so that token i is in the same region of every clip.
-    dtype: Of the computation; norms and the field's last layer are float32.
-    param_dtype: Of the parameters.
+    dtype: Dtype of the computation; norms and the field's last layer are
+      float32.
+    param_dtype: Dtype of the parameters.
     scan_unroll: Blocks an iteration of the scan over layers.
-    remat_policy: What the backward pass keeps, see `layers.scan_layers`.
+    remat_policy: Residuals stored for the backward pass, see
+      `layers.scan_layers`.
   """
 
   num_latents: int = 4096
@@ -272,7 +274,7 @@ class ShapeVAE(nnx.Module):
     """The field at points: about -1..1, positive inside, surface at 0.
 
     Args:
-      tokens: What `decode` returned, or `field_keys_values` made of it.
+      tokens: Tokens from `decode`, or their `field_keys_values`.
       points: Positions in [-1, 1]^3.
     """
     if points.shape[-1] != 3:

@@ -72,7 +72,7 @@ class FittedCamera:
     camera: The camera; its image has the shape of the masks.
     azimuth: Degrees; 0 looks from +z, 90 from +x.
     elevation: Degrees above the horizon.
-    distance: From the eye to the origin, world units.
+    distance: Distance from the eye to the origin, world units.
     frame_ious: Intersection over union in each frame, float64 [F].
   """
 
@@ -227,7 +227,7 @@ class _View:
   Attributes:
     azimuth: Radians.
     elevation: Radians.
-    distance: From the eye to the origin.
+    distance: Distance from the eye to the origin.
     centre: Centre of the picture on the plane through the origin that faces
       the camera, (right, up).
     extent: Half height of the picture on that plane.

@@ -79,8 +79,8 @@ def look_at(
   """The camera-to-world transform of a camera that looks at a point.
 
   Args:
-    eye: Where the camera stands.
-    target: What it looks at.
+    eye: Position of the camera.
+    target: Point that the camera looks at.
     up: Roughly up in the image. If it is parallel to the view (a camera
       straight above), -z is taken instead, or z from straight below.
 
@@ -131,8 +131,8 @@ def perspective(
     azimuth: Degrees around the y axis; 0 looks from +z, 90 from +x.
     elevation: Degrees above the horizon.
     fov_degrees: Field of view of the image's height.
-    distance: From the eye to the origin; by default such that the sphere of
-      `radius` around the origin just fits into the image.
+    distance: Distance from the eye to the origin; by default such that the
+      sphere of `radius` around the origin just fits into the image.
     radius: See `distance`.
 
   Returns:
@@ -157,8 +157,8 @@ def orthographic(
     azimuth: Degrees around the y axis; 0 looks from +z, 90 from +x.
     elevation: Degrees above the horizon.
     height: World height of the image.
-    distance: From the image plane to the origin; what is behind the plane is
-      not seen.
+    distance: Distance from the image plane to the origin; what is behind the
+      plane is not seen.
 
   Returns:
     The camera.

@@ -55,7 +55,7 @@ def estimate(
 
   Args:
     clip: The video on its surface, colours as filmed.
-    frames: Which frames to look at.
+    frames: Indices of the frames to use.
 
   Returns:
     The light; constant where too little of the surface is seen to tell.

@@ -54,9 +54,9 @@ def render(
   """Renders one solid from one view.
 
   Args:
-    solid: Without leading axes.
+    solid: One solid, without leading axes.
     colours: RGB of every part [K + J, 3].
-    view: Without leading axes.
+    view: One view, without leading axes.
     size: Pixels a side.
     num_steps: Steps of the tracer; thin silhouettes need the most.
 

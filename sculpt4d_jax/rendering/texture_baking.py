@@ -40,7 +40,7 @@ _SHARPNESS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Footage:
-  """The video as it is projected onto the surface.
+  """The video that is projected onto the surface, with its camera.
 
   Attributes:
     vertices: Positions in every frame, float64 [F, V, 3].
@@ -48,8 +48,8 @@ class Footage:
     pictures: Colours in [0, 1], float32 [F, h, w, 3].
     masks: Coverage in [0, 1], float32 [F, h, w].
     camera: The camera of all frames.
-    offsets: Where to look instead of a pixel, as (x, y) offsets in pixels,
-      [F, h, w, 2]; None looks there.
+    offsets: Shift of each pixel's lookup, as (x, y) in pixels, [F, h, w, 2];
+      None shifts nothing.
     light: The light [P] that falls on the surface by its unit normals in
       world space [P, 3]; colours are divided by it. None keeps them as filmed.
   """

@@ -79,9 +79,9 @@ def fill(
     vertices: The rest pose [V, 3].
     faces: Vertex indices [T, 3].
     seen: Colours and weights of the vertices.
-    method: How unseen ones are filled, see the module.
-    skin_weights: Which part vertices belong to, [V, B], rows that sum to 1;
-      without them the whole object is one part.
+    method: Method that fills unseen texels, see the module.
+    skin_weights: Weights of the parts that each vertex belongs to, [V, B], rows
+      that sum to 1; without them the whole object is one part.
 
   Returns:
     RGB in [0, 1], float64 [V, 3].

@@ -22,7 +22,7 @@ def find(path: str | os.PathLike) -> pathlib.Path:
     path: Relative to the working directory, or a name such as "weights/tiny".
 
   Returns:
-    The path as given, unless nothing is there and a shipped file has its name.
+    The path as given, unless it does not exist and a shipped file has its name.
   """
   given = pathlib.Path(path).expanduser()
   shipped = folder() / given

@@ -126,8 +126,8 @@ class Checkpoints:
 
     Args:
       abstract: Shapes of the state.
-      shardings: Where it is to lie; the mesh need not be the one it was saved
-        from.
+      shardings: Shardings of the restored state; the mesh may differ from the
+        one it was saved from.
       missing_ok: Returns None where there is no checkpoint.
 
     Raises:

@@ -41,7 +41,7 @@ def encode_store(
     vae: The trained autoencoder.
     num_uniform: Uniform rows of a surface.
     num_choices: Draws of the query rows kept for each clip.
-    seed: Of the draws.
+    seed: Seed of the draws.
   """
   path = paths.of(path)
   if path.exists():

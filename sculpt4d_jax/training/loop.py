@@ -99,7 +99,7 @@ class Observer(Protocol):
 
 
 class LostProcessError(RuntimeError):
-  """Another process of the run is gone; this one cannot go on without it."""
+  """A peer process of the run died; this one cannot continue without it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +138,10 @@ def train(
     task: Model, data and loss.
     optimizer: Optimizer and number of steps.
     workdir: Folder of checkpoints, metrics and TensorBoard events.
-    mesh: How the devices are used.
-    seed: Of everything random in the loss.
-    schedule: When it logs, evaluates, saves and profiles.
-    observers: What looks at the averaged parameters now and then.
+    mesh: Device mesh.
+    seed: Seed of everything random in the loss.
+    schedule: Steps at which it logs, evaluates, saves and profiles.
+    observers: Callbacks that see the averaged parameters every few steps.
 
   Raises:
     meter.NonFiniteLossError: The loss is not a number any more.
@@ -298,7 +298,7 @@ def _lost_process(error: Exception) -> LostProcessError | None:
   return LostProcessError(
     f"Process {jax.process_index()} of {jax.process_count()} stops: another"
     " one has gone, and no step can be taken without it"
-    f" ({reason[0][:200]}). Start all of them again; the same command goes on"
+    f" ({reason[0][:200]}). Start all of them again; the same command resumes"
     " from the newest checkpoint."
   )
 
@@ -412,7 +412,7 @@ class _Loop:
       self.checkpoints.wait()
       logging.info(
         "Told to stop at step %d; the state is saved, and the same command"
-        " goes on from it.",
+        " resumes from it.",
         step,
       )
       raise SystemExit(_EXIT_AFTER_NOTICE)

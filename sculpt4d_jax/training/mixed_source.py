@@ -23,7 +23,7 @@ def open_source(
 
   Args:
     preset: A preset.
-    workdir: Of the training; procedural clips are made there.
+    workdir: Folder of the training; procedural clips are made there.
 
   Raises:
     ValueError: The sections `data` and `records` do not fit the records, or

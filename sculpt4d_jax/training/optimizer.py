@@ -34,11 +34,12 @@ class OptimizerConfig:
     epsilon: Added to the root of the second moment.
     weight_decay: Decoupled; on matrices only, not on norms and biases.
     max_grad_norm: Clip of the global norm.
-    ema_decay: Of the moving average of the weights, once warmed up.
+    ema_decay: Decay rate of the parameter average, once warmed up.
     use_muon: Whether the momentum of the blocks' matrices is orthogonalised, and
       everything else learns by AdamW; updates have the size of AdamW's, so that
       one learning rate serves both.
-    accumulation_steps: Parts that a batch is worked through in, to save memory.
+    accumulation_steps: Micro-batches per step (gradient accumulation), to save
+      memory.
     temporal_learning_rate: Peak for the temporal layers, where it differs.
     frozen: Groups of parameters that do not learn, see `parameter_groups`;
       "base" is everything but the temporal layers.

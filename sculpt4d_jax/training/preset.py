@@ -82,7 +82,7 @@ class RecordsConfig:
     num_threads: Threads that read and decode, in each process.
     num_workers: Processes that do so instead of threads.
     prefetch: Batches that are read ahead.
-    example: What is read of a record.
+    example: Parts of a record that are read.
   """
 
   folders: tuple[str, ...]
@@ -227,7 +227,7 @@ def from_config(config: ml_collections.ConfigDict) -> Preset:
   """Builds the typed preset of a configuration.
 
   Args:
-    config: What a file of `configs/` returns, with or without overrides.
+    config: Configuration from a file of `configs/`, with or without overrides.
 
   Raises:
     ValueError: A field is unknown, missing or has a value that cannot be.

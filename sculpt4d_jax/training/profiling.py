@@ -14,7 +14,7 @@ class Tracer:
   """Traces the steps that the schedule names, on the first process.
 
   The steps before are left out, so that compiling is not in the trace; a run
-  that goes on behind them writes none.
+  that keeps running behind them writes none.
   """
 
   def __init__(self, folder: paths.PathLike, schedule: schedule_lib.Schedule):

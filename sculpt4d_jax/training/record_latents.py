@@ -1,16 +1,16 @@
-"""Latents and image features of records, computed once, in shards beside them.
+"""Latents and image features of records, computed once, in shards next to them.
 
   posteriors/NAME/SHARD   mean and log-variance of every frame, so that each use
                           draws its own sample, with ONE noise for a clip
   features/NAME/SHARD     the image encoder's tokens of every view
 
 A shard of records has one of each. It appears whole or not at all, so that an
-interrupted job goes on with the shards that are missing, and any number of jobs
+interrupted job resumes with the shards that are missing, and any number of jobs
 can share the work. NAME tells the encoder's weights and everything else that
 shapes what it computes: other weights never meet a stale latent. One clip is in
 memory at a time.
 
-A clip has several posteriors: of the object as it is and in a mirror, for some
+A clip has several posteriors: of the object and of its mirror image, for some
 draws of the encoder's query rows, and for each view where objects are turned to
 the camera. `examples.posterior_part` numbers them.
 """
@@ -50,9 +50,9 @@ class LatentSettings:
   """What is computed for each clip.
 
   Attributes:
-    example: Which rows, views and pictures; as training reads them.
+    example: Rows, views and pictures to encode; the same as training reads.
     choices: Draws of the autoencoder's query rows.
-    seed: Of the draws.
+    seed: Seed of the draws.
   """
 
   example: record_examples.ExampleConfig
@@ -207,7 +207,7 @@ def precompute(
 
   Args:
     folders: Data sets.
-    job: What is computed.
+    job: The computation.
     share: Number of this worker's share of the shards, from 0.
     num_shares: Workers that do this at the same time.
 
@@ -270,7 +270,7 @@ def _write(job, path, clips, progress):
 
 
 def _is_done(job, path, clips) -> bool:
-  """Whether a shard is there, of the clips that the index has now."""
+  """Whether a shard exists for the clips that the index has now."""
   if not path.is_file():
     return False
   shards = record_files.ShardReader(path.parent)

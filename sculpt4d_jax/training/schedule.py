@@ -54,7 +54,7 @@ class Schedule:
       raise UserError(f"keep_best={self.keep_best} must not be negative.")
     if kind(self.best_metric) not in _KINDS:
       raise UserError(
-        f"best_metric={self.best_metric!r} must be named as it is logged, with"
+        f"best_metric={self.best_metric!r} must be a name that is logged, with"
         f" {'/ or '.join(_KINDS)}/ before it."
       )
     if self.export not in ("last", "best"):

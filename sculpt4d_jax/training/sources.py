@@ -48,7 +48,7 @@ class Source(Protocol):
   """Clips for both stages.
 
   Attributes:
-    identity: What a resumed run must find again; JSON.
+    identity: JSON that must be the same when a run resumes.
   """
 
   identity: dict[str, Any]
@@ -70,7 +70,7 @@ class Source(Protocol):
 
     Args:
       vae: The trained autoencoder.
-      image_encoder: One that does not learn; None where it does.
+      image_encoder: The frozen image encoder; None where it is trained.
     """
 
   def latents(self, task: dit_task.DiTTaskConfig) -> batches_lib.Batches:
@@ -281,7 +281,7 @@ def load_module(
 
 
 def check_identity(folder: paths.PathLike, source: Source) -> None:
-  """Makes sure that a resumed stage goes on with the data it began with.
+  """Makes sure that a resumed stage continues with the data it began with.
 
   Raises:
     ValueError: The data are others.
@@ -293,7 +293,7 @@ def check_identity(folder: paths.PathLike, source: Source) -> None:
       raise UserError(
         f"The data of {folder} have changed since its training began, and"
         " its steps would not see the clips they would have seen. Take"
-        f" another --workdir, or delete {path} to go on all the same."
+        f" another --workdir, or delete {path} to continue anyway."
       )
   wait_for_all(f"identity of {folder.name}")
   if jax.process_index() == 0 and not path.is_file():

@@ -30,7 +30,7 @@ _TAUGHT_ENCODER = pathlib.PurePath("pictures") / "image_encoder.safetensors"
 def run(
   preset: preset_lib.Preset, workdir: paths.PathLike, stages: list[str]
 ) -> None:
-  """Runs stages in order; each goes on where an earlier run stopped.
+  """Runs stages in order; each resumes where an earlier run stopped.
 
   Args:
     preset: A preset.
@@ -132,7 +132,7 @@ def train_pictures(
 
 
 def _save(path, params, model_config, details):
-  """Writes weights on the first process; all go on when they are there."""
+  """Writes weights on the first process; all processes wait for them."""
   if jax.process_index() == 0:
     model_files.save(path, params, model_config, details)
   sources.wait_for_all(path.name)

@@ -48,8 +48,8 @@ def make_step(
   Args:
     loss: (params, batch, key) -> (loss, metrics).
     config: The optimizer.
-    state_shardings: Where the state lies, before and after; None leaves that to
-      jax, which is right for one device.
+    state_shardings: Shardings of the state, before and after the step; None
+      leaves them to jax, which is right for one device.
     sees_progress: Whether the loss takes a `Progress` as a fourth argument.
 
   Returns:
@@ -113,8 +113,8 @@ def make_step(
 def _accumulated(gradients: Callable[..., Any], num_parts: int):
   """Averages gradients over equal parts of a batch, one after the other.
 
-  Every part draws its noise with a key of its own. Losses that are means over
-  clips average to the whole batch's; the routers' balancing loss is taken
+  Every micro-batch draws its noise with a separate key. Losses that are means
+  over clips average to the whole batch's; the routers' balancing loss is taken
   within each part.
   """
   if num_parts == 1:

@@ -40,7 +40,7 @@ class Meter:
     Args:
       writer: Takes the means.
       log_every: Steps that are averaged.
-      describe: What a step's batch holds, for a message.
+      describe: Describes the batch of a step, for a message.
       extra: Further numbers for every line.
     """
     self._extra = extra

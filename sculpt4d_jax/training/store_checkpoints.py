@@ -10,7 +10,7 @@ are the shards of the devices, each with a checksum:
   FOLDER/commits/STEP.ATTEMPT.PROCESS-of-PROCESSES
                                        one object a process, written last
 
-A checkpoint is whole when the objects of all processes are there; no process
+A checkpoint is complete when the objects of all processes exist; no process
 waits for another, and nothing is renamed. ATTEMPT tells apart what several
 lives of a run wrote for one step.
 
@@ -45,10 +45,10 @@ class _Shards:
   """What this process holds of an array, on the host.
 
   Attributes:
-    shape: Of the whole array.
+    shape: Shape of the whole array.
     dtype: Its name.
     chunk: Shape of a shard.
-    parts: Indices in the whole array, and numbers.
+    parts: Indices into the whole array, and the numbers there.
   """
 
   shape: tuple[int, ...]

@@ -40,7 +40,7 @@ class Variant:
 
   Attributes:
     name: Its name, which is also a folder's.
-    preset: How it is trained and sampled.
+    preset: Preset with which it is trained and sampled.
     trained_as: Variant whose training it shares; itself by default.
     is_trained: Whether it is trained at all; otherwise it is the start.
   """
@@ -130,7 +130,7 @@ def table(
 
 
 def _score(plan, variant, by_name, seed, num_frames) -> list[dict[str, float]]:
-  """Scores of one seed, a dictionary a clip; read if they are there."""
+  """Scores of one seed, a dictionary a clip; read if they exist."""
   name = f"{variant.name}-{seed}-{num_frames}.json"
   path = plan.workdir / "scores" / name
   key = {

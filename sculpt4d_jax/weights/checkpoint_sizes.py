@@ -3,9 +3,9 @@
 A preset has to describe the checkpoint that is converted with it. Most sizes
 show in the shapes; `differences` turns those that differ into the flags that
 set them right. A few do not: heads of a network without q/k norm, experts a
-token, the latents' scale. The released folders say them in a config file beside
-the weights, and `check_config_file` holds the preset against it, since a wrong
-one would be a wrong result without an error.
+token, the latents' scale. The released folders say them in a config file next
+to the weights, and `check_config_file` holds the preset against it, since a
+wrong one would be a wrong result without an error.
 """
 
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ def differences(part: str, tensors: Mapping[str, Any], config: Any) -> str:
 
 
 def check_config_file(part: str, file: pathlib.Path, config: Any) -> None:
-  """Compares a preset with the config file beside a checkpoint, if any.
+  """Compares a preset with the config file next to a checkpoint, if any.
 
   Raises:
     CheckpointError: They differ; all fields that do are listed.
@@ -110,7 +110,7 @@ def check_config_file(part: str, file: pathlib.Path, config: Any) -> None:
   ]
   if wrong:
     raise CheckpointError(
-      f"The config file beside {file} does not fit the preset:"
+      f"The config file next to {file} does not fit the preset:"
       f" {'; '.join(wrong)}. Set the preset's fields model.{part}.FIELD."
     )
 

@@ -71,9 +71,9 @@ def write(
   """Writes a folder of weights; see `pretrained.write`.
 
   Args:
-    conversion: What `plan` made.
+    conversion: Conversion from `plan`.
     folder: New folder.
-    sources: What the weights were made of, for the folder's description.
+    sources: Sources of the weights, for the folder's description.
     dtype: Type of the stored numbers, one of `pretrained.DTYPES`.
     overwrite: Whether an earlier conversion in the folder is replaced.
     on_step: Called after each rule.

@@ -43,9 +43,9 @@ def export(
   """Writes our weights as one safetensors file in the published names.
 
   Args:
-    folder: What `pretrained.write`, or launch.train, wrote.
+    folder: Folder written by `pretrained.write` or launch.train.
     output: The file.
-    dtype: Of the result; None keeps that of the folder.
+    dtype: Dtype of the result; None keeps that of the folder.
     with_temporal: Whether temporal attention comes along. Without it the DiT
       is one that Hunyuan3D 2.1's own code loads.
     on_tensor: Called after each tensor.

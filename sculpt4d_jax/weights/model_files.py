@@ -64,8 +64,8 @@ def save(
     path: The file.
     params: State of the network's parameters.
     config: Its configuration, a dataclass.
-    details: How it was trained; JSON values.
-    dtype: Of the stored numbers.
+    details: Description of the training; JSON values.
+    dtype: Dtype of the stored numbers.
 
   Raises:
     ValueError: A value does not fit the dtype.
@@ -127,7 +127,7 @@ def parse_header(path: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
   """Configuration and details from a safetensors file's metadata.
 
   Raises:
-    ModelFileError: They are not there: the file is not one of ours.
+    ModelFileError: They are missing: the file is not one of ours.
   """
   try:
     header = json.loads(metadata.get(_HEADER, "{}"))

@@ -41,10 +41,10 @@ class StoredPart:
 
   Attributes:
     config: Its configuration.
-    shapes: Of its parameters by path.
-    dtype: Of the stored numbers.
-    details: What is known about the weights.
-    reader: Of an Orbax checkpoint or a safetensors file.
+    shapes: Shapes of its parameters by path.
+    dtype: Dtype of the stored numbers.
+    details: Known facts about the weights.
+    reader: Reader of an Orbax checkpoint or a safetensors file.
   """
 
   config: Any
@@ -76,9 +76,9 @@ def load(
     part: "dit", "vae" or "image_encoder".
     abstract: The network's state, abstract or not; gives names and shapes.
     config: Its configuration, to be compared with the stored one.
-    dtype: Of the result. None is float32 for what launch.train wrote, and the
-      stored dtype for converted checkpoints, so that bfloat16 parameters come
-      to the device as they are read.
+    dtype: Dtype of the result. None is float32 for what launch.train wrote, and
+      the stored dtype for converted checkpoints, so that bfloat16 parameters
+      reach the device unconverted.
     on_host: Whether the numbers stay on the host, as numpy arrays.
 
   Returns:
@@ -116,7 +116,7 @@ def open_parts(folder: paths.PathLike) -> dict[str, StoredPart]:
   """The networks of a folder, to be read slice by slice.
 
   Raises:
-    ModelFileError: The folder holds no weights of ours.
+    ModelFileError: The folder holds none of our weights.
   """
   folder, parts = _local(folder), {}
   if (folder / DESCRIPTION).is_file():

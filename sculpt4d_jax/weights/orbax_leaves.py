@@ -34,7 +34,7 @@ class LeafWriter:
 
   Attributes:
     folder: The checkpoint.
-    dtype: Of all leaves.
+    dtype: Dtype of all leaves.
   """
 
   def __init__(
@@ -48,8 +48,8 @@ class LeafWriter:
 
     Args:
       folder: Must not exist.
-      shapes: Of all leaves by name.
-      num_index_axes: How many of a leaf's first axes are written index by
+      shapes: Shapes of all leaves by name.
+      num_index_axes: Number of a leaf's first axes that are written index by
         index.
       dtype: "float32" or "bfloat16".
     """
@@ -72,7 +72,7 @@ class LeafWriter:
     shape, axes = self._shapes[name], self._num_axes[name]
     if len(index) != axes or array.shape != shape[axes:]:
       raise UserError(
-        f"{name}: slices {shape[axes:]} at {axes} indices are written, came"
+        f"{name}: slices {shape[axes:]} at {axes} indices are written, got"
         f" {array.shape} at {index}."
       )
     path = self._slice_path(name, index)
@@ -157,7 +157,7 @@ class LeafReader:
     return np.stack(parts).reshape(shape[len(index) :])
 
   def check(self) -> None:
-    """Checks that the files of all slices are there and have their size.
+    """Checks that the files of all slices exist and have the right size.
 
     Raises:
       CheckpointError: One is not.

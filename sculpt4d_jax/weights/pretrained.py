@@ -1,8 +1,8 @@
 """Checkpoints of Hunyuan3D 2.1, Sculpt4D and DINOv2 into ours.
 
-`plan_conversion` compares files with networks and reads no number; the plan
-describes what goes where; `write` carries it out with one tensor in memory at a
-time. The result is a folder with an Orbax checkpoint for each network, and
+`plan_conversion` compares files with networks by names and shapes alone; the
+plan describes what goes where; `write` carries it out with one tensor in memory
+at a time. The result is a folder with an Orbax checkpoint for each network, and
 sculpt4d.json, which says what they are; `model_folders.load` reads it.
 `weights/export.py` goes the other way.
 
@@ -54,9 +54,9 @@ class PartPlan:
   Attributes:
     name: "dit", "vae" or "image_encoder".
     config: Its configuration.
-    part: Where its tensors are.
-    plan: What goes where.
-    shapes: Of our parameters by path.
+    part: Location of its tensors.
+    plan: Tensors that fill each parameter.
+    shapes: Shapes of our parameters by path.
     original: The names in the file, by the names that rules see.
   """
 
@@ -96,7 +96,7 @@ class Conversion:
   Attributes:
     parts: One for each network.
     not_read: Files, or networks in them, that are not needed.
-    seed: Of initial values.
+    seed: Seed of initial values.
   """
 
   parts: tuple[PartPlan, ...]
@@ -146,7 +146,7 @@ def plan_conversion(
     heads: Layout of temporal attention's heads, one of
       `temporal.HEADS`, where the checkpoint does not say it.
     rules: A user's own rules.
-    seed: Of the initial values of what a checkpoint lacks.
+    seed: Seed of the initial values of what a checkpoint lacks.
 
   Raises:
     CheckpointError: A network is not there, or something has to be said.
@@ -201,10 +201,10 @@ def write(
   """Converts, one tensor in memory at a time.
 
   Args:
-    conversion: What `plan_conversion` made.
-    folder: Of the result, which appears when it is whole.
-    dtype: Of the result, one of DTYPES.
-    details: What sculpt4d.json should tell.
+    conversion: Conversion from `plan_conversion`.
+    folder: Output folder, which appears when it is complete.
+    dtype: Dtype of the result, one of DTYPES.
+    details: Further fields of sculpt4d.json.
     overwrite: Whether an earlier conversion in `folder` is replaced.
     on_step: Called after each rule.
 

@@ -91,7 +91,7 @@ class Plan:
   """A table that fits a checkpoint and a model.
 
   Attributes:
-    steps: In the table's order.
+    steps: Steps in the table's order.
     unfilled: Our paths that no rule fills, which was allowed.
     ignored: The checkpoint's names that no rule takes, which was allowed.
   """
@@ -277,7 +277,7 @@ class _Planner:
     infos = [self.checkpoint[name] for name in step.sources]
     for info in infos:
       if str(info.dtype) not in FLOATS:
-        return f"expected floating point numbers, came {info.dtype}"
+        return f"expected floating point numbers, got {info.dtype}"
     # One byte that stands for all: reshapes of it cost nothing.
     arrays = tuple(
       np.broadcast_to(np.zeros((), np.int8), tuple(info.shape))
@@ -291,7 +291,7 @@ class _Planner:
     for array, shape in zip(made, shapes, strict=True):
       if array.shape != shape:
         hint = ", the transposed one" if array.shape == shape[::-1] else ""
-        return f"expected {shape}, came {array.shape}{hint}"
+        return f"expected {shape}, got {array.shape}{hint}"
     return None
 
   def finish(self, ignore, optional, hint) -> Plan:

@@ -122,7 +122,7 @@ def find_rules(
       f"    {e.name} {list(e.shape)}" for group in groups for e in group
     )
     raise CheckpointError(
-      "The checkpoint has temporal attention, but not as it is known here: "
+      "The checkpoint has temporal attention, but not in a known form: "
       + "; ".join(problems)
       + f".\n  Its extra tensors, {{block}} in the place of a block:\n"
       f"{listed}\n{_ROLES_WITHOUT_PLACE}"

@@ -34,7 +34,7 @@ class Transform(NamedTuple):
 def identity() -> Transform:
   """Arrays as they are."""
   return Transform(
-    lambda arrays, shapes: arrays, lambda arrays: arrays, "as it is"
+    lambda arrays, shapes: arrays, lambda arrays: arrays, "unchanged"
   )
 
 
@@ -46,7 +46,7 @@ def linear(num_in_axes: int = 1) -> Transform:
     matrix = _matrix_shape(shape, num_in_axes)
     if weight.shape != matrix[::-1]:
       hint = ", the transposed one" if weight.shape == matrix else ""
-      raise UserError(f"expected {matrix[::-1]}, came {weight.shape}{hint}")
+      raise UserError(f"expected {matrix[::-1]}, got {weight.shape}{hint}")
     return (weight.T.reshape(shape),)
 
   def inverse(arrays):
@@ -63,7 +63,7 @@ def flat() -> Transform:
   def forward(arrays, shapes):
     for array, shape in zip(arrays, shapes, strict=True):
       if array.shape != (math.prod(shape),):
-        raise UserError(f"expected {(math.prod(shape),)}, came {array.shape}")
+        raise UserError(f"expected {(math.prod(shape),)}, got {array.shape}")
     return tuple(a.reshape(s) for a, s in zip(arrays, shapes))
 
   def inverse(arrays):
@@ -87,7 +87,7 @@ def interleaved_heads(num_sources: int = 1) -> Transform:
     rows = (heads * len(shapes) * head_dim,)
     expected = rows + tuple(shapes[0][:-2])
     if fused.shape != expected:
-      raise UserError(f"expected {expected} in all, came {fused.shape}")
+      raise UserError(f"expected {expected} in all, got {fused.shape}")
     fused = fused.reshape(heads, len(shapes), head_dim, *fused.shape[1:])
     parts = (fused[:, part] for part in range(len(shapes)))  # [H, K, in]
     return tuple(np.moveaxis(part, (0, 1), (-2, -1)) for part in parts)
@@ -113,7 +113,7 @@ def stacked_heads(num_sources: int = 1) -> Transform:
     heads, head_dim = shapes[0][-2:]
     expected = (len(shapes) * heads * head_dim,) + tuple(shapes[0][:-2])
     if fused.shape != expected:
-      raise UserError(f"expected {expected} in all, came {fused.shape}")
+      raise UserError(f"expected {expected} in all, got {fused.shape}")
     fused = fused.reshape(len(shapes), heads, head_dim, *fused.shape[1:])
     return tuple(np.moveaxis(part, (0, 1), (-2, -1)) for part in fused)
 
@@ -143,7 +143,7 @@ def squeezed() -> Transform:
     # The batch axis must be 1: other sizes are a different table.
     expected = (1,) * (3 - len(shape)) + shape
     if array.shape != expected:
-      raise UserError(f"expected {expected}, came {array.shape}")
+      raise UserError(f"expected {expected}, got {array.shape}")
     return (array.reshape(shape),)
 
   def inverse(arrays):

@@ -23,7 +23,7 @@ print(faults())
 
 
 def page_faults(platforms, expected):
-  """Page faults of taking 64 MiB a second time, in a process of its own."""
+  """Page faults of taking 64 MiB a second time, in a separate process."""
   result = subprocess.run(
     [sys.executable, "-c", _COUNT_FAULTS.format(expected=expected)],
     env=os.environ | {"JAX_PLATFORMS": platforms},

@@ -175,6 +175,6 @@ def test_a_figure_has_times_by_views():
   )
   gap = 2
   assert sheet.shape == (3 * 52 + gap, 3 * 52 + gap, 3)
-  # The input's tile is black in its middle, and white beside its picture.
+  # The input's tile is black in its middle, and white next to its picture.
   assert (sheet[gap + 25, gap + 25] == 0).all()
   assert (sheet[gap + 2, gap + 25] == 255).all()

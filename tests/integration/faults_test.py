@@ -1,4 +1,4 @@
-"""Training that is killed, out of disk, or short of a process goes on exactly.
+"""Training that is killed, out of disk, or short of a process resumes exactly.
 
 Real processes of `launch.train`, real signals, a real full file system. The
 model is the micro preset's autoencoder, which takes a step in milliseconds.

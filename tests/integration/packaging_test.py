@@ -1,7 +1,7 @@
 """The wheel: what is in it, and that it leaves `kernels` to its owner.
 
 `kernels` is a distribution of Hugging Face's, which `transformers` looks for. A
-stand-in of that name is laid beside the installed wheel, so that the tests need
+stand-in of that name is put next to the installed wheel, so that the tests need
 no network; where the real ones are installed they are tried too.
 """
 
@@ -49,7 +49,7 @@ DISTRIBUTIONS = {
   "skimage": "scikit-image",
 }
 
-# What benchmarks compare with where it is there; nothing needs it.
+# What benchmarks compare with if it is installed; nothing needs it.
 COMPARED_WITH = {"torch"}
 
 
@@ -116,7 +116,7 @@ def test_requirements_agree_with_the_project():
 
 
 def imported_distributions(*folders, at_start_only=False):
-  """What the code imports beside itself and the standard library."""
+  """What the code imports besides itself and the standard library."""
   names = set()
   for path in (path for f in folders for path in (ROOT / f).rglob("*.py")):
     tree = ast.parse(path.read_text())

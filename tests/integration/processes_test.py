@@ -1,4 +1,4 @@
-"""Two real processes train one model: same losses, stop together, go on."""
+"""Two real processes train one model: same losses, stop together, resume."""
 
 import signal
 
@@ -28,7 +28,7 @@ def test_a_notice_to_one_process_saves_and_ends_both(tmp_path):
   processes[1].send_signal(signal.SIGTERM)
   outputs = runs.finish(processes, 143)
   assert "the state is saved" in outputs[0]
-  # One process, another mesh: goes on from the last of them.
+  # One process, another mesh: resumes from the last of them.
   last = max(runs.checkpoint_steps(tmp_path))
   end = [f"--config.vae_training.optimizer.num_steps={last + 2}"]
   (output,) = runs.run(tmp_path, 1, *end)

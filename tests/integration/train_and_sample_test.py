@@ -184,7 +184,7 @@ def test_lora_trains_and_saves_adapters_alone(trained, tmp_path):
   model_lib.Sculpt4D.load(
     preset_lib.from_config(config).model, tmp_path / "weights"
   )
-  # It goes on from there, and without given weights it does not start.
+  # It resumes from there, and without given weights it does not start.
   config.dit_training.optimizer.num_steps = 5
   run.run(preset_lib.from_config(config), tmp_path, ["dit"])
   config.dit_training.init_from = ""

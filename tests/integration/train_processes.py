@@ -51,7 +51,7 @@ def start(
     workdir: The run's folder.
     num_processes: Processes that join each other.
     *flags: More flags of launch.train.
-    stages: What is run.
+    stages: Stages to run.
     devices: Virtual CPU devices of each process.
   """
   own = [*command(workdir, stages), *flags]

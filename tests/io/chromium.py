@@ -52,7 +52,7 @@ def find_chromium() -> str | None:
 
 
 class Page:
-  """One page of a browser of its own; use as a context manager."""
+  """One page of a separate browser; use as a context manager."""
 
   def __init__(
     self,

@@ -92,7 +92,7 @@ def test_a_folder_in_the_way_is_found_before_a_file_moves(tmp_path):
 
 
 def run_and_kill(folder, when):
-  """Writes in a process that ends, without a word, at a call of its own."""
+  """Writes in a process that ends, without a word, at one of its calls."""
   code = (
     "import os, pathlib, sys\n"
     "from sculpt4d_jax.io import staged\n"

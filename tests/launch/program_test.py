@@ -267,7 +267,7 @@ def test_an_interrupt_while_a_program_imports_is_one_line():
       preexec_fn=_heed_interrupts,
       text=True,
     ) as process:
-      # Until Python itself has started nothing of ours can answer.
+      # Until Python itself has started none of our code can answer.
       while not _has_started(process.pid):
         time.sleep(0.01)
       time.sleep(delay)

@@ -1,4 +1,4 @@
-"""The notebook: as it is kept, and run from its first cell to its last."""
+"""The notebook: as committed, and run from its first cell to its last."""
 
 import ast
 import os

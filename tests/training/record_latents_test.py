@@ -100,7 +100,7 @@ def test_latents_are_those_of_what_is_seen(folder, job):
     reader.read(0, np.random.default_rng(seed))["mean"][0].tobytes()
     for seed in range(40)
   }
-  # Two views are low enough, each as it is and mirrored, in two draws; any of
+  # Two views are low enough, each plain and mirrored, in two draws; any of
   # the 4 frames may come first.
   assert 8 <= len(found) <= 32
   example = reader.read(0, np.random.default_rng(0))

@@ -180,10 +180,10 @@ def write_torch(
 
   Args:
     path: The file.
-    shapes: Of all tensors, in order.
+    shapes: Shapes of all tensors, in order.
     tensors: The tensors, in the same order.
-    dtype: Of all tensors.
-    nested: First words of names that are dictionaries of their own.
+    dtype: Dtype of all tensors.
+    nested: First words of names that are separate dictionaries.
   """
   tree: dict = {}
   for number, (name, shape) in enumerate(shapes.items()):

@@ -90,7 +90,7 @@ def test_layouts_of_separate_matrices():
     names = [f"blocks.{block}.attn3.to_{p}.weight" for p in "qkv"]
     q, k, v = (arrays[n] for n in names)
     plain = kernels(convert(arrays, heads="plain"), block)
-    # Head h is rows 4h to 4h + 3 of its own matrix.
+    # Head h is rows 4h to 4h + 3 of its matrix.
     np.testing.assert_array_equal(plain[0][:, 1], q[4:].T)
     np.testing.assert_array_equal(plain[2][:, 0], v[:4].T)
     joined = np.concatenate([q, k, v])  # 24 rows, 12 a head.

@@ -64,13 +64,13 @@ class Call:
   """An attention call; blocks are in bit-reversed order where that helps.
 
   Attributes:
-    mask: Which blocks see which.
+    mask: Visible key blocks of each query block.
     heads: Number of heads.
     tokens_per_frame: Tokens of a frame.
     head_dim: Width of a head.
     dtype: "bfloat16" or "float32".
-    axis: What lies on the devices of a slice: "heads" or "frames"; None is a
-      call on one device.
+    axis: Axis that is sharded over a slice, "heads" or "frames"; None is a call
+      on one device.
   """
 
   mask: mask_lib.Mask
@@ -151,9 +151,9 @@ def check(
     chip: "v5e", "v5p" or "v6e".
     direction: "forward", or "backward" for the gradients alone; a call on
       several devices is compiled with its forward pass then.
-    call: What is compiled.
+    call: The call to compile.
     tiles: Tile sizes.
-    folder: Where `prepare` has libtpu write to.
+    folder: Folder into which `prepare` has libtpu write.
 
   Returns:
     Seconds (list: of the CPU; compile), GiB of a device (temporary, arguments),

@@ -143,7 +143,7 @@ def cycles(
   """Cycles of a kernel for one head.
 
   Args:
-    blocks: From `read_blocks`.
+    blocks: Blocks returned by `read_blocks`.
     uses: The blocks that use the matrix units.
     num_tiles: Iterations of the outermost loop.
     singles_per_item: Iterations of loops within those of items: copies of

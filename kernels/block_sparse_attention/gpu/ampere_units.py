@@ -77,8 +77,8 @@ class Device:
 class Simulation:
   """The same by value.
 
-  A copy is there at once: what a slot is overwritten with too early shows, what
-  is read too early does not.
+  A copy completes at once: what a slot is overwritten with too early shows,
+  what is read too early does not.
   """
 
   def copy(self, source, smem) -> None:

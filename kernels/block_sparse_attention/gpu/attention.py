@@ -75,9 +75,9 @@ def attention(
 
   Args:
     query: [B, H, S, K]; S = num_frames * tokens_per_frame.
-    key: As query.
-    value: As query.
-    mask: Which blocks see which.
+    key: Same shape and dtype as query.
+    value: Same shape and dtype as query.
+    mask: Visible key blocks of each query block.
     scale: Factor on the scores.
     token_order: Order in which the blocks of every frame come.
     tiles: Largest tile sizes; they are reduced to divide a granule. `GpuTiles`

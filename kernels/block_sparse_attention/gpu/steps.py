@@ -5,7 +5,7 @@ four small things that a step is given:
 
   product      Float32 matrix product of two tiles, [R, N] and [N, C];
                `product_of_rows` of [R, N] and [C, N].
-  Operand      A tile of the loop: `read()` gives it once it is there,
+  Operand      A tile of the loop: `read()` waits for it and returns it,
                `release()` says that it is not needed any more.
   Accumulator  `add(left, right)` adds their product to a running sum.
   round_to     Gives a float32 array the dtype of the factor it is multiplied
@@ -195,9 +195,9 @@ def key_value_bar(
     key: [R, K].
     value: [R, K].
     query: [C, K].
-    output_bar: As in `query_bar`, [C, K].
-    log_sum_exp: As in `query_bar`, [C].
-    offset: As in `query_bar`, [C].
+    output_bar: Gradient of the output, [C, K]; see `query_bar`.
+    log_sum_exp: Log-sum-exp of the scores, [C]; see `query_bar`.
+    offset: Offset of the gradients of the scores, [C]; see `query_bar`.
     exponent: Scale of the scores times log2(e); not negative.
     product: Matrix product.
     finish: Waits until all sums are done.

@@ -272,7 +272,7 @@ def tile_lists(
   """Granules that see each other: keys of each query granule, or the reverse.
 
   Args:
-    mask: Which blocks see which.
+    mask: Visible key blocks of each query block.
     token_order: Order in which the blocks of every frame come.
     by_key: Whether rows are granules of keys and columns granules of queries.
   """

@@ -54,9 +54,9 @@ def attention(
 
   Args:
     query: [B, H, S, K]; S = num_frames * tokens_per_frame.
-    key: As query.
-    value: As query.
-    mask: Which blocks see which.
+    key: Same shape and dtype as query.
+    value: Same shape and dtype as query.
+    mask: Visible key blocks of each query block.
     scale: Factor on the scores.
     token_order: Order in which the blocks of every frame come.
     tiles: Tile sizes; None takes the default of the chip.
@@ -94,7 +94,7 @@ def gradients(
   """The backward pass of `attention` alone: gradients of query, key and value.
 
   Args:
-    query: As in `attention`; so are key, value and the named arguments.
+    query: Same as for `attention`, like key, value and the named arguments.
     key: See query.
     value: See query.
     output: Results of `attention`; so is log_sum_exp.

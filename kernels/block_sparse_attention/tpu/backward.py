@@ -259,8 +259,8 @@ def backward(
 
   Args:
     query: [heads, frames, segments, tokens, K], pieces in the kernels' order.
-    key: As query.
-    value: As query.
+    key: Same shape and dtype as query.
+    value: Same shape and dtype as query.
     output_bar: Cotangent of the output, as query.
     rows: [heads, frames, segments, 2, tokens] float32: log-sum-exp in base 2,
       and sum over K of output * output_bar less the cotangent of the
@@ -269,7 +269,7 @@ def backward(
     scale: Factor on the scores.
     valid: Tokens of a piece that count, the first ones.
     tiles: Sizes of buffers and units.
-    interpret: As in `pl.pallas_call`.
+    interpret: Passed to `pl.pallas_call`.
 
   Returns:
     Gradient of query, transposed: [heads, frames, segments, K, tokens] float32;

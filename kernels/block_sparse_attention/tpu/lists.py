@@ -92,8 +92,8 @@ class WorkList(NamedTuple):
     run: Number of pieces of a run.
     along_frames: Whether runs extend along frames instead of segments.
     num_units: Number of pairs of pieces in the lists, without padding.
-    num_items: For every size the rest items, their pieces, and the full items,
-      summed over all tiles.
+    num_items: Number of rest items, of their pieces, and of full items for
+      every size, summed over all tiles.
   """
 
   words: np.ndarray

@@ -35,9 +35,9 @@ class TileSizes:
     near: Frames and segments of a tile where pieces see runs of pieces.
     far: Frames and segments of a tile where a piece sees only the one piece of
       its own kind in another frame. None joins these pairs to the others.
-    forward_near: As near, for the forward kernel, which has room for more; None
-      is the same as near.
-    forward_far: As far, for the forward kernel; None is the same as far.
+    forward_near: Replaces `near` in the forward kernel, which has room for
+      more; None takes `near`.
+    forward_far: Replaces `far` in the forward kernel; None takes `far`.
     stream: Pieces that are streamed at once.
     buffers: Sets of streamed pieces, at least 3: two in use, one in flight.
     lanes: Tokens to a multiple of which pieces are filled up: 128 on a device,

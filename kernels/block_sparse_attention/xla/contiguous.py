@@ -87,8 +87,8 @@ def forward(
 
   Args:
     query: [F, P, K] float32, scaled, blocks in bit-reversed order.
-    key: As query, not scaled.
-    value: As key.
+    key: Same shape as query, not scaled.
+    value: Same shape as key.
     mask: A mask that `is_power_of_two`.
     chunks: Chunk sizes.
 
@@ -124,7 +124,7 @@ def backward(
   """Gradients with respect to query, key and value, each [F, P, K].
 
   Args:
-    query: As in `forward`; so are key, value, mask and chunks.
+    query: Same as for `forward`, like key, value, mask and chunks.
     key: See query.
     value: See query.
     log_sum_exp: [F, P], from `forward`.
@@ -202,7 +202,7 @@ def _differentiate_level(rows, level, chunks):
 
   Args:
     rows: Query, log-sum-exp, output_bar and offset, [P, ...].
-    level: What the frame sees at the stride.
+    level: The keys, values and bias that the frame sees at this stride.
     chunks: See `forward`.
 
   Returns:
@@ -236,7 +236,7 @@ def differentiate_chunk(rows, key, value, bias):
     rows: Query, log-sum-exp, output_bar and offset, [n, ...]; the first n / m
       belong to the first segment, and so on.
     key: [m, keys, K].
-    value: As key.
+    value: Same shape as key.
     bias: Added to the scores [m, n / m, keys].
 
   Returns:
@@ -333,7 +333,7 @@ def _add_frames(x: jax.Array, frames, share: jax.Array) -> jax.Array:
 
   Args:
     x: Gradients [F, K, P].
-    frames: As for `_take_frames`.
+    frames: Same as for `_take_frames`.
     share: [stride, K, keys].
   """
   stride, width, _ = share.shape

@@ -46,8 +46,8 @@ def forward(
 
   Args:
     query: [blocks, block size, K] float32, scaled.
-    key: As query, not scaled.
-    value: As key.
+    key: Same shape as query, not scaled.
+    value: Same shape as key.
     mask: Any mask.
     token_order: Order in which the blocks of every frame come.
     step_tokens: Query tokens of a step of the loop.
@@ -88,7 +88,7 @@ def backward(
   """Gradients with respect to query, key and value.
 
   Args:
-    query: As in `forward`; so are key, value, and the last three.
+    query: Same as for `forward`, like key, value and the last three.
     key: See query.
     value: See query.
     log_sum_exp: [blocks, block size], from `forward`.

@@ -36,7 +36,7 @@ class ExampleConfig:
   """What is read of a record, and how it is varied.
 
   Attributes:
-    contents: Of `CONTENTS`.
+    contents: Kinds of content to read, from `CONTENTS`.
     num_frames: Frames F' of an example.
     consecutive: Whether they follow each other; otherwise any frames, in order.
     num_parts: Parts of the surface that are read; 0 reads all.
@@ -369,11 +369,11 @@ def posterior_part(
   """Number of a posterior among those of its clip.
 
   Args:
-    contents: What the shard's table of contents says: the `views` that there
-      are, none if it is the same for all; how many `mirrors` and `choices`.
-    view: That the object is turned to.
+    contents: The shard's table of contents: its `views` (empty if it is the
+      same for all) and the numbers of `mirrors` and `choices`.
+    view: View that the object is turned to.
     mirrored: Whether it is.
-    choice: Which draw of the query rows.
+    choice: Index of the draw of the query rows.
   """
   place = contents["views"].index(view) if contents["views"] else 0
   return (place * contents["mirrors"] + mirrored) * contents["choices"] + choice

@@ -35,8 +35,8 @@ class LoaderConfig:
 
   Attributes:
     batch_size: Clips of a step, on all processes together.
-    seed: Of the order and of everything that is drawn.
-    example: Of each clip.
+    seed: Seed of the order and of all random draws.
+    example: Settings of each example.
     num_threads: Threads that read and decode, in each process.
     num_workers: Processes that do so; 0 uses threads of this one.
     prefetch: Batches that are read ahead.
@@ -68,7 +68,7 @@ class RecordLoader:
     """Opens a split.
 
     Args:
-      folders: Of one or more data sets.
+      folders: Folders of one or more data sets.
       split: "train" or "test".
       config: Settings of the batches.
 
@@ -103,8 +103,8 @@ class RecordLoader:
     """An endless iterator over batches, or some rows of each.
 
     Args:
-      first_step: Whose batch is the first.
-      rows: Of the batch, those that are read; None is all.
+      first_step: Step of the first batch.
+      rows: Rows of the batch to read; None reads all.
 
     Returns:
       A Grain iterator. Its batches are what `ExampleReader.read` gives, with a
@@ -189,7 +189,7 @@ def make_iterator(
   """Batches of which each process reads an equal share.
 
   Args:
-    folders: Of one or more data sets.
+    folders: Folders of one or more data sets.
     split: "train" or "test".
     config: Settings of the batches.
     process_index: `jax.process_index()`.

@@ -32,7 +32,7 @@ def run(
   """Prepares all units of some assets, and waits until they are done.
 
   Args:
-    assets: From `units.find_assets` and `procedural_units`.
+    assets: Units from `units.find_assets` and `procedural_units`.
     settings: Settings of the records.
     run_settings: Bounds of a unit; the runner chooses the number of workers.
     output: The folder of the data set, from `run.open_output`.

@@ -27,7 +27,7 @@ class Outcome:
   """What came of a piece of work.
 
   Attributes:
-    value: What it returned; None if it failed.
+    value: The function's result; None if it failed.
     error: Why it failed, one sentence; "" if it did not.
     seconds: It took.
     cpu_seconds: Processor time of all threads (s); 0 if it died.

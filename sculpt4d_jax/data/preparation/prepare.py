@@ -55,10 +55,10 @@ class PreparationSettings:
     num_views: Cameras.
     image_size: Pixels a side.
     supersampling: Colour samples a pixel and axis.
-    attachments: Of the unskinned meshes on a skinned character: "one" on each
-      joint, "all" or "none".
-    surface: Of the watertight surfaces.
-    limits: Of the round trip.
+    attachments: Unskinned meshes that are kept on a skinned character: "one" on
+      each joint, "all" or "none".
+    surface: Settings of the watertight surfaces.
+    limits: Limits of the round trip.
   """
 
   num_frames: int = 16
@@ -116,8 +116,8 @@ class Verdict:
 
   Attributes:
     reasons: Why it is rejected; none if it is accepted.
-    measures: Of the round trip, as far as it went.
-    seconds: Of each step.
+    measures: Measurements of the round trip, as far as it got.
+    seconds: Duration of each step.
   """
 
   reasons: list[str]
@@ -135,7 +135,7 @@ class PreparedClip:
 
   Attributes:
     entries: Kind, part and bytes of each entry; none if it is rejected.
-    verdict: Of the gate.
+    verdict: Verdict of the gate.
     preview: The first, middle and last picture of the first camera as PNG
       files; none if it was rejected before there were any.
   """
@@ -170,7 +170,7 @@ def prepare_clip(
     source: The animation, of any size, at the record's times.
     clip: Identity of the clip; kept in the entries.
     settings: Sizes and limits.
-    seed: Of everything that is drawn.
+    seed: Seed of all random draws.
 
   Returns:
     The entries, or the reasons why there are none.
@@ -278,8 +278,8 @@ class CarriedPoints:
 
   Attributes:
     guide: The points on the mesh.
-    positions: Where its material points are, [F, P, 3].
-    projections: Of them to the watertight surfaces, one a frame.
+    positions: Positions of its material points, [F, P, 3].
+    projections: Their projections to the watertight surfaces, one a frame.
     stored: Positions and normals as a record keeps them, float16 [F, P, 6].
   """
 
@@ -300,7 +300,7 @@ def carry_points(
 
   Args:
     mesh: The animation, normalised.
-    repair: From `watertight.plan_repair`.
+    repair: Repair from `watertight.plan_repair`.
     surfaces: Watertight surfaces, one a frame.
     settings: Numbers of points.
     rng: Randomness; the same state gives the same points.

@@ -95,7 +95,7 @@ class Rule:
   Attributes:
     measure: Name of the measurement.
     limit: Field of `GateLimits`.
-    meaning: What a violation means.
+    meaning: Description of a violation.
   """
 
   measure: str
@@ -138,7 +138,7 @@ RULES = (
 
 
 def judge(measures: dict[str, float], limits: GateLimits) -> list[str]:
-  """Reasons to reject; none if all measures that are there keep the limits."""
+  """Reasons to reject; none if all measures keep their limits."""
   reasons = []
   for rule in RULES:
     if rule.measure not in measures:
@@ -213,7 +213,7 @@ def point_measures(
 
   Args:
     stored: Positions as they are kept, [F, P, 3].
-    guides: Where the material points are, [F, P, 3].
+    guides: Positions of the material points, [F, P, 3].
     projections: Projections that gave the stored points, one a frame.
     surfaces: Watertight surfaces, one a frame.
     settings: Settings of the surface.
@@ -296,7 +296,7 @@ def view_measures(
 
   Args:
     mesh: The animation, normalised.
-    repair: Which of its faces are wound the wrong way.
+    repair: Repair that says which faces are wound the wrong way.
     view: Fields of a "view" entry.
     buffers: Fields of its "buffers" entry.
     num_pixels: Number of pixels checked in each frame, evenly spread.

@@ -42,7 +42,7 @@ class RunSettings:
     clips_per_unit: Animations of a unit, at most.
     memory_bytes: Address space of a unit's process.
     seconds: A unit is ended after so long.
-    threads: Of a unit's process.
+    threads: Threads of a unit's process.
     limits: The most that an asset may ask for.
     max_units: Units prepared by one call, at most; 0 prepares all.
   """
@@ -145,9 +145,9 @@ def run_locally(
   """Prepares all units of some assets on this machine.
 
   Args:
-    assets: From `units.find_assets` and `procedural_units`.
-    settings: Of the records.
-    run: How the work is shared out.
+    assets: Units from `units.find_assets` and `procedural_units`.
+    settings: Settings of the records.
+    run: Numbers of workers and limits of their processes.
     output: The folder of the data set, from `open_output`.
 
   Returns:

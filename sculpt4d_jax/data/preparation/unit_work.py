@@ -57,10 +57,10 @@ def prepare_isolated(
 
   Args:
     unit: The clips.
-    settings: Of the records.
+    settings: Settings of the records.
     limits: The most that an asset may ask for.
     output: The folder of the data set.
-    bounds: Of the process: memory_bytes, seconds, threads.
+    bounds: Limits of the process: memory_bytes, seconds, threads.
 
   Returns:
     What the unit's verdict file holds.

@@ -35,11 +35,12 @@ class Credit:
   """Where an asset comes from, and on what terms.
 
   Attributes:
-    licence: For instance "CC0-1.0"; "" if nobody said.
+    licence: SPDX name, for instance "CC0-1.0"; "" if unknown.
     source: A repository or package, with its version.
-    authors: Whom to name.
-    object: Assets of the same object (the same character in two formats) share
-      this name and are on one side of the split; "" makes it a separate object.
+    authors: Names to credit.
+    object: Name shared by assets of the same object (the same character in two
+      formats), which are kept on one side of the split; "" makes the asset a
+      separate object.
   """
 
   licence: str = ""
@@ -53,7 +54,7 @@ class Unit:
   """Some clips to prepare.
 
   Attributes:
-    name: For people: the asset's path in its folder.
+    name: Display name: the asset's path in its folder.
     location: The asset's path, or `PROCEDURAL`.
     content: Hash of the asset's content.
     first: The first of the clips that are taken, or the first seed.
@@ -81,7 +82,7 @@ class ClipJob:
   Attributes:
     clip: Identity of the clip.
     asset: Identity of its asset, by which the data is split.
-    name: For people.
+    name: Display name.
     times: Times of the frames, seconds.
     seed: Seed of all random draws.
     play: Gives the animation.
@@ -165,7 +166,7 @@ def plan_asset(
     asset: A unit whose clips are not known yet.
     settings: Says which clips are taken.
     limits: The most that the asset may ask for.
-    clips_per_unit: At most.
+    clips_per_unit: Largest number of clips in a unit.
 
   Raises:
     AssetError: The asset cannot be used.

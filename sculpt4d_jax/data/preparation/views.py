@@ -38,7 +38,7 @@ def render_entries(
 
   Args:
     mesh: The animation, normalised.
-    repair: Which of its faces are wound the wrong way.
+    repair: Repair that says which faces are wound the wrong way.
     num_views: Cameras.
     image_size: Pixels a side.
     supersampling: Colour samples a pixel and axis.

@@ -1,8 +1,8 @@
 """Batches of clips: which clips, which frames, mirrored or not.
 
 What a batch holds depends on the seed and the step alone, so a run that was
-interrupted goes on with exactly the batches it would have seen. Each epoch
-visits every clip once in an order of its own.
+interrupted resumes with exactly the batches it would have seen. Each epoch
+visits every clip once in a different order.
 
 Mirroring swaps left and right of the object and its pictures alike, which
 doubles the number of different clips.
@@ -94,7 +94,7 @@ def surface_batch(
 
   Args:
     store: Records.
-    drawn: Which clips.
+    drawn: Indices of the clips.
     num_frames: Frames taken of each clip, at random.
     num_queries: Distance samples taken of each frame, at random.
     keep_order: Whether the frames keep their order in time.
@@ -140,7 +140,7 @@ def picture_batch(
 
   Args:
     store: Records.
-    drawn: Which clips.
+    drawn: Indices of the clips.
     num_frames: Frames taken of each clip, at random.
     num_queries: Distance samples taken of each frame, at random.
     rows: Clips of the batch that are wanted; None is all.

@@ -261,12 +261,12 @@ def _limb(body, root, lengths, angles, radii, side):
   """A chain of cones hanging from `root`, bent by `angles` in the xy plane.
 
   Args:
-    body: Where the parts go.
+    body: List that the parts are appended to.
     root: [F, 3].
-    lengths: Of each segment.
-    angles: One [F] a segment, from straight down, in radians.
-    radii: One more than there are segments.
-    side: How far each segment leans out along z, in radians.
+    lengths: Length of each segment.
+    angles: Angle of each segment from straight down, radians [F] each.
+    radii: Radii of the joints, one more than there are segments.
+    side: Sideways lean of each segment along z, radians.
   """
   for index, (length, angle) in enumerate(zip(lengths, angles)):
     step = np.stack(

@@ -72,7 +72,7 @@ def open_or_make(
   """Opens a store, after making the clips that it lacks.
 
   Args:
-    folder: Where the files are, or will be.
+    folder: Folder of the files, which may not exist yet.
     num_clips: Clips of the split.
     num_frames: Frames F of a clip.
     first_seed: Seed of clip 0.

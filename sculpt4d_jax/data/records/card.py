@@ -12,7 +12,7 @@ def write_card(index: dataset_index.DatasetIndex, command: str) -> Any:
   """Writes `README.md` of a data set.
 
   Args:
-    index: Of the data set.
+    index: Index of the data set.
     command: Command that made the data set.
 
   Returns:

@@ -33,7 +33,7 @@ class IndexedClip:
     clip: Its identity.
     asset: Its asset's identity.
     shard: The file that it is in.
-    entries: By kind, positions of its entries in the shard.
+    entries: Kind -> positions of its entries in the shard.
     details: Provenance and measures.
   """
 
@@ -49,8 +49,8 @@ class DatasetIndex:
   """All records.
 
   Attributes:
-    folder: Of the data set.
-    settings: Of the preparation, as JSON.
+    folder: Folder of the data set.
+    settings: Settings of the preparation, as JSON.
     splits: Clips of "train" and of "test".
   """
 
@@ -106,8 +106,8 @@ def write_index(
   """Indexes all finished shards.
 
   Args:
-    folder: Of the data set.
-    test_fraction: Of the assets, for the test side.
+    folder: Folder of the data set.
+    test_fraction: Fraction of the assets that are held out for testing.
     held_out: Objects that are on the test side whatever their hash.
 
   Raises:

@@ -40,7 +40,7 @@ class Field:
   Attributes:
     dtype: NumPy's name.
     shape: Numbers, or letters that are the same in all fields of an entry.
-    meaning: What it holds.
+    meaning: Description of its content.
   """
 
   dtype: str

@@ -41,11 +41,11 @@ def write_shard(
   """Writes a shard.
 
   Args:
-    path: Where to, ending in .arrayrecord.
+    path: Output file, ending in .arrayrecord.
     entries: Taken one after the other; they need not fit into memory. Parts of
       a kind count from 0.
-    details: By clip, what its table of contents says of it beside the places
-      of its entries; JSON. Read when all entries are written.
+    details: Clip -> JSON values that its table of contents holds besides the
+      places of its entries. Read after all entries are written.
 
   Returns:
     Bytes of all entries.
@@ -93,7 +93,7 @@ class ShardReader:
     """Opens no shard yet.
 
     Args:
-      folder: Of the shards.
+      folder: Folder of the shards.
       cache: Folder on a disk that shards of a store are copied to when they
         are first needed; "" reads ranges of them instead.
     """

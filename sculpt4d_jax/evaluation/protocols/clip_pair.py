@@ -42,8 +42,8 @@ class Distances:
   """Nearest distances between two surfaces, in both directions.
 
   Attributes:
-    to_truth: Of the prediction's query points, float64 [Q].
-    to_prediction: Of the truth's query points, float64 [Q'].
+    to_truth: Distances of the prediction's query points, float64 [Q].
+    to_prediction: Distances of the truth's query points, float64 [Q'].
   """
 
   to_truth: np.ndarray
@@ -56,9 +56,9 @@ class ClipPair:
   Attributes:
     name: Name of the clip.
     conventions: Parameters of the protocol.
-    prediction: As it was read.
-    truth: As it was read.
-    memory: What metrics keep for one another.
+    prediction: Prediction before normalisation and alignment.
+    truth: Truth before normalisation.
+    memory: Cache of values that several metrics share.
   """
 
   def __init__(
@@ -74,7 +74,7 @@ class ClipPair:
 
     Args:
       prediction: None where there is none: all frames are without a surface.
-      truth: As many frames, each with a surface.
+      truth: True meshes, one a frame, each with a surface.
       conventions: Parameters of the protocol.
       name: Name of the clip, for messages.
       workers: Threads of nearest-neighbour searches; -1 is one a core.

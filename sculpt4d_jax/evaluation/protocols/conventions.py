@@ -46,10 +46,10 @@ class Conventions:
     sampling: "paired": seed + frame for both surfaces, drawn by
       `geometry.sampling`. "actionbench": seed + frame for the prediction, drawn
       by trimesh; queries by permutations of the seed and the seed + 1.
-    normalisation: What is done before the alignment: "none"; "clip_box", which
+    normalisation: Normalisation before the alignment: "none"; "clip_box", which
       scales the prediction's box over all frames to [-1, 1]; or
       "first_frame_boxes", which scales both by the boxes of their first frames.
-    alignment: How the prediction is moved onto the truth, once a clip: "none",
+    alignment: Alignment of the prediction to the truth, once a clip: "none",
       "scale_translation" and "icp" over all frames (see `geometry_metrics`),
       "first_frame_icp" as Motion 3-to-4, "gradient" on frame 0.
     alignment_points: Points of each surface for "gradient".

@@ -113,7 +113,7 @@ def score_clip(
 
   Args:
     prediction: None if there is none; it then scores the worst.
-    truth: As many frames, each with a surface.
+    truth: True meshes, one a frame, each with a surface.
     protocol: The protocol.
     name: Name of the clip.
     workers: Threads of nearest-neighbour searches; -1 is one a core.

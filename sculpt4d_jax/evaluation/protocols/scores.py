@@ -30,11 +30,11 @@ class ClipScores:
     num_frames: Number of frames F.
     num_empty: Frames in which the prediction has no surface.
     is_failed: Whether there is no prediction at all.
-    values: By metric, a score a frame [F] or one for the clip [1]; NaN where it
+    values: Metric -> a score a frame [F] or one for the clip [1]; NaN where it
       is not defined.
-    notes: By metric, why it is not defined.
-    features: By metric of a set of clips, what it needs of this one.
-    sources: What the prediction and the truth were read from.
+    notes: Metric -> reason why it is not defined.
+    features: Metric of a set of clips -> its features of this clip.
+    sources: Descriptions of what prediction and truth were read from.
     seconds: Wall time of the scoring.
   """
 
@@ -61,7 +61,7 @@ class Report:
     protocol: The protocol.
     clips: Scores of all clips, failed ones included.
     estimates: Mean over clips and its interval, by metric.
-    weights: What networks were used: by name, path, size and SHA-256.
+    weights: Networks that were used: name -> path, size and SHA-256.
     notes: Lines to print with the table.
   """
 

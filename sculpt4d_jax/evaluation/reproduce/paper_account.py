@@ -42,7 +42,7 @@ class Account:
   """A way of counting what is not temporal attention.
 
   Attributes:
-    name: What is counted.
+    name: Description of what is counted.
     fixed: Operations of a whole sample of F frames, temporal scores left out.
   """
 
@@ -55,7 +55,7 @@ class Found:
   """An account against the paper.
 
   Attributes:
-    name: What is counted.
+    name: Description of what is counted.
     constant: Its part that does not grow with the frames, PFLOPs.
     a_frame: Its part a frame, PFLOPs.
     rows: PFLOPs sparse and full by frames.

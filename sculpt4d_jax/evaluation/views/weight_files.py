@@ -32,7 +32,7 @@ class WeightFile:
   Attributes:
     key: Name of the network.
     name: Name in the folder of weights; the same with .safetensors serves too.
-    purpose: What it is.
+    purpose: Description of the network.
   """
 
   key: str
@@ -74,7 +74,7 @@ def find(folder: PathLike | None, key: str) -> pathlib.Path:
 
 
 def found(folder: PathLike | None) -> dict[str, dict[str, object]]:
-  """Path, bytes and SHA-256 of every network that is there, by its key."""
+  """Path, bytes and SHA-256 of every network found, by its key."""
   report = {}
   for key in FILES:
     try:

@@ -24,7 +24,7 @@ class Frames:
 
   Attributes:
     meshes: One mesh a frame; a frame may be empty.
-    targets: What is matched; None in frames without a surface.
+    targets: Matching targets; None in frames without a surface.
     centre: Centre of the box, in the input's units [3].
     scale: Factor from the input's units.
   """
@@ -45,7 +45,7 @@ class Frames:
 
     Args:
       meshes: One mesh a frame.
-      settings: How many points are matched.
+      settings: Settings; they give the number of matched points.
       seed: Randomness of the points.
 
     Raises:

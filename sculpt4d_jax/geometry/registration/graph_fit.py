@@ -37,7 +37,7 @@ class Matches(NamedTuple):
 
   Attributes:
     rows: Numbers of the vertices [M].
-    residuals: From the point to the vertex [M, 3].
+    residuals: Vectors from the point to the vertex [M, 3].
     normals: Normals of the planes at the points [M, 3].
     weights: Weights [M].
   """
@@ -88,7 +88,7 @@ class GraphFit:
 
     Args:
       target: The frame's surface.
-      start: Where to start.
+      start: Initial deformation.
       prediction: Pose whose node places attract the nodes; None: nothing does.
       rounds: Schedule; by default that of the settings.
     """

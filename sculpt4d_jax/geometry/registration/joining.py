@@ -78,7 +78,7 @@ def add_keys(
   Args:
     make_tracker: Makes the tracker of a frame's own mesh.
     tracker: The first key frame's.
-    track: What it found; improved in place.
+    track: Result of that tracker; improved in place.
     limit: HD99 above which a frame is bad.
     max_keys: Runs that are tried, the longest first.
   """

@@ -127,7 +127,7 @@ class Settings:
     max_extra_keys: Further key frames for runs that the first does not reach.
     smoothing_window: Frames that smoothing over time sees, odd and at least 5;
       0: no smoothing.
-    find_segments: Whether runs of frames get topologies of their own where
+    find_segments: Whether runs of frames get separate topologies where
       parts split or join and one topology does not serve.
   """
 

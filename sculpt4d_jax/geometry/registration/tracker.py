@@ -157,7 +157,7 @@ class Tracker:
     Args:
       track: Improved in place.
       frame: Number of the frame.
-      start: Where to start.
+      start: Initial deformation.
       key: Key frame that the start is from.
       is_close: Whether the start is on the target already; then the stiff
         first rounds are left out, which would undo it.

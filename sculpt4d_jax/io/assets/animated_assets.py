@@ -78,7 +78,8 @@ def content_hash(
 
   Args:
     path: See the module.
-    limits: What a side file may have; larger ones count as names and sizes.
+    limits: Largest size of a side file that is hashed; a larger one counts by
+      name and size.
 
   Raises:
     OSError: The asset itself cannot be read.
@@ -117,9 +118,9 @@ class AnimatedAsset:
   """An open asset.
 
   Attributes:
-    path: Where it is.
+    path: Path of the asset.
     clips: Its animations.
-    copyright: What it says about its authors and licence, or "".
+    copyright: Copyright and licence text in the asset, or "".
   """
 
   def __init__(

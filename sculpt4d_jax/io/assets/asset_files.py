@@ -128,7 +128,7 @@ def unpack_zip(
 
   Args:
     path: The zip.
-    suffixes: In lower case, with their dots.
+    suffixes: Suffixes in lower case, with their dots.
     limits: `file_bytes` bounds all members together, `frames` their number
       and `zip_ratio` the growth of each.
 

@@ -45,7 +45,7 @@ class Clip:
 
   Attributes:
     index: Its number in the asset.
-    name: As the asset calls it.
+    name: Name in the asset.
     start: Time of the first key, seconds.
     end: Time of the last key.
   """

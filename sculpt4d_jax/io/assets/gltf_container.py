@@ -98,8 +98,8 @@ class GltfFile:
 
   Attributes:
     document: The JSON.
-    limits: What was allowed.
-    budget: What has been decoded.
+    limits: Largest sizes that were allowed.
+    budget: Decoded sizes so far.
   """
 
   def __init__(

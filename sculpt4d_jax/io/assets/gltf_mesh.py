@@ -27,7 +27,7 @@ class Primitive:
     faces: int32 [T, 3].
     targets: Displacements of the morph targets, float32 [M, V, 3].
     joints: Joints that a vertex follows [V, J], or None.
-    weights: How much, sums of one, float32 [V, J], or None.
+    weights: Weights of these joints, which sum to 1, float32 [V, J], or None.
     description: The JSON, for colours.
   """
 

@@ -49,7 +49,7 @@ def read_folder(
 
   Args:
     folder: Holds one mesh a frame.
-    frames: Which of `list_frames`; all by default.
+    frames: Subset of `list_frames`; all by default.
     limits: The most they may ask for.
 
   Raises:

@@ -4,7 +4,7 @@ All meshes of a stage that are seen are joined, in world space and with y up:
 animated points, animated transforms, instances, and skeletons with their skins
 and blend shapes (UsdSkel), which USD itself bakes. Polygons become triangle
 fans; subdivision surfaces are read as their cages; point instancers are left
-out. Layers may refer to other files of their own folder only.
+out. Layers may refer to other files of the same folder only.
 
 USD comes from the package usd-core, which only these functions import.
 """
@@ -104,7 +104,7 @@ class UsdAsset:
     return polygons.join_frames(frames, self.limits.decoded_bytes)
 
   def _dissolve_instances(self) -> None:
-    """Makes instances prims of their own: a skin can only be baked on those."""
+    """Makes instances separate prims: a skin can only be baked on those."""
     found = True
     while found:
       found, count = [], 0

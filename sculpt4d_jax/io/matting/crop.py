@@ -34,7 +34,7 @@ class ClipImages:
   Attributes:
     images: uint8 [F, size, size, 3], the object on the plain background.
     masks: uint8 [F, size, size], 255 on the object.
-    box: What was cut out of every source frame.
+    box: Box that was cut out of every source frame.
   """
 
   images: np.ndarray

@@ -20,10 +20,10 @@ class Cutout:
   Attributes:
     frames: uint8 [F, height, width, 4], straight alpha; colours at soft edges
       are the object's own.
-    confidence: In [0, 1]: 1 where the mask is given, near 0 where it is a
-      guess.
+    confidence: Confidence in [0, 1]: 1 where the mask is given, near 0 where it
+      is a guess.
     is_given: Whether the mask is the user's: then all its pieces are kept.
-    notes: What the user should know, as sentences.
+    notes: Sentences for the user.
   """
 
   frames: np.ndarray = dataclasses.field(repr=False)
@@ -40,7 +40,7 @@ def from_alpha(
   Args:
     video: The clip.
     alpha: uint8 [F, height, width].
-    confidence: In [0, 1].
+    confidence: Confidence in [0, 1].
   """
   colours = np.stack(
     [

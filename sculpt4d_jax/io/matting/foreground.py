@@ -49,8 +49,8 @@ class Foreground:
     frames: uint8 [F, height, width, 4], straight alpha; colours at soft edges
       are the object's own, without the background's share.
     method: Name of the way, a key of `methods.METHODS`.
-    confidence: In [0, 1]: 1 where the mask is given, near 0 where it is a
-      guess or implausible.
+    confidence: Confidence in [0, 1]: 1 where the mask is given, near 0 where it
+      is a guess or implausible.
     warnings: Doubts about the mask, and what was left out of it; sentences.
   """
 

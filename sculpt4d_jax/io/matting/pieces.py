@@ -30,7 +30,7 @@ class Kept:
 
   Attributes:
     alpha: uint8 [F, height, width].
-    notes: What was left out, as parts of a sentence.
+    notes: Parts of a sentence that list what was left out.
   """
 
   alpha: np.ndarray

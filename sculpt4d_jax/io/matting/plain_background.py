@@ -54,7 +54,8 @@ class Removal:
   Attributes:
     colours: uint8 [F, height, width, 3], without the background's share.
     alpha: uint8 [F, height, width].
-    confidence: In (0, 1]: the plain part of the border, less its noise.
+    confidence: Confidence in (0, 1]: the plain part of the border, less its
+      noise.
     notes: Doubts, as sentences.
   """
 
@@ -130,7 +131,7 @@ def _masks_without_shadows(
   Args:
     rgb: The frames.
     ground: Model of what is behind the object.
-    patterns: Of its surfaces.
+    patterns: Patterns of its surfaces.
     darkest: Part of its light that the ground keeps in the darkest shadow.
   """
   masks = np.zeros(rgb.shape[:3], bool)
@@ -175,7 +176,7 @@ def _shadows(
   Args:
     frame: Smoothed, float [H, W, 3].
     difference: The frame less the ground.
-    background: What is background already.
+    background: Mask of what is known to be background.
     ground: Its model.
     darkest: Part of its light that the ground keeps in the darkest shadow.
   """

@@ -22,7 +22,7 @@ class Finding:
 
   Attributes:
     text: A sentence.
-    factor: What the confidence is multiplied by.
+    factor: Factor that the confidence is multiplied by.
   """
 
   text: str

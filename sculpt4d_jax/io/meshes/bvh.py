@@ -33,7 +33,7 @@ def write_bvh(
   """Writes the skeleton and its motion, without a mesh.
 
   Args:
-    path: Where to write, a .bvh file.
+    path: Output file (.bvh).
     rig: The bones; joints must hold together.
     fps: Frames a second.
     trajectory: Global motion on top, rigid [F, 4, 4].

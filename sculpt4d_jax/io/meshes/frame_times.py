@@ -32,8 +32,8 @@ def frame_edges(
   Args:
     num_frames: Number of frames F.
     fps: Frames a second, used where `times` is None or has one frame.
-    times: When each frame starts, seconds, increasing; the first is taken as
-      0. The last frame lasts as long as the median of the others.
+    times: Start of each frame, seconds, increasing; the first is taken as 0.
+      The last frame lasts as long as the median of the others.
 
   Raises:
     ValueError: The rate is not positive, or the times do not fit the frames.

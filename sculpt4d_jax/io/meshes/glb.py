@@ -72,11 +72,11 @@ def write_animated_glb(
   """Writes a mesh sequence as an animated GLB.
 
   Args:
-    path: Where to write, a .glb file.
+    path: Output file (.glb).
     meshes: One mesh a frame; topologies may differ and frames may be empty.
     fps: Frames a second.
-    times: When each frame starts, seconds, increasing from 0; None spaces
-      them by 1 / fps.
+    times: Start of each frame, seconds, increasing from 0; None spaces them by
+      1 / fps.
     name: The animation's name, which viewers list.
 
   Raises:
@@ -153,10 +153,10 @@ def check_sequence(
   """Raises ValueError unless a sequence can be written to a path.
 
   Args:
-    path: Where it will go; must end in one of `suffixes`.
-    meshes: At least one mesh, all positions finite.
+    path: Output file; must end in one of `suffixes`.
+    meshes: Meshes, at least one, all positions finite.
     fps: A positive, finite number.
-    suffixes: For instance (".glb",).
+    suffixes: Allowed suffixes, for instance (".glb",).
   """
   suffix = pathlib.Path(path).suffix.lower()
   if suffix not in suffixes:

@@ -30,7 +30,7 @@ def write_mesh(
   """Writes one mesh; the suffix (.ply or .obj) chooses the format.
 
   Args:
-    path: Where to write. Missing parent folders are made.
+    path: Output file. Missing parent folders are made.
     mesh: The mesh; may be empty.
     normals: Whether to store the vertex normals too.
 
@@ -79,8 +79,8 @@ def write_mesh_sequence(
   """Writes frame_0000.ply, frame_0001.ply, ...: all of them or none.
 
   Args:
-    folder: Where to write; made if missing. Frames of an earlier sequence in
-      it are replaced, other files stay.
+    folder: Output folder; made if missing. Frames of an earlier sequence in it
+      are replaced, other files stay.
     meshes: One mesh a frame.
     normals: Whether to store the vertex normals too.
 

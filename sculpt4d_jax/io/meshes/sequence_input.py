@@ -2,7 +2,7 @@
 
   a folder     frame_*.ply of a sample, or any PLY, OBJ, STL and GLB files, one
                mesh a frame, in the order of the numbers in their names
-  .glb .gltf   a file of ours with a mesh a frame, or any animated asset
+  .glb .gltf   our own file with a mesh a frame, or any animated asset
   .usd*        a mesh with time samples, ours or any animated asset
 
 A sample's run.json gives the frame rate and the times of its frames.
@@ -43,7 +43,7 @@ class MeshSequence:
     name: Name of the folder or file.
     meshes: One mesh a frame.
     fps: Frames a second.
-    times: When each frame starts, seconds, [F]; None if they are even.
+    times: Start of each frame, seconds, [F]; None if they are even.
   """
 
   name: str
@@ -56,7 +56,7 @@ def read(path: PathLike) -> MeshSequence:
   """Reads a sequence; see the module for what may hold one.
 
   Raises:
-    ValueError: Nothing is there, it holds no sequence, or it is damaged.
+    ValueError: The path does not exist, holds no sequence, or is damaged.
     ImportError: It is a USD file, and usd-core is not installed.
   """
   path = pathlib.Path(path)
@@ -155,7 +155,7 @@ def _timing(
 
 
 def _read_asset(path: pathlib.Path, error: ValueError) -> MeshSequence:
-  """An animated asset at its frames; `error` is why it is no file of ours."""
+  """An animated asset at its frames; `error` says why the file is not ours."""
   try:
     asset = animated_assets.AnimatedAsset(path)
     clip = asset.clips[0]

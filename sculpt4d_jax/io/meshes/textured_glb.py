@@ -58,10 +58,10 @@ def write_morph(
   """Writes an asset whose frames are morph targets.
 
   Args:
-    path: Where to write, a .glb file.
+    path: Output file (.glb).
     parts: Meshes of consecutive runs of frames, one topology each.
     fps: Frames a second.
-    times: When each frame starts, seconds, if frames are of unequal length.
+    times: Start of each frame, seconds, if frames are of unequal length.
     name: The animation's name, which viewers list.
 
   Raises:
@@ -94,13 +94,13 @@ def write_skin(
   """Writes an asset that bones move.
 
   Args:
-    path: Where to write, a .glb file.
+    path: Output file (.glb).
     part: The mesh; its topology and colours are used, its motion is the rig's.
     rig: The bones, in the mesh's frames.
     fps: Frames a second.
     trajectory: The global motion that was taken off before the bones were
       found, rigid [F, 4, 4]; it moves the node above the root.
-    times: When each frame starts, seconds, if frames are of unequal length.
+    times: Start of each frame, seconds, if frames are of unequal length.
     name: The animation's name.
 
   Raises:

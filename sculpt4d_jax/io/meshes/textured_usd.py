@@ -48,10 +48,10 @@ def write_points(
   """Writes an asset whose points are sampled in time.
 
   Args:
-    path: Where to write; the suffix .usda, .usdc or .usdz chooses the format.
+    path: Output file; the suffix .usda, .usdc or .usdz chooses the format.
     parts: Meshes of consecutive runs of frames, one topology each.
     fps: Frames a second.
-    times: When each frame starts, seconds, if frames are of unequal length.
+    times: Start of each frame, seconds, if frames are of unequal length.
 
   Returns:
     The files: the path, and the textures next to it.
@@ -91,13 +91,13 @@ def write_skeleton(
   """Writes an asset that a skeleton moves.
 
   Args:
-    path: As `write_points`.
+    path: Output file, as for `write_points`.
     part: The mesh; its topology and colours are used, its motion is the rig's.
     rig: The bones, in the mesh's frames.
     fps: Frames a second.
     trajectory: The global motion that was taken off before the bones were
       found, rigid [F, 4, 4]; it becomes part of the root bone's motion.
-    times: When each frame starts, seconds, if frames are of unequal length.
+    times: Start of each frame, seconds, if frames are of unequal length.
 
   Returns:
     The files.

@@ -49,11 +49,11 @@ def write_animated_usd(
   """Writes a mesh sequence as USD.
 
   Args:
-    path: Where to write; the suffix .usda, .usdc or .usdz chooses the format.
+    path: Output file; the suffix .usda, .usdc or .usdz chooses the format.
     meshes: One mesh a frame; topologies may differ and frames may be empty.
     fps: Frames a second.
-    times: When each frame starts, seconds, increasing from 0; None spaces
-      them by 1 / fps.
+    times: Start of each frame, seconds, increasing from 0; None spaces them by
+      1 / fps.
 
   Raises:
     ValueError: There are no frames, the rate or the times are no such thing,

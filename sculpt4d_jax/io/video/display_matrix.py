@@ -33,7 +33,7 @@ def read(content: bytes) -> tuple[int, int, int, int]:
 
 
 def apply(picture: np.ndarray, signs: tuple[int, int, int, int]) -> np.ndarray:
-  """A picture [height, width, channels] as it is to be seen."""
+  """A picture [height, width, channels] turned upright."""
   a, b, c, d = signs
   across, down = (a, d) if a else (c, b)
   if not a:

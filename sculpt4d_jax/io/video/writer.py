@@ -26,7 +26,7 @@ _H264_OPTIONS = {
   "crf": "18",
   "preset": "medium",
   # Where FFmpeg's conversion puts the coarse chroma; players assume "left"
-  # of an untagged file, half a pixel beside.
+  # of an untagged file, half a pixel off.
   "chroma_sample_location": "center",
 }
 _VP9_OPTIONS = {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4"}

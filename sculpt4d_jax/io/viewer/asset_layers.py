@@ -47,9 +47,9 @@ def asset_page(
       found, rigid [F, 4, 4].
     errors: Distances of the vertices to the frames' own meshes, as shares of
       the size, [F, V], or None for no heat map.
-    times: When each frame starts, seconds, if frames are of unequal length.
+    times: Start of each frame, seconds, if frames are of unequal length.
     title: The page's title.
-    details: What to list beside the asset.
+    details: Name -> value, listed next to the asset.
 
   Raises:
     ValueError: The video or the errors do not fit the asset.

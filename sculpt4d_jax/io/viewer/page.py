@@ -1,4 +1,4 @@
-"""Writes the viewer: one HTML file that plays meshes beside their video.
+"""Writes the viewer: one HTML file that plays meshes next to their video.
 
 The page opens from disk, without a server, a network or a library: styles,
 program, meshes and pictures are inside. `template.html` is the page's body and
@@ -47,19 +47,19 @@ def write_viewer(
   max_faces: int | None = 60_000,
   max_picture_side: int = 512,
 ) -> None:
-  """Writes a self-contained page that plays the meshes beside the video.
+  """Writes a self-contained page that plays the meshes next to the video.
 
   Args:
-    path: Where to write, a .html file.
+    path: Output file (.html).
     meshes: One mesh a frame; topologies may differ and frames may be empty.
     fps: Frames a second.
     video_frames: The input's frames, uint8 [F, h, w, 3], one for each mesh; or
       None for a page without them.
-    times: When each frame starts, seconds, increasing from 0; None spaces
-      them by 1 / fps.
+    times: Start of each frame, seconds, increasing from 0; None spaces them by
+      1 / fps.
     title: The page's title.
-    details: What to list beside the meshes, name to value, for instance the
-      settings of the run.
+    details: Name -> value, listed next to the meshes, for instance the settings
+      of the run.
     max_faces: Frames with more faces are simplified to this many, for the page
       only, so that it stays small; None keeps every face.
     max_picture_side: Larger video frames are scaled down to this many pixels.

@@ -303,7 +303,7 @@ class Player {
     } catch (error) {
       showMessage('This page needs WebGL to show the mesh.',
           'Turn on hardware acceleration in the browser\'s settings, or open' +
-          ' the page in another browser. The .glb and .ply files beside it' +
+          ' the page in another browser. The .glb and .ply files next to it' +
           ` hold the same meshes. (${error.message})`);
       return;
     }

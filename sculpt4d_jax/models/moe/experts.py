@@ -164,11 +164,11 @@ def apply_experts(
   """Sum of the chosen experts' outputs, weighted by their gates.
 
   Args:
-    x: Tokens.
+    x: Tokens [T, D].
     gates: Weight of each choice, float32.
     chosen: The chosen experts, distinct for a token. A choice of E or more is
       of no expert here and adds nothing.
-    weights: Of the experts, in the dtype to compute in.
+    weights: Weights of the experts, in the dtype to compute in.
     implementation: One of IMPLEMENTATIONS; None takes "grouped" on TPU,
       "ragged" on GPU and "blocked" on CPU.
     block_size: Rows of a block, for "blocked".

@@ -97,11 +97,11 @@ def multiply(
   Args:
     rows: Sorted by group.
     kernel: A matrix a group.
-    blocks: Which matrix each block takes.
+    blocks: Index of each block's matrix.
     transposed: The matrices are taken transposed, [E, M, D].
     bias: Added to the product, of unused blocks too.
-    initial: What the product is added to, in float32, as is the result then;
-      its memory becomes the result's.
+    initial: Initial value that the product is added to, float32, as is the
+      result then; its memory becomes the result's.
   """
   width = kernel.shape[1] if transposed else kernel.shape[2]
   kernel = _fill(kernel, (1, 2))

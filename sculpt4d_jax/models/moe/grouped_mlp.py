@@ -57,7 +57,7 @@ def apply(
   """Sum of the chosen experts' outputs, weighted by their gates.
 
   Args:
-    x: Tokens.
+    x: Tokens [T, D].
     gates: Weight of each choice, float32.
     chosen: Chosen experts; E or more stands for no expert and adds nothing.
     weights: Shards of the weights on this device, split along D only.

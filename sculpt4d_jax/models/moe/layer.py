@@ -31,7 +31,7 @@ class Routing(NamedTuple):
   Attributes:
     gates: Weight of each choice, [..., k], float32.
     chosen: The chosen experts, [..., k].
-    probabilities: Of all experts, [..., E], float32.
+    probabilities: Probabilities of all experts, [..., E], float32.
   """
 
   gates: Array

@@ -71,7 +71,7 @@ class Collective:
     group_size: Devices that take part together; 2 of a permutation, in which each
       sends to another one.
     number: Number of executions.
-    bytes: What a chip receives in all of them.
+    bytes: Bytes that a chip receives in all of them.
     unknown_loops: Number of those in loops whose iterations could not be read,
       and are counted as if these turned once.
     network: "ICI" within slices, "DCN" across them.

@@ -89,7 +89,7 @@ def topology_devices(
     return topologies.get_topology_desc(
       platform="tpu", topology_name=topology, **options
     ).devices
-  except Exception as error:  # jax raises kinds of its own.
+  except Exception as error:  # jax raises many kinds.
     raise UserError(
       f"Cannot compile for {topology}: {str(error).splitlines()[0]}. It needs"
       ' the TPU compiler, pip install "jax[tpu]", and a shape that exists.'

@@ -141,7 +141,7 @@ class DistillationTask:
     """Sets up.
 
     Args:
-      config: How the student is trained.
+      config: Configuration of the student's training.
       dit_config: The student; it has a step embedding.
       encoder_config: The image encoder.
       batches: Clips with their latents.

@@ -52,7 +52,7 @@ class DiTTaskConfig:
     frame_times: Times of single frames, for a model that can be given known
       frames.
     lora: Adapters that are trained in place of the DiT's own parameters.
-    seed: Of parameters, batches and noise.
+    seed: Seed of parameters, batches and noise.
     eval_clips: Held-out clips that are evaluated; 0 evaluates nothing.
   """
 

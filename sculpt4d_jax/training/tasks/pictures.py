@@ -39,7 +39,7 @@ class PictureTaskConfig:
     num_queries: Distance samples taken of each frame.
     field_band: The field is the signed distance over this, cut at +-1.
     num_head_layers: Self-attention blocks of the decoder that is left behind.
-    seed: Of parameters and batches.
+    seed: Seed of parameters and batches.
     eval_clips: Held-out clips that are evaluated; 0 evaluates nothing.
   """
 

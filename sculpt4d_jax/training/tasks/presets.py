@@ -63,7 +63,7 @@ def dit(
   Args:
     preset: A preset.
     batches: None for shapes alone.
-    scale: Of the latents.
+    scale: Scale of the latents.
     init_from: Parameters to start from, by network.
   """
   return dit_task.DiTTask(
@@ -135,7 +135,7 @@ def check(
   Args:
     preset: A preset.
     stages: Some of "vae", "pictures", "dit" and "distill"; others need no check.
-    vae_file: Where the trained autoencoder is, or will be.
+    vae_file: File of the trained autoencoder, which may not exist yet.
 
   Raises:
     ValueError: The mesh does not fit the devices or divide a step, the best

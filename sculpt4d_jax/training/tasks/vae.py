@@ -29,9 +29,9 @@ class VAETaskConfig:
     num_queries: Distance samples taken of each frame.
     field_band: The field is the signed distance over this, cut at +-1.
     kl_weight: Weight of the divergence from the standard normal.
-    initial_log_variance: Of the posterior before training. Latents that start
-      as mostly noise keep the decoder from learning to read them.
-    seed: Of parameters, batches and noise.
+    initial_log_variance: Log-variance of the posterior before training. Latents
+      that start as mostly noise keep the decoder from learning to read them.
+    seed: Seed of parameters, batches and noise.
     eval_clips: Held-out clips that are evaluated; 0 evaluates nothing.
   """
 
@@ -95,7 +95,7 @@ class VAETask:
     )
 
   def exported(self, params: nnx.State) -> nnx.State:
-    """The autoencoder is exported as it is trained."""
+    """The autoencoder is exported in the dtype in which it is trained."""
     return params
 
   def flops(self, batch: Mapping[str, Any]) -> int:
@@ -194,7 +194,7 @@ def select_clip_rows(
   Args:
     key: Randomness of the choice.
     surface: [B, F, P, 7], uniform rows first.
-    config: Of the autoencoder.
+    config: Configuration of the autoencoder.
     num_uniform: Uniform rows among the P.
 
   Returns:

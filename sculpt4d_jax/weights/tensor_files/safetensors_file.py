@@ -164,7 +164,7 @@ def write(
     info = tensors[name]
     if value.shape != info.shape or value.dtype.name != info.dtype:
       raise UserError(
-        f"{name}: announced {info.dtype} {info.shape}, came"
+        f"{name}: announced {info.dtype} {info.shape}, got"
         f" {value.dtype.name} {value.shape}."
       )
     file.seek(start + header[name]["data_offsets"][0])

@@ -43,7 +43,7 @@ class TensorFile:
   Attributes:
     path: The file.
     tensors: Shape and dtype of every tensor, in the file's order.
-    metadata: What else the file says about itself.
+    metadata: Further metadata in the file.
   """
 
   def __init__(

@@ -101,7 +101,7 @@ def load(content: bytes, source: str) -> Any:
 
   Args:
     content: The pickle.
-    source: What to call it in errors.
+    source: Name for error messages.
 
   Raises:
     CheckpointError: It is damaged, or asks for anything but tensors.

@@ -3,7 +3,7 @@ r"""Reads batches as a training does, and writes down what each held.
   python -m tests.data.loading.loader_process DATA LOG PROCESS PROCESSES STEPS \
     STAY_AT
 
-Every third step the position is saved; another start goes on from there. LOG
+Every third step the position is saved; another start resumes from there. LOG
 gets a line a step: its number and a digest of the batch. After step STAY_AT it
 only waits for its end, so that a kill is known to come before the next save.
 """

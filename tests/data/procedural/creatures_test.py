@@ -32,7 +32,7 @@ def test_creatures_move_inside_the_cube(family):
   points = record.surface[..., :3]
   assert np.abs(points).max() < 1.0
   assert np.abs(points[1] - points[0]).max() > 0.01
-  # The background stays white, and something is there.
+  # The background stays white, and the object is visible.
   assert (record.images[:, 0, 0] == 255).all()
   assert (record.images.min(-1) < 200).mean() > 0.02
 

@@ -6,7 +6,7 @@ from sculpt4d_jax.evaluation.views import frechet
 
 
 def by_square_root(a, b):
-  """The formula as it is written, with scipy's square root of a matrix."""
+  """The formula as in the paper, with scipy's square root of a matrix."""
   covariances = [np.cov(x, rowvar=False) for x in (a, b)]
   root = linalg.sqrtm(covariances[0] @ covariances[1])
   shift = np.square(a.mean(0) - b.mean(0)).sum()

@@ -35,7 +35,7 @@ def test_body_of_revolution_looks_alike_from_all_sides():
 
 def test_normals_of_faces_that_look_along_the_axes():
   cube = shapes.box([0.6, 0.6, 0.6])
-  # Flat shading needs corners of their own.
+  # Flat shading needs separate corners.
   flat = mesh_lib.TriangleMesh(
     cube.vertices[cube.faces].reshape(-1, 3),
     np.arange(3 * cube.num_faces).reshape(-1, 3),

@@ -364,7 +364,7 @@ def test_side_files_are_part_of_an_assets_identity(tmp_path):
     assert changed == (file.parent == folder), file
     file.write_bytes(content)
   assert animated_assets.content_hash(path) == first
-  # Elsewhere, with the same files beside it, it is the same asset.
+  # Elsewhere, with the same files next to it, it is the same asset.
   other = tmp_path / "other"
   other.mkdir()
   for file in folder.iterdir():

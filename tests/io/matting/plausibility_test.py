@@ -30,7 +30,7 @@ def test_doubts_name_what_is_wrong():
 
 
 def test_a_doubtful_cut_out_is_never_passed_in_silence(caplog):
-  """A frame that the object fills: given as it is, with a warning."""
+  """A frame that the object fills: returned unchanged, with a warning."""
   frames = np.zeros((3, 60, 60, 4), np.uint8)
   frames[:, 2:-2, 2:-2] = (200, 60, 40, 255)
   result = foreground.extract(reader.read_frames(frames))

@@ -138,7 +138,7 @@ def test_scales_large_frames_down(tmp_path):
 def test_scaling_down_lets_no_hidden_colour_into_the_edges():
   frames = np.zeros((1, 64, 64, 4), np.uint8)
   frames[..., 1] = 255  # Green, but fully transparent ...
-  frames[:, :33, :] = (200, 0, 0, 255)  # ... beside opaque red.
+  frames[:, :33, :] = (200, 0, 0, 255)  # ... next to opaque red.
   clip = reader.read_frames(frames, max_side=32)
   assert clip.frames[..., 1][clip.frames[..., 3] > 25].max() <= 5
 

@@ -31,7 +31,7 @@ BlockMask = bsa.BlockMask
 TILES = xla.TileSizes(
   chunk_scores=64, chunk_tokens=2, step_tokens=8, group_tokens=64
 )
-# Of backends with sizes of their own; the GPU's granules are 64 tokens at least.
+# Backends with their own sizes; the GPU's granules are 64 tokens at least.
 OPTIONS = {
   "pallas_tpu": dict(
     tiles=tpu_tiles.TileSizes(

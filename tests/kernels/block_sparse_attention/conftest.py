@@ -14,7 +14,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
-# Runs in a process of its own: where a simulated warpgroup fails, the others
+# Runs in a separate process: where a simulated warpgroup fails, the others
 # wait for it for ever.
 _SIMULATION = """
     import jax, jax.numpy as jnp, numpy as np

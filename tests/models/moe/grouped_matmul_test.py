@@ -52,7 +52,7 @@ def test_products_add_a_bias_and_go_on_from_a_sum():
   used = _owners() < 4
   expected[used] += bias[_owners()[used]]
   np.testing.assert_allclose(y[used], expected[used], atol=1e-4)
-  # bfloat16 rows go on from a sum in float32.
+  # bfloat16 rows are added to a sum in float32.
   y = grouped_matmul.multiply(
     rows.astype(jnp.bfloat16),
     kernel.astype(jnp.bfloat16),

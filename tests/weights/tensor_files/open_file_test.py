@@ -146,7 +146,7 @@ def test_what_is_taken_of_a_folder(tmp_path):
   for name in ("model.bin", "sub/other.ckpt"):
     (tmp_path / name).write_bytes(b"x" * 1000)
   write(tmp_path / "model.safetensors")
-  # Beside a safetensors file a pickle mostly holds the same.
+  # A pickle next to a safetensors file mostly holds the same.
   names = [p.name for p in open_file.find_files(tmp_path)]
   assert names == ["other.ckpt", "model.safetensors"]
 

@@ -29,7 +29,7 @@ class Metric:
     worst: Score of a frame without a surface; lengths in [-1, 1]^3.
     of_frame: Score of a frame, or None.
     of_clip: Score of a clip, or None.
-    features_of_clip: What a score of a set of clips needs of one of them.
+    features_of_clip: Features of one clip that a score of a set of clips needs.
     of_set: Score of all clips from their features, and a note to print with it.
 
   These functions may raise `NotDefined` with the reason.

@@ -42,7 +42,7 @@ def test_exchanges_are_counted_once():
 @pytest.mark.parametrize("chip", ["v5e", "v6e"])
 @pytest.mark.parametrize("what", aot_tpu.WHAT)
 def test_compiles_for(chip, what):
-  # In a process of its own: libtpu is set up before it is loaded.
+  # In a separate process: libtpu is set up before it is loaded.
   if importlib.util.find_spec("libtpu") is None:
     pytest.skip('libtpu is not installed: pip install "jax[tpu]"')
   command = [

@@ -34,7 +34,7 @@ def test_what_is_measured_is_what_the_compiler_says():
   fixed, analysed, _, measured, _ = _run("quick_16f")
   # Query, key, value, cotangent, output and three gradients of 2 MiB each.
   assert fixed == pytest.approx(8 * 2, abs=0.1)
-  # Libraries lay out factors of products in memory of their own.
+  # Libraries copy factors of products into separate memory.
   assert analysed - 1 < measured < analysed + 8
 
 

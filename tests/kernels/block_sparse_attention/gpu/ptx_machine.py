@@ -45,7 +45,7 @@ class Machine:
       self._memory[address : address + flat.size] = flat
 
   def read(self, index: int, shape, dtype) -> np.ndarray:
-    """An argument as it is now."""
+    """The present value of an argument."""
     start = self._addresses[index]
     stop = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
     return self._memory[start:stop].view(dtype).reshape(shape)
