@@ -44,7 +44,7 @@ def block_sparse_attention(
   implementation: Implementation | None = None,
   return_log_sum_exp: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-  """Softmax attention between the blocks of tokens that a mask lets see.
+  """Softmax attention restricted to the pairs of blocks in a mask.
 
   Exact: equal to dense attention with the scores outside the mask set to minus
   infinity, forward and backward. Scores and softmax are float32 for any input
@@ -66,9 +66,8 @@ def block_sparse_attention(
       arrays.
     implementation: Backend: "pallas_tpu" (Google TPU), "pallas_gpu" (NVIDIA
       Hopper, Ampere, Ada), "xla" (plain JAX, any device) or "reference"
-      (quadratic memory).
-      None takes the first one that serves the arguments. A function is called
-      as a backend: so are options of one backend given,
+      (quadratic memory). None takes the first one that serves the arguments. A
+      function is called as a backend, which allows options:
       `functools.partial(pallas_tpu.attention, tiles=...)`.
     return_log_sum_exp: Whether to return the log-sum-exp too.
 
@@ -78,7 +77,7 @@ def block_sparse_attention(
     which is differentiable too.
 
   Raises:
-    ValueError: Shapes, mask, order or implementation do not fit.
+    ValueError: Shapes, mask, order or implementation are invalid.
     NotImplementedError: The named implementation cannot serve the arguments.
 
   Source: Sculpt4D (arXiv 2604.21592), block-sparse attention.
@@ -111,14 +110,15 @@ def explain(
     mask: Visible key blocks of each query block.
 
   Returns:
-    For each backend, in the order in which they are tried, the reason for which
-    it declines, or None. `block_sparse_attention` takes the first None.
+    The reason why each backend declines, or None, in the order in which they
+    are tried. `block_sparse_attention` takes the first None.
   """
   reasons: dict[str, str | None] = {}
   options = dict(scale=query.shape[-1] ** -0.5, token_order="natural")
   for name in _AUTOMATIC:
     try:
       call = functools.partial(_BACKENDS[name], mask=mask, **options)
+      # Traces the call, which runs all checks but no kernel.
       jax.eval_shape(call, query, query, query)
       reasons[name] = None
     except NotImplementedError as reason:

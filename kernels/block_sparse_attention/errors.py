@@ -1,7 +1,7 @@
 """Errors whose message is for the caller.
 
 Attributes:
-  is_for_user: True. A program may print the message without a traceback.
+  is_for_user: True: a program may print the message without a traceback.
 """
 
 

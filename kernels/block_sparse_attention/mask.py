@@ -50,16 +50,16 @@ class Level(NamedTuple):
 
 
 class BlockLists(NamedTuple):
-  """Compressed rows: row r sees blocks indices[offsets[r]:offsets[r + 1]]."""
+  """Compressed rows: row r sees indices[offsets[r]:offsets[r + 1]]."""
 
   offsets: np.ndarray  # [F * blocks_per_frame + 1]
   indices: np.ndarray  # Ascending within a row.
 
 
 class Mask:
-  """What every mask can say; made as `BlockMask` or by combining two with & |.
+  """Base class: a `BlockMask`, or two masks combined by & or |.
 
-  A mask is a plain immutable value, known when a function is traced: it can be
+  A mask is an immutable value, known when a function is traced: it can be
   hashed, compared, printed, and passed to jit as a static argument.
   """
 
@@ -124,6 +124,7 @@ class Mask:
     blocks = self.blocks_per_frame
     u = block_order(blocks, token_order)
     difference = np.abs(u[:, None] - u[None, :])
+    # Only u - v matters between two frames, so one difference table serves all.
     table = np.zeros((self.num_frames, blocks, self.num_frames, blocks), bool)
     for i, row in enumerate(_stride_table(self)):
       for j, strides in enumerate(row):
@@ -160,6 +161,9 @@ class Mask:
       pieces = []
       for stride, frames in self.levels(query_frame):
         length = blocks // stride
+        # In bit-reversed order a segment of the finest stride lies inside one
+        # of every coarser stride: its index there is the leading bits of its
+        # own.
         start = segment * stride // segments * length
         pieces += [(j * blocks + start, length) for j in frames]
       runs.append(np.array(_join(sorted(pieces)), np.int32))
@@ -194,6 +198,8 @@ class BlockMask(Mask):
   def __post_init__(self):
     for name in ("num_frames", "blocks_per_frame"):
       _require_positive(name, getattr(self, name))
+      # Plain integers and tuples, whatever was given: equal masks must be equal
+      # as jit's static arguments.
       object.__setattr__(self, name, int(getattr(self, name)))
     schedule = tuple(int(stride) for stride in self.schedule)
     if not schedule or min(schedule) < 1:
@@ -219,6 +225,8 @@ class BlockMask(Mask):
     if key_frame in self.anchor_frames:
       return (1,)
     distance = min(abs(query_frame - key_frame), len(self.schedule) - 1)
+    # Any stride from `blocks_per_frame` on means "the same block only"; clamped
+    # so that equal masks have equal strides.
     return (min(self.schedule[distance], self.blocks_per_frame),)
 
 
@@ -253,8 +261,10 @@ class _CombinedMask(Mask):
     left = self.left.strides(query_frame, key_frame)
     right = self.right.strides(query_frame, key_frame)
     if self.operator == "|":
+      # Unions of "s divides u - v" just list more strides.
       strides = left + right
     else:
+      # "a and b divide u - v" is "lcm(a, b) divides u - v", for every pair.
       strides = (math.lcm(a, b) for a in left for b in right)
     return _smallest(strides, self.blocks_per_frame)
 
@@ -266,13 +276,15 @@ def bit_reversal(blocks_per_frame: int) -> np.ndarray:
   """Blocks of a frame by the bit reversal of their index, [blocks_per_frame].
 
   Position p of the new order holds block `bit_reversal(n)[p]`: tokens go there
-  with `x[order]` and come back with `x[inverse_order(order)]`. For a power of
+  with `x[order]` and return with `x[inverse_order(order)]`. For a power of
   two the order is its own inverse. For any other n it is the order of the next
   power of two with the blocks that do not exist left out: blocks that agree
   modulo a power of two still are contiguous, only in runs of unequal length.
   """
   _require_positive("blocks_per_frame", blocks_per_frame)
   num_bits = (int(blocks_per_frame) - 1).bit_length()
+  # Bit by bit over all indices at once; those that do not exist are dropped at
+  # the end.
   index = np.arange(1 << num_bits)
   order = np.zeros_like(index)
   for bit in range(num_bits):
@@ -353,10 +365,12 @@ def divides_any(strides: tuple[int, ...], difference: np.ndarray) -> np.ndarray:
 def _count_pairs(strides: tuple[int, ...], blocks: int) -> int:
   """Pairs (u, v) of blocks that see each other: by difference, then summed."""
   difference = np.arange(blocks)
+  # How often each |u - v| occurs among all pairs (u, v).
   pairs = np.where(difference == 0, blocks, 2 * (blocks - difference))
   return int(pairs[divides_any(strides, difference)].sum())
 
 
+# Cached: every layer of a model traces the same few masks.
 @functools.lru_cache(maxsize=256)
 def _stride_table(mask: Mask) -> tuple[tuple[tuple[int, ...], ...], ...]:
   """strides(i, j) for all pairs of frames: F^2 small tuples."""
@@ -367,6 +381,7 @@ def _stride_table(mask: Mask) -> tuple[tuple[tuple[int, ...], ...], ...]:
 @functools.lru_cache(maxsize=4096)
 def _levels(mask: Mask, query_frame: int) -> tuple[Level, ...]:
   frames_by_stride = {}
+  # Powers of two divide each other, so one stride is left of each union.
   for j, (stride,) in enumerate(_stride_table(mask)[query_frame]):
     frames_by_stride.setdefault(stride, []).append(j)
   return tuple(
@@ -382,6 +397,7 @@ def _block_lists(mask: Mask, token_order: TokenOrder) -> BlockLists:
   difference = np.abs(order[:, None] - order[None, :])
   rows = []
   for row in _stride_table(mask):
+    # One row of frames at a time, so that the quadratic table never exists.
     seen = np.stack([divides_any(s, difference) for s in row], 1)
     rows += [np.flatnonzero(seen_by_u) for seen_by_u in seen]
   offsets = np.cumsum([0] + [len(row) for row in rows])

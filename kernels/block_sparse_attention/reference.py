@@ -1,4 +1,4 @@
-"""Dense masked attention in float32: what every backend must equal.
+"""Dense masked attention in float32: the specification of every backend.
 
 Written to be read, not to be fast: the scores of all pairs of tokens are
 stored. Gradients are those of automatic differentiation.
@@ -28,7 +28,7 @@ def attention(
     value: Same shape and dtype as query.
     mask: Visible key blocks of each query block.
     scale: Factor on the scores.
-    token_order: Order in which the blocks of every frame come.
+    token_order: Order of the blocks within each frame.
 
   Returns:
     Output [B, H, S, K] in the dtype of query, and the log-sum-exp of the scaled

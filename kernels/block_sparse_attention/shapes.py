@@ -27,7 +27,7 @@ class AttentionShape:
 
   @property
   def array_shape(self) -> tuple[int, int, int, int]:
-    """Of query, key and value: [B, H, S, K]."""
+    """Shape of query, key and value: [B, H, S, K]."""
     return (self.batch, self.heads, self.num_tokens, self.head_dim)
 
   def mask(self) -> mask_lib.BlockMask:
@@ -38,8 +38,8 @@ class AttentionShape:
     return mask_lib.BlockMask.dense(self.num_frames, self.blocks_per_frame)
 
 
-# The CPU sizes are small enough to time a backward pass in seconds, that at
-# 64 frames in a minute.
+# The CPU sizes are small enough to time a backward pass in seconds (64 frames:
+# a minute).
 SHAPES = {
   "tiny_train": AttentionShape(16, 4, 8, 32, 24, blocks_per_frame=8),
   "quick_16f": AttentionShape(1, 1, 16, 512, 64),

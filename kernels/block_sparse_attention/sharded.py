@@ -1,19 +1,19 @@
 """Attention of clips whose frames lie on several devices: frames <-> heads.
 
-Distance makes the mask sparse, not the communication: of a whole frame of
-queries, every key block of every frame is seen by some. A device that holds
-some frames would need the keys and values of all others. Instead, each of n
-devices hands out its frames by heads and receives all frames of H / n heads
-(one all-to-all an array), attends without communication, and hands the output
-back. The mask is the same on all devices, and so is the work.
+The mask saves work but no communication: every key block of every frame is seen
+by some query of a given frame, so a device that holds some frames would need
+the keys and values of all others. Instead, each of n devices sends its frames
+away by heads and receives all frames of H / n heads (one all-to-all an array),
+attends without communication, and sends the output back. All devices have the
+same mask, and so the same work.
 
 Volume. A device receives (n - 1) / n^2 * B * S * H * K numbers for each array
-that is exchanged. Forward exchanges four: query, key and value there, the output
-back. Backward exchanges four: the output's cotangent there, three gradients
-back; with the call inside `jax.checkpoint`, the forward's once more. At 64
-frames x 4096 tokens, 16 heads of 128 in bfloat16 on 16 devices an array is
-63 MB a device, forward 252 MB; to gather keys and values is 2.0 GB. Where heads
-are split already, say over t devices of another axis, H is that of a device.
+that is exchanged. Forward exchanges four: query, key, value and the output.
+Backward exchanges four: the output's cotangent and three gradients; inside
+`jax.checkpoint`, the forward's four again. At 64 frames x 4096 tokens, 16 heads
+of 128 in bfloat16 on 16 devices an array is 63 MB a device, forward 252 MB; to
+gather keys and values is 2.0 GB. Where heads are already split over another
+mesh axis, H counts the heads of a device.
 
 Source: Jacobs et al., DeepSpeed Ulysses, 2023.
 """
@@ -28,6 +28,7 @@ from . import api
 from . import errors
 from . import mask as mask_lib
 
+# Axes of [B, H, S, K].
 _HEADS, _TOKENS = 1, 2
 
 
@@ -64,6 +65,8 @@ def attend_with_sharded_frames(
       "return_log_sum_exp is not served with sharded frames; call"
       " block_sparse_attention on whole clips for it."
     )
+  # The mask counts whole frames; a frame split between devices would still have
+  # the right number of tokens.
   _check_divides("frames", mask.num_frames, axis_name)
   return with_all_frames(
     lambda *arrays: api.block_sparse_attention(*arrays, mask, **kwargs),
@@ -110,6 +113,9 @@ def with_all_frames(
   """
   _check_divides("heads", query.shape[head_axis], axis_name)
 
+  # Tiled all-to-all: part i along `split` goes to device i, and the parts
+  # received are joined along `join` in the order of the devices, which is that
+  # of the frames.
   def exchange(x, split, join):
     return lax.all_to_all(x, axis_name, split, join, tiled=True)
 

@@ -1,10 +1,10 @@
 """The three kernels for NVIDIA Ampere and Ada GPUs, in Pallas Mosaic GPU.
 
 A program is one warpgroup. It owns some rows - queries; keys for the gradient
-of keys and values - and walks the list of columns that its rows see. Operands
-of the next steps are on their way into shared memory, by copies that the
-threads start and do not wait for, while a step computes; matrix products are
-the synchronous ones of the tensor cores, from registers into registers.
+of keys and values - and walks the list of columns that its rows see. While a
+step computes, the operands of the next steps are copied to shared memory
+asynchronously (cp.async); matrix products are the synchronous ones of the
+tensor cores (mma), from registers into registers.
 
 Copies finish in the order in which they were started, and a thread can only
 wait until at most so many are left. A step therefore starts exactly one copy
@@ -110,6 +110,7 @@ def query_bar(
 
     def step(index, total):
       total = _Sum(total, unit)
+      # Keys are released last: they are a factor of the last product.
       value, key = program.operands(index)
       steps.query_bar(
         total,
@@ -185,6 +186,7 @@ def key_value_bar(
       )
       return tuple(total.value for total in totals)
 
+    # Sums stay in registers over all steps.
     zeros = jnp.zeros(key_smem.shape, jnp.float32)
     totals = lax.fori_loop(0, program.num_steps, step, (zeros, zeros))
     key_bar = totals[0] * (exponent / steps.LOG2_E)
@@ -220,15 +222,17 @@ def copies_in_flight(
     position: Position of the operand in the order of release.
     num_released: Operands that this step has released before.
   """
+  # Of the stages * num_operands copies started before this step, position + 1
+  # are done with this operand's; this step has started num_released more.
   return stages * num_operands - 1 - position + num_released
 
 
 class _Program:
-  """What a program works with.
+  """The rows, operands and copies of a program.
 
   Attributes:
     num_steps: Length of its loop.
-    own: Shared memory with its rows of every input that is tiled by rows; there
+    own: Shared memory with its rows of every input that is tiled by rows; valid
       once an operand has been read.
   """
 
@@ -243,6 +247,8 @@ class _Program:
     self.num_steps = schedule.num_steps(index)
     self.own = scratch["rows"]
     self._row = lax.div(schedule.first_row(index), tile.rows)
+    # First, so that they are complete when the first operand is: copies finish
+    # in the order in which they start.
     for source, smem in zip(sources["rows"], self.own):
       unit.copy(source.at[head, self._row], smem)
     for stage in range(tile.stages):
@@ -294,6 +300,7 @@ class _Program:
 
   def _column(self, step):
     """Index of a tile of columns; the last one beyond the end of the list."""
+    # A copy that nobody reads keeps the number in flight constant.
     step = lax.min(jnp.int32(step), self.num_steps - 1)
     first = self._schedule.first_column(self._index, step)
     return lax.div(first, self._tile.columns)
@@ -311,12 +318,14 @@ class _Step:
     self._awaited = set()
 
   def wait(self, position: int) -> None:
+    # Waits are instructions of the program; one an operand is enough.
     if position not in self._awaited:
       self._program.wait(position, self._num_released)
     self._awaited.add(position)
 
   def release(self, position: int) -> None:
     assert position == self._num_released, "released out of order"
+    # The slot just released takes the columns of `stages` steps later.
     self._program.start_copy(position, self._next_column, self.slot)
     self._num_released += 1
 
@@ -386,6 +395,7 @@ def _run(
     "columns": cut(columns, tile.columns),
     "column_vectors": cut(column_vectors, tile.columns),
   }
+  # A kernel takes a flat list of references.
   leaves, structure = jax.tree.flatten((tiles_lib.TileLists(*lists), inputs))
   targets = jax.eval_shape(lambda xs: cut(xs, tile.rows), results)
   tile_shape = lambda x: x.shape[2:]
@@ -414,6 +424,8 @@ def _run(
     grid=(rows[0].shape[0], num_programs),
     grid_names=("heads", "programs"),
     compiler_params=plgpu.CompilerParams(
+      # Exponentials by the special function unit: its error is far below the 16
+      # bits that weights are rounded to.
       approx_math=True,
       lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
       reduction_scratch_bytes=0,  # Rows are reduced inside a warp.
@@ -427,4 +439,5 @@ def _run(
 
 def _cut(x: jax.Array, size: int) -> jax.Array:
   """[N, S, ...] to [N, S / size, size, ...]."""
+  # A tile is then one index: no copy needs a bound or a slice.
   return x.reshape(len(x), -1, size, *x.shape[2:])

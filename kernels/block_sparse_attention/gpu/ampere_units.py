@@ -1,4 +1,4 @@
-"""What the kernels for Ampere and Ada ask of the hardware, and its stand-in.
+"""Copies and products of the kernels for Ampere and Ada, and a simulation.
 
 `Device` starts copies, multiplies and lays out arrays on a GPU; `Simulation`
 does the same by value in jax's GPU interpreter, which has no instructions from
@@ -9,8 +9,8 @@ import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-# Of a matrix product, taken from shared memory at once. The compiler cuts rows
-# of this many numbers into banks without conflicts.
+# Inner width of a product that is read from shared memory at once. The compiler
+# lays out rows of this many numbers without bank conflicts.
 _DEPTH = 32
 
 
@@ -43,7 +43,7 @@ class Device:
   def _add(self, total, left, right, transposed) -> jax.Array:
     if isinstance(left, jax.Array):
       return plgpu.mma(total, left, right[...])
-    # Operands come to registers a part at a time: both at once do not fit.
+    # Operands are read in parts: both as a whole do not fit the registers.
     for start in range(0, left.shape[1], _DEPTH):
       part = slice(start, start + _DEPTH)
       right_part = right.at[:, part].T if transposed else right.at[part]

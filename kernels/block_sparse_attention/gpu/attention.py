@@ -1,11 +1,10 @@
 """NVIDIA GPU backend: Pallas Mosaic GPU kernels for Hopper, Ampere and Ada.
 
 Forward; gradient of the queries; gradient of keys and values. Work is listed by
-granules (`gpu/tiles.py`), so that no kernel computes a score that the mask
-hides, whatever the mask, and none knows a quadratic table. A step's mathematics
-is written once (`gpu/steps.py`), how operands come and products are done
-once for each family: `gpu/kernels.py` for Hopper, `gpu/ampere.py` for
-Ampere and Ada.
+granules (`gpu/tiles.py`), so that no kernel computes a score outside the mask
+or stores a quadratic table. A step's mathematics is written once
+(`gpu/steps.py`), copies and products once for each family: `gpu/kernels.py` for
+Hopper, `gpu/ampere.py` for Ampere and Ada.
 
 Why Mosaic GPU. Of the ways from jax to a tensor core it is the one that jax
 keeps and that can express a list of tiles:
@@ -55,7 +54,8 @@ _HEAD_DIMS = (64, 128)
 _HOPPER = "9.0"
 # Shared memory that a program may use.
 _AMPERE = {"8.0": 163 << 10, "8.6": 99 << 10, "8.9": 99 << 10}
-# Below, bit-reversing the blocks pays if that makes granules larger.
+# Granules smaller than this (tokens) are worth a permutation that enlarges
+# them.
 _SMALL_GRANULE = 128
 
 
@@ -79,7 +79,7 @@ def attention(
     value: Same shape and dtype as query.
     mask: Visible key blocks of each query block.
     scale: Factor on the scores.
-    token_order: Order in which the blocks of every frame come.
+    token_order: Order of the blocks within each frame.
     tiles: Largest tile sizes; they are reduced to divide a granule. `GpuTiles`
       for Hopper, `AmpereTiles` for Ampere and Ada. None takes the default for
       device and head width.
@@ -112,6 +112,7 @@ def attention(
     plan.tiles.require_shared_memory(head_dim, query.dtype.itemsize, limit)
   plan = dataclasses.replace(plan, interpret=interpret)
   inputs = (query, key, value)
+  # All three must vary over the same mesh axes, as the kernel's type demands.
   inputs = [steps.varying_as(x, *inputs) for x in inputs]
   return _attend(*inputs, plan)
 
@@ -159,7 +160,7 @@ def default_tiles(head_dim: int, compute_capability: str = _HOPPER) -> Tiles:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-  """Everything about a call that is known when it is traced."""
+  """The static arguments of a call."""
 
   mask: mask_lib.Mask
   token_order: mask_lib.TokenOrder  # Of the kernels.
@@ -195,7 +196,7 @@ class _Plan:
     """The functions `forward`, `query_bar` and `key_value_bar`."""
     if self.interpret is True:
       return walk
-    # Imported late: whoever runs on another device needs no Mosaic GPU.
+    # Imported late: other devices need no Mosaic GPU.
     if isinstance(self.tiles, tiles_lib.AmpereTiles):
       from . import ampere
 
@@ -238,6 +239,7 @@ def _plan(mask, num_tokens, scale, token_order, tiles) -> _Plan:
   if reorder:
     token_order = "bit_reversed"
     granule = granule_in(token_order)
+  # A tile must lie within a granule, and has 64 rows at least.
   if granule % tiles_lib.WARPGROUP_ROWS:
     raise errors.NotServedError(
       f"needs granules (runs of tokens that see the same keys) of a multiple"
@@ -303,6 +305,7 @@ def _attend(query, key, value, plan):
 
 def _forward(query, key, value, plan):
   batch = query.shape[0]
+  # The sign of a negative scale goes to the queries (`exponent`).
   inputs = [plan.enter(x) for x in (query * plan.sign, key, value)]
   output, log_sum_exp = plan.call(plan.kernels().forward, *inputs)
   results = tuple(plan.leave(x, batch) for x in (output, log_sum_exp))
@@ -316,8 +319,11 @@ def _backward(plan, residuals, cotangents):
   # Sums over K of float32 products, though the factors be bfloat16.
   products = output.astype(jnp.float32) * output_bar.astype(jnp.float32)
   offset = products.sum(-1) - log_sum_exp_bar
+  # Kernels work in base 2, so one subtraction gives an exponent.
   args = (*inputs, output_bar, log_sum_exp * steps.LOG2_E, offset)
   kernels = plan.kernels()
+  # Two kernels: a program of each owns the rows that it sums, so no sum is
+  # shared and results do not depend on timing.
   query_bar = plan.call(kernels.query_bar, *args)
   bars = plan.call(kernels.key_value_bar, *args, by_key=True)
   bars = (query_bar * plan.sign, *bars)

@@ -30,8 +30,9 @@ from . import steps
 from . import tiles as tiles_lib
 
 _ROWS = tiles_lib.WARPGROUP_ROWS
-# Registers of a thread. A multiprocessor has 64 Ki, assigned in multiples of 8;
-# the copying warpgroup gives most of its share to the computing ones.
+# Registers of a thread, in multiples of 8. A multiprocessor has 64 Ki: (2 * 240
+# + 24) * 128 threads, or (3 * 160 + 24) * 128, are 63 Ki. The copying warpgroup
+# gives its share away down to 24, the least that the hardware allows.
 _COPY_REGISTERS = 24
 _COMPUTE_REGISTERS = {1: 240, 2: 240, 3: 160}
 
@@ -82,6 +83,8 @@ def forward(
         exponent,
         program.product,
         take_turns,
+        # The turn passes on as soon as the scores are issued, while they are
+        # still being computed.
         functools.partial(program.product, after_issue=take_turns),
       )
 
@@ -92,6 +95,7 @@ def forward(
     state = lax.fori_loop(0, program.num_steps, step, state)
     pl.when(program.warpgroup == 0)(take_turns)
     output, log_sum_exp = state.finish()
+    # The queries are not needed any more: results leave through their memory.
     query_smem[...] = output.astype(dtype)
     log_sum_exp_smem[...] = log_sum_exp
     program.store_own((query_smem, log_sum_exp_smem), program.outputs)
@@ -132,7 +136,7 @@ def query_bar(
   """Gradient with respect to the queries.
 
   Args:
-    query: See `forward`, as for all arguments that are not described here.
+    query: See `forward`, like all arguments that are not described here.
     key: See query.
     value: See query.
     output_bar: Cotangent of the output, [N, S, K].
@@ -155,6 +159,7 @@ def query_bar(
     query_smem, output_bar_smem, log_sum_exp_smem, offset_smem = rows
 
     def run(total):
+      # Kept in registers for the whole loop.
       log_sum_exp, offset = log_sum_exp_smem[...], offset_smem[...]
 
       @pl.loop(0, program.num_steps)
@@ -173,7 +178,9 @@ def query_bar(
 
       return total[...]
 
+    # A sum of the matrix unit's own layout, so that no step converts it.
     result = pl.run_scoped(run, plgpu.ACC((_ROWS, head_dim), jnp.float32))
+    # exponent / log2(e) is the scale, which the steps leave out.
     query_smem[...] = (result * (exponent / steps.LOG2_E)).astype(dtype)
     program.store_own((query_smem,), program.outputs)
 
@@ -211,7 +218,7 @@ def key_value_bar(
   """Gradients with respect to keys and values.
 
   Args:
-    query: See `query_bar`, as for all arguments that are not described here.
+    query: See `query_bar`, like all arguments that are not described here.
     key: See query.
     value: See query.
     output_bar: See query.
@@ -235,6 +242,7 @@ def key_value_bar(
       @pl.loop(0, program.num_steps)
       def _(index):
         query, output_bar, statistics = program.operands(index)
+        # One copy brings both; the one that is read last releases it.
         log_sum_exp = work.Part(statistics, 0, release=lambda: None)
         offset = work.Part(statistics, 1, release=statistics.release)
         steps.key_value_bar(
@@ -261,6 +269,7 @@ def key_value_bar(
 
   columns = [_columns(tile, dtype, head_dim)] * 2
   columns += [plgpu.SMEM((tile.stages, 2, tile.columns), jnp.float32)]
+  # Joined, so that a step waits for one copy and one barrier less.
   statistics = jnp.stack([log_sum_exp, offset], axis=1)  # [N, 2, S]
   return _run(
     compute,
@@ -323,6 +332,7 @@ def _run(
     "columns": columns,
     "own_ready": plgpu.Barrier(num_barriers=tile.warpgroups * len(own)),
     "ready": [barriers(1) for _ in columns],
+    # A slot is free when all computing warpgroups have arrived.
     "consumed": [barriers(tile.warpgroups) for _ in columns],
   }
   if tiles.alternate and tile.warpgroups == 2:
@@ -330,6 +340,7 @@ def _run(
   # jax's interpreter multiplies operands in shared memory only.
   if tiles.weights_in_shared_memory or interpret is not None:
     scratch["staging"] = _own(tile, dtype, tile.columns)
+  # Nor does it know transposed operands.
   if interpret is not None:
     shape = (tile.warpgroups, head_dim, tile.columns)
     scratch["transposed"] = plgpu.SMEM(shape, dtype)
@@ -341,6 +352,7 @@ def _run(
     head, index = lax.axis_index("heads"), lax.axis_index("programs")
     num_steps = schedule.num_steps(index)
 
+    # All warpgroups run this function; registers move before the work begins.
     @pl.when(lax.axis_index("warpgroup") < tile.warpgroups)
     def _():
       plgpu.set_max_registers(
@@ -368,6 +380,8 @@ def _run(
     num_threads=tile.warpgroups + 1,
     thread_name="warpgroup",
     compiler_params=plgpu.CompilerParams(
+      # Exponentials by the special function unit: its error is far below the 16
+      # bits that weights are rounded to.
       approx_math=True,
       lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
     ),
@@ -383,6 +397,7 @@ def _copy_columns(head, first_column, num_steps, sources, scratch) -> None:
   It also waits until the last operands are consumed, so that no arrival at a
   barrier is pending when the program ends.
   """
+  # The last `num_stages` rounds only wait.
   num_stages, num_columns = scratch["columns"][0].shape[:2]
 
   @pl.loop(0, num_steps + num_stages)

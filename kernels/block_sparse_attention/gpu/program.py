@@ -1,4 +1,4 @@
-"""What a computing warpgroup of the kernels for Hopper works with.
+"""The view that a computing warpgroup has of the kernels for Hopper.
 
 Its own rows in shared memory, operands that another warpgroup copies there, and
 matrix products of the warpgroup.
@@ -17,7 +17,7 @@ from . import tiles as tiles_lib
 
 
 class Program:
-  """What a computing warpgroup of one program works with.
+  """The rows, operands and products of a computing warpgroup.
 
   Attributes:
     warpgroup: Index of the warpgroup among the computing ones.
@@ -42,6 +42,7 @@ class Program:
 
   def load_own(self, smem, source) -> None:
     """Copies the warpgroup's rows of an input."""
+    # A barrier for every copy: each is used once.
     index = self.warpgroup * len(self.own) + self._num_loaded
     self._num_loaded += 1
     barrier = self.scratch["own_ready"].at[index]
@@ -74,6 +75,7 @@ class Program:
 
     def compute(total):
       self.issue(total, left, right, transposed)
+      # Reading the sum waits for the product.
       after_issue()
       return total[...]
 
@@ -110,7 +112,7 @@ class Operand:
     self._is_there = False
 
   def read(self):
-    if not self._is_there:  # Waiting again would be for the next tile.
+    if not self._is_there:  # A second wait would be for the next tile.
       plgpu.barrier_wait(self._ready)
     self._is_there = True
     return self._smem

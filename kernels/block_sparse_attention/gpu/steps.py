@@ -1,7 +1,7 @@
 """One step of each GPU kernel: the mathematics of a tile, written once.
 
-The same functions run on the device and in plain JAX. What differs is behind
-four small things that a step is given:
+The same functions run on the device and in plain JAX. The differences are
+hidden behind four arguments of a step:
 
   product      Float32 matrix product of two tiles, [R, N] and [N, C];
                `product_of_rows` of [R, N] and [C, N].
@@ -46,7 +46,7 @@ class Operand(Protocol):
 
 
 class Ready:
-  """An operand that is simply there."""
+  """An operand that needs no copy."""
 
   def __init__(self, value: jax.Array):
     self._value = value
@@ -114,6 +114,9 @@ def forward(
   """
   scores = (product_of_scores or product)(query, key.read(), True)  # [R, C]
   key.release()
+  # Scaling the maximum instead of all scores is why `exponent` must not be
+  # negative. The scale of the scores is part of the exponential's argument, one
+  # fused multiply-add.
   maximum = jnp.maximum(state.maximum, scores.max(axis=1) * exponent)
   shrink = jnp.exp2(state.maximum - maximum)
   weights = jnp.exp2(scores * exponent - along_rows(maximum, scores.shape))
@@ -141,7 +144,7 @@ def query_bar(
   finish: Callable[[], None],
   round_to: RoundTo = cast,
 ) -> None:
-  """Adds the gradient, but for the scale, through one tile of keys.
+  """Adds one tile's share of the queries' gradient, without the scale.
 
   Args:
     total: Sum so far of the gradient of R queries, [R, K].
@@ -184,7 +187,7 @@ def key_value_bar(
   finish: Callable[[], None],
   round_to: RoundTo = cast,
 ) -> None:
-  """Adds the gradients, but for keys' scale, through one tile of queries.
+  """Adds one tile's share of the gradients; the keys' lacks the scale.
 
   Scores are held transposed, a row for a key, so that all of a program's sums
   are over its own rows.

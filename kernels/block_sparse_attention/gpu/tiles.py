@@ -26,13 +26,14 @@ _MAX_COPY_ROWS = 256  # Of one copy by the tensor memory accelerator.
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-  """How one kernel cuts its work.
+  """Tile sizes of one kernel for Hopper.
 
   Attributes:
     warpgroups: Computing warpgroups of a program, each with 64 rows;
       one more warpgroup copies.
-    columns: Tokens that one step of the loop takes, a multiple of 64.
-    stages: Steps whose operands are in shared memory at once, at least 2.
+    columns: Number of tokens in a step of the loop, a multiple of 64.
+    stages: Number of steps whose operands are in shared memory at once, at
+      least 2.
   """
 
   warpgroups: int
@@ -74,7 +75,7 @@ class Tile:
 
 
 class _KernelTiles:
-  """What tile sizes of the three kernels have in common, on any GPU."""
+  """Base of the tile sizes of the three kernels, on any GPU."""
 
   _KERNELS = ("forward", "query_bar", "key_value_bar")
 
@@ -111,7 +112,7 @@ class GpuTiles(_KernelTiles):
 
   Attributes:
     forward: Rows are queries, columns are keys.
-    query_bar: Gradient of the queries; as `forward`.
+    query_bar: Gradient of the queries: rows are queries, columns are keys.
     key_value_bar: Gradient of keys and values: rows are keys, columns queries.
     alternate: Whether the two computing warpgroups of the forward kernel take
       turns, one at the matrix unit while the other is at the softmax.
@@ -129,6 +130,7 @@ class GpuTiles(_KernelTiles):
   def _shared_memory(self, name, head_dim, itemsize) -> int:
     tile = getattr(self, name)
     own_arrays = 1 if name == "forward" else 2
+    # The 8 bytes are log-sum-exp and offset, float32.
     row_bytes = own_arrays * head_dim * itemsize + 8
     column_bytes = 2 * head_dim * itemsize + 8
     size = tile.rows * row_bytes + tile.stages * tile.columns * column_bytes
@@ -139,14 +141,14 @@ class GpuTiles(_KernelTiles):
 
 @dataclasses.dataclass(frozen=True)
 class AmpereTile:
-  """How one kernel for Ampere or Ada cuts its work.
+  """Tile sizes of one kernel for Ampere or Ada.
 
   Attributes:
-    rows: Tokens whose results one program, of four warps, computes: 64 or 128.
+    rows: Number of tokens of a program of four warps: 64 or 128.
       With 128, every operand read from shared memory serves two products.
-    columns: Tokens that one step of the loop takes: 32, 64 or 128.
-    stages: Steps whose operands are in shared memory at once. One suffices:
-      an operand is refilled as soon as its products are done.
+    columns: Number of tokens in a step of the loop: 32, 64 or 128.
+    stages: Number of steps whose operands are in shared memory at once. One
+      suffices: an operand is refilled as soon as its products are done.
   """
 
   rows: int
@@ -180,7 +182,7 @@ class AmpereTiles(_KernelTiles):
 
   Attributes:
     forward: Rows are queries, columns are keys.
-    query_bar: Gradient of the queries; as `forward`.
+    query_bar: Gradient of the queries: rows are queries, columns are keys.
     key_value_bar: Gradient of keys and values: rows are keys, columns queries.
   """
 
@@ -190,6 +192,8 @@ class AmpereTiles(_KernelTiles):
 
   def _shared_memory(self, name, head_dim, itemsize) -> int:
     tile = getattr(self, name)
+    # Forward owns queries; the others own two arrays (queries and cotangents,
+    # keys and values). Log-sum-exps and offsets stay in registers.
     own_tokens = tile.rows * (1 if name == "forward" else 2)
     tokens = own_tokens + 2 * tile.stages * tile.columns
     return tokens * head_dim * itemsize + 1024  # Room for alignment.
@@ -208,10 +212,10 @@ class TileLists(NamedTuple):
 
 
 class Schedule:
-  """Where a program's rows and the columns of its steps begin.
+  """Positions of a program's rows and of the columns of its steps.
 
   Attributes:
-    num_programs: Programs for one head.
+    num_programs: Number of programs of one head.
   """
 
   def __init__(self, lists: TileLists, granule: int, tile: Tile):
@@ -273,7 +277,7 @@ def tile_lists(
 
   Args:
     mask: Visible key blocks of each query block.
-    token_order: Order in which the blocks of every frame come.
+    token_order: Order of the blocks within each frame.
     by_key: Whether rows are granules of keys and columns granules of queries.
   """
   size = granule_blocks(mask, token_order)
@@ -286,9 +290,11 @@ def tile_lists(
   if by_key:
     rows, columns = columns, rows
   lengths = np.bincount(rows, minlength=num_rows)
+  # Longest first; stable, so that equally long rows stay in order.
   order = np.argsort(-lengths, kind="stable")
   position = np.empty_like(order)
   position[order] = np.arange(num_rows)
+  # The last key of lexsort is the primary one.
   by_position = np.lexsort((columns, position[rows]))
   offsets = np.concatenate([[0], np.cumsum(lengths[order])])
   arrays = (order, offsets, columns[by_position])

@@ -1,8 +1,8 @@
 """The GPU kernels' lists and tile mathematics, walked in plain JAX.
 
-It shows without a device that lists and steps are right: every function has the
-arguments and results of its namesake in `kernels.py` and visits the same tiles
-in the same order. It does not cover copies, barriers and registers.
+It tests lists and steps without a device: every function has the arguments and
+results of its namesake in `kernels.py` and visits the same tiles in the same
+order. It does not cover copies, barriers and registers.
 """
 
 import functools
@@ -32,6 +32,7 @@ def forward(query, key, value, lists, granule, exponent, tiles):
     return output.astype(query.dtype), log_sum_exp
 
   run = _programs(program, lists, granule, tile, num_own=1)
+  # Heads are independent and share the lists.
   return jax.vmap(run)(query, key, value)
 
 
@@ -69,6 +70,7 @@ def query_bar(
 
     total = jnp.zeros(query.shape, jnp.float32)
     total = over_columns(step, total)
+    # exponent / log2(e) is the scale, which the steps leave out.
     return ((total * (exponent / steps.LOG2_E)).astype(query.dtype),)
 
   run = _programs(program, lists, granule, tile, num_own=4)
@@ -102,6 +104,7 @@ def key_value_bar(
 
     zeros = jnp.zeros(key.shape, jnp.float32)
     key_bar, value_bar = over_columns(step, (zeros, zeros))
+    # The scale; values have none.
     key_bar *= exponent / steps.LOG2_E
     return key_bar.astype(key.dtype), value_bar.astype(key.dtype)
 
@@ -125,6 +128,7 @@ class _Sum:
 
 
 def _product(left, right, transposed=False) -> jax.Array:
+  # Exact products of 16-bit factors, summed in float32, as on a tensor core.
   return jnp.dot(
     left,
     right.T if transposed else right,
@@ -146,6 +150,8 @@ def _programs(program, lists, granule, tile, num_own):
   def run_one(arrays, index):
     def over_columns(step, state):
       body = lambda i, state: step(state, schedule.first_column(index, i))
+      # Inside `jax.shard_map` a loop's state must have the type of its result,
+      # which depends on the arrays.
       state = jax.tree.map(lambda x: steps.varying_as(x, *arrays), state)
       return lax.fori_loop(0, schedule.num_steps(index), body, state)
 
@@ -155,6 +161,7 @@ def _programs(program, lists, granule, tile, num_own):
 
   def run(*arrays):
     results = lax.map(functools.partial(run_one, arrays), indices)
+    # Programs run longest list first; results return to the order of tokens.
     back = jnp.argsort(jax.vmap(schedule.first_row)(indices))
     return tuple(x[back].reshape(-1, *x.shape[2:]) for x in results)
 

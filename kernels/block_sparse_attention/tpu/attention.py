@@ -28,7 +28,7 @@ _HEAD_DIMS = (64, 128)
 
 
 class _Static(NamedTuple):
-  """What is known when a call is traced."""
+  """The static arguments of a call."""
 
   mask: mask_lib.Mask
   token_order: mask_lib.TokenOrder
@@ -58,10 +58,10 @@ def attention(
     value: Same shape and dtype as query.
     mask: Visible key blocks of each query block.
     scale: Factor on the scores.
-    token_order: Order in which the blocks of every frame come.
+    token_order: Order of the blocks within each frame.
     tiles: Tile sizes; None takes the default of the chip.
-    chip: TPU to compile for, where there is none at hand: "v5e", for instance.
-      None takes the one at hand.
+    chip: TPU to compile for ahead of time, for instance "v5e"; None takes the
+      attached one.
     interpret: Run the kernels in Pallas' interpreter, on any device; slow, for
       tests. Sizes are free then.
 
@@ -97,7 +97,7 @@ def gradients(
     query: Same as for `attention`, like key, value and the named arguments.
     key: See query.
     value: See query.
-    output: Results of `attention`; so is log_sum_exp.
+    output: Result of `attention`, like log_sum_exp.
     log_sum_exp: See output.
     output_bar: Cotangent of the output.
     log_sum_exp_bar: Cotangent of the log-sum-exp.
@@ -109,7 +109,7 @@ def gradients(
     interpret: See query.
 
   Raises:
-    NotImplementedError: As `attention`.
+    NotImplementedError: Same as for `attention`.
   """
   static = _static(query, mask, scale, token_order, tiles, chip, interpret)
   residuals = (query, key, value, output, log_sum_exp)
@@ -143,6 +143,7 @@ def _chip_at_hand() -> tpu_tiles.Chip:
 
 
 def _require_sizes(query, tiles):
+  # TPU matrix units multiply bfloat16.
   if query.dtype == jnp.float16:
     raise errors.NotServedError("float16 is not served; cast to bfloat16")
   if query.shape[-1] not in _HEAD_DIMS:
@@ -178,6 +179,8 @@ _attention.defvjp(_forward, _backward)
 def _batched(function, static):
   """Makes vmap join its axis to the batch; arrays are [B, H, S, ...]."""
 
+  # The kernels address arrays in main memory by head, so that a new batch axis
+  # has to become heads.
   @custom_batching.custom_vmap
   def run(*arrays):
     return function(*arrays, static)
@@ -215,6 +218,9 @@ def _run_backward(
   query, key, value, output, log_sum_exp, output_bar, log_sum_exp_bar, static
 ):
   pieces = _Pieces(static, query.shape)
+  # The gradient of the softmax, p * (dp - sum(p * dp)): the sum equals output *
+  # output_bar over K. The log-sum-exp has the gradient p, so its cotangent
+  # joins with a minus.
   offset = (output.astype(jnp.float32) * output_bar).sum(-1) - log_sum_exp_bar
   rows = [
     pieces.enter(x[..., None])[..., None, :, 0]
@@ -229,6 +235,7 @@ def _run_backward(
     tiles=static.tiles,
     interpret=static.interpret,
   )
+  # Scaled once a token here instead of once a score in the kernel.
   query_bar = static.scale * query_bar.swapaxes(-1, -2)
   key_bar = static.scale * key_bar.astype(jnp.float32)
   return tuple(

@@ -1,8 +1,9 @@
 """The backward kernel of the TPU backend: all three gradients in one pass.
 
 A tile of keys and values stays in fast memory and the queries that see it are
-streamed past, with their output cotangents, log-sum-exps and offsets. Five
-products for a pair of pieces:
+streamed past, with their output cotangents, log-sum-exps and offsets. A pair of
+pieces takes five products (two kernels, one by queries and one by keys, would
+compute s and dp twice and take seven):
 
     s = k q^T,  p = 2^(s - lse),  dp = v do^T,  ds = p * (dp - offset),
     dv += p do,  dk += ds q,  dq += ds^T k.
@@ -54,6 +55,8 @@ class _Backward:
     """
     slot, rows = self.stream.slot(item), self.stream.rows(item, size)
     out = self.out.buffer(item)
+    # Row by row, so that the sums of a row's keys and values are read and
+    # written once an item.
     pairs = [(row, piece) for row in rows for piece in pieces]
     begun = [self._begin(slot, *pair) for pair in pairs[:_LAG]]
     for index, (row, piece) in enumerate(pairs):
@@ -65,6 +68,8 @@ class _Backward:
       sums = [x + share for x, share in zip(sums, shares)]
       if index % len(pieces) == len(pieces) - 1:
         self.keys_bar[row], self.values_bar[row] = sums
+      # The first row adds to the sum that arrived with the piece, later rows to
+      # the item's own buffer: the buffer it arrived in is refilled meanwhile.
       is_first = index < len(pieces)
       before = self.queries_bar[slot, piece] if is_first else out[piece]
       out[piece] = before + query_share
@@ -83,8 +88,11 @@ class _Backward:
     query, output_bar = self.queries[slot, piece], self.outputs_bar[slot, piece]
     log_sum_exp = self.rows[slot, piece, 0:1]
     offset = self.rows[slot, piece, 1:2]
+    # Padding keys must be masked. Padding queries are all zero (cotangent and
+    # offset too), so they add nothing to any gradient.
     scores = forward.masked_fill(scores * self.scale, self.valid)
     weights = jnp.exp2(scores - log_sum_exp)
+    # Rounded to the dtype of the inputs, as factor of two products.
     scores_bar = (weights * (weights_bar - offset)).astype(query.dtype)
     key = self.keys[forward.divide(row, self.segments)]
     return (
@@ -142,6 +150,8 @@ class _Out:
   def end(self, item):
     """Starts the copies of an item's pieces."""
     slot = self._slot(item)
+    # A later item, perhaps of another tile, waits for these copies; it knows
+    # their number from scalar memory.
     self._pending[slot] = self._stream.count(item)
     self._stream.for_copies(
       item,
@@ -215,6 +225,7 @@ def _kernel(*refs, work, scale, valid, buffers, is_first):
 
   for row, place in enumerate(tile):
     for i, x in enumerate(sums):
+      # Transposed, [K, tokens]: this is how the products deliver them.
       x[row] = jnp.zeros_like(x[row]) if is_first else old[i][place].T
   backward = _Backward(
     stream,
@@ -276,6 +287,7 @@ def backward(
     gradients of key and value, as key.
   """
   heads, num_frames, num_segments, tokens, width = query.shape
+  # Pieces that no key sees in a pass keep their sum, so it starts at zero.
   query_bar = jnp.zeros(
     (heads, num_frames, num_segments, width, tokens), jnp.float32
   )
@@ -330,6 +342,7 @@ def _one_pass(
     memory_space=pltpu.SMEM,
   )
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
+  # Sums between passes stay float32; only the result is rounded.
   dtype = key.dtype if is_last else jnp.float32
   bar = jax.ShapeDtypeStruct(key.shape, dtype)
   kernel = functools.partial(
@@ -340,6 +353,7 @@ def _one_pass(
     buffers=buffers,
     is_first=not bars,
   )
+  # Five products a pair of pieces, two operations a multiply-add.
   flops = 10 * heads * work.num_units * tokens * tokens * width
   streamed = heads * sum(r + f for r, _, f in work.num_items) * stream
   pieces = pltpu.VMEM((buffers, stream, tokens, width), query.dtype)
@@ -353,10 +367,13 @@ def _one_pass(
       bar,
       bar,
     ],
+    # The queries' gradient is summed in place. Kernels read it through the
+    # output as well: earlier items must be seen.
     input_output_aliases={6: 0},
     scratch_shapes=[
       pieces,
       pieces,
+      # Log-sum-exp and offset in one array: one copy less an item.
       pltpu.VMEM((buffers, stream, 2, tokens), jnp.float32),
       pltpu.VMEM((buffers, stream, width, tokens), jnp.float32),
       pltpu.SemaphoreType.DMA((buffers,)),

@@ -128,6 +128,7 @@ class _Forward:
     """
     width = self.output.shape[-2]
     weighted = product(values, weights.astype(values.dtype), _LAST_WITH_FIRST)
+    # The row below the values holds the sums.
     if values.shape[0] > width:
       return weighted[:width], weighted[width : width + 1]
     return weighted, jnp.sum(weights, 0, keepdims=True)
@@ -174,6 +175,8 @@ class _Forward:
         self.finish(item, size, *old, pieces),
       )
 
+    # Two items an iteration: which buffer holds an item is then known when the
+    # loop is traced.
     def two_steps(index, _):
       item = first + 2 * index
       step(item, even, odd)
@@ -239,10 +242,13 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
     stream.begin()  # The first items of the grid; later ones are prefetched.
     for turned in (even[2], odd[2]):
       width = output.shape[-2]
+      # Once is enough: stage 1 overwrites the first `width` rows only.
       if turned.shape[1] > width:
         turned[:, width:] = jnp.ones_like(turned[:, width:])
 
   if is_first:
+    # Minus infinity is safe: an item's maximum is finite even if all its keys
+    # are padding, so the first rescaling is by 2^-inf = 0, never NaN.
     maximum[...] = jnp.full_like(maximum, -jnp.inf)
     total[...] = jnp.zeros_like(total)
     output[...] = jnp.zeros_like(output)
@@ -250,6 +256,7 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
     for x, old in zip(state, old_state):
       x[...] = old[...]
   forward = _Forward(stream, query, keys, values, state, scale, valid, segments)
+  # Static over sizes: a row set's length decides how far a stage is unrolled.
   for size, first_rest, num_rest, first_full, num_full in stream.sections():
     size_index = work.sizes.index(size)
     if work.num_items[size_index][0]:
@@ -258,6 +265,7 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
     forward.run_full(size, even, odd, first_full, numbers, num_full)
   if is_last:
     for place in tile:
+      # One reciprocal a query instead of K divisions.
       mean = output[place] * (1.0 / total[place])
       results[0][place] = mean.T.astype(results[0].dtype)
       results[1][place] = LN_2 * (maximum[place] + jnp.log2(total[place]))
@@ -352,6 +360,7 @@ def _one_pass(
   ]
   sums = [pltpu.VMEM((*work.tile, *s), jnp.float32) for s in carried * is_last]
   pieces = pltpu.VMEM((buffers, stream, tokens, width), key.dtype)
+  # Two products a pair of pieces, two operations a multiply-add.
   flops = 4 * heads * work.num_units * tokens * tokens * width
   streamed = heads * sum(r + f for r, _, f in work.num_items) * stream
   kernel = functools.partial(
@@ -379,6 +388,8 @@ def _one_pass(
       *sums,
     ],
     compiler_params=pltpu.CompilerParams(
+      # Copies for a tile start during the tile before it, so tiles run in
+      # order; heads are independent.
       dimension_semantics=("parallel", "arbitrary", "arbitrary"),
       vmem_limit_bytes=tiles.memory_mib << 20,
     ),
@@ -394,6 +405,8 @@ def _one_pass(
     interpret=interpret,
     name=f"block_sparse_forward_{frames}x{segments}",
   )(
+    # The extra axis makes the last two axes of a block those of the array,
+    # which the TPU's tiling of memory requires.
     jnp.asarray(work.words)[:, None],
     query,
     key,

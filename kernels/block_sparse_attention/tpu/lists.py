@@ -114,6 +114,7 @@ class WorkList(NamedTuple):
     counts = []
     for word in self.words:
       header = word[1 : header_words(self.sizes)]
+      # Larger sizes come first; of each size, rest items before full ones.
       first = int(header[: 2 * size_index].sum())
       items = word[header_words(self.sizes) :].reshape(-1, 2 + self.stream)
       counts.append(items[first : first + header[2 * size_index], 0] & 255)
@@ -159,7 +160,10 @@ def make_layout(
       f"runs of {run} tokens that see the same keys would be padded to"
       f" {tokens}; they must have at least {int(lanes / _MAX_FILL)} tokens"
     )
+  # A run longer than the limit is cut into equal pieces.
   segments *= run // valid
+  # One block speaks for its piece, as all tokens of a piece see the same keys.
+  # Pieces that are parts of one block share it.
   first_blocks = order[np.arange(segments) * blocks // segments]
   return Layout(
     mask.num_frames,
@@ -173,6 +177,8 @@ def make_layout(
 
 def _piece_size(run: int, limit: int, lanes: int) -> int:
   """Finds the divisor of a run that costs least after padding to the lanes."""
+  # Fewest padded tokens in all; among equals the largest piece, which makes
+  # fewer items and larger products.
   sizes = [n for n in range(1, min(run, limit) + 1) if run % n == 0]
   return min(sizes, key=lambda n: (run // n * (-(-n // lanes)), -n))
 
@@ -236,6 +242,7 @@ class _Pairs:
     far = seen.sum(2).max(1) == 1  # They see one piece of each other.
     if far.all():
       far[:] = False  # A single pass computes everything.
+    # The backward pass asks which queries see a key: the transposed relation.
     if by_keys:
       table, seen = table.T, seen.swapaxes(1, 2)
     self._table, self._seen, self._far = table, seen, far
@@ -247,6 +254,8 @@ class _Pairs:
     self, frames: range, segments: range, far: bool | None
   ) -> np.ndarray:
     """Bit set of the tile's rows that see each piece, int32 [F, segments]."""
+    # Bit i stands for row i of the tile. The last tiles may reach past the end
+    # of the clip; bits of rows out there are counted but never set.
     rows = np.zeros(self._table.shape[1:] + self._seen.shape[2:], np.int32)
     bit = 1
     for frame in frames:
@@ -278,6 +287,9 @@ def _make_list(
 ) -> WorkList:
   frames, segments = tile
   num_rows = frames * segments
+  # Few sizes of row sets, as the kernels are unrolled for each: all rows, or 8,
+  # 4, 2, 1. Word 1 has room for 8 row indices of 4 bits, so that a tile has at
+  # most 16 rows.
   sizes = (num_rows,) + tuple(
     1 << bit for bit in reversed(range(4)) if 1 << bit < num_rows
   )
@@ -290,6 +302,7 @@ def _make_list(
     if math.gcd(stream, _MAX_RUN) % n == 0
   )
   tiles = []
+  # The order of the kernels' grid: frames outside, segments inside.
   for frame in range(0, layout.num_frames, frames):
     for segment in range(0, layout.segments, segments):
       rows = pairs.of_tile(
@@ -312,6 +325,7 @@ def _items_of_tile(
 ) -> list[tuple[list[_Item], list[_Item]]]:
   """Forms the rest items and the full items of every size."""
   if along_frames:
+    # `_runs_first` looks for runs along the inner axis.
     rows_of_piece = rows_of_piece.T
   pieces_of_rows = {}
   for bits in np.unique(rows_of_piece):
@@ -331,6 +345,8 @@ def _items_of_tile(
     pieces = (outer << 16) + inner
     for start in range(0, len(pieces), stream):
       part = pieces[start : start + stream]
+      # Runs lead the pieces and `run` divides `stream`, so each chunk starts at
+      # the boundary of a run for as long as there are runs.
       runs = min(max(num_runs - start // run, 0), len(part) // run)
       section = sections[len(rows)][len(part) == stream]
       section.append(_Item(rows, part, runs))
@@ -346,6 +362,8 @@ def _runs_first(seen: np.ndarray, run: int) -> tuple[np.ndarray, int]:
   runs, rest = [], []
   for start, stop in zip(starts, stops):
     middle = start + (stop - start) // run * run
+    # Counted from the start of a stretch, not from multiples of `run`: a copy
+    # may begin at any piece.
     runs.append(np.arange(start, middle))
     rest.append(np.arange(middle, stop))
   num_runs = sum(map(len, runs)) // run
@@ -376,10 +394,13 @@ def _keep_apart(tiles: list[Any], window: int) -> list[Any]:
       new_rest = []
       for section in (rest, full):
         placed = _place(section, recent, window)
+        # Each empty item moves one item out of the window, so that at most
+        # `window` of them are inserted. One costs a step of the kernel's loop.
         while placed is None:
           new_rest.append(empty)
           recent = [*recent, empty][-window:]
           placed = _place(section, recent, window)
+        # The window extends over tiles, because copies do.
         recent = [*recent, *placed][-window:]
         if section is rest:
           new_rest += placed
@@ -422,9 +443,12 @@ def _pack(
     for item in items
   ]
   item_words = 2 + stream
+  # The zero words at the end are empty items: the kernel may prefetch past the
+  # last item.
   table = np.zeros((len(flat) + buffers, item_words), np.int32)
   for word, item in zip(table, flat):
     word[0] = len(item.pieces) + (item.num_runs << 8)
+    # The kernel knows the rows of a set of all rows.
     if len(item.rows) < tile[0] * tile[1]:
       packed = sum(row << 4 * index for index, row in enumerate(item.rows))
       word[1] = np.uint32(packed).astype(np.int32)  # Keeps the bit pattern.
@@ -438,6 +462,8 @@ def _pack(
   words = np.zeros((len(tiles), width), np.int32)
   before = 0
   for word, count, num in zip(words, counts, num_items):
+    # Buffers follow the number of an item over all tiles: the first items of a
+    # tile are in flight while the tile before it is computed.
     word[0] = before
     word[1:start] = count
     part = table[before : before + num + buffers].reshape(-1)

@@ -55,11 +55,14 @@ class ItemStream:
 
   def begin(self) -> None:
     """Starts the copies of the first items of a head."""
+    # One buffer stays free, which `fetch_ahead` fills during the first item.
     for item in range(self._buffers - 1):
       self._start(item)
 
   def end(self) -> None:
     """Waits for the copies that ran ahead of the last item of a head."""
+    # The items after the last tile of a head are empty, so nothing is in
+    # flight; this only pairs every start with its wait.
     num_items = sum(
       self._words[0, 1 + index] for index in range(2 * len(self._work.sizes))
     )
@@ -67,6 +70,7 @@ class ItemStream:
       self.wait(num_items + index)
 
   def fetch_ahead(self, item) -> None:
+    # It takes the buffer of `item` - 1, which is no longer needed.
     self._start(item + self._buffers - 1)
 
   def wait_full(self, item) -> None:
@@ -85,6 +89,8 @@ class ItemStream:
 
     @pl.when(jnp.logical_not(is_full))
     def _():
+      # A semaphore counts bytes: waiting piece by piece also covers runs, and
+      # the source address (item 0) does not matter.
       def wait(index, _):
         for array, buffer in self._sources:
           self._copy(array, buffer, slot, index, 0).wait()
@@ -108,6 +114,7 @@ class ItemStream:
     """Pieces of the tile that see an item."""
     if size == self._work.sizes[0]:
       return list(range(size))
+    # Row indices of 4 bits each.
     packed = self._words[0, self._address(item) + 1]
     return [(packed >> 4 * index) & 15 for index in range(size)]
 
@@ -137,6 +144,8 @@ class ItemStream:
   def for_copies(self, item, copy: Callable[[Any, bool], None]) -> None:
     """Calls copy(index of a piece, whether a run starts there)."""
     num_runs = self._words[0, self._address(item)] >> 8
+    # Unrolled, so that a run's place in the buffer is static; single pieces are
+    # fewer and take a loop.
     for index in range(self.size // self._work.run):
 
       @pl.when(index < num_runs)
@@ -152,6 +161,7 @@ class ItemStream:
   def of_array(self, array, item, index, is_run: bool):
     """The piece of an array, or run of pieces, that an item lists."""
     place = self._words[0, self._address(item) + 2 + index]
+    # A run is a slice of one axis, which one DMA copies.
     frame, segment = place >> 16, place & 0xFFFF
     if is_run and self._work.along_frames:
       frame = pl.ds(frame, self._work.run)
@@ -192,6 +202,8 @@ def for_rest(
     stream.wait(item)
     stream.fetch_ahead(item)
     count = stream.count(item)
+    # By the bits of the count, highest first: 5 pieces run as 0..3, then 4. A
+    # rest item has fewer pieces than a full one.
     size = 1 << ((stream.size - 1).bit_length() - 1)
     while size:
       start = count & ~(2 * size - 1)

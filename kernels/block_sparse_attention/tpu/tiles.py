@@ -38,15 +38,16 @@ class TileSizes:
     forward_near: Replaces `near` in the forward kernel, which has room for
       more; None takes `near`.
     forward_far: Replaces `far` in the forward kernel; None takes `far`.
-    stream: Pieces that are streamed at once.
-    buffers: Sets of streamed pieces, at least 3: two in use, one in flight.
-    lanes: Tokens to a multiple of which pieces are filled up: 128 on a device,
-      1 is enough for the interpreter.
-    memory_mib: Fast memory that a kernel may use.
+    stream: Number of pieces that are streamed at once.
+    buffers: Number of sets of streamed pieces, at least 3: two in use, one in
+      flight.
+    lanes: Multiple of tokens to which pieces are padded: 128 on a device, 1 is
+      enough for the interpreter.
+    memory_mib: Fast memory (VMEM) that a kernel may use, MiB.
     spare_vector_units: Whether the matrix units sum the weights of the softmax
-      in the forward pass, by rows of ones below the values: for chips whose
-      vector units are what the kernel waits for. The sum is then of weights as
-      they are multiplied, bfloat16; float32 inputs are summed as ever.
+      in the forward pass, by rows of ones below the values: for chips on which
+      the vector units are the bottleneck. The sum is then of the bfloat16
+      weights; float32 inputs are still summed on the vector units.
   """
 
   piece_tokens: int = 256
@@ -81,6 +82,8 @@ class TileSizes:
       tile = getattr(self, name)
       if tile is None and name != "near":
         continue
+      # Row indices have 4 bits (`WorkList`). Backward tiles also hold two sums
+      # in float32 for every piece.
       most = 16 if name.startswith("forward") else 8
       if len(tile) != 2 or min(tile) < 1 or tile[0] * tile[1] > most:
         raise errors.RequestError(

@@ -40,16 +40,17 @@ _MAX_SMALL_SCORES = 1 << 26  # Elements; 256 MiB in float32.
 
 @dataclasses.dataclass(frozen=True)
 class TileSizes:
-  """How much the large paths take at once; the defaults suit CPUs.
+  """Sizes of the steps of the large paths; the defaults suit CPUs.
 
   Attributes:
-    chunk_scores: Most scores a step of the contiguous path, 4 MiB by default:
-      more would leave the cache. The backward pass takes half as many.
-    chunk_tokens: Queries of a segment that are not cut further for it. Twice
-      as many make the backward pass of dense masks up to 6 % faster and that of
-      sparse ones no faster, and take more memory.
-    step_tokens: Queries a step of the path of lists.
-    group_tokens: Heads are taken together up to so many tokens in all.
+    chunk_scores: Largest number of scores in a step of the contiguous path, 4
+      MiB by default: more would leave the cache. The backward pass takes half
+      as many, as it holds two such arrays.
+    chunk_tokens: Number of queries of a segment below which it is not cut
+      further. Twice as many make the backward pass of dense masks up to 6 %
+      faster and that of sparse ones no faster, and take more memory.
+    step_tokens: Number of queries in a step of the path of lists.
+    group_tokens: Largest number of tokens of heads that are taken together.
   """
 
   chunk_scores: int = 1 << 20
@@ -68,7 +69,7 @@ class TileSizes:
 
 @dataclasses.dataclass(frozen=True)
 class _Static:
-  """What is known of a call when it is traced."""
+  """The static arguments of a call."""
 
   mask: mask_lib.Mask
   scale: float
@@ -96,8 +97,8 @@ def attention(
     value: Same shape and dtype as query.
     mask: Visible key blocks of each query block.
     scale: Factor on the scores.
-    token_order: Order in which the blocks of every frame come.
-    path: One of the three ways above; None chooses by size and mask.
+    token_order: Order of the blocks within each frame.
+    path: Name of a path of the module's table; None chooses by size and mask.
     tiles: Chunk sizes; None takes the defaults.
 
   Returns:
@@ -134,7 +135,10 @@ def _choose(shape, mask) -> Path:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _small(query, key, value, static):
-  """All scores at once, but not kept: to make them again takes no longer."""
+  """Computes all scores at once, and again in the backward pass.
+
+  Recomputing them is as fast as storing them.
+  """
   return _small_forward(query, key, value, static)[0]
 
 
@@ -142,9 +146,11 @@ def _small_forward(query, key, value, static):
   query_f32, key_f32, value_f32 = (
     x.astype(jnp.float32) for x in (query, key, value)
   )
-  # Not by segments, as backward: so it takes two thirds of the time on CPUs.
+  # Unlike the backward pass this is not split into segments: on CPUs it then
+  # takes two thirds of the time.
   scores = jnp.einsum("bhqk,bhsk->bhqs", query_f32 * static.scale, key_f32)
   scores += _small_bias(query, static)
+  # Subtracted before exp, which would overflow in float32 from 89 on.
   maximum = scores.max(-1, keepdims=True)
   weights = jnp.exp(scores - maximum)
   total = weights.sum(-1, keepdims=True)
@@ -165,7 +171,8 @@ def _small_backward(static, residuals, cotangents):
     _heads(value),
     _small_bias(query, static),
   )
-  # Else XLA makes one product of each and its transpose, at half the speed.
+  # Without the barrier XLA merges each product with its transpose, at half the
+  # speed.
   key_bar, value_bar = jax.lax.optimization_barrier((key_bar, value_bar))
   bars = (
     query_bar * static.scale,
@@ -184,12 +191,12 @@ def _rows(x):
 
 
 def _heads(x):
-  """As `_rows`, each head by itself, [B H, S, K]."""
+  """Tokens in float32 by head, [B H, S, K]."""
   return x.astype(jnp.float32).reshape(-1, *x.shape[-2:])
 
 
 def _small_bias(query, static):
-  """Of all scores of a head; no row is without one, as a block sees itself."""
+  """Bias of all scores of a head; no row is all -inf: a block sees itself."""
   seen = reference.token_mask(static.mask, query.shape[2], static.token_order)
   return np.where(seen, 0, -np.inf).astype(np.float32)
 
@@ -233,6 +240,7 @@ def _map_heads(function, static, *arrays):
   """Maps over B and H in float32; small heads are taken several at a time."""
   batch, heads, tokens = arrays[0].shape[:3]
   group = max(1, static.tiles.group_tokens // tokens)
+  # Small heads would be dominated by the overhead of a loop step.
   group = math.gcd(batch * heads, group)
   if group == 1:
     # No axis of length one: XLA would copy all arrays to lay it out.
@@ -240,6 +248,8 @@ def _map_heads(function, static, *arrays):
   else:
     group_shape, mapped = (group,), jax.vmap(function)
   grouped = [x.reshape(-1, *group_shape, *x.shape[2:]) for x in arrays]
+  # A loop over heads, not a batch axis: memory for the scores of one group, and
+  # a float32 copy of one group of the inputs.
   results = jax.lax.map(
     lambda xs: mapped(*(x.astype(jnp.float32) for x in xs)), grouped
   )
@@ -248,12 +258,13 @@ def _map_heads(function, static, *arrays):
 
 
 class _Layout:
-  """A large path, and how its arrays are laid out."""
+  """A large path and the layout of its arrays."""
 
   def __init__(self, static: _Static):
     self._mask = mask = static.mask
     self._tiles = static.tiles
     self._is_contiguous = static.path == "contiguous"
+    # At stride 1 everything sees everything, in any order.
     reorder = self._is_contiguous and mask.max_stride > 1
     self._reorder = reorder and static.token_order == "natural"
     self._token_order = static.token_order
@@ -262,6 +273,7 @@ class _Layout:
     return self._module.forward(*args, *self._options(1))
 
   def backward(self, *args):
+    # Scores and their gradients are alive together: chunks of half the size.
     return self._module.backward(*args, *self._options(2))
 
   @property

@@ -49,7 +49,7 @@ def forward(
     key: Same shape as query, not scaled.
     value: Same shape as key.
     mask: Any mask.
-    token_order: Order in which the blocks of every frame come.
+    token_order: Order of the blocks within each frame.
     step_tokens: Query tokens of a step of the loop.
 
   Returns:
