@@ -1,9 +1,9 @@
 """Attention within a frame, to the frame's context, and through time.
 
-Every projection keeps its heads apart: query, key and value kernels are
-[D, H, K] and the output kernel is [H, K, D]. Checkpoints that scramble the
-order of the heads are put right by their importer, not here. Queries and keys
-are normalised over the head's width with one scale shared by all heads.
+Every projection keeps its heads apart: query, key and value kernels are [D, H,
+K] and the output kernel is [H, K, D]. Checkpoints with another order of heads
+are reordered by their importer, not here. Queries and keys are normalised over
+the head's width with one scale shared by all heads.
 
 `TemporalAttention` is the only user of the block-sparse kernels.
 """
@@ -55,12 +55,13 @@ def _head_norm(kind: QKNorm, head_dim: int, **kwargs: Any) -> nnx.Module | None:
   if kind == "rms":
     return layers.RMSNorm(head_dim, **kwargs)
   if kind == "layer":
+    # The width of a head is never sharded.
     return layers.LayerNorm(head_dim, axis=None, **kwargs)
   raise UserError(f"Unknown qk_norm={kind!r}: choose 'rms', 'layer' or None.")
 
 
 class _Attention(nnx.Module):
-  """Projections, q/k norms and output projection that all kinds share."""
+  """Base class: projections, query and key norms, output projection."""
 
   def __init__(
     self,
@@ -81,6 +82,8 @@ class _Attention(nnx.Module):
         f"width={width} is not a multiple of num_heads={num_heads}; choose"
         " a number of heads that divides it."
       )
+    # Heads have their own axis in every kernel, so that sharding by heads needs
+    # no knowledge of how a flat axis would be divided.
     heads = (num_heads, width // num_heads)
     dtypes = dict(dtype=dtype, param_dtype=param_dtype)
     kwargs = dict(rngs=rngs, use_bias=use_qkv_bias, **dtypes)
@@ -98,6 +101,7 @@ class _Attention(nnx.Module):
       heads,
       width,
       kernel_axes=("heads", "kv", "embed"),
+      # Zero output: the layer changes nothing until it is trained.
       kernel_init=layers.zeros if zero_init_out else None,
       rngs=rngs,
       **dtypes,
@@ -143,7 +147,7 @@ class CrossAttention(_Attention):
   """
 
   def encode_context(self, context: Float[AnyArray, "*B I W"]) -> KeyValues:
-    """Keys and values of a context, to be used for many calls."""
+    """Keys and values of a context, computed once for many calls."""
     return self.project_key_value(context)
 
   def __call__(
@@ -165,6 +169,7 @@ def _attend_batched(
   """
 
   def attend(*arrays):
+    # Clips and frames are one batch axis: frames do not see each other here.
     flat = [y.reshape(-1, *y.shape[-3:]) for y in arrays]
     out = dense_attention.dot_product_attention(
       *flat, implementation=module.implementation
@@ -176,6 +181,7 @@ def _attend_batched(
   num_leading = query.ndim - 3
   axes = ("batch", "frames")[:num_leading] + (None,) * (num_leading - 2)
   axes += (None, "heads", None)
+  # By hand, because the compiler cannot split a fused kernel.
   specs = [
     partitioning.activation_spec(y.shape, axes) for y in (query, *context)
   ]
@@ -193,9 +199,9 @@ class TemporalAttention(_Attention):
   Args:
     width: D.
     num_heads: H.
-    block_size: Tokens of a block.
+    block_size: Number of tokens of a block.
     schedule: Strides by distance in frames.
-    anchor_frames: Frames every query sees.
+    anchor_frames: Frames that every query sees.
     rope_theta: See `rope.frame_rotation`.
     rngs: Randomness of the initial parameters.
     implementation: Backend of the sparse kernel: None takes the best that runs.
@@ -235,7 +241,8 @@ class TemporalAttention(_Attention):
     self.rope_theta = rope_theta
 
   def mask(self, num_frames: int, num_tokens: int, mode: str) -> bsa.BlockMask:
-    """Which blocks see which, in mode "sparse" or "full"."""
+    """Mask of blocks in mode "sparse" or "full"."""
+    # Full attention is the mask of stride 1: the same kernel serves it.
     sparse = mode == "sparse"
     return temporal_mask(
       num_frames,
@@ -258,13 +265,14 @@ class TemporalAttention(_Attention):
       x: The latent tokens of every frame.
       mode: "sparse"; "full" attention; "token", where a token sees itself in
         all frames and nothing else.
-      token_order: "natural", or "bit_reversed" if the blocks of every frame
-        come in the order of their reversed index.
+      token_order: "natural", or "bit_reversed" if the blocks of every frame are
+        in bit-reversed order.
     """
     num_frames, num_tokens = x.shape[1:3]
     rotation = rope.frame_rotation(
       jnp.arange(num_frames), self.head_dim, self.rope_theta
     )
+    # After the norms, whose scales would not commute with a rotation.
     query = rope.rotate(self.project_query(x), rotation)
     key, value = self.project_key_value(x)
     key = rope.rotate(key, rotation)  # [B, F, N, H, K]
@@ -307,6 +315,7 @@ def _over_all_frames(
   axes = ("batch", "frames", None, "heads", None)
   spec = partitioning.activation_spec(query.shape, axes)
   frame_axis, head_axis = axes.index("frames"), axes.index("heads")
+  # Frames on several devices: each gets all frames of some heads.
   if spec[frame_axis] is not None:
     attend = functools.partial(
       bsa.with_all_frames,
@@ -319,8 +328,12 @@ def _over_all_frames(
 
 
 def _temporal_backend(name: str | None) -> Any:
-  """The kernel for the devices of the mesh, which may be only compiled for."""
+  """The kernel for the mesh's devices, which need not be attached.
+
+  A program may be compiled ahead of time for devices that this machine lacks.
+  """
   platform, kind = partitioning.platform()
+  # The chip is passed on, as the default backend may be another one.
   if name in (None, "pallas_tpu") and platform == "tpu":
     return functools.partial(pallas_tpu.attention, chip=tpu_tiles.chip_of(kind))
   if name in (None, "pallas_gpu") and platform in ("gpu", "cuda"):
@@ -329,7 +342,7 @@ def _temporal_backend(name: str | None) -> Any:
 
 
 def _on_gpu(name: str | None, compute_capability: str, *args, **kwargs) -> Any:
-  """The kernels for a GPU; plain JAX where they decline and none was named."""
+  """The GPU kernels; plain JAX if they decline and no backend was named."""
   try:
     return pallas_gpu.attention(
       *args, compute_capability=compute_capability, **kwargs
@@ -367,7 +380,7 @@ def temporal_mask(
 
 
 def contiguous_order(mask: bsa.BlockMask) -> np.ndarray | None:
-  """Order of a frame's blocks that makes the visible ones neighbours.
+  """Order of a frame's blocks that makes visible blocks contiguous.
 
   It is the bit-reversed order and its own inverse; None where strides or
   blocks a frame are not powers of two and there is no such order.

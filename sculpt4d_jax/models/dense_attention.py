@@ -1,8 +1,9 @@
 """Attention without a mask: softmax(query . key / sqrt(K)) . value.
 
-Where no fused kernel serves, scores are made in float32 and a part at a time.
+Where no fused kernel applies, scores are computed in float32, a part at a time.
 On accelerators a part is as large as memory allows; on CPUs it is as large as
-the cache, which is faster than to write all scores and read them again.
+the cache, which is faster than writing all scores to memory and reading them
+back.
 """
 
 import math
@@ -19,9 +20,10 @@ from sculpt4d_jax.models import tpu_attention
 Array = array_types.Array
 Float = array_types.Float
 
-# Scores held at a time by the "xla" implementation: 256 MiB in float32.
+# Largest number of scores held by the "xla" implementation: 256 MiB in float32.
 MAX_SCORES = 2**26
-# Scores computed at a time on CPUs, where larger parts leave the cache: 8 MiB.
+# Largest number of scores computed at once on CPUs, where larger parts leave
+# the cache: 8 MiB.
 CPU_SCORES = 2**21
 
 
@@ -66,7 +68,7 @@ def dot_product_attention(
   scores_per_query = batch * heads * key.shape[1]
   num_scores = num_queries * scores_per_query
   if partitioning.platform()[0] == "cpu" and num_scores > CPU_SCORES:
-    # What fits into memory is kept for the backward pass.
+    # Scores that fit into memory are stored for the backward pass.
     return _attend_by_heads(query, key, value, num_scores > max_scores)
   if num_scores <= max_scores:
     return attend_at_once(query, key, value)
@@ -79,6 +81,7 @@ def _fastest(query: Array, key: Array) -> str:
   is_half = query.dtype in (jnp.bfloat16, jnp.float16)
   width = query.shape[-1]
   if platform in ("gpu", "cuda") and is_half:
+    # cuDNN's flash attention serves these head widths.
     return "cudnn" if width % 8 == 0 and width <= 128 else "xla"
   if platform == "tpu" and tpu_attention.serves(query, key):
     return "splash"
@@ -90,9 +93,9 @@ def attend_at_once(
   key: Float[Array, "B S H K"],
   value: Float[Array, "B S H K"],
 ) -> Float[Array, "B Q H K"]:
-  """All scores at once, softmax in float32."""
+  """Computes all scores at once, softmax in float32."""
   scale = 1.0 / math.sqrt(query.shape[-1])
-  # Exponentials of bfloat16 scores are off by whole percents: float32.
+  # float32: exponentials of bfloat16 scores would be wrong by several per cent.
   scores = jnp.einsum(
     "bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32
   )
@@ -106,6 +109,7 @@ def _attend_in_chunks(
   batch, num_queries, heads, width = query.shape
   num_chunks = -(-num_queries // chunk)
   padding = num_chunks * chunk - num_queries
+  # Padding queries are dropped from the output; keys need none.
   padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
   chunks = padded.reshape(batch, num_chunks, chunk, heads, width)
   attend = jax.checkpoint(
@@ -119,7 +123,7 @@ def _attend_in_chunks(
 def _attend_by_heads(
   query: Array, key: Array, value: Array, recompute: bool
 ) -> Array:
-  """Some heads at a time, or some queries of one: at most `CPU_SCORES`."""
+  """Takes some heads, or queries of one: at most `CPU_SCORES` at once."""
   batch, num_queries, heads, width = query.shape
   scores_per_head = num_queries * key.shape[1]
   group = _divisor(batch * heads, CPU_SCORES // scores_per_head)

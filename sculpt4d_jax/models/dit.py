@@ -56,7 +56,7 @@ class ContextKeyValues(NamedTuple):
 
 
 class DiTOutput(NamedTuple):
-  """What the DiT returns.
+  """Output of the DiT.
 
   Attributes:
     velocity: [B, F, N, C], in the dtype of the latents.
@@ -82,7 +82,7 @@ class BlockOutput(NamedTuple):
 def temporal_layers(
   config: DiTConfig, *, rngs: nnx.Rngs
 ) -> dict[str, nnx.Module]:
-  """What a block of the 4D model has more than one of the per-frame model."""
+  """The layers that a 4D block adds to a per-frame block."""
   dtypes = dict(
     dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
   )
@@ -184,7 +184,7 @@ class Block(nnx.Module):
     if not self.kind.is_moe:
       x = by_frames(lambda x: x + self.mlp(self.norm_mlp(x)), x)
       return BlockOutput(x, None, None)
-    if frames_at_a_time:  # For sampling, which wants no figures.
+    if frames_at_a_time:  # Sampling, which needs no figures.
       x = by_frames(lambda x: x + self.moe(self.norm_mlp(x)).y, x)
       return BlockOutput(x, jnp.zeros(()), jnp.zeros(self.moe.num_experts))
     y, aux_loss, load = self.moe(self.norm_mlp(x))
@@ -246,20 +246,20 @@ class DiT(nnx.Module):
     Args:
       latents: Noisy latents of all frames.
       time: Flow time of each clip, or of each frame, 0 noise and 1 data.
-      context: Image tokens of each frame, or what `encode_context` made of
-        them; zeros for the unconditional branch.
+      context: Image tokens of each frame, or their `encode_context`; zeros for
+        the unconditional branch.
       temporal_mode: Overrides the configuration's mode.
-      temporal_weight: Factor on what temporal attention adds, for each clip; 0
-        denoises its frames one by one. None is 1.
-      step: Length of the step that each clip's velocity is for, of a model with
-        a step embedding; None is 0, the velocity of the flow.
-      frames_at_a_time: Frames that layers within a frame work on at a time, to
-        save memory in sampling; 0 takes all. The router's figures are then left
-        out.
-      inference: Whether no gradient will be asked for, which saves memory.
+      temporal_weight: Factor on temporal attention's update, for each clip; 0
+        denoises its frames independently. None is 1.
+      step: Step length of each clip, for a model with a step embedding; None is
+        0, the velocity of the flow.
+      frames_at_a_time: Number of frames that layers within a frame process at a
+        time, to save memory in sampling; 0 takes all. Otherwise the router's
+        figures are left out.
+      inference: Whether no gradient is needed, which saves memory.
 
     Raises:
-      ValueError: Shapes that do not fit each other or the configuration.
+      ValueError: Shapes do not match each other or the configuration.
     """
     mode = self._temporal_mode(temporal_mode)
     self._check_inputs(latents, time, context)
@@ -302,8 +302,8 @@ class DiT(nnx.Module):
     if time.ndim == 1:
       token = self.time_embedding(time)[:, None, None]
     else:
-      # Frame by frame: products of as many rows as with one time a clip, so
-      # that equal times give the same bits.
+      # Frame by frame: products then have as many rows as with one time a clip,
+      # and equal times give the same bits.
       token = jax.lax.map(self.time_embedding, time.T)
       token = jnp.swapaxes(token, 0, 1)[:, :, None]
     if self.config.step_embedding:
@@ -318,7 +318,7 @@ class DiT(nnx.Module):
   def encode_context(
     self, context: Float[Array, "B F I W"]
   ) -> ContextKeyValues:
-    """Keys and values of all blocks, to be used for all steps of a sampler."""
+    """Keys and values of all blocks, computed once for all sampling steps."""
 
     def encode(block, carry, _):
       return carry, block.cross_attention.encode_context(context)
@@ -328,7 +328,7 @@ class DiT(nnx.Module):
     )
 
   def block(self, index: int) -> Block:
-    """One block by itself, for tests and inspection."""
+    """A single block, for tests and inspection."""
     stage, slot = self.config.locate(index)
     graphdef, params = nnx.split(self.stages[stage])
     return nnx.merge(graphdef, jax.tree.map(lambda p: p[slot], params))
@@ -356,8 +356,8 @@ class DiT(nnx.Module):
       and not isinstance(context, ContextKeyValues)
     ):
       return self._run_u_shape(x, context, temporal_weight, settings)
-    # Sampling reads a skip where it was kept. A gradient of that would be as
-    # many sums of all skips as there are blocks: training takes them in order.
+    # Sampling reads skips in place. The gradient of such a read would sum over
+    # all skips in every block, so training slices them in order instead.
     in_place = c.scan_unroll == 1 and inference
     skips = []  # Stacked [L, B, F, 1 + N, D], newest first unless in place.
     num_taken = 0
@@ -408,11 +408,11 @@ class DiT(nnx.Module):
     return x, *self._join_figures(figures)
 
   def _run_u_shape(self, x, context, temporal_weight, settings):
-    """As `_run_stages`; keeps the inputs of the blocks only."""
+    """Like `_run_stages`, but stores only the blocks' inputs."""
     stages, params = [], []
     for kind, run in itertools.groupby(
       zip(self.config.stages, self.stages, strict=True),
-      # Whether the output is a skip is nothing that a block knows.
+      # A block does not know whether its output is kept as a skip.
       lambda stage: stage[0].kind._replace(pushes=False),
     ):
       plans, modules = zip(*run)
@@ -452,7 +452,7 @@ class DiT(nnx.Module):
       )
     if own == "none":
       raise UserError(
-        f"temporal_mode={override!r} asked of a model built with 'none',"
+        f"temporal_mode={override!r}: this model has the mode 'none',"
         " which has no temporal parameters; build it with another mode."
       )
     return override
@@ -492,6 +492,6 @@ class DiT(nnx.Module):
 
 
 def _take(skips: list[Array], start: int, count: int | None) -> Array:
-  """`count` skips of a list of stacks, from the `start`-th on; None takes all."""
+  """`count` skips of a list of stacks from `start` on; None takes all."""
   stack = skips[0] if len(skips) == 1 else jnp.concatenate(skips)
   return stack if count is None else stack[start : start + count]

@@ -1,8 +1,8 @@
-"""Shape of the diffusion transformer: which blocks there are, and their sizes.
+"""Configuration of the diffusion transformer: its blocks and their sizes.
 
 Of L blocks, those before block L // 2 hand their output to those after it, last
-in first out; the last `num_moe_blocks` have experts. With an even L one block
-more comes before the middle than after it, and its output stays unused.
+in first out; the last `num_moe_blocks` have experts. With an even L there is
+one more block before the middle than after it, and its output stays unused.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from sculpt4d_jax.models.moe import experts
 
 
 class BlockKind(NamedTuple):
-  """What tells blocks apart.
+  """Kind of a block.
 
   Attributes:
-    pushes: The output is kept as a skip.
-    has_skip: Takes the newest skip that is left.
-    is_moe: Has a mixture of experts in place of the MLP.
+    pushes: Whether the output is kept as a skip.
+    has_skip: Whether it takes the newest skip that is left.
+    is_moe: Whether it has a mixture of experts instead of the MLP.
   """
 
   pushes: bool
@@ -43,7 +43,7 @@ class DiTConfig:
   """Shape of the DiT; the defaults are the full-size model.
 
   Attributes:
-    depth: Blocks.
+    depth: Number of blocks.
     width: D.
     num_heads: H, a divisor of D.
     latent_channels: C.
@@ -52,22 +52,23 @@ class DiTConfig:
     num_moe_blocks: Number of blocks with experts, counted from the last.
     num_experts: E.
     num_experts_per_token: k.
-    num_token_indices: Latent tokens N a frame whose index the model knows, by an
-      embedding of each; for tokens in a fixed order, see
+    num_token_indices: Number N of latent tokens a frame that have a learned
+      embedding of their index; for tokens in a fixed order, see
       `ShapeVAEConfig.token_order`. 0 treats tokens as a set.
     temporal_mode: "sparse", "full", "token" (a token sees itself in all
       frames) or "none": the per-frame model, without temporal parameters.
-    temporal_block_size: Tokens of a block.
+    temporal_block_size: Number of tokens of a block.
     temporal_schedule: Strides by distance in frames; the last one holds for all
       larger distances.
-    temporal_anchor_frames: Frames every query sees.
+    temporal_anchor_frames: Frames that every query sees.
     temporal_rope_theta: Base of the rotary wavelengths.
     router_aux_loss_weight: alpha of each block's load balancing loss.
-    step_embedding: Whether the time token tells the length of a step too, for
+    step_embedding: Whether the time token also encodes the step length, for
       models that sample in few steps.
     dtype: Dtype of the computation, "float32" or "bfloat16".
     param_dtype: Dtype of the parameters.
-    scan_unroll: Blocks an iteration of a stage's scan; True unrolls all.
+    scan_unroll: Number of blocks in an iteration of a stage's scan; True
+      unrolls all.
     remat_policy: See `layers.scan_layers`.
     attention_implementation: See `dense_attention.dot_product_attention`.
     temporal_implementation: Backend of the block-sparse kernel.

@@ -1,4 +1,4 @@
-"""Layers that every network here is built from.
+"""Layers that all networks here are built from.
 
 Parameters are float32 (`param_dtype`) and are cast to the compute `dtype` where
 they are used. Each parameter names its logical axes in the metadata field
@@ -9,7 +9,7 @@ they are used. Each parameter names its logical axes in the metadata field
   expert  experts E                         latent    latent channels C
   context the context's width               None      never sharded
 
-A parameter with one axis more than it names is a stack of layers: the first
+A parameter with one more axis than it names is a stack of layers: the first
 axis is the layer.
 """
 
@@ -34,7 +34,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 def fan_in_uniform(fan_in: int) -> Initializer:
-  """Uniform in +-1/sqrt(fan_in): what Hunyuan3D 2.1 starts its layers from."""
+  """Uniform in +-1/sqrt(fan_in), as Hunyuan3D 2.1 (PyTorch's default)."""
   bound = 1.0 / math.sqrt(fan_in)
 
   def init(key, shape, dtype):
@@ -56,7 +56,7 @@ class Linear(nnx.Module):
   is [D, H, K] and its output projection [H, K, D].
   """
 
-  # What `lora.attach` gives one: it is added to the output.
+  # Set by `lora.attach`; its output is added to the layer's.
   adapter = None
   # Scales of a kernel in eight bits, see `quantization.py`.
   kernel_scale = None
@@ -87,6 +87,7 @@ class Linear(nnx.Module):
       init(rngs.params(), ins + outs, param_dtype), logical_axes=kernel_axes
     )
     if use_bias:
+      # Biases start like kernels, as in PyTorch.
       bias = init(rngs.params(), outs, param_dtype)
       self.bias = nnx.Param(bias, logical_axes=kernel_axes[len(ins) :])
     else:
@@ -94,6 +95,7 @@ class Linear(nnx.Module):
 
   def __call__(self, x: Array) -> Array:
     if self.kernel_scale is None:
+      # Cast before it is gathered: half the bytes in bfloat16.
       kernel = partitioning.gather(self.kernel, self.dtype)
     else:
       kernel = eight_bits.restore(
@@ -129,7 +131,7 @@ class LayerNorm(nnx.Module):
     )
 
   def __call__(self, x: Array) -> Array:
-    # The variance of bfloat16 activations loses its digits: float32.
+    # float32: a variance of bfloat16 activations loses its digits.
     x = x.astype(jnp.float32)
     mean = x.mean(-1, keepdims=True)
     centred = x - mean
@@ -172,10 +174,10 @@ _NORMAL_DENSITY_AT_ZERO = 1.0 / math.sqrt(2.0 * math.pi)
 def gelu(x: Array) -> Array:
   """Exact GELU: x times the normal distribution's mass below x, in x's dtype.
 
-  The backward pass keeps x alone and computes the rest again; differentiated
-  automatically it would keep several arrays of its size. With erf, as here, the
-  result is off by 5e-7 at most, and on CPUs it takes half the time that erfc
-  takes, which is more exact far below zero, where the result is near zero.
+  The backward pass stores only x and recomputes the rest; automatic
+  differentiation would store several arrays of its size. With erf the error is
+  at most 5e-7, and on CPUs erf takes half the time of erfc, which is more exact
+  only far below zero, where the result is near zero.
   """
   return (x * _normal_mass(x)).astype(x.dtype)
 
@@ -230,6 +232,7 @@ def stack_layers(
 ) -> Module:
   """Creates `num_layers` equal modules as one, parameters stacked [L, ...]."""
 
+  # Every layer draws different parameters.
   @nnx.split_rngs(splits=num_layers)
   @nnx.vmap(in_axes=0, out_axes=0)
   def create_all(rngs):
@@ -254,11 +257,11 @@ def scan_layers(
     stacked: Layers from `stack_layers`.
     carry: Activations that pass from layer to layer.
     xs: One slice for each layer, or None.
-    unroll: Layers an iteration; True, or as many as there are, unrolls all. A
-      scan compiles one layer whatever their number; unrolled, XLA may fuse
-      across layers, and what the backward pass needs of a layer is not copied
-      to and from arrays that hold all layers.
-    remat_policy: None keeps all activations for the backward pass; "full"
+    unroll: Number of layers in an iteration; True, or the number of layers,
+      unrolls all. A scan compiles one layer whatever their number; unrolled,
+      XLA may fuse across layers, and residuals are not copied to and from
+      stacked arrays.
+    remat_policy: None stores all activations for the backward pass; "full"
       recomputes each layer from its input; any other value names a policy of
       `jax.checkpoint_policies`, such as "dots_with_no_batch_dims_saveable".
 
@@ -276,8 +279,9 @@ def scan_layers(
     policy = None
     if remat_policy != "full":
       policy = getattr(jax.checkpoint_policies, remat_policy)
-    # A loop is a barrier against common subexpressions already. Unrolled layers
-    # and a single one, which XLA inlines, need their own.
+    # A loop already keeps XLA from merging the recomputation with the forward
+    # pass. Unrolled layers, and a single one, which XLA inlines, need a
+    # barrier.
     is_loop = unroll == 1 and num_layers > 1
     step = jax.checkpoint(step, policy=policy, prevent_cse=not is_loop)
   if unroll is not True and unroll < num_layers:
@@ -290,9 +294,9 @@ def scan_layers(
 
 
 def _unstack(stacked: Any, num_layers: int) -> list[Any]:
-  """The trees of the single layers; gradients are put together again."""
-  # The gradient of `split` is a concatenation; that of indexing would be as
-  # many sums of whole stacks as there are layers.
+  """The trees of the single layers."""
+  # The gradient of `split` is a concatenation; that of indexing would sum the
+  # full stack once for every layer.
   leaves, tree = jax.tree.flatten(stacked)
   parts = [lax.split(x, (1,) * num_layers) for x in leaves]
   return [

@@ -3,8 +3,8 @@
 All tokens of a frame share the frame's angles, so a score depends on the
 distance in time between two frames and not on which of a frame's tokens are
 compared: a frame's tokens stay a set. Frequency i of K/2 is theta^(-2i/K); it
-turns the channel pair (2i, 2i + 1), which is to say that the frequencies are
-duplicated and interleaved to the K channels of a head.
+  rotates the channel pair (2i, 2i + 1), so each frequency appears twice,
+  interleaved, among the K channels of a head.
 
 Source: Su et al., RoFormer, 2021; Sculpt4D, supplement, "Temporal RoPE".
 """
@@ -35,7 +35,7 @@ def frame_rotation(
   """Angles of frames at `positions` for heads `head_dim` wide.
 
   Args:
-    positions: Frame indices; any float, so that a clip may start anywhere.
+    positions: Frame indices; any numbers, so that a clip may start anywhere.
     head_dim: K, even.
     theta: Base of the geometric series of wavelengths.
 
@@ -56,8 +56,9 @@ def frame_rotation(
 def rotate(
   x: Float[Array, "B F N H K"], rotation: Rotation
 ) -> Float[Array, "B F N H K"]:
-  """Turns the channel pairs of queries or keys by their frame's angles."""
-  # bfloat16 has no digits to spare for a sum of two products that cancel.
+  """Rotates the channel pairs of queries or keys by their frame's angles."""
+  # float32: in bfloat16 the difference of two similar products loses its
+  # digits.
   y = x.astype(jnp.float32)
   pairs = y.reshape(*y.shape[:-1], -1, 2)
   turned = jnp.stack((-pairs[..., 1], pairs[..., 0]), -1).reshape(y.shape)

@@ -1,4 +1,4 @@
-"""Tokens of a clip inside the DiT: their blocks' order, some frames at a time."""
+"""Order of token blocks in the DiT, and layers on some frames at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +18,12 @@ Array = array_types.Array
 def by_frames(number: int, layer: Callable[..., Array], *arrays: Any) -> Array:
   """Applies a layer to some frames at a time; 0 takes all.
 
-  The layer may not mix frames. What it holds besides its input and output is
-  that of so many frames; there are as many as divide the clip's.
+  The layer must not mix frames. Its temporary memory is that of the frames in a
+  group; the size of a group is the largest divisor of the clip's frames that is
+  at most `number`.
 
   Args:
-    number: Frames at a time, at most.
+    number: Largest number of frames at a time.
     layer: Function of trees of arrays [B, F, ...] to one like the first.
     *arrays: Its arguments.
   """
@@ -45,9 +46,9 @@ def block_order(
 ) -> np.ndarray | None:
   """Order of the tokens' blocks inside the model; None is the natural one.
 
-  All modes take the order that sparse attention needs: sums over tokens then
-  run alike, so that a temporal layer which adds nothing changes no bit of the
-  result.
+  All modes use the order that sparse attention needs. Sums over tokens then run
+  in the same order, and a temporal layer that adds nothing changes no bit of
+  the result.
   """
   if mode != "sparse" and num_tokens % config.temporal_block_size:
     return None  # The other modes need no blocks.

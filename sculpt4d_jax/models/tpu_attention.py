@@ -1,8 +1,8 @@
-"""Dense attention on TPU: jax's splash kernels on sizes that are not theirs.
+"""Dense attention on TPU: jax's splash kernels for any number of tokens.
 
-The kernels want tokens in multiples of 128. A frame here has 1 + 4096 tokens and
-its context 1370: both are filled up to the block sizes that cost least, and
-segment ids keep the filling out of every softmax.
+The kernels take multiples of 128 tokens. A frame here has 1 + 4096 tokens and
+its context 1370: both are padded to the cheapest block size, and segment ids
+keep the padding out of every softmax.
 """
 
 import math
@@ -22,12 +22,12 @@ _HEAD_DIMS = (64, 128)
 # Largest blocks: a tile of float32 scores then takes 3 MiB of fast memory.
 _MAX_QUERY_BLOCK = 512
 _MAX_KEY_BLOCK = 1408
-# Fewer keys are not worth a kernel.
+# With fewer queries or keys a kernel is not worth its overhead.
 _MIN_KEYS = 256
 
 
 def serves(query: Array, key: Array) -> bool:
-  """Whether the kernels take arrays [B, Q, H, K] and [B, S, H, K]."""
+  """Whether the kernels serve arrays [B, Q, H, K] and [B, S, H, K]."""
   return (
     query.dtype in (jnp.bfloat16, jnp.float32)
     and query.shape[-1] in _HEAD_DIMS
@@ -62,6 +62,8 @@ def attend(
   )
   segments = splash.SegmentIds(
     q=jnp.zeros((query.shape[2],), jnp.int32),
+    # Padding keys are segment 1, which no query is in. Padding queries may
+    # attend; they are cut off below.
     kv=(jnp.arange(key.shape[2]) >= num_keys).astype(jnp.int32),
   )
   out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(query, key, value, segments)
@@ -69,7 +71,7 @@ def attend(
 
 
 def _block(size: int, limit: int) -> int:
-  """The block that costs least: filling, and what each block costs itself."""
+  """The cheapest block size: padding, plus a fixed cost for each block."""
 
   def cost(block):
     return -(-size // block) * block * (1 + _LANES / block)

@@ -1,8 +1,8 @@
 """Tokens to rows sorted by expert, and back.
 
 Every choice (token, slot) gets a separate row; the rows of an expert are
-neighbours, filled up to whole blocks with rows of zeros. What moves between the
-two orders is a gather in both directions and in the backward pass too.
+contiguous, padded to whole blocks with rows of zeros. Both directions are
+gathers, in the backward pass too.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Plan(NamedTuple):
     row: Row of each choice, [T, k].
     choice: Choice of each row, token * k + slot; T * k where the row is
       padding, [R].
-    rows_per_expert: Padding included, [E].
+    rows_per_expert: Number of rows of each expert with padding, [E].
   """
 
   row: Array
@@ -35,8 +35,8 @@ class Plan(NamedTuple):
 def plan(chosen: Int[Array, "T k"], num_experts: int, block_size: int) -> Plan:
   """Sorts choices by expert, each expert padded to whole blocks.
 
-  Choices of one expert keep their order. Choices of no expert, E and above,
-  come last.
+  Choices of one expert keep their order. Choices of no expert, E and above, are
+  last.
   """
   num_choices = chosen.size
   flat = jnp.minimum(chosen.reshape(-1), num_experts)
@@ -57,8 +57,9 @@ def plan(chosen: Int[Array, "T k"], num_experts: int, block_size: int) -> Plan:
   return Plan(row.reshape(chosen.shape), choice, padded[:num_experts])
 
 
-# The two below are each other's transpose. As the map is one-to-one, both are
-# gathers; JAX's own transposes would be scatter-adds, slow on every platform.
+# The next two functions are each other's transpose. As the map is one-to-one,
+# both are gathers; JAX's own transposes would be scatter-adds, slow on every
+# platform.
 
 
 @jax.custom_vjp
@@ -75,7 +76,7 @@ def collect(rows: Float[Array, "R D"], plan: Plan) -> Float[Array, "T k D"]:
 
 
 def _is_of_expert(plan: Plan) -> Array:
-  """Whether choices are of one of the experts, [T, k, 1]."""
+  """Whether a choice has an expert here, [T, k, 1]."""
   return (plan.row < plan.rows_per_expert.sum())[..., None]
 
 

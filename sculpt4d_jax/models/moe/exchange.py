@@ -1,17 +1,16 @@
-"""Experts on a mesh: who holds them, and how tokens and experts meet.
+"""Experts on a device mesh: gather the experts, or exchange the tokens.
 
-By default tokens stay where they are. Parameters of the experts are split like
-all others, and every device gathers those of a layer when it comes to it (on
-TPU those of some hidden units at a time): the work is balanced however tokens
-are routed, and nothing depends on how many of them choose an expert.
+By default tokens stay in place. Parameters of the experts are sharded like all
+others, and every device gathers those of the current layer (on TPU those of
+some hidden units at a time): the work is balanced however tokens are routed.
 
-Where the mesh has an `expert` axis, its devices hold some of the experts each.
-They then exchange tokens in place of parameters: every device sees the tokens
-of all devices along that axis, applies its own experts to those that chose
-them, and the sums of the results go back. No choice of the router overflows
-anything, so that no token is ever dropped.
+Where the mesh has an `expert` axis, each of its devices holds some of the
+experts. They then exchange tokens instead of parameters: every device receives
+the tokens of all devices along that axis, applies its own experts to those that
+chose them, and the sums of the results are sent back. There is no capacity, so
+no token is ever dropped.
 
-Both give the sum that one device would compute.
+Both compute the same sum as a single device.
 """
 
 from collections.abc import Callable
@@ -54,9 +53,8 @@ def on_mesh(
 
   Args:
     apply: (x, gates, chosen, weights, gather) -> y on one device. The weights
-      are this device's parts, which `gather` makes whole: of all hidden units
-      or of some, and None where they are None. A choice of E or more adds
-      nothing.
+      are this device's shards, from which `gather` makes full weights of all or
+      some hidden units (None stays None). A choice of E or more adds nothing.
     x: Tokens [..., D]; of four axes, the first two are clips and frames.
     gates: [..., k].
     chosen: [..., k].
@@ -87,7 +85,7 @@ def on_mesh(
     return ExpertWeights(*map(_gather, weights, weight_specs))
 
   def local(x, gates, chosen, weights):
-    if is_partial:  # The sum over the hidden units is; the bias comes once.
+    if is_partial:  # Partial sums over hidden units; the bias is added once.
       first = lax.axis_index(_TENSOR) == 0
       weights = weights._replace(bias2=jnp.where(first, weights.bias2, 0))
     if is_exchanged:
@@ -100,6 +98,7 @@ def on_mesh(
     y = apply(x, gates, chosen, weights, gather)
     if is_partial:
       y = lax.psum(y, _TENSOR)
+    # Every device has the sums of its own experts for all tokens.
     if is_exchanged and is_split:
       y = lax.psum_scatter(y, _EXPERT, scatter_dimension=0, tiled=True)
     elif is_exchanged:
@@ -116,12 +115,12 @@ def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _gather(weight: Array | None, spec: Spec) -> Array | None:
-  """All of a weight but for the experts and hidden units of others."""
+  """A weight, complete except for other devices' experts and hidden units."""
   if weight is None:
     return None
   for axis, entry in enumerate(spec):
-    # One axis of the mesh after the other: among all chips of a slice at once
-    # the TPU's compiler would sum whole weights, twice the bytes.
+    # One mesh axis after the other: among all chips of a slice at once the
+    # TPU's compiler would all-reduce full weights, twice the bytes.
     for name in reversed(_names(entry)):
       if name not in (_EXPERT, _TENSOR):
         weight = lax.all_gather(weight, name, axis=axis, tiled=True)
@@ -129,7 +128,7 @@ def _gather(weight: Array | None, spec: Spec) -> Array | None:
 
 
 def _own_choices(chosen: Array, num_own: int) -> Array:
-  """Choices counted from the first own expert; `num_own` is one of others."""
+  """Choices counted from the first own expert; `num_own` stands for others."""
   own = chosen - num_own * lax.axis_index(_EXPERT)
   is_own = (own >= 0) & (own < num_own)
   return jnp.where(is_own, own, num_own)

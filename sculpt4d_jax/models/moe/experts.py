@@ -1,4 +1,4 @@
-"""The experts of a mixture, and the ways to run each token through its own.
+"""The experts of a mixture, and several ways to apply them to their tokens.
 
     y = sum over a token's choices of gate * MLP_expert(x)
 
@@ -11,8 +11,8 @@ No token is ever dropped. Every implementation computes exactly this sum:
   grouped  as blocked, with Pallas kernels for TPU and a part of the hidden
            units at a time: `grouped_mlp`
 
-On a mesh tokens stay where they are and every device gathers the experts,
-unless the mesh has an `expert` axis: `moe/exchange.py` then moves tokens.
+On a mesh tokens stay in place and every device gathers the experts, unless the
+mesh has an `expert` axis: `moe/exchange.py` then moves tokens.
 """
 
 from collections.abc import Callable
@@ -40,8 +40,8 @@ Int = array_types.Int
 
 IMPLEMENTATIONS = ("dense", "blocked", "ragged", "grouped")
 BLOCK_SIZE = 128
-# Numbers in the weights gathered for all blocks (256 MiB in float32), above
-# which "blocked" goes through the blocks one by one.
+# Largest number of gathered weights for all blocks (256 MiB in float32); above
+# it "blocked" processes the blocks one by one.
 MAX_GATHERED_WEIGHTS = 2**26
 
 
@@ -49,7 +49,7 @@ ExpertWeights = exchange.ExpertWeights
 
 
 class ExpertLinear(nnx.Module):
-  """One Linear an expert: kernel [E, in, out], bias [E, out]."""
+  """One linear layer for each expert: kernel [E, in, out], bias [E, out]."""
 
   # Scales of kernels in eight bits, see `quantization.py`.
   kernel_scale = None
@@ -114,7 +114,7 @@ class Experts(nnx.Module):
     )
 
   def weights(self) -> ExpertWeights:
-    """The parameters in the compute dtype."""
+    """Parameters in the compute dtype."""
     return ExpertWeights(
       *self.fc1.weights(self.dtype), *self.fc2.weights(self.dtype)
     )
@@ -166,8 +166,8 @@ def apply_experts(
   Args:
     x: Tokens [T, D].
     gates: Weight of each choice, float32.
-    chosen: The chosen experts, distinct for a token. A choice of E or more is
-      of no expert here and adds nothing.
+    chosen: The chosen experts, distinct for a token. E or more stands for no
+      expert here and adds nothing.
     weights: Weights of the experts, in the dtype to compute in.
     implementation: One of IMPLEMENTATIONS; None takes "grouped" on TPU,
       "ragged" on GPU and "blocked" on CPU.
@@ -175,8 +175,8 @@ def apply_experts(
     max_gathered_weights: "blocked" gathers each block's weights and multiplies
       all blocks at once where those are no more numbers than this, and scans
       over the blocks otherwise.
-    gather: Makes whole weights of this device's parts of them, whatever hidden
-      units they are of; "grouped" calls it for some of them at a time.
+    gather: Function that gathers weights of any hidden units from their shards;
+      "grouped" calls it for some hidden units at a time.
 
   Raises:
     ValueError: Unknown implementation.
@@ -202,7 +202,7 @@ def _fastest(x: Array, weights: ExpertWeights) -> str:
   platform = partitioning.platform()[0]
   if platform == "cpu":
     return "blocked"
-  # Of the weights only the hidden units are whole on every mesh.
+  # Weights may be shards; the axis of hidden units is complete on every mesh.
   widths = x.shape[-1], weights.kernel1.shape[-1]
   if platform == "tpu" and grouped_matmul.serves(x.dtype, *widths):
     return "grouped"
@@ -220,12 +220,15 @@ def _dense(
 ) -> Array:
   num_experts = weights.kernel1.shape[0]
   is_chosen = jax.nn.one_hot(chosen, num_experts)  # [T, k, E]
+  # Zero for experts that a token did not choose. One-hot of a choice of E or
+  # more is zero as well.
   gates = jnp.einsum("tk,tke->et", gates, is_chosen)
 
   def add_expert(y, expert):
     gate, expert_weights = expert
     return y + gate[:, None] * _mlp(x, expert_weights), None
 
+  # A scan, so that the hidden activations of one expert are held at a time.
   y = jnp.zeros(x.shape, jnp.float32)
   y, _ = lax.scan(add_expert, y, (gates, weights))
   return y.astype(x.dtype)
@@ -235,10 +238,11 @@ def _ragged(
   x: Array, gates: Array, chosen: Array, weights: ExpertWeights
 ) -> Array:
   num_experts = weights.kernel1.shape[0]
+  # Groups of any size: no padding.
   plan = dispatch.plan(chosen, num_experts, block_size=1)
   sizes = plan.rows_per_expert.astype(jnp.int32)
   rows = dispatch.dispatch(x, plan)
-  # The bias of choices of no expert is of no consequence.
+  # Rows of no expert get any bias; `combine` drops them.
   expert = jnp.minimum(jnp.sort(chosen.reshape(-1)), num_experts - 1)
   hidden = lax.ragged_dot(rows, weights.kernel1, sizes) + weights.bias1[expert]
   hidden = layers.gelu(hidden)
@@ -258,13 +262,15 @@ def _blocked(
   plan = dispatch.plan(chosen, num_experts, block_size)
   rows = dispatch.dispatch(x, plan)
   blocks = rows.reshape(-1, block_size, rows.shape[-1])
-  # Blocks behind the last expert's are padding; any expert serves them.
+  # Blocks after the last expert's are padding; any expert serves them.
   expert = jnp.searchsorted(
     jnp.cumsum(plan.rows_per_expert) // block_size,
     jnp.arange(blocks.shape[0]),
     side="right",
   )
   expert = jnp.minimum(expert, num_experts - 1)
+  # Two matrices a block. At once is faster for small models, but repeats an
+  # expert's weights for each of its blocks.
   gathered = blocks.shape[0] * 2 * weights.kernel1[0].size
   if gathered <= max_gathered_weights:
     out = _multiply_at_once(blocks, expert, weights)
@@ -276,7 +282,7 @@ def _blocked(
 def _multiply_at_once(
   blocks: Array, expert: Array, weights: ExpertWeights
 ) -> Array:
-  """Gathers the weights of every block."""
+  """Multiplies all blocks at once, with the weights of every block gathered."""
   kernel1, bias1, kernel2, bias2 = (w[expert] for w in weights)
   gathered = ExpertWeights(kernel1, bias1[:, None], kernel2, bias2[:, None])
   return _mlp(blocks, gathered)
@@ -286,7 +292,10 @@ def _multiply_at_once(
 def _multiply_one_by_one(
   blocks: Array, expert: Array, weights: ExpertWeights
 ) -> Array:
-  """Holds one block's hidden activations, in the backward pass too."""
+  """Multiplies block by block; only one block's activations are in memory.
+
+  The same holds for the backward pass.
+  """
 
   def multiply(_, block):
     x, index = block
@@ -309,7 +318,7 @@ def _one_by_one_forward(blocks, expert, weights):
 
 
 def _one_by_one_backward(residuals, cotangent):
-  # Differentiating the scan would add a whole [E, D, M] for every block; here
+  # Differentiating the scan would add a full [E, D, M] for every block; here
   # each block adds to its expert's slice in place.
   blocks, expert, weights = residuals
 

@@ -1,10 +1,10 @@
-"""One product for every group of rows, on TPU: Pallas kernels.
+"""Matrix products of groups of rows, each with its own matrix, on TPU (Pallas).
 
-Rows are sorted by group and every group is filled up to whole blocks, so that
-a block of rows has ONE matrix. Which one is known to the kernel before it starts
-(a prefetched scalar picks the tile that is fetched), and successive blocks of
-one group keep it in fast memory. The work is that of the blocks in use, whatever
-the sizes of the groups; blocks behind the last group are zero and are skipped.
+Rows are sorted by group and every group is padded to whole blocks, so that a
+block of rows has ONE matrix. The kernel knows which one in advance (a
+prefetched scalar selects the tile to fetch), and successive blocks of a group
+keep it in fast memory. The work is that of the blocks in use, whatever the
+sizes of the groups; blocks after the last group are zero and are skipped.
 
 `jax.lax.ragged_dot` serves the same purpose, but on TPU its product is masked
 and covers all groups for all rows.
@@ -27,19 +27,20 @@ Float = array_types.Float
 
 _LANES = 128
 _VMEM_LIMIT = 48 * 2**20
-# Rows of a block, largest first, while a group has 8 blocks on average.
+# Rows of a block, largest first. With 8 blocks a group on average, padding
+# (half a block a group) is at most about 6 per cent of the rows.
 _BLOCK_ROWS = (512, 256, 128)
-# A contraction of at most so many is done at once: a block of the same group as
-# the one before then finds its matrix in fast memory.
+# Contractions up to this depth are not split: the next block of the same group
+# then finds its matrix in fast memory.
 _MAX_WHOLE_DEPTH = 2048
 
 
 class Blocks(NamedTuple):
-  """Which matrix each block of rows takes.
+  """Matrix of each block of rows.
 
   Attributes:
-    expert: Its group, [num_blocks] int32, growing.
-    is_used: Whether it holds rows of a group at all, [num_blocks] int32.
+    expert: Group of each block, [num_blocks] int32, ascending.
+    is_used: Whether a block holds rows of a group, [num_blocks] int32.
     has_rows: Whether a group has rows, [E].
   """
 
@@ -49,14 +50,14 @@ class Blocks(NamedTuple):
 
 
 def serves(dtype: Any, width: int, hidden_width: int) -> bool:
-  """Whether rows and matrices of these widths need no filling up."""
+  """Whether rows and matrices of these widths need no padding."""
   return dtype in (jnp.bfloat16, jnp.float32) and not (
     width % _LANES or hidden_width % _LANES
   )
 
 
 def block_rows(num_rows: int, num_groups: int) -> int:
-  """Rows of a block: large ones multiply best, small ones fill up less."""
+  """Rows of a block: large blocks multiply faster, small ones pad less."""
   for rows in _BLOCK_ROWS:
     if num_rows >= 8 * rows * num_groups:
       return rows
@@ -64,16 +65,16 @@ def block_rows(num_rows: int, num_groups: int) -> int:
 
 
 def blocks_of(rows_per_group: Array, num_rows: int, block_size: int) -> Blocks:
-  """The blocks of sorted rows.
+  """Makes the blocks of sorted rows.
 
   Args:
-    rows_per_group: Filling included, multiples of `block_size`, [E].
+    rows_per_group: Number of rows with padding, multiples of `block_size`, [E].
     num_rows: Number of rows, used or not; a multiple of `block_size`.
     block_size: Rows of a block.
   """
   ends = jnp.cumsum(rows_per_group) // block_size
   index = jnp.arange(num_rows // block_size)
-  expert = (index[:, None] >= ends).sum(1)  # A search would be a loop.
+  expert = (index[:, None] >= ends).sum(1)  # searchsorted would be a loop.
   expert = jnp.minimum(expert, len(rows_per_group) - 1)
   is_used = index < ends[-1]
   return Blocks(
@@ -90,16 +91,16 @@ def multiply(
   bias: Float[Array, "E M"] | None = None,
   initial: Float[Array, "R M"] | None = None,
 ) -> Float[Array, "R M"]:
-  """Every row times the matrix of its block; nothing where blocks are unused.
+  """Multiplies every row by the matrix of its block; unused blocks are skipped.
 
-  Widths that are no multiple of the lanes are filled up with zeros.
+  Widths that are not multiples of the lanes are padded with zeros.
 
   Args:
-    rows: Sorted by group.
-    kernel: A matrix a group.
+    rows: Rows sorted by group.
+    kernel: One matrix for each group.
     blocks: Index of each block's matrix.
-    transposed: The matrices are taken transposed, [E, M, D].
-    bias: Added to the product, of unused blocks too.
+    transposed: Whether the matrices are stored transposed, [E, M, D].
+    bias: Bias of each group, added to unused blocks too.
     initial: Initial value that the product is added to, float32, as is the
       result then; its memory becomes the result's.
   """
@@ -117,27 +118,27 @@ def multiply(
 def outer(
   rows: Float[Array, "R D"], others: Float[Array, "R M"], blocks: Blocks
 ) -> Float[Array, "E D M"]:
-  """Sum of row^T . other over every group: the gradient of its matrix."""
+  """Sums row^T . other over every group: the gradient of its matrix."""
   depth, width = rows.shape[1], others.shape[1]
   sums = _outer(_fill(rows, (1,)), _fill(others, (1,)), blocks)
   return sums[:, :depth, :width]
 
 
 def _fill(x: Array, axes: tuple[int, ...]) -> Array:
-  """Fills axes up to whole lanes."""
+  """Pads axes to multiples of the lanes."""
   fills = [(0, -n % _LANES if i in axes else 0) for i, n in enumerate(x.shape)]
   return jnp.pad(x, fills) if any(fill for _, fill in fills) else x
 
 
 def _tile(size: int, limit: int) -> int:
-  """The largest divisor of a size, in lanes, up to a limit."""
+  """The largest divisor of a size up to a limit, both in whole lanes."""
   lanes = size // _LANES
   best = max(n for n in range(1, limit // _LANES + 1) if lanes % n == 0)
   return best * _LANES
 
 
 def _call(kernel, name, **kwargs):
-  """A Pallas call; in the interpreter where there is no TPU."""
+  """A Pallas call; interpreted where there is no TPU."""
   return pl.pallas_call(
     kernel,
     name=name,
@@ -151,7 +152,7 @@ def _call(kernel, name, **kwargs):
 
 
 def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-  # float32 would be multiplied in one pass of bfloat16.
+  # By default a TPU multiplies float32 in one pass of bfloat16.
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
   dimensions = (((contract[0],), (contract[1],)), ((), ()))
   return lax.dot_general(
@@ -171,10 +172,11 @@ def _multiply(
   bias: Array | None,
   initial: Array | None,
 ) -> Array:
-  """Computes rows @ kernel[expert], or rows @ kernel[expert].T, and what is added."""
+  """Computes rows @ kernel[expert], or its transpose, + bias + initial."""
   num_blocks = len(blocks.expert)
   block_size = len(rows) // num_blocks
   depth, width = kernel.shape[1:][::-1] if transposed else kernel.shape[1:]
+  # Either way a tile of the matrix has at most 2 Mi numbers, 4 MiB in bfloat16.
   whole = depth <= _MAX_WHOLE_DEPTH
   tile_depth = depth if whole else _tile(depth, 1024)
   tile_width = _tile(width, 1024 if whole else 2048)
@@ -191,6 +193,8 @@ def _multiply(
 
     @pl.when(step == 0)
     def _():
+      # The sum over depth stays in fast memory; unused blocks only pass
+      # `initial` on.
       total[...] = initial[...] if has_initial else jnp.zeros_like(total)
 
     @pl.when(is_used[block] != 0)
@@ -212,6 +216,8 @@ def _multiply(
     kernel_index = lambda n, b, k, expert, _: (expert[b], k, n)
   out_spec = pl.BlockSpec((block_size, tile_width), lambda n, b, k, *_: (b, n))
   specs = [
+    # Columns outermost, then blocks: while the group and the tile of columns
+    # stay the same, the matrix is not fetched again.
     pl.BlockSpec((block_size, tile_depth), lambda n, b, k, *_: (b, k)),
     pl.BlockSpec(kernel_block, kernel_index),
   ]
@@ -254,6 +260,8 @@ def _outer(rows: Array, cotangent: Array, blocks: Blocks) -> Array:
 
   def body(expert, is_used, rows, cotangent, out, total):
     block = pl.program_id(2)
+    # Blocks of a group follow each other: a sum begins and ends with it. Unused
+    # blocks count as the last group's and add nothing.
     before = expert[jnp.maximum(block - 1, 0)]
     after = expert[jnp.minimum(block + 1, num_blocks - 1)]
 
@@ -275,6 +283,7 @@ def _outer(rows: Array, cotangent: Array, blocks: Blocks) -> Array:
     "grouped_outer",
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
+      # Blocks innermost: one sum is in fast memory at a time.
       grid=(depth // tile_depth, width // tile_width, num_blocks),
       in_specs=[
         pl.BlockSpec((block_size, tile_depth), lambda i, j, b, *_: (b, i)),
@@ -289,12 +298,12 @@ def _outer(rows: Array, cotangent: Array, blocks: Blocks) -> Array:
     out_shape=jax.ShapeDtypeStruct(shape, rows.dtype),
     cost_estimate=_cost(rows, jax.ShapeDtypeStruct(shape, rows.dtype), width),
   )(blocks.expert, blocks.is_used, rows, cotangent)
-  # No block of a group without rows wrote its part.
+  # The part of a group without rows was never written.
   return jnp.where(blocks.has_rows[:, None, None], gradient, 0)
 
 
 def _cost(rows: Array, kernel: Any, width: int) -> Any:
-  """What the compiler's scheduler is told of a call."""
+  """Cost of a call, for the compiler's scheduler."""
   size = rows.dtype.itemsize
   return pl.CostEstimate(
     flops=2 * len(rows) * int(np.prod(kernel.shape[1:])),

@@ -93,6 +93,7 @@ def _apply(
       layers.gelu(hidden), part.kernel2, blocks, initial=total
     ), None
 
+  # Sums over parts are float32; the bias is added once, as their start.
   total = _of_rows(bias2.astype(jnp.float32), blocks, len(rows))
   total, _ = lax.scan(add_part, total, _starts(weights, part_width))
   return dispatch.combine(total.astype(x.dtype), gates, plan)
@@ -108,11 +109,13 @@ def _backward(gather, part_width, residuals, y_bar):
   plan, blocks = _plan(chosen, len(weights.kernel1))
   rows = dispatch.dispatch(x, plan)
   y_bar = dispatch.dispatch(y_bar.astype(x.dtype), plan)
+  # Padding rows (choices out of range) get gate 0.
   gate = gates.reshape(-1).at[plan.choice].get(mode="fill", fill_value=0)
   gate = gate[:, None]  # [R, 1]
 
   def add_part(carry, start):
     rows_bar, gate_bar = carry
+    # The transpose of gathering sums a gradient into the shards, part by part.
     part, to_shards = jax.vjp(gather, _part(weights, start, part_width))
     activated, gelu_vjp = jax.vjp(layers.gelu, _hidden(rows, part, blocks))
     # Cotangent before the gate is applied: the gate's gradient needs it so.
@@ -152,6 +155,7 @@ def _backward(gather, part_width, residuals, y_bar):
     _join(parts.kernel2, 1),
     bias2_bar,
   )
+  # A token's gradient is the sum over its choices.
   x_bar = dispatch.collect(rows_bar, plan).sum(1).astype(x.dtype)
   gates_bar = dispatch.collect(gate_bar[:, None], plan)[..., 0]
   return x_bar, gates_bar.astype(gates.dtype), None, weights_bar

@@ -3,8 +3,8 @@
     y = sum over the chosen e of p_e * MLP_e(x)  +  MLP_shared(x)
 
 p is the softmax of a bias-free gate; the k largest are chosen, and their
-probabilities are used as they are, not renormalised to sum 1. The router says
-where tokens go and what that costs; `experts.py` takes them there.
+probabilities are not renormalised. The router decides where tokens go and
+computes the balancing loss; `experts.py` moves and computes them.
 
 Source: Hunyuan3D 2.1 (`MoEBlock`), after DeepSeekMoE, Dai et al., 2024.
 """
@@ -26,7 +26,7 @@ Float = array_types.Float
 
 
 class Routing(NamedTuple):
-  """Where tokens go.
+  """Routing of tokens.
 
   Attributes:
     gates: Weight of each choice, [..., k], float32.
@@ -72,8 +72,8 @@ class Router(nnx.Module):
     )
 
   def __call__(self, x: Float[Array, "*T D"]) -> Routing:
-    # A choice turns on the smallest difference between two scores: float32,
-    # and no bfloat16 passes on a TPU.
+    # float32, and no bfloat16 passes on a TPU: the choice depends on small
+    # differences between scores.
     logits = jnp.dot(
       x.astype(jnp.float32),
       self.kernel[...].astype(jnp.float32),
@@ -92,7 +92,7 @@ def expert_load(routing: Routing) -> Float[Array, " E"]:
 
 
 def load_balancing_loss(routing: Routing, weight: float) -> Float[Array, ""]:
-  """Computes weight * sum over e of P_e * f_e, which is `weight` in perfect balance.
+  """Computes weight * sum over e of P_e * f_e: `weight` at perfect balance.
 
   P_e is the mean probability of expert e, f_e its load times E; only P_e has a
   gradient. Unlike the reference, which adds the gradient during the backward
