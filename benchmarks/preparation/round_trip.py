@@ -27,7 +27,7 @@ class RoundTrip:
   """A clip and what was made of it.
 
   Attributes:
-    source: The animation as it came.
+    source: The original animation.
     mesh: The same, normalised.
     repair: The repair that closes the mesh.
     surfaces: Watertight surfaces, one a frame.
@@ -66,7 +66,7 @@ def make(
   for frame in mesh.frames():
     surface = watertight.close(frame, repair, settings.surface)
     if surface is None:
-      raise UserError("no watertight surface came out in some frame.")
+      raise UserError("some frame gave no watertight surface.")
     surfaces.append(surface)
   points = prepare.carry_points(mesh, repair, surfaces, settings, rng)
   samples = prepare.distance_samples(points.stored, surfaces, settings, rng)

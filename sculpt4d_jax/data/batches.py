@@ -1,4 +1,4 @@
-"""What a training stage asks of its data, wherever that comes from.
+"""Interface between a training stage and its data.
 
 `procedural/batches.py` serves procedural clips, `loading/batches.py` records of
 assets.
@@ -31,7 +31,7 @@ class Batches(Protocol):
     """The batch of a step, or some of its clips; depends on the step alone."""
 
   def describe(self, step: int) -> str:
-    """What a step's batch holds, for a message."""
+    """Describes the content of a step's batch, for messages."""
 
   def held_out(self, clip: int) -> Batch:
     """A batch of one held-out clip, always the same; all of its frames."""

@@ -9,9 +9,9 @@ Batch = batches_lib.Batch
 
 
 class MixedBatches:
-  """The first clips of a batch are of one source, the others of a second.
+  """Batches whose first clips are of one source, the others of a second.
 
-  Held-out clips of the two take turns, as far as there are.
+  Held-out clips of the two alternate while both have some.
   """
 
   def __init__(
@@ -41,7 +41,7 @@ class MixedBatches:
     self.num_held_out = first.num_held_out + second.num_held_out
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
-    """The batch of a step, or some of its clips, those of the first in front."""
+    """The batch of a step, or some of its clips; the first source's lead."""
     if rows is None:
       return _joined(self._first.batch(step), self._second.batch(step))
     is_first = rows < self._num_first
@@ -56,7 +56,7 @@ class MixedBatches:
     return parts[0] if len(parts) == 1 else _joined(*parts)
 
   def describe(self, step: int) -> str:
-    """What a step's batch holds, for a message."""
+    """Describes the content of a step's batch, for messages."""
     return f"{self._first.describe(step)}; {self._second.describe(step)}"
 
   def held_out(self, clip: int) -> Batch:

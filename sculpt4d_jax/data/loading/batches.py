@@ -1,8 +1,7 @@
 """Batches of prepared records; see `batches.Batches`.
 
-A step's batch depends on the step alone. Batches that follow each other are
-read ahead; asking for another step, as a resumed run does, starts to read from
-there.
+A step's batch depends on the step alone. Consecutive batches are read ahead; a
+request for another step, as by a resumed run, restarts reading there.
 """
 
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from sculpt4d_jax.data.loading import loader as record_loader
 
 Batch = dict[str, np.ndarray]
 
-# What a training step takes of an example.
+# Fields of an example that a training step takes.
 _FIELDS = ("surface", "samples", "mean", "log_variance", "images", "context")
 
 
@@ -56,7 +55,7 @@ class RecordBatches:
     key = tuple(int(row) for row in rows)
     if self._next != (step, key):
       self._iterator = self._loader.iterator(step, rows)
-    self._next = None  # Not known, should reading fail.
+    self._next = None  # Unknown if reading fails.
     batch = next(self._iterator)
     self._next = (step + 1, key)
     return _fields(batch)
@@ -76,7 +75,7 @@ class RecordBatches:
 def as_they_are(
   config: record_examples.ExampleConfig, num_frames: int
 ) -> record_examples.ExampleConfig:
-  """Examples of all frames, with nothing varied but the view."""
+  """Examples of all frames, without augmentation except for the view."""
   border = sum(config.border_ratio) / 2
   return dataclasses.replace(
     config,

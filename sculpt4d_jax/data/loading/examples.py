@@ -1,8 +1,7 @@
-"""One training example of a record: a random stretch of time, a random view.
+"""Training examples of records: a random window of time, a random view.
 
-What is drawn serves all frames of the example alike - the mirror, the direction
-of time, the colours, the place in the picture - so that nothing flickers that
-did not flicker in the object.
+All frames of an example share its random draws (mirror, direction of time,
+colours, crop), so that augmentation adds no flicker.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,27 +32,29 @@ CONTENTS = (
 
 @dataclasses.dataclass(frozen=True)
 class ExampleConfig:
-  """What is read of a record, and how it is varied.
+  """The parts of a record that are read, and their augmentation.
 
   Attributes:
     contents: Kinds of content to read, from `CONTENTS`.
-    num_frames: Frames F' of an example.
-    consecutive: Whether they follow each other; otherwise any frames, in order.
-    num_parts: Parts of the surface that are read; 0 reads all.
-    num_uniform: Uniform surface points, drawn from the parts read; 0 takes all
-      of these.
-    num_sharp: The same of points on sharp edges, where `num_uniform` is given.
-    num_samples: Distance samples a frame; 0 takes all of the parts read.
-    turn_to_camera: Whether the object is turned about y, so that the camera
-      stands in front of it, and made smaller where it would leave its cube.
-    max_elevation: Views from further above or below are left out, radians. A
-      clip without another one keeps its lowest.
-    image_size: Pixels S of a picture's side.
-    border_ratio: Smallest and largest share of the picture that the object
-      leaves free, drawn once an example.
+    num_frames: Number of frames F' of an example.
+    consecutive: Whether frames are consecutive; otherwise any frames, in order.
+    num_parts: Number of parts of the surface that are read; 0 reads all.
+    num_uniform: Number of uniform surface points, drawn from the parts read; 0
+      takes all.
+    num_sharp: Number of points on sharp edges, used if `num_uniform` is given.
+    num_samples: Number of distance samples in a frame; 0 takes all of the parts
+      read.
+    turn_to_camera: Whether the object is rotated about y, so that the camera is
+      in front of it, and shrunk where it would leave its cube.
+    max_elevation: Largest elevation of a view above or below the horizon,
+      radians. A clip without such a view keeps its lowest.
+    image_size: Side S of the pictures, pixels.
+    border_ratio: Smallest and largest margin around the object, as a fraction
+      of the image side; drawn once for an example.
     mirror: Whether left and right are swapped half the time.
     reverse_time: Whether time runs backwards half the time.
-    colour_jitter: Brightness, contrast and saturation vary by +- this.
+    colour_jitter: Largest relative change of brightness, contrast and
+      saturation.
     posterior: Name of the encoder whose posteriors are read.
     features: Name of the image encoder whose features are read.
     cache: Folder on a disk that shards of a store are copied to; see
@@ -103,7 +104,7 @@ class ExampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Folder:
-  """A data set, opened."""
+  """An open data set."""
 
   num_frames: int
   uniform_share: float
@@ -154,7 +155,7 @@ class ExampleReader:
     for index in indexes:
       folder = _open(index, config)
       self._clips += [(folder, clip) for clip in index.splits[split]]
-    # By clip: its cameras, and how it is turned for each.
+    # Clip -> its cameras, and the object's pose for each.
     self._cameras: dict[int, np.ndarray] = {}
     self._poses: dict[int, np.ndarray] = {}
 
@@ -162,7 +163,7 @@ class ExampleReader:
     return len(self._clips)
 
   def clip(self, row: int) -> dataset_index.IndexedClip:
-    """What the index says of a clip."""
+    """The index entry of a clip."""
     return self._clips[row][1]
 
   def views(self, row: int) -> list[int]:
@@ -188,17 +189,17 @@ class ExampleReader:
     return self._cameras[row]
 
   def poses(self, row: int) -> np.ndarray:
-    """How a clip is turned and scaled for each of its views [views, 3, 3].
+    """Pose of a clip's object for each of its views [views, 3, 3].
 
-    Multiples of rotations: points x become x @ pose.T, distances grow by the
-    cube root of its determinant.
+    A pose is a rotation times a scale: points x become x @ pose.T, distances
+    are multiplied by the cube root of its determinant.
     """
     if not self._config.turn_to_camera:
       views = len(self.clip(row).entries["view"])
       return np.broadcast_to(np.eye(3), (views, 3, 3))
     if row not in self._poses:
       folder, clip = self._clips[row]
-      # Farthest points: as far out as the object reaches, nearly.
+      # Farthest-point samples reach nearly as far out as the object.
       outmost = _entry(folder, clip, "queries", 0)["surface"][..., :3]
       outmost = outmost.reshape(-1, 3).astype(np.float64)
       self._poses[row] = np.stack(
@@ -214,7 +215,7 @@ class ExampleReader:
 
     Args:
       row: Number of the clip.
-      rng: Everything that is drawn comes from it.
+      rng: Source of all random draws.
 
     Returns:
       For geometry: `surface` [F', P, 7] (position, normal, sharp label; the
@@ -232,12 +233,12 @@ class ExampleReader:
     """
     config = self._config
     frames = self._draw_frames(self._clips[row][0], rng)
-    # Drawn whether or not they are used, so that examples of the same seed
-    # agree whatever is read.
+    # Drawn whether or not they are used, so that examples of one seed agree
+    # whatever is read.
     mirrored = bool(rng.random() < 0.5) and config.mirror
     if rng.random() < 0.5 and config.reverse_time:
       frames = frames[::-1]
-    # Not rng.spawn: it counts its children, and a reader lends its generators.
+    # Not rng.spawn, whose result depends on how often it was called before.
     rngs = [np.random.default_rng(x) for x in rng.integers(2**62, size=3)]
     view = int(rngs[1].choice(self.views(row)))
     return self._make(row, frames, view, mirrored, rngs)
@@ -253,6 +254,8 @@ class ExampleReader:
   def _make(self, row, frames, view, mirrored, rngs):
     config = self._config
     folder, clip = self._clips[row]
+    # Separate generators: reading another kind of content does not change the
+    # draws of the rest.
     part_rng, view_rng, choice_rng = rngs
     example = {"clip": np.int64(row), "frames": frames}
     if {"geometry", "samples"} & set(config.contents):
@@ -269,7 +272,7 @@ class ExampleReader:
       example = example_poses.turn(example, self.poses(row)[view])
     if mirrored:
       example = example_poses.mirror(example)
-    # Made for the turned and mirrored object.
+    # Posteriors and features were computed for the turned and mirrored object.
     if "posterior" in config.contents:
       variant = (view, mirrored, choice_rng.random())
       example |= _posterior(folder, clip, frames, variant, config)
@@ -291,10 +294,13 @@ class ExampleReader:
       raise schema.RecordError(
         f"num_parts={count} exceeds the {total} parts of {clip.clip}."
       )
+    # In the order of the file, which is read forwards.
     parts = np.sort(rng.choice(total, count, replace=False))
     entries = [
       _entry(folder, clip, "geometry", part) for part in parts.tolist()
     ]
+    # Rows of a part are uniform ones first, then sharp ones. The label cannot
+    # tell them apart: a mesh without sharp edges has none set.
     middle = round(len(entries[0]["is_sharp"]) * folder.uniform_share)
     groups = []
     for side, wanted in (
@@ -331,6 +337,7 @@ class ExampleReader:
     )
     border = rng.uniform(*config.border_ratio)
     gains = 1 + config.colour_jitter * rng.uniform(-1, 1, 3)
+    # One box for all frames: the object moves within it, as in a real video.
     box = example_pictures.square(pictures[..., 3], border)
     example: dict[str, np.ndarray] = {}
     if "images" in config.contents:
@@ -354,10 +361,10 @@ def _entry(folder, clip, kind, part) -> dict[str, np.ndarray]:
 
 
 def _draw_rows(total, count, rng, clip, what) -> np.ndarray:
-  """Some rows, the same in all frames."""
+  """Draws rows, the same for all frames."""
   if count > total:
     raise schema.RecordError(
-      f"{count} {what} are asked for, but the parts that are read of"
+      f"{count} {what} are requested, but the parts that are read of"
       f" {clip.clip} have {total}; read more parts."
     )
   return rng.choice(total, count, replace=False)
@@ -372,7 +379,7 @@ def posterior_part(
     contents: The shard's table of contents: its `views` (empty if it is the
       same for all) and the numbers of `mirrors` and `choices`.
     view: View that the object is turned to.
-    mirrored: Whether it is.
+    mirrored: Whether the object is mirrored.
     choice: Index of the draw of the query rows.
   """
   place = contents["views"].index(view) if contents["views"] else 0
@@ -419,17 +426,17 @@ def _derived(reader, clip, kind, name):
 def _check_mirrors(details, mirrored, kind, name):
   if mirrored and details["mirrors"] < 2:
     raise schema.RecordError(
-      f"The {kind} of {name!r} are of the objects as they are: set"
+      f"The {kind} of {name!r} were made without mirrors: set"
       " mirror=False, or make them with mirrors."
     )
 
 
 def _rows(*groups: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-  """Rows [F, P, 7] of surfaces [F, P', 6] and labels [P'], one after another."""
+  """Joins surfaces [F, P', 6] and labels [P'] to rows [F, P, 7]."""
   num_rows = sum(len(label) for _, label in groups)
   rows = np.empty((len(groups[0][0]), num_rows, 7), np.float32)
   begin = 0
-  for surface, label in groups:  # Written once: a full surface has 112 MB.
+  for surface, label in groups:  # No concatenation: a surface has 112 MB.
     end = begin + len(label)
     rows[:, begin:end, :6] = surface
     rows[:, begin:end, 6] = label

@@ -1,14 +1,14 @@
-"""Batches of prepared data sets, by Grain.
+"""Batches of prepared data sets, loaded with Grain.
 
-All clips of a split are shuffled anew in every epoch, by the seed alone. Element
-k of the endless sequence is the same example on one process and on many, with
-threads and with worker processes: row r of step s is element s B + r, and each
-process reads the rows that lie on its devices. The position in the data is
-therefore the step, whatever the number of processes was before.
+All clips of a split are reshuffled in every epoch; the order depends on the
+seed alone. Element k of the endless sequence is the same example on one process
+or many, with threads or worker processes: row r of step s is element s B + r,
+and each process reads the rows that are on its devices. The position in the
+data is therefore the step, even if the number of processes changes.
 
 Examples are read and decoded by threads, or by worker processes.
 
-Grain comes from the package grain, which only this file imports.
+Needs the package grain, which only this file imports.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,8 @@ from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import paths
 
-# Examples until the sequence ends: an endless one overflows in small batches.
+# Length of the "endless" sequence: a truly endless one overflows with small
+# batches.
 _MANY = 1 << 48
 
 Folders = paths.PathLike | Sequence[paths.PathLike]
@@ -31,15 +32,15 @@ Folders = paths.PathLike | Sequence[paths.PathLike]
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-  """How batches are made.
+  """Settings of batches.
 
   Attributes:
-    batch_size: Clips of a step, on all processes together.
+    batch_size: Number of clips in a step, over all processes.
     seed: Seed of the order and of all random draws.
     example: Settings of each example.
-    num_threads: Threads that read and decode, in each process.
-    num_workers: Processes that do so; 0 uses threads of this one.
-    prefetch: Batches that are read ahead.
+    num_threads: Number of threads that read and decode in each process.
+    num_workers: Number of worker processes that do so; 0 uses threads.
+    prefetch: Number of batches that are read ahead.
   """
 
   batch_size: int
@@ -107,10 +108,10 @@ class RecordLoader:
       rows: Rows of the batch to read; None reads all.
 
     Returns:
-      A Grain iterator. Its batches are what `ExampleReader.read` gives, with a
-      leading axis. `get_state` returns its position, to resume with
-      `set_state` and the same number of workers; a fresh iterator with another
-      first step is the same and needs neither.
+      A Grain iterator over examples of `ExampleReader.read` with a leading
+      axis. `get_state` returns its position, to resume with `set_state` and the
+      same number of workers; a fresh iterator with another first step does the
+      same and needs neither.
     """
     grain = _import_grain()
     config = self.config

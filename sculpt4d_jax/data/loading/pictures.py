@@ -28,7 +28,7 @@ def crop(
   size: int,
   resample: Image.Resampling = Image.Resampling.BOX,
 ) -> np.ndarray:
-  """A square of a picture at another size; nothing lies beyond its sides."""
+  """A square of a picture at another size; empty beyond the picture."""
   outside = int(
     np.ceil(
       max(
@@ -46,7 +46,7 @@ def crop(
   shifted = tuple(x + outside for x in box)
   image = Image.fromarray(np.pad(pixels, margin))
   if image.mode == "RGBA":
-    # Colours are averaged by how much of them is seen.
+    # Premultiplied: colours are averaged by their opacity.
     image = image.convert("RGBa")
   image = image.resize((size, size), resample, box=shifted)
   return np.asarray(image.convert("RGBA") if image.mode == "RGBa" else image)
@@ -70,7 +70,7 @@ def buffers(entry, frames, box, size) -> dict[str, np.ndarray]:
     content = schema.unpack(entry["depth"], entry["depth_ends"], frame)
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
       steps = np.asarray(image).astype(np.int32)
-    # Depths and normals of different surfaces have no average.
+    # Nearest: averages of different surfaces' depths and normals mean nothing.
     steps = crop(steps, box, size, Image.Resampling.NEAREST)
     depths.append(record_views.depth_of_steps(steps, near, far))
     content = schema.unpack(entry["normal"], entry["normal_ends"], frame)

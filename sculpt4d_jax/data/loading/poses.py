@@ -1,7 +1,7 @@
-"""Objects of examples turned to the camera, and in a mirror.
+"""Rotates an example's object to face the camera, and mirrors it.
 
-An example is a mapping of arrays as `examples.ExampleReader.read` gives
-them; whatever has a place in space moves together.
+An example is a mapping of arrays from `examples.ExampleReader.read`; everything
+that has a position in space moves together.
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ import math
 
 import numpy as np
 
-# The reach of an object that was turned: as preparation leaves it.
+# Largest coordinate of a rotated object, as after preparation.
 _EXTENT = 0.95
 _MIRROR = np.array([-1.0, 1.0, 1.0])
 
 
 def facing(eye: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """Turns an eye to the front, and keeps points [P, 3] in their cube."""
+  """Pose that turns an eye to the front; points [P, 3] stay in their cube."""
   azimuth = math.atan2(eye[0], eye[2])
   sine, cosine = math.sin(azimuth), math.cos(azimuth)
   turn = np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
@@ -54,7 +54,7 @@ def turn(
 
 
 def mirror(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The example in a mirror across x = 0."""
+  """The example mirrored across x = 0."""
   result = dict(example)
   for name in ("surface", "queries"):
     if name in result:

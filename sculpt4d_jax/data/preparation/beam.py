@@ -1,12 +1,12 @@
 """The same run as an Apache Beam pipeline, for many machines.
 
-Assets are planned and their units prepared wherever the runner likes; all
-workers see the assets and the data set's folder at the same paths (a shared
-file system, or a bucket that is mounted). Nothing but units and counts travels
-through Beam: records go straight to the folder. As every unit checks whether
-it is done, a runner may retry it, run it twice, or be started again.
+The runner decides where assets are planned and units prepared; all workers see
+the assets and the data set's folder at the same paths (a shared file system or
+a mounted bucket). Only units and counts pass through Beam: records are written
+directly to the folder. Every unit checks whether it is done, so a runner may
+retry it, run it twice, or be started again.
 
-Beam comes from the package apache-beam, which only this file imports.
+Needs the package apache-beam, which only this file imports.
 """
 
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ def _prepare(
   run_settings: preparation_run.RunSettings,
   output: str,
 ) -> str:
-  """What came of a unit, in a word: Beam counts these."""
+  """Outcome of a unit in one word; Beam counts these."""
   verdict: dict[str, Any] = unit_work.prepare_isolated(
     unit, settings, run_settings.limits, output, run_settings.bounds
   )

@@ -1,8 +1,8 @@
-"""Work on strangers' files, in a process that may die.
+"""Runs work on untrusted files in a subprocess with limits.
 
-A library that is fed a malformed mesh may crash, loop or ask for all memory
-there is. Each piece of work runs in a separate process, with a limit of
-memory and of time; whatever happens to it, the caller gets an `Outcome`.
+A library may crash, hang or exhaust memory on a malformed mesh. Each piece of
+work therefore runs in a separate process with limits of memory and time; the
+caller always gets an `Outcome`.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,14 @@ _lock = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What came of a piece of work.
+  """Outcome of a piece of work.
 
   Attributes:
     value: The function's result; None if it failed.
-    error: Why it failed, one sentence; "" if it did not.
-    seconds: It took.
+    error: Reason of the failure, one sentence; "" if it succeeded.
+    seconds: Wall time.
     cpu_seconds: Processor time of all threads (s); 0 if it died.
-    peak_bytes: The most memory that it held; 0 if it died.
+    peak_bytes: Peak memory; 0 if it died.
   """
 
   value: Any
@@ -52,15 +52,17 @@ def run(
 
   Args:
     function: A function of a module, so that it can be pickled.
-    *args: Can be pickled.
-    memory_bytes: Address space it may take; more is a MemoryError in it.
-    seconds: It is ended after so long.
+    *args: Arguments that can be pickled.
+    memory_bytes: Limit of its address space; above it, it gets a MemoryError.
+    seconds: Time after which it is killed.
     threads: Number of threads that libraries may use.
 
   Returns:
-    The outcome. ValueErrors and MemoryErrors of the function are its error;
-    other exceptions are too, with their type.
+    The outcome. Its error is the text of a ValueError or MemoryError, or type
+    and text of another exception.
   """
+  # fork would copy a process with threads (jax's), spawn would import
+  # everything again for each unit.
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload([_PRELOAD])
   receiver, sender = context.Pipe(duplex=False)
@@ -72,7 +74,7 @@ def run(
     process.start()
     _running.add(process)
   sender.close()
-  patience = 0.0  # If it is interrupted here.
+  patience = 0.0  # In case this is interrupted.
   try:
     answer = _receive(receiver, seconds)
     took = time.monotonic() - start
@@ -90,7 +92,7 @@ def run(
 
 
 def end_all() -> None:
-  """Ends all work that runs, of all threads: the program is to stop."""
+  """Kills all running work of all threads, when the program stops."""
   with _lock:
     for process in _running:
       process.kill()
@@ -121,7 +123,7 @@ def _exit_name(code: int | None) -> str:
 
 
 def _work(sender, memory_bytes, threads, function, args) -> None:
-  # The parent ends it; Ctrl-C in a terminal goes to the whole group.
+  # Ctrl-C in a terminal reaches the whole process group; the parent ends this.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   os.environ["IGL_NUM_THREADS"] = str(threads)
   _, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -1,12 +1,12 @@
-"""From an animated mesh to the entries of a record, and the verdict on it.
+"""Makes the entries of a record from an animated mesh, and judges them.
 
-The steps of the paper's data: one box for the whole clip; a watertight surface
-a frame; points drawn once at rest, carried along and projected; query points by
-farthest-point sampling on frame 0; signed distances near the surface and in
-the cube; pictures from all around. Then the round trip (`quality_gate`).
+The steps follow the paper: one box for the whole clip; a watertight surface for
+each frame; points drawn once at rest, carried along and projected; query points
+by farthest-point sampling on frame 0; signed distances near the surface and in
+the cube; pictures from all sides. Then the round trip (`quality_gate`).
 
-Everything is drawn from the clip's seed, so that the same clip gives the same
-record wherever and whenever it is made.
+All randomness is drawn from the clip's seed, so a clip gives the same record on
+every machine.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,11 @@ from sculpt4d_jax.geometry import watertight
 DeformingMesh = deforming_mesh_lib.DeformingMesh
 TriangleMesh = mesh_lib.TriangleMesh
 
+# Half the side of the cube of volume samples, slightly larger than the cube
+# [-1, 1]^3 of the object.
 _VOLUME_BOUNDS = 1.05
+# Depth below the watertight surface, in cells, from which a point of the asset
+# counts as hidden inside another body.
 _HIDDEN_CELLS = 1.5
 
 
@@ -40,21 +44,22 @@ class PreparationSettings:
 
   Attributes:
     num_frames: Frames F of a record, evenly spaced in its time.
-    window_seconds: Longer animations are cut into windows of about this.
-    max_windows: Windows taken of one animation, the first ones.
-    max_clips: Animations taken of one asset, evenly spread over its list; 0
-      takes all.
-    num_uniform: Surface points by area.
-    num_sharp: Surface points on sharp edges.
-    num_parts: Entries that the points are shared out to; divides both.
-    num_queries: Points that farthest-point sampling picks.
+    window_seconds: Approximate length of the windows that longer animations are
+      cut into.
+    max_windows: Number of windows taken of one animation, the first ones.
+    max_clips: Number of animations taken of one asset, evenly spread over its
+      list; 0 takes all.
+    num_uniform: Number of surface points drawn by area.
+    num_sharp: Number of surface points on sharp edges.
+    num_parts: Number of entries that the points are divided into; divides both.
+    num_queries: Number of points that farthest-point sampling picks.
     downsample_ratio: Rows that it picks from, for each query.
-    num_near: Distance samples near the surface, a frame.
-    num_volume: Distance samples in the cube, a frame.
+    num_near: Number of distance samples near the surface in a frame.
+    num_volume: Number of distance samples in the cube in a frame.
     near_deviations: Standard deviations of the near samples' offsets.
-    num_views: Cameras.
-    image_size: Pixels a side.
-    supersampling: Colour samples a pixel and axis.
+    num_views: Number of cameras.
+    image_size: Side of the pictures, pixels.
+    supersampling: Colour samples for each pixel and axis.
     attachments: Unskinned meshes that are kept on a skinned character: "one" on
       each joint, "all" or "none".
     surface: Settings of the watertight surfaces.
@@ -112,10 +117,10 @@ class PreparationSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What came of a clip.
+  """Verdict on a clip.
 
   Attributes:
-    reasons: Why it is rejected; none if it is accepted.
+    reasons: Reasons to reject it; none if it is accepted.
     measures: Measurements of the round trip, as far as it got.
     seconds: Duration of each step.
   """
@@ -176,6 +181,7 @@ def prepare_clip(
     The entries, or the reasons why there are none.
   """
   watch = _Stopwatch()
+  # The second word keeps these draws apart from others of the same seed.
   rng = np.random.default_rng([seed, 0xA55E7])
   measures = quality_gate.motion_measures(source)
   watch.lap("motion")
@@ -183,10 +189,12 @@ def prepare_clip(
   if reasons:
     verdict = Verdict(reasons, measures, watch.seconds)
     return PreparedClip([], verdict, _plain_preview(source, settings, rng))
+  # Cheap checks first: a still or exploding clip costs no surfaces.
   mesh = deforming_mesh_lib.normalise(source)
   repair, closed = watertight.plan_repair(mesh, settings.surface, rng)
   watch.lap("repair")
   surfaces = [
+    # Planning has closed some frames already.
     closed[number]
     if number in closed
     else watertight.close(frame, repair, settings.surface)
@@ -194,13 +202,15 @@ def prepare_clip(
   ]
   watch.lap("watertight")
   if any(s is None or not mesh_distance.is_closed(s) for s in surfaces):
-    reasons = ["no watertight surface came out in some frame"]
+    reasons = ["some frame gave no watertight surface"]
     verdict = Verdict(reasons, measures, watch.seconds)
     return PreparedClip([], verdict, _plain_preview(source, settings, rng))
   compared = quality_gate.surface_measures(
     mesh, repair, surfaces, settings.surface, rng
   )
   if compared["missing"] > settings.limits.max_missing:
+    # The plan looked at a few frames. Parts that are missing in others (as thin
+    # as a sheet) are added, and all frames are made again, once.
     more = watertight.add_missing(mesh, repair, surfaces, settings.surface, rng)
     if more is not None:
       repair = more
@@ -215,12 +225,13 @@ def prepare_clip(
   watch.lap("compare")
   reasons = quality_gate.judge(measures, settings.limits)
   entries, preview = [], []
-  if not reasons:  # Points of a wrong surface are not worth their time.
+  if not reasons:  # Points of a wrong surface are not worth computing.
     try:
       entries, more = _geometry(
         mesh, repair, surfaces, clip, settings, rng, watch
       )
       measures |= more
+    # Such as a clip without visible surface: a reason to reject it.
     except ValueError as error:
       reasons = [str(error)]
   views, preview, more = _views(
@@ -235,7 +246,7 @@ def prepare_clip(
 
 
 def _plain_preview(source, settings, rng) -> list[bytes]:
-  """Pictures of a clip that gives no record; none if it has no size."""
+  """Pictures of a rejected clip; none if its box is empty."""
   last = source.num_frames - 1
   shown = dataclasses.replace(
     source, vertices=source.vertices[[0, last // 2, last]]
@@ -265,7 +276,7 @@ def window_times(
 
 
 def choose_clips(num_clips: int, settings: PreparationSettings) -> list[int]:
-  """Numbers of the animations that are taken of an asset."""
+  """Indices of the animations that are taken of an asset."""
   if not settings.max_clips or num_clips <= settings.max_clips:
     return list(range(num_clips))
   chosen = np.linspace(0, num_clips - 1, settings.max_clips)
@@ -306,7 +317,7 @@ def carry_points(
     rng: Randomness; the same state gives the same points.
 
   Raises:
-    ValueError: Next to nothing of the surface is ever seen.
+    ValueError: Almost nothing of the surface is ever visible.
   """
   last = mesh.num_frames - 1
   looked_at = sorted({0, last // 2, last})
@@ -320,6 +331,7 @@ def carry_points(
     rng=rng,
   )
   positions, projections = [], []
+  # A point of a sheet lies half its thickness below the new surface.
   reach = 2 * settings.surface.sheet_cells * settings.surface.cell
   for frame, surface in zip(mesh.frames(), surfaces):
     here, normals = guide.at(frame, repair.flipped)
@@ -332,7 +344,7 @@ def carry_points(
 
 
 def _geometry(mesh, repair, surfaces, clip, settings, rng, watch):
-  """Entries of points and distances, and their measures."""
+  """Entries of points and distances, and their measurements."""
   carried = carry_points(mesh, repair, surfaces, settings, rng)
   guide, stored = carried.guide, carried.stored
   watch.lap("points")
@@ -364,8 +376,8 @@ def distance_samples(
 ) -> np.ndarray:
   """Draws distance samples [F, Q, 4] in float16, the near ones first.
 
-  Positions are rounded before their distances are measured, so that what is
-  stored is true of what is stored.
+  Positions are rounded to float16 before their distances are measured, so that
+  stored distances belong to stored positions.
 
   Args:
     stored: Points that the near samples are around, [F, P, 6].
@@ -373,6 +385,7 @@ def distance_samples(
     settings: Numbers and deviations of the samples.
     rng: Randomness; the same state gives the same samples.
   """
+  # The same points and deviations in all frames; offsets are drawn anew.
   rows = rng.integers(stored.shape[1], size=settings.num_near)
   deviation = np.resize(settings.near_deviations, settings.num_near)
   result = np.empty(
@@ -401,6 +414,8 @@ def _part_entries(
     return slice(first + part * step, first + (part + 1) * step)
 
   for part in range(parts):
+    # Rows were drawn independently, so any run of them is a uniform sample of
+    # the surface.
     rows = np.r_[
       share(0, settings.num_uniform, part),
       share(settings.num_uniform, settings.num_sharp, part),
@@ -422,6 +437,8 @@ def _part_entries(
 
 
 def _query_entry(stored, guide, clip, settings, rng) -> tuple[str, int, bytes]:
+  # Farthest-point sampling runs in JAX, so its key is drawn from the clip's
+  # generator.
   key = jax.random.key(int(rng.integers(2**31)))
   _, rows = farthest_points.select_rows(
     key,
@@ -439,7 +456,7 @@ def _query_entry(stored, guide, clip, settings, rng) -> tuple[str, int, bytes]:
 
 
 def _views(mesh, repair, clip, settings, rng, only_first):
-  """Entries of all views, pictures for the summary, measures."""
+  """Entries of all views, pictures for the summary, measurements."""
   pictures, others, preview, measures = [], [], [], {"coverage": 1.0}
   views = record_views.render_entries(
     mesh,
@@ -459,6 +476,7 @@ def _views(mesh, repair, clip, settings, rng, only_first):
         schema.unpack(view["pictures"], view["ends"], frame)
         for frame in (0, last // 2, last)
       ]
+    # A rejected clip needs one camera, for its preview.
     if only_first:
       break
     for kind, arrays, entries in (

@@ -1,9 +1,9 @@
-"""The round trip of a record: is what it says about an asset true?
+"""The round trip of a record: compares it with the asset it was made from.
 
 A record holds points, distances and pictures of a watertight surface that was
 made from an asset. Here they are compared with the asset itself. Lengths are in
 cells of the grid that the surface was made on, where a name ends in `_cells`.
-A record that misses a limit is rejected, and says by how much.
+A record that violates a limit is rejected; the reason states by how much.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,8 @@ from sculpt4d_jax.rendering import cameras
 DeformingMesh = deforming_mesh_lib.DeformingMesh
 TriangleMesh = mesh_lib.TriangleMesh
 
+# Distances in cells of the watertight surface's grid, above which surface
+# counts as missing, as invented, and as far; and the angle of a wrong normal.
 _MISSING_CELLS = 1.5
 _EXTRA_CELLS = 2.0
 _FAR_CELLS = 2.0
@@ -33,17 +35,17 @@ _NORMAL_DEGREES = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class GateLimits:
-  """What a record may differ from its asset by; all inclusive.
+  """Allowed differences between a record and its asset; all inclusive.
 
-  The values lie between what good clips reach and what clips that were broken
-  on purpose reach: `benchmarks.preparation` prints both.
+  The values lie between the measurements of good clips and those of clips that
+  were broken on purpose: `benchmarks.preparation` prints both.
 
   Attributes:
     min_travel: Lower bound of `Motion.travel`; less is a still clip.
     max_size_ratio: Upper bound of `Motion.size_ratio`.
     max_stretch: Upper bound of `Motion.stretch`; more is an exploding clip.
-    min_share_of_box: Lower bound of `Motion.share_of_box`; less is lost
-      in its scene.
+    min_share_of_box: Lower bound of `Motion.share_of_box`; below it the object
+      is lost in its scene.
     max_chamfer_cells: Mean of both directed distances between the asset's
       visible surface and the watertight one.
     max_missing: Share of the visible surface further than 1.5 cells from the
@@ -52,21 +54,21 @@ class GateLimits:
       asset's, without the thickness that sheets get.
     max_sheets: Share of the asset's area that had no inside and was thickened.
     max_off_surface: Largest distance of a stored point from the surface, in
-      world units; float16 alone makes 4.3e-4.
+      world units; rounding to float16 alone gives up to 4.3e-4.
     max_unmatched: Share of points, over all frames, that the projection moved
-      further than 2 cells.
-    max_slip_cells: Mean way that a stored point goes against its material point
-      from one frame to the next.
+      by more than 2 cells.
+    max_slip_cells: Mean distance that a stored point slides relative to its
+      material point from one frame to the next.
     max_sign_errors: Share of distance samples whose sign another method
       contradicts.
     max_source_sign_errors: The same against winding numbers of the asset,
       further than 2 cells from its surface.
     max_volume_ratio: Largest volume of a frame over the smallest.
-    max_view_off: Largest distance from the asset of a point that a view's depth
-      and camera put into the world, in world units.
+    max_view_off: Largest distance between the asset and a point that is
+      reconstructed from a view's depth and camera, in world units.
     max_view_normals: Share of a view's pixels whose normal is further than 30
-      degrees from the asset's smooth one at the place that is seen there.
-    min_coverage: Share of a picture that the object covers at least.
+      degrees from the asset's smooth normal at the visible point.
+    min_coverage: Smallest share of a picture that the object covers.
   """
 
   min_travel: float = 0.02
@@ -107,7 +109,7 @@ class Rule:
     return self.limit.startswith("min_")
 
   def keeps(self, value: float, limits: GateLimits) -> bool:
-    """Whether a measure keeps the limit; what is not a number does not."""
+    """Whether a measurement keeps the limit; NaN does not."""
     limit = getattr(limits, self.limit)
     return value >= limit if self.is_minimum else value <= limit
 
@@ -138,7 +140,7 @@ RULES = (
 
 
 def judge(measures: dict[str, float], limits: GateLimits) -> list[str]:
-  """Reasons to reject; none if all measures keep their limits."""
+  """Reasons to reject; none if all measurements keep their limits."""
   reasons = []
   for rule in RULES:
     if rule.measure not in measures:
@@ -157,7 +159,7 @@ def judge(measures: dict[str, float], limits: GateLimits) -> list[str]:
 
 
 def motion_measures(mesh: DeformingMesh) -> dict[str, float]:
-  """The measures of an animation that need no surface."""
+  """Measurements of an animation that need no surface."""
   return dataclasses.asdict(deforming_mesh_lib.measure_motion(mesh))
 
 
@@ -172,16 +174,20 @@ def surface_measures(
   """Compares watertight surfaces with the asset, in all frames.
 
   Returns:
-    chamfer_cells and extra are means of the frames, missing that of the worst.
+    Means over frames of chamfer_cells and extra; missing is that of the worst
+    frame.
   """
   cell = settings.cell
   thickness = settings.sheet_cells * cell if repair.sheets.any() else 0.0
   chamfers, missing, extra = [], [], []
   for frame, surface in enumerate(surfaces):
     source = mesh.frame(frame)
+    # From the asset to the watertight surface, then back. Distances are capped
+    # at 8 cells, far above every limit: an uncapped search in many faces is
+    # slow.
     points = sampling.sample_surface(source, num_points, rng).positions
     signed = mesh_distance.signed_distance(surface, points, cap=8 * cell)
-    # What is deeper than a cell is hidden in another body.
+    # Points deeper than a cell are hidden inside another body.
     visible = signed[signed < cell]
     missing.append(float(np.mean(signed < -_MISSING_CELLS * cell)))
     made = sampling.sample_surface(surface, num_points, rng).positions
@@ -217,7 +223,7 @@ def point_measures(
     projections: Projections that gave the stored points, one a frame.
     surfaces: Watertight surfaces, one a frame.
     settings: Settings of the surface.
-    num_points: Points that are looked at, evenly spread over all.
+    num_points: Number of points that are checked, evenly spread over all.
   """
   rows = np.linspace(0, stored.shape[1] - 1, num_points).astype(int)
   rows = np.unique(rows)
@@ -226,8 +232,9 @@ def point_measures(
     for s, p in zip(surfaces, stored.astype(np.float64))
   )
   moved = np.stack([p.moved for p in projections])
-  # Leaving a thickened sheet is no error.
+  # A point of a sheet moves by half its thickness, which is not an error.
   allowed = (_FAR_CELLS + settings.sheet_cells) * settings.cell
+  # A constant offset is no slip; only its change from frame to frame is.
   matched = stored[:, rows].astype(np.float64) - guides[:, rows]
   slip = np.linalg.norm(np.diff(matched, axis=0), axis=-1)
   return dict(
@@ -254,10 +261,12 @@ def sign_measures(
     points = samples[frame, rows, :3].astype(np.float64)
     inside = samples[frame, rows, 3] > 0
     wrong += np.count_nonzero(
+      # Stored signs come from winding numbers; pseudonormals are independent.
       mesh_distance.pseudonormal_inside(surface, points) != inside
     )
     total += len(rows)
     source = mesh.frame(frame)
+    # Near the asset's own surface the watertight one may differ rightly.
     far = np.flatnonzero(
       mesh_distance.unsigned_distance(
         source, points, cap=2 * _FAR_CELLS * settings.cell
@@ -270,7 +279,7 @@ def sign_measures(
     winding = mesh_distance.winding_number(
       TriangleMesh(source.vertices, faces), points[far]
     )
-    # A filled cavity is inside, though winding numbers do not count it.
+    # A filled cavity is inside, although the asset's winding number there is 0.
     outside_of_all = mesh_distance.winding_number(surface, points[far]) < 0.5
     contradicted += np.count_nonzero(
       np.where(outside_of_all, winding > 0.5, ~inside[far])
@@ -338,10 +347,10 @@ def view_measures(
 def _smooth_normals(
   mesh: TriangleMesh, found: mesh_distance.ClosestPoints
 ) -> np.ndarray:
-  """Unit normals at points of a mesh, between those of its vertices, [Q, 3]."""
+  """Unit normals at points of a mesh, interpolated between vertices, [Q, 3]."""
   corners = mesh.vertices.astype(np.float64)[mesh.faces[found.face_ids]]
   spokes = corners - found.positions[:, None]
-  # The weight of a corner is the area across of it.
+  # Barycentric weight of a corner: the area of the opposite triangle.
   weights = np.linalg.norm(
     np.cross(np.roll(spokes, -1, axis=1), np.roll(spokes, -2, axis=1)),
     axis=-1,

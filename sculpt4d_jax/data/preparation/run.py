@@ -1,9 +1,8 @@
-"""A whole run: units planned, prepared by several processes, and indexed.
+"""A preparation run: plans units and prepares them in several processes.
 
-By default a few threads of one process each wait for a worker process
-(`isolation.py`). Units are independent, nothing is gathered before the end, and
-finished units are in the folder, so one machine needs no framework. For many
-machines `beam.py` sends the same units through Apache Beam.
+By default a few threads each wait for a worker process (`isolation.py`). Units
+are independent and write their results to the folder, so one machine needs no
+framework. For many machines `beam.py` sends the same units through Apache Beam.
 
 A run may be stopped at any time: units that have verdicts are skipped.
 """
@@ -35,16 +34,16 @@ _PLAN_SECONDS = 120.0
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-  """How the work is shared out.
+  """Numbers of workers, and limits of their processes.
 
   Attributes:
-    num_workers: Units prepared at a time.
-    clips_per_unit: Animations of a unit, at most.
+    num_workers: Number of units prepared at a time.
+    clips_per_unit: Largest number of animations in a unit.
     memory_bytes: Address space of a unit's process.
-    seconds: A unit is ended after so long.
+    seconds: Time after which a unit is killed.
     threads: Threads of a unit's process.
-    limits: The most that an asset may ask for.
-    max_units: Units prepared by one call, at most; 0 prepares all.
+    limits: Limits on an asset's size.
+    max_units: Largest number of units that one call prepares; 0 prepares all.
   """
 
   num_workers: int = 2
@@ -57,7 +56,7 @@ class RunSettings:
 
   @property
   def bounds(self) -> dict[str, Any]:
-    """Of a unit's process."""
+    """Limits of a unit's process."""
     return dict(
       memory_bytes=self.memory_bytes,
       seconds=self.seconds,
@@ -75,6 +74,7 @@ def open_output(
     OutputError: It cannot be made.
   """
   folder = paths.of(output)
+  # Through JSON, so that tuples compare equal to the lists of a file.
   kind = json.loads(json.dumps(dataclasses.asdict(settings)))
   path = folder / "settings.json"
   if path.is_file():
@@ -98,11 +98,11 @@ def plan(
   run: RunSettings,
   output: str,
 ) -> list[Unit]:
-  """The units of an asset; none if it cannot be used, and a verdict instead."""
+  """The units of an asset; an unusable asset gets a verdict and no units."""
   if asset.location == asset_units.PROCEDURAL:
     return [asset]
   if unit_work.verdict_path(output, asset).is_file():
-    return []  # It could not be used the last time.
+    return []  # Found unusable by an earlier run.
   outcome = isolation.run(
     asset_units.plan_asset,
     asset,
@@ -110,6 +110,7 @@ def plan(
     run.limits,
     run.clips_per_unit,
     memory_bytes=run.memory_bytes,
+    # Opening an asset is enough to plan it.
     seconds=min(_PLAN_SECONDS, run.seconds),
   )
   if outcome.error:
@@ -119,7 +120,7 @@ def plan(
 
 
 def in_turns(units: Sequence[Unit]) -> list[Unit]:
-  """Orders units so that any first part of them is balanced.
+  """Orders units so that any prefix is balanced.
 
   Objects take turns, each with its units in an order drawn from their hashes,
   so that a run that is stopped early has clips of every object.
@@ -179,7 +180,7 @@ def _in_parallel(
   items: Iterable[Any],
   name: str,
 ) -> Iterator[Any]:
-  """Results as they come; what waits is dropped if one fails."""
+  """Yields results as they complete; cancels what waits if one fails."""
   waiting = [pool.submit(function, item) for item in items]
   try:
     done = futures.as_completed(waiting)

@@ -1,9 +1,9 @@
-"""Prepares one unit: its clips to a shard, its verdicts to a file.
+"""Prepares one unit: writes its clips to a shard, its verdicts to a file.
 
 shards/ID.arrayrecord   the accepted clips
 previews/ID/N.jpg       three pictures of each clip that got so far
-verdicts/ID.json        what came of all clips; written last, so that a unit
-whose verdicts are there is done
+verdicts/ID.json        the outcome of all clips; written last, so a unit with
+verdicts is done
 """
 
 from collections.abc import Iterator
@@ -53,17 +53,17 @@ def prepare_isolated(
   output: str,
   bounds: dict[str, Any],
 ) -> dict[str, Any]:
-  """Prepares a unit unless it is done, whatever its asset may do.
+  """Prepares a unit in an isolated process, unless it is done.
 
   Args:
     unit: The clips.
     settings: Settings of the records.
-    limits: The most that an asset may ask for.
+    limits: Limits on an asset's size.
     output: The folder of the data set.
     bounds: Limits of the process: memory_bytes, seconds, threads.
 
   Returns:
-    What the unit's verdict file holds.
+    Content of the unit's verdict file.
 
   Raises:
     OutputError: The folder cannot be written to.
@@ -76,7 +76,7 @@ def prepare_isolated(
 
 
 def reject(unit: Unit, outcome: isolation.Outcome, output: str) -> None:
-  """Writes down that an asset cannot be used."""
+  """Records that an asset cannot be used."""
   _write_verdict(unit, outcome, output)
 
 
@@ -118,6 +118,8 @@ def prepare(
   path = folder / "shards" / shard
   details: dict[str, Any] = {}
 
+  # A generator: one clip is in memory at a time. It fills `details` and `clips`
+  # while the shard is written.
   def entries() -> Iterator[shards.Entry]:
     for number, job in enumerate(asset_units.jobs(unit, settings, limits)):
       prepared = _prepare_job(job, settings)
@@ -144,13 +146,14 @@ def prepare(
   (folder / "shards").mkdir(parents=True, exist_ok=True)
   size = shards.write_shard(path, entries(), details)
   if not any(clip["accepted"] for clip in clips):
+    # An empty shard would only be opened in vain.
     path.unlink()
     shard = ""
   return {"clips": clips, "shard": shard, "bytes": size}
 
 
 def versions() -> dict[str, str]:
-  """Of everything that shapes a record."""
+  """Versions of everything that influences a record."""
   found = {
     "python": platform.python_version(),
     "schema": str(schema.VERSION),
@@ -195,7 +198,7 @@ def _write_preview(folder, unit, number, pictures: list[bytes]) -> str:
 
 
 def _cropped(images: list[Image.Image]) -> list[Image.Image]:
-  """Around the middle, as far as the object reaches in any of them."""
+  """Crops around the middle, to the object's extent in all of them."""
   alpha = np.max([np.asarray(image)[..., 3] for image in images], axis=0)
   middle = images[0].width / 2
   rows, columns = np.nonzero(alpha)

@@ -1,8 +1,8 @@
 """Units of work: a few clips of one asset, or of the procedural source.
 
-A unit is named by the content of its asset, so that work that is done is known
-to be done wherever the asset lies. It is a small value that can be pickled and
-sent to any machine that sees the same files.
+A unit is named by the hash of its asset's content, so finished work is
+recognised wherever the asset is stored. It is a small value that can be pickled
+and sent to any machine that sees the same files.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,12 +27,13 @@ PathLike = str | os.PathLike
 
 CREDITS_FILE = "sources.json"
 PROCEDURAL = "procedural"
+# 24 hexadecimal digits are 96 bits: no two assets collide.
 _ID_DIGITS = 24
 
 
 @dataclasses.dataclass(frozen=True)
 class Credit:
-  """Where an asset comes from, and on what terms.
+  """Source and licence of an asset.
 
   Attributes:
     licence: SPDX name, for instance "CC0-1.0"; "" if unknown.
@@ -58,7 +59,7 @@ class Unit:
     location: The asset's path, or `PROCEDURAL`.
     content: Hash of the asset's content.
     first: The first of the clips that are taken, or the first seed.
-    count: Number of clips of this unit.
+    count: Number of clips in this unit.
     credit: Credit of the asset.
   """
 
@@ -164,8 +165,8 @@ def plan_asset(
 
   Args:
     asset: A unit whose clips are not known yet.
-    settings: Says which clips are taken.
-    limits: The most that the asset may ask for.
+    settings: Settings; they decide which clips are taken.
+    limits: Limits on the asset's size.
     clips_per_unit: Largest number of clips in a unit.
 
   Raises:
@@ -212,6 +213,8 @@ def jobs(
         name=clip.name,
         times=times,
         seed=_seed(unit.content, clip.index, window),
+        # Played only when the unit gets to it; defaults bind the loop's
+        # variables.
         play=lambda clip=clip, times=times: asset.play(clip, times),
       )
 
@@ -243,12 +246,13 @@ def _procedural_job(seed, settings) -> ClipJob:
 
 
 def _seed(content: str, clip: int, window: int) -> int:
-  """Of a record: the same wherever and whenever it is made."""
+  """Seed of a record: the same on every machine."""
+  # From content and indices alone. Python's hash() differs between processes.
   return (int(content[:12], 16) * 1_000_003 + clip * 1009 + window) % 2**62
 
 
 def find_assets(folders: Sequence[PathLike]) -> list[Unit]:
-  """All assets under some folders, one a content, their clips not known yet.
+  """All assets under some folders, without duplicates; clips not yet known.
 
   Raises:
     ValueError: A folder does not exist or its credits are malformed.
@@ -259,6 +263,7 @@ def find_assets(folders: Sequence[PathLike]) -> list[Unit]:
     for path in animated_assets.find_assets(folder):
       name = path.relative_to(folder).as_posix()
       content = animated_assets.content_hash(path)
+      # The first file of equal content counts; copies are ignored.
       units.setdefault(
         content,
         Unit(name, os.fspath(path), content, 0, 0, credit_of(name, credits)),

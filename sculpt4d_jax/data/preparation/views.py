@@ -20,7 +20,7 @@ from sculpt4d_jax.rendering import rasterizer
 
 DeformingMesh = deforming_mesh.DeformingMesh
 
-# Cheap to write; pictures of one object on nothing stay small all the same.
+# A fast level; pictures of one object on an empty background stay small anyway.
 _PNG_LEVEL = 3
 _DEPTH_STEPS = 65534
 
@@ -50,7 +50,7 @@ def render_entries(
   """
   faces = np.where(repair.flipped[:, None], mesh.faces[:, ::-1], mesh.faces)
   colours = None if mesh.colours is None else mesh.colours / 255.0
-  # The sphere around the origin that holds all frames just fits.
+  # The bounding sphere of all frames just fits into the picture.
   radius = float(np.linalg.norm(mesh.vertices, axis=-1).max())
   for camera in cameras.hammersley_cameras(num_views, rng, radius=radius):
     distance = float(np.linalg.norm(camera.eye))

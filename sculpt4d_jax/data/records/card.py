@@ -1,4 +1,4 @@
-"""The dataset card: what is in a data set, on what terms, and how it was made."""
+"""The dataset card: content, licences and production of a data set."""
 
 import collections
 from typing import Any

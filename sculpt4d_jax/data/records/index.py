@@ -1,10 +1,10 @@
-"""The index of a data set: which clips there are, where, and on which side.
+"""The index of a data set: its clips, their shards, and the split.
 
-`dataset.json` is made of the verdicts and the shards' tables of contents, and
-can be made again at any time. An asset is on the test side if its hash says
-so: all of its clips are, now and when the data set grows. Assets that are said
-to be the same object (`units.Credit`) go by the hash of its name. Objects
-may also be put on the test side by name.
+`dataset.json` is derived from the verdicts and the shards' tables of contents,
+and can be rebuilt at any time. The hash of an asset decides whether it is on
+the test side, with all its clips, and this does not change when the data set
+grows. Assets of the same object (`units.Credit`) are split by the hash of its
+name. Objects may also be put on the test side by name.
 """
 
 from collections.abc import Collection, Mapping
@@ -30,9 +30,9 @@ class IndexedClip:
   """A record of the data set.
 
   Attributes:
-    clip: Its identity.
-    asset: Its asset's identity.
-    shard: The file that it is in.
+    clip: Identity of the clip.
+    asset: Identity of its asset.
+    shard: Name of its shard.
     entries: Kind -> positions of its entries in the shard.
     details: Provenance and measures.
   """
@@ -46,7 +46,7 @@ class IndexedClip:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetIndex:
-  """All records.
+  """Index of all records.
 
   Attributes:
     folder: Folder of the data set.
@@ -60,7 +60,7 @@ class DatasetIndex:
 
 
 def split_of(asset: str, test_fraction: float) -> str:
-  """The side that an asset, or an object, is on: by its identity's hash."""
+  """The side of an asset or object, by the hash of its identity."""
   digest = hashlib.sha256(asset.encode()).digest()
   share = int.from_bytes(digest[:8], "big") / 2**64
   return "test" if share < test_fraction else "train"
@@ -111,7 +111,7 @@ def write_index(
     held_out: Objects that are on the test side whatever their hash.
 
   Raises:
-    ValueError: The fraction is not one.
+    ValueError: The fraction is out of range.
     RecordError: A shard is missing or damaged.
     OutputError: The index cannot be written.
   """

@@ -1,19 +1,19 @@
-"""The declared form of a training record, and its bytes.
+"""Schema of a training record, and its encoding.
 
-A record is one clip. It is kept as several entries, so that a reader takes only
-what a training step uses:
+A record is one clip. It is stored as several entries, so that a reader loads
+only what a training step uses:
 
-  geometry   one entry a part of the surface points; rows were drawn at random,
-             so that any part is a smaller surface; with all of the clip's
-             distance samples that belong to the part
+  geometry   one entry for each part of the surface points. Rows were drawn at
+             random, so any part is a smaller sample of the surface; with the
+             distance samples of the part
   queries    the rows that farthest-point sampling chose, in all frames
   view       one entry a camera: a picture of every frame, and the camera
   buffers    one entry a camera: depth and normals of every frame
   posterior  mean and log-variance of an encoder, added by a later job
 
-An entry is a safetensors blob whose metadata says what it is. `SCHEMA` declares
-the arrays of each kind, and both writer and reader hold entries to it. Space is
-the cube [-1, 1]^3, y up; distances are positive inside.
+An entry is a safetensors blob with metadata. `SCHEMA` declares the arrays of
+each kind; both writer and reader check entries against it. Space is the cube
+[-1, 1]^3, y up; distances are positive inside.
 
 Depth is a 16-bit grey PNG: 0 outside, else 1 + 65534 (d - near) / (far - near).
 Normals are an RGB PNG: 127.5 (n + 1) in world space, 0 outside.
@@ -83,7 +83,7 @@ SCHEMA: dict[str, dict[str, Field]] = {
 
 
 class RecordError(UserError):
-  """An entry is not what the schema declares."""
+  """An entry does not match the schema."""
 
 
 def encode(
@@ -110,8 +110,8 @@ def encode(
     "clip": clip,
     "part": str(part),
   }
-  # One key: the order of several would differ from process to process, and
-  # equal records are to be equal files.
+  # One key, because the order of several would differ between processes, and
+  # equal records should be equal files.
   return safetensors_numpy.save(
     {name: np.ascontiguousarray(x) for name, x in arrays.items()},
     {"entry": json.dumps(metadata)},
@@ -139,7 +139,7 @@ def decode(content: bytes, kind: str) -> dict[str, np.ndarray]:
 
 
 def read_metadata(content: bytes) -> dict[str, Any]:
-  """What an entry says about itself: version, kind, clip, part."""
+  """Metadata of an entry: version, kind, clip, part."""
   try:
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -151,7 +151,7 @@ def read_metadata(content: bytes) -> dict[str, Any]:
 def check(
   kind: str, arrays: Mapping[str, np.ndarray], finite: bool = True
 ) -> None:
-  """Raises RecordError unless arrays are what the schema declares."""
+  """Raises RecordError unless arrays match the schema."""
   if kind not in SCHEMA:
     raise RecordError(f"unknown kind {kind!r}: choose one of {list(SCHEMA)}.")
   fields = SCHEMA[kind]

@@ -1,13 +1,13 @@
 """Shards: the ArrayRecord files that records are kept in.
 
-A shard holds all accepted clips of ONE asset, so that splitting by shard never
-puts two clips of an asset on both sides, making a shard again touches no other,
-and any number of workers write without meeting. Its last entry is a table of
-contents; a shard appears whole or not at all. Entries are kept one by one and
-uncompressed: pictures are compressed already, and points in float16 hardly can
-be.
+A shard holds all accepted clips of ONE unit of work (clips of an asset, or some
+procedural clips), so that remaking a shard touches no other and any number of
+workers can write independently. Its last entry is a table of contents; a shard
+appears complete or not at all. Entries are stored one by one and
+uncompressed: pictures are already compressed, and points in float16 hardly
+compress.
 
-ArrayRecord comes from the package array-record, which only this file imports.
+Needs the package array-record, which only this file imports.
 """
 
 import collections
@@ -28,7 +28,10 @@ RecordError = schema.RecordError
 PathLike = str | os.PathLike
 
 SUFFIX = ".arrayrecord"
+# One entry a chunk: reading an entry then reads no other. `shard_ranges` relies
+# on it, as it does on chunks without compression.
 _WRITE_OPTIONS = "group_size:1,uncompressed"
+# Random access: reading ahead would fetch entries that are not wanted.
 _READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _MAX_OPEN = 64
 
@@ -42,8 +45,8 @@ def write_shard(
 
   Args:
     path: Output file, ending in .arrayrecord.
-    entries: Taken one after the other; they need not fit into memory. Parts of
-      a kind count from 0.
+    entries: Iterator of entries; they need not fit into memory. Parts of a kind
+      are numbered from 0.
     details: Clip -> JSON values that its table of contents holds besides the
       places of its entries. Read after all entries are written.
 
@@ -69,6 +72,7 @@ def write_shard(
         places.append(count)
         writer.write(content)
         count, size = count + 1, size + len(content)
+      # Last, because places are known only when all entries are written.
       contents = {
         "version": schema.VERSION,
         "clips": {
@@ -83,10 +87,10 @@ def write_shard(
 
 
 class ShardReader:
-  """Reads entries of many shards, keeping the latest of them open.
+  """Reads entries of many shards; keeps the most recent ones open.
 
-  May be pickled, and used by several threads: each process opens files of its
-  own. Shards in a store are read by ranges, or copied to a disk first.
+  May be pickled, and used by several threads; each process opens its own files.
+  Shards in a store are read by ranges, or copied to a disk first.
   """
 
   def __init__(self, folder: paths.PathLike, cache: str = ""):
@@ -106,6 +110,7 @@ class ShardReader:
     self._contents: dict[str, dict[str, Any]] = {}
     self._lock = threading.Lock()
 
+  # Open files and locks cannot be pickled.
   def __getstate__(self):
     return {"folder": self.folder, "cache": self._cache}
 
@@ -123,12 +128,12 @@ class ShardReader:
       reader = self._reader(shard)
       if not isinstance(reader, shard_ranges.RangeReader):
         return self._read_file(reader, shard, position)
-    return reader.read(position)  # Several at a time.
+    return reader.read(position)  # Without the lock: ranges are independent.
 
   def _read_file(self, reader, shard, position) -> bytes:
     try:
       return reader.read([position])[0]
-    except Exception as error:  # The reader raises what its C++ raises.
+    except Exception as error:  # Exceptions of the reader's C++ vary.
       raise RecordError(
         f"{self.folder / shard} is damaged: entry {position} cannot be read"
         f" ({str(error)[:200]})."
@@ -137,7 +142,7 @@ class ShardReader:
   def contents(self, shard: str) -> dict[str, Any]:
     """The table of contents: by clip, places of entries and details.
 
-    It is read once, and kept.
+    It is read once and cached.
 
     Raises:
       RecordError: The shard is missing, damaged or of another version.
@@ -179,6 +184,7 @@ class ShardReader:
       raise RecordError(f"there is no shard {path}.")
     reader = self._open_path(path)
     self._open[shard] = reader
+    # Processes may open about a thousand files, and a data set has many shards.
     if len(self._open) > _MAX_OPEN:
       _, oldest = self._open.popitem(last=False)
       oldest.close()
