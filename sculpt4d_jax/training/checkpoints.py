@@ -1,7 +1,8 @@
-"""Checkpoints of a run: whole states, newest last.
+"""Checkpoints of a run: complete states, newest last.
 
-On a file system they are Orbax's, in a store those of `store_checkpoints`. All
-processes of a run write their own shards, and any mesh can read them back.
+On a file system they are Orbax checkpoints, in a store those of
+`store_checkpoints`. Every process writes its own shards, and any mesh can read
+them back.
 """
 
 import contextlib
@@ -22,14 +23,14 @@ _UNREADABLE = "unreadable"
 
 
 class CheckpointError(UserError):
-  """A checkpoint cannot be written; the message says what is left."""
+  """A checkpoint cannot be written; the message names the complete ones."""
 
 
 class Checkpoints:
   """Saves states in the background, keeps the newest few, restores them.
 
-  A checkpoint appears under its name only when it is whole; one that was
-  interrupted is ignored.
+  A checkpoint appears under its name only when it is complete; an interrupted
+  one is ignored.
   """
 
   def __init__(self, folder: paths.PathLike, max_to_keep: int | None = 2):
@@ -40,7 +41,7 @@ class Checkpoints:
       return
     self._manager = ocp.CheckpointManager(
       self._folder,
-      # Without it the shapes of a checkpoint cannot be asked for.
+      # Needed to query the shapes in a checkpoint.
       item_handlers=ocp.StandardCheckpointHandler(),
       options=ocp.CheckpointManagerOptions(
         max_to_keep=max_to_keep,
@@ -50,11 +51,11 @@ class Checkpoints:
     )
 
   def latest_step(self) -> int | None:
-    """Step of the newest whole checkpoint, if there is one."""
+    """Step of the newest complete checkpoint, if any."""
     return self._manager.latest_step()
 
   def steps(self) -> list[int]:
-    """Steps of the whole checkpoints."""
+    """Steps of the complete checkpoints."""
     return sorted(self._manager.all_steps())
 
   def delete(self, step: int) -> None:
@@ -62,15 +63,15 @@ class Checkpoints:
     self._manager.delete(step)
 
   def save(self, state: state_lib.TrainState) -> None:
-    """Starts to save; waits only for a save that is still going on.
+    """Starts to save; waits only for a save that is still in progress.
 
     Raises:
-      CheckpointError: This one, or the one that was going on, cannot be
-        written.
+      CheckpointError: This save, or the one in progress, failed.
     """
     step = int(state.step)
     if step in self._manager.all_steps():
       return
+    # Fixed parameters never change and are made or read again at the start.
     saved = dataclasses.replace(state, fixed={})
     with self._writing():
       self._manager.save(
@@ -79,18 +80,18 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _writing(self):
-    """Tells in a line what keeps a checkpoint from being written."""
+    """Turns errors of a save into a one-line CheckpointError."""
     try:
       yield
     except (OSError, ValueError) as error:
-      # TensorStore's errors of a file are ValueErrors.
+      # TensorStore raises ValueErrors for file errors.
       raise CheckpointError(
         f"A checkpoint cannot be written to {self._folder}:"
         f" {_reason(error)}. {self._what_is_left()}"
       ) from error
 
   def _what_is_left(self):
-    # Not the manager's list, which has the one that failed.
+    # Not the manager's list, which includes the failed one.
     if self._is_remote:
       whole = self.steps()
     else:
@@ -121,8 +122,8 @@ class Checkpoints:
   ) -> state_lib.TrainState | None:
     """The newest state that can be read.
 
-    One that cannot is put aside, into the folder "unreadable", and the one
-    before it is taken.
+    An unreadable one is moved to the folder "unreadable", and the previous one
+    is tried.
 
     Args:
       abstract: Shapes of the state.
@@ -138,13 +139,14 @@ class Checkpoints:
     steps = sorted(self._manager.all_steps(), reverse=True)
     if not steps and missing_ok:
       return None
+    # Newest first.
     for step in steps:
       try:
         restored = self._read(step, wanted)
       except _ForeignError as error:
         raise UserError(str(error)) from None
       except Exception as error:
-        # What a damaged file makes Orbax raise is not one kind of error.
+        # A damaged file makes Orbax raise many kinds of errors.
         logging.error(
           "Checkpoint %d of %s cannot be read (%s: %s); trying the one before"
           " it.",
@@ -166,10 +168,10 @@ class Checkpoints:
   def restore_step(
     self, step: int, abstract: state_lib.TrainState, shardings: Any
   ) -> state_lib.TrainState:
-    """The state of one step, as `restore_newest` gives the newest.
+    """The state of one step; see `restore_newest`.
 
     Raises:
-      ValueError: It is of another model.
+      ValueError: The checkpoint is of another model.
     """
     try:
       restored = self._read(step, _wanted(abstract, shardings))
@@ -178,6 +180,7 @@ class Checkpoints:
     return _state(restored, abstract)
 
   def _read(self, step, wanted):
+    # Compared before reading, for an error that names the parameter.
     saved = self._manager.item_metadata(step)
     saved = getattr(saved, "tree", saved)
     if saved:
@@ -205,12 +208,14 @@ class Checkpoints:
       aside = self._folder.with_name(f"{self._folder.name}_{_UNREADABLE}")
       aside.mkdir(exist_ok=True)
       number = len(list(aside.iterdir()))
+      # Numbered, as the same step may fail again after it was written anew.
       (self._folder / str(step)).rename(aside / f"{step}_{number}")
+    # All processes list the folder only after the move.
     _wait_for_all(f"put aside {step}")
     self._manager.reload()
 
   def reached_preemption(self, step: int) -> bool:
-    """Whether the machine is to be taken away; all processes agree on it."""
+    """Whether the run is preempted; all processes agree on the step."""
     if not jax.distributed.is_initialized():
       return False
     return self._manager.reached_preemption(step)
@@ -227,7 +232,7 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-  """The system's reason, out of what a library makes of it."""
+  """The system's reason in an error of a library."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
   reason = getattr(error, "strerror", None) or lines[0]
   if "RESOURCE_EXHAUSTED" in reason:
@@ -236,7 +241,7 @@ def _reason(error: Exception) -> str:
 
 
 class _ForeignError(Exception):
-  """The checkpoint is whole, but not of this model."""
+  """The checkpoint is complete, but of another model."""
 
 
 def _wait_for_all(name: str) -> None:
@@ -245,7 +250,7 @@ def _wait_for_all(name: str) -> None:
 
 
 def _wanted(abstract: Any, shardings: Any) -> dict[str, Any]:
-  """What is to be read, and where it is to lie."""
+  """Shapes, dtypes and shardings of the arrays to read."""
   parts = [
     _plain(dataclasses.replace(tree, fixed={}))
     for tree in (abstract, shardings)
@@ -257,16 +262,17 @@ def _wanted(abstract: Any, shardings: Any) -> dict[str, Any]:
 
 
 def _state(restored: dict[str, Any], abstract: Any) -> state_lib.TrainState:
-  """The state that plain leaves are of; what is fixed is not among them."""
+  """The state with the given plain leaves; the fixed part is empty."""
   leaves = [restored[key] for key in sorted(restored)]
   structure = jax.tree.structure(dataclasses.replace(abstract, fixed={}))
   return jax.tree.unflatten(structure, leaves)
 
 
 def _plain(state: Any) -> dict[str, Any]:
-  """Leaves by their path: a checkpoint that needs none of our classes."""
+  """Leaves by their path, so that a checkpoint needs none of our classes."""
   leaves = jax.tree_util.tree_flatten_with_path(state)[0]
   return {
+    # Numbered, so that sorting by name gives the order of the leaves.
     f"{index:05d}{jax.tree_util.keystr(path)}": leaf
     for index, (path, leaf) in enumerate(leaves)
   }

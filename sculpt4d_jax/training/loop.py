@@ -34,9 +34,9 @@ from sculpt4d_jax.training.ahead_of_time import step_flops
 
 Array = array_types.Array
 
-# What a program's exit code is after it was told to stop.
+# Exit code after a preemption: that of a process ended by SIGTERM (128 + 15).
 _EXIT_AFTER_NOTICE = 143
-# In what jax says when a process that it waits for has gone.
+# Substrings of the errors that jax raises when a peer process dies.
 _SIGNS_OF_LOSS = (
   "gloo",
   "connection",
@@ -50,7 +50,7 @@ _SIGNS_OF_LOSS = (
 
 
 class Task(Protocol):
-  """What is trained."""
+  """Model, data and loss of a training."""
 
   config: Any  # Has `batch_size`.
   warm_start: Mapping[str, nnx.State]  # Parts that start from given weights.
@@ -63,39 +63,39 @@ class Task(Protocol):
   def check_mesh(
     self, mesh: partitioning.Mesh, accumulation_steps: int
   ) -> None:
-    """Raises ValueError where the mesh does not divide a step."""
+    """Raises ValueError if the mesh does not divide a step."""
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Any:
     """The batch of a step, or some of its clips; depends on the step alone."""
 
   def describe_batch(self, step: int) -> str:
-    """What a step's batch holds, for a message."""
+    """Describes the content of a step's batch, for messages."""
 
   def flops(self, batch: Any) -> int:
-    """Model operations of a step on a whole batch."""
+    """Model FLOPs of a step on a whole batch."""
 
   def loss(self, params: Any, batch: Any, key: Array) -> tuple[Array, dict]:
     """Loss and metrics.
 
-    A task with a true attribute `sees_progress` takes a `step.Progress` too.
+    A task whose attribute `sees_progress` is true also takes a `step.Progress`.
     """
 
   def evaluate(self, params: Any) -> dict[str, float]:
     """Held-out metrics."""
 
   def exported(self, params: Any) -> Any:
-    """The parameters as the networks have them that are exported."""
+    """Parameters of the networks that are exported."""
 
 
 class Observer(Protocol):
-  """Looks at a run from outside, now and then."""
+  """A callback that runs every `every` steps."""
 
-  every: int  # Steps between looks; the last step is looked at too.
+  every: int  # Number of steps between calls; it is also called at the end.
 
   def look(
     self, step: int, params: Any, writer: metrics_lib.Writer
   ) -> dict[str, float]:
-    """Metrics of parameters on the host, the same on every process."""
+    """Metrics of parameters on the host; the same on every process."""
 
 
 class LostProcessError(RuntimeError):
@@ -104,13 +104,13 @@ class LostProcessError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """What a run leaves.
+  """Result of a run.
 
   Attributes:
-    params: The moving average of the parameters, whole on the host, with those
-      that are not trained: of the last step, or of the best one where the
-      schedule says so.
-    evaluated: Held-out metrics of these parameters; None where they were not
+    params: Moving average of the parameters, complete and on the host, joined
+      with those that are not trained; of the last step, or of the best one if
+      the schedule says so.
+    evaluated: Held-out metrics of these parameters; None if they were not
       evaluated.
   """
 
@@ -128,11 +128,11 @@ def train(
   schedule: schedule_lib.Schedule = schedule_lib.Schedule(),
   observers: Sequence[Observer] = (),
 ) -> Trained:
-  """Trains to the last step, going on from the newest checkpoint if any.
+  """Trains to the last step; resumes from the newest checkpoint, if any.
 
   Every process of a run calls this with the same arguments; `workdir` is a
-  folder that all of them see, or a place in a store. A batch depends on its step alone, so that the
-  step in the checkpoint is the data's position too.
+  folder that all of them see, or a place in a store. A batch depends on its
+  step alone, so the step in a checkpoint is also the position in the data.
 
   Args:
     task: Model, data and loss.
@@ -144,15 +144,16 @@ def train(
     observers: Callbacks that see the averaged parameters every few steps.
 
   Raises:
-    meter.NonFiniteLossError: The loss is not a number any more.
-    LostProcessError: Another process of the run is gone.
-    SystemExit: The machine is to be taken away; the state is saved.
+    meter.NonFiniteLossError: The loss is NaN or infinite.
+    LostProcessError: A peer process died.
+    SystemExit: Preempted (SIGTERM); the state was saved first.
     ValueError: The mesh does not fit the devices or the task.
   """
   workdir = paths.of(workdir)
   goodput = goodput_lib.Goodput()
   device_mesh = partitioning.make_mesh(mesh)
   task.check_mesh(device_mesh, optimizer.accumulation_steps)
+  # Before anything slow, during which connections could time out.
   connections.connect(device_mesh)
   with partitioning.use_mesh(device_mesh):
     shardings = state_shardings(task, optimizer, device_mesh)
@@ -166,13 +167,14 @@ def train(
       workdir / "checkpoints", schedule.keep_checkpoints
     )
     best = best_lib.Best(workdir / "best", schedule)
-    # A checkpoint comes before given weights, and those before fresh ones.
+    # A checkpoint takes precedence over given weights, and those over fresh
+    # ones.
     abstract = abstract_state(task, tx)
     with goodput.spending("restore"):
       state = checkpoints.restore_newest(abstract, shardings, missing_ok=True)
     if state is None:
       state = _initial_state(task, tx, shardings)
-    elif abstract.fixed:  # No checkpoint holds what does not change.
+    elif abstract.fixed:  # Not in checkpoints, as it never changes.
       fixed = _initial_state(task, tx, shardings).fixed
       state = dataclasses.replace(state, fixed=fixed)
     _log_sizes(state, device_mesh)
@@ -180,6 +182,7 @@ def train(
       logging.warning("%s", remark)
     writer = metrics_lib.open_writer(workdir)
     tracer = profiling.Tracer(workdir / "profile", schedule)
+    # Whether a save that is in progress can still be completed at the end.
     can_save = True
     try:
       with notice_lib.Notice() as notice:
@@ -203,11 +206,13 @@ def train(
       evaluated = loop.evaluated
       if schedule.export == "best":
         chosen = best.restore(abstract, shardings)
+        # The metrics are those of the last step, not of the best one.
         if int(chosen.step) != int(state.step):
           evaluated = None
         state = dataclasses.replace(chosen, fixed=state.fixed)
       params = _on_host(state_lib.join(state.ema, state.fixed))
       return Trained(params, evaluated)
+    # The disk is full: closing would wait for the same failure.
     except checkpoints_lib.CheckpointError:
       can_save = False
       raise
@@ -215,7 +220,7 @@ def train(
       lost = _lost_process(error)
       if lost is None:
         raise
-      can_save = False  # All have to take part.
+      can_save = False  # Saving needs all processes.
       raise lost from error
     finally:
       tracer.close()
@@ -246,7 +251,7 @@ def state_shardings(
   optimizer: optimizer_lib.OptimizerConfig,
   mesh: partitioning.Mesh,
 ) -> state_lib.TrainState:
-  """Where a run's state lies on a mesh."""
+  """Shardings of a run's state on a mesh."""
   tx = optimizer_lib.make_optimizer(optimizer)
   return partitioning.shardings(abstract_state(task, tx), mesh)
 
@@ -254,7 +259,7 @@ def state_shardings(
 def _initial_state(task, tx, shardings):
   create = lambda: state_lib.create(task.init_params(), tx, task.is_trained)
   state = jax.jit(create, out_shardings=shardings)()
-  # Given weights take the place of fresh ones, in the average too.
+  # Given weights replace fresh ones, in the average too.
   given = dict(nnx.to_flat_state(nnx.State(dict(task.warm_start))))
   left = set(given)
   for tree in (state.params, state.ema, state.fixed):
@@ -264,12 +269,14 @@ def _initial_state(task, tx, shardings):
 
 
 def _give(tree, given):
-  """Puts given numbers in the place of those of the same path; the paths."""
+  """Overwrites parameters that share a path with `given`; returns the paths."""
   found = set()
   for path, variable in nnx.to_flat_state(tree) if given and tree else ():
     if path in given:
       old, new = variable[...], given[path][...]
       variable.set_value(
+        # Each device copies its shard only: given weights may be larger than
+        # the memory of one device.
         jax.make_array_from_callback(
           old.shape, old.sharding, lambda index: np.asarray(new)[index]
         )
@@ -279,7 +286,7 @@ def _give(tree, given):
 
 
 def _on_host(params):
-  """All of the parameters as NumPy arrays, on every process."""
+  """Complete parameters as NumPy arrays, on every process."""
   if jax.process_count() == 1:
     return params if jax.device_count() == 1 else jax.device_get(params)
   return jax.tree.map(
@@ -288,7 +295,9 @@ def _on_host(params):
 
 
 def _lost_process(error: Exception) -> LostProcessError | None:
-  """The message, where an error comes of a process that has gone."""
+  """The error to raise if a peer process has died, or None."""
+  # jax has no error type for this; messages are all there is. ValueErrors are
+  # our own.
   if jax.process_count() == 1 or isinstance(error, ValueError):
     return None
   text = f"{type(error).__name__} {error}"
@@ -305,7 +314,7 @@ def _lost_process(error: Exception) -> LostProcessError | None:
 
 @dataclasses.dataclass
 class _Loop:
-  """The steps of a run, with all that happens between them."""
+  """The steps of a run, and everything that is due between them."""
 
   task: Task
   step_fn: step_lib.Step
@@ -320,7 +329,7 @@ class _Loop:
   schedule: schedule_lib.Schedule
   observers: Sequence[Observer]
   goodput: goodput_lib.Goodput
-  compile_record: paths.PathLike  # How long compiling took the last time.
+  compile_record: paths.PathLike  # Compile time of the previous run.
   evaluated: dict[str, float] | None = None  # After the last step.
 
   def __post_init__(self):
@@ -332,8 +341,9 @@ class _Loop:
     )
 
   def run(self, state: state_lib.TrainState) -> state_lib.TrainState:
-    """Takes the steps that are left."""
+    """Runs the remaining steps."""
     start = int(state.step)
+    # This process loads the clips of its own devices only.
     rows = partitioning.local_rows(self.task.config.batch_size, self.mesh)
     progress = tqdm.tqdm(
       range(start, self.num_steps),
@@ -341,7 +351,7 @@ class _Loop:
       total=self.num_steps,
       desc="steps",
       mininterval=5.0,
-      # Else the bar obeys the environment's TQDM_DISABLE.
+      # Left out rather than False, so that TQDM_DISABLE still works.
       **({"disable": True} if jax.process_index() else {}),
     )
     with watchdog_lib.Watchdog(self.schedule.hang_seconds) as self.watchdog:
@@ -352,13 +362,16 @@ class _Loop:
     return state
 
   def _step(self, state, step, rows, is_first):
-    """One step, and what is due after it."""
+    """Runs one step, and what is due after it."""
     batch = self._batch(step, rows)
     if is_first:
+      # FLOPs depend on the shapes of a batch, which are known from here on.
       self._measure_work(batch)
     self.tracer.before(step)
     call = self._compile if is_first else self.step_fn
     state, metrics = call(state, batch, self.key)
+    # Metrics are read one step late: the host prepares the next batch while the
+    # devices compute.
     self.meter.add(step + 1, metrics)
     self.watchdog.beat(step + 1)
     self._save(state, step + 1)
@@ -366,13 +379,13 @@ class _Loop:
     return state
 
   def _compile(self, *args):
-    """The first step, which takes as long as compiling does."""
+    """Runs the first step, which compiles."""
     path, last = paths.of(self.compile_record), ""
     if jax.process_index() == 0 and path.is_file():
       try:
         last = f"; the last time took {json.loads(path.read_text()):.0f} s"
       except ValueError:
-        pass  # It is no more than a hint.
+        pass  # It is only a hint.
     logging.info("Compiling the training step%s.", last)
     began = time.monotonic()
     with self.goodput.spending("compile"):
@@ -402,10 +415,13 @@ class _Loop:
       self.meter.expect(self.task.flops(batch), peak * self.mesh.size)
 
   def _save(self, state, step):
-    """Saves a step where it is time to, and ends the run at a notice."""
+    """Saves the state if it is due; ends the run after a preemption notice."""
+    # A local notice in a single process; otherwise jax makes all processes
+    # agree on the step.
     stops = self.notice.came() or self.checkpoints.reached_preemption(step)
     if step % self.schedule.save_every == 0 or step == self.num_steps or stops:
       self.meter.check()
+      # After the check: no checkpoint ever holds a state that is not finite.
       with self.goodput.spending("save"), self.meter.spending("save"):
         self.checkpoints.save(state)
     if stops:
@@ -418,7 +434,8 @@ class _Loop:
       raise SystemExit(_EXIT_AFTER_NOTICE)
 
   def _evaluate(self, state, step):
-    """Evaluates and shows samples where it is time to."""
+    """Evaluates and shows samples if they are due."""
+    # An evaluation may take longer than a step is allowed to.
     with self.goodput.spending("eval"), self.watchdog.paused():
       self._evaluate_now(state, step)
 
@@ -432,6 +449,8 @@ class _Loop:
       values |= {f"eval/{name}": value for name, value in held_out.items()}
     for observer in self.observers:
       if step % observer.every == 0 or step == self.num_steps:
+        # All processes take part in gathering; the observer decides who uses
+        # it.
         whole = self.task.exported(_on_host(params()))
         values |= observer.look(step, whole, self.writer)
     if values:

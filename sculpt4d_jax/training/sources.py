@@ -1,7 +1,7 @@
-"""Where a training's clips come from: made here, or records of assets.
+"""Sources of training clips: procedural, or records of assets.
 
-Both kinds of source give the two stages their batches and know how to encode
-their clips in between; nothing else in a training depends on the kind.
+Both kinds of source provide the batches of the stages and encode their clips in
+between; nothing else in a training depends on the kind.
 """
 
 import dataclasses
@@ -37,9 +37,9 @@ from sculpt4d_jax.training.tasks import pictures as pictures_task
 from sculpt4d_jax.training.tasks import vae as vae_task
 from sculpt4d_jax.weights import model_folders
 
-# Of one process for another, in seconds.
+# Longest wait of a process for another one, in seconds.
 _MAX_WAIT = 7 * 24 * 3600
-# Object that says that all procedural clips are in a store.
+# Object that marks a store's procedural clips as complete.
 _WHOLE = "whole"
 _barriers = itertools.count()  # Names of barriers are never used twice.
 
@@ -59,14 +59,14 @@ class Source(Protocol):
   def pictures(
     self, task: pictures_task.PictureTaskConfig
   ) -> batches_lib.Batches:
-    """Batches for the image encoder, where it is taught by itself."""
+    """Batches for the pretraining of the image encoder."""
 
   def encode(
     self,
     vae: shape_vae.ShapeVAE,
     image_encoder: image_encoder_lib.ImageEncoder | None = None,
   ) -> float:
-    """Encodes all clips, unless that is done; the latents' scale.
+    """Encodes all clips unless it is done; returns the latents' scale.
 
     Args:
       vae: The trained autoencoder.
@@ -78,7 +78,7 @@ class Source(Protocol):
 
 
 class ProceduralSource:
-  """Clips that are made here, and kept in the working folder."""
+  """Procedural clips, stored in the working folder."""
 
   def __init__(self, preset: preset_lib.Preset, workdir: paths.PathLike):
     self._workdir = workdir
@@ -111,7 +111,7 @@ class ProceduralSource:
     )
 
   def encode(self, vae, image_encoder=None) -> float:
-    del image_encoder  # Pictures are small here: they are encoded in the step.
+    del image_encoder  # Pictures are small: they are encoded in the step.
 
     def encode():
       return tuple(
@@ -128,6 +128,7 @@ class ProceduralSource:
         )
       )
 
+    # Only the first process computes.
     self._latents = _first_process_first(encode, "latents")
     return self._latents[0].scale
 
@@ -144,7 +145,7 @@ class ProceduralSource:
 
 
 class RecordSource:
-  """Records of assets, that launch.prepare_data made."""
+  """Records of assets, made by launch.prepare_data."""
 
   def __init__(self, preset: preset_lib.Preset):
     self._preset = preset
@@ -152,11 +153,12 @@ class RecordSource:
     self._folders = list(preset.records.folders)
     self._names: dict[str, str] = {}
     self.example = preset.records.example
+    # Identities of clips contain the hashes of their assets.
     digest = hashlib.sha256()
     for folder in self._folders:
       for clip in dataset_index.read_index(folder).splits["train"]:
         digest.update(clip.clip.encode())
-    # The folders may move; what they hold may not change.
+    # Folders may move; their content must not change.
     self.identity = {"training clips": digest.hexdigest()}
     if not any(
       dataset_index.read_index(folder).splits["test"]
@@ -171,6 +173,7 @@ class RecordSource:
   def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
     example = dataclasses.replace(
       self.example,
+      # The autoencoder knows no time, so any frames will do.
       contents=("geometry",),
       num_frames=task.num_frames,
       consecutive=False,
@@ -197,6 +200,7 @@ class RecordSource:
     if self._records.use_features and image_encoder is not None:
       jobs.append(feature_job(self._preset, image_encoder))
       self._names["features"] = jobs[-1].name
+    # Each process computes its share of the shards, then all wait.
     for each in jobs:
       record_latents.precompute(
         self._folders,
@@ -244,7 +248,7 @@ class RecordSource:
 def posterior_job(
   preset: preset_lib.Preset, vae: shape_vae.ShapeVAE
 ) -> record_latents.PosteriorJob:
-  """The job that a training by this preset asks for."""
+  """The job that a training by this preset needs."""
   settings = record_latents.LatentSettings(
     preset.records.example, preset.dit_training.latent_choices
   )
@@ -255,7 +259,7 @@ def feature_job(
   preset: preset_lib.Preset,
   image_encoder: image_encoder_lib.ImageEncoder,
 ) -> record_latents.FeatureJob:
-  """The job that a training by this preset asks for."""
+  """The job that a training by this preset needs."""
   settings = record_latents.LatentSettings(preset.records.example)
   return record_latents.FeatureJob(image_encoder, settings)
 
@@ -284,7 +288,7 @@ def check_identity(folder: paths.PathLike, source: Source) -> None:
   """Makes sure that a resumed stage continues with the data it began with.
 
   Raises:
-    ValueError: The data are others.
+    ValueError: The data differ.
   """
   path = folder / "data.json"
   if path.is_file():
@@ -295,6 +299,7 @@ def check_identity(folder: paths.PathLike, source: Source) -> None:
         " its steps would not see the clips they would have seen. Take"
         f" another --workdir, or delete {path} to continue anyway."
       )
+  # All have read the file (or found none) before the first process writes it.
   wait_for_all(f"identity of {folder.name}")
   if jax.process_index() == 0 and not path.is_file():
     with atomic.output_errors(folder):
@@ -303,10 +308,10 @@ def check_identity(folder: paths.PathLike, source: Source) -> None:
 
 
 def wait_for_all(name: str) -> None:
-  """Waits for as long as the slowest process works, which may be hours."""
+  """Waits for all processes, which may take hours."""
   if jax.process_count() == 1:
     return
-  # A collective of the devices would give up on it after seconds.
+  # A collective of the devices would time out after seconds.
   ocp.multihost.sync_global_processes(
     f"{name} {next(_barriers)}",
     timeout=_MAX_WAIT,
@@ -323,7 +328,8 @@ def _make_stores(
     "held_out": (data.num_held_out, data.held_out_seed),
   }
 
-  # Mapped into memory: of a store's folder there is a copy on each machine.
+  # Stores are memory-mapped, so each machine keeps a local copy of a remote
+  # folder.
   local = local_copies.scratch(folder)
 
   def open_or_make():
@@ -351,9 +357,10 @@ def _make_stores(
       except record_store.OtherKindError:
         if is_there:
           raise
-        # A copy that an earlier run left in the cache: nobody's data.
+        # A stale copy of an earlier run in the cache may be deleted.
         shutil.rmtree(local)
         stores = open_or_make()
+    # The mark is written last: it says that the rest is complete.
     if jax.process_index() == 0 and not is_there:
       paths.upload_folder(local, folder)
       (folder / _WHOLE).write_bytes(b"")
@@ -363,9 +370,10 @@ def _make_stores(
 
 
 def _first_process_first(make, name):
-  """Calls `make` on the first process; the others then find what it wrote."""
+  """Calls `make` on the first process first; the others find its files."""
   if jax.process_count() == 1:
     return make()
+  # The second call of `make` finds everything done, and only opens it.
   result = make() if jax.process_index() == 0 else None
   wait_for_all(name)
   return make() if result is None else result

@@ -20,10 +20,10 @@ from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import model_folders
 
 STAGES = ("data", "vae", "pictures", "dit")
-# Besides those that train from nothing: a model of few steps from weights.
+# Also distillation, which starts from finished weights.
 ALL_STAGES = (*STAGES, "distill")
 _VAE_FILE = pathlib.PurePath("weights") / "vae.safetensors"
-# What the DiT's training starts from, not what it ends with.
+# Start of the image encoder in the DiT's training, not its result.
 _TAUGHT_ENCODER = pathlib.PurePath("pictures") / "image_encoder.safetensors"
 
 
@@ -65,7 +65,7 @@ def train_vae(
   workdir: paths.PathLike,
   source: sources.Source,
 ) -> None:
-  """Trains the autoencoder and writes its weights and all latents."""
+  """Trains the autoencoder; writes its weights and all latents."""
   training = preset.vae_training
   options, init_from = training.task, training.init_from
   given = None
@@ -81,7 +81,8 @@ def train_vae(
     seed=options.seed,
     schedule=training.schedule,
   )
-  # The clips are encoded with the weights that are written.
+  # Clips are encoded with the weights as they are stored (rounded), which later
+  # runs read.
   params = model_files.as_stored(trained.params)
   vae = nnx.merge(task.graphdef, params)
   details = {
@@ -95,7 +96,7 @@ def train_vae(
 
 
 def _evaluated(task, trained) -> dict[str, float]:
-  """Held-out metrics: those of the last evaluation, where it was of these."""
+  """Held-out metrics of the result; computed only if the run did not."""
   if trained.evaluated is None:
     return task.evaluate(trained.params)
   return trained.evaluated
@@ -106,7 +107,7 @@ def train_pictures(
   workdir: paths.PathLike,
   source: sources.Source,
 ) -> None:
-  """Teaches the image encoder by itself, and writes its weights."""
+  """Pretrains the image encoder and writes its weights."""
   training = preset.picture_training
   task = presets.pictures(preset, source.pictures(training.task))
   sources.check_identity(workdir / "pictures", source)
@@ -204,7 +205,7 @@ def distill(
   workdir: pathlib.Path,
   source: sources.Source,
 ) -> None:
-  """Trains a student of few steps and writes its weights with all others."""
+  """Trains a few-step student; writes its weights with all others."""
   vae_file = workdir / _VAE_FILE
   training = preset.distillation
   init_from = training.init_from
@@ -252,7 +253,7 @@ def distill(
 def _observers(
   preset: preset_lib.Preset, vae: shape_vae.ShapeVAE, scale: float
 ) -> tuple[loop.Observer, ...]:
-  """What shows samples while the DiT is trained."""
+  """Callbacks that show samples while the DiT is trained."""
   if not preset.dit_training.samples.every:
     return ()
   return (sample_callback.SampledClips(preset, vae, scale),)
@@ -261,7 +262,7 @@ def _observers(
 def _take_vae(
   model: networks.NetworkConfigs, folder: str, path: paths.PathLike
 ) -> None:
-  """Copies the autoencoder of the weights to start from."""
+  """Copies the autoencoder from the initial weights."""
   _, abstract = networks.abstract(shape_vae.ShapeVAE, model.vae)
   params, details = model_folders.load(
     folder, "vae", abstract, model.vae, dtype="float32"
@@ -273,9 +274,9 @@ def _take_vae(
 def _load_vae(
   config: shape_vae.ShapeVAEConfig, path: paths.PathLike
 ) -> tuple[shape_vae.ShapeVAE, float]:
-  """The autoencoder, and the factor of the latents that go with it."""
+  """The autoencoder, and the scale factor of its latents."""
   graphdef, abstract = networks.abstract(shape_vae.ShapeVAE, config)
   params, details = model_files.load(path, abstract, config)
-  # Of a pretrained one, the configuration has it.
+  # A pretrained autoencoder has its factor in the configuration.
   scale = details.get("scale_factor", config.scale_factor)
   return nnx.merge(graphdef, params), scale

@@ -19,10 +19,10 @@ Loss = Callable[..., tuple[Array, dict[str, Array]]]
 
 
 class Progress(NamedTuple):
-  """What a loss may ask of the run besides the parameters.
+  """State of the run that a loss may use besides the parameters.
 
   Attributes:
-    step: Steps taken, [].
+    step: Number of steps taken, [].
     average: Moving average of the parameters, joined with the fixed ones.
   """
 
@@ -55,13 +55,15 @@ def make_step(
   Returns:
     (state, batch, key) -> (state, metrics), which donates the state; and the
     gradient transformation, to create the state with. The key is folded with
-    the step inside, so that one key serves a whole run.
+    the step, so that one key serves a whole run and a resumed run draws the
+    same numbers.
   """
   tx = optimizer_lib.make_optimizer(config)
   schedule = optimizer_lib.learning_rate_schedule(config)
 
   def step(state, batch, key):
     def loss_of_trained(params, batch, key):
+      # stop_gradient on frozen groups lets XLA drop their backward pass.
       params = optimizer_lib.hold_frozen(params, config.frozen)
       args = [state_lib.join(params, state.fixed), batch, key]
       if sees_progress:
@@ -86,6 +88,8 @@ def make_step(
       "param_norm": optax.tree.norm(params),
       "learning_rate": schedule(state.step),
     }
+    # Norms by group show which part of the network diverges; those of gradients
+    # are taken before clipping.
     for name, tree in (("grad_norm", grads), ("update_norm", updates)):
       metrics |= {
         f"{name}/{g}": x for g, x in parameter_groups.norms(tree).items()
@@ -96,7 +100,9 @@ def make_step(
     return state, metrics
 
   if state_shardings is None:
+    # Donated: the new state takes the memory of the old one.
     return jax.jit(step, donate_argnums=0), tx
+  # Metrics are replicated, so that every process can read them.
   whole = jax.tree.leaves(state_shardings)[0]
   whole = partitioning.NamedSharding(whole.mesh, partitioning.Spec())
   return (
@@ -111,11 +117,11 @@ def make_step(
 
 
 def _accumulated(gradients: Callable[..., Any], num_parts: int):
-  """Averages gradients over equal parts of a batch, one after the other.
+  """Averages gradients over micro-batches, one after the other.
 
   Every micro-batch draws its noise with a separate key. Losses that are means
-  over clips average to the whole batch's; the routers' balancing loss is taken
-  within each part.
+  over clips average to that of the whole batch; the routers' balancing loss is
+  computed within each micro-batch.
   """
   if num_parts == 1:
     return gradients
@@ -127,6 +133,7 @@ def _accumulated(gradients: Callable[..., Any], num_parts: int):
       total = jax.tree.map(jnp.add, total, (value, grads))
       return total, metrics
 
+    # A scan holds the activations of one micro-batch at a time.
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     parts = (
       jax.tree.map(lambda x: _deal(x, num_parts), batch),
@@ -140,6 +147,11 @@ def _accumulated(gradients: Callable[..., Any], num_parts: int):
 
 
 def _deal(x: Array, num_parts: int) -> Array:
-  """[B, ...] to [parts, B / parts, ...]; every device deals its own clips."""
+  """Splits [B, ...] into micro-batches [parts, B / parts, ...].
+
+  Each device splits its own clips, so no data moves.
+  """
+  # Row r goes to micro-batch r mod parts: contiguous parts would each lie on
+  # some of the devices only.
   x = x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:])
   return partitioning.constrain(jnp.swapaxes(x, 0, 1), None, "batch", "frames")

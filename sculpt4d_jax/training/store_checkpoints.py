@@ -1,9 +1,9 @@
-"""Checkpoints in a store, written by TensorStore: what Orbax does on a disk.
+"""Checkpoints in an object store, written by TensorStore.
 
-Orbax moves a finished checkpoint to its name, or asks Google's own client about
-the bucket, and knows nothing of S3; so TensorStore is used here directly, in
-the same way for both kinds of store. Every array is a zarr 3 array whose chunks
-are the shards of the devices, each with a checksum:
+Orbax renames a finished checkpoint, or asks Google's client about the bucket,
+and does not support S3. TensorStore is therefore used directly, in the same way
+for both kinds of store. Every array is a zarr 3 array whose chunks are the
+shards of the devices, each with a checksum:
 
   FOLDER/STEP.ATTEMPT/data/NUMBER/     the arrays
   FOLDER/STEP.ATTEMPT/arrays.json      their names, shapes, dtypes and chunks
@@ -11,11 +11,11 @@ are the shards of the devices, each with a checksum:
                                        one object a process, written last
 
 A checkpoint is complete when the objects of all processes exist; no process
-waits for another, and nothing is renamed. ATTEMPT tells apart what several
-lives of a run wrote for one step.
+waits for another, and nothing is renamed. ATTEMPT distinguishes what several
+starts of a run wrote for one step.
 
-A step is copied to the host, and written by a thread. TensorStore tries again
-for minutes; a save that fails in the end costs that checkpoint, not the run.
+A state is copied to the host and written by a thread. TensorStore retries for
+minutes; a save that still fails costs that checkpoint, not the run.
 """
 
 from collections.abc import Mapping
@@ -35,18 +35,18 @@ import numpy as np
 from sculpt4d_jax.io import paths
 
 _COMMIT = re.compile(r"(\d+)\.(\d+)\.(\d+)-of-(\d+)$")
-_MAX_LISTED = 256  # Checkpoints that a listing is told to the processes of.
-# Of TensorStore's requests: more than a quarter of an hour in all.
+_MAX_LISTED = 256  # Largest number of checkpoints in a broadcast listing.
+# TensorStore's retries of a request: more than a quarter of an hour in all.
 _RETRIES = dict(max_retries=40, initial_delay="1s", max_delay="30s")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shards:
-  """What this process holds of an array, on the host.
+  """The shards of an array that this process holds, on the host.
 
   Attributes:
     shape: Shape of the whole array.
-    dtype: Its name.
+    dtype: Name of its dtype.
     chunk: Shape of a shard.
     parts: Indices into the whole array, and the numbers there.
   """
@@ -65,6 +65,8 @@ class Manager:
     self._max_to_keep = max_to_keep
     self._pool = futures.ThreadPoolExecutor(1, "checkpoints")
     self._pending: futures.Future | None = None
+    # The start time of the run. All processes must write to the same place,
+    # whatever their clocks say.
     self._attempt = int(_told(np.int32(int(time.time()) % 2**31)))
     self._steps: dict[int, int] = {}
     self.reload()
@@ -72,23 +74,24 @@ class Manager:
       self._remove_partial()
 
   def reload(self) -> None:
-    """Lists the store anew; all processes get the first one's list."""
+    """Lists the store again; all processes get the first one's list."""
+    # A broadcast needs the same shape on all processes: padded with -1.
     listed = np.full((_MAX_LISTED, 2), -1, np.int32)
     if jax.process_index() == 0:
       whole = sorted(self._whole())[-_MAX_LISTED:]
       listed[: len(whole)] = np.array(whole, np.int32).reshape(-1, 2)
-    # Of several attempts at a step, the latest.
+    # The latest of several attempts at a step.
     self._steps = {int(s): int(a) for s, a in _told(listed) if s >= 0}
 
   def all_steps(self) -> list[int]:
-    """Steps that were whole when the store was listed, or saved since."""
+    """Steps that were complete when the store was listed, or saved since."""
     return sorted(self._steps)
 
   def latest_step(self) -> int | None:
     return max(self._steps, default=None)
 
   def save(self, step: int, args: Any, force: bool = True) -> None:
-    """Copies a tree of arrays to the host and begins to write it."""
+    """Copies a tree of arrays to the host and starts to write it."""
     del force
     try:
       self.wait_until_finished()
@@ -96,6 +99,7 @@ class Manager:
       logging.error("%s; the run continues without it.", error)
     arrays = {name: _to_host(x) for name, x in args.item.items()}
     self._pending = self._pool.submit(self._write, step, arrays)
+    # Listed at once, so that the step is not saved twice; a failure removes it.
     self._steps[step] = self._attempt
 
   def wait_until_finished(self) -> None:
@@ -138,10 +142,11 @@ class Manager:
       self._remove(step, attempt)
 
   def put_aside(self, step: int) -> None:
-    """Takes a checkpoint that cannot be read off the list; keeps its arrays."""
+    """Removes an unreadable checkpoint from the list; keeps its arrays."""
     attempt = self._steps.pop(step)
     if jax.process_index() == 0:
       for commit in self._commits(step, attempt):
+        # A store cannot rename: without its commits a checkpoint is not listed.
         (self._folder / "unreadable" / commit.name).write_bytes(b"")
         commit.unlink(missing_ok=True)
 
@@ -180,6 +185,7 @@ class Manager:
       _open(place / "data", entry, create=is_first) for entry in table.values()
     ]
     writes = []
+    # All arrays are opened, and all shards written, concurrently.
     for store, array in zip(opened, arrays.values()):
       target = store.result()
       for index, numbers in array.parts:
@@ -187,6 +193,7 @@ class Manager:
     for write in writes:
       write.result()
     if is_first:
+      # Before the commit, without which nobody reads the table.
       (place / "arrays.json").write_text(json.dumps(table))
     name = f"{step}.{self._attempt}"
     name += f".{jax.process_index()}-of-{jax.process_count()}"
@@ -201,7 +208,7 @@ class Manager:
       self._remove(step, attempt)
 
   def _remove_partial(self) -> None:
-    """Removes what earlier lives of the run did not finish."""
+    """Removes checkpoints that earlier starts of the run did not finish."""
     kept = {f"{step}.{attempt}" for step, attempt in self._steps.items()}
     kept |= {
       p.name.rpartition(".")[0] for p in (self._folder / "unreadable").iterdir()
@@ -214,6 +221,8 @@ class Manager:
   def _remove(self, step: int, attempt: int) -> None:
     for commit in self._commits(step, attempt):
       commit.unlink(missing_ok=True)
+    # Commits went first: a removal that is interrupted leaves no checkpoint
+    # that looks complete.
     self._place(step, attempt).rmtree()
 
   def _commits(self, step: int, attempt: int) -> list[paths.StorePath]:
@@ -221,31 +230,33 @@ class Manager:
     return [p for p in found if p.name.startswith(f"{step}.{attempt}.")]
 
   def _whole(self) -> list[tuple[int, int]]:
-    """Steps and attempts that all of their processes have finished."""
+    """Steps and attempts that all their processes have finished."""
     count: dict[tuple[int, int], int] = {}
     for path in (self._folder / "commits").iterdir():
       match = _COMMIT.match(path.name)
       if match is not None:
         step, attempt, _, total = map(int, match.groups())
         key = step, attempt
+        # From the number of processes down; 0 is complete.
         count[key] = count.get(key, total) - 1
     return [key for key, missing in count.items() if missing == 0]
 
 
 def _told(value: np.ndarray) -> np.ndarray:
-  """The first process's value."""
+  """The value of the first process, on all processes."""
   if jax.process_count() == 1:
     return value
   return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
 def _to_host(x: jax.Array) -> _Shards:
-  """Copies what this process has to write of an array."""
+  """Copies the shards of an array that this process writes."""
   x = x if isinstance(x, jax.Array) else jax.numpy.asarray(x)
   parts = [
-    # A copy: the next step takes the buffer away.
+    # A copy, because the next step donates the buffer.
     (_full(shard.index, x.shape), np.array(shard.data))
     for shard in x.addressable_shards
+    # Of several copies of a shard one is written.
     if shard.replica_id == 0
   ]
   chunk = x.sharding.shard_shape(x.shape)
@@ -253,13 +264,13 @@ def _to_host(x: jax.Array) -> _Shards:
 
 
 def _full(index: tuple[slice, ...], shape: tuple[int, ...]):
-  """An index with both ends of every slice."""
+  """An index with start and stop of every slice filled in."""
   return tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, shape))
 
 
 def _open(data: paths.StorePath, entry: Mapping[str, Any], create: bool):
-  """Begins to open an array; a missing chunk is an error when it is read."""
-  import tensorstore as ts  # Comes with Orbax.
+  """Starts to open an array; reading a missing chunk is an error."""
+  import tensorstore as ts  # A dependency of Orbax.
 
   spec = {
     "driver": "zarr3",
@@ -276,10 +287,12 @@ def _open(data: paths.StorePath, entry: Mapping[str, Any], create: bool):
         {"name": "crc32c"},
       ],
     },
+    # Chunks of zeros must exist too, or a missing one could not be told from a
+    # lost one.
     "store_data_equal_to_fill_value": True,
     "fill_missing_data_reads": False,
   }
-  # The table of arrays says what the array's own file says.
+  # The table of arrays has the same metadata, so the array's file is not read.
   how = dict(create=True) if create else dict(assume_metadata=True)
   return ts.open(spec, open=True, context=_context(), **how)
 
@@ -317,10 +330,10 @@ def _read(store, index, wanted, cache) -> np.ndarray:
 
 
 def _replica_axis(sharding: Any) -> str | None:
-  """The mesh axis whose first row alone has to read, if there is one.
+  """The mesh axis along which only the first row needs to read, if any.
 
-  That is where copies of the parameters lie on other processes than the first
-  copy does: they get it through the devices' network.
+  This applies if other processes than those of the first copy hold the other
+  copies of the parameters: these receive it over the devices' network.
   """
   mesh = getattr(sharding, "mesh", None)
   if mesh is None or jax.process_count() == 1 or mesh.shape["data"] == 1:
@@ -332,13 +345,14 @@ def _replica_axis(sharding: Any) -> str | None:
 
 
 def _read_and_broadcast(store, wanted, axis) -> jax.Array:
-  """Reads on the first row of a mesh axis, and sums over it, zeros elsewhere.
+  """Reads on the first row of a mesh axis, and sums with zeros elsewhere.
 
-  Numbers are summed as integers, so that every bit arrives.
+  Numbers are summed as integers, so that every bit is preserved.
   """
   sharding, shape = wanted.sharding, tuple(wanted.shape)
   mesh = sharding.mesh
   kind = np.dtype(wanted.dtype)
+  # Adding floating point zeros would turn -0.0 into 0.0 and may change NaNs.
   bits = np.dtype(f"uint{8 * kind.itemsize}")
   spec = jax.sharding.PartitionSpec(axis, *sharding.spec)
   stacked = jax.sharding.NamedSharding(mesh, spec)
