@@ -1,4 +1,4 @@
-"""The best states of a run, by a held-out metric, kept besides the newest."""
+"""Keeps the best states of a run by a held-out metric."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from sculpt4d_jax.training import state as state_lib
 
 
 class Best:
-  """Keeps `keep_best` checkpoints in a folder, with the metric of each."""
+  """Keeps the best `keep_best` checkpoints in a folder, with their metrics."""
 
   def __init__(self, folder: paths.PathLike, schedule: schedule_lib.Schedule):
     self._folder = paths.of(folder)
@@ -30,7 +30,7 @@ class Best:
     )
     path = self._path()
     known = json.loads(path.read_text()) if path.exists() else {}
-    # A checkpoint whose score was not written any more is not known.
+    # A checkpoint without a score (the run ended in between) is ignored.
     self._scores = {
       step: known[str(step)]
       for step in self._checkpoints.steps()
@@ -42,12 +42,12 @@ class Best:
   ) -> None:
     """Keeps the state if its metric is among the best so far.
 
-    Every process calls it with the same values. Values without the metric are
-    of another kind of evaluation.
+    Every process calls it with the same values. Values of another kind of
+    evaluation are ignored.
 
     Raises:
-      CheckpointError: It cannot be written.
-      ValueError: The evaluation that the metric is named after has none such.
+      CheckpointError: The checkpoint cannot be written.
+      ValueError: The evaluation has no metric of that name.
     """
     name, keep = self._schedule.best_metric, self._schedule.keep_best
     if not keep:
@@ -78,7 +78,7 @@ class Best:
     self._write_scores()
 
   def best_step(self) -> int | None:
-    """The best step, or None while there is none."""
+    """The best step, or None if there is none yet."""
     ranked = self._ranked(self._scores)
     return ranked[0] if ranked else None
 

@@ -1,4 +1,4 @@
-"""Processes of a mesh connect before anything that takes long."""
+"""Connects the processes of a mesh before slow work."""
 
 import itertools
 
@@ -10,15 +10,15 @@ from sculpt4d_jax import partitioning
 
 
 def connect(mesh: partitioning.Mesh) -> None:
-  """Lets every group of devices along a mesh's axes talk once, on CPUs.
+  """Runs a collective in every group of devices along a mesh's axes, on CPUs.
 
-  On CPUs, the processes of a group connect at the first collective between
-  them, and the first to come gives up after 30 seconds (Gloo's own limit, which
-  no option moves). That first collective would be in the training step, which
-  each process compiles for itself: on a busy machine they come further apart
-  than that, and more so where the first process, the only one to have a
-  compilation cache, need not compile at all. Once connected, they wait for each
-  other half an hour. Other devices connect by themselves, and need none of this.
+  On CPUs, the processes of a group connect at their first collective, and the
+  first one to arrive gives up after 30 seconds (a fixed limit of Gloo). That
+  collective would be in the training step, which each process compiles
+  separately: on a busy machine they arrive more than 30 seconds apart, the more
+  so if the first process, the only one with a compilation cache, need not
+  compile. Connected processes wait for each other half an hour. Other devices
+  do not need this.
 
   Args:
     mesh: All devices of the run; every process calls this with the same one.

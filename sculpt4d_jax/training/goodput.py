@@ -1,10 +1,10 @@
-"""Goodput: the share of a run's time that goes into training steps.
+"""Goodput: the fraction of a run's time that is spent on training steps.
 
-Time is counted from the start of the process to now. What is not steps has a
+Time is counted from the start of the process. Time that is not steps has a
 cause: `start` (until training begins), `compile`, `restore`, `data` (making a
-batch and handing it over), `save`, `eval` (held-out clips and samples) and
-`other`. A run that was stopped counts from its last start; the steps that it
-took twice are among the steps.
+batch and transferring it), `save`, `eval` (held-out clips and samples) and
+`other`. A resumed run counts from its last start; repeated steps count as
+steps.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ CAUSES = ("start", "compile", "restore", "data", "save", "eval", "other")
 
 
 class Goodput:
-  """Sums up time by what it is spent on, in the thread that trains."""
+  """Sums up time by cause, in the thread that trains."""
 
   def __init__(self, began: float | None = None):
-    """Begins to count.
+    """Starts to count.
 
     Args:
       began: `time.monotonic()` of the start; None is the process's own.
@@ -43,7 +43,7 @@ class Goodput:
 
   @contextlib.contextmanager
   def step(self) -> Iterator[None]:
-    """Counts the block as a step, less what it spends on causes."""
+    """Counts the block as a step, without the time it spends on causes."""
     start, known = time.monotonic(), sum(self._seconds.values())
     try:
       yield
@@ -52,7 +52,7 @@ class Goodput:
       self.add("step", time.monotonic() - start - spent)
 
   def seconds(self, cause: str) -> float:
-    """The time spent on a cause so far."""
+    """Seconds spent on a cause so far."""
     return self._seconds[cause]
 
   def shares(self) -> dict[str, float]:
@@ -66,7 +66,7 @@ class Goodput:
 
 
 def process_start() -> float:
-  """When this process started, on the clock of `time.monotonic`."""
+  """Start of this process on the clock of `time.monotonic`."""
   try:
     with open("/proc/self/stat", encoding="ascii") as file:
       ticks = int(file.read().rpartition(")")[2].split()[19])
@@ -74,4 +74,4 @@ def process_start() -> float:
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot
     return time.monotonic() - max(age, 0.0)
   except (OSError, ValueError, IndexError, AttributeError):
-    return time.monotonic()  # Not Linux: what came before is not known.
+    return time.monotonic()  # Not Linux: the earlier time is unknown.

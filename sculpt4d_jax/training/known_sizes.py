@@ -1,4 +1,4 @@
-"""Which shipped preset a folder of weights belongs to."""
+"""Finds the shipped preset of a folder of weights."""
 
 from collections.abc import Mapping
 import pathlib
@@ -15,7 +15,7 @@ def preset_of(folder: pathlib.Path) -> str:
   stored = model_folders.open_parts(folder)
   for name in preset_files.names():
     config = preset_lib.from_config(preset_files.read(name))
-    # Files of variants are named after none of them.
+    # A file whose preset has another name is a variant.
     if config.name == name and _fits(folder, stored, config):
       return name
   raise UserError(

@@ -1,7 +1,7 @@
 """Latents of all clips of a store, encoded once before the DiT is trained.
 
-Kept are mean and log-variance, so that every use draws its own sample, with
-ONE noise for all frames of a clip.
+Mean and log-variance are stored, so that every use draws a new sample, with ONE
+noise for all frames of a clip.
 """
 
 import dataclasses
@@ -36,11 +36,11 @@ def encode_store(
   """Encodes a store, or reads what an earlier call wrote to `path`.
 
   Args:
-    path: An .npz file; its name should tell the autoencoder.
+    path: An .npz file; its name should identify the autoencoder.
     store: Records.
     vae: The trained autoencoder.
-    num_uniform: Uniform rows of a surface.
-    num_choices: Draws of the query rows kept for each clip.
+    num_uniform: Number of uniform rows of a surface.
+    num_choices: Number of draws of the query rows for each clip.
     seed: Seed of the draws.
   """
   path = paths.of(path)

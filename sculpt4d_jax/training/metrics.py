@@ -1,4 +1,4 @@
-"""Where a run's numbers go: TensorBoard events, JSON lines, the log."""
+"""Writes a run's metrics: TensorBoard events, JSON lines, the log."""
 
 from collections.abc import Mapping
 from concurrent import futures
@@ -27,14 +27,14 @@ _FLUSH_SECONDS = 30.0
 
 
 class WeightedMean(NamedTuple):
-  """A mean over some of a step's clips, or none: sum and number of them."""
+  """Sum and weight of a mean over some, possibly none, of a step's clips."""
 
   total: Array
   weight: Array
 
 
 def mean(values: list[Any]) -> float:
-  """The mean of a metric over steps; NaN if nothing was ever weighed."""
+  """The mean of a metric over steps; NaN if all weights are zero."""
   if isinstance(values[0], WeightedMean):
     total, weight = (float(np.sum(part)) for part in zip(*values))
     return total / weight if weight else float("nan")
@@ -42,7 +42,7 @@ def mean(values: list[Any]) -> float:
 
 
 def join(parts: dict[str, Any]) -> dict[str, Any]:
-  """Metrics of the parts of a batch, stacked on a first axis, as one."""
+  """Joins the metrics of micro-batches, stacked on a first axis."""
   return {
     name: WeightedMean(*(x.sum(0) for x in value))
     if isinstance(value, WeightedMean)
@@ -69,8 +69,8 @@ class Writer(Protocol):
     """Flushes."""
 
 
-# What a line of the log shows of a step's numbers, in this order; all of them
-# are in metrics.jsonl.
+# Metrics shown in a line of the log, in this order; metrics.jsonl has all of
+# them.
 _SHOWN = (
   "loss",
   "flow_loss",
@@ -88,7 +88,7 @@ _SHOWN = (
 
 
 def summary_line(values: Mapping[str, float]) -> str:
-  """The numbers that a person looks at, as one line."""
+  """The most important metrics in one line."""
   parts = []
   for name in _SHOWN:
     for kind in ("train", "eval", "sample"):
@@ -103,10 +103,10 @@ def summary_line(values: Mapping[str, float]) -> str:
 
 
 class _Mirror:
-  """Copies the files of a folder into a store, whole, in the background.
+  """Uploads the files of a folder to a store in the background.
 
-  A store has no files that grow: what has changed is uploaded again. A failure
-  costs the copies that it hits, never the run.
+  Objects in a store cannot be appended to, so a changed file is uploaded again
+  in full. A failed upload is logged and never ends the run.
   """
 
   def __init__(self, target: paths.StorePath):
@@ -121,12 +121,12 @@ class _Mirror:
         (target / name).download(self.folder / name)
 
   def start(self) -> None:
-    """Begins to copy what has changed, unless copying is going on."""
+    """Starts to upload what has changed, unless an upload is in progress."""
     if self._pending is None or self._pending.done():
       self._pending = self._pool.submit(self._copy)
 
   def close(self) -> None:
-    """Copies the last changes."""
+    """Uploads the last changes."""
     self._pool.submit(self._copy).result()
     self._pool.shutdown()
     self._folder.cleanup()
@@ -138,7 +138,7 @@ class _Mirror:
         continue
       name = path.relative_to(self.folder)
       try:
-        # Read first: the file may grow meanwhile.
+        # Cut to the size that was recorded, as the file may grow meanwhile.
         (self._target / name).write_bytes(path.read_bytes()[:size])
         self._sizes[path] = size
       except OSError as error:
@@ -148,8 +148,8 @@ class _Mirror:
 class RunWriter:
   """TensorBoard events and `metrics.jsonl` in the run's folder.
 
-  Events are written by the caller, not by a thread of tensorboardX's: one that
-  met a full disk would end unseen, and the next events wait for it for ever.
+  Events are written by the caller, not by tensorboardX's thread, which would
+  die silently on a full disk and block the caller forever.
   """
 
   def __init__(self, folder: paths.PathLike):
@@ -162,7 +162,7 @@ class RunWriter:
     with atomic.output_errors(self._folder):
       events.mkdir(parents=True, exist_ok=True)
       self._events = event_file_writer.EventsWriter(
-        # Two runs in one second are told apart.
+        # The process id distinguishes runs that start in the same second.
         str(events / "events"),
         f".{os.getpid()}",
       )
@@ -201,17 +201,18 @@ class RunWriter:
       try:
         file.close()
       except OSError as error:
-        # What stopped the run is more to the point than that its last numbers
-        # are missing.
+        # Logged only: an error that stopped the run matters more than missing
+        # last metrics.
         logging.error("Metrics of %s are cut short: %s.", self._folder, error)
     if self._mirror is not None:
       self._mirror.close()
 
 
 def _open_lines(path):
-  """Opens for appending; the start of a line that was cut short goes.
+  """Opens a file for appending; drops a truncated last line.
 
-  A full disk or a kill leaves one. Its step comes again, or had no checkpoint.
+  A full disk or a kill leaves one. Its step is repeated after a resume, or had
+  no checkpoint.
   """
   lines = open(path, "ab+")
   lines.seek(0)
@@ -220,7 +221,7 @@ def _open_lines(path):
 
 
 class NullWriter:
-  """Writes nothing: for all processes of a run but one."""
+  """Writes nothing; for all processes of a run but the first."""
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     del step, values

@@ -1,4 +1,4 @@
-"""The source that a preset names; clips and records in the same batches."""
+"""The source of a preset; mixes procedural clips and records in batches."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ from sculpt4d_jax.training.tasks import vae as vae_task
 def open_source(
   preset: preset_lib.Preset, workdir: paths.PathLike
 ) -> sources.Source:
-  """The source that a preset names.
+  """Opens the source of a preset.
 
   Args:
     preset: A preset.
@@ -38,7 +38,7 @@ def open_source(
 
 
 class MixedSource:
-  """A source of two sources; see `sources.Source`."""
+  """Mixes procedural clips and records; see `sources.Source`."""
 
   identity: dict[str, Any]
 
@@ -46,7 +46,7 @@ class MixedSource:
     """Opens both.
 
     Raises:
-      ValueError: `records.share` is none, or they cannot be opened.
+      ValueError: `records.share` is out of range, or a source cannot be opened.
     """
     self._share = preset.records.share
     if not 0 < self._share < 1:
@@ -74,7 +74,7 @@ class MixedSource:
     vae: shape_vae.ShapeVAE,
     image_encoder: image_encoder_lib.ImageEncoder | None = None,
   ) -> float:
-    """Encodes all clips; one scale gives the mixture a variance of 1."""
+    """Encodes all clips; the scale gives the mixture a variance of 1."""
     made = self._procedural.encode(vae, image_encoder)
     real = self._records.encode(vae, image_encoder)
     moment = (1 - self._share) * made**-2 + self._share * real**-2

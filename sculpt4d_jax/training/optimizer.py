@@ -1,4 +1,4 @@
-"""AdamW or Muon with warm-up and decay, clipped by the global norm; moving averages."""
+"""AdamW or Muon with warm-up, decay and clipping; the parameter average."""
 
 import dataclasses
 from typing import Any
@@ -23,25 +23,28 @@ class OptimizerConfig:
   """Optimizer of one training stage.
 
   Attributes:
-    learning_rate: Peak, after the warm-up.
-    num_steps: Steps of the whole run.
-    warmup_steps: Steps of linear warm-up from zero.
-    final_fraction: Share of the peak at the end of the cosine decay.
-    decay_fraction: Share of the steps, the last ones, over which the rate
+    learning_rate: Peak learning rate, after the warm-up.
+    num_steps: Number of steps of the run.
+    warmup_steps: Number of steps of linear warm-up from zero.
+    final_fraction: Learning rate at the end of the cosine decay, as a fraction
+      of the peak.
+    decay_fraction: Fraction of the steps, the last ones, over which the rate
       decays; before them it is constant.
-    b1: Decay of the first moment.
-    b2: Decay of the second moment.
-    epsilon: Added to the root of the second moment.
-    weight_decay: Decoupled; on matrices only, not on norms and biases.
-    max_grad_norm: Clip of the global norm.
+    b1: Decay rate of the first moment.
+    b2: Decay rate of the second moment.
+    epsilon: Added to the square root of the second moment.
+    weight_decay: Decoupled weight decay, on matrices only, not on norms and
+      biases.
+    max_grad_norm: Largest global norm of the gradients; larger ones are scaled.
     ema_decay: Decay rate of the parameter average, once warmed up.
-    use_muon: Whether the momentum of the blocks' matrices is orthogonalised, and
-      everything else learns by AdamW; updates have the size of AdamW's, so that
-      one learning rate serves both.
+    use_muon: Whether Muon updates the blocks' matrices (orthogonalised
+      momentum) and AdamW everything else. Muon's updates are scaled to the size
+      of AdamW's, so that one learning rate serves both.
     accumulation_steps: Micro-batches per step (gradient accumulation), to save
       memory.
-    temporal_learning_rate: Peak for the temporal layers, where it differs.
-    frozen: Groups of parameters that do not learn, see `parameter_groups`;
+    temporal_learning_rate: Peak learning rate of the temporal layers; None is
+      the same as the others'.
+    frozen: Groups of parameters that are not updated, see `parameter_groups`;
       "base" is everything but the temporal layers.
   """
 
@@ -80,7 +83,7 @@ class OptimizerConfig:
 
 
 def remarks(config: OptimizerConfig) -> list[str]:
-  """What is allowed, but seldom meant, in sentences."""
+  """Warnings about settings that are allowed but rarely intended."""
   found = []
   if config.warmup_steps >= config.num_steps:
     found.append(
@@ -141,7 +144,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   kinds = {
     "base": base,
     "temporal": rule(temporal),
-    # Takes no memory for moments.
+    # Stores no moments.
     "frozen": optax.set_to_zero(),
   }
   return optax.chain(
@@ -178,8 +181,9 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
 def _matrix_axes(params: Any) -> Any:
   """Input and output axes of the kernels in stacks of blocks; None elsewhere.
 
-  The first axis of such a kernel is the layer. Experts have one more in front;
-  the kernels of attention have heads and their width for one axis.
+  The first axis of such a kernel is the layer. Experts have one more leading
+  axis; attention kernels have two axes, heads and their width, in the place of
+  one.
   """
 
   def axes(path, leaf):
@@ -201,7 +205,7 @@ def _matrix_axes(params: Any) -> Any:
 
 
 def hold_frozen(params: Any, frozen: tuple[str, ...]) -> Any:
-  """Parameters whose frozen groups have no gradient, nor cost one."""
+  """Stops the gradients of frozen groups, which also saves their computation."""
   if not frozen:
     return params
   return jax.tree_util.tree_map_with_path(
@@ -224,7 +228,7 @@ def _is_matrix(params: Any) -> Any:
 
 
 def update_ema(ema: Any, params: Any, step: Array, decay: float) -> Any:
-  """One step of the average; its decay is min(decay, (1 + n) / (10 + n))."""
+  """Updates the average with the decay min(decay, (1 + n) / (10 + n))."""
   count = step.astype(jnp.float32)
   rate = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
   return jax.tree.map(lambda e, p: e * rate + p * (1.0 - rate), ema, params)

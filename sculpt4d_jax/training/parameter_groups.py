@@ -1,4 +1,4 @@
-"""Parameters by what they do: for norms, learning rates and freezing."""
+"""Groups of parameters, for norms, learning rates and freezing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 
-# The first whose mark is in a parameter's path; everything else is "other":
-# embeddings and norms.
+# The first mark in a parameter's path decides; embeddings and norms are
+# "other".
 _MARKS = (
   ("image_encoder", "image_encoder"),
   ("field_head", "field_head"),
@@ -36,7 +36,7 @@ def group_of(path: tuple[Any, ...]) -> str:
 
 
 def group_named(name: str) -> str:
-  """The group of the parameter with this name, which tells its path."""
+  """The group of the parameter with this name, which contains its path."""
   return next((group for mark, group in _MARKS if mark in name), "other")
 
 
@@ -44,13 +44,13 @@ def as_names(names: Any) -> tuple[str, ...]:
   """Names of groups, checked.
 
   Raises:
-    ValueError: It is a word in place of several, or a name is unknown.
+    ValueError: A string is given instead of a tuple, or a name is unknown.
   """
   word = names if isinstance(names, str) else "".join(names)
   if isinstance(names, str) or (
     len(word) == len(names) > 1 and word in {*GROUPS, BASE}
   ):
-    # A word is taken for its letters where several are expected.
+    # A string would be iterated letter by letter.
     raise UserError(
       f"frozen={word} must be a tuple of groups, also for a single one: write"
       f" optimizer.frozen=('{word}',)."
@@ -60,7 +60,7 @@ def as_names(names: Any) -> tuple[str, ...]:
 
 
 def check_names(names: tuple[str, ...]) -> None:
-  """Raises ValueError at a name that is neither a group nor "base"."""
+  """Raises ValueError for a name that is neither a group nor "base"."""
   unknown = set(names) - {*GROUPS, BASE}
   if unknown:
     raise UserError(

@@ -1,9 +1,9 @@
-"""The notice that a machine is to be taken away: SIGTERM.
+"""Preemption notices: SIGTERM.
 
-In a run of several processes jax spreads it, so that all of them save the same
-step. Here is what one process alone needs: the signal is noted, and the loop
-saves and ends after the step that it is in. A second one ends the program at
-once, as it would have without this.
+In a run of several processes jax distributes the notice, so that all of them
+save the same step. This module serves a single process: it records the signal,
+and the loop saves and ends after the current step. A second signal ends the
+program at once, as without this module.
 """
 
 import signal
@@ -16,10 +16,10 @@ import jax
 
 
 class Notice:
-  """Notes SIGTERM while it is entered.
+  """Records SIGTERM while it is entered.
 
-  It does nothing in a run of several processes, where jax has a handler of its
-  own, and outside of the main thread, where Python takes no signals.
+  It does nothing in a run of several processes, where jax installs its own
+  handler, and outside the main thread, where Python handles no signals.
   """
 
   def __init__(self):
@@ -43,7 +43,7 @@ class Notice:
       self._previous = None
 
   def came(self) -> bool:
-    """Whether the notice has come."""
+    """Whether the notice has arrived."""
     return self._came
 
   def _note(self, signum: int, frame: FrameType | None) -> None:

@@ -1,8 +1,8 @@
 """A preset as frozen dataclasses, built once from its configuration file.
 
 Programs read a ConfigDict (`configs/base.py` lists every field); everything
-below them takes the typed sections of a `Preset`. A misspelt or ill-valued
-field fails here, before any work.
+below them takes the typed sections of a `Preset`. A misspelt field or invalid
+value fails here, before any work.
 """
 
 from collections.abc import Mapping
@@ -31,12 +31,12 @@ from sculpt4d_jax.training.tasks import vae as vae_task
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Procedural clips, and the sizes that examples of records have too.
+  """Procedural clips, and sizes that also apply to records.
 
   Attributes:
-    num_clips: Clips of the training split.
-    num_held_out: Clips of the held-out split.
-    num_frames: Frames F of a clip.
+    num_clips: Number of clips of the training split.
+    num_held_out: Number of clips of the held-out split.
+    num_frames: Number of frames F of a clip.
     first_seed: Seed of the first training clip.
     held_out_seed: Seed of the first held-out clip; the splits are disjoint.
     sizes: Sizes of one record.
@@ -60,7 +60,7 @@ class DataConfig:
       )
 
   def fields(self) -> dict[str, Any]:
-    """The section as its configuration has it: JSON types, no nesting."""
+    """The section as in its configuration: JSON types, no nesting."""
     fields = dataclasses.asdict(self)
     sizes = fields.pop("sizes")
     del sizes["near_deviations"]
@@ -76,12 +76,13 @@ class RecordsConfig:
 
   Attributes:
     folders: Data sets of launch.prepare_data; none trains on procedural clips.
-    share: Share of a batch's clips that are records; the others are procedural.
-    use_features: Whether tokens of the image encoder that were computed once
-      are read instead of pictures.
-    num_threads: Threads that read and decode, in each process.
-    num_workers: Processes that do so instead of threads.
-    prefetch: Batches that are read ahead.
+    share: Fraction of a batch's clips that are records; the others are
+      procedural.
+    use_features: Whether precomputed tokens of the image encoder are read
+      instead of pictures.
+    num_threads: Number of threads that read and decode in each process.
+    num_workers: Number of processes that do so instead of threads.
+    prefetch: Number of batches that are read ahead.
     example: Parts of a record that are read.
   """
 
@@ -96,7 +97,7 @@ class RecordsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PictureTraining:
-  """The image encoder's lesson before the DiT's training.
+  """Pretraining of the image encoder, before the DiT's training.
 
   Attributes:
     task: Batches and loss.
@@ -111,7 +112,7 @@ class PictureTraining:
 
 @dataclasses.dataclass(frozen=True)
 class VAETraining:
-  """The autoencoder's training.
+  """Training of the autoencoder.
 
   Attributes:
     task: Batches and loss.
@@ -131,11 +132,11 @@ class SampledConfig:
   """Held-out clips that are sampled while the DiT is trained.
 
   Attributes:
-    every: Steps between samples; 0 samples nothing.
+    every: Number of steps between samples; 0 samples nothing.
     num_clips: Number of clips, the first held-out procedural ones.
-    num_steps: Steps of the sampler.
-    resolution: Cells of the surface's grid along an axis.
-    num_points: Points a surface for Chamfer distance and F-Score.
+    num_steps: Number of steps of the sampler.
+    resolution: Number of cells of the surface's grid along an axis.
+    num_points: Number of points of a surface for Chamfer distance and F-Score.
   """
 
   every: int
@@ -154,14 +155,15 @@ class SampledConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiTTraining:
-  """The diffusion transformer's training.
+  """Training of the diffusion transformer.
 
   Attributes:
     task: Batches and loss.
     optimizer: Optimizer and number of steps.
     schedule: Steps at which the run logs, evaluates and saves.
     init_from: Folder of weights to start from, or "".
-    latent_choices: Draws of the autoencoder's query rows kept for each clip.
+    latent_choices: Number of draws of the autoencoder's query rows for each
+      clip.
     samples: Clips that are sampled in training.
   """
 
@@ -175,7 +177,7 @@ class DiTTraining:
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-  """The training of a model of few steps.
+  """Training of a few-step student.
 
   Attributes:
     task: Batches and loss.
@@ -192,7 +194,7 @@ class Distillation:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """Everything that a configuration file says.
+  """All sections of a configuration file.
 
   Attributes:
     name: Name of the preset, for logs and run.json.
@@ -202,11 +204,11 @@ class Preset:
     data: Procedural clips.
     records: Records of assets.
     vae_training: The autoencoder's training.
-    picture_training: The image encoder's lesson; None without one.
-    dit_training: The diffusion transformer's training.
-    distillation: The training of a model of few steps.
+    picture_training: Pretraining of the image encoder; None without it.
+    dit_training: Training of the diffusion transformer.
+    distillation: Training of a few-step student.
     sampling: Frames, steps and guidance of a sample.
-    surface: Way from latents to meshes.
+    surface: Settings of the meshes.
   """
 
   name: str
@@ -230,7 +232,7 @@ def from_config(config: ml_collections.ConfigDict) -> Preset:
     config: Configuration from a file of `configs/`, with or without overrides.
 
   Raises:
-    ValueError: A field is unknown, missing or has a value that cannot be.
+    ValueError: A field is unknown or missing, or has an invalid value.
   """
   fields = config.to_dict()
   data = _data(fields.pop("data"))
@@ -330,7 +332,8 @@ def _dit_training(fields: dict[str, Any]) -> DiTTraining:
   samples = _make(SampledConfig, fields.pop("samples"), f"{section}.samples")
   lora = _make(lora_lib.LoRAConfig, fields["lora"], f"{section}.lora")
   if lora.rank:
-    # Adapters of the DiT alone, whatever a training from nothing learns.
+    # Only adapters of the DiT are trained, even if the preset trains more from
+    # scratch.
     fields |= {"train_image_encoder": False, "context_field_weight": 0.0}
   times = _make(
     frame_times.FrameTimesConfig,
@@ -340,7 +343,7 @@ def _dit_training(fields: dict[str, Any]) -> DiTTraining:
   made = {"lora": lora, "frame_times": times}
   task = _make(dit_task.DiTTaskConfig, fields | made, section)
   if not task.train_image_encoder:
-    # The weights of an encoder that does not learn would decay otherwise.
+    # Otherwise weight decay would still change an encoder that is not trained.
     frozen = parameter_groups.as_names(optimizer["frozen"])
     frozen = {*frozen, "image_encoder"}
     optimizer["frozen"] = tuple(sorted(frozen))
@@ -375,7 +378,7 @@ def _distillation(fields: dict[str, Any]) -> Distillation:
 
 
 def _make(kind: type[Any], fields: Mapping[str, Any], section: str) -> Any:
-  """Calls a dataclass; a field that is unknown or missing is a ValueError."""
+  """Makes a dataclass; raises ValueError for an unknown or missing field."""
   known = {field.name: field for field in dataclasses.fields(kind)}
   where = f"config.{section}" if section else "config"
   unknown = sorted(set(fields) - set(known))

@@ -13,18 +13,18 @@ from sculpt4d_jax.training import schedule as schedule_lib
 class Tracer:
   """Traces the steps that the schedule names, on the first process.
 
-  The steps before are left out, so that compiling is not in the trace; a run
-  that keeps running behind them writes none.
+  The first steps are left out, so that compiling is not in the trace. A run
+  that resumes after these steps writes no trace.
   """
 
   def __init__(self, folder: paths.PathLike, schedule: schedule_lib.Schedule):
     self._folder = paths.of(folder)
-    self._staging = None  # The profiler writes files.
+    self._staging = None  # The profiler writes to local files only.
     self._schedule = schedule
     self._is_on = False
 
   def before(self, step: int) -> None:
-    """Call it before a step, counted from 0, is started."""
+    """Must be called before each step, counted from 0."""
     wanted = self._schedule.traces(step) and jax.process_index() == 0
     if wanted and not self._is_on:
       if paths.is_remote(self._folder):
@@ -36,7 +36,7 @@ class Tracer:
       self.close()
 
   def close(self) -> None:
-    """Writes the trace, if one is going on."""
+    """Writes the trace, if one is in progress."""
     if self._is_on:
       jax.profiler.stop_trace()
       self._is_on = False

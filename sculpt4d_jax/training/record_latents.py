@@ -1,17 +1,17 @@
 """Latents and image features of records, computed once, in shards next to them.
 
-  posteriors/NAME/SHARD   mean and log-variance of every frame, so that each use
-                          draws its own sample, with ONE noise for a clip
+  posteriors/NAME/SHARD   mean and log-variance of every frame; each use draws a
+                          sample, with ONE noise for a clip
   features/NAME/SHARD     the image encoder's tokens of every view
 
-A shard of records has one of each. It appears whole or not at all, so that an
-interrupted job resumes with the shards that are missing, and any number of jobs
-can share the work. NAME tells the encoder's weights and everything else that
-shapes what it computes: other weights never meet a stale latent. One clip is in
-memory at a time.
+There is one of each for every shard of records. A shard appears complete or not
+at all, so an interrupted job resumes with the missing shards, and any number of
+jobs can share the work. NAME is a hash of the encoder's weights and of
+everything else that affects the result, so stale latents are never used. One
+clip is in memory at a time.
 
-A clip has several posteriors: of the object and of its mirror image, for some
-draws of the encoder's query rows, and for each view where objects are turned to
+A clip has several posteriors: of the object and its mirror image, for several
+draws of the encoder's query rows, and for each view if objects are turned to
 the camera. `examples.posterior_part` numbers them.
 """
 
@@ -47,11 +47,11 @@ _NAME_LENGTH = 12
 
 @dataclasses.dataclass(frozen=True)
 class LatentSettings:
-  """What is computed for each clip.
+  """Settings of the precomputation.
 
   Attributes:
     example: Rows, views and pictures to encode; the same as training reads.
-    choices: Draws of the autoencoder's query rows.
+    choices: Number of draws of the autoencoder's query rows.
     seed: Seed of the draws.
   """
 
@@ -112,7 +112,7 @@ class PosteriorJob:
     }
 
   def entries(self, reader, row, details) -> Iterator[dict[str, np.ndarray]]:
-    """All posteriors of a clip; adds their second moment to the details."""
+    """Yields a clip's posteriors; adds their second moment to `details`."""
     clip = reader.clip(row).clip
     moments, number = [], 0
     for view in details["views"] or [0]:
@@ -140,7 +140,7 @@ class PosteriorJob:
 
 
 class FeatureJob:
-  """Tokens of an image encoder that does not learn."""
+  """Tokens of a frozen image encoder."""
 
   kind = "features"
   folder = "features"
@@ -203,16 +203,16 @@ def precompute(
   share: int = 0,
   num_shares: int = 1,
 ) -> int:
-  """Makes the shards that a job still lacks.
+  """Computes the missing shards of a job.
 
   Args:
     folders: Data sets.
     job: The computation.
-    share: Number of this worker's share of the shards, from 0.
-    num_shares: Workers that do this at the same time.
+    share: Index of this worker's share of the shards.
+    num_shares: Number of workers.
 
   Returns:
-    Clips that were computed; the others were there.
+    Number of clips that were computed; the others existed.
 
   Raises:
     RecordError: There is no data set, or a record is damaged.
@@ -307,7 +307,7 @@ def _seed(seed: int, clip: str, number: int) -> int:
 
 
 def _name(module, config, settings, fields) -> str:
-  """The hash of an encoder's weights and of what else shapes its output."""
+  """Hash of an encoder's weights and of all that affects its output."""
   digest = hashlib.sha256()
   shaping = {name: getattr(settings.example, name) for name in fields}
   shaping |= {
@@ -328,6 +328,6 @@ def _plain(config) -> dict:
   fields = dataclasses.asdict(config)
   for name in ("scan_unroll", "remat_policy", "scale_factor"):
     fields.pop(name, None)
-  if fields.get("token_order") == "drawn":  # As before there was a choice.
+  if fields.get("token_order") == "drawn":  # Keeps names of older folders.
     del fields["token_order"]
   return fields

@@ -1,8 +1,8 @@
 """Held-out clips sampled while the DiT is trained: metrics and pictures.
 
-The clips, their noise and the sampler's settings are the same at every look, so
-that curves and pictures can be compared. The first process samples, on one of
-its devices, and tells the others the numbers; they wait for it.
+The clips, their noise and the sampler's settings are always the same, so that
+curves and pictures can be compared. The first process samples, on one of its
+devices, and sends the metrics to the others, which wait.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ METRICS = (*evaluator.METRICS, "empty_frames")
 
 
 class SampledClips:
-  """Looks at a run: samples its clips, scores and shows them."""
+  """Callback that samples clips, scores and shows them."""
 
   def __init__(
     self,
@@ -38,7 +38,7 @@ class SampledClips:
     vae: shape_vae.ShapeVAE,
     scale: float,
   ):
-    """Sets up; the clips are made at the first look.
+    """Sets up; the clips are made at the first call.
 
     Args:
       preset: The preset; `dit_training.samples` says what is sampled.
@@ -76,7 +76,7 @@ class SampledClips:
     """
     values = np.zeros(len(METRICS))
     if jax.process_index() == 0:
-      # In a separate thread no device mesh is active.
+      # In a new thread no device mesh is active, so one device samples.
       with concurrent.futures.ThreadPoolExecutor(1) as pool:
         scores, sheets = pool.submit(self._sample, params).result()
       values = _means(scores)
@@ -114,7 +114,7 @@ class SampledClips:
     )
 
   def _with_weights(self, params):
-    """The model with these parameters, compiled once for all looks."""
+    """The model with these parameters, compiled once for all calls."""
     if self._model is None:
       modules = {"vae": self._vae}
       for name in ("image_encoder", "dit"):

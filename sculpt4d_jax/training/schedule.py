@@ -1,34 +1,33 @@
-"""When a run writes, evaluates, samples, saves, profiles, and gives up."""
+"""Steps at which a run logs, evaluates, saves and profiles; its time limit."""
 
 import dataclasses
 from typing import Any
 
 from sculpt4d_jax.errors import UserError
 
-# Metrics of which more is better; of all others, less is.
+# Metrics for which higher is better; for all others lower is better.
 _HIGHER = ("iou", "f_score", "sample_iou")
-# What is evaluated: the loss of held-out clips, and sampled clips.
+# Kinds of evaluation: the loss of held-out clips, and sampled clips.
 _KINDS = ("eval", "sample")
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """Steps between what a run does besides training.
+  """Numbers of steps between the things that a run does besides training.
 
   Attributes:
-    log_every: Steps between lines of training metrics.
-    eval_every: Steps between evaluations of the loss on held-out clips.
-    save_every: Steps between checkpoints.
-    keep_checkpoints: The newest ones kept.
-    keep_best: Number of best checkpoints kept besides, by `best_metric`.
-    best_metric: A metric of an evaluation or of sampled clips, under the name
-      that it is logged with, as "eval/flow_loss" or "sample/chamfer".
+    log_every: Number of steps between lines of training metrics.
+    eval_every: Number of steps between evaluations of the held-out loss.
+    save_every: Number of steps between checkpoints.
+    keep_checkpoints: Number of newest checkpoints that are kept.
+    keep_best: Number of best checkpoints that are also kept, by `best_metric`.
+    best_metric: Logged name of a metric of an evaluation or of sampled clips,
+      such as "eval/flow_loss" or "sample/chamfer".
     export: "last" exports the weights of the last step, "best" those of the
-      best checkpoint; for the latter, `keep_best` is at least 1.
-    profile: First step and number of steps to write a trace of; () for none.
-      Tracing begins when the step before has been read.
-    hang_seconds: A step that takes longer ends the run, which is then to be
-      started again (`watchdog`); 0 waits for ever.
+      best checkpoint, which needs `keep_best` of at least 1.
+    profile: First step and number of steps to trace; () for none.
+    hang_seconds: Time after which a step counts as hanging and the run ends, to
+      be restarted by its launcher (`watchdog`); 0 waits forever.
   """
 
   log_every: int = 20
@@ -74,7 +73,7 @@ class Schedule:
     return self.best_metric.split("/")[-1] in _HIGHER
 
   def traces(self, step: int) -> bool:
-    """Whether a trace is written of this step, counted from 0."""
+    """Whether this step, counted from 0, is traced."""
     if not self.profile:
       return False
     first, count = self.profile
@@ -82,7 +81,7 @@ class Schedule:
 
 
 def kind(metric: str) -> str:
-  """The kind of evaluation that a metric is of: what its name begins with."""
+  """The kind of evaluation of a metric: the first part of its name."""
   return metric.split("/")[0]
 
 

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""State that a training run carries from step to step."""
 
 from collections.abc import Callable
 import dataclasses
@@ -25,13 +25,12 @@ class TrainState:
   """State of a run; a plain tree of arrays.
 
   Attributes:
-    step: Steps taken, int32 [].
+    step: Number of steps taken, int32 [].
     params: Parameters that are trained, float32.
-    ema: Their moving average: what is evaluated, exported and sampled.
+    ema: Their moving average, which is evaluated, exported and sampled.
     optimizer: State of the gradient transformation.
-    fixed: Parameters that are not trained at all: no gradient, no moments, no
-      average is kept of them, and checkpoints do not hold them. Empty where
-      everything is trained.
+    fixed: Parameters that are not trained: they have no gradient, moments or
+      average, and are not in checkpoints. Empty if everything is trained.
   """
 
   step: Array
@@ -60,7 +59,8 @@ def create(
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    # A copy: the step donates its input, which must not hold a buffer twice.
+    # A copy, because the step donates its input, in which no buffer may occur
+    # twice.
     ema=jax.tree.map(jnp.copy, params),
     optimizer=tx.init(params),
     fixed=fixed,
@@ -68,5 +68,5 @@ def create(
 
 
 def join(params: Any, fixed: Any) -> Any:
-  """All parameters, of the trained and the fixed ones."""
+  """Joins trained and fixed parameters."""
   return nnx.merge_state(params, fixed) if fixed else params

@@ -1,4 +1,4 @@
-"""Averages the metrics of steps, and watches that they are numbers."""
+"""Averages the metrics of steps, and checks that they are finite."""
 
 from collections.abc import Callable
 import math
@@ -9,7 +9,7 @@ from sculpt4d_jax.training import metrics as metrics_lib
 
 Array = array_types.Array
 
-# What the host does besides waiting for a step.
+# Work of the host besides waiting for a step.
 PARTS = ("data", "transfer", "save")
 
 
@@ -18,14 +18,13 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Meter:
-  """Averages metrics, a step late so that the device never waits.
+  """Averages metrics, one step late so that the device never waits.
 
-  Every `log_every` steps it writes the means of what the steps reported and of
-  where the time went: `seconds/data` to make a batch, `seconds/transfer` to
-  hand it to the devices, `seconds/save` to start a checkpoint, and
-  `seconds/step`, all the rest, which is the devices' work. They add up to
-  `seconds/all`, a step's share of the wall clock. Once `expect` has told what a
-  step takes, `mfu` is the model FLOPs utilisation.
+  Every `log_every` steps it writes the means of the steps' metrics and of their
+  times: `seconds/data` to make a batch, `seconds/transfer` to copy it to the
+  devices, `seconds/save` to start a checkpoint, and `seconds/step`, the rest,
+  which is the devices' work. They add up to `seconds/all`, the wall time of a
+  step. After a call of `expect`, `mfu` is the model FLOPs utilisation.
   """
 
   def __init__(
@@ -35,11 +34,11 @@ class Meter:
     describe: Callable[[int], str],
     extra: Callable[[], dict[str, float]] = dict,
   ):
-    """Begins to measure.
+    """Starts to measure.
 
     Args:
       writer: Takes the means.
-      log_every: Steps that are averaged.
+      log_every: Number of steps that are averaged.
       describe: Describes the batch of a step, for a message.
       extra: Further numbers for every line.
     """
@@ -54,27 +53,27 @@ class Meter:
     self.restart_clock()
 
   def expect(self, flops: float, peak: float) -> None:
-    """Tells a step's model operations, and those of all devices a second."""
+    """Sets the model FLOPs of a step and the peak FLOP/s of all devices."""
     self._work = flops / peak
 
   def restart_clock(self) -> None:
-    """Leaves the time until now out of the next means."""
+    """Excludes the time until now from the next means."""
     self._time, self._since = time.monotonic(), len(self._values)
     for watch in self._parts.values():
       watch.reset()
 
   def spending(self, part: str) -> metrics_lib.Stopwatch:
-    """Measures what it is entered around; `part` is one of `PARTS`."""
+    """Context manager that measures a part, one of `PARTS`."""
     return self._parts[part]
 
   def add(self, step: int, metrics: dict[str, Array]) -> None:
-    """Takes the metrics of a step, and reads those of the step before."""
+    """Takes the metrics of a step, and reads those of the previous one."""
     previous, self._pending = self._pending, (step, metrics)
     if previous is not None:
       self._read(*previous)
 
   def check(self) -> None:
-    """Reads what is pending: the state is good up to here.
+    """Reads pending metrics, which shows that the state is finite.
 
     Raises:
       NonFiniteLossError: It is not.

@@ -1,9 +1,9 @@
-"""Trains variants of a preset from one start, and scores them on held-out clips.
+"""Trains variants of a preset from the same weights, and scores them.
 
 Every variant and seed is trained for the same number of steps from the same
-weights on the same clips, and scored by one protocol. A score is kept as a file
-once it is there, and a training resumes at its last checkpoint, so that the
-same command carries on where an earlier one stopped.
+weights on the same clips, and scored on held-out clips by one protocol. Scores
+are stored in files and a training resumes at its last checkpoint, so the same
+command continues after an interruption.
 
   WORKDIR/data, vae      clips and their latents, shared by all runs
   WORKDIR/runs/V-S       training of variant V with seed S
@@ -39,10 +39,10 @@ class Variant:
   """A row of a table.
 
   Attributes:
-    name: Its name, which is also a folder's.
+    name: Name, also of its folder.
     preset: Preset with which it is trained and sampled.
     trained_as: Variant whose training it shares; itself by default.
-    is_trained: Whether it is trained at all; otherwise it is the start.
+    is_trained: Whether it is trained; otherwise it is the start itself.
   """
 
   name: str
@@ -57,13 +57,13 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What all rows have in common.
+  """Settings that all rows share.
 
   Attributes:
     workdir: Folder of everything that is written.
-    num_steps: Steps of training after the start.
+    num_steps: Number of training steps after the start.
     seeds: Seeds of the training and of sampling.
-    num_clips: Held-out clips.
+    num_clips: Number of held-out clips.
     protocol: Name of the protocol.
   """
 
@@ -77,7 +77,7 @@ class Plan:
 def run(
   plan: Plan, variants: Sequence[Variant], frames: Sequence[int]
 ) -> dict[tuple[str, int], list[dict[str, float]]]:
-  """Trains and scores what is missing.
+  """Trains and scores what is not done yet.
 
   Args:
     plan: See `Plan`.
@@ -85,8 +85,8 @@ def run(
     frames: Numbers of frames of the clips that are sampled.
 
   Returns:
-    By variant and number of frames, a dictionary a clip of its name's scores,
-    each the mean over seeds.
+    (variant, number of frames) -> for each clip a dictionary metric -> score,
+    the mean over seeds.
 
   Raises:
     ValueError: A preset cannot be trained.
@@ -156,7 +156,7 @@ def _score(plan, variant, by_name, seed, num_frames) -> list[dict[str, float]]:
 
 
 def _train(plan: Plan, variant: Variant, seed: int) -> pathlib.Path:
-  """The weights of a variant and a seed."""
+  """Trains a variant with a seed; returns the folder of its weights."""
   workdir = plan.workdir / "runs" / f"{variant.name}-{seed}"
   workdir.mkdir(parents=True, exist_ok=True)
   for name in _SHARED:

@@ -1,12 +1,12 @@
-"""Ends a run of which a step hangs, so that its launcher starts it again.
+"""Ends a run when a step hangs, so that its launcher can restart it.
 
 On a pod a single bad chip or link stops all processes without an error. Each
-process watches itself: if no step ends for `seconds`, the stacks of all its
-threads go to stderr and the process ends with `EXIT_CODE`, which the scripts in
-launch/clusters answer with another start from the newest checkpoint.
+process watches itself: if no step ends for `seconds`, it writes the stacks of
+all threads to stderr and exits with `EXIT_CODE`; the scripts in launch/clusters
+then restart from the newest checkpoint.
 
-What may take long and is no step, such as compiling or an evaluation, is
-excluded by `paused`.
+`paused` excludes slow work that is not a step, such as compiling or an
+evaluation.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 
-# As of a run that lost a process: start all of them again.
+# The same as of a run that lost a process: all processes must be restarted.
 EXIT_CODE = 75
 
 
@@ -50,12 +50,12 @@ class Watchdog:
       self._thread.join()
 
   def beat(self, step: int) -> None:
-    """A step has ended, or something else that shows life."""
+    """Reports that a step has ended."""
     self._step, self._beat = step, time.monotonic()
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Does not watch during the block."""
+    """Stops watching during the block."""
     self._beat = None
     try:
       yield

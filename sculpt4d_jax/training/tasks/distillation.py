@@ -1,15 +1,15 @@
-"""Fewer calls by training: guidance distillation, then shortcuts.
+"""Distils a few-step student: guidance distillation, then shortcuts.
 
 A student starts as a copy of its teacher, with a step embedding that adds
-nothing. Most clips of a batch teach it the teacher's guided velocity, so that
-one call does for two; the others, once that has begun to work, teach it to take
-long steps: one step must lead where two half steps of the student's own moving
-average lead (`diffusion/shortcuts.py`). The student is then sampled with
-guidance 1 and a handful of steps of Euler's.
+nothing. On most clips of a batch it learns the teacher's guided velocity, so
+that one call replaces two. On the others, once this works, it learns to take
+long steps: one step must reach the point that two half steps of the student's
+moving average reach (`diffusion/shortcuts.py`). The student is then sampled
+with guidance 1 and a few Euler steps.
 
-Nothing but forward passes is needed besides the training step: no second
-network learns, and no trajectory is stored. Where adapters are trained, the
-teacher is the student without them.
+Besides the training step only forward passes are needed: no second network is
+trained, and no trajectory is stored. If adapters are trained, the teacher is
+the student without them.
 
 Sources: Meng et al., On Distillation of Guided Diffusion Models, 2023; Frans et
 al., One Step Diffusion via Shortcut Models, 2024.
@@ -41,25 +41,26 @@ from sculpt4d_jax.training.ahead_of_time import step_flops
 
 Array = array_types.Array
 
-_TIMES = (0.125, 0.375, 0.625, 0.875)  # Of the evaluation.
+_TIMES = (0.125, 0.375, 0.625, 0.875)  # Times of the evaluation.
 _STEP_EMBEDDING = "step_embedding"
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-  """How a student is trained.
+  """Configuration of a student's training.
 
   Attributes:
-    batch_size: Clips a step.
+    batch_size: Number of clips in a step.
     guidance_scale: Guidance of the teacher that the student learns.
-    shortcut_share: Share of the clips that teach long steps; 0 distils the
-      guidance alone.
-    shortcut_start: Share of the steps before these clips count.
+    shortcut_share: Fraction of the clips on which long steps are learned; 0
+      distils the guidance alone.
+    shortcut_start: Fraction of the training steps before these clips count.
     time_sampling: "uniform" or "logit_normal", of the other clips.
-    lora: Adapters that are trained in place of the student's own parameters.
-    num_steps: Steps of the training.
+    lora: Adapters that are trained instead of the student's own parameters.
+    num_steps: Number of training steps.
     seed: Seed of parameters, batches and noise.
-    eval_clips: Held-out clips that are evaluated; 0 evaluates nothing.
+    eval_clips: Number of held-out clips that are evaluated; 0 evaluates
+      nothing.
   """
 
   batch_size: int
@@ -71,7 +72,7 @@ class DistillationConfig:
   lora: lora_lib.LoRAConfig = lora_lib.LoRAConfig()
   seed: int = 0
   eval_clips: int = 32
-  # Batches ask for these; here the image encoder does not learn.
+  # Batches read these two fields; here the image encoder is not trained.
   context_field_weight: float = 0.0
   context_field_points: int = 64
 
@@ -94,7 +95,7 @@ class DistillationConfig:
 
   @property
   def num_shortcuts(self) -> int:
-    """Clips of a batch that teach long steps."""
+    """Number of clips of a batch on which long steps are learned."""
     if not self.shortcut_share:
       return 0
     share = round(self.shortcut_share * self.batch_size)
@@ -102,7 +103,7 @@ class DistillationConfig:
 
 
 class Distilled(nnx.Module):
-  """Student, image encoder, and a teacher unless the student holds it."""
+  """Student, image encoder, and a teacher unless the student contains it."""
 
   def __init__(
     self,
@@ -192,7 +193,7 @@ class DistillationTask:
     return nnx.split(self._create())[1]
 
   def exported(self, params: nnx.State) -> nnx.State:
-    """The parameters with adapters folded in."""
+    """Parameters with adapters folded in."""
     if not self.config.lora.rank:
       return params
     model = nnx.merge(self.graphdef, jax.tree.map(jnp.asarray, params))
@@ -200,13 +201,13 @@ class DistillationTask:
     return nnx.split(model)[1]
 
   def trained(self, params: nnx.State) -> nnx.State:
-    """Those of the parameters that are trained."""
+    """The trained parameters."""
     return nnx.split_state(params, self.is_trained, ...)[0]
 
   def check_mesh(
     self, mesh: partitioning.Mesh, accumulation_steps: int
   ) -> None:
-    """Raises ValueError where the mesh does not divide a step."""
+    """Raises ValueError if the mesh does not divide a step."""
     c = self.dit_config
     if accumulation_steps > 1:
       raise UserError(
@@ -227,7 +228,7 @@ class DistillationTask:
       )
 
   def flops(self, batch: Mapping[str, Any]) -> int:
-    """Model operations of a step: two more forward passes than training."""
+    """Model FLOPs of a step: training plus two forward passes."""
     clips, frames, tokens, _ = batch["mean"].shape
     step = step_flops.dit_step(
       self.dit_config,
@@ -249,7 +250,7 @@ class DistillationTask:
     return self.batches.batch(step, rows)
 
   def describe_batch(self, step: int) -> str:
-    """Which clips a step sees."""
+    """Describes the clips of a step."""
     return self.batches.describe(step)
 
   def loss(
@@ -294,14 +295,14 @@ class DistillationTask:
     return loss, metrics
 
   def _sample_latents(self, batch, key):
-    """Latents [B, F, N, C] of unit variance, ONE noise a clip."""
+    """Latents [B, F, N, C] of unit variance, with ONE noise for a clip."""
     mean = batch["mean"].astype(jnp.float32)
     std = jnp.exp(0.5 * batch["log_variance"].astype(jnp.float32))
     noise = jax.random.normal(key, mean[:, :1].shape)
     return self.scale * (mean + std * noise)
 
   def _context(self, params, batch):
-    """Context tokens [B, F, I, W], of pictures unless they are given."""
+    """Context tokens [B, F, I, W], encoded from pictures unless given."""
     if "context" in batch:
       context = batch["context"].astype(self.encoder_config.dtype)
     else:
@@ -317,7 +318,7 @@ class DistillationTask:
 
   def _guided(self, params, x, time, context):
     """The teacher's guided velocity."""
-    # Without a parameter that is trained: adapters, and the step embedding.
+    # Without trained parameters: adapters and the step embedding.
     weights = params["dit"] if self.config.lora.rank else params["teacher"]
     own = {
       path: value
@@ -336,14 +337,14 @@ class DistillationTask:
     return jax.lax.stop_gradient(velocity)
 
   def _two_steps(self, average, x, time, step, context):
-    """Where two half steps of the averaged student lead."""
+    """Target velocity: that of two half steps of the averaged student."""
     velocity = lambda x, time, step: (
       self._student(average, x, time, step, context).velocity
     )
     return shortcuts.target(velocity, x, shortcuts.Steps(time, step))
 
   def _evaluate_batch(self, params, batch, key):
-    """Errors of one clip: to the teacher by time, to half steps by length."""
+    """Errors of one clip: against the teacher, and against half steps."""
     latent_key, noise_key = jax.random.split(key)
     latents = self._sample_latents(batch, latent_key)
     context = self._context(params, batch)
@@ -372,7 +373,7 @@ class DistillationTask:
     return partitioning.constrain(jnp.stack([guided, shortcut]))
 
   def evaluate(self, params: Any) -> dict[str, float]:
-    """Distances on held-out clips: to the teacher, and to half steps."""
+    """Errors on held-out clips: against the teacher, and against half steps."""
     results = []
     for clip in range(min(self.config.eval_clips, self.batches.num_held_out)):
       batch = self.batches.held_out(clip)

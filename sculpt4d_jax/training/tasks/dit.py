@@ -28,32 +28,34 @@ from sculpt4d_jax.training.ahead_of_time import step_flops
 Array = array_types.Array
 
 _TIME_BUCKETS = 4
-# Of the field head's points.
+# Frequencies of the field head's points.
 HEAD_FREQS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class DiTTaskConfig:
-  """How the diffusion transformer is trained.
+  """Configuration of the diffusion transformer's training.
 
   Attributes:
-    batch_size: Clips a step.
-    context_dropout: Share of clips whose context is zeroed.
-    temporal_dropout: Share of clips whose frames are denoised one by one,
-      without temporal attention, so that the weights serve single frames too.
+    batch_size: Number of clips in a step.
+    context_dropout: Fraction of clips whose context is zeroed.
+    temporal_dropout: Fraction of clips whose frames are denoised independently,
+      without temporal attention, so that the weights also serve single frames.
     time_sampling: "uniform" or "logit_normal".
-    train_image_encoder: Whether the image encoder learns too.
-    context_field_weight: Weight of a second lesson for an image encoder that
-      starts from nothing: a small decoder reads the field at points off its
-      tokens alone. It tells them where things are long before the DiT asks.
-      0 for an encoder that is trained already.
-    context_field_points: Points a frame of that lesson.
-    field_band: The field is the signed distance over this, cut at +-1.
-    frame_times: Times of single frames, for a model that can be given known
+    train_image_encoder: Whether the image encoder is trained too.
+    context_field_weight: Weight of an auxiliary loss for an image encoder that
+      is trained from scratch: a small decoder predicts the field at points from
+      its tokens alone. It teaches the encoder spatial layout before the DiT's
+      loss gives a useful signal. 0 for a pretrained encoder.
+    context_field_points: Number of points a frame of that loss.
+    field_band: Distance at which the field saturates: it is the signed distance
+      over this, clipped to +-1.
+    frame_times: Separate times of frames, for a model that accepts known
       frames.
-    lora: Adapters that are trained in place of the DiT's own parameters.
+    lora: Adapters that are trained instead of the DiT's own parameters.
     seed: Seed of parameters, batches and noise.
-    eval_clips: Held-out clips that are evaluated; 0 evaluates nothing.
+    eval_clips: Number of held-out clips that are evaluated; 0 evaluates
+      nothing.
   """
 
   batch_size: int
@@ -87,7 +89,7 @@ class DiTTaskConfig:
 
 
 def _by_time(errors: Array, time: Array, weight: Array) -> dict[str, Any]:
-  """The loss in equal buckets of time, each named by its centre."""
+  """The loss in equal buckets of time, named by their centres."""
   bucket = jnp.minimum((time * _TIME_BUCKETS).astype(int), _TIME_BUCKETS - 1)
   is_in = jax.nn.one_hot(bucket, _TIME_BUCKETS)  # [B, buckets]
   is_in = is_in * weight[:, None]
@@ -105,7 +107,7 @@ def _bucket_name(index: int) -> str:
 class ConditionalDiT(nnx.Module):
   """The image encoder and the DiT that it conditions.
 
-  `field_head` reads the field off the context in training, and is left there.
+  `field_head` predicts the field from the context; it exists in training only.
   """
 
   def __init__(
@@ -153,7 +155,7 @@ class DiTTask:
     self.dit_config = dit_config
     self.encoder_config = encoder_config
     self.batches = batches
-    self.scale = scale  # Of latents, so that their variance is 1.
+    self.scale = scale  # Makes the variance of latents 1.
     self.warm_start = init_from or {}
     self.graphdef = nnx.split(nnx.eval_shape(self._create))[0]
     self.is_trained = self._is_trained if config.lora.rank else None
@@ -178,7 +180,7 @@ class DiTTask:
     return group in self.config.lora.also_train
 
   def exported(self, params: nnx.State) -> nnx.State:
-    """The parameters of networks without adapters: those are folded in."""
+    """Parameters of the networks with adapters folded in."""
     if not self.config.lora.rank:
       return params
     model = nnx.merge(self.graphdef, jax.tree.map(jnp.asarray, params))
@@ -186,7 +188,7 @@ class DiTTask:
     return nnx.split(model)[1]
 
   def trained(self, params: nnx.State) -> nnx.State:
-    """Those of the parameters that are trained."""
+    """The trained parameters."""
     if self.is_trained is None:
       return params
     return nnx.split_state(params, self.is_trained, ...)[0]
@@ -198,7 +200,7 @@ class DiTTask:
   def check_mesh(
     self, mesh: partitioning.Mesh, accumulation_steps: int
   ) -> None:
-    """Raises ValueError where the mesh does not divide a step."""
+    """Raises ValueError if the mesh does not divide a step."""
     c = self.dit_config
     partitioning.check_training(
       mesh,
@@ -211,7 +213,7 @@ class DiTTask:
     )
 
   def flops(self, batch: Mapping[str, Any]) -> int:
-    """Model operations of a step on a batch; see `step_flops`."""
+    """Model FLOPs of a step on a batch; see `step_flops`."""
     clips, frames, tokens, _ = batch["mean"].shape
     return step_flops.dit_step(
       self.dit_config,
@@ -231,7 +233,7 @@ class DiTTask:
     return self.batches.batch(step, rows)
 
   def describe_batch(self, step: int) -> str:
-    """Which clips a step sees."""
+    """Describes the clips of a step."""
     return self.batches.describe(step)
 
   def loss(
@@ -266,9 +268,10 @@ class DiTTask:
       self._temporal_weight(drop_key, num_clips),
     )
     matching = errors.mean()
-    if time.ndim == 2:  # Known frames teach nothing.
+    if time.ndim == 2:  # Known frames have weight 0.
       matching = ((errors * weight).sum(1) / weight.sum(1)).mean()
     balance = output.aux_losses.sum()
+    # The balancing loss already has its weight (`router_aux_loss_weight`).
     loss = matching + balance
     metrics = {
       "flow_loss": matching,
@@ -287,7 +290,7 @@ class DiTTask:
     return loss, metrics
 
   def _temporal_weight(self, key, num_clips):
-    """0 for clips whose frames are denoised one by one, else 1 [B]."""
+    """Weight of temporal attention [B]: 0 for clips that drop it, else 1."""
     rate = self.config.temporal_dropout
     if not rate:
       return None
@@ -296,26 +299,27 @@ class DiTTask:
     return kept.astype(jnp.float32)
 
   def _context(self, model, batch):
-    """Context tokens [B, F, I, D], of pictures unless they are given."""
+    """Context tokens [B, F, I, D], encoded from pictures unless given."""
     if "context" in batch:
       context = batch["context"].astype(self.encoder_config.dtype)
       return partitioning.constrain(context, "batch", "frames")
     images = batch["images"].astype(jnp.float32) / 127.5 - 1.0
     context = model.image_encoder(images)
     context = partitioning.constrain(context, "batch", "frames")
+    # No gradient, so that the backward pass of the encoder is not computed.
     if not self.config.train_image_encoder:
       context = jax.lax.stop_gradient(context)
     return context
 
   def _context_field_error(self, model, context, samples):
-    """Absolute error of the field that is read off the context alone."""
+    """Absolute error of the field predicted from the context alone."""
     head = model.field_head
     field = head(head.encode_tokens(context), samples[..., :3])
     target = jnp.clip(samples[..., 3] / self.config.field_band, -1.0, 1.0)
     return jnp.abs(field - target).mean()
 
   def _sample_latents(self, batch, key):
-    """Latents [B, F, N, C] of unit variance, ONE noise a clip."""
+    """Latents [B, F, N, C] of unit variance, with ONE noise for a clip."""
     mean = batch["mean"].astype(jnp.float32)
     std = jnp.exp(0.5 * batch["log_variance"].astype(jnp.float32))
     noise = jax.random.normal(key, mean[:, :1].shape)
@@ -341,6 +345,8 @@ class DiTTask:
     """Errors of one clip at fixed times."""
     sample_key, noise_key = jax.random.split(key)
     latents = self._sample_latents(batch, sample_key)
+    # Fixed times and a fixed key: the same error for the same parameters, so
+    # that curves of runs can be compared.
     times = (jnp.arange(_TIME_BUCKETS) + 0.5) / _TIME_BUCKETS
     repeat = lambda x: jnp.repeat(x, _TIME_BUCKETS, 0)
     model = nnx.merge(self.graphdef, params)

@@ -1,9 +1,9 @@
-"""Teaches the image encoder to read the field off single pictures.
+"""Pretrains the image encoder to predict the field from single pictures.
 
-An image encoder that starts from nothing learns slowly from the DiT's loss,
-most of which is noise. Here a decoder reads the signed distance at points off
-the encoder's tokens alone, frame by frame: where things are, how large and in
-which pose. The decoder is left behind; the encoder starts the DiT's training.
+An image encoder that is trained from scratch learns slowly from the DiT's loss,
+most of which is noise. Here a decoder predicts the signed distance at points
+from the encoder's tokens alone, frame by frame: position, size and pose. The
+decoder is then dropped; the encoder starts the DiT's training.
 """
 
 from collections.abc import Mapping
@@ -31,16 +31,18 @@ _FORWARD_AND_BACKWARD = 3
 
 @dataclasses.dataclass(frozen=True)
 class PictureTaskConfig:
-  """How the image encoder is taught.
+  """Configuration of the image encoder's pretraining.
 
   Attributes:
-    batch_size: Clips a step.
-    num_frames: Frames taken of each clip.
-    num_queries: Distance samples taken of each frame.
-    field_band: The field is the signed distance over this, cut at +-1.
-    num_head_layers: Self-attention blocks of the decoder that is left behind.
+    batch_size: Number of clips in a step.
+    num_frames: Number of frames of each clip.
+    num_queries: Number of distance samples of each frame.
+    field_band: Distance at which the field saturates: it is the signed distance
+      over this, clipped to +-1.
+    num_head_layers: Number of self-attention blocks of the decoder.
     seed: Seed of parameters and batches.
-    eval_clips: Held-out clips that are evaluated; 0 evaluates nothing.
+    eval_clips: Number of held-out clips that are evaluated; 0 evaluates
+      nothing.
   """
 
   batch_size: int
@@ -53,7 +55,7 @@ class PictureTaskConfig:
 
 
 class PictureReader(nnx.Module):
-  """The image encoder, and the decoder of the lesson."""
+  """The image encoder, and the decoder of its pretraining."""
 
   def __init__(
     self,
@@ -95,7 +97,7 @@ class PictureReader(nnx.Module):
 
 
 class PictureTask:
-  """Loss, batches and evaluation of the lesson."""
+  """Loss, batches and evaluation of the pretraining."""
 
   is_trained = None  # Everything.
 
@@ -127,7 +129,7 @@ class PictureTask:
   def check_mesh(
     self, mesh: partitioning.Mesh, accumulation_steps: int
   ) -> None:
-    """Raises ValueError where the mesh does not divide a step."""
+    """Raises ValueError if the mesh does not divide a step."""
     partitioning.check_training(
       mesh,
       batch_size=self.config.batch_size,
@@ -136,11 +138,11 @@ class PictureTask:
     )
 
   def exported(self, params: nnx.State) -> nnx.State:
-    """The parameters are exported as they are trained."""
+    """The parameters, which are exported unchanged."""
     return params
 
   def flops(self, batch: Mapping[str, Any]) -> int:
-    """Model operations of the encoder in a step; the decoder's are left out."""
+    """Model FLOPs of the encoder in a step, without the decoder's."""
     clips, frames = batch["images"].shape[:2]
     one = flops.image_encoder(self.encoder_config, clips * frames)
     return _FORWARD_AND_BACKWARD * sum(one.values())
@@ -152,13 +154,13 @@ class PictureTask:
     return self.batches.batch(step, rows)
 
   def describe_batch(self, step: int) -> str:
-    """Which clips a step sees."""
+    """Describes the clips of a step."""
     return self.batches.describe(step)
 
   def loss(
     self, params: Any, batch: dict[str, Array], key: Array
   ) -> tuple[Array, dict[str, Array]]:
-    """Absolute error of the field that is read off pictures."""
+    """Absolute error of the field that is predicted from pictures."""
     del key
     metrics = self._metrics(params, batch)
     return metrics["field_error"], metrics

@@ -1,7 +1,7 @@
-"""The trainings of a preset, and whether they can run at all.
+"""Makes the training tasks of a preset, and checks that they can run.
 
-What cannot work is found here, in seconds, and not after the hours of the stage
-before.
+Problems are found here in seconds, instead of after hours of the previous
+stage.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from sculpt4d_jax.weights import model_folders
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-  """Stands where batches would, for shapes alone."""
+  """Placeholder for batches when only shapes are needed."""
 
   num_frames: int
 
@@ -35,7 +35,7 @@ def vae(
   batches: batches_lib.Batches | None = None,
   init_from: Mapping[str, nnx.State] | None = None,
 ) -> vae_task.VAETask:
-  """The autoencoder's training.
+  """Makes the autoencoder's training task.
 
   Args:
     preset: A preset.
@@ -58,7 +58,7 @@ def dit(
   scale: float = 1.0,
   init_from: Mapping[str, nnx.State] | None = None,
 ) -> dit_task.DiTTask:
-  """The DiT's training, and its image encoder's.
+  """Makes the training task of the DiT and its image encoder.
 
   Args:
     preset: A preset.
@@ -80,7 +80,7 @@ def pictures(
   preset: preset_lib.Preset,
   batches: batches_lib.Batches | None = None,
 ) -> pictures_task.PictureTask:
-  """The image encoder's lesson before the DiT's training.
+  """Makes the image encoder's pretraining task.
 
   Args:
     preset: A preset that has one.
@@ -100,12 +100,12 @@ def distillation(
   scale: float = 1.0,
   teacher: Mapping[str, nnx.State] | None = None,
 ) -> distillation_task.DistillationTask:
-  """The training of a student that needs few calls.
+  """Makes the training task of a few-step student.
 
   Args:
     preset: A preset whose DiT has a step embedding.
     batches: None for shapes alone.
-    scale: Factor of the latents.
+    scale: Scale of the latents.
     teacher: Parameters of the teacher, by network.
   """
   return distillation_task.DistillationTask(
@@ -119,7 +119,7 @@ def distillation(
 
 
 def teacher_of(preset: preset_lib.Preset) -> preset_lib.Preset:
-  """A student's preset with its teacher's networks: no step embedding."""
+  """The preset of a student's teacher, whose DiT has no step embedding."""
   dit_config = dataclasses.replace(preset.model.dit, step_embedding=False)
   model = dataclasses.replace(preset.model, dit=dit_config)
   return dataclasses.replace(preset, model=model)
@@ -130,19 +130,19 @@ def check(
   stages: Sequence[str],
   vae_file: paths.PathLike,
 ) -> None:
-  """Checks that stages can run, as far as that is known before they do.
+  """Checks that stages can run, as far as this can be known in advance.
 
   Args:
     preset: A preset.
-    stages: Some of "vae", "pictures", "dit" and "distill"; others need no check.
+    stages: Some of "vae", "pictures", "dit" and "distill"; others need no
+      check.
     vae_file: File of the trained autoencoder, which may not exist yet.
 
   Raises:
-    ValueError: The mesh does not fit the devices or divide a step, the best
-      checkpoints are chosen by what is not evaluated, or the stage before one is
-      not finished.
-    model_files.ModelFileError: Weights to start from are missing or of another
-      size.
+    ValueError: The mesh does not match the devices or divide a step, the metric
+      of the best checkpoints is not evaluated, or a previous stage is not
+      finished.
+    model_files.ModelFileError: Initial weights are missing or have other sizes.
   """
   mesh = partitioning.make_mesh(preset.mesh)
   if "vae" in stages:
@@ -195,7 +195,7 @@ def _check_distillation(
 def _check_best(
   schedule: schedule_lib.Schedule, evaluated: Mapping[str, int]
 ) -> None:
-  """Raises ValueError where no evaluation has the metric of the best."""
+  """Raises ValueError if no evaluation has the metric of the best."""
   metric = schedule.best_metric
   if schedule.keep_best and not evaluated.get(schedule_lib.kind(metric)):
     raise UserError(
@@ -228,7 +228,7 @@ def _check_dit_start(
 def _check_weights(
   preset: preset_lib.Preset, folder: str, names: Sequence[str]
 ) -> None:
-  """Raises ModelFileError where a folder lacks networks of these sizes."""
+  """Raises ModelFileError if a folder lacks networks of these sizes."""
   folder = paths.of(folder)
   found = model_folders.open_parts(folder)
   missing = [name for name in names if name not in found]

@@ -21,18 +21,20 @@ Array = array_types.Array
 
 @dataclasses.dataclass(frozen=True)
 class VAETaskConfig:
-  """How the autoencoder is trained.
+  """Configuration of the autoencoder's training.
 
   Attributes:
-    batch_size: Clips a step.
-    num_frames: Frames taken of each clip.
-    num_queries: Distance samples taken of each frame.
-    field_band: The field is the signed distance over this, cut at +-1.
+    batch_size: Number of clips in a step.
+    num_frames: Number of frames of each clip.
+    num_queries: Number of distance samples of each frame.
+    field_band: Distance at which the field saturates: it is the signed distance
+      over this, clipped to +-1.
     kl_weight: Weight of the divergence from the standard normal.
     initial_log_variance: Log-variance of the posterior before training. Latents
       that start as mostly noise keep the decoder from learning to read them.
     seed: Seed of parameters, batches and noise.
-    eval_clips: Held-out clips that are evaluated; 0 evaluates nothing.
+    eval_clips: Number of held-out clips that are evaluated; 0 evaluates
+      nothing.
   """
 
   batch_size: int
@@ -86,7 +88,7 @@ class VAETask:
   def check_mesh(
     self, mesh: partitioning.Mesh, accumulation_steps: int
   ) -> None:
-    """Raises ValueError where the mesh does not divide a step."""
+    """Raises ValueError if the mesh does not divide a step."""
     partitioning.check_training(
       mesh,
       batch_size=self.config.batch_size,
@@ -95,11 +97,11 @@ class VAETask:
     )
 
   def exported(self, params: nnx.State) -> nnx.State:
-    """The autoencoder is exported in the dtype in which it is trained."""
+    """The parameters, which are exported unchanged."""
     return params
 
   def flops(self, batch: Mapping[str, Any]) -> int:
-    """Model operations of a step on a batch; see `step_flops`."""
+    """Model FLOPs of a step on a batch; see `step_flops`."""
     clips, frames, queries, _ = batch["samples"].shape
     return step_flops.vae_step(
       self.model_config,
@@ -115,7 +117,7 @@ class VAETask:
     return self.batches.batch(step, rows)
 
   def describe_batch(self, step: int) -> str:
-    """Which clips a step sees."""
+    """Describes the clips of a step."""
     return self.batches.describe(step)
 
   def loss(
@@ -178,7 +180,7 @@ class VAETask:
 
 
 def _iou(field: Array, target: Array) -> Array:
-  """Samples inside both, over samples inside either."""
+  """Intersection over union of the samples inside."""
   inside, truth = field > 0, target > 0
   return (inside & truth).sum() / jnp.maximum((inside | truth).sum(), 1)
 
@@ -189,13 +191,13 @@ def select_clip_rows(
   config: shape_vae.ShapeVAEConfig,
   num_uniform: int,
 ) -> tuple[Array, Array]:
-  """Rows that are read and rows that are queries, chosen on frame 0.
+  """Selects input rows and query rows on frame 0.
 
   Args:
     key: Randomness of the choice.
     surface: [B, F, P, 7], uniform rows first.
     config: Configuration of the autoencoder.
-    num_uniform: Uniform rows among the P.
+    num_uniform: Number of uniform rows among the P.
 
   Returns:
     Inputs [B, F, R, 7] and queries [B, F, N, 7]: the same rows in all frames.
