@@ -205,7 +205,7 @@ def _matrix_axes(params: Any) -> Any:
 
 
 def hold_frozen(params: Any, frozen: tuple[str, ...]) -> Any:
-  """Stops the gradients of frozen groups, which also saves their computation."""
+  """Stops the gradients of frozen groups, which also saves work."""
   if not frozen:
     return params
   return jax.tree_util.tree_map_with_path(
