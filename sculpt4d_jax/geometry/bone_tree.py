@@ -24,12 +24,14 @@ from scipy.sparse import csgraph
 from scipy.spatial import transform
 
 from sculpt4d_jax.geometry import skinning
+from sculpt4d_jax.geometry.registration import result
 
 Skin = skinning.Skin
 
 _PULL = 0.02  # Of the middle of shared vertices, per frame.
 _POSE_STEPS = 12
 _POSE_VERTICES = 1500
+_FEWEST = 6  # Vertices that tell a bone's first pose.
 _GAP = (
   3.0  # Cost of a gap between bones that share no vertices, over its length.
 )
@@ -128,16 +130,58 @@ def hold_together(rig: Rig, vertices: np.ndarray, rounds: int = 3) -> Rig:
   skin = rig.skin
   vertices = np.asarray(vertices, np.float64)
   for _ in range(rounds):
-    poses = [
-      _fit_pose(rig, skin, frame, index) for index, frame in enumerate(vertices)
-    ]
-    skin = dataclasses.replace(
-      skin,
-      rotations=np.stack([pose[0] for pose in poses]),
-      translations=np.stack([pose[1] for pose in poses]),
-    )
-    skin = skinning.with_new_weights(skin, vertices)
+    skin = skinning.with_new_weights(_fit_poses(rig, skin, vertices), vertices)
   return dataclasses.replace(rig, skin=skin, spreads=np.zeros(rig.num_bones))
+
+
+def pose_given(
+  rest: np.ndarray,
+  weights: np.ndarray,
+  parents: np.ndarray,
+  joints: np.ndarray,
+  vertices: np.ndarray,
+) -> Rig:
+  """Poses of a skeleton that somebody made: weights and joints stay.
+
+  Bones start from the rigid motion of the vertices that they move most; those
+  that move few follow their parent. Then as in `hold_together`.
+
+  Args:
+    rest: Positions where the skeleton is bound [V, 3].
+    weights: Rows sum to 1, [V, B]; bones without vertices are allowed.
+    parents: Parent of each bone [B]; -1 for bone 0, others after their parent.
+    joints: Places of the joints at rest [B, 3].
+    vertices: Positions to explain [F, V, 3].
+  """
+  rest = np.asarray(rest, np.float64)
+  vertices = np.asarray(vertices, np.float64)
+  whole = result.fit_trajectory(vertices, rest)
+  motions = np.tile(whole[:, None], (1, len(parents), 1, 1))
+  for bone, parent in enumerate(parents):
+    rows = np.flatnonzero(weights[:, bone] > 0)
+    if len(rows) >= _FEWEST:
+      motions[:, bone] = result.fit_trajectory(
+        vertices[:, rows], rest[rows], weights[rows, bone] ** 2
+      )
+    elif parent >= 0:
+      motions[:, bone] = motions[:, parent]
+  skin = Skin(rest, weights, motions[..., :3, :3], motions[..., :3, 3], np.inf)
+  joints = np.asarray(joints, np.float64)
+  rig = Rig(skin, np.asarray(parents), joints, joints, np.zeros(len(joints)))
+  return dataclasses.replace(rig, skin=_fit_poses(rig, skin, vertices))
+
+
+def _fit_poses(rig: Rig, skin: Skin, vertices: np.ndarray) -> Skin:
+  """The skin in the poses that hold joints together, with its error."""
+  poses = [
+    _fit_pose(rig, skin, frame, index) for index, frame in enumerate(vertices)
+  ]
+  return skinning.with_motion(
+    skin,
+    np.stack([pose[0] for pose in poses]),
+    np.stack([pose[1] for pose in poses]),
+    vertices,
+  )
 
 
 def _fit_pose(

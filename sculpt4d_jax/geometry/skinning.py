@@ -158,9 +158,25 @@ def with_new_weights(skin: Skin, vertices: np.ndarray) -> Skin:
   frames = _thinned(len(vertices), SkinSettings().max_frames)
   bones = _Bones(skin.rotations[frames], skin.translations[frames])
   weights = solve_weights(skin.rest, vertices[frames], bones)
-  posed = pose(skin.rest, weights, skin.rotations, skin.translations)
+  skin = dataclasses.replace(skin, weights=weights)
+  return with_motion(skin, skin.rotations, skin.translations, vertices)
+
+
+def with_motion(
+  skin: Skin,
+  rotations: np.ndarray,
+  translations: np.ndarray,
+  vertices: np.ndarray,
+) -> Skin:
+  """The skin with other motions of its bones, and its error to [F, V, 3]."""
+  posed = pose(skin.rest, skin.weights, rotations, translations)
   rms = float(np.sqrt(((posed - vertices) ** 2).sum(-1).mean()))
-  return dataclasses.replace(skin, weights=weights, rms=rms / _size(vertices))
+  return dataclasses.replace(
+    skin,
+    rotations=rotations,
+    translations=translations,
+    rms=rms / _size(vertices),
+  )
 
 
 def _size(vertices: np.ndarray) -> float:

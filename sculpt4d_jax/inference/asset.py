@@ -24,9 +24,11 @@ from sculpt4d_jax.geometry import textured_mesh
 from sculpt4d_jax.geometry.registration import result
 from sculpt4d_jax.inference import asset_colours
 from sculpt4d_jax.inference import asset_pictures
+from sculpt4d_jax.inference import given_files
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import staged
+from sculpt4d_jax.io.assets import given_asset
 from sculpt4d_jax.io.meshes import bvh
 from sculpt4d_jax.io.meshes import textured_glb
 from sculpt4d_jax.io.meshes import textured_usd
@@ -39,7 +41,7 @@ Registered = result.Registered
 TexturedMesh = textured_mesh.TexturedMesh
 PathLike = str | os.PathLike
 
-GLB, SKIN_GLB = "registered.glb", "registered_skin.glb"
+GLB, SKIN_GLB = given_files.GLB, given_files.SKIN_GLB
 USD, SKELETON_USD = "registered.usdc", "registered_skeleton.usdc"
 BVH, VERTICES, REPORT = "registered.bvh", "vertices.npz", "registration.json"
 OVERLAY, TURNTABLE, FIGURE = "overlay.mp4", "turntable.mp4", "figure.png"
@@ -122,6 +124,7 @@ def make_asset(
   errors: np.ndarray | None = None,
   title: str = "Sculpt4D",
   details: dict[str, Any] | None = None,
+  given: given_asset.GivenAsset | None = None,
   log: run_log.RunLog | None = None,
 ) -> Asset:
   """Makes the asset and writes its files, all of them or none.
@@ -142,6 +145,8 @@ def make_asset(
       shares of the size, [F, V]; the viewer shows them as a heat map.
     title: Title of the viewer's page.
     details: Added to registration.json.
+    given: The asset whose mesh was registered. Its materials are kept, so no
+      colours are taken from the video, and so is its skeleton.
     log: Times the stages.
 
   Returns:
@@ -175,12 +180,14 @@ def make_asset(
     )
   with log.stage("bake the texture"):
     video = None
-    if camera is not None and options.texture != "none":
+    if camera is not None and options.texture != "none" and given is None:
       video = asset_colours.Video(frames, masks, camera)
     parts, seen = asset_colours.colour(segments, video, options, rig)
-  report = _report(registered, camera, rig, options, seen) | (details or {})
+  report = _report(registered, camera, options, seen) | (details or {})
   with log.stage("write the asset"), staged.staged_folder(folder) as staging:
-    _write_models(staging, parts, rig, trajectory, options, fps, times, report)
+    report |= _write_models(
+      staging, parts, rig, registered, options, fps, times, given
+    )
     _write_pictures(staging, parts, frames, camera, options, fps)
     text = _viewer_page(
       parts, rig, trajectory, frames, errors, fps, times, title
@@ -237,13 +244,19 @@ def _write_models(
   staging: pathlib.Path,
   parts: Sequence[TexturedMesh],
   rig: bone_tree.Rig | None,
-  trajectory: np.ndarray,
+  registered: Registered,
   options: AssetOptions,
   fps: float,
   times: Sequence[float] | None,
-  report: dict[str, Any],
-) -> None:
-  textured_glb.write_morph(staging / GLB, parts, fps, times=times)
+  given: given_asset.GivenAsset | None,
+) -> dict[str, Any]:
+  """Writes the files; returns what the report says about the skeleton."""
+  report: dict[str, Any] = {}
+  trajectory = registered.trajectory
+  if given is None:
+    textured_glb.write_morph(staging / GLB, parts, fps, times=times)
+  else:
+    report = given_files.write(staging, given, registered, fps, times=times)
   if rig is not None:
     textured_glb.write_skin(
       staging / SKIN_GLB, parts[0], rig, fps, trajectory=trajectory, times=times
@@ -252,10 +265,12 @@ def _write_models(
     turn, shift = trajectory[:, :3, :3], trajectory[:, None, :3, 3]
     still = np.einsum("fyx,fvy->fvx", turn, mesh.vertices - shift)
     held = bone_tree.hold_together(rig, still)
-    report["skeleton"]["rms_held_together"] = held.skin.rms
+    report["skeleton"] = _skeleton_report(rig) | {
+      "rms_held_together": held.skin.rms
+    }
     bvh.write_bvh(staging / BVH, held, fps, trajectory=trajectory)
   if not options.usd:
-    return
+    return report
   try:
     textured_usd.write_points(staging / USD, parts, fps, times=times)
     if rig is not None:
@@ -269,6 +284,7 @@ def _write_models(
       )
   except ImportError as error:
     logging.warning("%s is left out: %s", USD, error)
+  return report
 
 
 def _write_pictures(
@@ -338,7 +354,6 @@ def _write_vertices(staging: pathlib.Path, registered: Registered) -> None:
 def _report(
   registered: Registered,
   camera: camera_fit.FittedCamera | None,
-  rig: bone_tree.Rig | None,
   options: AssetOptions,
   seen: dict[str, Any],
 ) -> dict[str, Any]:
@@ -372,11 +387,13 @@ def _report(
       "frame_ious": camera.frame_ious.tolist(),
       "warning": camera.warning,
     }
-  if rig is not None:
-    report["skeleton"] = {
-      "bones": rig.num_bones,
-      "parents": rig.parents.tolist(),
-      "rms": rig.skin.rms,
-      "spreads": rig.spreads.tolist(),
-    }
   return report
+
+
+def _skeleton_report(rig: bone_tree.Rig) -> dict[str, Any]:
+  return {
+    "bones": rig.num_bones,
+    "parents": rig.parents.tolist(),
+    "rms": rig.skin.rms,
+    "spreads": rig.spreads.tolist(),
+  }

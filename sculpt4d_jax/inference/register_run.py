@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
+from absl import logging
 import numpy as np
 
 from sculpt4d_jax.errors import UserError
@@ -16,6 +17,7 @@ from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import registering
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import paths
+from sculpt4d_jax.io.assets import given_asset
 from sculpt4d_jax.io.matting import crop
 from sculpt4d_jax.io.meshes import sequence_input
 
@@ -58,7 +60,8 @@ def run(
     output: Folder for the results; made if missing.
     log: Log that times the stages.
     key: Number of the frame whose topology is taken, or "auto".
-    mesh: File of a mesh whose topology is kept instead.
+    mesh: File of a mesh that is registered instead. Its topology is kept; of
+      a GLB or glTF file also materials, texture coordinates and skeleton.
     max_faces: Face budget of the frames, at least 4.
     video: Clip that gives colours; None gives none.
     bones: Number of bones, "auto", or "0" for no skeleton.
@@ -81,17 +84,25 @@ def run(
   outputs.check_writable(output)
   with log.stage("read meshes"):
     sequence = sequence_input.read(source)
-    given = mesh and sequence_input.read_mesh(mesh)
+    given, own_mesh = _read_own(mesh) if mesh else (None, None)
   registered = registering.register(
     sequence.meshes,
     key=None if key == "auto" else int(key),
-    mesh=given,
+    mesh=own_mesh,
     max_faces=max_faces,
     log=log,
   )
+  if given is not None:
+    registered = _coloured(registered, given.colours)
+    if given.skeleton is not None and settings.bones:
+      logging.warning(
+        "--bones is left out: %s has a skeleton, which is kept.", mesh
+      )
+      settings = dataclasses.replace(settings, bones=0)
   summary = registering.summary(registered)
   if video is None and not settings.bones:
-    return registering.write(output, registered, sequence, log), summary
+    files = registering.write(output, registered, sequence, log, given)
+    return files, summary
   frames, masks = _read_video(video, len(sequence.meshes), log)
   made = asset.make_asset(
     registered,
@@ -104,9 +115,33 @@ def run(
     errors=_errors(registered, sequence.meshes),
     title=sequence.name,
     details=registering.record(registered, sequence, log),
+    given=given,
     log=log,
   )
   return made.files, summary
+
+
+def _read_own(
+  path: paths.PathLike,
+) -> tuple[given_asset.GivenAsset | None, mesh_lib.TriangleMesh]:
+  """A user's mesh; with all that it brings, if it is a glTF asset."""
+  if not str(path).lower().endswith((".glb", ".gltf")):
+    return None, sequence_input.read_mesh(path)
+  try:
+    given = given_asset.read(path)
+  except given_asset.AssetError as error:
+    raise UserError(f"{path}: {error}") from error
+  return given, given.mesh
+
+
+def _coloured(
+  registered: result.Registered, colours: np.ndarray
+) -> result.Registered:
+  """The registration with colours of the vertices [V, 3]."""
+  mesh = dataclasses.replace(registered.mesh, colours=colours)
+  return dataclasses.replace(
+    registered, mesh=mesh, segments=result.one_segment(mesh)
+  )
 
 
 def _errors(

@@ -26,11 +26,13 @@ from sculpt4d_jax.geometry.registration import own_mesh
 from sculpt4d_jax.geometry.registration import result
 from sculpt4d_jax.geometry.registration import sequence
 from sculpt4d_jax.geometry.registration import settings as settings_lib
+from sculpt4d_jax.inference import given_files
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.io import staged
+from sculpt4d_jax.io.assets import given_asset
 from sculpt4d_jax.io.meshes import sequence_input
 from sculpt4d_jax.io.meshes import textured_glb
 from sculpt4d_jax.io.meshes import usd
@@ -91,6 +93,7 @@ def write(
   registered: Registered,
   source: MeshSequence,
   log: run_log.RunLog | None = None,
+  given: given_asset.GivenAsset | None = None,
 ) -> list[paths.StorePath]:
   """Writes the files of a registration.
 
@@ -100,6 +103,8 @@ def write(
     registered: Result of the registration.
     source: Sequence that was registered; gives the times.
     log: Its stages go into registration.json.
+    given: The asset whose mesh was registered; its materials and skeleton are
+      kept, and a skeleton gives registered_skin.glb too.
 
   Returns:
     The paths.
@@ -110,15 +115,7 @@ def write(
   log = log or run_log.RunLog(progress=False)
   with staged.staged_folder(folder, replaces=["registered.*"]) as staging:
     with log.stage("write registration", 3) as bar:
-      parts = [
-        textured_mesh.TexturedMesh(
-          segment.mesh, first_frame=segment.first_frame
-        )
-        for segment in registered.segments
-      ]
-      textured_glb.write_morph(
-        staging / GLB, parts, source.fps, times=source.times, name=source.name
-      )
+      details = _write_glb(staging, registered, source, given)
       bar.update()
       outputs.write_optional(
         USD,
@@ -132,12 +129,43 @@ def write(
       bar.update()
       with atomic.atomic_write(staging / VERTICES) as file:
         np.savez(file, **arrays(registered))
-    content = json.dumps(record(registered, source, log), indent=2) + "\n"
+    content = record(registered, source, log) | details
+    content = json.dumps(content, indent=2) + "\n"
     atomic.write_bytes(staging / RECORD, content.encode())
     names = sorted(
       path.name for path in staging.iterdir() if path.name[0] != "."
     )
   return [paths.of(folder) / name for name in names]
+
+
+def _write_glb(
+  staging: paths.PathLike,
+  registered: Registered,
+  source: MeshSequence,
+  given: given_asset.GivenAsset | None,
+) -> dict[str, Any]:
+  """Writes the GLB files; returns what the record says about them."""
+  if given is not None:
+    return given_files.write(
+      staging,
+      given,
+      registered,
+      source.fps,
+      times=source.times,
+      name=source.name,
+    )
+  parts = [
+    textured_mesh.TexturedMesh(segment.mesh, first_frame=segment.first_frame)
+    for segment in registered.segments
+  ]
+  textured_glb.write_morph(
+    paths.of(staging) / GLB,
+    parts,
+    source.fps,
+    times=source.times,
+    name=source.name,
+  )
+  return {}
 
 
 def shown_frames(registered: Registered) -> list[TriangleMesh]:

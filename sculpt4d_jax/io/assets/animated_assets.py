@@ -146,7 +146,7 @@ class AnimatedAsset:
     self._attachments = attachments
     self.copyright = ""
     self._gltf, self._scene, self._num_files = None, None, 0
-    with _as_asset_errors():
+    with as_asset_errors():
       self.clips = self._open()
     if not self.clips:
       raise AssetError("the asset has no animation.")
@@ -191,7 +191,7 @@ class AnimatedAsset:
     Raises:
       AssetError: The asset is malformed.
     """
-    with _as_asset_errors():
+    with as_asset_errors():
       if self._gltf is not None:
         return gltf_animation.evaluate(
           self._gltf, clip, times, attachments=self._attachments
@@ -207,7 +207,7 @@ class AnimatedAsset:
 
 
 @contextlib.contextmanager
-def _as_asset_errors():
+def as_asset_errors():
   """What a malformed file makes Python raise, as one sentence."""
   try:
     yield

@@ -102,7 +102,7 @@ def evaluate(
       not finite, or more of anything than is allowed.
   """
   asset.budget.used = 0  # Of this clip alone.
-  scene = _Scene(asset)
+  scene = Scene(asset)
   seed = int.from_bytes(hashlib.sha256(clip.name.encode()).digest()[:4])
   nodes = scene.mesh_nodes(attachments, seed)
   animation = asset.item("animations", clip.index)
@@ -128,7 +128,7 @@ def rest_mesh(asset: gltf_container.GltfFile) -> mesh_lib.TriangleMesh:
       not finite, or more of anything than is allowed.
   """
   asset.budget.used = 0
-  scene = _Scene(asset)
+  scene = Scene(asset)
   nodes = scene.mesh_nodes("all", 0)
   [vertices] = scene.play({}, np.zeros(1), nodes)
   faces, count = [], 0
@@ -139,7 +139,7 @@ def rest_mesh(asset: gltf_container.GltfFile) -> mesh_lib.TriangleMesh:
   return mesh_lib.TriangleMesh(vertices, np.concatenate(faces))
 
 
-class _Scene:
+class Scene:
   """The nodes that the default scene reaches, parents before children."""
 
   def __init__(self, asset: gltf_container.GltfFile):
@@ -235,7 +235,7 @@ class _Scene:
   ) -> np.ndarray:
     """World positions of all vertices of some nodes, float32 [F, V, 3]."""
     tracks = _tracks(self.asset, animation, times)
-    worlds = self._worlds(tracks, len(times))
+    worlds = self.world_transforms(tracks, len(times))
     counts = [sum(p.num_vertices for p in self.primitives(n)) for n in nodes]
     total, limits = sum(counts), self.asset.limits
     if total > limits.vertices:
@@ -255,7 +255,9 @@ class _Scene:
       raise AssetError(f"{bad:,} of {total:,} vertices are not finite.")
     return result
 
-  def _worlds(self, tracks, num_frames: int) -> dict[int, np.ndarray]:
+  def world_transforms(
+    self, tracks: dict, num_frames: int
+  ) -> dict[int, np.ndarray]:
     """World transforms, float64 [F, 4, 4], by node."""
     self.asset.budget.take(
       128 * num_frames * len(self.order), "the nodes' transforms"

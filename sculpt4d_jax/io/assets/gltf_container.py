@@ -226,7 +226,7 @@ class GltfFile:
     """Bytes of a buffer view, and its stride or 0."""
     view = self.item("bufferViews", index)
     name = f"buffer view {index}"
-    buffer = self._buffer(view.get("buffer"))
+    buffer = self.buffer_bytes(view.get("buffer"))
     offset = whole(view, "byteOffset", name, default=0)
     length = whole(view, "byteLength", name)
     stride = whole(view, "byteStride", name, default=0)
@@ -237,7 +237,8 @@ class GltfFile:
       )
     return memoryview(buffer)[offset : offset + length], stride
 
-  def _buffer(self, index: Any) -> bytes:
+  def buffer_bytes(self, index: Any) -> bytes:
+    """All bytes of a buffer; at least as many as it claims."""
     buffer = self.item("buffers", index)
     if index not in self._buffers:
       if "uri" in buffer:

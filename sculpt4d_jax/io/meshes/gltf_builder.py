@@ -28,13 +28,16 @@ class GltfBuilder:
     document: The JSON document; `glb_bytes` adds the buffer.
   """
 
-  def __init__(self):
-    self.document: dict[str, Any] = {
+  def __init__(
+    self, document: dict[str, Any] | None = None, content: bytes = b""
+  ):
+    """Starts with nothing, or with a document and its only buffer's bytes."""
+    self.document = document or {
       "asset": {"version": "2.0", "generator": "sculpt4d_jax"},
       "scene": 0,
     }
-    self._chunks: list[bytes] = []
-    self._size = 0
+    self._chunks = [padded(content, b"\0")]
+    self._size = len(self._chunks[0])
 
   def add(self, list_name: str, entry: Any) -> int:
     """Appends to a list of the document; returns the entry's number."""

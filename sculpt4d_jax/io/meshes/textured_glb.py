@@ -71,7 +71,7 @@ def write_morph(
   """
   num_frames = _check(path, parts, fps)
   builder = gltf_builder.GltfBuilder()
-  animation = _Animation(builder, num_frames, fps, times)
+  animation = Animation(builder, num_frames, fps, times)
   for index, part in enumerate(parts):
     node = builder.add("nodes", _morph_node(builder, part, index))
     if part.mesh.num_frames > 1:
@@ -115,7 +115,7 @@ def write_skin(
       f" mesh {num_frames} of {part.mesh.num_vertices}."
     )
   builder = gltf_builder.GltfBuilder()
-  animation = _Animation(builder, num_frames, fps, times)
+  animation = Animation(builder, num_frames, fps, times)
   # The mesh at the top: a skinned mesh's own node has no effect.
   builder.add("nodes", {"name": "mesh", "mesh": 0, "skin": 0})
   first_joint = 2
@@ -168,7 +168,7 @@ def _finish(
   builder: gltf_builder.GltfBuilder,
   path: PathLike,
   roots: list[int],
-  animation: "_Animation",
+  animation: "Animation",
   name: str,
 ) -> None:
   builder.document["scenes"] = [{"nodes": roots}]
@@ -177,7 +177,7 @@ def _finish(
   atomic.write_bytes(path, builder.glb_bytes(os.fspath(path)))
 
 
-class _Animation:
+class Animation:
   """Samplers and channels; key times are shared between nodes."""
 
   def __init__(
@@ -197,7 +197,7 @@ class _Animation:
     count = part.mesh.num_frames
     weights = np.eye(count)[:, 1:]  # Frame 0 is the base: no target.
     weights = np.concatenate([weights, weights[-1:]])
-    self._add(node, "weights", self._frames_of(part), weights.reshape(-1))
+    self.add(node, "weights", self._frames_of(part), weights.reshape(-1))
 
   def add_motion(
     self, node: int, rotations: np.ndarray, places: np.ndarray
@@ -207,7 +207,7 @@ class _Animation:
     quaternions = continuous_quaternions(rotations)
     for path, values in (("rotation", quaternions), ("translation", places)):
       values = np.concatenate([values, values[-1:]])
-      self._add(node, path, frames, values)
+      self.add(node, path, frames, values)
 
   def add_visibility(self, node: int, part: TexturedMesh) -> None:
     keys = {0: 0.0, part.first_frame: 1.0, part.last_frame + 1: 0.0}
@@ -215,13 +215,13 @@ class _Animation:
       keys[self.num_frames] = 1.0  # Held to the animation's end.
     frames = tuple(sorted(keys))
     scales = np.repeat([[keys[frame]] for frame in frames], 3, axis=1)
-    self._add(node, "scale", frames, scales, "STEP")
+    self.add(node, "scale", frames, scales, "STEP")
 
   def _frames_of(self, part: TexturedMesh) -> tuple[int, ...]:
     """Frames of a part, and the end of its last one."""
     return (*range(part.first_frame, part.last_frame + 1), part.last_frame + 1)
 
-  def _add(
+  def add(
     self,
     node: int,
     path: str,
@@ -229,6 +229,7 @@ class _Animation:
     values: np.ndarray,
     interpolation: str = "LINEAR",
   ) -> None:
+    """A channel whose values are reached when the given frames start."""
     if frames not in self._times:
       self._times[frames] = self.builder.add_accessor(
         self.edges[list(frames)], bounds=True
