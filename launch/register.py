@@ -7,12 +7,17 @@ a frame), an animated GLB or a USD file. OUTPUT gets registered.glb (morph
 targets), registered.usdc, vertices.npz and registration.json, which says of
 every frame how well it was registered; frames that failed are named.
 
-Your own mesh, its topology kept:  --mesh=my.glb
+Your own mesh moves instead:       --mesh=my.glb
 A key frame of your choice:        --key=5
 Fewer faces:                       --max_faces=10000
 Colours from its video:            --video=my.mp4 [--texture=first|all]
                                    [--shading=unlit|lit]
 A skeleton:                        --bones=auto, or a number
+
+Of your own GLB or glTF file vertices, faces, texture coordinates, materials and
+skeleton stay as they are: registered.glb is that file with a morph target a
+frame, registered_skin.glb the same with its skeleton in motion. Of PLY, OBJ and
+STL the order of vertices and faces stays.
 
 With a video or bones OUTPUT also gets a figure, a viewer page and a turntable;
 with a video the mesh over it (overlay.mp4); with bones registered_skin.glb,
@@ -39,7 +44,10 @@ _KEY = flags.DEFINE_string(
   "key", "auto", "Number of the frame whose topology is taken, or auto."
 )
 _MESH = flags.DEFINE_string(
-  "mesh", None, "Mesh (PLY, OBJ, STL, GLB) whose topology is kept instead."
+  "mesh",
+  None,
+  "Your mesh (GLB, glTF, PLY, OBJ, STL), which is moved instead; a GLB's"
+  " materials and skeleton are kept.",
 )
 _MAX_FACES = flags.DEFINE_integer(
   "max_faces", None, "Face budget of the frames.", lower_bound=4

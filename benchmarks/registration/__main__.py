@@ -17,11 +17,14 @@ README for where anyone gets them. Rows:
   families   one clip of every procedural family
   fox        Fox Run
   assets     Fox Walk, and two motions of each KayKit character
+  own        Fox.glb as the user's own mesh, registered to its Run; the
+             errors are those of its vertices
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import pathlib
 import resource
+import tempfile
 import time
 
 from absl import flags
@@ -32,8 +35,12 @@ from launch import program
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import tracking_metrics
 from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry.registration import own_mesh
 from sculpt4d_jax.geometry.registration import result
 from sculpt4d_jax.geometry.registration import sequence
+from sculpt4d_jax.inference import given_files
+from sculpt4d_jax.io.assets import animated_assets
+from sculpt4d_jax.io.assets import given_asset
 
 _ROWS = flags.DEFINE_list("rows", ["quadruped"], "Rows of the table.")
 _ASSETS = flags.DEFINE_string("assets", None, "Folder of animated assets.")
@@ -144,9 +151,39 @@ def _asset_clips() -> Iterator[tuple[str, str]]:
 
 
 def _asset(name: str, clip: str) -> sequences.TrackedSequence:
+  return sequences.asset(_asset_path(name), clip, 10_000)
+
+
+def _asset_path(name: str) -> pathlib.Path:
   if not _ASSETS.value:
     raise UserError("--assets is missing: the folder of animated assets.")
-  return sequences.asset(pathlib.Path(_ASSETS.value) / name, clip, 10_000)
+  return pathlib.Path(_ASSETS.value) / name
+
+
+def _own() -> None:
+  """How far a user's vertices, and their skeleton's, are from the truth."""
+  path = _asset_path("khronos/Fox.glb")
+  tracked = _asset("khronos/Fox.glb", "Run")
+  truth = sequences.played(path, "Run", len(tracked.meshes)).vertices
+  given = given_asset.read(path)
+  start = time.process_time()
+  found = own_mesh.register_mesh(given.mesh, tracked.meshes)
+  seconds = (time.process_time() - start) / (len(truth) - 1)
+  size = float((truth.max((0, 1)) - truth.min((0, 1))).max())
+  with tempfile.TemporaryDirectory() as folder:
+    given_files.write(folder, given, found, fps=1.0)
+    for name in (given_files.GLB, given_files.SKIN_GLB):
+      written = animated_assets.AnimatedAsset(
+        pathlib.Path(folder) / name, attachments="all"
+      )
+      moved = written.play(written.clips[0], range(len(truth))).vertices
+      errors = np.linalg.norm(moved - truth, axis=-1) / size
+      print(
+        f"{tracked.name + ', ' + name:<40} mean {100 * errors.mean():.2f}"
+        f" p95 {100 * np.quantile(errors, 0.95):.2f} s {seconds:.2f}"
+        f" {_verdicts(found)}",
+        flush=True,
+      )
 
 
 _PRINTERS: dict[str, Callable[[], None]] = {
@@ -159,6 +196,7 @@ _PRINTERS: dict[str, Callable[[], None]] = {
   "families": _families,
   "fox": lambda: measure(_asset("khronos/Fox.glb", "Run")),
   "assets": _assets,
+  "own": _own,
 }
 
 

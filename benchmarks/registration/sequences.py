@@ -99,13 +99,7 @@ def asset(
   num_frames: int = 16,
 ) -> TrackedSequence:
   """A clip of an animated asset, made watertight and meshed anew a frame."""
-  source = animated_assets.AnimatedAsset(path, attachments="none")
-  names = [clip.name for clip in source.clips]
-  if clip_name not in names:
-    raise UserError(f"{path} has no clip {clip_name!r}, only {names}.")
-  clip = source.clips[names.index(clip_name)]
-  times = np.linspace(clip.start, clip.end, num_frames)
-  moving = deforming_mesh.normalise(source.play(clip, times))
+  moving = played(path, clip_name, num_frames)
   settings = watertight.WatertightSettings(resolution=resolution)
   repair, _ = watertight.plan_repair(moving, settings, np.random.default_rng(0))
   meshes = []
@@ -129,6 +123,19 @@ def asset(
   truth = truth[:, worst < 1.2 * settings.cell][:, :NUM_POINTS]
   name = f"{path.stem} {clip_name}"
   return TrackedSequence(name, meshes, truth.astype(np.float32))
+
+
+def played(
+  path: pathlib.Path, clip_name: str, num_frames: int
+) -> deforming_mesh.DeformingMesh:
+  """A clip of an animated asset with its own topology, normalised."""
+  source = animated_assets.AnimatedAsset(path, attachments="none")
+  names = [clip.name for clip in source.clips]
+  if clip_name not in names:
+    raise UserError(f"{path} has no clip {clip_name!r}, only {names}.")
+  clip = source.clips[names.index(clip_name)]
+  times = np.linspace(clip.start, clip.end, num_frames)
+  return deforming_mesh.normalise(source.play(clip, times))
 
 
 _field = jax.jit(signed_distance.signed_distance)

@@ -8,10 +8,13 @@ from sculpt4d_jax.geometry.registration import settings as settings_lib
 from sculpt4d_jax.inference import registering
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.assets import animated_assets
+from sculpt4d_jax.io.assets import given_asset
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.meshes import sequence_input
 from sculpt4d_jax.io.meshes import usd
 from tests.geometry.registration import shapes
+from tests.io.meshes import given_assets
 
 TriangleMesh = mesh_lib.TriangleMesh
 SMALL = settings_lib.Settings(
@@ -97,3 +100,31 @@ def test_failed_frames_are_named(cubes):
   )
   assert record["frames"][1]["verdict"] == "failed"
   json.dumps(record, allow_nan=False)
+
+
+def test_a_given_asset_comes_back_with_its_skeleton_moved(tmp_path):
+  given_assets.write(tmp_path / "mine.glb")
+  given = given_asset.read(tmp_path / "mine.glb")
+  asset = animated_assets.AnimatedAsset(
+    tmp_path / "mine.glb", attachments="all"
+  )
+  played = asset.play(asset.clips[0], [0.0, 0.2, 0.4])
+  frames = list(played.frames())
+  registered = registering.register(
+    frames, key=0, mesh=given.mesh, settings=SMALL
+  )
+  paths = registering.write(
+    tmp_path / "out", registered, _source(frames), given=given
+  )
+  assert "registered_skin.glb" in [path.name for path in paths]
+  record = json.loads((tmp_path / "out/registration.json").read_text())
+  assert record["skeleton"]["source"] == "the given mesh"
+  assert record["skeleton"]["rms"] < 0.02
+  for name in ("registered.glb", "registered_skin.glb"):
+    written = animated_assets.AnimatedAsset(
+      tmp_path / "out" / name, attachments="all"
+    )
+    moved = written.play(written.clips[0], np.arange(3) / 8)
+    np.testing.assert_array_equal(moved.faces, played.faces)
+    error = np.linalg.norm(moved.vertices - played.vertices, axis=-1)
+    assert error.mean() < 0.02

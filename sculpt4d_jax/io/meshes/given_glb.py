@@ -151,6 +151,7 @@ def write_skin(
     _local(builder.document["nodes"][number], local[0])
     builder.document["nodes"][number]["scale"] = scale.tolist()
     animation.add_motion(number, turns, places)
+  _lift_skinned(asset, builder.document)
   kept = builder.document.get("animations", [])
   builder.document["animations"] = [animation.entry(name), *kept]
   atomic.write_bytes(path, builder.glb_bytes(os.fspath(path)))
@@ -207,6 +208,25 @@ def _start(
   document["scenes"] = [scene | {"nodes": [top]}]
   document["scene"] = 0
   return builder, top
+
+
+def _lift_skinned(asset: GivenAsset, document: dict[str, Any]) -> None:
+  """Puts skinned meshes at the scene's top, as the specification advises.
+
+  The places of their own nodes and of those above have no effect.
+  """
+  nodes = document["nodes"]
+  for number in sorted({p.node for p in asset.parts if p.is_skinned}):
+    if nodes[number].get("children"):
+      continue
+    for node in nodes:
+      if number in node.get("children", []):
+        node["children"].remove(number)
+        if not node["children"]:
+          del node["children"]
+    for key in ("translation", "rotation", "scale", "matrix"):
+      nodes[number].pop(key, None)
+    document["scenes"][0]["nodes"].append(number)
 
 
 def _local(

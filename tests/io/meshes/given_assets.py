@@ -26,7 +26,7 @@ def write(path: pathlib.Path) -> None:
   bar = shapes.box((2, 0.4, 0.3), (20, 4, 3))
   share = np.clip(bar.vertices[:, 0] / 0.4 + 0.5, 0, 1)
   weights = np.stack([1 - share, share, 0 * share, 0 * share], 1)
-  joints = np.tile([0, 1, 0, 0], (bar.num_vertices, 1))
+  joints = np.where(weights > 0, [0, 1, 0, 0], 0)
   box = shapes.box((0.2, 0.2, 0.2), (2, 2, 2))
   meshes = []
   for mesh, more in (

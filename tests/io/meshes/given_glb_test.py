@@ -105,9 +105,7 @@ def test_the_skeleton_gives_every_frame_back(tmp_path, asset):
     tmp_path / "a.glb", asset, _worlds(asset), PLACEMENT, FPS
   )
   played, clips = _play(tmp_path / "a.glb")
-  np.testing.assert_allclose(
-    played.vertices, _placed(_posed(asset)), atol=1e-5
-  )
+  np.testing.assert_allclose(played.vertices, _placed(_posed(asset)), atol=1e-5)
   assert [clip.name for clip in clips] == ["sculpt4d", "wave"]
 
 
