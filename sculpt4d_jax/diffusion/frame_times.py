@@ -1,11 +1,11 @@
-"""Training times of single frames, so that a model can be given known frames.
+"""Training times of single frames, for models that accept known frames.
 
-Of the clips of a batch some have one time for all frames, as in training
-without this; some have a few known frames, near time 1 and left out of the
-loss; and some have an independent time for every frame.
+Some clips of a batch have one time for all frames, as usual; some have a few
+known frames, with times near 1 and left out of the loss; and some have an
+independent time for every frame.
 
-Known frames come from a little below time 1: sampled frames, which the model
-will be given, are not exactly data either.
+Times of known frames are slightly below 1, because the sampled frames that the
+model receives later are not exactly data either.
 
 Source: Chen et al., Diffusion Forcing, 2024.
 """
@@ -28,13 +28,14 @@ PRNGKey = array_types.PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class FrameTimesConfig:
-  """Shares of the clips; see the module's docstring.
+  """Fractions of the clips; see the module's docstring.
 
   Attributes:
-    known: Share of clips with 1 to F/2 known frames: half of them the first
-      ones, half anywhere.
-    independent: Share of clips whose frames have independent times.
-    clean_from: Known frames have times in [clean_from, 1].
+    known: Fraction of clips with 1 to F/2 known frames: in half of them the
+      first frames, in half any frames.
+    independent: Fraction of clips whose frames have independent times.
+    clean_from: Smallest time of known frames, which is drawn from
+      [clean_from, 1].
   """
 
   known: float = 0.0
@@ -76,14 +77,15 @@ def draw(
 
   Args:
     key: Randomness.
-    time: Time of each clip, for the frames that have no other.
+    time: Time of each clip, for frames without their own.
     num_frames: F. A clip of one frame has no known frame.
-    config: Shares.
+    config: Fractions of clips.
     sampler: Distribution of the independent times.
   """
   num_clips = len(time)
   shape = num_clips, num_frames
   kind_key, count_key, order_key, clean_key, own_key = jax.random.split(key, 5)
+  # One draw decides: [0, known) known frames, then independent, then one time.
   kind = jax.random.uniform(kind_key, (num_clips, 1))
   has_known = (kind < config.known) & (num_frames > 1)
   is_prefix = kind < config.known / 2
@@ -91,6 +93,7 @@ def draw(
     count_key, (num_clips, 1), 1, max(num_frames // 2, 1) + 1
   )
   rank = jnp.broadcast_to(jnp.arange(num_frames), shape)
+  # Ranks of random numbers: a random subset of `count` frames.
   order = jnp.argsort(jax.random.uniform(order_key, shape), -1)
   is_known = has_known & (jnp.where(is_prefix, rank, order) < count)
   own = sampler(own_key, num_clips * num_frames).reshape(shape)

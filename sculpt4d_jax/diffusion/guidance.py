@@ -1,9 +1,9 @@
 """Classifier-free guidance on velocity functions.
 
-Guidance calls a network twice, with and without its context. Two ways to pay
-less depend on the call: outside an interval of time the conditional velocity
-alone is taken, and the difference that guidance adds can be kept for a few
-calls. `scheduled` makes such a velocity.
+Guidance calls a network twice, with and without its context. Two ways to save
+calls depend on the time: outside an interval only the conditional velocity is
+used, and the difference that guidance adds can be reused for a few calls.
+`scheduled` makes such a velocity.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,12 +31,12 @@ EVERYWHERE = (0.0, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class ScheduledVelocity:
-  """A velocity that takes another form at some calls of a sampler.
+  """A velocity with different forms at different calls of a sampler.
 
   Attributes:
     variants: The forms; only those that are used are compiled, each once.
     choose: Times of all calls [calls] -> the form of each, int [calls].
-    initial: Noise -> what the first call remembers; None where nothing is.
+    initial: Noise -> memory of the first call; None if there is no memory.
   """
 
   variants: Sequence[_Variant]
@@ -91,7 +91,7 @@ def combine(
 
 
 def pair_in_one_batch(velocity: VelocityFunction) -> PairFunction:
-  """Both velocities of a function of twice the batch.
+  """Both velocities in one call with twice the batch.
 
   Args:
     velocity: Function of x [2B, ...] and time [2B] that knows the context: of
@@ -108,12 +108,12 @@ def pair_in_one_batch(velocity: VelocityFunction) -> PairFunction:
 def pair_in_turns(
   conditional: VelocityFunction, unconditional: VelocityFunction
 ) -> PairFunction:
-  """Both velocities of two functions: half the memory of one batch."""
+  """Both velocities in two calls, with half the memory of one batch."""
   return lambda x, time: (conditional(x, time), unconditional(x, time))
 
 
 def guided(pair: PairFunction, scale: float | Array) -> VelocityFunction:
-  """Guides at every call; a scale of 1 is the conditional velocity."""
+  """Applies guidance at every call; scale 1 is the conditional velocity."""
   return lambda x, time: combine(*pair(x, time), scale)
 
 
@@ -125,7 +125,7 @@ def scheduled(
   interval: tuple[float, float] = EVERYWHERE,
   keep_difference: int = 1,
 ) -> Velocity:
-  """Guides at some calls only.
+  """Applies guidance at some calls only.
 
   Args:
     pair: Conditional and unconditional velocity.

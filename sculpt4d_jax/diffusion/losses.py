@@ -34,5 +34,5 @@ def squared_error_per_frame(
 def squared_error(
   prediction: Float[Array, " B *shape"], target: Float[Array, " B *shape"]
 ) -> Float[Array, ""]:
-  """Flow matching's loss: mean squared error, all times weighted alike."""
+  """Flow matching loss: mean squared error, equally weighted over time."""
   return squared_error_per_clip(prediction, target).mean()

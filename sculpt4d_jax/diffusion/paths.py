@@ -4,8 +4,8 @@ Time t runs from 0, noise x0 ~ N(0, 1), to 1, data x1:
 
     x_t = t x1 + (1 - t) x0        velocity = dx_t / dt = x1 - x0
 
-This direction holds in the whole package; schedules grow from 0 to 1. Many
-other libraries count the other way.
+This direction is used in the whole package; schedules increase from 0 to 1.
+Many other libraries use the opposite direction.
 
 Source: Hunyuan3D 2.1, flow matching; Liu et al., Flow Straight and Fast, 2022.
 """
@@ -39,7 +39,7 @@ def predict_data(
   velocity: Float[Array, " B *shape"],
   time: Float[Array, " B"],
 ) -> Float[Array, " B *shape"]:
-  """Where the path through x at `time` with this velocity ends, at t = 1."""
+  """End at t = 1 of the path through x at `time` with this velocity."""
   return x + (1 - _expand(time, x.shape)) * velocity
 
 

@@ -1,8 +1,8 @@
 """Integrates a velocity from noise (time 0) to data (time 1).
 
-A sampler takes a velocity function (x [B, ...], time [B]) -> velocity and knows
-no network. Guidance wraps that function; see `guidance.py`. To add a sampler,
-write its solver in `solvers/` and name it in SAMPLERS.
+A sampler takes a velocity function (x [B, ...], time [B]) -> velocity and is
+independent of the network. Guidance wraps that function; see `guidance.py`. To
+add a sampler, write its solver in `solvers/` and add it to SAMPLERS.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,8 +31,8 @@ SAMPLERS: Mapping[str, calls_lib.Solver] = {
   "heun": heun.solver,
 }
 
-# First time of the reference's scheduler where it is given no times: one of
-# its thousand training steps.
+# First time of the reference's scheduler if it is given no times: one of its
+# thousand training steps.
 SCHEDULER_START = 0.001
 
 
@@ -43,22 +43,22 @@ def euler_times(
   skip_zero_step: bool = True,
   start: float = 0.0,
 ) -> np.ndarray:
-  """Times of a sampler's intervals, growing from 0 to 1.
+  """Times of a sampler's intervals, increasing from 0 to 1.
 
   Hunyuan3D 2.1 spaces `num_steps` times evenly, both ends included, shifts them
   by t <- shift t / (1 + (shift - 1) t) and appends another 1: its last call of
   the model has a step of zero length and changes nothing.
 
   Args:
-    num_steps: Calls of the model in the reference's count, at least 2.
-    shift: Positive. Above 1 it moves times towards the data, so that steps are
-      long near the noise and short near the data: 3 makes four steps of .5,
-      .25, .15, .1. Below 1 it does the reverse, and 1/3 is what others call a
-      shift of 3 towards the noise.
-    skip_zero_step: Leaves the appended 1 and its useless call out.
-    start: First time before the shift. 0 is pure noise, and what the released
-      pipeline asks for; SCHEDULER_START is what the reference's scheduler does
-      by itself.
+    num_steps: Number of calls of the model as the reference counts them, at
+      least 2.
+    shift: Positive factor. Above 1 it moves times towards the data, so that
+      steps are long near the noise and short near the data: 3 makes four steps
+      of .5, .25, .15, .1. Below 1 it does the reverse; 1/3 is what others call
+      a shift of 3 towards the noise.
+    skip_zero_step: Whether to leave out the appended 1 and its useless call.
+    start: First time before the shift. 0 is pure noise, as in the released
+      pipeline; SCHEDULER_START is the default of the reference's scheduler.
 
   Returns:
     [num_steps], or [num_steps + 1] with the last 1 twice; float32. The sampler
@@ -82,10 +82,10 @@ def euler_times(
 
 
 def calls_of(name: str, times: np.ndarray) -> calls_lib.Calls:
-  """The calls that a sampler makes on the way through growing times.
+  """The calls that a sampler makes for increasing times.
 
   Raises:
-    ValueError: Unknown sampler, or times that are not one growing list.
+    ValueError: The sampler is unknown, or times are not one increasing list.
   """
   times = np.asarray(times, np.float32)
   if times.ndim != 1 or times.shape[0] < 2:
@@ -107,7 +107,7 @@ def integrate(
   return_trajectory: bool = False,
   on_call: Callable[[int], None] | None = None,
 ) -> Float[Array, "..."]:
-  """Follows the velocity from noise to data.
+  """Integrates the velocity from noise to data.
 
   All calls are one `lax.scan`, so that the model is compiled once; a scheduled
   velocity is compiled once in each form that is used.
@@ -120,8 +120,8 @@ def integrate(
     calls: Calls from `calls_of`.
     return_trajectory: Returns the noise and the state after each call,
       [calls + 1, B, ...], instead.
-    on_call: Called from inside the compiled loop with the number of calls that
-      are done.
+    on_call: Callback, called from inside the compiled loop with the number of
+      finished calls.
 
   Returns:
     x at the last time, like `noise`.
@@ -133,6 +133,7 @@ def integrate(
     time, state, point, form, number = call
     start = x if y is None else y
     answer, memory = ask(start, jnp.full(x.shape[:1], time), form, memory)
+    # Updates are computed in float32: small steps would vanish in bfloat16.
     answer = answer.astype(jnp.float32)
     if on_call is not None:
       _report(on_call, number, answer)
@@ -143,6 +144,7 @@ def integrate(
         change = change + weights[1] * last
       return (x.astype(jnp.float32) + change).astype(noise.dtype)
 
+    # Only solvers that evaluate elsewhere carry a second state.
     y = advanced(point) if calls.asks_elsewhere else None
     x = advanced(state)
     carry = x, y, answer if calls.uses_memory else None, memory
@@ -163,7 +165,8 @@ def integrate(
 
 
 def _report(on_call, number, answer):
-  """Tells the host the number of a call, once its result is ready."""
+  """Reports the number of a call to the host, once its result is ready."""
+  # Depends on the result, or XLA could report before computing it.
   number = number + (0.0 * answer.ravel()[0]).astype(number.dtype)
   jax.debug.callback(lambda n: on_call(int(n)), number)
 
@@ -172,6 +175,7 @@ def _asked(velocity, noise, times):
   """A function (x, time, form, memory), the form of each call, the memory."""
   if not isinstance(velocity, guidance.ScheduledVelocity):
     return (lambda x, time, form, memory: (velocity(x, time), None)), None, None
+  # The schedule is known before compiling, so only forms in use are compiled.
   used, forms = np.unique(velocity.choose(times), return_inverse=True)
   variants = [velocity.variants[index] for index in used]
   memory = velocity.initial(noise)
@@ -193,9 +197,9 @@ def euler(
   *,
   return_trajectory: bool = False,
 ) -> Float[Array, "..."]:
-  """Follows the velocity with x <- x + (t_next - t) velocity(x, t).
+  """Integrates the velocity with x <- x + (t_next - t) velocity(x, t).
 
-  Arguments are those of `integrate`; times grow, as those of `euler_times`.
+  See `integrate` for the arguments; times increase, as from `euler_times`.
   """
   return integrate(
     velocity,

@@ -1,8 +1,8 @@
-"""Velocities that know how far a step goes, so that few steps are enough.
+"""Velocities that depend on the step length, so that few steps suffice.
 
-A shortcut velocity v(x, t, d) leads from x at time t to the state at t + d in one
-step of length d; v(x, t, 0) is the velocity of the flow. Two half steps must
-lead where one step leads,
+A shortcut velocity v(x, t, d) leads from x at time t to the state at t + d in
+one step of length d; v(x, t, 0) is the velocity of the flow. Two half steps
+must lead to the same state as one step,
 
     v(x, t, d) = (v(x, t, d/2) + v(x + d/2 v(x, t, d/2), t + d/2, d/2)) / 2,
 
@@ -32,14 +32,14 @@ MAX_HALVINGS = 5
 
 
 class Steps(NamedTuple):
-  """Where steps begin and how long they are, each [B]."""
+  """Start times and lengths of steps, each [B]."""
 
   time: Array
   step: Array
 
 
 def draw(key: PRNGKey, num_clips: int) -> Steps:
-  """Draws steps: all lengths alike, beginning at a multiple of the length."""
+  """Draws steps: uniform over lengths, starting at a multiple of the length."""
   length_key, start_key = jax.random.split(key)
   halvings = jax.random.randint(length_key, (num_clips,), 0, MAX_HALVINGS + 1)
   count = 2**halvings
@@ -50,7 +50,7 @@ def draw(key: PRNGKey, num_clips: int) -> Steps:
 def target(
   velocity: ShortcutVelocity, x: Float[Array, " B *shape"], steps: Steps
 ) -> Float[Array, " B *shape"]:
-  """The mean velocity of two half steps; not to be differentiated."""
+  """Mean velocity of two half steps, without gradient."""
   half = steps.step / 2
   # The shortest half step is that of the flow itself.
   asked = jnp.where(half < 2.0**-MAX_HALVINGS, 0.0, half)

@@ -1,4 +1,4 @@
-"""Draws the training times, one a clip, in [0, 1] (0 noise, 1 data)."""
+"""Draws training times, one for each clip, in [0, 1] (0 noise, 1 data)."""
 
 from collections.abc import Callable
 import math
@@ -16,7 +16,7 @@ TimeSampler = Callable[[PRNGKey, int], Array]
 
 
 def uniform(key: PRNGKey, batch_size: int) -> Float[Array, " B"]:
-  """Uniform on [0, 1): what Hunyuan3D 2.1 trains with."""
+  """Uniform on [0, 1), as in the training of Hunyuan3D 2.1."""
   return jax.random.uniform(key, (batch_size,))
 
 
@@ -61,7 +61,7 @@ def get(
   logit_std: float = 1.0,
   shift: float = 1.0,
 ) -> TimeSampler:
-  """The sampler a configuration names: "uniform" or "logit_normal".
+  """The sampler with the name "uniform" or "logit_normal".
 
   Raises:
     ValueError: Unknown name, or settings out of range.

@@ -1,8 +1,8 @@
-"""Windows of a long clip: where they lie, and velocities averaged over them.
+"""Windows of a long clip, and velocities averaged over them.
 
-A model that was trained on W frames is asked about W frames at a time, with
-positions 0 to W - 1, whatever the clip's length. Windows overlap, so that one
-window's frames fit the next one's.
+A model that was trained on W frames is applied to W frames at a time, at
+positions 0 to W - 1, whatever the clip's length. Windows overlap, so that
+consecutive windows match.
 
 Source of the averaged velocity: Bar-Tal et al., MultiDiffusion, 2023.
 """
@@ -30,15 +30,16 @@ _WithContext = Callable[[Array, Array, Any], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-  """How a long clip is cut.
+  """Division of a long clip into windows.
 
   Attributes:
-    size: Frames of a window, W; best the number that the model was trained on.
-    overlap: Frames that a window shares with the one before.
-    kind: "sequential" makes one window after the other, whose overlap is known
-      from the one before: the memory of one window, and no end is needed.
-      "averaged" denoises the whole clip at once, and averages the velocities of
-      a frame over its windows: the smoothest seams.
+    size: Number of frames of a window, W; best the number that the model was
+      trained on.
+    overlap: Number of frames that a window shares with the previous one.
+    kind: "sequential" samples one window after the other, with the overlap
+      known from the previous one: it needs the memory of one window, and works
+      on endless streams. "averaged" denoises the whole clip at once, and
+      averages the velocities of a frame over its windows: the smoothest seams.
   """
 
   size: int
@@ -78,8 +79,8 @@ def averaged(
 ) -> Callable[[Array, Array], Array]:
   """The velocity of a whole clip, averaged over windows.
 
-  Windows are computed one after the other: activations are those of one. A
-  window counts more in its middle than at its ends.
+  Windows are computed one after the other, with the activations of one at a
+  time. A window has more weight in its middle than at its ends.
 
   Args:
     velocity: Velocity of one window.
@@ -92,6 +93,8 @@ def averaged(
     num_frames = x.shape[1]
     size = min(windows.size, num_frames)
     starts = windows.starts(num_frames)
+    # 1, 2, ... 2, 1: frames in the middle of a window see neighbours on both
+    # sides. Never 0, as the clip's ends are in one window only.
     ramp = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1))
     total = np.zeros(num_frames)
     for start in starts:
@@ -106,6 +109,7 @@ def averaged(
       part = cut(sum_, 1) + ramp * answer.astype(jnp.float32)
       return lax.dynamic_update_slice_in_dim(sum_, part, start, 1), None
 
+    # A scan, so that one window is compiled and held in memory.
     sum_ = jnp.zeros(x.shape, jnp.float32)
     sum_, _ = lax.scan(add, sum_, jnp.asarray(starts))
     return sum_ / _over(jnp.asarray(total, jnp.float32), x.ndim)

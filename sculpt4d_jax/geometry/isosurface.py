@@ -1,28 +1,28 @@
-"""The surface of a field: where to evaluate it, and marching cubes.
+"""Extracts the surface of a field: adaptive evaluation and marching cubes.
 
 A grid of resolution R has R + 1 points an axis, from -bounds to bounds; arrays
-are indexed [x, y, z]. Fields are positive inside, and faces come out wound
+are indexed [x, y, z]. Fields are positive inside, and faces are wound
 counter-clockwise seen from outside.
 
 Evaluating every point of a fine grid is wasteful, as only points near the
 surface matter. `coarse_to_fine_field` halves the resolution until it falls
 below `min_resolution`, evaluates that grid, and on each finer grid only points
 near those where the coarser one changes sign or is close to the level. In mode
-"exact" it then follows the surface: as long as a cell that the surface crosses
-has a corner that was not evaluated, its corners are. Each piece of surface that
-is found is therefore found whole, and equals the dense grid's to the bit. A
-piece can be missed only if no point of the coarser grid lies within `band` of
-the level near it.
+"exact" it then follows the surface: while a cell that the surface crosses has a
+corner that was not evaluated, its corners are evaluated. Each connected piece
+of surface that is found is therefore found completely, and equals the dense
+grid's to the bit. A piece can be missed only if no point of the coarser grid
+near it lies within `band` of the level.
 
 Mode "lean" gives the same surface from a fraction of the points: it follows the
-surface from where the coarser grid puts it, see `near_surface.py`, and
+surface from its position on the coarser grid, see `near_surface.py`, and
 evaluates no point twice.
 
-Where the released code of Hunyuan3D 2.1 does something else, the defaults are
-what a user wants, and named options repeat the original:
+Where the released code of Hunyuan3D 2.1 behaves differently, the defaults are
+the better choice, and named options reproduce the original:
 
   mode="flashvdm"           coarsest grid rounded to a multiple of 4 less 1, so
-                            that 380 cells are evaluated where 384 are asked for
+                            that 380 cells are evaluated if 384 are requested
   mode="hunyuan3d"          its hierarchical decoder, which rounds coordinates
                             to whole numbers: every point of a refined grid has
                             the value at one and the same place
@@ -91,7 +91,7 @@ def dense_field(
   bounds: float = 1.01,
   chunk_size: int = 32768,
 ) -> GridField:
-  """Evaluates every point of a grid; arguments as `coarse_to_fine_field`."""
+  """Evaluates every point of a grid; see `coarse_to_fine_field`."""
   _check_grid(resolution, bounds, chunk_size)
   evaluated = np.ones((resolution + 1,) * 3, bool)
   values = np.empty(evaluated.shape, np.float32)
@@ -111,29 +111,29 @@ def coarse_to_fine_field(
   mode: Literal["exact", "lean", "flashvdm", "hunyuan3d"] = "exact",
   band_cells: float | None = None,
 ) -> GridField:
-  """Evaluates a field where its surface is.
+  """Evaluates a field near its surface.
 
   Args:
-    evaluate: The field at points, float32 [chunk_size, 3] -> [chunk_size]. It
-      is always called with that size, the last time with padding, so that a
-      jitted function compiles once.
-    resolution: Cells an axis, R.
-    bounds: The grid reaches from -bounds to bounds on each axis.
+    evaluate: Function of points, float32 [chunk_size, 3] -> [chunk_size]. It is
+      always called with that size, padded in the last call, so that a jitted
+      function compiles once.
+    resolution: Number of cells along an axis, R.
+    bounds: Extent of the grid, from -bounds to bounds on each axis.
     level: Value of the field on the surface.
-    band: Points whose value is closer than this to the level are near the
-      surface. It must cover what the field changes within a cell of the
+    band: Largest difference to the level of points that count as near the
+      surface. It must cover the change of the field within a cell of the
       coarsest grid, or thin parts are missed. The default is the released
       model's, for a narrowly truncated distance; where the field is
       distance / width, sqrt(3) * bounds / (width * coarsest resolution) is
       enough, and for a wide one it saves most evaluations.
     min_resolution: The coarsest grid has at least this many cells an axis,
       unless R itself has fewer.
-    chunk_size: Points of a call.
-    mode: "exact" evaluates the resolution asked for and follows the surface;
-      "lean" does the same from fewer points.
-      "flashvdm" repeats the FlashVDM decoder: its coarsest resolution is
-      rounded to a multiple of 4 less 1 and doubled from there (380 where 384
-      is asked for), and what lies beyond the marked points is NaN.
+    chunk_size: Number of points of a call.
+    mode: "exact" evaluates the requested resolution and follows the surface;
+      "lean" does the same from fewer points. "flashvdm" repeats the FlashVDM
+      decoder: its coarsest resolution is rounded to a multiple of 4 less 1 and
+      doubled from there (380 instead of 384), and points that are not marked
+      are NaN.
     band_cells: Replaces `band` for a field that is a true distance: points
       closer to the level than this many cells of the current grid are near the
       surface, so that fine grids are evaluated in a thin layer only. Half the
@@ -163,6 +163,7 @@ def coarse_to_fine_field(
     is_last = fine == resolutions[-1]
     reach = band
     if band_cells is not None:
+      # In units of length, which a true distance has.
       reach = band_cells * 2 * bounds / (len(values) - 1)
     if mode == "lean":
       new = near_surface.hiding_places(values, level, reach, fine)
@@ -172,7 +173,7 @@ def coarse_to_fine_field(
       new &= ~evaluated
       evaluated |= new
     else:
-      # The original adds the level where it should subtract it.
+      # The original adds the level instead of subtracting it.
       marks = _near_surface(values, level if mode == "exact" else -level, reach)
       if not is_last:
         marks = _dilate(marks)
@@ -191,6 +192,7 @@ def coarse_to_fine_field(
       count += _evaluate_where(evaluate, new, values, bounds, chunk_size, axis)
       if mode not in _FOLLOWING:
         break
+      # Each round moves the front by a cell; it stops where the surface closes.
       new = _corners_of_crossed_cells(values, level) & ~evaluated
       evaluated = evaluated | new
   return GridField(values, evaluated, count)
@@ -212,14 +214,14 @@ def extract_surface(
     bounds: The grid reaches from -bounds to bounds on each axis.
     level: Value of the field on the surface.
     vertex_scale: "exact" puts vertices where the field is at the level.
-      "hunyuan3d" repeats a slip in the released code, which divides by R + 1
-      where the grid has R cells: meshes 0.26 % smaller at R = 384, and off
-      the centre.
-    resolution: The R of "hunyuan3d", which the original takes from the request
-      even if FlashVDM evaluated another; None is the grid's.
+      "hunyuan3d" reproduces an error of the released code, which divides by R +
+      1 although the grid has R cells: meshes are 0.26 % smaller at R = 384, and
+      off-centre.
+    resolution: R of "hunyuan3d", which the original takes from the request even
+      if FlashVDM evaluated another one; None is the grid's.
 
   Returns:
-    The mesh, or None where the field does not cross the level.
+    The mesh, or None if the field does not cross the level.
 
   Raises:
     ValueError: The grid is not cubic, has no cell, or an argument is unknown.
@@ -239,7 +241,7 @@ def extract_surface(
   if not inside.any() or not (values <= level).any():
     return None
   if unknown.any():
-    # Any number outside will do: faces that come of it are dropped below.
+    # Any value below the level will do: faces made from it are dropped below.
     values = np.where(unknown, np.float32(level - 1), values)
   vertices, faces, _, _ = measure.marching_cubes(
     values, level, method="lewiner"
@@ -253,6 +255,7 @@ def extract_surface(
   cells_per_side = len(values) - 1
   if vertex_scale == "hunyuan3d":
     cells_per_side = (resolution or cells_per_side) + 1
+  # From indices to coordinates.
   vertices = vertices / cells_per_side * (2 * bounds) - bounds
   # The extractor winds faces clockwise for fields that are positive inside.
   return mesh_lib.TriangleMesh(vertices, faces[:, ::-1])
@@ -263,7 +266,7 @@ def _axis(resolution: int, bounds: float) -> np.ndarray:
 
 
 def _truncated_axis(resolution: int, bounds: float) -> np.ndarray:
-  """Coordinates whose origin and spacing have been cut to whole numbers."""
+  """Coordinates with origin and spacing truncated to whole numbers."""
   spacing = np.trunc(np.float32(2 * bounds / resolution))
   steps = np.arange(resolution + 1, dtype=np.float32)
   return steps * spacing + np.trunc(np.float32(-bounds))
@@ -297,12 +300,12 @@ def _evaluate_where(
   chunk_size: int,
   axis: np.ndarray | None = None,
 ) -> int:
-  """Writes the field into `values` where told; returns the number of points."""
+  """Evaluates the marked points into `values`; returns their number."""
   if axis is None:
     axis = _axis(len(where) - 1, bounds)
   rows = np.flatnonzero(where)
   flat = values.reshape(-1)
-  pending = None  # While a device computes a chunk, the host prepares the next.
+  pending = None  # The host prepares a chunk while the device computes one.
 
   def store(rows, result):
     result = np.asarray(result, np.float32)
@@ -324,6 +327,7 @@ def _evaluate_where(
     points = np.zeros((chunk_size, 3), np.float32)
     indices = np.unravel_index(chunk, where.shape)
     points[: len(chunk)] = np.stack([axis[i] for i in indices], axis=-1)
+    # jax returns before the result is ready; it is stored a chunk later.
     result = evaluate(points)
     if pending is not None:
       store(*pending)
@@ -367,11 +371,12 @@ def _dilate(marks: np.ndarray) -> np.ndarray:
 
 
 def _marks_on_finer_grid(marks: np.ndarray, resolution: int) -> np.ndarray:
-  """Marks at the points nearest in place: at doubled indices, if doubled."""
+  """Marks at the nearest points of a finer grid."""
   coarse = len(marks) - 1
   fine = np.zeros((resolution + 1,) * 3, bool)
   indices = np.nonzero(marks)
-  # Where one grid is not a multiple of the other, both neighbours are marked.
+  # If one resolution is not a multiple of the other, both neighbours are
+  # marked.
   for rounding in (0, coarse - 1):
     fine[tuple((i * resolution + rounding) // coarse for i in indices)] = True
   return fine

@@ -1,16 +1,16 @@
-"""What a coarse grid of a field says about a finer one, so that few points do.
+"""Predicts from a coarse grid where a finer one needs evaluation.
 
-Values between the coarse points are guessed by linear interpolation. Wherever
-the guess puts the surface, the caller evaluates the field, and continues from
-cell to cell as long as a cell that the surface crosses has a corner that is
-only guessed. As neighbours on different sides of the surface have a crossing
-between them whatever the guess, every piece of surface that has a coarse point
-on each side is found whole.
+Values between the coarse points are estimated by linear interpolation. The
+caller evaluates the field where the estimate puts the surface, and continues
+from cell to cell while a cell that the surface crosses has a corner that is
+only estimated. As neighbours on different sides of the surface have a crossing
+between them whatever the estimate, every piece of surface that has a coarse
+point on each side is found completely.
 
-A smaller piece may hide where a point is nearer to the level than its own slope
-makes up for within a cell, and no neighbour lies on the other side to explain
-that. The cells around such points are evaluated in full. What can be missed is a
-piece that no coarse point is inside of, and that lies next to another surface.
+A smaller piece may hide near a point whose value is closer to the level than
+the field can change within a cell, if no neighbour on the other side explains
+this. The cells around such points are evaluated completely. A piece can be
+missed only if no coarse point is inside it and it lies next to another surface.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ _REACH = 0.55
 
 
 def interpolate(values: np.ndarray, resolution: int) -> np.ndarray:
-  """Values of a grid [R+1] * 3 on a finer one, linear along each axis.
+  """Interpolates values of a grid [R+1] * 3 to a finer one, linearly.
 
   Points that both grids have keep their values.
   """
@@ -41,7 +41,7 @@ def interpolate(values: np.ndarray, resolution: int) -> np.ndarray:
 
 
 def on_finer_grid(marks: np.ndarray, resolution: int) -> np.ndarray:
-  """Marks of a grid at the points that a finer grid has in common with it."""
+  """Transfers marks of a grid to the points it shares with a finer grid."""
   coarse = len(marks) - 1
   fine = np.zeros((resolution + 1,) * 3, bool)
   index = np.arange(coarse + 1) * resolution
@@ -54,13 +54,13 @@ def on_finer_grid(marks: np.ndarray, resolution: int) -> np.ndarray:
 def hiding_places(
   values: np.ndarray, level: float, band: float, resolution: int
 ) -> np.ndarray:
-  """Points of a finer grid where a piece of surface may hide.
+  """Finds points of a finer grid where a piece of surface may hide.
 
   Args:
     values: Field on the coarse grid, [R+1] * 3.
     level: Value of the field on the surface.
-    band: Values further than this from the level hide nothing.
-    resolution: Cells an axis of the finer grid.
+    band: Largest difference to the level of values that may hide a piece.
+    resolution: Number of cells along an axis of the finer grid.
 
   Returns:
     Marks, bool [resolution + 1] * 3.

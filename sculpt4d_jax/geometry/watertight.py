@@ -35,26 +35,26 @@ from sculpt4d_jax.geometry import sampling
 DeformingMesh = deforming_mesh_lib.DeformingMesh
 TriangleMesh = mesh_lib.TriangleMesh
 
-# A component of which more than this share of the area is missing from the
-# surface is a sheet as a whole.
+# A component counts as a sheet if more than this fraction of its area is
+# missing from the surface.
 _SHEET_SHARE = 0.5
 _MISSING_CELLS = 1.5
-_FLAT_VOLUME = 1e-4  # Of the volume of a ball with the same area.
+_FLAT_VOLUME = 1e-4  # As a fraction of the volume of a ball with the same area.
 
 
 @dataclasses.dataclass(frozen=True)
 class WatertightSettings:
-  """How fine the surface is.
+  """Settings of the surface.
 
   Attributes:
-    resolution: Cells of the grid a side.
-    bounds: The grid spans +- this.
+    resolution: Number of cells along a side of the grid.
+    bounds: Extent of the grid, from -bounds to bounds on each axis.
     min_resolution: Resolution of the coarsest grid. The field is a true
       distance, so that a coarse grid misses nothing, however thin.
     sheet_cells: Half the thickness that a sheet gets, in cells.
-    fill_cavities: Whether what cannot be reached from outside is filled.
-    test_points: Points that are sampled to find the sheets.
-    chunk_size: Points evaluated at a time.
+    fill_cavities: Whether space that cannot be reached from outside is filled.
+    test_points: Number of points that are sampled to find the sheets.
+    chunk_size: Number of points evaluated at a time.
   """
 
   resolution: int = 256
@@ -81,12 +81,12 @@ class WatertightSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Repair:
-  """What must be known of an animation's faces to close it.
+  """Classification of an animation's faces, needed to close it.
 
   Attributes:
-    flipped: Faces that are wound the wrong way, bool [T].
-    sheets: Faces that get a thickness, bool [T].
-    body: Faces that vote on what is inside, bool [T].
+    flipped: Mask of faces that are wound the wrong way, bool [T].
+    sheets: Mask of faces that get a thickness, bool [T].
+    body: Mask of faces that determine what is inside, bool [T].
   """
 
   flipped: np.ndarray
@@ -95,11 +95,12 @@ class Repair:
 
 
 def find_flipped_faces(mesh: TriangleMesh) -> np.ndarray:
-  """Faces that are to be turned around so that all look outwards, bool [T].
+  """Finds faces that must be flipped so that all face outwards, bool [T].
 
-  Pieces (faces connected by edges, corners at the same place welded) are made
-  consistent, then turned outwards. A closed piece that was wound inwards as a
-  whole and lies inside of the others is the wall of a cavity and stays so.
+  Pieces (faces connected by edges, with corners at the same position welded)
+  are made consistent, then turned outwards. A closed piece that is wound
+  inwards as a whole and lies inside the others is the wall of a cavity and
+  stays unchanged.
   """
   faces = _welded_faces(mesh)
   solid = np.flatnonzero(
@@ -110,6 +111,7 @@ def find_flipped_faces(mesh: TriangleMesh) -> np.ndarray:
   flipped = np.zeros(mesh.num_faces, bool)
   if not len(solid):
     return flipped
+  # Makes windings consistent within a piece, but either way round.
   turned, piece = igl.bfs_orient(faces[solid])
   flipped[solid] = ~_same_cycle(faces[solid], turned)
   areas = np.linalg.norm(mesh.face_cross_products(), axis=1)
@@ -117,10 +119,12 @@ def find_flipped_faces(mesh: TriangleMesh) -> np.ndarray:
     members = solid[piece == number]
     kept = areas[members][~flipped[members]].sum()
     if kept < areas[members].sum() / 2:
-      # Nearer to what the file says: most faces stay as they are.
+      # Of both consistent windings, take the one that keeps more of the area.
       flipped[members] = ~flipped[members]
     part = _with_flips(mesh, flipped).faces[members]
     volume = mesh_distance.signed_volume(TriangleMesh(mesh.vertices, part))
+    # Volume of a ball with the same area (cross products are twice the areas):
+    # a scale for what counts as flat.
     ball = areas[members].sum() ** 1.5 / (6 * np.sqrt(np.pi)) / 2**1.5
     if volume < -_FLAT_VOLUME * ball and not _is_cavity(
       mesh, members, len(solid) == len(members)
@@ -135,6 +139,7 @@ def _is_cavity(mesh, members, is_alone) -> bool:
   others = np.ones(mesh.num_faces, bool)
   others[members] = False
   rest = TriangleMesh(mesh.vertices, mesh.faces[others])
+  # Centres of its faces; nearly all must lie inside the rest.
   corners = mesh.vertices[mesh.faces[members]].mean(1)
   return bool(np.mean(mesh_distance.winding_number(rest, corners) > 0.5) > 0.9)
 
@@ -145,7 +150,7 @@ def plan_repair(
   rng: np.random.Generator,
   frames: Sequence[int] | None = None,
 ) -> tuple[Repair, dict[int, TriangleMesh | None]]:
-  """Finds out what an animation needs to be closed.
+  """Plans how to close an animation.
 
   Args:
     mesh: The animation, in the grid's bounds.
@@ -155,8 +160,9 @@ def plan_repair(
       last.
 
   Returns:
-    The plan, and surfaces that follow it of frames that were looked at, by
-    frame: what `close` would give again. Empty if there are sheets.
+    The plan, and the surfaces of the examined frames (frame -> result of
+    `close`), so that they need not be computed again. Empty if there are
+    sheets, which change them.
   """
   flipped = find_flipped_faces(mesh.rest_mesh())
   everything = np.ones(mesh.num_faces, bool)
@@ -173,6 +179,8 @@ def plan_repair(
     share = np.bincount(piece, missing) / np.maximum(
       np.bincount(piece, sampled), 1
     )
+    # A mostly missing piece is a sheet and must not vote on what is inside, as
+    # its winding numbers mean nothing.
     whole |= (share > _SHEET_SHARE)[piece]
     sheets |= missing > 0
   if not (sheets | whole).any():
@@ -187,10 +195,11 @@ def add_missing(
   settings: WatertightSettings,
   rng: np.random.Generator,
 ) -> Repair | None:
-  """Extends a plan by faces that its surfaces lost in any frame.
+  """Extends a plan by faces that its surfaces lost in some frame.
 
-  Parts that are thicker than a cell where `plan_repair` looked, as a fin that
-  bends, may be thinner in other frames, and the grid then passes them by.
+  Parts that are thicker than a cell in the frames that `plan_repair` examined,
+  such as a fin that bends, may be thinner in other frames, where the grid
+  misses them.
 
   Args:
     mesh: The animation, in the grid's bounds.
@@ -213,7 +222,7 @@ def add_missing(
 def close(
   mesh: TriangleMesh, repair: Repair, settings: WatertightSettings
 ) -> TriangleMesh | None:
-  """The watertight surface of one frame.
+  """Makes the watertight surface of one frame.
 
   Args:
     mesh: A frame of the animation that `repair` was made for.
@@ -230,11 +239,12 @@ def close(
   coarsest = settings.resolution
   while coarsest // 2 >= settings.min_resolution:
     coarsest //= 2
-  # Only near the surface must distances be exact: within a coarse cell.
+  # Distances must be exact near the surface only: within a coarse cell.
   cap = 4 * settings.bounds / coarsest
 
   def field(points):
-    # The grid pads its calls with the origin, for the sake of jitted fields.
+    # The grid pads its calls with the origin (for jitted fields): not
+    # evaluated.
     used = 1 + np.flatnonzero(points.any(axis=1)).max(initial=0)
     result = np.empty(len(points), np.float32)
     result[:used] = distance_field(points[:used])
@@ -245,6 +255,7 @@ def close(
     value = mesh_distance.signed_distance(body, points, cap=cap)
     if not sheet.is_empty:
       distance = mesh_distance.unsigned_distance(sheet, points, cap=cap)
+      # The union of the solid and the slab around the sheet.
       value = np.maximum(value, half_thickness - distance)
     return value
 
@@ -259,10 +270,10 @@ def close(
   values = grid.values
   if settings.fill_cavities:
     values = fill_cavities(values)
-  # Values on the level itself make faces without area.
+  # Values exactly on the level would give faces without area.
   tiny = 1e-4 * settings.cell
   values = np.where(np.abs(values) < tiny, -tiny, values)
-  # What leaves the grid is closed at its sides.
+  # Parts that leave the grid are closed at its sides.
   for axis in range(3):
     for side in (0, -1):
       index = [slice(None)] * 3
@@ -272,7 +283,7 @@ def close(
 
 
 def fill_cavities(values: np.ndarray) -> np.ndarray:
-  """Makes everything positive that is negative and not reached from outside."""
+  """Makes negative regions positive that cannot be reached from outside."""
   outside = values <= 0
   labels, _ = ndimage.label(outside)
   border = np.unique(
@@ -284,12 +295,13 @@ def fill_cavities(values: np.ndarray) -> np.ndarray:
       ]
     )
   )
+  # Every region of "outside" that does not touch the side of the grid.
   cavity = outside & ~np.isin(labels, border)
   return np.where(cavity, np.maximum(np.abs(values), 1e-6), values)
 
 
 def _missing_faces(source, surface, settings, rng):
-  """Samples of each face that the surface lacks, and all samples, [T]."""
+  """Counts samples of each face: missing from the surface, and all [T]."""
   points = sampling.sample_surface(source, settings.test_points, rng)
   missing = np.ones(len(points), bool)
   if surface is not None:
@@ -311,13 +323,13 @@ def _with_flips(mesh: TriangleMesh, flipped: np.ndarray) -> TriangleMesh:
 
 
 def _welded_faces(mesh: TriangleMesh) -> np.ndarray:
-  """Faces [T, 3] whose corners at the same position have one number."""
+  """Faces [T, 3] with one index for all corners at the same position."""
   _, welded = np.unique(mesh.vertices + 0.0, axis=0, return_inverse=True)
   return welded.reshape(-1)[mesh.faces].astype(np.int64)
 
 
 def _pieces(mesh: TriangleMesh) -> np.ndarray:
-  """Number of the piece of each face, by edges of the welded mesh [T]."""
+  """Index of the piece of each face, by edges of the welded mesh [T]."""
   return igl.facet_components(_welded_faces(mesh))[1]
 
 

@@ -38,12 +38,12 @@ _MARKERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A network's tensors in a file, their prefix taken off.
+  """A network's tensors in a file, without their prefix.
 
   Attributes:
-    file: Holds them.
-    prefix: Stands in front of every name in the file.
-    names: The names, without the prefix.
+    file: File that contains them.
+    prefix: Prefix of every name in the file.
+    names: Names without the prefix.
   """
 
   file: tensor_file.TensorFile
@@ -66,13 +66,13 @@ def split(
 
   Args:
     file: The checkpoint.
-    prefixes: Prefix by network, where the file has several copies of one.
+    prefixes: Network -> prefix, if the file has several copies of one.
 
   Returns:
-    The networks, and names that belong to none.
+    The networks, and the names that belong to none.
 
   Raises:
-    CheckpointError: A network comes twice, or two share a prefix.
+    CheckpointError: A network occurs twice, or two share a prefix.
   """
   found = {}
   for part in PARTS:

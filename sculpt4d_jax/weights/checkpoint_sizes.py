@@ -1,11 +1,11 @@
-"""Sizes that a checkpoint's shapes and its config file tell.
+"""Infers sizes from a checkpoint's shapes and its config file.
 
-A preset has to describe the checkpoint that is converted with it. Most sizes
-show in the shapes; `differences` turns those that differ into the flags that
-set them right. A few do not: heads of a network without q/k norm, experts a
-token, the latents' scale. The released folders say them in a config file next
-to the weights, and `check_config_file` holds the preset against it, since a
-wrong one would be a wrong result without an error.
+A preset must match the checkpoint that is converted with it. Most sizes can be
+inferred from shapes; `differences` lists the flags that correct them. Others
+cannot: the heads of a network without q/k norm, experts per token, the latents'
+scale. Released folders have them in a config file next to the weights, and
+`check_config_file` compares the preset with it, as a wrong value would give
+wrong results without an error.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from sculpt4d_jax.weights.tensor_files import tensor_file
 
 CheckpointError = tensor_file.CheckpointError
 
-# Keys of a config.yaml, by the words before the colon, and our fields.
+# Keys of a config.yaml -> our fields.
 _YAML = {
   "dit": {
     "depth": "depth",
@@ -52,7 +52,8 @@ def infer(part: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
 
   Args:
     part: "dit", "vae" or "image_encoder".
-    tensors: Anything with a shape, by name; missing ones are left out.
+    tensors: Name -> object with a shape; fields of missing tensors are left
+      out.
   """
   shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
   return {"dit": _dit, "vae": _vae, "image_encoder": _image_encoder}[part](
@@ -61,7 +62,7 @@ def infer(part: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(part: str, tensors: Mapping[str, Any], config: Any) -> str:
-  """What to say about sizes that differ from the preset's, or ""."""
+  """Message about sizes that differ from the preset's, or ""."""
   flags = [
     f"model.{part}.{field}={value}"
     for field, value in infer(part, tensors).items()
@@ -79,7 +80,7 @@ def check_config_file(part: str, file: pathlib.Path, config: Any) -> None:
   """Compares a preset with the config file next to a checkpoint, if any.
 
   Raises:
-    CheckpointError: They differ; all fields that do are listed.
+    CheckpointError: They differ; all different fields are listed.
   """
   found: dict[str, Any] = {}
   yaml, json_ = file.parent / "config.yaml", file.parent / "config.json"
@@ -123,7 +124,7 @@ def _is_equal(found: Any, ours: Any) -> bool:
 
 
 def _count(shapes, pattern: str) -> int | None:
-  """One more than the largest number that a pattern finds."""
+  """One more than the largest number that matches a pattern."""
   found = [re.match(pattern, name) for name in shapes]
   numbers = [int(match[1]) for match in found if match]
   return max(numbers) + 1 if numbers else None

@@ -1,4 +1,4 @@
-"""Converts released checkpoints: finds them, compares them, writes them."""
+"""Finds released checkpoints, compares them with networks, converts them."""
 
 from collections.abc import Callable, Mapping, Sequence
 import os
@@ -27,20 +27,20 @@ def plan(
   """Finds checkpoints and compares them with networks; writes nothing.
 
   Args:
-    sources: Files, folders, or repositories of Hugging Face (OWNER/NAME). A
-      network that several have is taken from the first.
+    sources: Files, folders, or Hugging Face repositories (OWNER/NAME). A
+      network that several contain is taken from the first.
     configs: Configurations of the networks, by part.
     parts: Names of the networks that are wanted.
     rules: A JSON or TOML file of rules for other names.
-    temporal_heads: Layout of the heads of temporal attention, where the
-      checkpoint does not say it.
+    temporal_heads: Layout of the heads of temporal attention, if the checkpoint
+      does not specify it.
     seed: Seed of the temporal layers that a checkpoint lacks.
     revision: Branch, tag or commit of a repository.
     cache: Folder of downloads; None is huggingface_hub's own.
-    offline: Takes earlier downloads and makes no connection.
+    offline: Whether only earlier downloads are used, without a connection.
 
   Raises:
-    ValueError: A network is missing, or names, shapes or dtypes do not fit.
+    ValueError: A network is missing, or names, shapes or dtypes do not match.
   """
   unknown = set(parts) - set(checkpoint_parts.PARTS)
   if unknown or not parts:

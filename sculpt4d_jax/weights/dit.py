@@ -84,7 +84,7 @@ def _norm(source: str, target: str) -> list[Rule]:
 
 
 def _ends() -> list[Rule]:
-  """What comes before and after the blocks."""
+  """Rules for the layers before and after the blocks."""
   return [
     *_linear("x_embedder", "latent_embedding"),
     *_linear("t_embedder.mlp.0", "time_embedding.mlp.fc1"),

@@ -1,8 +1,8 @@
-"""Our weights as one safetensors file in the published names.
+"""Exports our weights to one safetensors file with the published names.
 
 Names are those of Hunyuan3D 2.1, with the prefixes of its safetensors files, so
-that what was trained here can go back; temporal attention has the names that
-`weights/temporal.py` gives it. Written one tensor at a time.
+that its own code can load models trained here; temporal attention has the names
+of `weights/temporal.py`. Tensors are written one at a time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +22,13 @@ from sculpt4d_jax.weights import vae as vae_weights
 from sculpt4d_jax.weights.tensor_files import safetensors_file
 from sculpt4d_jax.weights.tensor_files import tensor_file
 
-# In front of the names of each network in the file.
+# Prefixes of the names of each network in the file.
 PREFIXES = {
   "dit": "model.",
   "vae": "vae.",
   "image_encoder": "conditioner." + image_encoder_weights.CONDITIONER_PREFIX,
 }
-# In the file's metadata: the factor of the latents, where it was measured.
+# Metadata key of the latents' scale, if it was measured.
 SCALE = "sculpt4d_scale_factor"
 
 
@@ -40,18 +40,18 @@ def export(
   with_temporal: bool = True,
   on_tensor: Callable[[], None] = lambda: None,
 ) -> list[str]:
-  """Writes our weights as one safetensors file in the published names.
+  """Writes our weights to one safetensors file with the published names.
 
   Args:
     folder: Folder written by `pretrained.write` or launch.train.
-    output: The file.
+    output: Output file.
     dtype: Dtype of the result; None keeps that of the folder.
-    with_temporal: Whether temporal attention comes along. Without it the DiT
-      is one that Hunyuan3D 2.1's own code loads.
+    with_temporal: Whether temporal attention is exported. Without it, Hunyuan3D
+      2.1's own code can load the DiT.
     on_tensor: Called after each tensor.
 
   Returns:
-    The names.
+    Names of all tensors.
 
   Raises:
     ValueError: The folder holds no weights of this project.
@@ -66,7 +66,7 @@ def export(
 
   mask = {}
   if "image_encoder" in parts:
-    # Never read, but code that loads strictly asks for it.
+    # Never used, but required by code that loads strictly.
     part = parts["image_encoder"]
     name = PREFIXES["image_encoder"] + "embeddings.mask_token"
     shape = (1, part.config.width)
@@ -106,7 +106,7 @@ def export(
 def table_of(
   name: str, config: Any, with_temporal: bool
 ) -> list[weight_rules.Rule]:
-  """The rules that `export` writes a network by."""
+  """The rules by which `export` writes a network."""
   if name == "dit":
     table = dit_weights.rules(config)
     if with_temporal:
@@ -123,7 +123,7 @@ def _infos(
   part: model_folders.StoredPart,
   dtype: str | None,
 ) -> Mapping[str, tensor_file.TensorInfo]:
-  """Shapes of an export, found with one byte that stands for all numbers."""
+  """Shapes of an export, found with a broadcast of one byte."""
 
   def read(path, index):
     shape = part.shapes[path][len(index) :]

@@ -17,7 +17,7 @@ from sculpt4d_jax.weights import transforms as weight_transforms
 Naming = Literal["transformers4", "transformers5"]
 Rule = weight_rules.Rule
 
-# What the conditioner of Hunyuan3D 2.1 puts before every name.
+# Prefix of every name in the conditioner of Hunyuan3D 2.1.
 CONDITIONER_PREFIX = "main_image_encoder.model."
 # Learned for masked pretraining; no forward pass reads it.
 IGNORE = (r".*embeddings\.mask_token",)

@@ -1,8 +1,8 @@
-"""Weights of one network in one safetensors file that says what it fits.
+"""Weights of one network in a safetensors file with its configuration.
 
-Parameters are stored under their dotted paths, in half precision unless told
-otherwise. The header holds the network's configuration and how it was trained,
-so that weights which do not fit a preset are refused with the reason.
+Parameters are stored under their dotted paths, by default in half precision.
+The header holds the network's configuration and training details, so that
+weights that do not match a preset are refused with the reason.
 """
 
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
 
 _FORMAT = "sculpt4d-1"
-# One entry: the order of several would differ from run to run.
+# One entry, because the order of several would differ between runs.
 _HEADER = "sculpt4d"
-# Fields that change how a network runs, not which weights fit it.
+# Fields that change how a network runs, but not the shapes of its weights.
 _FREE_FIELDS = frozenset(
   {
     "dtype",
@@ -48,7 +48,7 @@ _FREE_FIELDS = frozenset(
 
 
 class ModelFileError(UserError):
-  """A file of weights is missing, damaged, foreign or of another size."""
+  """A file of weights is missing, damaged, not ours or of another size."""
 
 
 def save(
@@ -61,9 +61,9 @@ def save(
   """Writes parameters.
 
   Args:
-    path: The file.
+    path: Output file.
     params: State of the network's parameters.
-    config: Its configuration, a dataclass.
+    config: Configuration of the network, a dataclass.
     details: Description of the training; JSON values.
     dtype: Dtype of the stored numbers.
 
@@ -89,7 +89,7 @@ def save(
 
 
 def as_stored(params: nnx.State, dtype: Any = np.float16) -> nnx.State:
-  """Parameters as they come back from a file of `dtype`, in their own."""
+  """Parameters rounded as by a file of `dtype`, in their own dtype."""
   return jax.tree.map(
     lambda x: np.asarray(x).astype(dtype).astype(x.dtype), params
   )
@@ -101,15 +101,15 @@ def load(
   """Reads parameters.
 
   Args:
-    path: The file.
-    abstract: The network's state, abstract or not; gives names and shapes.
-    config: Its configuration, to be compared with the file's.
+    path: File of weights.
+    abstract: State of the network, abstract or not; gives names and shapes.
+    config: Configuration of the network, compared with the file's.
 
   Returns:
     The state in float32, and the file's details.
 
   Raises:
-    ModelFileError: The file is missing, damaged, foreign or of another size.
+    ModelFileError: The file is missing, damaged, not ours or of another size.
   """
   path = paths.of(path)
   metadata, arrays = _read(path)
@@ -157,7 +157,7 @@ def _name(path) -> str:
 
 
 def fields(config: Any) -> dict[str, Any]:
-  """A configuration as JSON has it: tuples are lists, dtypes are names."""
+  """A configuration as JSON values: tuples as lists, dtypes as names."""
   values = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
@@ -187,7 +187,7 @@ def check_config(path: Any, found: Mapping[str, Any], config: Any) -> None:
   """Compares a stored configuration with a preset's.
 
   Raises:
-    ModelFileError: They differ in what decides which weights fit.
+    ModelFileError: They differ in a field that determines the weights.
   """
   expected = fields(config)
   wrong = [

@@ -1,8 +1,8 @@
-"""Folders of weights, as a training or a conversion writes them.
+"""Folders of weights, written by a training or a conversion.
 
-A training leaves one safetensors file a network (`model_files`), a conversion
-one Orbax checkpoint a network, and sculpt4d.json, which says what they are.
-`load` takes either.
+A training writes one safetensors file for each network (`model_files`), a
+conversion one Orbax checkpoint for each network, and sculpt4d.json, which
+describes them. `load` reads both.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ ModelFileError = model_files.ModelFileError
 
 DESCRIPTION = "sculpt4d.json"
 _FORMAT = "sculpt4d-orbax-1"
-# Leaves in flight while a checkpoint is read; the largest of the released
-# model has 3.2 GB in float32.
+# Memory for leaves in flight while a checkpoint is read; the largest leaf of
+# the released model has 3.2 GB in float32.
 _RESTORE_GB = 4
 
 
@@ -40,7 +40,7 @@ class StoredPart:
   """A network in a folder, read slice by slice.
 
   Attributes:
-    config: Its configuration.
+    config: Configuration of the network.
     shapes: Shapes of its parameters by path.
     dtype: Dtype of the stored numbers.
     details: Known facts about the weights.
@@ -75,17 +75,18 @@ def load(
     folder: Folder of weights, of the user or shipped.
     part: "dit", "vae" or "image_encoder".
     abstract: The network's state, abstract or not; gives names and shapes.
-    config: Its configuration, to be compared with the stored one.
+    config: Configuration of the network, compared with the stored one.
     dtype: Dtype of the result. None is float32 for what launch.train wrote, and
       the stored dtype for converted checkpoints, so that bfloat16 parameters
       reach the device unconverted.
     on_host: Whether the numbers stay on the host, as numpy arrays.
 
   Returns:
-    The state, and what is known about the weights.
+    The state, and details of the weights.
 
   Raises:
-    ModelFileError: They are missing, damaged, foreign or of another size.
+    ModelFileError: The weights are missing, damaged, not ours or of another
+      size.
   """
   folder = _local(folder)
   if not (folder / DESCRIPTION).is_file():
@@ -113,7 +114,7 @@ def load(
 
 
 def open_parts(folder: paths.PathLike) -> dict[str, StoredPart]:
-  """The networks of a folder, to be read slice by slice.
+  """Opens the networks of a folder for reading slice by slice.
 
   Raises:
     ModelFileError: The folder holds none of our weights.
@@ -148,7 +149,7 @@ def open_parts(folder: paths.PathLike) -> dict[str, StoredPart]:
 
 
 def _local(folder: paths.PathLike) -> pathlib.Path:
-  """A folder of weights on this machine: a copy of one in a store."""
+  """A local folder of weights; one in a store is copied first."""
   if paths.is_remote(folder):
     return local_copies.fetch(folder)
   return shipped.find(folder)
@@ -216,7 +217,7 @@ def _restore(folder, shapes, dtype, on_host) -> dict[str, Any]:
 
 
 def _read_some(reader, names, dtype, on_host) -> dict[str, Any]:
-  """Some leaves: Orbax below 0.11.20 restores all or none."""
+  """Reads some leaves, as Orbax below 0.11.20 restores all or none."""
   kind = tensor_file.to_dtype(dtype)
   place = np.asarray if on_host else jax.device_put
   return {
@@ -225,7 +226,7 @@ def _read_some(reader, names, dtype, on_host) -> dict[str, Any]:
 
 
 def _without_temporal(stored, wanted):
-  """The stored shapes, less what a per-frame model leaves in the file."""
+  """The stored shapes, without temporal layers if the model has none."""
   if any(".temporal_attention." in name for name in wanted):
     return stored
   return {n: s for n, s in stored.items() if n in wanted or "temporal" not in n}

@@ -1,11 +1,11 @@
-"""The nearest candidates for names that were not found."""
+"""Suggests similar names for names that were not found."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import difflib
 import re
 
-# Comparing letter by letter is slow: only so many candidates, those that share
-# most components with the name, are compared.
+# Number of candidates that are compared letter by letter, which is slow: those
+# that share most components with the name.
 _COMPARED = 24
 
 

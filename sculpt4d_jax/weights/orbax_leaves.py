@@ -64,10 +64,10 @@ class LeafWriter:
       self._prepare(name)
 
   def write(self, name: str, index: tuple[int, ...], array: np.ndarray) -> None:
-    """Writes the slice `index` of a leaf; once for each.
+    """Writes the slice `index` of a leaf, which may be written only once.
 
     Raises:
-      ValueError: The slice is not one of the leaf's, or not finite.
+      ValueError: The leaf has no such slice, or numbers are not finite.
     """
     shape, axes = self._shapes[name], self._num_axes[name]
     if len(index) != axes or array.shape != shape[axes:]:
@@ -78,13 +78,13 @@ class LeafWriter:
     path = self._slice_path(name, index)
     if path in self._written:
       raise UserError(f"{name}[{index}] was written already.")
-    # Bytes: file objects know no bfloat16.
+    # As bytes, because file objects do not support bfloat16.
     flat = _cast(array, self.dtype).reshape(-1)
     path.write_bytes(flat.view(np.uint8).data)
     self._written.add(path)
 
   def finish(self) -> None:
-    """Checks that every slice has been written."""
+    """Checks that all slices have been written."""
     for name, shape in self._shapes.items():
       for index in np.ndindex(*shape[: self._num_axes[name]]):
         if self._slice_path(name, index) not in self._written:
@@ -114,7 +114,7 @@ class LeafWriter:
 
 
 class LeafReader:
-  """Reads slices of leaves that `LeafWriter` wrote."""
+  """Reads slices of leaves that a `LeafWriter` wrote."""
 
   def __init__(self, folder: pathlib.Path):
     """Reads the headers.
@@ -137,7 +137,7 @@ class LeafReader:
     return {name: tuple(h["shape"]) for name, h in self._headers.items()}
 
   def read(self, name: str, index: tuple[int, ...] = ()) -> np.ndarray:
-    """A slice; its index may be shorter or longer than the stored slices'.
+    """Reads a slice; its index may be shorter or longer than the stored one's.
 
     Raises:
       CheckpointError: A file is missing or damaged.
@@ -160,7 +160,7 @@ class LeafReader:
     """Checks that the files of all slices exist and have the right size.
 
     Raises:
-      CheckpointError: One is not.
+      CheckpointError: A file is missing or has another size.
     """
     for name, header in self._headers.items():
       shape, chunks = header["shape"], header["chunks"]
@@ -201,7 +201,7 @@ def _leading_ones(chunks: list[int]) -> int:
 
 
 def _save(tree, folder: pathlib.Path) -> None:
-  # Without its database of leaves Orbax warns that it finds none to merge.
+  # Without OCDBT, Orbax warns that it finds no database to merge.
   level = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -213,13 +213,13 @@ def _save(tree, folder: pathlib.Path) -> None:
 
 
 def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
-  """Contiguous, in the dtype; rounded to nearest, ties to even."""
+  """Makes an array contiguous and casts it; rounds to nearest even."""
   if not np.isfinite(array).all():
     raise CheckpointError("holds numbers that are not finite")
   made = np.ascontiguousarray(array).astype(
     tensor_file.to_dtype(dtype), copy=False
   )
-  # bfloat16 reaches as far as float32; float64 may not fit.
+  # bfloat16 has the range of float32; only float64 may overflow.
   if array.dtype == np.float64 and not np.isfinite(made).all():
     raise CheckpointError(f"holds numbers that {dtype} cannot")
   return np.ascontiguousarray(made)

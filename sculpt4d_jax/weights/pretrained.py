@@ -1,13 +1,13 @@
-"""Checkpoints of Hunyuan3D 2.1, Sculpt4D and DINOv2 into ours.
+"""Converts checkpoints of Hunyuan3D 2.1, Sculpt4D and DINOv2 into ours.
 
 `plan_conversion` compares files with networks by names and shapes alone; the
-plan describes what goes where; `write` carries it out with one tensor in memory
+plan maps tensors to parameters; `write` executes it with one tensor in memory
 at a time. The result is a folder with an Orbax checkpoint for each network, and
-sculpt4d.json, which says what they are; `model_folders.load` reads it.
-`weights/export.py` goes the other way.
+sculpt4d.json, which describes them; `model_folders.load` reads it.
+`weights/export.py` is the reverse.
 
-Temporal attention that a checkpoint lacks starts from its initial values: its
-output projection is zero, and the 4D model equals the per-frame one.
+If a checkpoint lacks temporal attention, it gets initial values: the output
+projection is zero, so the 4D model equals the per-frame one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,8 +39,7 @@ from sculpt4d_jax.weights.tensor_files import tensor_file
 CheckpointError = tensor_file.CheckpointError
 PARTS = checkpoint_parts.PARTS
 DTYPES = ("bfloat16", "float32")
-# Of our temporal attention, what a checkpoint with temporal attention may lack:
-# biases that are zero then.
+# Biases that a checkpoint with temporal attention may lack; they are then zero.
 _TEMPORAL_BIASES = (
   r"stages\.\d+\.temporal_attention\.out\.bias",
   r"stages\.\d+\.norm_temporal\.bias",
@@ -49,15 +48,15 @@ _TEMPORAL_BIASES = (
 
 @dataclasses.dataclass(frozen=True)
 class PartPlan:
-  """How one network is made.
+  """Plan for one network.
 
   Attributes:
     name: "dit", "vae" or "image_encoder".
-    config: Its configuration.
+    config: Configuration of the network.
     part: Location of its tensors.
     plan: Tensors that fill each parameter.
     shapes: Shapes of our parameters by path.
-    original: The names in the file, by the names that rules see.
+    original: Names that rules see -> names in the file.
   """
 
   name: str
@@ -68,7 +67,7 @@ class PartPlan:
   original: Mapping[str, str]
 
   def describe(self) -> Iterator[str]:
-    """A line for every name on either side."""
+    """One line for every tensor and every parameter."""
     yield f"{self.name}, from {self.part.file.path}:"
     for step in self.plan.steps:
       targets = ", ".join(
@@ -91,11 +90,11 @@ class PartPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-  """How all networks of a checkpoint are made.
+  """Plan for all networks of a checkpoint.
 
   Attributes:
-    parts: One for each network.
-    not_read: Files, or networks in them, that are not needed.
+    parts: Plans of the networks.
+    not_read: Unused files, or unused networks in them.
     seed: Seed of initial values.
   """
 
@@ -138,19 +137,19 @@ def plan_conversion(
   rules: rule_files.RuleFile = rule_files.RuleFile(),
   seed: int = 0,
 ) -> Conversion:
-  """Compares checkpoints with networks.
+  """Compares checkpoints with networks; reads no tensor data.
 
   Args:
-    files: The checkpoints. A network that several hold is taken from the first.
+    files: Checkpoints. A network that several contain is taken from the first.
     configs: Configuration of each network that is wanted, by part.
-    heads: Layout of temporal attention's heads, one of
-      `temporal.HEADS`, where the checkpoint does not say it.
+    heads: Layout of temporal attention's heads, one of `temporal.HEADS`, if the
+      checkpoint does not specify it.
     rules: A user's own rules.
     seed: Seed of the initial values of what a checkpoint lacks.
 
   Raises:
-    CheckpointError: A network is not there, or something has to be said.
-    ValueError: Names, shapes or dtypes do not agree; all are listed.
+    CheckpointError: A network is missing, or an option is needed.
+    ValueError: Names, shapes or dtypes do not match; all are listed.
   """
   if heads not in (None, *temporal_weights.HEADS):
     raise UserError(f"Heads {heads!r}: choose one of {temporal_weights.HEADS}.")
@@ -176,11 +175,14 @@ def plan_conversion(
   made, problems = [], []
   for name, config in configs.items():
     try:
+      # Problems of all networks are collected and reported together.
       made.append(_plan_part(name, config, found[name], heads, rules))
     except CheckpointError:
       raise
     except ValueError as error:
       problems.append(f"{name}, from {found[name].file.path}: {error}")
+  # Names that nobody needs may be a sign of a wrong prefix: an error, unless
+  # the user ignores them.
   if spare and not _all_ignored(spare, rules):
     listed = "\n    ".join(spare)
     problems.append(f"Names that belong to no network:\n    {listed}")
@@ -215,6 +217,7 @@ def write(
   if dtype not in DTYPES:
     raise UserError(f"dtype={dtype!r}: choose one of {DTYPES}.")
   folder = paths.of(folder)
+  # Only a folder that a conversion wrote may be replaced.
   if overwrite and folder.exists():
     if not (folder / model_folders.DESCRIPTION).is_file():
       raise UserError(
@@ -238,7 +241,7 @@ def write(
 
 
 class _Renamed(tensor_file.TensorFile):
-  """A file whose names have passed a user's renames."""
+  """A file with a user's renames applied."""
 
   def __init__(self, file: tensor_file.TensorFile, rules: rule_files.RuleFile):
     self._file = file
@@ -275,6 +278,7 @@ def _plan_part(name, config, part, heads, rules) -> PartPlan:
   if name == "dit":
     table = rules.merge(name, config, dit_weights.rules(config))
     heads = heads or part.file.metadata.get(temporal_weights.METADATA)
+    # A user's rules for temporal attention replace the search for its names.
     if not any("temporal" in t for rule in table for t in rule.targets):
       extra = temporal_weights.find_rules(config, tensors, table, heads)
       optional = _TEMPORAL_BIASES if extra else dit_weights.TEMPORAL
@@ -304,7 +308,7 @@ def _write_part(part: PartPlan, folder, dtype, seed, on_step) -> None:
     for slot in step.slots
   }
   unfilled = part.plan.unfilled
-  axes |= dict.fromkeys(unfilled, 1)  # Stacks of blocks, all of them.
+  axes |= dict.fromkeys(unfilled, 1)  # Temporal layers are stacks of blocks.
   writer = orbax_leaves.LeafWriter(folder, part.shapes, axes, dtype)
   left = [len(step.slots) for step in part.plan.steps]
   done = 0
@@ -312,6 +316,8 @@ def _write_part(part: PartPlan, folder, dtype, seed, on_step) -> None:
     try:
       writer.write(slot.path, slot.index, array)
     except CheckpointError as error:
+      # Slots arrive in the order of the steps, so the count of finished steps
+      # names the tensor that failed.
       names = ", ".join(part.plan.steps[done].sources)
       raise CheckpointError(
         f"{part.part.file.path}: {names} {error}; the checkpoint is damaged."
@@ -327,7 +333,7 @@ def _write_part(part: PartPlan, folder, dtype, seed, on_step) -> None:
 
 
 def _own_details(part: PartPlan) -> dict[str, Any]:
-  """Details of the autoencoder that our exports store with its weights."""
+  """Details that our exports store with the autoencoder's weights."""
   scale = part.part.file.metadata.get(weight_export.SCALE)
   if part.name != "vae" or scale is None:
     return {}
@@ -345,6 +351,7 @@ def _initial_values(part: PartPlan, seed: int):
   for block in range(part.config.depth):
     stage, slot = part.config.locate(block)
     prefix = f"stages.{stage}."
+    # By block, so that values do not depend on how blocks are stacked.
     key = jax.random.fold_in(jax.random.key(seed), block)
     layers = dit_lib.temporal_layers(part.config, rngs=nnx.Rngs(key))
     for name, layer in layers.items():

@@ -1,4 +1,4 @@
-r"""Rules of a user's own for checkpoints whose names are not known here.
+r"""A user's rules for checkpoints with unknown names.
 
 A rule file is JSON or TOML. In TOML:
 
@@ -21,13 +21,12 @@ A rule file is JSON or TOML. In TOML:
     [prefixes]               # Where a file holds two copies of a network.
     dit = "ema.model."
 
-`part` is dit, vae or image_encoder. {block} runs over the blocks of the DiT
-and brings {stage} and {slot}, the block's place in our stacks, along; "blocks"
-lists some of them. {expert} runs over the experts, {layer} over as many layers
-as "layers" says. A rule replaces those of the built-in table that read the same
-sources or fill the same targets. The transforms are identity, linear,
-linear_out, flat, interleaved_heads, stacked_heads, convolution and squeezed;
-see `transforms.py`.
+`part` is dit, vae or image_encoder. {block} runs over the blocks of the DiT,
+with {stage} and {slot}, the block's place in our stacks; "blocks" selects some
+of them. {expert} runs over the experts, {layer} over as many layers as "layers"
+says. A rule replaces built-in rules with the same sources or targets. The
+transforms are identity, linear, linear_out, flat, interleaved_heads,
+stacked_heads, convolution and squeezed; see `transforms.py`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -52,7 +51,7 @@ _RULE_KEYS = ("part", "sources", "targets", "transform", "blocks", "layers")
 
 @dataclasses.dataclass(frozen=True)
 class RuleFile:
-  """What a rule file says; by default nothing.
+  """Content of a rule file; by default empty.
 
   Attributes:
     entries: The rules as written.
@@ -67,13 +66,13 @@ class RuleFile:
   prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def rename(self, name: str) -> str:
-    """A name of the checkpoint as the rules see it."""
+    """Applies the renames to a name of the checkpoint."""
     for pattern, replacement in self.renames:
       name = pattern.sub(replacement, name)
     return name
 
   def merge(self, part: str, config: Any, table: Iterable[Rule]) -> list[Rule]:
-    """The built-in table with this file's rules for a part in it."""
+    """Merges this file's rules for a part into the built-in table."""
     own = [
       rule
       for entry in self.entries
@@ -94,7 +93,7 @@ def read(path: str | pathlib.Path) -> RuleFile:
   """Reads a rule file.
 
   Raises:
-    ValueError: It is no such file; the message says where.
+    ValueError: The file is malformed; the message says where.
   """
   path = pathlib.Path(path)
   try:
@@ -156,7 +155,7 @@ def _check_entry(place, entry) -> None:
 
 
 def _fill(entry: Mapping[str, Any], config: Any) -> list[Rule]:
-  """An entry's rules, the names in braces filled."""
+  """Rules of an entry, with the names in braces filled."""
   name = entry.get("transform", "identity")
   make = weight_transforms.BY_NAME[name]
   sources = _tuple(entry["sources"])

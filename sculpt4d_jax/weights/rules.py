@@ -1,20 +1,20 @@
-"""Maps checkpoints in another naming onto our parameters, and back.
+"""Maps checkpoints with other names to our parameters, and back.
 
 A checkpoint is a mapping from names to arrays in PyTorch's layout (a Linear's
 weight is [out, in]); ours is a tree of parameters, addressed by dotted paths,
-where equal layers are stacked along a leading axis. A table of rules says which
-names make which parameters:
+where equal layers are stacked along a leading axis. A table of rules maps names
+to parameters:
 
     Rule("norm.weight", "norm.scale")
     Rule("layers.{layer}.fc.weight", "layers.fc.kernel[{layer}]", linear())
 
 Names in braces are filled by `Rule.fill(layer=3)`; a path that ends in [i] or
-[i,j] is that slice of a stacked parameter. A rule may take several arrays and
-make several, as a fused projection does.
+[i,j] is that slice of a stacked parameter. A rule may take and make several
+arrays, for instance of a fused projection.
 
-`plan` compares a table with the shapes on both sides before any number is read;
-`Plan.run` then takes the arrays one rule at a time. `convert` does both for
-what fits into memory, `export` goes the other way.
+`plan` compares a table with the shapes on both sides before any data is read;
+`Plan.run` then converts one rule at a time. `convert` does both for checkpoints
+that fit into memory, `export` is the reverse.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,13 +43,13 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """Names of a checkpoint that make up one of our parameters.
+  """Maps names of a checkpoint to parameters.
 
   Attributes:
-    sources: One name or several; kept as a tuple.
-    targets: One path or several, each maybe with the slice of a stack; kept as
-      a tuple.
-    transform: Layout change; by default the arrays are taken as they are.
+    sources: Name or names in the checkpoint; stored as a tuple.
+    targets: Path or paths of parameters, optionally with a slice of a stack;
+      stored as a tuple.
+    transform: Change of layout; None leaves the arrays unchanged.
   """
 
   sources: str | tuple[str, ...]
@@ -70,7 +70,7 @@ class Rule:
 
 
 class Slot(NamedTuple):
-  """Where an array goes: a parameter, the slice of it, the slice's shape."""
+  """Destination of an array: parameter, index and shape of its slice."""
 
   path: str
   index: tuple[int, ...]
@@ -79,7 +79,7 @@ class Slot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """A rule that fits: its arrays' names and where they go."""
+  """A checked rule: names of its arrays and their destinations."""
 
   sources: tuple[str, ...]
   slots: tuple[Slot, ...]
@@ -88,12 +88,12 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A table that fits a checkpoint and a model.
+  """A table that has been checked against a checkpoint and a model.
 
   Attributes:
     steps: Steps in the table's order.
-    unfilled: Our paths that no rule fills, which was allowed.
-    ignored: The checkpoint's names that no rule takes, which was allowed.
+    unfilled: Paths of our parameters that no rule fills, as allowed.
+    ignored: Names of the checkpoint that no rule takes, as allowed.
   """
 
   steps: tuple[Step, ...]
@@ -103,7 +103,7 @@ class Plan:
   def run(
     self, read: Callable[[str], np.ndarray]
   ) -> Iterator[tuple[Slot, np.ndarray]]:
-    """Reads array by array and yields what goes where."""
+    """Reads array by array; yields destinations and converted arrays."""
     for step in self.steps:
       arrays = tuple(np.asarray(read(name)) for name in step.sources)
       shapes = tuple(slot.shape for slot in step.slots)
@@ -122,16 +122,16 @@ def plan(
   """Compares a table with a checkpoint and a model.
 
   Args:
-    rules: The table, all names filled.
-    checkpoint: Anything with a shape and a dtype, by name.
+    rules: Table with all names filled.
+    checkpoint: Name -> object with a shape and a dtype.
     shapes: Shape of each of our parameters by path; see `param_shapes`.
-    ignore: Patterns (re.fullmatch) of checkpoint names that no rule needs.
-    optional: Patterns of our paths that no rule needs to fill.
-    hint: Said first if they do not agree.
+    ignore: Patterns (re.fullmatch) of checkpoint names that may be unused.
+    optional: Patterns of our paths that may be unfilled.
+    hint: Text that leads the error message.
 
   Raises:
-    ValueError: The checkpoint, the table and the model do not agree. All
-      differences are listed together, with the nearest names.
+    ValueError: The checkpoint, the table and the model do not match. All
+      differences are listed, with the most similar names.
   """
   planner = _Planner(checkpoint, shapes)
   for rule in rules:
@@ -148,18 +148,18 @@ def convert(
   optional: Sequence[str] = (),
   dtype: Any = np.float32,
 ) -> dict[str, np.ndarray]:
-  """Builds parameters from a checkpoint of arrays; arguments as `plan`.
+  """Builds parameters from a checkpoint of arrays; see `plan`.
 
   Args:
     rules: The table.
     checkpoint: Arrays by name.
     shapes: Our shapes by path.
-    ignore: Names that no rule needs.
-    optional: Paths that no rule needs to fill.
+    ignore: Patterns of names that may be unused.
+    optional: Patterns of paths that may be unfilled.
     dtype: Dtype of the result.
 
   Returns:
-    Arrays by path, for all paths that are filled.
+    Arrays of all filled paths.
   """
   checkpoint = {name: np.asarray(array) for name, array in checkpoint.items()}
   plan_ = plan(rules, checkpoint, shapes, ignore=ignore, optional=optional)
@@ -174,7 +174,7 @@ def convert(
 def export(
   rules: Iterable[Rule], params: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-  """Builds a checkpoint in the table's naming from our parameters."""
+  """Builds a checkpoint with the table's names from our parameters."""
 
   def read(path, index):
     if path not in params:
@@ -189,11 +189,11 @@ def export_each(
   rules: Iterable[Rule],
   read: Callable[[str, tuple[int, ...]], np.ndarray],
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """A checkpoint rule by rule, for what does not fit into memory.
+  """Yields a checkpoint rule by rule, for weights larger than memory.
 
   Args:
     rules: The table.
-    read: Gives the slice of a parameter.
+    read: Reads a slice of a parameter, by path and index.
   """
   for rule in rules:
     arrays = tuple(read(*split_path(target)) for target in rule.targets)
@@ -215,10 +215,10 @@ def param_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
 
 
 def set_params(module: nnx.Module, values: Mapping[str, Any]) -> None:
-  """Sets parameters by dotted path, each cast to the dtype it had.
+  """Sets parameters by dotted path, cast to their present dtype.
 
   Raises:
-    ValueError: A path the module does not have, or a wrong shape.
+    ValueError: A path is unknown, or a shape is wrong.
   """
   state = nnx.state(module, nnx.Param)
   params = {_dotted(path): param for path, param in nnx.to_flat_state(state)}
@@ -236,7 +236,7 @@ def set_params(module: nnx.Module, values: Mapping[str, Any]) -> None:
 
 
 class _Planner:
-  """Checks rule by rule and keeps account of what went wrong."""
+  """Checks rule by rule and collects all problems."""
 
   def __init__(self, checkpoint, shapes):
     self.checkpoint = checkpoint
@@ -263,6 +263,8 @@ class _Planner:
     )
     step = Step(rule.sources, slots, rule.transform or identity())
     for slot in slots:
+      # Counted in numbers, not slices: slices of a stack must add up to all of
+      # it.
       filled = self.filled.get(slot.path, 0)
       self.filled[slot.path] = filled + math.prod(slot.shape)
     problem = self._problem(step)
@@ -273,12 +275,13 @@ class _Planner:
     self.steps.append(step)
 
   def _problem(self, step: Step) -> str | None:
-    """What keeps a step from working, found without its numbers."""
+    """The problem of a step, if any; found without its data."""
     infos = [self.checkpoint[name] for name in step.sources]
     for info in infos:
       if str(info.dtype) not in FLOATS:
         return f"expected floating point numbers, got {info.dtype}"
-    # One byte that stands for all: reshapes of it cost nothing.
+    # A broadcast of one byte: transforms of it only change shapes and cost
+    # nothing.
     arrays = tuple(
       np.broadcast_to(np.zeros((), np.int8), tuple(info.shape))
       for info in infos
@@ -290,6 +293,7 @@ class _Planner:
       return str(error)
     for array, shape in zip(made, shapes, strict=True):
       if array.shape != shape:
+        # The most common mistake in a hand-written rule.
         hint = ", the transposed one" if array.shape == shape[::-1] else ""
         return f"expected {shape}, got {array.shape}{hint}"
     return None
@@ -305,12 +309,14 @@ class _Planner:
       for path, shape in self.shapes.items()
       if path not in named and self.filled.get(path, 0) != math.prod(shape)
     ]
+    # Optional parameters may be missing altogether, but not in part.
     allowed = [
       path
       for path in partly
       if matches(path, optional) and path not in self.filled
     ]
     unfilled = [path for path in partly if path not in set(allowed)]
+    # Title, names, and candidates for a hint at the most similar name.
     sections = (
       ("Not in the checkpoint", self.missing, spare),
       ("In the checkpoint, used by no rule", spare, self.missing),

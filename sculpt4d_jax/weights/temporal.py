@@ -1,18 +1,18 @@
-"""Names that temporal attention may have in a checkpoint.
+"""Finds temporal attention in a checkpoint, whose names are not published.
 
-Sculpt4D is a fork of Hunyuan3D 2.1 whose extra names are not published with the
-paper. What a fork of that code would call them is in `ALTERNATIVES`; the extra
-names of a checkpoint are matched against it, block by block alike, and shapes
-decide where names do not. What remains open is asked for:
+Sculpt4D is a fork of Hunyuan3D 2.1, and the names of its extra layers are not
+published with the paper. `ALTERNATIVES` lists likely names; the extra names of
+a checkpoint are matched against them, the same in every block, and shapes
+decide where names are ambiguous. The user must supply the rest:
 
 - The layout of the heads. Hunyuan3D 2.1 joins q, k and v and cuts the result
   into heads afterwards ("interleaved"), and a fork may or may not do so in its
   new layers ("plain": a head's rows are neighbours in each matrix). The shapes
-  are the same, so it has to be said, with --temporal_heads.
+  are the same, so the user must choose with --temporal_heads.
 - Names that are not matched, which a rule file (--rules) can explain.
 
-Our exports use the first alternative of each kind and say which layout they
-have in the file's metadata.
+Our exports use the first alternative of each kind and store the layout in the
+file's metadata.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ HEADS = ("plain", "interleaved")
 # Key of a safetensors file's metadata.
 METADATA = "sculpt4d_temporal_heads"
 
-# By role, the last words of a name.
+# Role -> possible last words of a name.
 ALTERNATIVES: Mapping[str, tuple[str, ...]] = {
   "query": ("to_q", "q_proj", "query", "c_q", "wq", "q"),
   "key": ("to_k", "k_proj", "key", "c_k", "wk", "k"),
@@ -97,17 +97,17 @@ def find_rules(
   known: Sequence[Rule],
   heads: str | None,
 ) -> list[Rule]:
-  """Rules for a checkpoint's extra tensors; none if there are no extra ones.
+  """Finds rules for a checkpoint's extra tensors, if there are any.
 
   Args:
     config: Shape of the DiT.
-    tensors: Anything with a shape, by name.
+    tensors: Name -> object with a shape.
     known: Rules for the other tensors.
-    heads: One of HEADS, or None if it is not known.
+    heads: One of HEADS, or None if unknown.
 
   Raises:
-    CheckpointError: Extra tensors are temporal attention by the look of them,
-      but something about them has to be said.
+    CheckpointError: Extra tensors look like temporal attention, but the user
+      must supply more information.
   """
   taken = {name for rule in known for name in rule.sources}
   extra = {n: t for n, t in tensors.items() if n not in taken}
@@ -140,7 +140,7 @@ def find_rules(
 
 
 def _templates(config, extra) -> list[_Extra]:
-  """Extra tensors that every block has, the block's number left open."""
+  """Extra tensors that occur in every block, with {block} for its number."""
   groups: dict[str, dict[int, tuple[int, ...]]] = {}
   for name, tensor in extra.items():
     found = re.match(r"(.*?\.|)(\d+)(\..*)", name)
@@ -188,7 +188,7 @@ def _problems(config, groups, roles) -> list[str]:
   if not (separate or halves or has("query_key_value")):
     problems.append("no complete set of query, key and value is recognised")
   if separate and (has("query_key_value") or has("key_value")):
-    problems.append("query, key and value come apart and joined")
+    problems.append("query, key and value are both separate and joined")
   for role in ("out", "query_norm", "key_norm", "norm.weight"):
     if not has(role):
       problems.append(f"nothing is recognised as {role.partition('.')[0]}")

@@ -2,8 +2,8 @@
 
 A Linear's weight is [out, in] there and [in, ...out] here; fused projections
 hold the parts of several heads. Every transform has an inverse, so that a table
-of rules serves import and export alike. Transforms move numbers and compute
-nothing: what they do to weights they do to gradients too.
+of rules serves import and export alike. Transforms only move numbers, so they
+apply to gradients as well as to weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class Transform(NamedTuple):
 
 
 def identity() -> Transform:
-  """Arrays as they are."""
+  """Leaves arrays unchanged."""
   return Transform(
     lambda arrays, shapes: arrays, lambda arrays: arrays, "unchanged"
   )

@@ -81,7 +81,7 @@ def _norm(source: str, target: str, index: str = "") -> list[Rule]:
 
 
 def _mlp_and_out(source: str, target: str, index: str = "") -> list[Rule]:
-  """What self- and cross-attention blocks share."""
+  """Rules that self- and cross-attention blocks share."""
   return [
     *_norm(
       f"{source}.attn.attention.q_norm",

@@ -1,8 +1,8 @@
-"""The two-step method of Adams and Bashforth: second order, one call an interval.
+"""Two-step Adams-Bashforth method: second order, one call an interval.
 
-The velocity is extrapolated linearly from this call and the one before, with
-any spacing of times. The first interval, which has no call before it, is
-Euler's.
+The velocity is extrapolated linearly from this call and the previous one, with
+any spacing of times. The first interval, without a previous call, is an Euler
+step.
 
 Source: Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I,
 section III.5 (variable steps).

@@ -1,8 +1,8 @@
-"""A solver of an ordinary differential equation, written as a table.
+"""Solvers of ordinary differential equations, written as tables.
 
-A solver with a fixed schedule is a list of calls of the velocity and, after each
-call, one linear update. With x the state, y the point where the velocity is
-asked, v the answer and m the answer of the call before:
+A solver with a fixed schedule is a list of calls of the velocity and, after
+each call, one linear update. With x the state, y the point where the velocity
+is evaluated, v its value and m the value of the previous call:
 
     v = velocity(y, time)
     x, y = x + state . (v, m), x + point . (v, m)
@@ -34,27 +34,27 @@ class Calls:
 
   @property
   def uses_memory(self) -> bool:
-    """Whether the velocity of the call before matters."""
+    """Whether the velocity of the previous call is used."""
     return bool(self.state[:, 1].any() or self.point[:, 1].any())
 
   @property
   def asks_elsewhere(self) -> bool:
-    """Whether the velocity is asked anywhere but at the state."""
+    """Whether the velocity is evaluated at points other than the state."""
     return not np.array_equal(self.state, self.point)
 
   def __len__(self) -> int:
     return len(self.times)
 
 
-# Growing times [intervals + 1] -> calls.
+# Increasing times [intervals + 1] -> calls.
 Solver = Callable[[np.ndarray], Calls]
 
 
 def at_the_state(times: np.ndarray, weights: np.ndarray) -> Calls:
-  """The calls of a solver that asks at its state, once an interval.
+  """The calls of a solver that evaluates at its state, once an interval.
 
   Args:
-    times: Growing, [intervals + 1].
+    times: Increasing times, [intervals + 1].
     weights: Weights of (v, m), [intervals, 2].
   """
   weights = np.asarray(weights, np.float32)

@@ -1,7 +1,7 @@
 """Heun's method: second order, two calls an interval and one in the last.
 
 Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative
-Models, 2022, algorithm 1, which ends with a step of Euler's too.
+Models, 2022, algorithm 1, which also ends with an Euler step.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from sculpt4d_jax.diffusion.solvers import calls as calls_lib
 
 
 def solver(times: np.ndarray) -> calls_lib.Calls:
-  """Tries Euler's step, then takes the mean of both ends' velocities."""
+  """Takes an Euler step, then the mean of the velocities at both ends."""
   times = np.asarray(times, np.float32)
   call_times, state, point = [], [], []
   for start, end in zip(times[:-2], times[1:-1]):

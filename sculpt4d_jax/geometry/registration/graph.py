@@ -21,7 +21,7 @@ from sculpt4d_jax.geometry.registration import rotations
 from sculpt4d_jax.geometry.registration import settings as settings_lib
 from sculpt4d_jax.geometry.registration import surfaces
 
-# Distance between parts that are not connected, in addition to that in space.
+# Added to the distance in space between parts that are not connected.
 _APART = 10.0
 
 
@@ -59,7 +59,7 @@ class Graph:
     model: The mesh.
     places: Rest positions of the nodes [N, 3].
     near: Nodes that a vertex blends [V, K].
-    weights: Their weights, which sum to one [V, K].
+    weights: Weights of these nodes, which sum to one [V, K].
     edges: Ordered pairs of nodes [E, 2], each in both directions.
     lengths: Rest lengths of the edges in space [E].
   """
@@ -83,8 +83,8 @@ class Graph:
 
   def blend(self, pose: Pose) -> np.ndarray:
     """Positions of all vertices in a pose [V, 3]."""
-    # Sum of w (R (v - g) + g + t), with R v and the rest summed apart: the
-    # products are of nodes' arrays, not of all pairs.
+    # Sum of w (R (v - g) + g + t). R v and the rest are summed separately, so
+    # that products are of nodes' arrays instead of all pairs.
     near, weights = self.near, self.weights[..., None]
     turns = (weights[..., None] * pose.turns[near]).sum(1)
     turned = np.einsum("nyx,nx->ny", pose.turns, self.places)
@@ -93,7 +93,7 @@ class Graph:
     return moved + (weights * offsets[near]).sum(1)
 
   def pose_of(self, vertices: np.ndarray) -> Pose:
-    """The pose that comes closest to given positions of the vertices [V, 3].
+    """The pose that is closest to given positions of the vertices [V, 3].
 
     Each node takes the rigid motion of the vertices that it moves most.
     """
@@ -117,17 +117,17 @@ class Graph:
 
 
 def used(model: surfaces.Model) -> np.ndarray:
-  """Numbers of the vertices that faces use."""
+  """Indices of the vertices that faces use."""
   return np.unique(model.faces)
 
 
 def farthest_vertices(
   vertices: np.ndarray, count: int, candidates: np.ndarray
 ) -> np.ndarray:
-  """Picks vertices one by one, each the farthest from all before.
+  """Selects vertices one by one, each the farthest from all previous ones.
 
-  `geometry/farthest_points.py` does it in jax, which would be compiled anew
-  for every size of mesh.
+  `geometry/farthest_points.py` does this in jax, but would be compiled for
+  every size of mesh.
   """
   points = vertices[candidates]
   distances = np.full(len(points), np.inf)
@@ -142,18 +142,18 @@ def farthest_vertices(
 def surface_distances(model: surfaces.Model, rows: np.ndarray) -> np.ndarray:
   """Distances along the mesh's edges from vertices to all vertices [N, V].
 
-  Between parts that are not connected: the distance in space, and far behind
-  all others.
+  Between parts that are not connected it is the distance in space plus a
+  constant that exceeds all others.
   """
   faces, vertices = model.faces, model.vertices
   edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
   lengths = np.linalg.norm(
     vertices[edges[:, 0]] - vertices[edges[:, 1]], axis=1
   )
-  # Zero would mean "no edge".
+  # In a sparse matrix zero means "no edge".
   lengths = np.maximum(lengths, 1e-9)
   size = (len(vertices), len(vertices))
-  # Edges of two faces would be summed up.
+  # Unique, because entries of an edge of two faces would be summed.
   edges, first = np.unique(np.sort(edges, axis=1), axis=0, return_index=True)
   graph = sparse.csr_array((lengths[first], edges.T), shape=size)
   distances = csgraph.dijkstra(graph, directed=False, indices=rows)
@@ -178,7 +178,7 @@ def _blend(
   close = np.take_along_axis(distances, near, 0)
   reach = np.maximum(close[count:], 1e-9)
   weights = np.maximum(1 - close[:count] / reach, 1e-4) ** 2
-  # A part with few nodes is not moved by others.
+  # A part with few nodes is not moved by nodes of other parts.
   weights[close[:count] >= _APART] = 0.0
   weights[0] = np.maximum(weights[0], 1e-8)
   return near[:count].T, (weights / weights.sum(0)).T
@@ -199,7 +199,7 @@ def _edges(distances: np.ndarray, num_edges: int) -> np.ndarray:
 
 
 def _bridges(distances: np.ndarray) -> np.ndarray:
-  """Pairs that join parts which are not connected, as a spanning tree."""
+  """Pairs of nodes that join disconnected parts, as a spanning tree."""
   if not (np.isfinite(distances) & (distances >= _APART)).any():
     return np.zeros((0, 2), np.int64)
   finite = np.where(np.isfinite(distances), distances, 0.0)

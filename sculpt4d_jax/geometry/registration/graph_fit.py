@@ -8,13 +8,13 @@ The cost of a pose, all residuals being lengths:
     + smoothness * (matches / nodes) * |t - predicted t|^2
 
 with r from the matched point to the model's, n the target's normal and w the
-weight of Geman and McClure, (1 + (|r| / (gate * robust_scale))^2)^-2. Matches go
-both ways: without those from the target to the model, a limb that has no match
-never moves. Matches are found anew at every step; stiffness and gate fall from
-round to round.
+weight of Geman and McClure, (1 + (|r| / (gate * robust_scale))^2)^-2. Matches
+are made in both directions: without those from the target to the model, a limb
+without a match would never move. Matches are searched again in every step;
+stiffness and gate decrease from round to round.
 
-Six unknowns a node give a few hundred: the blocks are summed into one dense
-matrix, which is ten times as fast as sparse products.
+With six unknowns a node there are a few hundred: the blocks are summed into one
+dense matrix, which is ten times as fast as sparse products.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ from sculpt4d_jax.geometry.registration import rotations
 from sculpt4d_jax.geometry.registration import settings as settings_lib
 from sculpt4d_jax.geometry.registration import surfaces
 
-_DAMPING = 1e-4  # Times matches over nodes: nodes without matches stay.
+_DAMPING = 1e-4  # Times matches / nodes; keeps nodes without matches in place.
 
 
 class Matches(NamedTuple):
-  """Vertices that are pulled to points.
+  """Vertices that are attracted to points.
 
   Attributes:
-    rows: Numbers of the vertices [M].
+    rows: Indices of the vertices [M].
     residuals: Vectors from the point to the vertex [M, 3].
     normals: Normals of the planes at the points [M, 3].
     weights: Weights [M].
@@ -50,12 +50,12 @@ class Matches(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GraphFit:
-  """What the fits of all frames share.
+  """Data that the fits of all frames share.
 
   Attributes:
     graph: Nodes and edges of the model.
     settings: Schedule and weights.
-    rows: Vertices that are matched [S].
+    rows: Indices of the vertices that are matched [S].
     edge_weights: Factors of the edges [E]; 0 cuts an edge.
   """
 
@@ -89,7 +89,8 @@ class GraphFit:
     Args:
       target: The frame's surface.
       start: Initial deformation.
-      prediction: Pose whose node places attract the nodes; None: nothing does.
+      prediction: Pose whose positions attract the nodes; None for no
+        attraction.
       rounds: Schedule; by default that of the settings.
     """
     pose = start
@@ -98,8 +99,9 @@ class GraphFit:
       stiffness, gate, max_steps, point_weight = settings
       for _ in range(max_steps):
         matches = self._match(target, pose, gate)
-        # A pull to the prediction is a drag once surfaces meet; from then on
-        # it holds each step back, but leaves no error in the end.
+        # Attraction to the prediction would bias the result once surfaces meet.
+        # From the second round on it damps each step instead, which leaves no
+        # error at convergence.
         anchor = prediction if not index else pose
         step = self._step(pose, matches, stiffness, point_weight, anchor)
         pose = pose.moved(step)
@@ -115,6 +117,8 @@ class GraphFit:
     rows = self.rows
     points, facing = target.match(vertices[rows], normals[rows])
     back = slice(0, self.settings.num_samples)
+    # Built again in every step, as the model moves; without balancing it is
+    # faster to build.
     tree = spatial.cKDTree(
       target.features(vertices, normals),
       balanced_tree=False,
@@ -129,6 +133,7 @@ class GraphFit:
     residuals = vertices[rows] - points
     distances = np.linalg.norm(residuals, axis=1)
     cosines = np.einsum("mx,mx->m", normals[rows], facing)
+    # Opposite normals belong to the far side of a thin part.
     kept = (distances < gate) & (cosines > self.settings.min_normal_cosine)
     scale = self.settings.robust_scale * gate
     weights = (1 + (distances[kept] / scale) ** 2) ** -2
@@ -147,6 +152,8 @@ class GraphFit:
     matrix, slope = self._match_terms(pose, matches, point_weight)
     count = max(len(matches.rows), 1)
     if len(self.graph.edges):
+      # Relative to the matches, so that stiffness does not depend on their
+      # number.
       weight = stiffness * count / len(self.graph.edges)
       edge_matrix, edge_slope = self._edge_terms(pose, weight)
       matrix += edge_matrix
@@ -155,10 +162,13 @@ class GraphFit:
     damping = np.full((num_nodes, 6), _DAMPING * share)
     if prediction is not None:
       pull = self.settings.smoothness * share
+      # A quadratic term on the translations: it adds to the diagonal and to the
+      # slope.
       damping[:, 3:] += pull
       slope.reshape(-1, 6)[:, 3:] -= pull * (pose.shifts - prediction.shifts)
     diagonal = np.arange(6 * num_nodes)
     matrix[diagonal, diagonal] += damping.ravel()
+    # Symmetric and, with the damping, positive definite.
     factor = linalg.cho_factor(matrix, overwrite_a=True, check_finite=False)
     step = linalg.cho_solve(factor, slope, check_finite=False)
     return step.reshape(num_nodes, 6)
@@ -169,6 +179,7 @@ class GraphFit:
     graph, rows = self.graph, matches.rows
     near, blend = graph.near[rows], graph.weights[rows]
     num_rows, num_near = near.shape
+    # Derivative of R x by a small rotation w: w x (R x), hence the skew matrix.
     local = np.einsum(
       "vkyx,vkx->vky",
       pose.turns[near],
@@ -181,6 +192,8 @@ class GraphFit:
     jacobian[..., 3:, :] = np.eye(3)
     jacobian *= blend[..., None, None]
     jacobian = jacobian.reshape(num_rows, 6 * num_near, 3)
+    # Distance along the normal counts fully, along the surface little: surfaces
+    # may slide over each other until they fit.
     metric = matches.normals[:, :, None] * matches.normals[:, None]
     metric = metric + point_weight * np.eye(3)
     weighted = jacobian @ (matches.weights[:, None, None] * metric)
@@ -216,6 +229,7 @@ def _assemble(
   columns: np.ndarray, blocks: np.ndarray, slopes: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Sums blocks [M, c, c] and slopes [M, c, 1] into a matrix and a vector."""
+  # bincount with weights sums blocks at the same place.
   flat = columns[:, :, None] * size + columns[:, None]
   matrix = np.bincount(flat.ravel(), blocks.ravel(), size * size)
   slope = np.bincount(columns.ravel(), slopes.ravel(), size)

@@ -1,12 +1,12 @@
-"""Follows one mesh through a sequence, from a key frame outwards.
+"""Tracks one mesh through a sequence, from a key frame outwards.
 
-Each frame starts from the pose of the frame before and a share of the last
-step. Stiffness always refers to the rest shape, so errors do not add up over
-time.
+Each frame starts from the pose of the previous frame plus a fraction of the
+last step. Stiffness always refers to the rest shape, so errors do not
+accumulate.
 
-Surfaces that touch in the key frame are one there, and the graph ties them.
-Edges that stay stretched for two frames are cut from then on, unless that
-would take the graph apart: a limb is never cut off.
+Surfaces that touch in the key frame are merged there, and the graph connects
+them. Edges that stay stretched for two frames are cut from then on, unless this
+would disconnect the graph: a limb is never cut off.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,7 +30,7 @@ _CUT_AFTER = 2  # Frames.
 
 @dataclasses.dataclass
 class Track:
-  """Where a mesh is in each frame; frames not reached yet have no pose.
+  """Positions of a mesh in each frame; frames not reached yet have no pose.
 
   Attributes:
     poses: Pose of the graph in each frame, or None.
@@ -54,7 +54,7 @@ class Track:
 
 
 class Tracker:
-  """A mesh and the frames it is to follow."""
+  """Fits a mesh to the frames of a sequence."""
 
   def __init__(
     self,
@@ -73,13 +73,13 @@ class Tracker:
 
   @property
   def fine(self) -> fine_fit.FineFit:
-    """The fine fit, factorised at its first use."""
+    """The fine fit, factorised on first use."""
     if self._fine is None:
       self._fine = fine_fit.FineFit(self.model, self._fine_settings)
     return self._fine
 
   def start(self, key: int, pose: graph_lib.Pose | None = None) -> Track:
-    """A track that knows the key frame alone; at rest by default."""
+    """A track with only the key frame; at rest by default."""
     pose = pose or graph_lib.Pose.at_rest(self.graph.num_nodes)
     count = len(self.frames)
     vertices = np.tile(self.graph.blend(pose), (count, 1, 1))
@@ -92,7 +92,7 @@ class Tracker:
   def place(
     self, track: Track, frame: int, pose: graph_lib.Pose, key: int
   ) -> None:
-    """Puts a frame into a pose and checks it."""
+    """Sets the pose of a frame and checks it."""
     track.poses[frame] = pose
     track.vertices[frame] = self.graph.blend(pose)
     track.keys[frame] = key
@@ -111,11 +111,11 @@ class Tracker:
     """Fits the graph to frames, outwards from the key frame.
 
     Args:
-      track: Knows the key frame; the others are filled in.
-      key: Number of the key frame.
+      track: Track with the key frame; the others are filled in.
+      key: Index of the key frame.
       frames: Frames to fit; all by default.
       on_frame: Called after each frame.
-      give_up: Stops when the sum of HD99 passes this.
+      give_up: Sum of HD99 above which it stops.
 
     Returns:
       Whether all frames were fitted.
@@ -152,15 +152,15 @@ class Tracker:
     *,
     is_close: bool = False,
   ) -> bool:
-    """Fits a frame from another start; keeps the better of both results.
+    """Fits a frame from another start; keeps the better result.
 
     Args:
-      track: Improved in place.
-      frame: Number of the frame.
+      track: Track, improved in place.
+      frame: Index of the frame.
       start: Initial deformation.
       key: Key frame that the start is from.
-      is_close: Whether the start is on the target already; then the stiff
-        first rounds are left out, which would undo it.
+      is_close: Whether the start is already on the target; the stiff first
+        rounds, which would undo it, are then left out.
     """
     target = self.frames.targets[frame]
     if target is None:
@@ -172,6 +172,7 @@ class Tracker:
     found = self.checker.check(
       self.graph.blend(pose), self.frames.meshes[frame]
     )
+    # Only a clear improvement is worth a change of key frame.
     if found.hausdorff99 >= 0.9 * track.checks[frame].hausdorff99:
       return False
     self.place(track, frame, pose, key)
@@ -197,10 +198,11 @@ class Tracker:
   def _cut(
     self, fitter: graph_fit.GraphFit, pose: graph_lib.Pose, long: np.ndarray
   ) -> tuple[graph_fit.GraphFit, np.ndarray]:
-    """Cuts edges that stay stretched; counts the frames that they are."""
+    """Cuts edges that stay stretched; counts for how many frames they are."""
     graph = self.graph
     ends = (graph.places + pose.shifts)[graph.edges]
     lengths = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
+    # One stretched frame may be an error of the fit.
     long = np.where(lengths > _CUT_STRETCH * graph.lengths, long + 1, 0)
     doomed = (long >= _CUT_AFTER) | (fitter.edge_weights == 0)
     if not doomed.any():
