@@ -30,11 +30,11 @@ def write(
   """Writes the files.
 
   Args:
-    folder: Where to write.
+    folder: Output folder.
     asset: The user's asset.
     registered: Its mesh, registered to a clip.
     fps: Frames a second.
-    times: When each frame starts, seconds, if frames are of unequal length.
+    times: Start of each frame, seconds, if frames are of unequal length.
     name: The animation's name.
 
   Returns:

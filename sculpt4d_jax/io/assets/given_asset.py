@@ -80,9 +80,9 @@ class GivenAsset:
   Attributes:
     file: The file.
     mesh: All triangles of the default scene.
-    colours: What materials show at the vertices, sRGB, uint8 [V, 3].
-    parts: Where the vertices belong, in their order.
-    skeleton: What moves them; None without a skin.
+    colours: Colours of the materials at the vertices, sRGB, uint8 [V, 3].
+    parts: Parts that the vertices belong to, in their order.
+    skeleton: Skeleton that moves them; None without a skin.
     roots: Nodes of the default scene that have no parent.
   """
 

@@ -53,12 +53,12 @@ def write_morph(
   """Writes the asset with a morph target a frame.
 
   Args:
-    path: Where to write, a .glb file.
+    path: Output file (.glb).
     asset: The asset.
     vertices: Positions of its mesh's vertices, in its units [F, V, 3].
     placement: Similarity from its units to the clip's, float64 [4, 4].
     fps: Frames a second.
-    times: When each frame starts, seconds, if frames are of unequal length.
+    times: Start of each frame, seconds, if frames are of unequal length.
     name: The animation's name.
 
   Raises:
@@ -123,14 +123,14 @@ def write_skin(
   """Writes the asset with the motion of its skeleton.
 
   Args:
-    path: Where to write, a .glb file.
+    path: Output file (.glb).
     asset: The asset, which has a skeleton.
     worlds: World transforms of the skeleton's nodes, in the asset's units,
       float64 [F, B, 4, 4].
-    placement: As for `write_morph`.
+    placement: See `write_morph`.
     fps: Frames a second.
-    times: As for `write_morph`.
-    name: As for `write_morph`.
+    times: See `write_morph`.
+    name: See `write_morph`.
 
   Raises:
     OutputError: The file cannot be written.
