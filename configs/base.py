@@ -1,7 +1,7 @@
 """Every field of a configuration, with units and bounds.
 
 The values are those of the released model; a preset is a small difference.
-Sections `model.vae`, `model.image_encoder` and `model.dit` are handed to
+Sections `model.vae`, `model.image_encoder` and `model.dit` are passed to
 `ShapeVAEConfig`, `ImageEncoderConfig` and `DiTConfig`, which check them and
 document each field.
 """
@@ -13,8 +13,8 @@ def get_config() -> ml_collections.ConfigDict:
   """The released size."""
   config = ml_collections.ConfigDict()
   config.name = "sculpt4d"
-  # Weights that sampling and evaluation take when none are given: a path from
-  # the project's root, or "".
+  # Default weights of sampling and evaluation: a path from the project's
+  # root, or "".
   config.weights = ""
   config.model = ml_collections.ConfigDict(
     dict(vae=_vae(), image_encoder=_image_encoder(), dit=_dit())
@@ -47,8 +47,8 @@ def _vae() -> ml_collections.ConfigDict:
       downsample_ratio=20,  # Surface rows read for each query.
       field_mlp_ratio=4,
       use_field_norm=True,
-      scale_factor=1.0039506158752403,  # Of diffusion latents.
-      dtype="bfloat16",  # Of the computation.
+      scale_factor=1.0039506158752403,  # Scale of diffusion latents.
+      dtype="bfloat16",  # Dtype of the computation.
       scan_unroll=1,
       remat_policy=ml_collections.config_dict.placeholder(str),
     )
@@ -58,9 +58,9 @@ def _vae() -> ml_collections.ConfigDict:
 def _image_encoder() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
-      image_size=518,  # Pixels a side; a multiple of patch_size.
+      image_size=518,  # Side in pixels; a multiple of patch_size.
       patch_size=14,
-      stem_patch_size=0,  # Pixels; above 0 patches are embedded in two levels.
+      stem_patch_size=0,  # Pixels; above 0 embeds patches in two levels.
       width=1024,
       num_layers=24,
       num_heads=16,
@@ -79,11 +79,11 @@ def _dit() -> ml_collections.ConfigDict:
       depth=21,
       width=2048,
       num_heads=16,
-      latent_channels=64,  # As the autoencoder's.
+      latent_channels=64,  # The same as the autoencoder's.
       context_width=1024,  # The image encoder's width.
-      num_token_indices=0,  # Tokens N known by their index; 0: a set.
+      num_token_indices=0,  # Tokens N with an index embedding; 0: a set.
       mlp_ratio=4,
-      num_moe_blocks=6,  # The last ones.
+      num_moe_blocks=6,  # Number of last blocks with experts.
       num_experts=8,
       num_experts_per_token=2,
       # "sparse", "full", "token" (a token sees itself in all frames), "none".
@@ -93,7 +93,7 @@ def _dit() -> ml_collections.ConfigDict:
       temporal_anchor_frames=(0,),  # Seen by every query.
       temporal_rope_theta=10000.0,
       router_aux_loss_weight=0.01,
-      step_embedding=False,  # True in models of few steps.
+      step_embedding=False,  # True in few-step models.
       dtype="bfloat16",
       scan_unroll=1,
       remat_policy="full",
@@ -102,9 +102,9 @@ def _dit() -> ml_collections.ConfigDict:
 
 
 def _mesh() -> ml_collections.ConfigDict:
-  """How the devices of a training are used; see `partitioning.py`.
+  """Device mesh of a training; see `partitioning.py`.
 
-  -1, for one axis, takes all devices that the others leave.
+  One axis may be -1: it takes all remaining devices.
   """
   return ml_collections.ConfigDict(
     dict(
@@ -120,9 +120,9 @@ def _mesh() -> ml_collections.ConfigDict:
 def _data() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
-      num_clips=4096,  # Of the training split.
-      num_held_out=64,  # Of the held-out split.
-      num_frames=16,  # F of a clip.
+      num_clips=4096,  # Clips of the training split.
+      num_held_out=64,  # Clips of the held-out split.
+      num_frames=16,  # Frames F of a clip.
       # Seeds of the first clips; the splits must not overlap.
       first_seed=100_000,
       held_out_seed=0,
@@ -132,48 +132,47 @@ def _data() -> ml_collections.ConfigDict:
       num_sharp=0,
       num_near=8192,
       num_volume=8192,
-      image_size=512,  # Pixels a side.
-      max_azimuth=0.4,  # Radians; cameras look from the front, +- this.
+      image_size=512,  # Side in pixels.
+      max_azimuth=0.4,  # Largest camera azimuth from the front, radians.
       elevations=(0.0, 0.4),  # Radians above the horizon.
-      border_ratio=0.15,  # Of the picture, left free around the object.
-      # Share of clips with thin limbs, wings, tails and fins, from anywhere.
+      border_ratio=0.15,  # Margin, as a fraction of the image side.
+      # Fraction of clips with thin limbs, wings, tails and fins, from any side.
       variety=0.0,
     )
   )
 
 
 def _records() -> ml_collections.ConfigDict:
-  """Records of assets that training reads in place of procedural clips.
+  """Records of assets that training reads instead of procedural clips.
 
-  Of `data`, they take the numbers of frames, pixels and surface points: those
-  that an example has, which may be fewer than a record has.
+  Numbers of frames, pixels and surface points of an example are those of
+  `data`; a record may have more.
   """
   return ml_collections.ConfigDict(
     dict(
-      # Data sets that launch.prepare_data wrote, one or more, with commas
-      # between them; "" trains on procedural clips.
+      # Data sets from launch.prepare_data, separated by commas; "" trains on
+      # procedural clips.
       folders="",
-      # Share of the clips of a batch that are records; the others are
-      # procedural clips. 1 trains on records alone.
+      # Fraction of a batch's clips that are records; the others are
+      # procedural. 1 trains only on records.
       share=1.0,
-      num_parts=0,  # Parts of a surface that are read at a time; 0 reads all.
-      # Whether the object is turned about y until the camera stands in front
-      # of it. Posteriors are then kept for every view.
+      num_parts=0,  # Parts of a surface read for an example; 0 reads all.
+      # Whether the object is rotated about y to face the camera. Posteriors
+      # are then stored for every view.
       turn_to_camera=False,
-      max_elevation=1.5708,  # Radians; steeper views are left out.
-      border_ratio=(0.1, 0.25),  # Of the picture, left free; drawn within.
-      mirror=True,  # Left and right, half the time.
-      reverse_time=True,  # Half the time.
-      colour_jitter=0.1,  # Brightness, contrast, saturation vary by +- this.
-      # Reads tokens of the image encoder that were computed once, instead of
-      # pictures; for an encoder that does not learn. 45 MB a view and side of
-      # the full size.
+      max_elevation=1.5708,  # Largest elevation of a view, radians.
+      border_ratio=(0.1, 0.25),  # Range of the margin; drawn for an example.
+      mirror=True,  # Swaps left and right half the time.
+      reverse_time=True,  # Reverses time half the time.
+      colour_jitter=0.1,  # Change of brightness, contrast, saturation, +-.
+      # Reads precomputed tokens of a frozen image encoder instead of pictures.
+      # At the full size 45 MB a view, twice that with mirrors.
       use_features=False,
-      num_threads=4,  # That read and decode, in each process.
-      num_workers=0,  # Processes that do so instead of threads.
-      prefetch=4,  # Batches that are read ahead.
-      # Folder on this machine's disk that shards of a gs:// or s3:// data set
-      # are copied to when they are first read; "" reads ranges of them.
+      num_threads=4,  # Threads that read and decode in each process.
+      num_workers=0,  # Worker processes instead of threads.
+      prefetch=4,  # Batches read ahead.
+      # Local folder that shards of a gs:// or s3:// data set are copied to
+      # when they are first read; "" reads ranges of them.
       cache="",
     )
   )
@@ -182,11 +181,11 @@ def _records() -> ml_collections.ConfigDict:
 def _optimizer(learning_rate, num_steps) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
-      learning_rate=learning_rate,  # Peak.
+      learning_rate=learning_rate,  # Peak learning rate.
       num_steps=num_steps,
       warmup_steps=500,
-      final_fraction=0.02,  # Of the peak, at the end of the decay.
-      decay_fraction=1.0,  # Of the steps, the last ones, that decay.
+      final_fraction=0.02,  # Final rate as a fraction of the peak.
+      decay_fraction=1.0,  # Fraction of steps, the last ones, that decay.
       b1=0.9,
       b2=0.99,
       epsilon=1e-6,
@@ -194,12 +193,12 @@ def _optimizer(learning_rate, num_steps) -> ml_collections.ConfigDict:
       max_grad_norm=1.0,
       ema_decay=0.999,
       accumulation_steps=1,  # Micro-batches per step (gradient accumulation).
-      # Peak for the temporal layers, where it differs.
+      # Peak learning rate of the temporal layers, if different.
       temporal_learning_rate=ml_collections.config_dict.placeholder(float),
-      # Orthogonalised momentum for the blocks' matrices; see OptimizerConfig.
+      # Muon for the blocks' matrices; see OptimizerConfig.
       use_muon=False,
-      # Groups that do not learn, see training/parameter_groups.py: ("base",) is all that
-      # the per-frame model has.
+      # Frozen groups, see training/parameter_groups.py; ("base",) freezes all
+      # parameters of the per-frame model.
       frozen=(),
     )
   )
@@ -210,32 +209,32 @@ def _vae_training() -> ml_collections.ConfigDict:
     dict(
       optimizer=_optimizer(1e-4, 100_000),
       batch_size=32,  # Clips.
-      num_frames=4,  # Taken of each clip.
-      num_queries=4096,  # Distance samples taken of each frame.
-      field_band=0.02,  # The field is distance / band, cut at +-1.
+      num_frames=4,  # Frames of each clip.
+      num_queries=4096,  # Distance samples of each frame.
+      field_band=0.02,  # The field is distance / band, clipped to +-1.
       kl_weight=1e-3,
-      initial_log_variance=-4.0,  # Of the posterior.
+      initial_log_variance=-4.0,  # Initial log-variance of the posterior.
       seed=0,
       init_from="",  # Folder of weights to start from, or "".
-      eval_clips=32,  # Held-out clips of an evaluation; 0 evaluates nothing.
+      eval_clips=32,  # Held-out clips to evaluate; 0 evaluates nothing.
       **_schedule("eval/field_error"),
     )
   )
 
 
 def _picture_training() -> ml_collections.ConfigDict:
-  """The image encoder's lesson before the DiT's training, if it has steps.
+  """Pretraining of an image encoder, before the DiT's training.
 
-  For an encoder that starts from nothing; see `training/tasks/pictures.py`.
+  See `training/tasks/pictures.py`; 0 steps skip it.
   """
   return ml_collections.ConfigDict(
     dict(
-      optimizer=_optimizer(1e-3, 0),  # 0 steps: no lesson.
+      optimizer=_optimizer(1e-3, 0),  # 0 steps: no pretraining.
       batch_size=32,  # Clips.
-      num_frames=2,  # Taken of each clip.
-      num_queries=128,  # Distance samples taken of each frame.
-      field_band=0.3,  # As of the autoencoder.
-      num_head_layers=1,  # Of the decoder, which is left behind.
+      num_frames=2,  # Frames of each clip.
+      num_queries=128,  # Distance samples of each frame.
+      field_band=0.3,  # See vae_training.
+      num_head_layers=1,  # Layers of the temporary decoder.
       seed=0,
       eval_clips=32,
       **_schedule("eval/field_error"),
@@ -247,22 +246,22 @@ def _dit_training() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
       optimizer=_optimizer(1e-5, 24_000),
-      batch_size=32,  # Clips; the paper's.
-      # Share of clips whose context is zeroed, for classifier-free guidance.
-      # Hunyuan3D 2.1 does not say; 0.1 is usual.
+      batch_size=32,  # Clips, as in the paper.
+      # Fraction of clips whose context is zeroed, for classifier-free guidance.
+      # Hunyuan3D 2.1 does not state it; 0.1 is usual.
       context_dropout=0.1,
-      # Share of clips whose frames are denoised one by one in training.
+      # Fraction of clips whose frames are denoised independently.
       temporal_dropout=0.0,
       time_sampling="uniform",  # Or "logit_normal".
       frame_times=_frame_times(),
-      train_image_encoder=False,  # True where no pretrained one exists.
-      # Weight of reading the field off an untrained encoder's tokens, points a
-      # frame that it is read at, and its band; see `DiTTaskConfig`.
+      train_image_encoder=False,  # True if there is no pretrained one.
+      # Weight of the auxiliary loss that predicts the field from the encoder's
+      # tokens, its points a frame, and its band; see `DiTTaskConfig`.
       context_field_weight=0.0,
       context_field_points=64,
       field_band=0.3,
       init_from="",  # Folder of weights to start from, or "".
-      latent_choices=1,  # Draws of the VAE's query rows kept for each clip.
+      latent_choices=1,  # Draws of the VAE's query rows for each clip.
       lora=_lora(),
       samples=_samples(),
       seed=0,
@@ -273,14 +272,14 @@ def _dit_training() -> ml_collections.ConfigDict:
 
 
 def _distillation() -> ml_collections.ConfigDict:
-  """Few steps by training; see `training/tasks/distillation.py`."""
+  """Training of a few-step student; see `training/tasks/distillation.py`."""
   return ml_collections.ConfigDict(
     dict(
       optimizer=_optimizer(1e-5, 5_000),
       batch_size=32,  # Clips.
-      guidance_scale=5.0,  # Of the teacher; the student needs none.
-      shortcut_share=0.25,  # Of the clips; they teach long steps.
-      shortcut_start=0.2,  # Of the steps, before which they do not count.
+      guidance_scale=5.0,  # Guidance of the teacher; the student needs none.
+      shortcut_share=0.25,  # Fraction of clips on which long steps are learned.
+      shortcut_start=0.2,  # Fraction of steps before these clips count.
       time_sampling="uniform",
       lora=_lora(),
       seed=0,
@@ -292,41 +291,41 @@ def _distillation() -> ml_collections.ConfigDict:
 
 
 def _schedule(best_metric) -> dict:
-  """When a stage logs, evaluates and saves; see `training/schedule.py`."""
+  """Logging, evaluation and saving of a stage; see `training/schedule.py`."""
   return dict(
     log_every=20,  # Steps between lines of metrics.
     eval_every=1000,  # Steps between evaluations on held-out clips.
     save_every=500,  # Steps between checkpoints.
-    keep_checkpoints=2,  # The newest.
+    keep_checkpoints=2,  # Newest checkpoints kept.
     keep_best=0,  # Best checkpoints kept in addition, by this metric:
-    best_metric=best_metric,  # As it is logged; "sample/chamfer" for instance.
-    export="last",  # Or "best": the weights that are written at the end.
-    profile=(),  # First step and number of steps to trace, as (100, 5).
-    hang_seconds=1800.0,  # A longer step ends the run with code 75; 0 never.
+    best_metric=best_metric,  # Name in the log, such as "sample/chamfer".
+    export="last",  # Weights written at the end; or "best".
+    profile=(),  # First step and number of steps to trace: (100, 5).
+    hang_seconds=1800.0,  # Longer steps end the run with code 75; 0 never.
   )
 
 
 def _frame_times() -> ml_collections.ConfigDict:
   """Times of single frames in training; see `diffusion/frame_times.py`.
 
-  0.25 and 0.25 make a model that takes known frames as they are.
+  0.25 and 0.25 train a model that accepts known frames without noise.
   """
   return ml_collections.ConfigDict(
     dict(
-      known=0.0,  # Share of clips with known frames, left out of the loss.
-      independent=0.0,  # Share of clips with a time for every frame.
-      clean_from=0.9,  # Known frames have times from here to 1.
+      known=0.0,  # Fraction of clips with known frames, not in the loss.
+      independent=0.0,  # Fraction of clips with a time for every frame.
+      clean_from=0.9,  # Smallest time of known frames.
     )
   )
 
 
 def _lora() -> ml_collections.ConfigDict:
-  """Adapters that are trained in place of the DiT; see `models/lora.py`."""
+  """Adapters that are trained instead of the DiT; see `models/lora.py`."""
   return ml_collections.ConfigDict(
     dict(
       rank=0,  # 0 trains the DiT itself.
-      alpha=16.0,  # What is added is scaled by alpha / rank.
-      # Names in the path of a linear map: a kind of layer, or "query", "fc1".
+      alpha=16.0,  # Adapters are scaled by alpha / rank.
+      # Names of linear maps: a kind of layer, or single maps ("query", "fc1").
       modules=("spatial_attention", "cross_attention", "temporal_attention"),
       also_train=(),  # Further groups of parameters to train, as ("temporal",).
     )
@@ -334,14 +333,14 @@ def _lora() -> ml_collections.ConfigDict:
 
 
 def _samples() -> ml_collections.ConfigDict:
-  """Held-out clips sampled while the DiT is trained; `training/sample_callback.py`."""
+  """Held-out clips sampled in training; see `training/sample_callback.py`."""
   return ml_collections.ConfigDict(
     dict(
-      every=0,  # Steps; 0 never.
-      num_clips=2,  # The first held-out ones.
-      num_steps=20,  # Of the sampler; all else is config.sampling's.
-      resolution=64,  # Of the surface's grid.
-      num_points=5000,  # A surface, of the metrics.
+      every=0,  # Steps between samples; 0 never.
+      num_clips=2,  # Number of clips, the first held-out ones.
+      num_steps=20,  # Steps of the sampler; the rest is config.sampling.
+      resolution=64,  # Cells along a side of the surface's grid.
+      num_points=5000,  # Points of a surface for the metrics.
     )
   )
 
@@ -349,16 +348,16 @@ def _samples() -> ml_collections.ConfigDict:
 def _sampling() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
-      num_frames=16,  # F that the input is resampled to.
-      # "euler", "ab2" (Adams-Bashforth) or "heun"; launch.sample --preset has
-      # good sets of solver, steps and interval.
+      num_frames=16,  # Frames F that the input is resampled to.
+      # "euler", "ab2" (Adams-Bashforth) or "heun"; launch.sample --preset
+      # offers good combinations of solver, steps and interval.
       solver="euler",
-      num_steps=50,  # Times, both ends included: one interval less.
+      num_steps=50,  # Times including both ends: one interval less.
       guidance_scale=5.0,  # 1 turns guidance off.
       guidance_interval=(0.0, 1.0),  # Guided times; 0 noise, 1 data.
-      keep_difference=1,  # Calls that a guidance difference serves.
-      # How known frames enter: "path", noised as the others, or "clean", for
-      # weights trained with dit_training.frame_times.
+      keep_difference=1,  # Calls that reuse a guidance difference.
+      # Treatment of known frames: "path", noised like the others, or "clean",
+      # for weights trained with dit_training.frame_times.
       known="path",
       # Above 1: steps long near the noise, short near the data. Others' "shift
       # 3", more steps at high noise, is 1/3 here.
@@ -367,14 +366,14 @@ def _sampling() -> ml_collections.ConfigDict:
       noise="independent",
       temporal_mode="sparse",  # See model.dit.temporal_mode.
       seed=0,
-      # Less memory for more time; `python -m launch.sample --plan` tells what
-      # a device needs. See `SamplingConfig`.
+      # Save memory at the cost of time; `python -m launch.sample --plan` shows
+      # the needs of a device. See `SamplingConfig`.
       guidance_in_turns=False,
       cache_context=True,
       offload=False,
-      frames_at_a_time=0,  # Of layers within a frame; 0 takes all.
-      weights="stored",  # Or "int8": half the transformer's, and a small error.
-      memory="as_set",  # "auto" chooses the savings that the device needs.
+      frames_at_a_time=0,  # For layers within a frame; 0 takes all.
+      weights="stored",  # Or "int8": half the size, with a small error.
+      memory="as_set",  # "auto" chooses savings by the device's memory.
     )
   )
 
@@ -382,18 +381,18 @@ def _sampling() -> ml_collections.ConfigDict:
 def _surface() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
-      resolution=384,  # Cells a side.
-      bounds=1.01,  # The grid spans +- this.
+      resolution=384,  # Cells along a side.
+      bounds=1.01,  # The grid extends from -bounds to bounds.
       level=0.0,
-      min_resolution=63,  # Of the coarsest grid.
-      band=0.95,  # Of the field: finer grids are evaluated within it.
+      min_resolution=63,  # Smallest resolution of the coarsest grid.
+      band=0.95,  # Field values near the surface, for finer grids.
       chunk_size=65536,  # Points evaluated at a time.
-      # Components smaller than this share of the largest one's area go.
+      # Components below this fraction of the largest one's area are dropped.
       min_component_area=0.02,
-      max_components=0,  # The largest kept; 0 keeps all that are large enough.
-      max_faces=0,  # Of each mesh; 0 does not simplify.
-      # "exact", or what Hunyuan3D 2.1's code does, to compare with it: "dense",
-      # "flashvdm", "hunyuan3d". See geometry/isosurface.py.
+      max_components=0,  # Number of largest ones kept; 0 keeps all.
+      max_faces=0,  # Largest number of faces; 0 does not simplify.
+      # "exact" or "lean"; "dense", "flashvdm" and "hunyuan3d" reproduce
+      # Hunyuan3D 2.1. See geometry/isosurface.py.
       grid="exact",
       vertex_scale="exact",  # Or "hunyuan3d", 0.26 % too small.
     )
