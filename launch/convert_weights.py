@@ -18,6 +18,8 @@ Sculpt4D:         --source=TencentARC/Sculpt4D,tencent/Hunyuan3D-2.1; the names
                   of its temporal attention are matched with known ones; what
                   shapes do not tell is asked for (--temporal_heads), and
                   --rules explains names that are not known
+Adapters:         --source=weights.safetensors,adapter_model.safetensors folds
+                  LoRA adapters (PEFT, diffusers) into the weights
 Other sizes:      --config.model.dit.depth=11
 Back:             --export --source=weights/hunyuan3d --output=dit.safetensors
 
@@ -84,6 +86,12 @@ _HEADS = flags.DEFINE_enum(
 )
 _SEED = flags.DEFINE_integer(
   "seed", 0, "Of temporal layers that the checkpoint lacks.", lower_bound=0
+)
+_ADAPTER_ALPHA = flags.DEFINE_float(
+  "adapter_alpha",
+  None,
+  "Alpha of LoRA adapters (their scale times their rank), where neither their"
+  " file nor an adapter_config.json next to it says it.",
 )
 _OVERWRITE = flags.DEFINE_bool(
   "overwrite", False, "Replace an earlier conversion in OUTPUT."
@@ -156,6 +164,7 @@ def plan() -> pretrained.Conversion:
     rules=_RULES.value,
     temporal_heads=_HEADS.value,
     seed=_SEED.value,
+    adapter_alpha=_ADAPTER_ALPHA.value,
     revision=_REVISION.value,
     cache=_CACHE.value,
     offline=_OFFLINE.value,

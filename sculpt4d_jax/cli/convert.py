@@ -12,6 +12,7 @@ Without -o nothing is written: every name is listed, and where it would go.
 
 Some networks:    --parts dit vae
 Sculpt4D:         sculpt4d convert TencentARC/Sculpt4D tencent/Hunyuan3D-2.1 ...
+Adapters (LoRA):  sculpt4d convert WEIGHTS ADAPTERS -o FOLDER
 Other names:      --rules FILE
 
 Pickles are read as lists of tensors; one that asks for anything else is
@@ -55,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="layout of the heads of temporal attention, where it is asked for",
   )
   parser.add_argument(
+    "--adapter_alpha",
+    type=float,
+    help="alpha of LoRA adapters, where no file says it",
+  )
+  parser.add_argument(
     "--overwrite", action="store_true", help="replace an earlier conversion"
   )
   parser.add_argument("--revision", help="branch, tag or commit")
@@ -78,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
     progress=options.progress(args),
     rules=args.rules,
     temporal_heads=args.temporal_heads,
+    adapter_alpha=args.adapter_alpha,
     revision=args.revision,
     cache=args.cache,
     offline=args.offline,

@@ -17,21 +17,29 @@ CheckpointError = tensor_file.CheckpointError
 
 PARTS = tuple(networks.KINDS)
 
+# One set of names for each naming in use.
 _MARKERS = {
   "dit": (
-    "x_embedder.weight",
-    "t_embedder.mlp.0.weight",
-    "final_layer.linear.weight",
+    (
+      "x_embedder.weight",
+      "t_embedder.mlp.0.weight",
+      "final_layer.linear.weight",
+    ),
   ),
   "vae": (
-    "post_kl.weight",
-    "geo_decoder.query_proj.weight",
-    "geo_decoder.output_proj.weight",
+    (
+      "post_kl.weight",
+      "geo_decoder.query_proj.weight",
+      "geo_decoder.output_proj.weight",
+    ),
   ),
   "image_encoder": (
-    "embeddings.cls_token",
-    "embeddings.position_embeddings",
-    "embeddings.patch_embeddings.projection.weight",
+    (
+      "embeddings.cls_token",
+      "embeddings.position_embeddings",
+      "embeddings.patch_embeddings.projection.weight",
+    ),
+    ("cls_token", "pos_embed", "patch_embed.proj.weight"),
   ),
 }
 
@@ -102,15 +110,18 @@ def split(
 
 
 def _prefix(file: tensor_file.TensorFile, part: str) -> str | None:
-  markers = _MARKERS[part]
-  counts: dict[str, int] = {}
-  for name in file.tensors:
-    for marker in markers:
-      prefix = name.removesuffix(marker)
-      if prefix != name and (not prefix or prefix.endswith(".")):
-        counts[prefix] = counts.get(prefix, 0) + 1
-  whole = [p for p, count in counts.items() if count == len(markers)]
-  best = whole or list(counts)
+  whole, partly = [], []
+  for markers in _MARKERS[part]:
+    counts: dict[str, int] = {}
+    for name in file.tensors:
+      for marker in markers:
+        prefix = name.removesuffix(marker)
+        if prefix != name and (not prefix or prefix.endswith(".")):
+          counts[prefix] = counts.get(prefix, 0) + 1
+    whole += [p for p, count in counts.items() if count == len(markers)]
+    # The usual naming alone is recognised by a part of its names.
+    partly = partly or list(counts)
+  best = whole or partly
   if len(best) > 1:
     raise CheckpointError(
       f"{file.path} holds {len(best)} copies of the {part}, with the prefixes"

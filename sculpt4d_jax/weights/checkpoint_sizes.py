@@ -189,14 +189,18 @@ def _vae(shapes) -> dict[str, Any]:
 
 def _image_encoder(shapes) -> dict[str, Any]:
   projection = "embeddings.patch_embeddings.projection.weight"
+  positions, layer = "embeddings.position_embeddings", "encoder.layer"
+  if "patch_embed.proj.weight" in shapes:  # The names of torch.hub.
+    projection, positions = "patch_embed.proj.weight", "pos_embed"
+    layer = "blocks"
   width, patch = _axis(shapes, projection, 0), _axis(shapes, projection, 2)
-  tokens = _axis(shapes, "embeddings.position_embeddings", 1)
-  hidden = _axis(shapes, "encoder.layer.0.mlp.fc1.weight", 0)
+  tokens = _axis(shapes, positions, 1)
+  hidden = _axis(shapes, f"{layer}.0.mlp.fc1.weight", 0)
   image = math.isqrt(tokens - 1) * patch if tokens and patch else None
   return _known(
     image_size=image,
     patch_size=patch,
     width=width,
-    num_layers=_count(shapes, r"encoder\.layer\.(\d+)\."),
+    num_layers=_count(shapes, rf"{re.escape(layer)}\.(\d+)\."),
     mlp_ratio=_over(hidden, width),
   )

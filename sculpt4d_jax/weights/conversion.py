@@ -20,6 +20,7 @@ def plan(
   rules: str | os.PathLike | None = None,
   temporal_heads: str | None = None,
   seed: int = 0,
+  adapter_alpha: float | None = None,
   revision: str | None = None,
   cache: str | None = None,
   offline: bool = False,
@@ -35,6 +36,7 @@ def plan(
     temporal_heads: Layout of the heads of temporal attention, if the checkpoint
       does not specify it.
     seed: Seed of the temporal layers that a checkpoint lacks.
+    adapter_alpha: Alpha of LoRA adapters whose files do not say it.
     revision: Branch, tag or commit of a repository.
     cache: Folder of downloads; None is huggingface_hub's own.
     offline: Whether only earlier downloads are used, without a connection.
@@ -55,7 +57,12 @@ def plan(
     files += [open_file.open_file(path) for path in paths]
   wanted = {n: configs[n] for n in checkpoint_parts.PARTS if n in parts}
   return pretrained.plan_conversion(
-    files, wanted, heads=temporal_heads, rules=found, seed=seed
+    files,
+    wanted,
+    heads=temporal_heads,
+    rules=found,
+    seed=seed,
+    adapter_alpha=adapter_alpha,
   )
 
 

@@ -1,8 +1,9 @@
 """Names of DINOv2 checkpoints, and where their arrays go in `ImageEncoder`.
 
-Two namings of the transformers library are known and told apart by themselves:
-version 4's (attention.query, ..., output.dense), which Hunyuan3D 2.1 stores,
-and version 5's (q_proj, ..., o_proj).
+Three namings are known and told apart by themselves: that of the transformers
+library's version 4 (attention.query, ..., output.dense), which Hunyuan3D 2.1
+stores; of its version 5 (q_proj, ..., o_proj); and that of the files that
+torch.hub loads (blocks.0.attn.qkv), in which query, key and value are fused.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,14 +14,15 @@ import numpy as np
 from sculpt4d_jax.models import image_encoder
 from sculpt4d_jax.weights import rules as weight_rules
 from sculpt4d_jax.weights import transforms as weight_transforms
+from sculpt4d_jax.weights.tensor_files import tensor_file
 
-Naming = Literal["transformers4", "transformers5"]
+Naming = Literal["transformers4", "transformers5", "torch_hub"]
 Rule = weight_rules.Rule
 
 # Prefix of every name in the conditioner of Hunyuan3D 2.1.
 CONDITIONER_PREFIX = "main_image_encoder.model."
 # Learned for masked pretraining; no forward pass reads it.
-IGNORE = (r".*embeddings\.mask_token",)
+IGNORE = (r".*embeddings\.mask_token", "mask_token")
 
 _ATTENTION = {
   "transformers4": (
@@ -42,6 +44,8 @@ def rules(
   num_layers: int, *, prefix: str = "", naming: Naming = "transformers4"
 ) -> list[Rule]:
   """The table for an encoder of `num_layers` blocks."""
+  if naming == "torch_hub":
+    return _torch_hub(num_layers, prefix)
   linear, flat = weight_rules.linear, weight_rules.flat
   squeezed = weight_transforms.squeezed
   embeddings = prefix + "embeddings."
@@ -96,11 +100,68 @@ def rules_for(
   names = list(names)
   has_prefix = any(name.startswith(CONDITIONER_PREFIX) for name in names)
   is_new = any(name.endswith("attention.q_proj.weight") for name in names)
+  is_hub = any(name.endswith("attn.qkv.weight") for name in names)
+  _refuse_variants(names)
+  naming: Naming = "transformers5" if is_new else "transformers4"
   return rules(
     config.num_layers,
     prefix=CONDITIONER_PREFIX if has_prefix else "",
-    naming="transformers5" if is_new else "transformers4",
+    naming="torch_hub" if is_hub else naming,
   )
+
+
+def _refuse_variants(names: list[str]) -> None:
+  """Says which DINOv2 this is not, in place of names that do not fit."""
+  for name in names:
+    if name.endswith(("register_tokens", "mlp.w12.weight")):
+      raise tensor_file.CheckpointError(
+        f"This is a DINOv2 with registers or SwiGLU layers ({name}), which the"
+        " image encoder does not have; take one without, as dinov2_vitl14."
+      )
+
+
+def _torch_hub(num_layers: int, prefix: str) -> list[Rule]:
+  linear, flat = weight_rules.linear, weight_rules.flat
+  fused = weight_transforms.stacked_heads
+  squeezed = weight_transforms.squeezed
+  patch = prefix + "patch_embed.proj."
+  table = [
+    Rule(prefix + "cls_token", "class_token", squeezed()),
+    Rule(prefix + "pos_embed", "positions", squeezed()),
+    Rule(
+      patch + "weight", "patch_proj.kernel", weight_transforms.convolution()
+    ),
+    Rule(patch + "bias", "patch_proj.bias"),
+    Rule(prefix + "norm.weight", "norm.scale"),
+    Rule(prefix + "norm.bias", "norm.bias"),
+  ]
+  source, target = prefix + "blocks.{layer}.", "blocks."
+  layer = []
+  for i in "12":
+    norm, fc = f"norm{i}.", f"mlp.fc{i}."
+    layer += [
+      Rule(source + norm + "weight", target + norm + "scale[{layer}]"),
+      Rule(source + norm + "bias", target + norm + "bias[{layer}]"),
+      Rule(source + f"ls{i}.gamma", target + f"scale{i}" + "[{layer}]"),
+      Rule(source + fc + "weight", target + fc + "kernel[{layer}]", linear()),
+      Rule(source + fc + "bias", target + fc + "bias[{layer}]"),
+    ]
+  attention = target + "attention."
+  for kind, ours in (("weight", "kernel"), ("bias", "bias")):
+    targets = tuple(
+      f"{attention}{name}.{ours}[{{layer}}]"
+      for name in ("query", "key", "value")
+    )
+    layer.append(Rule(f"{source}attn.qkv.{kind}", targets, fused()))
+  layer += [
+    Rule(
+      source + "attn.proj.weight", attention + "out.kernel[{layer}]", linear(2)
+    ),
+    Rule(source + "attn.proj.bias", attention + "out.bias[{layer}]", flat()),
+  ]
+  return table + [
+    rule.fill(layer=i) for i in range(num_layers) for rule in layer
+  ]
 
 
 def convert(

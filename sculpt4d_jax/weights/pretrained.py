@@ -12,7 +12,7 @@ projection is zero, so the 4D model equals the per-frame one.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -23,18 +23,22 @@ from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import networks
+from sculpt4d_jax.weights import adapters
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import checkpoint_sizes
 from sculpt4d_jax.weights import dit as dit_weights
 from sculpt4d_jax.weights import export as weight_export
+from sculpt4d_jax.weights import float8
 from sculpt4d_jax.weights import image_encoder as image_encoder_weights
 from sculpt4d_jax.weights import model_folders
 from sculpt4d_jax.weights import orbax_leaves
 from sculpt4d_jax.weights import rule_files
 from sculpt4d_jax.weights import rules as weight_rules
 from sculpt4d_jax.weights import temporal as temporal_weights
+from sculpt4d_jax.weights import training_files
 from sculpt4d_jax.weights import vae as vae_weights
 from sculpt4d_jax.weights.tensor_files import tensor_file
+from sculpt4d_jax.weights.tensor_files import views
 
 CheckpointError = tensor_file.CheckpointError
 PARTS = checkpoint_parts.PARTS
@@ -96,11 +100,13 @@ class Conversion:
     parts: Plans of the networks.
     not_read: Unused files, or unused networks in them.
     seed: Seed of initial values.
+    notes: Clauses on tensors left out, scaled or folded in.
   """
 
   parts: tuple[PartPlan, ...]
   not_read: tuple[str, ...]
   seed: int
+  notes: tuple[str, ...] = ()
 
   @property
   def num_steps(self) -> int:
@@ -111,9 +117,11 @@ class Conversion:
       yield from part.describe()
     for line in self.not_read:
       yield f"Not read: {line}."
+    for line in self.notes:
+      yield f"Note: {line}."
 
   def summary(self) -> Iterator[str]:
-    """A line for each network."""
+    """A line for each network and each note."""
     for part in self.parts:
       tensors = sum(len(step.sources) for step in part.plan.steps)
       numbers = sum(
@@ -127,6 +135,8 @@ class Conversion:
           " projection from zero"
         )
       yield line + "."
+    for line in self.notes:
+      yield f"Note: {line}."
 
 
 def plan_conversion(
@@ -136,8 +146,13 @@ def plan_conversion(
   heads: str | None = None,
   rules: rule_files.RuleFile = rule_files.RuleFile(),
   seed: int = 0,
+  adapter_alpha: float | None = None,
 ) -> Conversion:
   """Compares checkpoints with networks; reads no tensor data.
+
+  Files are taken as trainers leave them: wrappers' words drop out of names, the
+  state of a run is left out, float8 is scaled, and adapters are folded into the
+  weights of the network they belong to.
 
   Args:
     files: Checkpoints. A network that several contain is taken from the first.
@@ -146,6 +161,7 @@ def plan_conversion(
       checkpoint does not specify it.
     rules: A user's own rules.
     seed: Seed of the initial values of what a checkpoint lacks.
+    adapter_alpha: Alpha of LoRA adapters whose files do not say it.
 
   Raises:
     CheckpointError: A network is missing, or an option is needed.
@@ -153,22 +169,31 @@ def plan_conversion(
   """
   if heads not in (None, *temporal_weights.HEADS):
     raise UserError(f"Heads {heads!r}: choose one of {temporal_weights.HEADS}.")
+  prepared = [_prepare(file, rules, adapter_alpha) for file in files]
+  notes = [note for one in prepared for note in one.notes]
+  prefixes = {
+    part: training_files.without_wrappers(prefix)
+    for part, prefix in rules.prefixes.items()
+  }
   found, not_read, spare = {}, [], []
-  for file in files:
-    renamed = _Renamed(file, rules)
-    parts, rest = checkpoint_parts.split(renamed, rules.prefixes)
-    spare += [f"{renamed.original[name]} in {file.path}" for name in rest]
+  for file in (one.file for one in prepared):
+    parts, rest = checkpoint_parts.split(file, prefixes)
+    spare += [f"{file.original[name]} in {file.path}" for name in rest]
     for name, part in parts.items():
       if name in configs and name not in found:
         found[name] = part
       else:
         reason = "there already" if name in configs else "not asked for"
         not_read.append(f"{name} in {file.path}, {reason}")
+  adapter_files = [one.adapters for one in prepared if one.adapters]
+  found, folded = adapters.fold(found, adapter_files)
+  notes += folded
   missing = [name for name in configs if name not in found]
   if missing:
     places = ", ".join(str(file.path) for file in files)
     raise CheckpointError(
-      f"There is no {' and no '.join(missing)} in {places}. Give further"
+      f"There is no {' and no '.join(missing)} in {places}"
+      f"{''.join(f' ({note})' for note in notes)}. Give further"
       " checkpoints, or say --parts for those that are there; names of"
       " another kind need a rule file (--rules)."
     )
@@ -184,11 +209,11 @@ def plan_conversion(
   # Names that nobody needs may be a sign of a wrong prefix: an error, unless
   # the user ignores them.
   if spare and not _all_ignored(spare, rules):
-    listed = "\n    ".join(spare)
+    listed = "\n    ".join(weight_rules.shortened(spare))
     problems.append(f"Names that belong to no network:\n    {listed}")
   if problems:
     raise UserError("\n".join(problems))
-  return Conversion(tuple(made), tuple(not_read), seed)
+  return Conversion(tuple(made), tuple(not_read), seed, tuple(notes))
 
 
 def write(
@@ -240,28 +265,42 @@ def write(
     model_folders.write_description(staging, about, dtype)
 
 
-class _Renamed(tensor_file.TensorFile):
-  """A file with a user's renames applied."""
+class _Prepared(NamedTuple):
+  """A file as the networks' tables see it.
 
-  def __init__(self, file: tensor_file.TensorFile, rules: rule_files.RuleFile):
-    self._file = file
-    self.original: dict[str, str] = {}
-    for name in file.tensors:
-      renamed = rules.rename(name)
-      if renamed in self.original:
-        raise CheckpointError(
-          f"The renames of the rule file make one name, {renamed!r}, of"
-          f" {self.original[renamed]!r} and {name!r}."
-        )
-      self.original[renamed] = name
-    super().__init__(
-      file.path,
-      {new: file.tensors[old] for new, old in self.original.items()},
-      file.metadata,
-    )
+  Attributes:
+    file: Its weights.
+    adapters: Its adapters.
+    notes: Clauses on what was done to it.
+  """
 
-  def read(self, name: str) -> np.ndarray:
-    return self._file.read(self.original[name])
+  file: views.View
+  adapters: adapters.AdapterFile | None
+  notes: list[str]
+
+
+def _prepare(file, rules, adapter_alpha) -> _Prepared:
+  """Takes off what trainers and compilers put around weights."""
+  training_files.refuse_partitioned(file)
+  made = training_files.unwrap(_renamed(file, rules))
+  made, notes = training_files.drop_state(made)
+  made, more = float8.widen(made)
+  made, found = adapters.find(made, adapter_alpha)
+  return _Prepared(made, found, notes + more)
+
+
+def _renamed(file, rules) -> views.View:
+  """The file whose names have passed a user's renames."""
+  sources: dict[str, str] = {}
+  for name in file.tensors:
+    renamed = rules.rename(name)
+    if renamed in sources:
+      raise CheckpointError(
+        f"The renames of the rule file make one name, {renamed!r}, of"
+        f" {sources[renamed]!r} and {name!r}."
+      )
+    sources[renamed] = name
+  return views.renamed(file, sources)
 
 
 def _all_ignored(spare: Sequence[str], rules: rule_files.RuleFile) -> bool:

@@ -39,6 +39,8 @@ interleaved_heads = weight_transforms.interleaved_heads
 stacked_heads = weight_transforms.stacked_heads
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+# Lines of a section of a report: a file of another kind differs in thousands.
+_MAX_LINES = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,7 @@ def plan(
     hint: Text that leads the error message.
 
   Raises:
-    ValueError: The checkpoint, the table and the model do not match. All
+    ValueError: The checkpoint, the table and the model do not match. The
       differences are listed, with the most similar names.
   """
   planner = _Planner(checkpoint, shapes)
@@ -340,9 +342,17 @@ class _Planner:
 
 
 def _section(title, names, candidates) -> str:
-  near = near_names.suggest(names, candidates)
-  lines = [f"  {title} ({len(names)}):"]
-  return "\n".join(lines + [f"    {name}{near[name]}" for name in names])
+  near = near_names.suggest(names[:_MAX_LINES], candidates)
+  lines = [f"{name}{near.get(name, '')}" for name in names]
+  return "\n    ".join([f"  {title} ({len(names)}):", *shortened(lines)])
+
+
+def shortened(lines: Sequence[str]) -> list[str]:
+  """The first lines of a long list, and how many more there are."""
+  rest = len(lines) - _MAX_LINES
+  if rest <= 0:
+    return list(lines)
+  return [*lines[:_MAX_LINES], f"... and {rest} more"]
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

@@ -1,8 +1,9 @@
-"""Opens what a checkpoint consists of: one file, or shards with an index."""
+"""Opens what a checkpoint consists of: one file, or shards."""
 
 from collections.abc import Mapping
 import json
 import pathlib
+import re
 
 import numpy as np
 
@@ -16,6 +17,50 @@ CheckpointError = tensor_file.CheckpointError
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SAFETENSORS = ".safetensors"
 INDEX = ".index.json"
+
+# NAME-00001-of-00002.safetensors
+_SHARD = re.compile(
+  r"(?P<name>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<end>\.\w+)"
+)
+# What DeepSpeed calls the parts of a ZeRO-3 checkpoint; those of the earlier
+# stages have whole tensors and another name.
+_ZERO3 = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
+# Files that trainers write next to the weights.
+_STATE = re.compile(
+  r"(optimizer|scheduler|scaler|rng_state|random_states|training_args).*"
+  r"|.*_optim_states\.pt"
+)
+
+
+class JoinedFile(tensor_file.TensorFile):
+  """Shards whose index is lost: their names are disjoint."""
+
+  def __init__(self, first: pathlib.Path, shards: list[pathlib.Path]):
+    """Opens all shards.
+
+    Args:
+      first: Path that stands for all of them.
+      shards: The files.
+
+    Raises:
+      CheckpointError: One is damaged, or two hold tensors of the same name.
+    """
+    self._file_of: dict[str, tensor_file.TensorFile] = {}
+    tensors = {}
+    for file in (_open_one(path) for path in shards):
+      twice = [name for name in file.tensors if name in tensors]
+      if twice:
+        raise CheckpointError(
+          f"{file.path} and {self._file_of[twice[0]].path} both hold"
+          f" {twice[0]!r}: they are no shards of one checkpoint. Download it"
+          f" again, with its {INDEX}."
+        )
+      tensors |= file.tensors
+      self._file_of |= dict.fromkeys(file.tensors, file)
+    super().__init__(first, tensors)
+
+  def read(self, name: str) -> np.ndarray:
+    return self._file_of[name].read(name)
 
 
 class ShardedFile(tensor_file.TensorFile):
@@ -36,7 +81,7 @@ class ShardedFile(tensor_file.TensorFile):
         f" missing: {', '.join(missing)}. Download them, or the whole"
         " checkpoint again."
       )
-    self._files = {s: open_file(index.parent / s) for s in shards}
+    self._files = {s: _open_one(index.parent / s) for s in shards}
     self._shard_of = names
     absent = [n for n, s in names.items() if n not in self._files[s].tensors]
     if absent:
@@ -53,11 +98,40 @@ class ShardedFile(tensor_file.TensorFile):
 
 
 def open_file(path: pathlib.Path) -> tensor_file.TensorFile:
-  """Opens a file by its suffix.
+  """Opens a file by its suffix; one of several shards opens all of them.
 
   Raises:
     CheckpointError: It is missing, foreign, damaged, or holds code.
   """
+  if _ZERO3.fullmatch(path.name):
+    raise CheckpointError(tensor_file.partitioned_by_zero3(path))
+  match = _SHARD.fullmatch(path.name)
+  if match and path.is_file() and path.suffix in (SAFETENSORS, *PICKLES):
+    index = path.with_name(f"{match['name']}{match['end']}{INDEX}")
+    if index.is_file() and path.name in _weight_map(index).values():
+      return ShardedFile(index)
+    return JoinedFile(path, _siblings(path, match))
+  return _open_one(path)
+
+
+def _siblings(path: pathlib.Path, match: re.Match) -> list[pathlib.Path]:
+  """All shards of which `path` is one."""
+  width = len(match["number"])
+  names = [
+    f"{match['name']}-{number:0{width}}-of-{match['count']}{match['end']}"
+    for number in range(1, min(int(match["count"]), 10**4) + 1)
+  ]
+  missing = [n for n in names if not (path.parent / n).is_file()]
+  if missing:
+    raise CheckpointError(
+      f"{path} is one of {match['count']} shards, of which {len(missing)} are"
+      f" missing: {', '.join(missing[:10])}. Download them, or the whole"
+      " checkpoint again."
+    )
+  return [path.parent / name for name in names]
+
+
+def _open_one(path: pathlib.Path) -> tensor_file.TensorFile:
   if path.is_symlink() and not path.exists():
     raise CheckpointError(
       f"{path} points to {path.readlink()}, which does not exist: the"
@@ -80,8 +154,9 @@ def open_file(path: pathlib.Path) -> tensor_file.TensorFile:
 def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
   """The checkpoints in a folder and the folders in it.
 
-  In each folder an index stands for its shards, and safetensors files are
-  taken before pickles, which mostly hold the same. The largest come first.
+  In each folder an index stands for its shards, or else the first of them, and
+  safetensors files are taken before pickles, which mostly hold the same. Files
+  of an optimizer's state are left out. The largest come first.
 
   Raises:
     CheckpointError: There is none, or a download is not finished.
@@ -103,6 +178,12 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
   for place in folders:
     files = [path for path in sorted(place.iterdir()) if path.is_file()]
     found += _preferred(files)
+  if not found and any(folder.rglob("*.distcp")):
+    raise CheckpointError(
+      f"{folder} holds a distributed checkpoint of PyTorch (.distcp). Join it"
+      " first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
+      " FOLDER weights.pt, and convert weights.pt."
+    )
   if not found:
     raise CheckpointError(
       f"{folder} holds no checkpoint: expected files that end in"
@@ -114,13 +195,29 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
 def _preferred(files: list[pathlib.Path]) -> list[pathlib.Path]:
   indices = [p for p in files if p.name.endswith(INDEX)]
   shards = {shard for index in indices for shard in _weight_map(index).values()}
-  files = [p for p in files if p.name not in shards]
+  files = [p for p in files if p.name not in shards and _is_first(p)]
+  files = [p for p in files if not _STATE.fullmatch(p.name)]
   safe_indices = [p for p in indices if SAFETENSORS in p.name]
   safe = [p for p in files if p.suffix == SAFETENSORS]
   if safe_indices or safe:
     return safe_indices + safe
   pickles = [p for p in files if p.suffix in PICKLES]
   return indices + pickles
+
+
+def _is_first(path: pathlib.Path) -> bool:
+  """Whether a file is no shard, or the one that stands for all."""
+  match = _SHARD.fullmatch(path.name)
+  if not match:
+    return True
+  numbers = [
+    int(found["number"])
+    for found in (_SHARD.fullmatch(p.name) for p in path.parent.iterdir())
+    if found
+    and found.group("name", "count", "end")
+    == match.group("name", "count", "end")
+  ]
+  return int(match["number"]) == min(numbers)
 
 
 def _weight_map(index: pathlib.Path) -> Mapping[str, str]:

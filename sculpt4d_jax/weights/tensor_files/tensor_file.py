@@ -17,6 +17,7 @@ import numpy as np
 from sculpt4d_jax.errors import UserError
 
 FLOATS = ("float16", "bfloat16", "float32")
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 
 
 class CheckpointError(UserError):
@@ -66,8 +67,9 @@ class TensorFile:
 
 
 def to_dtype(name: str) -> np.dtype:
-  """The numpy dtype of a name; bfloat16 is one of them here."""
-  return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+  """The numpy dtype of a name; bfloat16 and float8 are some of them here."""
+  is_own = name == "bfloat16" or name in FLOAT8
+  return np.dtype(getattr(ml_dtypes, name) if is_own else name)
 
 
 def read_bytes(path: pathlib.Path, offset: int, count: int) -> bytearray:
@@ -95,4 +97,14 @@ def truncated(path: pathlib.Path, expected: int) -> str:
     f"{path} ends after {os.path.getsize(path)} bytes, but its table of"
     f" contents reaches to byte {expected}: the file is truncated. Download"
     " or copy it again."
+  )
+
+
+def partitioned_by_zero3(path: pathlib.Path) -> str:
+  """The message about a part of a checkpoint of DeepSpeed's ZeRO-3."""
+  return (
+    f"{path} is a part of a checkpoint that DeepSpeed's ZeRO-3 partitioned, so"
+    " it holds no whole tensor. Join the parts first with the script that"
+    " DeepSpeed wrote into the checkpoint's folder, python zero_to_fp32.py"
+    " FOLDER OUTPUT, and convert OUTPUT."
   )

@@ -35,6 +35,8 @@ _STORAGES = {
   "IntStorage": "int32",
   "LongStorage": "int64",
   "BoolStorage": "bool",
+  # Bytes; the tensor says what they are.
+  "UntypedStorage": "uint8",
 }
 _DTYPES = frozenset(
   {
@@ -53,6 +55,7 @@ _DTYPES = frozenset(
     "double",
     "long",
     "int",
+    *tensor_file.FLOAT8,
   }
 )
 
@@ -94,6 +97,10 @@ class _Name:
 
 class _Mark:
   pass
+
+
+class _Ignored:
+  """Stands for values that no weight needs; nothing is made of them."""
 
 
 def load(content: bytes, source: str) -> Any:
@@ -294,7 +301,7 @@ class _Machine:
     self.stack.append(self._allowed(module, name))
 
   def _allowed(self, module, name) -> _Name:
-    is_storage = module == "torch" and name in _STORAGES
+    is_storage = module in ("torch", "torch.storage") and name in _STORAGES
     is_dtype = module == "torch" and name in _DTYPES
     if is_storage or is_dtype or (module, name) in _ACTIONS:
       return _Name(module, name)
@@ -321,7 +328,7 @@ class _Machine:
   def _build(self, _):
     # A state dict carries its modules' versions as an attribute.
     self.stack.pop()
-    if not isinstance(self.stack[-1], (dict, StoredTensor)):
+    if not isinstance(self.stack[-1], (dict, StoredTensor, _Ignored)):
       raise CheckpointError(
         f"{self.source} was refused: its pickle sets attributes of"
         f" {self.stack[-1]!r}. {_SAFER}"
@@ -347,6 +354,18 @@ class _Machine:
       raise UserError("a tensor that reaches beyond its storage")
     return made
 
+  def tensor_of_dtype(
+    self, storage, offset, shape, strides, _, hooks, dtype, *rest
+  ):
+    """A tensor of a type that has no storage class, as float8."""
+    del hooks, rest
+    name = getattr(dtype, "name", dtype)
+    if not isinstance(storage, Storage) or name not in tensor_file.FLOAT8:
+      raise UserError(f"a tensor of bytes that are to be read as {name}")
+    size = storage.size // tensor_file.to_dtype(name).itemsize
+    typed = dataclasses.replace(storage, dtype=name, size=size)
+    return self.tensor(typed, offset, shape, strides)
+
   def parameter(self, data, *_):
     return data
 
@@ -358,6 +377,9 @@ class _Machine:
 
   def inert(self, *_):
     return None
+
+  def ignored(self, *_):
+    return _Ignored()
 
 
 def _counts(values) -> tuple[int, ...]:
@@ -374,10 +396,20 @@ _SAFER = (
 _ACTIONS = {
   ("collections", "OrderedDict"): _Machine.ordered_dict,
   ("torch._utils", "_rebuild_tensor_v2"): _Machine.tensor,
+  ("torch._utils", "_rebuild_tensor_v3"): _Machine.tensor_of_dtype,
   ("torch._utils", "_rebuild_parameter"): _Machine.parameter,
   ("torch._tensor", "_rebuild_from_type_v2"): _Machine.of_type,
   ("torch", "Tensor"): _Machine.inert,
   ("torch.nn.parameter", "Parameter"): _Machine.inert,
   ("torch", "Size"): _Machine.size,
   ("torch", "device"): _Machine.inert,
+  # Random states and scores of training runs.
+  **{
+    (module, name): _Machine.ignored
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+    for name in ("_reconstruct", "scalar")
+  },
+  ("numpy", "ndarray"): _Machine.ignored,
+  ("numpy", "dtype"): _Machine.ignored,
+  ("_codecs", "encode"): _Machine.ignored,
 }

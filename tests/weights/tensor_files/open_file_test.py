@@ -208,3 +208,25 @@ def test_the_missing_package_is_named(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
   with pytest.raises(ImportError, match="extra 'hub'"):
     hub.resolve("owner/name")
+
+
+def test_shards_without_an_index_are_joined(tmp_path):
+  names = ("m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors")
+  shards(tmp_path, names).unlink()
+  # Any of them stands for all, and a folder has one checkpoint.
+  assert open_file.find_files(tmp_path) == [tmp_path / names[0]]
+  for name in names:
+    file = open_file.open_file(tmp_path / name)
+    for key, array in TENSORS.items():
+      np.testing.assert_array_equal(file.read(key), array)
+  write(tmp_path / names[1], TENSORS)
+  refused(tmp_path / names[0], "both hold 'a'")
+  (tmp_path / names[1]).unlink()
+  refused(tmp_path / names[0], "1 are missing: m-00002-of-00002")
+
+
+def test_a_shard_with_its_index_opens_the_whole(tmp_path):
+  names = ("m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors")
+  index = shards(tmp_path, names)
+  index = index.rename(tmp_path / "m.safetensors.index.json")
+  assert open_file.open_file(tmp_path / names[1]).path == index
