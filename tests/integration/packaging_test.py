@@ -10,7 +10,6 @@ import importlib.metadata
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,6 +17,8 @@ import tomllib
 import zipfile
 
 import pytest
+
+from tests.integration import wheels
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -165,43 +166,7 @@ def test_checkout_does_not_hide_the_other_kernels(tmp_path):
 
 @pytest.fixture(name="wheel", scope="module")
 def wheel_fixture(tmp_path_factory):
-  """The wheel, built from a copy of the tree, without network."""
-  version = _version("setuptools")
-  if version is None or int(version.split(".")[0]) < 77:
-    pytest.skip(f"needs setuptools >= 77 to build a wheel, found {version}.")
-  source = tmp_path_factory.mktemp("source")
-  for name in ("pyproject.toml", "README.md", "LICENSE"):
-    shutil.copy(ROOT / name, source)
-  ignored = shutil.ignore_patterns("__pycache__")
-  for name in (
-    "sculpt4d_jax",
-    "kernels",
-    "launch",
-    "configs",
-    "demo",
-    "weights",
-  ):
-    shutil.copytree(ROOT / name, source / name, ignore=ignored)
-  target = tmp_path_factory.mktemp("wheel")
-  subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "pip",
-      "wheel",
-      "--quiet",
-      "--no-deps",
-      "--no-build-isolation",
-      "--no-index",
-      "--wheel-dir",
-      target,
-      source,
-    ],
-    check=True,
-    timeout=300,
-  )
-  [path] = target.glob("*.whl")
-  return path
+  return wheels.build(tmp_path_factory)
 
 
 @pytest.fixture(name="site", scope="module")
