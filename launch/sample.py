@@ -11,6 +11,7 @@ a matting network with --matte=onnx:FILE.
 
 OUTPUT gets frame_0000.ply and so on, animation.glb and animation.usdc, a
 viewer.html that you open in a browser, preview.png, and run.json.
+--formats=obj,usdz writes other formats.
 
 Faster:        --preset=fast, or --preset=draft; docs/sampling.md has the scores
 More frames:   --config.sampling.num_frames=16
@@ -60,6 +61,7 @@ from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
+from sculpt4d_jax.io.meshes import exporters
 from sculpt4d_jax.io.meshes import sequence_input
 from sculpt4d_jax.training import preset as preset_lib
 
@@ -100,6 +102,9 @@ _KNOWN = flags.DEFINE_multi_string(
 )
 _SAVE_LATENTS = flags.DEFINE_bool(
   "save_latents", False, "Write latents.npz too, for --known of later runs."
+)
+_FORMATS = flags.DEFINE_string(
+  "formats", None, f"Meshes: {exporters.help_text()}."
 )
 _ALL_FRAMES = flags.DEFINE_bool(
   "all_frames",
@@ -179,6 +184,7 @@ def main(argv):
     _KNOWN.value, None if _ALL_FRAMES.value else preset.sampling.num_frames
   )
   # Mistakes are found before the work.
+  _formats()
   _window_settings(preset.data.num_frames)
   # The clip first: what is wrong with it is found before weights are loaded.
   clip = _read(local_copies.fetch(_INPUT.value), preset)
@@ -225,7 +231,12 @@ def _make(
     window_folder=None if paths.is_remote(output) else output / _WINDOW_FOLDER,
     progress=progress,
   )
-  written = result.save(output, latents=_SAVE_LATENTS.value, progress=progress)
+  written = result.save(
+    output,
+    formats=_formats(),
+    latents=_SAVE_LATENTS.value,
+    progress=progress,
+  )
   if not paths.is_remote(output):  # Finished windows are of no more use.
     shutil.rmtree(output / _WINDOW_FOLDER, ignore_errors=True)
   logging.info("Wrote %d files to %s.", len(written), output)
@@ -237,6 +248,7 @@ def _make_batch(preset: preset_lib.Preset) -> int:
   """Makes every clip of a folder; the exit code is 2 if one failed."""
   if _KNOWN.value:
     raise UserError("--known is of one clip; leave it out with --batch.")
+  _formats()
   _window_settings(preset.data.num_frames)
   output = pathlib.Path(_OUTPUT.value)
   outputs.check_writable(output)
@@ -265,6 +277,11 @@ def _reason(error: Exception) -> str:
     logging.error("A clip failed unexpectedly.", exc_info=error)
     message = f"{type(error).__name__}: {error}"
   return message
+
+
+def _formats() -> tuple[str, ...] | None:
+  """The formats that the flag names; None takes the default ones."""
+  return exporters.parse(_FORMATS.value) if _FORMATS.value else None
 
 
 def _window_settings(trained_frames: int) -> windows_lib.Windows | None:

@@ -178,6 +178,33 @@ def test_a_missing_optional_writer_leaves_out_its_file_alone(
   assert "sculpt4d-jax[usd]" in caplog.text
 
 
+def test_a_result_is_saved_in_the_formats_that_are_named(result, tmp_path):
+  folder = tmp_path / "out"
+  result.save(folder, formats=["obj", "glb"], progress=False)
+  assert {path.name for path in folder.glob("[!.]*")} == {
+    "frame_0000.obj",
+    "frame_0001.obj",
+    "frame_0002.obj",
+    "animation.glb",
+    "viewer.html",
+    "preview.png",
+    "run.json",
+  }
+  # A later run does not leave meshes of this one next to its own.
+  result.save(folder, formats=["ply"], progress=False)
+  assert not list(folder.glob("*.obj")) + list(folder.glob("*.glb"))
+  assert len(list(folder.glob("*.ply"))) == 3
+
+
+def test_a_named_format_without_its_package_is_refused(
+  result, tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "pxr", None)
+  with pytest.raises(ValueError, match=r"sculpt4d-jax\[usd\]"):
+    result.save(tmp_path / "out", formats=["usd"], progress=False)
+  assert not list(tmp_path.iterdir())
+
+
 def test_sequences_are_scored_from_memory_and_from_files(result, tmp_path):
   conventions = s4d.api.geometry_metrics.Conventions(
     num_points=500, iou_resolution=16

@@ -14,7 +14,7 @@ cutout.png into the output folder and stops, before the long work.
 
 The output folder gets frame_0000.ply and so on, animation.glb, animation.usdc
 (with the extra "usd"), a viewer.html to open in a browser, preview.png, and
-run.json.
+run.json. `--formats` chooses other formats.
 
 The full-size model, with converted weights (`sculpt4d convert --help`), on one
 accelerator; `sculpt4d plan --preset sculpt4d` says what it needs:
@@ -30,6 +30,7 @@ from absl import logging
 
 from sculpt4d_jax.cli import manners
 from sculpt4d_jax.cli import options
+from sculpt4d_jax.io.meshes import exporters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +79,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     "--resolution", type=int, help="cells of the surface's grid along an axis"
   )
   parser.add_argument("--faces", type=int, help="faces of a mesh at most")
+  parser.add_argument(
+    "--formats", metavar="NAME,...", help=exporters.help_text()
+  )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -86,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
   from sculpt4d_jax.inference import cutout_preview
   from sculpt4d_jax.inference import outputs
 
+  formats = exporters.parse(args.formats) if args.formats else None
   config = options.read_preset(args)
   output = pathlib.Path(args.output)
   if not args.preview_cutout:
@@ -115,6 +120,6 @@ def run(args: argparse.Namespace) -> None:
     max_faces=args.faces,
     progress=options.progress(args),
   )
-  paths = result.save(output, progress=options.progress(args))
+  paths = result.save(output, formats=formats, progress=options.progress(args))
   logging.info("Wrote %d files to %s.", len(paths), output)
   print(options.opened_with(output / outputs.VIEWER))

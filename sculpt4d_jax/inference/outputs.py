@@ -1,6 +1,6 @@
 """The files of a run: all of them, or none."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import json
 import os
 from typing import Any
@@ -17,14 +17,12 @@ from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.io import staged
 from sculpt4d_jax.io.matting import crop
-from sculpt4d_jax.io.meshes import frame_times
-from sculpt4d_jax.io.meshes import glb
-from sculpt4d_jax.io.meshes import ply_obj
-from sculpt4d_jax.io.meshes import usd
+from sculpt4d_jax.io.meshes import exporters
 from sculpt4d_jax.io.viewer import page
 
-GLB, USD, VIEWER = "animation.glb", "animation.usdc", "viewer.html"
-PREVIEW, RUN, LATENTS = "preview.png", "run.json", "latents.npz"
+GLB, USD = (exporters.EXPORTERS[name].file for name in ("glb", "usd"))
+VIEWER, PREVIEW, RUN = "viewer.html", "preview.png", "run.json"
+LATENTS = "latents.npz"
 
 
 def write(
@@ -33,20 +31,24 @@ def write(
   details: Mapping[str, Any],
   log: run_log.RunLog,
   *,
+  formats: Sequence[str] | None = None,
   latents: bool = False,
 ) -> list[Any]:
   """Writes everything that a run made.
 
-  Files: frame_0000.ply and so on, animation.glb, animation.usdc, viewer.html,
-  preview.png, run.json. They appear together when all are whole; frames of an
-  earlier run in the folder are replaced. A format whose optional package is
-  missing is left out, with a line in the log that names the package.
+  Files: the meshes in each format (by default frame_0000.ply and so on,
+  animation.glb and animation.usdc), viewer.html, preview.png, run.json. They
+  appear together when all are whole; meshes of an earlier run in the folder are
+  replaced.
 
   Args:
     folder: Output folder; made if missing.
     result: Meshes and the clip they were made from.
     details: Further fields of run.json, besides stages and meshes.
     log: Times the stage; its stages go into run.json.
+    formats: Names out of `exporters.EXPORTERS`. None takes the default ones; of
+      these, one whose optional package is missing is left out, with a line in
+      the log that names its extra.
     latents: Whether to write latents.npz too, of which later runs take frames
       as known.
 
@@ -54,37 +56,23 @@ def write(
     The paths.
 
   Raises:
+    UserError: A format is unknown, or its optional package is missing.
     atomic.OutputError: The folder cannot be written to, or its disk is full.
   """
+  names = exporters.DEFAULT if formats is None else exporters.check(formats)
   source = result.clip.source
-  fps = source.fps
   times = source.timestamps - source.timestamps[0]
   pictures = input_pictures(result.clip)
-  edges = frame_times.frame_edges(len(result.meshes), fps, times)
-  played = frame_times.for_players(edges)
-  if played[-1] > 1.01 * edges[-1]:
-    logging.info(
-      "%s plays at %.2f of the clip's speed: at its own, players of %d frames a"
-      " second would skip frames.",
-      GLB,
-      edges[-1] / played[-1],
-      frame_times.PLAYER_RATE,
-    )
-  with staged.staged_folder(folder, replaces=["frame_*.ply"]) as staging:
-    with log.stage("write files", 5) as bar:
-      ply_obj.write_mesh_sequence(staging, result.meshes)
-      bar.update()
-      glb.write_animated_glb(
-        staging / GLB, result.meshes, fps, times=played[:-1]
-      )
-      bar.update()
-      write_optional(
-        USD,
-        lambda: usd.write_animated_usd(
-          staging / USD, result.meshes, fps, times=times
-        ),
-      )
-      bar.update()
+  made = [each.file for each in exporters.EXPORTERS.values()]
+  with staged.staged_folder(folder, replaces=made) as staging:
+    with log.stage("write files", len(names) + 2) as bar:
+      for exporter in map(exporters.EXPORTERS.__getitem__, names):
+        if exporter.is_available():
+          path = staging / exporter.file
+          exporter.write(path, result.meshes, source.fps, times=times)
+        else:
+          logging.warning("%s is left out. %s", exporter.file, exporter.need())
+        bar.update()
       text = viewer_page(result, details, pictures)
       atomic.write_bytes(staging / VIEWER, text.encode("utf-8"))
       bar.update()
@@ -104,10 +92,10 @@ def write(
       known.write_latents(
         staging / LATENTS, result.latents, result.scale_factor
       )
-    names = sorted(
+    files = sorted(
       path.name for path in staging.iterdir() if path.name[0] != "."
     )
-  return [paths.of(folder) / name for name in names]
+  return [paths.of(folder) / file for file in files]
 
 
 def check_writable(folder: paths.PathLike) -> None:
@@ -130,7 +118,8 @@ def check_writable(folder: paths.PathLike) -> None:
       f"Cannot write to {folder}: no permission to write in {existing};"
       " choose another folder."
     )
-  staged.check_ways(folder, (GLB, USD, VIEWER, PREVIEW, RUN))
+  made = (each.file for each in exporters.EXPORTERS.values())
+  staged.check_ways(folder, (*made, VIEWER, PREVIEW, RUN))
 
 
 def viewer_page(

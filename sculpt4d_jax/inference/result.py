@@ -59,28 +59,34 @@ class Result:
     self,
     folder: str | os.PathLike,
     *,
+    formats: Sequence[str] | None = None,
     latents: bool = False,
     progress: run_log.ProgressOption = True,
   ) -> list[pathlib.Path]:
     """Writes meshes, animations, the viewer page, a preview and run.json.
 
     Args:
-      folder: Output folder; made if missing. Frames of an earlier run in it are
+      folder: Output folder; made if missing. Meshes of an earlier run in it are
         replaced.
+      formats: Formats of the meshes: "ply", "obj", "glb", "usd", "usdz" (all of
+        `exporters.EXPORTERS`). None takes ply, glb and usd; usd is left out,
+        with a warning, where its package is missing.
       latents: Whether to write latents.npz too, of which later runs take frames
         as known.
       progress: See `Model.generate`.
 
     Returns:
-      The paths of the files. A format whose optional package is missing is
-      left out, with a warning that names the package.
+      The paths of the files.
 
     Raises:
+      UserError: A format is unknown, or its optional package is missing.
       atomic.OutputError: The folder cannot be written to.
     """
     log = run_log.RunLog(progress)
     log.stages += self.stages
-    return outputs.write(folder, self._made, self.details, log, latents=latents)
+    return outputs.write(
+      folder, self._made, self.details, log, formats=formats, latents=latents
+    )
 
   def viewer(self) -> str:
     """The page that plays the meshes next to the input, as HTML."""

@@ -94,6 +94,7 @@ def test_every_preset_field_of_an_example_exists():
   [
     (("sample", "nothing.mp4", "-o", "out"), "nothing.mp4 does not exist"),
     (("sample",), "CLIP"),
+    (("sample", "a.mp4", "--formats", "stl"), "expected some of ply, obj"),
     (("smaple",), "invalid choice"),
     (("sample", "a.mp4", "--set", "x=1"), "no field 'x'"),
   ],

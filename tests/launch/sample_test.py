@@ -46,6 +46,10 @@ def test_missing_file(tmp_path):
   assert "nothing.mp4" in refuse(tmp_path, input=str(tmp_path / "nothing.mp4"))
 
 
+def test_an_unknown_format_is_found_before_the_work(tmp_path):
+  assert "expected some of ply" in refuse(tmp_path, formats="stl")
+
+
 def test_not_a_video(tmp_path):
   path = tmp_path / "notes.mp4"
   path.write_text("not a video, but it says so\n" * 50)

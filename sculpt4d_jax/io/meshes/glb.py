@@ -27,6 +27,7 @@ import pathlib
 import struct
 from typing import Any
 
+from absl import logging
 import numpy as np
 
 from sculpt4d_jax.errors import UserError
@@ -100,6 +101,32 @@ def write_animated_glb(
   if "meshes" in builder.document:
     builder.document["materials"] = [_MATERIAL]
   atomic.write_bytes(path, builder.glb_bytes(os.fspath(path)))
+
+
+def write_for_players(
+  path: PathLike,
+  meshes: Sequence[TriangleMesh],
+  fps: float,
+  *,
+  times: Sequence[float] | None = None,
+) -> None:
+  """Writes a mesh sequence as a GLB of which no player skips frames.
+
+  Frames that are shorter than a step of players are prolonged; see
+  `frame_times.for_players`. Arguments and errors are those of
+  `write_animated_glb`.
+  """
+  edges = frame_times.frame_edges(len(meshes), fps, times)
+  played = frame_times.for_players(edges)
+  if played[-1] > 1.01 * edges[-1]:
+    logging.info(
+      "%s plays at %.2f of the clip's speed: at its own, players of %d frames a"
+      " second would skip frames.",
+      os.path.basename(path),
+      edges[-1] / played[-1],
+      frame_times.PLAYER_RATE,
+    )
+  write_animated_glb(path, meshes, fps, times=played[:-1])
 
 
 def read_animated_glb(path: PathLike) -> tuple[list[TriangleMesh], float]:

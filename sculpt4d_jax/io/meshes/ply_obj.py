@@ -100,6 +100,32 @@ def write_mesh_sequence(
   return [pathlib.Path(folder) / name for name in names]
 
 
+def write_frames(
+  path: PathLike,
+  meshes: Sequence[TriangleMesh],
+  fps: float | None = None,
+  *,
+  times: Sequence[float] | None = None,
+) -> None:
+  """Writes a file for every frame, as one of `exporters.EXPORTERS`.
+
+  Args:
+    path: A folder that exists, and the pattern of the files' names, as
+      out/frame_*.obj; the * becomes the frame's number.
+    meshes: One mesh a frame.
+    fps: Not kept: the files have no times.
+    times: Not kept either.
+
+  Raises:
+    ValueError: See `write_mesh`.
+    OutputError: A file cannot be written.
+  """
+  del fps, times
+  path = pathlib.Path(path)
+  for index, mesh in enumerate(meshes):
+    write_mesh(path.with_name(path.name.replace("*", f"{index:04d}")), mesh)
+
+
 def read_mesh_sequence(folder: PathLike) -> list[TriangleMesh]:
   """Reads the frame_*.ply files of a folder in the order of their numbers."""
   paths = sorted(
