@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     video = register_run.Video(
       _VIDEO.value, _MATTE.value, _START.value, _END.value
     )
-  paths, summary = register_run.run(
+  made = register_run.run(
     _INPUT.value,
     _OUTPUT.value,
     run_log.RunLog(),
@@ -98,8 +98,8 @@ def main(argv: Sequence[str]) -> None:
     shading=_SHADING.value,
     texture_size=_TEXTURE_SIZE.value,
   )
-  logging.info("Wrote %d files to %s.", len(paths), _OUTPUT.value)
-  print(summary)
+  logging.info("Wrote %d files to %s.", len(made.files), _OUTPUT.value)
+  print(made.summary)
 
 
 if __name__ == "__main__":

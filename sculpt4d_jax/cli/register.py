@@ -38,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="number of the frame whose topology is taken, or auto",
   )
   parser.add_argument(
-    "--mesh", metavar="FILE", help="mesh whose topology is kept instead"
+    "--mesh",
+    metavar="FILE",
+    help="your mesh, which is moved instead; a GLB's materials and skeleton"
+    " are kept",
   )
   parser.add_argument(
     "--max_faces", type=int, help="face budget of the frames, at least 4"
@@ -76,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
   video = None
   if args.video:
     video = register_run.Video(args.video, args.matte, args.start, args.end)
-  paths, summary = register_run.run(
+  made = register_run.run(
     args.input,
     args.output,
     run_log.RunLog(options.progress(args)),
@@ -88,5 +91,5 @@ def run(args: argparse.Namespace) -> None:
     texture=args.texture,
     shading=args.shading,
   )
-  logging.info("Wrote %d files to %s.", len(paths), args.output)
-  print(summary)
+  logging.info("Wrote %d files to %s.", len(made.files), args.output)
+  print(made.summary)

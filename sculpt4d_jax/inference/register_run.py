@@ -10,6 +10,7 @@ import numpy as np
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import mesh_distance
+from sculpt4d_jax.geometry import textured_mesh
 from sculpt4d_jax.geometry.registration import result
 from sculpt4d_jax.inference import asset
 from sculpt4d_jax.inference import outputs
@@ -41,6 +42,31 @@ class Video:
   end: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Made:
+  """What a run made.
+
+  Attributes:
+    source: The meshes that were registered to.
+    registered: The registration.
+    parts: The mesh with its colours, one for each run of frames of one
+      topology.
+    pictures: The video, cut as the model saw it, uint8 [F, h, w, 3], or None.
+    files: Paths of the files.
+  """
+
+  source: sequence_input.MeshSequence
+  registered: result.Registered
+  parts: tuple[textured_mesh.TexturedMesh, ...]
+  pictures: np.ndarray | None
+  files: Sequence[Any]
+
+  @property
+  def summary(self) -> str:
+    """What was found, in words."""
+    return registering.summary(self.registered)
+
+
 def run(
   source: paths.PathLike,
   output: paths.PathLike,
@@ -52,7 +78,7 @@ def run(
   video: Video | None = None,
   bones: str = "0",
   **options: Any,
-) -> tuple[Sequence[Any], str]:
+) -> Made:
   """Registers a sequence of files and writes the results.
 
   Args:
@@ -66,9 +92,6 @@ def run(
     video: Clip that gives colours; None gives none.
     bones: Number of bones, "auto", or "0" for no skeleton.
     **options: Further fields of `asset.AssetOptions`.
-
-  Returns:
-    Paths of the files, and a summary in words.
 
   Raises:
     ValueError: An argument or a file cannot be used.
@@ -99,10 +122,10 @@ def run(
         "--bones is left out: %s has a skeleton, which is kept.", mesh
       )
       settings = dataclasses.replace(settings, bones=0)
-  summary = registering.summary(registered)
   if video is None and not settings.bones:
     files = registering.write(output, registered, sequence, log, given)
-    return files, summary
+    parts = registering.plain_parts(registered)
+    return Made(sequence, registered, parts, None, files)
   frames, masks = _read_video(video, len(sequence.meshes), log)
   made = asset.make_asset(
     registered,
@@ -118,7 +141,7 @@ def run(
     given=given,
     log=log,
   )
-  return made.files, summary
+  return Made(sequence, registered, made.parts, frames, made.files)
 
 
 def _read_own(

@@ -154,18 +154,24 @@ def _write_glb(
       times=source.times,
       name=source.name,
     )
-  parts = [
-    textured_mesh.TexturedMesh(segment.mesh, first_frame=segment.first_frame)
-    for segment in registered.segments
-  ]
   textured_glb.write_morph(
     paths.of(staging) / GLB,
-    parts,
+    plain_parts(registered),
     source.fps,
     times=source.times,
     name=source.name,
   )
   return {}
+
+
+def plain_parts(
+  registered: Registered,
+) -> tuple[textured_mesh.TexturedMesh, ...]:
+  """The runs of frames of one topology, without a texture."""
+  return tuple(
+    textured_mesh.TexturedMesh(segment.mesh, first_frame=segment.first_frame)
+    for segment in registered.segments
+  )
 
 
 def shown_frames(registered: Registered) -> list[TriangleMesh]:

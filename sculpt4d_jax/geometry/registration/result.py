@@ -21,6 +21,7 @@ import numpy as np
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh
+from sculpt4d_jax.geometry.registration import graph_motion
 from sculpt4d_jax.geometry.registration import rotations
 
 DeformingMesh = deforming_mesh.DeformingMesh
@@ -89,6 +90,8 @@ class Registered:
       run with `mesh` where that serves.
     segment_reports: One report a frame of the segments' meshes; those of
       `mesh` by default.
+    graph: The deformation graph that moved `mesh` before every vertex was
+      fitted; None if that is not known.
   """
 
   mesh: DeformingMesh
@@ -97,6 +100,7 @@ class Registered:
   trajectory: np.ndarray
   segments: tuple[Segment, ...]
   segment_reports: tuple[FrameReport, ...] = ()
+  graph: graph_motion.GraphMotion | None = None
 
   def __post_init__(self):
     num_frames = self.mesh.num_frames

@@ -17,6 +17,7 @@ from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry.registration import frames as frames_lib
+from sculpt4d_jax.geometry.registration import graph_motion
 from sculpt4d_jax.geometry.registration import joining
 from sculpt4d_jax.geometry.registration import result
 from sculpt4d_jax.geometry.registration import settings as settings_lib
@@ -36,6 +37,8 @@ TriangleMesh = mesh_lib.TriangleMesh
 # A first key whose worst frame is this much better than a registered frame
 # must be leaves nothing to gain for another.
 _GOOD_ENOUGH = 0.7
+# Growth of a frame's HD99 that smoothing may cost.
+_SMOOTHING_COST = 1.1
 
 
 def register(
@@ -112,14 +115,22 @@ def finish(
     for frame, check in enumerate(track.checks)
   )
   return result.Registered(
-    mesh, key, reports, trajectory, result.one_segment(mesh)
+    mesh,
+    key,
+    reports,
+    trajectory,
+    result.one_segment(mesh),
+    graph=graph_motion.GraphMotion.of(tracker.graph, track.poses, frames, rows),
   )
 
 
 def smooth(
   tracker: Tracker, track: Track, key: int, settings: Settings
 ) -> None:
-  """Smooths runs of frames that have not failed; the key frame stays."""
+  """Smooths runs of frames that have not failed; the key frame stays.
+
+  A frame that comes out worse keeps its place.
+  """
   if not settings.smoothing_window:
     return
   bad = joining.bad_runs(track, settings.limits.doubtful)
@@ -135,10 +146,11 @@ def smooth(
     for frame, vertices in zip(range(before + 1, after), moved):
       if frame == key:
         continue
-      track.vertices[frame] = vertices
-      track.checks[frame] = tracker.checker.check(
-        vertices, tracker.frames.meshes[frame]
-      )
+      check = tracker.checker.check(vertices, tracker.frames.meshes[frame])
+      # Where one frame was reached through another key than the next, what
+      # looks like jitter may be the seam of both ways.
+      if check.hausdorff99 <= _SMOOTHING_COST * track.checks[frame].hausdorff99:
+        track.vertices[frame], track.checks[frame] = vertices, check
 
 
 def _register(
