@@ -1,6 +1,6 @@
 """Three forms of one 4D result, scored and shown next to each other.
 
-- per frame: the meshes of a sample, each with a topology of its own;
+- per frame: the meshes of a sample, each with a separate topology;
 - one topology: one mesh whose vertices move, with a texture if there is a
   video (the form of V2M4);
 - deformation graph: the same mesh, carried by the rigid motions of some hundred
@@ -52,7 +52,7 @@ class Form:
 
   Attributes:
     name: Name in tables.
-    meshes: What it shows in each frame.
+    meshes: One mesh a frame, as shown.
     parts: The same with colours, for pictures.
     tracked: The mesh of one topology; None for meshes per frame.
     num_topologies: Number of meshes of different faces.
@@ -150,7 +150,7 @@ def write(
 
   Args:
     made: A registered sample, whose own files are written already.
-    folder: Where to write; made if missing.
+    folder: Output folder; made if missing.
     truth: True meshes, one a frame, or None.
 
   Returns:

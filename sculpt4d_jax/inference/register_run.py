@@ -148,7 +148,8 @@ def _read_own(
   path: paths.PathLike,
 ) -> tuple[given_asset.GivenAsset | None, mesh_lib.TriangleMesh]:
   """A user's mesh; with all that it brings, if it is a glTF asset."""
-  if not str(path).lower().endswith((".glb", ".gltf")):
+  is_gltf = str(path).lower().endswith((".glb", ".gltf"))
+  if not is_gltf or not paths.of(path).is_file():
     return None, sequence_input.read_mesh(path)
   try:
     given = given_asset.read(path)
