@@ -21,6 +21,7 @@ minutes; a save that still fails costs that checkpoint, not the run.
 from collections.abc import Mapping
 from concurrent import futures
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -127,9 +128,7 @@ class Manager:
     """
     arrays = self._arrays(step)
     data = self._place(step) / "data"
-    stores = {
-      name: _open(data, arrays[name], create=False) for name in args.item
-    }
+    stores = {name: _open(data, arrays[name]) for name in args.item}
     return {
       name: _restore(stores[name].result(), wanted)
       for name, wanted in args.item.items()
@@ -181,13 +180,13 @@ class Manager:
       for number, (name, a) in enumerate(arrays.items())
     }
     is_first = jax.process_index() == 0
-    opened = [
-      _open(place / "data", entry, create=is_first) for entry in table.values()
-    ]
+    opened = [_open(place / "data", entry) for entry in table.values()]
     writes = []
     # All arrays are opened, and all shards written, concurrently.
     for store, array in zip(opened, arrays.values()):
       target = store.result()
+      if is_first:
+        writes.append(_write_metadata(target))
       for index, numbers in array.parts:
         writes.append(target[index].write(numbers))
     for write in writes:
@@ -268,8 +267,12 @@ def _full(index: tuple[slice, ...], shape: tuple[int, ...]):
   return tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, shape))
 
 
-def _open(data: paths.StorePath, entry: Mapping[str, Any], create: bool):
-  """Starts to open an array; reading a missing chunk is an error."""
+def _open(data: paths.StorePath, entry: Mapping[str, Any]):
+  """Starts to open an array; reading a missing chunk is an error.
+
+  The store is not asked: the table of arrays says what the array's own file
+  says.
+  """
   import tensorstore as ts  # A dependency of Orbax.
 
   spec = {
@@ -292,12 +295,22 @@ def _open(data: paths.StorePath, entry: Mapping[str, Any], create: bool):
     "store_data_equal_to_fill_value": True,
     "fill_missing_data_reads": False,
   }
-  # The table of arrays has the same metadata, so the array's file is not read.
-  how = dict(create=True) if create else dict(assume_metadata=True)
-  return ts.open(spec, open=True, context=_context(), **how)
+  return ts.open(spec, open=True, context=_context(), assume_metadata=True)
 
 
+def _write_metadata(store: Any):
+  """Begins to write the file by which other programs know an array.
+
+  TensorStore would first ask whether there is one, twice: two requests more for
+  every array.
+  """
+  metadata = store.spec().to_json()["metadata"]
+  return store.kvstore.write("zarr.json", json.dumps(metadata).encode())
+
+
+@functools.cache
 def _context():
+  """What all arrays share: connections, and credentials that are found once."""
   import tensorstore as ts
 
   return ts.Context(

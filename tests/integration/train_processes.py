@@ -7,6 +7,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 from tests import conftest
@@ -38,14 +39,36 @@ def environment(devices: int = 1) -> dict[str, str]:
   return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
 
 
+class Process(subprocess.Popen):
+  """A process that says what it says into a file.
+
+  A pipe that nobody reads meanwhile would fill up, and the process wait for it.
+  """
+
+  def __init__(self, args: Sequence[str], **options):
+    self._file = tempfile.NamedTemporaryFile("a")
+    super().__init__(
+      args, stdout=self._file, stderr=subprocess.STDOUT, **options
+    )
+
+  def output(self) -> str:
+    """What it has said so far."""
+    return pathlib.Path(self._file.name).read_text(errors="replace")
+
+  def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+    """Waits for its end; what it said."""
+    self.wait(timeout)
+    return self.output(), None
+
+
 def start(
   workdir: pathlib.Path,
   num_processes: int = 1,
   *flags: str,
   stages: str = "data,vae",
   devices: int = 1,
-) -> list[subprocess.Popen]:
-  """Starts a run; what the processes say comes through their stdout.
+) -> list[Process]:
+  """Starts a run.
 
   Args:
     workdir: The run's folder.
@@ -61,20 +84,17 @@ def start(
     f"--num_processes={num_processes}",
   ]
   return [
-    subprocess.Popen(
+    Process(
       own + (joined + [f"--process_id={i}"] if num_processes > 1 else []),
       cwd=conftest.ROOT,
       env=environment(devices),
-      text=True,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
     )
     for i in range(num_processes)
   ]
 
 
 def finish(
-  processes: Sequence[subprocess.Popen], code: int = 0, timeout: float = 900
+  processes: Sequence[Process], code: int = 0, timeout: float = 900
 ) -> list[str]:
   """Waits for the end; what each process said. Checks the exit codes."""
   outputs = [p.communicate(timeout=timeout)[0] for p in processes]
@@ -94,7 +114,7 @@ def wait_for(happens, processes=(), timeout: float = 600) -> None:
   while not happens():
     assert time.monotonic() < end, "It did not happen in time."
     for process in processes:
-      assert process.poll() is None, process.stdout.read()[-3000:]
+      assert process.poll() is None, process.output()[-3000:]
     time.sleep(0.01)
 
 

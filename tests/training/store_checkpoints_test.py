@@ -117,7 +117,7 @@ for dtype in ("float32", "bfloat16", "int32"):
     numbers[0] = [-0.0, np.nan, -np.inf]
   entry = dict(number=0, shape=(4, 3), dtype=dtype, chunk=(2, 3))
   data = pathlib.Path(FOLDER) / dtype
-  array = store._open(data, entry, create=True).result()
+  array = store._open(data, entry).result()
   array.write(numbers).result()
   wanted = jax.ShapeDtypeStruct((4, 3), numbers.dtype, sharding=sharding)
   reads = []

@@ -7,8 +7,10 @@ For every chip, number of frames and direction it prints the CPU time to make
 the lists of work, the wall time to trace and compile; memory; the work over the
 exact mask; and from the compiler's final schedule the time of a layer, the time
 that the exact mask takes at the chip's peak (the roofline), and their ratio.
-See `tpu_schedule` for what the estimate contains: stalls on memory are left
-out, and nothing is run.
+`--ideal` compiles the same kernels for a dense mask too, and prints how much
+faster the sparse call is than that, and which share this is of the ideal, one
+over the density of the mask. See `tpu_schedule` for what the estimate contains:
+stalls on memory are left out, and nothing is run.
 
 `--what` names other calls than that of the paper: a dense mask, strides that
 are no powers of two, float32, and calls inside `jax.shard_map` on the devices
@@ -214,6 +216,24 @@ def check(
   }
 
 
+def against_dense(
+  sparse: dict[str, float], dense: dict[str, float], mask: mask_lib.Mask
+) -> dict[str, float]:
+  """What a mask gains over a dense one, and which share of the ideal that is.
+
+  Args:
+    sparse: From `check`.
+    dense: From `check`, of the same call with a dense mask.
+    mask: The sparse call's mask.
+  """
+  speed_up = dense["estimate_ms"] / sparse["estimate_ms"]
+  return {
+    "dense_ms": dense["estimate_ms"],
+    "speed_up": speed_up,
+    "of_ideal": speed_up * mask.density(),
+  }
+
+
 def _count_exchanges(text: str) -> int:
   """Exchanges between devices in a compiled program; ends do not count."""
   return sum(
@@ -297,6 +317,12 @@ def main(argv: list[str] | None = None) -> None:
     default=["paper"],
     help="; ".join(f"{name}: {text}" for name, text in WHAT.items()) + ".",
   )
+  parser.add_argument(
+    "--ideal",
+    action=argparse.BooleanOptionalAction,
+    default=False,
+    help="Compile the dense mask too, for the share of the ideal speed-up.",
+  )
   args = parser.parse_args(argv)
   print(
     f"{args.heads} heads x {args.head_dim}, {args.tokens_per_frame} tokens a"
@@ -307,35 +333,53 @@ def main(argv: list[str] | None = None) -> None:
     f"{'what':15}{'chip':5}{'frames':>7} {'direction':10}{'list s':>7}"
     f"{'compile s':>10}{'temp GiB':>9}{'args GiB':>9}{'work':>7}"
     f"{'est. ms':>9}{'roof ms':>9}{'share':>7}{'exchanges':>10}"
+    + f"{'dense ms':>10}{'gain':>6}{'of ideal':>9}" * args.ideal
   )
   with tempfile.TemporaryDirectory() as folder:
     prepare(pathlib.Path(folder))
+    folder = pathlib.Path(folder)
     for what, chip, frames, direction in itertools.product(
       args.what, args.chips, args.frames, args.directions
     ):
-      call = make_call(
-        what,
-        frames,
-        args.blocks_per_frame,
-        heads=args.heads,
-        tokens_per_frame=args.tokens_per_frame,
-        head_dim=args.head_dim,
-      )
-      found = check(
-        chip,
-        direction,
-        call,
-        tiles=tpu_tiles.default(chip, call.dtype),
-        folder=pathlib.Path(folder),
-      )
-      print(
+      found = _check_named(what, chip, frames, direction, args, folder)
+      line = (
         f"{what:15}{chip:5}{frames:7} {direction:10}{found['list_s']:7.2f}"
         f"{found['compile_s']:10.1f}{found['temporary_gib']:9.2f}"
         f"{found['arguments_gib']:9.2f}{found['work']:7.3f}"
         f"{found['estimate_ms']:9.2f}{found['roofline_ms']:9.2f}"
-        f"{found['share']:7.1%}{found['exchanges']:10d}",
-        flush=True,
+        f"{found['share']:7.1%}{found['exchanges']:10d}"
       )
+      if args.ideal:
+        dense = _check_named("dense", chip, frames, direction, args, folder)
+        mask = _call(what, frames, args).mask
+        gain = against_dense(found, dense, mask)
+        line += f"{gain['dense_ms']:10.2f}{gain['speed_up']:6.2f}"
+        line += f"{gain['of_ideal']:9.1%}"
+      print(line, flush=True)
+
+
+def _call(what: str, frames: int, args: argparse.Namespace) -> Call:
+  return make_call(
+    what,
+    frames,
+    args.blocks_per_frame,
+    heads=args.heads,
+    tokens_per_frame=args.tokens_per_frame,
+    head_dim=args.head_dim,
+  )
+
+
+def _check_named(
+  what: str,
+  chip: str,
+  frames: int,
+  direction: str,
+  args: argparse.Namespace,
+  folder: pathlib.Path,
+) -> dict[str, float]:
+  call = _call(what, frames, args)
+  tiles = tpu_tiles.default(chip, call.dtype)
+  return check(chip, direction, call, tiles=tiles, folder=folder)
 
 
 def _libtpu_version() -> str:

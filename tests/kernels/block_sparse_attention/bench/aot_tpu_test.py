@@ -38,6 +38,19 @@ def test_exchanges_are_counted_once():
   assert aot_tpu._count_exchanges(text) == 2
 
 
+def test_the_ideal_is_one_over_the_density():
+  # Of two frames of two blocks each, with no anchor and stride 2 between them:
+  # a block sees the two of its own frame, and one of the other.
+  call = aot_tpu.make_call("paper", 2, 2)
+  mask = type(call.mask)(2, 2, (1, 2), ())
+  assert mask.density() == 0.75
+  gain = aot_tpu.against_dense(
+    {"estimate_ms": 10.0}, {"estimate_ms": 12.0}, mask
+  )
+  assert gain["speed_up"] == pytest.approx(1.2)
+  assert gain["of_ideal"] == pytest.approx(0.9)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v5e", "v6e"])
 @pytest.mark.parametrize("what", aot_tpu.WHAT)
