@@ -14,6 +14,10 @@ Exit code 0 says that all of it fits the chip, 1 that it does not.
 Several slices: --slices=2 --config.mesh.data=2 compiles for two of them, and
 counts the collectives on the network that each needs.
 
+--search compiles the training step of the DiT in all meshes of fsdp and context,
+with each of --remat_policies, in as few of --micro_batches as fit, and ranks
+them by the bound of their MFU; the flags of the best one are printed last.
+
 A quicker look, some percent off in memory, with fewer of the compiler's passes:
   JAX_OPTIMIZATION_LEVEL=O0 python -m launch.compile_check ...
 """
@@ -55,6 +59,19 @@ _WHAT = flags.DEFINE_list(
   "What to compile, of train, sample, train_vae (the autoencoder's) and"
   " distill (of configs/distilled.py).",
 )
+_SEARCH = flags.DEFINE_bool(
+  "search", False, "Search for the layout of the training step."
+)
+_REMAT_POLICIES = flags.DEFINE_list(
+  "remat_policies",
+  ["full", "dots_with_no_batch_dims_saveable", "none"],
+  "With --search, values of model.dit.remat_policy; none keeps all.",
+)
+_MICRO_BATCHES = flags.DEFINE_list(
+  "micro_batches",
+  ["1", "2", "4"],
+  "With --search, values of dit_training.optimizer.accumulation_steps.",
+)
 _MAX_GB = flags.DEFINE_float(
   "max_gb",
   None,
@@ -67,47 +84,116 @@ def main(argv):
   del argv
   from sculpt4d_jax.training import preset as preset_lib
   from sculpt4d_jax.training.ahead_of_time import report as compiled
+
+  makers = _makers()
+  unknown = set(_WHAT.value) - set(makers)
+  if unknown:
+    raise UserError(f"--what={sorted(unknown)}: choose among {list(makers)}.")
+  preset = preset_lib.from_config(_CONFIG.value)
+  devices = compiled.topology_devices(_TOPOLOGY.value, _SLICES.value)
+  if _SEARCH.value:
+    return _search(preset, devices)
+  mesh = partitioning.make_mesh(preset.mesh, devices)
+  several = f"{_SLICES.value} x " if _SLICES.value > 1 else ""
+  print(f"{preset.name} on {several}{_TOPOLOGY.value}: {dict(mesh.shape)}")
+  reports = {}
+  for what in _WHAT.value:
+    report = reports[what] = _examine(preset, what, mesh)
+    print(compiled.describe(what, report, _limit()))
+    _write(reports)
+  return 0 if all(report["fits"] for report in reports.values()) else 1
+
+
+def _makers():
   from sculpt4d_jax.training.ahead_of_time import shapes
 
-  makers = {
+  return {
     "train": shapes.dit_training_step,
     "sample": shapes.sampler,
     "train_vae": shapes.vae_training_step,
     "distill": shapes.distillation_step,
   }
-  unknown = set(_WHAT.value) - set(makers)
-  if unknown:
-    raise UserError(f"--what={sorted(unknown)}: choose among {list(makers)}.")
-  preset = preset_lib.from_config(_CONFIG.value)
-  chip = compiled.chip(_TOPOLOGY.value)
-  mesh = partitioning.make_mesh(
-    preset.mesh,
-    compiled.topology_devices(_TOPOLOGY.value, _SLICES.value),
+
+
+def _limit() -> float:
+  """Bytes that a chip may take."""
+  from sculpt4d_jax.training.ahead_of_time import report as compiled
+
+  if _MAX_GB.value is not None:
+    return _MAX_GB.value * 1e9
+  return compiled.chip(_TOPOLOGY.value).memory_bytes
+
+
+def _write(content) -> None:
+  if _JSON.value:
+    atomic.write_bytes(_JSON.value, json.dumps(content, indent=1).encode())
+
+
+def _examine(preset, what, mesh):
+  """Compiles one program; its report."""
+  from sculpt4d_jax.training.ahead_of_time import report as compiled
+  from sculpt4d_jax.training.ahead_of_time import shapes
+
+  logging.info("Compiling %s.", what)
+  start = time.monotonic()
+  with partitioning.use_mesh(mesh):
+    function, args = _makers()[what](preset, mesh)
+    lowered = function.lower(*args)
+    executable = lowered.compile()
+  seconds = time.monotonic() - start
+  num_clips = shapes.num_sampled_clips(preset, mesh)
+  work = compiled.model_flops(preset, what, num_clips)
+  chip, slices = compiled.chip(_TOPOLOGY.value), partitioning.slices(mesh)
+  report = compiled.examine(executable, chip, work, mesh.size, slices)
+  report["kernels"] = compiled.kernels(lowered)
+  report["compile_seconds"] = round(seconds, 1)
+  report["fits"] = report["memory_gb"]["peak"] * 1e9 <= _limit()
+  return report
+
+
+def _search(preset, devices) -> int:
+  """Prints layouts of the training step as they are compiled, then ranked."""
+  import jax
+
+  from sculpt4d_jax.training.ahead_of_time import search
+
+  remats = [None if r == search.KEEP_ALL else r for r in _REMAT_POLICIES.value]
+  try:
+    micro_batches = [int(n) for n in _MICRO_BATCHES.value]
+  except ValueError as error:
+    raise UserError(
+      f"--micro_batches={','.join(_MICRO_BATCHES.value)}: expected whole"
+      " numbers, as 1,2,4."
+    ) from error
+  groups = search.layouts(preset, devices, remats, micro_batches)
+  print(
+    f"{preset.name} on {len(devices)} chips: {len(groups)} layouts, each in as"
+    " few micro-batches as fit",
+    flush=True,
   )
-  slices = partitioning.slices(mesh)
-  several = f"{_SLICES.value} x " if _SLICES.value > 1 else ""
-  print(f"{preset.name} on {several}{_TOPOLOGY.value}: {dict(mesh.shape)}")
-  limit = chip.memory_bytes if _MAX_GB.value is None else _MAX_GB.value * 1e9
-  reports = {}
-  for what in _WHAT.value:
-    logging.info("Compiling %s.", what)
-    start = time.monotonic()
-    with partitioning.use_mesh(mesh):
-      function, args = makers[what](preset, mesh)
-      lowered = function.lower(*args)
-      executable = lowered.compile()
-    seconds = time.monotonic() - start
-    num_clips = shapes.num_sampled_clips(preset, mesh)
-    work = compiled.model_flops(preset, what, num_clips)
-    report = compiled.examine(executable, chip, work, mesh.size, slices)
-    report["kernels"] = compiled.kernels(lowered)
-    report["compile_seconds"] = round(seconds, 1)
-    report["fits"] = report["memory_gb"]["peak"] * 1e9 <= limit
-    reports[what] = report
-    print(compiled.describe(what, report, limit))
-    if _JSON.value:
-      atomic.write_bytes(_JSON.value, json.dumps(reports, indent=1).encode())
-  return 0 if all(report["fits"] for report in reports.values()) else 1
+
+  def examine(layout):
+    changed = layout.apply(preset)
+    mesh = partitioning.make_mesh(changed.mesh, devices)
+    try:
+      report = _examine(changed, "train", mesh)
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      print(f"{layout}: does not fit, says the compiler", flush=True)
+      return None
+    print(
+      f"{layout}: MFU at most {report['mfu_bound']:.1%}, peak"
+      f" {report['memory_gb']['peak']} GB, compiled in"
+      f" {report['compile_seconds']} s",
+      flush=True,
+    )
+    return report
+
+  found = search.run(groups, examine)
+  print(search.table(found))
+  _write([{"layout": str(layout), **report} for layout, report in found])
+  return 0 if found and found[0][1]["fits"] else 1
 
 
 if __name__ == "__main__":

@@ -6,9 +6,13 @@ folder, one a window, and are the whole state: a run that is interrupted reads
 them and resumes, to the same bytes. The noise of a frame depends on the seed
 and its number alone, so that neither the length nor the windows have to be
 known ahead, and frames can come from a stream without end.
+
+The last frames of a window have seen no future. With `Windows.blend` the next
+window samples them again, and the result changes from one answer to the other
+frame by frame; until then they are the window's tail.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import hashlib
 import io
 import itertools
@@ -34,10 +38,17 @@ _IDENTITY = "windows.json"
 
 
 class Stretch(NamedTuple):
-  """New frames of a clip: the number of the first, latents [frames, N, C]."""
+  """New frames of a clip.
+
+  Attributes:
+    first: Number of the first.
+    latents: [frames, N, C].
+    tail: Latents of the frames after them, which the next window changes.
+  """
 
   first: int
   latents: np.ndarray
+  tail: np.ndarray
 
 
 class WindowFolder:
@@ -82,7 +93,9 @@ class WindowFolder:
       return None
     try:
       with np.load(path, allow_pickle=False) as content:
-        return Stretch(int(content["first"]), content["latents"])
+        return Stretch(
+          int(content["first"]), content["latents"], content["tail"]
+        )
     except Exception as error:  # Whatever NumPy and zipfile run into.
       raise UserError(
         f"{path} is damaged ({type(error).__name__}: {error}); delete it and"
@@ -92,7 +105,12 @@ class WindowFolder:
   def write(self, number: int, stretch: Stretch) -> None:
     """Writes a window's new frames: the whole file or none."""
     content = io.BytesIO()
-    np.savez(content, first=np.int64(stretch.first), latents=stretch.latents)
+    np.savez(
+      content,
+      first=np.int64(stretch.first),
+      latents=stretch.latents,
+      tail=stretch.tail,
+    )
     atomic.write_bytes(self._path(number), content.getvalue())
 
   def _path(self, number: int) -> pathlib.Path:
@@ -175,8 +193,8 @@ def sample(
   parts = []
   for number, stretch in enumerate(stretches, 1):
     parts.append(stretch.latents)
-    if on_window is not None:
-      on_window(number)
+    if on_window is not None:  # A last tail is no window.
+      on_window(min(number, len(windows.starts(len(images)))))
   return np.concatenate(parts)
 
 
@@ -203,41 +221,62 @@ def stream(
   shown: list[np.ndarray] = []  # Pictures and latents of the last frames.
   done: list[np.ndarray] = []
   end = 0  # Frames that are done.
+  tail = 0  # Those at the end that the next window changes.
   for number in itertools.count():
     new = windows.size if not number else windows.stride
     fresh = list(itertools.islice(source, new))
     if not fresh:
       break
     stretch = None if folder is None else folder.read(number)
-    if stretch is not None and (
-      stretch.first != end or len(stretch.latents) != len(fresh)
-    ):
-      raise UserError(
-        f"Window {number} in {folder.folder} has frames {stretch.first} to"
-        f" {stretch.first + len(stretch.latents) - 1}, but {end} to"
-        f" {end + len(fresh) - 1} are next; delete the folder."
-      )
-    # A window at the end reaches back as far as there are frames.
-    num_known = min(windows.size - len(fresh), len(done))
-    if stretch is None:
-      pictures = [*shown[len(shown) - num_known :], *fresh]
+    if stretch is not None:
+      _check_fits(stretch, number, end - tail, tail + len(fresh), folder)
+    else:
+      # A window at the end reaches back as far as there are frames.
+      before = min(windows.size - len(fresh), len(done))
+      pictures = [*shown[len(shown) - before :], *fresh]
       latents = _sample_window(
         model,
         np.stack(pictures),
         config,
-        end - num_known,
-        done[len(done) - num_known :],
+        end - before,
+        done[len(done) - before : len(done) - tail],
         given,
-      )
-      stretch = Stretch(end, latents[num_known:])
+      )[before - tail :]
+      latents = _fade(done[len(done) - tail :], latents)
+      cut = len(latents) - min(windows.blend, len(fresh))
+      stretch = Stretch(end - tail, latents[:cut], latents[cut:])
       if folder is not None:
         folder.write(number, stretch)
     yield stretch
     shown = [*shown, *fresh][-windows.size :]
-    done = [*done, *stretch.latents][-windows.size :]
+    done = [*done[: len(done) - tail], *stretch.latents, *stretch.tail]
+    done = done[-windows.size :]
     end += len(fresh)
+    tail = len(stretch.tail)
   if not end:
     raise UserError("There are no pictures to sample from.")
+  if tail:
+    last = np.stack(done[len(done) - tail :])
+    yield Stretch(end - tail, last, last[:0])
+
+
+def _check_fits(stretch, number, first, num_frames, folder):
+  found = len(stretch.latents) + len(stretch.tail)
+  if stretch.first != first or found != num_frames:
+    raise UserError(
+      f"Window {number} in {folder.folder} has frames {stretch.first} to"
+      f" {stretch.first + found - 1}, but {first} to {first + num_frames - 1}"
+      " are next; delete the folder."
+    )
+
+
+def _fade(old: Sequence[np.ndarray], new: np.ndarray) -> np.ndarray:
+  """`new`, into which the answers before it for its first frames fade."""
+  new = np.array(new)
+  for index, latents in enumerate(old):
+    share = np.float32((index + 1) / (len(old) + 1))
+    new[index] = latents + share * (new[index] - latents)
+  return new
 
 
 def _sample_window(model, images, config, first, done, given):

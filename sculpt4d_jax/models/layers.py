@@ -130,6 +130,7 @@ class LayerNorm(nnx.Module):
       jnp.zeros((features,), param_dtype), logical_axes=(axis,)
     )
 
+  @jax.named_scope("norm")
   def __call__(self, x: Array) -> Array:
     # float32: a variance of bfloat16 activations loses its digits.
     x = x.astype(jnp.float32)
@@ -159,6 +160,7 @@ class RMSNorm(nnx.Module):
       jnp.ones((features,), param_dtype), logical_axes=(axis,)
     )
 
+  @jax.named_scope("norm")
   def __call__(self, x: Array) -> Array:
     x = x.astype(jnp.float32)  # As in LayerNorm.
     square = jnp.square(x).mean(-1, keepdims=True)

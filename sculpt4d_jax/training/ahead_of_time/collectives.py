@@ -14,6 +14,10 @@ g devices, for a result of r bytes:
 With several slices, a collective is counted on the network that it needs: "DCN"
 where a group has chips of more than one slice, "ICI" where it has not.
 
+Where a product is computed while a collective goes on, the compiler writes that
+collective into three fusions: its start, the product and its end. It is counted
+at its start.
+
 The turns of a loop are the compiler's own figure where it prints one, and are
 read off the loop's condition, `counter < constant` from zero on, elsewhere.
 """
@@ -43,7 +47,7 @@ _DTYPE_BYTES = {
   "s64": 8,
   "u64": 8,
 }
-_KINDS = (
+KINDS = (
   "all-gather",
   "all-reduce",
   "reduce-scatter",
@@ -59,7 +63,10 @@ _CALLED = re.compile(
   r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
 # What the TPU's compiler makes of an all-reduce of which a chip keeps a part.
-_FUSED_SCATTER = "all-reduce-scatter"
+FUSED_SCATTER = "all-reduce-scatter"
+# Fusions during and at the end of a collective that another one has started.
+_DURING = "async_collective_fusion"
+_START, _DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +92,9 @@ class Collective:
   network: str = "ICI"
 
 
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
+  """A line of a program: the name of its result, types, operation, the rest."""
+
   name: str
   type: str
   op: str
@@ -102,20 +111,14 @@ def count(
     slices: The slice of every device, in the order of the mesh; None where all
       are of one.
   """
-  computations, entry = _parse(text)
+  computations, entry = parse(text)
   found = {}
   for instruction, times, is_known, scatter in _walk(
     computations, entry, 1, True, None
   ):
-    kind = re.sub("-start$", "", instruction.op)
-    size = _result_bytes(instruction)
-    if scatter is not None:
-      kind, size = "reduce-scatter", _type_bytes(scatter)
-    group = _group_size(instruction.rest)
+    kind, group, network, one = transfer(instruction, scatter, slices)
     if group == 1:
       continue
-    one = _received(kind, size, group)
-    network = _network(instruction.rest, slices)
     key = kind, group, network
     old = found.get(key, Collective(kind, group, 0, 0, network=network))
     found[key] = dataclasses.replace(
@@ -127,7 +130,28 @@ def count(
   return tuple(sorted(found.values(), key=lambda c: -c.bytes))
 
 
-def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+def transfer(
+  instruction: Instruction,
+  scatter: str | None = None,
+  slices: Sequence[int] | None = None,
+) -> tuple[str, int, str, int]:
+  """Kind, size of a group, network and bytes received of one collective.
+
+  Args:
+    instruction: It, or its start.
+    scatter: Type of the result of a fusion that keeps a part of a sum.
+    slices: See `count`.
+  """
+  kind = re.sub("-start$", "", instruction.op)
+  size = _result_bytes(instruction)
+  if scatter is not None:
+    kind, size = "reduce-scatter", _type_bytes(scatter)
+  group = _group_size(instruction.rest)
+  network = _network(instruction.rest, slices)
+  return kind, group, network, _received(kind, size, group)
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
   """Computations by name, and the name of the one that runs."""
   computations, current, entry = {}, None, None
   for line in text.splitlines():
@@ -138,19 +162,43 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
         entry = header.group(2)
     match = _INSTRUCTION.match(line)
     if match and current is not None:
-      current.append(_Instruction(*match.groups()[1:]))
+      current.append(Instruction(*match.groups()[1:]))
   if entry is None:
     raise UserError("The text holds no program: there is no ENTRY in it.")
   return computations, entry
 
 
+def role(computation: Sequence[Instruction], name: str) -> str:
+  """What a fusion does of an asynchronous collective.
+
+  Returns:
+    "start", "done", "during", or "" where it holds none or a whole one.
+  """
+  for instruction in computation:
+    if instruction.op == "custom-call":
+      if _START in instruction.rest:
+        return "start"
+      if _DONE in instruction.rest:
+        return "done"
+  return "during" if name.startswith(_DURING) else ""
+
+
+def called(rest: str) -> list[str]:
+  """Computations that an instruction runs, other than a loop's."""
+  names = _CALLED.findall(rest)
+  branches = re.search(r"branch_computations=\{([^}]*)\}", rest)
+  if branches:
+    names += re.findall(r"%?([\w.\-]+)", branches.group(1))
+  return names
+
+
 def _walk(
-  computations: dict[str, list[_Instruction]],
+  computations: dict[str, list[Instruction]],
   name: str,
   times: int,
   is_known: bool,
   scatter: str | None,
-) -> Iterator[tuple[_Instruction, int, bool, str | None]]:
+) -> Iterator[tuple[Instruction, int, bool, str | None]]:
   """Every collective that runs, how often, whether that is sure.
 
   `scatter` is the type of the result where the computation is a fusion of an
@@ -158,11 +206,11 @@ def _walk(
   """
   for instruction in computations.get(name, ()):
     op, rest = instruction.op, instruction.rest
-    if re.sub("-start$", "", op) in _KINDS:
+    if re.sub("-start$", "", op) in KINDS:
       yield instruction, times, is_known, scatter
     elif op == "while":
       body = re.search(r"\bbody=%?([\w.\-]+)", rest).group(1)
-      trips = _trips(computations, rest)
+      trips = loop_trips(computations, rest)
       yield from _walk(
         computations,
         body,
@@ -171,12 +219,10 @@ def _walk(
         None,
       )
     elif op not in ("async-update", "async-done"):
-      called = _CALLED.findall(rest)
-      branches = re.search(r"branch_computations=\{([^}]*)\}", rest)
-      if branches:
-        called += re.findall(r"%?([\w.\-]+)", branches.group(1))
-      for other in called:
-        is_scatter = other.startswith(_FUSED_SCATTER)
+      for other in called(rest):
+        if role(computations.get(other, ()), other) in ("during", "done"):
+          continue
+        is_scatter = other.startswith(FUSED_SCATTER)
         yield from _walk(
           computations,
           other,
@@ -186,8 +232,8 @@ def _walk(
         )
 
 
-def _trips(
-  computations: dict[str, list[_Instruction]], loop: str
+def loop_trips(
+  computations: dict[str, list[Instruction]], loop: str
 ) -> int | None:
   """How often a loop turns, None where it does not say."""
   known = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', loop)
@@ -209,7 +255,7 @@ def _trips(
   return limits[0] if len(limits) == 1 else None
 
 
-def _result_bytes(instruction: _Instruction) -> int:
+def _result_bytes(instruction: Instruction) -> int:
   """Bytes of a result; an asynchronous start names its operands before it."""
   if instruction.op in ("all-gather-start", "collective-permute-start"):
     parts = _elements(instruction.type)

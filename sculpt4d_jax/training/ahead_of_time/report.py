@@ -7,9 +7,10 @@ backward pass. Collectives are counted in the program's text, where the compiler
 prints it; see `collectives`.
 
 The time of a step is bounded from below by each of its parts alone: hardware
-FLOPs at the chip's peak, and collectives at the bandwidth of its links. The
-bound on the model FLOPs utilisation (MFU) is model FLOPs over the peak in the
-larger of these; a real step is slower.
+FLOPs at the chip's peak, and collectives at the bandwidth of its links. A closer
+bound is the account of the compiler's own estimates; see `account`. The bound on
+the model FLOPs utilisation (MFU) is model FLOPs over the peak in the largest of
+these; a real step is slower.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ import jax
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import flops
 from sculpt4d_jax.training import preset as preset_lib
+from sculpt4d_jax.training.ahead_of_time import account
 from sculpt4d_jax.training.ahead_of_time import collectives
 from sculpt4d_jax.training.ahead_of_time import step_flops
 
@@ -35,20 +37,29 @@ class Chip:
     flops: Peak in bfloat16, a second.
     link_bytes: Between chips, all links of one chip together, a second.
     dcn_bytes: Between slices, one chip's share, a second.
+    memory_rate: Bytes from and to HBM, a second.
+    clock: Cycles of a core, a second, as its peak and its matrix units say.
   """
 
   memory_bytes: float
   flops: float
   link_bytes: float
   dcn_bytes: float
+  memory_rate: float
+  clock: float
+
+  @property
+  def rates(self) -> account.Rates:
+    networks = {"ICI": self.link_bytes, "DCN": self.dcn_bytes}
+    return account.Rates(self.clock, self.flops, self.memory_rate, networks)
 
 
 # Google Cloud's pages of each TPU; links in one direction. The share of the data
 # centre's network is that of the pages' figure for a whole pod, or for a chip.
 _CHIPS = {
-  "v5e": Chip(16e9, 197e12, 200e9, 3.1e9),
-  "v5p": Chip(95e9, 459e12, 600e9, 6.2e9),
-  "v6e": Chip(32e9, 918e12, 448e9, 12.5e9),
+  "v5e": Chip(16e9, 197e12, 200e9, 3.1e9, 819e9, 1.503e9),
+  "v5p": Chip(95e9, 459e12, 600e9, 6.2e9, 2765e9, 1.751e9),
+  "v6e": Chip(32e9, 918e12, 448e9, 12.5e9, 1640e9, 1.751e9),
 }
 # Times the forward pass: backward takes twice its work, remat repeats it.
 _BACKWARD, _REMAT = 2, 1
@@ -206,33 +217,45 @@ def examine(
     "code": memory.generated_code_size_in_bytes,
     "peak": peak,
   }
-  moved = _collectives(executable, slices)
+  text = _text(executable)
+  moved = None if text is None else _collectives(text, slices)
   seconds = {"products": work["hardware"] / num_chips / kind.flops}
   if moved is not None:
-    rates = {"ICI": kind.link_bytes, "DCN": kind.dcn_bytes}
-    for network, rate in rates.items():
+    for network, rate in kind.rates.networks.items():
       total = sum(e["bytes"] for e in moved if e["network"] == network)
       if total or network == "ICI":
         seconds[f"collectives, {network}"] = total / rate
+  parts = None
+  if text is not None:
+    parts = account.account(text, kind.rates, slices)
+    seconds["account"] = parts.total
   bound = max(seconds.values())
   return {
     "memory_gb": {k: round(v / 1e9, 3) for k, v in sizes.items()},
     "tera_flops": {k: round(v / num_chips / 1e12, 2) for k, v in work.items()},
     "collectives": moved,
+    "account": None if parts is None else _rounded(parts),
     "seconds": {k: round(v, 4) for k, v in seconds.items()},
     "mfu_bound": round(work["model"] / num_chips / kind.flops / bound, 3),
   }
 
 
-def _collectives(executable: Any, slices: Any) -> list[dict[str, Any]] | None:
-  """What `collectives.count` finds, or None where no text is printed."""
+def _text(executable: Any) -> str | None:
+  """The optimised program, or None where the compiler does not print it."""
   try:
-    text = executable.as_text()
-  except jax.errors.JaxRuntimeError:  # The compiler cannot print all programs.
+    return executable.as_text() or None
+  except jax.errors.JaxRuntimeError:  # It cannot print all programs.
     return None
-  if not text:
-    return None
+
+
+def _collectives(text: str, slices: Any) -> list[dict[str, Any]]:
   return [dataclasses.asdict(c) for c in collectives.count(text, slices)]
+
+
+def _rounded(parts: account.Account) -> dict[str, float]:
+  """Seconds by class, and those of work done again and of hidden transfers."""
+  named = dict(parts.seconds, recomputed=parts.recomputed, hidden=parts.hidden)
+  return {name: round(value, 5) for name, value in named.items()}
 
 
 def describe(what: str, report: dict[str, Any], limit: float) -> str:
@@ -256,6 +279,8 @@ def describe(what: str, report: dict[str, Any], limit: float) -> str:
       )
   if report.get("kernels"):
     lines.append(f"  Pallas kernels: {', '.join(report['kernels'])}")
+  if report["account"] is not None:
+    lines += _describe_account(report["account"])
   times = ", ".join(f"{k} {v:.3f}" for k, v in report["seconds"].items())
   lines.append(
     f"  at least {max(report['seconds'].values()):.3f} s ({times}); MFU at"
@@ -263,3 +288,16 @@ def describe(what: str, report: dict[str, Any], limit: float) -> str:
   )
   lines.append("  fits" if report["fits"] else "  DOES NOT FIT")
   return "\n".join(lines)
+
+
+def _describe_account(parts: dict[str, float]) -> list[str]:
+  total = sum(parts[name] for name in account.CLASSES)
+  named = ", ".join(
+    f"{name} {parts[name]:.4f} ({parts[name] / max(total, 1e-12):.0%})"
+    for name in account.CLASSES
+  )
+  return [
+    f"  account of {total:.4f} s by the compiler's estimates: {named}",
+    f"    of it computed again {parts['recomputed']:.4f}; collectives hidden"
+    f" behind it {parts['hidden']:.4f}",
+  ]

@@ -69,13 +69,20 @@ def test_figures_of_a_program():
   x = jnp.ones((256, 256))
   executable = jax.jit(lambda x: x @ x).lower(x).compile()
   chip = compiled.Chip(
-    memory_bytes=1e9, flops=1e9, link_bytes=1e9, dcn_bytes=1e9
+    memory_bytes=1e9,
+    flops=1e9,
+    link_bytes=1e9,
+    dcn_bytes=1e9,
+    memory_rate=1e9,
+    clock=1e9,
   )
   work = {"model": 1e9, "hardware": 2e9}
   report = compiled.examine(executable, chip, work, num_chips=1)
   assert report["memory_gb"]["arguments"] == round(4 * 256**2 / 1e9, 3)
   assert report["seconds"]["products"] == 2.0
   assert report["collectives"] == []
+  # The compiler for CPUs estimates nothing.
+  assert report["seconds"]["account"] == 0.0
   assert report["mfu_bound"] == 0.5
   report |= {"compile_seconds": 1.0, "fits": False, "kernels": []}
   assert "DOES NOT FIT" in compiled.describe("train", report, 1e9)

@@ -1,0 +1,249 @@
+"""Where the time of a compiled step goes, by the compiler's own estimates.
+
+The TPU's compiler writes its estimate of cycles to every fusion of the scheduled
+program. The program is walked in the order of its schedule, loops as often as
+they turn, and the estimates are summed by class:
+
+  products      products of matrices, with what is fused to them
+  attention     kernels of scores, softmax and weighted sums
+  norms         normalisations and their gradients, where no product takes them
+  other         everything else: activations, sums, rotations, optimizer
+  collectives   the part that no work hides
+
+A Pallas kernel has no estimate of cycles; it is counted with the operations and
+bytes that it declares, at the chip's peak or its memory's bandwidth, whichever
+takes longer. An asynchronous collective takes its bytes at the bandwidth of its
+network, one after the other on each; what of it has passed when its end is
+waited for was hidden. Of a condition the longest branch is taken. Copies between
+kinds of memory that run ahead of their use count nothing. Stalls that the
+compiler does not foresee are not in it, so that the sum is a bound from below.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import re
+
+from sculpt4d_jax.training.ahead_of_time import collectives
+
+CLASSES = ("products", "attention", "norms", "other", "collectives")
+
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_SCOPE = re.compile(r'op_name="([^"]*)"')
+_FLOPS = re.compile(r'"flops":"?(\d+)')
+_BYTES = re.compile(r'"bytes_accessed":"?(\d+)')
+_PRODUCTS = frozenset({"convolution", "dot", "ragged-dot"})
+_ATTENTION = re.compile(r"attention|block_sparse|flash|splash")
+_NORM = re.compile(r"/norm/")  # The scope that the layers give it.
+_AGAIN = "rematted_computation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+  """What a chip does in a second.
+
+  Attributes:
+    clock: Cycles.
+    flops: Operations at peak, in bfloat16.
+    memory: Bytes from and to its memory.
+    networks: Bytes received, by network: "ICI", "DCN".
+  """
+
+  clock: float
+  flops: float
+  memory: float
+  networks: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+  """Seconds of one chip for one execution of a program.
+
+  Attributes:
+    seconds: By class.
+    recomputed: Work among it that the backward pass does again.
+    hidden: Collectives that work hides; not among `seconds`.
+  """
+
+  seconds: Mapping[str, float]
+  recomputed: float = 0.0
+  hidden: float = 0.0
+
+  @property
+  def total(self) -> float:
+    return sum(self.seconds.values())
+
+
+def account(
+  text: str, rates: Rates, slices: Sequence[int] | None = None
+) -> Account:
+  """The account of a program.
+
+  Args:
+    text: The optimised program, in the order of its schedule.
+    rates: Of the chip.
+    slices: See `collectives.count`.
+  """
+  computations, entry = collectives.parse(text)
+  return _Program(computations, rates, slices).account(entry)
+
+
+class _Timeline:
+  """Work and networks side by side, from the start of a computation on."""
+
+  def __init__(self, rates: Rates):
+    self._rates = rates
+    self.now = 0.0
+    self._free = dict.fromkeys(rates.networks, 0.0)
+    self._started: dict[str, tuple[float, float]] = {}
+    self.exposed = self.hidden = 0.0
+
+  def work(self, seconds: float) -> None:
+    self.now += seconds
+
+  def start(self, name: str, network: str, num_bytes: int) -> None:
+    seconds = num_bytes / self._rates.networks[network]
+    end = max(self.now, self._free[network]) + seconds
+    self._free[network] = end
+    self._started[name] = end, seconds
+
+  def wait(self, name: str) -> None:
+    """Waits for what was started; unknown names are of no collective."""
+    end, seconds = self._started.pop(name, (0.0, 0.0))
+    waited = min(max(end - self.now, 0.0), seconds)
+    self.exposed += waited
+    self.hidden += seconds - waited
+    self.now = max(self.now, end)
+
+
+class _Program:
+  """The computations of a program and their accounts."""
+
+  def __init__(
+    self,
+    computations: dict[str, list[collectives.Instruction]],
+    rates: Rates,
+    slices: Sequence[int] | None,
+  ):
+    self._computations = computations
+    self._rates = rates
+    self._slices = slices
+    self._known: dict[str, Account] = {}
+
+  def account(self, name: str) -> Account:
+    """Of one execution of a computation."""
+    if name not in self._known:
+      self._known[name] = self._walk(name)
+    return self._known[name]
+
+  def _walk(self, name: str) -> Account:
+    timeline = _Timeline(self._rates)
+    seconds = dict.fromkeys(CLASSES, 0.0)
+    recomputed = inner_hidden = 0.0
+    for instruction in self._computations.get(name, ()):
+      op, rest = instruction.op, instruction.rest
+      if op in ("while", "conditional", "call"):
+        inner, times = self._inner(op, rest)
+        for kind in CLASSES:
+          seconds[kind] += times * inner.seconds[kind]
+        recomputed += times * inner.recomputed
+        inner_hidden += times * inner.hidden
+        timeline.work(times * inner.total)
+      elif not self._communicate(instruction, timeline):
+        kind, took = self._work(instruction)
+        seconds[kind] += took
+        recomputed += took * (_AGAIN in _scope(rest))
+        timeline.work(took)
+    seconds["collectives"] += timeline.exposed
+    return Account(seconds, recomputed, inner_hidden + timeline.hidden)
+
+  def _inner(self, op: str, rest: str) -> tuple[Account, int]:
+    """The account of what an instruction runs, and how often."""
+    if op == "while":
+      body = re.search(r"\bbody=%?([\w.\-]+)", rest).group(1)
+      times = collectives.loop_trips(self._computations, rest) or 1
+      return self.account(body), times
+    branches = [self.account(name) for name in collectives.called(rest)]
+    empty = Account(dict.fromkeys(CLASSES, 0.0))
+    return max(branches, key=lambda a: a.total, default=empty), 1
+
+  def _communicate(
+    self, instruction: collectives.Instruction, timeline: _Timeline
+  ) -> bool:
+    """Takes a collective to the timeline; False if it is (also) work."""
+    op, name, rest = instruction.op, instruction.name, instruction.rest
+    if op.endswith(("-done", "-update")):
+      operand = re.match(r"[^%]*%([\w.\-]+)", rest)
+      if operand and op.endswith("-done"):
+        timeline.wait(operand.group(1))
+      return True
+    if _kind(instruction) in collectives.KINDS:
+      self._start(name, instruction, None, timeline)
+      if not op.endswith("-start"):
+        timeline.wait(name)
+      return True
+    if op not in ("fusion", "async-start"):
+      return op.endswith("-start")
+    for other in collectives.called(rest):
+      part = self._computations.get(other, [])
+      inside = [i for i in part if _kind(i) in collectives.KINDS]
+      role = collectives.role(part, other)
+      if role == "during" or not inside:
+        continue
+      if role == "done":
+        timeline.wait(_chain(inside[0]))
+        return True
+      scatter = None
+      if other.startswith(collectives.FUSED_SCATTER):
+        scatter = instruction.type
+      started = _chain(inside[0]) if role == "start" else name
+      self._start(started, inside[0], scatter, timeline)
+      if role != "start" and op == "fusion":
+        timeline.wait(started)
+      return True
+    return op == "async-start"
+
+  def _start(self, name, instruction, scatter, timeline):
+    _, group, network, num_bytes = collectives.transfer(
+      instruction, scatter, self._slices
+    )
+    timeline.start(name, network, num_bytes * (group > 1))
+
+  def _work(self, instruction: collectives.Instruction) -> tuple[str, float]:
+    """Class and seconds of an instruction that computes."""
+    rest, scope = instruction.rest, _scope(instruction.rest)
+    cycles = _CYCLES.search(rest)
+    seconds = int(cycles.group(1)) / self._rates.clock if cycles else 0.0
+    if instruction.op == "custom-call" and not cycles:
+      flops, accessed = _FLOPS.search(rest), _BYTES.search(rest)
+      seconds = max(
+        int(flops.group(1)) / self._rates.flops if flops else 0.0,
+        int(accessed.group(1)) / self._rates.memory if accessed else 0.0,
+      )
+    if instruction.op == "custom-call" and seconds:
+      named = f"{instruction.name} {scope}"
+      return ("attention" if _ATTENTION.search(named) else "products"), seconds
+    if instruction.op in _PRODUCTS or self._has_product(rest):
+      return "products", seconds
+    return ("norms" if _NORM.search(scope) else "other"), seconds
+
+  def _has_product(self, rest: str) -> bool:
+    return any(
+      i.op in _PRODUCTS or (i.op == "fusion" and self._has_product(i.rest))
+      for name in collectives.called(rest)
+      for i in self._computations.get(name, ())
+    )
+
+
+def _scope(rest: str) -> str:
+  match = _SCOPE.search(rest)
+  return match.group(1) if match else ""
+
+
+def _kind(instruction: collectives.Instruction) -> str:
+  return re.sub("-start$", "", instruction.op)
+
+
+def _chain(instruction: collectives.Instruction) -> str:
+  """What the parts of one asynchronous collective share."""
+  chain = re.search(r'chain_id="(\d+)"', instruction.rest)
+  return f"chain {chain.group(1) if chain else ''}"
