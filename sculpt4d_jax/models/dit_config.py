@@ -69,7 +69,7 @@ class DiTConfig:
     param_dtype: Dtype of the parameters.
     scan_unroll: Number of blocks in an iteration of a stage's scan; True
       unrolls all.
-    remat_policy: See `layers.scan_layers`.
+    remat_policy: See `layers.scan_layers`; "none" is None, for flags.
     attention_implementation: See `dense_attention.dot_product_attention`.
     temporal_implementation: Backend of the block-sparse kernel.
     moe_implementation: See `experts.apply_experts`.
@@ -116,6 +116,8 @@ class DiTConfig:
         f"moe_implementation={self.moe_implementation!r}: choose one of"
         f" {experts.IMPLEMENTATIONS} or None."
       )
+    if self.remat_policy == "none":
+      object.__setattr__(self, "remat_policy", None)
     policy = self.remat_policy
     if policy not in (None, "full") and not hasattr(
       jax.checkpoint_policies, policy

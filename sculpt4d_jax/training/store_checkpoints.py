@@ -23,7 +23,6 @@ from concurrent import futures
 import dataclasses
 import functools
 import json
-import math
 import re
 import time
 from typing import Any
@@ -37,6 +36,7 @@ from sculpt4d_jax.io import paths
 
 _COMMIT = re.compile(r"(\d+)\.(\d+)\.(\d+)-of-(\d+)$")
 _MAX_LISTED = 256  # Largest number of checkpoints in a broadcast listing.
+_READ_AHEAD = 64  # Number of arrays that are read at once.
 # TensorStore's retries of a request: more than a quarter of an hour in all.
 _RETRIES = dict(max_retries=40, initial_delay="1s", max_delay="30s")
 
@@ -129,10 +129,18 @@ class Manager:
     arrays = self._arrays(step)
     data = self._place(step) / "data"
     stores = {name: _open(data, arrays[name]) for name in args.item}
-    return {
-      name: _restore(stores[name].result(), wanted)
+    readers = [
+      _Reader(stores[name].result(), wanted)
       for name, wanted in args.item.items()
-    }
+    ]
+    restored = {}
+    # A store takes long to answer, but answers many at once.
+    for number, name in enumerate(args.item):
+      for reader in readers[number : number + _READ_AHEAD]:
+        reader.begin()
+      restored[name] = readers[number].array()
+      readers[number] = None  # Its numbers are on the device now.
+    return restored
 
   def delete(self, step: int) -> None:
     """Removes a checkpoint."""
@@ -318,28 +326,86 @@ def _context():
   )
 
 
-def _restore(store: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-  """An array from its chunks; equal shards of this process are read once."""
-  sharding, shape = wanted.sharding, tuple(wanted.shape)
-  axis = _replica_axis(sharding)
-  if axis is not None:
-    return _read_and_broadcast(store, wanted, axis)
-  cache: dict[Any, np.ndarray] = {}
+class _Reader:
+  """Reads what this process needs of an array, equal parts once.
 
-  def read(index):
-    return _read(store, index, wanted, cache)
+  Where another row of a mesh axis holds copies, the first row's processes read,
+  and the devices' network brings it to the others; see `_replica_axis`.
+  """
 
-  return jax.make_array_from_callback(shape, sharding, read)
+  def __init__(self, store: Any, wanted: jax.ShapeDtypeStruct):
+    self._store, self._wanted = store, wanted
+    self._shape = tuple(wanted.shape)
+    self._axis = _replica_axis(wanted.sharding)
+    self._begun: dict[Any, Any] = {}
 
+  def begin(self) -> None:
+    """Begins all reads that have not begun."""
+    sharding, shape = self._wanted.sharding, self._shape
+    if self._axis is not None:
+      sharding, shape = self._stacked()
+    for index in sharding.addressable_devices_indices_map(shape).values():
+      if self._axis is None:
+        self._begin(index)
+      elif self._is_first(index):
+        self._begin(index[1:])
 
-def _read(store, index, wanted, cache) -> np.ndarray:
-  index = _full(index, wanted.shape)
-  key = tuple((s.start, s.stop) for s in index)
-  if key not in cache:
-    cache[key] = np.asarray(store[index].read().result()).astype(
-      wanted.dtype, copy=False
+  def array(self) -> jax.Array:
+    """The array in the wanted sharding.
+
+    Raises:
+      ValueError: A chunk is missing or damaged.
+    """
+    self.begin()
+    if self._axis is not None:
+      return self._broadcast()
+    return jax.make_array_from_callback(
+      self._shape, self._wanted.sharding, self._numbers
     )
-  return cache[key]
+
+  def _begin(self, index: tuple[slice, ...]) -> Any:
+    index = _full(index, self._shape)
+    key = tuple((s.start, s.stop) for s in index)
+    if key not in self._begun:
+      self._begun[key] = self._store[index].read()
+    return self._begun[key]
+
+  def _numbers(self, index: tuple[slice, ...]) -> np.ndarray:
+    numbers = np.asarray(self._begin(index).result())
+    return numbers.astype(self._wanted.dtype, copy=False)
+
+  def _stacked(self) -> tuple[jax.sharding.NamedSharding, tuple[int, ...]]:
+    """Sharding and shape of all copies, stacked along the axis."""
+    mesh, spec = self._wanted.sharding.mesh, self._wanted.sharding.spec
+    spec = jax.sharding.PartitionSpec(self._axis, *spec)
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    return sharding, (mesh.shape[self._axis], *self._shape)
+
+  def _is_first(self, index: tuple[slice, ...]) -> bool:
+    return not index[0].start
+
+  def _broadcast(self) -> jax.Array:
+    """Reads on the first row of the axis, and sums over it, zeros elsewhere.
+
+    Numbers are summed as integers, so that every bit is preserved: floating
+    point zeros would turn -0.0 into 0.0 and may change NaNs.
+    """
+    kind = np.dtype(self._wanted.dtype)
+    bits = np.dtype(f"uint{8 * kind.itemsize}")
+
+    def part(index):
+      if self._is_first(index):
+        return self._numbers(index[1:])[None].view(bits)
+      full = _full(index[1:], self._shape)
+      return np.zeros((1, *(s.stop - s.start for s in full)), bits)
+
+    sharding, shape = self._stacked()
+    rows = jax.make_array_from_callback(shape, sharding, part)
+
+    def collect(x):
+      return jax.lax.bitcast_convert_type(x.sum(0, dtype=bits), kind)
+
+    return jax.jit(collect, out_shardings=self._wanted.sharding)(rows)
 
 
 def _replica_axis(sharding: Any) -> str | None:
@@ -355,31 +421,3 @@ def _replica_axis(sharding: Any) -> str | None:
     return None
   rows = [{d.process_index for d in row.flat} for row in mesh.devices]
   return None if any(rows[0] & row for row in rows[1:]) else "data"
-
-
-def _read_and_broadcast(store, wanted, axis) -> jax.Array:
-  """Reads on the first row of a mesh axis, and sums with zeros elsewhere.
-
-  Numbers are summed as integers, so that every bit is preserved.
-  """
-  sharding, shape = wanted.sharding, tuple(wanted.shape)
-  mesh = sharding.mesh
-  kind = np.dtype(wanted.dtype)
-  # Adding floating point zeros would turn -0.0 into 0.0 and may change NaNs.
-  bits = np.dtype(f"uint{8 * kind.itemsize}")
-  spec = jax.sharding.PartitionSpec(axis, *sharding.spec)
-  stacked = jax.sharding.NamedSharding(mesh, spec)
-  cache: dict[Any, np.ndarray] = {}
-
-  def part(index):
-    if index[0].indices(mesh.shape[axis])[0] == 0:
-      return _read(store, index[1:], wanted, cache)[None].view(bits)
-    lengths = [math.ceil(s.stop - s.start) for s in _full(index[1:], shape)]
-    return np.zeros((1, *lengths), bits)
-
-  rows = jax.make_array_from_callback((mesh.shape[axis], *shape), stacked, part)
-
-  def collect(x):
-    return jax.lax.bitcast_convert_type(x.sum(0, dtype=bits), kind)
-
-  return jax.jit(collect, out_shardings=sharding)(rows)

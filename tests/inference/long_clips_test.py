@@ -111,9 +111,7 @@ def test_blended_windows_resume_to_the_same_bytes(
 ):
   whole = long_clips.sample(model, images, config(), BLENDED)
   kept = lambda: folder(tmp_path, images, BLENDED)
-  stretches = long_clips.stream(
-    model, images, config(), BLENDED, folder=kept()
-  )
+  stretches = long_clips.stream(model, images, config(), BLENDED, folder=kept())
   for _ in itertools.islice(stretches, finished):
     pass
   again = long_clips.sample(model, images, config(), BLENDED, folder=kept())

@@ -333,7 +333,8 @@ def main(argv: list[str] | None = None) -> None:
     f"{'what':15}{'chip':5}{'frames':>7} {'direction':10}{'list s':>7}"
     f"{'compile s':>10}{'temp GiB':>9}{'args GiB':>9}{'work':>7}"
     f"{'est. ms':>9}{'roof ms':>9}{'share':>7}{'exchanges':>10}"
-    + f"{'dense ms':>10}{'gain':>6}{'of ideal':>9}" * args.ideal
+    + f"{'dense ms':>10}{'gain':>6}{'of ideal':>9}"
+    * args.ideal
   )
   with tempfile.TemporaryDirectory() as folder:
     prepare(pathlib.Path(folder))

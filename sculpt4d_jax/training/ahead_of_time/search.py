@@ -47,10 +47,9 @@ class Layout:
 
   def flags(self) -> str:
     """The flags that give a preset this layout."""
-    remat = "None" if self.remat_policy is None else self.remat_policy
     return (
       f"--config.mesh.fsdp={self.fsdp} --config.mesh.context={self.context}"
-      f" --config.model.dit.remat_policy={remat}"
+      f" --config.model.dit.remat_policy={self.remat_policy or KEEP_ALL}"
       " --config.dit_training.optimizer.accumulation_steps="
       f"{self.accumulation_steps}"
     )

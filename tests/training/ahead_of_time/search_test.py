@@ -1,5 +1,7 @@
 """Layouts of a training step: which there are, and how they are ranked."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -36,12 +38,20 @@ def test_a_layout_changes_the_preset_and_nothing_else(preset):
   assert changed.mesh.fsdp == 1 and changed.mesh.context == 3
   assert changed.model.dit.remat_policy == "full"
   assert changed.dit_training.optimizer.accumulation_steps == 2
-  assert search.Layout(
-    preset.model.dit.remat_policy,
-    preset.mesh.fsdp,
-    preset.mesh.context,
-    preset.dit_training.optimizer.accumulation_steps,
-  ).apply(changed) == preset
+  assert (
+    search.Layout(
+      preset.model.dit.remat_policy,
+      preset.mesh.fsdp,
+      preset.mesh.context,
+      preset.dit_training.optimizer.accumulation_steps,
+    ).apply(changed)
+    == preset
+  )
+  # A flag's word for None.
+  keep_all = search.Layout(None, 1, 3, 2)
+  assert "remat_policy=none" in keep_all.flags()
+  dit = dataclasses.replace(preset.model.dit, remat_policy="none")
+  assert keep_all.apply(preset).model.dit == dit
   assert "--config.mesh.context=3" in layout.flags()
   assert "accumulation_steps=2" in layout.flags()
 
