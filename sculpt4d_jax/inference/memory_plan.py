@@ -44,6 +44,10 @@ DEVICES: Mapping[str, int] = {
 # fragmentation take some.
 USABLE = 0.92
 
+# Bytes a second between host and device: PCIe 4.0 with 16 lanes, of 32e9 on
+# paper.
+LINK_RATE = 25e9
+
 # Frames of a layer at a time, as a saving.
 FRAMES_AT_A_TIME = 2
 
@@ -224,6 +228,12 @@ class Planner:
     }
     return MemoryPlan(stages, settings)
 
+  def link_bytes(self, settings: Settings) -> int:
+    """Bytes of weights that a clip's sampling copies from the host."""
+    if not settings.offload:
+      return 0
+    return self.params["image_encoder"] + self.params["vae"]
+
   def best(self, settings: Settings, num_bytes: int) -> MemoryPlan | None:
     """The plan of a device with as few savings as it needs, if any fits."""
     for savings in _savings(settings):
@@ -333,7 +343,8 @@ def report(
     [
       *lines,
       "",
-      f"Weights in bfloat16; a device is filled to {USABLE:.0%}. The savings are"
+      f"Weights in bfloat16; a device is filled to {USABLE:.0%}; the link to the"
+      f" host carries {LINK_RATE / 1e9:.0f} GB a second. The savings are"
       " fields of the preset's section `sampling`. Estimated, not measured on"
       " these devices; see sculpt4d_jax/inference/memory_plan.py.",
     ]
@@ -355,9 +366,9 @@ def format_plan(planner: Planner, settings: Settings) -> Iterator[str]:
   yield ""
   yield (
     f"| device | {settings.num_frames} frames | needs GiB | with"
-    " | most frames, all savings |"
+    " | from the host, a clip | most frames, all savings |"
   )
-  yield "|---|---|---|---|---|"
+  yield "|---|---|---|---|---|---|"
   for device, num_bytes in DEVICES.items():
     best = planner.best(settings, num_bytes)
     most = planner.most_frames(settings, num_bytes)
@@ -366,6 +377,9 @@ def format_plan(planner: Planner, settings: Settings) -> Iterator[str]:
       cells = ["no", _gib(least.peak), "all savings"]
     else:
       cells = ["fits", _gib(best.peak), best.settings.describe()]
+    copied = planner.link_bytes((best or least).settings)
+    seconds = f"{copied / 1e9:.2f} GB, {copied / LINK_RATE:.2f} s"
+    cells.append(seconds if copied else "nothing")
     yield f"| {device} | {' | '.join(cells)} | {most or 'none'} |"
 
 

@@ -84,6 +84,7 @@ class Sculpt4D:
     self._offload = offload
     place = jax.device_get if offload else jax.device_put
     self._vae, self._encoder = place((self._vae, self._encoder))
+    self._placed_vae: nnx.State | None = None
     self._devices = tuple(devices)
     self._mesh: partitioning.Mesh | None = None
     self._dit = jax.device_put(self._dit)
@@ -213,6 +214,7 @@ class Sculpt4D:
     self, images: UInt8[np.ndarray, "F S S 3"]
   ) -> Float[Array, "F I W"]:
     """The image tokens of a clip's frames; see `sample`."""
+    self._placed_vae = None  # Makes room where it is offloaded.
     return self._encode(self._encoder, jnp.asarray(images))
 
   def draw_noise(
@@ -243,6 +245,7 @@ class Sculpt4D:
     """
     with self._reporting:
       self._on_step = on_step
+      self._placed_vae = None
       frames = noise.shape[1] if windows is None else windows.size
       with self._on_mesh(config, min(frames, noise.shape[1])):
         latents = self._denoise(
@@ -322,8 +325,15 @@ class Sculpt4D:
     noise: Float[np.ndarray, "N C"],
   ) -> Float[np.ndarray, "N C"]:
     """The latents of one shape; see `ShapeVAE.encode_to_diffusion`."""
-    vae = jax.device_put(self._vae)
+    vae = self._vae_on_device()
     return jax.device_get(self._encode_surface(vae, surface, queries, noise))
+
+  def _vae_on_device(self) -> nnx.State:
+    """The autoencoder's weights, copied once for all frames of a clip."""
+    placed = self._placed_vae
+    if placed is None:  # From the host, if offloaded.
+      placed = self._placed_vae = jax.device_put(self._vae)
+    return placed
 
   def _encode_surface_impl(self, params, *arrays):
     vae = nnx.merge(self._vae_def, params)
@@ -334,7 +344,7 @@ class Sculpt4D:
     self, latents: Float[np.ndarray, "N C"]
   ) -> Callable[[np.ndarray], np.ndarray]:
     """The field of one frame: points [Q, 3] -> values [Q], positive inside."""
-    vae = jax.device_put(self._vae)  # From the host, if offloaded.
+    vae = self._vae_on_device()
     key_values = self._keys_values(vae, jnp.asarray(latents))
 
     def evaluate(points: np.ndarray) -> np.ndarray:

@@ -49,6 +49,15 @@ def test_keys_and_values_by_hand(planner, settings):
   )
 
 
+def test_what_is_copied_from_the_host_by_hand(planner, settings):
+  assert planner.link_bytes(settings) == 0
+  offloaded = dataclasses.replace(settings, offload=True)
+  copied = 2 * 327_746_177 + 2 * (304_368_640 - 1024)
+  assert planner.link_bytes(offloaded) == copied == 1_264_227_586
+  table = list(memory_plan.format_plan(planner, offloaded))
+  assert any("1.26 GB, 0.05 s" in line for line in table)
+
+
 def test_every_saving_saves(planner, settings):
   peaks = [planner.plan(s).peak for s in memory_plan._savings(settings)]
   assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 6

@@ -128,6 +128,12 @@ def test_offloaded_networks_stay_on_the_host(folder, images, latents):
   np.testing.assert_allclose(again, latents, atol=1e-6)
   values = model.field(latents[0])(np.zeros((4, 3), np.float32))
   assert np.isfinite(values).all()
+  # All frames share one copy, which the next clip's denoising does not keep.
+  placed = model._placed_vae
+  model.field(latents[1])
+  assert model._placed_vae is placed and not on_host(placed)
+  model.sample(images, sampling())
+  assert model._placed_vae is None
 
 
 def test_frames_are_encoded_a_few_at_a_time(model, images, monkeypatch):
