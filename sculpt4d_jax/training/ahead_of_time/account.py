@@ -80,7 +80,7 @@ def account(
 
   Args:
     text: The optimised program, in the order of its schedule.
-    rates: Of the chip.
+    rates: Rates of the chip.
     slices: See `collectives.count`.
   """
   computations, entry = collectives.parse(text)

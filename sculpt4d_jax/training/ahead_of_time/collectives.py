@@ -14,7 +14,7 @@ g devices, for a result of r bytes:
 With several slices, a collective is counted on the network that it needs: "DCN"
 where a group has chips of more than one slice, "ICI" where it has not.
 
-Where a product is computed while a collective goes on, the compiler writes that
+Where a product is computed during a collective, the compiler writes that
 collective into three fusions: its start, the product and its end. It is counted
 at its start.
 

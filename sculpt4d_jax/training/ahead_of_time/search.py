@@ -27,7 +27,7 @@ class Layout:
   """A way to run a training step.
 
   Attributes:
-    remat_policy: Of the DiT; None keeps all activations.
+    remat_policy: Remat policy of the DiT; None keeps all activations.
     fsdp: Shards of the parameters.
     context: Shards of a clip's frames.
     accumulation_steps: Micro-batches of a step.
@@ -78,8 +78,8 @@ def layouts(
   """Groups of layouts that differ in their micro-batches alone, fewest first.
 
   Args:
-    preset: Whose step it is.
-    devices: Of all slices.
+    preset: Preset of the step.
+    devices: Devices of all slices.
     remat_policies: Those to try.
     accumulation_steps: Those to try.
 
