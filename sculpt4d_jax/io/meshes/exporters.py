@@ -21,7 +21,7 @@ class Exporter:
     file: Name of the file; with a *, a file for every frame.
     function: Module in this package and its function, which takes the path,
       meshes, frames a second and `times`, seconds at which frames start.
-    purpose: What the format is good for, for help texts.
+    purpose: Use of the format, for help texts.
     is_default: Whether it is written where no formats are named.
     module: A module of the optional package that the writer needs.
     extra: The extra that installs this package.
