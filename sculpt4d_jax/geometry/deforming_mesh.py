@@ -114,6 +114,29 @@ def normalise(mesh: DeformingMesh, extent: float = 0.95) -> DeformingMesh:
   )
 
 
+# Positions are moved to the origin if float32 rounds them by more than this
+# share of the box: a tenth of what a record resolves.
+_ROUNDING = 1e-6
+
+
+def rounding_offset(points: np.ndarray) -> np.ndarray:
+  """What to take off positions before they are rounded to float32.
+
+  Args:
+    points: Positions of one frame, float64 [V, 3].
+
+  Returns:
+    The centre of their box, float64 [3], if they lie so far from the origin
+    that float32 would change their shape; else zeros.
+  """
+  low, high = points.min(0), points.max(0)
+  size = (high - low).max()
+  step = np.abs(points).max() * 2.0**-24
+  if not np.isfinite(size) or step <= _ROUNDING * size:
+    return np.zeros(3)
+  return (low + high) / 2
+
+
 @dataclasses.dataclass(frozen=True)
 class Motion:
   """How an animation moves, in units of the object's own size.

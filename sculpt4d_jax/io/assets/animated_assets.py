@@ -121,6 +121,9 @@ class AnimatedAsset:
     path: Path of the asset.
     clips: Its animations.
     copyright: Copyright and licence text in the asset, or "".
+    left_out: Meshes that were no part of the object in the clip played last.
+    num_meshes: Meshes of the scene, those that were left out among them; 0
+      before a clip is played.
   """
 
   def __init__(
@@ -145,6 +148,8 @@ class AnimatedAsset:
     self._limits = limits
     self._attachments = attachments
     self.copyright = ""
+    self.left_out: tuple[asset_files.LeftOut, ...] = ()
+    self.num_meshes = 0
     self._gltf, self._scene, self._num_files = None, None, 0
     with as_asset_errors():
       self.clips = self._open()
@@ -193,11 +198,17 @@ class AnimatedAsset:
     """
     with as_asset_errors():
       if self._gltf is not None:
-        return gltf_animation.evaluate(
+        played = gltf_animation.evaluate(
           self._gltf, clip, times, attachments=self._attachments
         )
+        self.left_out = played.left_out
+        self.num_meshes = played.num_meshes
+        return played.mesh
       if self._scene is not None:
-        return self._scene.evaluate(times)
+        mesh = self._scene.evaluate(times)
+        self.left_out = self._scene.left_out
+        self.num_meshes = self._scene.num_meshes
+        return mesh
       frames = np.rint(np.asarray(times) * SEQUENCE_RATE).astype(int)
       frames = np.clip(frames, 0, self._num_files - 1).tolist()
       read = mesh_sequences.read_zip

@@ -60,6 +60,24 @@ class AssetLimits:
 DEFAULT_LIMITS = AssetLimits()
 
 
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+  """A mesh of the scene that is no part of the object.
+
+  Attributes:
+    name: Its name in the asset.
+    share: Its share of the area of all meshes.
+    reason: Why it is left out, after "it".
+  """
+
+  name: str
+  share: float
+  reason: str
+
+  def __str__(self) -> str:
+    return f"{self.name!r} ({self.share:.1%} of the area) {self.reason}"
+
+
 class Budget:
   """Counts what a clip decodes against its limit."""
 
@@ -146,7 +164,9 @@ def unpack_zip(
       members = [
         info
         for info in archive.infolist()
-        if info.filename.lower().endswith(suffixes) and not info.is_dir()
+        if info.filename.lower().endswith(suffixes)
+        and not info.is_dir()
+        and not _is_hidden(info.filename)
       ]
       if len(members) > limits.frames:
         raise AssetError(
@@ -169,6 +189,12 @@ def unpack_zip(
       raise
     raise AssetError(f"the zip cannot be read: {error}.") from error
   return contents
+
+
+def _is_hidden(name: str) -> bool:
+  """Whether a name is that of a hidden file, as those that macOS adds."""
+  parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
+  return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def _member(

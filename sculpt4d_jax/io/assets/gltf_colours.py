@@ -1,9 +1,14 @@
 """Colours of a glTF primitive's vertices: material, picture, vertex colours.
 
 The base colour's factor, its texture at the vertex and the vertex colour are
-multiplied, as the specification says; the result is what the texture would show
-there, in sRGB. A picture that cannot be read leaves its factor alone: colours
-are worth no rejection.
+multiplied, what the material emits is added; the result is what would be seen
+there in white light, in sRGB. Older materials have a diffuse colour in the
+place of the base colour (KHR_materials_pbrSpecularGlossiness). A picture that
+cannot be read leaves its factor alone: colours are worth no rejection.
+
+Source: Khronos glTF 2.0 specification, sections 3.8 and 3.9; the extensions
+KHR_materials_pbrSpecularGlossiness, KHR_materials_emissive_strength,
+KHR_texture_transform, EXT_texture_webp.
 """
 
 import io
@@ -19,53 +24,111 @@ from sculpt4d_jax.io.assets import gltf_mesh
 AssetError = asset_files.AssetError
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
+_CLAMPED, _MIRRORED = 33071, 33648  # Wrapping modes; others repeat.
+_OLD_MATERIAL = "KHR_materials_pbrSpecularGlossiness"
 
 
 def vertex_colours(
   asset: gltf_container.GltfFile, primitive: gltf_mesh.Primitive
 ) -> np.ndarray:
   """RGB in sRGB, uint8 [V, 3]; white where nothing is said."""
-  colours = np.ones((primitive.num_vertices, 3))
+  count = primitive.num_vertices
+  colours, emitted = np.ones((count, 3)), np.zeros(3)
   attributes = gltf_container.table(primitive.description, "attributes")
   try:
     if "material" in primitive.description:
       material = asset.item("materials", primitive.description["material"])
-      colours = colours * _material(asset, material, attributes, len(colours))
+      colours = colours * _base(asset, material, attributes, count)
+      emitted = _emitted(asset, material, attributes, count)
     if "COLOR_0" in attributes:
       values = asset.accessor(attributes["COLOR_0"], ("VEC3", "VEC4"))
-      if len(values) == len(colours):
+      if len(values) == count:
         colours = colours * np.clip(values[:, :3].astype(np.float64), 0, 1)
-  except AssetError:
+  except (AssetError, TypeError, ValueError):
     pass
+  colours = colours + emitted
   colours = np.where(np.isfinite(colours), colours, 1.0)
   return np.round(255 * _to_srgb(colours)).astype(np.uint8)
 
 
-def _material(asset, material, attributes, count) -> np.ndarray:
+def _base(asset, material, attributes, count) -> np.ndarray:
   """Linear base colours [V, 3] or [3]."""
-  surface = gltf_container.table(material, "pbrMetallicRoughness")
-  factor = np.clip(
-    np.asarray(surface.get("baseColorFactor", [1, 1, 1, 1]), np.float64)[:3],
-    0,
-    1,
+  extensions = gltf_container.table(material, "extensions")
+  if _OLD_MATERIAL in extensions:
+    surface = gltf_container.table(extensions, _OLD_MATERIAL)
+    names = "diffuseFactor", "diffuseTexture"
+  else:
+    surface = gltf_container.table(material, "pbrMetallicRoughness")
+    names = "baseColorFactor", "baseColorTexture"
+  factor = np.asarray(surface.get(names[0], [1, 1, 1, 1]), np.float64)[:3]
+  factor = np.clip(factor, 0, 1)
+  return factor * _texture(
+    asset, gltf_container.table(surface, names[1]), attributes, count
   )
-  texture = gltf_container.table(surface, "baseColorTexture")
+
+
+def _emitted(asset, material, attributes, count) -> np.ndarray:
+  """Linear light that a material emits, [V, 3] or [3]."""
+  factor = np.asarray(material.get("emissiveFactor", [0, 0, 0]), np.float64)
+  extensions = gltf_container.table(material, "extensions")
+  strong = gltf_container.table(extensions, "KHR_materials_emissive_strength")
+  factor = np.clip(factor[:3], 0, 1) * strong.get("emissiveStrength", 1.0)
+  if not (np.isfinite(factor).all() and factor.any()):
+    return np.zeros(3)
+  return factor * _texture(
+    asset, gltf_container.table(material, "emissiveTexture"), attributes, count
+  )
+
+
+def _texture(asset, texture, attributes, count) -> np.ndarray:
+  """Linear colours of a texture at the vertices, [V, 3]; else ones."""
   if "index" not in texture:
-    return factor
-  channel = (
-    f"TEXCOORD_{gltf_container.whole(texture, 'texCoord', 'texture', 0)}"
-  )
-  coordinates = asset.accessor(attributes.get(channel), "VEC2")
+    return np.ones(3)
+  extensions = gltf_container.table(texture, "extensions")
+  transform = gltf_container.table(extensions, "KHR_texture_transform")
+  number = gltf_container.whole(texture, "texCoord", "texture", 0)
+  number = gltf_container.whole(transform, "texCoord", "texture", number)
+  coordinates = asset.accessor(attributes.get(f"TEXCOORD_{number}"), "VEC2")
   if len(coordinates) != count or not np.isfinite(coordinates).all():
-    return factor
-  source = asset.item("textures", texture["index"]).get("source")
+    return np.ones(3)
+  coordinates = _transformed(coordinates.astype(np.float64), transform)
+  entry = asset.item("textures", texture["index"])
+  extensions = gltf_container.table(entry, "extensions")
+  webp = gltf_container.table(extensions, "EXT_texture_webp")
+  source = webp.get("source", entry.get("source"))
   pixels = _pixels(asset.image_bytes(source), asset.limits.image_pixels)
   if pixels is None:
-    return factor
+    return np.ones(3)
   height, width = pixels.shape[:2]
-  column = np.floor(coordinates[:, 0] % 1.0 * width).astype(int) % width
-  row = np.floor(coordinates[:, 1] % 1.0 * height).astype(int) % height
-  return factor * _to_linear(pixels[row, column] / 255.0)
+  sampler = asset.item("samplers", entry["sampler"]) if "sampler" in entry else {}
+  column = _texels(coordinates[:, 0], width, sampler.get("wrapS"))
+  row = _texels(coordinates[:, 1], height, sampler.get("wrapT"))
+  return _to_linear(pixels[row, column] / 255.0)
+
+
+def _transformed(coordinates: np.ndarray, transform) -> np.ndarray:
+  """Texture coordinates [V, 2] scaled, turned and moved."""
+  if not transform:
+    return coordinates
+  scale = np.asarray(transform.get("scale", [1, 1]), np.float64)
+  offset = np.asarray(transform.get("offset", [0, 0]), np.float64)
+  angle = float(transform.get("rotation", 0.0))
+  cosine, sine = np.cos(angle), np.sin(angle)
+  turn = np.array([[cosine, sine], [-sine, cosine]])
+  result = (coordinates * scale) @ turn.T + offset
+  return np.where(np.isfinite(result), result, 0.0)
+
+
+def _texels(coordinate: np.ndarray, size: int, wrap: int | None) -> np.ndarray:
+  """Numbers of pixels along an axis."""
+  if wrap == _CLAMPED:
+    coordinate = np.clip(coordinate, 0, 1)
+    return np.minimum((coordinate * size).astype(int), size - 1)
+  if wrap == _MIRRORED:
+    coordinate = coordinate % 2.0
+    coordinate = np.minimum(coordinate, 2 - coordinate)
+    return np.minimum((coordinate * size).astype(int), size - 1)
+  return np.floor(coordinate % 1.0 * size).astype(int) % size
 
 
 def _pixels(content: bytes, max_pixels: int) -> np.ndarray | None:

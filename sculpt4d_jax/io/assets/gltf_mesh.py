@@ -27,7 +27,8 @@ class Primitive:
     faces: int32 [T, 3].
     targets: Displacements of the morph targets, float32 [M, V, 3].
     joints: Joints that a vertex follows [V, J], or None.
-    weights: Weights of these joints, which sum to 1, float32 [V, J], or None.
+    weights: Weights of these joints, float64 [V, J], or None. They sum to 1; in
+      float32 the sum would be off by 1e-7 of the distance from the origin.
     description: The JSON, for colours.
   """
 
@@ -158,7 +159,7 @@ def _influences(asset, attributes, positions, name):
     if len(joint) != count or len(weight) != count or joint.dtype.kind != "u":
       raise AssetError(f"{name}: joints and vertices do not match.")
     joints.append(joint.astype(np.int64))
-    weights.append(weight.astype(np.float32))
+    weights.append(weight.astype(np.float64))
   if not joints:
     return None, None
   weights = np.concatenate(weights, axis=1)

@@ -27,13 +27,17 @@ _PLY_HEADER_BYTES = 1 << 16
 
 
 def list_frames(folder: PathLike) -> list[pathlib.Path]:
-  """The mesh files of a folder, in order; links out of it are left out."""
+  """The mesh files of a folder, in order.
+
+  Hidden files and links that lead out of the folder are left out.
+  """
   folder = pathlib.Path(folder)
   root = folder.resolve()
   files = [
     path
     for path in folder.iterdir()
     if path.suffix.lower() in SUFFIXES
+    and not path.name.startswith(".")
     and path.is_file()
     and path.resolve().is_relative_to(root)
   ]
