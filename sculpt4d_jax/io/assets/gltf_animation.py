@@ -180,9 +180,7 @@ def _play(
       f"the scene has {total:,} vertices; the limit is {limits.vertices:,}."
     )
   size = np.dtype(dtype).itemsize
-  asset.budget.take(
-    3 * size * len(times) * total, "the animated vertices"
-  )
+  asset.budget.take(3 * size * len(times) * total, "the animated vertices")
   result = np.empty((len(times), total, 3), dtype)
   begin = 0
   for node, instance, primitive in _shown(scene, nodes):
@@ -259,9 +257,7 @@ def _joint_transforms(scene, node, primitive, worlds):
   if not isinstance(joints, list) or not joints:
     raise AssetError(f"the skin of nodes[{node}] has no joints.")
   if any(not gltf_container.is_index(j) or j not in worlds for j in joints):
-    raise AssetError(
-      f"the skin of nodes[{node}] has joints outside the scene."
-    )
+    raise AssetError(f"the skin of nodes[{node}] has joints outside the scene.")
   if primitive.joints.max(initial=0) >= len(joints):
     raise AssetError(
       f"a vertex of nodes[{node}] follows joint {primitive.joints.max()} of"

@@ -100,7 +100,9 @@ def _texture(asset, texture, attributes, count) -> np.ndarray:
   if pixels is None:
     return np.ones(3)
   height, width = pixels.shape[:2]
-  sampler = asset.item("samplers", entry["sampler"]) if "sampler" in entry else {}
+  sampler = (
+    asset.item("samplers", entry["sampler"]) if "sampler" in entry else {}
+  )
   column = _texels(coordinates[:, 0], width, sampler.get("wrapS"))
   row = _texels(coordinates[:, 1], height, sampler.get("wrapT"))
   return _to_linear(pixels[row, column] / 255.0)

@@ -84,9 +84,7 @@ def decode_meshopt(
   module = _import("meshoptimizer", "meshopt")
   try:
     if mode == "ATTRIBUTES":
-      decoded = module.decode_vertex_buffer(
-        count, stride, content, dtype=np.uint8
-      )
+      decoded = module.decode_vertex_buffer(count, stride, content)
     elif mode == "TRIANGLES":
       decoded = module.decode_index_buffer(count, stride, content)
     elif mode == "INDICES":
@@ -108,8 +106,7 @@ def decode_meshopt(
   result = np.ascontiguousarray(decoded).tobytes()
   if len(result) != count * stride:
     raise AssetError(
-      f"{name} decodes to {len(result):,} bytes in place of"
-      f" {count * stride:,}."
+      f"{name} decodes to {len(result):,} bytes in place of {count * stride:,}."
     )
   return result
 

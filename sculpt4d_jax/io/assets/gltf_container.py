@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from sculpt4d_jax.io.assets import asset_files
+from sculpt4d_jax.io.assets import gltf_compression
 
 AssetError = asset_files.AssetError
 PathLike = str | os.PathLike
@@ -41,8 +42,13 @@ _WIDTHS = {
   "MAT3": 9,
   "MAT4": 16,
 }
-# Required extensions that do not change where the surface is.
+# Required extensions that are read, or do not change where the surface is.
 _HARMLESS = (
+  gltf_compression.DRACO,
+  gltf_compression.MESHOPT,
+  "EXT_mesh_gpu_instancing",
+  "KHR_animation_pointer",
+  "KHR_node_visibility",
   "KHR_materials_",
   "KHR_texture_",
   "KHR_lights_",
@@ -123,6 +129,8 @@ class GltfFile:
     text, self._binary = _split(content, limits.json_bytes)
     self.document = _parse(text)
     self._buffers: dict[int, bytes] = {}
+    self._views: dict[int, bytes] = {}  # Decoded ones.
+    self._decoded: dict[int, np.ndarray] = {}
     self._check_header()
 
   def _check_header(self) -> None:
@@ -133,7 +141,7 @@ class GltfFile:
       if not str(name).startswith(_HARMLESS):
         raise AssetError(
           f"the asset requires the extension {str(name)[:60]!r}, which is not"
-          " supported; export it without compression."
+          " supported; export it without it."
         )
     for name in ("nodes", "meshes", "accessors", "bufferViews", "animations"):
       if len(self.items(name)) > max(self.limits.nodes, 200_000):
@@ -178,7 +186,14 @@ class GltfFile:
     count = whole(accessor, "count", name)
     # Counted in the largest form that it takes on the way: float64.
     self.budget.take(count * width * 8, name)
-    if "bufferView" in accessor:
+    if index in self._decoded:
+      values = self._decoded[index].astype(dtype)
+      if values.shape != (count, width):
+        raise AssetError(
+          f"{name} should have the shape {(count, width)}; its compressed data"
+          f" has {values.shape}."
+        )
+    elif "bufferView" in accessor:
       values = self._strided(accessor, count, dtype, width, name).copy()
     else:
       values = np.zeros((count, width), dtype)
@@ -195,6 +210,21 @@ class GltfFile:
     if "bufferView" in image:
       return bytes(self._view(image["bufferView"])[0])
     return self._uri_bytes(image.get("uri"), f"image {index}")
+
+  def view_bytes(self, index: Any) -> bytes:
+    """The bytes of a buffer view."""
+    return bytes(self._view(index)[0])
+
+  def put_decoded(self, index: Any, values: np.ndarray) -> None:
+    """Sets what an accessor reads, for primitives that are compressed.
+
+    Args:
+      index: Number of the accessor.
+      values: Its elements [count, width].
+    """
+    self.item("accessors", index)
+    self.budget.take(values.nbytes, f"accessor {index}")
+    self._decoded[index] = values
 
   def _fill_sparse(self, values, sparse, dtype, width, name) -> None:
     count = whole(sparse, "count", f"{name}, sparse")
@@ -226,6 +256,29 @@ class GltfFile:
     """Bytes of a buffer view, and its stride or 0."""
     view = self.item("bufferViews", index)
     name = f"buffer view {index}"
+    compressed = table(view, "extensions").get(gltf_compression.MESHOPT)
+    if isinstance(compressed, dict):
+      if index not in self._views:
+        self._views[index] = self._decompressed(compressed, name)
+      stride = whole(view, "byteStride", name, default=0)
+      return memoryview(self._views[index]), stride
+    return self._slice(view, name)
+
+  def _decompressed(self, compressed: dict[str, Any], name: str) -> bytes:
+    content, stride = self._slice(compressed, name)
+    count = whole(compressed, "count", name)
+    self.budget.take(count * stride, name)
+    return gltf_compression.decode_meshopt(
+      bytes(content),
+      count,
+      stride,
+      compressed.get("mode"),
+      compressed.get("filter", "NONE"),
+      name,
+    )
+
+  def _slice(self, view: dict[str, Any], name: str) -> tuple[memoryview, int]:
+    """Bytes of a buffer, and the stride that goes with them."""
     buffer = self.buffer_bytes(view.get("buffer"))
     offset = whole(view, "byteOffset", name, default=0)
     length = whole(view, "byteLength", name)

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import spatial
 
 from sculpt4d_jax.io.assets import asset_files
+from sculpt4d_jax.io.assets import gltf_compression
 from sculpt4d_jax.io.assets import gltf_container
 
 AssetError = asset_files.AssetError
@@ -80,6 +81,9 @@ def skin(
 
 def _read(asset, description, mode, name) -> Primitive:
   attributes = gltf_container.table(description, "attributes")
+  extensions = gltf_container.table(description, "extensions")
+  if gltf_compression.DRACO in extensions:
+    _decode_draco(asset, description, attributes, extensions, name)
   positions = asset.accessor(attributes.get("POSITION"), "VEC3")
   positions = positions.astype(np.float32)
   count = len(positions)
@@ -99,6 +103,18 @@ def _read(asset, description, mode, name) -> Primitive:
     weights=weights,
     description=description,
   )
+
+
+def _decode_draco(asset, description, attributes, extensions, name) -> None:
+  """Decodes a primitive, so that its accessors read what came of it."""
+  compressed = gltf_container.table(extensions, gltf_compression.DRACO)
+  content = asset.view_bytes(compressed.get("bufferView"))
+  numbers = gltf_container.table(compressed, "attributes")
+  faces, arrays = gltf_compression.decode_draco(content, numbers, name)
+  if "indices" in description:
+    asset.put_decoded(description["indices"], faces.reshape(-1, 1))
+  for attribute, array in arrays.items():
+    asset.put_decoded(attributes.get(attribute), array)
 
 
 def _faces(asset, description, mode, count, name) -> np.ndarray:

@@ -193,7 +193,9 @@ class Nodes:
         values = self.asset.accessor(attributes[path.upper()], f"VEC{width}")
         parts[path] = values.astype(np.float64)
         counts.add(len(values))
-    if len(counts) != 1 or not all(np.isfinite(p).all() for p in parts.values()):
+    if len(counts) != 1 or not all(
+      np.isfinite(p).all() for p in parts.values()
+    ):
       raise AssetError(
         f"the instances of {self.name(node)!r} have no places, or several"
         " numbers of them."
@@ -218,9 +220,7 @@ def local_transforms(
   exporters write, is taken apart first: a channel replaces its part alone.
   """
   animated = any((index, path) in tracks for path in gltf_tracks.WIDTHS)
-  still = {
-    path: node.get(path, default) for path, default in _DEFAULTS.items()
-  }
+  still = {path: node.get(path, default) for path, default in _DEFAULTS.items()}
   if "matrix" in node:
     matrix = numbers(node["matrix"], 16, f"nodes[{index}].matrix")
     matrix = matrix.reshape(4, 4).T
