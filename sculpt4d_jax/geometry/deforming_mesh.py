@@ -114,6 +114,32 @@ def normalise(mesh: DeformingMesh, extent: float = 0.95) -> DeformingMesh:
   )
 
 
+def drop_doubled_faces(mesh: DeformingMesh) -> DeformingMesh:
+  """Keeps the first of faces that have the same corners in all frames.
+
+  Exporters double a surface, the copy turned over, so that viewers that show
+  front faces alone show both sides. A surface and its turned copy enclose
+  nothing: without the copy it is a solid again.
+
+  Args:
+    mesh: Any animation; corners are compared at rest and in three frames.
+
+  Returns:
+    The same mesh if no face comes twice.
+  """
+  last = mesh.num_frames - 1
+  seen = [mesh.rest, *(mesh.vertices[i] for i in (0, last // 2, last))]
+  places = np.concatenate(seen, axis=1)  # [V, 12]
+  _, welded = np.unique(places, axis=0, return_inverse=True)
+  corners = np.sort(welded.reshape(-1)[mesh.faces], axis=1)
+  _, first = np.unique(corners, axis=0, return_index=True)
+  if len(first) == mesh.num_faces:
+    return mesh
+  keep = np.zeros(mesh.num_faces, bool)
+  keep[first] = True
+  return mesh.select_faces(keep)
+
+
 # Positions are moved to the origin if float32 rounds them by more than this
 # share of the box: a tenth of what a record resolves.
 _ROUNDING = 1e-6

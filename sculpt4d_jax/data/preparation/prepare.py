@@ -191,6 +191,7 @@ def prepare_clip(
     return PreparedClip([], verdict, _plain_preview(source, settings, rng))
   # Cheap checks first: a still or exploding clip costs no surfaces.
   mesh = deforming_mesh_lib.normalise(source)
+  mesh = deforming_mesh_lib.drop_doubled_faces(mesh)
   repair, closed = watertight.plan_repair(mesh, settings.surface, rng)
   watch.lap("repair")
   surfaces = [

@@ -1,8 +1,7 @@
 """Animated Alembic files (.abc, Ogawa) as deforming meshes.
 
 All polygon meshes of an archive are joined, in world space: animated points and
-animated transforms. Subdivision surfaces are read as their cages, polygons
-become triangle fans. Alembic's faces are wound clockwise seen from outside and
+animated transforms. Subdivision surfaces are read as their cages. Alembic's faces are wound clockwise seen from outside and
 are turned around; its space is y up, its times are seconds. Between samples
 positions are interpolated, and transforms by turning and stretching.
 
@@ -97,6 +96,7 @@ class AlembicAsset:
         )
     try:
       self._archive = Abc.IArchive(os.fspath(path))
+      self._faces = polygons.Faces()
       self._meshes = self._find(self._archive.getTop())
     except RuntimeError as error:  # What the library raises of damaged files.
       raise AssetError(
@@ -164,7 +164,7 @@ class AlembicAsset:
   def _frame(self, time: float) -> tuple[np.ndarray, np.ndarray]:
     vertices, faces, count = [], [], 0
     for mesh in self._meshes:
-      points, triangles = _polygons(mesh, time)
+      points, triangles = _polygons(mesh, time, self._faces)
       count += len(points)
       if count > self.limits.vertices:
         raise AssetError(
@@ -175,20 +175,23 @@ class AlembicAsset:
         points = points @ matrix[:3, :3] + matrix[3, :3]
       vertices.append(points)
       faces.append(triangles[:, ::-1] + (count - len(points)))
-    return np.concatenate(vertices).astype(np.float32), np.concatenate(faces)
+    return np.concatenate(vertices), np.concatenate(faces)
 
 
-def _polygons(mesh: _Mesh, time: float) -> tuple[np.ndarray, np.ndarray]:
+def _polygons(
+  mesh: _Mesh, time: float, faces: polygons.Faces
+) -> tuple[np.ndarray, np.ndarray]:
   """Points float64 [V, 3] and triangles of a mesh at a time."""
   if not len(mesh.times):
     return np.zeros((0, 3)), np.zeros((0, 3), np.int32)
   before, after, share = _around(mesh.times, time)
   sample = _sample(mesh.schema, mesh.times[before])
   points = _array(sample.getPositions(), np.float64).reshape(-1, 3)
-  triangles = polygons.fan_triangles(
+  triangles = faces.triangles(
+    id(mesh),
     _array(sample.getFaceCounts(), np.int64),
     _array(sample.getFaceIndices(), np.int64),
-    len(points),
+    points,
   )
   if share:
     later = _sample(mesh.schema, mesh.times[after]).getPositions()

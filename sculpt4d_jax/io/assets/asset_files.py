@@ -66,16 +66,17 @@ class LeftOut:
 
   Attributes:
     name: Its name in the asset.
-    share: Its share of the area of all meshes.
+    share: Its share of the area of all meshes; None if nobody knows.
     reason: Why it is left out, after "it".
   """
 
   name: str
-  share: float
+  share: float | None
   reason: str
 
   def __str__(self) -> str:
-    return f"{self.name!r} ({self.share:.1%} of the area) {self.reason}"
+    area = "" if self.share is None else f" ({self.share:.1%} of the area)"
+    return f"{self.name!r}{area} {self.reason}"
 
 
 class Budget:

@@ -2,9 +2,13 @@
 
 All meshes of a stage that are seen are joined, in world space and with y up:
 animated points, animated transforms, instances, and skeletons with their skins
-and blend shapes (UsdSkel), which USD itself bakes. Polygons become triangle
-fans; subdivision surfaces are read as their cages; point instancers are left
-out. Layers may refer to other files of the same folder only.
+and blend shapes (UsdSkel); cubes, spheres and other shapes that numbers
+describe. Subdivision surfaces are read as their cages. What no point can be
+followed on is left out, and said: meshes that appear or vanish, point
+instancers, patches. Layers may refer to other files of the same folder only.
+
+The animation lasts from the first key to the last one, within the stage's start
+and end codes where it has any.
 
 USD comes from the package usd-core, which only these functions import.
 """
@@ -19,6 +23,8 @@ from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.io.assets import asset_files
 from sculpt4d_jax.io.assets import polygons
+from sculpt4d_jax.io.assets import usd_shapes
+from sculpt4d_jax.io.assets import usd_skins
 
 AssetError = asset_files.AssetError
 PathLike = str | os.PathLike
@@ -49,6 +55,8 @@ class UsdAsset:
     start: First time code.
     end: Last one.
     rate: Time codes a second.
+    left_out: Meshes that are no part of the object.
+    num_meshes: Meshes of the stage, those among them.
   """
 
   def __init__(
@@ -56,14 +64,14 @@ class UsdAsset:
     path: PathLike,
     limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
   ):
-    """Opens a USD file and bakes its skins.
+    """Opens a USD file.
 
     Raises:
       AssetError: It cannot be read, refers to files elsewhere, or has no
         animation.
       ImportError: usd-core is not installed.
     """
-    _, Tf, Usd, UsdGeom, UsdSkel = _pxr()
+    _, Tf, Usd, UsdGeom, _ = _pxr()
     path = pathlib.Path(path)
     self.limits = limits
     if path.stat().st_size > limits.file_bytes:
@@ -73,22 +81,37 @@ class UsdAsset:
       self._stage = Usd.Stage.Open(os.fspath(path))
       # What is written for this reading stays in memory.
       session = self._stage.GetSessionLayer()
-      # Or USD would scale the times of baked points between the two layers.
-      session.timeCodesPerSecond = self._stage.GetTimeCodesPerSecond()
       self._stage.SetEditTarget(session)
       self._dissolve_instances()
-      UsdSkel.BakeSkinning(self._stage.Traverse())
+      self._skins = usd_skins.Skins(self._stage)
     except Tf.ErrorException as error:
       raise AssetError(
         f"{path.name!r} is not a readable USD file: {str(error)[:200]}"
       ) from error
-    self._prims = [p for p in self._stage.Traverse() if _is_seen(UsdGeom, p)]
+    self._faces = polygons.Faces()
+    self._prims, left_out = [], []
+    for prim in self._stage.Traverse():
+      reason = _reason_to_leave_out(UsdGeom, prim)
+      if reason is None:
+        self._prims.append(prim)
+      elif reason:
+        name = str(prim.GetPath())
+        left_out.append(asset_files.LeftOut(name, None, reason))
+    self.left_out = tuple(left_out)
+    self.num_meshes = len(self._prims) + len(left_out)
+    if not self._prims and left_out:
+      raise AssetError(f"no mesh can be used: {left_out[0]}.")
     if not self._prims:
       raise AssetError(f"{path.name!r} holds no mesh.")
     samples = sorted(self._time_samples(UsdGeom))
     if len(samples) < 2:
       raise AssetError(f"{path.name!r} has no animation.")
     self.start, self.end = samples[0], samples[-1]
+    if self._stage.HasAuthoredTimeCodeRange():
+      start = max(self.start, self._stage.GetStartTimeCode())
+      end = min(self.end, self._stage.GetEndTimeCode())
+      if start < end:
+        self.start, self.end = start, end
     self.rate = float(self._stage.GetTimeCodesPerSecond()) or 24.0
 
   def evaluate(self, times: Sequence[float]) -> deforming_mesh.DeformingMesh:
@@ -104,7 +127,7 @@ class UsdAsset:
     return polygons.join_frames(frames, self.limits.decoded_bytes)
 
   def _dissolve_instances(self) -> None:
-    """Makes instances separate prims: a skin can only be baked on those."""
+    """Makes instances separate prims: each may follow another skeleton."""
     found = True
     while found:
       found, count = [], 0
@@ -122,7 +145,13 @@ class UsdAsset:
   def _time_samples(self, UsdGeom) -> set[float]:
     times = set()
     for prim in self._prims:
-      times.update(UsdGeom.Mesh(prim).GetPointsAttr().GetTimeSamples())
+      if prim.IsA(UsdGeom.Mesh):
+        times.update(UsdGeom.Mesh(prim).GetPointsAttr().GetTimeSamples())
+      else:
+        for attribute in prim.GetAuthoredAttributes():
+          times.update(attribute.GetTimeSamples())
+      if prim.GetPath() in self._skins.prims:
+        times.update(self._skins.times(prim.GetPath()))
       while prim and not prim.IsPseudoRoot():
         if prim.IsA(UsdGeom.Xformable):
           times.update(UsdGeom.Xformable(prim).GetTimeSamples())
@@ -133,13 +162,10 @@ class UsdAsset:
     cache = UsdGeom.XformCache(code)
     vertices, faces, count = [], [], 0
     for prim in self._prims:
-      mesh = UsdGeom.Mesh(prim)
-      points = np.asarray(mesh.GetPointsAttr().Get(code) or [], np.float64)
-      points = points.reshape(-1, 3)
-      transform = np.asarray(cache.GetLocalToWorldTransform(prim))
-      vertices.append(points @ transform[:3, :3] + transform[3, :3])
-      triangles = _triangles(mesh, code, len(points))
-      if mesh.GetOrientationAttr().Get() == UsdGeom.Tokens.leftHanded:
+      points, triangles = self._surface(UsdGeom, prim, code, cache)
+      vertices.append(points)
+      is_left = UsdGeom.Gprim(prim).GetOrientationAttr().Get()
+      if is_left == UsdGeom.Tokens.leftHanded:
         triangles = triangles[:, ::-1]
       faces.append(triangles + count)
       count += len(points)
@@ -151,25 +177,60 @@ class UsdAsset:
     if UsdGeom.GetStageUpAxis(self._stage) == UsdGeom.Tokens.z:
       x, y, z = vertices.T
       vertices = np.stack([x, z, -y], axis=1)
-    return vertices.astype(np.float32), np.concatenate(faces)
+    return vertices, np.concatenate(faces)
+
+  def _surface(self, UsdGeom, prim, code: float, cache):
+    """World positions [V, 3] and triangles of a prim at a time code."""
+    transform = np.asarray(cache.GetLocalToWorldTransform(prim))
+    if not prim.IsA(UsdGeom.Mesh):
+      points, triangles = usd_shapes.triangles(UsdGeom, prim, code)
+      return points @ transform[:3, :3] + transform[3, :3], triangles
+    mesh = UsdGeom.Mesh(prim)
+    array = mesh.GetPointsAttr().Get(code)
+    points = np.array(array or [], np.float64).reshape(-1, 3)
+    triangles = self._faces.triangles(
+      prim.GetPath(),
+      np.asarray(mesh.GetFaceVertexCountsAttr().Get(code) or [], np.int64),
+      np.asarray(mesh.GetFaceVertexIndicesAttr().Get(code) or [], np.int64),
+      points,
+    )
+    if prim.GetPath() in self._skins.prims:
+      points = self._skins.points(prim.GetPath(), array, code, cache)
+    else:
+      points = points @ transform[:3, :3] + transform[3, :3]
+    return points, triangles
 
 
-def _is_seen(UsdGeom, prim) -> bool:
-  """Whether a prim is a mesh of the final picture."""
-  if not prim.IsA(UsdGeom.Mesh):
-    return False
+def _reason_to_leave_out(UsdGeom, prim) -> str | None:
+  """Why a prim is no part of the object; None if it is, "" if nobody asks."""
+  is_mesh = prim.IsA(UsdGeom.Mesh) or prim.GetTypeName() in usd_shapes.KINDS
+  is_other = prim.GetTypeName() in ("PointInstancer", "NurbsPatch")
+  if not is_mesh and not is_other:
+    return ""
   image, tokens = UsdGeom.Imageable(prim), UsdGeom.Tokens
   if image.ComputePurpose() not in (tokens.default_, tokens.render):
-    return False
-  return image.ComputeVisibility() != tokens.invisible
+    return ""
+  if is_other:
+    return f"is a {prim.GetTypeName()}, which is not read"
+  changes = _visibility_samples(UsdGeom, prim)
+  if not changes:
+    hidden = image.ComputeVisibility() == tokens.invisible
+    return "" if hidden else None
+  seen = {image.ComputeVisibility(code) != tokens.invisible for code in changes}
+  if seen == {True}:
+    return None
+  return "appears or vanishes" if True in seen else ""
 
 
-def _triangles(mesh, code: float, num_points: int) -> np.ndarray:
-  counts = np.asarray(mesh.GetFaceVertexCountsAttr().Get(code) or [], np.int64)
-  corners = np.asarray(
-    mesh.GetFaceVertexIndicesAttr().Get(code) or [], np.int64
-  )
-  return polygons.fan_triangles(counts, corners, num_points)
+def _visibility_samples(UsdGeom, prim) -> set[float]:
+  """Time codes at which a prim or what it hangs on is shown or hidden."""
+  codes = set()
+  while prim and not prim.IsPseudoRoot():
+    if prim.IsA(UsdGeom.Imageable):
+      visibility = UsdGeom.Imageable(prim).GetVisibilityAttr()
+      codes.update(visibility.GetTimeSamples())
+    prim = prim.GetParent()
+  return codes
 
 
 def _check_layers(path: pathlib.Path, folder: pathlib.Path) -> None:
