@@ -168,6 +168,7 @@ def prepare_clip(
   clip: str,
   settings: PreparationSettings,
   seed: int,
+  left_out: float = 0.0,
 ) -> PreparedClip:
   """Makes the record of a clip.
 
@@ -176,6 +177,7 @@ def prepare_clip(
     clip: Identity of the clip; kept in the entries.
     settings: Sizes and limits.
     seed: Seed of all random draws.
+    left_out: Share of the scene's area that the animation lacks.
 
   Returns:
     The entries, or the reasons why there are none.
@@ -183,7 +185,7 @@ def prepare_clip(
   watch = _Stopwatch()
   # The second word keeps these draws apart from others of the same seed.
   rng = np.random.default_rng([seed, 0xA55E7])
-  measures = quality_gate.motion_measures(source)
+  measures = quality_gate.motion_measures(source) | {"left_out": left_out}
   watch.lap("motion")
   reasons = quality_gate.judge(measures, settings.limits)
   if reasons:

@@ -46,6 +46,8 @@ class GateLimits:
     max_stretch: Upper bound of `Motion.stretch`; more is an exploding clip.
     min_share_of_box: Lower bound of `Motion.share_of_box`; below it the object
       is lost in its scene.
+    max_left_out: Share of the scene's area that was left out as no part of the
+      object: what the loader drops no later measurement sees.
     max_chamfer_cells: Mean of both directed distances between the asset's
       visible surface and the watertight one.
     max_missing: Share of the visible surface further than 1.5 cells from the
@@ -75,6 +77,7 @@ class GateLimits:
   max_size_ratio: float = 4.0
   max_stretch: float = 12.0
   min_share_of_box: float = 0.2
+  max_left_out: float = 0.5
   max_chamfer_cells: float = 0.35
   max_missing: float = 0.02
   max_extra: float = 0.02
@@ -119,6 +122,7 @@ RULES = (
   Rule("size_ratio", "max_size_ratio", "the object changes its size"),
   Rule("stretch", "max_stretch", "the mesh explodes"),
   Rule("share_of_box", "min_share_of_box", "the object is lost in its scene"),
+  Rule("left_out", "max_left_out", "most of the scene was left out"),
   Rule("chamfer_cells", "max_chamfer_cells", "the surface is another one"),
   Rule("missing", "max_missing", "parts are missing"),
   Rule("extra", "max_extra", "surface was invented"),

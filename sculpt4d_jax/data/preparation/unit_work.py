@@ -123,6 +123,7 @@ def prepare(
   def entries() -> Iterator[shards.Entry]:
     for number, job in enumerate(asset_units.jobs(unit, settings, limits)):
       prepared = _prepare_job(job, settings)
+      left_out = job.left_out()
       details[job.clip] = asset_units.details(unit, job) | {
         "measures": _rounded(prepared.verdict.measures),
       }
@@ -135,6 +136,7 @@ def prepare(
           "end": round(float(job.times[-1]), 6),
           "accepted": prepared.verdict.accepted,
           "reasons": prepared.verdict.reasons,
+          "left_out": [dataclasses.asdict(part) for part in left_out],
           "measures": _rounded(prepared.verdict.measures),
           "seconds": prepared.verdict.seconds,
           "preview": _write_preview(folder, unit, number, prepared.preview),
@@ -168,7 +170,11 @@ def versions() -> dict[str, str]:
 
 def _prepare_job(job, settings) -> preparation.PreparedClip:
   try:
-    return preparation.prepare_clip(job.play(), job.clip, settings, job.seed)
+    mesh = job.play()
+    share = sum(part.share or 0.0 for part in job.left_out())
+    return preparation.prepare_clip(
+      mesh, job.clip, settings, job.seed, left_out=share
+    )
   except AssetError as error:
     verdict = preparation.Verdict([str(error)], {}, {})
     return preparation.PreparedClip([], verdict, [])

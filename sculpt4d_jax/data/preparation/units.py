@@ -21,6 +21,7 @@ from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.io.assets import animated_assets
+from sculpt4d_jax.io.assets import asset_files
 
 AssetLimits = animated_assets.AssetLimits
 PathLike = str | os.PathLike
@@ -87,6 +88,7 @@ class ClipJob:
     times: Times of the frames, seconds.
     seed: Seed of all random draws.
     play: Gives the animation.
+    left_out: Gives the meshes that were no part of it, once it was played.
   """
 
   clip: str
@@ -95,6 +97,7 @@ class ClipJob:
   times: np.ndarray
   seed: int
   play: Callable[[], deforming_mesh.DeformingMesh]
+  left_out: Callable[[], Sequence[asset_files.LeftOut]] = tuple
 
 
 def read_credits(folder: PathLike) -> dict[str, Credit]:
@@ -216,6 +219,7 @@ def jobs(
         # Played only when the unit gets to it; defaults bind the loop's
         # variables.
         play=lambda clip=clip, times=times: asset.play(clip, times),
+        left_out=lambda: asset.left_out,
       )
 
 

@@ -143,11 +143,21 @@ def _card(verdict: Mapping[str, Any], clip: Mapping[str, Any]) -> str:
     f"<div class=bad style='padding:0'>{html.escape(reason)}</div>"
     for reason in clip["reasons"]
   )
+  left_out = "".join(
+    f"<div class=small style='padding:0'>left out: {html.escape(text)}</div>"
+    for text in map(_left_out, clip.get("left_out", ()))
+  )
   seconds = sum(clip["seconds"].values())
   return (
     f"<div class=clip>{picture}<div><b>{html.escape(clip['name'])}</b>"
     f" <span class=small>{html.escape(verdict['asset_name'])},"
     f" {clip['start']:.2f} to {clip['end']:.2f} s,"
-    f" made in {seconds:.1f} s</span>{reasons}"
+    f" made in {seconds:.1f} s</span>{reasons}{left_out}"
     f"<div class=small style='padding:0'>{measures}</div></div></div>"
   )
+
+
+def _left_out(part: Mapping[str, Any]) -> str:
+  share = part["share"]
+  area = "" if share is None else f" ({share:.1%} of the area)"
+  return f"{part['name']}{area} {part['reason']}"

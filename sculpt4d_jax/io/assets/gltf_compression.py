@@ -34,7 +34,7 @@ def decode_draco(
   Args:
     content: The compressed bytes.
     attributes: Draco's numbers of attributes by their glTF names.
-    name: What to call the primitive in messages.
+    name: Name of the primitive in messages.
 
   Returns:
     Faces [T, 3], and arrays [V, width] by glTF names.
@@ -75,7 +75,7 @@ def decode_meshopt(
     stride: Bytes of each.
     mode: "ATTRIBUTES", "TRIANGLES" or "INDICES".
     filter_: "NONE", "OCTAHEDRAL", "QUATERNION" or "EXPONENTIAL".
-    name: What to call the view in messages.
+    name: Name of the view in messages.
 
   Raises:
     AssetError: The content is damaged, or of another kind.
