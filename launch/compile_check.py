@@ -1,24 +1,24 @@
-r"""Compiles training and sampling for TPUs that are not here, and says if it fits.
+r"""Compiles training and sampling for TPUs and checks whether they fit.
 
   pip install "jax[tpu]"
   python -m launch.compile_check --config=configs/sculpt4d.py \
       --topology=v5p:4x4x4 --config.mesh.context=4
 
-The real training step and the real sampler of the preset, or with
---what=train_vae the step of its autoencoder's training, are compiled for the named
-slice by the TPU compiler, which needs no TPU. Printed are the memory of a
-chip by kind, the work of a step, the collectives and their bytes, and bounds of
-the time of a step; see `sculpt4d_jax/training/ahead_of_time/report.py` for what they mean.
-Exit code 0 says that all of it fits the chip, 1 that it does not.
+The TPU compiler, which needs no TPU, compiles the preset's real training step
+and sampler, or with --what=train_vae the step of its autoencoder's training,
+for the named slice. The program prints the memory of a chip by kind, the FLOPs
+of a step, the collectives and their bytes, and bounds of the time of a step;
+`sculpt4d_jax/training/ahead_of_time/report.py` explains them. The exit code is
+0 if everything fits the chip and 1 if not.
 
 Several slices: --slices=2 --config.mesh.data=2 compiles for two of them, and
 counts the collectives on the network that each needs.
 
---search compiles the training step of the DiT in all meshes of fsdp and context,
-with each of --remat_policies, in as few of --micro_batches as fit, and ranks
-them by the bound of their MFU; the flags of the best one are printed last.
+--search compiles the training step of the DiT in all meshes of fsdp and
+context, with each of --remat_policies and as few --micro_batches as fit. It
+ranks them by the bound of their MFU and prints the flags of the best one last.
 
-A quicker look, some percent off in memory, with fewer of the compiler's passes:
+Faster, with fewer compiler passes and some per cent of error in memory:
   JAX_OPTIMIZATION_LEVEL=O0 python -m launch.compile_check ...
 """
 
@@ -35,7 +35,7 @@ from sculpt4d_jax import partitioning
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 
-# Before libtpu starts: no cloud to ask about this machine, and others here may
+# Set before libtpu starts: there is no cloud metadata, and other processes may
 # be compiling too.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -45,19 +45,20 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/sculpt4d.py", "Preset; see configs/base.py."
 )
 _TOPOLOGY = flags.DEFINE_string(
-  "topology", "v5p:4x4x4", "Kind and shape of a slice, as v6e:16x16."
+  "topology", "v5p:4x4x4", "Kind and shape of a slice, for instance v6e:16x16."
 )
 _SLICES = flags.DEFINE_integer(
   "slices",
   1,
-  "Slices, joined by the data centre's network; divides config.mesh.data.",
+  "Number of slices, joined by the data centre's network; divides"
+  " config.mesh.data.",
   lower_bound=1,
 )
 _WHAT = flags.DEFINE_list(
   "what",
   ["train", "sample"],
-  "What to compile, of train, sample, train_vae (the autoencoder's) and"
-  " distill (of configs/distilled.py).",
+  "Programs to compile: train, sample, train_vae (the autoencoder's training)"
+  " and distill (configs/distilled.py).",
 )
 _SEARCH = flags.DEFINE_bool(
   "search", False, "Search for the layout of the training step."
@@ -75,9 +76,12 @@ _MICRO_BATCHES = flags.DEFINE_list(
 _MAX_GB = flags.DEFINE_float(
   "max_gb",
   None,
-  "Fails above so many GB (10^9 bytes) a chip; default: the chip's memory.",
+  "Largest memory of a chip, GB (10^9 bytes), above which it fails; by default"
+  " the chip's memory.",
 )
-_JSON = flags.DEFINE_string("json", None, "File for the figures, if wanted.")
+_JSON = flags.DEFINE_string(
+  "json", None, "JSON file for the figures; optional."
+)
 
 
 def main(argv):

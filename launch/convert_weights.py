@@ -8,11 +8,11 @@ Hunyuan3D 2.1, whose file holds the DiT, the autoencoder and the image encoder:
 --source is a file (.safetensors, .ckpt, .pt, .pth, .bin, or the .index.json of
 shards), a folder of such files, or a repository of Hugging Face, OWNER/NAME
 (pip install huggingface_hub). Several are separated by commas: each network is
-taken from the first that has it. OUTPUT holds an Orbax checkpoint for each
-network and is what launch.sample and launch.evaluate take as --checkpoint, and
-launch.train as --config.dit_training.init_from.
+taken from the first that contains it. OUTPUT holds an Orbax checkpoint for each
+network; use it as --checkpoint of launch.sample and launch.evaluate, and as
+--config.dit_training.init_from of launch.train.
 
-Look first:       --dry_run prints every name, where it goes, and how
+Check first:      --dry_run prints every name, its destination and its transform
 Some networks:    --parts=dit,vae
 Sculpt4D:         --source=TencentARC/Sculpt4D,tencent/Hunyuan3D-2.1; the names
                   of its temporal attention are matched with known ones; what
@@ -23,10 +23,10 @@ Adapters:         --source=weights.safetensors,adapter_model.safetensors folds
 Other sizes:      --config.model.dit.depth=11
 Back:             --export --source=weights/hunyuan3d --output=dit.safetensors
 
-Pickles are read as lists of tensors; one that asks for anything else is
-refused, and nothing in it is run. The licences of released weights are their
-owners'; those of Hunyuan3D 2.1 and Sculpt4D are not valid in the European
-Union, the United Kingdom and South Korea.
+Pickles are read as lists of tensors; one with anything else is refused, and
+nothing in it is run. Released weights have their owners' licences; those of
+Hunyuan3D 2.1 and Sculpt4D are not valid in the European Union, the United
+Kingdom and South Korea.
 """
 
 import time
@@ -51,7 +51,7 @@ from sculpt4d_jax.weights.tensor_files import open_file
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   "configs/sculpt4d.py",
-  "Preset that says the networks' sizes.",
+  "Preset with the networks' sizes.",
 )
 _SOURCE = flags.DEFINE_list(
   "source",
@@ -63,29 +63,29 @@ _OUTPUT = flags.DEFINE_string(
   "output", None, "New folder; with --export, a .safetensors file."
 )
 _PARTS = flags.DEFINE_list(
-  "parts", list(checkpoint_parts.PARTS), "Networks that are wanted."
+  "parts", list(checkpoint_parts.PARTS), "Networks to convert."
 )
 _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
   ["bfloat16", "float16", "float32"],
-  "Of the result: bfloat16 (the default) or float32; with --export also"
+  "Dtype of the result: bfloat16 (the default) or float32; with --export also"
   " float16, and by default the folder's own.",
 )
 _DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "Print what would be done, and write nothing."
+  "dry_run", False, "Print the plan and write nothing."
 )
 _RULES = flags.DEFINE_string(
-  "rules", None, "JSON or TOML file of rules for names of your own."
+  "rules", None, "JSON or TOML file with your own rules for names."
 )
 _HEADS = flags.DEFINE_enum(
   "temporal_heads",
   None,
   list(temporal_weights.HEADS),
-  "How the checkpoint lays out the heads of its temporal attention.",
+  "Layout of the heads in the checkpoint's temporal attention.",
 )
 _SEED = flags.DEFINE_integer(
-  "seed", 0, "Of temporal layers that the checkpoint lacks.", lower_bound=0
+  "seed", 0, "Seed of temporal layers that the checkpoint lacks.", lower_bound=0
 )
 _ADAPTER_ALPHA = flags.DEFINE_float(
   "adapter_alpha",
@@ -103,7 +103,7 @@ _CACHE = flags.DEFINE_string(
   "cache", None, "Folder of downloads; by default huggingface_hub's own."
 )
 _OFFLINE = flags.DEFINE_bool(
-  "offline", False, "Use earlier downloads and no connection."
+  "offline", False, "Use only earlier downloads, without a connection."
 )
 _EXPORT = flags.DEFINE_bool(
   "export", False, "Write our weights under the published names."
@@ -172,7 +172,7 @@ def plan() -> pretrained.Conversion:
 
 
 def export() -> None:
-  """Writes a folder of weights as one safetensors file."""
+  """Exports a folder of weights to one safetensors file."""
   if len(_SOURCE.value) != 1:
     raise UserError("--export takes one --source, a folder of weights.")
   output = paths.of(_OUTPUT.value)

@@ -1,9 +1,9 @@
-r"""Scores mesh sequences against the true ones, or a model on held-out clips.
+r"""Scores mesh sequences against true ones, or a model on held-out clips.
 
 Usage:
 
-  # The shipped model on 20 procedural clips that it never saw, next to the same
-  # weights with temporal attention off and two answers that need no model.
+  # The shipped model on 20 held-out procedural clips, compared with the same
+  # weights without temporal attention and two answers that need no model.
   python -m launch.evaluate --config=configs/tiny.py --num_sequences=20
 
   # Two models on the test split of records that launch.prepare_data made.
@@ -19,7 +19,8 @@ Usage:
   # Many sequences: two folders of such folders or files, paired by name.
   python -m launch.evaluate --predicted=out --truth=truth --output=scores.json
 
-  # The field's protocols, on anybody's results; two processes share the clips.
+  # Published protocols, on results of any system; two processes share the
+  # clips.
   python -m launch.evaluate --protocol=actionbench --processes=2 \
     --predicted=results --truth=actionbench/data
   python -m launch.evaluate --protocol=sculpt4d --num_sequences=20
@@ -29,7 +30,7 @@ Prints Chamfer distance, IoU, F-Score and jitter, averaged over the frames of a
 sequence and then over sequences, with a 95 % bootstrap interval over sequences,
 and the conventions that the numbers depend on. Meshes are expected in [-1, 1]^3
 with y up. Both sides need the same number of frames. A predicted frame without
-faces counts, with the worst values; see sculpt4d_jax/evaluation/
+faces counts with the worst values; see sculpt4d_jax/evaluation/
 geometry_metrics.py for the definitions.
 
 With --protocol the columns and conventions are those of a published evaluation;
@@ -88,19 +89,19 @@ _TRUTH = flags.DEFINE_string(
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   "configs/tiny.py",
-  "Preset whose model is evaluated on held-out clips, where no --predicted is"
+  "Preset whose model is evaluated on held-out clips if --predicted is not"
   " given.",
 )
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
-  "Folder of weights; by default the ones that the preset names.",
+  "Folder of weights; by default the preset's.",
 )
 _DATA = flags.DEFINE_list(
   "data",
   [],
-  "Data sets of launch.prepare_data whose test split is taken in place of"
-  " procedural clips.",
+  "Data sets of launch.prepare_data; their test split replaces procedural"
+  " clips.",
 )
 _ASSETS = flags.DEFINE_string(
   "assets", "", "With --data: only assets whose name contains this."
@@ -116,12 +117,12 @@ _PICTURES = flags.DEFINE_string(
   "With --data: folder for a picture of each clip and model.",
 )
 _NUM_SEQUENCES = flags.DEFINE_integer(
-  "num_sequences", 20, "Held-out clips.", lower_bound=1
+  "num_sequences", 20, "Number of held-out clips.", lower_bound=1
 )
 _NUM_TRIVIAL = flags.DEFINE_integer(
   "num_training_clips",
   128,
-  "Training clips that the trivial answers are made of.",
+  "Number of training clips from which the trivial answers are made.",
   lower_bound=1,
 )
 _OUTPUT = flags.DEFINE_string(
@@ -130,8 +131,8 @@ _OUTPUT = flags.DEFINE_string(
 _PROTOCOL = flags.DEFINE_string(
   "protocol",
   None,
-  "Score by a named protocol; --describe lists them. Without it, as --protocol="
-  "project, with the flags below.",
+  "Name of a protocol; --describe lists them. Without it scores are those of"
+  " --protocol=project with the flags below.",
 )
 _DESCRIBE = flags.DEFINE_bool(
   "describe",
@@ -141,7 +142,7 @@ _DESCRIBE = flags.DEFINE_bool(
 _PROCESSES = flags.DEFINE_integer(
   "processes",
   1,
-  "With --protocol: processes that share the clips.",
+  "With --protocol: number of processes that share the clips.",
   lower_bound=1,
 )
 _WEIGHTS = flags.DEFINE_string(
@@ -157,7 +158,7 @@ _PICTURE_SIZE = flags.DEFINE_integer(
   lower_bound=32,
 )
 _NAME = flags.DEFINE_string(
-  "name", "prediction", "What to call the predictions in the table."
+  "name", "prediction", "Name of the predictions in the table."
 )
 _MARKDOWN = flags.DEFINE_bool(
   "markdown", False, "Print tables in Markdown instead of plain text."
@@ -166,25 +167,26 @@ _ALIGNMENT = flags.DEFINE_enum(
   "alignment",
   _DEFAULTS.alignment,
   geometry_metrics.ALIGNMENTS,
-  "What to take off the prediction first, found once for a whole sequence:"
-  " nothing, scale and translation, or these and a rigid pose found by ICP.",
+  "Transform that is removed from the prediction, found once for a whole"
+  " sequence: none, scale and translation, or these and a rigid pose found by"
+  " ICP.",
 )
 _NUM_POINTS = flags.DEFINE_integer(
   "num_points",
   _DEFAULTS.num_points,
-  "Points sampled on each surface for Chamfer and F-Score.",
+  "Number of points sampled on each surface for Chamfer and F-Score.",
   lower_bound=1,
 )
 _F_SCORE_THRESHOLD = flags.DEFINE_float(
   "f_score_threshold",
   _DEFAULTS.f_score_threshold,
-  "Distance in [-1, 1]^3 below which a point counts as met.",
+  "Distance in [-1, 1]^3 below which points count as matched.",
   lower_bound=0.0,
 )
 _IOU_RESOLUTION = flags.DEFINE_integer(
   "iou_resolution",
   _DEFAULTS.iou_resolution,
-  "Cells along an axis of the occupancy grid.",
+  "Number of cells along an axis of the occupancy grid.",
   lower_bound=1,
 )
 _SEED = flags.DEFINE_integer(
@@ -192,7 +194,7 @@ _SEED = flags.DEFINE_integer(
 )
 
 
-# What a protocol fixes.
+# Flags that a protocol fixes.
 _FIXED_BY_PROTOCOL = (
   "alignment",
   "num_points",
@@ -236,10 +238,10 @@ def main(unused_argv: Sequence[str]) -> None:
 
 
 def chosen_protocol() -> conventions_lib.Protocol:
-  """The protocol of the flags, with --seed where it is given.
+  """The protocol named by the flags, with --seed if given.
 
   Raises:
-    ValueError: There is none of the name, or a flag contradicts it.
+    ValueError: There is no such protocol, or a flag contradicts it.
   """
   protocol = protocol_table.find(_PROTOCOL.value)
   for name in _FIXED_BY_PROTOCOL:
@@ -260,7 +262,7 @@ def chosen_protocol() -> conventions_lib.Protocol:
 
 
 def score_by_protocol(protocol: conventions_lib.Protocol) -> None:
-  """Scores files, or a model on held-out clips, and reports."""
+  """Scores files, or a model on held-out clips, and prints a report."""
   if _DATA.value:
     raise UserError(
       "Records hold points and distances instead of meshes, which no protocol"
@@ -317,7 +319,7 @@ def score_model(
 
 
 def held_out_arguments(preset: preset_lib.Preset) -> dict[str, Any]:
-  """What `held_out.compare` takes besides the way of scoring."""
+  """Arguments of `held_out.compare` except the conventions."""
   program.log_platform()
   data = preset.data
   if _NUM_SEQUENCES.value > data.num_held_out:
@@ -353,7 +355,7 @@ def score_on_records(
   preset: preset_lib.Preset,
   conventions: geometry_metrics.Conventions,
 ) -> tuple[dict[str, evaluator.Summary], str]:
-  """Scores one or two models on a test split; also tells the conventions."""
+  """Scores one or two models on a test split; also returns the conventions."""
   program.log_platform()
   folders = {
     "model": model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
@@ -391,7 +393,7 @@ def score_on_records(
 
 
 def _whole(preset: preset_lib.Preset) -> record_examples.ExampleConfig:
-  """All points and distances of a clip, as the preset sees it."""
+  """Settings that read all points and distances of a clip."""
   example = record_batches.as_they_are(
     preset.records.example, preset.data.num_frames
   )
@@ -433,7 +435,7 @@ def print_report(
   *,
   markdown: bool,
 ) -> None:
-  """Prints sequences where there are several, the means, and conventions."""
+  """Prints the sequences if there are several, the means, and conventions."""
   for title, summary in rows.items():
     if len(summary.sequences) > 1:
       print(f"{title}, by sequence:\n")
@@ -445,7 +447,7 @@ def print_report(
 def print_differences(
   model: evaluator.Summary, other: evaluator.Summary
 ) -> None:
-  """Prints how much better or worse the model is, clip by clip."""
+  """Prints the differences between the models, clip by clip."""
   print("\nmodel - other model, means over clips with 95 % intervals:")
   for metric, better in evaluator.METRICS.items():
     found = evaluator.paired_difference(model, other, metric)

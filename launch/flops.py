@@ -1,4 +1,4 @@
-r"""Counts the operations of a preset, and prints the paper's tables with them.
+r"""Counts the FLOPs of a preset, and prints the paper's tables with them.
 
 Usage:
 
@@ -38,8 +38,8 @@ _NUM_FRAMES = flags.DEFINE_list(
 _NUM_POINTS = flags.DEFINE_integer(
   "num_points",
   0,
-  "Points a frame where the field is evaluated, with the autoencoder's part"
-  " of a sample; 0 leaves it out.",
+  "Number of points a frame at which the field is evaluated; adds the"
+  " autoencoder's part of a sample. 0 leaves it out.",
   lower_bound=0,
 )
 _FIGURE = flags.DEFINE_string(

@@ -5,9 +5,9 @@ r"""Lists matting networks that are known to work, and downloads them.
   python -m launch.sample --input=my.mp4 --output=out \
       --matte=onnx:networks/isnet.tgz
 
-Networks are the work of others, under the licences listed; none is part of
-this project. What is downloaded is checked against a recorded hash. Running
-one needs the package onnxruntime (the extra "matting").
+The networks are by other authors, under the listed licences; none is part of
+this project. Downloads are checked against a recorded hash. Running a network
+needs the package onnxruntime (the extra "matting").
 """
 
 import pathlib
@@ -18,9 +18,9 @@ from launch import program
 from sculpt4d_jax.io.matting import networks
 
 _DOWNLOAD = flags.DEFINE_string(
-  "download", None, "Name of the network to download; by default, none is."
+  "download", None, "Name of the network to download; by default none."
 )
-_FOLDER = flags.DEFINE_string("folder", "networks", "Where downloads go.")
+_FOLDER = flags.DEFINE_string("folder", "networks", "Folder of downloads.")
 
 
 def main(argv):

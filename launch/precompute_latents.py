@@ -3,18 +3,18 @@ r"""Computes latents and image features of records, into shards next to them.
   python -m launch.precompute_latents --config=configs/tiny_records.py \
     --data=data/mine --checkpoint=weights/tiny
 
-A training on records does this by itself, between its two stages. Doing it
-before spares a pod the wait: give the settings that the training will have, and
-the weights of its autoencoder. Several jobs share the work with
---num_shares=N --share=0 ... N-1, each on a separate machine.
+A training on records does this automatically between its two stages. Doing it
+in advance saves time on a pod: use the settings of the training and the weights
+of its autoencoder. Several jobs share the work with --num_shares=N --share=0
+... N-1, each on a separate machine.
 
-Mean and log-variance of every frame are kept, so that each training step draws
-its own sample, with one noise for all frames of a clip. --features computes the
-image encoder's tokens too, which --config.records.use_features reads; it is for
-an encoder that does not learn.
+Mean and log-variance of every frame are stored, so that each training step
+draws a new sample, with one noise for all frames of a clip. --features also
+computes the image encoder's tokens, which --config.records.use_features reads;
+it is for a frozen encoder.
 
-Stop it whenever you like: the same command resumes with the shards that are
-missing. One clip is in memory at a time.
+You can stop it at any time: the same command resumes with the missing shards.
+One clip is in memory at a time.
 """
 
 from absl import flags
@@ -37,16 +37,16 @@ _DATA = flags.DEFINE_list(
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
-  "Folder of weights; by default the ones that the preset names.",
+  "Folder of weights; by default the preset's.",
 )
 _FEATURES = flags.DEFINE_bool(
-  "features", False, "The image encoder's tokens too."
+  "features", False, "Also compute the image encoder's tokens."
 )
 _SHARE = flags.DEFINE_integer(
-  "share", 0, "Number of this job's share of the shards.", lower_bound=0
+  "share", 0, "Index of this job's share of the shards, from 0.", lower_bound=0
 )
 _NUM_SHARES = flags.DEFINE_integer(
-  "num_shares", 1, "Jobs that share the work.", lower_bound=1
+  "num_shares", 1, "Number of jobs that share the work.", lower_bound=1
 )
 
 

@@ -1,29 +1,28 @@
-r"""Makes training records of animated assets.
+r"""Makes training records from animated assets.
 
   python -m launch.prepare_data --assets=my_assets --output=data/mine
   python -m launch.prepare_data --procedural=200 --output=data/made --preset=tiny
 
 Assets are .glb and .gltf files (skins, morph targets, node animation), USD and
 Alembic files, and folders or zips of per-frame meshes, found in all folders
-below.
-Each animation becomes one or more records, if it passes the round-trip gate;
-OUTPUT/summary.html shows what was accepted and rejected, and why. Say where the
-assets come from in a `sources.json` next to them:
+below. Each animation becomes one or more records, if it passes the round-trip
+gate; OUTPUT/summary.html shows accepted and rejected clips with reasons. State
+the sources and licences of the assets in a `sources.json` next to them:
 
   [{"files": "kaykit/*.glb", "licence": "CC0-1.0", "source": "...",
     "authors": "...", "object": "assets of one object share its name"}]
 
-All sources of one command, several folders and the procedural one, become one
+All sources of one command, several folders and the procedural one, form one
 data set, split by asset, with one card:
 
   python -m launch.prepare_data --assets=my_assets,more --procedural=200 \
     --config=configs/tiny.py --output=data/both
 
-Stop it whenever you like: the same command resumes, and takes up new assets.
-Sizes are those of the paper; --preset=small and --preset=tiny are for tests
-and small models, --config takes those that a configuration trains on, and every
-size has a flag. --beam sends the work through
-Apache Beam; options of its runner follow in --beam_options.
+You can stop it at any time: the same command resumes, and adds new assets.
+Sizes are those of the paper; --preset=small and --preset=tiny are for tests and
+small models, --config takes the sizes of a configuration, and every size has a
+flag. --beam runs the work through Apache Beam, with runner options in
+--beam_options.
 """
 
 import dataclasses
@@ -75,61 +74,66 @@ _PRESETS = {
 
 _ASSETS = flags.DEFINE_list("assets", [], "Folders of assets.")
 _PROCEDURAL = flags.DEFINE_integer(
-  "procedural", 0, "Clips of the procedural source.", lower_bound=0
+  "procedural", 0, "Number of procedural clips.", lower_bound=0
 )
 _FIRST_SEED = flags.DEFINE_integer(
-  "first_seed", 200_000, "Of the procedural clips.", lower_bound=0
+  "first_seed", 200_000, "First seed of the procedural clips.", lower_bound=0
 )
 _OUTPUT = flags.DEFINE_string(
   "output", None, "Folder of the data set.", required=True
 )
-_PRESET = flags.DEFINE_enum("preset", "full", list(_PRESETS), "Sizes.")
+_PRESET = flags.DEFINE_enum(
+  "preset", "full", list(_PRESETS), "Sizes of a record."
+)
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
-  "Configuration that is to be trained: a part of a record has its numbers of"
-  " points and samples, --num_parts of them differ (4 by default), and"
-  " pictures are twice as large, as the reader cuts the object out.",
+  "Configuration that will be trained: each part of a record has its numbers"
+  " of points and samples, there are --num_parts parts (4 by default), and"
+  " pictures are twice as large, because the reader crops the object.",
 )
 _TEST_FRACTION = flags.DEFINE_float(
-  "test_fraction", 0.1, "Of the assets, for the test split.", 0.0, 0.99
+  "test_fraction", 0.1, "Fraction of the assets for the test split.", 0.0, 0.99
 )
 _HELD_OUT = flags.DEFINE_string(
   "held_out",
   None,
-  "JSON file of objects that are on the test side whatever their hash:"
-  ' {"held_out": ["name of an object", ...]}.',
+  'JSON file of objects that are put into the test split: {"held_out":'
+  ' ["name of an object", ...]}.',
 )
 _MAX_UNITS = flags.DEFINE_integer(
   "max_units",
   0,
-  "Units that this call prepares at most; objects take turns, so that the part"
-  " that is done is balanced. 0 prepares all.",
+  "Largest number of units that this call prepares; objects alternate, so that"
+  " any part of the work is balanced. 0 prepares all.",
   lower_bound=0,
 )
 _WORKERS = flags.DEFINE_integer(
-  "workers", os.cpu_count() or 1, "Units prepared at a time.", lower_bound=1
+  "workers",
+  os.cpu_count() or 1,
+  "Number of units prepared at a time.",
+  lower_bound=1,
 )
 _CLIPS_PER_UNIT = flags.DEFINE_integer(
-  "clips_per_unit", 8, "Animations of a unit of work.", lower_bound=1
+  "clips_per_unit", 8, "Number of animations in a unit of work.", lower_bound=1
 )
 _MEMORY = flags.DEFINE_float(
-  "memory_gb", 16.0, "Address space of a unit's process.", lower_bound=1.0
+  "memory_gb", 16.0, "Address space of a unit's process, GB.", lower_bound=1.0
 )
 _TIME = flags.DEFINE_float(
   "time_limit",
   7200.0,
-  "Seconds after which a unit is ended.",
+  "Time after which a unit is killed, seconds.",
   lower_bound=1.0,
 )
 _BEAM = flags.DEFINE_bool("beam", False, "Run through Apache Beam.")
 _BEAM_OPTIONS = flags.DEFINE_string(
-  "beam_options", "", "Options of Beam's runner, as on a command line."
+  "beam_options", "", "Options of Beam's runner, in command-line syntax."
 )
 
 
 def _define_sizes() -> dict[str, flags.FlagHolder]:
-  """A flag for every size of a record; unset ones are the preset's."""
+  """Defines a flag for every size of a record; unset ones are the preset's."""
   holders = {}
   for field in dataclasses.fields(prepare.PreparationSettings):
     text = f"{field.name.replace('_', ' ')} of a record; default by preset."
@@ -141,10 +145,13 @@ def _define_sizes() -> dict[str, flags.FlagHolder]:
     "attachments",
     None,
     ["one", "all", "none"],
-    "Unskinned meshes on a skinned character: one a joint, all, none.",
+    "Unskinned meshes kept on a skinned character: one for each joint, all or"
+    " none.",
   )
   holders["resolution"] = flags.DEFINE_integer(
-    "resolution", None, "Cells a side of the watertight surface's grid."
+    "resolution",
+    None,
+    "Number of cells along a side of the watertight surface's grid.",
   )
   return holders
 
@@ -156,7 +163,7 @@ _CONFIG_PARTS = 4
 
 
 def _config_sizes(preset: preset_lib.Preset, num_parts: int) -> dict[str, int]:
-  """Sizes of records whose parts are what a configuration trains on."""
+  """Sizes of records for the training of a configuration."""
   data, vae = preset.data, preset.model.vae
   points = ("num_uniform", "num_sharp", "num_near", "num_volume")
   return dict(

@@ -1,7 +1,7 @@
-"""Several processes, one run: on a TPU pod, GKE, SLURM, or by plain flags.
+"""Joins the processes of a run: on a TPU pod, GKE, SLURM, or by flags.
 
---distributed=auto   asks the environment: TPU pods, GKE, SLURM and Open MPI
-name the processes themselves
+--distributed=auto   uses the environment, in which TPU pods, GKE, SLURM and
+                       Open MPI name the processes
 --distributed=flags  --coordinator=HOST:PORT --num_processes=N --process_id=I
 --distributed=off    one process (the default)
 """
@@ -19,34 +19,38 @@ _DISTRIBUTED = flags.DEFINE_enum(
   "distributed",
   "off",
   ["off", "auto", "flags"],
-  "How the processes of a run find each other.",
+  "Way in which the processes of a run find each other.",
 )
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "HOST:PORT of process 0, for --distributed=flags."
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "Processes of the run, for --distributed=flags."
+  "num_processes",
+  None,
+  "Number of processes of the run, for --distributed=flags.",
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "Number of this one, from 0, for --distributed=flags."
+  "process_id", None, "Index of this process, for --distributed=flags."
 )
 _HEARTBEAT = flags.DEFINE_integer(
   "heartbeat_seconds",
   50,
-  "A process that is silent for so long is lost; the others then stop.",
+  "Seconds of silence after which a process counts as dead and the others"
+  " stop.",
   lower_bound=5,
 )
 
 
 def initialize() -> None:
-  """Joins the run's other processes; call it before anything uses a device.
+  """Joins the other processes; must be called before a device is used.
 
   Raises:
-    ValueError: Flags are missing, or the environment names no processes.
+    ValueError: Flags are missing, or the environment does not name the
+      processes.
   """
   if _DISTRIBUTED.value == "off":
     return
-  # --help needs none of it.
+  # Not needed for --help.
   import jax
   from jax.experimental import multihost_utils
 
@@ -72,20 +76,20 @@ def initialize() -> None:
       f" {error}. Where the environment does not name them, use"
       " --distributed=flags."
     ) from error
-  # On CPUs the first to come gives up soon, and now all of them are here.
+  # On CPUs the first process to arrive gives up soon; now all have arrived.
   multihost_utils.sync_global_devices("joined")
   logging.info("Process %d of %d.", jax.process_index(), jax.process_count())
 
 
-# So that a cluster's script tells it from an error that would come again.
-EXIT_AFTER_LOSS = 75  # As `training/watchdog.py` has it.
+# Lets a cluster's script distinguish it from an error that would recur.
+EXIT_AFTER_LOSS = 75  # The same as in `training/watchdog.py`.
 
 
 def leave(message: object) -> NoReturn:
-  """Ends this process at once, after another one of the run has gone.
+  """Ends this process at once after a peer process has died.
 
-  An ordinary exit would wait for the other one until the heartbeat is given up,
-  and then be aborted by jax.
+  An ordinary exit would wait for the peer until the heartbeat times out, and
+  then be aborted by jax.
   """
   print(f"train: {message}", file=sys.stderr, flush=True)
   program.end_at_once(EXIT_AFTER_LOSS)

@@ -1,8 +1,8 @@
-"""What every program shares: how it starts, explains itself and ends.
+"""Start, help and exit of every program.
 
-A program is a module with a teaching docstring, absl flags and a `main(argv)`,
-closed by `program.run(main)`. How programs end, and with which exit codes, is
-written in `sculpt4d_jax/cli/manners.py`, which the command `sculpt4d` uses too.
+A program is a module with a docstring of usage, absl flags and a `main(argv)`,
+and ends with `program.run(main)`. `sculpt4d_jax/cli/manners.py`, which the
+command `sculpt4d` uses too, defines exit codes and messages.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,8 +31,8 @@ def run(
 
   Args:
     main: The program; an integer that it returns is the exit code.
-    positional: Whether arguments that are no flags are allowed. If not, they
-      are refused, as they mostly are a flag with its dashes forgotten.
+    positional: Whether positional arguments are allowed. If not, they are
+      refused, as they are usually flags without their dashes.
   """
 
   def checked_main(argv: Sequence[str]) -> int:
@@ -74,10 +74,10 @@ def run(
 
 
 def help_text() -> str:
-  """The program's docstring and its own flags, those of libraries left out."""
+  """The program's docstring and its own flags, without those of libraries."""
   main_module = sys.modules["__main__"]
   own_flags = flags.FLAGS.main_module_help().split("\n")
-  # The first lines are blank and the path of the file.
+  # absl's first lines are blank and the path of the file.
   own_flags = [line for line in own_flags if not line.endswith(".py:")]
   return "\n".join(
     [
@@ -100,16 +100,16 @@ def _raised_by_config_flags(error: BaseException) -> bool:
 
 
 def _is_lookup(error: BaseException) -> bool:
-  """Whether all that the error says is the name that was not found."""
+  """Whether the error's text is only the name that was not found."""
   return isinstance(error, (AttributeError, KeyError)) and " " not in str(error)
 
 
 def _check_configs_loaded() -> None:
-  """Reports a config file that failed now, not at its first use."""
+  """Reports a config file that failed now, instead of at its first use."""
   for name in flags.FLAGS:
     value = flags.FLAGS[name].value
     try:
-      getattr(value, "lock", None)  # Any access raises what loading raised.
+      getattr(value, "lock", None)  # Any access repeats the error of loading.
     except OSError as error:
       reason = str(error).rpartition("failure to load: ")[2]
       raise app.UsageError(f"--{name} cannot be used: {reason}") from error

@@ -1,10 +1,10 @@
-r"""Renders a procedural clip to a video: something to try the sampler on.
+r"""Renders a procedural clip to a video, as input for the sampler.
 
   python -m launch.render_clip --seed=8 --output=clip.mp4
 
 Seeds 0 to 63 are held out of the shipped model's training; it was trained on
 seeds from 100000 on. The same seed gives the same object and motion, whatever
-the number of frames. --truth writes the true meshes too, frame_0000.ply and so
+the number of frames. --truth also writes the true meshes, frame_0000.ply and so
 on, for launch.evaluate.
 """
 
@@ -19,21 +19,29 @@ from sculpt4d_jax.evaluation import held_out
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.video import writer
 
-_SEED = flags.DEFINE_integer("seed", 0, "Of the clip.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the clip.", lower_bound=0)
 _OUTPUT = flags.DEFINE_string(
   "output", None, "Video to write (mp4, webm, gif).", required=True
 )
 _TRUTH = flags.DEFINE_string(
   "truth", None, "Folder for the true meshes; optional."
 )
-_NUM_FRAMES = flags.DEFINE_integer("num_frames", 8, "Frames.", lower_bound=1)
+_NUM_FRAMES = flags.DEFINE_integer(
+  "num_frames", 8, "Number of frames.", lower_bound=1
+)
 _FPS = flags.DEFINE_float("fps", 8.0, "Frames a second.", lower_bound=0.1)
-_SIZE = flags.DEFINE_integer("size", 256, "Pixels a side.", lower_bound=16)
+_SIZE = flags.DEFINE_integer(
+  "size", 256, "Side of the picture in pixels.", lower_bound=16
+)
 _BORDER = flags.DEFINE_float(
-  "border_ratio", 0.3, "Share of the picture left free.", 0.0, 0.9
+  "border_ratio",
+  0.3,
+  "Margin around the object, as a fraction of the image side.",
+  0.0,
+  0.9,
 )
 _BACKGROUND = flags.DEFINE_list(
-  "background", ["0.78", "0.86", "0.92"], "RGB in [0, 1]."
+  "background", ["0.78", "0.86", "0.92"], "Background colour, RGB in [0, 1]."
 )
 
 

@@ -1,4 +1,4 @@
-r"""Reproduces the paper's tables, as far as weights and the machine allow.
+r"""Reproduces the paper's tables, as far as weights and hardware allow.
 
 Usage:
 
@@ -17,8 +17,8 @@ Usage:
 
 WORKDIR/report.html and report.md hold every figure with its interval and its
 command. Tables: A1 ablation, A2 operations, A3 per-frame baselines and ours by
-pictures (needs --weights for its networks), A4 longer clips. Presets whose
-weights are not on this machine print what is known without them.
+pictures (needs --weights for its networks), A4 longer clips. For presets
+without weights it prints everything that is known without them.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import variants as variants_lib
 
 _TABLE = flags.DEFINE_enum(
-  "table", None, ("A1", "A2", "A3", "A4"), "The paper's table.", required=True
+  "table", None, ("A1", "A2", "A3", "A4"), "Table of the paper.", required=True
 )
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/sculpt4d.py", "Preset; the released size by default."
@@ -50,16 +50,16 @@ _WORKDIR = flags.DEFINE_string(
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the training.")
 _NUM_STEPS = flags.DEFINE_integer(
-  "num_steps", 2000, "Steps of every variant's training.", lower_bound=1
+  "num_steps", 2000, "Number of training steps of each variant.", lower_bound=1
 )
 _NUM_CLIPS = flags.DEFINE_integer(
-  "num_sequences", 20, "Held-out clips.", lower_bound=1
+  "num_sequences", 20, "Number of held-out clips.", lower_bound=1
 )
 _PROTOCOL = flags.DEFINE_string(
   "protocol", None, "Protocol of the scores; by default the table's."
 )
 _VARIANTS = flags.DEFINE_list(
-  "variants", [], "Only these rows of the table; all by default."
+  "variants", [], "Rows of the table to compute; all by default."
 )
 
 _FRAMES_A4 = (8, 16, 32, 64)
@@ -75,7 +75,7 @@ def main(unused_argv: Sequence[str]) -> None:
   config = _CONFIG.value
   preset = preset_lib.from_config(config)
   if _PROTOCOL.value:
-    protocol_table.find(_PROTOCOL.value)  # Refused before hours of work.
+    protocol_table.find(_PROTOCOL.value)  # Fails before hours of work.
   sections = [_operations(preset)] if _TABLE.value in ("A1", "A2") else []
   if _TABLE.value != "A2":
     sections.append(_scores(config, preset))
@@ -105,7 +105,7 @@ def _operations(preset: preset_lib.Preset) -> report_page.Section:
 
 
 def _scores(config, preset: preset_lib.Preset) -> report_page.Section:
-  """Scores of the variants, or why there are none."""
+  """Scores of the variants, or the reason why there are none."""
   title = f"Scores of Table {_TABLE.value}"
   if not pathlib.Path(preset.weights).is_dir():
     note = _NEEDS_WEIGHTS.format(preset.weights or "config.weights")

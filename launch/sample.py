@@ -1,24 +1,29 @@
 r"""Makes an animated mesh from a clip of a moving object.
 
-With the small model that is shipped, on any machine:
+With the included small model, on any machine:
 
   python -m launch.sample --config=configs/tiny.py --input=my.mp4 --output=out
 
 --input is a video (mp4, mov, webm, avi, gif), a folder of pictures or one
-picture. The object should fill a good part of the frame. Where it has an alpha
-channel or stands before a plain background, it is cut out by itself; else give
-a matting network with --matte=onnx:FILE.
+picture. The object should fill a good part of the frame. It is cut out
+automatically if the clip has an alpha channel or a plain background; otherwise
+use a matting network with --matte=onnx:FILE.
 
+<<<<<<< HEAD
 OUTPUT gets frame_0000.ply and so on, animation.glb and animation.usdc, a
 viewer.html that you open in a browser, preview.png, and run.json.
 --formats=obj,usdz writes other formats.
+=======
+OUTPUT gets frame_0000.ply and so on, animation.glb and animation.usdc,
+viewer.html for a browser, preview.png, and run.json.
+>>>>>>> 9ad141f (Write help texts and the programs' docstrings in plain English)
 
 Faster:        --preset=fast, or --preset=draft; docs/sampling.md has the scores
 More frames:   --config.sampling.num_frames=16
 Finer meshes:  --config.surface.resolution=192 --config.surface.max_faces=20000
 Other result:  --config.sampling.seed=1 --config.sampling.guidance_scale=3
 Part of it:    --start=1.5 --end=3
-One mesh:      --register, for a single topology that moves
+One mesh:      --register, for a single topology in motion
 Cut-out alone: --preview_cutout
 Long clips:    --all_frames, in windows of the frames that the model was trained
                on; --window=16 --overlap=8 sets them; docs/sampling.md
@@ -27,8 +32,8 @@ Known frames:  --known=0:mesh.glb, a mesh that is frame 0; --save_latents keeps
                latents.npz, of which --known=0:out/latents.npz@7 takes frame 7
 
 The full-size model, with converted weights (launch.convert_weights), on one
-accelerator; --plan prints what it needs of the memory of usual devices, and
-with which savings it fits, and does nothing else:
+accelerator; --plan prints the memory it needs, common devices and the savings
+with which it fits them, and does nothing else:
 
   python -m launch.sample --plan --config=configs/sculpt4d.py
   python -m launch.sample --config=configs/sculpt4d.py --input=my.mp4 \
@@ -69,39 +74,37 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
 )
 _INPUT = flags.DEFINE_string(
-  "input", None, "Video, folder of pictures, or picture."
+  "input", None, "Video, folder of pictures or picture."
 )
-_OUTPUT = flags.DEFINE_string(
-  "output", None, "Folder for the results; made if missing."
-)
+_OUTPUT = flags.DEFINE_string("output", None, "Output folder; made if missing.")
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
-  "Folder of weights; by default the ones that the preset names.",
+  "Folder of weights; by default the preset's.",
 )
 _PRESET = flags.DEFINE_enum(
   "preset",
   None,
   list(sampling_lib.PRESETS),
-  "Solver, steps and guidance interval by name; draft is the fastest. Fields"
-  " that are given by --config.sampling win over it.",
+  "Name of a combination of solver, steps and guidance interval; draft is the"
+  " fastest. --config.sampling overrides its fields.",
 )
 _MATTE = flags.DEFINE_string(
   "matte",
   "auto",
-  "How the object is cut out: auto, alpha, plain, motion, colour, none (the"
-  " whole frame is the object), or onnx:FILE, a matting network; python -m"
-  " launch.matting lists some.",
+  "Method that cuts out the object: auto, alpha, plain, motion, colour, none"
+  " (the whole frame is the object), or onnx:FILE, a matting network; python"
+  " -m launch.matting lists some.",
 )
 _KNOWN = flags.DEFINE_multi_string(
   "known",
   [],
-  "A frame that is given, as INDEX:FILE: a mesh in the clip's cube, or"
-  " latents.npz of an earlier run, with @FRAME behind it to take another frame"
-  " of it. May be repeated.",
+  "Known frame, INDEX:FILE: a mesh in the clip's cube, or latents.npz of an"
+  " earlier run, optionally followed by @FRAME to take another frame of it."
+  " May be repeated.",
 )
 _SAVE_LATENTS = flags.DEFINE_bool(
-  "save_latents", False, "Write latents.npz too, for --known of later runs."
+  "save_latents", False, "Also write latents.npz, for --known of later runs."
 )
 _FORMATS = flags.DEFINE_string(
   "formats", None, f"Meshes: {exporters.help_text()}."
@@ -109,56 +112,57 @@ _FORMATS = flags.DEFINE_string(
 _ALL_FRAMES = flags.DEFINE_bool(
   "all_frames",
   False,
-  "Take the video's own frames rather than resample it to"
-  " config.sampling.num_frames; longer clips are made in windows.",
+  "Take the video's own frames instead of resampling it to"
+  " config.sampling.num_frames; longer clips are sampled in windows.",
 )
 _WINDOW = flags.DEFINE_integer(
   "window",
   None,
-  "Frames of a window of a long clip; with --all_frames by default as many as"
-  " the model was trained on (config.data.num_frames).",
+  "Number of frames of a window of a long clip; with --all_frames by default"
+  " the number that the model was trained on (config.data.num_frames).",
 )
 _OVERLAP = flags.DEFINE_integer(
-  "overlap", None, "Frames that windows share; by default half of a window."
+  "overlap",
+  None,
+  "Number of frames that consecutive windows share; by default half a window.",
 )
 _WINDOWS = flags.DEFINE_enum(
   "windows",
   "sequential",
   list(windows_lib.KINDS),
-  "sequential: one window after the other, in the memory of one, and the same"
-  " command resumes after an interruption. averaged: all together, with the"
-  " smoothest seams.",
+  "sequential: one window after the other, in the memory of one window; the"
+  " same command resumes after an interruption. averaged: all windows"
+  " together, with the smoothest seams.",
 )
 _BATCH = flags.DEFINE_bool(
   "batch",
   False,
-  "--input is a folder of clips: each gets a folder in --output. The same"
-  " command resumes: clips that are done are skipped. Failures are reported at"
-  " the end, with exit code 2.",
+  "Treat --input as a folder of clips, each with its own folder in --output."
+  " The same command resumes: finished clips are skipped. Failures are"
+  " reported at the end, with exit code 2.",
 )
 _PLAN = flags.DEFINE_bool(
   "plan",
   False,
-  "Print what the preset needs of a device's memory, and whether usual"
-  " devices have it.",
+  "Print the memory that the preset needs, and whether common devices have it.",
 )
 _PREVIEW_CUTOUT = flags.DEFINE_bool(
   "preview_cutout",
   False,
-  "Only cut the object out and write cutout.png: the frames, and below them"
-  " what the model would see.",
+  "Only cut out the object and write cutout.png: the frames, and below them"
+  " the model's input.",
 )
 _REGISTER = flags.DEFINE_bool(
   "register",
   False,
-  "Also make one mesh that moves of the sampled meshes, as launch.register"
-  " does: registered.glb and its record, next to the other files.",
+  "Also register the sampled meshes to one moving mesh, like launch.register:"
+  " registered.glb and its record, next to the other files.",
 )
-_START = flags.DEFINE_float("start", None, "First second that is used.")
-_END = flags.DEFINE_float("end", None, "Last second that is used.")
+_START = flags.DEFINE_float("start", None, "Start of the used part, seconds.")
+_END = flags.DEFINE_float("end", None, "End of the used part, seconds.")
 
 
-# Finished windows of a run that is not done, in its output folder.
+# Folder of finished windows in the output of an unfinished run.
 _WINDOW_FOLDER = "windows"
 
 
@@ -183,10 +187,11 @@ def main(argv):
   known_files = known_lib.parse(
     _KNOWN.value, None if _ALL_FRAMES.value else preset.sampling.num_frames
   )
-  # Mistakes are found before the work.
+  # Errors are found before the work.
   _formats()
+>>>>>>> 9ad141f (Write help texts and the programs' docstrings in plain English)
   _window_settings(preset.data.num_frames)
-  # The clip first: what is wrong with it is found before weights are loaded.
+  # The clip first, so that its errors are found before weights are loaded.
   clip = _read(local_copies.fetch(_INPUT.value), preset)
   if _PREVIEW_CUTOUT.value:
     print(f"Look at {cutout_preview.write(output, clip)}.")
@@ -199,7 +204,7 @@ def main(argv):
 def _read(
   source: str | pathlib.Path, preset: preset_lib.Preset, progress: bool = True
 ) -> pipeline.Clip:
-  """Reads a clip as the flags say."""
+  """Reads a clip according to the flags."""
   return api.read_clip(
     source,
     preset,
@@ -227,7 +232,7 @@ def _make(
     clip,
     known=known_files,
     windows=_window_settings(model.config.data.num_frames),
-    # A run that writes elsewhere than to a disk does not resume.
+    # A run with output in a store cannot resume.
     window_folder=None if paths.is_remote(output) else output / _WINDOW_FOLDER,
     progress=progress,
   )
@@ -237,7 +242,7 @@ def _make(
     latents=_SAVE_LATENTS.value,
     progress=progress,
   )
-  if not paths.is_remote(output):  # Finished windows are of no more use.
+  if not paths.is_remote(output):  # Finished windows are no longer needed.
     shutil.rmtree(output / _WINDOW_FOLDER, ignore_errors=True)
   logging.info("Wrote %d files to %s.", len(written), output)
   if _REGISTER.value:
@@ -271,7 +276,7 @@ def _make_batch(preset: preset_lib.Preset) -> int:
 
 
 def _reason(error: Exception) -> str:
-  """Why a clip failed; a bug keeps its traceback in the log."""
+  """Reason why a clip failed; a bug keeps its traceback in the log."""
   message = program.user_message(error)
   if message is None:
     logging.error("A clip failed unexpectedly.", exc_info=error)
@@ -285,7 +290,7 @@ def _formats() -> tuple[str, ...] | None:
 
 
 def _window_settings(trained_frames: int) -> windows_lib.Windows | None:
-  """How a long clip is cut; None where all frames are sampled at once."""
+  """Windows of a long clip; None if all frames are sampled at once."""
   if _WINDOW.value is None and not _ALL_FRAMES.value:
     if _OVERLAP.value is not None:
       raise UserError("--overlap is of windows: give --window too.")

@@ -1,15 +1,14 @@
 r"""Trains Sculpt4D: the shape autoencoder, then the 4D diffusion transformer.
 
-The small model from nothing, on procedural clips, on this machine:
+The small model from scratch, on procedural clips, on this machine:
 
   python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
 
-The run goes through its stages: it makes the clips (`data`), trains the
-autoencoder (`vae`), teaches the image encoder by itself where the preset says
-so (`pictures`), encodes all clips and trains the diffusion transformer (`dit`).
-Interrupt it whenever you like; the same command resumes from the last
-checkpoint. The finished weights are in WORKDIR/weights, which is what
-launch.sample and launch.evaluate take as --checkpoint.
+A run has stages: it makes the clips (`data`), trains the autoencoder (`vae`),
+pretrains the image encoder if the preset says so (`pictures`), encodes all
+clips and trains the diffusion transformer (`dit`). You can interrupt it at any
+time; the same command resumes from the last checkpoint. The finished weights
+are in WORKDIR/weights, the --checkpoint of launch.sample and launch.evaluate.
 
 On records of launch.prepare_data, from the shipped weights:
 
@@ -27,9 +26,9 @@ One stage:   --stages=dit
 On a pod:    --distributed=auto, the same command in every process, and a
              workdir that all of them see; launch/clusters/ starts them.
 In a bucket: --workdir=gs://BUCKET/runs/tiny, or s3://..., see docs/storage.md.
-             config.mesh says how the devices are used.
-After a fault, the same command resumes; docs/training.md says what happens at
-SIGTERM, on a full disk and when a process is lost.
+             config.mesh sets the device mesh.
+After a fault, the same command resumes; docs/training.md describes SIGTERM,
+full disks and lost processes.
 """
 
 from absl import flags
@@ -76,7 +75,7 @@ def main(argv):
 
 
 def _left(workdir: paths.PathLike, names: list[str]) -> str:
-  """What the stages of a run have left, in a sentence."""
+  """Sentence about the results of a run's stages."""
   if "dit" in names:
     return f"The weights are in {workdir / 'weights'}."
   if "vae" in names:
@@ -91,7 +90,7 @@ def _left(workdir: paths.PathLike, names: list[str]) -> str:
 
 
 def _keep_compiled(folder: paths.PathLike) -> None:
-  """Keeps compiled code for the next start, unless the user has a place."""
+  """Caches compiled code for the next start, unless the user has a cache."""
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 

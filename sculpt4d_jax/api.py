@@ -50,7 +50,7 @@ Meshes = Sequence[mesh_lib.TriangleMesh]
 
 Result = result_lib.Result
 
-_NUM_TRIVIAL = 128  # Training clips that trivial answers are made of.
+_NUM_TRIVIAL = 128  # Number of training clips for the trivial answers.
 
 
 class Model:
@@ -58,9 +58,9 @@ class Model:
 
   Attributes:
     preset: Name of the preset.
-    config: Its configuration.
+    config: Configuration of the preset.
     weights: Folder of the weights.
-    networks: The networks themselves.
+    networks: Networks with weights.
     stages: Seconds and peak memory of loading the weights.
   """
 
@@ -122,28 +122,28 @@ class Model:
   ) -> Result:
     """Makes a mesh for every frame of a clip.
 
-    What is None is the preset's.
+    Settings that are None are taken from the preset.
 
     Args:
       clip: Input of `read_clip`, or its result.
-      num_frames: Frames that a longer clip is resampled to.
-      quality: A set of solver, steps and guidance interval by name: "draft",
-        "fast" or "quality"; what else is given wins over it.
-      num_steps: Steps of the sampler.
-      seed: Same seed, same machine: same result.
+      num_frames: Number of frames that a longer clip is resampled to.
+      quality: Name of a combination of solver, steps and guidance interval:
+        "draft", "fast" or "quality"; other arguments override it.
+      num_steps: Number of steps of the sampler.
+      seed: Random seed; the same seed gives the same result on one machine.
       guidance_scale: Scale of classifier-free guidance; 1 turns it off.
-      temporal_mode: "sparse", "full", "token", or "none" for frames alone.
-      resolution: Cells of the surface's grid along an axis.
-      max_faces: Faces of a mesh at most; 0 does not simplify.
-      known: Frames that are given: files, as `known.parse` makes them of
-        "0:mesh.glb", or latents [N, C] by the frame's index.
-      windows: Windows that a long clip is cut into; None samples all frames at
-        once.
+      temporal_mode: "sparse", "full", "token", or "none" for independent
+        frames.
+      resolution: Number of cells of the surface's grid along an axis.
+      max_faces: Largest number of faces of a mesh; 0 does not simplify.
+      known: Known frames: files from `known.parse`, for instance of
+        "0:mesh.glb", or frame index -> latents [N, C].
+      windows: Windows of a long clip; None samples all frames at once.
       window_folder: Folder that keeps finished windows, so that an interrupted
         call resumes; the caller removes it.
       matte: Way to cut out the object; see `read_clip`.
-      start: First second that is used.
-      end: Last second that is used.
+      start: Start of the used part, seconds.
+      end: End of the used part, seconds.
       progress: True for a bar on stderr, False for silence, or a function that
         is called with a `run_log.Progress` and must not raise.
 
@@ -214,7 +214,7 @@ class Model:
     conventions: geometry_metrics.Conventions | None = None,
     progress: run_log.ProgressOption = True,
   ) -> dict[str, evaluator.Summary]:
-    """Scores the model on procedural clips that it was not trained on.
+    """Scores the model on held-out procedural clips.
 
     Args:
       num_sequences: Number of clips.
@@ -251,15 +251,15 @@ class Model:
 def preset(
   name: PresetLike, changes: Mapping[str, Any] | None = None
 ) -> ml_collections.ConfigDict:
-  """A preset's configuration, to look at, to change and to give to `load`.
+  """A preset's configuration, which can be changed and passed to `load`.
 
   Args:
     name: A name ("tiny", "pods:v5p-64"), a .py file, or a configuration, which
       is copied.
-    changes: Values by field, as {"sampling.num_steps": 20}.
+    changes: Field -> value, for instance {"sampling.num_steps": 20}.
 
   Raises:
-    ValueError: The preset or a field is unknown, or a value does not fit.
+    ValueError: The preset or a field is unknown, or a value is invalid.
   """
   if isinstance(name, ml_collections.ConfigDict):
     config = copy.deepcopy(name)
@@ -279,20 +279,20 @@ def read_clip(
   end: float | None = None,
   progress: run_log.ProgressOption = True,
 ) -> pipeline.Clip:
-  """Reads a clip and cuts the object out, before the long work.
+  """Reads a clip and cuts out the object, before the long work.
 
   Args:
     clip: A video (mp4, mov, webm, avi, gif), a picture or a folder of
       pictures; an array [F, H, W, 3 or 4], uint8 or in [0, 1]; or a list of
       pictures: paths, PIL images or arrays.
     preset: The preset that the clip is for.
-    num_frames: Frames that a longer clip is resampled to; None takes the
-      preset's.
-    all_frames: Whether the source's own frames are taken, however many.
-    matte: Way to cut out the object: "auto", "alpha", "plain", "none" or
+    num_frames: Number of frames that a longer clip is resampled to; None takes
+      the preset's.
+    all_frames: Whether all frames of the source are taken.
+    matte: Method that cuts out the object: "auto", "alpha", "plain", "none" or
       "onnx:FILE"; see `io/matting/foreground.py`.
-    start: First second that is used.
-    end: Last second that is used.
+    start: Start of the used part, seconds.
+    end: End of the used part, seconds.
     progress: See `Model.generate`.
 
   Raises:
@@ -325,18 +325,19 @@ def load(
   """Loads a model.
 
   Args:
-    preset: A preset by name, file or configuration; or a folder of weights
-      alone, whose networks have the sizes of a shipped preset.
-    weights: Folder of weights; by default the ones that the preset names.
-    changes: Values by field of the preset, as {"sampling.offload": True}.
-    dtype: Type of the parameters, "float32" or "bfloat16"; by default as they
-      are stored, but float16 becomes float32.
-    devices: Devices that share a clip, as `jax.local_devices()`; none leaves
-      all to the default one.
+    preset: Name, file or configuration of a preset; or only a folder of
+      weights, whose networks have the sizes of a shipped preset.
+    weights: Folder of weights; by default the preset's.
+    changes: Field of the preset -> value, for instance
+      {"sampling.offload": True}.
+    dtype: Dtype of the parameters, "float32" or "bfloat16"; by default the
+      stored one, but float16 becomes float32.
+    devices: Devices that share a clip, such as `jax.local_devices()`; none uses
+      only the default one.
     progress: See `Model.generate`.
 
   Raises:
-    ValueError: The preset is unknown, or there are no weights that fit it.
+    ValueError: The preset is unknown, or there are no matching weights.
   """
   if _is_path(preset) and weights is None:
     is_remote = paths.is_remote(preset)
@@ -371,13 +372,13 @@ def train(
   stages: Sequence[str] = stages_lib.STAGES,
   changes: Mapping[str, Any] | None = None,
 ) -> paths.PathLike:
-  """Trains a preset; a run that was interrupted resumes.
+  """Trains a preset; resumes an interrupted run.
 
   Args:
     preset: A preset by name, file or configuration.
     workdir: Folder of data, checkpoints, metrics and weights.
     stages: Stages to run, of "data", "vae" and "dit".
-    changes: Values by field of the preset.
+    changes: Field of the preset -> value.
 
   Returns:
     The folder of weights, which `load` takes.
@@ -407,21 +408,22 @@ def convert_weights(
   """Converts released checkpoints into a folder of weights.
 
   Args:
-    source: A file, a folder or a repository of Hugging Face, or several; each
-      network is taken from the first that has it.
+    source: A file, a folder or a Hugging Face repository, or several; each
+      network is taken from the first that contains it.
     output: New folder of weights, which `load` takes; None writes nothing.
-    preset: The preset that says the networks' sizes.
-    parts: Networks that are wanted, of "dit", "vae" and "image_encoder".
+    preset: Preset with the networks' sizes.
+    parts: Networks to convert, of "dit", "vae" and "image_encoder".
     dtype: "bfloat16" or "float32".
     overwrite: Whether an earlier conversion in `output` is replaced.
     progress: See `Model.generate`.
-    **options: Rules, heads, seed and downloads; see `conversion.plan`.
+    **options: Further options of `conversion.plan`: rules, heads, seed,
+      downloads.
 
   Returns:
-    The conversion; its `describe()` gives a line for every name.
+    The conversion; its `describe()` yields a line for every name.
 
   Raises:
-    ValueError: The checkpoint is damaged, foreign or of another size.
+    ValueError: The checkpoint is damaged, unknown or of another size.
   """
   sources = [source] if isinstance(source, str) else list(source)
   parts_of = _typed(preset).model.parts()
@@ -444,11 +446,11 @@ def convert_weights(
 def plan(
   preset: PresetLike = "sculpt4d", *, changes: Mapping[str, Any] | None = None
 ) -> str:
-  """What a preset needs of a device's memory, as two tables in Markdown.
+  """Memory needs of a preset, as two tables in Markdown.
 
   Args:
     preset: A preset by name, file or configuration.
-    changes: Values by field of the preset.
+    changes: Field of the preset -> value.
   """
   typed = _typed(preset, changes)
   return memory_plan.report(typed.model, typed.sampling, typed.surface)
@@ -472,6 +474,6 @@ def _is_path(value: Any) -> bool:
 
 
 def _replace(config: Any, **changes: Any) -> Any:
-  """A dataclass with the fields that are not None."""
+  """Replaces the fields of a dataclass that are not None."""
   given = {name: value for name, value in changes.items() if value is not None}
   return dataclasses.replace(config, **given)

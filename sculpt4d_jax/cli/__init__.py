@@ -21,7 +21,7 @@ from sculpt4d_jax.cli import manners
 
 NAME = "sculpt4d"
 
-# Module in this package, and what it does.
+# Command -> module in this package and its description.
 COMMANDS: Mapping[str, tuple[str, str]] = {
   "demo": ("demo", "make meshes of the clip that is shipped"),
   "sample": ("sample", "make meshes of a clip of yours"),
@@ -70,7 +70,7 @@ def _run(arguments: list[str]) -> int:
   except BrokenPipeError:  # As in `... --help | head`.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-  flags.FLAGS([NAME], known_only=True)  # absl's logs ask for it.
+  flags.FLAGS([NAME], known_only=True)  # Required by absl's logging.
   logging.set_verbosity(
     logging.WARNING if args.quiet else logging.INFO + args.verbose
   )
@@ -78,7 +78,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
-  """The parser; only the chosen command's module is imported."""
+  """The parser; imports only the chosen command's module."""
   parser = argparse.ArgumentParser(
     prog=NAME,
     description=_DESCRIPTION,

@@ -42,11 +42,11 @@ _EMPTY = (
   "The meshes appear here.</div>"
 )
 _MAX_SECONDS = 600.0  # Range of the trimming sliders before an upload.
-_SHOWN_FRAMES = 4  # Of the cut-out.
-_KEPT_RUNS = 8  # Folders of results that stay on the disk.
+_SHOWN_FRAMES = 4  # Frames in the picture of the cut-out.
+_KEPT_RUNS = 8  # Number of folders of results that are kept on disk.
 _MAX_UPLOAD = "200mb"
 _MAX_WAITING = 16
-# Fonts of the system: a page without a network is complete.
+# System fonts, so that the page works offline.
 _THEME = gr.themes.Soft(
   primary_hue="orange",
   font=["system-ui", "sans-serif"],
@@ -57,9 +57,9 @@ Update = dict[str, Any]
 
 
 class Studio:
-  """What the page does, apart from how it looks.
+  """Functions of the page, apart from its layout.
 
-  Models are loaded when they are first asked for, and kept.
+  Models are loaded on first use and kept.
   """
 
   def __init__(self, weights: str | None = None):
@@ -93,7 +93,7 @@ class Studio:
     end: float,
     matte: str,
   ) -> tuple[np.ndarray | None, str]:
-    """A picture of the cut-out, and what is said about it."""
+    """A picture of the cut-out, and remarks about it."""
     if not files:
       return None, ""
     clip = self._read(files, preset, num_frames, start, end, matte, False)
@@ -111,9 +111,9 @@ class Studio:
     num_steps: int,
     seed: int,
     resolution: int,
-    progress: gr.Progress = gr.Progress(),  # noqa: B008  How Gradio finds it.
+    progress: gr.Progress = gr.Progress(),  # noqa: B008  Gradio's rule.
   ) -> tuple[str, list[str], str]:
-    """The viewer, the files, and how long it took."""
+    """Runs the model; returns the viewer, the files and the time."""
     if not files:
       raise gr.Error("There is no clip yet: upload one, or take the example.")
 
@@ -148,7 +148,7 @@ class Studio:
     matte: str,
     progress: run_log.ProgressOption,
   ) -> pipeline.Clip:
-    """Reads an upload: a video or picture, or pictures in their names' order."""
+    """Reads an upload: a video, a picture, or pictures sorted by name."""
     one = len(files) == 1
     with _told():
       return api.read_clip(
@@ -172,7 +172,7 @@ class Studio:
       return self._models[preset]
 
   def _new_folder(self) -> pathlib.Path:
-    """A folder for one run; those of long ago go."""
+    """Makes a folder for one run and removes old ones."""
     folder = pathlib.Path(tempfile.mkdtemp(dir=self._folder.name))
     self._runs.append(folder)
     while len(self._runs) > _KEPT_RUNS:
@@ -181,11 +181,11 @@ class Studio:
 
 
 def build(preset: str | None = None, weights: str | None = None) -> gr.Blocks:
-  """The page.
+  """Builds the page.
 
   Args:
-    preset: The preset at first; None takes the first that ships weights.
-    weights: Folder of weights for it; None takes the shipped ones.
+    preset: Initial preset; None takes the first with shipped weights.
+    weights: Folder of its weights; None takes the shipped ones.
   """
   names = [preset] if preset else shipped.weight_names()
   studio = Studio(weights)
@@ -281,8 +281,8 @@ def serve(
 
   Args:
     page: Page returned by `build`.
-    host: Address to listen on; None is the environment's GRADIO_SERVER_NAME,
-      or this machine alone.
+    host: Address to listen on; None is the environment's GRADIO_SERVER_NAME, or
+      loopback.
     port: Port; None takes the environment's, or the first free one from 7860.
     open_browser: Whether a browser is opened.
   """
@@ -323,7 +323,7 @@ def _natural(path: str) -> list[Any]:
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-  """Shows the user what they can mend; other errors are bugs and pass."""
+  """Shows errors that the user can fix; other errors are bugs and propagate."""
   try:
     yield
   except Exception as error:

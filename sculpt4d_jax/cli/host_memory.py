@@ -31,15 +31,15 @@ def keep_freed_memory() -> bool:
   """Tells glibc to keep freed memory; call before threads are started.
 
   Returns:
-    Whether it was done. It is not where JAX has an accelerator, whose host
-    computes little, and not where the C library is another one.
+    Whether it was done. It is not done if JAX uses an accelerator, whose host
+    computes little, or if the C library is not glibc.
   """
   if platform.libc_ver()[0] != "glibc" or not _computes_on_cpu():
     return False
   mallopt = ctypes.CDLL(None).mallopt
   settings = {
-    # Large blocks come from the heap as well, which is never trimmed, and
-    # all threads share one heap: others cannot grow beyond 64 MiB.
+    # Large blocks are also taken from the heap, which is never trimmed. All
+    # threads share one heap, because the others cannot exceed 64 MiB.
     _M_MMAP_MAX: 0,
     _M_TRIM_THRESHOLD: _NEVER,
     _M_TOP_PAD: _TOP_PAD,

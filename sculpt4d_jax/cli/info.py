@@ -29,7 +29,7 @@ _REQUIRED = (
   "scikit-image",
   "av",
 )
-# Distribution, its extra, and what it is for.
+# Distribution, its extra, and its purpose.
 _OPTIONAL = (
   ("usd-core", "usd", "USD files, written and read"),
   ("onnxruntime", "matting", "cut-out by a matting network"),
@@ -110,7 +110,7 @@ def _memory(device: "object") -> str:
 
 
 def _advice() -> str:
-  """What a machine without an accelerator in use can do about it."""
+  """Advice for a machine on which no accelerator is used."""
   forced = os.environ.get("JAX_PLATFORMS", "")
   if forced.startswith("cpu"):
     return f"The CPU is used because JAX_PLATFORMS={forced} asks for it."
@@ -141,7 +141,7 @@ def _models() -> Iterator[str]:
 
 
 def _attention() -> Iterator[str]:
-  """Which backend a call of the released model would take, and why."""
+  """The backend that the released model would take, and the reasons."""
   import jax
   import jax.numpy as jnp
 

@@ -13,12 +13,12 @@ import threading
 import time
 from typing import NoReturn
 
-GRACE = 4.0  # Seconds in which the program may end by itself.
-_HARD_END = 2.0  # Seconds for the last words.
+GRACE = 4.0  # Time in which the program may end normally (s).
+_HARD_END = 2.0  # Time for the last message (s).
 
 
 def end_now(name: str, signum: int) -> NoReturn:
-  """Ends a process in which there is nothing to clean up, with one line."""
+  """Ends a process that has nothing to clean up, with one line."""
   os.write(2, f"{name}: Interrupted.\n".encode())
   os._exit(128 + signum)
 

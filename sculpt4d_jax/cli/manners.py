@@ -38,7 +38,7 @@ from sculpt4d_jax.cli import host_memory
 from sculpt4d_jax.cli import interrupts
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-# In a checkout, further folders hold code of this project.
+# In a checkout, other folders contain code of this project too.
 _OWN_FOLDERS = (
   f"{_PACKAGE}{os.sep}",
   *(
@@ -48,20 +48,20 @@ _OWN_FOLDERS = (
   ),
 )
 _REPORTED_VERSIONS = ("jax", "jaxlib", "flax", "numpy")
-_SOON = 0.05  # Seconds: out of a finalizer by then.
+_SOON = 0.05  # Delay before re-sending, so that the finalizer has returned (s).
 
 
 class Terminated(SystemExit):
-  """SIGTERM came."""
+  """SIGTERM was received."""
 
 
-# Which of the two threads that may end the process does it.
+# Decides which of the two threads that may end the process does so.
 _ENDING = threading.Lock()
 _INTERRUPTS: list[int] = []
 
 
 def set_up(name: str) -> None:
-  """Prepares a process that is to be one program: memory, logs, signals.
+  """Prepares the process of a program: memory, logs, signals.
 
   Args:
     name: Name of the program, for messages.
@@ -78,7 +78,7 @@ def set_up(name: str) -> None:
 
 
 def guard(work: Callable[[], Any], name: str) -> NoReturn:
-  """Runs a program's work and exits as the module says.
+  """Runs a program's work and exits as described in the module.
 
   Args:
     work: The program; an integer that it returns is the exit code.
@@ -94,7 +94,7 @@ def guard(work: Callable[[], Any], name: str) -> NoReturn:
     _end_by_signal(signal.SIGTERM, name)
   except SystemExit as end:
     code = end.code
-  # What is left is Python's own end, which an interrupt would disturb.
+  # Only Python's own exit remains, which an interrupt would disturb.
   if signal.getsignal(signal.SIGINT) is _interrupt:
     signal.signal(
       signal.SIGINT, lambda *_: interrupts.end_now(name, signal.SIGINT)
@@ -103,7 +103,7 @@ def guard(work: Callable[[], Any], name: str) -> NoReturn:
 
 
 def _run(work: Callable[[], Any], name: str) -> int | str | None:
-  """The program's exit code, or 2 for what the user can mend."""
+  """The program's exit code, or 2 for an error that the user can fix."""
   try:
     return work()
   except Exception as error:
@@ -119,16 +119,16 @@ def _run(work: Callable[[], Any], name: str) -> int | str | None:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-  """Raises KeyboardInterrupt, and notes it: libraries may swallow it."""
+  """Raises KeyboardInterrupt, and records it: libraries may swallow it."""
   del frame
   _INTERRUPTS.append(signum)
   raise KeyboardInterrupt
 
 
 def _end_by_signal(signum: int, name: str) -> NoReturn:
-  """Says why, once, and ends the process; called by two threads."""
+  """Prints the reason once and ends the process; called by two threads."""
   if not _ENDING.acquire(blocking=False):
-    time.sleep(60)  # The other one ends the process.
+    time.sleep(60)  # The other thread ends the process.
   if threading.current_thread() is threading.main_thread():
     for each in (signal.SIGINT, signal.SIGTERM):
       signal.signal(each, signal.SIG_IGN)
@@ -143,11 +143,11 @@ def say(name: str, message: str) -> None:
 
 
 def end_at_once(code: int) -> NoReturn:
-  """Ends the process with what it has said, but not as Python ends otherwise.
+  """Ends the process at once, after flushing its output.
 
-  A signal often arrives while jax compiles. Its thread would run on while
-  Python takes down what it works with, and crash; and in a run of several
-  processes jax would wait for the others.
+  A signal often arrives while jax compiles. During Python's ordinary exit jax's
+  thread would keep running while its data is destroyed, and crash; and in a run
+  of several processes jax would wait for the others.
   """
   for child in multiprocessing.active_children():
     child.terminate()
@@ -155,13 +155,13 @@ def end_at_once(code: int) -> NoReturn:
   for stream in (sys.stdout, sys.stderr):
     try:
       stream.flush()
-    except OSError:  # Nobody reads it any more.
+    except OSError:  # The pipe is closed.
       pass
   os._exit(code)
 
 
 def user_message(error: BaseException) -> str | None:
-  """The message for the user, or None if the error is a bug to be traced."""
+  """The message for the user, or None if the error is a bug."""
   if isinstance(error, OSError):
     return _os_error_message(error)
   if isinstance(error, MemoryError):
@@ -173,7 +173,7 @@ def user_message(error: BaseException) -> str | None:
 
 def log_platform() -> None:
   """Logs the versions and devices that a run depends on; starts JAX."""
-  import jax  # --help needs none of it.
+  import jax  # Not needed for --help.
 
   logging.info(
     "Python %s, %s",
@@ -192,7 +192,7 @@ def log_platform() -> None:
 
 
 def _os_error_message(error: OSError) -> str:
-  """`file: reason`, in place of Python's `[Errno 2] reason: 'file'`."""
+  """`file: reason`, instead of Python's `[Errno 2] reason: 'file'`."""
   if error.strerror and error.filename is not None:
     names = [str(error.filename)]
     if error.filename2 is not None:
@@ -208,11 +208,11 @@ def exit_on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def note_dropped_error(unraisable: Any) -> None:
-  """Repeats a signal whose exception came where Python can only drop it.
+  """Repeats a signal whose exception was raised where Python drops it.
 
   Finalizers and callbacks of the garbage collector are such places, and a
-  program that computes is often in one. What a library's thread has to tell
-  an event loop that has ended with an earlier error is nobody's any more.
+  computing program is often in one. Errors of a library's thread for an event
+  loop that has already ended are ignored.
   """
   signals = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
   again = signals.get(unraisable.exc_type)
@@ -227,14 +227,14 @@ def note_dropped_error(unraisable: Any) -> None:
 
 
 def quieten_libraries() -> None:
-  """Keeps INFO lines of this project; libraries speak from WARNING up."""
+  """Shows INFO lines of this project; of libraries only warnings and errors."""
   logging.use_absl_handler()
   logging.get_absl_handler().addFilter(_keeps_record)
   threading.excepthook = _note_thread_error
 
 
 def _note_thread_error(failure: threading.ExceptHookArgs) -> None:
-  """One line for what ended a thread; who waits for it reports the rest."""
+  """Logs one line for an error that ended a thread; the waiter reports it."""
   name = failure.thread.name if failure.thread else "a thread"
   error = f"{failure.exc_type.__name__}: {failure.exc_value}"
   logging.error("%s ended: %s", name, error.split("\n")[0][:300])
@@ -252,11 +252,11 @@ def _keeps_record(record: python_logging.LogRecord) -> bool:
   if os.path.abspath(record.pathname).startswith(_OWN_FOLDERS):
     return True
   if logging.get_verbosity() < logging.DEBUG:
-    # A library's line is enough; who called it says what it means.
+    # The library's line is enough; its caller reports the meaning.
     record.exc_info = record.exc_text = None
     if "exception was never retrieved" in str(record.msg):
-      # By asyncio: of what fails together, only the first failure is waited
-      # for, and it is told by who waits.
+      # By asyncio: if several tasks fail, only the first one is awaited, and
+      # its waiter reports it.
       return False
   return record.levelno >= python_logging.WARNING
 

@@ -52,5 +52,5 @@ def progress(args: argparse.Namespace) -> bool:
 
 
 def opened_with(page: os.PathLike) -> str:
-  """The line that ends a run which made a page."""
+  """The last line of a run that made a page."""
   return f"Open {os.fspath(page)} in a browser."

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-  """Defines the settings that `demo` has too."""
+  """Defines the settings that `demo` also has."""
   options.add_preset(parser)
   options.add_weights(parser)
   parser.add_argument(
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
   if not args.preview_cutout:
     outputs.check_writable(output)
     manners.log_platform()
-  # The clip first: what is wrong with it is found before weights are loaded.
+  # The clip first, so that its errors are found before weights are loaded.
   clip = api.read_clip(
     args.clip,
     config,

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
   manners.log_platform()
   logging.info("Preset %s, into %s.", config.name, workdir)
   if jax.config.jax_compilation_cache_dir is None:
-    # Compiled code is kept for the next start.
+    # Compiled code is cached for the next start.
     folder = str((workdir / "compiled").absolute())
     jax.config.update("jax_compilation_cache_dir", folder)
   weights = api.train(config, workdir, stages=args.stages)
