@@ -9,14 +9,9 @@ picture. The object should fill a good part of the frame. It is cut out
 automatically if the clip has an alpha channel or a plain background; otherwise
 use a matting network with --matte=onnx:FILE.
 
-<<<<<<< HEAD
-OUTPUT gets frame_0000.ply and so on, animation.glb and animation.usdc, a
-viewer.html that you open in a browser, preview.png, and run.json.
---formats=obj,usdz writes other formats.
-=======
 OUTPUT gets frame_0000.ply and so on, animation.glb and animation.usdc,
-viewer.html for a browser, preview.png, and run.json.
->>>>>>> 9ad141f (Write help texts and the programs' docstrings in plain English)
+viewer.html for a browser, preview.png, and run.json. --formats=obj,usdz writes
+other formats.
 
 Faster:        --preset=fast, or --preset=draft; docs/sampling.md has the scores
 More frames:   --config.sampling.num_frames=16
@@ -189,7 +184,6 @@ def main(argv):
   )
   # Errors are found before the work.
   _formats()
->>>>>>> 9ad141f (Write help texts and the programs' docstrings in plain English)
   _window_settings(preset.data.num_frames)
   # The clip first, so that its errors are found before weights are loaded.
   clip = _read(local_copies.fetch(_INPUT.value), preset)

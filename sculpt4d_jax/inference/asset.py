@@ -1,4 +1,4 @@
-"""One asset out of a registered sequence and its video.
+"""Makes one asset from a registered sequence and its video.
 
   camera -> texture -> unseen parts -> bones -> files
 
@@ -50,13 +50,13 @@ VIEWER = "viewer.html"
 
 @dataclasses.dataclass(frozen=True)
 class AssetOptions:
-  """What is made.
+  """Parts of the asset to make.
 
   Attributes:
     texture: "first" takes colours from the first frame alone, "all" from the
-      other frames where the first one does not see, "none" leaves them out.
-    shading: "unlit" keeps the light that was filmed and shows colours as they
-      are; "lit" divides it out, for viewers that light the asset themselves.
+      other frames where the first one shows nothing, "none" leaves them out.
+    shading: "unlit" keeps the filmed lighting in the colours; "lit" removes it,
+      for viewers that light the asset themselves.
     fill: Method that colours parts which no frame shows, after mirroring.
     bones: Number of bones, "auto", or 0 for no skeleton.
     texture_size: Side of the texture in texels.
@@ -92,14 +92,14 @@ class AssetOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-  """What was made.
+  """A finished asset.
 
   Attributes:
     parts: The mesh with its colours, one for each run of frames of one
       topology.
     camera: The fitted camera; None without a video.
     rig: The bones of the first run; None without.
-    trajectory: The global motion that was taken off for the bones.
+    trajectory: The global motion that was removed before the bones were fitted.
     files: Paths of the files.
     report: Content of registration.json.
   """
@@ -127,22 +127,23 @@ def make_asset(
   given: given_asset.GivenAsset | None = None,
   log: run_log.RunLog | None = None,
 ) -> Asset:
-  """Makes the asset and writes its files, all of them or none.
+  """Makes the asset and writes all of its files, or none if something fails.
 
   Files: registered.glb with morph targets, registered.usdc, vertices.npz,
   registration.json, viewer.html, turntable.mp4, figure.png; with a video
-  overlay.mp4; with bones registered_skin.glb, registered_skeleton.usdc and registered.bvh.
+  overlay.mp4; with bones registered_skin.glb, registered_skeleton.usdc and
+  registered.bvh.
 
   Args:
     registered: The registration.
-    frames: The video as the model saw it, uint8 [F, h, w, 3], or None.
+    frames: The video as the model received it, uint8 [F, h, w, 3], or None.
     masks: The object in it, uint8 [F, h, w] or float in [0, 1], or None.
     options: Parts of the asset to make, and their sizes.
     folder: Output folder; made if missing.
     fps: Frames a second.
     times: Start of each frame, seconds, if frames are of unequal length.
     errors: Distances of the mesh's vertices to the frames' own meshes, as
-      shares of the size, [F, V]; the viewer shows them as a heat map.
+      shares of the size, [F, V]; shown by the viewer as a heat map.
     title: Title of the viewer's page.
     details: Added to registration.json.
     given: The asset whose mesh was registered. Its materials are kept, so no

@@ -25,7 +25,7 @@ TexturedMesh = textured_mesh.TexturedMesh
 Fill = texture_fill.Method
 
 FILLS = texture_fill.METHODS
-# Bones that tell parts apart where no skeleton is asked for.
+# Bones that separate parts from each other if no skeleton is requested.
 _PART_BONES = 10
 _PART_SETTINGS = skinning.SkinSettings(rounds=1, max_vertices=2000)
 # Weights between which a texel's projected colour replaces the filled one.
@@ -33,7 +33,7 @@ _BLEND = (0.002, 0.02)
 
 
 class Options(Protocol):
-  """The options that colours depend on; see `asset.AssetOptions`."""
+  """The options that affect colours; see `asset.AssetOptions`."""
 
   texture: str
   shading: str
@@ -139,7 +139,7 @@ def paint(
   Args:
     covered: Texels of charts, bool [h, w].
     baked: Observed colours of these texels.
-    filled: Their colours where the frames show nothing, [P, 3].
+    filled: Colours for texels that no frame shows, [P, 3].
   """
   share = np.clip((baked.weights - _BLEND[0]) / (_BLEND[1] - _BLEND[0]), 0, 1)
   image = np.zeros((*covered.shape, 3), np.float32)
@@ -153,7 +153,7 @@ def fill_unseen(
   fill: Fill,
   skin_weights: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-  """Colours of all vertices [V, 3], and which share came from where."""
+  """Colours of all vertices [V, 3], and the share of each source."""
   found = symmetry.find(mesh.vertices, mesh.faces)
   facts = {
     "seen": float((seen.weights > texture_fill.SEEN).mean()),
@@ -171,7 +171,7 @@ def fill_unseen(
 
 
 def _parts(mesh: DeformingMesh) -> np.ndarray | None:
-  """Which part vertices belong to, by a rough skin; None if nothing moves."""
+  """The part of each vertex, by a rough skin; None if nothing moves."""
   if mesh.num_frames < 2:
     return None
   return skinning.decompose(
@@ -190,7 +190,7 @@ def _footage(segment: result.Segment, video: Video) -> texture_baking.Footage:
   )
   if video.camera.iou >= camera_fit.LOW_IOU:
     return clip
-  # A mesh that leaves the object would take colours of the background.
+  # Where the mesh extends beyond the object, it would take background colours.
   height, width = clip.masks.shape[1:]
   offsets = [
     outline_warp.outline_offsets(

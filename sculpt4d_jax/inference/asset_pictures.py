@@ -1,4 +1,4 @@
-"""Pictures of a finished asset: over its video, turning, and for a paper."""
+"""Pictures of a finished asset: overlay on its video, turntable, figure."""
 
 from collections.abc import Sequence
 import os
@@ -72,7 +72,8 @@ def overlay_frames(
       Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
     )
     rgba = render(parts, index, camera, (height, width))
-    # Faded, so that what sticks out on either side shows.
+    # Faded, so that differences between video and mesh are visible on both
+    # sides.
     behind = 0.35 * video / 255 + 0.65
     over = rasterizer.composite(rgba, behind)
     frames.append(np.concatenate([video, over], 1))

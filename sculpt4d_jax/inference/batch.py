@@ -1,8 +1,8 @@
-"""Every clip of a folder, one output folder each.
+"""Processes every clip of a folder, with one output folder each.
 
-What is done is skipped, so that the same command resumes after a kill; what
-fails is reported at the end, and the others are made. Two clips are in work at
-a time: the network is used by one, while the other's meshes are extracted and
+Finished clips are skipped, so the same command resumes after a kill. Failures
+are reported at the end and do not stop the other clips. Two clips are processed
+at a time: while one uses the networks, the other's meshes are extracted and
 written.
 """
 
@@ -24,7 +24,7 @@ _AT_A_TIME = 2
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One clip: where it is, and where its files go."""
+  """One clip: its path and its output folder."""
 
   source: pathlib.Path
   output: pathlib.Path
@@ -37,7 +37,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What became of the jobs.
+  """The outcome of all jobs.
 
   Attributes:
     made: Clips that were made now.
@@ -50,7 +50,7 @@ class Report:
   failed: Sequence[tuple[Job, str]]
 
   def describe(self) -> str:
-    """A line of counts, and one for each failure."""
+    """Returns a line of counts, and one line for each failure."""
     lines = [
       f"{len(self.made)} clips made, {len(self.skipped)} done before,"
       f" {len(self.failed)} failed."
@@ -85,7 +85,7 @@ def find(folder: pathlib.Path, output: pathlib.Path) -> list[Job]:
     )
   stems = [path.stem for path in sources]
   return [
-    # Two clips that differ in the suffix alone keep it.
+    # Clips whose names differ only in the suffix keep it, to get two folders.
     Job(path, output / (path.name if stems.count(stem) > 1 else stem))
     for path, stem in zip(sources, stems)
   ]
@@ -102,8 +102,8 @@ def run(
   Args:
     jobs: Jobs from `find`.
     make: Makes one clip and writes its files; called in threads.
-    describe: Error of `make` -> the reason for the report.
-    on_end: Called with every clip that has ended, and why if it failed.
+    describe: Turns an error of `make` into the reason for the report.
+    on_end: Called for every clip that has ended, with the reason if it failed.
   """
   skipped = [job for job in jobs if job.is_done]
   left = [job for job in jobs if not job.is_done]
@@ -122,7 +122,7 @@ def run(
         made.append(job)
       on_end(job, failed[-1][1] if failed and failed[-1][0] is job else None)
   finally:
-    # A signal must not wait for the clips that have not begun.
+    # After a signal, clips that have not started must not run.
     pool.shutdown(wait=False, cancel_futures=True)
   order = {job: number for number, job in enumerate(jobs)}
   return Report(

@@ -1,4 +1,4 @@
-"""Clips as a program has them: a path, an array, or a list of pictures."""
+"""Clips given by a Python caller: a path, an array, or a list of pictures."""
 
 from collections.abc import Sequence
 import os
@@ -14,7 +14,7 @@ ClipInput = str | os.PathLike | np.ndarray | Sequence[Any]
 
 
 def as_source(clip: ClipInput) -> str | os.PathLike | np.ndarray:
-  """What `reader.read_frames` takes, made of what the caller has.
+  """Converts the caller's clip to an input of `reader.read_frames`.
 
   Args:
     clip: A path, which is returned unchanged; an array [F, H, W, 3 or 4] or

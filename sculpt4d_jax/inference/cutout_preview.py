@@ -1,4 +1,4 @@
-"""A picture of a cut-out: the frames, and what the model would see of them."""
+"""A picture of a cut-out: the frames, and the model's input made from them."""
 
 import os
 import pathlib
@@ -39,7 +39,7 @@ def draw(clip: pipeline.Clip, max_columns: int = _MAX_COLUMNS) -> np.ndarray:
 
   Args:
     clip: A clip as the model gets it.
-    max_columns: Frames that are shown at most; of more, some are left out
+    max_columns: Largest number of frames shown; longer clips are subsampled
       evenly.
   """
   count = len(clip.images)

@@ -26,16 +26,16 @@ def denoise_clips(
   known: known_frames.KnownFrames | None = None,
   windows: windows_lib.Windows | None = None,
 ) -> Float[Array, "B F N C"]:
-  """Follows the guided velocity from noise to latents; to be traced.
+  """Integrates the guided velocity from noise to latents; to be traced.
 
   Args:
     dit: The transformer.
     context: The clips' image tokens.
     noise: Initial state.
     config: Steps and guidance; the seed is in the noise.
-    on_call: Called from inside the compiled loop with the number of calls of
-      the velocity that are done.
-    known: Frames whose latents are given; they are returned as they came.
+    on_call: Called from inside the compiled loop with the number of finished
+      velocity calls.
+    known: Frames whose latents are given; they are returned unchanged.
     windows: Averages velocities over windows of the clips.
   """
   velocity = guided_velocity(dit, context, config, windows)

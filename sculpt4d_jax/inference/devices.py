@@ -1,8 +1,8 @@
-"""How one clip is sampled on several devices of a machine.
+"""Distributes the sampling of one clip over several devices of a machine.
 
-The two branches of guidance are two clips of one batch, so they take the mesh's
-`data` axis; a clip's frames take `context`. Every device holds the part of the
-parameters that its place on the mesh has, see `partitioning.py`.
+The two branches of guidance are two clips of one batch, so they use the mesh's
+`data` axis; a clip's frames use `context`. Every device holds its shard of the
+parameters, see `partitioning.py`.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ def sampling_mesh(
   dit: dit_config.DiTConfig,
   num_frames: int,
 ) -> partitioning.Mesh | None:
-  """The mesh of as many of the devices as a clip can use; None for one.
+  """The mesh of as many devices as a clip can use; None for a single device.
 
-  Frames go to a number of devices that divides both frames and attention
-  heads, as temporal attention exchanges one for the other. Devices that are
-  left over stay idle.
+  Frames are split over a number of devices that divides both frames and
+  attention heads, because temporal attention exchanges the two by an
+  all-to-all. Devices that are left over stay idle.
 
   Args:
     devices: Devices of this process.

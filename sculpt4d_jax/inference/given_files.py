@@ -1,7 +1,7 @@
-"""The GLB files of a mesh that the user gave: their asset, moved by the clip.
+"""The GLB files for a user's mesh: their asset with the motion of the clip.
 
-registered.glb       their asset with a morph target a frame, exact
-registered_skin.glb  where it has a skeleton: that skeleton, moved
+registered.glb       their asset with one morph target per frame; exact
+registered_skin.glb  the same with its skeleton animated, if it has one
 """
 
 from collections.abc import Sequence
@@ -87,8 +87,8 @@ def find_placement(
 ) -> np.ndarray:
   """The similarity from the asset's units to the clip's, float64 [4, 4].
 
-  The scale is that of the surface: a fit of positions would come out smaller
-  the more the pose differs.
+  The scale is estimated from surface areas. A least-squares fit of positions
+  underestimates it, and more so the more the poses differ.
   """
   mesh = registered.mesh
   areas = [

@@ -1,11 +1,11 @@
-"""Known frames from files: meshes that are encoded, latents of earlier runs.
+"""Known frames read from files: meshes to encode, or latents of earlier runs.
 
   0:mesh.glb          the mesh is frame 0
   15:latents.npz      frame 15 of an earlier run's latents is frame 15
   0:latents.npz@15    frame 15 of an earlier run's latents is frame 0
 
-A mesh is read as training reads surfaces: points by area and on sharp edges,
-farthest points of them as queries, and ONE noise for all meshes of a clip.
+A mesh is sampled as in training: points by area and on sharp edges, their
+farthest points as queries, and ONE noise for all meshes of a clip.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,8 +31,8 @@ from sculpt4d_jax.io.meshes import ply_obj
 
 TriangleMesh = mesh_lib.TriangleMesh
 
-# The clip's cube is [-1, 1]^3; the grid that meshes are extracted from is a
-# little larger, so that a mesh of an earlier run may be.
+# The clip's cube is [-1, 1]^3. The grid that meshes are extracted from is a
+# little larger, so a mesh of an earlier run may be too.
 _MAX_COORDINATE = 1.02
 _LATENTS = ".npz"
 _MESHES = (".glb", ".gltf", ".ply", ".obj")
@@ -54,7 +54,7 @@ class KnownFile:
   frame: int | None = None
 
   def describe(self) -> str:
-    """The text that `parse` reads, with what the file holds."""
+    """Returns the text that `parse` reads."""
     digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
     frame = "" if self.frame is None else f"@{self.frame}"
     return f"{self.index}:{self.path.name}{frame} ({digest[:16]})"
@@ -105,7 +105,7 @@ def parse(texts: Iterable[str], num_frames: int | None) -> list[KnownFile]:
 
 
 def describe(known: Known) -> list[str]:
-  """Known frames as a run's record tells them."""
+  """Known frames as they are written to run.json."""
   if isinstance(known, Mapping):
     digest = lambda x: hashlib.sha256(np.ascontiguousarray(x)).hexdigest()
     return [f"{i}: latents ({digest(x)[:16]})" for i, x in known.items()]
@@ -130,8 +130,8 @@ def load(
     seed: Seed of the points and of the one noise.
 
   Raises:
-    ValueError: A file is damaged or does not fit the model, or a mesh does not
-      lie in the clip's cube.
+    ValueError: A file is damaged or does not match the model, or a mesh is
+      outside of the clip's cube.
   """
   if isinstance(files, Mapping):
     return dict(files)
@@ -157,7 +157,7 @@ def write_latents(
 
 
 def read_latents(file: KnownFile, model: model_lib.Sculpt4D) -> np.ndarray:
-  """One frame of what `write_latents` wrote, [N, C].
+  """One frame of a file written by `write_latents`, [N, C].
 
   Raises:
     ValueError: The file is damaged, of another model, or lacks the frame.
@@ -166,7 +166,7 @@ def read_latents(file: KnownFile, model: model_lib.Sculpt4D) -> np.ndarray:
     with np.load(file.path, allow_pickle=False) as content:
       latents = np.asarray(content["latents"], np.float32)
       scale_factor = float(content["scale_factor"])
-  except Exception as error:  # Whatever NumPy and zipfile run into.
+  except Exception as error:  # NumPy and zipfile raise many types.
     raise UserError(
       f"{file.path} is no file of latents that sampling with --save_latents"
       f" wrote ({type(error).__name__}: {error})."
@@ -271,7 +271,7 @@ def _first_pose(path: pathlib.Path) -> TriangleMesh:
   """All meshes of a glTF scene as one, at rest."""
   try:
     loaded: Any = trimesh.load(path, force="mesh", process=False)
-  except Exception as error:  # trimesh raises whatever its parsers run into.
+  except Exception as error:  # trimesh's parsers raise many types.
     raise UserError(
       f"{path} is no readable glTF mesh ({type(error).__name__}: {error})."
     ) from error
@@ -281,7 +281,7 @@ def _first_pose(path: pathlib.Path) -> TriangleMesh:
 
 
 def _frame(file: KnownFile, num_frames: int) -> int:
-  """The frame of a file that is meant."""
+  """The frame to read from a file."""
   frame = file.frame
   if frame is None:
     frame = file.index if num_frames > 1 else 0

@@ -1,11 +1,11 @@
-"""Clips of any length, one window after the other.
+"""Samples clips of any length, one window after the other.
 
-Each window is sampled with the frames it shares with those before as known
-frames. What is kept in memory is one window; finished windows are files in a
-folder, one a window, and are the whole state: a run that is interrupted reads
-them and resumes, to the same bytes. The noise of a frame depends on the seed
-and its number alone, so that neither the length nor the windows have to be
-known ahead, and frames can come from a stream without end.
+The frames that a window shares with earlier windows are its known frames. Only
+one window is kept in memory. Finished windows are files in a folder, one per
+window, and hold the complete state: an interrupted run reads them and resumes
+with bit-identical results. The noise of a frame depends only on the seed and
+the frame's number, so neither the length nor the windows have to be known in
+advance, and frames can be read from an endless stream.
 
 The last frames of a window have seen no future. With `Windows.blend` the next
 window samples them again, and the result changes from one answer to the other
@@ -66,7 +66,7 @@ class WindowFolder:
     """
     self.folder = pathlib.Path(folder)
     path = self.folder / _IDENTITY
-    # As it will be read: tuples become lists.
+    # As JSON returns it: tuples become lists.
     wanted = json.loads(json.dumps(identity))
     if path.is_file():
       found = json.loads(path.read_text())
@@ -96,14 +96,14 @@ class WindowFolder:
         return Stretch(
           int(content["first"]), content["latents"], content["tail"]
         )
-    except Exception as error:  # Whatever NumPy and zipfile run into.
+    except Exception as error:  # NumPy and zipfile raise many types.
       raise UserError(
         f"{path} is damaged ({type(error).__name__}: {error}); delete it and"
         " all later windows, and repeat the command."
       ) from error
 
   def write(self, number: int, stretch: Stretch) -> None:
-    """Writes a window's new frames: the whole file or none."""
+    """Writes a window's new frames atomically."""
     content = io.BytesIO()
     np.savez(
       content,
@@ -122,7 +122,7 @@ def identity(
   windows: windows_lib.Windows,
   images: UInt8[np.ndarray, "F S S 3"],
 ) -> dict[str, Any]:
-  """What decides about the latents of a clip, for `WindowFolder`."""
+  """Everything that determines a clip's latents, for `WindowFolder`."""
   result = {f"sampling.{k}": v for k, v in vars(config).items()}
   result |= {f"windows.{k}": v for k, v in vars(windows).items()}
   result["pictures"] = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
@@ -136,7 +136,7 @@ def open_folder(
   images: UInt8[np.ndarray, "F S S 3"],
   details: Mapping[str, Any],
 ) -> WindowFolder | None:
-  """The folder of a clip's windows; None where there are none to keep.
+  """The folder of a clip's windows; None if windows are not kept.
 
   Args:
     folder: Folder of kept windows; None keeps none.
@@ -209,8 +209,8 @@ def stream(
 ) -> Iterator[Stretch]:
   """Yields the latents of new frames, window by window.
 
-  Pictures are taken as they are needed; there may be no end to them. Where they
-  end within a window, that window is moved back to end with them. Arguments are
+  Pictures are read when they are needed; the sequence may be endless. If it
+  ends within a window, that window is moved back to end with it. Arguments are
   those of `sample`.
 
   Raises:
@@ -220,7 +220,7 @@ def stream(
   given = dict(known_frames or {})
   shown: list[np.ndarray] = []  # Pictures and latents of the last frames.
   done: list[np.ndarray] = []
-  end = 0  # Frames that are done.
+  end = 0  # Number of finished frames.
   tail = 0  # Those at the end that the next window changes.
   for number in itertools.count():
     new = windows.size if not number else windows.stride
@@ -231,7 +231,7 @@ def stream(
     if stretch is not None:
       _check_fits(stretch, number, end - tail, tail + len(fresh), folder)
     else:
-      # A window at the end reaches back as far as there are frames.
+      # The last window is moved back, at most to the first frame.
       before = min(windows.size - len(fresh), len(done))
       pictures = [*shown[len(shown) - before :], *fresh]
       latents = _sample_window(
@@ -280,7 +280,7 @@ def _fade(old: Sequence[np.ndarray], new: np.ndarray) -> np.ndarray:
 
 
 def _sample_window(model, images, config, first, done, given):
-  """Latents of the frames from `first` on; the first ones are done."""
+  """Latents of the frames from `first` on; shared ones are known already."""
   noise = frame_noise(model, config, range(first, first + len(images)))
   is_known = np.zeros(len(images), bool)
   data = np.zeros(noise.shape, np.float32)

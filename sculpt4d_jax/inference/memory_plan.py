@@ -1,18 +1,18 @@
-"""What sampling needs of a device's memory, told without allocating any.
+"""Predicts the device memory that sampling needs, without allocating any.
 
-A clip is made in three stages: its frames are encoded, denoised, decoded. Each
-holds parameters, whose bytes are counted on abstract networks, and activations,
-which are estimated from the sizes: U is one tensor of all tokens, F (N + 1) D
-numbers. While a step of the DiT runs, the skips live next to the residual stream
-and what the layer at work holds: queries, keys, values and output of temporal
-attention, the hidden layer of an MLP, or the rows of the routed experts; the
-last two are of some frames alone where `frames_at_a_time` says so. A block's
-weights are copied out of the stack of all blocks while it runs. Scores of
-attention, and an allocation that nobody counts, are constants.
+A clip is processed in three stages: encoding, denoising and decoding of its
+frames. Each stage holds parameters, whose bytes are counted on abstract
+networks, and activations, which are estimated from the sizes. U is one tensor
+of all tokens, F (N + 1) D numbers. A step of the DiT holds the skip
+connections, the residual stream and the tensors of the current layer: queries,
+keys, values and output of temporal attention, the hidden layer of an MLP, or
+the rows of the routed experts. With `frames_at_a_time` the last two cover only
+some frames. A block's weights are copied out of the stack of all blocks while
+it runs. Attention scores and unaccounted allocations are constants.
 
-The estimates were held against XLA's own accounting, `memory_analysis` of the
-compiled programs at the released size, on a CPU; a test repeats that. They are
-not measurements on a device: a share of it is left free.
+The estimates were compared with `memory_analysis` of the compiled programs at
+the released size, on a CPU; a test repeats the comparison. They are not
+measurements on a device, so a share of its memory is left free.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,23 +32,23 @@ from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import quantization
 
 GIB = 2**30
-# Bytes of memory by name; GPUs are sold in GB, TPU chips are what the vendor
-# says of their HBM.
+# Bytes of memory by device name. GPU sizes are decimal gigabytes; TPU sizes are
+# the vendor's figures for HBM.
 DEVICES: Mapping[str, int] = {
   **{f"{size} GB GPU": size * GIB for size in (8, 12, 16, 24, 40, 80)},
   "TPU v5e": 16 * GIB,
   "TPU v5p": 95 * GIB,
   "TPU v6e": 32 * GIB,
 }
-# Share of a device that a plan may fill; the driver, XLA's own buffers and
-# fragmentation take some.
+# Share of a device that a plan may fill; the driver, XLA's buffers and
+# fragmentation need the rest.
 USABLE = 0.92
 
 # Bytes a second between host and device: PCIe 4.0 with 16 lanes, of 32e9 on
 # paper.
 LINK_RATE = 25e9
 
-# Frames of a layer at a time, as a saving.
+# `frames_at_a_time` when it is used to save memory.
 FRAMES_AT_A_TIME = 2
 
 _SCORES = 4 * dense_attention.MAX_SCORES  # Float32.
@@ -57,7 +57,7 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What decides about memory, besides the networks' sizes.
+  """Everything that determines memory, except the networks' sizes.
 
   Attributes:
     num_frames: F.
@@ -138,7 +138,7 @@ def settings_of(
 
 
 def device_bytes(device: jax.Device | None = None) -> int | None:
-  """Memory of a device as its driver tells; None where it does not."""
+  """Memory of a device as its driver reports it; None if it does not."""
   device = jax.devices()[0] if device is None else device
   stats = device.memory_stats()
   return (stats or {}).get("bytes_limit")
@@ -155,11 +155,11 @@ def choose(
   Args:
     model: Configurations of the networks.
     sampling: Settings; they are returned unchanged unless `memory` is "auto".
-    surface: Way from latents to meshes.
-    num_bytes: Memory of the device; None where nobody knows: nothing is saved.
+    surface: Settings of mesh extraction.
+    num_bytes: Memory of the device; None if unknown: no memory is saved then.
 
   Raises:
-    ValueError: The device is too small with all savings.
+    ValueError: The device is too small even with all savings.
   """
   if sampling.memory != "auto" or num_bytes is None:
     return sampling
@@ -235,7 +235,7 @@ class Planner:
     return self.params["image_encoder"] + self.params["vae"]
 
   def best(self, settings: Settings, num_bytes: int) -> MemoryPlan | None:
-    """The plan of a device with as few savings as it needs, if any fits."""
+    """The plan with the fewest savings that fits a device, if any does."""
     for savings in _savings(settings):
       plan = self.plan(savings)
       if plan.fits(num_bytes):
@@ -264,14 +264,14 @@ class Planner:
     names = [name for name in self.params if name in (*idle, *needed)]
     sizes = self.params
     if settings.weights == "int8":
-      # A byte a number, and a float32 scale for each group.
+      # One byte per number, and one float32 scale per group.
       group = quantization.GROUP_SIZE
       eight_bits = self.kernels * (1 + 4 / group) - self.kernels * self.bytes
       sizes = sizes | {"dit": sizes["dit"] + round(eight_bits)}
     return {f"{_TITLES[name]} weights": sizes[name] for name in names}
 
   def _block(self, settings: Settings) -> int:
-    """The largest block's weights: the loop over blocks copies one's at a time.
+    """Bytes of the largest block's weights; one block is copied at a time.
 
     In eight bits both the packed and the unpacked ones are in memory.
     """
@@ -333,9 +333,9 @@ def report(
   sampling: model_lib.SamplingConfig,
   surface: pipeline.SurfaceConfig,
 ) -> str:
-  """The plan of a preset as text: both tables, and what they rest on."""
-  # Nothing is allocated, but arrays of no numbers still want a device: the
-  # host, so that the plan of an accelerator is made without it.
+  """The plan of a preset as text: both tables, and their assumptions."""
+  # Nothing is allocated, but abstract networks still need a device. The host is
+  # used, so that planning for an accelerator does not require one.
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     settings = settings_of(sampling, surface)
     lines = list(format_plan(Planner(model), settings))
@@ -387,7 +387,7 @@ _TITLES = {"dit": "DiT", "vae": "VAE", "image_encoder": "image encoder"}
 
 
 def _savings(settings: Settings) -> Iterator[Settings]:
-  """The settings, then with one saving more each, the cheapest first."""
+  """The settings, then with one more saving each, the cheapest first."""
   yield settings
   for changes in (
     {"offload": True},

@@ -1,14 +1,14 @@
 """The three networks of a preset with their weights, ready to sample.
 
-Every function here is compiled once for a clip's shape: the image encoder; the
-whole sampling loop, in which the context's keys and values are computed once a
-clip; the autoencoder's decoder; the field at a chunk of points.
+Four functions are compiled, once for each shape of clips: the image encoder;
+the complete sampling loop, which computes the context's keys and values once
+per clip; the autoencoder's decoder; the field at a chunk of points.
 
-Frames are encoded a few at a time and decoded one by one, so that only the DiT
-sees a whole clip. What it needs of the device's memory can be cut further, at
-the price of time: `offload` keeps the other two networks on the host while they
-are not used, and `SamplingConfig` has two more ways. `memory_plan.py` tells
-what that makes of a given device.
+Frames are encoded a few at a time and decoded one by one, so only the DiT holds
+a complete clip. Memory can be reduced further at the cost of time: `offload`
+keeps the other two networks on the host while they are not used, and
+`SamplingConfig` has two more options. `memory_plan.py` predicts the result for
+a given device.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -156,7 +156,7 @@ class Sculpt4D:
     return cls(**modules, details=details, offload=offload, devices=devices)
 
   def set_weights(self, image_encoder: nnx.State, dit: nnx.State) -> None:
-    """Takes other weights of the same shapes; nothing is compiled anew."""
+    """Replaces the weights by others of the same shapes; no recompilation."""
     self._encoder = jax.device_get(image_encoder)
     if not self._offload:
       self._encoder = jax.device_put(self._encoder)
@@ -178,8 +178,8 @@ class Sculpt4D:
       on_step: Called from inside the compiled loop with the number of calls
         of the velocity that are done.
       known_frames: Latents of frames that are given, by their index; they are
-        returned as they came. With the first ones a clip is extended, with
-        both ends it is filled in between.
+        returned unchanged. Known first frames extend a clip; known frames at
+        both ends fill the gap between them.
       windows: Averages velocities over windows of a long clip.
 
     Raises:
@@ -220,7 +220,7 @@ class Sculpt4D:
   def draw_noise(
     self, seed: int, num_frames: int, kind: str = "independent"
   ) -> Float[Array, "F N C"]:
-    """What a clip is denoised from."""
+    """Draws the noise from which a clip is denoised."""
     return self._noise(jax.random.key(seed), num_frames, kind)
 
   def denoise(
@@ -240,8 +240,8 @@ class Sculpt4D:
       config: Steps and guidance; its seed and frames are not used.
       on_step: See `sample`.
       known: Frames that are given; data are float32 [B, F, N, C].
-      windows: Averages velocities over windows; windows one after the other
-        are `long_clips`'s.
+      windows: Averages velocities over windows. `long_clips` samples windows
+        one after the other instead.
     """
     with self._reporting:
       self._on_step = on_step
@@ -255,7 +255,8 @@ class Sculpt4D:
           known,
           config=dataclasses.replace(config, seed=0, num_frames=1),
           windows=windows,
-          # Always the same function: another one would be compiled anew.
+          # Always the same function object: another one would cause
+          # recompilation.
           on_call=None if on_step is None else self._tell,
         )
         latents = jax.device_get(latents)
@@ -283,7 +284,7 @@ class Sculpt4D:
       yield
 
   def _tell(self, done: int) -> None:
-    """Calls the listener of the clip that is being denoised."""
+    """Calls the listener of the clip that is denoised at the moment."""
     if self._on_step is not None:
       self._on_step(done)
 
@@ -293,8 +294,9 @@ class Sculpt4D:
     def encode(images):
       return encoder(images.astype(jnp.float32) / 127.5 - 1.0)
 
-    # Whole groups and a rest. `lax.map` would do it frame by frame or hide the
-    # number of frames from the attention, which chooses its chunks by it.
+    # Full groups and a remainder. `lax.map` would go frame by frame, or hide
+    # the number of frames from the attention, which chooses its chunk size by
+    # it.
     whole = len(images) // FRAMES_AT_A_TIME * FRAMES_AT_A_TIME
     rest = encode(images[whole:]) if whole < len(images) else None
     if not whole:

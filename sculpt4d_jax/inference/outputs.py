@@ -1,4 +1,4 @@
-"""The files of a run: all of them, or none."""
+"""Writes the files of a run: all of them, or none if something fails."""
 
 from collections.abc import Callable, Mapping, Sequence
 import json
@@ -34,12 +34,12 @@ def write(
   formats: Sequence[str] | None = None,
   latents: bool = False,
 ) -> list[Any]:
-  """Writes everything that a run made.
+  """Writes all results of a run.
 
   Files: the meshes in each format (by default frame_0000.ply and so on,
   animation.glb and animation.usdc), viewer.html, preview.png, run.json. They
-  appear together when all are whole; meshes of an earlier run in the folder are
-  replaced.
+  appear together when all are complete; meshes of an earlier run in the folder
+  are replaced.
 
   Args:
     folder: Output folder; made if missing.
@@ -49,8 +49,8 @@ def write(
     formats: Names out of `exporters.EXPORTERS`. None takes the default ones; of
       these, one whose optional package is missing is left out, with a line in
       the log that names its extra.
-    latents: Whether to write latents.npz too, of which later runs take frames
-      as known.
+    latents: Whether to write latents.npz too, from which later runs can take
+      known frames.
 
   Returns:
     The paths.
@@ -99,14 +99,14 @@ def write(
 
 
 def check_writable(folder: paths.PathLike) -> None:
-  """Finds out before the work, not after it, that nothing can be written.
+  """Checks before the work that results can be written after it.
 
   Raises:
     ValueError: The folder is a file, or may not be written to.
   """
   folder = paths.of(folder)
   if paths.is_remote(folder):
-    folder.exists()  # The store answers, and takes our credentials.
+    folder.exists()  # Fails if the store or the credentials do not work.
     return
   existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
   if not existing.is_dir():
@@ -148,7 +148,7 @@ def viewer_page(
 
 
 def write_optional(name: str, write_file: Callable[[], None]) -> None:
-  """Writes a format that needs an optional package, or says what it needs."""
+  """Writes a format with an optional package, or logs that it is missing."""
   try:
     write_file()
   except ImportError as error:
@@ -156,14 +156,14 @@ def write_optional(name: str, write_file: Callable[[], None]) -> None:
 
 
 def input_pictures(clip: pipeline.Clip, size: int = 384) -> np.ndarray:
-  """The cropped input, large enough to be looked at: uint8 [F, S, S, 3]."""
+  """The cropped input, enlarged for display: uint8 [F, S, S, 3]."""
   frames = clip.foreground.frames
   side = int(min(size, max(clip.box.side, clip.images.shape[1])))
   return crop.crop_clip(frames, side).images
 
 
 def _page_details(details: Mapping[str, Any]) -> dict[str, Any]:
-  """The few settings that are worth reading next to the mesh."""
+  """The few settings that the viewer page shows next to the mesh."""
   sampling = details.get("sampling", {})
   surface = details.get("surface", {})
   return {

@@ -1,4 +1,4 @@
-"""A clip in, a mesh for every frame out.
+"""From a clip to one mesh per frame.
 
   read -> cut out the object -> crop the clip -> denoise -> field -> mesh
 
@@ -28,14 +28,14 @@ from sculpt4d_jax.io.video import reader
 
 @dataclasses.dataclass(frozen=True)
 class SurfaceConfig:
-  """How latents become meshes; see `configs/base.py`.
+  """Settings of mesh extraction from latents; see `configs/base.py`.
 
   Attributes:
     resolution: Cells of the field's grid along each axis.
     min_resolution: The coarsest grid has at least this many.
-    band: Values closer to the level than this are near the surface, where
-      the next finer grid is evaluated. It must cover what the field changes
-      within a cell of the coarsest grid.
+    band: Values closer to the level than this are near the surface, where the
+      next finer grid is evaluated. It must be at least as large as the field's
+      change within a cell of the coarsest grid.
     bounds: The grid spans +- this.
     level: Value of the field on the surface.
     chunk_size: Points evaluated at a time.
@@ -43,8 +43,8 @@ class SurfaceConfig:
       area, are dropped.
     max_components: The largest ones kept; 0 keeps all that are large enough.
     max_faces: Largest number of faces of a mesh; 0 does not simplify.
-    grid: "exact"; "lean", the same surface from fewer points; or what Hunyuan3D
-      2.1 does: "dense", "flashvdm" or "hunyuan3d"; see
+    grid: "exact"; "lean", the same surface from fewer points; or a method of
+      Hunyuan3D 2.1: "dense", "flashvdm" or "hunyuan3d"; see
       `geometry/isosurface.py`.
     vertex_scale: "exact", or "hunyuan3d" for the released code's.
   """
@@ -81,12 +81,12 @@ class SurfaceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """A clip as the model gets it.
+  """A clip as the model receives it.
 
   Attributes:
     images: uint8 [F, S, S, 3], the object on white.
     source: Frames that were read, with their times.
-    foreground: The object that was cut out of them, and by which method.
+    foreground: The object cut out of them, and the method.
     box: The square that was cut out of every frame.
     stages: Seconds and peak memory of reading, for run.json.
   """
@@ -100,7 +100,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A clip and what was made of it.
+  """A clip and the results for it.
 
   Attributes:
     clip: The input.
@@ -251,7 +251,7 @@ def extract_mesh(
 def evaluate_grid(
   field: isosurface.Evaluate, config: SurfaceConfig
 ) -> isosurface.GridField:
-  """A field on the grid that the configuration asks for."""
+  """Evaluates a field on the configured grid."""
   sizes = dict(bounds=config.bounds, chunk_size=config.chunk_size)
   if config.grid == "dense":
     return isosurface.dense_field(field, config.resolution, **sizes)

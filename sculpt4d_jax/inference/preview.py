@@ -1,4 +1,4 @@
-"""A picture of a whole run: input frames above renders of their meshes."""
+"""A picture of a run: input frames above renders of their meshes."""
 
 from collections.abc import Sequence
 import os

@@ -1,4 +1,4 @@
-"""A whole registration: meshes read, registered, coloured, rigged, written."""
+"""A complete registration: read, register, colour, rig and write meshes."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -27,7 +27,7 @@ _PICTURE_SIZE = 512  # Pixels a side of the cropped video.
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-  """The clip that a sequence was made of.
+  """The clip that a sequence was made from.
 
   Attributes:
     path: Video, folder of pictures, or picture.
@@ -147,7 +147,7 @@ def run(
 def _read_own(
   path: paths.PathLike,
 ) -> tuple[given_asset.GivenAsset | None, mesh_lib.TriangleMesh]:
-  """A user's mesh; with all that it brings, if it is a glTF asset."""
+  """A user's mesh; for a glTF asset also its materials and skeleton."""
   is_gltf = str(path).lower().endswith((".glb", ".gltf"))
   if not is_gltf or not paths.of(path).is_file():
     return None, sequence_input.read_mesh(path)

@@ -234,7 +234,7 @@ def record(
 
 
 def summary(registered: Registered) -> str:
-  """One sentence about what was found, for people."""
+  """One sentence that summarises the result."""
   counts = {v: registered.frames_with(v) for v in result.Verdict}
   text = (
     f"Key frame {registered.key};"

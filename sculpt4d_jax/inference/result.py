@@ -1,4 +1,4 @@
-"""What a clip became: it can be looked at, saved and shown in a notebook."""
+"""The result for a clip: can be inspected, saved and shown in a notebook."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -21,7 +21,7 @@ _VIEWER_HEIGHT = 560  # Pixels, in a notebook.
 
 
 class Result:
-  """Meshes of a clip; in a notebook it shows itself.
+  """Meshes of a clip; displayed as a viewer in a notebook.
 
   Attributes:
     meshes: One mesh a frame, in [-1, 1]^3 with y up; a frame without surface
@@ -71,8 +71,8 @@ class Result:
       formats: Formats of the meshes: "ply", "obj", "glb", "usd", "usdz" (all of
         `exporters.EXPORTERS`). None takes ply, glb and usd; usd is left out,
         with a warning, where its package is missing.
-      latents: Whether to write latents.npz too, of which later runs take frames
-        as known.
+      latents: Whether to write latents.npz too, from which later runs can take
+        known frames.
       progress: See `Model.generate`.
 
     Returns:
@@ -111,7 +111,7 @@ class Result:
 
 
 def _surroundings(clip: pipeline.Clip) -> dict[str, Any]:
-  """What run.json says besides settings: input, device, versions."""
+  """The parts of run.json other than settings: input, device, versions."""
   return {
     "input": {
       "name": clip.source.name,

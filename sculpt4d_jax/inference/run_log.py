@@ -1,4 +1,4 @@
-"""What a run did: seconds and peak memory of each stage, with its progress."""
+"""Records seconds and peak memory of each stage of a run, and its progress."""
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
@@ -26,8 +26,8 @@ class Stage:
   Attributes:
     name: Description of the stage.
     seconds: Duration (s).
-    peak_memory_mb: Largest resident memory of the process in it; where the
-      system can't tell that (not Linux), the largest of the run so far.
+    peak_memory_mb: Largest resident memory of the process in it; on systems
+      other than Linux, the largest of the run so far.
     peak_device_memory_mb: Largest memory in use on the accelerator so far;
       None on a CPU.
   """
@@ -40,7 +40,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """How far a stage of a run is.
+  """Progress of a stage of a run.
 
   Attributes:
     stage: Name of the stage.
@@ -81,7 +81,7 @@ class Bar:
       self._tell()
 
   def close(self) -> None:
-    """Ends what is shown."""
+    """Ends the display."""
     if self._shown is not None:
       self._shown.close()
 
@@ -94,7 +94,7 @@ class RunLog:
   """Times stages and shows their progress.
 
   `progress` is True for a bar on stderr, False for silence, or a function that
-  takes a `Progress`. What it raises ends the run.
+  takes a `Progress`. An exception in it ends the run.
   """
 
   def __init__(self, progress: ProgressOption = True):
@@ -122,7 +122,7 @@ class RunLog:
       self.stages.append(stage)
 
   def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
-    """Goes through items as one stage."""
+    """Iterates over items as one stage."""
     items = list(items)
     with self.stage(name, len(items)) as bar:
       for item in items:

@@ -1,4 +1,4 @@
-"""How latents are sampled: the settings, and named sets of them."""
+"""Settings of the sampler, and named presets of them."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -16,7 +16,7 @@ WEIGHTS = ("stored", "int8")
 MEMORY = ("as_set", "auto")
 
 # Settings by name, for `launch.sample --preset`; docs/sampling.md has the
-# scores that they were chosen by.
+# scores by which they were chosen.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
   "draft": dict(solver="ab2", num_steps=9),
   "fast": dict(solver="ab2", num_steps=16, guidance_interval=(0.2, 0.8)),
@@ -26,7 +26,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-  """How latents are sampled; see `configs/base.py`.
+  """Settings of the sampler; see `configs/base.py`.
 
   Attributes:
     num_frames: Frames that a longer clip is resampled to.
@@ -37,11 +37,12 @@ class SamplingConfig:
       data; below 1 the reverse. See `samplers.euler_times`.
     noise: "independent" for every frame, or "shared" by all of them.
     temporal_mode: "sparse", "full", "token" or "none".
-    seed: Same seed, same machine: same result.
+    seed: Seed of the noise; the same seed gives the same result on the same
+      machine.
     guidance_in_turns: Calls the DiT with and without context one after the
-      other instead of together: less memory, the same result but for rounding.
-    cache_context: Keeps the context's keys and values of all blocks, rather
-      than compute them in every step.
+      other instead of together: less memory, the same result up to rounding.
+    cache_context: Keeps the context's keys and values of all blocks instead of
+      computing them in every step.
     offload: Keeps the image encoder and the autoencoder on the host while they
       are not used.
     solver: One of `samplers.SAMPLERS`.
@@ -53,9 +54,9 @@ class SamplingConfig:
       weights; "clean", at time 1, for weights trained with times of single
       frames.
     frames_at_a_time: Frames that layers within a frame work on at a time; 0
-      takes all. Less memory, the same result but for rounding.
-    weights: "stored", or "int8": the transformer's kernels in a byte a number,
-      which changes the velocity by about a percent.
+      takes all. Less memory, the same result up to rounding.
+    weights: "stored", or "int8": the transformer's kernels with one byte per
+      number, which changes the velocity by about 1 %.
     memory: "as_set", or "auto": as many of these savings as the device needs,
       the cheapest first; see `memory_plan.choose`.
   """
@@ -101,13 +102,13 @@ class SamplingConfig:
 
   @property
   def calls(self) -> calls_lib.Calls:
-    """The calls of the velocity that these settings ask for."""
+    """The velocity calls that these settings require."""
     times = samplers.euler_times(self.num_steps, shift=self.timestep_shift)
     return samplers.calls_of(self.solver, times)
 
   @property
   def num_evaluations(self) -> int:
-    """Passes of the DiT over a clip; a guided call is two."""
+    """Number of passes of the DiT over a clip; a guided call counts as two."""
     return guidance.num_evaluations(
       self.calls.times,
       self.guidance_scale,
@@ -117,7 +118,7 @@ class SamplingConfig:
 
   @property
   def takes_shortcuts(self) -> bool:
-    """Whether steps are of one length and each ends where its call leads."""
+    """Whether all steps have one length and each is one velocity call."""
     return self.solver == "euler" and self.timestep_shift == 1.0
 
   @property

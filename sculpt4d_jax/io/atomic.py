@@ -1,17 +1,16 @@
-"""Files that appear whole or not at all.
+"""Writes files and folders atomically.
 
 A file is written next to its final place under a hidden temporary name, flushed
-to the disk, and renamed over the final name in one step. Whatever goes wrong
-on the way, an interrupt included, the temporary file is removed and an older
-file of the same name stays as it was. `staged.py` does the same for the
-many files of a run.
+to the disk, and renamed over the final name in one step. If anything fails, or
+on an interrupt, the temporary file is removed and an older file of the same
+name stays unchanged. `staged.py` does the same for the many files of a run.
 
-A path in a store (`paths.StorePath`) is written on this machine's disk first,
-and then uploaded: an object appears whole anyway. The objects of a folder
-appear one by one, those that say that the rest is whole last.
+A path in a store (`paths.StorePath`) is written to the local disk first and
+then uploaded; stores write single objects atomically. The objects of a folder
+appear one by one, the files that mark it as complete last.
 
-What the system refuses (a full disk, a folder without write permission) comes
-out as `OutputError` with the path and the reason, ready to be shown to a user.
+Errors of the operating system (a full disk, no write permission) are raised as
+`OutputError` with the path and the reason, ready to be shown to a user.
 """
 
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from sculpt4d_jax.io import paths
 
 PathLike = str | os.PathLike | paths.StorePath
 
-# Files that say that the folder they lie in is whole: uploaded after the rest.
+# Files that mark their folder as complete; uploaded after the rest.
 DESCRIPTIONS = ("run.json", "sculpt4d.json", "dataset.json")
 
 _ADVICE = {
@@ -70,10 +69,11 @@ def output_errors(path: PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: PathLike) -> Iterator[pathlib.Path]:
-  """Gives a temporary path whose file becomes `path` when the block succeeds.
+  """Yields a temporary path; its file becomes `path` when the block succeeds.
 
-  For libraries that want a file name; `atomic_write` gives an open file. The
-  temporary name has the suffix of `path`, because libraries look at it.
+  For libraries that need a file name; `atomic_write` yields an open file. The
+  temporary name has the suffix of `path`, because libraries choose the format
+  by it.
 
   Args:
     path: The final place. Missing parent folders are made.
@@ -106,7 +106,7 @@ def atomic_path(path: PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def atomic_write(path: PathLike) -> Iterator[typing.BinaryIO]:
-  """Gives a binary file that becomes `path` when the block succeeds.
+  """Yields a binary file that becomes `path` when the block succeeds.
 
   Args:
     path: The final place. Missing parent folders are made.
@@ -123,7 +123,7 @@ def atomic_write(path: PathLike) -> Iterator[typing.BinaryIO]:
 
 
 def write_bytes(path: PathLike, content: bytes) -> None:
-  """Writes a whole file atomically."""
+  """Writes a file atomically."""
   with atomic_write(path) as file:
     file.write(content)
 
@@ -132,14 +132,14 @@ def write_bytes(path: PathLike, content: bytes) -> None:
 def new_folder(
   folder: PathLike, *, replace: bool = False
 ) -> Iterator[pathlib.Path]:
-  """Gives a temporary folder that becomes `folder` when the block succeeds.
+  """Yields a temporary folder that becomes `folder` when the block succeeds.
 
-  For results that are one thing made of many files, such as a checkpoint.
+  For results that consist of many files, such as a checkpoint.
 
   Args:
     folder: The final folder; missing parents are made.
-    replace: Whether an older folder gives way when the new one is whole. If
-      not, the folder must not exist, or be empty.
+    replace: Whether an older folder is replaced when the new one is complete.
+      If not, the folder must be missing or empty.
 
   Yields:
     An empty folder next to it.
@@ -180,7 +180,7 @@ def new_folder(
 
 @contextlib.contextmanager
 def uploaded_folder(folder: paths.StorePath) -> Iterator[pathlib.Path]:
-  """Gives an empty folder on the disk, which is uploaded on success."""
+  """Yields an empty local folder, which is uploaded on success."""
   with output_errors(folder), tempfile.TemporaryDirectory() as name:
     staging = pathlib.Path(name)
     yield staging
@@ -188,7 +188,7 @@ def uploaded_folder(folder: paths.StorePath) -> Iterator[pathlib.Path]:
 
 
 def _remove_whole(folder: paths.StorePath) -> None:
-  """Removes the objects of a folder, those first that say it is whole."""
+  """Removes the objects of a folder, the files that mark it complete first."""
   for name in DESCRIPTIONS:
     (folder / name).unlink(missing_ok=True)
   folder.rmtree()
@@ -196,7 +196,7 @@ def _remove_whole(folder: paths.StorePath) -> None:
 
 @contextlib.contextmanager
 def parent_folders(folder: pathlib.Path) -> Iterator[None]:
-  """Makes a folder and its parents; on failure the new ones go again."""
+  """Makes a folder and its parents; removes the new ones on failure."""
   missing = []
   for candidate in (folder, *folder.parents):
     if candidate.exists():
@@ -213,7 +213,7 @@ def parent_folders(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _flush(path: pathlib.Path) -> None:
-  """Waits until a file is on the disk: a full disk may only show here."""
+  """Flushes a file to the disk; a full disk may be reported only here."""
   # Windows flushes only files opened for writing.
   with open(path, "r+b") as file:
     os.fsync(file.fileno())

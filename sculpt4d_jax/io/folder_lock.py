@@ -1,9 +1,9 @@
 """Locks on folders: one writer at a time, and folders of killed writers.
 
-A lock is a file in the folder, held by `flock` where the system has it: it goes
-with its process however that ends, so nothing stale is left to be judged. Where
-there is no `flock` (Windows), or the file system refuses it, writers are not
-kept apart and no folder counts as abandoned.
+A lock is a file in the folder, held by `flock`. The system releases it when the
+process ends in any way, so there are no stale locks. Without `flock` (on
+Windows, or if the file system does not support it) writers are not excluded and
+no folder counts as abandoned.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ except ImportError:  # Windows.
 
 WRITER = ".sculpt4d-lock"  # Held while files move into a folder.
 ALIVE = ".alive"  # Held for as long as a temporary folder is in use.
-_WAIT = 60.0  # Seconds; files are moved in far less.
+_WAIT = 60.0  # Seconds; moving files takes far less.
 _STEP = 0.02
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
@@ -34,7 +34,7 @@ def hold(
   Args:
     folder: Must exist.
     name: `WRITER` or `ALIVE`.
-    wait: Seconds for which another writer is waited for.
+    wait: Seconds to wait for another writer.
 
   Raises:
     OSError: It cannot be locked, or another process holds it for longer.
@@ -48,12 +48,12 @@ def hold(
     yield
   finally:
     with contextlib.suppress(OSError):
-      path.unlink()  # While it is held: who waits looks for a new file.
+      path.unlink()  # Before unlocking: others retry.
     os.close(descriptor)
 
 
 def is_abandoned(folder: pathlib.Path) -> bool:
-  """Whether a temporary folder's process holds `ALIVE` no more."""
+  """Whether the process of a temporary folder no longer holds `ALIVE`."""
   if fcntl is None:
     return False
   try:
@@ -75,7 +75,7 @@ def _locked_file(path: pathlib.Path, wait: float) -> int:
       is_locked = _try(descriptor)
       if is_locked is None:
         return descriptor
-      # The holder before may have removed the file that was opened here.
+      # The previous holder may have removed the file that was opened here.
       if is_locked and _is_file(descriptor, path):
         return descriptor
       if time.monotonic() > deadline:
@@ -88,7 +88,7 @@ def _locked_file(path: pathlib.Path, wait: float) -> int:
 
 
 def _try(descriptor: int) -> bool | None:
-  """Whether the file could be locked; None where no file can be."""
+  """Whether the file could be locked; None if locks are not supported."""
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:

@@ -1,8 +1,8 @@
-"""Copies on a disk of what lies in a store, for code that needs files.
+"""Local copies of objects in a store, for code that needs files.
 
 Copies are kept in a cache: `$XDG_CACHE_HOME/sculpt4d` or `~/.cache/sculpt4d`,
-or a folder that the caller names. A copy is used again as long as the store
-has the same version of the object; another version replaces it.
+or a folder that the caller names. A copy is reused while the store has the same
+version of the object; another version replaces it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,13 +22,13 @@ _THREADS = 8  # Objects that are copied at a time.
 
 
 def cache_folder() -> pathlib.Path:
-  """Where copies are kept unless a caller names another place."""
+  """The default folder of copies."""
   base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
   return pathlib.Path(base) / "sculpt4d"
 
 
 def scratch(path: Any, cache: str | pathlib.Path | None = None) -> pathlib.Path:
-  """The folder on this disk that stands for a path: itself, if it is local.
+  """The local folder for a path; a local path is returned unchanged.
 
   Args:
     path: Path on a disk or in a store.
@@ -50,7 +50,7 @@ def fetch(path: Any, cache: str | pathlib.Path | None = None) -> pathlib.Path:
     cache: The cache's folder; None is the common one.
 
   Returns:
-    The local path. One that does not exist where the store has nothing.
+    The local path; it does not exist if the store has no such object.
 
   Raises:
     StoreError: The store cannot be reached.
@@ -58,7 +58,7 @@ def fetch(path: Any, cache: str | pathlib.Path | None = None) -> pathlib.Path:
   path = paths.of(path)
   if not paths.is_remote(path):
     return path
-  # An object keeps its name, by which readers know its kind.
+  # An object keeps its name, because readers choose the format by it.
   target = scratch(path, cache) / path.name
   info = path.info()
   if info is None:
@@ -72,7 +72,7 @@ def fetch(path: Any, cache: str | pathlib.Path | None = None) -> pathlib.Path:
 
 
 def fetch_into(path: paths.StorePath, folder: pathlib.Path) -> None:
-  """Makes a folder hold what a folder of a store holds, and nothing else.
+  """Mirrors a folder of a store into a local folder.
 
   Raises:
     StoreError: The store cannot be reached.
@@ -89,7 +89,7 @@ def _update(
   folder: pathlib.Path,
   found: Mapping[str, tuple[paths.StorePath, dict[str, Any]]],
 ) -> None:
-  """Downloads what is new, and removes what is gone."""
+  """Downloads new objects, and removes copies of deleted ones."""
   known = _read_versions(folder)
   wanted = {name: version(info) for name, (_, info) in found.items()}
   missing = [
@@ -107,14 +107,14 @@ def _update(
 
 
 def version(info: dict[str, Any]) -> str:
-  """What tells one version of an object from another."""
+  """An identifier of an object's version."""
   tag = info.get("etag") or info.get("ETag") or info.get("generation") or ""
   return f"{info.get('size')} {tag}"
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Lets one process of this machine at a time work in a folder."""
+  """Lets only one process of this machine at a time work in a folder."""
   folder.mkdir(parents=True, exist_ok=True)
   with open(folder / ".lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)

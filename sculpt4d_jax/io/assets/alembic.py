@@ -1,16 +1,16 @@
 """Animated Alembic files (.abc, Ogawa) as deforming meshes.
 
-All polygon meshes of an archive are joined, in world space: animated points and
-animated transforms. Subdivision surfaces are read as their cages. Alembic's faces are wound clockwise seen from outside and
-are turned around; its space is y up, its times are seconds. Between samples
-positions are interpolated, and transforms by turning and stretching.
+All polygon meshes of an archive are joined in world space, with animated points
+and transforms. Subdivision surfaces are read as their control cages. Alembic's
+faces are wound clockwise seen from outside, so the winding is reversed; y is up
+and times are in seconds. Between samples, positions are interpolated linearly,
+and transforms by their polar decomposition.
 
-Alembic comes from the package alembic3d, which only these functions import:
-wheels of the Alembic project's own Python bindings for CPython 3.10 to 3.14 on
-Linux and Windows (x86-64) and macOS (arm64), made by somebody else. Neither
-usd-core (it carries no usdAbc plug-in) nor trimesh reads these files.
-Elsewhere, and for archives in the old HDF5 format, Blender turns them into .glb
-or .usdc.
+Needs the package alembic3d, imported only here: third-party wheels of the
+Alembic project's Python bindings for CPython 3.10 to 3.14 on Linux and Windows
+(x86-64) and macOS (arm64). Neither usd-core (it has no usdAbc plug-in) nor
+trimesh reads these files. On other platforms, and for archives in the old HDF5
+format, Blender converts them to .glb or .usdc.
 """
 
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ class AlembicAsset:
       self._archive = Abc.IArchive(os.fspath(path))
       self._faces = polygons.Faces()
       self._meshes = self._find(self._archive.getTop())
-    except RuntimeError as error:  # What the library raises of damaged files.
+    except RuntimeError as error:  # Raised by the library for damaged files.
       raise AssetError(
         f"{path.name!r} is not a readable Alembic file: {str(error)[:200]}"
       ) from error
@@ -119,8 +119,8 @@ class AlembicAsset:
     """The meshes at times, in seconds after the first sample.
 
     Raises:
-      AssetError: Topology changes, positions are not finite, or there are more
-        of them than allowed.
+      AssetError: Topology changes, positions are not finite, or their number
+        exceeds the limits.
     """
     frames = (self._frame(self.start + float(time)) for time in times)
     return polygons.join_frames(frames, self.limits.decoded_bytes)
@@ -220,18 +220,18 @@ def _matrix(schema, times: np.ndarray, time: float) -> np.ndarray:
 
 
 def _polar(linear: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """A matrix as stretch @ turn: the turn, then the symmetric stretch."""
+  """Polar decomposition, matrix = stretch @ rotation: (rotation, stretch)."""
   if not np.isfinite(linear).all():
     raise AssetError("a transform is not finite.")
   left, sizes, right = np.linalg.svd(linear)
   turn = left @ right
-  if np.linalg.det(turn) < 0:  # A mirror belongs to the stretch.
+  if np.linalg.det(turn) < 0:  # A reflection belongs to the stretch.
     turn, sizes = -turn, -sizes
   return turn, left @ np.diag(sizes) @ left.T
 
 
 def _around(times: np.ndarray, time: float) -> tuple[int, int, float]:
-  """Samples before and after a time, and the share of the later one."""
+  """Samples before and after a time, and the weight of the later one."""
   after = int(np.clip(np.searchsorted(times, time), 0, len(times) - 1))
   before = max(after - 1, 0)
   span = times[after] - times[before]

@@ -1,11 +1,11 @@
-"""Animated assets of any kind: what clips they have, and the clips played.
+"""Animated assets of all formats: lists their clips and evaluates them.
 
 An asset is a .glb or .gltf file, a USD file, an Alembic file, a folder of
-per-frame meshes or a zip of them. Whatever is wrong with one comes out as an
+per-frame meshes or a zip of them. Every defect of an asset is raised as an
 `AssetError`.
 
-A clip is known by the hash of its asset's content and its name, so that the
-same asset found twice, or again tomorrow, is the same asset.
+A clip is identified by the hash of its asset's content and by its name, so that
+copies of an asset are recognised, also by later runs.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ PathLike = str | os.PathLike
 
 _GLTF = (".glb", ".gltf")
 _FILES = (*_GLTF, *usd_assets.SUFFIXES, *alembic_assets.SUFFIXES, ".zip")
-SEQUENCE_RATE = 24.0  # Frames a second of files that do not tell.
+SEQUENCE_RATE = 24.0  # Frames per second of files without a rate.
 _MIN_FRAMES = 2
 _HASH_CHUNK = 1 << 20
 
@@ -72,9 +72,9 @@ def content_hash(
   """SHA-256 of an asset, 64 hexadecimal digits.
 
   Of a folder: names and contents of its meshes. Of a glTF asset: its own bytes,
-  then the names and contents of the buffers and images next to it, so
-  that the asset is another one when one of them changes. A name that may not be
-  read (it leads out of the folder, or there is no such file) counts as a name.
+  then the names and contents of the buffers and images next to it, so that a
+  change in one of them changes the hash. For a file that may not be read
+  (outside of the folder, or missing) only the name is hashed.
 
   Args:
     path: See the module.
@@ -136,7 +136,7 @@ class AnimatedAsset:
 
     Args:
       path: See the module.
-      limits: The most it may ask for.
+      limits: Limits on its size.
       attachments: See `gltf_animation.evaluate`.
 
     Raises:
@@ -219,7 +219,7 @@ class AnimatedAsset:
 
 @contextlib.contextmanager
 def as_asset_errors():
-  """What a malformed file makes Python raise, as one sentence."""
+  """Turns exceptions caused by malformed files into `AssetError`."""
   try:
     yield
   except AssetError:

@@ -1,10 +1,10 @@
-"""What may be read of an asset that nobody vouches for, and how much of it.
+"""Reads files of untrusted assets safely and within limits.
 
-Assets come from strangers. Whatever a file claims is compared with what is
-there and with `AssetLimits` before memory is taken for it, names inside a file
-lead to files of the asset's own folder only, and archives are unpacked in
-memory, counting bytes as they come. What does not pass is an `AssetError`: one
-sentence that says what is wrong with the asset.
+Assets are untrusted input. Sizes that a file claims are checked against the
+file and against `AssetLimits` before memory is allocated. References may only
+lead to files in the asset's folder. Archives are unpacked in memory while the
+unpacked bytes are counted. Violations raise `AssetError` with a one-sentence
+message.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class AssetError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class AssetLimits:
-  """The most that one asset may ask for.
+  """Limits on the size of one asset.
 
   Attributes:
     file_bytes: Size of any one file, and of all files of a zip unpacked.
@@ -103,7 +103,7 @@ def read_file(path: PathLike, max_bytes: int) -> bytes:
     AssetError: It is missing, no regular file or too large.
   """
   path = pathlib.Path(path)
-  if not path.is_file():  # A pipe or a device would never end.
+  if not path.is_file():  # Reading a pipe or a device would never end.
     raise AssetError(f"there is no regular file {path.name!r}.")
   size = path.stat().st_size
   if size > max_bytes:
@@ -121,8 +121,8 @@ def path_inside(folder: PathLike, uri: str) -> pathlib.Path:
   """The file that a relative URI names, which must lie in `folder`.
 
   Raises:
-    AssetError: The URI is absolute, has a scheme, or leads out of the folder,
-      be it by "..", by percent signs or through a link.
+    AssetError: The URI is absolute, has a scheme, or leads out of the folder by
+      "..", percent encoding or a link.
   """
   name = urllib.parse.unquote(uri)
   if _SCHEME.match(name) or name.startswith(("/", "\\")) or "\0" in name:
@@ -204,7 +204,7 @@ def _member(
   room: int,
   limits: AssetLimits,
 ) -> bytes:
-  """One member; counts what comes out, whatever the directory claims."""
+  """One member; counts unpacked bytes instead of trusting the directory."""
   packed = max(info.compress_size, 1)
   room = min(room, int(limits.zip_ratio * packed) + _CHUNK)
   if info.file_size > room:

@@ -1,12 +1,12 @@
-"""A glTF asset that somebody made, read so that it can be written again.
+"""Reads a user's glTF asset so that it can be written again.
 
-All its triangles become one mesh in world space, and for each vertex it is
-kept which primitive of which node it belongs to, and which nodes move it. So a
-mesh whose vertices were moved can go back into the asset, with materials,
-texture coordinates and skeleton untouched.
+All of its triangles become one mesh in world space. For each vertex, the
+primitive and node that it belongs to and the nodes that move it are kept. A
+mesh with moved vertices can therefore be written back into the asset, with
+materials, texture coordinates and skeleton unchanged.
 
-The pose is the one in which the skin is bound to the joints; assets stand in it
-where no animation plays, but for a few that are stored in mid-motion.
+The pose is the one in which the skin is bound to the joints. Most assets have
+it when no animation plays; a few are stored in mid-motion.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ from sculpt4d_jax.io.assets import gltf_mesh
 
 AssetError = gltf_container.AssetError
 PathLike = str | os.PathLike
-ABOVE_ALL = -1  # The node above all nodes of the scene.
+ABOVE_ALL = -1  # Stands for the parent of all root nodes.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Part:
     first: Number of its first vertex in the asset's mesh.
     primitive: The primitive.
     to_world: Takes its positions to the mesh's, float64 [4, 4].
-    is_skinned: Whether joints move it; its node has no effect then.
+    is_skinned: Whether joints move it; the node's transform has no effect then.
   """
 
   node: int
@@ -98,8 +98,8 @@ def read(path: PathLike) -> GivenAsset:
   """Reads a .glb or .gltf file.
 
   Raises:
-    AssetError: It is malformed, has no triangles, or needs an extension that
-      cannot be read.
+    AssetError: It is malformed, has no triangles, or needs an unsupported
+      extension.
   """
   with animated_assets.as_asset_errors():
     asset = gltf_container.GltfFile(path)
@@ -164,8 +164,8 @@ def _bound_worlds(
 ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
   """World transforms of all nodes where skins are bound, and of skinned meshes.
 
-  An inverse bind matrix says where its joint stands in the space of the skinned
-  mesh; where that space is in the world, the topmost joint tells.
+  An inverse bind matrix gives the joint's transform in the space of the skinned
+  mesh; the topmost joint's world transform places that space in the world.
   """
   fixed: dict[int, np.ndarray] = {}
   shapes: dict[int, np.ndarray] = {}
@@ -247,7 +247,7 @@ def _skeleton(
 
 
 def _way(scene: gltf_animation.Scene, node: int) -> list[int]:
-  """The nodes from above all down to a node."""
+  """The path of nodes from `ABOVE_ALL` down to a node."""
   way = [node]
   while scene.parent[way[-1]] is not None:
     way.append(scene.parent[way[-1]])

@@ -1,13 +1,13 @@
-"""Plays the animations of a glTF asset: nodes, morphs, skins and instances.
+"""Evaluates the animations of a glTF asset: nodes, morphs, skins, instances.
 
-A clip at given times becomes vertices in world space, all meshes of the scene
-joined. Nodes may have any animation; a mesh may have morph targets and a skin.
-The transform of a skinned mesh's own node has no effect, as the specification
-demands.
+A clip is evaluated at given times to vertices in world space, with all meshes
+of the scene joined. Nodes may have any animation; a mesh may have morph targets
+and a skin. The transform of a skinned mesh's node is ignored, as the
+specification requires.
 
-Far from the origin float32 resolves less than a small object's shape, so
-positions are computed in float64, and there the object is moved to the origin
-before it is rounded.
+Far from the origin, float32 cannot resolve the shape of a small object.
+Positions are therefore computed in float64, and a distant object is moved to
+the origin before rounding.
 
 Source: Khronos glTF 2.0 specification, sections 3.7 and 3.11.
 """
@@ -56,12 +56,12 @@ def evaluate(
   *,
   attachments: Attachments = "one",
 ) -> Evaluation:
-  """Plays a clip.
+  """Evaluates a clip.
 
   Args:
     asset: The asset.
     clip: One of `list_clips`.
-    times: Seconds, F of them; outside the clip its first or last key holds.
+    times: Seconds [F]; before and after the clip its first or last key is used.
     attachments: Unskinned meshes on the joints of a skin: keep "all", "none",
       or "one" of the alternatives that hang on the same joint (the choice
       depends on the clip's name alone).
@@ -74,14 +74,14 @@ def evaluate(
     AssetError: The asset is malformed, has no triangles, positions that are
       not finite, or more of anything than is allowed.
   """
-  asset.budget.used = 0  # Of this clip alone.
+  asset.budget.used = 0  # The budget is per clip.
   scene = gltf_nodes.Nodes(asset)
   seed = int.from_bytes(hashlib.sha256(clip.name.encode()).digest()[:4])
   nodes, dropped = scene.mesh_nodes(attachments, seed)
   animation = asset.item("animations", clip.index)
   times = np.asarray(times, np.float64)
   offset = _offset(scene, animation, times[:1], nodes)
-  # The rest pose is played as one more frame, which no channel moves.
+  # The rest pose is evaluated as one more frame, without any channel.
   moving = _play(scene, animation, times, nodes, offset)
   resting = _play(scene, {}, np.zeros(1), nodes, offset)
   faces, colours = _surface(scene, nodes)

@@ -1,10 +1,10 @@
 """Colours of a glTF primitive's vertices: material, picture, vertex colours.
 
-The base colour's factor, its texture at the vertex and the vertex colour are
-multiplied, what the material emits is added; the result is what would be seen
-there in white light, in sRGB. Older materials have a diffuse colour in the
-place of the base colour (KHR_materials_pbrSpecularGlossiness). A picture that
-cannot be read leaves its factor alone: colours are worth no rejection.
+The base colour factor, the texture at the vertex and the vertex colour are
+multiplied, and emission is added; the result is the colour under white light,
+in sRGB. Older materials have a diffuse colour instead of the base colour
+(KHR_materials_pbrSpecularGlossiness). If a picture cannot be read, only the
+factor is used: missing colours are no reason to reject an asset.
 
 Source: Khronos glTF 2.0 specification, sections 3.8 and 3.9; the extensions
 KHR_materials_pbrSpecularGlossiness, KHR_materials_emissive_strength,
@@ -31,7 +31,7 @@ _OLD_MATERIAL = "KHR_materials_pbrSpecularGlossiness"
 def vertex_colours(
   asset: gltf_container.GltfFile, primitive: gltf_mesh.Primitive
 ) -> np.ndarray:
-  """RGB in sRGB, uint8 [V, 3]; white where nothing is said."""
+  """RGB in sRGB, uint8 [V, 3]; white if there are no colours."""
   count = primitive.num_vertices
   colours, emitted = np.ones((count, 3)), np.zeros(3)
   attributes = gltf_container.table(primitive.description, "attributes")
@@ -142,7 +142,7 @@ def _pixels(content: bytes, max_pixels: int) -> np.ndarray | None:
         if image.width * image.height > max_pixels:
           return None
         return np.asarray(image.convert("RGB"))
-  except Exception:  # Decoders raise anything.
+  except Exception:  # Decoders raise many types.
     return None
 
 

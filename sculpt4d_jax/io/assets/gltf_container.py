@@ -1,8 +1,8 @@
 """The container of a glTF 2.0 asset: its JSON, buffers, accessors and pictures.
 
-Everything that the file claims - lengths, counts, offsets, indices - is checked
-where it is read, so that code above this file may index freely. `.glb`, `.gltf`
-with embedded buffers and `.gltf` with files next to it are read.
+All lengths, counts, offsets and indices in the file are checked when they are
+read, so callers may index without further checks. Supported are `.glb`, `.gltf`
+with embedded buffers, and `.gltf` with separate files.
 
 Source: Khronos glTF 2.0 specification, sections 3.6, 4.4 and 5.
 """
@@ -42,7 +42,7 @@ _WIDTHS = {
   "MAT3": 9,
   "MAT4": 16,
 }
-# Required extensions that are read, or do not change where the surface is.
+# Required extensions that are supported or do not affect the surface.
 _HARMLESS = (
   gltf_compression.DRACO,
   gltf_compression.MESHOPT,
@@ -58,7 +58,7 @@ _HARMLESS = (
 )
 
 
-# A string under the name "uri": that of a buffer or an image.
+# A JSON string named "uri", of a buffer or an image.
 _URI = re.compile(rb'"uri"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")', re.DOTALL)
 _MAX_URI = 1 << 16
 
@@ -69,9 +69,9 @@ def side_uris(
 ) -> list[str]:
   """Names of the files that a glTF asset refers to, each once, sorted.
 
-  Buffers and images that are embedded have none. The JSON is searched where it
-  lies, not read or parsed: this takes next to no memory, whatever it holds. A
-  file that is not a glTF asset, or larger than allowed, refers to nothing.
+  Embedded buffers and images have none. The memory-mapped JSON is searched, not
+  parsed, so this needs almost no memory. A file that is not a glTF asset, or is
+  too large, gives no names.
   """
   path = pathlib.Path(path)
   if not path.is_file() or not 20 <= path.stat().st_size <= limits.file_bytes:
@@ -88,7 +88,7 @@ def side_uris(
       start, stop = match.span(1)
       if content[start + 1 : start + 6].lower() == b"data:":
         continue
-      if stop - start > _MAX_URI:  # No file's name is so long.
+      if stop - start > _MAX_URI:  # Too long for a file's name.
         continue
       try:
         found.add(json.loads(content[start:stop]))
@@ -113,7 +113,7 @@ class GltfFile:
     path: PathLike,
     limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
   ):
-    """Reads the JSON; buffers follow when they are asked for.
+    """Reads the JSON; buffers are read on demand.
 
     Args:
       path: A .glb or .gltf file.
@@ -184,7 +184,7 @@ class GltfFile:
       )
     dtype, width = _layout(accessor, name)
     count = whole(accessor, "count", name)
-    # Counted in the largest form that it takes on the way: float64.
+    # Counted as float64, the largest intermediate form.
     self.budget.take(count * width * 8, name)
     if index in self._decoded:
       values = self._decoded[index].astype(dtype)
@@ -238,7 +238,7 @@ class GltfFile:
     values[where] = self._strided(replaced, count, dtype, width, name)
 
   def _strided(self, accessor, count, dtype, width, name) -> np.ndarray:
-    """A view of `count` elements in a buffer, every byte of it checked."""
+    """A bounds-checked view of `count` elements in a buffer."""
     view, stride = self._view(accessor.get("bufferView"))
     size = dtype.itemsize * width
     stride = stride or size
@@ -291,7 +291,7 @@ class GltfFile:
     return memoryview(buffer)[offset : offset + length], stride
 
   def buffer_bytes(self, index: Any) -> bytes:
-    """All bytes of a buffer; at least as many as it claims."""
+    """All bytes of a buffer; at least the declared number."""
     buffer = self.item("buffers", index)
     if index not in self._buffers:
       if "uri" in buffer:

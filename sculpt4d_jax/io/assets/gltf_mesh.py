@@ -1,4 +1,4 @@
-"""The triangles of a glTF mesh, with what moves and colours their vertices."""
+"""The triangles of a glTF mesh, with morph targets, skin and colours."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ AssetError = asset_files.AssetError
 
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 _MAX_SETS = 4  # Of four joints each.
-# Vertices of a primitive whose skin weights may be missing: a share and a number.
+# Largest share and number of vertices of a primitive without skin weights.
 _MENDED_SHARE, _MENDED_COUNT = 0.05, 4
 
 
@@ -142,7 +142,7 @@ def _faces(asset, description, mode, count, name) -> np.ndarray:
     first = np.broadcast_to(indices[0], second.shape)
   faces = np.stack([first, second, third], axis=1)
   if mode == _STRIP:
-    faces[1::2] = faces[1::2, [1, 0, 2]]  # Every other one is turned over.
+    faces[1::2] = faces[1::2, [1, 0, 2]]  # Alternates in strips.
   a, b, c = faces.T
   return faces[(a != b) & (b != c) & (c != a)].astype(np.int32)
 
@@ -187,15 +187,15 @@ def _influences(asset, attributes, positions, name):
   if not usable.all():
     joints, weights, total = _mend(positions, joints, weights, usable, name)
   weights = weights / np.maximum(total, 1e-12)
-  # Joints without weight may be any number.
+  # The joint index of a zero weight is undefined.
   return np.where(weights > 0, joints, 0), weights
 
 
 def _mend(positions, joints, weights, usable, name):
-  """Joints, weights and their sums where some vertices have no weights.
+  """Fills in the skin of vertices without weights: joints, weights, sums.
 
-  Exporters write zeros, or 0 / 0, for vertices that no joint was given to
-  (FBX2glTF does). These follow what the nearest weighted vertex follows.
+  Some exporters (FBX2glTF) write zeros, or 0 / 0, for vertices without a joint.
+  These get the joints of the nearest weighted vertex.
   """
   num_bad = np.count_nonzero(~usable)
   num_nan = np.count_nonzero(~np.isfinite(weights).all(1))

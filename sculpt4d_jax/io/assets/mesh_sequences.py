@@ -1,8 +1,8 @@
 """A folder or a zip of per-frame meshes as one deforming mesh.
 
 The files are taken in the order of the numbers in their names. All of them must
-have the same faces: without that nothing says which point is which from frame
-to frame, and such a sequence is refused.
+have the same faces. Otherwise vertices do not correspond between frames, and
+the sequence is rejected.
 """
 
 import io
@@ -54,7 +54,7 @@ def read_folder(
   Args:
     folder: Holds one mesh a frame.
     frames: Subset of `list_frames`; all by default.
-    limits: The most they may ask for.
+    limits: Limits on their size.
 
   Raises:
     AssetError: A file is damaged or the frames do not match.
@@ -92,10 +92,10 @@ def parse_mesh(
 ) -> TriangleMesh:
   """A mesh from the bytes of a PLY, OBJ or STL file.
 
-  Nothing but the bytes is read: materials of an OBJ are ignored.
+  No other file is read: materials of an OBJ are ignored.
 
   Raises:
-    AssetError: They are no mesh, or one that is too large or not finite.
+    AssetError: They are not a mesh, or the mesh is too large or not finite.
   """
   suffix = pathlib.PurePath(name).suffix.lower()
   if suffix == ".ply":
@@ -113,7 +113,7 @@ def parse_mesh(
     mesh = TriangleMesh(
       np.reshape(loaded.vertices, (-1, 3)), np.reshape(loaded.faces, (-1, 3))
     )
-  except Exception as error:  # trimesh raises whatever its parsers run into.
+  except Exception as error:  # trimesh's parsers raise many types.
     raise AssetError(
       f"{name!r} is not a readable {kind.upper()} mesh"
       f" ({type(error).__name__}: {str(error)[:100]})."
@@ -155,10 +155,10 @@ def _join(files, limits) -> deforming_mesh.DeformingMesh:
 
 
 def _check_ply_counts(name: str, content: bytes) -> None:
-  """Refuses counts that the bytes cannot hold, before memory is taken."""
+  """Rejects counts that exceed the file's size, before memory is allocated."""
   header = content[:_PLY_HEADER_BYTES].partition(b"end_header")[0]
   for kind, count in _PLY_ELEMENT.findall(header):
-    # Every element takes two bytes at least, in text as in binary.
+    # An element has at least two bytes, in text and in binary files.
     if not 0 <= int(count[:20]) * 2 <= len(content):
       raise AssetError(
         f"{name!r} claims {int(count[:20]):,} elements {kind.decode()!r} in"

@@ -158,7 +158,7 @@ def fan_triangles(
   Args:
     counts: Corners of each polygon; those below 3 give no triangle.
     corners: Vertex indices of all polygons, one after the other.
-    num_points: Vertices that there are.
+    num_points: Number of vertices.
 
   Returns:
     Vertex indices, int32 [T, 3], in the polygons' own winding.
@@ -188,11 +188,11 @@ def join_frames(
   Args:
     frames: Vertices, float64 [V, 3], and triangles [T, 3] of one time after
       the other. Far from the origin they are moved to it.
-    max_bytes: All vertices together may take; counted as they come.
+    max_bytes: Limit on all vertices together, checked frame by frame.
 
   Raises:
     AssetError: Topology changes, there are no faces, positions are not finite,
-      or there are more of them than allowed.
+      or their number exceeds the limit.
   """
   budget = asset_files.Budget(max_bytes)
   positions, faces, offset = [], None, np.zeros(3)

@@ -1,16 +1,16 @@
 """Animated USD files as deforming meshes.
 
-All meshes of a stage that are seen are joined, in world space and with y up:
-animated points, animated transforms, instances, and skeletons with their skins
-and blend shapes (UsdSkel); cubes, spheres and other shapes that numbers
-describe. Subdivision surfaces are read as their cages. What no point can be
-followed on is left out, and said: meshes that appear or vanish, point
-instancers, patches. Layers may refer to other files of the same folder only.
+All visible meshes of a stage are joined in world space with y up: animated
+points, animated transforms, instances, skeletons with skins and blend shapes
+(UsdSkel), and parametric shapes such as cubes and spheres. Subdivision surfaces
+are read as their control cages. Meshes without corresponding points over time
+are left out and reported: meshes that appear or vanish, point instancers,
+patches. Layers may only refer to files of the same folder.
 
 The animation lasts from the first key to the last one, within the stage's start
 and end codes where it has any.
 
-USD comes from the package usd-core, which only these functions import.
+Needs the package usd-core, imported only here.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class UsdAsset:
     try:
       _check_layers(path, path.parent)
       self._stage = Usd.Stage.Open(os.fspath(path))
-      # What is written for this reading stays in memory.
+      # Edits for this reading go to an in-memory layer.
       session = self._stage.GetSessionLayer()
       self._stage.SetEditTarget(session)
       self._dissolve_instances()
@@ -118,8 +118,8 @@ class UsdAsset:
     """The meshes at times, in seconds after the first time code.
 
     Raises:
-      AssetError: Topology changes, positions are not finite, or there are more
-        of them than allowed.
+      AssetError: Topology changes, positions are not finite, or their number
+        exceeds the limits.
     """
     _, _, _, UsdGeom, _ = _pxr()
     codes = (self.start + float(time) * self.rate for time in times)
@@ -127,7 +127,7 @@ class UsdAsset:
     return polygons.join_frames(frames, self.limits.decoded_bytes)
 
   def _dissolve_instances(self) -> None:
-    """Makes instances separate prims: each may follow another skeleton."""
+    """Makes instances editable prims, as each may follow another skeleton."""
     found = True
     while found:
       found, count = [], 0
@@ -202,7 +202,7 @@ class UsdAsset:
 
 
 def _reason_to_leave_out(UsdGeom, prim) -> str | None:
-  """Why a prim is no part of the object; None if it is, "" if nobody asks."""
+  """Why a prim is left out; None if it is used, "" if no report is needed."""
   is_mesh = prim.IsA(UsdGeom.Mesh) or prim.GetTypeName() in usd_shapes.KINDS
   is_other = prim.GetTypeName() in ("PointInstancer", "NurbsPatch")
   if not is_mesh and not is_other:
@@ -234,10 +234,10 @@ def _visibility_samples(UsdGeom, prim) -> set[float]:
 
 
 def _check_layers(path: pathlib.Path, folder: pathlib.Path) -> None:
-  """Refuses layers that refer to files outside of the folder."""
+  """Rejects layers that refer to files outside of the folder."""
   Sdf = _pxr()[0]
   if path.suffix.lower() == ".usdz":
-    return  # A package resolves names within itself.
+    return  # A package resolves its names internally.
   waiting, seen = [path], set()
   while waiting:
     layer_path = waiting.pop().resolve()

@@ -15,6 +15,6 @@ def find(
   count = min(count, len(colours))
   samples = colours + rng.normal(scale=_JITTER, size=colours.shape)
   with warnings.catch_warnings():
-    # A cluster that stays empty has no label, which is all that matters.
+    # No pixel has the label of an empty cluster, so it does no harm.
     warnings.simplefilter("ignore", UserWarning)
     return vq.kmeans2(samples, count, minit="++", rng=rng)

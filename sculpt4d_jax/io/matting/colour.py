@@ -1,12 +1,11 @@
-"""Cuts out what differs in colour from the frames' border.
+"""Separates pixels that differ in colour from the frames' border.
 
-A guess for natural footage where nothing better is at hand: it assumes that
-little of the border shows the object. The colours of the border, of all frames
-together, are gathered in clusters; what is far from all of them and near the
-middle suggests the object. OpenCV's GrabCut then divides all frames together,
-so that one model of the colours serves the whole clip.
+A fallback for natural footage, which assumes that the object covers little of
+the border. The border colours of all frames are clustered; pixels far from all
+clusters and near the middle are probably the object. OpenCV's GrabCut then
+segments all frames together, with one colour model for the clip.
 
-OpenCV comes with the optional extra "matting".
+OpenCV is part of the optional extra "matting".
 
 Source: Rother et al., GrabCut, 2004.
 """
@@ -121,7 +120,7 @@ def _odds(lab: np.ndarray) -> np.ndarray | None:
 def _distance(
   lab: np.ndarray, members: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-  """Distance from the clusters of some pixels' colours, in their spreads."""
+  """Distance from the nearest colour cluster, in units of its spread."""
   samples = lab[members]
   if len(samples) > _MAX_SAMPLES:
     samples = samples[rng.choice(len(samples), _MAX_SAMPLES, replace=False)]

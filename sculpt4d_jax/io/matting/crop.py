@@ -1,8 +1,8 @@
-"""One crop and one scale for a whole clip.
+"""Crops all frames of a clip alike.
 
-The object's motion in the picture is part of what the model is to see, so no
-frame is centred on its own: the box that holds the object in all frames is
-cut out of every frame, square, with the object on a plain background.
+The model must see the object's motion in the picture, so frames are not centred
+separately. One square around the object's box over all frames is cut out of
+every frame, and the object is put on a plain background.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from PIL import Image
 
 from sculpt4d_jax.errors import UserError
 
-# Alpha above this belongs to the object's box. Compressed alpha layers and
-# soft mattes leave a faint veil that would widen it.
+# Alpha above this counts for the object's box. Faint residue in compressed
+# alpha layers and soft mattes would widen it.
 _BOX_ALPHA = 25
 WHITE = (255, 255, 255)
 
@@ -29,7 +29,7 @@ class CropBox:
 
 @dataclasses.dataclass(frozen=True)
 class ClipImages:
-  """The frames as the image encoder gets them.
+  """The frames as input of the image encoder.
 
   Attributes:
     images: uint8 [F, size, size, 3], the object on the plain background.
@@ -53,15 +53,15 @@ def crop_clip(
   Args:
     frames: uint8 [F, height, width, 4], straight alpha.
     size: Side of the pictures returned.
-    border_ratio: Part of a picture's side that the longer side of the
-      object's box leaves free, in sum over both ends.
+    border_ratio: Total margin around the longer side of the object's box, as a
+      fraction of the picture's side.
     background: Colour put behind the object.
 
   Returns:
     Pictures, masks and the square.
 
   Raises:
-    ValueError: No frame shows any object, or the arguments make no sense.
+    ValueError: No frame shows an object, or the arguments are invalid.
 
   Source: Hunyuan3D 2.1, `ImageProcessorV2` (border ratio 0.15, white), which
   centres a single picture; here the box is that of the whole clip.
@@ -80,8 +80,8 @@ def crop_clip(
   images = np.empty((len(frames), size, size, 3), np.uint8)
   masks = np.empty((len(frames), size, size), np.uint8)
   for index, frame in enumerate(frames):
-    # Compositing first and resampling the opaque result is what resampling
-    # premultiplied colours amounts to: no halo from colours under alpha 0.
+    # Compositing before resampling is equivalent to resampling premultiplied
+    # colours: pixels of alpha 0 leave no halo.
     opaque = composite(frame, background)
     images[index] = window.resample(opaque, size, background)
     masks[index] = window.resample(frame[..., 3], size, 0)
@@ -121,7 +121,7 @@ def composite(
 
 
 class _Window:
-  """Cuts a square, perhaps reaching beyond the frame, and resamples it."""
+  """Cuts a square, which may extend beyond the frame, and resamples it."""
 
   def __init__(self, box: CropBox, frame_shape: tuple[int, int]):
     height, width = frame_shape

@@ -1,4 +1,4 @@
-"""What every way of cutting out returns, and how it says that it cannot."""
+"""Result of all cut-out methods, and their error for unsuitable clips."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from sculpt4d_jax.io.video.frames import VideoFrames
 
 
 class NotApplicable(InputError):
-  """A way does not suit a clip; the message is a clause that says why."""
+  """A method does not suit a clip; the message is a clause with the reason."""
 
 
 @dataclasses.dataclass(frozen=True)

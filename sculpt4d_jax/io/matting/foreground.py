@@ -1,22 +1,21 @@
 """Separates the object of a clip from its background.
 
-Ways, as `matte` names them; `methods.py` holds the table:
+Methods by the value of `matte`; the table is in `methods.py`:
 
   alpha       the alpha layer of the source
   plain       a plain background is removed: one colour, a gradient, a green
               screen, a floor before a wall
-  motion      what moves before a still camera
-  colour      what differs in colour from the border of the frames
+  motion      moving parts in front of a still camera
+  colour      parts that differ in colour from the frames' border
   onnx:FILE   a matting network (`onnx.py`)
   none        the entire frame is taken as the object
-  auto        alpha, plain, motion, colour: the first that suits the clip
+  auto        alpha, plain, motion, colour: the first suitable one
 
-Every way makes one model of the background for the whole clip, so the cut-out
-does not flicker with a model that changes from frame to frame. Then the pieces
-that are the object are kept (`pieces.py`), unless the mask is the user's, and
-the mask is examined (`plausibility.py`). Frames in which the object is away for
-a moment are kept, fully transparent; a clip in which no frame shows an object
-is an error.
+Every method fits one background model to the complete clip; a model per frame
+would make the cut-out flicker. Unless the user gave the mask, pieces that do
+not belong to the object are then removed (`pieces.py`). The mask is checked for
+plausibility (`plausibility.py`). Frames without the object are kept, fully
+transparent; a clip in which no frame shows an object is an error.
 """
 
 import dataclasses
@@ -32,7 +31,7 @@ from sculpt4d_jax.io.matting import plausibility
 from sculpt4d_jax.io.video.frames import InputError
 from sculpt4d_jax.io.video.frames import VideoFrames
 
-# Of a frame's pixels; less is no object that a mesh could be made of.
+# Share of a frame's pixels; smaller objects are too small for a mesh.
 MIN_COVERAGE = 1e-3
 _ADVICE = (
   "give a clip with an alpha channel or a plain background, a matting"
@@ -48,10 +47,10 @@ class Foreground:
   Attributes:
     frames: uint8 [F, height, width, 4], straight alpha; colours at soft edges
       are the object's own, without the background's share.
-    method: Name of the way, a key of `methods.METHODS`.
+    method: Name of the method, a key of `methods.METHODS`.
     confidence: Confidence in [0, 1]: 1 where the mask is given, near 0 where it
       is a guess or implausible.
-    warnings: Doubts about the mask, and what was left out of it; sentences.
+    warnings: Sentences about doubts and about pieces removed from the mask.
   """
 
   frames: np.ndarray = dataclasses.field(repr=False)
@@ -68,8 +67,8 @@ def extract(video: VideoFrames, matte: str = "auto") -> Foreground:
     matte: "auto", or "NAME" or "NAME:ARGUMENT" of `methods.METHODS`.
 
   Raises:
-    InputError: That way does not work for this clip, or no object is found.
-    ValueError: `matte` names no way.
+    InputError: The method does not work for this clip, or no object is found.
+    ValueError: `matte` is not the name of a method.
     ImportError: A network is given and onnxruntime is not installed.
   """
   name, _, argument = matte.partition(":")
@@ -118,7 +117,7 @@ def _first_that_suits(video: VideoFrames) -> tuple[str, cutout.Cutout]:
 def _examined(
   video: VideoFrames, name: str, found: cutout.Cutout
 ) -> Foreground:
-  """Keeps the object's pieces and notes what is doubtful."""
+  """Keeps the object's pieces and records doubts."""
   frames, notes = found.frames, list(found.notes)
   if not found.is_given:
     kept = pieces.keep_object(frames[..., 3], video.frames[..., :3])

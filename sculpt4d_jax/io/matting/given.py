@@ -5,18 +5,19 @@ import numpy as np
 from sculpt4d_jax.io.matting import cutout
 from sculpt4d_jax.io.video.frames import VideoFrames
 
-# Of a frame's pixels; less is a few stray ones.
+# Share of a frame's pixels; fewer are stray pixels.
 _MIN_TRANSPARENT = 1e-3
 _FAINT = 8  # Alpha up to which a pixel is taken as empty.
-_EVEN = 0.8  # Parts of the largest alpha; a layer above it everywhere says
-# nothing about the object.
+# Share of the largest alpha; a layer above it everywhere does not separate an
+# object.
+_EVEN = 0.8
 
 
 def from_alpha_layer(video: VideoFrames, argument: str) -> cutout.Cutout:
   """The alpha layer of the source; see `methods.py`.
 
-  Where the object itself is half transparent (a ghost, a faded export), alpha
-  is scaled up: meshes know inside and outside only.
+  If the object itself is half transparent (a ghost, a faded export), alpha is
+  scaled up, because meshes have only an inside and an outside.
   """
   del argument
   alpha = video.frames[..., 3]

@@ -1,12 +1,11 @@
 """A model of the ground behind an object, fitted to the border of the frames.
 
-A ground is one to three surfaces (a wall, a floor, bars), each
-colour(f, x, y) = level(f) + q(x, y): q is one quadratic in the pixel position
-for the whole clip (vignettes, studio gradients), level(f) follows exposure and
-fades. The first surface is fitted robustly to the entire border; where a good
-part of the border is left over and holds a corner of the frame or two opposite
-sides, so that it is no object that reaches into the frame, another is fitted
-to it.
+A ground is one to three surfaces (a wall, a floor, bars), each colour(f, x, y)
+= level(f) + q(x, y): q is one quadratic in the pixel position for the whole
+clip (vignettes, studio gradients), level(f) follows exposure and fades. The
+first surface is fitted robustly to the entire border; if a large part of the
+border remains and contains a corner of the frame or two opposite sides, it is
+not an object that reaches into the frame, and another surface is fitted to it.
 
 Distances are Euclidean, of 8-bit RGB.
 """
@@ -22,11 +21,11 @@ from sculpt4d_jax.io.matting import clusters
 MIN_THRESHOLD = 4.0
 # Above this median distance the border is textured, not plain.
 MAX_NOISE = 6.0
-# Below it, what a camera or an encoder adds need not be smoothed away.
+# Below it, noise of camera and encoder need not be smoothed.
 _LITTLE_NOISE = 1.2
 _MAX_SIGMA = 2.0  # Pixels.
 _MIN_PLAIN_SHARE = 0.7
-_ALL_BUT_OBJECT = 0.93  # Of the border; the rest may be the object.
+_ALL_BUT_OBJECT = 0.93  # Share of the border.
 _MAX_SURFACES = 3
 _MIN_SURFACE_SHARE = 0.06  # Of the border.
 _MAX_BORDER_SAMPLES = 4000
@@ -61,7 +60,7 @@ class Ground:
     surfaces: The first one covers most of the border.
     noise: Median distance of border pixels from the ground, smoothed frames.
     raw_noise: The same without smoothing.
-    plain_share: Part of the border that is like the ground.
+    plain_share: Share of the border that fits the ground.
     sigma: Pixels by which frames are smoothed before they are compared.
   """
 
@@ -73,7 +72,7 @@ class Ground:
 
   @property
   def threshold(self) -> float:
-    """Distance up to which a pixel is like the ground."""
+    """Distance up to which a pixel counts as ground."""
     return max(MIN_THRESHOLD, 3 * self.noise)
 
   def smooth(self, frame: np.ndarray) -> np.ndarray:
@@ -194,7 +193,7 @@ def difference(
   frame: np.ndarray,
   index: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A frame less the surface that is nearest to each pixel's colour.
+  """A frame minus the surface nearest to each pixel's colour.
 
   Args:
     ground: The model.
@@ -274,10 +273,10 @@ def _smooth_samples(
 
 
 def _noise(distance: np.ndarray) -> float:
-  """Typical distance of what is ground, heavy tails of compression included."""
-  # A fifth of the border is ground at least: other parts may be far away.
-  # Of noise that is normal in three channels, its quantile is the median's
-  # 1.55th part.
+  """Typical distance of ground pixels, with the heavy tails of compression."""
+  # At least a fifth of the border is ground; the rest may be far away. For
+  # noise that is normal in three channels, the median is 1.55 times this
+  # quantile.
   usual = 1.55 * float(np.quantile(distance, 0.2))
   inliers = distance[distance < max(MIN_THRESHOLD, 5 * usual)]
   if not inliers.size:
@@ -292,7 +291,7 @@ def _basis(
 ) -> np.ndarray:
   y = 2 * rows / max(1, shape[0] - 1) - 1
   x = 2 * columns / max(1, shape[1] - 1) - 1
-  # No constant: the levels hold it.
+  # No constant term: `levels` holds it.
   return np.stack([x, y, x * x, x * y, y * y], axis=-1)
 
 
@@ -317,9 +316,9 @@ def _fit_surface(
 ) -> Surface:
   basis = _basis(rows, columns, shape)
   levels = np.median(samples, axis=1)
-  # The median over the clip drops an object that touches the border at times.
+  # The median over frames ignores an object that touches the border at times.
   pattern = np.median(samples - levels[:, None], axis=0)
-  if is_flat:  # A small part of the border tells no curvature.
+  if is_flat:  # Too small for curvature.
     coefficients = np.zeros((basis.shape[1], 3))
     coefficients[:2], _ = _robust_fit(basis[:, :2], pattern)
   else:
@@ -336,7 +335,7 @@ def _another_surface(
   columns: np.ndarray,
   shape: tuple[int, int],
 ) -> Surface | None:
-  """A surface through what is left of the border, if that can be ground."""
+  """A surface through the rest of the border, if that can be ground."""
   left = (distance > threshold).mean(axis=0) > 0.7  # [R]
   if left.mean() < _MIN_SURFACE_SHARE:
     return None
@@ -345,7 +344,7 @@ def _another_surface(
     return None
   colour = np.median(samples[:, seeds].reshape(-1, 3), axis=0)
   typical = np.median(samples, axis=0)
-  # Alike to the corner; the rest of what is left may be the object.
+  # Pixels similar to the corner; the others may be the object.
   alike = left & (np.linalg.norm(typical - colour, axis=-1) < 60)
   if alike.mean() < _MIN_SURFACE_SHARE:
     return None
@@ -362,10 +361,10 @@ def _anchored(
   columns: np.ndarray,
   shape: tuple[int, int],
 ) -> np.ndarray:
-  """Border pixels by which a surface is told from an object at the border.
+  """Border pixels that distinguish a surface from an object at the border.
 
-  Objects reach into the frame from one side; a floor, a wall or a strip holds
-  corners, or two opposite sides.
+  Objects reach into the frame from one side; a floor, a wall or a strip
+  contains corners, or two opposite sides.
   """
   y = (rows + 0.5) / shape[0] - 0.5
   x = (columns + 0.5) / shape[1] - 0.5
@@ -393,7 +392,7 @@ def _robust_fit(
   weights = np.ones(len(basis))
   for _ in range(15):
     weighted = design * weights[:, None]
-    # A touch of damping: a border may say nothing of some term.
+    # Slight damping, because the border may not determine every term.
     normal = weighted.T @ design + 1e-6 * len(basis) * np.eye(design.shape[1])
     solution = np.linalg.solve(normal, weighted.T @ values)
     residual = np.linalg.norm(values - design @ solution, axis=1)

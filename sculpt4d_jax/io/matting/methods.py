@@ -1,10 +1,9 @@
-"""The ways of cutting an object out, by the name that `--matte` gives them.
+"""Methods of cutting an object out, by their names in `--matte`.
 
-To add one, write a function of the clip and of what follows the colon in
-`--matte=NAME:ARGUMENT`, and add a line to `METHODS`. It returns a
-`cutout.Cutout`, or raises `cutout.NotApplicable` with a clause that says why
-the clip does not suit it. `AUTO` lists those that `--matte=auto` tries, in
-turn.
+To add a method, write a function of the clip and of the argument in
+`--matte=NAME:ARGUMENT`, and add it to `METHODS`. It returns a `cutout.Cutout`,
+or raises `cutout.NotApplicable` with a clause that gives the reason. `AUTO`
+lists the methods that `--matte=auto` tries in order.
 """
 
 from collections.abc import Callable

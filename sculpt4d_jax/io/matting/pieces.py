@@ -1,11 +1,11 @@
-"""Which pieces of a cut-out are the object: the main one, and what goes with it.
+"""Selects the pieces of a cut-out that belong to the object.
 
-A cut-out often has more than the object in it: corners of rounded clips, edge
-strips of a bad crop, a watermark, specks of a green screen, far things that a
-network takes for objects as well. They would widen the crop and float in the
-meshes. In each frame the main piece is kept, with pieces that are large or
-near it; a piece that stands still, all pixels unchanged, while the main one
-moves, is part of the scene.
+A cut-out often contains more than the object: corners of rounded clips, edge
+strips of a bad crop, a watermark, specks of a green screen, distant things that
+a network takes for objects. They would widen the crop and float in the meshes.
+In each frame the main piece is kept, with pieces that are large or near it; a
+piece that stands still, all pixels unchanged, while the main one moves, is part
+of the scene.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ _SOLID = 128  # Alpha from which a pixel belongs to a piece.
 _LARGE = 0.15
 _SMALL = 0.003
 _NEAR = 0.12
-_STILL_CHANGE = 7.0  # Levels that noise alone changes a still pixel by.
+_STILL_CHANGE = 7.0  # Levels; noise changes still pixels by less.
 _MOSTLY = 0.75
 _SOFT_REACH = 6  # Pixels of soft edge that stay around a kept piece.
 _THIN = 3  # Half the width of lines that run in from the border.
@@ -30,7 +30,7 @@ class Kept:
 
   Attributes:
     alpha: uint8 [F, height, width].
-    notes: Parts of a sentence that list what was left out.
+    notes: Clauses that describe the removed pieces.
   """
 
   alpha: np.ndarray
@@ -44,7 +44,7 @@ class _Pieces:
   Attributes:
     labels: int [H, W], 0 where nothing is.
     area: Pixels.
-    still: Part of the pixels that are part of the scene.
+    still: Share of the pixels that belong to the still scene.
     corner: Whether it holds a corner of the frame.
     boxes: Slices of rows and columns.
   """
@@ -57,7 +57,7 @@ class _Pieces:
 
 
 def keep_object(alpha: np.ndarray, rgb: np.ndarray) -> Kept:
-  """Clears what does not belong to the object.
+  """Clears pieces that do not belong to the object.
 
   Args:
     alpha: uint8 [F, height, width].
@@ -161,7 +161,7 @@ def _main(pieces: _Pieces, some_still: bool) -> int | None:
 def _choose(
   pieces: _Pieces, main: int, moves: bool
 ) -> tuple[np.ndarray, set[str]]:
-  """Which pieces are kept, and why others are not."""
+  """Selects pieces, and gives reasons for the others."""
   keep = np.zeros(len(pieces.area), bool)
   reasons = set()
   rows, columns = pieces.boxes[main]

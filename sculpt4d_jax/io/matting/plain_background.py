@@ -2,12 +2,13 @@
 
 A pixel is background if its colour lies near the ground's (`ground.py`) AND it
 is connected to the border through such pixels: parts of the object that happen
-to have the background's colour stay, as long as the object encloses them. Before
-a saturated ground (green and blue screens), of which the object has none, a
-pixel is background by its colour alone, so that views through the object go.
+to have the background's colour stay, as long as the object encloses them. For a
+saturated ground (green and blue screens) whose colour the object does not have,
+the colour alone decides, so that gaps inside the object are removed too.
 
-Shadows on the ground are ground: they have its hue, less of its light, and,
-unlike the object, no sharp edge. The background grows into them from outside.
+Shadows on the ground count as ground: they have its hue, less light and, unlike
+the object, no sharp edge. The background region is grown into them from
+outside.
 
 Along the outline, alpha is the pixel's distance from the background's colour,
 relative to that of the object just inside (the matting equation
@@ -24,19 +25,19 @@ from sculpt4d_jax.io.matting import cutout
 from sculpt4d_jax.io.matting import ground as ground_lib
 from sculpt4d_jax.io.video.frames import VideoFrames
 
-# Compression surrounds an edge with ringing of about this part of its height.
+# Compression causes ringing around an edge of about this share of its height.
 _RINGING = 0.1
 _RINGING_REACH = 8  # Pixels; a transform block.
-_SPECK = 1e-4  # Of the frame's pixels.
-# Of a shadow: the light left in the darkest one, and how steep where it is an edge to the
-# brightness range around it (an outline changes within four pixels).
+_SPECK = 1e-4  # Share of the frame's pixels.
+# Remaining light in the darkest shadow, and the slope of an edge relative to
+# the brightness range around it (an outline changes within four pixels).
 _DARKEST_SHADOWS = (0.3, 0.6, 0.8, 1.0)  # The last removes none.
 _SHADOW_SLOPE = 0.16
 _SHADOW_REACH = 6  # Pixels.
 _MAX_LOST_EDGES = 0.15
-_MIN_SHADED_GROUND = 60.0  # Brightness; nothing is seen of fainter shadows.
+_MIN_SHADED_GROUND = 60.0  # Brightness; shadows on darker ground are invisible.
 # A screen's colour: difference of its largest and smallest channel, and the
-# distances, as parts of it, at which a pixel is all screen and all object.
+# distances, relative to it, at which a pixel is fully screen and fully object.
 _MIN_SCREEN_CHROMA = 80.0
 _SCREEN_LOW, _SCREEN_HIGH = 0.15, 0.4
 
@@ -54,8 +55,8 @@ class Removal:
   Attributes:
     colours: uint8 [F, height, width, 3], without the background's share.
     alpha: uint8 [F, height, width].
-    confidence: Confidence in (0, 1]: the plain part of the border, less its
-      noise.
+    confidence: Confidence in (0, 1]: the plain share of the border, reduced by
+      its noise.
     notes: Doubts, as sentences.
   """
 
@@ -104,17 +105,17 @@ def remove(rgb: np.ndarray) -> Removal | None:
 def _masks(
   rgb: np.ndarray, ground: ground_lib.Ground, patterns: list[np.ndarray]
 ) -> tuple[np.ndarray, str]:
-  """What is not ground, bool [F, H, W], shadows left out; and a doubt."""
+  """Masks of the object without shadows, bool [F, H, W], and a doubt."""
   doubt = ""
   first = None
   for darkest in _DARKEST_SHADOWS:
     masks, lost = _masks_without_shadows(rgb, ground, patterns, darkest)
-    # A shadow has no sharp edges. Where many go with it, the object is a grey
-    # thing on a grey ground, and more of it than its shadow would be lost.
+    # A shadow has no sharp edges. If removal takes many of them, a grey object
+    # on a grey ground would be lost together with its shadow.
     if lost <= _MAX_LOST_EDGES:
       break
     first = masks if first is None else first
-  # Much would go as shadow and cannot be told from the object.
+  # A large part looks like shadow and cannot be told from the object.
   if first is not None and first.sum() < 0.6 * masks.sum():
     doubt = _SHADOW_DOUBT
   return masks, doubt
@@ -126,11 +127,11 @@ def _masks_without_shadows(
   patterns: list[np.ndarray],
   darkest: float,
 ) -> tuple[np.ndarray, float]:
-  """Masks [F, H, W], and the part of the object's sharp edges they lost.
+  """Masks [F, H, W], and the share of the object's sharp edges they lost.
 
   Args:
     rgb: The frames.
-    ground: Model of what is behind the object.
+    ground: Model of the background.
     patterns: Patterns of its surfaces.
     darkest: Part of its light that the ground keeps in the darkest shadow.
   """

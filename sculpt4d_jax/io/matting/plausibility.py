@@ -1,8 +1,8 @@
-"""Signs that a cut-out is wrong, and how much they take from its confidence.
+"""Signs that a cut-out is wrong, with their effect on its confidence.
 
-A mask that covers most of the frame, touches the border all round or flickers
-mostly shows a failed cut-out; the clip is then processed with a warning, as it
-might be a close-up after all.
+A mask that covers most of the frame, touches the border on all sides or
+flickers usually indicates a failed cut-out. The clip is still processed, with a
+warning, because it might be a close-up.
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ import dataclasses
 import numpy as np
 
 _SOLID = 128
-_MOST = 0.45  # Of the frame.
-_TOUCHED = 0.25  # Of a side's length.
-_JUMP = 0.35  # Of the usual area, from a frame to the next.
-_MOSTLY_SOFT = 0.5  # Of the pixels that are shown at all.
+_MOST = 0.45  # Share of the frame.
+_TOUCHED = 0.25  # Share of a side's length.
+_JUMP = 0.35  # Share of the usual area, between frames.
+_MOSTLY_SOFT = 0.5  # Share of the pixels that are not transparent.
 
 
 @dataclasses.dataclass(frozen=True)
