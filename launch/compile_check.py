@@ -16,7 +16,7 @@ counts the collectives on the network that each needs.
 
 --search compiles the training step of the DiT in all meshes of fsdp and
 context, with each of --remat_policies and as few --micro_batches as fit. It
-ranks them by the bound of their MFU and prints the flags of the best one last.
+ranks them by the bound of their MFU and prints the fields of the best one last.
 
 Faster, with fewer compiler passes and some per cent of error in memory:
   JAX_OPTIMIZATION_LEVEL=O0 python -m launch.compile_check ...

@@ -45,14 +45,14 @@ class Layout:
       f" accumulation_steps={self.accumulation_steps}"
     )
 
-  def flags(self) -> str:
-    """The flags that give a preset this layout."""
-    return (
-      f"--config.mesh.fsdp={self.fsdp} --config.mesh.context={self.context}"
-      f" --config.model.dit.remat_policy={self.remat_policy or KEEP_ALL}"
-      " --config.dit_training.optimizer.accumulation_steps="
-      f"{self.accumulation_steps}"
-    )
+  def fields(self) -> dict[str, Any]:
+    """The fields of a preset's configuration that give it this layout."""
+    return {
+      "mesh.fsdp": self.fsdp,
+      "mesh.context": self.context,
+      "model.dit.remat_policy": self.remat_policy or KEEP_ALL,
+      "dit_training.optimizer.accumulation_steps": self.accumulation_steps,
+    }
 
   def apply(self, preset: preset_lib.Preset) -> preset_lib.Preset:
     """The preset in this layout."""
@@ -138,7 +138,7 @@ def run(
 
 
 def table(found: Sequence[tuple[Layout, Report]]) -> str:
-  """The layouts that were compiled, the best first, and its flags."""
+  """The layouts that were compiled, the best first, and its fields."""
   lines = [
     f"{'MFU <=':>7}{'step s >=':>11}{'peak GB':>9}{'fits':>6}"
     f"{'again':>8}{'exposed':>9}  layout"
@@ -153,7 +153,8 @@ def table(found: Sequence[tuple[Layout, Report]]) -> str:
       f"  {layout}"
     )
   if found and found[0][1]["fits"]:
-    lines.append(f"best: {found[0][0].flags()}")
+    fields = found[0][0].fields().items()
+    lines.append("best: " + " ".join(f"{k}={v}" for k, v in fields))
   else:
     lines.append("None of them fits.")
   return "\n".join(lines)
