@@ -67,7 +67,6 @@ from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
 from sculpt4d_jax.evaluation.protocols import evaluate as evaluate_lib
 from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.evaluation.protocols import scores as scores_lib
-from sculpt4d_jax.evaluation.views import weight_files
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
@@ -256,9 +255,7 @@ def chosen_protocol() -> conventions_lib.Protocol:
   }
   if flags.FLAGS["seed"].present:
     changes["seed"] = _SEED.value
-  return dataclasses.replace(
-    protocol, conventions=dataclasses.replace(protocol.conventions, **changes)
-  )
+  return protocol.with_conventions(**changes)
 
 
 def score_by_protocol(protocol: conventions_lib.Protocol) -> None:
@@ -274,7 +271,6 @@ def score_by_protocol(protocol: conventions_lib.Protocol) -> None:
       _TRUTH.value,
       protocol,
       processes=_PROCESSES.value,
-      show_progress=True,
     )
     rows = {_NAME.value: report}
   else:
@@ -282,18 +278,7 @@ def score_by_protocol(protocol: conventions_lib.Protocol) -> None:
       **held_out_arguments(preset_lib.from_config(_CONFIG.value)),
       protocol=protocol,
     )
-  for title, report in rows.items():
-    if len(report.clips) > 1:
-      print(f"{title}, by clip:\n")
-      print(scores_lib.format_clips(report, markdown=_MARKDOWN.value), "\n")
-  print(scores_lib.format_table(rows, markdown=_MARKDOWN.value))
-  for title, report in rows.items():
-    for note in scores_lib.format_notes(report):
-      print(f"{title}: {note}")
-  first = next(iter(rows.values()))
-  if protocol.name == "views":
-    print("\n" + weight_files.describe(_WEIGHTS.value, first.weights))
-  print(f"\nConventions: {first.describe()}.")
+  print(scores_lib.format_report(rows, markdown=_MARKDOWN.value))
   if _OUTPUT.value:
     text = json.dumps(scores_lib.to_json(rows), indent=2, allow_nan=False)
     atomic.write_bytes(_OUTPUT.value, f"{text}\n".encode())

@@ -22,10 +22,11 @@ from sculpt4d_jax import preset_files
 from sculpt4d_jax import shipped
 from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.errors import UserError
-from sculpt4d_jax.evaluation import comparison
-from sculpt4d_jax.evaluation import evaluator
-from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out
+from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
+from sculpt4d_jax.evaluation.protocols import evaluate as evaluate_lib
+from sculpt4d_jax.evaluation.protocols import protocol_table
+from sculpt4d_jax.evaluation.protocols import scores as scores_lib
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.inference import clip_input
 from sculpt4d_jax.inference import known as known_lib
@@ -211,14 +212,14 @@ class Model:
     self,
     num_sequences: int = 20,
     *,
-    conventions: geometry_metrics.Conventions | None = None,
+    protocol: str | conventions_lib.Protocol = "project",
     progress: run_log.ProgressOption = True,
-  ) -> dict[str, evaluator.Summary]:
+  ) -> dict[str, scores_lib.Report]:
     """Scores the model on held-out procedural clips.
 
     Args:
       num_sequences: Number of clips.
-      conventions: Measurements and how they are taken.
+      protocol: Name of a protocol, or a protocol; see `evaluate`.
       progress: See `generate`.
 
     Returns:
@@ -240,7 +241,7 @@ class Model:
       data.sizes,
       self.config.sampling,
       self.config.surface,
-      conventions or geometry_metrics.Conventions(),
+      protocol_table.resolve(protocol),
       run_log.RunLog(progress),
     )
 
@@ -391,7 +392,7 @@ def train(
   return workdir / "weights"
 
 
-evaluate = comparison.evaluate
+evaluate = evaluate_lib.evaluate
 
 
 def convert_weights(

@@ -1,5 +1,6 @@
 """The public API: what is imported, loaded, made, kept and refused."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import sculpt4d_jax as s4d
+from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
 from tests import small_models
@@ -206,16 +208,34 @@ def test_a_named_format_without_its_package_is_refused(
 
 
 def test_sequences_are_scored_from_memory_and_from_files(result, tmp_path):
-  conventions = s4d.api.geometry_metrics.Conventions(
-    num_points=500, iou_resolution=16
+  # Columns that cost little on a rough surface.
+  protocol = dataclasses.replace(
+    protocol_table.find("project").with_conventions(num_points=500),
+    metrics=("cd", "p2s"),
   )
   result.save(tmp_path / "out", progress=False)
-  for predicted in (result.meshes, tmp_path / "out"):
-    summary = s4d.evaluate(
-      predicted, result, conventions=conventions, progress=False
-    )
-    assert summary.estimates["chamfer"].mean < 0.05
-    assert summary.estimates["iou"].mean > 0.9
+  for predicted, truth in (
+    (result.meshes, result),
+    (tmp_path / "out", result),
+    (result, tmp_path / "out"),
+  ):
+    report = s4d.evaluate(predicted, truth, protocol, progress=False)
+    assert report.estimates["cd"].mean < 0.05
+    assert report.estimates["p2s"].mean < 1e-3
+  with pytest.raises(ValueError, match="predicted: expected a path"):
+    s4d.evaluate([1, 2], result, progress=False)
+  with pytest.raises(ValueError, match="truth: expected a path.* got a int"):
+    s4d.evaluate(result, 3, progress=False)
+
+
+@pytest.mark.slow  # Marching cubes of the trivial answers.
+def test_a_model_is_scored_by_a_protocol(model):
+  protocol = protocol_table.find("motion324").with_conventions(num_points=300)
+  rows = model.evaluate(1, protocol=protocol, progress=False)
+  assert list(rows) == ["model", "per frame", "mean shape", "best training"]
+  for report in rows.values():
+    assert report.protocol is protocol
+    assert report.estimates["cd_sum"].mean > 0
 
 
 def test_weights_alone_name_their_preset(tmp_path, monkeypatch):

@@ -77,7 +77,6 @@ def main(unused_argv: Sequence[str]) -> None:
       truth,
       protocol,
       processes=_PROCESSES.value,
-      show_progress=True,
     )
     _keep(folder, {_NAME.value: report})
   if _BASELINES.value:

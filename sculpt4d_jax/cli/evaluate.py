@@ -2,15 +2,17 @@
 
   sculpt4d evaluate out/demo truth/demo           two sequences
   sculpt4d evaluate results truth                 folders of them, by name
+  sculpt4d evaluate results truth --protocol actionbench --processes 2
   sculpt4d evaluate --preset tiny --num_sequences 20
+  sculpt4d evaluate --describe                    conventions of every protocol
 
-A sequence is a folder with frame_0000.ply, frame_0001.ply and so on, or an
-animated GLB or USD file. The last form samples procedural clips that the model
-never saw, and scores the same weights with temporal attention off and two
-answers that need no model.
+A sequence is a folder with a PLY, OBJ or GLB file a frame, an animated GLB, USD
+or Alembic file, or a .npy cloud of tracked points. Without sequences, the model
+of --preset is sampled on procedural clips that it never saw, and scored besides
+the same weights with temporal attention off and two answers that need no model.
 
-Printed are Chamfer distance, IoU, F-Score and jitter with 95 % intervals, and
-the conventions that they depend on.
+Printed are the columns of a protocol with 95 % intervals, and the conventions
+that they depend on.
 """
 
 import argparse
@@ -35,6 +37,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="held-out clips; default: 20",
   )
   parser.add_argument(
+    "--protocol",
+    default="project",
+    metavar="NAME",
+    help="what is measured, and how; default: project",
+  )
+  parser.add_argument(
+    "--describe",
+    action="store_true",
+    help="print the conventions of every protocol and stop",
+  )
+  parser.add_argument(
+    "--processes",
+    type=int,
+    default=1,
+    metavar="N",
+    help="processes that share the clips; default: 1",
+  )
+  parser.add_argument(
+    "--picture_weights",
+    metavar="FOLDER",
+    help="with --protocol views: folder of the weights of its networks",
+  )
+  parser.add_argument(
+    "--picture_size",
+    type=int,
+    default=512,
+    metavar="PIXELS",
+    help="with --protocol views: side of the pictures; default: 512",
+  )
+  parser.add_argument(
     "-o", "--output", metavar="FILE.json", help="file for every number"
   )
   parser.add_argument(
@@ -45,36 +77,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   from sculpt4d_jax import api
-  from sculpt4d_jax.evaluation import evaluator
-  from sculpt4d_jax.evaluation import geometry_metrics
+  from sculpt4d_jax.evaluation.protocols import evaluate
+  from sculpt4d_jax.evaluation.protocols import protocol_table
+  from sculpt4d_jax.evaluation.protocols import scores
   from sculpt4d_jax.io import atomic
 
+  if args.describe:
+    entries = protocol_table.PROTOCOLS.values()
+    print("\n\n".join(protocol.describe() for protocol in entries))
+    return
   if bool(args.predicted) != bool(args.truth):
     raise UserError(
       "Two sequences are compared: give the predicted and the true one, or"
       " neither to evaluate a model on held-out clips."
     )
-  conventions = geometry_metrics.Conventions()
+  protocol = evaluate.with_views(
+    protocol_table.find(args.protocol),
+    size=args.picture_size,
+    weights=args.picture_weights,
+  )
   progress = options.progress(args)
   if args.predicted:
-    summary = api.evaluate(
-      args.predicted, args.truth, conventions=conventions, progress=progress
+    report = api.evaluate(
+      args.predicted,
+      args.truth,
+      protocol,
+      processes=args.processes,
+      progress=progress,
     )
-    rows = {"prediction": summary}
+    rows = {"prediction": report}
   else:
     config = options.read_preset(args)
     model = api.load(config, args.weights, progress=progress)
     rows = model.evaluate(
-      args.num_sequences, conventions=conventions, progress=progress
+      args.num_sequences, protocol=protocol, progress=progress
     )
-  for title, summary in rows.items():
-    if len(summary.sequences) > 1:
-      print(f"{title}, by sequence:\n")
-      print(evaluator.format_sequences(summary, markdown=args.markdown), "\n")
-  print(evaluator.format_table(rows, markdown=args.markdown))
-  print(f"\nConventions: {conventions.describe()}.")
+  print(scores.format_report(rows, markdown=args.markdown))
   if args.output:
-    text = json.dumps(
-      evaluator.to_json(rows, conventions), indent=2, allow_nan=False
-    )
+    text = json.dumps(scores.to_json(rows), indent=2, allow_nan=False)
     atomic.write_bytes(args.output, f"{text}\n".encode())

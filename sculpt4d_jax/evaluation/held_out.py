@@ -163,9 +163,9 @@ def compare_seeds(
   sizes: clip_records.RecordSizes,
   sampling: model_lib.SamplingConfig,
   surface: pipeline.SurfaceConfig,
-  conventions: geometry_metrics.Conventions,
+  protocol: conventions_lib.Protocol,
   log: run_log.RunLog,
-) -> dict[str, evaluator.Summary]:
+) -> dict[str, protocol_scores.Report]:
   """Makes procedural clips of the seeds and scores a model on them.
 
   Args:
@@ -176,12 +176,14 @@ def compare_seeds(
     sizes: Sizes of the clips' records.
     sampling: Settings of the sampler.
     surface: Settings of the surfaces.
-    conventions: Measurements and how they are taken.
+    protocol: Protocol of the scores.
     log: Log that shows the progress.
   """
   clips = make_clips(held_out, num_frames, sizes, log)
   trivial = [solids.make_clip(seed, num_frames) for seed in train]
-  return compare(model, clips, trivial, sampling, surface, conventions, log)
+  return compare_by_protocol(
+    model, clips, trivial, sampling, surface, protocol, log
+  )
 
 
 def compare(

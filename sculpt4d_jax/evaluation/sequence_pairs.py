@@ -20,6 +20,7 @@ TriangleMesh = mesh_lib.TriangleMesh
 ShapeSequence = sequences.ShapeSequence
 PathLike = str | os.PathLike
 
+_PATH = (str, os.PathLike)
 _MAX_NAMES = 8  # Listed in a message.
 
 
@@ -78,7 +79,7 @@ def read_sequence(path: PathLike) -> list[TriangleMesh]:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPair:
-  """Two sequences, at least one of which is in memory.
+  """Two sequences, of which one or both are in memory.
 
   Attributes:
     name: Name of the clip.
@@ -90,15 +91,51 @@ class MemoryPair:
   predicted: Any
   truth: Any
 
-  def read(self) -> tuple[list[Any], list[Any]]:
-    """The predicted and the true meshes."""
-    return _meshes(self.predicted), _meshes(self.truth)
+  def read_shapes(self) -> tuple[ShapeSequence, ShapeSequence]:
+    """The predicted and the true sequence.
+
+    An animation in a file is played at as many times as the other side has
+    frames.
+
+    Raises:
+      SequenceError: A file is damaged.
+      ValueError: A side is no sequence of meshes.
+    """
+    sides = {"predicted": self.predicted, "truth": self.truth}
+    shapes = {
+      name: _in_memory(side, name)
+      for name, side in sides.items()
+      if not isinstance(side, _PATH)
+    }
+    frames = next(iter(shapes.values())).num_frames
+    for name, side in sides.items():
+      if name not in shapes:
+        shapes[name] = sequences.read(_existing(side), frames)
+    return shapes["predicted"], shapes["truth"]
 
 
-def _meshes(sequence: Any) -> list[Any]:
-  if isinstance(sequence, (str, os.PathLike)):
-    return read_sequence(sequence)
-  return list(getattr(sequence, "meshes", sequence))
+def _in_memory(sequence: Any, name: str) -> ShapeSequence:
+  """Meshes, or an object with `meshes`, as a sequence."""
+  if isinstance(sequence, ShapeSequence):
+    return sequence
+  meshes = getattr(sequence, "meshes", sequence)
+  is_list = isinstance(meshes, Sequence)
+  odd = next((m for m in meshes if not _is_mesh(m)), None) if is_list else None
+  if not is_list or odd is not None:
+    got = type(sequence).__name__
+    if odd is not None:
+      got += f" with a {type(odd).__name__}"
+    raise UserError(
+      f"{name}: expected a path, an object with `meshes` or a list of meshes,"
+      f" which have `vertices` and `faces`; got a {got}."
+    )
+  return ShapeSequence(
+    tuple(TriangleMesh(m.vertices, m.faces) for m in meshes), source="memory"
+  )
+
+
+def _is_mesh(value: Any) -> bool:
+  return hasattr(value, "vertices") and hasattr(value, "faces")
 
 
 def find_pairs(

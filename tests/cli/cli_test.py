@@ -13,9 +13,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
+import sculpt4d_jax
 from sculpt4d_jax import cli
 from sculpt4d_jax import preset_files
 from sculpt4d_jax.cli import info
+from sculpt4d_jax.evaluation.protocols import protocol_table
 from tests import small_models
 from tests.integration import micro
 
@@ -176,11 +178,26 @@ def test_evaluate_compares_two_folders(run, weights, clip, capsys):
     *("sample", clip, "-o", "out", "--preset", PRESET, "--weights", weights),
     *("--quiet", *SURFACE),
   )
-  run("evaluate", "out", "out", "-o", "scores.json", "--quiet")
-  assert "Conventions: " in capsys.readouterr().out
-  assert json.loads(pathlib.Path("scores.json").read_text())
+  compare = ("evaluate", "out", "out", "--protocol", "motion324", "--quiet")
+  run(*compare, "-o", "scores.json")
+  assert "Conventions: motion324: 50,000 points" in capsys.readouterr().out
+  document = json.loads(pathlib.Path("scores.json").read_text())
+  estimates = document["methods"]["prediction"]["estimates"]
+  # The same numbers as the function's.
+  report = sculpt4d_jax.evaluate("out", "out", "motion324", progress=False)
+  for name, estimate in report.estimates.items():
+    assert estimates[name]["mean"] == estimate.mean
   with pytest.raises(ValueError, match="predicted and the true one"):
     run("evaluate", "out")
+  with pytest.raises(ValueError, match="no protocol 'fid'; choose one of"):
+    run("evaluate", "out", "out", "--protocol", "fid")
+
+
+def test_evaluate_describes_every_protocol(run, capsys):
+  run("evaluate", "--describe")
+  text = capsys.readouterr().out
+  for name in protocol_table.PROTOCOLS:
+    assert f"{name}: " in text
 
 
 def test_no_text_of_the_library_advises_programs_that_a_wheel_lacks():

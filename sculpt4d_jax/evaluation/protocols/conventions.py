@@ -1,12 +1,15 @@
 """What a protocol's numbers depend on besides the shapes, and protocols."""
 
 import dataclasses
+from typing import Any
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation.views import pictures
 
 # Lengths live in [-1, 1]^3; no two points are farther apart.
 WORST_DISTANCE = 2.0 * 3.0**0.5
+
+_MIN_SIZE = 32  # Below, VGG16 has no pixel left at its last layer.
 
 ALIGNMENTS = (
   "none",
@@ -32,6 +35,12 @@ class ViewSettings:
   size: int = 512
   azimuths: tuple[float, ...] = pictures.AZIMUTHS
   weights: str | None = None
+
+  def __post_init__(self):
+    if self.size < _MIN_SIZE:
+      raise UserError(
+        f"size={self.size}: pictures need at least {_MIN_SIZE} pixels a side."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +118,11 @@ class Protocol:
   conventions: Conventions
   summary: str
   slips: tuple[str, ...] = ()
+
+  def with_conventions(self, **changes: Any) -> "Protocol":
+    """The protocol with other parameters; fields of `Conventions`."""
+    conventions = dataclasses.replace(self.conventions, **changes)
+    return dataclasses.replace(self, conventions=conventions)
 
   def describe(self) -> str:
     """The line to print with the numbers."""

@@ -3,19 +3,19 @@
 from sculpt4d_jax.evaluation.protocols import evaluate
 report = evaluate.evaluate("out", "truth", protocol="actionbench")
 print(evaluate.scores.format_table({"mine": report}))
+
+The same function is `sculpt4d_jax.evaluate`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import concurrent.futures
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import time
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import sequence_pairs
@@ -26,71 +26,78 @@ from sculpt4d_jax.evaluation.protocols import metric_table
 from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.evaluation.protocols import scores
 from sculpt4d_jax.evaluation.views import weight_files
+from sculpt4d_jax.inference import run_log
 
 Protocol = conventions_lib.Protocol
-SequencePair = sequence_pairs.SequencePair
-PathLike = str | os.PathLike
+Pair = sequence_pairs.SequencePair | sequence_pairs.MemoryPair
+# A path, a list of meshes, or an object with `meshes`.
+SequenceLike = Any
+
+_PATH = (str, os.PathLike)
 
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
 def evaluate(
-  predicted: PathLike,
-  truth: PathLike,
+  predicted: SequenceLike,
+  truth: SequenceLike,
   protocol: str | Protocol = "project",
   *,
   processes: int = 1,
-  show_progress: bool = False,
+  progress: run_log.ProgressOption = True,
 ) -> scores.Report:
   """Scores a predicted sequence, or a folder of them, against the truth.
 
   Args:
-    predicted: See `sequences` for what a sequence may be.
+    predicted: A sequence in memory, as a list of meshes or an object with
+      `meshes`; or the path of a sequence or of a folder of them, which are
+      paired by name. A sequence may be a folder of PLY, OBJ or GLB files, an
+      animated GLB, USD or Alembic file, or a .npy cloud of tracked points.
     truth: Likewise. A folder's true sequences without a prediction count as
       failed clips, unless the protocol is `project`.
-    protocol: A name in `protocol_table`, or a protocol.
+    protocol: A name, as `sculpt4d evaluate --describe` lists them, or a
+      protocol.
     processes: Number of processes that share the clips.
-    show_progress: Whether to show a progress bar on stderr.
+    progress: True for a bar on stderr, False for silence, or a function that is
+      called with a `run_log.Progress`.
+
+  Returns:
+    Scores of every clip frame by frame, and their means with 95 % intervals.
 
   Raises:
     ValueError: The input cannot be read or compared.
   """
-  if isinstance(protocol, str):
-    protocol = protocol_table.find(protocol)
-  pairs = sequence_pairs.find_pairs(
-    predicted, truth, every_truth=protocol.name != "project"
-  )
-  return evaluate_pairs(
-    pairs, protocol, processes=processes, show_progress=show_progress
-  )
+  protocol = protocol_table.resolve(protocol)
+  if isinstance(predicted, _PATH) and isinstance(truth, _PATH):
+    pairs = sequence_pairs.find_pairs(
+      predicted, truth, every_truth=protocol.name != "project"
+    )
+  else:
+    pairs = [sequence_pairs.MemoryPair("sequence", predicted, truth)]
+  return evaluate_pairs(pairs, protocol, processes=processes, progress=progress)
 
 
 def evaluate_pairs(
-  pairs: Sequence[SequencePair],
+  pairs: Sequence[Pair],
   protocol: Protocol,
   *,
   processes: int = 1,
-  show_progress: bool = False,
+  progress: run_log.ProgressOption = True,
 ) -> scores.Report:
   """Reads and scores pairs of sequences; arguments as `evaluate`."""
   if processes < 1:
     raise UserError(f"processes={processes} must be at least 1.")
-  with tqdm.tqdm(
-    total=len(pairs), unit="clip", dynamic_ncols=True, disable=not show_progress
-  ) as bar:
-    scored = _score_all(pairs, protocol, processes, bar)
-    clips = list(scored)
+  log = run_log.RunLog(progress)
+  with log.stage("score clips", len(pairs)) as bar:
+    clips = list(_score_all(pairs, protocol, processes, bar))
   return scores.summarise(protocol, clips, found_weights(protocol))
 
 
 def with_views(protocol: Protocol, **settings: Any) -> Protocol:
   """The protocol with other pictures; `settings` are those of `ViewSettings`."""
   views = conventions_lib.ViewSettings(**settings)
-  return dataclasses.replace(
-    protocol,
-    conventions=dataclasses.replace(protocol.conventions, views=views),
-  )
+  return protocol.with_conventions(views=views)
 
 
 def found_weights(protocol: Protocol) -> dict[str, dict[str, object]]:
@@ -172,15 +179,14 @@ def score_clip(
 
 
 def _score_all(
-  pairs: Sequence[SequencePair],
+  pairs: Sequence[Pair],
   protocol: Protocol,
   processes: int,
-  bar: tqdm.tqdm,
+  bar: run_log.Bar,
 ) -> Iterator[scores.ClipScores]:
   """Scores of all pairs, in their order."""
   if processes == 1 or len(pairs) == 1:
-    for number, pair in enumerate(pairs):
-      bar.set_description(f"{pair.name} ({number + 1} of {len(pairs)})")
+    for pair in pairs:
       yield _read_and_score(pair, protocol, -1)
       bar.update()
     return
@@ -198,7 +204,9 @@ def _score_all(
     yield from (future.result() for future in futures)
 
 
-def _wait(futures: Iterable[concurrent.futures.Future], bar: tqdm.tqdm) -> None:
+def _wait(
+  futures: Iterable[concurrent.futures.Future], bar: run_log.Bar
+) -> None:
   """Waits for all, and raises the first error as one of this process."""
   for future in concurrent.futures.as_completed(futures):
     error = future.exception()
@@ -210,7 +218,7 @@ def _wait(futures: Iterable[concurrent.futures.Future], bar: tqdm.tqdm) -> None:
 
 
 def _read_and_score(
-  pair: SequencePair, protocol: Protocol, workers: int
+  pair: Pair, protocol: Protocol, workers: int
 ) -> scores.ClipScores:
   prediction, truth = pair.read_shapes()
   return score_clip(

@@ -185,3 +185,8 @@ def find(name: str) -> Protocol:
       f"there is no protocol {name!r}; choose one of {', '.join(PROTOCOLS)}."
     )
   return PROTOCOLS[name]
+
+
+def resolve(protocol: str | Protocol) -> Protocol:
+  """The protocol of a name; a protocol is taken as it is."""
+  return find(protocol) if isinstance(protocol, str) else protocol

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib.metadata
 import platform
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation.protocols import clip_pair
 from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
 from sculpt4d_jax.evaluation.protocols import metric_table
+from sculpt4d_jax.evaluation.views import weight_files
 
 Estimate = evaluator.Estimate
 Protocol = conventions_lib.Protocol
@@ -163,6 +165,51 @@ def format_clips(
     ]
     table.append([clip.name, str(clip.num_frames), empty] + cells)
   return evaluator.layout(table, markdown)
+
+
+def paired_difference(
+  report: Report, other: Report, metric: str, **options: Any
+) -> Estimate:
+  """Mean of `report - other` over the clips that have the metric in both.
+
+  Clips differ more among themselves than methods do, so that two methods are
+  told apart by the differences clip by clip.
+
+  Args:
+    report: Scores of one method.
+    other: Scores of another on the same clips, in any order.
+    metric: One of the protocol's metrics.
+    **options: Options of `evaluator.estimate_mean`.
+
+  Raises:
+    ValueError: The clips are not the same.
+  """
+  means = [{c.name: c.mean(metric) for c in r.clips} for r in (report, other)]
+  if means[0].keys() != means[1].keys():
+    odd = sorted(means[0].keys() ^ means[1].keys())
+    raise UserError(f"Only one method has the clips {', '.join(odd)}.")
+  return evaluator.estimate_mean(
+    [value - means[1][name] for name, value in means[0].items()], **options
+  )
+
+
+def format_report(rows: Mapping[str, Report], *, markdown: bool = False) -> str:
+  """What a program prints: clips where there are several, means, conventions."""
+  parts = []
+  for title, report in rows.items():
+    if len(report.clips) > 1:
+      parts.append(f"{title}, by clip:")
+      parts.append(format_clips(report, markdown=markdown))
+  lines = [format_table(rows, markdown=markdown)]
+  for title, report in rows.items():
+    lines += [f"{title}: {note}" for note in format_notes(report)]
+  parts.append("\n".join(lines))
+  first = next(iter(rows.values()))
+  if first.protocol.name == "views":
+    folder = first.protocol.conventions.views.weights
+    parts.append(weight_files.describe(folder, first.weights))
+  parts.append(f"Conventions: {first.describe()}.")
+  return "\n\n".join(parts)
 
 
 def format_notes(report: Report) -> list[str]:
