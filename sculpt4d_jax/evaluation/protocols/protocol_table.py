@@ -188,5 +188,5 @@ def find(name: str) -> Protocol:
 
 
 def resolve(protocol: str | Protocol) -> Protocol:
-  """The protocol of a name; a protocol is taken as it is."""
+  """The protocol of a name; a protocol itself is returned unchanged."""
   return find(protocol) if isinstance(protocol, str) else protocol
