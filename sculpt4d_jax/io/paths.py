@@ -1,21 +1,21 @@
 """Paths of files and of objects in buckets.
 
-`of` turns what a user names into a path: `pathlib.Path` for a file system, and
+`of` turns a user's text into a path: `pathlib.Path` for a file system, and
 `StorePath` for `gs://bucket/name` and `s3://bucket/name`. A `StorePath` has the
 part of pathlib's interface that this project uses. It is not `os.PathLike`, so
-that a function which only knows file systems refuses it at once.
+functions that only support file systems reject it at once.
 
-A store differs from a file system in three ways that callers must respect:
+A store differs from a file system in three ways that matter to callers:
 
-  An object appears whole or not at all, and replaces an older one in one step.
-  A folder is only a common beginning of names: it is neither made nor renamed,
-  and its objects appear one by one. What says that a folder is whole is
+  An object is written atomically and replaces an older one in one step.
+  A folder is only a common prefix of names: it is neither made nor renamed, and
+  its objects appear one by one. The file that marks a folder as complete is
   therefore written last.
-  A store may be away for a while: every operation is tried again, with growing
-  pauses, for `PATIENCE` seconds.
+  A store may be unavailable for a while: every operation is retried, with
+  growing pauses, for `PATIENCE` seconds.
 
-Stores are reached through fsspec, by the packages gcsfs and s3fs, which find
-credentials in the way of their cloud; nothing here reads any.
+Stores are accessed through fsspec by the packages gcsfs and s3fs, which find
+credentials in the way of their cloud; this module reads none.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,13 +40,13 @@ from sculpt4d_jax.errors import UserError
 T = TypeVar("T")
 LocalPath = pathlib.Path
 
-# Package and extra of each kind of store.
+# Package and extra for each kind of store.
 STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
-PATIENCE = 900.0  # Seconds that a store may be away.
+PATIENCE = 900.0  # Seconds of retries.
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
 _AT_ONCE = 16  # Objects that are removed at once.
-# Errors that another try does not mend, by the name of their class: those of
-# the clouds' libraries, which may not be installed.
+# Errors that are not retried. Class names, because the cloud libraries that
+# define them may not be installed.
 _FINAL = frozenset(
   {
     "NoCredentialsError",
@@ -67,7 +67,7 @@ _FINAL_KINDS = (
   AttributeError,
   NotImplementedError,
 )
-_AGAIN_CODES = frozenset({408, 429})  # Of HTTP, among those below 500.
+_AGAIN_CODES = frozenset({408, 429})  # HTTP status below 500.
 
 
 class StoreError(OSError):
@@ -75,7 +75,7 @@ class StoreError(OSError):
 
 
 def of(path: Any) -> Any:
-  """A path for what a user names.
+  """The path for a user's text.
 
   Args:
     path: A file, a folder, or a `gs://` or `s3://` URL; a path stays the same.
@@ -120,7 +120,7 @@ class StorePath:
 
   @property
   def key(self) -> str:
-    """Bucket and name, as fsspec has it."""
+    """Bucket and name, as fsspec expects them."""
     return "/".join(self._parts)
 
   @property
@@ -177,7 +177,7 @@ class StorePath:
     return self
 
   def info(self) -> dict[str, Any] | None:
-    """What the store says of an object or folder; None if there is none."""
+    """The store's metadata of an object or folder; None if there is none."""
     try:
       return self._try(lambda fs: fs.info(self.key))
     except FileNotFoundError:
@@ -221,7 +221,7 @@ class StorePath:
     return self._try(read)
 
   def open(self, mode: str = "rb") -> BinaryIO:
-    """The whole object as a file that is read."""
+    """Opens the complete object for reading."""
     if mode != "rb":
       raise UserError(f"mode={mode!r}: an object is opened with 'rb' alone.")
     return io.BytesIO(self.read_bytes())
@@ -247,7 +247,7 @@ class StorePath:
     self._try(write)
 
   def download(self, file: pathlib.Path) -> None:
-    """Copies the object into a file, which is replaced whole."""
+    """Copies the object into a file, which is replaced atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}-{os.getpid()}-{id(self):x}")
     try:
@@ -277,7 +277,7 @@ class StorePath:
       list(pool.map(lambda path: path.unlink(missing_ok=True), found))
 
   def walk(self) -> list[tuple["StorePath", dict[str, Any]]]:
-    """All objects below this one, and what the store says of each."""
+    """All objects below this one, with the store's metadata."""
     try:
       found = self._try(lambda fs: fs.find(self.key, detail=True))
     except FileNotFoundError:
@@ -348,7 +348,7 @@ def retry(operation: Callable[[], T], what: str) -> T:
           f"{what} could not be reached for {PATIENCE / 60:.0f} minutes:"
           f" {_reason(error)}"
         ) from error
-      if time.monotonic() - began > 2.0:  # One bad answer is no news.
+      if time.monotonic() - began > 2.0:  # Single failures are not reported.
         logging.warning(
           "%s: %s; trying again in %.0f s.", what, _reason(error), pause
         )
@@ -357,7 +357,7 @@ def retry(operation: Callable[[], T], what: str) -> T:
 
 
 def _is_final(error: Exception) -> bool:
-  """Whether another try would fail in the same way."""
+  """Whether a retry would fail in the same way."""
   if isinstance(error, _FINAL_KINDS):
     return True
   if {kind.__name__ for kind in type(error).__mro__} & _FINAL:
@@ -374,21 +374,21 @@ def _reason(error: Exception) -> str:
 
 
 def file_system(scheme: str) -> Any:
-  """Fsspec's file system of a kind of store, one a process.
+  """Fsspec's file system for a kind of store, one per process.
 
   Raises:
     ImportError: The package of this kind of store is not installed.
   """
   package, extra = STORES[scheme]
-  # gcsfs would ask for the kind of every bucket by another service, which
-  # not every account may use.
+  # gcsfs would query every bucket's type from another service, for which not
+  # every account has permission.
   os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
   try:
     import fsspec
 
     options: dict[str, Any] = dict(use_listings_cache=False)
     if scheme == "gs" and os.environ.get("STORAGE_EMULATOR_HOST"):
-      options["token"] = "anon"  # An emulator takes no credentials.
+      options["token"] = "anon"  # An emulator needs no credentials.
     return fsspec.filesystem(scheme, **options)
   except ImportError as error:
     raise MissingPackageError(
@@ -398,7 +398,7 @@ def file_system(scheme: str) -> Any:
 
 
 def kvstore(path: Any) -> dict[str, Any]:
-  """TensorStore's specification of a place, in a store or on a disk."""
+  """TensorStore's specification of a path, in a store or on a disk."""
   path = of(path)
   if not isinstance(path, StorePath):
     return {"driver": "file", "path": f"{path.absolute()}/"}
@@ -423,13 +423,13 @@ def kvstore(path: Any) -> dict[str, Any]:
 def upload_folder(
   folder: pathlib.Path, target: StorePath, last: Sequence[str] = ()
 ) -> None:
-  """Copies all files of a folder into a store, but hidden ones.
+  """Copies all files of a folder, except hidden ones, into a store.
 
   Args:
     folder: Folder on a disk.
     target: Destination; files keep their relative names.
-    last: Names of files that are copied after all others, in this order: what
-      says that the rest is whole.
+    last: Names of files that are copied after all others, in this order: the
+      files that mark the folder as complete.
   """
   files = sorted(
     path

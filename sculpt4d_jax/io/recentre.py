@@ -1,13 +1,13 @@
-"""Hunyuan3D 2.1's preparation of one picture, byte for byte.
+"""Hunyuan3D 2.1's preparation of one picture, reproduced byte for byte.
 
-The object is cut out by its alpha, scaled so that its longer side fills
-`1 - border_ratio` of a square, centred, laid on white, and the square resized.
-Clips are prepared separately, with one scale and centre for all frames;
-this one is for comparison with the released image-to-3D model.
+The object is cut out by its alpha, scaled so that its longer side fills `1 -
+border_ratio` of a square, centred on white, and the square is resized. Clips
+are prepared elsewhere (`matting/crop.py`), with one scale and centre for all
+frames; this module is for comparisons with the released image-to-3D model.
 
 The three resizing functions follow OpenCV's conventions (pixel centres at
-half-integers, edges replicated, area = exact coverage). Against OpenCV 5.0 they
-differ by one step of 255 at most, and where it rounds ties the other way.
+half-integers, edges replicated, area = exact coverage). They differ from OpenCV
+5.0 by at most one step of 255, where ties are rounded the other way.
 
 Source: Hunyuan3D 2.1, `ImageProcessorV2`.
 """
@@ -41,14 +41,15 @@ def recentre_rgba(
   """Centres the object on a white square.
 
   Args:
-    rgba: Picture with straight alpha; without alpha all of it is the object.
-    border_ratio: Share of the square's side that the object leaves free.
+    rgba: Picture with straight alpha; without alpha, everything is object.
+    border_ratio: Margin as a share of the square's side.
 
   Returns:
     Colours and mask; the side S is the picture's longer one.
 
   Raises:
-    ValueError: Not such a picture, a ratio outside [0, 1), or no object.
+    ValueError: The picture is unsuitable, the ratio is outside of [0, 1), or
+      there is no object.
   """
   rgba = np.asarray(rgba)
   if rgba.dtype != np.uint8 or rgba.ndim != 3 or rgba.shape[2] not in (3, 4):
@@ -77,7 +78,7 @@ def recentre_rgba(
   )
   alpha = canvas[..., 3:].astype(np.float32) / 255
   rgb = canvas[..., :3] * alpha + np.float32(255) * (1 - alpha)
-  # The reference truncates both, which costs some mask values a step.
+  # The reference truncates both, so some mask values are one step lower.
   return (
     np.clip(rgb, 0, 255).astype(np.uint8),
     (alpha[..., 0] * 255).astype(np.uint8),
@@ -85,7 +86,7 @@ def recentre_rgba(
 
 
 def resize_area(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-  """Each new pixel is the mean of what it covers; uint8 [H, W, ...].
+  """Each new pixel is the mean of the area that it covers; uint8 [H, W, ...].
 
   Enlarged in either direction, a new pixel is a mixture of two old ones in
   each, in OpenCV's fixed point of 11 bits.
@@ -117,7 +118,7 @@ def resize_nearest(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _cut_out(rgba: np.ndarray) -> np.ndarray:
-  """The box of alpha > 0, less its last row and column, as the reference."""
+  """The box of alpha > 0 without last row and column, as in the reference."""
   rows, columns = np.nonzero(rgba[..., 3])
   if not len(rows):
     raise UserError("The picture is empty: its alpha is 0 everywhere.")
@@ -135,7 +136,7 @@ def _resample(image, shape, weights) -> np.ndarray:
 
 
 def _coverage(new: int, old: int) -> np.ndarray:
-  """How much of each new pixel [new, old] an old one fills."""
+  """The fraction of each new pixel covered by each old one, [new, old]."""
   scale = old / new
   begin = np.arange(new)[:, None] * scale
   pixel = np.arange(old)

@@ -1,10 +1,10 @@
-"""Folders whose files appear together, next to files that are not ours.
+"""Makes the files of a run appear together in a folder with other files.
 
-A run writes into a hidden folder inside the output folder and its files move
-out at the end, under a lock, so that two runs that end at the same time do not
-mix theirs. What arrived is listed with sizes and hashes (`LIST`): a later run
-removes or overwrites only files that are on the list and unchanged. A user's
-file in the place of a new one is renamed.
+A run writes into a hidden folder inside the output folder. At the end its files
+are moved out under a lock, so that two runs that end at the same time do not
+mix their files. The moved files are listed with sizes and hashes (`LIST`): a
+later run removes or overwrites only files that are listed and unchanged. A
+user's file with the name of a new one is renamed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from sculpt4d_jax.io import paths
 
 LIST = ".sculpt4d-files"
 _PARTIAL = ".partial-"
-# Stands in a temporary folder from when all of its files are whole.
+# Marks a temporary folder in which all files are complete.
 _WHOLE = ".whole"
 _OWN = (folder_lock.WRITER, folder_lock.ALIVE, _WHOLE, LIST)
 
@@ -35,27 +35,27 @@ _OWN = (folder_lock.WRITER, folder_lock.ALIVE, _WHOLE, LIST)
 def staged_folder(
   folder: atomic.PathLike, *, replaces: Sequence[str] = ()
 ) -> Iterator[pathlib.Path]:
-  """Gives a temporary folder whose files move to `folder` on success.
+  """Yields a temporary folder whose files move to `folder` on success.
 
-  Write all files of a run there and either all of them arrive, or none does,
-  and folders made on the way are gone again. A run that is killed while its
-  files move leaves no description (run.json) and is completed by the next one;
-  temporary folders of runs that were killed earlier are removed.
+  Write all files of a run there. Either all of them appear in `folder`, or none
+  does and new folders are removed again. A run that is killed while its files
+  move leaves no description (run.json) and is completed by the next run;
+  temporary folders of runs that were killed before are removed.
 
   Args:
     folder: The final folder; made, with its parents, if missing. Other files
       in it stay.
     replaces: Patterns of file names, for instance "frame_*.ply": such files of
-      an earlier run are removed when the new files arrive, so that a shorter
-      sequence does not keep the tail of a longer one. Where there are none,
-      files of the same names are overwritten and no list is kept.
+      an earlier run are removed when the new files appear, so that no frames of
+      a longer sequence remain. Without patterns, files of the same names are
+      overwritten and no list is kept.
 
   Yields:
     An empty folder on the same file system.
 
   Raises:
-    OutputError: The folder cannot be made or written to, or a folder stands
-      where a file is to go.
+    OutputError: The folder cannot be made or written to, or a folder has the
+      name of a new file.
   """
   folder = paths.of(folder)
   if paths.is_remote(folder):
@@ -76,14 +76,14 @@ def staged_folder(
           whole = json.dumps(_names(staging))
           atomic.write_bytes(staging / _WHOLE, whole.encode())
           _move(staging, folder, replaces)
-          # Before the lock goes: nobody is to take it for abandoned.
+          # Before the lock is released, or the folder would count as abandoned.
           shutil.rmtree(staging, ignore_errors=True)
     except BaseException as error:
       shutil.rmtree(staging, ignore_errors=True)
       if isinstance(error, atomic.OutputError) and error.path.is_relative_to(
         staging
       ):
-        # Users know the final name only.
+        # Users only know the final name.
         final = folder / error.path.relative_to(staging)
         raise atomic.OutputError(final, error.__cause__) from error.__cause__
       raise
@@ -93,11 +93,12 @@ def staged_folder(
 def _staged_in_store(
   folder: paths.StorePath, replaces: Sequence[str]
 ) -> Iterator[pathlib.Path]:
-  """The same in a store, which has neither locks nor renames."""
+  """`staged_folder` for a store, which has neither locks nor renames."""
   with atomic.uploaded_folder(folder) as staging:
     yield staging
     names = {path.name for path in staging.iterdir()}
-    # While files are replaced, nothing says that they belong together.
+    # While files are replaced, no description may claim that they belong
+    # together.
     for name in names.intersection(atomic.DESCRIPTIONS):
       (folder / name).unlink(missing_ok=True)
     stale = [
@@ -111,11 +112,11 @@ def _staged_in_store(
 
 
 def check_ways(folder: pathlib.Path, names: Sequence[str]) -> None:
-  """Raises OutputError where something is in the way of a new file.
+  """Raises OutputError if a new file would collide with a folder.
 
   Args:
-    folder: The final folder; need not exist.
-    names: Files that are to go there, with slashes.
+    folder: The final folder; may be missing.
+    names: Relative paths of the new files, with slashes.
   """
   for name in names:
     target = folder / name
@@ -132,7 +133,7 @@ def check_ways(folder: pathlib.Path, names: Sequence[str]) -> None:
 def _names(staging: pathlib.Path) -> list[str]:
   files = sorted(path for path in staging.rglob("*") if path.is_file())
   names = [path.relative_to(staging).as_posix() for path in files]
-  # Those last that say that the rest is whole.
+  # Files that mark the rest as complete are last.
   names.sort(key=lambda name: name in atomic.DESCRIPTIONS)
   return [name for name in names if name not in _OWN]
 
@@ -145,7 +146,7 @@ def _move(
   # While files are replaced, nothing says that they belong together; the
   # description is moved last.
   described = [name for name in names if name in atomic.DESCRIPTIONS]
-  # Of a run that was killed, some files have moved already.
+  # After a kill, some files have moved already.
   every = json.loads((staging / _WHOLE).read_bytes())
   stale = []
   if replaces:
@@ -165,7 +166,7 @@ def _make_room(
   every: Sequence[str],
   replaces: Sequence[str],
 ) -> list[str]:
-  """Keeps what is not ours, writes LIST; returns what an earlier run left."""
+  """Renames users' files, writes LIST; returns the files of earlier runs."""
   listed = _read_list(folder)
   states = {name: _state(staging / name) for name in names}
   foreign = []
@@ -194,8 +195,8 @@ def _make_room(
     if name not in every
     and any(fnmatch.fnmatchcase(name, pattern) for pattern in replaces)
   }
-  # Before the files move, with what exists now: after a kill, the next run
-  # knows both.
+  # Written before the files move, with the existing files: after a kill, the
+  # next run knows both.
   there = {n: [s for s in listed[n] if s == _state(folder / n)] for n in listed}
   content = {n: there[n] for n in listed if n not in stale}
   content |= {n: [state, *there.get(n, [])] for n, state in states.items()}
@@ -213,7 +214,7 @@ def _free_name(path: pathlib.Path) -> pathlib.Path:
 
 
 def _state(path: pathlib.Path) -> str | None:
-  """A hash of a file, by which it is known again; None where it is no file."""
+  """A hash that identifies a file's content; None if it is not a file."""
   digest = hashlib.blake2b(digest_size=16)
   try:
     with open(path, "rb") as file:
@@ -227,7 +228,7 @@ def _state(path: pathlib.Path) -> str | None:
 def _read_list(folder: pathlib.Path) -> dict[str, list[str]]:
   """Files of earlier runs, each with the hashes it may have.
 
-  Nothing where the list is missing or damaged.
+  Empty if the list is missing or damaged.
   """
   try:
     content = json.loads((folder / LIST).read_bytes())
@@ -245,7 +246,7 @@ def _read_list(folder: pathlib.Path) -> dict[str, list[str]]:
 
 
 def _clear_abandoned(folder: pathlib.Path, replaces: Sequence[str]) -> None:
-  """Completes runs that were killed while moving, removes those before."""
+  """Completes runs that were killed while moving files, removes others."""
   for path in sorted(folder.glob(f"{_PARTIAL}*")):
     if path.is_dir() and folder_lock.is_abandoned(path):
       if (path / _WHOLE).exists():

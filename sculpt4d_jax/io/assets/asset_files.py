@@ -66,7 +66,7 @@ class LeftOut:
 
   Attributes:
     name: Its name in the asset.
-    share: Its share of the area of all meshes; None if nobody knows.
+    share: Its share of the area of all meshes; None if unknown.
     reason: Why it is left out, after "it".
   """
 

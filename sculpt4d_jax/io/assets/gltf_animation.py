@@ -36,12 +36,12 @@ list_clips = gltf_tracks.list_clips
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """A clip that was played.
+  """An evaluated clip.
 
   Attributes:
     mesh: All triangles that are part of the object.
-    left_out: Meshes of the scene that are not.
-    num_meshes: Meshes of the scene, those that are left out among them.
+    left_out: Meshes of the scene that are not part of it.
+    num_meshes: Number of meshes in the scene, including those left out.
   """
 
   mesh: deforming_mesh.DeformingMesh
@@ -63,8 +63,8 @@ def evaluate(
     clip: One of `list_clips`.
     times: Seconds [F]; before and after the clip its first or last key is used.
     attachments: Unskinned meshes on the joints of a skin: keep "all", "none",
-      or "one" of the alternatives that hang on the same joint (the choice
-      depends on the clip's name alone).
+      or "one" of the alternatives on the same joint (the choice depends only on
+      the clip's name).
 
   Returns:
     The triangles of the scene. Their rest pose is that of the asset without any
@@ -107,7 +107,7 @@ def rest_mesh(asset: gltf_container.GltfFile) -> mesh_lib.TriangleMesh:
 def _shown(
   scene: gltf_nodes.Nodes, nodes: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray, gltf_mesh.Primitive]]:
-  """Every primitive once for each place where it is shown."""
+  """Yields every primitive once for each of its instances."""
   for node in nodes:
     for instance in scene.instances(node):
       for primitive in scene.primitives(node):
@@ -130,7 +130,7 @@ def _surface(scene, nodes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _offset(scene, animation, time, nodes) -> np.ndarray:
-  """What is taken off all positions before they are rounded, [3]."""
+  """The offset subtracted from all positions before they are rounded, [3]."""
   asset, used = scene.asset, scene.asset.budget.used
   [first] = _play(scene, animation, time, nodes, np.zeros(3), np.float64)
   asset.budget.used = used
@@ -138,7 +138,7 @@ def _offset(scene, animation, time, nodes) -> np.ndarray:
 
 
 def _left_out(scene, animation, time, dropped, mesh):
-  """The meshes that are no part of the object, with their share of the area."""
+  """Meshes that are not part of the object, with their share of the area."""
   if not dropped:
     return ()
   kept_area, areas = _area(mesh.vertices[0], mesh.faces), {}

@@ -1,7 +1,7 @@
-"""Buffers of glTF assets that are compressed: Draco's and meshopt's.
+"""Decodes compressed buffers of glTF assets: Draco and meshopt.
 
-Both decoders are packages with wheels, the extra "compressed"; they are
-imported where an asset needs them.
+Both decoders are packages of the optional extra "compressed", imported only if
+an asset needs them.
 
 Source: the extensions KHR_draco_mesh_compression, EXT_meshopt_compression.
 """
@@ -29,7 +29,7 @@ _FILTERS = {
 def decode_draco(
   content: bytes, attributes: dict[str, Any], name: str
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-  """A primitive that Draco compressed.
+  """Decodes a primitive compressed by Draco.
 
   Args:
     content: The compressed bytes.
@@ -48,7 +48,7 @@ def decode_draco(
     mesh = module.decode(content)
     faces = np.asarray(mesh.faces, np.int64).reshape(-1, 3)
     found = {entry["unique_id"]: entry["data"] for entry in mesh.attributes}
-  except Exception as error:  # The package raises its own kinds and others.
+  except Exception as error:  # The package raises many types.
     raise AssetError(
       f"{name}: its Draco data cannot be decoded ({str(error)[:100]})."
     ) from error
@@ -67,7 +67,7 @@ def decode_draco(
 def decode_meshopt(
   content: bytes, count: int, stride: int, mode: str, filter_: str, name: str
 ) -> bytes:
-  """A buffer view that meshopt compressed.
+  """Decodes a buffer view compressed by meshopt.
 
   Args:
     content: The compressed bytes.
@@ -99,7 +99,7 @@ def decode_meshopt(
       raise AssetError(f"{name} has the unknown filter {str(filter_)[:20]!r}.")
   except AssetError:
     raise
-  except Exception as error:  # The package raises its own kinds and others.
+  except Exception as error:  # The package raises many types.
     raise AssetError(
       f"{name}: its meshopt data cannot be decoded ({str(error)[:100]})."
     ) from error

@@ -1,12 +1,12 @@
-"""The nodes of a glTF scene: what hangs where, what is seen, how often.
+"""The nodes of a glTF scene: hierarchy, visibility and instances.
 
-A node has a place in its parent, and may show a mesh, once or at the places
-that EXT_mesh_gpu_instancing lists.
+A node has a transform relative to its parent, and may show a mesh once or at
+the instances that EXT_mesh_gpu_instancing lists.
 
-Assets of characters often hang every weapon they have on the hands at once, as
-separate meshes on one joint. `Attachments` says what to do with those. Meshes
-on nodes that are no joints, and meshes on one joint that are numbered parts of
-one thing (Head_1, Head_2), are parts of the body, not alternatives.
+Character assets often attach all alternative weapons to the hands at once, as
+separate meshes on one joint; `Attachments` selects among them. Meshes on nodes
+that are not joints, and numbered meshes on one joint (Head_1, Head_2), are
+parts of the body, not alternatives.
 
 Source: Khronos glTF 2.0 specification, sections 3.5 and 3.7; the extensions
 EXT_mesh_gpu_instancing and KHR_node_visibility.
@@ -34,8 +34,8 @@ _DEFAULTS = {
   "scale": (1.0, 1.0, 1.0),
 }
 _INSTANCING = "EXT_mesh_gpu_instancing"
-# A matrix is taken apart into rotation and scale if its columns are
-# perpendicular to this.
+# Largest cosine between columns of a matrix that is decomposed into rotation
+# and scale.
 _SHEAR = 1e-4
 
 
@@ -46,7 +46,7 @@ class Nodes:
     asset: The asset.
     nodes: All nodes of the asset, reached or not.
     parent: Number of a node's parent, None for a root.
-    order: Numbers of the nodes that are reached.
+    order: Numbers of the reachable nodes.
   """
 
   def __init__(self, asset: gltf_container.GltfFile):
@@ -75,13 +75,13 @@ class Nodes:
     return self._primitives[index]
 
   def instances(self, node: int) -> np.ndarray:
-    """Where a node shows its mesh, transforms in the node [I, 4, 4]."""
+    """Transforms of a node's instances relative to the node, [I, 4, 4]."""
     if node not in self._instances:
       self._instances[node] = self._read_instances(node)
     return self._instances[node]
 
   def name(self, node: int) -> str:
-    """What to call a node in messages."""
+    """The name of a node for messages."""
     return str(self.nodes[node].get("name") or f"nodes[{node}]")[:80]
 
   def mesh_nodes(
@@ -98,7 +98,7 @@ class Nodes:
       Numbers of nodes, and the reasons for which others were left out.
 
     Raises:
-      AssetError: There is none.
+      AssetError: There are none.
     """
     nodes = [i for i in self.order if "mesh" in self.nodes[i]]
     nodes = [i for i in nodes if self.primitives(i) and self._is_visible(i)]
@@ -128,7 +128,7 @@ class Nodes:
     return True
 
   def _attached(self, nodes: list[int]) -> dict[int, dict[str, list[int]]]:
-    """Unskinned meshes by the joint they hang on and the thing they show."""
+    """Unskinned meshes, by their joint and the object they are part of."""
     joints = {
       joint
       for skin in self.asset.items("skins")
@@ -143,7 +143,7 @@ class Nodes:
         continue
       thing = re.sub(r"[\W_]*\d+$", "", str(node.get("name", "")))
       group = groups.setdefault(parent, {})
-      # Without names, each mesh is a thing by itself.
+      # A mesh without a name is a separate object.
       group.setdefault(thing or f"{index}", []).append(index)
     return groups
 
@@ -216,8 +216,9 @@ def local_transforms(
 ) -> np.ndarray:
   """The transform of a node in its parent, float64 [F, 4, 4].
 
-  A matrix on an animated node, which the specification forbids and old
-  exporters write, is taken apart first: a channel replaces its part alone.
+  A matrix on an animated node is forbidden by the specification but written by
+  old exporters. It is decomposed first, because a channel replaces only its
+  part.
   """
   animated = any((index, path) in tracks for path in gltf_tracks.WIDTHS)
   still = {path: node.get(path, default) for path, default in _DEFAULTS.items()}
@@ -240,7 +241,7 @@ def local_transforms(
 def compose(
   translation: np.ndarray, rotation: np.ndarray, scale: np.ndarray
 ) -> np.ndarray:
-  """Transforms [F, 4, 4] that scale, then rotate, then move."""
+  """Transforms [F, 4, 4] that scale, then rotate, then translate."""
   result = np.zeros((len(translation), 4, 4))
   result[:, :3, :3] = _rotations(rotation) * scale[:, None, :]
   result[:, :3, 3] = translation

@@ -1,4 +1,4 @@
-"""Shapes that USD describes by numbers, as triangles: cubes, spheres, cones.
+"""Triangulates USD's parametric shapes: cubes, spheres, cones and others.
 
 Source: UsdGeom's schemas Cube, Sphere, Cylinder, Cone, Capsule and Plane.
 """
@@ -20,8 +20,8 @@ KINDS = (
   "Plane",
 )
 _SUBDIVISIONS, _SECTIONS = 3, 32
-# The axis of a shape is z here; where it is another one, axes change places in
-# a circle, which keeps the winding.
+# The axis of a shape is z here. For another axis the coordinates are permuted
+# cyclically, which keeps the winding.
 _TURNS = {"X": [2, 0, 1], "Y": [1, 2, 0], "Z": [0, 1, 2]}
 
 
@@ -57,7 +57,7 @@ def triangles(
     )
     radius = np.where(points[:, 2] > 0, top, bottom)
     if kind.startswith("Capsule"):
-      # Two halves of a sphere, half the height from the middle.
+      # Two hemispheres, each half the height from the middle.
       side = np.sign(points[:, 2])
       points[:, 2] -= side / 2
       points = points * radius[:, None]

@@ -1,7 +1,8 @@
 """Skins and blend shapes of a USD stage, at any time code.
 
-USD's own baking writes points at whole time codes and lets a straight line join
-them; here joints are interpolated as UsdSkel says and the skin follows them.
+USD's baking writes points at integer time codes and interpolates them linearly.
+Here the joints are interpolated, as UsdSkel specifies, and then the skin is
+evaluated.
 
 Source: OpenUSD, UsdSkel, "Skinning" and "Blend Shapes".
 """
@@ -60,7 +61,7 @@ class Skins:
 
     Args:
       path: One of `prims`.
-      points: The mesh's points, a Vt array; it changes.
+      points: The mesh's points, a Vt array, modified in place.
       code: Time code.
       transforms: A UsdGeom.XformCache of that code.
     """

@@ -1,8 +1,9 @@
-"""The motion of a skeleton as BVH, which animation programs retarget.
+"""Writes a skeleton's motion as BVH, for retargeting in animation programs.
 
-A BVH joint has an offset from its parent and three angles; the root has a place
-as well. Joints that come apart cannot be written, so the rig should be one that
-`bone_tree.hold_together` made. Angles are in degrees, in the order z, x, y.
+A BVH joint has a constant offset from its parent and three angles; the root has
+a position too. Bones that separate at joints cannot be represented, so the rig
+should be a result of `bone_tree.hold_together`. Angles are in degrees, in the
+order z, x, y.
 
 Source: the format's description by Biovision, as Blender and MotionBuilder read
 it.

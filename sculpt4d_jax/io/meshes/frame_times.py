@@ -1,11 +1,11 @@
-"""When each frame of a mesh sequence is seen.
+"""The times at which the frames of a mesh sequence are visible.
 
-Times are edges in seconds, [F + 1]: frame i is seen from edge i up to edge
-i + 1, and the first edge is 0. Clips from phones and screen recorders have
-frames of unequal length, so a rate alone does not tell them.
+Times are edges in seconds, [F + 1]: frame i is visible from edge i to edge i +
+1, and the first edge is 0. Clips from phones and screen recorders have frames
+of unequal length, so a frame rate is not enough.
 
-Players that step through a file at fixed times skip every frame that is
-shorter than their step. `for_players` makes frames last long enough.
+Players that sample a file at fixed steps skip frames shorter than a step.
+`for_players` lengthens such frames.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ import numpy as np
 
 from sculpt4d_jax.errors import UserError
 
-# Blender, Maya and USD's players step 24 times a second unless told otherwise;
-# game engines and browsers are faster.
+# Default of Blender, Maya and USD players, in steps per second; game engines
+# and browsers are faster.
 PLAYER_RATE = 24.0
-# Two clocks of this resolution (webm counts milliseconds) make even frames
-# look uneven by twice as much.
+# Time stamps of this resolution (webm counts milliseconds) make lengths of even
+# frames differ by up to twice as much.
 _CLOCK = 2e-3
 _ROUNDING = 1e-9
 
@@ -56,16 +56,16 @@ def frame_edges(
 
 
 def is_even(edges: np.ndarray) -> bool:
-  """Whether all frames last equally long, but for a container's clock."""
+  """Whether all frames have one length, up to the container's resolution."""
   even = np.linspace(0, edges[-1], len(edges))
   return bool(np.abs(edges - even).max() <= _CLOCK)
 
 
 def for_players(edges: np.ndarray, rate: float = PLAYER_RATE) -> np.ndarray:
-  """Edges at which no frame is shorter than a step of a player.
+  """Edges with no frame shorter than a step of a player.
 
-  A short frame takes from the next one what it lacks; where all are short,
-  the sequence becomes longer. The first frame lasts two steps, as Blender's
+  A short frame is lengthened at the cost of the next one; if all are short, the
+  sequence becomes longer. The first frame lasts two steps, as Blender's
   timeline begins at its frame 1, one step after the start of the file.
 
   Args:

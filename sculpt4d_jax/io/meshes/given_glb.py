@@ -1,17 +1,16 @@
-"""An asset that somebody made, written again with the motion of a clip.
+"""Writes a user's asset again with the motion of a clip.
 
-Everything that the file held stays: vertices, faces, texture coordinates,
-materials, pictures, nodes, names. What is added:
+The content of the file is kept: vertices, faces, texture coordinates,
+materials, pictures, nodes, names. Added are:
 
-  write_morph   a morph target a frame with positions and normals, which shows
-                the motion exactly. Joints become plain nodes.
-  write_skin    the motion of the asset's skeleton. Its other animations stay,
-                after this one.
+  write_morph   one morph target per frame with positions and normals, which
+  reproduces the motion exactly. Joints become plain nodes. write_skin    the
+  motion of the asset's skeleton. Other animations are kept, after this one.
 
-A node above the scene takes the asset from its units into those of the clip.
+A node above the scene converts the asset's units to the clip's.
 
-Normals of the author turn as the smooth normals of the surface do, so that
-hard edges stay hard.
+The asset's normals are rotated as the smooth normals of the surface are, so
+that hard edges stay hard.
 
 Source: Khronos glTF 2.0 specification, sections 3.6 to 3.11.
 """
@@ -35,8 +34,7 @@ from sculpt4d_jax.io.meshes import textured_glb
 GivenAsset = given_asset.GivenAsset
 PathLike = str | os.PathLike
 
-# A reader that prefers the packed copy of a primitive may order its vertices in
-# another way.
+# A decoder of compressed primitives may use another vertex order.
 _PACKED = "KHR_draco_mesh_compression"
 
 
@@ -89,16 +87,16 @@ def write_morph(
         _target(builder, asset, part, positions, turn)
         for positions, turn in zip(vertices, turns)
       ]
-    # glTF wants as many targets in each primitive.
+    # glTF requires the same number of targets in each primitive.
     mesh["primitives"] = [mesh["primitives"][part.row] for part in parts]
     mesh["weights"] = [1.0] + [0.0] * (len(vertices) - 1)
     mesh.get("extras", {}).pop("targetNames", None)
-    if index in used:  # Two nodes that share a mesh move apart.
+    if index in used:  # Nodes that share a mesh move differently.
       index = builder.add("meshes", mesh)
     document["meshes"][index] = mesh
     used.add(index)
     if is_skinned:
-      # Without its skin the node's own place would have an effect.
+      # Without its skin, the node's transform would take effect.
       moved: dict[str, Any] = {"mesh": index}
       moved["name"] = str(node.get("name", "")) + "_mesh"
       number = builder.add("nodes", _local(moved, parts[0].to_world))
@@ -211,9 +209,9 @@ def _start(
 
 
 def _lift_skinned(asset: GivenAsset, document: dict[str, Any]) -> None:
-  """Puts skinned meshes at the scene's top, as the specification advises.
+  """Moves skinned meshes to the scene's root, as the specification recommends.
 
-  The places of their own nodes and of those above have no effect.
+  The transforms of their nodes and parents have no effect.
   """
   nodes = document["nodes"]
   for number in sorted({p.node for p in asset.parts if p.is_skinned}):
@@ -234,7 +232,7 @@ def _local(
   transform: np.ndarray,
   children: list[int] | None = None,
 ) -> dict[str, Any]:
-  """Sets a node's place, without shear; returns the node."""
+  """Sets a node's transform, without shear; returns the node."""
   turns, places, scale = split(transform[None])
   node.pop("matrix", None)
   turn = rotations_lib.Rotation.from_matrix(turns[0]).as_quat()

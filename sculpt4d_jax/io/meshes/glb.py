@@ -1,20 +1,20 @@
-"""A mesh sequence as one animated GLB file that ordinary viewers play.
+"""Writes a mesh sequence as one animated GLB file that common viewers play.
 
-glTF has no way to change a mesh's topology in time, so every frame is a mesh
-and a separate node, and the animation switches nodes on and off: their scale
-steps between one and zero. Each frame is seen for its own time, and the last
-one too has its length before a viewer loops. Without animation, the first frame
-is seen.
+glTF cannot change a mesh's topology over time. Every frame is therefore a
+separate mesh and node, and the animation shows and hides nodes by stepping
+their scale between one and zero. Each frame is visible for its duration, the
+last one included, before a viewer loops. Without animation, the first frame is
+visible.
 
-Viewers place their camera by what is seen at rest. A last node, "bounds", has
-two triangles without area at the corners of the box around all frames, so that
-a small first frame does not let the others leave the picture.
+Viewers place their camera by the visible meshes at rest. An additional node,
+"bounds", has two triangles of zero area at the corners of the box around all
+frames, so that all frames fit into the picture even if the first one is small.
 
-Positions are stored as they are, in float32, so that a file gives back the same
+Positions are stored exactly, in float32, so reading a file returns the same
 meshes. A frame without a surface is a node without a mesh. Frame rate and times
 are also kept as exact numbers in the animation's `extras`. Key times in float32
-are rounded down: a player that looks at time i / 24 then always finds the key
-that is meant for it.
+are rounded down, so a player at time i / 24 has always reached the key of that
+time.
 
 Source: Khronos glTF 2.0 specification, sections 3.6, 3.11 and 4.4.
 """
@@ -47,7 +47,7 @@ _BOUNDS = "bounds"
 _DTYPES = {_FLOAT: "<f4", _UINT16: "<u2", _UINT32: "<u4"}
 _MATERIAL = {
   "name": "clay",
-  # A frame may be open, where its surface leaves the box.
+  # A surface is open where it leaves the grid's box.
   "doubleSided": True,
   "pbrMetallicRoughness": {
     "baseColorFactor": [0.62, 0.58, 0.54, 1.0],
@@ -56,7 +56,7 @@ _MATERIAL = {
   },
 }
 
-# Our results may be longer than a stranger's asset may be.
+# Our results may exceed the limits for untrusted assets.
 _READ_LIMITS = asset_files.AssetLimits(
   file_bytes=1 << 34, decoded_bytes=1 << 35
 )
@@ -81,8 +81,8 @@ def write_animated_glb(
     name: The animation's name, which viewers list.
 
   Raises:
-    ValueError: There are no frames, the rate or the times are no such thing, a
-      position is not finite or the file would pass glTF's 4 GiB.
+    ValueError: There are no frames, the rate or the times are invalid, a
+      position is not finite, or the file would exceed glTF's 4 GiB.
     OutputError: The file cannot be written.
   """
   check_sequence(path, meshes, fps, (".glb",))
@@ -139,7 +139,7 @@ def read_animated_glb(path: PathLike) -> tuple[list[TriangleMesh], float]:
     One mesh a frame, and the frames a second.
 
   Raises:
-    ValueError: The file is missing, damaged or made otherwise.
+    ValueError: The file is missing, damaged or from another writer.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -266,12 +266,12 @@ class _Builder:
 def _frame_node(
   builder: _Builder, index: int, mesh: TriangleMesh
 ) -> dict[str, Any]:
-  """Adds a frame's mesh; returns its node, seen at rest if it is the first."""
+  """Adds a frame's mesh; returns its node. The first is visible at rest."""
   name = f"frame_{index:04d}"
   node = {"name": name, "scale": [1, 1, 1] if index == 0 else [0, 0, 0]}
   if mesh.is_empty:
     return node
-  # 65535 is no index: it restarts primitives.
+  # The index 65535 is reserved for primitive restart.
   index_type = _UINT16 if mesh.num_vertices <= 65535 else _UINT32
   primitive = {
     "attributes": {
@@ -295,7 +295,7 @@ def _frame_node(
 def _bounds_node(
   builder: _Builder, meshes: Sequence[TriangleMesh]
 ) -> dict[str, Any]:
-  """Adds the corners of the box around all frames; nothing is seen of them."""
+  """Adds the corners of the box around all frames, which are invisible."""
   points = [mesh.vertices for mesh in meshes if not mesh.is_empty]
   low = np.min([p.min(axis=0) for p in points], axis=0)
   high = np.max([p.max(axis=0) for p in points], axis=0)
@@ -363,7 +363,7 @@ def _visibility_keys(
   """Key times in seconds and scales of a frame's node, each [keys]."""
   keys = {0: 0.0, index: 1.0, index + 1: 0.0}
   if index == len(edges) - 2:
-    keys[index + 1] = 1.0  # Holds the last frame to the animation's end.
+    keys[index + 1] = 1.0  # Shows the last frame until the end.
   times = _float32_below(edges[sorted(keys)])
   return times, np.array([keys[key] for key in sorted(keys)])
 

@@ -31,7 +31,7 @@ class GltfBuilder:
   def __init__(
     self, document: dict[str, Any] | None = None, content: bytes = b""
   ):
-    """Starts with nothing, or with a document and its only buffer's bytes."""
+    """Starts empty, or with a document and the bytes of its only buffer."""
     self.document = document or {
       "asset": {"version": "2.0", "generator": "sculpt4d_jax"},
       "scene": 0,
@@ -68,9 +68,9 @@ class GltfBuilder:
     Args:
       values: [n] scalars, or [n, 2], [n, 3], [n, 4] or [n, 16].
       dtype: "<f4", "<u4", "<u2" or "u1".
-      target: VERTICES or INDICES for what a mesh uses.
+      target: VERTICES or INDICES for data of meshes.
       bounds: Whether smallest and largest values are stored.
-      normalized: Whether whole numbers stand for shares of their maximum.
+      normalized: Whether integers represent fractions of their maximum.
     """
     values = np.ascontiguousarray(values, dtype)
     accessor = {
@@ -88,7 +88,7 @@ class GltfBuilder:
 
   def add_indices(self, faces: np.ndarray, num_vertices: int) -> int:
     """Appends triangles [T, 3]; returns the number of their accessor."""
-    # 65535 is no index: it restarts primitives.
+    # The index 65535 is reserved for primitive restart.
     dtype = "<u2" if num_vertices <= 65535 else "<u4"
     return self.add_accessor(faces.reshape(-1), dtype, target=INDICES)
 
@@ -96,7 +96,7 @@ class GltfBuilder:
     """The file's content; `path` is named in errors.
 
     Raises:
-      ValueError: The file would pass 4 GiB.
+      ValueError: The file would exceed 4 GiB.
     """
     if self._size:
       self.document["buffers"] = [{"byteLength": self._size}]

@@ -1,9 +1,9 @@
 """Meshes as PLY and OBJ files, one mesh a file.
 
-PLY is binary little-endian with float32 positions, so that a mesh comes back
-bit for bit and the same mesh gives the same bytes on every machine. OBJ holds
-the shortest decimals that read back as the same float32. A frame without a
-surface is a file with no faces.
+PLY is binary little-endian with float32 positions, so reading returns the same
+bits, and a mesh gives the same bytes on every machine. OBJ has the shortest
+decimals that round to the same float32. A frame without a surface is a file
+without faces.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def read_mesh(path: PathLike) -> TriangleMesh:
     return empty_mesh()
   try:
     loaded = trimesh.load(path, process=False, maintain_order=True)
-  except Exception as error:  # trimesh raises whatever its parsers run into.
+  except Exception as error:  # trimesh's parsers raise many types.
     raise UserError(
       f"{path} is not a readable {suffix} mesh"
       f" ({type(error).__name__}: {error})."
@@ -76,7 +76,7 @@ def read_mesh(path: PathLike) -> TriangleMesh:
 def write_mesh_sequence(
   folder: PathLike, meshes: Sequence[TriangleMesh], *, normals: bool = False
 ) -> list[pathlib.Path]:
-  """Writes frame_0000.ply, frame_0001.ply, ...: all of them or none.
+  """Writes frame_0000.ply, frame_0001.ply, ...: all or none.
 
   Args:
     folder: Output folder; made if missing. Frames of an earlier sequence in it
@@ -210,7 +210,7 @@ def _obj_vector(kind: str, vector: np.ndarray) -> str:
 
 
 def _from_trimesh(loaded: trimesh.parent.Geometry) -> TriangleMesh:
-  """The one mesh in whatever trimesh makes of a file."""
+  """The single mesh in the object that trimesh returns."""
   if isinstance(loaded, trimesh.Scene):
     if not loaded.geometry:
       return empty_mesh()

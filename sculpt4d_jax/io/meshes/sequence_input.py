@@ -1,8 +1,8 @@
-"""A sequence of meshes from whatever holds one.
+"""Reads a sequence of meshes from a folder or a file.
 
   a folder     frame_*.ply of a sample, or any PLY, OBJ, STL and GLB files, one
                mesh a frame, in the order of the numbers in their names
-  .glb .gltf   our own file with a mesh a frame, or any animated asset
+  .glb .gltf   a file of this project, or any animated asset
   .usd*        a mesh with time samples, ours or any animated asset
 
 A sample's run.json gives the frame rate and the times of its frames.
@@ -53,7 +53,7 @@ class MeshSequence:
 
 
 def read(path: PathLike) -> MeshSequence:
-  """Reads a sequence; see the module for what may hold one.
+  """Reads a sequence; see the module for supported paths.
 
   Raises:
     ValueError: The path does not exist, holds no sequence, or is damaged.
@@ -102,7 +102,7 @@ def read_mesh(path: PathLike) -> TriangleMesh:
     return TriangleMesh(
       np.reshape(loaded.vertices, (-1, 3)), np.reshape(loaded.faces, (-1, 3))
     )
-  except Exception as error:  # trimesh raises whatever its parsers run into.
+  except Exception as error:  # trimesh's parsers raise many types.
     raise UserError(
       f"{path} is not a readable mesh ({type(error).__name__}: {error})."
     ) from error
@@ -155,7 +155,7 @@ def _timing(
 
 
 def _read_asset(path: pathlib.Path, error: ValueError) -> MeshSequence:
-  """An animated asset at its frames; `error` says why the file is not ours."""
+  """An animated asset at its frames; `error` is why it is not our format."""
   try:
     asset = animated_assets.AnimatedAsset(path)
     clip = asset.clips[0]

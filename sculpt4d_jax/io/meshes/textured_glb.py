@@ -1,19 +1,20 @@
-"""One animated, textured asset as GLB: morph targets, or a skin.
+"""Writes an animated, textured asset as GLB, with morph targets or a skin.
 
-Morph targets give every frame exactly: the base is the first frame, a target
-holds the way from there to one of the other frames, and the animation fades
-linearly from one target to the next, so that at most two are active. A skin is
-several times smaller and comes with a skeleton, and is as exact as its bones.
+Morph targets reproduce every frame exactly. The base mesh is the first frame,
+each target holds the displacement to another frame, and the animation fades
+linearly from one target to the next, so at most two are active. A skin makes
+the file several times smaller and adds a skeleton; its accuracy depends on the
+bones.
 
-A clip whose topology changes has several meshes. Each is shown in its frames
-alone: the scale of its node steps between one and zero. The first frame is at 0,
-each frame's pose is reached when the frame starts, and the last one is held as
-long as it lasts (`frame_times`).
+A clip whose topology changes has several meshes, each visible only in its
+frames: the scale of its node steps between one and zero. The first frame is at
+0, each frame's pose is reached when the frame starts, and the last pose is held
+for the frame's duration (`frame_times`).
 
-Vertices at texture seams are split, but carry positions and normals of the
-unsplit mesh, or seams would show. Targets have no normals: viewers hold half
-as many targets with them. Targets are dense; some viewers flicker with sparse
-ones.
+Vertices at texture seams are split, but have positions and normals of the
+unsplit mesh; otherwise seams would be visible. Targets have no normals, because
+viewers support half as many targets with them. Targets are dense, because some
+viewers flicker with sparse ones.
 
 Source: Khronos glTF 2.0 specification, sections 3.6 to 3.11; extension
 KHR_materials_unlit.
@@ -65,8 +66,8 @@ def write_morph(
     name: The animation's name, which viewers list.
 
   Raises:
-    ValueError: The suffix is another, the parts do not cover the clip, a
-      position is not finite, or the file would pass glTF's 4 GiB.
+    ValueError: The suffix is wrong, the parts do not cover the clip, a position
+      is not finite, or the file would exceed glTF's 4 GiB.
     OutputError: The file cannot be written.
   """
   num_frames = _check(path, parts, fps)
@@ -91,20 +92,20 @@ def write_skin(
   times: Sequence[float] | None = None,
   name: str = "sculpt4d",
 ) -> None:
-  """Writes an asset that bones move.
+  """Writes an asset moved by bones.
 
   Args:
     path: Output file (.glb).
     part: The mesh; its topology and colours are used, its motion is the rig's.
     rig: The bones, in the mesh's frames.
     fps: Frames a second.
-    trajectory: The global motion that was taken off before the bones were
-      found, rigid [F, 4, 4]; it moves the node above the root.
+    trajectory: The global motion that was removed before the bones were fitted,
+      rigid [F, 4, 4]; it moves the node above the root.
     times: Start of each frame, seconds, if frames are of unequal length.
     name: The animation's name.
 
   Raises:
-    ValueError: As `write_morph`; or the rig has other frames or vertices.
+    ValueError: See `write_morph`; or the rig has other frames or vertices.
     OutputError: The file cannot be written.
   """
   num_frames = _check(path, [part], fps)
@@ -116,7 +117,7 @@ def write_skin(
     )
   builder = gltf_builder.GltfBuilder()
   animation = Animation(builder, num_frames, fps, times)
-  # The mesh at the top: a skinned mesh's own node has no effect.
+  # The mesh is at the root: a skinned mesh's node has no effect.
   builder.add("nodes", {"name": "mesh", "mesh": 0, "skin": 0})
   first_joint = 2
   builder.add("nodes", {"name": "trajectory", "children": [first_joint]})
@@ -212,7 +213,7 @@ class Animation:
   def add_visibility(self, node: int, part: TexturedMesh) -> None:
     keys = {0: 0.0, part.first_frame: 1.0, part.last_frame + 1: 0.0}
     if part.last_frame == self.num_frames - 1:
-      keys[self.num_frames] = 1.0  # Held to the animation's end.
+      keys[self.num_frames] = 1.0  # Held until the end.
     frames = tuple(sorted(keys))
     scales = np.repeat([[keys[frame]] for frame in frames], 3, axis=1)
     self.add(node, "scale", frames, scales, "STEP")
@@ -259,8 +260,8 @@ class Animation:
 def continuous_quaternions(rotations: np.ndarray) -> np.ndarray:
   """Quaternions (x, y, z, w) of rotations [F, 3, 3], [F, 4].
 
-  q and -q are one rotation; each is chosen to be near the one before, so that
-  interpolation takes the short way.
+  q and -q represent the same rotation. Each sign is chosen near the previous
+  quaternion, so that interpolation takes the shorter arc.
   """
   quaternions = transform.Rotation.from_matrix(rotations).as_quat()
   for frame in range(1, len(quaternions)):
@@ -324,7 +325,7 @@ def _surface(
       part.atlas.uv, target=target
     )
   elif part.mesh.colours is not None:
-    # glTF multiplies vertex colours as linear light; bytes would band there.
+    # glTF vertex colours are linear light, in which 8 bits would cause banding.
     linear = textured_mesh.linear_colours(part.mesh.colours)
     opaque = np.concatenate([linear, np.ones((len(linear), 1))], 1)
     attributes["COLOR_0"] = builder.add_accessor(
@@ -382,7 +383,7 @@ def _texture(builder: gltf_builder.GltfBuilder, image: np.ndarray) -> int:
 
 
 def _exact_sums(weights: np.ndarray) -> np.ndarray:
-  """Weights [V, 4] whose float32 sums are 1 to the last digit."""
+  """Weights [V, 4] whose float32 sums are exactly 1."""
   rounded = weights.astype(np.float32)
   rounded[:, 0] += np.float32(1) - rounded.sum(1, dtype=np.float32)
   return rounded

@@ -1,15 +1,16 @@
-"""One animated, textured asset as USD: a mesh with time samples, or UsdSkel.
+"""Writes an animated, textured asset as USD, with time samples or UsdSkel.
 
-Each topology is one mesh prim whose points alone change over time, seen in its
-frames. Texture coordinates belong to the corners of faces, so vertices at seams
-are not split. The texture is a PNG next to a .usda or .usdc file, named after
-it, and inside of a .usdz package. Colours that carry the video's light are
-emitted; others are diffuse.
+Each topology is one mesh prim, visible in its frames; only its points change
+over time. Texture coordinates belong to the corners of faces, so vertices at
+seams are not split. The texture is a PNG next to a .usda or .usdc file, named
+after it, and inside of a .usdz package. Colours that include the video's
+lighting are emissive; others are diffuse.
 
-With a rig, the mesh stays at rest and a skeleton moves it: joints, weights and
-a SkelAnimation of translations and rotations, as Unreal and Houdini import it.
+With a rig, the mesh stays in its rest pose and a skeleton moves it: joints,
+weights and a SkelAnimation of translations and rotations, as Unreal and Houdini
+import it.
 
-USD comes from the package usd-core, which only these functions import.
+Needs the package usd-core, imported only here.
 """
 
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def write_points(
     The files: the path, and the textures next to it.
 
   Raises:
-    ValueError: The suffix is another, the parts do not cover the clip, or a
+    ValueError: The suffix is wrong, the parts do not cover the clip, or a
       position is not finite.
     ImportError: usd-core is not installed.
     OutputError: A file cannot be written.
@@ -88,22 +89,22 @@ def write_skeleton(
   trajectory: np.ndarray | None = None,
   times: Sequence[float] | None = None,
 ) -> list[pathlib.Path]:
-  """Writes an asset that a skeleton moves.
+  """Writes an asset moved by a skeleton.
 
   Args:
     path: Output file, as for `write_points`.
     part: The mesh; its topology and colours are used, its motion is the rig's.
     rig: The bones, in the mesh's frames.
     fps: Frames a second.
-    trajectory: The global motion that was taken off before the bones were
-      found, rigid [F, 4, 4]; it becomes part of the root bone's motion.
+    trajectory: The global motion that was removed before the bones were fitted,
+      rigid [F, 4, 4]; it becomes part of the root bone's motion.
     times: Start of each frame, seconds, if frames are of unequal length.
 
   Returns:
     The files.
 
   Raises:
-    ValueError: As `write_points`; or the rig has other frames or vertices.
+    ValueError: See `write_points`; or the rig has other frames or vertices.
     ImportError: usd-core is not installed.
     OutputError: A file cannot be written.
   """
@@ -161,7 +162,7 @@ def _define_mesh(
   mesh.CreateFaceVertexCountsAttr(pxr.Vt.IntArray.FromNumpy(counts))
   primvars = pxr.UsdGeom.PrimvarsAPI(mesh)
   if part.atlas is not None:
-    # USD counts v from below.
+    # USD's v starts at the bottom.
     uv = part.atlas.uv * [1, -1] + [0, 1]
     primvar = primvars.CreatePrimvar(
       "st",
@@ -340,7 +341,7 @@ def _bind(
 def _colour_source(
   pxr: types.SimpleNamespace, stage: Any, place: str, part: TexturedMesh
 ) -> Any:
-  """The output that gives the surface's colour; None for clay."""
+  """The shader output for the surface's colour; None for clay."""
   names = pxr.Sdf.ValueTypeNames
   if part.image is None and part.mesh.colours is None:
     return None

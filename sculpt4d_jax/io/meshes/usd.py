@@ -1,15 +1,15 @@
-"""A mesh sequence as one USD file with time samples.
+"""Writes a mesh sequence as one USD file with time samples.
 
-One mesh prim changes its points and normals from frame to frame, and its faces
-where these change; faces that are the same in all frames are stored once. Where
-all frames last equally long, frame i is time code i, and the stage plays `fps`
-time codes a second. Else the stage plays 24 time codes a second, a frame stands
-at its own time, and those too short for a player's steps are prolonged. USD
-interpolates points linearly between frames of one topology, and holds a frame where the
-number of points changes. `.usda` is text, `.usdc` binary, `.usdz` the package
-that phones open.
+One mesh prim has time samples of points and normals, and of faces if these
+change; constant faces are stored once. If all frames have one length, frame i
+is time code i, and the stage plays `fps` time codes per second. Otherwise the
+stage plays 24 time codes per second, each frame is at its start time, and
+frames too short for a player's steps are lengthened. USD interpolates points
+linearly between frames of one topology, and holds a frame where the number of
+points changes. `.usda` is text, `.usdc` binary, `.usdz` the package that phones
+open.
 
-USD comes from the package usd-core, which only these functions import.
+Needs the package usd-core, imported only here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,8 +56,8 @@ def write_animated_usd(
       1 / fps.
 
   Raises:
-    ValueError: There are no frames, the rate or the times are no such thing,
-      or a position is not finite.
+    ValueError: There are no frames, the rate or the times are invalid, or a
+      position is not finite.
     ImportError: usd-core is not installed.
     OutputError: The file cannot be written.
   """
@@ -155,28 +155,28 @@ def import_pxr() -> types.SimpleNamespace:
 def time_codes(
   num_frames: int, fps: float, times: Sequence[float] | None
 ) -> tuple[list[float], float]:
-  """Where each frame starts and the last one ends, and the codes a second."""
+  """Time codes of all frame starts and the end, and codes per second."""
   edges = frame_times.frame_edges(num_frames, fps, times)
   if frame_times.is_even(edges):
     return [float(index) for index in range(num_frames + 1)], float(fps)
   rate = frame_times.PLAYER_RATE
   codes = rate * frame_times.for_players(edges, rate)
   whole = np.rint(codes)
-  # A code meant to be whole must not lie a rounding error behind it.
+  # An integer code must not be off by a rounding error.
   return np.where(np.abs(codes - whole) < 1e-6, whole, codes).tolist(), rate
 
 
 def new_stage(
   pxr: types.SimpleNamespace, codes: Sequence[float], rate: float
 ) -> Any:
-  """An empty stage; `codes` has one number more than there are frames."""
+  """An empty stage; `codes` has one more entry than there are frames."""
   stage = pxr.Usd.Stage.CreateInMemory()
   pxr.UsdGeom.SetStageUpAxis(stage, pxr.UsdGeom.Tokens.y)
   pxr.UsdGeom.SetStageMetersPerUnit(stage, 1.0)
   stage.SetTimeCodesPerSecond(rate)
   stage.SetFramesPerSecond(rate)
   stage.SetStartTimeCode(0)
-  # The last code at which a player that steps by one sees the last frame.
+  # The last integer code at which the last frame is visible.
   stage.SetEndTimeCode(max(codes[-2], math.ceil(codes[-1]) - 1))
   return stage
 
@@ -194,8 +194,8 @@ def _build_stage(
   mesh.CreateSubdivisionSchemeAttr(pxr.UsdGeom.Tokens.none)
   mesh.CreateDoubleSidedAttr(True)
   mesh.SetNormalsInterpolation(pxr.UsdGeom.Tokens.vertex)
-  # Faces that never change are stored once; players then need not look at them
-  # again in every frame, and importers see one deforming mesh.
+  # Constant faces are stored once, so players need not read them in every frame
+  # and importers recognise one deforming mesh.
   fixed = not meshes[0].is_empty and all(
     np.array_equal(frame.faces, meshes[0].faces) for frame in meshes
   )
@@ -267,7 +267,7 @@ def _export_package(pxr, stage, path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def usd_errors(pxr) -> Iterator[None]:
-  """Turns USD's errors, one a failed write, into the OSError behind them."""
+  """Turns USD's errors of failed writes into the OSError that caused them."""
   try:
     yield
   except pxr.Tf.ErrorException as error:

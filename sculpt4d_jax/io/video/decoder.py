@@ -1,12 +1,11 @@
 """Video files, decoded with PyAV.
 
-A clip is read without holding more than the frames that are kept: the
-packets' times are listed first, without decoding, the wanted frames are
-chosen by time, and one decoding pass converts only those, scaled down as they
-are decoded. The pass seeks past the parts of a long clip in which no frame is
-wanted. Where seeking misses a frame the pass is repeated from the start; where
-the packets' times turn out not to be those of the frames (damaged files,
-missing time stamps), the choice is made among the frames that did decode.
+Only the selected frames are held in memory. First the packets' times are listed
+without decoding, and frames are selected by time. One decoding pass then
+converts and scales down only these, and seeks past the parts of a long clip
+without selected frames. If seeking misses a frame, the pass is repeated from
+the start. If the packets' times differ from the frames' (damaged files, missing
+time stamps), frames are selected among those that were decoded.
 """
 
 import bisect
@@ -29,24 +28,25 @@ from sculpt4d_jax.io.video.frames import InputError
 from sculpt4d_jax.io.video.frames import VideoFrames
 
 # Containers that hold video. FFmpeg also "decodes" text files as terminal
-# recordings and follows playlists to other addresses; neither is wanted.
+# recordings and follows playlists to other addresses, which must not happen.
 _CONTAINERS = (
   "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,flv,"
   "asf,ogg,mjpeg,h264,hevc,av1,obu,ivf,yuv4mpegpipe,mxf,nut,dv,apng"
 )
-# The default decoders of these show the colours and drop the alpha layer.
+# The default decoders of these codecs drop the alpha layer.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-# Titles and the like in other encodings are no reason to refuse a clip; from
-# PyAV 19 on that is so without a word.
+# Metadata in other encodings is no reason to reject a clip; PyAV 19 and later
+# ignore such errors by default.
 _PYAV_MAJOR = int(av.__version__.partition(".")[0])
 _OPEN_ARGUMENTS = {} if _PYAV_MAJOR >= 19 else {"metadata_errors": "replace"}
 _NO_FRAMES = "{} has no frame that decodes; it may be empty or damaged."
 _HD_HEIGHT = 720
 _DISPLAY_MATRIX = av.sidedata.sidedata.Type.DISPLAYMATRIX
 _UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED.
-# Frames decoded in vain are cheaper than a seek, which drains the decoder.
+# Decoding so many unused frames is cheaper than a seek, which drains the
+# decoder.
 _MIN_SKIPPED = 24
-# A damaged clip that keeps this share of its frames still shows the motion.
+# A damaged clip with this share of its frames still shows the motion.
 _ENOUGH_DECODED = 0.75
 
 
@@ -61,8 +61,8 @@ def read_video(
   """Reads frames of a video file; see `video.read_frames`.
 
   Raises:
-    InputError: Not a video, no frames, frames too small, or a damaged file of
-      which fewer than `num_frames` frames (two, where it is None) decode.
+    InputError: Not a video, no frames, frames too small, or a damaged file with
+      fewer than `num_frames` (if None, two) decodable frames.
   """
   reader = _Reader(path, max_side)
 
@@ -104,7 +104,7 @@ def read_video(
 
 @dataclasses.dataclass
 class _Run:
-  """Wanted frames that are decoded in one go.
+  """Selected frames that are decoded in one pass.
 
   Attributes:
     seek_to: Tick of the key frame to start from; None starts at the file's
@@ -119,9 +119,9 @@ class _Run:
 def _runs(
   wanted: Sequence[int], listed: Sequence[int], key_ticks: Sequence[int]
 ) -> list[_Run]:
-  """Splits wanted ticks where seeking saves decoding; all lists increase."""
+  """Splits the selected ticks where seeking saves decoding; lists increase."""
   runs: list[_Run] = []
-  position = 0  # Index of the next frame that the decoder gives.
+  position = 0  # Index of the next decoded frame.
   for tick in wanted:
     before = bisect.bisect_right(key_ticks, tick)
     key = key_ticks[before - 1] if before else listed[0]
@@ -171,7 +171,7 @@ class _Reader:
   def __init__(self, path: pathlib.Path, max_side: int):
     self._path = path
     self._max_side = max_side
-    self._size = None  # Of the first frame as shown; later ones follow it.
+    self._size = None  # Of the first displayed frame.
     with self._open() as (_, stream):
       self.time_base = stream.time_base or fractions.Fraction(1, 1000)
       rate = stream.average_rate or stream.guessed_rate or 24
@@ -252,7 +252,7 @@ class _Reader:
   ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
       with av.open(
-        # The prefix keeps names such as "a:b.mp4" from being protocols.
+        # Without the prefix, FFmpeg would read "a:b.mp4" as protocol "a".
         "file:" + os.fspath(self._path),
         options={
           "format_whitelist": _CONTAINERS,
@@ -301,7 +301,7 @@ class _Reader:
     video_frames.check_size(frame.width, frame.height, self._path.name)
     aspect = stream.sample_aspect_ratio or 1
     if not 0.25 <= aspect <= 4:
-      aspect = 1  # No camera's; a damaged header's.
+      aspect = 1  # From a damaged header.
     self._size = video_frames.fit_size(
       round(frame.width * aspect), frame.height, self._max_side
     )
@@ -316,8 +316,8 @@ class _Reader:
     size = {} if has_alpha else {"width": width, "height": height}
     colorspace = _colorspace(frame)
     if not frame.format.is_rgb:
-      # By way of full-size colour planes: they are interpolated then, not
-      # repeated. The direct way to RGBA also leaves the last columns of some
+      # Through full-size chroma planes, which are interpolated instead of
+      # repeated. Direct conversion to RGBA also leaves the last columns of some
       # widths unwritten (FFmpeg 8).
       planes = "yuva444p" if has_alpha else "yuv444p"
       frame = frame.reformat(
@@ -341,7 +341,7 @@ class _Reader:
         array = hdr.to_srgb(array, transfer, primaries)
       opaque = np.full(array.shape[:2], 255, np.uint8)
       array = np.dstack([array, opaque])
-    # A phone stores upright clips lying down and adds the turn to the header.
+    # Phones store upright clips in landscape, with the rotation in the header.
     signs = display_matrix.read(bytes(matrix) if matrix else b"")
     return display_matrix.apply(array, signs)
 
@@ -356,7 +356,7 @@ def _colorspace(frame: av.VideoFrame) -> av.video.reformatter.Colorspace | None:
 def _packets(
   container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[av.Packet]:
-  """Packets up to the end, or to where the file breaks off."""
+  """Packets up to the end, or to where the file is truncated."""
   packets = container.demux(stream)
   while True:
     try:
@@ -369,7 +369,7 @@ def _packets(
 def _frames(
   container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[av.VideoFrame]:
-  """Frames in the order they are shown, damaged ones among them."""
+  """Frames in display order, including damaged ones."""
   decoder = stream.codec_context
   alpha_mode = stream.metadata.get("alpha_mode") or stream.metadata.get(
     "ALPHA_MODE"
@@ -390,5 +390,5 @@ def _decode_packet(
   try:
     return decoder.decode(packet)
   except av.error.FFmpegError:
-    # Decoders name damage as they please; ProRes says "not permitted".
+    # Decoders report damage by various errors; ProRes by "not permitted".
     return []

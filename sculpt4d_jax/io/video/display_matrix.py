@@ -1,10 +1,10 @@
-"""Turns and mirrors that a container asks a player for.
+"""Rotations and reflections that a container requests from a player.
 
-A display matrix (a, b, u, c, d, v, x, y, w) sends a stored pixel (p, q), with
-q downwards, to (a p + c q + x, b p + d q + y) on the screen; x and y only move
-the picture back into view. Cameras write the four quarter turns, editors and
-front cameras their mirror images as well: eight in all. Other matrices are
-rounded to the nearest of the eight.
+A display matrix (a, b, u, c, d, v, x, y, w) maps a stored pixel (p, q), with q
+downwards, to (a p + c q + x, b p + d q + y) on the screen; x and y only move
+the picture back into view. Cameras write the four rotations by multiples of 90
+degrees; editors and front cameras also their mirror images. Other matrices are
+rounded to the nearest of these eight.
 
 Source: ISO/IEC 14496-12, 6.2.2 (matrices of `tkhd`).
 """
@@ -18,8 +18,8 @@ def read(content: bytes) -> tuple[int, int, int, int]:
   """The signs (a, b, c, d) of FFmpeg's side data, nine native int32.
 
   Returns:
-    Two of the four are 0, the others 1 or -1; `UPRIGHT` where the matrix is
-    singular, as damaged files have it.
+    Two of the four are 0, the others 1 or -1; `UPRIGHT` for a singular matrix,
+    which occurs in damaged files.
   """
   if len(content) < 36:
     return UPRIGHT

@@ -1,4 +1,4 @@
-"""Frames of a clip in memory, and which frames of a longer one are kept.
+"""Frames of a clip in memory, and the selection of frames by time.
 
 Times are seconds from the first frame of the source. Pictures are 8-bit RGBA
 with straight (not premultiplied) alpha, rows from the top.
@@ -10,15 +10,15 @@ import numpy as np
 
 from sculpt4d_jax.errors import UserError
 
-MIN_SIDE = 16  # Pixels; below this no object can be made out.
+MIN_SIDE = 16  # Pixels; too small to recognise an object below this.
 MAX_BYTES = 2 * 2**30
-# Slack when a time is compared with `start` and `end`; finer than any clock
-# that a container uses.
+# Tolerance for comparing times with `start` and `end`; finer than the time base
+# of any container.
 _EPSILON = 1e-6
 
 
 class InputError(UserError):
-  """The given input cannot be used; the message says why and what helps."""
+  """The input cannot be used; the message gives the reason and a remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,8 @@ class VideoFrames:
   Attributes:
     frames: uint8 [F, height, width, 4], straight alpha.
     has_alpha: Some pixel is not fully opaque.
-    fps: Rate at which `frames` play in real time; of resampled frames it is
-      their rate, not the source's.
+    fps: Rate at which `frames` play in real time; after resampling it differs
+      from the source's.
     timestamps: Seconds from the first frame of the source, float64 [F],
       increasing.
     name: Short name of the source: the file's or folder's, without suffix.
@@ -57,7 +57,7 @@ class VideoFrames:
 def make_video_frames(
   frames: np.ndarray, timestamps: np.ndarray, name: str, source_fps: float
 ) -> VideoFrames:
-  """Wraps decoded frames; one frame alone gets `source_fps` as its rate."""
+  """Wraps decoded frames; a single frame gets `source_fps` as its rate."""
   duration = float(timestamps[-1] - timestamps[0])
   fps = (len(frames) - 1) / duration if duration > 0 else source_fps
   return VideoFrames(
@@ -78,10 +78,9 @@ def select_frames(
 ) -> np.ndarray:
   """Chooses the frames nearest to uniform times, each at most once.
 
-  The first and the last frame between `start` and `end` are always among
-  them. Where the source has no more than `num_frames` frames there, all of
-  them are taken and none is repeated: a frame shown twice would teach the
-  model a motion that stutters.
+  The first and the last frame between `start` and `end` are always among them.
+  If the source has at most `num_frames` frames there, each is taken once:
+  repeated frames would make the motion stutter.
 
   Args:
     timestamps: Times of all frames, increasing.
@@ -112,8 +111,8 @@ def select_frames(
   right = np.clip(np.searchsorted(times, targets), 1, len(times) - 1)
   is_left = targets - times[right - 1] <= times[right] - targets
   nearest = np.where(is_left, right - 1, right)
-  # Uneven times can name a frame twice: push the later one on, then, at the
-  # end of the clip, the earlier ones back.
+  # With uneven times, a frame may be nearest to two targets: move the later
+  # choice forward, then, at the end of the clip, the earlier ones backward.
   steps = np.arange(num_frames)
   nearest = np.maximum.accumulate(nearest - steps) + steps
   nearest = np.minimum(nearest, len(times) - num_frames + steps)

@@ -1,12 +1,13 @@
-"""High dynamic range (PQ, HLG) mapped to the sRGB that everything else is in.
+"""Maps high dynamic range (PQ, HLG) to sRGB.
 
-Reference white, at which HDR productions put white paper, becomes white: 203
-cd/m² of PQ, 75 % of the signal of HLG. Below it colours keep their light;
-brighter ones (lamps, glints) approach white without a hard edge, all channels
-scaled alike so that hues stay. Colours outside the gamut of BT.709 are clipped.
+Reference white, the level of white paper in HDR productions, becomes white: 203
+cd/m² for PQ, 75 % of the signal for HLG. Darker colours keep their linear
+light; brighter ones (lamps, highlights) are compressed smoothly towards white,
+with all channels scaled alike to keep the hue. Colours outside the gamut of
+BT.709 are clipped.
 
-HLG is mapped by the light of the scene, which a camera of standard range would
-have recorded, rather than by that of a display.
+HLG is mapped by scene light, which a standard camera would have recorded,
+rather than by display light.
 
 Sources: ITU-R BT.2100 (transfer functions), BT.2408 (reference white),
 BT.2087 (primaries); IEC 61966-2-1 (sRGB).
@@ -19,7 +20,7 @@ TRANSFERS = (PQ, HLG)
 BT2020_PRIMARIES = 9
 
 _WHITE_PQ = 203.0  # cd/m².
-_WHITE_HLG = 0.75  # Of the signal.
+_WHITE_HLG = 0.75  # Share of the signal.
 _PEAK_PQ = 10000.0
 _TO_BT709 = np.array(
   [
@@ -29,7 +30,7 @@ _TO_BT709 = np.array(
   ],
   np.float32,
 )
-_KNEE = 0.95  # Of white; brighter light is compressed.
+_KNEE = 0.95  # Share of white; brighter light is compressed.
 
 
 def to_srgb(pixels: np.ndarray, transfer: int, primaries: int) -> np.ndarray:

@@ -21,26 +21,26 @@ from sculpt4d_jax.io.video.frames import VideoFrames
 SUFFIXES = frozenset(
   ".png .jpg .jpeg .webp .bmp .tif .tiff .gif .ppm .pgm .avif".split()
 )
-# Pillow also guesses at formats that are no pictures (MPEG, EPS); we do not.
+# Pillow also opens formats that are not pictures (MPEG, EPS).
 _FORMATS = "PNG JPEG MPO GIF WEBP BMP TIFF PPM AVIF".split()
-# These hold animations, and TIFF pages. A phone's JPEG (MPO) has a second
-# "frame", too, but that is its brightness map.
+# Formats with animations, and TIFF with pages. A phone's JPEG (MPO) has a
+# second "frame" too, but that is its brightness map.
 _ANIMATED_FORMATS = frozenset(["GIF", "WEBP", "PNG", "AVIF"])
-# Their delays are known only once a frame is decoded.
+# Their delays are known only after decoding a frame.
 _LATE_DELAYS = frozenset(["WEBP", "AVIF"])
 _TIFF_KIND = 254  # Tag NewSubfileType; bit 0 marks a smaller copy.
-# What browsers play where a GIF gives no delay.
+# Delay that browsers use for a GIF without one.
 _DEFAULT_DELAY = 0.1
 
 
 def is_picture(path: pathlib.Path) -> bool:
-  """Whether Pillow takes the file for a picture, perhaps a damaged one."""
+  """Whether Pillow recognises the file as a picture, perhaps a damaged one."""
   try:
     with Image.open(path, formats=_known_formats()):
       return True
   except Image.UnidentifiedImageError:
     return False
-  except Exception:  # Readers of damaged files fail in any way.
+  except Exception:  # Readers of damaged files raise many types.
     return True
 
 
@@ -91,7 +91,7 @@ def read_folder(
 ) -> VideoFrames:
   """Reads a folder's pictures in natural order (frame2 before frame10).
 
-  Files that are no pictures by their suffix and hidden files are passed over.
+  Hidden files and files without a picture's suffix are ignored.
 
   Raises:
     InputError: No picture, one that does not decode, or sizes that differ.
@@ -138,8 +138,8 @@ def resize_rgba(array: np.ndarray, width: int, height: int) -> np.ndarray:
   """Resizes uint8 [height, width, 4]; colours are weighted by alpha."""
   if array.shape[:2] == (height, width):
     return array
-  # Pillow premultiplies RGBA while it resamples, so that colours hidden under
-  # alpha 0 do not bleed into the edges.
+  # Pillow premultiplies RGBA for resampling, so colours under alpha 0 do not
+  # bleed into edges.
   image = Image.fromarray(np.ascontiguousarray(array))
   return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
@@ -160,7 +160,7 @@ def _open(path: pathlib.Path) -> Iterator[Image.Image]:
     raise InputError(
       f"{path} does not fit in memory as a picture; scale it down."
     ) from error
-  except Exception as error:  # Readers fail in any way.
+  except Exception as error:  # Readers raise many types.
     raise InputError(
       f"{path} does not decode as a picture ({error}); it may be damaged or"
       " of another kind."
@@ -174,13 +174,13 @@ def _pages(image: Image.Image) -> list[int]:
     return _tiff_pages(image, count)
   if image.format not in _ANIMATED_FORMATS:
     return [0]
-  # A PNG may hold one more picture, for programs that play no animations.
+  # A PNG may have an extra picture for programs without animation support.
   first = 1 if getattr(image, "default_image", False) and count > 1 else 0
   return list(range(first, count))
 
 
 def _tiff_pages(image: Image.Image, count: int) -> list[int]:
-  """Pages of the first one's size; others are thumbnails or other papers."""
+  """Pages of the first page's size; others are thumbnails or unrelated."""
   size = image.size
   pages = []
   for page in range(count):
@@ -199,7 +199,7 @@ def _tiff_pages(image: Image.Image, count: int) -> list[int]:
 
 
 def _delay(image: Image.Image, page: int, default: float) -> float:
-  """Seconds for which a frame is shown."""
+  """Duration of a frame, seconds."""
   if image.format == "TIFF":
     return default
   image.seek(page)
@@ -210,7 +210,7 @@ def _delay(image: Image.Image, page: int, default: float) -> float:
 
 
 def _common_size(paths: Sequence[pathlib.Path]) -> tuple[int, int]:
-  """The size of all pictures as they are shown; only headers are read."""
+  """The common displayed size of all pictures; only headers are read."""
   sizes = []
   for path in paths:
     with _open(path) as image:
@@ -228,7 +228,7 @@ def _common_size(paths: Sequence[pathlib.Path]) -> tuple[int, int]:
 
 
 def _to_rgba(image: Image.Image, max_side: int) -> np.ndarray:
-  # The turn is left to the frame itself: an animation must stay seekable.
+  # Rotated per frame: rotating the image would make an animation unseekable.
   turned = ImageOps.exif_transpose(image)
   if turned.mode.startswith("I") or turned.mode == "F":
     turned = _deep_grey_to_8_bit(turned)

@@ -32,10 +32,10 @@ def read_frames(
   """Reads a clip and resamples it uniformly in time.
 
   Frames are those nearest to `num_frames` uniform times from the first to the
-  last frame between `start` and `end`, each taken once. A clip that has no
-  more frames than asked for gives all that it has; a single picture gives one.
-  A video's turn (phones), its pixel shape and a picture's EXIF orientation
-  are applied.
+  last frame between `start` and `end`, each taken once. A clip with at most as
+  many frames is returned completely; a single picture gives one frame. A
+  video's rotation and pixel aspect ratio and a picture's EXIF orientation are
+  applied.
 
   Args:
     source: A video file (mp4, mov, webm, mkv, avi, gif and more), a picture,
@@ -44,15 +44,15 @@ def read_frames(
     num_frames: Frames to return at most; None returns all.
     start: Seconds from the first frame; None starts there.
     end: Seconds from the first frame; None goes to the last.
-    fps: Rate of folders, arrays and single pictures, which carry none.
+    fps: Rate of folders, arrays and single pictures, which have none.
     max_side: Larger frames are scaled down so that their longer side is this.
 
   Returns:
     The frames, with alpha where the source has it.
 
   Raises:
-    InputError: There is nothing there that can be used as a clip.
-    ValueError: The other arguments make no sense.
+    InputError: The source cannot be used as a clip.
+    ValueError: Another argument is invalid.
   """
   _check_arguments(num_frames, start, end, fps, max_side)
   window = dict(num_frames=num_frames, start=start, end=end)

@@ -1,8 +1,7 @@
 """Writes clips: mp4, webm, mov, gif, or a folder of PNG pictures.
 
-Alpha survives in webm (VP9), mov (ProRes 4444), gif (on or off) and PNG; in
-an mp4, which cannot carry it, the object is put on white. Files appear whole
-or not at all.
+Alpha is kept in webm (VP9), mov (ProRes 4444), gif (binary) and PNG; mp4 does
+not support it, so the object is put on white. Files are written atomically.
 """
 
 import fractions
@@ -25,8 +24,8 @@ _STUDIO_RANGE = 1
 _H264_OPTIONS = {
   "crf": "18",
   "preset": "medium",
-  # Where FFmpeg's conversion puts the coarse chroma; players assume "left"
-  # of an untagged file, half a pixel off.
+  # Chroma position of FFmpeg's conversion; for an untagged file players assume
+  # "left", which is half a pixel off.
   "chroma_sample_location": "center",
 }
 _VP9_OPTIONS = {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4"}
@@ -41,16 +40,16 @@ def write_video(
     path: A name ending in .mp4, .webm, .mov or .gif; a name without suffix
       becomes a folder of frame_0000.png and so on.
     frames: uint8 [F, height, width, 3], or 4 with straight alpha.
-    fps: Frames a second. A gif counts in hundredths of a second and is right
-      on average; browsers play no more than 50 a second. Equal neighbours in
-      a gif become one longer frame.
+    fps: Frames a second. A gif's delays are hundredths of a second and match
+      the rate on average; browsers play at most 50 frames a second. Equal
+      consecutive frames in a gif become one longer frame.
 
   Returns:
     The path written to.
 
   Raises:
-    ValueError: Frames of another kind, no frames, or an unknown suffix.
-    atomic.OutputError: The system refuses to write there.
+    ValueError: Frames are unsuitable or missing, or the suffix is unknown.
+    atomic.OutputError: The file cannot be written.
   """
   path = pathlib.Path(path)
   _check(frames, fps)
@@ -91,7 +90,7 @@ def _write_pictures(folder: pathlib.Path, frames: np.ndarray) -> pathlib.Path:
 
 
 def _write_gif(path: pathlib.Path, frames: np.ndarray, fps: float) -> None:
-  # Rounding the end of each frame, not its length, keeps the mean rate.
+  # Rounding the end of each frame instead of its length keeps the mean rate.
   ends = np.rint(np.arange(1, len(frames) + 1) * 100 / fps)
   delays = 10 * np.maximum(1, np.diff(ends, prepend=0)).astype(int)
   pictures = [Image.fromarray(frame) for frame in frames]
@@ -101,7 +100,7 @@ def _write_gif(path: pathlib.Path, frames: np.ndarray, fps: float) -> None:
     append_images=pictures[1:],
     duration=delays.tolist(),
     loop=0,
-    # Without it, transparent pixels would show the frame before.
+    # Without it, transparent pixels would show the previous frame.
     disposal=2 if frames.shape[-1] == 4 else 0,
   )
 
@@ -113,7 +112,7 @@ def _encode(
     frames = crop.composite(frames, crop.WHITE)
   has_alpha = frames.shape[-1] == 4
   codec, pixel_format, options = _encoder(suffix, has_alpha)
-  # Chroma has half the resolution: sides are even, the last row repeated.
+  # Chroma has half the resolution, so odd sides are padded by repetition.
   odd = (frames.shape[1] % 2, frames.shape[2] % 2)
   frames = np.pad(frames, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), "edge")
   rate = fractions.Fraction(fps).limit_denominator(10000)

@@ -1,7 +1,8 @@
-"""What the viewer shows of an asset of one topology, as the page's data.
+"""Encodes an asset of one topology as data of the viewer's page.
 
-Numbers are whole, deflated and base64-coded, as meshes are; `layers.js` undoes
-it. Texture coordinates are shares of 65535, errors shares of 255 of their limit.
+Numbers are quantised, deflated and base64-coded, like meshes; `layers.js`
+decodes them. Texture coordinates are in units of 1/65535, errors in units of
+1/255 of their limit.
 """
 
 import base64
@@ -43,8 +44,8 @@ def asset_page(
     fps: Frames a second.
     video_frames: The input, uint8 [F, h, w, 3], or None.
     rig: Its bones, or None.
-    trajectory: The global motion that was taken off before the bones were
-      found, rigid [F, 4, 4].
+    trajectory: The global motion that was removed before the bones were fitted,
+      rigid [F, 4, 4].
     errors: Distances of the vertices to the frames' own meshes, as shares of
       the size, [F, V], or None for no heat map.
     times: Start of each frame, seconds, if frames are of unequal length.
@@ -92,7 +93,7 @@ def _packed(values: np.ndarray) -> str:
 
 
 def _first_of(vertex_map: np.ndarray) -> np.ndarray:
-  """For each of a file's vertices the first one at the same place."""
+  """For each of a file's vertices, the first one at the same position."""
   _, first, inverse = np.unique(
     vertex_map, return_index=True, return_inverse=True
   )

@@ -1,11 +1,12 @@
-"""Meshes as short text for a web page.
+"""Packs meshes into compact text for a web page.
 
 Positions are rounded to 16-bit steps of one cube around the whole clip, whose
 side is its longest extent: 1/65535 of it is far below a pixel. Normals are not
-stored; the page computes them from the faces. Vertices and face corners follow
-each other closely in a mesh, so each number is stored as its difference to the
-one before; differences are split into planes of equally significant bytes,
-where zeros gather, and the planes are deflated. `decoder.js` does the reverse.
+stored; the page computes them from the faces. Consecutive vertices and face
+corners of a mesh are close, so each number is stored as its difference to the
+previous one. Differences are split into planes of equally significant bytes, in
+which zeros are frequent, and the planes are deflated. `decoder.js` does the
+reverse.
 
 Layout of the bytes, with little-endian significance:
 
@@ -53,14 +54,14 @@ def clip_quantization(meshes: Sequence[TriangleMesh]) -> Quantization:
 def pack_mesh(
   mesh: TriangleMesh, quantization: Quantization
 ) -> dict[str, int | str]:
-  """A mesh for the page's JSON: counts and deflated, base64-coded bytes."""
+  """Packs a mesh for the page's JSON: counts and deflated, encoded bytes."""
   if mesh.is_empty:
     return {"vertices": 0, "faces": 0, "data": ""}
   whole = np.round(
     (mesh.vertices - np.array(quantization.origin)) / quantization.step
   )
   whole = np.clip(whole, 0, _STEPS).astype("<u2")
-  # Wraps modulo 2^16, as the sum in the page does.
+  # Wraps modulo 2^16, like the sum in the page.
   steps = np.diff(whole, axis=0, prepend=np.zeros((1, 3), "<u2"))
   corners = np.diff(mesh.faces.reshape(-1), prepend=np.int32(0))
   zigzag = ((corners << 1) ^ (corners >> 31)).astype("<u4")
@@ -76,7 +77,7 @@ def pack_mesh(
 def unpack_mesh(
   packed: dict[str, int | str], quantization: Quantization
 ) -> TriangleMesh:
-  """The mesh that the page shows: faces as they were, positions rounded."""
+  """The mesh as the page shows it: the same faces, rounded positions."""
   num_vertices, num_corners = packed["vertices"], 3 * packed["faces"]
   content = b""
   if packed["data"]:

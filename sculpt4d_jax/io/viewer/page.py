@@ -1,10 +1,10 @@
 """Writes the viewer: one HTML file that plays meshes next to their video.
 
-The page opens from disk, without a server, a network or a library: styles,
-program, meshes and pictures are inside. `template.html` is the page's body and
-looks, `decoder.js` unpacks the meshes, `renderer.js` draws them with WebGL from
-where `orbit.js` says, and `viewer.js` is the player. For an asset of one
-topology, `layers.js` adds texture, errors, bones, onion skin and trails.
+The page opens from disk without a server, a network or a library: it contains
+styles, program, meshes and pictures. `template.html` has the page's body and
+styles, `decoder.js` unpacks the meshes, `renderer.js` draws them with WebGL
+from the camera of `orbit.js`, and `viewer.js` is the player. For an asset of
+one topology, `layers.js` adds texture, errors, bones, onion skin and trails.
 """
 
 import base64
@@ -65,8 +65,8 @@ def write_viewer(
     max_picture_side: Larger video frames are scaled down to this many pixels.
 
   Raises:
-    ValueError: There are no frames, the video does not fit the meshes, the
-      rate or the times are no such thing, or a position is not finite.
+    ValueError: There are no frames, the video does not fit the meshes, the rate
+      or the times are invalid, or a position is not finite.
     OutputError: The file cannot be written.
   """
   glb.check_sequence(path, meshes, fps, (".html", ".htm"))
@@ -147,7 +147,7 @@ def _simplified(mesh: TriangleMesh, max_faces: int | None) -> TriangleMesh:
 
 
 def data_uri(image: np.ndarray, max_side: int) -> str:
-  """A picture as a JPEG inside of an address, reduced to `max_side` pixels."""
+  """A picture as a JPEG data URI, reduced to `max_side` pixels."""
   picture = Image.fromarray(image)
   picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
   content = io.BytesIO()
@@ -168,12 +168,12 @@ def _fill_template(
       f"<dd>{html.escape(_as_text(value))}</dd>"
       for name, value in details.items()
     ),
-    # "<" could end the script element; JSON may write it as an escape.
+    # "<" could end the script element; JSON allows it to be escaped.
     "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     "program": program,
   }
   template = (files / "template.html").read_text("utf-8")
-  # One pass, so that nothing inside a part is taken for a placeholder.
+  # One pass, so that text inside a part is not taken for a placeholder.
   return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
