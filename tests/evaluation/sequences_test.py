@@ -85,13 +85,13 @@ def test_reads_clouds_and_leaves_out_normals(tmp_path):
     np.testing.assert_allclose(found.cloud, values[..., :3], atol=1e-6)
 
 
-def write_morphing_glb(path, offsets):
-  """A tetrahedron whose vertices move by morph weights at keys of one second.
+def write_morphing_glb(path, offsets, start=None):
+  """A box whose vertices move by morph weights at keys of one second.
 
-  Its times are 0, 1, ...; key k shows offset k.
+  Its times are 0, 1, ...; key k shows offset k, [3] or [8, 3], from `start`.
   """
   mesh = shapes.as_trimesh(shapes.box([0.4, 0.4, 0.4]))
-  positions = np.asarray(mesh.vertices, "<f4")
+  positions = np.asarray(mesh.vertices if start is None else start, "<f4")
   faces = np.asarray(mesh.faces, "<u2")
   targets = [np.broadcast_to(o, positions.shape).astype("<f4") for o in offsets]
   times = np.arange(len(offsets), dtype="<f4")

@@ -78,7 +78,7 @@ def evaluate(
   scene = gltf_nodes.Nodes(asset)
   seed = int.from_bytes(hashlib.sha256(clip.name.encode()).digest()[:4])
   nodes, dropped = scene.mesh_nodes(attachments, seed)
-  animation = asset.item("animations", clip.index)
+  animation = gltf_tracks.animation_of(asset, clip)
   times = np.asarray(times, np.float64)
   offset = _offset(scene, animation, times[:1], nodes)
   # The rest pose is evaluated as one more frame, without any channel.

@@ -31,28 +31,34 @@ _HARMLESS = ("/materials/", "/cameras/", "/extensions/", "/textures/")
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """One animation of an asset.
+  """One animation of an asset, or several that are played together.
 
   Attributes:
     index: Its number in the asset.
     name: Name in the asset.
     start: Time of the first key, seconds.
     end: Time of the last key.
+    others: Numbers of the animations that are played with it.
   """
 
   index: int
   name: str
   start: float
   end: float
+  others: tuple[int, ...] = ()
 
 
 def list_clips(asset: gltf_container.GltfFile) -> list[Clip]:
-  """All animations of an asset that move something.
+  """All clips of an asset that move something.
+
+  Blender writes one animation for each object and each set of shape keys.
+  Animations of which no two move the same part of a node cannot be
+  alternatives, and make one clip.
 
   Raises:
     AssetError: An animation is malformed.
   """
-  clips = []
+  clips, targets = [], []
   for index, animation in enumerate(asset.items("animations")):
     if not isinstance(animation, dict):
       raise AssetError(f"animations[{index}] must be an object.")
@@ -60,10 +66,58 @@ def list_clips(asset: gltf_container.GltfFile) -> list[Clip]:
     for sampler in gltf_container.rows(animation, "samplers"):
       keys = key_times(asset, sampler)
       times += [float(keys[0]), float(keys[-1])]
-    if times and gltf_container.rows(animation, "channels"):
+    channels = gltf_container.rows(animation, "channels")
+    if times and channels:
       name = str(animation.get("name") or f"animation {index}")[:200]
       clips.append(Clip(index, name, min(times), max(times)))
+      targets.append({_plain_target(channel) for channel in channels})
+  every = set().union(*targets)
+  if len(clips) > 1 and None not in every:
+    if len(every) == sum(map(len, targets)):
+      return [_played_together(clips)]
   return clips
+
+
+def animation_of(asset: gltf_container.GltfFile, clip: Clip) -> dict[str, Any]:
+  """The animation of a clip; several are joined to one.
+
+  Raises:
+    AssetError: An animation is malformed.
+  """
+  first = asset.item("animations", clip.index)
+  if not clip.others:
+    return first
+  samplers, channels = [], []
+  for index in (clip.index, *clip.others):
+    animation = asset.item("animations", index)
+    own = gltf_container.rows(animation, "samplers")
+    for channel in gltf_container.rows(animation, "channels"):
+      number = channel.get("sampler")
+      is_known = gltf_container.is_index(number) and number < len(own)
+      # A number that is out of range stays so.
+      moved = number + len(samplers) if is_known else -1
+      channels.append({**channel, "sampler": moved})
+    samplers += own
+  return {"samplers": samplers, "channels": channels}
+
+
+def _plain_target(channel: dict[str, Any]) -> tuple[int, str] | None:
+  """Node and path of a channel; None if it moves anything else."""
+  target = gltf_container.table(channel, "target")
+  node, path = target.get("node"), target.get("path")
+  if path not in (*WIDTHS, "weights") or not gltf_container.is_index(node):
+    return None
+  return node, path
+
+
+def _played_together(clips: list[Clip]) -> Clip:
+  return Clip(
+    clips[0].index,
+    " + ".join(clip.name for clip in clips)[:200],
+    min(clip.start for clip in clips),
+    max(clip.end for clip in clips),
+    tuple(clip.index for clip in clips[1:]),
+  )
 
 
 def key_times(asset, sampler) -> np.ndarray:
