@@ -1,12 +1,13 @@
-"""What a sample costs: operations by part, the paper's tables, its figure.
+"""Counts the operations of a sample by part, for the paper's tables and figure.
 
 The paper's columns in PFLOPs fit
 
     fixed(F) + density(F) * 500 * 21 * 4 * (4096 F)^2 * 2048
 
-to within 0.8 %: their attention is that of 500 calls of the transformer on one
-clip, where 50 steps with guidance are 100. The tables therefore print our
-counts for as many calls. The paper does not break its fixed part down.
+to within 0.8 %: their attention corresponds to 500 calls of the transformer on
+one clip, although 50 steps with guidance are 100 calls. The tables therefore
+also print our counts for 500 calls. The paper does not break down its fixed
+part.
 
 Source: Sculpt4D, Tables A1 and A2, Figure A1.
 """
@@ -41,7 +42,7 @@ PAPER_TABLE_A1 = {
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """The networks of a preset, as far as operations go."""
+  """Sizes of a preset's networks that determine the operations."""
 
   dit: dit_config.DiTConfig
   image_encoder: image_encoder_lib.ImageEncoderConfig
@@ -61,13 +62,13 @@ class Sizes:
 def sample(
   sizes: Sizes, sampling: model_lib.SamplingConfig, num_points: int = 0
 ) -> flops.Counts:
-  """All operations from pictures to latents, and on to `num_points` a frame.
+  """All operations from pictures to latents and to `num_points` per frame.
 
   Args:
     sizes: Sizes of the networks.
     sampling: Frames, steps, guidance and mode of temporal attention.
-    num_points: Points of each frame where the field is evaluated; with none
-      the autoencoder is left out.
+    num_points: Points of each frame where the field is evaluated; 0 leaves out
+      the autoencoder.
   """
   frames = sampling.num_frames
   branches = 1 if sampling.guidance_scale == 1.0 else 2
@@ -157,7 +158,7 @@ def table_a1(sizes: Sizes, num_frames: int = 16) -> str:
 
 
 def difference(sizes: Sizes, num_frames: int = 16) -> str:
-  """Where our network column and the paper's part, in words and numbers."""
+  """Explains the difference between our network column and the paper's."""
   counts = sizes.call(num_frames, "full")
   attention = PAPER_CALLS * counts.pop(flops.TEMPORAL_SCORES) / 1e15
   fixed = PAPER_CALLS * sum(counts.values()) / 1e15

@@ -1,10 +1,10 @@
-"""From mesh sequences to a table: their scores, the means, and how sure they are.
+"""Scores mesh sequences; computes means, confidence intervals and tables.
 
 A sequence is scored frame by frame and averaged over its frames; a table
 averages over sequences, which are the independent samples, and gives a
-bootstrap confidence interval of that mean. Methods compared on the same
-sequences are best told apart by `paired_difference`, as the sequences differ
-more among themselves than the methods do.
+bootstrap confidence interval of that mean. To compare methods on the same
+sequences use `paired_difference`, because sequences differ more than methods
+do.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +59,7 @@ class SequenceMetrics:
     return len(self.chamfer)
 
   def means(self) -> dict[str, float]:
-    """Each metric as one number; jitter is NaN below three frames."""
+    """Each metric's mean; jitter is NaN for fewer than three frames."""
     return {
       "chamfer": float(self.chamfer.mean()),
       "iou": float(self.iou.mean()),
@@ -105,9 +105,9 @@ def evaluate_sequence(
   """Scores one predicted sequence against the true one.
 
   Args:
-    prediction: One mesh a frame; a mesh without a surface scores the worst.
+    prediction: One mesh a frame; a mesh without a surface gets the worst score.
     truth: True meshes, one a frame, each with a surface.
-    conventions: Measurements and how they are taken.
+    conventions: Parameters of the metrics.
     name: Name of the sequence, for messages and tables.
     on_frame: Called after each frame, for a progress bar.
 
@@ -182,7 +182,7 @@ def summarise(
 ) -> Summary:
   """Means over sequences with bootstrap confidence intervals.
 
-  Sequences too short to have a jitter are left out of its mean.
+  Sequences too short for jitter are excluded from its mean.
 
   Source: Efron, Bootstrap methods, 1979 (percentile interval).
   """
@@ -230,7 +230,7 @@ def estimate_mean(
 def paired_difference(
   method: Summary, other: Summary, metric: str, **options
 ) -> Estimate:
-  """Mean of `method - other` over the sequences that both were scored on.
+  """Mean of `method - other` over the sequences scored by both.
 
   Args:
     method: Scores of one method.
@@ -239,7 +239,7 @@ def paired_difference(
     **options: Options of `estimate_mean`.
 
   Raises:
-    ValueError: The sequences are not the same or not told apart by name.
+    ValueError: The sequences differ, or names are not unique.
   """
   pairs = []
   for summary in (method, other):
@@ -288,7 +288,7 @@ def format_sequences(
 
 
 def to_json(rows: Mapping[str, Summary], conventions: Conventions) -> dict:
-  """Everything in a table and behind it, for `json.dump`; NaN becomes None."""
+  """All scores of a table, for `json.dump`; NaN becomes None."""
   return {
     "conventions": dataclasses.asdict(conventions),
     "description": conventions.describe(),
@@ -308,7 +308,7 @@ def to_json(rows: Mapping[str, Summary], conventions: Conventions) -> dict:
 
 
 def plain(value):
-  """Nested values as JSON has them."""
+  """Nested values converted for JSON."""
   if isinstance(value, dict):
     return {key: plain(entry) for key, entry in value.items()}
   if isinstance(value, np.ndarray):

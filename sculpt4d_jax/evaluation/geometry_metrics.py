@@ -1,36 +1,35 @@
 """Measures of a predicted mesh sequence against the true one.
 
-Lengths are in the units of the meshes, which live in [-1, 1]^3.
+Lengths are in the units of the meshes, which lie in [-1, 1]^3.
 
   chamfer  (mean distance prediction -> truth + mean distance truth ->
            prediction) / 2 between points sampled uniformly on both surfaces
            with the same seed; Euclidean distances, not squared. Zero for equal
-           files. Two
-           tessellations of one surface of area A come out about
-           0.5 sqrt(A / P) apart, which is the floor for P points.
+           files. For two tessellations of one surface of area A it is about 0.5
+           sqrt(A / P), the floor for P points.
   f_score  Harmonic mean of precision (share of the prediction's points closer
            to the truth's points than the threshold) and recall (the reverse).
   iou      Volume inside both over volume inside either, on the cell centres of
-           a grid over [-1, 1]^3. Inside is where the generalised winding number
-           exceeds 1/2: exact on closed meshes, a union where closed parts
-           overlap, and a sensible fill where a surface has holes. A mesh wound
-           inside out as a whole is turned around first.
+           a grid over [-1, 1]^3. A point is inside if the generalised winding
+  number exceeds 1/2: exact for closed meshes, the union for overlapping closed
+  parts, and a reasonable fill for surfaces with holes. A mesh wound inside out
+  is reversed first.
   jitter   Change of motion from frame to frame that the truth does not have,
            in length per frame squared. With f the truncated signed distance,
-           jitter = mean |D(f_prediction - f_truth)|, where D g = g[t-1] -
-           2 g[t] + g[t+1], over the grid points whose distance to either
-           surface is below the truncation in one of these three frames. It
-           needs no correspondence: near a surface f changes by as much as the
-           surface moves along its normal. A surface that is off by the same
-           amount in every frame, or drifts steadily, scores zero; one that
-           shivers by +-a from frame to frame scores just below 4 a.
+           jitter = mean |D(f_prediction - f_truth)|, where D g = g[t-1] - 2
+           g[t] + g[t+1], over the grid points whose distance to either surface
+           is below the truncation in one of these three frames. It needs no
+           correspondence: near a surface, f changes by the surface's motion
+           along its normal. A constant offset or a steady drift scores zero; an
+           alternating offset of +-a from frame to frame scores slightly less
+           than 4 a.
   acceleration, truth_acceleration
            The same mean over |D f_prediction| and |D f_truth| alone, for
            reading the jitter as well.
 
-A predicted frame without a surface scores the worst that there is: the diagonal
-of the cube as Chamfer distance, F-Score 0, IoU 0; for the jitter it is an
-object that is nowhere. A true frame without a surface is an error of the data.
+A predicted frame without a surface gets the worst scores: the diagonal of the
+cube as Chamfer distance, F-Score 0 and IoU 0; for the jitter its distance is
+truncated everywhere. A true frame without a surface is an error in the data.
 
 Sources: Knapitsch et al., Tanks and Temples, 2017 (F-Score); Barill et al.,
 Fast Winding Numbers for Soups and Clouds, 2018; Besl and McKay, A Method for
@@ -57,23 +56,23 @@ ALIGNMENTS = ("none", "scale_translation", "icp")
 # The largest distance in [-1, 1]^3.
 WORST_CHAMFER = 2.0 * 3.0**0.5
 
-_BLOCK = 4  # Cells along an axis that `grid_occupancy` decides together.
+_BLOCK = 4  # Cells along an axis of a block in `grid_occupancy`.
 
-ICP_POINTS = 2000  # A frame, for the pose alone.
+ICP_POINTS = 2000  # Per frame.
 _ICP_ITERATIONS = 50
 _ICP_TOLERANCE = 1e-7
 
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
-  """Everything that numbers depend on besides the meshes; quote it with them.
+  """Parameters of the metrics; quote them with the scores.
 
   Attributes:
     num_points: Points sampled on each surface for Chamfer and F-Score.
-    f_score_threshold: Distance below which a point counts as met.
+    f_score_threshold: Distance below which a point counts as matched.
     iou_resolution: Cells along an axis of the occupancy grid.
     jitter_resolution: Points along an axis of the grid of distances.
-    truncation: Distances beyond this count as this, for the jitter.
+    truncation: Largest absolute distance, for the jitter.
     alignment: Transform that is removed from the prediction before the
       comparison, found once for the whole sequence: "none";
       "scale_translation", which matches the centroid and the root-mean-square
@@ -107,7 +106,7 @@ class Conventions:
       )
 
   def describe(self) -> str:
-    """One line for the head or the foot of a table."""
+    """One line of text for a table."""
     return (
       f"{self.num_points} points a surface, Chamfer = mean of both one-way"
       f" mean distances, F-Score at {self.f_score_threshold:g}, IoU on"
@@ -135,7 +134,7 @@ class Motion:
 
 
 def has_surface(mesh: TriangleMesh) -> bool:
-  """Whether some face of the mesh has an area.
+  """Whether any face has a positive area.
 
   Raises:
     ValueError: A vertex is not finite.
@@ -164,7 +163,7 @@ def surface_scores(
   """Chamfer distance and F-Score of two point sets.
 
   Args:
-    prediction: Points [P, 3]; may be none.
+    prediction: Points [P, 3]; P may be 0.
     truth: Points [P', 3].
     threshold: Distance threshold of the F-Score.
   """
@@ -191,14 +190,14 @@ def grid_points(resolution: int) -> np.ndarray:
 
 
 def occupancy(mesh: TriangleMesh, points: np.ndarray) -> np.ndarray:
-  """Whether each point [Q, 3] is inside; nowhere without a surface.
+  """Whether each point [Q, 3] is inside; False without a surface.
 
   Source: Barill et al., 2018, as implemented by libigl.
   """
   inside = np.zeros(len(points), bool)
   if not has_surface(mesh):
     return inside
-  # No point outside the bounding box sees half of all directions blocked.
+  # Outside of the bounding box the winding number is below one half.
   used = mesh.vertices[np.unique(mesh.faces)]
   near = np.all((points >= used.min(0)) & (points <= used.max(0)), axis=1)
   near = np.flatnonzero(near)
@@ -215,8 +214,8 @@ def grid_occupancy(mesh: TriangleMesh, resolution: int) -> np.ndarray:
   """Which cells of `grid_points(resolution)` have their centre inside, [R^3].
 
   Equal to `occupancy` of all centres. The winding number of a closed mesh
-  changes at its surface alone, so that blocks of cells which the surface does
-  not reach are decided by their centre.
+  changes only at its surface, so a block of cells that the surface does not
+  reach is decided by its centre.
   """
   blocks, remainder = divmod(resolution, _BLOCK)
   if remainder or blocks < 2 or not has_surface(mesh) or not _is_closed(mesh):
@@ -236,7 +235,7 @@ def grid_occupancy(mesh: TriangleMesh, resolution: int) -> np.ndarray:
 
 
 def intersection_over_union(prediction: np.ndarray, truth: np.ndarray) -> float:
-  """IoU of two occupancies [Q]; 1 if nothing is inside either of them."""
+  """IoU of two occupancies [Q]; 1 if both are empty."""
   union = np.count_nonzero(prediction | truth)
   return np.count_nonzero(prediction & truth) / union if union else 1.0
 
@@ -258,8 +257,8 @@ def truncated_distance(
   if not len(near):
     return field
   queries = np.ascontiguousarray(points[near], np.float64)
-  # Taken apart from the sign: libigl's distance signed by winding numbers is
-  # scaled by them and too small near open surfaces.
+  # Computed separately from the sign: libigl's distance signed by winding
+  # numbers is scaled by them, and too small near open surfaces.
   square, _, _ = igl.point_mesh_squared_distance(queries, *_igl_mesh(mesh))
   distance = np.minimum(np.sqrt(square), truncation)
   field[near] = np.where(occupancy(mesh, queries), distance, -distance)
@@ -274,13 +273,13 @@ def motion(
   Args:
     prediction: Truncated signed distances [F, Q].
     truth: Likewise [F, Q].
-    truncation: The distance that they are cut off at.
+    truncation: Largest absolute distance.
   """
   if len(prediction) < 3:
     return Motion(*[float("nan")] * 3)
   in_band = (np.abs(prediction) < truncation) | (np.abs(truth) < truncation)
   active = in_band[:-2] | in_band[1:-1] | in_band[2:]  # [F - 2, Q]
-  if not active.any():  # Both are nowhere near a grid point.
+  if not active.any():  # Neither is near a grid point.
     return Motion(0.0, 0.0, 0.0)
 
   def mean_change(field):
@@ -299,10 +298,10 @@ def align(
   truth: Sequence[TriangleMesh],
   conventions: Conventions,
 ) -> list[TriangleMesh]:
-  """Moves a predicted sequence onto the truth as a whole.
+  """Aligns a predicted sequence with the truth.
 
-  One transform serves all frames, so that no motion is hidden. Frames without a
-  surface take no part in finding it. See `Conventions.alignment`.
+  All frames share one transform, so that errors of motion remain. Frames
+  without a surface are not used to find it. See `Conventions.alignment`.
   """
   if conventions.alignment == "none":
     return list(prediction)
@@ -335,11 +334,11 @@ def find_alignment(
   *,
   with_pose: bool,
 ) -> Transform:
-  """One transform of all frames' points onto other points.
+  """Finds one transform for the points of all frames.
 
   Args:
     sources: Points of each frame [P, 3], at least one frame.
-    targets: Points of the same frames to be met.
+    targets: Target points of the same frames.
     with_pose: Whether a rigid pose is found by ICP after scale and translation.
   """
   transform = match_scale(np.concatenate(sources), np.concatenate(targets))
@@ -363,9 +362,9 @@ def iterate_closest_points(
 ) -> Transform:
   """One rotation and translation for all frames, by ICP in both directions.
 
-  Points find their nearest neighbours within their own frame. It goes to the
-  nearest minimum: a prediction that is turned by more than about 30 degrees
-  may stay so.
+  Points find their nearest neighbours within their own frame. It finds a local
+  minimum: a prediction rotated by more than about 30 degrees may not be
+  corrected.
   """
   trees = [spatial.cKDTree(target) for target in targets]
   rotation, translation = np.eye(3), np.zeros(3)
@@ -402,7 +401,7 @@ def rigid_fit(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compose(*transforms: Transform) -> Transform:
-  """The last one is applied first."""
+  """Product of transforms; the last one is applied first."""
   return lambda points: functools.reduce(
     lambda x, transform: transform(x), reversed(transforms), points
   )
@@ -413,9 +412,9 @@ def _igl_mesh(mesh: TriangleMesh) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _volume(mesh: TriangleMesh) -> float:
-  """Signed volume: positive if faces are wound to be seen from outside.
+  """Signed volume: positive if faces are counter-clockwise from outside.
 
-  For an open surface it is that of the cone over it from its centroid, which
+  For an open surface: the volume of the cone over it from its centroid, which
   keeps the sign.
   """
   corners = mesh.vertices.astype(np.float64)[mesh.faces]
@@ -426,7 +425,7 @@ def _volume(mesh: TriangleMesh) -> float:
 
 
 def _is_closed(mesh: TriangleMesh) -> bool:
-  """Whether faces meet at every edge in opposite directions, as often."""
+  """Whether every edge is used equally often in both directions."""
   _, welded = np.unique(mesh.vertices + 0.0, axis=0, return_inverse=True)
   faces = welded.reshape(-1)[mesh.faces].astype(np.int64)
   start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)

@@ -6,20 +6,19 @@ R = R_start R_6d. The squared Chamfer distance
   mean_p min_q |x_p - y_q|^2 + mean_q min_p |x_p - y_q|^2
 
 is minimised by Adam from many rotations at once (`vmap` over starts). Nearest
-neighbours are found anew at every step, outside of the gradient, which is the
-gradient of this distance almost everywhere: on a CPU by k-d trees, on an
-accelerator by all distances in tiles.
+neighbours are recomputed at every step and treated as constants, which gives
+the gradient of this distance almost everywhere. They are found by k-d trees on
+a CPU and by all distances in tiles on an accelerator.
 
   COARSE_TO_FINE  all 24 rotations of the cube on a few points, then the best on
                   more and more points, with steps that shrink at the end. The
-                  scale stays positive, so a mirror image is never reached. A
-                  rotation that gains less than the noise of the points is
-                  dropped: of a symmetric body all fit alike, and any but none
-                  would turn the motion that follows.
-  REFERENCE       ActionBench: 24 starts that are 22 rotations (at elevations of
-                  +-90 degrees two pairs coincide), 200 steps on all points; of
-                  the best start the rotation is the one before Adam's step and
-                  scale and shift are those after it; any sign of the scale.
+  scale stays positive, so mirror images are excluded. A rotation that gains
+  less than the sampling noise is dropped: for a symmetric body all rotations
+  fit equally well, but any except the identity would rotate the later motion.
+  REFERENCE       ActionBench: 24 starts that are 22 rotations (two pairs
+  coincide at elevations of +-90 degrees), 200 steps on all points. The result
+  mixes the best start's rotation before Adam's step with its scale and shift
+  after it. The scale may be negative.
 
 Source: ActionMesh, ActionBench's evaluation, 2026; Zhou et al., On the
 Continuity of Rotation Representations in Neural Networks, 2019 (R_6d).
@@ -42,7 +41,7 @@ from sculpt4d_jax.evaluation import nearest as nearest_lib
 _MIN_SCALE = 0.05
 # Share of the squared distance of two equal surfaces that counts as noise.
 _NOISE = 0.15
-_TILE = 1024  # Rows of distances at a time, where all are computed.
+_TILE = 1024  # Rows of the distance matrix at a time.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Stage:
   Attributes:
     num_starts: Starts that are kept, those with the smallest distance.
     num_steps: Steps of Adam.
-    num_points: Points of both clouds that take part, the first ones.
+    num_points: Number of points used of both clouds, the first ones.
     rates: Step sizes at the beginning and the end of the stage; geometric in
       between.
   """
@@ -86,8 +85,8 @@ class Schedule:
   """How a descent is carried out.
 
   Attributes:
-    stages: One after the other; Adam's averages are kept in between.
-    has_reference_slips: Whether to do as `REFERENCE` is described above.
+    stages: Consecutive stages; Adam's averages are kept between them.
+    has_reference_slips: Whether to reproduce the reference as described above.
   """
 
   stages: tuple[Stage, ...]
@@ -124,13 +123,13 @@ def cube_rotations() -> np.ndarray:
 
 
 def reference_rotations() -> np.ndarray:
-  """ActionBench's 24 starts, of which 22 differ, float64 [24, 3, 3]."""
+  """ActionBench's 24 starts, 22 of them distinct, float64 [24, 3, 3]."""
   angles = [
     (azimuth, 0, roll)
     for azimuth in (0, 90, 180, 270)
     for roll in (0, 90, 180, 270)
   ]
-  # The rolls do not follow the pairs of elevations, which is why two meet.
+  # The order of the rolls does not match the elevations, so two coincide.
   elevations = (90, 90, -90, -90) * 2
   angles += [
     (azimuth, elevation, roll)
@@ -155,12 +154,11 @@ def align(
     source: Points [P, 3] to be moved.
     target: Points [Q, 3].
     schedule: Stages of the optimisation.
-    nearest: "tree" or "dense", how neighbours are found; by default trees on a
-      CPU.
+    nearest: "tree" or "dense" search of neighbours; by default trees on a CPU.
     workers: Threads of the trees; -1 is one a core.
 
   Returns:
-    The transform of the smallest distance met.
+    The transform with the smallest distance.
 
   Raises:
     ValueError: A cloud has no points, or an unknown `nearest`.
@@ -176,7 +174,7 @@ def align(
   starts = reference_rotations() if slips else cube_rotations()
   starts = jnp.asarray(starts, jnp.float32)
   state = _initial_state(len(starts))
-  # The first points of a stage must not be a part of the surface.
+  # Shuffled, so that the first points of a stage cover the surface.
   source, target = _shuffled(source), _shuffled(target)
   best, losses, noise = _Best(), np.zeros(len(starts)), 0.0
   for number, stage in enumerate(schedule.stages):
@@ -184,7 +182,7 @@ def align(
     b = np.asarray(target[: stage.num_points], np.float32)
     neighbours = _neighbours(b, nearest, workers)
     if number:
-      # The distances of the stage before are of fewer points.
+      # The previous stage's distances are of fewer points.
       best = _Best()
       kept = _select(losses, stage.num_starts, noise)
       starts = starts[kept]
@@ -211,7 +209,7 @@ def _shuffled(points: np.ndarray) -> np.ndarray:
 
 
 def _select(losses: np.ndarray, count: int, noise: float) -> np.ndarray:
-  """The best starts, best first; the first one leads if it is as good."""
+  """The best starts, best first; the first start wins ties."""
   order = np.argsort(losses, kind="stable")
   if losses[0] - losses[order[0]] < noise:
     order = np.concatenate([[0], order[order != 0]])
@@ -219,7 +217,7 @@ def _select(losses: np.ndarray, count: int, noise: float) -> np.ndarray:
 
 
 def _floor(points: np.ndarray) -> float:
-  """Squared Chamfer distance of two clouds of one surface, from one of them."""
+  """Expected squared Chamfer distance of two clouds of the same surface."""
   if len(points) < 2:
     return 0.0
   distances, _ = spatial.cKDTree(points).query(points, k=2)
@@ -241,7 +239,7 @@ class _Best:
     self.loss, self._state = np.inf, None
 
   def see(self, losses, before, after, starts, slips) -> None:
-    """Keeps the best start of a step; the losses are those before it."""
+    """Updates the best transform with a step's losses, which precede it."""
     index = int(np.nanargmin(losses)) if np.isfinite(losses).any() else 0
     if losses[index] < self.loss or self._state is None:
       self.loss = losses[index]
@@ -267,7 +265,7 @@ class _Best:
 )
 @dataclasses.dataclass(frozen=True)
 class _Params:
-  """Free numbers of all starts: [S, 3], [S, 6], [S, 3]."""
+  """Parameters of all starts: [S, 3], [S, 6], [S, 3]."""
 
   scale: jax.Array
   sixd: jax.Array
@@ -298,7 +296,7 @@ def _initial_state(num_starts: int) -> _State:
 
 
 def _rotation_from_sixd(sixd: jax.Array) -> jax.Array:
-  """Rows are the two given vectors, made orthonormal, and their product."""
+  """Rotation from two vectors: orthonormalised, with their cross product."""
   a, b = sixd[:3], sixd[3:]
   a = a / jnp.linalg.norm(a)
   b = b - jnp.dot(a, b) * a
@@ -313,7 +311,7 @@ def _rotation(params: _Params, starts: jax.Array) -> jax.Array:
 
 def _moved(params: _Params, start: jax.Array, points: jax.Array) -> jax.Array:
   rotation = start @ _rotation_from_sixd(params.sixd)
-  # Products of three numbers: full precision costs nothing.
+  # The products are tiny, so full precision is cheap.
   turned = jnp.matmul(
     points * params.scale, rotation, precision=jax.lax.Precision.HIGHEST
   )
@@ -337,7 +335,7 @@ def _step(
   rate: jax.Array,
   keep_positive: bool,
 ) -> tuple[_State, jax.Array, jax.Array]:
-  """A step of all starts; also the losses before it, and the moved points."""
+  """One step of all starts; also the losses before it and the moved points."""
 
   def loss(params, start, to_target, to_source):
     moved = _moved(params, start, source)
@@ -367,7 +365,7 @@ def _neighbours(target: np.ndarray, method: str, workers: int):
   """A function from moved points [S, P, 3] to both lists of neighbours."""
   if method == "dense":
     return functools.partial(_all_nearest, target=jnp.asarray(target))
-  # Trees that are searched once need no care in being built.
+  # The trees are searched only once, so building fast matters more.
   build = functools.partial(
     spatial.cKDTree, balanced_tree=False, compact_nodes=False
   )

@@ -1,14 +1,12 @@
-"""A model on held-out procedural clips, compared with trivial answers.
+"""Scores a model on held-out procedural clips, against trivial baselines.
 
 The rows of the comparison:
 
-  model             as it samples
-  per frame         the same weights with temporal attention off
-  mean shape        one mesh for everything: where training objects are, on
-                    average, most often solid, with their mean volume
-  best training     the one training clip that, given as the answer to every
-                    held-out clip, overlaps with them most (chosen on the
-                    held-out clips themselves, so in its favour)
+  model             the model's samples per frame         the same weights
+  without temporal attention mean shape        one mesh for all clips: the
+  region that is most often inside the training objects, with their mean volume
+  best training     the single training clip with the largest overlap with all
+  held-out clips (chosen on the held-out clips, so optimistic)
 """
 
 from collections.abc import Sequence
@@ -49,7 +47,7 @@ class HeldOutClip:
   Attributes:
     name: Family and seed.
     clip: The animated solid.
-    images: uint8 [F, S, S, 3], as the image encoder gets them.
+    images: uint8 [F, S, S, 3], input of the image encoder.
     truth: The true mesh of every frame.
   """
 
@@ -100,7 +98,7 @@ def _field(solid, points):
 
 
 def mean_shape(clips: Sequence[solids.SyntheticClip]) -> Meshes:
-  """One mesh: the mean occupancy cut where it has the mean volume."""
+  """The mean occupancy, thresholded to the mean volume, as one mesh."""
   total, count = 0.0, 0
   for clip in clips:
     occupied = _occupancies(clip, 2 * _COARSE_RESOLUTION)
@@ -108,9 +106,9 @@ def mean_shape(clips: Sequence[solids.SyntheticClip]) -> Meshes:
   mean = total / count
   num_solid = max(1, int(round(mean.sum())))
   threshold = np.sort(mean.ravel())[-num_solid]
-  # A little up, so that the cells at the threshold are inside.
+  # Slightly raised, so that cells at the threshold are inside.
   field = (mean - threshold + 0.5 / count).astype(np.float32)
-  # Cells' centres span a little less than the cube.
+  # Cell centres span slightly less than the cube.
   bounds = 1.0 - 0.5 / _COARSE_RESOLUTION
   return [isosurface.extract_surface(field, bounds=bounds)]
 
@@ -150,7 +148,7 @@ def sample_meshes(
   sampling: model_lib.SamplingConfig,
   surface: pipeline.SurfaceConfig,
 ) -> Meshes:
-  """The model's answer."""
+  """Samples the model."""
   latents = model.sample(clip.images, sampling)
   return [pipeline.extract_mesh(model, frame, surface)[0] for frame in latents]
 
@@ -171,7 +169,7 @@ def compare_seeds(
   Args:
     model: Networks with weights.
     held_out: Seeds of the clips that are scored.
-    train: Seeds of training clips, for the answers that need no model.
+    train: Seeds of training clips, for the trivial baselines.
     num_frames: Frames of a clip.
     sizes: Sizes of the clips' records.
     sampling: Settings of the sampler.
@@ -230,7 +228,7 @@ def compare_by_protocol(
   protocol: conventions_lib.Protocol,
   log: run_log.RunLog,
 ) -> dict[str, protocol_scores.Report]:
-  """Scores every method by a named protocol; arguments as `compare`."""
+  """Scores every method by a named protocol; for arguments see `compare`."""
 
   def score(meshes, clip):
     return evaluate.score_clip(
@@ -252,7 +250,7 @@ def compare_by_protocol(
 def _score_answers(
   model, clips, training_clips, sampling, surface, score, log
 ) -> dict[str, list]:
-  """What `score(meshes, clip)` gives for every method and clip."""
+  """Results of `score(meshes, clip)` for every method and clip."""
   with log.stage("trivial answers"):
     average = mean_shape(training_clips)
     nearest = truth_meshes(best_training_clip(training_clips, clips))

@@ -1,14 +1,13 @@
-"""A model on held-out records of assets.
+"""Scores a model on held-out records of assets.
 
-A record holds no meshes, but what its meshes were measured with: points of
-every true surface, and signed distances at places all over the cube. The
-metrics are those of `geometry_metrics`, taken off these:
+A record contains no meshes, but points of every true surface and signed
+distances at samples in the cube. The metrics are those of `geometry_metrics`,
+computed from these:
 
-  chamfer, f_score  between as many points of the prediction as the record has
-                    uniform points a frame, and these points; their number sets
-                    the floor
+  chamfer, f_score  between the record's uniform points of a frame and equally
+  many points of the prediction; their number determines the floor
   iou               over the record's distance samples in the cube
-  jitter            not known (NaN): the places differ from frame to frame
+  jitter            undefined (NaN): the samples differ from frame to frame
 """
 
 from collections.abc import Sequence
@@ -33,9 +32,9 @@ class HeldOutRecord:
 
   Attributes:
     name: Name of the asset and the clip.
-    images: uint8 [F, S, S, 3], as the image encoder gets them.
+    images: uint8 [F, S, S, 3], input of the image encoder.
     points: Points of the true surfaces, uniform [F, P, 3].
-    samples: Places in the cube and their signed distances [F, Q, 4].
+    samples: Samples in the cube and their signed distances [F, Q, 4].
   """
 
   name: str
@@ -101,7 +100,7 @@ def sample_meshes(
   sampling: model_lib.SamplingConfig,
   surface: pipeline.SurfaceConfig,
 ) -> Meshes:
-  """The model's answer."""
+  """Samples the model."""
   latents = model.sample(record.images, sampling)
   return [pipeline.extract_mesh(model, frame, surface)[0] for frame in latents]
 
@@ -114,7 +113,7 @@ def score(
   """Scores one mesh a frame against a record.
 
   Raises:
-    ValueError: The numbers of frames differ, or an alignment is asked for.
+    ValueError: The numbers of frames differ, or an alignment is requested.
   """
   if len(prediction) != len(record.points):
     raise UserError(
@@ -158,7 +157,7 @@ def score(
 def describe(
   records: Sequence[HeldOutRecord], conventions: geometry_metrics.Conventions
 ) -> str:
-  """The conventions that the numbers depend on, in a line."""
+  """The parameters of the metrics as a line of text."""
   num_points = {record.points.shape[1] for record in records}
   num_samples = {record.samples.shape[1] for record in records}
   return (

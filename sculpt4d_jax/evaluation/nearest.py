@@ -1,13 +1,13 @@
-"""Nearest neighbours of many points: a k-d tree, asked in the order of space.
+"""Nearest neighbours of many points by a k-d tree, queried in spatial order.
 
-Queries that follow each other in space find the tree's nodes in the cache; for
-100,000 points that takes half the time.
+Consecutive queries that are close in space find the tree's nodes in the cache,
+which halves the time for 100,000 points.
 """
 
 import numpy as np
 from scipy import spatial
 
-_BITS = 8  # An axis; finer cells than this hold few points.
+_BITS = 8  # Per axis; finer cells would hold few points.
 
 
 def nearest(
@@ -32,7 +32,7 @@ def nearest(
 
 
 def space_order(points: np.ndarray) -> np.ndarray:
-  """A permutation along which neighbours in space are mostly close.
+  """A permutation in which consecutive points are mostly close in space.
 
   Source: Morton, A Computer Oriented Geodetic Data Base, 1966 (Z-order).
   """

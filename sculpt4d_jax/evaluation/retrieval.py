@@ -1,7 +1,7 @@
-"""Answers that are looked up among training clips: what a model has to beat.
+"""Retrieval baselines: answers chosen among training clips.
 
-By picture is what retrieval would do with the input alone; by truth is the best
-that the training clips hold, which no one could pick without the answer.
+Retrieval by picture uses only the input. Retrieval by truth gives the best
+training clip, which cannot be found without the answer.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _PICTURE_SIDE = 24
 
 
 def picture_feature(images: np.ndarray) -> np.ndarray:
-  """What pictures are compared by: small, in colour, as one vector.
+  """Feature vector for comparing pictures: small colour images.
 
   Args:
     images: uint8 [F, S, S, 3] on white, S at least 1.

@@ -1,8 +1,7 @@
-"""Finds which predicted mesh sequence belongs to which true one; reads both.
+"""Pairs predicted mesh sequences with true ones, and reads them.
 
 `sequences` lists what a sequence may be. Either both paths are sequences, or
-both are folders of sequences, and those of the same name (without suffix)
-belong together.
+both are folders of sequences, which are paired by name (without suffix).
 """
 
 from collections.abc import Sequence
@@ -26,11 +25,11 @@ _MAX_NAMES = 8  # Listed in a message.
 
 @dataclasses.dataclass(frozen=True)
 class SequencePair:
-  """Where one prediction and its truth lie.
+  """The paths of a prediction and its truth.
 
   Attributes:
     name: Name of the clip.
-    predicted: Path of the prediction; None where there is none for a true clip.
+    predicted: Path of the prediction; None if it is missing for a true clip.
     truth: Path of the truth.
   """
 
@@ -41,7 +40,7 @@ class SequencePair:
   def read_shapes(self) -> tuple[ShapeSequence | None, ShapeSequence]:
     """The predicted and the true sequence.
 
-    Animations are played at as many times as the other side has frames.
+    Animations are evaluated at as many times as the other side has frames.
 
     Raises:
       SequenceError: A file is damaged.
@@ -146,8 +145,8 @@ def find_pairs(
   Args:
     predicted: A sequence, or a folder of sequences.
     truth: The same; it may hold more sequences than were predicted.
-    every_truth: Whether true sequences without a prediction are listed too,
-      with a prediction of None.
+    every_truth: Whether to include true sequences without a prediction, which
+      is then None.
 
   Raises:
     ValueError: A folder is missing, holds no sequence, or the two do not fit.

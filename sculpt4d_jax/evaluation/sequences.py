@@ -1,4 +1,4 @@
-"""Mesh sequences as different programs write them, read for an evaluation.
+"""Reads mesh sequences in the formats of several programs, for evaluation.
 
   folder of meshes   one PLY, OBJ, STL, GLB or glTF file a frame, numbered:
                      frame_0000.ply (this project), mesh_00.glb (ActionMesh),
@@ -9,12 +9,12 @@
                      not used. ActionBench's `surfaces.npy` is one
   folder with surfaces.npy
   .glb .gltf .usd .usda .usdc .usdz .abc
-                     an animation. One that holds a mesh a frame, as this
-                     project writes it, gives back these meshes; any other is
-                     played at as many times as are asked for, evenly spread
-                     from its first to its last key
+                     an animation. Files of this project with one mesh per frame
+                     return these meshes; other animations are evaluated at the
+                     requested number of times, evenly spaced from the first to
+                     the last key
 
-Whatever is wrong with a file is a `SequenceError`: one sentence that names it.
+Every defect of a file is raised as a `SequenceError` whose message names it.
 """
 
 import collections
@@ -48,7 +48,7 @@ _GLTF = (".glb", ".gltf")
 _FRAME_SUFFIXES = (*mesh_sequences.SUFFIXES, *_GLTF)
 _ANIMATED = (*_GLTF, *usd.SUFFIXES, *alembic.SUFFIXES)
 _FILES = (*_ANIMATED, ".npy", ".zip")
-# Names that are frames of one sequence, even where they are GLB files.
+# Names of frames of one sequence, even if they are GLB files.
 _FRAME_NAME = re.compile(r"(frame|mesh)_?\d+\.", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+")
 _LIMITS = asset_files.DEFAULT_LIMITS
@@ -65,7 +65,7 @@ class ShapeSequence:
   Attributes:
     meshes: One mesh a frame; empty if there is only a cloud.
     cloud: Tracked points, float32 [F, P, 3], or None.
-    source: Description of what it was read from, in a few words.
+    source: Short description of its source.
   """
 
   meshes: tuple[TriangleMesh, ...] = ()
@@ -83,7 +83,7 @@ class ShapeSequence:
 
 
 def is_sequence(path: PathLike) -> bool:
-  """Whether a path is one sequence, and not a folder of several."""
+  """Whether a path is one sequence instead of a folder of several."""
   path = pathlib.Path(path)
   if path.is_dir():
     return bool((path / CLOUD_NAME).is_file() or _frame_files(path))
@@ -95,7 +95,7 @@ def sequence_name(path: pathlib.Path) -> str:
 
 
 def is_played(path: PathLike) -> bool:
-  """Whether `read` chooses the times, so that it needs `num_frames`."""
+  """Whether `read` chooses the times and therefore needs `num_frames`."""
   path = pathlib.Path(path)
   if path.is_dir() or path.suffix.lower() not in _ANIMATED:
     return False
@@ -111,11 +111,11 @@ def read(path: PathLike, num_frames: int | None = None) -> ShapeSequence:
 
   Args:
     path: See the module.
-    num_frames: Number of times at which an animation is played, 16 by default;
-      all other sequences have their own.
+    num_frames: Number of times at which an animation is evaluated, 16 by
+      default; ignored for other sequences.
 
   Raises:
-    SequenceError: It is missing, damaged, or of no known kind.
+    SequenceError: It is missing, damaged, or of unknown format.
     ImportError: A package that reads USD or Alembic is not installed.
   """
   path = pathlib.Path(path)
@@ -255,8 +255,8 @@ def _read_cloud(path: pathlib.Path) -> ShapeSequence:
 def _frame_files(folder: pathlib.Path) -> list[pathlib.Path]:
   """The meshes of one sequence in a folder, in the order of their numbers.
 
-  Of files that are numbered in different ways (mesh_00.glb, ... and
-  albedo_00.obj, ...), the best known name wins, then the longest series.
+  Among several series (mesh_00.glb, ... and albedo_00.obj, ...), a known name
+  has priority, then the longest series.
   """
   groups = collections.defaultdict(list)
   for path in folder.iterdir():
@@ -292,7 +292,7 @@ def _rank(path: pathlib.Path) -> int:
 
 
 def _are_frames(files: Sequence[pathlib.Path]) -> bool:
-  """Whether files are frames, and not clips that happen to be numbered."""
+  """Whether files are frames instead of numbered clips."""
   first = files[0]
   if first.suffix.lower() not in _GLTF or _FRAME_NAME.match(first.name):
     return True
@@ -322,7 +322,7 @@ def _open_gltf(path: pathlib.Path) -> gltf_container.GltfFile:
 
 
 def _switched_nodes(asset: gltf_container.GltfFile) -> list[dict] | None:
-  """The nodes of a GLB with a mesh a frame; None of any other GLB."""
+  """The nodes of a GLB with one mesh per frame; None for other GLB files."""
   animations = asset.items("animations")
   extras = animations and gltf_container.table(
     asset.item("animations", 0), "extras"
@@ -331,7 +331,7 @@ def _switched_nodes(asset: gltf_container.GltfFile) -> list[dict] | None:
     return None
   roots = asset.item("scenes", 0).get("nodes") or []
   nodes = [asset.item("nodes", index) for index in roots]
-  # A node that only widens the bounds of the scene is no frame.
+  # The node that only extends the scene's bounds is not a frame.
   frames = [n for n in nodes if str(n.get("name", "")).startswith("frame_")]
   return frames or None
 

@@ -1,9 +1,9 @@
-"""Metrics of tracked meshes: one topology that follows a sequence.
+"""Metrics of tracked meshes, whose one topology follows a sequence.
 
-Shapes alone cannot tell whether the right point went to the right place. Where
-material points are known, they are attached to the tracked mesh in one frame,
-carried along by it, and compared with where they really went. Lengths are
-shares of the longest side of the box around all frames.
+Shapes alone do not show whether points move correctly. If material points are
+known, they are attached to the tracked mesh in one frame, moved with it, and
+compared with their true positions. Lengths are shares of the longest side of
+the box around all frames.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ TriangleMesh = mesh_lib.TriangleMesh
 
 @dataclasses.dataclass(frozen=True)
 class Correspondence:
-  """Errors of points that a tracked mesh carries, the key frame left out.
+  """Errors of points attached to a tracked mesh, without the key frame.
 
   Attributes:
     mean: Mean distance between carried and true points.
     p95: 95th percentile of these distances.
     by_frame: Mean distance in every frame [F].
-    motion: Mean distance of true points from their place in the key frame.
+    motion: Mean distance of true points from their position in the key frame.
     jitter: Mean difference of the carried and the true points' second
       differences over time; 0 with fewer than three frames.
   """
@@ -45,7 +45,7 @@ class Correspondence:
 
 @dataclasses.dataclass(frozen=True)
 class Surface:
-  """How well a tracked mesh covers the surfaces, means over frames.
+  """Agreement of a tracked mesh with the surfaces, means over frames.
 
   Attributes:
     chamfer: Mean distance of the surfaces, averaged over both directions.
@@ -67,7 +67,7 @@ class Surface:
 def correspondence(
   mesh: DeformingMesh, truth: np.ndarray, key: int
 ) -> Correspondence:
-  """Compares carried points with true ones.
+  """Compares attached points with true ones.
 
   Args:
     mesh: The tracked mesh.
@@ -75,7 +75,7 @@ def correspondence(
     key: Frame in which the points are attached to the mesh.
 
   Raises:
-    ValueError: The numbers of frames differ, or there is one frame alone.
+    ValueError: The numbers of frames differ, or there is only one frame.
   """
   truth = np.asarray(truth, np.float64)
   if truth.ndim != 3 or len(truth) != mesh.num_frames:
@@ -99,7 +99,7 @@ def correspondence(
 
 
 def carry(mesh: DeformingMesh, points: np.ndarray, frame: int) -> np.ndarray:
-  """Attaches points [P, 3] in a frame and carries them along: [F, P, 3].
+  """Attaches points [P, 3] in a frame and moves them along: [F, P, 3].
 
   A point keeps its barycentrics in the face that it is closest to.
   """
@@ -125,7 +125,7 @@ def surface(
   Args:
     mesh: The tracked mesh; stretch refers to its rest pose.
     targets: One mesh a frame.
-    key: Frame that is left out, where the mesh is the frame's own.
+    key: Frame that is left out, because the mesh was made from it.
     num_samples: Points on each surface.
 
   Raises:
@@ -158,8 +158,8 @@ def surface(
 def jitter(positions: np.ndarray) -> float:
   """Mean length of second differences over time of positions [F, V, 3].
 
-  For vertices: how much they shake. For errors of points: how much of the
-  shaking is not the object's own motion.
+  Applied to vertices, it measures their shaking; applied to errors of points,
+  the shaking that is not motion of the object.
   """
   if len(positions) < 3:
     return 0.0

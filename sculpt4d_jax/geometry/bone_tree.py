@@ -1,15 +1,16 @@
-"""Bones joined to a tree, with a joint between each bone and its parent.
+"""Joins bones to a tree, with a joint between each bone and its parent.
 
-A joint of two bones is the point that both carry to the same place in all
-frames. Where the bones turn about one axis every point of it will do, so the
-search is drawn weakly to the middle of the vertices that both move. How far the
-two bones carry the joint apart (its spread) is the cost of joining them; bones
-that share no vertices pay for the gap between them. The tree is the minimum
-spanning tree, and its root the bone of the largest weight.
+A joint of two bones is the point that both move to the same position in all
+frames. If the bones rotate about one axis, every point on it qualifies, so the
+search is weakly attracted to the centre of the vertices that both move. The
+distance between the joint's positions under the two bones (its spread) is the
+cost of joining them; bones without common vertices are penalised by the gap
+between them. The tree is the minimum spanning tree; its root is the bone with
+the largest weight.
 
-The bones of `build` keep their own translations, so the tree changes no vertex.
-For formats that know rotations alone (BVH), `hold_together` fits poses in which
-no joint comes apart.
+The bones of `build` keep their translations, so the tree changes no vertex. For
+formats with rotations only (BVH), `hold_together` fits poses in which all
+joints are connected.
 
 Source: Le and Deng, Robust and Accurate Skeletal Rigging from Mesh Sequences,
 2014, for joints as least-squares points and the spanning tree.
@@ -28,13 +29,12 @@ from sculpt4d_jax.geometry.registration import result
 
 Skin = skinning.Skin
 
-_PULL = 0.02  # Of the middle of shared vertices, per frame.
+_PULL = 0.02  # Towards the centre of shared vertices, per frame.
 _POSE_STEPS = 12
 _POSE_VERTICES = 1500
-_FEWEST = 6  # Vertices that tell a bone's first pose.
-_GAP = (
-  3.0  # Cost of a gap between bones that share no vertices, over its length.
-)
+_FEWEST = 6  # Vertices needed for a bone's initial pose.
+# Cost per length of a gap between bones without common vertices.
+_GAP = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +47,8 @@ class Rig:
     joints: Rest position of each bone's joint with its parent, float64 [B, 3];
       the root's is the weighted mean of its vertices.
     tips: A point at the other end of each bone at rest, float64 [B, 3].
-    spreads: Root mean square distance over the frames between the places to
-      which a bone and its parent carry the joint, world units, [B]; 0 for
-      the root.
+    spreads: Root mean square distance over frames between the joint's positions
+      under a bone and its parent, world units, [B]; 0 for the root.
   """
 
   skin: Skin
@@ -67,14 +66,14 @@ class Rig:
     return [f"bone_{bone:02d}" for bone in range(self.num_bones)]
 
   def joint_positions(self) -> np.ndarray:
-    """Where the bones carry their joints, float64 [F, B, 3]."""
+    """Positions of the joints under their bones, float64 [F, B, 3]."""
     moved = np.einsum("fbij,bj->fbi", self.skin.rotations, self.joints)
     return moved + self.skin.translations
 
   def locals(self) -> tuple[np.ndarray, np.ndarray]:
-    """Rotations [F, B, 3, 3] and places [F, B, 3] of joints in their parents.
+    """Rotations [F, B, 3, 3], positions [F, B, 3] of joints in their parents.
 
-    A joint's frame stands at the joint and is parallel to the world at rest.
+    A joint's coordinate frame is at the joint and is axis-aligned at rest.
     """
     places = self.joint_positions()
     rotations, offsets = self.skin.rotations.copy(), places.copy()
@@ -117,14 +116,14 @@ def build(skin: Skin) -> Rig:
 
 
 def hold_together(rig: Rig, vertices: np.ndarray, rounds: int = 3) -> Rig:
-  """The rig with every joint fixed in its parent: rotations alone move bones.
+  """The rig with every joint fixed in its parent, moved only by rotations.
 
   Poses are fitted to the vertices by Gauss-Newton on all rotations and the
-  root's place at once; weights are solved again in between.
+  root's position together, alternating with the weights.
 
   Args:
     rig: Start.
-    vertices: Positions that the rig explains, float64 [F, V, 3].
+    vertices: Target positions, float64 [F, V, 3].
     rounds: Alternations of poses and weights.
   """
   skin = rig.skin
@@ -141,17 +140,18 @@ def pose_given(
   joints: np.ndarray,
   vertices: np.ndarray,
 ) -> Rig:
-  """Poses of a skeleton that somebody made: weights and joints stay.
+  """Fits poses of a given skeleton; its weights and joints are kept.
 
-  Bones start from the rigid motion of the vertices that they move most; those
-  that move few follow their parent. Then as in `hold_together`.
+  Bones are initialised by the rigid motion of the vertices that they influence
+  most; bones with few vertices follow their parent. The rest is as in
+  `hold_together`.
 
   Args:
-    rest: Positions where the skeleton is bound [V, 3].
+    rest: Positions in the bind pose [V, 3].
     weights: Rows sum to 1, [V, B]; bones without vertices are allowed.
     parents: Parent of each bone [B]; -1 for bone 0, others after their parent.
     joints: Places of the joints at rest [B, 3].
-    vertices: Positions to explain [F, V, 3].
+    vertices: Target positions [F, V, 3].
   """
   rest = np.asarray(rest, np.float64)
   vertices = np.asarray(vertices, np.float64)
@@ -172,7 +172,7 @@ def pose_given(
 
 
 def _fit_poses(rig: Rig, skin: Skin, vertices: np.ndarray) -> Skin:
-  """The skin in the poses that hold joints together, with its error."""
+  """The skin in poses with connected joints, and its error."""
   poses = [
     _fit_pose(rig, skin, frame, index) for index, frame in enumerate(vertices)
   ]
@@ -190,7 +190,7 @@ def _fit_pose(
   """Rotations [B, 3, 3] and translations [B, 3] of one frame."""
   some = slice(None, None, max(1, len(goal) // _POSE_VERTICES))
   rest, weights, goal = skin.rest[some], skin.weights[some], goal[some]
-  below = weights.copy()  # Weight of a bone and all that hang on it, [V, B].
+  below = weights.copy()  # Weight of a bone and its descendants, [V, B].
   for bone in range(rig.num_bones - 1, 0, -1):
     below[:, rig.parents[bone]] += below[:, bone]
   rotations = skin.rotations[frame].copy()
@@ -216,7 +216,7 @@ def _pose_step(
   rotations: np.ndarray,
   left: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Turns [B, 3] of the bones in the world, and the root's shift [3]."""
+  """Rotations [B, 3] of the bones in the world, and the root's shift [3]."""
   count = rig.num_bones
   jacobian = np.zeros((len(rest), 3, 3 * count + 3))
   for bone in range(count):
@@ -225,7 +225,7 @@ def _pose_step(
       arm = rig.joints[child] - rig.joints[bone]
       lever = lever + below[:, child, None] * arm
     lever = lever @ rotations[bone].T
-    # turn x lever, as a matrix that acts on the turn.
+    # turn x lever, as a matrix applied to the turn.
     for axis in range(3):
       jacobian[:, :, 3 * bone + axis] = np.cross(np.eye(3)[axis], lever)
   jacobian[:, :, 3 * count :] = np.eye(3)
@@ -239,7 +239,7 @@ def _pose_step(
 
 
 def _hang(rig: Rig, rotations: np.ndarray, root: np.ndarray) -> np.ndarray:
-  """Translations [B, 3] with which every joint stays in its parent."""
+  """Translations [B, 3] that keep every joint fixed in its parent."""
   places = np.empty((rig.num_bones, 3))
   places[0] = root
   for bone in range(1, rig.num_bones):
@@ -262,8 +262,8 @@ def _pairs(skin: Skin) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
       joint, spread = _joint(skin, a, b, middle)
       joints[a, b] = joints[b, a] = joint
       spreads[a, b] = spreads[b, a] = spread
-      # A joint far from the place where the bones touch is no joint of a
-      # body, however still it stands.
+      # Joints far from the contact of the two bones are implausible, even if
+      # their spread is small.
       away = np.linalg.norm(joint - middle)
       cost = 1e-6 + spread + 0.1 * away + _GAP * gap
       costs[a, b] = costs[b, a] = cost
@@ -273,7 +273,7 @@ def _pairs(skin: Skin) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _contact(
   skin: Skin, own: list[np.ndarray], a: int, b: int
 ) -> tuple[np.ndarray, float]:
-  """The middle of what two bones share, and the gap between them."""
+  """The centre of two bones' shared vertices, and the gap between them."""
   shared = skin.weights[:, a] * skin.weights[:, b]
   if shared.sum() > 1e-3:
     return shared @ skin.rest / shared.sum(), 0.0
@@ -288,7 +288,7 @@ def _contact(
 def _joint(
   skin: Skin, a: int, b: int, middle: np.ndarray
 ) -> tuple[np.ndarray, float]:
-  """The point that two bones carry alike, and how far apart they carry it."""
+  """The point that two bones move alike, and its spread."""
   turn = skin.rotations[:, a] - skin.rotations[:, b]
   shift = skin.translations[:, b] - skin.translations[:, a]
   pull = _PULL * skin.num_frames
@@ -301,7 +301,7 @@ def _joint(
 
 
 def _tips(skin: Skin, joints: np.ndarray) -> np.ndarray:
-  """The far end of what a bone moves, seen from its joint."""
+  """The point of a bone's vertices that is farthest from its joint."""
   tips = joints.copy()
   for bone, joint in enumerate(joints):
     weights = skin.weights[:, bone]

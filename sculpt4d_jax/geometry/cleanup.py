@@ -1,4 +1,4 @@
-"""What is done to a mesh after extraction: specks removed, faces budgeted."""
+"""Cleans up extracted meshes: removes specks, limits the number of faces."""
 
 import fast_simplification
 import numpy as np
@@ -37,12 +37,11 @@ def keep_largest_components(
   max_components: int | None = None,
   min_area_fraction: float = 0.01,
 ) -> TriangleMesh:
-  """Removes small pieces; what is left keeps its order.
+  """Removes small pieces; the rest keeps its order.
 
   Args:
     mesh: Any mesh.
-    max_components: Pieces to keep at most, the largest by area; None: any
-      number.
+    max_components: Largest number of pieces kept, by area; None: any number.
     min_area_fraction: Pieces with less area than this share of the largest
       piece's are removed.
 
@@ -58,12 +57,12 @@ def keep_largest_components(
   if mesh.is_empty:
     return mesh
   component = face_components(mesh)
-  # Float64: sums over a million faces; twice the area serves as well.
+  # Float64 for sums over a million faces; the factor 2 does not matter.
   face_area = np.linalg.norm(mesh.face_cross_products(), axis=1)
   area = np.bincount(component, weights=face_area)
   keep = area >= min_area_fraction * area.max()
   if max_components is not None:
-    # Stable: of equal pieces the first stays.
+    # Stable: of equal pieces the first is kept.
     keep[np.argsort(-area, kind="stable")[max_components:]] = False
   return _select_faces(mesh, keep[component])
 
@@ -71,8 +70,8 @@ def keep_largest_components(
 def simplify(mesh: TriangleMesh, max_faces: int) -> TriangleMesh:
   """Collapses edges until at most `max_faces` faces remain.
 
-  Winding is kept. A mesh within the budget is returned unchanged; one whose
-  topology allows no more collapses may keep more faces than asked for.
+  Winding is kept. A mesh within the budget is returned unchanged; more faces
+  may remain if the topology allows no further collapses.
 
   Raises:
     ValueError: The budget is below the 4 faces of the smallest closed mesh.

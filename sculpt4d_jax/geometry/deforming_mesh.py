@@ -1,4 +1,4 @@
-"""A mesh whose vertices move: one topology, a position a vertex and frame.
+"""A deforming mesh: one topology, with vertex positions for every frame.
 
 `frame(i)` gives ordinary meshes. A point stored as (face, barycentrics) on one
 frame is the same material point on all others (`geometry/sampling.py`).
@@ -117,15 +117,15 @@ def normalise(mesh: DeformingMesh, extent: float = 0.95) -> DeformingMesh:
 def drop_doubled_faces(mesh: DeformingMesh) -> DeformingMesh:
   """Keeps the first of faces that have the same corners in all frames.
 
-  Exporters double a surface, the copy turned over, so that viewers that show
-  front faces alone show both sides. A surface and its turned copy enclose
-  nothing: without the copy it is a solid again.
+  Some exporters duplicate a surface with reversed winding, for viewers that
+  cull back faces. A surface and its reversed copy enclose no volume; without
+  the copy it is a solid again.
 
   Args:
     mesh: Any animation; corners are compared at rest and in three frames.
 
   Returns:
-    The same mesh if no face comes twice.
+    The same mesh if there are no duplicates.
   """
   last = mesh.num_frames - 1
   seen = [mesh.rest, *(mesh.vertices[i] for i in (0, last // 2, last))]
@@ -141,12 +141,12 @@ def drop_doubled_faces(mesh: DeformingMesh) -> DeformingMesh:
 
 
 # Positions are moved to the origin if float32 rounds them by more than this
-# share of the box: a tenth of what a record resolves.
+# share of the box, a tenth of a record's resolution.
 _ROUNDING = 1e-6
 
 
 def rounding_offset(points: np.ndarray) -> np.ndarray:
-  """What to take off positions before they are rounded to float32.
+  """The offset to subtract from positions before they are rounded to float32.
 
   Args:
     points: Positions of one frame, float64 [V, 3].
@@ -165,16 +165,16 @@ def rounding_offset(points: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Motion:
-  """How an animation moves, in units of the object's own size.
+  """Measures of an animation's motion, in units of the object's size.
 
   The size is the diagonal of a frame's box, its median over the frames.
 
   Attributes:
-    travel: The longest way that a vertex goes from its place in frame 0.
-    deformation: The same once the frame's mean motion is taken off.
+    travel: The largest distance of a vertex from its position in frame 0.
+    deformation: The same without each frame's mean motion.
     size_ratio: Largest over smallest diagonal of a frame's box.
     share_of_box: The object's size over the diagonal of the animation's box;
-      small where the object crosses a large scene.
+      small if the object moves through a large scene.
     stretch: Growth of an edge's length over frame 0: the length that
       99.9 % of the total edge length stay below, as a ratio.
   """
@@ -215,7 +215,7 @@ def _stretch(mesh: DeformingMesh, size: float) -> float:
     return np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
 
   first = lengths(0)
-  # An edge of no length may become short without being stretched.
+  # An edge of zero length may become short without counting as stretched.
   floor = np.maximum(first, 0.01 * size)
   worst = np.ones(len(edges))
   for frame in range(1, mesh.num_frames):

@@ -1,12 +1,12 @@
-"""Farthest-point sampling, and the choice of surface rows a shape is read from.
+"""Farthest-point sampling, and selection of the encoder's surface rows.
 
 The shape encoder sees a surface as rows (position, normal, label), uniform
-samples first, then samples on sharp edges. It keeps `downsample_ratio` rows a
-query, drawn from each group without replacement, and lets as many queries as
-latent tokens start from rows that farthest-point sampling picks in each group.
+samples first, then samples on sharp edges. It keeps `downsample_ratio` rows per
+query, drawn from each group without replacement. Queries, one per latent token,
+are the rows that farthest-point sampling picks in each group.
 
-Functions return ROW INDICES, never points: the rows of one object correspond
-from frame to frame, so what was picked on frame 0 is taken on every frame.
+Functions return ROW INDICES, never points: rows correspond between the frames
+of an object, so the rows picked in frame 0 are used in every frame.
 
 Source: Hunyuan3D 2.1, shape autoencoder (sampling of the encoder's queries);
 Eldar et al., The Farthest Point Strategy for Progressive Image Sampling, 1997.
@@ -59,7 +59,7 @@ def farthest_points(
       f"num_samples={num_samples} must lie in 1..{points.shape[0]}, the"
       " number of points."
     )
-  # Half precision would merge neighbouring points: float32.
+  # Half precision would merge neighbouring points.
   x, y, z = jnp.asarray(points, jnp.float32).T
 
   def pick(carry, _):
@@ -77,10 +77,10 @@ def farthest_points(
 def spatial_order(points: Float[Array, "P 3"]) -> Int[Array, " P"]:
   """Rows of points in the order of a balanced k-d tree's leaves.
 
-  Points are halved at the median along y, each half along x, each quarter along
-  z, and so on in turn: y is up and x runs across a picture from the front, so
-  that a row means about the same region in all clouds of this size. A part of
-  an odd number of points is sorted along its axis and left whole.
+  Points are split at the median along y, each half along x, each quarter along
+  z, and so on. y is up and x is horizontal in front views, so a row index is
+  about the same region in all clouds of one size. A part with an odd number of
+  points is sorted along its axis and not split.
   """
   rows = jnp.arange(points.shape[0])[None]  # [parts, points of a part]
   axis = 0
@@ -96,7 +96,7 @@ def spatial_order(points: Float[Array, "P 3"]) -> Int[Array, " P"]:
 
 @dataclasses.dataclass(frozen=True)
 class GroupSizes:
-  """How many rows of each group are read, and how many of them are queries."""
+  """Numbers of rows read from each group, and numbers of queries among them."""
 
   uniform_inputs: int
   sharp_inputs: int
@@ -114,10 +114,10 @@ def group_sizes(
   num_sharp: int,
   downsample_ratio: int = 20,
 ) -> GroupSizes:
-  """Shares the queries out among uniform and sharp rows, by their numbers.
+  """Divides the queries between uniform and sharp rows in proportion.
 
   Args:
-    num_latents: Queries in all, N.
+    num_latents: Number of queries N.
     num_uniform: Rows of uniform samples on a surface.
     num_sharp: Rows of sharp-edge samples that follow them; may be 0.
     downsample_ratio: Rows read for each query.

@@ -1,12 +1,12 @@
 """Guide points: the same material points on a deforming mesh in every frame.
 
 Points are drawn once, on the rest pose, as faces and barycentrics: uniform by
-area, and on sharp edges. In any frame they lie where their faces are now, and
-are then projected to that frame's watertight surface, which gives position and
-normal. Row p of all frames is one point that moves.
+area, and on sharp edges. In every frame they are evaluated on its faces and
+then projected to its watertight surface, which gives position and normal. Row p
+of all frames is one moving point.
 
-Points that are deep inside of the object in every frame that is looked at are
-left out: the inner ends of limbs that pass through each other.
+Points that are deep inside of the object in all examined frames are rejected:
+they belong to the inner ends of intersecting limbs.
 
 Source: Sculpt4D, "Consistent surface sampling".
 """
@@ -91,18 +91,18 @@ def draw(
   Args:
     mesh: The animation.
     repair: Repair from `watertight.plan_repair`.
-    surfaces: Numbers and watertight surfaces of the frames that are looked at
-      to find out which points are hidden.
+    surfaces: Indices and watertight surfaces of the frames in which hidden
+      points are determined.
     num_uniform: Points by area.
-    num_sharp: Points on sharp edges, by the area of the faces at them. A mesh
-      without sharp edges, or none that is ever seen, gets points by area in
-      their place, and their `is_sharp` is False.
+    num_sharp: Points on sharp edges, by the area of the faces at them. Without
+      visible sharp edges, points by area replace them, with `is_sharp` False.
     hidden_depth: Points deeper than this in all of the frames are hidden.
     rng: Randomness; the same state gives the same points.
     sharp_angle: Edges above this dihedral angle are sharp, degrees.
 
   Raises:
-    ValueError: The rest pose has no area, or fewer than a tenth of it is seen.
+    ValueError: The rest pose has no area, or less than a tenth of it is
+      visible.
   """
   rest = mesh.rest_mesh()
   area = mesh_distance.area(rest)
@@ -117,7 +117,7 @@ def draw(
     chosen = np.flatnonzero(~_hidden(mesh, drawn, surfaces, hidden_depth))
     if len(chosen) < count * _OVERSAMPLE / 10:
       return None
-    # Most of an object is seen; otherwise its points are drawn again.
+    # Usually most of an object is visible; otherwise more points are drawn.
     chosen = np.resize(chosen, count) if len(chosen) < count else chosen[:count]
     return drawn.face_ids[chosen], drawn.barycentrics[chosen]
 
@@ -140,7 +140,7 @@ def draw(
   face_ids = np.concatenate([group[0] for group in groups])
   is_sharp = np.zeros(len(face_ids), bool)
   is_sharp[num_uniform:] = has_sharp
-  # A sheet has two sides; a point stays on the one that it was given.
+  # A sheet has two sides; a point stays on its side.
   back = repair.sheets[face_ids] & (rng.random(len(face_ids)) < 0.5)
   return GuidePoints(
     face_ids=face_ids,
@@ -159,12 +159,12 @@ def project(
 ) -> Projection:
   """Moves points to the closest place of a watertight surface.
 
-  Where the closest place looks the other way (the far side of something thin),
-  the closest one to a point `reach` further out is taken, if that one does not.
+  If the closest place has an opposite normal (the far side of a thin part), the
+  place closest to a point `reach` further out is used, if its normal agrees.
 
   Args:
     positions: [P, 3].
-    normals: The side of each point that is meant, unit length or zero, [P, 3].
+    normals: The direction of each point's side, unit length or zero, [P, 3].
     surface: Closed, wound outwards.
     reach: About the thickness of the thinnest parts.
   """

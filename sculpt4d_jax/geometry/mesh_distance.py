@@ -1,10 +1,9 @@
-"""Distances to a mesh, and what is inside of it.
+"""Distances to a mesh, and inside tests.
 
-Distance and sign are taken apart. The distance is exact. Inside is where the
-generalised winding number is above one half: faces of an open or
-self-intersecting mesh vote, and a small hole changes little. (libigl's distance
-that is signed by winding numbers is scaled by them: near open surfaces it is
-too small.)
+Distance and sign are computed separately. The distance is exact. A point is
+inside if the generalised winding number is above one half, which is robust to
+open or self-intersecting meshes and small holes. (libigl's distance signed by
+winding numbers is scaled by them, and too small near open surfaces.)
 
 Source: Barill et al., Fast Winding Numbers for Soups and Clouds, 2018, and AABB
 distance queries, both as implemented by libigl.
@@ -69,9 +68,8 @@ def unsigned_distance(
   Args:
     mesh: It need not be closed.
     points: [Q, 3].
-    cap: Distances above this come out as this. Where many faces are about
-      equally far (the middle of a ball), finding the closest takes long, and a
-      cap saves it.
+    cap: Upper limit of the result. Searches are slow where many faces are about
+      equally far (the centre of a ball); the cap avoids them.
   """
   if mesh.is_empty:
     return np.full(len(points), cap)
@@ -85,7 +83,7 @@ def unsigned_distance(
 
 
 def _may_be_within(mesh, points, cap) -> np.ndarray:
-  """Points [Q] that the balls around the faces do not rule out."""
+  """Points [Q] that are not excluded by the balls around the faces."""
   corners = mesh.vertices.astype(np.float64)[mesh.faces]
   centres = corners.mean(1)
   radii = np.linalg.norm(corners - centres[:, None], axis=-1).max(1)
@@ -98,8 +96,8 @@ def _may_be_within(mesh, points, cap) -> np.ndarray:
 def winding_number(mesh: TriangleMesh, points: np.ndarray) -> np.ndarray:
   """Generalised winding numbers [Q] at points [Q, 3].
 
-  1 inside of a closed mesh and 0 outside; parts that overlap add up, and a part
-  wound inside out counts down.
+  1 inside of a closed mesh and 0 outside; overlapping parts add up, and a part
+  wound inside out subtracts.
   """
   if mesh.is_empty or not len(points):
     return np.zeros(len(points))
@@ -118,7 +116,7 @@ def signed_distance(
   distance = unsigned_distance(mesh, points, cap)
   if mesh.is_empty:
     return -distance
-  # No point outside of the box sees half of all directions blocked.
+  # Outside of the box the winding number is below one half.
   used = mesh.vertices[np.unique(mesh.faces)]
   boxed = np.flatnonzero(
     np.all((points >= used.min(0)) & (points <= used.max(0)), axis=1)
@@ -132,8 +130,8 @@ def signed_distance(
 def pseudonormal_inside(mesh: TriangleMesh, points: np.ndarray) -> np.ndarray:
   """Whether points [Q, 3] are inside of a CLOSED mesh, by another method.
 
-  The sign is that of the angle-weighted normal where the mesh is closest:
-  independent of winding numbers, so that one can check the other.
+  The sign is that of the angle-weighted normal at the closest point, which is
+  independent of winding numbers and can verify them.
 
   Source: Baerentzen and Aanaes, Signed Distance Computation Using the Angle
   Weighted Pseudonormal, 2005, in libigl.
@@ -149,7 +147,7 @@ def pseudonormal_inside(mesh: TriangleMesh, points: np.ndarray) -> np.ndarray:
 def signed_volume(mesh: TriangleMesh) -> float:
   """Volume of a closed mesh; negative if it is wound inside out.
 
-  Of an open mesh: that of the cone over it from its centroid.
+  For an open mesh: the volume of the cone over it from its centroid.
   """
   if mesh.is_empty:
     return 0.0
@@ -166,7 +164,7 @@ def area(mesh: TriangleMesh) -> float:
 
 
 def is_closed(mesh: TriangleMesh) -> bool:
-  """Whether every edge is passed once in each direction; no is not a mesh."""
+  """Whether every edge is used once in each direction."""
   if mesh.is_empty:
     return False
   start = mesh.faces.reshape(-1).astype(np.int64)

@@ -1,18 +1,18 @@
-"""The camera that took a clip, found from the silhouettes of its frames.
+"""Fits the camera of a clip to the silhouettes of its frames.
 
 One camera serves all frames. Its viewing direction (azimuth, elevation) and
 distance from the origin are searched; the centre and the size of the picture
-follow in closed form, since the box around the projected vertices of all
-frames has to be the box around all masks. The cost is 1 - IoU between masks
+follow in closed form, because the box around the projected vertices of all
+frames must match the box around all masks. The cost is 1 - IoU between masks
 and ray-cast silhouettes of a few frames: a coarse grid of directions, then
-Nelder-Mead, last with the picture's centre and size free, because a mesh that
-a model made has limbs that stick out of the masks and shift the boxes.
+Nelder-Mead, finally also over the picture's centre and size, because limbs of a
+generated mesh may extend beyond the masks and shift the boxes.
 
-An object seen from behind has nearly the silhouette that it has from the front.
-The prior decides: the model makes objects that face the viewer within 90
-degrees. Distance and size are nearly exchangeable, and a flower with five petals
-looks alike from five sides; a weak pull keeps distance and azimuth near their
-usual values where the masks do not tell.
+Front and back views have almost the same silhouette. A prior resolves this: the
+model generates objects that face the viewer within 90 degrees. Distance and
+size are almost ambiguous, and a flower with five petals looks the same from
+five sides; a weak penalty keeps distance and azimuth near their usual values if
+the masks do not determine them.
 """
 
 from collections.abc import Callable
@@ -35,18 +35,18 @@ LOW_IOU = 0.85
 
 @dataclasses.dataclass(frozen=True)
 class FitSettings:
-  """How the camera is searched.
+  """Settings of the camera search.
 
   Attributes:
-    max_azimuth: Azimuths within +- this are tried, degrees; 180 drops the
-      assumption that the object faces the viewer.
+    max_azimuth: Largest absolute azimuth that is tried, degrees; 180 removes
+      the assumption that the object faces the viewer.
     elevations: Elevations of the grid, degrees.
     azimuth_step: Spacing of the grid's azimuths, degrees.
     distance: Usual distance from the origin, world units, the grid's only one.
     num_frames: Frames whose silhouettes are compared.
     grid_size: Rays along each side of the picture in the grid search.
     middle_size: The same when directions are refined.
-    size: The same when all of the camera is.
+    size: The same when the complete camera is refined.
     num_starts: Directions of the grid that are refined.
     pull: Cost of a distance that is twice or half the usual one, and of an
       azimuth of 45 degrees.
@@ -66,7 +66,7 @@ class FitSettings:
 
 @dataclasses.dataclass(frozen=True)
 class FittedCamera:
-  """A camera and how well its silhouettes agree with the masks.
+  """A camera, and the agreement of its silhouettes with the masks.
 
   Attributes:
     camera: The camera; its image has the shape of the masks.
@@ -167,7 +167,7 @@ def silhouette(
   height: int,
   width: int,
 ) -> np.ndarray:
-  """Which pixels' centres see the mesh [V, 3], [T, 3]: bool [h, w]."""
+  """Whether pixel centres see the mesh [V, 3], [T, 3]: bool [h, w]."""
   origins, directions = cameras.camera_rays(camera, height, width)
   hits = _cast(scene_of(vertices, faces), origins, directions)
   return hits.reshape(height, width)
@@ -222,7 +222,7 @@ def _iou(first: np.ndarray, second: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-  """A camera as the search sees it.
+  """A camera as parametrised by the search.
 
   Attributes:
     azimuth: Radians.
@@ -278,7 +278,7 @@ class _Search:
     self.scenes = [scene_of(vertices[i], faces) for i in chosen]
     self.shape = masks.shape[1:]
     self.low, self.high = _mask_box(masks)
-    # A box needs the outermost vertices of frames that masks show.
+    # The box only needs the outermost vertices of frames with an object.
     self.points = _hull(np.asarray(vertices, np.float64)[shown])
     self.reach = float(np.linalg.norm(self.points, axis=1).max())
     self.grids = {
@@ -375,7 +375,7 @@ class _Search:
 def _mask_box(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Low and high corner (right, up) of all masks, in half heights, [2] each.
 
-  Sides lie where the coverage passes one half, between pixels' centres.
+  Sides are where the coverage crosses one half, between pixel centres.
   """
   height, width = masks.shape[1:]
   most = masks.max(0)
@@ -387,7 +387,7 @@ def _mask_box(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _crossings(profile: np.ndarray) -> tuple[float, float]:
-  """First and last place, in pixels, at which a profile passes one half."""
+  """First and last position, in pixels, at which a profile crosses one half."""
 
   def first(values):
     values = np.concatenate([[0.0], values])
@@ -399,7 +399,7 @@ def _crossings(profile: np.ndarray) -> tuple[float, float]:
 
 
 def _hull(vertices: np.ndarray) -> np.ndarray:
-  """Points that are outermost in some direction, of all frames, [P, 3]."""
+  """Points of all frames that are outermost in some direction, [P, 3]."""
   points = vertices.reshape(-1, 3)
   directions = cameras.hammersley_angles(400)
   eyes = np.stack([cameras.orbit_eye(a, e, 1.0) for a, e in directions])

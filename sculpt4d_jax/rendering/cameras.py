@@ -1,4 +1,4 @@
-"""Cameras: where they stand, the rays of their pixels, and projection.
+"""Cameras: poses, rays of pixels, and projection.
 
 The world is right-handed with y up and z towards the viewer, so a camera at
 azimuth 0 and elevation 0 stands on the positive z axis, and one at azimuth 90
@@ -16,7 +16,7 @@ import numpy as np
 
 from sculpt4d_jax.errors import UserError
 
-# Radius of the sphere around [-1, 1]^3, where all meshes live.
+# Radius of the sphere around [-1, 1]^3, which contains all meshes.
 BOX_RADIUS = math.sqrt(3.0)
 
 
@@ -30,7 +30,7 @@ class Camera:
     fov_degrees: Field of view of the image's height; None for orthographic.
     height: World height of an orthographic image; None for perspective.
     shift: Centre of the image relative to the optical axis, right and up, in
-      half heights of the image. A crop away from a picture's middle has one.
+      half heights of the image. Non-zero for a crop that is not centred.
   """
 
   camera_to_world: np.ndarray
@@ -81,8 +81,8 @@ def look_at(
   Args:
     eye: Position of the camera.
     target: Point that the camera looks at.
-    up: Roughly up in the image. If it is parallel to the view (a camera
-      straight above), -z is taken instead, or z from straight below.
+    up: Roughly up in the image. If it is parallel to the view, -z is used for a
+      camera above and z for one below.
 
   Returns:
     A rigid transform, float64 [4, 4].
@@ -157,8 +157,8 @@ def orthographic(
     azimuth: Degrees around the y axis; 0 looks from +z, 90 from +x.
     elevation: Degrees above the horizon.
     height: World height of the image.
-    distance: Distance from the image plane to the origin; what is behind the
-      plane is not seen.
+    distance: Distance from the image plane to the origin; parts behind the
+      plane are invisible.
 
   Returns:
     The camera.
@@ -172,13 +172,13 @@ def hammersley_angles(
 ) -> np.ndarray:
   """Azimuths and elevations spread over the sphere, degrees, [n, 2].
 
-  A quarter of the views lies below the horizon, as most objects stand on
-  something; each half is covered evenly by area.
+  A quarter of the views is below the horizon, because most objects stand on the
+  ground; each half is covered uniformly by area.
 
   Args:
     num_cameras: Number of cameras.
-    offset: Shifts in [0, 1) of the two coordinates; random ones give each
-      object its own views.
+    offset: Shifts in [0, 1) of the two coordinates; random shifts give every
+      object different views.
 
   Returns:
     Rows of azimuth in [0, 360) and elevation in [-90, 90].
@@ -202,7 +202,7 @@ def hammersley_cameras(
   fov_range: tuple[float, float] = (10.0, 70.0),
   radius: float = BOX_RADIUS,
 ) -> list[Camera]:
-  """Perspective cameras around the object, each with its own field of view.
+  """Perspective cameras around the object with random fields of view.
 
   Args:
     num_cameras: Number of cameras.
@@ -257,7 +257,7 @@ def camera_rays(
 def project(
   camera: Camera, points: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Where points appear in the image.
+  """Projects points into the image.
 
   Args:
     camera: The camera.

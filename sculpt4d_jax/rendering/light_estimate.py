@@ -1,13 +1,13 @@
-"""The light of a clip, so that a texture can be freed from its shading.
+"""Estimates the light of a clip, to remove shading from its texture.
 
-A picture's colour is taken as albedo times light, and light as a function of
-the surface's normal in the camera's frame, where lamps and camera stand still
-while the object moves. The function is a spherical harmonic of degree 2, which
-holds all but a few percent of what any distant lamps do to a matte surface, of
-one grey channel. Albedo and light are exchangeable in one picture of one
-colour; two facts part them. Light changes intensity, hardly chromaticity, so
-points of one chromaticity are taken to have one albedo for the fit; and the
-object turns, so that one point shows several normals.
+A picture's colour is modelled as albedo times light, and light as a function of
+the surface normal in the camera's frame, assuming that lamps and camera are
+fixed while the object moves. The function has one grey channel and is a
+spherical harmonic expansion of degree 2, which covers all but a few per cent of
+the irradiance of distant lamps on a matte surface. Albedo and light are
+ambiguous in one picture of one colour. Two facts separate them: light changes
+intensity much more than chromaticity, so the fit assumes one albedo for points
+of one chromaticity; and the object rotates, so one point has several normals.
 
 Source: Ramamoorthi and Hanrahan, An Efficient Representation for Irradiance
 Environment Maps, 2001.
@@ -24,18 +24,18 @@ from sculpt4d_jax.rendering import texture_baking
 
 _CLUSTERS = 6
 _ROUNDS = 15
-_DARKEST = 0.15  # Light is not taken below this share of its maximum.
-_SURE = 0.2  # Weight of the views that are used.
+_DARKEST = 0.15  # Light is clipped at this share of its maximum.
+_SURE = 0.2  # Smallest weight of the views that are used.
 _SPHERE = cameras.hammersley_angles(400)
 
 
 @dataclasses.dataclass(frozen=True)
 class Light:
-  """Light by normal.
+  """Light as a function of the normal.
 
   Attributes:
-    coefficients: Factors of nine harmonics in the camera's frame, [9]; scaled so
-      that the largest light over all normals is 1.
+    coefficients: Factors of nine harmonics in the camera's frame, [9]; scaled
+      so that the largest light over all normals is 1.
     camera_to_world: Rotation, [3, 3].
   """
 
@@ -43,7 +43,7 @@ class Light:
   camera_to_world: np.ndarray
 
   def __call__(self, normals: np.ndarray) -> np.ndarray:
-    """Light [P] in (0, 1] or so at unit normals in world space [P, 3]."""
+    """Light [P], about (0, 1], at unit normals in world space [P, 3]."""
     values = _harmonics(normals @ self.camera_to_world) @ self.coefficients
     return np.maximum(values, _DARKEST)
 
@@ -51,14 +51,14 @@ class Light:
 def estimate(
   clip: texture_baking.Footage, frames: texture_baking.Frames = "all"
 ) -> Light:
-  """Estimates the light from what the frames show of the vertices.
+  """Estimates the light from the vertices' colours in the frames.
 
   Args:
     clip: The video on its surface, colours as filmed.
     frames: Indices of the frames to use.
 
   Returns:
-    The light; constant where too little of the surface is seen to tell.
+    The light; constant if too little of the surface is visible.
   """
   rotation = clip.camera.camera_to_world[:3, :3]
   points = uv_atlas.vertex_points(clip.faces, clip.vertices.shape[1])
@@ -91,7 +91,7 @@ def _fit(
   basis = _harmonics(normals)
   light = np.ones(len(colours))
   coefficients = np.zeros(9)
-  # Normals that no point shows are kept near the mean light.
+  # Regularised: unobserved normals stay near the mean light.
   damping = np.diag([0.0] + 8 * [1e-3 * weights.sum()])
   for _ in range(_ROUNDS):
     albedo = _cluster_sums(label, weights * brightness * light) / np.maximum(
@@ -105,7 +105,7 @@ def _fit(
     )
     light = np.maximum(basis @ coefficients, 1e-3)
   sphere = np.stack([cameras.orbit_eye(a, e, 1.0) for a, e in _SPHERE])
-  # Only normals that face the camera are seen and count for the maximum.
+  # Only normals that face the camera are visible and count for the maximum.
   shown = _harmonics(sphere[sphere[:, 2] > 0.2]) @ coefficients
   return coefficients / max(shown.max(), 1e-6)
 

@@ -1,10 +1,10 @@
-"""Draws a projection onto the object in the picture.
+"""Warps the lookup of colours so that it stays on the object.
 
-Where a mesh reaches beyond the object's mask, its texels would take the colour
-of the background. Pixels on the silhouette's outline that lie outside of the
-mask look at the nearest pixel inside instead; pixels within the silhouette look
-aside by the smooth (harmonic) interpolation of that, so that the picture is
-compressed rather than torn.
+Where a mesh extends beyond the object's mask, its texels would take the
+background's colour. Pixels on the silhouette's outline outside of the mask use
+the nearest pixel inside instead. The offsets are interpolated harmonically
+inside the silhouette, so that the picture is compressed smoothly instead of
+torn.
 """
 
 import numpy as np
@@ -13,12 +13,12 @@ from scipy import sparse
 from scipy.sparse import linalg
 
 _SIDE = 128  # Grid on which offsets are interpolated.
-_LONGEST = 0.12  # Share of the picture's side beyond which nothing is moved.
-_INSET = 2  # Pixels: the rim of a mask is mixed with the background.
+_LONGEST = 0.12  # Largest offset, as a share of the picture's side.
+_INSET = 2  # Pixels; at its rim, a mask is mixed with the background.
 
 
 def outline_offsets(silhouette: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """Where pixels of a silhouette look for their colour.
+  """Offsets of the colour lookup for pixels of a silhouette.
 
   Args:
     silhouette: Pixels that see the mesh, bool [h, w].
@@ -51,7 +51,7 @@ def outline_offsets(silhouette: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _towards_mask(mask: np.ndarray) -> np.ndarray:
-  """The way (x, y) to the nearest pixel well inside of the mask."""
+  """The offset (x, y) to the nearest pixel well inside of the mask."""
   core = ndimage.binary_erosion(mask, iterations=_INSET)
   if not core.any():
     return np.zeros((*mask.shape, 2))
@@ -68,7 +68,7 @@ def _towards_mask(mask: np.ndarray) -> np.ndarray:
 def _harmonic(
   offsets: np.ndarray, silhouette: np.ndarray, inside: np.ndarray
 ) -> np.ndarray:
-  """Offsets of the outline carried smoothly into the silhouette."""
+  """Offsets of the outline, interpolated smoothly into the silhouette."""
   number = np.full(silhouette.shape, -1)
   number[silhouette] = np.arange(np.count_nonzero(silhouette))
   rows, columns = np.nonzero(inside)

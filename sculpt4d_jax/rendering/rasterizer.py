@@ -1,10 +1,10 @@
 """Renders of a mesh: colour, mask, depth, normals and face ids.
 
 Rays are cast with Embree, one through every pixel's centre, so mask, depth,
-normals and face ids are exact and the same on every run; no OpenGL and no
-display are needed. Colour is a matte clay look in NumPy: a light that sits
-above the camera, and a sky that is brighter than the ground. Both sides of a
-face are lit, so open surfaces look like surfaces.
+normals and face ids are exact and deterministic; neither OpenGL nor a display
+is needed. Colour is matte clay, shaded in NumPy with a light above the camera
+and a sky that is brighter than the ground. Both sides of a face are lit, so
+open surfaces have no black backs.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +29,12 @@ class RenderedView:
   """One view of a mesh; row 0 is the top.
 
   Attributes:
-    rgba: Colour with straight alpha, uint8 [h, w, 4]; transparent where nothing
-      is seen.
-    mask: Whether the pixel's centre sees the mesh, bool [h, w].
+    rgba: Colour with straight alpha, uint8 [h, w, 4]; transparent outside of
+      the mesh.
+    mask: Whether the mesh is visible at the pixel's centre, bool [h, w].
     depth: Depth along the viewing direction, float32 [h, w]; 0 outside.
     normal: Outward unit normals in world space, float32 [h, w, 3]; 0 outside.
-    face_id: The face that is seen, int32 [h, w]; -1 outside.
+    face_id: The visible face, int32 [h, w]; -1 outside.
   """
 
   rgba: np.ndarray
@@ -46,7 +46,7 @@ class RenderedView:
 
 @dataclasses.dataclass(frozen=True)
 class _Hits:
-  """What rays meet, flat: ray ids, faces, barycentrics, depths; then shape."""
+  """Hits of rays, flat: ray ids, faces, barycentrics, depths; then shape."""
 
   ray: np.ndarray
   face: np.ndarray
@@ -83,7 +83,7 @@ def render_mesh(
     camera: The camera.
     size: The image's side, or (height, width).
     supersampling: Colour samples a pixel along each axis; 2 or 3 gives smooth
-      outlines. The other buffers always are those of the pixels' centres.
+      outlines. The other buffers are always evaluated at pixel centres.
     smooth: Whether normals are interpolated from the vertices or flat.
     color: The surface's colour, three numbers in [0, 1].
     vertex_colors: Colours of the vertices [V, 3] in [0, 1], in place of
@@ -126,7 +126,8 @@ def render_mesh(
   def shade(hits, normals, directions):
     albedo = color
     if vertex_colors is not None:
-      # Weights at an edge are below zero by a rounding, which has no root.
+      # Barycentrics at an edge may be slightly negative by rounding, and have
+      # no square root.
       albedo = _interpolate(np.asarray(vertex_colors), mesh.faces, hits)
       albedo = np.clip(albedo, 0, 1)
     if surface_colors is not None:
@@ -152,13 +153,13 @@ def render_mesh(
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """What a camera sees of a surface; row 0 is the top.
+  """A camera's view of a surface; row 0 is the top.
 
   Attributes:
     mask: Whether a ray meets the surface, bool [h, w].
     normal: Unit normals in world space, float32 [h, w, 3]; 0 outside.
-    facing: Cosine between the normal and the ray back to the eye, its sign
-      dropped, float32 [h, w]; 0 outside.
+    facing: Absolute cosine between the normal and the ray back to the eye,
+      float32 [h, w]; 0 outside.
   """
 
   mask: np.ndarray
@@ -167,7 +168,7 @@ class Look:
 
 
 class Surface:
-  """A mesh that several cameras look at: scene and normals are built once."""
+  """A mesh for several cameras; scene and normals are built once."""
 
   def __init__(self, mesh: TriangleMesh):
     self._mesh = mesh
@@ -221,7 +222,7 @@ def composite(
 def _scene(mesh: TriangleMesh) -> rtcore_scene.EmbreeScene | None:
   if mesh.is_empty:
     return None
-  # Robust mode lets no ray slip through between neighbouring faces.
+  # In robust mode no ray passes between adjacent faces.
   scene = rtcore_scene.EmbreeScene(robust=True)
   mesh_construction.TriangleMesh(scene, mesh.vertices, mesh.faces)
   return scene
@@ -281,22 +282,22 @@ def _shade(
 ) -> np.ndarray:
   """Matte shading of the hits, [n, 3] in [0, 1].
 
-  The key light hangs above the camera's left shoulder, so that forms read in
-  every view; the sky is the world's up. A little rim light keeps dark outlines
-  apart from dark backgrounds.
+  The key light is above and left of the camera, so that shapes are visible in
+  every view; the sky is in the world's up direction. A weak rim light separates
+  dark outlines from dark backgrounds.
   """
   view = -directions / np.linalg.norm(directions, axis=1, keepdims=True)
   facing = np.sum(normals * view, axis=1, keepdims=True)
   normals = np.where(facing < 0, -normals, normals)
   key = camera.camera_to_world[:3, :3] @ np.array([-0.45, 0.65, 1.0])
   key = key / np.linalg.norm(key)
-  # Wrapped by a quarter: light reaches a little around the terminator, as it
-  # does on clay.
+  # Wrapped by a quarter: light extends slightly beyond the terminator, as on
+  # clay.
   diffuse = np.clip((normals @ key + 0.25) / 1.25, 0, 1)[:, None]
   sky = 0.5 + 0.5 * normals[:, 1:2]
   rim = (1 - np.abs(facing).clip(0, 1)) ** 4
   ambient = (0.10 + 0.12 * sky) * np.array([0.94, 0.98, 1.08])
-  # Light adds up linearly; a display shows its 2.2th root.
+  # Light is added linearly; the display gamma is 2.2.
   linear = np.asarray(albedo) ** _GAMMA * (ambient + 0.86 * diffuse)
   return np.clip(linear + 0.07 * rim * sky, 0, 1) ** (1 / _GAMMA)
 

@@ -10,13 +10,13 @@ from sculpt4d_jax.geometry import signed_distance
 
 Array = array_types.Array
 
-# A camera at this distance sees the cube [-1, 1]^3 in this field of view.
+# At this distance and field of view, a camera sees the cube [-1, 1]^3.
 CAMERA_DISTANCE = 4.0
 _AMBIENT = 0.35
 
 
 class View(NamedTuple):
-  """Where a picture is taken from and what part of it is kept.
+  """The view and crop of a picture.
 
   Attributes:
     azimuth: Radians about +y; 0 looks from +z [...].
@@ -77,7 +77,7 @@ def render(
     distance = -signed_distance.signed_distance(
       solid, eye + depth[..., None] * ray
     )
-    # Past the object the ray only runs away; it is stopped to keep it finite.
+    # Rays that have passed the object are clamped to stay finite.
     return jnp.minimum(depth + distance, CAMERA_DISTANCE + 2.0), None
 
   depth, _ = jax.lax.scan(step, nearest, None, length=num_steps)

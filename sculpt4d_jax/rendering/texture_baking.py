@@ -1,15 +1,14 @@
 """Colours of a moving surface from the frames of its video.
 
-A surface point asks every frame for its colour. A frame's weight is 0 where
-another part of the surface hides the point from the eye, or where the pixel is
-not wholly the object's; otherwise it falls with the angle between normal and
-ray, ((cos - 0.15) / 0.85)^2, as grazing views smear.
+Every frame gives a colour and a weight to a surface point. The weight is 0 if
+another part of the surface occludes the point, or if the pixel is not
+completely covered by the object. Otherwise it is ((cos - 0.15) / 0.85)^2 for
+the angle between normal and ray, because grazing views are blurred.
 
-With "first", the first frame alone gives colours. With "all", the first frame
-alone gives them where it sees well, and the other frames elsewhere, each with
-the fourth power of its weight, so that the best view dominates and the result
-stays sharp. Points that no frame sees have the weight 0; `texture_fill` gives
-them colours.
+With "first", only the first frame gives colours. With "all", the first frame
+gives them where its view is good, and the other frames elsewhere, each with the
+fourth power of its weight, so that the best view dominates and the result stays
+sharp. Points that no frame shows have weight 0; `texture_fill` colours them.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +29,10 @@ SurfacePoints = uv_atlas.SurfacePoints
 Frames = Literal["first", "all"]
 
 FRAMES: tuple[Frames, ...] = ("first", "all")
-_GRAZING = 0.15  # Cosine below which a view counts nothing.
-_LIFT = 2e-3  # Rays start so far off the surface, world units.
-_OBJECT = 0.9  # Coverage that a pixel's colour needs.
-# The first frame's weights between which the other frames fade out.
+_GRAZING = 0.15  # Cosine below which a view is not used.
+_LIFT = 2e-3  # Distance of ray origins from the surface, world units.
+_OBJECT = 0.9  # Smallest coverage of a pixel that is used.
+# Range of the first frame's weight over which the other frames fade out.
 _FADE = (0.01, 0.05)
 _SHARPNESS = 4
 
@@ -50,8 +49,8 @@ class Footage:
     camera: The camera of all frames.
     offsets: Shift of each pixel's lookup, as (x, y) in pixels, [F, h, w, 2];
       None shifts nothing.
-    light: The light [P] that falls on the surface by its unit normals in
-      world space [P, 3]; colours are divided by it. None keeps them as filmed.
+    light: Light [P] as a function of unit normals in world space [P, 3];
+      colours are divided by it. None keeps them unchanged.
   """
 
   vertices: np.ndarray
@@ -74,7 +73,7 @@ class Footage:
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-  """What frames show of surface points.
+  """Colours of surface points observed in frames.
 
   Attributes:
     colours: RGB in [0, 1], float64 [P, 3]; meaningless where the weight is 0.
@@ -92,7 +91,7 @@ def footage(
   masks: np.ndarray,
   camera: cameras.Camera,
 ) -> Footage:
-  """Checks and converts what a video gives.
+  """Checks and converts the data of a video.
 
   Args:
     vertices: Positions [F, V, 3].
@@ -118,7 +117,7 @@ def footage(
 
 
 def observe(clip: Footage, frame: int, points: SurfacePoints) -> Observed:
-  """What one frame shows of surface points."""
+  """Colours of surface points in one frame."""
   vertices, faces = clip.vertices[frame], clip.faces
   places = points.interpolate(vertices, faces)
   normals = _unit(points.interpolate(clip.normals(frame), faces))
@@ -127,7 +126,7 @@ def observe(clip: Footage, frame: int, points: SurfacePoints) -> Observed:
   places, normals = places[asked], normals[asked]
   height, width = clip.masks.shape[1:]
   pixels, _ = cameras.project(clip.camera, places, height, width)
-  pixels = pixels - 0.5  # Indices of arrays: a pixel's centre is whole.
+  pixels = pixels - 0.5  # Array indices: pixel centres are integers.
   if clip.offsets is not None:
     pixels = pixels + _look_up(clip.offsets[frame], pixels)
   coverage = _look_up(clip.masks[frame][..., None], pixels)[:, 0]
@@ -168,7 +167,7 @@ def bake(
   share = np.clip((first.weights - _FADE[0]) / (_FADE[1] - _FADE[0]), 0, 1)
   open_points = np.flatnonzero(share < 1)
   others = _best_of(clip, points[open_points], range(1, clip.num_frames))
-  # Where no other frame helps, even a grazing look of the first one counts.
+  # If no other frame shows a point, even a grazing view of the first counts.
   share[open_points[others.weights == 0]] = 1
   colours, weights = first.colours.copy(), first.weights.copy()
   mix = share[open_points, None]
@@ -182,7 +181,7 @@ def bake(
 def _best_of(
   clip: Footage, points: SurfacePoints, frames: Sequence[int]
 ) -> Observed:
-  """Mean of some frames with the sharpened weights."""
+  """Mean over frames with the sharpened weights."""
   colours, total = np.zeros((len(points), 3)), np.zeros(len(points))
   best = np.zeros(len(points))
   for frame in frames:
@@ -210,9 +209,9 @@ def _to_eye(camera: cameras.Camera, places: np.ndarray) -> np.ndarray:
 
 
 def _is_hidden(camera, scene, places, normals) -> np.ndarray:
-  """Whether something stands between points and the eye, bool [P]."""
+  """Whether points are occluded from the eye, bool [P]."""
   direction = _to_eye(camera, places)
-  # Lifted along both, so that a ray does not meet the face it starts on.
+  # Offset along both, so that a ray does not hit the face it starts on.
   start = places + _LIFT * (normals + direction)
   hits = scene.run(
     np.ascontiguousarray(start, np.float32),

@@ -1,11 +1,11 @@
-"""Colours of surface points that no frame shows.
+"""Fills in colours of surface points that no frame shows.
 
-First by mirror symmetry: an unseen vertex takes the colour of the vertex that
-mirrors it, if that one was seen and mirrors it closely. What is left is filled
-by one of three methods:
+First by mirror symmetry: an unseen vertex takes the colour of its mirror
+vertex, if that one was seen and the symmetry is accurate there. The rest is
+filled by one of these methods:
 
-  within_parts  the smoothest colours that agree with those seen, where colour
-                hardly flows between parts: no smear from limb to body;
+  within_parts  the smoothest colours that agree with those seen, with little
+  diffusion between parts, so that limbs do not bleed into the body;
   part          the mean colour of the seen vertices of the same part, mixed by
                 the skin's weights;
   surface       the colour of the nearest seen vertex along the surface, of the
@@ -32,9 +32,9 @@ METHODS: tuple[Method, ...] = ("within_parts", "part", "surface", "harmonic")
 
 SEEN = 0.05  # Weight from which a colour is trusted.
 _LEAST_COTANGENT = 0.02
-_BETWEEN_PARTS = 0.03  # Flow of colour through an edge between parts.
-_TIE = 50.0  # Of seen vertices to their colours, at weight 1.
-_OTHER_PART = 4.0  # How much longer a way leads through an edge between parts.
+_BETWEEN_PARTS = 0.03  # Diffusion across an edge between parts.
+_TIE = 50.0  # Weight of the data term of a seen vertex.
+_OTHER_PART = 4.0  # Factor on the length of an edge between parts.
 _BLUR = 3  # Rounds of averaging over neighbours, at the borders of patches.
 
 
@@ -102,7 +102,7 @@ def fill(
     tie = 1e3 * seen.weights
     return np.clip(_harmonic(vertices, faces, seen, known, tie, whole), 0, 1)
   if method == "within_parts":
-    # Grazing views are uncertain: they hardly colour what is unseen.
+    # Grazing views are uncertain and get little influence on unseen vertices.
     tie, part = _TIE * seen.weights**2, skin_weights.argmax(1)
     smooth = _harmonic(vertices, faces, seen, known, tie, part)
     smooth[known] = seen.colours[known]
@@ -123,7 +123,7 @@ def _harmonic(
   tie: np.ndarray,
   part: np.ndarray,
 ) -> np.ndarray:
-  """Minimises flow of colour over edges and distance to the seen colours."""
+  """Minimises colour differences over edges and to the seen colours."""
   laplacian = igl.cotmatrix(vertices, faces.astype(np.int64)).tocoo()
   off = laplacian.row != laplacian.col
   weights = np.maximum(laplacian.data[off], _LEAST_COTANGENT)
@@ -148,7 +148,7 @@ def _by_part(
   shares = skin_weights * (known * seen.weights)[:, None]
   total = shares.sum(0)
   means = (shares.T @ seen.colours) / np.maximum(total, 1e-9)[:, None]
-  # A part that nothing was seen of has the colour of the whole.
+  # A completely unseen part gets the mean colour of the object.
   whole = np.average(seen.colours[known], axis=0, weights=seen.weights[known])
   means[total < 1e-6] = whole
   return skin_weights @ means

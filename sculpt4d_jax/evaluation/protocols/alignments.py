@@ -1,8 +1,8 @@
-"""How protocols bring a prediction and a truth into one frame.
+"""Alignments of a prediction with the truth, used by protocols.
 
-A transform is a function of points [P, 3]. Normalisation and alignment give two
-of them, one for the prediction and one for the truth; the truth's is the
-identity unless a protocol says otherwise.
+A transform is a function of points [P, 3]. Normalisation and alignment return
+two of them, one for the prediction and one for the truth; the latter is the
+identity in most protocols.
 """
 
 from collections.abc import Callable, Sequence

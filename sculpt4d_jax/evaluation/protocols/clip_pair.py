@@ -1,8 +1,7 @@
-"""A predicted and a true clip, and what several metrics need of both.
+"""A predicted and a true clip, with values shared by several metrics.
 
-Points are sampled once a frame, aligned once a clip, and their distances are
-kept until the next frame is asked for, so that a metric costs what it alone
-needs.
+Points are sampled once per frame and aligned once per clip. Their distances are
+cached until another frame is requested, so metrics share them.
 """
 
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ _EMPTY = TriangleMesh(np.zeros((0, 3)), np.zeros((0, 3)))
 
 
 class NotDefined(Exception):
-  """A metric does not exist for a clip; the text says why."""
+  """A metric is undefined for a clip; the message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,7 @@ class ClipPair:
     """Pairs two sequences.
 
     Args:
-      prediction: None where there is none: all frames are without a surface.
+      prediction: None if missing; then no frame has a surface.
       truth: True meshes, one a frame, each with a surface.
       conventions: Parameters of the protocol.
       name: Name of the clip, for messages.
@@ -115,7 +114,7 @@ class ClipPair:
 
   @functools.cached_property
   def true_clouds(self) -> list[np.ndarray]:
-    """Sampled points of the truth as it was read, [P, 3] a frame."""
+    """Sampled points of the unaligned truth, [P, 3] per frame."""
     return [self._sample(self.truth, frame) for frame in range(self.num_frames)]
 
   @functools.cached_property
@@ -132,8 +131,8 @@ class ClipPair:
 
     Args:
       frame: Number of the frame.
-      per_frame: Whether the alignment is found anew for this frame; only an
-        alignment by gradient is.
+      per_frame: Whether this frame is aligned separately, which only alignment
+        by gradient supports.
     """
     move, move_truth = self.transforms
     if per_frame and self.conventions.alignment == "gradient":
@@ -144,7 +143,7 @@ class ClipPair:
     )
 
   def distances(self, frame: int, *, per_frame: bool = False) -> Distances:
-    """Nearest distances of aligned points; arguments as `points`."""
+    """Nearest distances of aligned points; for arguments see `points`."""
     key = (frame, per_frame)
     if key not in self._distances:
       if all(kept[0] != frame for kept in self._distances):
@@ -158,7 +157,7 @@ class ClipPair:
     """Aligned meshes of prediction and truth.
 
     Raises:
-      NotDefined: One of the two is a cloud of points.
+      NotDefined: One side is a cloud of points.
     """
     moved = []
     for what, shapes, move in (
@@ -178,7 +177,7 @@ class ClipPair:
       kind: "shaded" or "normals".
 
     Raises:
-      NotDefined: One of the two is a cloud of points.
+      NotDefined: One side is a cloud of points.
     """
     if kind not in self._pictures:
       settings = self.conventions.views
@@ -193,7 +192,7 @@ class ClipPair:
 
   @functools.cached_property
   def tracked(self) -> tuple[np.ndarray, np.ndarray]:
-    """Aligned points that stay on their place of the surface, [F, P, 3] each.
+    """Aligned points fixed on the deforming surface, [F, P, 3] each.
 
     The prediction's are NaN in frames without a surface.
 
@@ -211,7 +210,7 @@ class ClipPair:
 
   @functools.cached_property
   def transforms(self) -> tuple[Transform, Transform]:
-    """What moves the prediction and the truth, for the whole clip."""
+    """Transforms of the prediction and the truth, for the complete clip."""
     before, before_truth = self._normalisations
     present = np.flatnonzero(~self.is_empty)
     if not len(present):
@@ -219,7 +218,7 @@ class ClipPair:
     kind = self.conventions.alignment
     after, after_truth = alignments.identity, alignments.identity
     if kind == "gradient":
-      # Frame 0 says nothing where it has no surface.
+      # Frame 0 cannot be aligned without a surface.
       after = self._gradient(int(present[0]))
     elif kind == "first_frame_icp":
       after, after_truth = self._first_frame_icp(int(present[0]))
@@ -247,7 +246,7 @@ class ClipPair:
 
   @functools.cached_property
   def _frame_transforms(self) -> dict[int, Transform]:
-    """An alignment for each frame with a surface, several at a time."""
+    """Alignments of all frames with a surface, computed in parallel."""
     before = self._normalisations[0]
     frames = np.flatnonzero(~self.is_empty).tolist()
     _ = self.transforms, self.predicted_clouds, self.true_clouds
@@ -256,7 +255,7 @@ class ClipPair:
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
       found = list(pool.map(functools.partial(self._gradient, workers=1), rest))
     moves = [alignments.compose(move, before) for move in found]
-    # That of the first frame is the clip's.
+    # The first frame's is the clip's.
     return {frames[0]: self.transforms[0], **dict(zip(rest, moves))}
 
   def _gradient(self, frame: int, workers: int | None = None) -> Transform:
@@ -322,7 +321,7 @@ class ClipPair:
     points, _ = trimesh.sample.sample_surface(
       trimesh.Trimesh(mesh.vertices, mesh.faces, process=False),
       count,
-      # Files of equal meshes would otherwise be found equal to every digit.
+      # Otherwise equal meshes would get the same points and a distance of 0.
       seed=seed + (shapes is self.truth) * 1000,
     )
     return np.asarray(points, np.float32)
@@ -363,7 +362,7 @@ def _repeat_last(shapes: ShapeSequence, num_frames: int) -> ShapeSequence:
 
 
 def _extent(shapes: ShapeSequence, frame: int) -> np.ndarray:
-  """Points whose box is that of a frame: vertices that faces use."""
+  """Points that span a frame's box: vertices used by faces."""
   if shapes.cloud is not None:
     return shapes.cloud[frame]
   mesh = shapes.meshes[frame]
@@ -396,7 +395,7 @@ def _tracked(
 
 
 def _subset(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-  """The first `count` rows of a permutation that the seed alone chooses."""
+  """The first `count` rows of a permutation that depends only on the seed."""
   if len(points) <= count:
     return points
   return points[np.random.RandomState(seed).permutation(len(points))[:count]]

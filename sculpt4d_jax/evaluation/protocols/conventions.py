@@ -1,4 +1,4 @@
-"""What a protocol's numbers depend on besides the shapes, and protocols."""
+"""Protocols and their parameters."""
 
 import dataclasses
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation.views import pictures
 
-# Lengths live in [-1, 1]^3; no two points are farther apart.
+# The largest distance of two points in [-1, 1]^3.
 WORST_DISTANCE = 2.0 * 3.0**0.5
 
 _MIN_SIZE = 32  # Below, VGG16 has no pixel left at its last layer.
@@ -50,7 +50,7 @@ class Conventions:
   Attributes:
     num_points: Points sampled on each surface.
     num_queries: Points of each surface whose distance to all points of the
-      other is taken; None for all of them.
+      other is computed; None for all.
     seed: Seed of the points.
     sampling: "paired": seed + frame for both surfaces, drawn by
       `geometry.sampling`. "actionbench": seed + frame for the prediction, drawn
@@ -62,9 +62,9 @@ class Conventions:
       "scale_translation" and "icp" over all frames (see `geometry_metrics`),
       "first_frame_icp" as Motion 3-to-4, "gradient" on frame 0.
     alignment_points: Points of each surface for "gradient".
-    is_reference: Whether the slips of the reference are repeated.
-    leaves_out_failed: Whether true clips without a prediction leave the mean.
-      Otherwise they count with the worst score.
+    is_reference: Whether the errors of the reference code are reproduced.
+    leaves_out_failed: Whether true clips without a prediction are excluded from
+      the mean. Otherwise they get the worst score.
     takes_first_frames: Whether a prediction may have more frames than the
       truth, of which the first ones are taken.
     repeats_last_truth: Whether a truth with fewer frames holds its last one.
@@ -103,14 +103,14 @@ class Conventions:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """A way of scoring that has a name.
+  """A named evaluation procedure.
 
   Attributes:
-    name: Its name, with ":reference" where slips of the reference are repeated.
+    name: Its name, with ":reference" if errors of the reference are reproduced.
     metrics: Names in `metric_table.METRICS`, the columns of a table.
     conventions: Its parameters.
     summary: The line of conventions after the name.
-    slips: Slips of the reference that are repeated, a sentence each.
+    slips: Reproduced errors of the reference, one sentence each.
   """
 
   name: str

@@ -1,4 +1,4 @@
-"""Scores clips by a protocol: the one entry of programs and of the library.
+"""Scores clips by a protocol; the entry point of programs and the library.
 
 from sculpt4d_jax.evaluation.protocols import evaluate
 report = evaluate.evaluate("out", "truth", protocol="actionbench")
@@ -85,7 +85,7 @@ def evaluate_pairs(
   processes: int = 1,
   progress: run_log.ProgressOption = True,
 ) -> scores.Report:
-  """Reads and scores pairs of sequences; arguments as `evaluate`."""
+  """Reads and scores pairs of sequences; for arguments see `evaluate`."""
   if processes < 1:
     raise UserError(f"processes={processes} must be at least 1.")
   log = run_log.RunLog(progress)
@@ -119,7 +119,7 @@ def score_clip(
   """Scores one clip.
 
   Args:
-    prediction: None if there is none; it then scores the worst.
+    prediction: None if missing; the clip then gets the worst score.
     truth: True meshes, one a frame, each with a surface.
     protocol: The protocol.
     name: Name of the clip.
@@ -145,7 +145,7 @@ def score_clip(
     except clip_pair.NotDefined as error:
       notes[metric.name] = str(error)
 
-  # Frame by frame, as all metrics of a frame share its points and distances.
+  # Frame by frame, because metrics share a frame's points and distances.
   for frame in range(pair.num_frames):
     for metric in metrics:
       if metric.of_frame is not None:
@@ -207,11 +207,11 @@ def _score_all(
 def _wait(
   futures: Iterable[concurrent.futures.Future], bar: run_log.Bar
 ) -> None:
-  """Waits for all, and raises the first error as one of this process."""
+  """Waits for all, and raises the first error in this process."""
   for future in concurrent.futures.as_completed(futures):
     error = future.exception()
     if isinstance(error, ValueError):
-      # Raised here, for it is the user's to mend as if read in this process.
+      # Raised as a user's error, as if it had occurred in this process.
       raise sequences.SequenceError(str(error))
     future.result()
     bar.update()
@@ -228,7 +228,7 @@ def _read_and_score(
 
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
-  """Keeps processes that start here from taking all cores each."""
+  """Limits the threads of processes that are started in the block."""
   names = (*_THREAD_SETTINGS, "XLA_FLAGS")
   before = {name: os.environ.get(name) for name in names}
   for name in _THREAD_SETTINGS:

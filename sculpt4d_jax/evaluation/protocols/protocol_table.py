@@ -1,9 +1,9 @@
 """The protocols by name.
 
-`project` is this project's. `sculpt4d` prints every reading of the paper's
-geometry columns, whose points, thresholds and grid the paper does not give.
-The others are those of three public evaluations; ":reference" repeats the slips
-of their code, which the plain names do not.
+`project` is this project's. `sculpt4d` prints all interpretations of the
+paper's geometry columns, because the paper does not specify points, thresholds
+and grid. The others are three public evaluations; ":reference" reproduces the
+errors of their code, which the plain names correct.
 
 Sources: ActionMesh, 2026 (ActionBench); Motion 3-to-4, 2026; MORPHOS, 2026.
 """

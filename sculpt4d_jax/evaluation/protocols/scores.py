@@ -36,7 +36,7 @@ class ClipScores:
       is not defined.
     notes: Metric -> reason why it is not defined.
     features: Metric of a set of clips -> its features of this clip.
-    sources: Descriptions of what prediction and truth were read from.
+    sources: Descriptions of the sources of prediction and truth.
     seconds: Wall time of the scoring.
   """
 
@@ -194,7 +194,7 @@ def paired_difference(
 
 
 def format_report(rows: Mapping[str, Report], *, markdown: bool = False) -> str:
-  """What a program prints: clips where there are several, means, conventions."""
+  """The text that a program prints: clips if several, means, conventions."""
   parts = []
   for title, report in rows.items():
     if len(report.clips) > 1:
@@ -213,7 +213,7 @@ def format_report(rows: Mapping[str, Report], *, markdown: bool = False) -> str:
 
 
 def format_notes(report: Report) -> list[str]:
-  """What belongs to the figures, and why others are missing."""
+  """Notes on the scores, and reasons for missing ones."""
   reasons: dict[tuple[str, str], int] = {}
   for clip in report.clips:
     for name, note in clip.notes.items():
@@ -226,7 +226,7 @@ def format_notes(report: Report) -> list[str]:
 
 
 def to_json(rows: Mapping[str, Report], device: str = "") -> dict:
-  """Every number behind a table, for `json.dump`; NaN becomes None."""
+  """All scores of a table, for `json.dump`; NaN becomes None."""
   protocol = next(iter(rows.values())).protocol
   return {
     "schema": SCHEMA,

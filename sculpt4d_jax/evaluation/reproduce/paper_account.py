@@ -1,13 +1,13 @@
-"""Which count of operations gives the PFLOPs of the paper's Table A2.
+"""Compares counts of operations with the PFLOPs of the paper's Table A2.
 
 Its six figures are, to 0.2 %,
 
   5.4 + 3.18 F + density(F) * 500 * 21 * 4 * (4096 F)^2 * 2048 / 1e15
 
 for F frames: the scores of temporal attention in 500 calls, and a part that the
-paper does not break down. Accounts of that part are listed here, from what is
-in the model, and each is held against all six rows. What a row may be off by
-for an account to count as found is 1 %.
+paper does not break down. This module lists possible accounts of that part and
+compares each with all six rows. An account counts as found if every row agrees
+to 1 %.
 
 Source: Sculpt4D, Table A2.
 """
@@ -39,7 +39,7 @@ _GRID_POINTS = 513**3
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-  """A way of counting what is not temporal attention.
+  """A count of all operations except temporal attention.
 
   Attributes:
     name: Description of what is counted.
@@ -52,7 +52,7 @@ class Account:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """An account against the paper.
+  """Comparison of an account with the paper.
 
   Attributes:
     name: Description of what is counted.
@@ -132,7 +132,7 @@ ACCOUNTS = (
 
 
 def compare(sizes: cost.Sizes, account: Account) -> Found:
-  """Holds an account against the six rows."""
+  """Compares an account with the six rows."""
   rows, errors = {}, []
   fixed = {frames: account.fixed(sizes, frames) / 1e15 for frames in FRAMES}
   for frames in FRAMES:
@@ -148,7 +148,7 @@ def compare(sizes: cost.Sizes, account: Account) -> Found:
 
 
 def paper_fit(sizes: cost.Sizes) -> tuple[float, float]:
-  """Constant and slope of what is left of the paper's six figures, PFLOPs."""
+  """Constant and slope of the remainder of the paper's six figures, PFLOPs."""
   frames, rest = [], []
   for number in FRAMES:
     for mode, figure in zip(("sparse", "full"), cost.PAPER_TABLE_A2[number]):
@@ -160,7 +160,7 @@ def paper_fit(sizes: cost.Sizes) -> tuple[float, float]:
 
 
 def report(sizes: cost.Sizes) -> str:
-  """The accounts that were tried, best last, and what follows from them."""
+  """Text with all accounts, the best last, and the conclusion."""
   constant, a_frame = paper_fit(sizes)
   found = sorted(
     (compare(sizes, account) for account in ACCOUNTS), key=lambda f: -f.worst

@@ -1,6 +1,6 @@
 """Picture embeddings of CLIP's vision transformer, in JAX.
 
-The weights are a folder as Hugging Face lays it out: config.json and
+The weights are a folder in Hugging Face's layout: config.json and
 model.safetensors or pytorch_model.bin. Pictures are resized to the model's size
 by PIL's bicubic filter, cropped in the middle and normalised, as
 `CLIPImageProcessor` does.
@@ -48,10 +48,10 @@ class ClipConfig:
 
   @classmethod
   def read(cls, path: pathlib.Path) -> "ClipConfig":
-    """From a config.json, of the whole model or of its vision half.
+    """Reads a config.json of the complete model or of its vision part.
 
     Raises:
-      ValueError: It is no JSON, or names an unknown activation.
+      ValueError: It is not JSON, or names an unknown activation.
     """
     try:
       document = json.loads(path.read_text())
@@ -60,7 +60,7 @@ class ClipConfig:
         f"{path} is not a readable JSON file: {error}."
       ) from error
     values = {**document, **(document.get("vision_config") or {})}
-    # The projection is the whole model's; halves repeat it with defaults.
+    # The complete model's projection; the parts contain a default value.
     if "vision_config" in document and "projection_dim" in document:
       values["projection_dim"] = document["projection_dim"]
     names = {field.name for field in dataclasses.fields(cls)}
@@ -87,7 +87,7 @@ class Clip:
 
   @classmethod
   def load(cls, folder: pathlib.Path) -> "Clip":
-    """Reads a folder; nothing in it is run.
+    """Reads a folder without executing code in it.
 
     Raises:
       ValueError: A file is missing or damaged.
@@ -116,7 +116,7 @@ class Clip:
 
 
 def preprocess(pictures: np.ndarray, size: int) -> np.ndarray:
-  """Pictures as the network sees them, float32 [N, size, size, 3]."""
+  """Pictures as input of the network, float32 [N, size, size, 3]."""
   results = []
   for picture in pictures:
     height, width = picture.shape[:2]
@@ -158,7 +158,7 @@ def _params(config: ClipConfig, tensors: Mapping[str, np.ndarray]):
     "patch": take(f"{root}.embeddings.patch_embedding.weight"),
     "class": take(f"{root}.embeddings.class_embedding"),
     "position": take(f"{root}.embeddings.position_embedding.weight"),
-    # Spelt so in the published weights.
+    # Spelt like this in the published weights.
     "pre": linear(f"{root}.pre_layrnorm"),
     "post": linear(f"{root}.post_layernorm"),
     "projection": take("visual_projection.weight"),
@@ -169,7 +169,7 @@ def _params(config: ClipConfig, tensors: Mapping[str, np.ndarray]):
 @functools.partial(jax.jit, static_argnums=0)
 def _embed(config: ClipConfig, params, pictures: jax.Array) -> jax.Array:
   """Embeddings [N, P] of prepared pictures."""
-  # The default precision of an accelerator is too coarse for a measure.
+  # An accelerator's default precision is too low for a metric.
   with jax.default_matmul_precision("highest"):
     return _forward(config, params, pictures)
 

@@ -1,12 +1,12 @@
-"""Distances between sets of features: Frechet's, and one that is named so.
+"""The Frechet distance between sets of features, and one named after it.
 
 The Frechet distance of two normal distributions is
 
   |mean_a - mean_b|^2 + tr Ca + tr Cb - 2 tr sqrt(Ca Cb).
 
 With centred rows A and B, divided by sqrt(n - 1), the last trace is the sum of
-the singular values of A B^T: no square root of a matrix is taken, and it is
-exact for fewer samples than features, where the product is singular.
+the singular values of A B^T: this needs no matrix square root, and is exact for
+fewer samples than features, when the product is singular.
 
 Sources: Dowson and Landau, The Frechet distance between multivariate normal
 distributions, 1982; Unterthiner et al., Towards Accurate Generative Models of
@@ -51,8 +51,8 @@ def single_clip_distance(a: np.ndarray, b: np.ndarray) -> float:
   """What Consistent4D prints as FVD, of two feature vectors [D].
 
   |a - b|^2 + (std a - std b)^2, the standard deviations over the D features of
-  the one vector. It compares two clips, not two sets, and its values have
-  nothing to do with those of a Frechet distance.
+  the one vector. It compares two clips, not two sets, and is not comparable
+  with a Frechet distance.
   """
   a, b = (np.asarray(x, np.float64) for x in (a, b))
   if a.ndim != 1 or a.shape != b.shape:

@@ -1,9 +1,9 @@
-"""LPIPS with the VGG16 trunk, in JAX, in both forms that papers print.
+"""LPIPS with the VGG16 trunk, in JAX, in both forms used by papers.
 
   scalar   the sum over five layers of the mean of the weighted squared
            difference of unit features (torchmetrics, Consistent4D)
-  spatial  the mean of the map that has each layer's differences enlarged to the
-           picture's size (V2M4, Motion 3-to-4, MORPHOS); edges count otherwise
+  spatial  the mean of the map in which each layer's differences are resized to
+  the picture (V2M4, Motion 3-to-4, MORPHOS); it weights edges differently
 
 Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a
 Perceptual Metric, 2018; package lpips 0.1.4, heads v0.1.
@@ -21,7 +21,7 @@ from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.weights.tensor_files import open_file
 from sculpt4d_jax.weights.tensor_files import tensor_file
 
-# Numbers of the convolutions in torchvision's `features`, a list a stage.
+# Indices of the convolutions in torchvision's `features`, by stage.
 _STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 CHANNELS = (64, 128, 256, 512, 512)
 _SHIFT = (-0.030, -0.088, -0.188)
@@ -67,7 +67,7 @@ class Lpips:
 
   @classmethod
   def load(cls, trunk: pathlib.Path, heads: pathlib.Path) -> "Lpips":
-    """Reads both files; nothing in them is run."""
+    """Reads both files without executing code in them."""
     return cls(_read(trunk, "features."), _read(heads, "lin"))
 
   def __call__(self, a: np.ndarray, b: np.ndarray) -> Scores:

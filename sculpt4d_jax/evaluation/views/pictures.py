@@ -3,7 +3,7 @@
 Cameras orbit at the distance where a ball of radius sqrt 3, which holds
 [-1, 1]^3, fits with 5 % to spare: perspective of 40 degrees, elevation 0, fixed
 over the clip, white background. Shaded pictures are grey by the cosine between
-normal and ray, as a light at the eye makes them; normal pictures show world
+normal and ray, as lit from the eye; normal pictures show world
 normals as (n + 1) / 2. The scene is built once a frame for all cameras.
 """
 
@@ -19,10 +19,10 @@ from sculpt4d_jax.rendering import rasterizer
 
 TriangleMesh = mesh_lib.TriangleMesh
 
-AZIMUTHS = (0.0, 90.0, 180.0, 270.0)  # MORPHOS's; 0 is the input view.
+AZIMUTHS = (0.0, 90.0, 180.0, 270.0)  # As in MORPHOS; 0 is the input view.
 FOV_DEGREES = 40.0
 MARGIN = 1.05
-# Outlines dominate what networks see; normals are exact without.
+# Smooth outlines matter for networks; normals must not be blended.
 SHADED_SAMPLES = 2
 
 

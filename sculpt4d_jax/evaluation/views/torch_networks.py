@@ -1,8 +1,8 @@
-"""Networks that exist only as PyTorch programs; torch is imported where used.
+"""Networks that exist only in PyTorch, which is imported when needed.
 
 I3D        the torchscript file of StyleGAN-V's evaluation, called with
-           (x, rescale, resize, return_features); `torch.jit.load` runs the
-           stored graph and nothing else
+           (x, rescale, resize, return_features); `torch.jit.load` only runs the
+stored graph
 bigG-14    CLIP by the package open_clip_torch
 DreamSim   by the package dreamsim
 """
@@ -62,7 +62,7 @@ class I3d:
     """Features [N, 400] of videos, uint8 [N, F, H, W, 3].
 
     Raises:
-      ValueError: The module gives another shape or takes no such call.
+      ValueError: The module returns another shape or rejects this call.
     """
     torch, features = self._torch, []
     for video in videos:
@@ -157,8 +157,8 @@ class DreamSim:
 def pieces(video: np.ndarray, length: int = 32) -> np.ndarray:
   """A video [F, ...] in pieces [N, length, ...].
 
-  Frames after the last whole piece are left out; a video that is shorter than
-  one piece is padded by going back and forth.
+  Frames after the last complete piece are dropped; a video shorter than one
+  piece is padded by playing it back and forth.
 
   Source: Motion 3-to-4 and MORPHOS.
   """
@@ -171,7 +171,7 @@ def pieces(video: np.ndarray, length: int = 32) -> np.ndarray:
 
 
 def _square(picture: np.ndarray, size: int) -> np.ndarray:
-  """The shorter side bilinearly to `size`, and the middle."""
+  """Resizes the shorter side to `size` bilinearly and crops the centre."""
   height, width = picture.shape[:2]
   short = min(height, width)
   shape = (round(size * width / short), round(size * height / short))

@@ -1,9 +1,8 @@
 """Local weight files of the networks that compare pictures.
 
-Nothing is fetched. A folder is searched for the names below; what is found is
-reported with its size and SHA-256, which belong to a score: scores of other
-weights are other scores. A metric whose file is missing has no value, and says
-so.
+Nothing is downloaded. A folder is searched for the names below. Files that are
+found are reported with size and SHA-256, because scores depend on the weights.
+A metric whose file is missing is undefined, with a note.
 """
 
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ _CHUNK = 1 << 20
 
 
 class MissingWeights(UserError):
-  """A network's file is not where it was looked for."""
+  """A network's file was not found."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +30,7 @@ class WeightFile:
 
   Attributes:
     key: Name of the network.
-    name: Name in the folder of weights; the same with .safetensors serves too.
+    name: Name in the folder of weights; .safetensors is accepted too.
     purpose: Description of the network.
   """
 

@@ -1,7 +1,7 @@
-"""Change of motion that the truth does not have, without correspondence.
+"""Jitter of distance fields, which needs no correspondence.
 
-See `geometry_metrics` for the definition. A frame without a surface is an
-object that is nowhere.
+See `geometry_metrics` for the definition. In a frame without a surface, all
+points are outside.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What a metric is."""
+"""The definition of a metric."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -20,7 +20,7 @@ class Metric:
   """A column of a table.
 
   A function of a frame is not called for frames whose prediction has no
-  surface: these score `worst`. A function of a clip sees all frames.
+  surface: these get `worst`. A function of a clip sees all frames.
 
   Attributes:
     name: Key in the table of metrics and in JSON.

@@ -1,8 +1,8 @@
-"""Networks on pictures of both sides, rendered alike.
+"""Metrics by networks that compare rendered pictures of both sides.
 
-All compare the same views: head-light grey, and normal maps where the name says
-so. A frame without a surface is an empty picture. A metric without its weights
-is not defined, and its note names the file.
+All use the same views: head-light grey, or normal maps if the name says so. A
+frame without a surface gives an empty picture. A metric without weights is
+undefined, and its note names the missing file.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def lpips_normals(pair: ClipPair) -> float:
 def clip_cosine(
   pair: ClipPair, load: Callable[[PathLike | None], Any]
 ) -> float:
-  """Mean cosine of the embeddings of pictures that belong together."""
+  """Mean cosine of the embeddings of corresponding pictures."""
   embed = _network(load, pair)
   a, b = (embed(pictures) for pictures in _flat(pair, "shaded"))
   return float(np.sum(a * b, axis=1).mean())
@@ -76,7 +76,7 @@ def video_features(pair: ClipPair) -> np.ndarray:
 
 
 def video_distance(features: Sequence[np.ndarray]) -> tuple[float, str]:
-  """The Frechet distance of all clips' pieces, and what to say with it.
+  """The Frechet distance of all clips' pieces, and a note for the table.
 
   Raises:
     NotDefined: There are fewer than two pieces.

@@ -1,7 +1,7 @@
 """Distances from points of one surface to the other surface itself.
 
-Unlike distances between points they have no floor: equal surfaces are at zero
-whatever their tessellation.
+Unlike distances between sampled points they have no floor: equal surfaces have
+distance zero for any tessellation.
 """
 
 import igl

@@ -1,11 +1,11 @@
-"""Metrics of points that are followed through a clip.
+"""Metrics of points that are tracked through a clip.
 
-Both need one topology on either side: points are drawn on the first frame with
-their barycentric coordinates, or the cloud is tracked already. A point of one
-side belongs to the nearest of the other on frame 0, in all frames.
+Both sides need one topology, or a tracked cloud: points are sampled on the
+first frame with barycentric coordinates. A point corresponds in all frames to
+the nearest point of the other side in frame 0.
 
-  cd_m           mean over points and frames of the distance between a point and
-                 the one that belongs to it; both directions are added
+  cd_m           mean over points and frames of the distance between
+  corresponding points; the sum of both directions
   vertex_jitter  mean |D p - D q| over the prediction's points p and the points
                  q of the truth that belong to them, D g = g[t-1] - 2 g[t] +
                  g[t+1]; length per frame squared
@@ -26,7 +26,7 @@ def motion_chamfer(pair: ClipPair) -> float:
   """CD-M; frames without a surface count with the largest distance."""
   prediction, truth = pair.tracked
   if pair.is_empty[0]:
-    return _WORST  # Nothing belongs to anything.
+    return _WORST  # No correspondences exist.
   total = 0.0
   for points, others in ((truth, prediction), (prediction, truth)):
     _, matches = nearest.nearest(others[0], points[0])
