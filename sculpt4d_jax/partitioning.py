@@ -42,7 +42,6 @@ Axes = Sequence[str | None]
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 # A clip's own axes: over what a loss is averaged.
 BATCH_AXES = ("data", "fsdp", "expert")
-TOKEN_AXES = ("data", "fsdp", "expert", "context")
 
 # Logical axis -> mesh axes, of parameters and what is as large as they are.
 PARAMETER_RULES = {

@@ -145,30 +145,6 @@ class Mask:
       )
     return _levels(self, query_frame)
 
-  def key_runs(self, query_frame: int) -> tuple[np.ndarray, ...]:
-    """Runs of key blocks that each segment of a query frame sees.
-
-    Positions are those of the bit-reversed order. A frame has `max_stride`
-    segments of equal length; all query blocks of a segment see the same keys.
-
-    Returns:
-      For every segment an int32 array [R, 2] of half-open block ranges (start,
-      stop) in 0..num_blocks, ascending, adjacent ranges joined.
-    """
-    blocks, segments = self.blocks_per_frame, self.max_stride
-    runs = []
-    for segment in range(segments):
-      pieces = []
-      for stride, frames in self.levels(query_frame):
-        length = blocks // stride
-        # In bit-reversed order a segment of the finest stride lies inside one
-        # of every coarser stride: its index there is the leading bits of its
-        # own.
-        start = segment * stride // segments * length
-        pieces += [(j * blocks + start, length) for j in frames]
-      runs.append(np.array(_join(sorted(pieces)), np.int32))
-    return tuple(runs)
-
   def block_lists(self, token_order: TokenOrder = "natural") -> BlockLists:
     """Key blocks that each query block sees, for masks of any kind."""
     return _block_lists(self, token_order)

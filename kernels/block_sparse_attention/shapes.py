@@ -55,21 +55,6 @@ SHAPES = {
 }
 
 
-def ablation_masks(
-  num_frames: int, blocks_per_frame: int = 32
-) -> dict[str, mask_lib.BlockMask]:
-  """Variants A to F of Table A1 of the paper."""
-  size = (num_frames, blocks_per_frame)
-  return {
-    "A": mask_lib.BlockMask(*size, PAPER_SCHEDULE, anchor_frames=()),
-    "B": mask_lib.BlockMask(*size, (4,)),
-    "C": mask_lib.BlockMask(*size, (1, 2, 4, 8, 16, 32)),
-    "D": mask_lib.BlockMask(*size, (1, 1, 2, 2, 4, 4)),
-    "E": mask_lib.BlockMask.dense(*size),
-    "F": mask_lib.BlockMask(*size, PAPER_SCHEDULE),
-  }
-
-
 def random_inputs(
   shape: tuple[int, ...], dtype=jnp.float32, size: float = 1.0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

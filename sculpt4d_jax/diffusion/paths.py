@@ -34,15 +34,6 @@ def velocity(
   return data - noise
 
 
-def predict_data(
-  x: Float[Array, " B *shape"],
-  velocity: Float[Array, " B *shape"],
-  time: Float[Array, " B"],
-) -> Float[Array, " B *shape"]:
-  """End at t = 1 of the path through x at `time` with this velocity."""
-  return x + (1 - _expand(time, x.shape)) * velocity
-
-
 def _expand(time: Array, shape: tuple[int, ...]) -> Array:
   if time.ndim not in (1, 2) or time.shape != shape[: time.ndim]:
     raise UserError(

@@ -10,11 +10,6 @@ elsewhere than their names say; `rules.interleaved_heads` puts them
 right. The same holds for key and value of the cross-attention.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
-
 from sculpt4d_jax.models import dit
 from sculpt4d_jax.weights import rules as weight_rules
 
@@ -40,33 +35,6 @@ def rules(config: dit.DiTConfig) -> list[weight_rules.Rule]:
       for expert in range(config.num_experts):
         table += [rule.fill(expert=expert, **place) for rule in _expert()]
   return table
-
-
-def import_params(
-  config: dit.DiTConfig,
-  checkpoint: Mapping[str, Any],
-  shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, np.ndarray]:
-  """Our parameters by path, the temporal ones left out.
-
-  Args:
-    config: Shape of the DiT.
-    checkpoint: Arrays by name, without a "model." in front.
-    shapes: `rules.param_shapes` of the DiT.
-
-  Raises:
-    ValueError: The checkpoint is not of this shape; see `rules.convert`.
-  """
-  return weight_rules.convert(
-    rules(config), checkpoint, shapes, optional=TEMPORAL
-  )
-
-
-def export_params(
-  config: dit.DiTConfig, params: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-  """A checkpoint in the original's naming; temporal parameters stay behind."""
-  return weight_rules.export(rules(config), params)
 
 
 def _linear(source: str, target: str, *, bias: bool = True) -> list[Rule]:

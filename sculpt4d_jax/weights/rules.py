@@ -24,7 +24,6 @@ import re
 from typing import Any, NamedTuple
 
 from flax import nnx
-import jax
 import numpy as np
 
 from sculpt4d_jax.errors import UserError
@@ -214,27 +213,6 @@ def param_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
   """Shapes of a module's parameters; the module may be abstract."""
   params = params_by_path(module)
   return {path: tuple(param.shape) for path, param in params.items()}
-
-
-def set_params(module: nnx.Module, values: Mapping[str, Any]) -> None:
-  """Sets parameters by dotted path, cast to their present dtype.
-
-  Raises:
-    ValueError: A path is unknown, or a shape is wrong.
-  """
-  state = nnx.state(module, nnx.Param)
-  params = {_dotted(path): param for path, param in nnx.to_flat_state(state)}
-  for path, value in values.items():
-    if path not in params:
-      near = near_names.suggest([path], params)[path]
-      raise UserError(f"No parameter {path!r}{near}.")
-    old = params[path].get_value()
-    if tuple(old.shape) != tuple(value.shape):
-      raise UserError(
-        f"Parameter {path!r} has shape {old.shape}, the value {value.shape}."
-      )
-    params[path].set_value(jax.numpy.asarray(value, old.dtype))
-  nnx.update(module, state)
 
 
 class _Planner:

@@ -28,14 +28,6 @@ def test_velocity_is_the_derivative_of_the_path():
   np.testing.assert_allclose(derivative, paths.velocity(noise, data), rtol=1e-6)
 
 
-def test_data_is_where_the_velocity_leads():
-  noise, data = endpoints()
-  time = jnp.array([0.1, 0.5, 0.9])
-  x = paths.interpolate(noise, data, time)
-  predicted = paths.predict_data(x, paths.velocity(noise, data), time)
-  np.testing.assert_allclose(predicted, data, atol=1e-6)
-
-
 @pytest.mark.wrong_shapes
 def test_time_must_be_a_vector():
   noise, data = endpoints()

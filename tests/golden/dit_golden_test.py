@@ -22,6 +22,7 @@ from sculpt4d_jax.models.moe import experts
 from sculpt4d_jax.models.moe import layer as moe
 from sculpt4d_jax.weights import dit as dit_weights
 from sculpt4d_jax.weights import rules as weight_rules
+from tests.weights import module_params
 
 _FOLDER = pathlib.Path(__file__).parent
 _CONFIG = json.loads((_FOLDER / "config.json").read_text())
@@ -47,7 +48,7 @@ def _state(name: str) -> dict[str, np.ndarray]:
 def _fill(module: nnx.Module, rules: list[Rule], name: str) -> None:
   shapes = weight_rules.param_shapes(module)
   params = weight_rules.convert(rules, _state(name), shapes)
-  weight_rules.set_params(module, params)
+  module_params.set_params(module, params)
 
 
 def _assert_close(actual, expected, tolerance=_FORWARD):
@@ -235,8 +236,13 @@ def _dit(**changes) -> dit.DiT:
   config = _dit_config(**changes)
   module = dit.DiT(config, rngs=nnx.Rngs(0))
   shapes = weight_rules.param_shapes(module)
-  params = dit_weights.import_params(config, _state("dit"), shapes)
-  weight_rules.set_params(module, params)
+  params = weight_rules.convert(
+    dit_weights.rules(config),
+    _state("dit"),
+    shapes,
+    optional=dit_weights.TEMPORAL,
+  )
+  module_params.set_params(module, params)
   return module
 
 
@@ -308,7 +314,7 @@ def test_4d_model_with_imported_weights_equals_the_3d_model():
 def test_checkpoint_round_trip():
   module = _dit(temporal_mode="sparse")
   params = weight_rules.params_by_path(module)
-  exported = dit_weights.export_params(module.config, params)
+  exported = weight_rules.export(dit_weights.rules(module.config), params)
   state = _state("dit")
   assert exported.keys() == state.keys()
   for name, array in exported.items():
@@ -338,7 +344,7 @@ def test_dit_gradients():
     for path, param in nnx.to_flat_state(params_gradient)
   }
   # Import and export permute numbers only: they carry gradients as well.
-  exported = dit_weights.export_params(module.config, by_path)
+  exported = weight_rules.export(dit_weights.rules(module.config), by_path)
   for key, expected in golden.items():
     if key.startswith("out/grad/"):
       _assert_gradient(exported[key.removeprefix("out/grad/")], expected)

@@ -1,4 +1,4 @@
-"""The image encoder and preprocessing against Hunyuan3D 2.1 (see README.md)."""
+"""The image encoder against Hunyuan3D 2.1 (see README.md)."""
 
 import json
 import pathlib
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from sculpt4d_jax.io import recentre
 from sculpt4d_jax.models import image_encoder
 from sculpt4d_jax.weights import image_encoder as image_encoder_weights
 from sculpt4d_jax.weights import rules as weight_rules
+from tests.weights import module_params
 
 _FOLDER = pathlib.Path(__file__).parent
 _CONFIG = json.loads((_FOLDER / "config.json").read_text())
@@ -53,7 +53,7 @@ def encoder() -> image_encoder.ImageEncoder:
     lambda: image_encoder.ImageEncoder(config, rngs=nnx.Rngs(0))
   )
   params = image_encoder_weights.convert(_state(), model)
-  weight_rules.set_params(model, params)
+  module_params.set_params(model, params)
   return model
 
 
@@ -116,18 +116,3 @@ def test_every_tensor_is_consumed_and_exported_unchanged():
   assert set(state) - set(exported) == {"embeddings.mask_token"}
   for name, array in exported.items():
     np.testing.assert_array_equal(array, state[name], err_msg=name)
-
-
-def test_recentring_and_resizing():
-  golden = _load("image_preprocess")
-  config = _CONFIG["image_preprocess"]["config"]
-  rgb, mask = recentre.recentre_rgba(golden["in/rgba"], config["border_ratio"])
-  np.testing.assert_array_equal(rgb, golden["mid/recentred_rgb"])
-  np.testing.assert_array_equal(mask, golden["mid/recentred_mask"][..., 0])
-  image, mask = recentre.preprocess(
-    golden["in/rgba"], config["size"], config["border_ratio"]
-  )
-  np.testing.assert_allclose(
-    image, golden["out/image"][0].transpose(1, 2, 0), atol=5e-5
-  )
-  np.testing.assert_array_equal(mask, golden["out/mask"][0, 0])

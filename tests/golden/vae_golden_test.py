@@ -16,6 +16,7 @@ from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.models import vae_blocks
 from sculpt4d_jax.weights import rules as weight_rules
 from sculpt4d_jax.weights import vae as vae_weights
+from tests.weights import module_params
 
 _FOLDER = pathlib.Path(__file__).parent
 _CONFIG = json.loads((_FOLDER / "config.json").read_text())
@@ -54,7 +55,7 @@ def _config() -> shape_vae.ShapeVAEConfig:
 def vae() -> shape_vae.ShapeVAE:
   config = _config()
   model = nnx.eval_shape(lambda: shape_vae.ShapeVAE(config, rngs=nnx.Rngs(0)))
-  weight_rules.set_params(model, vae_weights.convert(_state(), model))
+  module_params.set_params(model, vae_weights.convert(_state(), model))
   return model
 
 

@@ -74,25 +74,6 @@ def pack_mesh(
   }
 
 
-def unpack_mesh(
-  packed: dict[str, int | str], quantization: Quantization
-) -> TriangleMesh:
-  """The mesh as the page shows it: the same faces, rounded positions."""
-  num_vertices, num_corners = packed["vertices"], 3 * packed["faces"]
-  content = b""
-  if packed["data"]:
-    content = zlib.decompress(base64.b64decode(packed["data"]))
-  split = 6 * num_vertices
-  steps = np.frombuffer(content[:split], "u1").reshape(3, 2, num_vertices)
-  steps = np.ascontiguousarray(steps.transpose(0, 2, 1)).view("<u2")[..., 0]
-  whole = np.cumsum(steps, axis=1, dtype=np.uint16).T
-  zigzag = np.frombuffer(content[split:], "u1").reshape(4, num_corners)
-  zigzag = np.ascontiguousarray(zigzag.T).view("<u4")[..., 0].astype(np.int64)
-  corners = np.cumsum((zigzag >> 1) ^ -(zigzag & 1))
-  vertices = np.array(quantization.origin) + quantization.step * whole
-  return TriangleMesh(vertices, corners.reshape(-1, 3))
-
-
 def _byte_planes(values: np.ndarray) -> bytes:
   values = np.ascontiguousarray(values)
   return values.view("u1").reshape(len(values), -1).T.tobytes()

@@ -13,6 +13,7 @@ from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.viewer import mesh_packing
 from tests.io import chromium
 from tests.io import clips
+from tests.io.viewer import unpacking
 
 TITLE = "A <b>bold</b> clip & {{data}} </script>"
 
@@ -59,7 +60,7 @@ def test_packed_meshes_keep_faces_and_round_positions():
   quantization = mesh_packing.clip_quantization(meshes)
   for mesh in meshes:
     packed = mesh_packing.pack_mesh(mesh, quantization)
-    shown = mesh_packing.unpack_mesh(packed, quantization)
+    shown = unpacking.unpack_mesh(packed, quantization)
     np.testing.assert_array_equal(shown.faces, mesh.faces)
     np.testing.assert_allclose(
       shown.vertices, mesh.vertices, atol=0.51 * quantization.step
@@ -273,7 +274,7 @@ def test_the_page_unpacks_what_was_packed(page):
   quantization = mesh_packing.clip_quantization(meshes)
   for index in (0, 1):
     packed = mesh_packing.pack_mesh(meshes[index], quantization)
-    wanted = mesh_packing.unpack_mesh(packed, quantization)
+    wanted = unpacking.unpack_mesh(packed, quantization)
     shown = page.evaluate(
       f"decodeMesh(clip.frames[{index}], clip).then((mesh) => ({{"
       "positions: [...mesh.positions], corners: [...mesh.corners],"

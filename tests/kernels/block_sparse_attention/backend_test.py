@@ -24,6 +24,7 @@ from sculpt4d_jax.kernels.block_sparse_attention import reference
 from sculpt4d_jax.kernels.block_sparse_attention import shapes
 from sculpt4d_jax.kernels.block_sparse_attention.tpu import tiles as tpu_tiles
 from sculpt4d_jax.kernels.block_sparse_attention.xla import attention as xla
+from tests.kernels.block_sparse_attention import ablation_masks
 
 BlockMask = bsa.BlockMask
 
@@ -143,7 +144,7 @@ def sweep() -> tuple[Case, ...]:
     for blocks in range(1, 34)
   ]
   cases += [Case(BlockMask(5, 6), block_size=size) for size in (1, 5, 7)]
-  for variant in shapes.ablation_masks(7).values():
+  for variant in ablation_masks.ablation_masks(7).values():
     for anchors in ((), (0,)):
       mask = dataclasses.replace(variant, anchor_frames=anchors)
       for dtype in ("float32", "bfloat16"):
@@ -167,7 +168,7 @@ def sweep() -> tuple[Case, ...]:
     for frames in (*range(1, 10), 16)
   ]
   cases += [wide(BlockMask(2, blocks, (1, 4))) for blocks in (1, 3, 5, 16, 33)]
-  for variant in shapes.ablation_masks(7, 4).values():
+  for variant in ablation_masks.ablation_masks(7, 4).values():
     cases.append(wide(variant, dtype="bfloat16", head_dim=64))
   cases += [wide(BlockMask(4, 4), logit_size=100.0)]
   return tuple(dict.fromkeys(cases))

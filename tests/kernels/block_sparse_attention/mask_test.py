@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sculpt4d_jax.kernels.block_sparse_attention import mask as mask_lib
-from sculpt4d_jax.kernels.block_sparse_attention import shapes
+from tests.kernels.block_sparse_attention import ablation_masks
 
 BlockMask = mask_lib.BlockMask
 
@@ -84,7 +84,7 @@ def test_density_is_the_published_one(num_frames, percent):
   ],
 )
 def test_ablation_density_is_the_published_one(variant, percent):
-  mask = shapes.ablation_masks(16)[variant]
+  mask = ablation_masks.ablation_masks(16)[variant]
   assert round(100 * mask.density(), 2) == percent
 
 
@@ -175,29 +175,6 @@ def test_bit_reversal_makes_residues_contiguous(blocks, stride):
   residues = mask_lib.bit_reversal(blocks) % stride
   changes = np.count_nonzero(np.diff(residues))
   assert changes == len(set(residues)) - 1
-
-
-@pytest.mark.parametrize(
-  "mask",
-  [
-    BlockMask(7, 8),
-    BlockMask(7, 8, (1, 16), ()),
-    BlockMask.dense(2, 4),
-    BlockMask(6, 4, anchor_frames=(2, 5)) & BlockMask(6, 4, (2,)),
-  ],
-  ids=str,
-)
-def test_key_runs_cover_exactly_the_mask(mask):
-  expected = mask.dense_blocks("bit_reversed")
-  covered = np.zeros_like(expected)
-  rows = mask.blocks_per_frame // mask.max_stride
-  for frame in range(mask.num_frames):
-    for segment, runs in enumerate(mask.key_runs(frame)):
-      first = frame * mask.blocks_per_frame + segment * rows
-      for start, stop in runs:
-        covered[first : first + rows, start:stop] = True
-      assert (runs[1:, 0] > runs[:-1, 1]).all()
-  np.testing.assert_array_equal(covered, expected)
 
 
 @pytest.mark.parametrize("order", ["natural", "bit_reversed"])

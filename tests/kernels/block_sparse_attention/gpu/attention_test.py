@@ -22,6 +22,7 @@ from sculpt4d_jax.kernels.block_sparse_attention.gpu import (
   attention as pallas_gpu,
 )
 from sculpt4d_jax.kernels.block_sparse_attention.gpu import tiles as tiles_lib
+from tests.kernels.block_sparse_attention import ablation_masks
 
 BlockMask = bsa.BlockMask
 Tile = tiles_lib.Tile
@@ -130,7 +131,7 @@ def test_lists_cover_exactly_the_mask(mask):
 
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 9, 16])
 def test_lists_cover_every_schedule_of_the_ablation(num_frames):
-  for mask in shapes.ablation_masks(num_frames, 16).values():
+  for mask in ablation_masks.ablation_masks(num_frames, 16).values():
     assert_lists_cover_exactly(mask)
 
 
@@ -363,7 +364,7 @@ def test_simulated_kernels_in_all_forms(simulate, call):
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5, 6, 7, 8, 9, 16])
 def test_walk_of_every_schedule_at_every_length(num_frames, variant):
   blocks = 4 if num_frames == 16 else 8
-  mask = shapes.ablation_masks(num_frames, blocks)[variant]
+  mask = ablation_masks.ablation_masks(num_frames, blocks)[variant]
   assert_walk_equals_reference(mask, token_order="bit_reversed", head_dim=4)
 
 

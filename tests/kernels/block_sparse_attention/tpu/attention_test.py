@@ -15,6 +15,7 @@ from sculpt4d_jax.kernels.block_sparse_attention.tpu import (
 )
 from sculpt4d_jax.kernels.block_sparse_attention.tpu import lists as tpu_lists
 from sculpt4d_jax.kernels.block_sparse_attention.tpu import tiles as tpu_tiles
+from tests.kernels.block_sparse_attention import ablation_masks
 
 BlockMask = bsa.BlockMask
 
@@ -317,7 +318,7 @@ def test_any_number_of_frames_without_anchor(num_frames):
 @pytest.mark.parametrize("variant", list("ABCDEF"))
 def test_every_schedule_of_the_ablation_in_bfloat16(variant):
   # The shared suite has the matrix units sum the weights, these tiles do not.
-  mask = shapes.ablation_masks(7)[variant]
+  mask = ablation_masks.ablation_masks(7)[variant]
   assert not TILES.spare_vector_units
   inputs = inputs_for(mask, 1, heads=1, dtype=jnp.bfloat16)
   assert_equals_reference(inputs, mask, tolerance=1e-2)
