@@ -189,6 +189,7 @@ def main(argv):
     _KNOWN.value, None if _ALL_FRAMES.value else preset.sampling.num_frames
   )
   # Errors are found before the work.
+  known_lib.check(known_files)
   _formats()
   _window_settings(preset.data.num_frames)
   # The clip first, so that its errors are found before weights are loaded.

@@ -14,11 +14,9 @@ import hashlib
 import io
 import pathlib
 import re
-from typing import Any
 
 import jax
 import numpy as np
-import trimesh
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import farthest_points
@@ -26,6 +24,9 @@ from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import sampling as surface_sampling
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.assets import asset_files
+from sculpt4d_jax.io.assets import gltf_animation
+from sculpt4d_jax.io.assets import gltf_container
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
 
@@ -110,6 +111,17 @@ def describe(known: Known) -> list[str]:
     digest = lambda x: hashlib.sha256(np.ascontiguousarray(x)).hexdigest()
     return [f"{i}: latents ({digest(x)[:16]})" for i, x in known.items()]
   return [file.describe() for file in known]
+
+
+def check(files: Iterable[KnownFile]) -> None:
+  """Reads the meshes among the files, to find mistakes before a model is loaded.
+
+  Raises:
+    ValueError: See `read_mesh`.
+  """
+  for file in files:
+    if file.path.suffix.lower() != _LATENTS:
+      read_mesh(file)
 
 
 def load(
@@ -270,14 +282,9 @@ def _any_mesh(file: KnownFile) -> TriangleMesh:
 def _first_pose(path: pathlib.Path) -> TriangleMesh:
   """All meshes of a glTF scene as one, at rest."""
   try:
-    loaded: Any = trimesh.load(path, force="mesh", process=False)
-  except Exception as error:  # trimesh's parsers raise many types.
-    raise UserError(
-      f"{path} is no readable glTF mesh ({type(error).__name__}: {error})."
-    ) from error
-  if not isinstance(loaded, trimesh.Trimesh):
-    raise UserError(f"{path} has no triangle mesh.")
-  return TriangleMesh(loaded.vertices, loaded.faces)
+    return gltf_animation.rest_mesh(gltf_container.GltfFile(path))
+  except asset_files.AssetError as error:
+    raise UserError(f"{path} is no readable glTF mesh: {error}") from error
 
 
 def _frame(file: KnownFile, num_frames: int) -> int:

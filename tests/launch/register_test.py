@@ -76,7 +76,7 @@ def test_a_key_that_is_no_frame(tmp_path):
 
 def test_an_own_mesh_that_cannot_be_read(tmp_path):
   _write_cubes(tmp_path / "in")
-  assert "no mesh file" in _refuse(tmp_path, mesh=str(tmp_path / "my.glb"))
+  assert "there is no" in _refuse(tmp_path, mesh=str(tmp_path / "my.glb"))
 
 
 def test_an_output_that_is_a_file(tmp_path):

@@ -21,6 +21,7 @@ from sculpt4d_jax.io.assets import gltf_animation
 from sculpt4d_jax.io.assets import gltf_colours
 from sculpt4d_jax.io.assets import gltf_container
 from sculpt4d_jax.io.assets import gltf_mesh
+from sculpt4d_jax.io.assets import gltf_nodes
 
 AssetError = gltf_container.AssetError
 PathLike = str | os.PathLike
@@ -103,9 +104,13 @@ def read(path: PathLike) -> GivenAsset:
   """
   with animated_assets.as_asset_errors():
     asset = gltf_container.GltfFile(path)
-    scene = gltf_animation.Scene(asset)
-    nodes = scene.mesh_nodes("all", 0)
-    resting = {k: v[0] for k, v in scene.world_transforms({}, 1).items()}
+    scene = gltf_nodes.Nodes(asset)
+    nodes, _ = scene.mesh_nodes("all", 0)
+    worlds = gltf_animation.world_transforms(scene, {}, 1)
+    resting = {node: world[0] for node, world in worlds.items()}
+    for node in nodes:
+      if not np.array_equal(scene.instances(node), np.eye(4)[None]):
+        raise AssetError(f"{scene.name(node)!r} has instances; bake them.")
     bound, shapes = _bound_worlds(scene, nodes, resting)
     parts, count = [], 0
     for node in nodes:
@@ -158,7 +163,7 @@ def _row(
 
 
 def _bound_worlds(
-  scene: gltf_animation.Scene,
+  scene: gltf_nodes.Nodes,
   nodes: Iterable[int],
   resting: dict[int, np.ndarray],
 ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
@@ -202,7 +207,7 @@ def _bound_worlds(
 
 
 def _skeleton(
-  scene: gltf_animation.Scene,
+  scene: gltf_nodes.Nodes,
   parts: list[Part],
   bound: dict[int, np.ndarray],
   resting: dict[int, np.ndarray],
@@ -246,7 +251,7 @@ def _skeleton(
   )
 
 
-def _way(scene: gltf_animation.Scene, node: int) -> list[int]:
+def _way(scene: gltf_nodes.Nodes, node: int) -> list[int]:
   """The path of nodes from `ABOVE_ALL` down to a node."""
   way = [node]
   while scene.parent[way[-1]] is not None:

@@ -169,7 +169,7 @@ def _play(
   """World positions of all vertices of some nodes, less an offset, [F, V, 3]."""
   asset = scene.asset
   tracks = gltf_tracks.read_tracks(asset, animation, times)
-  worlds = _worlds(scene, tracks, len(times))
+  worlds = world_transforms(scene, tracks, len(times))
   counts = [
     len(scene.instances(n)) * sum(p.num_vertices for p in scene.primitives(n))
     for n in nodes
@@ -196,7 +196,9 @@ def _play(
   return result
 
 
-def _worlds(scene, tracks, num_frames: int) -> dict[int, np.ndarray]:
+def world_transforms(
+  scene: gltf_nodes.Nodes, tracks: gltf_nodes.Tracks, num_frames: int
+) -> dict[int, np.ndarray]:
   """World transforms, float64 [F, 4, 4], by node."""
   scene.asset.budget.take(
     128 * num_frames * len(scene.order), "the nodes' transforms"

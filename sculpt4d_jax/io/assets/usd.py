@@ -16,6 +16,7 @@ Needs the package usd-core, imported only here.
 from collections.abc import Sequence
 import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -31,6 +32,7 @@ PathLike = str | os.PathLike
 
 SUFFIXES = (".usd", ".usda", ".usdc", ".usdz")
 _MAX_LAYERS = 64
+_MAX_REASON = 200  # Characters of a message.
 
 
 def _pxr():
@@ -86,7 +88,7 @@ class UsdAsset:
       self._skins = usd_skins.Skins(self._stage)
     except Tf.ErrorException as error:
       raise AssetError(
-        f"{path.name!r} is not a readable USD file: {str(error)[:200]}"
+        f"{path.name!r} is not a readable USD file: {first_reason(error)}"
       ) from error
     self._faces = polygons.Faces()
     self._prims, left_out = [], []
@@ -199,6 +201,17 @@ class UsdAsset:
     else:
       points = points @ transform[:3, :3] + transform[3, :3]
     return points, triangles
+
+
+def first_reason(error: Exception) -> str:
+  """The first reason of an error of USD's, as a part of a sentence.
+
+  USD lists every function that the error passed, with its source file; the
+  reason is in quotes behind it.
+  """
+  found = re.search(r" : '(.*?)'\s*(?:\n\tError in |$)", str(error), re.DOTALL)
+  text = " ".join((found[1] if found else str(error)).split())
+  return text[:_MAX_REASON] + ("..." if len(text) > _MAX_REASON else "")
 
 
 def _reason_to_leave_out(UsdGeom, prim) -> str | None:

@@ -70,7 +70,10 @@ def read_mesh(path: PathLike) -> TriangleMesh:
       f"{path} is not a readable {suffix} mesh"
       f" ({type(error).__name__}: {error})."
     ) from error
-  return _from_trimesh(loaded)
+  try:
+    return _from_trimesh(loaded)
+  except UserError as error:
+    raise UserError(f"{path} is damaged: {error}") from error
 
 
 def write_mesh_sequence(

@@ -16,11 +16,12 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import trimesh
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io.assets import animated_assets
+from sculpt4d_jax.io.assets import gltf_animation
+from sculpt4d_jax.io.assets import gltf_container
 from sculpt4d_jax.io.assets import mesh_sequences
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
@@ -76,8 +77,8 @@ def read(path: PathLike) -> MeshSequence:
       reader = usd.read_animated_usd
     meshes, fps = reader(path)
     return MeshSequence(path.name, meshes, fps)
-  except ValueError as error:
-    return _read_asset(path, error)
+  except ValueError:  # It is not a file of ours.
+    return _read_asset(path)
 
 
 def read_mesh(path: PathLike) -> TriangleMesh:
@@ -97,15 +98,9 @@ def read_mesh(path: PathLike) -> TriangleMesh:
       f" {', '.join((*mesh_sequences.SUFFIXES, *_GLTF))}."
     )
   try:
-    loaded = trimesh.load(path, process=False, maintain_order=True)
-    loaded = loaded.to_mesh() if isinstance(loaded, trimesh.Scene) else loaded
-    return TriangleMesh(
-      np.reshape(loaded.vertices, (-1, 3)), np.reshape(loaded.faces, (-1, 3))
-    )
-  except Exception as error:  # trimesh's parsers raise many types.
-    raise UserError(
-      f"{path} is not a readable mesh ({type(error).__name__}: {error})."
-    ) from error
+    return gltf_animation.rest_mesh(gltf_container.GltfFile(path))
+  except animated_assets.AssetError as error:
+    raise UserError(f"{path} is not a readable mesh: {error}") from error
 
 
 def _read_folder(folder: pathlib.Path) -> MeshSequence:
@@ -154,8 +149,8 @@ def _timing(
   return fps, times - times[0]
 
 
-def _read_asset(path: pathlib.Path, error: ValueError) -> MeshSequence:
-  """An animated asset at its frames; `error` is why it is not our format."""
+def _read_asset(path: pathlib.Path) -> MeshSequence:
+  """An animated asset at its frames."""
   try:
     asset = animated_assets.AnimatedAsset(path)
     clip = asset.clips[0]
@@ -165,7 +160,7 @@ def _read_asset(path: pathlib.Path, error: ValueError) -> MeshSequence:
     times: Sequence[float] = (clip.start + np.arange(count) / rate).tolist()
     frames = list(asset.play(clip, times).frames())
   except animated_assets.AssetError as reason:
-    raise UserError(f"{path} holds no sequence: {reason} {error}") from error
+    raise UserError(f"{path} holds no sequence: {reason}") from reason
   return MeshSequence(path.name, frames, rate)
 
 

@@ -28,6 +28,7 @@ from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io.assets import usd as asset_usd
 from sculpt4d_jax.io.meshes import frame_times
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
@@ -93,7 +94,9 @@ def read_animated_usd(path: PathLike) -> tuple[list[TriangleMesh], float]:
   try:
     stage = pxr.Usd.Stage.Open(os.fspath(path))
   except pxr.Tf.ErrorException as error:
-    raise UserError(f"{path} is not a readable USD file: {error}") from error
+    raise UserError(
+      f"{path} is not a readable USD file: {asset_usd.first_reason(error)}"
+    ) from error
   prims = [prim for prim in stage.Traverse() if prim.IsA(pxr.UsdGeom.Mesh)]
   if not prims:
     raise UserError(f"{path} holds no mesh.")
@@ -118,7 +121,9 @@ def is_mesh_sequence(path: PathLike) -> bool:
   try:
     stage = pxr.Usd.Stage.Open(os.fspath(path))
   except pxr.Tf.ErrorException as error:
-    raise UserError(f"{path} is not a readable USD file: {error}") from error
+    raise UserError(
+      f"{path} is not a readable USD file: {asset_usd.first_reason(error)}"
+    ) from error
   return bool(stage.GetPrimAtPath(_MESH_PATH))
 
 
