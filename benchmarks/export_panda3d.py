@@ -4,9 +4,9 @@ r"""Exports the animated characters of Panda3D's packages as assets.
   python -m benchmarks.export_panda3d --output=assets/panda3d
 
 Every animation of a character becomes a folder of meshes, one a frame, with y
-up, which `launch.prepare_data` reads; `OUTPUT/sources.json` says where they
-come from and on what terms, and that all clips of a character are one object.
-Still poses are left out, as are textures.
+up, which `launch.prepare_data` reads. `OUTPUT/sources.json` has their sources
+and licences, and groups all clips of a character as one object. Static poses
+and textures are ignored.
 """
 
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ def _load(core, path: pathlib.Path):
 
 
 def _vertices(core, top) -> np.ndarray:
-  """All vertices as they are posed now, y up, [V, 3]."""
+  """All vertices in the current pose, y up, [V, 3]."""
   parts = []
   thread = core.Thread.get_current_thread()
   for path in top.find_all_matches("**/+GeomNode"):

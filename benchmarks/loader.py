@@ -1,11 +1,11 @@
-r"""Measures how fast records are read: batches against raw bytes.
+r"""Measures the speed of reading records: batches against raw bytes.
 
   python -m benchmarks.loader --data=data/mine --num_parts=0
   python -m benchmarks.loader --data=gs://my-bucket/mine --cache=/tmp/records
 
 Prints records and megabytes a second of the loader (read, checked, decoded,
-augmented, batched), its processor seconds, and those of reading the same entries' bytes from the shards and
-doing nothing with them.
+augmented, batched), its processor seconds, and the same for only reading the
+bytes of the same entries.
 """
 
 import time
@@ -63,7 +63,7 @@ def main(argv):
 
 
 def _times() -> np.ndarray:
-  """Seconds that have passed, and processor seconds of this process."""
+  """Elapsed seconds, and processor seconds of this process."""
   return np.array([time.perf_counter(), time.process_time()])
 
 
@@ -77,7 +77,7 @@ def _report(name, size, seconds, processor_seconds):
 
 
 def _read_raw(index, steps) -> tuple[float, np.ndarray]:
-  """Bytes and times a record of reading what an example reads."""
+  """Bytes and times per record of reading an example's entries."""
   clips = index.splits["train"]
   reader = shards.ShardReader(index.folder / "shards", _CACHE.value)
   size, start = 0, _times()

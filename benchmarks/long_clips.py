@@ -1,21 +1,21 @@
-r"""Long clips window by window: memory, drift, seams, and a kill in the middle.
+r"""Tests long clips in windows: memory, drift, seams and resumption.
 
   python -m benchmarks.long_clips --num_frames=256
 
 One procedural clip at the training clips' frame rate is made with the small
 model in sequential windows, each run in a separate process:
 
-  one window     the first window alone: its peak memory
+  one window     only the first window: its peak memory
   whole          all windows: peak memory, IoU of the first and last quarter,
                  jitter at seams and elsewhere
   killed         the same command, killed (SIGKILL) after a third of the
                  windows and started again: the bytes are compared
 
-Accepted are a peak within 5 % of one window's, an IoU of the last quarter
-within 5 % of the first one's, jitter at seams within 10 % of elsewhere, and
-equal bytes; the exit code is 0 if all four hold, else 1. As IoU differs from
-phase to phase of a motion, that of windows without overlap, which cannot drift,
-is printed too. Scores are those of the decoder's field on a grid.
+Accepted are a peak memory within 5 % of one window's, an IoU of the last
+quarter within 5 % of the first one's, jitter at seams within 10 % of elsewhere,
+and equal bytes; the exit code is 0 if all four hold, else 1. Because IoU varies
+with the phase of a motion, the IoU of windows without overlap, which cannot
+drift, is printed too. Scores are those of the decoder's field on a grid.
 """
 
 from collections.abc import Sequence
@@ -116,8 +116,8 @@ def _score(workdir, size):
   quarter = _NUM_FRAMES.value // 4
   iou, jitter = scores["whole"]
   near = np.zeros(len(jitter), bool)
-  # A seam is between a window's first new frame and the one before; with a
-  # blend it begins before the first frame of that.
+  # A seam is between a window's first new frame and the previous frame; with a
+  # blend it begins before the first blended frame.
   for start in _windows().starts(_NUM_FRAMES.value)[1:]:
     seam = start + _windows().overlap
     near[max(seam - _windows().blend - 2, 0) : seam] = True
@@ -185,7 +185,7 @@ def _start(part: str, workdir: pathlib.Path) -> subprocess.Popen:
 
 
 def _finish(process: subprocess.Popen) -> None:
-  """Waits for a part; it has said why if it failed."""
+  """Waits for a part, which has printed the reason if it failed."""
   if process.wait():
     raise UserError(f"A part failed: {' '.join(process.args)}")
 

@@ -1,7 +1,7 @@
-"""Errors whose message is for the user.
+"""Errors with messages for users.
 
-What the caller can mend is raised as a `UserError`: a missing file, a value
-out of its range, a package that is not installed. Programs print its message
+Problems that the caller can fix are raised as `UserError`: a missing file, a
+value out of range, a package that is not installed. Programs print its message
 and end with exit code 2 (`cli/manners.py`). Every other exception is a bug of
 this project, and keeps its traceback.
 
@@ -10,11 +10,11 @@ The message says what was expected, what was found and what to do.
 
 
 class UserError(ValueError):
-  """What was asked for cannot be done, and the caller can mend it.
+  """A request cannot be fulfilled, and the caller can fix the cause.
 
   Attributes:
-    is_for_user: True. Programs look for this attribute, since kernels have
-      their own error classes that mean the same.
+    is_for_user: True. Programs check this attribute, because kernels have
+      separate error classes of the same meaning.
   """
 
   is_for_user = True

@@ -1,20 +1,20 @@
-"""The device mesh, and which axis of an array lies on which axis of it.
+"""The device mesh, and the partitioning of arrays over its axes.
 
 A mesh has five named axes:
 
-  data     clips; every group of devices along it holds all parameters
+  data     clips; parameters are replicated along it
   fsdp     clips; parameters, optimizer state and averages are split along it
-  expert   clips; experts of a mixture are split along it, tokens exchanged
+  expert   clips; experts of a mixture are split along it, and tokens exchanged
   context  frames of a clip; temporal attention exchanges frames for heads
   tensor   attention heads and hidden units
 
-Modules speak of logical axes ("embed", "heads", "batch"); the rules below map
-them to the mesh. An axis of an array that the mesh axes do not divide is kept
-whole, so that one clip can be sampled on any mesh; what a training step needs
-to divide is checked by `check_training`.
+Modules use logical axes ("embed", "heads", "batch"), which the rules below map
+to the mesh. An array axis that the mesh axes do not divide is not partitioned,
+so that one clip can be sampled on any mesh. `check_training` checks the
+divisibility that a training step needs.
 
-Inside `use_mesh` the functions here act on that mesh. Outside of it, and on a
-mesh of one device, they do nothing: the same model then runs unsharded.
+Inside `use_mesh` these functions use that mesh. Outside of it, and on a mesh of
+one device, they do nothing, and the same model runs unsharded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,10 +40,10 @@ Spec = jax.sharding.PartitionSpec
 Axes = Sequence[str | None]
 
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
-# A clip's own axes: over what a loss is averaged.
+# Mesh axes of clips, over which losses are averaged.
 BATCH_AXES = ("data", "fsdp", "expert")
 
-# Logical axis -> mesh axes, of parameters and what is as large as they are.
+# Logical axis -> mesh axes, for parameters, moments and averages.
 PARAMETER_RULES = {
   "embed": ("fsdp", "context", "expert"),
   "context": ("fsdp", "context", "expert"),
@@ -51,15 +51,15 @@ PARAMETER_RULES = {
   "mlp": ("tensor",),
   "expert": ("expert",),
 }
-# Logical axis -> mesh axes, of activations.
+# Logical axis -> mesh axes, for activations.
 ACTIVATION_RULES = {
   "batch": BATCH_AXES,
   "frames": ("context",),
   "heads": ("tensor",),
   "mlp": ("tensor",),
 }
-# Parameters of fewer numbers a layer are not split: to gather them would take
-# longer than to read them.
+# Parameters with fewer numbers per layer are replicated, because gathering them
+# would take longer than reading them.
 MIN_SPLIT_SIZE = 2**17
 
 _current: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar(
@@ -72,9 +72,9 @@ class MeshConfig:
   """Sizes of the mesh; see the module's docstring.
 
   Attributes:
-    data: Copies of the parameters.
-    fsdp: Shards of the parameters; -1, for one axis of the five, takes all
-      devices that the others leave.
+    data: Replicas of the parameters.
+    fsdp: Shards of the parameters; -1, allowed for one of the five axes, takes
+      all remaining devices.
     expert: Shards of the experts.
     context: Shards of a clip's frames.
     tensor: Shards of heads and hidden units.
@@ -94,7 +94,7 @@ class MeshConfig:
       )
 
   def resolve(self, num_devices: int) -> tuple[int, ...]:
-    """The five sizes on so many devices.
+    """The five sizes for a number of devices.
 
     Raises:
       ValueError: The sizes do not multiply to the devices.
@@ -115,10 +115,10 @@ class MeshConfig:
 def make_mesh(
   config: MeshConfig, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """Lays the mesh over the devices; neighbours on it are linked by wires.
+  """Makes the mesh; adjacent devices on it are physically connected.
 
   Devices of several slices (pods joined by a data centre's network) are
-  separated along `data`, whose traffic is least.
+  separated along `data`, which has the least traffic.
 
   Raises:
     ValueError: The sizes do not multiply to the devices.
@@ -154,10 +154,10 @@ def slices(mesh: Mesh) -> list[int]:
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[None]:
-  """Makes the functions here, and what is traced meanwhile, use the mesh."""
+  """Makes these functions, and code traced in the block, use the mesh."""
   token = _current.set(mesh)
   try:
-    # Part of jax's cache keys: one function on two meshes is traced twice.
+    # Part of JAX's cache keys, so a function is traced once per mesh.
     with jax.set_mesh(mesh):
       yield
   finally:
@@ -165,15 +165,16 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
 
 
 def current_mesh() -> Mesh | None:
-  """The mesh in use, unless it is of one device."""
+  """The mesh in use; None if it has one device."""
   mesh = _current.get()
   return None if mesh is None or mesh.size == 1 else mesh
 
 
 def platform() -> tuple[str, str]:
-  """Platform and kind of the devices that are computed on.
+  """Platform and kind of the devices that the computation is for.
 
-  They are the mesh's, which may be of a machine that is only compiled for.
+  They are those of the mesh, which may be a machine for ahead-of-time
+  compilation.
   """
   mesh = _current.get()
   if mesh is None:
@@ -183,7 +184,7 @@ def platform() -> tuple[str, str]:
 
 
 def compute_capability() -> str:
-  """Of the NVIDIA GPUs that are computed on, as "9.0"; see `platform`."""
+  """Compute capability of the NVIDIA GPUs, such as "9.0"; see `platform`."""
   mesh = _current.get()
   device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
   return str(getattr(device, "compute_capability", "unknown"))
@@ -197,8 +198,8 @@ def spec(
 ) -> Spec:
   """Mesh axes of every axis of an array.
 
-  An axis takes the mesh axes of its rule, in order, as long as they divide it
-  and no axis before has taken them.
+  An axis gets the mesh axes of its rule, in order, if they divide it and no
+  earlier axis uses them.
   """
   taken, entries = set(), []
   for size, axis in zip(shape, axes, strict=True):
@@ -214,12 +215,12 @@ def spec(
 
 
 def activation_spec(shape: Sequence[int], axes: Axes) -> Spec:
-  """Where activations lie on the mesh in use."""
+  """Mesh axes of activations on the mesh in use."""
   return spec(shape, axes, current_mesh(), ACTIVATION_RULES)
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-  """Says where an activation lies; axes that are not named are whole."""
+  """Constrains an activation's sharding; unnamed axes are not partitioned."""
   mesh = current_mesh()
   if mesh is None:
     return x
@@ -229,7 +230,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 def parameter_spec(shape: Sequence[int], axes: Axes, mesh: Mesh) -> Spec:
-  """Where a parameter lies; it may have an axis of layers in front."""
+  """Mesh axes of a parameter, which may have a leading axis of layers."""
   num_layer_axes = len(shape) - len(axes)
   own = shape[num_layer_axes:]
   if math.prod(own) < MIN_SPLIT_SIZE and "expert" not in axes:
@@ -240,10 +241,10 @@ def parameter_spec(shape: Sequence[int], axes: Axes, mesh: Mesh) -> Spec:
 
 
 def gather(parameter: nnx.Param, dtype: Any) -> Array:
-  """A parameter in the compute dtype, whole but for heads and hidden units.
+  """Gathers a parameter, except heads and hidden units, in the compute dtype.
 
-  It is cast before it is gathered, and its gradient is summed right into the
-  shards that the optimizer holds.
+  It is cast before gathering, and its gradient is reduced directly to the
+  shards of the optimizer.
   """
   value = parameter[...].astype(dtype)
   mesh = current_mesh()
@@ -251,8 +252,8 @@ def gather(parameter: nnx.Param, dtype: Any) -> Array:
     return value
   axes = parameter.get_metadata()["logical_axes"]
   own = parameter_spec(value.shape, axes, mesh)
-  # One axis of the mesh after the other: among all chips of a slice at once the
-  # TPU's compiler would sum whole parameters, which is twice the bytes.
+  # One mesh axis after the other: over all chips of a slice at once, the TPU
+  # compiler would use an all-reduce of complete parameters, twice the bytes.
   steps, kept = [own], list(MESH_AXES)
   for name in reversed(PARAMETER_RULES["embed"]):
     kept.remove(name)
@@ -271,7 +272,7 @@ def _keep(entry, names):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _reshard(x, steps):
-  """From the first of some shardings to the last one."""
+  """Moves an array from the first of several shardings to the last one."""
   for step in steps[1:]:
     x = jax.lax.with_sharding_constraint(x, step)
   return x
@@ -294,7 +295,7 @@ def map_local(
   in_specs: Sequence[Any],
   out_specs: Any,
 ) -> Any:
-  """Runs a function on every device's own part of the arguments.
+  """Runs a function on every device's shard of the arguments.
 
   The function may use collectives of `jax.lax` by the names of mesh axes. Call
   it where `current_mesh()` is not None.
@@ -304,17 +305,17 @@ def map_local(
     mesh=current_mesh(),
     in_specs=tuple(in_specs),
     out_specs=out_specs,
-    # Pallas kernels do not tell on what axes their results vary.
+    # Pallas kernels do not declare over which axes their results vary.
     check_vma=False,
   )(*args)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-  """Shardings of a state: of each parameter, moment and average by its axes.
+  """Shardings of all parameters, moments and averages of a state.
 
   Args:
     tree: Arrays or their shapes; parameters are `nnx.Variable`s that name their
-      logical axes. Everything else is whole on every device.
+      logical axes. Everything else is replicated.
     mesh: The mesh.
   """
   whole = NamedSharding(mesh, Spec())
@@ -337,7 +338,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 def batch_sharding(
   shape: Sequence[int], mesh: Mesh, num_frames: int | None = None
 ) -> NamedSharding:
-  """Where an array of a batch lies: clips first, then frames if there are."""
+  """Sharding of a batch array: clips first, then frames if present."""
   has_frames = len(shape) > 1 and num_frames in (None, shape[1])
   axes = ("batch", "frames" if has_frames else None)[: len(shape)]
   axes += (None,) * (len(shape) - len(axes))
@@ -361,7 +362,7 @@ def global_batch(
   Args:
     local: Arrays whose first axis is that of `rows`.
     rows: Row indices from `local_rows`.
-    num_rows: Clips of the whole batch.
+    num_rows: Clips of the complete batch.
     mesh: The mesh.
   """
   position = {int(row): index for index, row in enumerate(rows)}
@@ -393,7 +394,7 @@ def check_training(
   """Checks that the mesh divides a training step; 0 skips a check.
 
   Raises:
-    ValueError: It does not, and what to change.
+    ValueError: It does not; the message names the remedy.
   """
   size = lambda *names: math.prod(mesh.shape[name] for name in names)
   if batch_size % accumulation_steps:

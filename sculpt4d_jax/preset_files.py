@@ -1,8 +1,8 @@
-"""Presets by name or file, and changes of their fields by text.
+"""Reads presets by name or file, and changes their fields.
 
-A name is that of a file in `configs/`, with what the file takes after a colon:
-"tiny", "pods:v5p-64". Anything that ends in .py, or .py:ARGUMENT, is a file of
-the user's, which begins where another preset ends:
+A name is that of a file in `configs/`, optionally with an argument after a
+colon: "tiny", "pods:v5p-64". A path ending in .py, or .py:ARGUMENT, is a user's
+file, usually based on another preset:
 
   from sculpt4d_jax.configs import tiny
 
@@ -32,7 +32,7 @@ _SUFFIX = ".py"
 
 
 def names() -> list[str]:
-  """Names of the presets that are shipped."""
+  """Names of the built-in presets."""
   return sorted(
     module.name for module in pkgutil.iter_modules(configs.__path__)
   )
@@ -49,7 +49,7 @@ def read(preset: str | os.PathLike) -> ml_collections.ConfigDict:
   """
   text = os.fspath(preset)
   name, colon, argument = text.partition(":")
-  if text.endswith(_SUFFIX):  # A drive's letter may have the colon.
+  if text.endswith(_SUFFIX):  # The colon may follow a drive letter.
     name, colon, argument = text, "", ""
   elif f"{_SUFFIX}:" in text:
     name, colon, argument = text.rpartition(":")
@@ -72,8 +72,8 @@ def change(
 
   Args:
     config: A preset.
-    changes: Values by field, as {"sampling.num_steps": 20}. A text is read as
-      the field's type, so that {"sampling.num_steps": "20"} is the same.
+    changes: Values by field, for instance {"sampling.num_steps": 20}. Text is
+      parsed as the field's type, so {"sampling.num_steps": "20"} is the same.
 
   Returns:
     The same config.
@@ -96,10 +96,10 @@ def change(
 
 
 def parse_changes(assignments: Iterable[str]) -> dict[str, str]:
-  """Changes as a command line has them: "sampling.num_steps=20" and so on.
+  """Parses changes from a command line, such as "sampling.num_steps=20".
 
   Raises:
-    ValueError: One has no equals sign.
+    ValueError: A change has no equals sign.
   """
   changes = {}
   for assignment in assignments:
@@ -151,7 +151,7 @@ def _member(section: ml_collections.ConfigDict, name: str, path: str) -> Any:
 def _assign(
   section: ml_collections.ConfigDict, field: str, value: Any, path: str
 ) -> None:
-  """Sets a field; a text is read as the type that the field has."""
+  """Sets a field; text is parsed as the field's type."""
   kind = section.get_type(field)
   given = value
   try:
@@ -167,7 +167,7 @@ def _assign(
 
 
 def _python_literal(text: str) -> str:
-  """Booleans as people write them, and names in a list without quotes."""
+  """Converts common spellings of booleans, and unquoted names in lists."""
   words = {"true": "True", "false": "False", "none": "None"}
   word = words.get(text.strip().lower())
   if word:

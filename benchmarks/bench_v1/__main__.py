@@ -1,17 +1,17 @@
-r"""A benchmark that anybody can run in minutes: 64 held-out clips, truth tracked.
+r"""A benchmark of 64 held-out clips with tracked truth, which takes minutes.
 
-  # Make it, once; characters are optional files of yours.
+  # Make it once; --assets adds your own character files.
   python -m benchmarks.bench_v1 --folder=bench-v1 --make \
     --assets=Fox.glb,character.glb
 
-  # Another system's folder of meshes, a folder a clip: one line.
+  # Score the meshes of another system, with one folder per clip.
   python -m benchmarks.bench_v1 --folder=bench-v1 --predicted=mine --name=mine
 
-  # Rows of the shipped model, the same without temporal attention, and two
-  # answers that need no model.
+  # Score the built-in model, the same without temporal attention, and two
+  # trivial baselines.
   python -m benchmarks.bench_v1 --folder=bench-v1 --baselines
 
-Every call prints the table of all rows so far; FOLDER/scores/ROW.json holds a
+Every call prints the table of all rows so far; FOLDER/scores/ROW.json has a
 row's clips. `--protocol` chooses the columns (launch.evaluate --describe);
 `actionbench` scores against the tracked points, the others against the meshes.
 """
@@ -93,7 +93,7 @@ def _baselines(protocol) -> dict[str, scores_lib.Report]:
   clips = held_out.make_clips(
     range(_NUM_CLIPS.value), make.NUM_FRAMES, preset.data.sizes, log
   )
-  # Named as their folders are.
+  # Named like their folders.
   clips = [
     dataclasses.replace(clip, name=f"procedural-{seed:03d}")
     for seed, clip in enumerate(clips)

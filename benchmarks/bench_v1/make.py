@@ -2,16 +2,16 @@
 
   bench-v1/
     manifest.json            version, clips, how each was made, hashes
-    frames/NAME/0000.png     pictures RGBA, what a system is given
+    frames/NAME/0000.png     RGBA pictures, the input of a system
     truth/NAME/frame_0000.ply
                              true meshes in [-1, 1]^3
     tracked/NAME/surfaces.npy
                              [F, P, 6] the same surface points in all frames and
                              their normals: ActionBench's layout
 
-A procedural clip is made of its seed alone; seeds 0 to 63 are held out from
-every training of the presets. Public characters are played from files that are
-given; the manifest keeps their hashes.
+A procedural clip depends only on its seed; seeds 0 to 63 are held out from
+training in all presets. Public characters are read from given files; the
+manifest has their hashes.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ NUM_CLIPS = 64
 NUM_FRAMES = 16
 NUM_POINTS = 10_000
 PICTURE_SIZE = 256
-_DRAFT_SIZE = 16  # Of pictures that are not kept.
+_DRAFT_SIZE = 16  # Side of pictures that are not kept.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +70,12 @@ def make(
   num_clips: int = NUM_CLIPS,
   assets: Sequence[pathlib.Path] = (),
 ) -> dict[str, object]:
-  """Writes what is missing of the benchmark; returns the manifest.
+  """Writes missing parts of the benchmark; returns the manifest.
 
   Args:
-    folder: Output folder; a benchmark that was begun there is completed.
-    num_clips: Procedural clips, the first seeds.
-    assets: Animated files of public characters, a clip each.
+    folder: Output folder; an unfinished benchmark in it is completed.
+    num_clips: Number of procedural clips, with the first seeds.
+    assets: Animated files of public characters, one clip each.
 
   Raises:
     ValueError: The folder holds another version, or an asset is damaged.
@@ -129,7 +129,7 @@ def procedural(name: str, seed: int) -> BenchClip:
 
 
 def character(name: str, path: pathlib.Path) -> BenchClip:
-  """The first animation of a file, at evenly spread times.
+  """The first animation of a file, at uniform times.
 
   Raises:
     ValueError: The file is damaged or has no animation.
@@ -145,7 +145,7 @@ def character(name: str, path: pathlib.Path) -> BenchClip:
     sampling.points_at(mesh, drawn.face_ids, drawn.barycentrics)
     for mesh in moving.frames()
   ]
-  # All frames just fit into the picture.
+  # Scaled so that all frames fit into the picture.
   radius = float(np.linalg.norm(moving.vertices, axis=-1).max())
   camera = cameras.perspective(radius=radius)
   colours = None if moving.colours is None else moving.colours / 255

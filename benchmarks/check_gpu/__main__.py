@@ -4,11 +4,11 @@ r"""Checks a GPU: one command, ten minutes, one folder of results.
   python -m benchmarks.check_gpu --output=out/gpu
   python -m benchmarks.check_gpu --output=out/dry --dry    # on a CPU, small
 
-Every step is a process with a time limit; what it prints and how it ended are
-files of its folder, and summary.md has all of them. A step that fails or hangs is
-reported, and the others run. The same command resumes: steps that were done are
-not repeated. The network is not used. The exit code is 0 if every step
-succeeded, else 1.
+Every step is a process with a time limit. Its output and status are files in
+its folder, and summary.md summarises them. A step that fails or hangs is
+reported, and the others still run. The same command resumes without repeating
+finished steps. No network connection is needed. The exit code is 0 if every
+step succeeded, else 1.
 """
 
 from collections.abc import Sequence

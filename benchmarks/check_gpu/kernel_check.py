@@ -1,4 +1,4 @@
-"""The attention kernels of this device against the reference."""
+"""Compares this device's attention kernels with the reference."""
 
 from collections.abc import Callable, Iterator
 import functools
@@ -17,7 +17,7 @@ _TOLERANCES = {"bfloat16": 0.02, "float16": 0.005, "float32": 2e-5}
 
 
 class Row(NamedTuple):
-  """One comparison; the error is None where nothing was computed."""
+  """One comparison; the error is None if nothing was computed."""
 
   kernel: str
   case: str
@@ -104,7 +104,7 @@ def _compare(name, attend, label, case, shape, dtype) -> Row:
     error = _error(attend, shape, dtype)
   except NotImplementedError:
     return Row(name, case, label, None, "does not apply")
-  except Exception as error:  # Whatever compilers and drivers raise.
+  except Exception as error:  # Compilers and drivers raise many types.
     reason = " ".join(str(error).split())[:160]
     return Row(name, case, label, None, f"{type(error).__name__}: {reason}")
   verdict = "ok" if error <= _TOLERANCES[dtype] else "wrong"
@@ -117,7 +117,7 @@ def _error(attend, shape, dtype) -> float:
   bar = jax.random.normal(jax.random.key(9), shape.array_shape, jnp.float32)
   bar = bar.astype(dtype)
   found = _results(attend, shape, inputs, bar)
-  # The same numbers in float32: what is compared is the arithmetic.
+  # The same numbers in float32, to compare only the arithmetic.
   wide = [x.astype(jnp.float32) for x in (*inputs, bar)]
   expected = _results("reference", shape, wide[:3], wide[3])
   return max(

@@ -1,4 +1,4 @@
-r"""The parts of the check that no other program has; each prints its figures.
+r"""Parts of the check that no other program has; each prints its results.
 
 python -m benchmarks.check_gpu.parts versions
 python -m benchmarks.check_gpu.parts kernels
@@ -81,7 +81,7 @@ def versions() -> None:
 
 
 def kernels() -> int:
-  """Compares the platform's kernels with the reference; 1 if one is off."""
+  """Compares the kernels with the reference; returns 1 if one differs."""
   from benchmarks.check_gpu import kernel_check
 
   rows = kernel_check.compare(small=_SMALL.value)
@@ -98,7 +98,7 @@ def kernels() -> int:
 
 
 def guided_step() -> None:
-  """Times one guided call of the DiT after another, with what it holds."""
+  """Times guided calls of the DiT and prints their memory."""
   preset = _preset()
   sampling = dataclasses.replace(preset.sampling, num_steps=3)
   model = _random_model(preset)
@@ -141,8 +141,8 @@ def decode() -> None:
     f"- {len(points):,} points of the field: {seconds:.4f} s,"
     f" {len(points) / seconds:,.0f} points a second"
   )
-  # A field of random weights has no surface of an object's size: a ball of the
-  # cost of the field stands for it.
+  # The field of random weights has no surface of an object's size, so a ball at
+  # the cost of the field replaces it.
   ball = _ball_at_the_price_of(field)
   for grid in ("exact", "lean"):
     surface = dataclasses.replace(
@@ -160,7 +160,7 @@ def decode() -> None:
 
 
 def _ball_at_the_price_of(field):
-  """The field of a ball, for which the given field is computed too."""
+  """The field of a ball that also computes the given field."""
 
   def evaluate(points):
     field(points)

@@ -15,19 +15,19 @@ from benchmarks.check_gpu import steps as steps_lib
 from sculpt4d_jax.io import atomic
 
 _STATUS = "status.json"
-_LAST_LINES = 12  # Of a failed step, in the summary.
-_GRACE = 10.0  # Seconds between asking a step to end and ending it.
+_LAST_LINES = 12  # Lines of a failed step in the summary.
+_GRACE = 10.0  # Seconds between SIGTERM and SIGKILL.
 
 
 def run_all(
   steps: Sequence[steps_lib.Step], output: pathlib.Path, seconds: float
 ) -> dict[str, dict[str, Any]]:
-  """Runs steps that are not done yet; the status of each.
+  """Runs unfinished steps; returns the status of each.
 
   Args:
     steps: The steps, in order.
     output: Folder of results.
-    seconds: Time for all of them together.
+    seconds: Time limit for all steps together.
   """
   end = time.monotonic() + seconds
   results = {}
@@ -52,14 +52,14 @@ def run(
   output: pathlib.Path,
   limit: float,
 ) -> dict[str, Any]:
-  """Runs one step, whatever becomes of it.
+  """Runs one step and records its outcome.
 
   Args:
     step: The step.
     folder: Folder for its files.
-    output: Stands for OUTPUT in its arguments.
-    limit: Seconds after which it is ended. One that takes what is left is not
-      a failure then.
+    output: Replaces OUTPUT in its arguments.
+    limit: Seconds after which it is ended. This is not a failure for a step
+      that takes the remaining time.
   """
   folder.mkdir(parents=True, exist_ok=True)
   command = [
@@ -97,7 +97,7 @@ def run(
 
 
 def _end(process: subprocess.Popen) -> int:
-  """Asks a step and its children to end, and ends them if they do not."""
+  """Terminates a step and its children, and kills them if necessary."""
   os.killpg(process.pid, signal.SIGTERM)
   try:
     return process.wait(_GRACE)
@@ -107,7 +107,7 @@ def _end(process: subprocess.Popen) -> int:
 
 
 def _done(folder: pathlib.Path) -> dict[str, Any] | None:
-  """The result of a step that an earlier call has done."""
+  """The result of a step that an earlier call finished."""
   try:
     result = json.loads((folder / _STATUS).read_text())
   except (OSError, json.JSONDecodeError):
@@ -134,7 +134,7 @@ def summary(
     text = path.read_text(errors="replace") if path.is_file() else ""
     shown = [x for x in text.splitlines() if x.strip()]
     if result["status"] == "done":
-      # What a step has to say is in Markdown tables and "name: value" lines.
+      # Results are in Markdown tables and "name: value" lines.
       shown = [x for x in shown if not x.startswith(("I0", "I1", "W0", "W1"))]
       lines += shown[-60:]
     else:

@@ -1,4 +1,4 @@
-"""The steps of the check: commands, the time each may take, and why it runs."""
+"""The steps of the check: commands, time limits and questions."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,8 +14,8 @@ class Step:
     question: The question that it answers.
     module: Module that is run.
     arguments: Its arguments.
-    seconds: Time that it may take; None takes what is left.
-    needs_gpu: Whether it makes no sense on a CPU.
+    seconds: Time limit; None takes the remaining time.
+    needs_gpu: Whether it is skipped on a CPU.
   """
 
   name: str
@@ -35,7 +35,7 @@ _PARTS = "benchmarks.check_gpu.parts"
 
 
 def of_gpu() -> list[Step]:
-  """The check of a GPU, about ten minutes; the most wanted steps first."""
+  """The check of a GPU, about ten minutes; the most important steps first."""
   bench = "kernels.block_sparse_attention.bench"
   return [
     Step(
@@ -97,7 +97,7 @@ def of_gpu() -> list[Step]:
 
 
 def dry() -> list[Step]:
-  """The same steps at sizes for a CPU, to see that they run."""
+  """The same steps at sizes for a CPU, as a test."""
   small = "--config=configs/tiny.py"
   bench = "kernels.block_sparse_attention.bench"
   return [

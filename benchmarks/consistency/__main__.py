@@ -1,12 +1,12 @@
-r"""Measures what consistent sampling and shared noise do to latents in time.
+r"""Measures the effect of consistent sampling and shared noise on latents.
 
   python -m benchmarks.consistency --data=data/mine --config=configs/tiny.py
 
 The paper's two ablations: an autoencoder with fixed weights encodes every frame
-of prepared clips. Printed are the mean change of a latent from one frame to the
-next under each variant, and the differences between variants: same clips, same
-draws of points and noise. A difference is over clips, with its standard error
-and the number of clips where it is below zero. See
+of prepared clips. It prints the mean change of a latent between consecutive
+frames for each variant, and differences between variants for the same clips and
+draws of points and noise. A difference is a mean over clips, with its standard
+error and the number of clips with a negative difference. See
 `benchmarks/consistency/latent_changes.py`.
 """
 
@@ -60,7 +60,7 @@ def _load_vae(preset: preset_lib.Preset) -> shape_vae.ShapeVAE:
 
 
 def _read_surfaces(index):
-  """Whole surfaces [F, P, 7] of clips that are evenly spread over the data."""
+  """Complete surfaces [F, P, 7] of clips evenly spaced over the data."""
   clips = sum(index.splits.values(), [])
   chosen = np.linspace(0, len(clips) - 1, min(len(clips), _NUM_CLIPS.value))
   clips = [clips[int(row)] for row in chosen]

@@ -1,18 +1,18 @@
-"""What consistent sampling and shared noise do to latents in time.
+"""The effect of consistent sampling and shared noise on latents over time.
 
-The paper's two ablations on the way from surfaces to latents. An autoencoder
-with fixed weights encodes every frame of a clip, and the mean change of a
-latent from one frame to the next is taken, over the standard deviation of the
-clip's latents (of their means under consistent sampling, for all variants):
+The paper's two ablations of the encoding. An autoencoder with fixed weights
+encodes every frame of a clip. The measure is the mean change of a latent
+between consecutive frames, divided by the standard deviation of the clip's
+latents (for all variants, of their means under consistent sampling):
 
   consistent sampling  the same material points and queries in all frames;
-                       independent: drawn anew in every frame
-  shared noise         one noise for all frames of a clip; independent: one a
-                       frame; mean: none
+                       independent: separate draws in every frame
+  shared noise         one noise for all frames of a clip; independent: one per
+  frame; mean: none
 
 Variants are compared clip by clip under the same draws. The difference of two
-variants is known much better than either: clips differ from each other by more
-than sampling changes any of them.
+variants is much more accurate than either value, because clips differ from each
+other more than the variants do.
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def paired_difference(
   The draws of a clip are averaged first: only clips are independent.
 
   Raises:
-    ValueError: They are not of the same clips and draws, or of fewer than two.
+    ValueError: Clips or draws differ, or there are fewer than two clips.
   """
   a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
   if a.shape != b.shape or a.ndim != 2 or len(a) < 2:

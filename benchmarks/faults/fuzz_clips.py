@@ -1,13 +1,13 @@
-r"""Reads damaged clips and pictures; counts what happens.
+r"""Reads damaged clips and pictures, and counts the outcomes.
 
   python -m benchmarks.faults.fuzz_clips --count=3000
 
-Each case is a small whole file (those of tests/data/clips and some written
-here) of which bytes are changed, cut off, repeated or zeroed, as its seed says.
-It is read and its object is cut out, by the calls of the programs, in a process
-with limits of memory and time. What is allowed: frames, or an InputError. A
-traceback, a crash of the process, more than `--seconds` or more memory than
-`--gigabytes` is a fault; the file is kept in `--keep`.
+Each case is a small valid file (from tests/data/clips, or written here) of
+which bytes are changed, cut off, repeated or zeroed, depending on its seed. A
+process with limits on memory and time reads it and cuts out its object, as the
+programs do. Allowed results are frames or an InputError. A traceback, a crash,
+more than `--seconds` or more memory than `--gigabytes` is a fault; the file is
+kept in `--keep`.
 """
 
 import collections
@@ -38,11 +38,11 @@ _GIGABYTES = flags.DEFINE_float("gigabytes", 4.0, "Address space of a process.")
 _KEEP = flags.DEFINE_string("keep", None, "Folder for files that show faults.")
 
 _CLIPS = pathlib.Path(__file__).resolve().parents[2] / "tests/data/clips"
-_LARGEST = 60_000  # Bytes of a whole file; larger ones take too long.
+_LARGEST = 60_000  # Bytes; larger files take too long.
 
 
 def _whole_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Small whole files of every kind that is read."""
+  """Small valid files of every supported format."""
   rows, columns = np.mgrid[:48, :64]
   frames = np.zeros((6, 48, 64, 4), np.uint8)
   for index in range(6):
@@ -93,7 +93,7 @@ def damage(content: bytes, rng: random.Random) -> bytes:
 
 
 def _work(pipe: Any, gigabytes: float) -> None:
-  """Reads the files that are named to it, and answers what happened."""
+  """Reads files by request and reports the outcomes."""
   limit = int(gigabytes * 2**30)
   resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
   absl_logging.set_verbosity(absl_logging.FATAL)
@@ -113,7 +113,7 @@ def _work(pipe: Any, gigabytes: float) -> None:
 
 
 class _Worker:
-  """A process that reads files; a new one after a crash or a hang."""
+  """A process that reads files, restarted after a crash or a hang."""
 
   def __init__(self, gigabytes: float):
     self._gigabytes = gigabytes

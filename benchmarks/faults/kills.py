@@ -1,17 +1,18 @@
-r"""Kills the sampler at random times and looks at what it left.
+r"""Kills the sampler at random times and checks the remaining files.
 
   python -m benchmarks.faults.kills --signal=SIGKILL --count=200
   python -m benchmarks.faults.kills --signal=SIGINT --count=200
   python -m benchmarks.faults.kills --what=writer --count=200
 
-`--what=writer` kills a process that only writes results, again and again: the
-moment at which files move is a thousandth of a sampler's run. All runs write to one folder, one after the other, so that each also meets what
-the one before left. After every run the results in the folder must be those of
-one run: run.json says of how many frames, and the other files are compared with
-those of a whole run. A folder without run.json was killed while files moved and
-says so; the next run completes it; these are counted. After a SIGINT the exit
-code must be 130 (0 where the run had ended), with one line and no traceback. A
-last whole run must leave nothing but its results.
+`--what=writer` repeatedly kills a process that only writes results, because a
+sampler moves files only during a thousandth of its run. All runs write to one
+folder, so that each run also handles the remains of the previous one. After
+every run the results must be those of a single run: run.json has the number of
+frames, and the other files are compared with those of a complete run. A folder
+without run.json was killed while files moved; the next run completes it; these
+cases are counted. After a SIGINT the exit code must be 130 (0 if the run had
+ended), with one line and no traceback. A final complete run must leave nothing
+except its results.
 """
 
 import hashlib
@@ -39,7 +40,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the times.")
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _LIMIT = 20.0  # Seconds from SIGINT to the end.
-_FRAMES = (2, 3)  # Of the runs, in turn: a mixture would show.
+_FRAMES = (2, 3)  # Alternating, so that mixed results would be noticed.
 
 _WRITER = """
 import json, sys
@@ -95,7 +96,7 @@ def _hashes(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _state(folder: pathlib.Path, whole: list[dict[str, str]]) -> str:
-  """What a folder holds: "nothing", "one run", or what is wrong."""
+  """State of a folder: "nothing", "one run", or a description of the fault."""
   shown = [p for p in folder.glob("*") if p.name[0] != "."]
   if not shown:
     return "nothing"
@@ -112,7 +113,7 @@ def _state(folder: pathlib.Path, whole: list[dict[str, str]]) -> str:
 def _kill_once(
   folder: pathlib.Path, kind: int, delay: float
 ) -> tuple[str, float]:
-  """Starts a run, sends the signal; returns a complaint, and seconds to end."""
+  """Starts a run, sends the signal; returns a fault, and seconds to end."""
   process = _start(folder, kind)
   time.sleep(delay)
   number = getattr(signal, _SIGNAL.value)

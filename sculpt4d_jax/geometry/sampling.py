@@ -1,19 +1,19 @@
 """Points on a triangle mesh: uniform by area, or on its sharp edges.
 
-A point is stored as a face and barycentrics in it. Evaluated on the deformed
-meshes of the same topology these give the same material point in every frame,
-which is what consistent surface sampling means.
+A point is stored as a face and barycentrics in it. Evaluated on deformed meshes
+of the same topology, they give the same material point in every frame:
+consistent surface sampling.
 
 An edge is sharp if the planes of its two faces meet at a dihedral angle above a
-threshold: 0 on a flat surface, 90 degrees on a cube. Points are shared out to
-edges by the area of the two faces at them: an edge of large faces counts for
-more than one of the same length in a finely cut ornament.
+threshold: 0 on a flat surface, 90 degrees on a cube. Points are distributed to
+  edges by the area of their two faces, so an edge between large faces gets more
+  points than an equally long edge in a fine ornament.
 
-Corners at exactly the same position count as one vertex, as files split
-vertices at hard edges to give each side its own normal or texture coordinate.
-The angle does not depend on whether the two faces are wound alike. The rim of
-an open surface has one face and no angle, and is not sharp; where three or more
-faces meet, the edge is.
+Corners at exactly the same position count as one vertex, because files split
+vertices at hard edges to store separate normals or texture coordinates. The
+angle does not depend on the winding of the two faces. Boundary edges of an open
+surface have one face, thus no angle, and are not sharp; edges with three or
+more faces are.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class SurfacePoints:
 
 @dataclasses.dataclass(frozen=True)
 class SharpEdges:
-  """Sharp edges of a mesh, each as a side of one of the faces at it.
+  """Sharp edges of a mesh, each given by its sides in two adjacent faces.
 
   Attributes:
     face_ids: Two of the faces at each edge, int32 [E, 2].
@@ -113,7 +113,7 @@ def sample_sharp_edges(
 
   An edge is drawn in proportion to the area of the two faces at it, and a point
   on it uniformly. Each point belongs to one of the two faces, drawn at random,
-  and has that face's normal: both sides of an edge are told of.
+  and has that face's normal, so that both normals at an edge occur.
 
   Args:
     mesh: Any triangle mesh.
@@ -122,9 +122,8 @@ def sample_sharp_edges(
     angle_degrees: Edges with a dihedral angle above this are sharp, 0..180.
 
   Returns:
-    P points, or NO point if the mesh has no sharp edge: a smooth shape has
-    nothing to add here. A caller that needs P rows falls back to
-    `sample_surface`.
+    P points, or NO point if the mesh has no sharp edge. A caller that needs P
+    rows falls back to `sample_surface`.
   """
   _check_num_points(num_points)
   edges = find_sharp_edges(mesh, angle_degrees)
@@ -146,7 +145,7 @@ def sample_sharp_edges(
 def points_at(
   mesh: TriangleMesh, face_ids: np.ndarray, barycentrics: np.ndarray
 ) -> SurfacePoints:
-  """Evaluates stored points, on the mesh they came from or a deformed one.
+  """Evaluates stored points on the original mesh or a deformed one.
 
   Args:
     mesh: A mesh with the faces that the points were sampled on; its vertices
@@ -193,7 +192,7 @@ def find_sharp_edges(
     raise UserError(f"angle_degrees={angle_degrees} must lie in 0..180.")
   cross = _cross_products(mesh)
   areas = np.linalg.norm(cross, axis=1)
-  solid = np.flatnonzero(areas > 0.0)  # Others have no plane.
+  solid = np.flatnonzero(areas > 0.0)  # Degenerate faces have no plane.
   normals = cross[solid] / areas[solid, None]
   welded = _weld(mesh)[mesh.faces[solid]]  # [T, 3]
 
@@ -207,7 +206,7 @@ def find_sharp_edges(
   _, first, count = np.unique(key[order], return_index=True, return_counts=True)
   a, b = order[first[count >= 2]], order[first[count >= 2] + 1]
 
-  # Faces wound alike pass their common edge in opposite directions.
+  # Consistently wound faces use their common edge in opposite directions.
   cosine = np.sum(normals[a // 3] * normals[b // 3], axis=1)
   cosine = np.where(forward[a] == forward[b], -cosine, cosine)
   sharp = cosine < np.cos(np.radians(angle_degrees))
@@ -241,7 +240,7 @@ def _cross_products(mesh: TriangleMesh) -> np.ndarray:
 
 
 def _weld(mesh: TriangleMesh) -> np.ndarray:
-  """For each vertex a number that it shares with those at its position [V]."""
+  """For each vertex an index shared by all vertices at its position [V]."""
   _, welded = np.unique(
     mesh.vertices + 0.0,
     axis=0,
@@ -253,7 +252,7 @@ def _weld(mesh: TriangleMesh) -> np.ndarray:
 def _choose(
   weights: np.ndarray, num_draws: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """Draws indices in proportion to weights; those of weight 0 never."""
+  """Draws indices in proportion to weights, never those of weight 0."""
   cumulative = np.cumsum(weights)
   draws = rng.random(num_draws) * cumulative[-1]
   chosen = np.searchsorted(cumulative, draws, side="right")

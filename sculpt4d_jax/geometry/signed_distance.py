@@ -2,13 +2,14 @@
 
 A solid is a smooth union of round cones (two spheres of any radii and their
 convex hull) and rounded boxes, each with a separate pose, so that one pose a
-frame makes an animation. Distances are positive inside, as `geometry/mesh.py`
-says for every field.
+frame makes an animation. Distances are positive inside, like all fields
+(`geometry/mesh.py`).
 
 Source: the closed forms are derived in the plane through a round cone's axis,
-and in the first octant of a box. The union is the smooth maximum log(sum(exp(b d))) / b with
-b = 4 / smoothness: exact to exp(-4) of `smoothness` where two parts differ by
-`smoothness`, and log(2) / 4 of it too large where two surfaces cross.
+and in the first octant of a box. The union is the smooth maximum log(sum(exp(b
+d))) / b with b = 4 / smoothness: the error is exp(-4) times `smoothness` where
+two parts differ by `smoothness`, and log(2) / 4 times `smoothness` where two
+surfaces intersect.
 """
 
 from typing import NamedTuple
@@ -29,15 +30,15 @@ _SHARPNESS = 4.0
 class Solid(NamedTuple):
   """Parts of one solid, or with leading axes of many (frames, clips).
 
-  A round cone starts at `cone_origin` and points along its own y axis. A part
-  that is not there has a radius or a rounding of `ABSENT`.
+  A round cone starts at `cone_origin` and points along its own y axis. Absent
+  parts have a radius or a rounding of `ABSENT`.
 
   Attributes:
     cone_origin: Centre of the first sphere [..., K, 3].
     cone_rotation: Columns are the part's axes [..., K, 3, 3].
     cone_length: Distance of the two centres [..., K].
-    cone_radii: Radii of the two spheres [..., K, 2]; they may differ by no
-      more than the length.
+    cone_radii: Radii of the two spheres [..., K, 2]; they differ at most by the
+      length.
     box_origin: Centres [..., J, 3].
     box_rotation: Columns are the part's axes [..., J, 3, 3].
     box_half_size: Half the sides, rounding included [..., J, 3].
@@ -106,7 +107,7 @@ def rounded_box(points: Array, half_size: Array, rounding: Array) -> Array:
 def to_part(points: Array, origin: Array, rotation: Array) -> Array:
   """Points [..., 3] of the world in a part's frame."""
   offset = points - origin
-  # Written out: a product of many 3x3 matrices would not fuse with the rest.
+  # Written out, because XLA would not fuse a batched 3x3 matrix product.
   return sum(offset[..., i, None] * rotation[..., i, :] for i in range(3))
 
 
@@ -154,7 +155,7 @@ def project_to_surface(
     distance = signed_distance(solid, points)[..., None]
     slope = gradient(solid, points)
     square = jnp.sum(slope**2, -1, keepdims=True)
-    # Where two blends meet the slope nearly vanishes; a step is bounded.
+    # The gradient almost vanishes where blends meet, so steps are bounded.
     move = distance * slope / jnp.maximum(square, 0.05)
     return points - move, None
 

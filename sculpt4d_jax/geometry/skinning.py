@@ -1,13 +1,14 @@
-"""A skin for a moving mesh: few rigid bones, and up to four of them a vertex.
+"""Skins a moving mesh: few rigid bones, at most four of them per vertex.
 
-Vertices of a registered mesh are explained as x_f = sum_b w_b (R_fb x + t_fb)
-with convex weights w. Bones start as clusters of vertices that move rigidly
-together (the worst cluster is split until there are enough); then weights and
-bones are solved in turn, each exactly given the other: weights by least squares
-on the simplex, a bone by the rigid motion that fits what the others leave over.
+Vertices of a registered mesh are approximated as x_f = sum_b w_b (R_fb x +
+t_fb) with convex weights w. Bones start as clusters of vertices that move
+rigidly together (the worst cluster is split until there are enough); then
+weights and bones are optimised alternately, each exactly for the other: weights
+by least squares on the simplex, a bone by the rigid motion that fits the
+residual of the others.
 
-Large meshes and long clips are thinned for the search; the final weights and
-poses are those of all vertices and frames.
+Large meshes and long clips are subsampled for the search; final weights and
+poses are computed for all vertices and frames.
 
 Source: Le and Deng, Smooth Skinning Decomposition with Rigid Bones, 2012.
 """
@@ -22,12 +23,12 @@ from scipy import spatial
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry.registration import result
 
-# Influences a vertex may have; file formats and engines hold four.
+# Influences a vertex may have; the limit of file formats and engines.
 INFLUENCES = 4
 MAX_BONES = 16
 TARGET_RMS = 0.005  # Share of the size, for "auto".
-_FEWEST = 6  # Vertices that make a bone.
-_CANDIDATES = 8  # Bones that compete for a vertex's four.
+_FEWEST = 6  # Smallest number of vertices of a bone.
+_CANDIDATES = 8  # Candidate bones for a vertex's four.
 _LLOYD = 3
 _SIMPLEX_STEPS = 80
 _CHUNK = 2000  # Vertices whose weights are solved at a time.
@@ -35,14 +36,14 @@ _CHUNK = 2000  # Vertices whose weights are solved at a time.
 
 @dataclasses.dataclass(frozen=True)
 class SkinSettings:
-  """How the decomposition is searched.
+  """Settings of the decomposition.
 
   Attributes:
     rounds: Alternations of weights and bones.
-    max_vertices: Vertices used in the search; more are thinned.
+    max_vertices: Largest number of vertices used in the search.
     max_frames: Frames used in the search.
-    smoothness: Pull of a vertex's weights towards those of its neighbours, as
-      a share of the data's own pull.
+    smoothness: Weight of the difference to the neighbours' weights, relative to
+      the data term.
   """
 
   rounds: int = 6
@@ -122,14 +123,14 @@ def decompose(
   """Finds bones and weights.
 
   Args:
-    vertices: Positions in all frames [F, V, 3], the global motion taken off.
+    vertices: Positions in all frames [F, V, 3], without global motion.
     rest: Positions [V, 3] from which the bones move.
     bones: Number of bones, or "auto" for the smallest number whose error is
       below 0.5 % of the size, at most 16.
     settings: Settings of the search.
 
   Returns:
-    The skin; it may have fewer bones than asked for if the mesh has fewer parts
+    The skin; it may have fewer bones than requested if the mesh has fewer parts
     of at least six vertices.
 
   Raises:
@@ -154,7 +155,7 @@ def decompose(
 
 
 def with_new_weights(skin: Skin, vertices: np.ndarray) -> Skin:
-  """The skin with the weights that fit its bones best to [F, V, 3]."""
+  """The skin with the weights that fit [F, V, 3] best for its bones."""
   frames = _thinned(len(vertices), SkinSettings().max_frames)
   bones = _Bones(skin.rotations[frames], skin.translations[frames])
   weights = solve_weights(skin.rest, vertices[frames], bones)
@@ -168,7 +169,7 @@ def with_motion(
   translations: np.ndarray,
   vertices: np.ndarray,
 ) -> Skin:
-  """The skin with other motions of its bones, and its error to [F, V, 3]."""
+  """The skin with other bone motions, and its error to [F, V, 3]."""
   posed = pose(skin.rest, skin.weights, rotations, translations)
   rms = float(np.sqrt(((posed - vertices) ** 2).sum(-1).mean()))
   return dataclasses.replace(
@@ -205,7 +206,7 @@ class _Bones:
 
 
 class _Search:
-  """The decomposition of a thinned mesh."""
+  """The decomposition of a subsampled mesh."""
 
   def __init__(
     self, vertices: np.ndarray, rest: np.ndarray, settings: SkinSettings
@@ -218,7 +219,7 @@ class _Search:
     self.neighbours = _neighbour_mean(self.rest)
 
   def fewest_bones(self, target: float, most: int) -> tuple[np.ndarray, _Bones]:
-    """The first number of bones, searched by halving, below an error."""
+    """The smallest number of bones below an error, found by bisection."""
     low, high = 0, most
     solved = {most: self.solve(most)}
     while high - low > 1:
@@ -284,7 +285,7 @@ def _finish(
 def _bones_of_all_frames(
   vertices: np.ndarray, search: _Search, weights: np.ndarray, bones: _Bones
 ) -> _Bones:
-  """Poses of the frames that the search left out, from the nearest one's."""
+  """Poses of the frames left out of the search, starting from the nearest."""
   nearest = np.abs(np.arange(len(vertices))[:, None] - search.frame_ids).argmin(
     1
   )
@@ -356,12 +357,12 @@ def _cluster(rest: np.ndarray, frames: np.ndarray, num_bones: int) -> _Bones:
 def _split(
   rest: np.ndarray, frames: np.ndarray, bones: _Bones
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A new bone around the worst place of the worst cluster."""
+  """A new bone around the vertex with the largest error."""
   errors = _square_errors(rest, frames, bones)
   label, best = errors.argmin(0), errors.min(0)
   worst = int(np.bincount(label, best, len(bones)).argmax())
   members = np.flatnonzero(label == worst)
-  # Far from the middle as well, or noise there would attract the new bone.
+  # Also far from the centre, or noise there would attract the new bone.
   reach = np.linalg.norm(rest[members] - rest[members].mean(0), axis=1)
   seed = members[(best[members] * reach).argmax()]
   gap = np.linalg.norm(rest[members] - rest[seed], axis=1)
@@ -399,8 +400,8 @@ def _chunk_weights(
 ) -> np.ndarray:
   count = len(bones)
   moved = bones.carry(rest)  # [F, B, V, 3]
-  # Relative to the goal, the optimum on the simplex is the same, and the
-  # numbers are small.
+  # Relative to the target the optimum on the simplex is the same, and the
+  # numbers are small, which avoids cancellation.
   gap = (moved - frames[:, None]).transpose(2, 1, 0, 3)
   gap = gap.reshape(len(rest), count, -1)
   gram = gap @ gap.transpose(0, 2, 1)  # [V, B, B]
@@ -465,7 +466,7 @@ def _project(points: np.ndarray) -> np.ndarray:
 def _solve_bones(
   rest: np.ndarray, frames: np.ndarray, weights: np.ndarray, bones: _Bones
 ) -> _Bones:
-  """Each bone in turn becomes the best motion of what the others leave."""
+  """Fits each bone in turn to the residual of the others."""
   rotations, translations = bones.rotations.copy(), bones.translations.copy()
   left = frames - pose(rest, weights, rotations, translations)
   for bone in range(len(bones)):

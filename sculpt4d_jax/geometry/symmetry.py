@@ -1,13 +1,13 @@
-"""The mirror plane of a moving surface, and which point mirrors which.
+"""Finds the mirror plane of a moving surface, and mirror partners of vertices.
 
-An animal that walks is symmetric in no single frame: its left leg is forward
-when the right one is back. Its mesh is the same in all frames, though, so every
-frame may say which vertex mirrors which, and each vertex asks the frame that
-fits it best. The plane is found in the most symmetric frame and carried to
-the others by the object's rigid motion; in each it is refined by matching the
-mirrored surface to the surface.
+A walking animal is not symmetric in any single frame: its left leg is forward
+when the right one is back. The topology is constant, however, so partners can
+be found in any frame, and each vertex uses the frame with the best match. The
+plane is found in the most symmetric frame and transferred to the others by the
+object's rigid motion; there it is refined by matching the mirrored surface to
+the surface.
 
-A plane counts only if the mirrored shape lies close to the shape.
+A plane is accepted only if the mirrored shape is close to the shape.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from sculpt4d_jax.geometry.registration import result
 
 TriangleMesh = mesh_lib.TriangleMesh
 
-_SAMPLES = 1200  # Vertices that judge a plane.
-_NORMAL_WEIGHT = 0.03  # Share of the size that a unit of normal counts as.
+_SAMPLES = 1200  # Vertices used to evaluate a plane.
+_NORMAL_WEIGHT = 0.03  # Weight of normals, as a share of the size.
 _TRIM = 0.8  # Share of the vertices that must match in a frame.
 _YAWS = np.arange(0, 180, 15)
 _REFINEMENTS = 8
@@ -73,8 +73,8 @@ def find(
   Args:
     vertices: Positions in all frames [F, V, 3].
     faces: Vertex indices [T, 3].
-    max_error: Mean distance of the mirrored shape to the shape, as a share
-      of the size, beyond which there is no symmetry.
+    max_error: Largest accepted mean distance of the mirrored shape to the
+      shape, as a share of the size.
 
   Returns:
     The partners, or None.
@@ -138,7 +138,7 @@ class _Shape:
     return min(refined, key=lambda entry: entry[0])
 
   def refine(self, plane: Plane) -> tuple[float, Plane]:
-    """Fits a plane to the pairs that it makes, several times."""
+    """Refits a plane to its matched pairs, several times."""
     best = (self._error(plane), plane)
     for _ in range(_REFINEMENTS):
       found, gap = self._match(plane, self.some)
@@ -159,12 +159,12 @@ class _Shape:
     return float(np.sort(gap)[: int(_TRIM * len(gap))].mean())
 
   def partners(self, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
-    """Partner and distance, normals counted in, of every vertex."""
+    """Partner of every vertex, and distance including normals."""
     return self._match(plane, np.arange(len(self.vertices)))
 
 
 def _candidates(shape: _Shape) -> list[Plane]:
-  """Upright planes through the middle in even directions, and main axes."""
+  """Upright planes through the centre, and planes of the principal axes."""
   yaw = np.radians(_YAWS)
   upright = np.stack([np.cos(yaw), np.zeros_like(yaw), np.sin(yaw)], 1)
   centred = shape.vertices - shape.centre
@@ -176,8 +176,7 @@ def _candidates(shape: _Shape) -> list[Plane]:
 def _plane_between(first: np.ndarray, second: np.ndarray) -> Plane:
   """The plane that best mirrors points [P, 3] onto others [P, 3]."""
   a, b = first - first.mean(0), second - second.mean(0)
-  # Maximises the pairs' agreement after a reflection: the direction in which
-  # they agree least.
+  # The normal is the direction in which the pairs agree least.
   cross = a.T @ b
   _, axes = np.linalg.eigh(cross + cross.T)
   normal = axes[:, 0]

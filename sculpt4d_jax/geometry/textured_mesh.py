@@ -1,4 +1,4 @@
-"""One topology that moves, with its colours: what the asset's writers take."""
+"""A moving mesh with colours, the input of the asset writers."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -17,13 +17,13 @@ class TexturedMesh:
   """A moving mesh with a texture, with vertex colours, or plain.
 
   Attributes:
-    mesh: Positions in its frames; its `colours`, if any, are shown where there
-      is no texture.
+    mesh: Positions in its frames; its `colours`, if any, are used if there is
+      no texture.
     atlas: Texture coordinates, or None.
     image: The texture, uint8 sRGB [h, w, 3]; given together with `atlas`.
-    is_lit: Whether viewers light the surface. Colours that were filmed carry
-      the video's shading already and are shown as they are.
-    first_frame: Frame of the clip that the mesh's frame 0 is.
+    is_lit: Whether viewers light the surface. Filmed colours already include
+      the video's shading and are shown unlit.
+    first_frame: Frame of the clip that corresponds to the mesh's frame 0.
   """
 
   mesh: DeformingMesh
@@ -50,7 +50,7 @@ class TexturedMesh:
 
   @property
   def last_frame(self) -> int:
-    """Number of its last frame in the clip, which belongs to it."""
+    """Number of its last frame in the clip, inclusive."""
     return self.first_frame + self.mesh.num_frames - 1
 
   @property
@@ -66,7 +66,7 @@ class TexturedMesh:
     return self.mesh.faces if self.atlas is None else self.atlas.faces
 
   def colours_at(self, points: uv_atlas.SurfacePoints) -> np.ndarray | None:
-    """Colours, sRGB in [0, 1], of points on the surface, [P, 3]; None if plain."""
+    """Colours of surface points, sRGB in [0, 1], [P, 3]; None if plain."""
     if self.atlas is not None:
       uv = points.interpolate(self.atlas.uv, self.atlas.faces)
       return uv_atlas.sample(self.image.astype(np.float32) / 255, uv)
@@ -80,8 +80,8 @@ def check_parts(parts: Sequence[TexturedMesh], fps: float) -> int:
   """The clip's number of frames.
 
   Raises:
-    ValueError: There are no parts, they leave frames out or show some twice,
-      a position is not finite or the frame rate is not positive.
+    ValueError: There are no parts, they have gaps or overlaps, a position is
+      not finite or the frame rate is not positive.
   """
   if not parts:
     raise UserError("an asset needs at least one mesh, got none.")

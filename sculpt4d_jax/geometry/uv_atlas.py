@@ -1,11 +1,11 @@
-"""Texture coordinates: a surface cut into charts, flat in one picture.
+"""Texture coordinates: cuts a surface into charts and packs them in a picture.
 
-Along the cuts a vertex has several places in the picture, so the atlas has more
-vertices than the mesh; `vertex_map` leads back. Coordinates run from 0 to 1
-with the origin at the picture's upper left corner, x right and y down, as glTF
-has them.
+Along the cuts a vertex has several positions in the picture, so the atlas has
+more vertices than the mesh; `vertex_map` maps back. Coordinates are from 0 to 1
+with the origin at the picture's upper left corner, x right and y down, as in
+glTF.
 
-Charts are made by xatlas, the extra `texture`, which only `unwrap` imports.
+Charts are made by xatlas (extra `texture`), imported only by `unwrap`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from sculpt4d_jax.geometry import mesh as mesh_lib
 
 TriangleMesh = mesh_lib.TriangleMesh
 
-# Texels between charts; mipmaps of two levels do not mix them.
+# Texels between charts, which keep them separate for two mipmap levels.
 _PADDING = 4
 
 
@@ -33,7 +33,7 @@ class UvAtlas:
     vertex_map: The mesh's vertex behind each of the atlas's, int32 [W].
     faces: The mesh's faces in order, in vertices of the atlas, int32 [T, 3].
     uv: Places in the picture, float32 [W, 2], x right and y down in [0, 1].
-    width: Columns of the picture; viewers want a power of two.
+    width: Columns of the picture; viewers prefer a power of two.
     height: Rows of the picture.
   """
 
@@ -134,7 +134,7 @@ def unwrap(mesh: TriangleMesh, resolution: int = 1024) -> UvAtlas:
   atlas = xatlas.Atlas()
   atlas.add_mesh(mesh.vertices, mesh.faces.astype(np.uint32))
   charts, packing = xatlas.ChartOptions(), xatlas.PackOptions()
-  charts.max_iterations = 1  # More rounds take longer and change little.
+  charts.max_iterations = 1  # More iterations are slower and change little.
   packing.resolution, packing.padding = resolution, _PADDING
   packing.bilinear = True
   atlas.generate(chart_options=charts, pack_options=packing)
@@ -186,8 +186,8 @@ def grow_charts(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
     covered: Texels that have a value, bool [h, w].
 
   Returns:
-    A picture without gaps, so that filtered look-ups near a seam find the
-    chart's own colour.
+    A picture without gaps, so that filtering near a seam uses the chart's
+    colours.
   """
   nearest = ndimage.distance_transform_edt(
     ~covered, return_distances=False, return_indices=True

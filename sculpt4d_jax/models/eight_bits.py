@@ -1,4 +1,4 @@
-"""Kernels in eight bits, made whole where they are used; see `quantization.py`."""
+"""Dequantises 8-bit kernels where they are used; see `quantization.py`."""
 
 from typing import Any
 
@@ -20,6 +20,6 @@ def restore(codes: Array, scales: Array, dtype: Any) -> Array:
   lead = scales.shape[:-2]
   num_groups, num_outputs = scales.shape[-2:]
   groups = codes.reshape(*lead, num_groups, -1, num_outputs)
-  # Products of a byte and a scale are rounded once, to the compute dtype.
+  # Float32 products, so that they are rounded only once, to the compute dtype.
   kernel = groups.astype(jnp.float32) * scales[..., :, None, :]
   return kernel.astype(dtype).reshape(codes.shape)

@@ -1,13 +1,13 @@
 """Floating point operations of the networks, part by part.
 
-Counted are the products of matrices, two operations for a multiplication with
-its addition: the rest (norms, softmax, GELU) is below one per cent at the sizes
-of the released model. Attention between T queries and S keys costs 4 T S D
-operations over all heads, D the width; block-sparse attention costs the density
-of its mask times that. Padding and recomputation of a backend do not count.
+Only matrix products are counted, with two operations for a multiply-add. The
+rest (norms, softmax, GELU) is below one per cent at the sizes of the released
+model. Attention between T queries and S keys costs 4 T S D operations over all
+heads, D the width; block-sparse attention costs the density of its mask times
+that. Padding and recomputation by a backend are not counted.
 
-Every function returns a dictionary from the name of a part to its operations,
-whole numbers, in the order in which the parts run.
+Every function returns a dictionary from names of parts to integer numbers of
+operations, in the order of execution.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from sculpt4d_jax.models import shape_vae
 
 Counts = dict[str, int]
 
-# The part whose operations follow the mask.
+# The part whose operations depend on the mask.
 TEMPORAL_SCORES = "temporal attention: scores"
 
 
@@ -29,7 +29,7 @@ def linear(rows: int, in_features: int, out_features: int) -> int:
 
 
 def scores(num_queries: int, num_keys: int, width: int) -> int:
-  """Scores and weighted sum of all heads, `width` in all."""
+  """Scores and weighted sums of all heads, `width` in total."""
   return 4 * num_queries * num_keys * width
 
 
@@ -38,7 +38,7 @@ def mlp(rows: int, width: int, hidden_width: int) -> int:
 
 
 def add(*counts: Mapping[str, int]) -> Counts:
-  """Sums part by part."""
+  """Sums dictionaries of parts."""
   total = {}
   for count in counts:
     for part, operations in count.items():
@@ -98,7 +98,7 @@ def dit_call(
   num_context_tokens: int,
   mode: str | None = None,
 ) -> Counts:
-  """One call of the transformer on one clip; keys of the context are given.
+  """One call of the transformer on one clip, with given keys of the context.
 
   Args:
     config: Configuration of the transformer.
@@ -110,7 +110,7 @@ def dit_call(
   mode = config.temporal_mode if mode is None else mode
   width, depth = config.width, config.depth
   latents = num_frames * num_tokens
-  rows = num_frames * (num_tokens + 1)  # The time token leads every frame.
+  rows = num_frames * (num_tokens + 1)  # With the time token of each frame.
   project = linear(rows, width, width)
   hidden = config.mlp_ratio * width
   kinds = config.block_kinds
@@ -146,7 +146,7 @@ def dit_call(
 def dit_context(
   config: dit_config.DiTConfig, num_frames: int, num_context_tokens: int
 ) -> Counts:
-  """Keys and values of the context for all blocks: once a clip, not a step."""
+  """Keys and values of the context for all blocks, once per clip."""
   rows = num_frames * num_context_tokens
   one = linear(rows, config.context_width, config.width)
   return {"cross-attention: keys and values": config.depth * 2 * one}
@@ -155,7 +155,7 @@ def dit_context(
 def image_encoder(
   config: image_encoder_lib.ImageEncoderConfig, num_images: int = 1
 ) -> Counts:
-  """Images to context tokens; resizing is not counted."""
+  """Images to context tokens, without resizing."""
   tokens, width = config.num_tokens, config.width
   patch = 3 * config.patch_size**2
   block = 4 * linear(tokens, width, width) + scores(tokens, tokens, width)
@@ -174,7 +174,7 @@ def image_encoder(
 def vae_encoder(
   config: shape_vae.ShapeVAEConfig, num_shapes: int = 1
 ) -> Counts:
-  """Surface rows to the moments of the latents; choosing rows is not counted."""
+  """Surface rows to moments of the latents, without selection of rows."""
   queries, width = config.num_latents, config.width
   rows = queries * config.downsample_ratio
   features = 3 * (1 + 2 * config.num_freqs) + config.point_feats
@@ -191,7 +191,7 @@ def vae_encoder(
 def vae_decoder(
   config: shape_vae.ShapeVAEConfig, num_shapes: int = 1
 ) -> Counts:
-  """Latents to tokens, and to what every query of the field needs of them."""
+  """Latents to tokens, and to their keys and values for field queries."""
   tokens, width = config.num_latents, config.width
   block = 4 * linear(tokens, width, width) + scores(tokens, tokens, width)
   block += mlp(tokens, width, 4 * width)

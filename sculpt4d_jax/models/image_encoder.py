@@ -1,14 +1,13 @@
-"""Images to context tokens: one interface, and DINOv2 behind it.
+"""Encodes images as context tokens, by DINOv2.
 
-Whatever satisfies `ContextEncoder` can condition the diffusion model: a
-callable from images in [-1, 1] to tokens that knows how many tokens it makes
-and how wide they are. The resizing, cropping and normalisation that an encoder
-was trained with is part of it, so that callers never see it.
+Every `ContextEncoder` can condition the diffusion model: a callable from images
+in [-1, 1] to tokens, with their number and width. The encoder includes the
+resizing, cropping and normalisation that it was trained with.
 
-"No image" is a context of zeros (`unconditional_context`): not the encoding of
+"No image" is a context of zeros (`unconditional_context`), not the encoding of
 a blank image.
 
-Source: Oquab et al., DINOv2, 2023; the pixel path is Hunyuan3D 2.1's.
+Source: Oquab et al., DINOv2, 2023; preprocessing as in Hunyuan3D 2.1.
 """
 
 import dataclasses
@@ -32,11 +31,11 @@ Float = array_types.Float
 
 
 class ContextEncoder(Protocol):
-  """What the diffusion model asks of an encoder of its conditions."""
+  """Interface of the diffusion model's condition encoder."""
 
   @property
   def num_tokens(self) -> int:
-    """Tokens an image becomes, I."""
+    """Tokens of an image, I."""
 
   @property
   def width(self) -> int:
@@ -62,9 +61,9 @@ class ImageEncoderConfig:
   Attributes:
     image_size: Pixels along a side, after resizing and cropping.
     patch_size: Pixels along a patch's side; divides the image size.
-    stem_patch_size: Pixels along the side of the small patches that a patch's
-      embedding is made of in two levels, which keeps details that are narrower
-      than a patch; divides the patch size. 0 embeds patches in one step.
+    stem_patch_size: Side of small patches, pixels. A patch is embedded in two
+      levels, first its small patches, which keeps details narrower than a
+      patch. Divides the patch size; 0 embeds patches in one step.
     width: Width of the transformer, D.
     num_layers: Number of blocks.
     num_heads: Attention heads, H; divides the width.
@@ -95,7 +94,7 @@ class ImageEncoderConfig:
   stem_patch_size: int = 0
 
   def __post_init__(self):
-    # Configs that were read from a file hold lists.
+    # Configs read from a file contain lists.
     object.__setattr__(self, "pixel_mean", tuple(self.pixel_mean))
     object.__setattr__(self, "pixel_std", tuple(self.pixel_std))
     for name in (
@@ -151,7 +150,7 @@ class ImageEncoderConfig:
 
 
 class ViTBlock(nnx.Module):
-  """Pre-norm block whose residual branches are scaled channel by channel."""
+  """Pre-norm block with per-channel scales of the residual branches."""
 
   def __init__(self, config: ImageEncoderConfig, *, rngs: nnx.Rngs):
     c = config
@@ -184,7 +183,7 @@ class ViTBlock(nnx.Module):
 
 
 class ImageEncoder(nnx.Module):
-  """DINOv2, without registers; all its tokens are the output."""
+  """DINOv2 without registers; returns all tokens."""
 
   def __init__(self, config: ImageEncoderConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -303,10 +302,10 @@ def to_pixels(
     raise UserError(
       f"images must be [..., height, width, 3], got {images.shape}."
     )
-  # Colours in bfloat16 would have 8 bits before the resizing: float32.
+  # In bfloat16, colours would have only 8 bits before resizing.
   x = (jnp.asarray(images, jnp.float32) + 1.0) / 2.0
   *leading, height, width, _ = x.shape
-  # As torchvision does: the longer side is rounded down.
+  # The longer side is rounded down, as in torchvision.
   if height <= width:
     resized = (size, int(size * width / height))
   else:
@@ -326,6 +325,6 @@ def to_pixels(
 def _truncated_normal(
   shape: tuple[int, ...], rngs: nnx.Rngs, dtype: Any
 ) -> Array:
-  """Standard deviation 0.02, cut at two of them."""
+  """Standard deviation 0.02, truncated at two standard deviations."""
   sample = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape)
   return (0.02 * sample).astype(dtype)

@@ -1,11 +1,11 @@
-"""Low-rank adapters: small trained additions to maps that stay as they are.
+"""Low-rank adapters: small trained additions to frozen linear maps.
 
     y = x W + b + alpha / rank * (x A) B        A [in, rank], B [rank, out]
 
-B starts at zero, so that an adapted network equals the one it adapts until it
-is trained. A and B are applied to the activations, one after the other: neither
-their product nor a gradient of W is ever made. Afterwards `fold` adds the
-product to W, and nothing of the adapter is left.
+B is initialised to zero, so an adapted network initially equals the original. A
+and B are applied to the activations one after the other; neither their product
+nor a gradient of W is computed. After training, `fold` adds the product to W
+and removes the adapter.
 
 Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021.
 """
@@ -25,22 +25,22 @@ from sculpt4d_jax.models import layers
 
 Array = array_types.Array
 
-# The part of a parameter's path that says it is of an adapter.
+# The part of a parameter's path that identifies adapters.
 ADAPTER = "adapter"
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-  """Which maps are adapted, and how much.
+  """Settings of the adapters.
 
   Attributes:
     rank: Rank of the added product; 0 adapts nothing.
     alpha: The product is scaled by alpha / rank.
-    modules: Names in the path of the adapted maps: a kind of layer as
+    modules: Names in the path of the adapted maps: a kind of layer such as
       "temporal_attention", "spatial_attention", "cross_attention", "mlp",
-      "skip_linear", or a single map in it as "query" or "fc1".
-    also_train: Groups of parameters (`training/parameter_groups.py`) that are trained
-      themselves besides the adapters, as "temporal".
+      "skip_linear", or a single map in it such as "query" or "fc1".
+    also_train: Groups of parameters (`training/parameter_groups.py`) that are
+      trained in addition to the adapters, such as "temporal".
   """
 
   rank: int = 0
@@ -66,7 +66,7 @@ class LoRAConfig:
 
 
 class Adapter(nnx.Module):
-  """What is added to a Linear, or to each of a stack of them."""
+  """The addition to a Linear layer, or to each of a stack of them."""
 
   def __init__(
     self, linear: layers.Linear, config: LoRAConfig, *, rngs: nnx.Rngs
@@ -97,7 +97,7 @@ class Adapter(nnx.Module):
     return self.scale * jnp.tensordot(low, b, 1)
 
   def product(self) -> Array:
-    """What it adds to the kernel, or to the stack of them."""
+    """The term added to the kernel or the stack of kernels."""
     a, b = self.a[...], self.b[...]
     num_axes = len(self.a.get_metadata()["logical_axes"])
     stack = a.shape[: a.ndim - num_axes]
@@ -112,10 +112,11 @@ class Adapter(nnx.Module):
 
 
 def attach(module: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> None:
-  """Gives the chosen maps of a module their adapters.
+  """Adds adapters to the selected maps of a module.
 
   Raises:
-    ValueError: A name is of no map, or of the experts, which have none.
+    ValueError: A name does not match a map, or is of the experts, which are not
+      supported.
   """
   found = set()
   for path, linear in list(_linears(module)):
@@ -140,7 +141,7 @@ def attach(module: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> None:
 
 
 def fold(module: nnx.Module) -> None:
-  """Adds every adapter's product to its map, and takes the adapter away."""
+  """Adds every adapter's product to its map and removes the adapter."""
   for _, linear in list(_linears(module)):
     if linear.adapter is not None:
       kernel = linear.kernel

@@ -1,9 +1,9 @@
-"""Weights in eight bits: a byte a number, and a scale for every group of them.
+"""8-bit weights: one byte per number, and one scale per group of numbers.
 
-The kernels of the transformer's blocks are kept as int8; each group of
-consecutive inputs of an output shares a scale, its largest absolute value over
-127. A kernel is made whole again, in the compute dtype, where it is used: one
-layer's at a time. Norms, biases, routers and embeddings stay as they are.
+The kernels of the transformer's blocks are stored as int8. For each output, a
+group of consecutive inputs shares a scale: its largest absolute value over 127.
+A kernel is dequantised to the compute dtype where it is used, one layer at a
+time. Norms, biases, routers and embeddings are not quantised.
 
 Source: Dettmers et al., LLM.int8(), 2022, for block-wise scales by absolute
 maximum; here activations are not quantised.
@@ -25,8 +25,8 @@ _LARGEST = 127
 def quantize(module: nnx.Module) -> None:
   """Replaces the kernels of all linear maps and experts in a module.
 
-  Kernels are quantised a layer at a time, on the host. Call it on the
-  blocks of a network that is only used, not trained.
+  Kernels are quantised layer by layer, on the host. Call it on the blocks of a
+  network for inference, not for training.
   """
   for _, part in list(nnx.iter_modules(module)):
     if isinstance(part, layers.Linear):
@@ -52,7 +52,7 @@ def _quantize_kernel(part: Any, num_in_axes: int) -> None:
   for layer in range(len(flat)):
     groups = flat[layer].astype(np.float32).reshape(-1, group, flat.shape[-1])
     scale = np.abs(groups).max(1) / _LARGEST
-    # A group of zeros has any scale.
+    # The scale of a group of zeros is arbitrary.
     ratio = groups / np.where(scale > 0, scale, 1)[:, None]
     codes[layer] = np.rint(ratio).astype(np.int8).reshape(num_inputs, -1)
     scales[layer] = scale

@@ -1,15 +1,15 @@
-"""The vector-set autoencoder: a surface to a set of latents, and to a field.
+"""The vector-set autoencoder, from a surface to a set of latents to a field.
 
   surface rows --PointEncoder--> features --moments_proj--> mean, log-variance
   latents z --latents_proj--> self-attention blocks --> tokens
   tokens, points --FieldDecoder--> field, positive inside, surface at 0
 
 Every frame is a separate shape. Arrays may have any leading axes; [B, F] for
-clips is usual. A sequence is made coherent from outside: the query rows
-correspond from frame to frame (`geometry/farthest_points.py`), and ONE noise
-serves all its frames (`sequence_noise`).
+clips is usual. The caller makes sequences coherent: query rows correspond
+between frames (`geometry/farthest_points.py`), and ONE noise is used for all
+frames (`sequence_noise`).
 
-The diffusion model works on `scale_factor * z`, whose variance is near 1.
+The diffusion model uses `scale_factor * z`, whose variance is about 1.
 
 Source: Hunyuan3D 2.1, shape autoencoder; Zhang et al., 3DShape2VecSet, 2023;
 Sculpt4D, section "shared-noise VAE".
@@ -48,18 +48,18 @@ class ShapeVAEConfig:
     latent_channels: Channels of a latent, C.
     width: Width of the transformers, D.
     num_heads: Attention heads, H; divides the width.
-    num_encoder_layers: Self-attention blocks after the points are gathered.
+    num_encoder_layers: Self-attention blocks after the first cross-attention.
     num_decoder_layers: Self-attention blocks before the field decoder.
     num_freqs: Frequencies of the positions' Fourier features.
     include_pi: Whether those frequencies are multiples of pi.
     point_feats: Columns of a surface row after the position.
     downsample_ratio: Surface rows read for each query.
     field_mlp_ratio: Hidden width of the field decoder's MLP over its width.
-    use_field_norm: Whether the field decoder normalises before its output.
+    use_field_norm: Whether the field decoder has a norm before its output.
     scale_factor: Diffusion latents are this times z.
-    token_order: Order of a clip's latent tokens: "drawn", as farthest-point
-      sampling picks them, or "spatial", by halving the clip along y, x and z in
-      turn, so that token i is in the same region of every clip.
+    token_order: Order of a clip's latent tokens: "drawn" is the order of
+      farthest-point sampling; "spatial" splits the points recursively along y,
+      x and z, so that token i is in about the same region of every clip.
     dtype: Dtype of the computation; norms and the field's last layer are
       float32.
     param_dtype: Dtype of the parameters.
@@ -142,7 +142,8 @@ class Posterior:
 
   @classmethod
   def from_moments(cls, moments: Float[Array, "... N moments"]) -> "Posterior":
-    # exp() of a half-precision log-variance loses the small variances.
+    # In half precision, exp() of the log-variance is inaccurate for small
+    # variances.
     mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
     return cls(mean, jnp.clip(log_variance, -30.0, 20.0))
 
@@ -227,7 +228,7 @@ class ShapeVAE(nnx.Module):
 
     Args:
       surface: Rows (position, unit normal, label 0 or 1), in [-1, 1]^3.
-      queries: The rows that farthest-point sampling chose among them.
+      queries: Rows selected among them by farthest-point sampling.
 
     Raises:
       ValueError: The columns or the leading axes do not fit.
@@ -263,7 +264,7 @@ class ShapeVAE(nnx.Module):
   def field_keys_values(
     self, tokens: Float[Array, "... N D"]
   ) -> attention.KeyValues:
-    """What the field decoder needs of the tokens; compute it once a frame."""
+    """Keys and values of the tokens for field queries; once per frame."""
     return self.field_decoder.encode_tokens(tokens)
 
   def query_field(
@@ -289,7 +290,7 @@ class ShapeVAE(nnx.Module):
     queries: Float[AnyArray, "... N R"],
     noise: Float[AnyArray, "... N C"] | None = None,
   ) -> Float[Array, "... N C"]:
-    """Latents the diffusion model learns: sampled with noise, else the mode."""
+    """Latents for the diffusion model: samples with noise, means without."""
     posterior = self.encode(surface, queries)
     z = posterior.mode() if noise is None else posterior.sample(noise)
     return self.config.scale_factor * z
@@ -297,5 +298,5 @@ class ShapeVAE(nnx.Module):
   def decode_from_diffusion(
     self, latents: Float[Array, "... N C"]
   ) -> Float[Array, "... N D"]:
-    """Latents the diffusion model made, to tokens."""
+    """Decodes the diffusion model's latents to tokens."""
     return self.decode(latents / self.config.scale_factor)

@@ -1,6 +1,6 @@
-"""The time token of the DiT: where on the path a clip is, and how far it goes.
+"""The time token of the DiT, with the clip's time and step length.
 
-A model whose sampling takes few steps is told the step's length too; see
+Models for few-step sampling also get the step's length; see
 `diffusion/shortcuts.py`.
 """
 
@@ -17,7 +17,7 @@ AnyArray = array_types.AnyArray
 Array = array_types.Array
 Float = array_types.Float
 
-# Steps shorter than 2^-this are taken for no step: the velocity itself.
+# Steps shorter than 2^-this count as 0, the instantaneous velocity.
 _MAX_HALVINGS = 7.0
 
 
@@ -26,7 +26,7 @@ def time_features(
 ) -> Float[Array, "B D"]:
   """Sines, then cosines, of time * 10000^(-2i / width).
 
-  Time runs from 0 to 1 and is not scaled to a thousand steps.
+  Time is in [0, 1]; it is not scaled by 1000.
   """
   half = width // 2
   exponents = jnp.arange(half, dtype=jnp.float32) / half
@@ -47,9 +47,9 @@ class TimeEmbedding(nnx.Module):
 
 
 class StepEmbedding(nnx.Module):
-  """What a step's length adds to the time token: an MLP on its halvings.
+  """Addition to the time token for a step's length: an MLP on its logarithm.
 
-  Its output starts at zero, so that an untrained one changes nothing.
+  Its output is initialised to zero, so an untrained one has no effect.
   """
 
   def __init__(self, width: int, **kwargs: Any):
@@ -66,7 +66,7 @@ class StepEmbedding(nnx.Module):
     )
 
   def __call__(self, step: Float[Array, " B"]) -> Float[Array, "B D"]:
-    """Embeds step lengths in [0, 1]; 0 is the velocity itself."""
+    """Embeds step lengths in [0, 1]; 0 is the instantaneous velocity."""
     halvings = -jnp.log2(jnp.maximum(step, 2.0**-_MAX_HALVINGS))
     features = time_features(halvings, self.width)
     return self.fc2(layers.gelu(self.fc1(features)))

@@ -1,7 +1,7 @@
-"""Blocks of the shape autoencoder: points to features, features to features.
+"""Blocks of the shape autoencoder: encoder, transformer and field decoder.
 
-Pre-norm transformer blocks whose queries and keys pass a LayerNorm over each
-head. Linear maps of queries, keys and values have no bias; all others do.
+Pre-norm transformer blocks with a LayerNorm of queries and keys per head.
+Linear maps of queries, keys and values have no bias; all others do.
 
 Source: Hunyuan3D 2.1, shape autoencoder; Zhang et al., 3DShape2VecSet, 2023.
 """
@@ -32,7 +32,7 @@ def fourier_features(
     num_freqs: Number of frequencies.
     include_pi: Whether the frequencies are multiples of pi.
   """
-  # At the highest frequency bfloat16 would be off by a tenth of a turn.
+  # At the highest frequency, bfloat16 would cause a phase error of 36 degrees.
   x = jnp.asarray(x, jnp.float32)
   frequencies = 2.0 ** jnp.arange(num_freqs, dtype=jnp.float32)
   if include_pi:
@@ -90,7 +90,7 @@ class CrossBlock(nnx.Module):
     self.mlp = layers.MLP(width, mlp_ratio * width, rngs=rngs, **kwargs)
 
   def encode_data(self, data: Float[Array, "*B S D"]) -> attention.KeyValues:
-    """What every query needs of the data; once for any number of queries."""
+    """Keys and values of the data; computed once for any number of queries."""
     return self.attention.encode_context(self.norm_data(data))
 
   def __call__(
@@ -141,7 +141,7 @@ class PointEncoder(nnx.Module):
       num_layers,
       rngs,
     )
-    # The reference leaves these two norms at torch's default epsilon.
+    # The reference uses torch's default epsilon for these two norms.
     self.norm_post = layers.LayerNorm(width, epsilon=1e-5, **kwargs)
 
   def features(self, rows: Float[AnyArray, "*B P R"]) -> Float[Array, "*B P G"]:
@@ -153,7 +153,7 @@ class PointEncoder(nnx.Module):
   def attend(
     self, surface: Float[AnyArray, "*B P R"], queries: Float[AnyArray, "*B N R"]
   ) -> Float[Array, "*B N D"]:
-    """Query rows gather from all rows: the first, and widest, block."""
+    """The first block: cross-attention from query rows to all rows."""
     data = self.input_proj(self.features(surface))
     x = self.input_proj(self.features(queries))
     return self.cross_block(x, self.cross_block.encode_data(data))
@@ -168,7 +168,7 @@ class PointEncoder(nnx.Module):
 
 
 class FieldDecoder(nnx.Module):
-  """The field at points, each of which attends the tokens on its own."""
+  """The field at points, each of which attends to the tokens independently."""
 
   def __init__(
     self,
@@ -199,7 +199,7 @@ class FieldDecoder(nnx.Module):
     self.norm_post = (
       layers.LayerNorm(width, epsilon=1e-5, **kwargs) if use_norm_post else None
     )
-    # Float32 to the end: marching cubes interpolates between these values.
+    # Float32, because marching cubes interpolates between these values.
     self.output_proj = layers.Linear(
       width,
       1,
@@ -212,7 +212,7 @@ class FieldDecoder(nnx.Module):
   def encode_tokens(
     self, tokens: Float[Array, "*B N D"]
   ) -> attention.KeyValues:
-    """What every point needs of the tokens."""
+    """Keys and values of the tokens for all points."""
     return self.cross_block.encode_data(tokens)
 
   def embed(self, points: Float[AnyArray, "*B Q 3"]) -> Float[Array, "*B Q D"]:
@@ -235,7 +235,7 @@ def run_blocks(
   unroll: bool | int,
   remat_policy: str | None,
 ) -> Float[Array, "*B N D"]:
-  """Stacked self-attention blocks, one after the other."""
+  """Runs stacked self-attention blocks."""
   x, _ = layers.scan_layers(
     lambda block, x, _: (block(x), None),
     blocks,

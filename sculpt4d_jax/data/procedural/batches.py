@@ -12,13 +12,13 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class LatentStore:
-  """Posteriors of a split, as the autoencoder gives them, unscaled.
+  """Unscaled posteriors of the autoencoder for a split.
 
   Attributes:
     mean: float16 [clips, 2, choices, F, N, C]; the second axis is mirrored or
       not, the third the draw of query rows.
     log_variance: The same shape.
-    scale: Diffusion latents are this times a sample: their variance is 1.
+    scale: Factor that gives diffusion latents unit variance.
   """
 
   mean: np.ndarray
@@ -27,7 +27,7 @@ class LatentStore:
 
 
 class _StoreBatches:
-  """What both stages share: which clips a step takes."""
+  """Selection of clips for a step, shared by all stages."""
 
   def __init__(
     self,

@@ -1,10 +1,10 @@
 """Training records of procedural clips: surface points, distances, pictures.
 
-The steps are those of the paper's data: points are sampled once on the parts
-in their own frames, carried along by the parts' motion (guide points), and
-projected onto the surface of every frame, so that row p of the surface is the
-same material point in all frames. Where parts blend or pass through each other
-a guide point lands on the nearest surface.
+The steps are those of the paper's data. Points are sampled once on the parts in
+their local coordinates, moved with the parts (guide points), and projected onto
+the surface of every frame, so row p of the surface is the same material point
+in all frames. Where parts blend or intersect, a guide point is projected to the
+nearest surface.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from sculpt4d_jax.rendering import sphere_tracer
 
 Array = array_types.Array
 
-# Points deeper than this in every frame are inside another part for good.
+# Points deeper than this in every frame are always hidden inside another part.
 _HIDDEN_DEPTH = 0.02
 _BOX_EDGES = 12
 _VARIED_ELEVATIONS = (-0.2, 0.6)
@@ -34,18 +34,17 @@ class RecordSizes:
 
   Attributes:
     num_uniform: Surface points sampled by area.
-    num_sharp: Surface points on sharp edges; on an object without any they
-      are sampled by area too, and labelled so.
+    num_sharp: Surface points on sharp edges; without sharp edges they are
+      sampled and labelled as points by area.
     num_near: Distance samples near the surface, a frame.
     num_volume: Distance samples in the cube, a frame.
     near_deviations: Standard deviations of the near samples' offsets.
     image_size: Pixels a side.
-    max_azimuth: Cameras look from azimuths in +- this, radians.
+    max_azimuth: Largest absolute azimuth of cameras, radians.
     elevations: Lowest and highest elevation, radians.
-    border_ratio: Share of the picture that the object leaves free.
-    variety: Share of clips of other families, seen from further above and
-      below, in other light and with edges as real cut-outs have them; see
-      `solids.make_clip`.
+    border_ratio: Margin as a share of the picture.
+    variety: Share of clips of other families, with more varied elevation and
+      light and with edges like real cut-outs; see `solids.make_clip`.
   """
 
   num_uniform: int = 384
@@ -62,7 +61,7 @@ class RecordSizes:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What training reads of one clip.
+  """The training data of one clip.
 
   Attributes:
     surface: xyz, outward normal, sharp-edge label; float32 [F, P, 7], uniform
@@ -109,7 +108,7 @@ def make_record(
 
 
 def trim(solid: signed_distance.Solid) -> signed_distance.Solid:
-  """Drops columns of absent parts, to one of a few sizes that jit compiles."""
+  """Drops columns of absent parts, to few sizes that need compilation."""
   cones = int((solid.cone_radii[0, :, 0] > 0).sum())
   boxes = int((solid.box_rounding[0] > 0).sum())
   cones = next(n for n in (4, 8, solids.NUM_CONES) if n >= cones)
@@ -124,7 +123,7 @@ def trim(solid: signed_distance.Solid) -> signed_distance.Solid:
 def draw_view(
   rng: np.random.Generator, sizes: RecordSizes
 ) -> sphere_tracer.View:
-  """Draws a camera in front of the object and a light over its shoulder."""
+  """Draws a camera in front of the object, and a light above it."""
   return sphere_tracer.View(
     azimuth=np.float32(rng.uniform(-sizes.max_azimuth, sizes.max_azimuth)),
     elevation=np.float32(rng.uniform(*sizes.elevations)),
@@ -139,7 +138,7 @@ def draw_view(
 def _unusual_view(
   rng: np.random.Generator, view: sphere_tracer.View
 ) -> sphere_tracer.View:
-  """The view from another height, in light from anywhere in front."""
+  """The view from another elevation, lit from any direction in front."""
   light = [rng.uniform(-1.2, 1.2), rng.uniform(-0.6, 1.2), rng.uniform(0.3, 1)]
   return view._replace(
     elevation=np.float32(rng.uniform(*_VARIED_ELEVATIONS)),
@@ -148,21 +147,21 @@ def _unusual_view(
 
 
 def _cut_out(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Edges as matting leaves them: moved by a pixel or less, blurred, fringed.
+  """Imitates edges of matting: shifted by up to a pixel, blurred, with fringes.
 
   Args:
     rgba: Pictures in [0, 1], [F, S, S, 4].
-    rng: One draw serves the whole clip.
+    rng: Drawn once for the complete clip.
   """
   rgba = np.array(rgba)
   alpha = ndimage.gaussian_filter(
     rgba[..., 3], (0, *(rng.uniform(0.0, 0.8),) * 2)
   )
   shift = rng.uniform(-0.3, 0.3)
-  # Steep enough that nothing is left where there was nothing.
+  # Steep enough to keep empty pixels empty.
   steepness = rng.uniform(1.0, 3.0) / (1 - 2 * abs(shift))
   cut = np.clip((alpha - 0.5 + shift) * steepness + 0.5, 0, 1)
-  # What the object does not cover of its edge shows the old background.
+  # Partly covered edge pixels show the old background.
   fringe = rng.uniform(0.0, 1.0, 3)
   covered = rgba[..., 3:] / np.maximum(cut[..., None], 1e-3)
   rgba[..., :3] += (fringe - rgba[..., :3]) * np.clip(1 - covered, 0, 1)
@@ -250,7 +249,7 @@ def _surface(clip, solid, sizes, rng):
   num_points = sizes.num_uniform + sizes.num_sharp
   guide = guide_points(clip.solid, 2 * num_points, rng)
   depth = np.asarray(distances(solid, guide)).min(0)
-  # Stable, so points that show keep their order and the rest come last.
+  # A stable sort keeps the order of visible points and puts the others last.
   order = np.argsort(depth > _HIDDEN_DEPTH, kind="stable")[:num_points]
   guide = guide[:, order]
   label = np.zeros(num_points, np.float32)
@@ -266,7 +265,7 @@ def _surface(clip, solid, sizes, rng):
 def guide_points(
   solid: signed_distance.Solid, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """Points on the parts, fixed in the parts' own frames: float64 [F, M, 3].
+  """Points fixed on the parts, in world space: float64 [F, M, 3].
 
   Parts are drawn by their area in frame 0, hidden areas included.
   """

@@ -1,8 +1,8 @@
-"""Procedural families with what real characters have and plain solids lack.
+"""Procedural families with features of real characters.
 
-Thin limbs, long tails, wings, fins and bodies that are not symmetric, in
-colours that differ from part to part. `solids` mixes them in where a
-configuration asks for variety.
+They have thin limbs, long tails, wings, fins and asymmetric bodies, with
+different colours for the parts. `solids` includes them if a configuration sets
+variety.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Array = np.ndarray
 
 
 class Body(Protocol):
-  """What a family adds its parts to; see `solids`."""
+  """Collector of a family's parts; see `solids`."""
 
   smoothness: float
 
@@ -42,7 +42,7 @@ def _point(phase: Array, x: Array, y: Array, z: Array) -> Array:
 
 
 def _plate(along: Array, up: Array) -> Array:
-  """Rotations [F, 3, 3] whose x axis follows `along`, y as near `up` as can be."""
+  """Rotations [F, 3, 3] with x along `along` and y as close to `up`."""
   x = along / np.linalg.norm(along, axis=-1, keepdims=True)
   z = np.cross(x, up)
   z /= np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), 1e-6)
@@ -212,7 +212,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def colours(rng: np.random.Generator, num_parts: int) -> Array:
-  """RGB in [0, 1] of parts [K, 3]: a few colours, far apart."""
+  """RGB in [0, 1] of parts [K, 3]: a few distinct colours."""
   palette = rng.uniform(0.08, 1.0, (int(rng.integers(2, 5)), 3))
   shades = palette[rng.integers(len(palette), size=num_parts)]
   return np.clip(shades + rng.normal(0, 0.05, shades.shape), 0.05, 1.0).astype(

@@ -1,8 +1,8 @@
-"""Batches of clips: which clips, which frames, mirrored or not.
+"""Draws batches: clips, frames and mirroring.
 
-What a batch holds depends on the seed and the step alone, so a run that was
-interrupted resumes with exactly the batches it would have seen. Each epoch
-visits every clip once in a different order.
+A batch depends only on the seed and the step, so an interrupted run resumes
+with exactly the same batches. Each epoch visits every clip once in a different
+order.
 
 Mirroring swaps left and right of the object and its pictures alike, which
 doubles the number of different clips.
@@ -21,12 +21,12 @@ _MIRROR = np.array([-1, 1, 1, -1, 1, 1, 1], np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-  """What one batch takes from a store.
+  """The random choices of one batch.
 
   Attributes:
     clips: Row of each clip [B].
     mirrored: Whether it is mirrored [B].
-    rng: Randomness for everything else the batch draws.
+    rng: Randomness for all other choices of the batch.
   """
 
   clips: np.ndarray
@@ -34,7 +34,7 @@ class Draw:
   rng: np.random.Generator
 
   def take(self, rows: np.ndarray) -> "Draw":
-    """Some rows of the batch, its randomness as it has come to be."""
+    """Some rows of the batch, with the current state of its randomness."""
     return Draw(self.clips[rows], self.mirrored[rows], self.rng)
 
 
@@ -98,8 +98,8 @@ def surface_batch(
     num_frames: Frames taken of each clip, at random.
     num_queries: Distance samples taken of each frame, at random.
     keep_order: Whether the frames keep their order in time.
-    rows: Clips of the batch that are wanted; None is all. The others are drawn
-      all the same, so that the processes of a run agree.
+    rows: Rows of the batch to return; None returns all. Random numbers are
+      drawn for all rows, so that the processes of a run agree.
 
   Returns:
     `surface` [B, F', P, 7], `samples` [B, F', Q', 4], float32.

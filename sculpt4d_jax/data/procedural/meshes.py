@@ -1,10 +1,10 @@
-"""Procedural clips as animated meshes, like any asset.
+"""Converts procedural clips to animated meshes, like other assets.
 
-`synthetic` describes solids by formulas. Here their parts become bodies of one
-deforming mesh, each with a fixed topology: round cones as spheres that are
-pulled apart at the ring where the side touches them, rounded boxes as cubes
-with bevelled edges. Bodies pass through each other as the limbs of modelled
-characters do; the smooth blends between the formulas' parts are not there.
+`solids` defines objects by formulas. Here their parts become bodies of one
+deforming mesh with a fixed topology: round cones as spheres split at the rings
+where the side is tangent, rounded boxes as cubes with bevelled edges. Bodies
+intersect like the limbs of modelled characters; the smooth blends between parts
+are missing.
 """
 
 import functools
@@ -14,7 +14,7 @@ import numpy as np
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.geometry import deforming_mesh
 
-_CAP_RINGS = 7  # Of each half of a round cone, its pole included.
+_CAP_RINGS = 7  # For each half of a round cone, including its pole.
 _SECTORS = 20
 _BOX_COORDINATES = (-1.0, -0.0, 0.0, 1.0)
 _BOX_SIGNS = (-1.0, -1.0, 1.0, 1.0)
@@ -110,8 +110,8 @@ def _cone_faces() -> np.ndarray:
 def _box_template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Signs of the octant [V, 3], directions in it [V, 3], faces [T, 3].
 
-  The grid of each side of a cube has its middle lines twice, once for either
-  half: pulled apart, they leave a flat side.
+  The grid of each side of a cube contains its middle lines twice, once for each
+  half; separated, they give a flat side.
   """
   vertices: dict[tuple[float, ...], int] = {}
   faces = []

@@ -1,15 +1,15 @@
 """Procedural animated objects: articulated and deforming solids.
 
 Each clip is a smooth union of round cones and rounded boxes that move for F
-frames (`geometry/signed_distance.py`), so signed distance, correspondence over
-time and pictures are known exactly. Seven families cover what a deforming
-object does: limbs that swing (quadruped, biped), a body that bends (tentacle),
+frames (`geometry/signed_distance.py`), so signed distance, temporal
+correspondence and pictures are exact. Seven families cover typical
+deformations: limbs that swing (quadruped, biped), a body that bends (tentacle),
 arms that open (bloomer), hinges between boxes (machine), parts that swell
 (bulger), parts that join and split (splitter).
 
-Objects stand upright (+y) and are turned about it by any yaw that keeps their
-motion in sight of a camera in front (+z). One box for the whole clip puts them
-in [-0.95, 0.95]^3.
+Objects are upright (+y), with any yaw that keeps their motion visible to a
+camera in front (+z). One box for the complete clip scales them to [-0.95,
+0.95]^3.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from sculpt4d_jax.geometry import signed_distance
 
 NUM_CONES = 12
 NUM_BOXES = 4
-# Blends bulge beyond the parts' own bounds, so these stay inside the cube.
+# Smaller than the cube, because blends extend beyond the parts' bounds.
 EXTENT = 0.95
 
 
@@ -56,8 +56,8 @@ def make_clip(
   Args:
     seed: Any non-negative number.
     num_frames: Frames F, spread over the clip; at least 1.
-    variety: Share of the clips that are of the families of `creatures`, turned
-      by any angle and in several colours.
+    variety: Share of clips from the families of `creatures`, with any yaw and
+      several colours.
     seconds: Length of the clip; motions repeat after one to 1.7 seconds.
 
   Returns:
@@ -85,7 +85,7 @@ def make_clip(
 
 
 def is_varied(seed: int, variety: float) -> bool:
-  """Whether a seed's clip is of the families of `creatures`."""
+  """Whether a seed's clip is from the families of `creatures`."""
   draw = np.random.default_rng([seed, 0xC7EA]).uniform()
   return bool(draw < variety)
 
@@ -187,7 +187,7 @@ def _cone_arrays(cones, centre, scale, num_frames):
   for part, (start, end, part_radii) in enumerate(cones):
     axis = end - start
     span = np.maximum(np.linalg.norm(axis, axis=-1), 1e-3)
-    # One sphere must not swallow the other, or the side has no tangent.
+    # If one sphere contained the other, the side would have no tangent.
     gap = np.abs(part_radii[:, 0] - part_radii[:, 1])
     span = np.maximum(span, gap * 1.05)
     origin[:, part] = (start - centre) * scale
@@ -204,7 +204,7 @@ def _box_arrays(boxes, centre, scale, num_frames):
   rounding = np.full(
     (num_frames, NUM_BOXES), signed_distance.ABSENT, np.float32
   )
-  half_size += rounding[..., None]  # An absent box has no inner box either.
+  half_size += rounding[..., None]  # Inner size 0.
   for part, (box_centre, box_rotation, box_half, box_rounding) in enumerate(
     boxes
   ):
@@ -227,8 +227,8 @@ def rotation_about(axis: Sequence[float], angle) -> np.ndarray:
 def follow_axis(axis: np.ndarray) -> np.ndarray:
   """Rotations [F, 3, 3] whose y axis follows `axis` [F, 3] without twist.
 
-  Each frame is the shortest turn away from the clip's mean direction, so that
-  a point fixed on the part's surface moves as little as the part does.
+  Each frame is the minimal rotation from the clip's mean direction, so points
+  on the part's surface do not twist around its axis.
   """
   axis = axis / np.maximum(np.linalg.norm(axis, axis=-1, keepdims=True), 1e-9)
   mean = axis.mean(0)
@@ -253,7 +253,7 @@ def _colours(rng, num_cones, num_boxes):
   """A base colour of the object and a shade of it for every part."""
   base = rng.uniform(0.35, 0.95, 3)
   shades = base + rng.normal(0, 0.12, (NUM_CONES + NUM_BOXES, 3))
-  del num_cones, num_boxes  # Absent parts have a colour that nobody sees.
+  del num_cones, num_boxes  # Absent parts have a colour, too.
   return np.clip(shades, 0.15, 1.0).astype(np.float32)
 
 

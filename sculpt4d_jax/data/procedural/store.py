@@ -1,9 +1,9 @@
 """Records of procedural clips on disk, as memory-mapped arrays.
 
 A store is a folder with one `.npy` file a field, the clip as first axis, and
-`store.json`, which says what it holds and how many clips are finished. Making
-it may be interrupted at any time and resumes where it stopped; a finished one
-grows when more clips are asked for.
+`store.json`, which records its settings and the number of finished clips. An
+interrupted store resumes where it stopped; a finished one is extended if more
+clips are requested.
 
 Clip i of a split is made from the seed `first_seed + i`, so splits whose seeds
 do not overlap share no clip.
@@ -33,7 +33,7 @@ _SAVE_EVERY = 64
 
 
 class OtherKindError(UserError):
-  """The records of a folder were made by other settings."""
+  """The records of a folder were made with other settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def open_or_make(
   first_seed: int,
   sizes: clip_records.RecordSizes,
 ) -> RecordStore:
-  """Opens a store, after making the clips that it lacks.
+  """Opens a store, after making missing clips.
 
   Args:
     folder: Folder of the files, which may not exist yet.
@@ -114,7 +114,7 @@ def _open_arrays(folder, kind):
       )
     mode = "r" if done == kind["num_clips"] else "r+"
     return {
-      # A store whose growth was interrupted may have larger arrays.
+      # An interrupted extension may have left larger arrays.
       name: np.load(folder / f"{name}.npy", mmap_mode=mode)[: kind["num_clips"]]
       for name in _FIELDS
     }, done
@@ -132,13 +132,13 @@ def _open_arrays(folder, kind):
 
 
 def _is_smaller(found: Mapping, kind: Mapping) -> bool:
-  """Whether stores differ in their numbers of clips alone."""
+  """Whether stores differ only in their numbers of clips."""
   same = {**found, "num_clips": kind["num_clips"]} == kind
   return same and found["num_clips"] < kind["num_clips"]
 
 
 def _grow(folder: pathlib.Path, kind: Mapping, done: int) -> None:
-  """Copies the arrays of a finished store to larger ones."""
+  """Copies the arrays of a finished store into larger ones."""
   for name, shape in _shapes(kind).items():
     path, larger = folder / f"{name}.npy", folder / f"{name}.larger.npy"
     old = np.load(path, mmap_mode="r")
@@ -149,8 +149,8 @@ def _grow(folder: pathlib.Path, kind: Mapping, done: int) -> None:
       new[clip] = old[clip]
     new.flush()
     del old, new
-  # The status last: until then a store of the old size is found, in files of
-  # either size.
+  # The status is written last: until then, the store has its old size, with
+  # files of either size.
   for name in _FIELDS:
     (folder / f"{name}.larger.npy").replace(folder / f"{name}.npy")
   _save_status(folder, kind, done)

@@ -1,19 +1,19 @@
-"""Entries of a shard in a store, read by ranges of bytes.
+"""Reads entries of a shard in a store by byte ranges.
 
-ArrayRecord's own reader opens files. What `shards.write_shard` writes is simple
-enough to be read without it: every entry is a chunk, uncompressed, and the
-file's last block says where the table of chunks is.
+ArrayRecord's reader only supports files. The output of `shards.write_shard` is
+simple enough to read without it: every entry is an uncompressed chunk, and the
+file's last block points to the table of chunks.
 
   A file is divided into blocks of 64 KiB that begin with a header of 24 bytes,
-  in the middle of chunks too. A chunk is a header of 40 bytes and its data:
-  a compression type (0 is none), the length of the sizes, the sizes, and the
-  records. Chunk positions are in the file, block headers included.
-  The last block's chunk holds the position of the table: a chunk whose records
-  are protocol buffers, the first about the file, the others with the position
-  of one chunk each.
+  also within chunks. A chunk is a header of 40 bytes and its data: a
+  compression type (0 is none), the length of the sizes, the sizes, and the
+  records. Chunk positions are offsets in the file, including block headers. The
+  last block's chunk has the position of the table: a chunk whose records are
+  protocol buffers, the first one about the file, each other one with the
+  position of a chunk.
 
-An entry is read with what follows it, up to `READ_AHEAD` bytes: clips are read
-entry after entry.
+Up to `READ_AHEAD` bytes are read at once, because a clip's entries are
+consecutive.
 
 Source: google/riegeli, doc/riegeli_records_file_format.md; google/array_record,
 cpp/layout.proto.
@@ -40,11 +40,11 @@ class RangeReader:
     """Reads the table of chunks: two small ranges.
 
     Raises:
-      RecordError: The object is no shard that `write_shard` wrote.
+      RecordError: The object is not a shard written by `write_shard`.
     """
     self._path = path
     self._lock = threading.Lock()
-    self._span = (0, b"")  # Where it begins in the file, and its bytes.
+    self._span = (0, b"")  # Its offset in the file, and its bytes.
     size = path.stat().st_size
     try:
       if size < 2 * _BLOCK or size % _BLOCK:
@@ -137,7 +137,7 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 
 
 def _field_1(message: bytes) -> int:
-  """The integer that a protocol buffer has first."""
+  """The integer in field 1 of a protocol buffer."""
   if message[:1] != b"\x08":
     raise UserError("a position is missing")
   return _varint(message, 1)[0]

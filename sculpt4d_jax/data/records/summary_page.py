@@ -1,7 +1,7 @@
-"""The summary of a data set: all its clips in pictures.
+"""The summary page of a data set, with pictures of all clips.
 
-`summary.html` shows every clip that was accepted and every one that was
-rejected with its reasons; it works offline, with the pictures next to it.
+`summary.html` shows all accepted clips and all rejected clips with the reasons.
+It works offline, with the pictures next to it.
 """
 
 import collections

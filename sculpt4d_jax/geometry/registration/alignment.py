@@ -1,8 +1,8 @@
-"""Brings a mesh of another size, place and direction onto a surface.
+"""Aligns a mesh of another size, position and orientation with a surface.
 
 Iterated closest points with scale, from the 24 directions of a cube: a user's
-mesh may be in centimetres, lie on its side or look the other way. The best of
-all starts by the mean distance of both surfaces is refined.
+mesh may be in centimetres, lie on its side or face the other way. The start
+with the smallest mean distance of both surfaces is refined.
 
 Source: Besl and McKay, A Method for Registration of 3-D Shapes, 1992; Umeyama,
 Least-Squares Estimation of Transformation Parameters Between Two Point
@@ -18,7 +18,7 @@ from scipy import spatial
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry.registration import rotations
 
-_SCALE_RANGE = (0.5, 2.0)  # Around the ratio of the surfaces' sizes.
+_SCALE_RANGE = (0.5, 2.0)  # Relative to the ratio of the surfaces' sizes.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Similarity:
     turn: Rotation [3, 3].
     shift: Translation [3].
     scale: Factor.
-    distance: Mean distance of the two surfaces after it.
+    distance: Mean distance of the two surfaces after the transform.
   """
 
   turn: np.ndarray
@@ -52,7 +52,7 @@ def align(
   """Finds the similarity that takes points onto a target.
 
   Args:
-    points: Points on the surface that is moved [P, 3], by area.
+    points: Points on the moving surface [P, 3], by area.
     target: Points on the other surface [Q, 3], by area.
     num_steps: Steps from each direction.
     num_refined: Directions that are refined, by four times the steps.
@@ -81,7 +81,7 @@ def align(
 
 
 def cube_rotations() -> list[np.ndarray]:
-  """The 24 rotations that take a cube onto itself; the first turns nothing."""
+  """The 24 rotations that map a cube onto itself; the first is the identity."""
   found = []
   for order in itertools.permutations(range(3)):
     for signs in itertools.product((1.0, -1.0), repeat=3):

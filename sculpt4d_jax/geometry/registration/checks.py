@@ -1,9 +1,9 @@
 """Checks of a frame's registration that need no true correspondences.
 
 Distances are between points sampled on the two surfaces and the other surface,
-exact, as shares of the longest side of the box around all frames. A frame
-whose limbs were lost shows it in the 99th percentile: the mean hides a limb of
-a few per cent of the area.
+exact, as shares of the longest side of the box around all frames. Lost limbs
+are visible in the 99th percentile; the mean would hide a limb of a few per cent
+of the area.
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ from sculpt4d_jax.geometry.registration import surfaces
 
 TriangleMesh = mesh_lib.TriangleMesh
 
-_MIN_AREA = 1e-9  # Faces with less, at rest, have no stretch.
+_MIN_AREA = 1e-9  # Stretch is undefined for faces below this rest area.
 _MAX_STRETCH = 2.0
 FAR = 0.03  # Share of the box.
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-  """What `Checker.check` measures; see `result.FrameReport`.
+  """Measurements of `Checker.check`; see `result.FrameReport`.
 
-  `far` is the share of either surface that is farther than `FAR` from the
-  other one, the larger of both.
+  `far` is the share of a surface that is farther than `FAR` from the other one;
+  the larger of both directions.
   """
 
   chamfer: float

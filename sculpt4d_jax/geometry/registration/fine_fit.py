@@ -1,9 +1,9 @@
-"""The fine fit: every vertex moves, as rigidly as possible.
+"""The fine fit, in which all vertices move as rigidly as possible.
 
 Minimises  ARAP(x; rest) + w |x - c|^2, where c is the foot of a vertex on the
-tangent plane of its match. A vertex without a match has c = x, which holds it
-where it is. So the matrix L + w I never changes, and one factorisation serves
-all frames and iterations.
+tangent plane of its match. A vertex without a match has c = x, which keeps its
+position. The matrix L + w I is therefore constant, and one factorisation is
+used for all frames and iterations.
 
 Source: Sorkine and Alexa, As-Rigid-As-Possible Surface Modeling, 2007.
 """
@@ -67,7 +67,7 @@ class FineFit:
   def relax(
     self, vertices: np.ndarray, goal: np.ndarray, num_iterations: int
   ) -> np.ndarray:
-    """As rigid as possible near given places [V, 3]."""
+    """Positions near given ones [V, 3] that are as rigid as possible."""
     for _ in range(num_iterations):
       vertices = self._solve(self._bends(vertices) + self._pull * goal)
     return vertices
@@ -83,7 +83,7 @@ class FineFit:
     return vertices + np.where(matched, along, 0.0)[:, None] * facing
 
   def _bends(self, vertices: np.ndarray) -> np.ndarray:
-    """The right side of ARAP: edges as the vertices' rotations want them."""
+    """The right-hand side of ARAP: edges rotated with their vertices."""
     edges = vertices[self._rows] - vertices[self._columns]
     moments = (self._weights[:, None] * edges)[:, :, None] * self._edges[
       :, None

@@ -1,4 +1,4 @@
-"""A sequence made ready for registration: one box, and targets to match."""
+"""Prepares a sequence for registration: one box, and matching targets."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,8 +14,8 @@ from sculpt4d_jax.geometry.registration import surfaces
 TriangleMesh = mesh_lib.TriangleMesh
 
 BOX_SIDE = 2.0
-_SPECK = 0.01  # Parts with less area than this share of the largest one's.
-_OVERSAMPLING = 4  # Points of a target for each that is matched.
+_SPECK = 0.01  # Parts below this share of the largest part's area.
+_OVERSAMPLING = 4  # Points of a target per matched point.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Frames:
     return len(self.meshes)
 
   def usable(self) -> list[int]:
-    """Numbers of the frames that have a surface."""
+    """Indices of the frames with a surface."""
     return [i for i, target in enumerate(self.targets) if target is not None]
 
   def from_input(self, vertices: np.ndarray) -> np.ndarray:
@@ -86,14 +86,14 @@ class Frames:
     return vertices / self.scale + self.centre
 
   def part(self, first: int, last: int) -> "Frames":
-    """The frames first..last alone, in the same units."""
+    """Only the frames first..last, in the same units."""
     chosen = slice(first, last + 1)
     return dataclasses.replace(
       self, meshes=self.meshes[chosen], targets=self.targets[chosen]
     )
 
   def num_parts(self, index: int) -> int:
-    """Number of connected parts of a frame, specks left out."""
+    """Number of connected parts of a frame, without specks."""
     mesh = self.meshes[index]
     if mesh.is_empty:
       return 0

@@ -1,7 +1,7 @@
-"""The motion of a deformation graph, on its own: few nodes carry all vertices.
+"""The motion of a deformation graph, whose few nodes move all vertices.
 
-A mesh with some hundred nodes, each with a rigid motion a frame, is a form of
-4D result by itself: it is small, and a handle for editing.
+A mesh with a few hundred nodes, each with one rigid motion per frame, is a
+compact 4D representation that is easy to edit.
 
 Source: Sumner, Schmid and Pauly, Embedded Deformation for Shape Manipulation,
 2007; Li et al., DreamMesh4D, 2024, for the form.
@@ -18,7 +18,7 @@ from sculpt4d_jax.geometry.registration import graph as graph_lib
 
 @dataclasses.dataclass(frozen=True)
 class GraphMotion:
-  """Nodes, what they carry, and how they move.
+  """Nodes, their motion, and the vertices that they move.
 
   Attributes:
     rest: Vertices at rest, float64 [V, 3].
@@ -50,7 +50,8 @@ class GraphMotion:
 
     Args:
       graph: The graph, in the units of `frames`.
-      poses: Pose in each frame; None, where it was not reached, is at rest.
+      poses: Pose in each frame; None if the frame was not reached, which means
+        at rest.
       frames: Units.
       rows: Vertex of the graph's mesh for each vertex of the result [V].
     """
@@ -85,5 +86,5 @@ class GraphMotion:
     return result
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """What a file of it holds, by name."""
+    """The arrays of its file, by name."""
     return dataclasses.asdict(self)

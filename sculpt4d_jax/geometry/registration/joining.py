@@ -1,12 +1,11 @@
 """Repairs the frames that a single pass from one key frame does not reach.
 
-First from the other side: a limb that was lost between two frames may be
-followed the other way round, from a frame where the pose has come back. Where
-that does not help, another key frame inside the failed run is tracked to a
-frame that is good, and both maps are composed: a vertex of the first mesh is
-attached to the second one there and carried by it. The graph of the first mesh
-takes the pose of these positions and is fitted from there, so that the rest
-shape remains the first key's.
+First in the opposite direction: a limb that was lost between two frames may be
+tracked backwards, from a later frame with a similar pose. If that fails,
+another key frame inside the failed run is tracked to a good frame, and both
+maps are composed: a vertex of the first mesh is attached to the second mesh
+there and moved with it. The graph of the first mesh is initialised by these
+positions and fitted again, so the rest shape remains the first key's.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ def bad_runs(track: Track, limit: float) -> list[tuple[int, int]]:
 
 
 def sweep_back(tracker: Tracker, track: Track, key: int, limit: float) -> None:
-  """Fits bad frames again from the neighbour that is farther from the key."""
+  """Refits bad frames from the neighbour that is farther from the key."""
   count = len(track.checks)
   for first, last in bad_runs(track, limit):
     ranges: list[tuple[Sequence[int], int]] = []
@@ -55,7 +54,7 @@ def sweep_back(tracker: Tracker, track: Track, key: int, limit: float) -> None:
 def _push_outwards(
   tracker: Tracker, track: Track, key: int, first: int, last: int
 ) -> None:
-  """Fits bad frames again from neighbours that have become better."""
+  """Refits bad frames from neighbours that have improved."""
   frames = range(first, last + 1) if first > key else range(last, first - 1, -1)
   step = -1 if first > key else 1
   for frame in frames:
@@ -80,7 +79,7 @@ def add_keys(
     tracker: The first key frame's.
     track: Result of that tracker; improved in place.
     limit: HD99 above which a frame is bad.
-    max_keys: Runs that are tried, the longest first.
+    max_keys: Largest number of runs that are tried, the longest first.
   """
   runs = sorted(bad_runs(track, limit), key=lambda run: run[0] - run[1])
   for first, last in runs[:max_keys]:
@@ -113,7 +112,7 @@ def add_keys(
 
 
 def _fill_from_neighbours(tracker: Tracker, track: Track, limit: float) -> None:
-  """Fits frames that are still bad from neighbours that are good."""
+  """Refits frames that are still bad from good neighbours."""
   for first, last in bad_runs(track, limit):
     for frames, step in (
       (range(first, last + 1), -1),
@@ -133,17 +132,17 @@ def _fill_from_neighbours(tracker: Tracker, track: Track, limit: float) -> None:
 def compose(
   vertices: np.ndarray, others: np.ndarray, faces: np.ndarray, anchor: int
 ) -> np.ndarray:
-  """Carries points by a mesh that moves.
+  """Moves points with a mesh.
 
   Args:
     vertices: Points [V, 3] in frame `anchor`.
     others: The mesh's vertices in all frames [F, U, 3].
     faces: Its faces [T, 3].
-    anchor: Frame in which the points are attached to it.
+    anchor: Frame in which the points are attached.
 
   Returns:
     The points in all frames [F, V, 3]; a point keeps its barycentrics in the
-    closest face, and its height above it.
+    closest face and its height above it.
   """
   at = np.ascontiguousarray(others[anchor])
   _, face_ids, closest = igl.point_mesh_squared_distance(
@@ -164,10 +163,10 @@ def compose(
 
 
 def key_candidates(frames: frames_lib.Frames, count: int) -> list[int]:
-  """Frames that may become the key: the first, then those of most surface.
+  """Candidates for the key frame: the first, then those with the largest area.
 
-  Where limbs touch or parts join, surface is lost inside; frames with more of
-  it, and with more parts, show the object's parts free of each other.
+  Surface is lost where limbs touch or parts join. In frames with more surface
+  and more parts, the object's parts are separate.
   """
   usable = frames.usable()
   parts = {frame: frames.num_parts(frame) for frame in usable}

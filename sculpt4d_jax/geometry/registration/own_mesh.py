@@ -1,13 +1,12 @@
-"""Registers a mesh that somebody made to a sequence: their topology is kept.
+"""Registers a user's mesh to a sequence and keeps its topology.
 
-The mesh is brought to the sequence's size, place and direction, then its graph
-is fitted to the key frame and from there to the others. Nothing but the graph
-moves it: the fine fit would draw an artist's details onto the smoother surfaces
-of the sequence.
+The mesh is aligned with the sequence, then its graph is fitted to the key frame
+and from there to the others. Only the graph moves it: the fine fit would
+flatten an artist's details onto the smoother surfaces of the sequence.
 
 Artists' meshes are split at seams of texture coordinates and made of many
-bodies. Corners at the same place count as one, and bodies are joined by edges
-of the graph, so that seams stay closed and eyes follow the head.
+bodies. Vertices at the same position are welded, and bodies are connected by
+edges of the graph, so that seams stay closed and eyes follow the head.
 """
 
 from collections.abc import Sequence
@@ -30,7 +29,8 @@ from sculpt4d_jax.geometry.registration import tracker as tracker_lib
 TriangleMesh = mesh_lib.TriangleMesh
 
 _NUM_POINTS = 800
-# The first fit bridges two poses that were never close: stiff and far first.
+# The first fit may start from a very different pose: begin stiff, with a large
+# gate.
 _FIRST_ROUNDS = (
   settings_lib.Round(10.0, 0.6, 10),
   settings_lib.Round(3.0, 0.42, 10),
@@ -49,11 +49,11 @@ def register_mesh(
   """Registers one mesh to all frames.
 
   Args:
-    mesh: The mesh, in any size, place and direction.
+    mesh: The mesh, of any size, position and orientation.
     meshes: One mesh a frame; frames may be empty.
     settings: Settings of all stages; those of the fine fit are not used.
-    key: Frame that is fitted first; by default that of the candidates which
-      the mesh fits best.
+    key: Frame that is fitted first; by default the candidate that the mesh fits
+      best.
     observer: Called with a stage's name after each frame of it.
 
   Returns:
@@ -61,7 +61,7 @@ def register_mesh(
     their order; its rest pose is the one in the key frame.
 
   Raises:
-    ValueError: As `sequence.register`; or the mesh has no surface.
+    ValueError: See `sequence.register`; or the mesh has no surface.
   """
   if mesh.is_empty or not np.isfinite(mesh.vertices).all():
     raise UserError("the mesh has no faces, or positions that are not finite.")
@@ -91,7 +91,7 @@ def register_mesh(
 
 
 def weld(mesh: TriangleMesh) -> tuple[TriangleMesh, np.ndarray]:
-  """Joins corners at the same place; also, for each vertex, the joined one."""
+  """Welds vertices at the same position; also returns the map to them."""
   places, rows = np.unique(mesh.vertices + 0.0, axis=0, return_inverse=True)
   rows = rows.reshape(-1)
   return TriangleMesh(places, rows[mesh.faces]), rows

@@ -1,15 +1,15 @@
-"""What a registration gives: one mesh in all frames, and how far to trust it.
+"""The result of a registration: one mesh in all frames, with its checks.
 
-A sequence of meshes, each meshed anew, becomes one topology whose vertices
-move. Lengths in reports are shares of the longest side of the box around all
-frames, so that they do not depend on the units of the sequence.
+A sequence of independent meshes becomes one topology with moving vertices.
+Lengths in reports are shares of the longest side of the box around all frames,
+so that they do not depend on the units of the sequence.
 
-Three things are kept apart:
+It has three separate parts:
 
   mesh        vertices in the space of the input, global motion included;
-  trajectory  the global motion alone, one rigid transform a frame;
-  segments    the runs of frames that one topology can show. Where parts split
-              or join there are several; otherwise there is one, of all frames.
+  trajectory  the global motion alone, one rigid transform a frame; segments
+  runs of frames that one topology can represent; several if parts split or
+  join, otherwise one with all frames.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ DeformingMesh = deforming_mesh.DeformingMesh
 
 
 class Verdict(enum.StrEnum):
-  """How far a frame's registration can be trusted."""
+  """The reliability of a frame's registration."""
 
   REGISTERED = "registered"
   DOUBTFUL = "doubtful"
@@ -37,7 +37,7 @@ class Verdict(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class FrameReport:
-  """Checks of one frame, made without knowing the true correspondences.
+  """Checks of one frame that need no true correspondences.
 
   Attributes:
     frame: Number of the frame.
@@ -48,7 +48,7 @@ class FrameReport:
     hausdorff99: 99th percentile of these distances, the worse direction.
     turned: Share of the area whose normal points away from the target's.
     stretched: Share of the rest area stretched beyond 2 or below 1/2.
-    reason: Why the frame is not "registered"; empty if it is.
+    reason: Reason if the frame is not "registered", otherwise empty.
   """
 
   frame: int
@@ -66,8 +66,8 @@ class Segment(NamedTuple):
 
   Attributes:
     first_frame: Number of its first frame in the sequence.
-    last_frame: Number of its last frame, which belongs to it.
-    mesh: The mesh in these frames alone; frame 0 of it is `first_frame`.
+    last_frame: Number of its last frame, inclusive.
+    mesh: The mesh in these frames; its frame 0 is `first_frame`.
   """
 
   first_frame: int
@@ -84,14 +84,14 @@ class Registered:
       mesh, or the user's mesh as it stands in the key frame.
     key: Number of the key frame, whose shape is the rest shape.
     reports: One report a frame, in order.
-    trajectory: Rigid transforms, float64 [F, 4, 4], which take the rest shape
-      as closely as possible onto each frame; the identity in the key frame.
-    segments: Runs that cover all frames in order, each with a topology; one
-      run with `mesh` where that serves.
+    trajectory: Rigid transforms, float64 [F, 4, 4], that fit the rest shape to
+      each frame by least squares; the identity in the key frame.
+    segments: Runs that cover all frames in order, each with a topology; one run
+      with `mesh` if that is sufficient.
     segment_reports: One report a frame of the segments' meshes; those of
       `mesh` by default.
     graph: The deformation graph that moved `mesh` before every vertex was
-      fitted; None if that is not known.
+      fitted; None if unknown.
   """
 
   mesh: DeformingMesh
@@ -126,7 +126,7 @@ class Registered:
     return self.mesh.num_frames
 
   def deformation(self) -> DeformingMesh:
-    """The mesh with its trajectory taken off: every frame in the key's place."""
+    """The mesh without its trajectory: every frame in the key's pose."""
     turn, shift = self.trajectory[:, :3, :3], self.trajectory[:, :3, 3]
     moved = self.mesh.vertices - shift[:, None]
     return dataclasses.replace(
@@ -146,7 +146,7 @@ def one_segment(mesh: DeformingMesh) -> tuple[Segment, ...]:
 def fit_trajectory(
   vertices: np.ndarray, rest: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-  """Rigid transforms that take `rest` as closely as possible onto each frame.
+  """Rigid transforms that fit `rest` to each frame by least squares.
 
   Args:
     vertices: Positions [F, V, 3].

@@ -29,6 +29,6 @@ def skew(vectors: np.ndarray) -> np.ndarray:
 def nearest(matrices: np.ndarray) -> np.ndarray:
   """The proper rotations [N, 3, 3] closest to matrices [N, 3, 3]."""
   left, _, right = np.linalg.svd(matrices)
-  # A mirror image is no rotation: flip the direction that matters least.
+  # Exclude reflections: flip the direction of the smallest singular value.
   left[:, :, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
   return left @ right

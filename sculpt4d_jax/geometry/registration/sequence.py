@@ -34,8 +34,8 @@ Track = tracker_lib.Track
 Tracker = tracker_lib.Tracker
 TriangleMesh = mesh_lib.TriangleMesh
 
-# A first key whose worst frame is this much better than a registered frame
-# must be leaves nothing to gain for another.
+# If the first key's worst frame is below this share of the limit for a
+# registered frame, no other key is tried.
 _GOOD_ENOUGH = 0.7
 # Growth of a frame's HD99 that smoothing may cost.
 _SMOOTHING_COST = 1.1
@@ -59,11 +59,11 @@ def register(
 
   Returns:
     One mesh in all frames, in the input's units. A frame that could not be
-    registered holds the best attempt, and its report says so.
+    registered contains the best attempt, and its report has the reason.
 
   Raises:
     ValueError: No frame has a surface, a position is not finite, or `key` is
-      no frame with a surface.
+      not a frame with a surface.
   """
   frames = Frames.of(meshes, settings.graph)
   if key is not None and key not in frames.usable():
@@ -87,7 +87,7 @@ def finish(
   faces: np.ndarray | None = None,
   rows: np.ndarray | None = None,
 ) -> result.Registered:
-  """Smooths a track and makes the result of it.
+  """Smooths a track and builds the result.
 
   Args:
     tracker: The mesh and its frames.
@@ -127,9 +127,9 @@ def finish(
 def smooth(
   tracker: Tracker, track: Track, key: int, settings: Settings
 ) -> None:
-  """Smooths runs of frames that have not failed; the key frame stays.
+  """Smooths runs of frames that have not failed; the key frame is unchanged.
 
-  A frame that comes out worse keeps its place.
+  A frame that becomes worse keeps its positions.
   """
   if not settings.smoothing_window:
     return
@@ -147,8 +147,8 @@ def smooth(
       if frame == key:
         continue
       check = tracker.checker.check(vertices, tracker.frames.meshes[frame])
-      # Where one frame was reached through another key than the next, what
-      # looks like jitter may be the seam of both ways.
+      # Between frames reached through different keys, apparent jitter may be
+      # the seam between both paths.
       if check.hausdorff99 <= _SMOOTHING_COST * track.checks[frame].hausdorff99:
         track.vertices[frame], track.checks[frame] = vertices, check
 
@@ -225,8 +225,8 @@ def _with_segments(
 def runs_of_parts(counts: Sequence[int]) -> list[tuple[int, int]]:
   """Runs (first, last) of frames with equally many parts.
 
-  A single frame that differs joins the run before it: one topology more is not
-  worth it.
+  A single frame that differs is added to the previous run: it is not worth
+  another topology.
   """
   runs: list[list[int]] = []
   for frame, count in enumerate(counts):

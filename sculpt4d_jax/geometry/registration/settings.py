@@ -15,10 +15,10 @@ class Round(NamedTuple):
 
   Attributes:
     stiffness: Weight of the graph's edges over that of the matches.
-    gate: Longest distance at which surfaces are matched.
-    max_steps: Gauss-Newton steps at most.
+    gate: Largest distance of matched points.
+    max_steps: Largest number of Gauss-Newton steps.
     point_weight: Weight of the distance to the matched point over that to its
-      plane. It attracts what is far, but holds back what slides along.
+      plane. It attracts distant parts, but impedes sliding along the surface.
   """
 
   stiffness: float
@@ -27,8 +27,9 @@ class Round(NamedTuple):
   point_weight: float = 0.3
 
 
-# Stiffness that falls slowly and stays high ends with limbs that lag behind,
-# then match the wrong limb for good. These are soft early, and long.
+# If the stiffness decreases slowly and stays high, limbs lag behind and then
+# match the wrong limb permanently. This schedule is soft early, with many
+# steps.
 ROUNDS = (
   Round(1.0, 0.32, 12, 0.3),
   Round(0.2, 0.21, 12, 0.3),
@@ -46,13 +47,14 @@ class GraphSettings:
     num_edges: Neighbours of a node.
     num_samples: Points of each surface that are matched.
     rounds: Schedule of the fit.
-    min_normal_cosine: Normals of matched points agree at least so much.
-    normal_scale: Weight of normals in the distance that finds matches: the far
-      side of a thin limb is far away.
-    robust_scale: Distance over the gate at which a match weighs a quarter.
-    prediction: Share of the last step that is expected to repeat.
-    smoothness: Pull of the nodes to their predicted places.
-    tolerance: A round ends when no unknown moves by this.
+    min_normal_cosine: Smallest cosine between normals of matched points.
+    normal_scale: Weight of normals in the distance for matching, which keeps
+      the two sides of a thin limb apart.
+    robust_scale: Distance, relative to the gate, at which a match's weight is a
+      quarter.
+    prediction: Share of the previous frame's motion that is extrapolated.
+    smoothness: Weight of the nodes' predicted positions.
+    tolerance: A round ends when all unknowns change by less than this.
   """
 
   num_nodes: int = 120
@@ -82,7 +84,7 @@ class FineSettings:
     num_iterations: Iterations of match, rotations and solve.
     pull: Weight of the target over the mean diagonal of the matrix.
     gate: Longest distance at which a vertex is matched.
-    min_normal_cosine: Normals of matched points agree at least so much.
+    min_normal_cosine: Smallest cosine between normals of matched points.
     min_cotangent: Cotangent weights are raised to this; negative ones would
       make rotations wrong and the matrix indefinite.
   """
@@ -96,12 +98,12 @@ class FineSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a frame may have at most; shares.
+  """Largest values of a frame's checks; shares.
 
   Attributes:
     registered: HD99 of a registered frame.
-    doubtful: HD99 of a doubtful frame; beyond it the frame has failed.
-    far: Share of either surface that is far from the other one. It tells of
+    doubtful: HD99 of a doubtful frame; a frame above it has failed.
+    far: Share of either surface that is far from the other one. It detects
       limbs too small for the 99th percentile.
     turned: Share of turned area of a registered frame.
     stretched: Share of stretched area of a registered frame.
@@ -122,13 +124,13 @@ class Settings:
     graph: Settings of the graph stage.
     fine: Settings of the fine fit.
     limits: Limits of the verdicts.
-    num_candidates: Frames that may become the key; the first is always tried,
-      the others only if it does not serve.
+    num_candidates: Number of candidate key frames; the first is always tried,
+      the others only if it is not good enough.
     max_extra_keys: Further key frames for runs that the first does not reach.
-    smoothing_window: Frames that smoothing over time sees, odd and at least 5;
-      0: no smoothing.
-    find_segments: Whether runs of frames get separate topologies where
-      parts split or join and one topology does not serve.
+    smoothing_window: Frames in the window of temporal smoothing, odd and at
+      least 5; 0: no smoothing.
+    find_segments: Whether runs of frames get separate topologies if parts split
+      or join and one topology is not sufficient.
   """
 
   graph: GraphSettings = GraphSettings()

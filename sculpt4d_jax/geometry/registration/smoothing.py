@@ -1,9 +1,10 @@
-"""Smoothing over time that keeps motion and shape.
+"""Temporal smoothing that preserves motion and shape.
 
-A vertex slides along the surface from frame to frame by what matching cannot
-tell: that is its jitter. Along the normal the target says where the surface is,
-so only the tangential part is smoothed. The filter keeps cubic motions exactly
-(Savitzky-Golay), unlike an average, which would pull a swinging limb inwards.
+Matching does not determine the position along the surface, so vertices slide on
+it from frame to frame: this is the jitter. Along the normal the target
+determines the position, so only the tangential part is smoothed. The filter
+keeps cubic motions exactly (Savitzky-Golay), unlike an average, which would
+pull a swinging limb inwards.
 
 Source: Savitzky and Golay, Smoothing and Differentiation of Data by Simplified
 Least Squares Procedures, 1964.
@@ -25,7 +26,7 @@ def smooth(
   Args:
     vertices: Positions [F, V, 3].
     normals: Unit normals [F, V, 3].
-    window: Frames that the filter sees, odd and at least 5; with fewer frames
+    window: Frames in the filter's window, odd and at least 5; with fewer frames
       nothing is changed.
 
   Returns:

@@ -1,8 +1,7 @@
-"""The two surfaces of a registration: the model that moves, and its target.
+"""The two surfaces of a registration: the moving model and its target.
 
-Both are sampled points with normals. Matching looks for the nearest pair of
-(position, scaled normal), so that the two sides of a thin part, close in space,
-are far from each other.
+Both are sampled points with normals. Matching finds nearest neighbours by
+(position, scaled normal), which keeps the two sides of a thin part apart.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ TriangleMesh = mesh_lib.TriangleMesh
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """The mesh that is moved, in float64.
+  """The moving mesh, in float64.
 
   Attributes:
     vertices: Rest positions [V, 3].
@@ -58,8 +57,8 @@ class Target:
     points: Positions [M, 3], in random order.
     normals: Unit normals, interpolated from the vertices [M, 3]; they find
       matches.
-    planes: Unit normals of the faces [M, 3]: distances to the planes of faces
-      are right at sharp edges too.
+    planes: Unit normals of the faces [M, 3]: distances to these planes are
+      correct at sharp edges too.
   """
 
   def __init__(
@@ -91,7 +90,7 @@ class Target:
     self._tree = spatial.cKDTree(self.features(self.points, self.normals))
 
   def features(self, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """What distances are measured in: [M, 6]."""
+    """The space in which distances are measured: [M, 6]."""
     return np.concatenate([points, self._scale * normals], axis=1)
 
   def match(
@@ -128,6 +127,6 @@ def cross_products(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-  """Vectors [M, 3] of length one; zero stays zero."""
+  """Unit vectors [M, 3]; zero vectors stay zero."""
   length = np.linalg.norm(vectors, axis=1, keepdims=True)
   return vectors / np.maximum(length, 1e-20)

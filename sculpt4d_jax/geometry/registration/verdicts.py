@@ -1,4 +1,4 @@
-"""From a frame's checks to a verdict, with the reason."""
+"""Derives a frame's verdict, with the reason, from its checks."""
 
 from sculpt4d_jax.geometry.registration import checks
 from sculpt4d_jax.geometry.registration import result

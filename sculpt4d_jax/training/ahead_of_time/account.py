@@ -1,22 +1,22 @@
-"""Where the time of a compiled step goes, by the compiler's own estimates.
+"""Breaks down the time of a compiled step by the compiler's estimates.
 
-The TPU's compiler writes its estimate of cycles to every fusion of the scheduled
-program. The program is walked in the order of its schedule, loops as often as
-they turn, and the estimates are summed by class:
+The TPU compiler annotates every fusion of the scheduled program with estimated
+cycles. The program is traversed in scheduled order, loops with their trip
+counts, and the estimates are summed by class:
 
-  products      products of matrices, with what is fused to them
+  products      matrix products, with operations fused to them
   attention     kernels of scores, softmax and weighted sums
-  norms         normalisations and their gradients, where no product takes them
+  norms         normalisations and their gradients, unless fused to a product
   other         everything else: activations, sums, rotations, optimizer
-  collectives   the part that no work hides
+  collectives   the part not overlapped with other work
 
-A Pallas kernel has no estimate of cycles; it is counted with the operations and
-bytes that it declares, at the chip's peak or its memory's bandwidth, whichever
-takes longer. An asynchronous collective takes its bytes at the bandwidth of its
-network, one after the other on each; what of it has passed when its end is
-waited for was hidden. Of a condition the longest branch is taken. Copies between
-kinds of memory that run ahead of their use count nothing. Stalls that the
-compiler does not foresee are not in it, so that the sum is a bound from below.
+A Pallas kernel has no estimate. It is counted with its declared operations and
+bytes, at the chip's peak or the memory's bandwidth, whichever is slower. An
+asynchronous collective transfers its bytes at its network's bandwidth, one
+collective after the other on each network; the part finished before its end is
+awaited counts as hidden. For a conditional the longest branch is counted.
+Prefetching copies between kinds of memory are free. Stalls that the compiler
+does not predict are missing, so the sum is a lower bound.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,13 +33,13 @@ _FLOPS = re.compile(r'"flops":"?(\d+)')
 _BYTES = re.compile(r'"bytes_accessed":"?(\d+)')
 _PRODUCTS = frozenset({"convolution", "dot", "ragged-dot"})
 _ATTENTION = re.compile(r"attention|block_sparse|flash|splash")
-_NORM = re.compile(r"/norm/")  # The scope that the layers give it.
+_NORM = re.compile(r"/norm/")  # Name scope set by the layers.
 _AGAIN = "rematted_computation"
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-  """What a chip does in a second.
+  """Speed of a chip, per second.
 
   Attributes:
     clock: Cycles.
@@ -60,8 +60,8 @@ class Account:
 
   Attributes:
     seconds: By class.
-    recomputed: Work among it that the backward pass does again.
-    hidden: Collectives that work hides; not among `seconds`.
+    recomputed: The part of it that the backward pass recomputes.
+    hidden: Collectives overlapped with work; not part of `seconds`.
   """
 
   seconds: Mapping[str, float]
@@ -88,7 +88,7 @@ def account(
 
 
 class _Timeline:
-  """Work and networks side by side, from the start of a computation on."""
+  """Parallel timelines of work and networks from the start of a computation."""
 
   def __init__(self, rates: Rates):
     self._rates = rates
@@ -107,7 +107,7 @@ class _Timeline:
     self._started[name] = end, seconds
 
   def wait(self, name: str) -> None:
-    """Waits for what was started; unknown names are of no collective."""
+    """Waits for a started collective; ignores names of other instructions."""
     end, seconds = self._started.pop(name, (0.0, 0.0))
     waited = min(max(end - self.now, 0.0), seconds)
     self.exposed += waited
@@ -130,7 +130,7 @@ class _Program:
     self._known: dict[str, Account] = {}
 
   def account(self, name: str) -> Account:
-    """Of one execution of a computation."""
+    """Account of one execution of a computation."""
     if name not in self._known:
       self._known[name] = self._walk(name)
     return self._known[name]
@@ -157,7 +157,7 @@ class _Program:
     return Account(seconds, recomputed, inner_hidden + timeline.hidden)
 
   def _inner(self, op: str, rest: str) -> tuple[Account, int]:
-    """The account of what an instruction runs, and how often."""
+    """The account of an instruction's computations, and their number."""
     if op == "while":
       body = re.search(r"\bbody=%?([\w.\-]+)", rest).group(1)
       times = collectives.loop_trips(self._computations, rest) or 1
@@ -169,7 +169,7 @@ class _Program:
   def _communicate(
     self, instruction: collectives.Instruction, timeline: _Timeline
   ) -> bool:
-    """Takes a collective to the timeline; False if it is (also) work."""
+    """Adds a collective to the timeline; False if it is (also) work."""
     op, name, rest = instruction.op, instruction.name, instruction.rest
     if op.endswith(("-done", "-update")):
       operand = re.match(r"[^%]*%([\w.\-]+)", rest)
@@ -244,6 +244,6 @@ def _kind(instruction: collectives.Instruction) -> str:
 
 
 def _chain(instruction: collectives.Instruction) -> str:
-  """What the parts of one asynchronous collective share."""
+  """The name shared by the parts of an asynchronous collective."""
   chain = re.search(r'chain_id="(\d+)"', instruction.rest)
   return f"chain {chain.group(1) if chain else ''}"

@@ -1,25 +1,24 @@
-"""Which collectives a compiled program runs, read off the program's text.
+"""Counts the collectives of a compiled program from its text.
 
-Counted is what runs, not what is written: a collective in a loop counts as often
-as the loop turns, the start and the end of an asynchronous one count once, and
-one among groups of a single device, which does nothing, not at all.
+Executions are counted, not occurrences: a collective in a loop counts with the
+loop's trip count, start and end of an asynchronous collective count once, and
+collectives in groups of one device are ignored.
 
-Bytes are those that a chip receives when the collective goes round a ring of its
-g devices, for a result of r bytes:
+Bytes are those that a chip receives in a ring algorithm over g devices, for a
+result of r bytes:
 
     all-gather          r (g - 1) / g        all-reduce      2 r (g - 1) / g
     all-to-all          r (g - 1) / g        reduce-scatter  r (g - 1)
     collective-permute  r
 
-With several slices, a collective is counted on the network that it needs: "DCN"
-where a group has chips of more than one slice, "ICI" where it has not.
+With several slices, a collective is counted on its network: "DCN" if a group
+has chips of more than one slice, otherwise "ICI".
 
-Where a product is computed during a collective, the compiler writes that
-collective into three fusions: its start, the product and its end. It is counted
-at its start.
+If a product overlaps with a collective, the compiler splits the collective into
+three fusions: start, product and end. It is counted at the start.
 
-The turns of a loop are the compiler's own figure where it prints one, and are
-read off the loop's condition, `counter < constant` from zero on, elsewhere.
+The trip count of a loop is the compiler's figure if printed, otherwise it is
+read from the loop's condition, `counter < constant` with a counter from zero.
 """
 
 from collections.abc import Iterator, Sequence
@@ -58,13 +57,13 @@ _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*->.*\{\s*$")
 _INSTRUCTION = re.compile(
   r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)"
 )
-# What runs other computations, besides loops.
+# Instructions other than loops that call computations.
 _CALLED = re.compile(
   r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
-# What the TPU's compiler makes of an all-reduce of which a chip keeps a part.
+# The TPU compiler's form of an all-reduce of which a chip keeps a part.
 FUSED_SCATTER = "all-reduce-scatter"
-# Fusions during and at the end of a collective that another one has started.
+# Fusions during and at the end of a collective started by another fusion.
 _DURING = "async_collective_fusion"
 _START, _DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 
@@ -74,13 +73,13 @@ class Collective:
   """Collectives of one kind among equally many devices.
 
   Attributes:
-    kind: Such as "all-gather".
-    group_size: Devices that take part together; 2 of a permutation, in which each
-      sends to another one.
+    kind: For instance "all-gather".
+    group_size: Devices in a group; 2 for a permutation, in which each device
+      sends to one other.
     number: Number of executions.
-    bytes: Bytes that a chip receives in all of them.
-    unknown_loops: Number of those in loops whose iterations could not be read,
-      and are counted as if these turned once.
+    bytes: Bytes that a chip receives in all executions.
+    unknown_loops: Number of executions in loops of unknown trip count, which
+      are counted once.
     network: "ICI" within slices, "DCN" across them.
   """
 
@@ -108,8 +107,8 @@ def count(
 
   Args:
     text: The optimised program.
-    slices: The slice of every device, in the order of the mesh; None where all
-      are of one.
+    slices: The slice of every device, in the order of the mesh; None for a
+      single slice.
   """
   computations, entry = parse(text)
   found = {}
@@ -135,11 +134,11 @@ def transfer(
   scatter: str | None = None,
   slices: Sequence[int] | None = None,
 ) -> tuple[str, int, str, int]:
-  """Kind, size of a group, network and bytes received of one collective.
+  """Kind, group size, network and received bytes of one collective.
 
   Args:
-    instruction: It, or its start.
-    scatter: Type of the result of a fusion that keeps a part of a sum.
+    instruction: The collective or its start.
+    scatter: Result type of a fusion that keeps a part of a sum.
     slices: See `count`.
   """
   kind = re.sub("-start$", "", instruction.op)
@@ -152,7 +151,7 @@ def transfer(
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-  """Computations by name, and the name of the one that runs."""
+  """Computations by name, and the name of the entry computation."""
   computations, current, entry = {}, None, None
   for line in text.splitlines():
     header = _HEADER.match(line)
@@ -169,10 +168,10 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def role(computation: Sequence[Instruction], name: str) -> str:
-  """What a fusion does of an asynchronous collective.
+  """The role of a fusion in an asynchronous collective.
 
   Returns:
-    "start", "done", "during", or "" where it holds none or a whole one.
+    "start", "done", "during", or "" if it contains none or a complete one.
   """
   for instruction in computation:
     if instruction.op == "custom-call":
@@ -199,10 +198,10 @@ def _walk(
   is_known: bool,
   scatter: str | None,
 ) -> Iterator[tuple[Instruction, int, bool, str | None]]:
-  """Every collective that runs, how often, whether that is sure.
+  """Every executed collective, its count, and whether the count is certain.
 
-  `scatter` is the type of the result where the computation is a fusion of an
-  all-reduce with the choice of a part.
+  `scatter` is the result type if the computation is a fusion of an all-reduce
+  with the selection of a part.
   """
   for instruction in computations.get(name, ()):
     op, rest = instruction.op, instruction.rest
@@ -235,7 +234,7 @@ def _walk(
 def loop_trips(
   computations: dict[str, list[Instruction]], loop: str
 ) -> int | None:
-  """How often a loop turns, None where it does not say."""
+  """The trip count of a loop; None if unknown."""
   known = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', loop)
   if known:
     return int(known.group(1))
@@ -256,7 +255,7 @@ def loop_trips(
 
 
 def _result_bytes(instruction: Instruction) -> int:
-  """Bytes of a result; an asynchronous start names its operands before it."""
+  """Bytes of a result; an asynchronous start lists its operands before it."""
   if instruction.op in ("all-gather-start", "collective-permute-start"):
     parts = _elements(instruction.type)
     return _type_bytes(parts[1]) if len(parts) > 1 else _type_bytes(parts[0])
@@ -264,7 +263,7 @@ def _result_bytes(instruction: Instruction) -> int:
 
 
 def _elements(tuple_type: str) -> list[str]:
-  """The types in a tuple, of which each may be one itself."""
+  """The types in a tuple, which may be nested."""
   if not tuple_type.startswith("("):
     return [tuple_type]
   parts, depth = [""], 0
@@ -288,7 +287,7 @@ def _type_bytes(types: str) -> int:
 
 
 def _group_size(attributes: str) -> int:
-  """Devices of a group; 2, the fewest, where groups are not printed."""
+  """Devices of a group; 2, the minimum, if groups are not printed."""
   listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
   if listed:
     return listed.group(1).count(",") + 1
@@ -320,7 +319,7 @@ def _network(attributes: str, slices: Sequence[int] | None) -> str:
 
 
 def _groups(attributes: str, num_devices: int) -> list[list[int]]:
-  """Groups of devices; all of them, where groups are not printed."""
+  """Groups of devices; one group of all if groups are not printed."""
   listed = re.search(
     r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", attributes
   )

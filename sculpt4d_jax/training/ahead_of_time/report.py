@@ -1,16 +1,16 @@
-"""What a compiled program tells: memory, work, collectives, bounds of its time.
+"""Reports a compiled program: memory, FLOPs, collectives, bounds of its time.
 
-Memory is the compiler's own figure for one chip. FLOPs are counted here from the
-model's shapes, as the compiler's count leaves out loops and kernels: model FLOPs
-are those the result needs, hardware FLOPs add what is computed again in the
-backward pass. Collectives are counted in the program's text, where the compiler
+Memory is the compiler's figure for one chip. FLOPs are counted from the model's
+shapes, because the compiler's count omits loops and kernels: model FLOPs are
+those needed for the result, hardware FLOPs also include recomputation in the
+backward pass. Collectives are counted in the program's text, if the compiler
 prints it; see `collectives`.
 
-The time of a step is bounded from below by each of its parts alone: hardware
-FLOPs at the chip's peak, and collectives at the bandwidth of its links. A closer
-bound is the account of the compiler's own estimates; see `account`. The bound on
-the model FLOPs utilisation (MFU) is model FLOPs over the peak in the largest of
-these; a real step is slower.
+Each part gives a lower bound on the time of a step: hardware FLOPs at the
+chip's peak, and collectives at the bandwidth of its links. The account of the
+compiler's estimates is a tighter bound; see `account`. The largest of these
+gives an upper bound on the model FLOPs utilisation (MFU); a real step is
+slower.
 """
 
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ from sculpt4d_jax.training.ahead_of_time import step_flops
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """A kind of TPU, by its data sheet.
+  """Data sheet values of a TPU.
 
   Attributes:
     memory_bytes: HBM.
-    flops: Peak in bfloat16, a second.
-    link_bytes: Between chips, all links of one chip together, a second.
-    dcn_bytes: Between slices, one chip's share, a second.
-    memory_rate: Bytes from and to HBM, a second.
-    clock: Cycles of a core, a second, as its peak and its matrix units say.
+    flops: Peak in bfloat16, per second.
+    link_bytes: Bytes per second between chips, over all links of one chip.
+    dcn_bytes: Bytes per second between slices, one chip's share.
+    memory_rate: Bytes per second from and to HBM.
+    clock: Cycles per second of a core, derived from its peak and matrix units.
   """
 
   memory_bytes: float
@@ -54,14 +54,15 @@ class Chip:
     return account.Rates(self.clock, self.flops, self.memory_rate, networks)
 
 
-# Google Cloud's pages of each TPU; links in one direction. The share of the data
-# centre's network is that of the pages' figure for a whole pod, or for a chip.
+# From Google Cloud's pages of each TPU; links in one direction. The share of
+# the data centre's network is the page's figure per chip, or that of a pod
+# divided by its chips.
 _CHIPS = {
   "v5e": Chip(16e9, 197e12, 200e9, 3.1e9, 819e9, 1.503e9),
   "v5p": Chip(95e9, 459e12, 600e9, 6.2e9, 2765e9, 1.751e9),
   "v6e": Chip(32e9, 918e12, 448e9, 12.5e9, 1640e9, 1.751e9),
 }
-# Times the forward pass: backward takes twice its work, remat repeats it.
+# Multiples of the forward pass: backward is twice the work, remat repeats it.
 _BACKWARD, _REMAT = 2, 1
 
 
@@ -79,14 +80,14 @@ def chip(topology: str) -> Chip:
 def topology_devices(
   topology: str, num_slices: int = 1
 ) -> Sequence[jax.Device]:
-  """Devices to compile for; "v6e:1x1" is a single one.
+  """Devices to compile for; "v6e:1x1" is a single chip.
 
   Args:
     topology: Kind and shape of a slice.
-    num_slices: Slices that the data centre's network joins.
+    num_slices: Number of slices, joined by the data centre's network.
 
   Raises:
-    ValueError: The compiler for TPUs is missing, or knows no such topology.
+    ValueError: The TPU compiler is missing, or does not know the topology.
   """
   from jax.experimental import topologies
 
@@ -100,7 +101,7 @@ def topology_devices(
     return topologies.get_topology_desc(
       platform="tpu", topology_name=topology, **options
     ).devices
-  except Exception as error:  # jax raises many kinds.
+  except Exception as error:  # JAX raises many types.
     raise UserError(
       f"Cannot compile for {topology}: {str(error).splitlines()[0]}. It needs"
       ' the TPU compiler, pip install "jax[tpu]", and a shape that exists.'
@@ -110,7 +111,7 @@ def topology_devices(
 def _dit_flops(
   preset: preset_lib.Preset, num_frames: int, mode: str | None = None
 ) -> float:
-  """Of one clip through the DiT once; products only."""
+  """FLOPs of one pass of a clip through the DiT; matrix products only."""
   encoder = preset.model.image_encoder
   return sum(
     flops.dit_call(
@@ -126,7 +127,7 @@ def _dit_flops(
 def _context_flops(
   preset: preset_lib.Preset, num_frames: int
 ) -> tuple[float, float]:
-  """Of one clip's pictures: through the encoder; to keys and values."""
+  """FLOPs of a clip's pictures: the encoder, and the keys and values."""
   encoder = preset.model.image_encoder
   pictures = flops.image_encoder(encoder, num_frames)
   keys = flops.dit_context(preset.model.dit, num_frames, encoder.num_tokens)
@@ -140,9 +141,10 @@ def model_flops(
 
   Args:
     preset: The preset.
-    what: "train", of the DiT; "distill", of a student of few steps;
-      "train_vae", of the autoencoder; or "sample".
-    num_clips: Clips that are sampled; a training step's are the preset's.
+    what: "train" (the DiT), "distill" (a few-step student), "train_vae" (the
+      autoencoder) or "sample".
+    num_clips: Number of clips that are sampled; a training step uses the
+      preset's.
   """
   if what == "train":
     num_clips = preset.dit_training.task.batch_size
@@ -156,7 +158,7 @@ def model_flops(
     num_clips = preset.distillation.task.batch_size
     encoder, keys = _context_flops(preset, preset.data.num_frames)
     once = _dit_flops(preset, preset.data.num_frames) + keys
-    # Two forward passes make the targets.
+    # Two forward passes compute the targets.
     model = (1 + _BACKWARD + 2) * once + encoder
     again = _REMAT * once if preset.model.dit.remat_policy == "full" else 0
     return {"model": num_clips * model, "hardware": num_clips * (model + again)}
@@ -173,9 +175,9 @@ def model_flops(
   sampling = preset.sampling
   encoder, keys = _context_flops(preset, sampling.num_frames)
   calls = 2 if sampling.guidance_scale != 1.0 else 1
-  num_steps = sampling.num_steps - 1  # That many lie between the times.
+  num_steps = sampling.num_steps - 1  # Intervals between the times.
   once = _dit_flops(preset, sampling.num_frames, sampling.temporal_mode)
-  # Keys and values of the context are those of all steps, where they are kept.
+  # Keys and values of the context are computed once if they are cached.
   keys *= 1 if sampling.cache_context else num_steps
   total = num_clips * (encoder + calls * (num_steps * once + keys))
   return {"model": total, "hardware": total}
@@ -241,10 +243,10 @@ def examine(
 
 
 def _text(executable: Any) -> str | None:
-  """The optimised program, or None where the compiler does not print it."""
+  """The optimised program, or None if the compiler does not print it."""
   try:
     return executable.as_text() or None
-  except jax.errors.JaxRuntimeError:  # It cannot print all programs.
+  except jax.errors.JaxRuntimeError:  # Some programs cannot be printed.
     return None
 
 
@@ -253,13 +255,13 @@ def _collectives(text: str, slices: Any) -> list[dict[str, Any]]:
 
 
 def _rounded(parts: account.Account) -> dict[str, float]:
-  """Seconds by class, and those of work done again and of hidden transfers."""
+  """Rounded seconds by class, of recomputation and of hidden transfers."""
   named = dict(parts.seconds, recomputed=parts.recomputed, hidden=parts.hidden)
   return {name: round(value, 5) for name, value in named.items()}
 
 
 def describe(what: str, report: dict[str, Any], limit: float) -> str:
-  """The figures as lines to read."""
+  """The figures as lines of text."""
   lines = [f"{what}: compiled in {report['compile_seconds']} s"]
   memory = ", ".join(f"{k} {v:.2f}" for k, v in report["memory_gb"].items())
   lines.append(f"  memory a chip, GB: {memory}; limit {limit / 1e9:.1f}")

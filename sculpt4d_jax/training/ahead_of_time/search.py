@@ -1,11 +1,11 @@
-"""Layouts of a training step on a slice, in the order in which to try them.
+"""Searches layouts of a training step on a slice.
 
-A layout is a mesh, what the backward pass keeps, and the number of
-micro-batches. Parameters are split over `fsdp` and frames over `context`; slices
-are joined along `data`. The other axes of the mesh stay as the preset has them.
+A layout is a mesh, a remat policy and the number of micro-batches. Parameters
+are split over `fsdp` and frames over `context`; slices are joined along `data`.
+The preset determines the other axes of the mesh.
 
-A larger number of micro-batches takes less memory and gathers the parameters
-more often, so it is of use only where a smaller one does not fit.
+More micro-batches need less memory but gather the parameters more often, so
+they are only useful if fewer do not fit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +18,13 @@ from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training.tasks import presets
 
-KEEP_ALL = "none"  # As a word for remat_policy=None.
+KEEP_ALL = "none"  # Text for remat_policy=None.
 Report = dict[str, Any]  # From `report.examine`.
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A way to run a training step.
+  """A layout of a training step.
 
   Attributes:
     remat_policy: Remat policy of the DiT; None keeps all activations.
@@ -46,7 +46,7 @@ class Layout:
     )
 
   def fields(self) -> dict[str, Any]:
-    """The fields of a preset's configuration that give it this layout."""
+    """The configuration fields that select this layout."""
     return {
       "mesh.fsdp": self.fsdp,
       "mesh.context": self.context,
@@ -75,7 +75,7 @@ def layouts(
   remat_policies: Sequence[str | None],
   accumulation_steps: Sequence[int],
 ) -> list[tuple[Layout, ...]]:
-  """Groups of layouts that differ in their micro-batches alone, fewest first.
+  """Groups of layouts that differ only in micro-batches, fewest first.
 
   Args:
     preset: Preset of the step.
@@ -113,16 +113,16 @@ def run(
   groups: Sequence[tuple[Layout, ...]],
   examine: Callable[[Layout], Report | None],
 ) -> list[tuple[Layout, Report]]:
-  """Compiles layouts; of each group, until one fits.
+  """Compiles the layouts of each group until one fits.
 
   Args:
     groups: From `layouts`.
-    examine: The report of a layout with "fits"; None where it does not compile,
-      for want of memory.
+    examine: The report of a layout with "fits"; None if it does not compile for
+      lack of memory.
 
   Returns:
-    Layouts with their reports: those that fit first, by the bound of their
-    MFU, the highest first.
+    Layouts with their reports: fitting ones first, sorted by the bound of their
+    MFU in descending order.
   """
   found = []
   for group in groups:
@@ -138,7 +138,7 @@ def run(
 
 
 def table(found: Sequence[tuple[Layout, Report]]) -> str:
-  """The layouts that were compiled, the best first, and its fields."""
+  """The compiled layouts, the best first, and the fields of the best."""
   lines = [
     f"{'MFU <=':>7}{'step s >=':>11}{'peak GB':>9}{'fits':>6}"
     f"{'again':>8}{'exposed':>9}  layout"
@@ -163,7 +163,7 @@ def table(found: Sequence[tuple[Layout, Report]]) -> str:
 def _meshes(
   mesh: partitioning.MeshConfig, num_devices: int
 ) -> Iterator[tuple[int, int]]:
-  """All (fsdp, context) that fill the devices, the fewest shards first."""
+  """All (fsdp, context) that use all devices, the fewest shards first."""
   others = mesh.data * mesh.expert * mesh.tensor
   if others < 1 or num_devices % others:
     raise UserError(

@@ -1,6 +1,6 @@
-"""What a preset would train and sample, without data, weights or devices.
+"""Steps of training and sampling for a preset, without data or weights.
 
-Everything is shapes with shardings, for compiling ahead of time.
+Only shapes with shardings are used, for ahead-of-time compilation.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Mesh = partitioning.Mesh
 def dit_training_step(
   preset: preset_lib.Preset, mesh: Mesh
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-  """The jitted step of the DiT's training, and the shapes it takes.
+  """The jitted step of the DiT's training, and its input shapes.
 
   Call and lower it inside `partitioning.use_mesh(mesh)`.
 
@@ -41,7 +41,7 @@ def dit_training_step(
 def distillation_step(
   preset: preset_lib.Preset, mesh: Mesh
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-  """The jitted step of a distillation, and the shapes it takes.
+  """The jitted step of a distillation, and its input shapes.
 
   Call and lower it inside `partitioning.use_mesh(mesh)`.
 
@@ -57,7 +57,7 @@ def distillation_step(
 def vae_training_step(
   preset: preset_lib.Preset, mesh: Mesh
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-  """The jitted step of the autoencoder's training, and the shapes it takes.
+  """The jitted step of the autoencoder's training, and its input shapes.
 
   Call and lower it inside `partitioning.use_mesh(mesh)`.
 
@@ -110,7 +110,7 @@ def _dit_batch(
 def sampler(
   preset: preset_lib.Preset, mesh: Mesh
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-  """The jitted sampler of `num_sampled_clips`, and the shapes it takes.
+  """The jitted sampler of `num_sampled_clips`, and its input shapes.
 
   Call and lower it inside `partitioning.use_mesh(mesh)`.
   """
@@ -119,7 +119,7 @@ def sampler(
   for name in ("image_encoder", "dit"):
     kind, part = model.parts()[name]
     graphdefs[name], shapes = networks.abstract(kind, part)
-    # Weights that are only read take no more precision than is computed in.
+    # Weights for inference need only the compute precision.
     shapes = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(part.dtype)), shapes
     )
@@ -142,10 +142,10 @@ def sampler(
 
 
 def num_sampled_clips(preset: preset_lib.Preset, mesh: Mesh) -> int:
-  """Clips that keep the mesh busy.
+  """Number of clips that use the complete mesh.
 
-  Guided sampling evaluates a clip with and without its context, which are two
-  rows of a batch: there are half as many clips as rows.
+  Guided sampling evaluates a clip with and without its context as two rows of a
+  batch, so there are half as many clips as rows.
   """
   rows = math.prod(mesh.shape[name] for name in partitioning.BATCH_AXES)
   sampling = preset.sampling

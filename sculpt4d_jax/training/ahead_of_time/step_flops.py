@@ -1,11 +1,12 @@
-"""Operations of a training step, and what share of the hardware's peak they are.
+"""Counts operations of a training step, for the model FLOPs utilisation.
 
-Model operations are those that the result needs: a product's backward pass takes
-two of its kind, one for each factor; what is computed again to save memory does
-not count. Their share of the devices' peak is the model FLOPs utilisation, MFU.
+Model operations are those needed for the result. The backward pass of a product
+has two products, one per factor; recomputation to save memory is not counted.
+Their share of the devices' peak is the model FLOPs utilisation (MFU).
 
-Peaks are data sheets' figures for bfloat16 with float32 sums, without sparsity.
-A CPU's is measured, with a large product in float32, as no data sheet tells it.
+Peaks are the data sheets' figures for bfloat16 with float32 accumulation,
+without sparsity. A CPU's peak is measured by a large float32 product, because
+data sheets do not state it.
 """
 
 import time
@@ -19,8 +20,9 @@ from sculpt4d_jax.models import flops
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import shape_vae
 
-# By the start of jax's `device_kind`, the longest first. Google Cloud's pages
-# of each TPU (a device of v2 and v3 is one core of two); NVIDIA's data sheets.
+# By prefixes of JAX's `device_kind`, the longest first. From Google Cloud's
+# pages of each TPU (a device of v2 and v3 is one of two cores) and NVIDIA's
+# data sheets.
 _PEAKS = (
   ("TPU v6 lite", 918e12),
   ("TPU v6e", 918e12),
@@ -46,7 +48,7 @@ _SIDE, _TRIALS = 1536, 3
 
 
 def peak(device: jax.Device) -> float | None:
-  """Operations a second of one device; None where they are not known."""
+  """Operations per second of one device; None if unknown."""
   for kind, value in _PEAKS:
     if device.device_kind.startswith(kind):
       return value
@@ -63,7 +65,7 @@ def peak(device: jax.Device) -> float | None:
 
 
 def measured_peak() -> float:
-  """Of this machine's processor, by a product of matrices in float32."""
+  """Operations per second of this machine's processor, by a float32 product."""
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     a = jnp.ones((_SIDE, _SIDE), jnp.float32)
     multiply = jax.jit(lambda x: x @ x)
@@ -87,11 +89,11 @@ def dit_step(
   has_pictures: bool = True,
   is_adapted: bool = False,
 ) -> int:
-  """Of a step of the transformer, its image encoder included.
+  """Operations of a step of the transformer, including the image encoder.
 
-  Without pictures the batch has the encoder's tokens, and it does not run. Where
-  only adapters learn, no gradients of the transformer's own matrices are
-  taken; the adapters' own products are not counted.
+  Without pictures the batch contains the encoder's tokens, and the encoder does
+  not run. If only adapters are trained, gradients of the transformer's matrices
+  are not computed; products of the adapters are not counted.
   """
   context = encoder.num_tokens
   learned = [
@@ -113,7 +115,7 @@ def vae_step(
   num_frames: int,
   num_queries: int,
 ) -> int:
-  """Of a step of the autoencoder."""
+  """Operations of a step of the autoencoder."""
   shape = flops.add(
     flops.vae_encoder(vae),
     flops.vae_decoder(vae),

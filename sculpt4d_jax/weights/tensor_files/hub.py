@@ -1,4 +1,4 @@
-"""Finds a checkpoint: a path of this machine, or a repository to download.
+"""Finds a checkpoint: a local path, or a repository to download.
 
 Downloads go through `huggingface_hub`, with its cache, its progress bars and
 its offline mode (HF_HUB_OFFLINE=1 or `offline=True`).
@@ -15,8 +15,8 @@ from sculpt4d_jax.weights.tensor_files import tensor_file
 CheckpointError = tensor_file.CheckpointError
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
-# Files that are needed of repositories known here; the DiT's checkpoint holds
-# the VAE and the image encoder as well.
+# Files needed from known repositories; the DiT's checkpoint also contains the
+# VAE and the image encoder.
 _PATTERNS = {
   "tencent/Hunyuan3D-2.1": ("hunyuan3d-dit-v2-1/*",),
   "facebook/dinov2-large": ("model.safetensors", "config.json"),
@@ -31,13 +31,14 @@ def resolve(
   cache: str | None = None,
   offline: bool = False,
 ) -> list[pathlib.Path]:
-  """Checkpoint files of a file, a folder or a repository.
+  """The checkpoint files of a file, a folder or a repository.
 
   Args:
-    source: A path, or OWNER/NAME on Hugging Face. What exists is a path.
+    source: A path, or OWNER/NAME on Hugging Face. An existing path has
+      priority.
     revision: Branch, tag or commit of a repository.
-    cache: Folder of downloads; None is huggingface_hub's own.
-    offline: Takes what was downloaded before and nothing else.
+    cache: Folder of downloads; None is huggingface_hub's default.
+    offline: Only uses earlier downloads.
 
   Raises:
     CheckpointError: Nothing is found, or a download failed.
@@ -97,7 +98,7 @@ def _download(repo, revision, cache, offline) -> pathlib.Path:
 
 
 def _check_finished(folder: pathlib.Path, repo: str) -> None:
-  """Refuses unfinished files, which a cache keeps next to the finished ones."""
+  """Rejects unfinished files, which a cache keeps next to finished ones."""
   blobs = folder.parents[1] / "blobs"
   unfinished = sorted(blobs.glob("*.incomplete")) if blobs.is_dir() else []
   if unfinished:

@@ -1,4 +1,4 @@
-"""Opens what a checkpoint consists of: one file, or shards."""
+"""Opens checkpoints of one file or several shards."""
 
 from collections.abc import Mapping
 import json
@@ -22,8 +22,8 @@ INDEX = ".index.json"
 _SHARD = re.compile(
   r"(?P<name>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<end>\.\w+)"
 )
-# What DeepSpeed calls the parts of a ZeRO-3 checkpoint; those of the earlier
-# stages have whole tensors and another name.
+# DeepSpeed's name for parts of a ZeRO-3 checkpoint. Those of earlier stages
+# contain complete tensors and have another name.
 _ZERO3 = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
 # Files that trainers write next to the weights.
 _STATE = re.compile(
@@ -33,17 +33,18 @@ _STATE = re.compile(
 
 
 class JoinedFile(tensor_file.TensorFile):
-  """Shards whose index is lost: their names are disjoint."""
+  """Shards without an index, with disjoint tensor names."""
 
   def __init__(self, first: pathlib.Path, shards: list[pathlib.Path]):
     """Opens all shards.
 
     Args:
-      first: Path that stands for all of them.
+      first: Path that represents all of them.
       shards: The files.
 
     Raises:
-      CheckpointError: One is damaged, or two hold tensors of the same name.
+      CheckpointError: A shard is damaged, or two contain tensors of the same
+        name.
     """
     self._file_of: dict[str, tensor_file.TensorFile] = {}
     tensors = {}
@@ -64,7 +65,7 @@ class JoinedFile(tensor_file.TensorFile):
 
 
 class ShardedFile(tensor_file.TensorFile):
-  """Several files as one, as an index names them."""
+  """Several shards listed in an index, as one file."""
 
   def __init__(self, index: pathlib.Path):
     """Opens all shards.
@@ -98,10 +99,11 @@ class ShardedFile(tensor_file.TensorFile):
 
 
 def open_file(path: pathlib.Path) -> tensor_file.TensorFile:
-  """Opens a file by its suffix; one of several shards opens all of them.
+  """Opens a file by its suffix; a shard opens all shards.
 
   Raises:
-    CheckpointError: It is missing, foreign, damaged, or holds code.
+    CheckpointError: It is missing, of another format, damaged, or contains
+      code.
   """
   if _ZERO3.fullmatch(path.name):
     raise CheckpointError(tensor_file.partitioned_by_zero3(path))
@@ -115,7 +117,7 @@ def open_file(path: pathlib.Path) -> tensor_file.TensorFile:
 
 
 def _siblings(path: pathlib.Path, match: re.Match) -> list[pathlib.Path]:
-  """All shards of which `path` is one."""
+  """All shards of the set that contains `path`."""
   width = len(match["number"])
   names = [
     f"{match['name']}-{number:0{width}}-of-{match['count']}{match['end']}"
@@ -152,14 +154,15 @@ def _open_one(path: pathlib.Path) -> tensor_file.TensorFile:
 
 
 def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The checkpoints in a folder and the folders in it.
+  """The checkpoints in a folder and its subfolders.
 
-  In each folder an index stands for its shards, or else the first of them, and
-  safetensors files are taken before pickles, which mostly hold the same. Files
-  of an optimizer's state are left out. The largest come first.
+  In each folder, shards are represented by their index or else by the first
+  shard, and safetensors files are preferred to pickles, which mostly have the
+  same content. Files of an optimizer's state are ignored. The largest are
+  first.
 
   Raises:
-    CheckpointError: There is none, or a download is not finished.
+    CheckpointError: There are none, or a download is unfinished.
   """
   unfinished = [
     path
@@ -206,7 +209,7 @@ def _preferred(files: list[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def _is_first(path: pathlib.Path) -> bool:
-  """Whether a file is no shard, or the one that stands for all."""
+  """Whether a file is not a shard, or represents all shards."""
   match = _SHARD.fullmatch(path.name)
   if not match:
     return True

@@ -1,8 +1,8 @@
 """safetensors files, read and written one tensor at a time.
 
-A file is the length of a JSON header, the header, and the numbers. The header
-gives dtype, shape and place of every tensor, so that a writer who knows all
-shapes can write it first and let the tensors follow.
+A file consists of the length of a JSON header, the header, and the data. The
+header has dtype, shape and position of every tensor, so a writer that knows all
+shapes writes it first and then streams the tensors.
 
 Source: huggingface/safetensors, "Format".
 """
@@ -51,7 +51,7 @@ class SafetensorsFile(tensor_file.TensorFile):
     """Reads the header.
 
     Raises:
-      CheckpointError: The file is truncated or foreign.
+      CheckpointError: The file is truncated or of another format.
     """
     size = os.path.getsize(path)
     if size < 8:
@@ -142,10 +142,10 @@ def write(
     file: Open for writing; `atomic.atomic_write` gives one.
     tensors: Shape and dtype of every tensor.
     values: The tensors; their order is that of the file.
-    metadata: Goes into the header.
+    metadata: Written to the header.
 
   Raises:
-    ValueError: A tensor is not as announced, or they are not all there.
+    ValueError: A tensor differs from its announcement, or some are missing.
   """
   header, end = {}, 0
   if metadata:
@@ -158,7 +158,7 @@ def write(
       "data_offsets": [begin, end],
     }
   text = json.dumps(header, separators=(",", ":")).encode()
-  text += b" " * (-len(text) % 8)  # Numbers begin at a multiple of 8.
+  text += b" " * (-len(text) % 8)  # Aligns the data to 8 bytes.
   file.write(struct.pack("<Q", len(text)) + text)
   start = file.tell()
   written = set()
@@ -170,7 +170,7 @@ def write(
         f" {value.dtype.name} {value.shape}."
       )
     file.seek(start + header[name]["data_offsets"][0])
-    # Bytes: file objects know no bfloat16.
+    # As bytes, because file objects do not support bfloat16.
     flat = np.ascontiguousarray(value).reshape(math.prod(value.shape))
     file.write(flat.view(np.uint8).data)
     written.add(name)

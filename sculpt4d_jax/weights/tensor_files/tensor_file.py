@@ -1,9 +1,8 @@
 """A file of named tensors, read one at a time.
 
-Formats differ in how they say where a tensor lies; what follows is common. A
-`TensorFile` has read the names, shapes and dtypes when it is made, and no
-numbers; `read` brings in one tensor and keeps nothing, so that a checkpoint of
-any size passes through the memory of its largest tensor.
+This is the interface of all formats. The constructor reads names, shapes and
+dtypes, but no data; `read` loads one tensor and keeps nothing, so a checkpoint
+of any size needs only memory for its largest tensor.
 """
 
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 
 
 class CheckpointError(UserError):
-  """A checkpoint cannot be used; the message says why and what to do."""
+  """A checkpoint cannot be used; the message has the reason and a remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +66,7 @@ class TensorFile:
 
 
 def to_dtype(name: str) -> np.dtype:
-  """The numpy dtype of a name; bfloat16 and float8 are some of them here."""
+  """The NumPy dtype of a name, including bfloat16 and float8."""
   is_own = name == "bfloat16" or name in FLOAT8
   return np.dtype(getattr(ml_dtypes, name) if is_own else name)
 
@@ -78,7 +77,7 @@ def read_bytes(path: pathlib.Path, offset: int, count: int) -> bytearray:
   Raises:
     CheckpointError: The file ends before them.
   """
-  # Read, not memory-mapped: mapped pages would count as memory in use.
+  # Not memory-mapped, because mapped pages count as memory in use.
   buffer = bytearray(count)
   with open(path, "rb", buffering=0) as file:
     file.seek(offset)

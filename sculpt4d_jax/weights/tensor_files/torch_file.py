@@ -1,9 +1,9 @@
 """PyTorch's zip archives: .ckpt, .pt, .pth and .bin, without PyTorch.
 
-An archive holds NAME/data.pkl, which lists the tensors, and NAME/data/KEY for
-the numbers of each storage, uncompressed. The list is read by `torch_pickle`,
-which runs no code; numbers are read where they lie, and their check sums are
-compared.
+An archive contains NAME/data.pkl, which lists the tensors, and an uncompressed
+NAME/data/KEY with the data of each storage. `torch_pickle` reads the list
+without running code; data are read directly from the archive, and their
+checksums are verified.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ from sculpt4d_jax.weights.tensor_files import torch_pickle
 CheckpointError = tensor_file.CheckpointError
 
 _ZIP = b"PK\x03\x04"
-# How files of PyTorch before 1.6 begin: a pickled magic number.
+# Start of files by PyTorch before 1.6: a pickled magic number.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LOCAL_HEADER = 30
 
@@ -31,7 +31,8 @@ class TorchFile(tensor_file.TensorFile):
     """Reads the list of tensors.
 
     Raises:
-      CheckpointError: The file is truncated, foreign, or holds code.
+      CheckpointError: The file is truncated, of another format, or contains
+        code.
     """
     _check_kind(path)
     self.path = path
@@ -43,8 +44,8 @@ class TorchFile(tensor_file.TensorFile):
         order = self._small(archive, "byteorder", 64, b"little")
     except CheckpointError:
       raise
-    # What zipfile raises on archives that are none, or use what PyTorch does
-    # not: encryption, other compressions.
+    # Raised by zipfile for other files, and for features that PyTorch does not
+    # use: encryption, other compression methods.
     except (
       zipfile.BadZipFile,
       EOFError,
@@ -120,12 +121,12 @@ class TorchFile(tensor_file.TensorFile):
     return bytes(self._content(entry, name, 0, entry.file_size))
 
   def _content(self, entry, name, start, count) -> bytearray:
-    """A part of an entry; of a whole one the check sum is compared."""
+    """A part of an entry; for a complete entry the checksum is verified."""
     content = tensor_file.read_bytes(
       self.path, self._data_offset(entry) + start, count
     )
-    # A part has no separate checksum. Zero means that PyTorch was told to
-    # leave check sums out.
+    # A part has no checksum. Zero means that PyTorch was configured to omit
+    # checksums.
     is_checked = count == entry.file_size and entry.CRC
     if is_checked and zlib.crc32(content) != entry.CRC:
       raise CheckpointError(
@@ -159,7 +160,7 @@ class TorchFile(tensor_file.TensorFile):
       )
 
   def _data_offset(self, entry: zipfile.ZipInfo) -> int:
-    """Where an entry's bytes begin: its local header may be padded."""
+    """Offset of an entry's bytes; its local header may be padded."""
     header = tensor_file.read_bytes(
       self.path, entry.header_offset, _LOCAL_HEADER
     )
@@ -200,5 +201,5 @@ def _check_kind(path: pathlib.Path) -> None:
 
 
 def _with_order(dtype: np.dtype, order: str) -> np.dtype:
-  # Types of ml_dtypes have no byte order to set; their files are little-endian.
+  # The byte order of ml_dtypes' types cannot be set; files are little-endian.
   return dtype if dtype.kind == "V" else dtype.newbyteorder(order)

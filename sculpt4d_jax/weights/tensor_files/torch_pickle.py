@@ -1,11 +1,10 @@
 """Reads the pickle of a PyTorch checkpoint without running it.
 
-A pickle is a program, and Python's own machine for it calls whatever function
-the file names. The machine here knows the instructions that dictionaries of
-tensors need and nothing else: it imports nothing and calls nothing. The few
-names that PyTorch writes to rebuild tensors (`_ACTIONS`) stand for actions of
-this module; any other name is refused with the reason, before any number is
-read.
+A pickle is a program, and Python's unpickler calls any function that the file
+names. This interpreter only supports the instructions needed for dictionaries
+of tensors; it imports and calls nothing from the file. The few names that
+PyTorch writes to rebuild tensors (`_ACTIONS`) are mapped to actions of this
+module; any other name is rejected with the reason, before data are read.
 
 Source: Python's `pickletools` documents the instructions, PyTorch's
 `torch/_weights_only_unpickler.py` the names.
@@ -35,7 +34,7 @@ _STORAGES = {
   "IntStorage": "int32",
   "LongStorage": "int64",
   "BoolStorage": "bool",
-  # Bytes; the tensor says what they are.
+  # Bytes; the tensor determines their dtype.
   "UntypedStorage": "uint8",
 }
 _DTYPES = frozenset(
@@ -62,7 +61,7 @@ _DTYPES = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-  """A flat run of numbers: its key in the archive, dtype and length."""
+  """A flat array of numbers: its key in the archive, dtype and length."""
 
   key: str
   dtype: str
@@ -80,7 +79,7 @@ class StoredTensor:
 
   @property
   def extent(self) -> int:
-    """Numbers from the first to the last one, both included."""
+    """Length of the range from the first to the last number."""
     if 0 in self.shape:
       return 0
     steps = zip(self.shape, self.strides, strict=True)
@@ -89,7 +88,7 @@ class StoredTensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Name:
-  """An allowed global: what it stands for, never the thing itself."""
+  """An allowed global, represented by its name."""
 
   module: str
   name: str
@@ -100,7 +99,7 @@ class _Mark:
 
 
 class _Ignored:
-  """Stands for values that no weight needs; nothing is made of them."""
+  """Placeholder for objects that are not weights; they are not created."""
 
 
 def load(content: bytes, source: str) -> Any:
@@ -111,7 +110,7 @@ def load(content: bytes, source: str) -> Any:
     source: Name for error messages.
 
   Raises:
-    CheckpointError: It is damaged, or asks for anything but tensors.
+    CheckpointError: It is damaged, or contains anything except tensors.
   """
   if len(content) > MAX_BYTES:
     raise CheckpointError(
@@ -125,7 +124,7 @@ def load(content: bytes, source: str) -> Any:
   except CheckpointError:
     raise
   except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-    # genops and the machine's stack, on bytes that are no pickle.
+    # Raised by genops and the stack for data that are not a pickle.
     raise CheckpointError(
       f"{source} is damaged: its list of tensors cannot be read ({error})."
       " Download or copy it again."
@@ -137,7 +136,7 @@ def tensors(tree: Any, source: str) -> dict[str, StoredTensor]:
   """The tensors of nested dictionaries and lists, by dotted name.
 
   Raises:
-    CheckpointError: There is none, or the nesting is no checkpoint's.
+    CheckpointError: There are none, or the nesting is not that of a checkpoint.
   """
   found: dict[str, StoredTensor] = {}
   stack = [("", tree, 0)]
@@ -326,7 +325,7 @@ class _Machine:
     return action(self, *arguments)
 
   def _build(self, _):
-    # A state dict carries its modules' versions as an attribute.
+    # A state dict has its modules' versions as an attribute.
     self.stack.pop()
     if not isinstance(self.stack[-1], (dict, StoredTensor, _Ignored)):
       raise CheckpointError(
@@ -357,7 +356,7 @@ class _Machine:
   def tensor_of_dtype(
     self, storage, offset, shape, strides, _, hooks, dtype, *rest
   ):
-    """A tensor of a type that has no storage class, as float8."""
+    """A tensor of a dtype without a storage class, for instance float8."""
     del hooks, rest
     name = getattr(dtype, "name", dtype)
     if not isinstance(storage, Storage) or name not in tensor_file.FLOAT8:
@@ -403,7 +402,7 @@ _ACTIONS = {
   ("torch.nn.parameter", "Parameter"): _Machine.inert,
   ("torch", "Size"): _Machine.size,
   ("torch", "device"): _Machine.inert,
-  # Random states and scores of training runs.
+  # Random states and metrics of training runs.
   **{
     (module, name): _Machine.ignored
     for module in ("numpy.core.multiarray", "numpy._core.multiarray")

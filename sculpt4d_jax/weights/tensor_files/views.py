@@ -1,4 +1,4 @@
-"""A tensor file under other names, with some tensors computed when read."""
+"""A view of a tensor file with other names and transformed tensors."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -15,9 +15,9 @@ class Entry:
   """A tensor of a view.
 
   Attributes:
-    source: Name in the file below.
+    source: Name in the underlying file.
     info: Shape and dtype that the view shows.
-    change: Applied to the numbers when they are read; None is no change.
+    change: Applied to the data when they are read; None changes nothing.
   """
 
   source: str
@@ -67,7 +67,7 @@ def renamed(file: tensor_file.TensorFile, sources: Mapping[str, str]) -> View:
 def changed(
   file: tensor_file.TensorFile, changes: Mapping[str, Change]
 ) -> View:
-  """A view with all names, in which some tensors change when read."""
+  """A view with the same names, in which some tensors are transformed."""
   return View(
     file,
     {
