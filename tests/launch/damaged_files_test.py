@@ -179,7 +179,7 @@ def test_known_frame_of_sample(name, tmp_path):
   assert_one_sentence(caught.value, path)
 
 
-# The program of `launch` in a process of its own, with one file after another.
+# The program of `launch` in a separate process, with one file after another.
 DRIVER = """
 import importlib, json, sys
 from absl import flags

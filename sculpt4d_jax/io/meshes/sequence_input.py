@@ -77,7 +77,7 @@ def read(path: PathLike) -> MeshSequence:
       reader = usd.read_animated_usd
     meshes, fps = reader(path)
     return MeshSequence(path.name, meshes, fps)
-  except ValueError:  # It is not a file of ours.
+  except ValueError:  # Not in our format.
     return _read_asset(path)
 
 
