@@ -21,11 +21,12 @@ pictures (needs --weights for its networks), A4 longer clips. For presets
 without weights it prints everything that is known without them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import pathlib
 import sys
 
 from absl import flags
+import ml_collections
 from ml_collections import config_flags
 
 from configs import ablations
@@ -35,6 +36,7 @@ from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import cost
 from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.evaluation.reproduce import paper_account
+from sculpt4d_jax.evaluation.reproduce import plots
 from sculpt4d_jax.evaluation.reproduce import report_page
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import variants as variants_lib
@@ -62,6 +64,7 @@ _VARIANTS = flags.DEFINE_list(
   "variants", [], "Rows of the table to compute; all by default."
 )
 
+_RELEASED_WIDTH = 2048
 _FRAMES_A4 = (8, 16, 32, 64)
 _A1 = tuple(name for name, *_ in cost.PAPER_TABLE_A1.values())
 _NEEDS_WEIGHTS = (
@@ -75,10 +78,10 @@ def main(unused_argv: Sequence[str]) -> None:
   config = _CONFIG.value
   preset = preset_lib.from_config(config)
   if _PROTOCOL.value:
-    protocol_table.find(_PROTOCOL.value)  # Fails before hours of work.
+    protocol_table.find(_PROTOCOL.value)  # Refused before hours of work.
   sections = [_operations(preset)] if _TABLE.value in ("A1", "A2") else []
   if _TABLE.value != "A2":
-    sections.append(_scores(config, preset))
+    sections += _scores(config, preset)
   folder = pathlib.Path(_WORKDIR.value)
   title = f"Table {_TABLE.value} with the preset {preset.name}"
   paths = report_page.write(folder, title, sections)
@@ -94,22 +97,52 @@ def _operations(preset: preset_lib.Preset) -> report_page.Section:
   text = [
     cost.table_a1(sizes) if _TABLE.value == "A1" else cost.table_a2(sizes)
   ]
-  if preset.model.dit.width == 2048:
+  notes = []
+  if preset.model.dit.width == _RELEASED_WIDTH:
     text.append(paper_account.report(sizes))
+  else:
+    notes.append(
+      "The paper's figures are those of its own size, and the others of this"
+      " preset's: only densities and ratios can be compared."
+    )
+  figure, pictures = "", ()
+  if _TABLE.value == "A2":
+    drawn = _draw("figure_a1", lambda: plots.figure_a1(sizes), notes)
+    figure, pictures = drawn or (cost.figure_a1(sizes), ())
   return report_page.Section(
     f"Operations of Table {_TABLE.value}",
     _command(),
     text="\n\n".join(text),
-    figure=cost.figure_a1(sizes) if _TABLE.value == "A2" else "",
+    notes=notes,
+    figure=figure,
+    pictures=pictures,
   )
 
 
-def _scores(config, preset: preset_lib.Preset) -> report_page.Section:
+def _draw(
+  name: str, make: Callable[[], plots.Figure], notes: list[str]
+) -> tuple[str, Sequence[str]] | None:
+  """Writes a figure next to the report; SVG and names of its PNG.
+
+  Without matplotlib it adds a note and gives None.
+  """
+  try:
+    figure = make()
+  except ImportError as error:
+    notes.append(str(error))
+    return None
+  png, _ = plots.write(figure, pathlib.Path(_WORKDIR.value), name)
+  return plots.svg(figure), (png.name,)
+
+
+def _scores(
+  config: ml_collections.ConfigDict, preset: preset_lib.Preset
+) -> list[report_page.Section]:
   """Scores of the variants, or the reason why there are none."""
   title = f"Scores of Table {_TABLE.value}"
   if not pathlib.Path(preset.weights).is_dir():
     note = _NEEDS_WEIGHTS.format(preset.weights or "config.weights")
-    return report_page.Section(title, _command(), notes=[note])
+    return [report_page.Section(title, _command(), notes=[note])]
   rows, frames = _rows(config, preset)
   if _VARIANTS.value:
     unknown = set(_VARIANTS.value) - {row.name for row in rows}
@@ -128,25 +161,69 @@ def _scores(config, preset: preset_lib.Preset) -> report_page.Section:
     _PROTOCOL.value or default,
   )
   found = variants_lib.run(plan, rows, frames)
-  reference = ("ours", frames[0])
-  if reference not in found:
-    reference = next(iter(found))
-  steps = f"{plan.num_steps} steps from {preset.weights}, "
-  return report_page.Section(
-    title,
-    _command(),
-    table=variants_lib.table(found, plan.protocol, reference),
-    notes=[
-      f"{plan.num_clips} held-out clips, mean over {len(plan.seeds)} seeds;"
-      f" {steps if rows[0].is_trained else 'no training, '}95 % intervals over"
-      " clips; differences are clip by clip.",
-      protocol_table.find(plan.protocol).describe() + ".",
-    ],
+  is_trained = rows[0].is_trained
+  training = (
+    f"{plan.num_steps} steps of training from {preset.weights}"
+    if is_trained
+    else "no training"
   )
+  notes = [
+    f"{plan.num_clips} held-out clips, {len(plan.seeds)} seeds, {training}."
+    " Means over clips and seeds; 95 % intervals over clips, each clip the mean"
+    " over seeds.",
+    protocol_table.find(plan.protocol).describe() + ".",
+  ]
+  drawn = _draw(
+    f"scores_{_TABLE.value.lower()}",
+    lambda: plots.intervals(variants_lib.estimates(found, plan.protocol)),
+    notes,
+  )
+  figure, pictures = drawn or ("", ())
+  sections = [
+    report_page.Section(
+      title,
+      _command(),
+      table=variants_lib.table(found, plan.protocol),
+      notes=notes,
+      figure=figure,
+      pictures=pictures,
+    )
+  ]
+  reference = ("ours", frames[0])
+  if len(rows) > 1 and reference in found:
+    sections.append(
+      report_page.Section(
+        f"Differences to {reference[0]}",
+        "",
+        table=variants_lib.differences(found, plan.protocol, reference),
+        notes=[
+          "Variant minus ours, clip by clip. A star marks an interval that"
+          " leaves out 0; without one, these clips do not tell the two apart."
+        ],
+      )
+    )
+  if len(plan.seeds) > 1:
+    sections.append(
+      report_page.Section(
+        "Means by seed", "", table=variants_lib.by_seed(found, plan.protocol)
+      )
+    )
+  sections.append(
+    report_page.Section(
+      "Seconds a clip",
+      "",
+      table=variants_lib.seconds(found),
+      notes=[
+        "Wall time by stage, means over clips and seeds. It includes the"
+        " compilation in the first clip, and other work on the machine."
+      ],
+    )
+  )
+  return sections
 
 
 def _rows(
-  config, preset: preset_lib.Preset
+  config: ml_collections.ConfigDict, preset: preset_lib.Preset
 ) -> tuple[list[variants_lib.Variant], Sequence[int]]:
   frames = (preset.sampling.num_frames,)
   variant = lambda apply, name, **options: variants_lib.Variant(

@@ -190,12 +190,14 @@ def _peta(counts: Mapping[str, int]) -> float:
   return PAPER_CALLS * sum(counts.values()) / 1e15
 
 
-def figure_a1(sizes: Sizes, max_frames: int = 64) -> str:
-  """Figure A1 as SVG: cost of sparse over full attention by frames.
+def ratios(
+  sizes: Sizes, frames: Sequence[int]
+) -> tuple[list[float], list[float]]:
+  """Operations of sparse over full attention by frames.
 
-  Two curves, temporal attention and the whole network, and the paper's points.
+  Returns:
+    Ratios of the whole network and of temporal attention alone.
   """
-  frames = range(2, max_frames + 1)
   network, attention = [], []
   for num_frames in frames:
     sparse, full = (sizes.call(num_frames, m) for m in ("sparse", "full"))
@@ -203,6 +205,17 @@ def figure_a1(sizes: Sizes, max_frames: int = 64) -> str:
     attention.append(
       sparse[flops.TEMPORAL_SCORES] / full[flops.TEMPORAL_SCORES]
     )
+  return network, attention
+
+
+def figure_a1(sizes: Sizes, max_frames: int = 64) -> str:
+  """Figure A1 as SVG: cost of sparse over full attention by frames.
+
+  Two curves, temporal attention and the whole network, and the paper's points.
+  `reproduce.plots` draws it as PNG too, by an optional package.
+  """
+  frames = range(2, max_frames + 1)
+  network, attention = ratios(sizes, frames)
   x = lambda f: 60 + 520 * (f - 2) / (max_frames - 2)
   y = lambda ratio: 340 - 300 * ratio
   text = lambda x, y, words, anchor="middle": (

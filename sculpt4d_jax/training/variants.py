@@ -13,12 +13,17 @@ command continues after an interruption.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
 import json
 import pathlib
+import time
+from typing import Any
 
 from absl import logging
+import jax
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import held_out
 from sculpt4d_jax.evaluation import sequences
@@ -26,6 +31,7 @@ from sculpt4d_jax.evaluation.protocols import evaluate
 from sculpt4d_jax.evaluation.protocols import metric_table
 from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.training import preset as preset_lib
@@ -74,10 +80,41 @@ class Plan:
   protocol: str = "project"
 
 
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """Scores of a variant on clips of one number of frames.
+
+  Attributes:
+    seeds: By seed, a dictionary a clip of its name's scores.
+    seconds: Mean wall time a clip by stage: "sample", "mesh" and "score".
+    device: Device that sampled.
+  """
+
+  seeds: Mapping[int, list[dict[str, float]]]
+  seconds: Mapping[str, float]
+  device: str
+
+  def clips(self, metric: str) -> np.ndarray:
+    """Scores of the clips [N], each the mean over seeds."""
+    rows = [[clip[metric] for clip in clips] for clips in self.seeds.values()]
+    return np.mean(rows, axis=0)
+
+  def seed_means(self, metric: str) -> dict[int, float]:
+    """Means over clips by seed."""
+    return {
+      seed: float(np.mean([clip[metric] for clip in clips]))
+      for seed, clips in self.seeds.items()
+    }
+
+
+Table = list[list[str]]
+Found = Mapping[tuple[str, int], Scores]
+
+
 def run(
   plan: Plan, variants: Sequence[Variant], frames: Sequence[int]
-) -> dict[tuple[str, int], list[dict[str, float]]]:
-  """Trains and scores what is not done yet.
+) -> dict[tuple[str, int], Scores]:
+  """Trains and scores what is missing.
 
   Args:
     plan: See `Plan`.
@@ -85,63 +122,131 @@ def run(
     frames: Numbers of frames of the clips that are sampled.
 
   Returns:
-    (variant, number of frames) -> for each clip a dictionary metric -> score,
-    the mean over seeds.
+    Scores by variant and number of frames.
 
   Raises:
-    ValueError: A preset cannot be trained.
+    ValueError: A preset cannot be trained, or the folder holds a training with
+      other settings.
   """
   by_name = {variant.name: variant for variant in variants}
   found = {}
   for variant in variants:
     for number in frames:
-      seeds = [
-        _score(plan, variant, by_name, seed, number) for seed in plan.seeds
-      ]
-      found[variant.name, number] = [
-        {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-        for rows in zip(*seeds)
-      ]
+      documents = {
+        seed: _score(plan, variant, by_name, seed, number)
+        for seed in plan.seeds
+      }
+      timed = [document["seconds"] for document in documents.values()]
+      found[variant.name, number] = Scores(
+        {seed: document["clips"] for seed, document in documents.items()},
+        {key: float(np.mean([t[key] for t in timed])) for key in timed[0]},
+        ", ".join(sorted({d["device"] for d in documents.values()})),
+      )
   return found
 
 
-def table(
-  scores: Mapping[tuple[str, int], list[dict[str, float]]],
-  protocol: str,
-  reference: tuple[str, int],
-) -> list[list[str]]:
-  """Means with intervals over clips, and the difference to one row."""
-  metrics = protocol_table.find(protocol).metrics
-  rows = [["variant", "frames"]]
-  for name in metrics:
-    title = metric_table.METRICS[name].title
-    rows[0] += [title, f"{title} - {reference[0]}"]
-  for (variant, frames), clips in scores.items():
-    row = [variant, str(frames)]
-    for name in metrics:
-      values = np.array([clip[name] for clip in clips])
-      row.append(evaluator.format_estimate(evaluator.estimate_mean(values), 4))
-      other = np.array([clip[name] for clip in scores[reference]])
-      same = len(other) == len(values) and (variant, frames) != reference
-      gap = evaluator.estimate_mean(values - other) if same else None
-      row.append(evaluator.format_estimate(gap, 4) if gap else "–")
-    rows.append(row)
+def estimates(
+  found: Found, protocol: str
+) -> dict[str, dict[str, evaluator.Estimate]]:
+  """Means over clips and seeds with 95 % intervals over clips.
+
+  Returns:
+    By the metric's title and the row's name.
+  """
+  names = protocol_table.find(protocol).metrics
+  several = len({frames for _, frames in found}) > 1
+  return {
+    title: {
+      f"{variant}, {frames} frames" if several else variant: (
+        evaluator.estimate_mean(scores.clips(name))
+      )
+      for (variant, frames), scores in found.items()
+    }
+    for name, title in zip(names, _titles(names))
+  }
+
+
+def table(found: Found, protocol: str) -> Table:
+  """The estimates as cells."""
+  columns = estimates(found, protocol)
+  rows = [["variant", "frames", *columns]]
+  for number, (variant, frames) in enumerate(found):
+    cells = [
+      evaluator.format_estimate(list(column.values())[number], 4)
+      for column in columns.values()
+    ]
+    rows.append([variant, str(frames), *cells])
   return rows
 
 
-def _score(plan, variant, by_name, seed, num_frames) -> list[dict[str, float]]:
-  """Scores of one seed, a dictionary a clip; read if they exist."""
+def differences(
+  found: Found, protocol: str, reference: tuple[str, int]
+) -> Table:
+  """Differences to a row, clip by clip; a star if the interval leaves out 0."""
+  names = protocol_table.find(protocol).metrics
+  rows = [["variant", *_titles(names)]]
+  for (variant, frames), scores in found.items():
+    if (variant, frames) == reference or frames != reference[1]:
+      continue
+    cells = []
+    for name in names:
+      gap = evaluator.estimate_mean(
+        scores.clips(name) - found[reference].clips(name)
+      )
+      star = " *" if gap.low * gap.high > 0 else ""
+      cells.append(evaluator.format_estimate(gap, 4) + star)
+    rows.append([variant, *cells])
+  return rows
+
+
+def by_seed(found: Found, protocol: str) -> Table:
+  """Means over clips of every seed: how much a training's chance matters."""
+  names = protocol_table.find(protocol).metrics
+  rows = [["variant", "frames", "seed", *_titles(names)]]
+  for (variant, frames), scores in found.items():
+    for seed in scores.seeds:
+      means = [scores.seed_means(name)[seed] for name in names]
+      cells = [evaluator.format_number(mean, 4) for mean in means]
+      rows.append([variant, str(frames), str(seed), *cells])
+  return rows
+
+
+def seconds(found: Found) -> Table:
+  """Mean seconds a clip by stage."""
+  stages_of = list(next(iter(found.values())).seconds)
+  rows = [["variant", "frames", *stages_of, "device"]]
+  for (variant, frames), scores in found.items():
+    cells = [f"{scores.seconds[stage]:.2f}" for stage in stages_of]
+    rows.append([variant, str(frames), *cells, scores.device])
+  return rows
+
+
+def _titles(names: Sequence[str]) -> list[str]:
+  metrics = (metric_table.METRICS[name] for name in names)
+  arrows = {"lower": "↓", "higher": "↑"}
+  return [f"{metric.title} {arrows[metric.better]}" for metric in metrics]
+
+
+def _score(
+  plan: Plan,
+  variant: Variant,
+  by_name: Mapping[str, Variant],
+  seed: int,
+  num_frames: int,
+) -> dict[str, Any]:
+  """Scores of one seed; read if they were computed before."""
   name = f"{variant.name}-{seed}-{num_frames}.json"
   path = plan.workdir / "scores" / name
   key = {
     "steps": plan.num_steps,
     "clips": plan.num_clips,
     "protocol": plan.protocol,
+    "preset": _digest(variant.preset),
   }
   if path.is_file():
     document = json.loads(path.read_text())
     if document["key"] == key:
-      return document["clips"]
+      return document
   folder = pathlib.Path(variant.preset.weights)
   if variant.is_trained:
     trained = by_name.get(variant.training, variant)
@@ -149,14 +254,23 @@ def _score(plan, variant, by_name, seed, num_frames) -> list[dict[str, float]]:
   logging.info(
     "Scoring %s, seed %d, %d frames.", variant.name, seed, num_frames
   )
-  clips = _sample_and_score(plan, variant.preset, folder, seed, num_frames)
-  text = json.dumps({"key": key, "clips": clips}, indent=1) + "\n"
+  document = {
+    "key": key,
+    **_sample_and_score(plan, variant.preset, folder, seed, num_frames),
+  }
+  text = json.dumps(document, indent=1) + "\n"
   atomic.write_bytes(path, text.encode())
-  return clips
+  return document
+
+
+def _digest(preset: preset_lib.Preset) -> str:
+  """A short name of all settings, so that scores of others are not taken."""
+  text = json.dumps(dataclasses.asdict(preset), sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _train(plan: Plan, variant: Variant, seed: int) -> pathlib.Path:
-  """Trains a variant with a seed; returns the folder of its weights."""
+  """The weights of a variant and a seed."""
   workdir = plan.workdir / "runs" / f"{variant.name}-{seed}"
   workdir.mkdir(parents=True, exist_ok=True)
   for name in _SHARED:
@@ -173,12 +287,35 @@ def _train(plan: Plan, variant: Variant, seed: int) -> pathlib.Path:
     optimizer=dataclasses.replace(training.optimizer, num_steps=plan.num_steps),
   )
   preset = dataclasses.replace(variant.preset, dit_training=training)
+  _claim(workdir, _digest(preset))
   logging.info("Training %s, seed %d.", variant.name, seed)
   stages.run(preset, workdir, ["data", "dit"])
   return workdir / "weights"
 
 
-def _sample_and_score(plan, preset, folder, seed, num_frames):
+def _claim(workdir: pathlib.Path, digest: str) -> None:
+  """Keeps a training from resuming with other settings.
+
+  Raises:
+    UserError: The folder belongs to other settings.
+  """
+  path = workdir / "settings.txt"
+  if path.is_file() and path.read_text().strip() != digest:
+    raise UserError(
+      f"{workdir} holds a training with other settings; give another"
+      " --workdir, or remove this folder."
+    )
+  atomic.write_bytes(path, f"{digest}\n".encode())
+
+
+def _sample_and_score(
+  plan: Plan,
+  preset: preset_lib.Preset,
+  folder: pathlib.Path,
+  seed: int,
+  num_frames: int,
+) -> dict[str, Any]:
+  """Scores of all clips, mean seconds by stage and the device."""
   protocol = protocol_table.find(plan.protocol)
   log = run_log.RunLog()
   model = model_lib.Sculpt4D.load(preset.model, folder)
@@ -189,15 +326,26 @@ def _sample_and_score(plan, preset, folder, seed, num_frames):
   sampling = dataclasses.replace(
     preset.sampling, num_frames=num_frames, seed=seed
   )
-  rows = []
+  rows, spent = [], {"sample": 0.0, "mesh": 0.0, "score": 0.0}
   for clip in log.each("sample and score", clips):
-    meshes = held_out.sample_meshes(model, clip, sampling, preset.surface)
-    found = evaluate.score_clip(
+    times = [time.monotonic()]
+    latents = jax.block_until_ready(model.sample(clip.images, sampling))
+    times.append(time.monotonic())
+    meshes = [
+      pipeline.extract_mesh(model, frame, preset.surface)[0]
+      for frame in latents
+    ]
+    times.append(time.monotonic())
+    scores = evaluate.score_clip(
       sequences.ShapeSequence(tuple(meshes)),
       sequences.ShapeSequence(tuple(clip.truth)),
       protocol,
       name=clip.name,
       workers=-1,
     )
-    rows.append({name: found.mean(name) for name in protocol.metrics})
-  return rows
+    times.append(time.monotonic())
+    rows.append({name: scores.mean(name) for name in protocol.metrics})
+    for stage, begin, end in zip(spent, times, times[1:]):
+      spent[stage] += (end - begin) / len(clips)
+  device = jax.devices()[0].device_kind
+  return {"clips": rows, "seconds": spent, "device": device}

@@ -9,10 +9,11 @@ from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.io import atomic
 
 _STYLE = (
-  "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;"
+  "body{font:15px/1.5 system-ui,sans-serif;max-width:72em;margin:2em auto;"
   "padding:0 1em;color:#222}table{border-collapse:collapse}td,th{padding:.2em"
   " .8em;border-bottom:1px solid #ddd;text-align:right}td:first-child,"
-  "th:first-child{text-align:left}pre{background:#f5f5f5;padding:.8em;"
+  "th:first-child{text-align:left}td{white-space:nowrap}th{vertical-align:"
+  "bottom}.wide{overflow-x:auto}pre{background:#f5f5f5;padding:.8em;"
   "overflow-x:auto}svg{max-width:100%}"
 )
 
@@ -23,11 +24,13 @@ class Section:
 
   Attributes:
     title: Its heading.
-    command: The command that gives its figures.
+    command: The command that gives its figures; "" if an earlier section has
+      it.
     table: Rows of cells, the first one the heads; may be empty.
     text: Lines kept as they are, for instance of a report in columns.
     notes: Paragraphs.
     figure: An SVG picture, or "".
+    pictures: Files next to the report that show the figure, for Markdown.
   """
 
   title: str
@@ -36,10 +39,11 @@ class Section:
   text: str = ""
   notes: Sequence[str] = ()
   figure: str = ""
+  pictures: Sequence[str] = ()
 
 
 def markdown(title: str, sections: Sequence[Section]) -> str:
-  """The report in Markdown; figures are left to the page."""
+  """The report in Markdown; it shows figures that are files next to it."""
   parts = [f"# {title}"]
   for section in sections:
     parts.append(f"## {section.title}")
@@ -47,8 +51,10 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
       parts.append(evaluator.layout(section.table, True))
     if section.text:
       parts.append(f"```\n{section.text}\n```")
+    parts += [f"![{section.title}]({name})" for name in section.pictures]
     parts += section.notes
-    parts.append(f"```\n{section.command}\n```")
+    if section.command:
+      parts.append(f"```\n{section.command}\n```")
   return "\n\n".join(parts) + "\n"
 
 
@@ -60,12 +66,14 @@ def page(title: str, sections: Sequence[Section]) -> str:
     if section.table:
       rows = [_row(section.table[0], "th")]
       rows += [_row(row, "td") for row in section.table[1:]]
-      parts.append(f"<table>{''.join(rows)}</table>")
-    parts.append(section.figure)
+      parts.append(f'<div class="wide"><table>{"".join(rows)}</table></div>')
+    if section.figure:
+      parts.append(f'<div class="wide">{section.figure}</div>')
     if section.text:
       parts.append(f"<pre>{html.escape(section.text)}</pre>")
     parts += [f"<p>{html.escape(note)}</p>" for note in section.notes]
-    parts.append(f"<pre>{html.escape(section.command)}</pre>")
+    if section.command:
+      parts.append(f"<pre>{html.escape(section.command)}</pre>")
   return (
     '<!doctype html><html lang="en"><meta charset="utf-8">'
     f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
