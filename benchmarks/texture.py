@@ -119,14 +119,16 @@ def measure_texture(case: Case, camera: cameras.Camera) -> None:
   for frames in texture_baking.FRAMES:
     for is_lit in (False, True):
       begin = time.process_time()
-      clip, light = plain, None
+      clip, light, filmed_light = plain, None, None
       if is_lit:
         light = light_estimate.estimate(plain, frames)
         clip = dataclasses.replace(plain, light=light)
-      seen = texture_baking.bake(clip, points, frames)
+      elif frames == "all":
+        filmed_light = light_estimate.estimate(plain, frames)
+      seen = texture_baking.bake(clip, points, frames, filmed_light)
       seen = texture_fill.mirror(seen, mirror) if mirror else seen
       colours = texture_fill.fill(case.vertices[0], case.faces, seen)
-      baked = texture_baking.bake(clip, texels, frames)
+      baked = texture_baking.bake(clip, texels, frames, filmed_light)
       filled = texels.interpolate(colours, case.faces)
       image = asset_colours.paint(covered, baked, filled) / 255
       seconds = time.process_time() - begin

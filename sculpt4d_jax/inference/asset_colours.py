@@ -108,11 +108,15 @@ def _colour_segment(
 ) -> tuple[TexturedMesh, dict[str, Any]]:
   mesh = segment.mesh
   clip = _footage(segment, video)
-  if is_lit:
+  filmed_light = None
+  if is_lit or options.texture == "all":
     light = light_estimate.estimate(clip, options.texture)
-    clip = dataclasses.replace(clip, light=light)
+    if is_lit:
+      clip = dataclasses.replace(clip, light=light)
+    else:
+      filmed_light = light
   points = uv_atlas.vertex_points(mesh.faces, mesh.num_vertices)
-  seen = texture_baking.bake(clip, points, options.texture)
+  seen = texture_baking.bake(clip, points, options.texture, filmed_light)
   colours, facts = fill_unseen(mesh, seen, options.fill, skin_weights)
   if not has_atlas:
     whole = dataclasses.replace(mesh, colours=_bytes(colours))
@@ -122,7 +126,7 @@ def _colour_segment(
     )
   atlas = uv_atlas.unwrap(mesh.rest_mesh(), options.texture_size)
   covered, texels = uv_atlas.texels(atlas)
-  baked = texture_baking.bake(clip, texels, options.texture)
+  baked = texture_baking.bake(clip, texels, options.texture, filmed_light)
   filled = texels.interpolate(colours, mesh.faces)
   image = paint(covered, baked, filled)
   part = TexturedMesh(

@@ -9,6 +9,10 @@ With "first", only the first frame gives colours. With "all", the first frame
 gives them where its view is good, and the other frames elsewhere, each with the
 fourth power of its weight, so that the best view dominates and the result stays
 sharp. Points that no frame shows have weight 0; `texture_fill` colours them.
+
+If colours keep the filmed light, a point of a turning object has another
+brightness in each frame. Colours of other frames are then multiplied by the
+ratio of the estimated light on the point in the first frame and in theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +37,9 @@ _GRAZING = 0.15  # Cosine below which a view is not used.
 _LIFT = 2e-3  # Distance of ray origins from the surface, world units.
 _OBJECT = 0.9  # Smallest coverage of a pixel that is used.
 # Range of the first frame's weight over which the other frames fade out.
-_FADE = (0.01, 0.05)
+_FADE = (0.002, 0.02)
+# Largest factor by which an estimated light may change colours.
+_MAX_RELIGHT = 2.0
 _SHARPNESS = 4
 
 
@@ -147,7 +153,10 @@ def observe(clip: Footage, frame: int, points: SurfacePoints) -> Observed:
 
 
 def bake(
-  clip: Footage, points: SurfacePoints, frames: Frames = "all"
+  clip: Footage,
+  points: SurfacePoints,
+  frames: Frames = "all",
+  filmed_light: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Observed:
   """Colours of surface points from the first frame or from all.
 
@@ -155,6 +164,8 @@ def bake(
     clip: The video on its surface.
     points: Texels or vertices.
     frames: "first" or "all", see the module.
+    filmed_light: The light [P] by unit normals [P, 3], where colours keep it;
+      None where they do not, or where it is not known.
 
   Raises:
     ValueError: `frames` is something else.
@@ -166,7 +177,9 @@ def bake(
     return first
   share = np.clip((first.weights - _FADE[0]) / (_FADE[1] - _FADE[0]), 0, 1)
   open_points = np.flatnonzero(share < 1)
-  others = _best_of(clip, points[open_points], range(1, clip.num_frames))
+  others = _best_of(
+    clip, points[open_points], range(1, clip.num_frames), filmed_light
+  )
   # If no other frame shows a point, even a grazing view of the first counts.
   share[open_points[others.weights == 0]] = 1
   colours, weights = first.colours.copy(), first.weights.copy()
@@ -179,7 +192,10 @@ def bake(
 
 
 def _best_of(
-  clip: Footage, points: SurfacePoints, frames: Sequence[int]
+  clip: Footage,
+  points: SurfacePoints,
+  frames: Sequence[int],
+  filmed_light: Callable[[np.ndarray], np.ndarray] | None,
 ) -> Observed:
   """Mean over frames with the sharpened weights."""
   colours, total = np.zeros((len(points), 3)), np.zeros(len(points))
@@ -187,11 +203,28 @@ def _best_of(
   for frame in frames:
     seen = observe(clip, frame, points)
     power = seen.weights**_SHARPNESS
-    colours += power[:, None] * seen.colours
+    shown = seen.colours
+    if filmed_light is not None:
+      shown = shown * _relight(clip, frame, points, filmed_light)[:, None]
+    colours += power[:, None] * shown
     total += power
     best = np.maximum(best, seen.weights)
   best[total < 1e-12] = 0
   return Observed(colours / np.maximum(total, 1e-12)[:, None], best)
+
+
+def _relight(
+  clip: Footage,
+  frame: int,
+  points: SurfacePoints,
+  light: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+  """Factors [P] from a frame's light on the points to the first frame's."""
+  first, other = (
+    light(_unit(points.interpolate(clip.normals(index), clip.faces)))
+    for index in (0, frame)
+  )
+  return np.clip(first / other, 1 / _MAX_RELIGHT, _MAX_RELIGHT)
 
 
 def _facing_weights(

@@ -85,6 +85,28 @@ def test_other_frames_colour_what_the_first_does_not_show():
   assert (seen.weights[sides == 2] == 0).all()  # The bottom, never seen.
 
 
+def test_other_frames_are_shown_in_the_light_of_the_first():
+  vertices, faces = _cube()
+  sides = _sides(vertices, faces)
+  turn = trimesh.transformations.rotation_matrix(np.pi, [0, 1, 0])[:3, :3]
+  frames = np.stack([vertices, vertices @ turn.T])
+  pictures, masks = _film(frames, faces, COLOURS[sides])
+  clip = texture_baking.footage(frames, faces, pictures, masks, CAMERA)
+
+  def light(normals):
+    return 0.75 + 0.25 * normals[:, 0]
+
+  seen = texture_baking.bake(clip, _middles(faces), "all", light)
+  # The side -x lies in half the light and is filmed in the whole of it; the
+  # side -z has the same light in both frames.
+  for side, factor in ((0, 0.5), (4, 1.0), (1, 1.0)):
+    np.testing.assert_allclose(
+      seen.colours[sides == side],
+      np.tile(factor * COLOURS[side], (2, 1)),
+      atol=0.01,
+    )
+
+
 def test_what_stands_in_front_hides():
   wall = trimesh.creation.box((2, 2, 0.1))
   ball = trimesh.creation.icosphere(3, 0.3)
