@@ -247,6 +247,9 @@ def _dit_training() -> ml_collections.ConfigDict:
     dict(
       optimizer=_optimizer(1e-5, 24_000),
       batch_size=32,  # Clips, as in the paper.
+      # Consecutive frames of a clip in a step, drawn anew each time; 0: all.
+      # Frames of a clip are alike: few frames of many clips teach more a step.
+      num_frames=0,
       # Fraction of clips whose context is zeroed, for classifier-free guidance.
       # Hunyuan3D 2.1 does not state it; 0.1 is usual.
       context_dropout=0.1,

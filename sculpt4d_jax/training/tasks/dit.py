@@ -28,6 +28,7 @@ from sculpt4d_jax.training.ahead_of_time import step_flops
 Array = array_types.Array
 
 _TIME_BUCKETS = 4
+_WINDOWS = 1  # Tells this draw from others of the same seed and step.
 # Frequencies of the field head's points.
 HEAD_FREQS = 5
 
@@ -38,6 +39,8 @@ class DiTTaskConfig:
 
   Attributes:
     batch_size: Number of clips in a step.
+    num_frames: Number of consecutive frames of a clip in a step, whose start is
+      drawn anew for each step and clip; 0 takes all frames.
     context_dropout: Fraction of clips whose context is zeroed.
     temporal_dropout: Fraction of clips whose frames are denoised independently,
       without temporal attention, so that the weights also serve single frames.
@@ -62,6 +65,7 @@ class DiTTaskConfig:
   context_dropout: float
   time_sampling: str
   train_image_encoder: bool
+  num_frames: int = 0
   temporal_dropout: float = 0.0
   context_field_weight: float = 0.0
   context_field_points: int = 64
@@ -155,6 +159,12 @@ class DiTTask:
     self.dit_config = dit_config
     self.encoder_config = encoder_config
     self.batches = batches
+    if not 0 <= config.num_frames <= batches.num_frames:
+      raise UserError(
+        f"dit_training.num_frames={config.num_frames} must lie between 0, which"
+        f" takes all frames, and the {batches.num_frames} frames of a clip."
+      )
+    self.num_frames = config.num_frames or batches.num_frames
     self.scale = scale  # Makes the variance of latents 1.
     self.warm_start = init_from or {}
     self.graphdef = nnx.split(nnx.eval_shape(self._create))[0]
@@ -205,7 +215,7 @@ class DiTTask:
     partitioning.check_training(
       mesh,
       batch_size=self.config.batch_size,
-      num_frames=self.batches.num_frames,
+      num_frames=self.num_frames,
       num_heads=c.num_heads,
       hidden_width=c.mlp_ratio * c.width,
       num_experts=c.num_experts if c.num_moe_blocks else 0,
@@ -230,7 +240,22 @@ class DiTTask:
     self, step: int, rows: np.ndarray | None = None
   ) -> dict[str, np.ndarray]:
     """The batch of a step, or some rows of it."""
-    return self.batches.batch(step, rows)
+    batch = self.batches.batch(step, rows)
+    spare = self.batches.num_frames - self.num_frames
+    if not spare:
+      return batch
+    # Drawn for the whole batch, so that any share of its rows is the same.
+    rng = np.random.default_rng((self.config.seed, step, _WINDOWS))
+    starts = rng.integers(spare + 1, size=self.config.batch_size)
+    if rows is not None:
+      starts = starts[rows]
+    return {name: self._windows(x, starts) for name, x in batch.items()}
+
+  def _windows(self, array: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Frames from `starts` [B] on, of an array [B, F, ...]."""
+    return np.stack(
+      [x[i : i + self.num_frames] for x, i in zip(array, starts, strict=True)]
+    )
 
   def describe_batch(self, step: int) -> str:
     """Describes the clips of a step."""
