@@ -35,7 +35,7 @@ def _vae() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
       num_latents=4096,  # Latent tokens N a frame.
-      token_order="drawn",  # Or "spatial"; see `ShapeVAEConfig`.
+      token_order="drawn",  # "spatial", "anchored": `ShapeVAEConfig`.
       latent_channels=64,  # Channels C of a latent.
       width=1024,
       num_heads=16,
@@ -61,6 +61,7 @@ def _image_encoder() -> ml_collections.ConfigDict:
       image_size=518,  # Side in pixels; a multiple of patch_size.
       patch_size=14,
       stem_patch_size=0,  # Pixels; above 0 embeds patches in two levels.
+      position_init="normal",  # Or "sinusoidal", for training from nothing.
       width=1024,
       num_layers=24,
       num_heads=16,

@@ -25,12 +25,13 @@ def get_config() -> ml_collections.ConfigDict:
   config = tiny.get_config()
   config.name = "small"
   config.weights = ""  # None are shipped yet.
-  config.model.vae.token_order = "spatial"
+  config.model.vae.token_order = "anchored"
   config.model.image_encoder.update(
     dict(
       image_size=96,
       patch_size=12,
       stem_patch_size=4,
+      position_init="sinusoidal",
       width=128,
       num_layers=4,
       num_heads=4,
@@ -39,19 +40,19 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.model.dit.update(
     dict(
-      depth=7,
+      depth=5,
       width=128,
       num_heads=4,
       context_width=128,
       num_token_indices=32,
       num_moe_blocks=2,
       num_experts=4,
-      scan_unroll=7,
+      scan_unroll=5,
     )
   )
   config.data.update(
     dict(
-      num_clips=384,
+      num_clips=2048,
       num_held_out=24,
       num_frames=16,
       num_uniform=384,
@@ -106,7 +107,8 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.dit_training.update(
     dict(
-      batch_size=6,
+      batch_size=24,
+      num_frames=4,
       latent_choices=1,
       context_field_weight=0.5,
       temporal_dropout=0.15,

@@ -30,6 +30,9 @@ AnyArray = array_types.AnyArray
 Float = array_types.Float
 
 
+_WAVE_HEIGHT = 0.5  # About the size of an embedded patch.
+
+
 class ContextEncoder(Protocol):
   """Interface of the diffusion model's condition encoder."""
 
@@ -68,6 +71,9 @@ class ImageEncoderConfig:
     num_layers: Number of blocks.
     num_heads: Attention heads, H; divides the width.
     mlp_ratio: Hidden width of the MLPs over the width.
+    position_init: Initial embeddings of the patches' positions: "normal", small
+      and random, or "sinusoidal", which tells an encoder that starts from
+      nothing from the first step on which patches are neighbours.
     layer_scale_init: Initial factor of every residual branch.
     pixel_mean: Means of red, green, blue in [0, 1].
     pixel_std: Standard deviations of red, green, blue.
@@ -92,6 +98,7 @@ class ImageEncoderConfig:
   scan_unroll: bool | int = 1
   remat_policy: str | None = None
   stem_patch_size: int = 0
+  position_init: str = "normal"
 
   def __post_init__(self):
     # Configs read from a file contain lists.
@@ -113,6 +120,11 @@ class ImageEncoderConfig:
         f"{self.patch_size}; the nearest that are:"
         f" {self.image_size // self.patch_size * self.patch_size} and"
         f" {-(-self.image_size // self.patch_size) * self.patch_size}."
+      )
+    if self.position_init not in ("normal", "sinusoidal"):
+      raise UserError(
+        f"position_init={self.position_init!r} must be 'normal' or"
+        " 'sinusoidal'."
       )
     if self.stem_patch_size < 0 or (
       self.stem_patch_size and self.patch_size % self.stem_patch_size
@@ -215,9 +227,11 @@ class ImageEncoder(nnx.Module):
       _truncated_normal, rngs=rngs, dtype=c.param_dtype
     )
     self.class_token = nnx.Param(normal((c.width,)), logical_axes=("embed",))
-    self.positions = nnx.Param(
-      normal((c.num_tokens, c.width)), logical_axes=(None, "embed")
-    )
+    positions = normal((c.num_tokens, c.width))
+    if c.position_init == "sinusoidal":
+      waves = _waves(c.patches_per_side, c.width).astype(c.param_dtype)
+      positions = positions.at[1:].add(waves)
+    self.positions = nnx.Param(positions, logical_axes=(None, "embed"))
     self.blocks = layers.stack_layers(
       lambda r: ViTBlock(c, rngs=r), c.num_layers, rngs
     )
@@ -320,6 +334,26 @@ def to_pixels(
   top, left = (int(round((r - size) / 2.0)) for r in resized)
   x = x[..., top : top + size, left : left + size, :]
   return (x - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def _waves(side: int, width: int) -> Array:
+  """Sines and cosines of the rows and columns of patches [side^2, width].
+
+  The longest wave spans four pictures, the shortest two patches.
+  """
+  count = -(-width // 4)
+  frequencies = jnp.pi / 2 * (2.0 * side) ** jnp.linspace(0.0, 1.0, count)
+  angles = jnp.linspace(-1.0, 1.0, side)[:, None] * frequencies / 2
+  waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+  shape = (side, side, waves.shape[-1])
+  grid = jnp.concatenate(
+    [
+      jnp.broadcast_to(waves[:, None], shape),
+      jnp.broadcast_to(waves[None], shape),
+    ],
+    axis=-1,
+  )
+  return _WAVE_HEIGHT * grid.reshape(side * side, -1)[:, :width]
 
 
 def _truncated_normal(

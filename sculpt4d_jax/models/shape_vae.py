@@ -24,6 +24,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax.errors import UserError
@@ -36,7 +37,8 @@ AnyArray = array_types.AnyArray
 Float = array_types.Float
 PRNGKey = array_types.PRNGKey
 
-TOKEN_ORDERS = ("drawn", "spatial")
+_ANCHOR_EXTENT = 0.8  # Shapes keep a margin to the faces of the cube.
+TOKEN_ORDERS = ("drawn", "spatial", "anchored")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,10 @@ class ShapeVAEConfig:
     scale_factor: Diffusion latents are this times z.
     token_order: Order of a clip's latent tokens: "drawn" is the order of
       farthest-point sampling; "spatial" splits the points recursively along y,
-      x and z, so that token i is in about the same region of every clip.
+      x and z, so that token i is in about the same region of every clip;
+      "anchored" takes fixed points of the cube (`anchor_rows`) as queries
+      instead of points of the surface, so that token i means the same in every
+      clip.
     dtype: Dtype of the computation; norms and the field's last layer are
       float32.
     param_dtype: Dtype of the parameters.
@@ -171,6 +176,24 @@ class Posterior:
     return 0.5 * terms.mean(tuple(axes))
 
 
+def anchor_rows(num_latents: int, row_width: int) -> Float[AnyArray, "N R"]:
+  """Query rows that are no points of a surface: they are spread over the cube.
+
+  Positions follow the R3 low-discrepancy sequence (Roberts, 2018) within
+  [-0.8, 0.8]^3; normals and labels are 0.
+
+  Args:
+    num_latents: Rows, N.
+    row_width: Columns, R.
+  """
+  golden = 1.2207440846057596  # The real root of x^4 = x + 1.
+  steps = golden ** -np.arange(1.0, 4.0)
+  unit = (0.5 + np.outer(np.arange(num_latents), steps)) % 1.0
+  rows = np.zeros((num_latents, row_width), np.float32)
+  rows[:, :3] = _ANCHOR_EXTENT * (2.0 * unit - 1.0)
+  return rows
+
+
 def sequence_noise(
   key: PRNGKey, num_clips: int, num_latents: int, latent_channels: int
 ) -> Float[Array, "B 1 N C"]:
@@ -243,6 +266,10 @@ class ShapeVAE(nnx.Module):
       raise UserError(
         f"surface {surface.shape} and queries {queries.shape} must agree"
         " in all axes but the last two."
+      )
+    if self.config.token_order == "anchored":
+      queries = jnp.broadcast_to(
+        anchor_rows(queries.shape[-2], row_width), queries.shape
       )
     x = self.encoder(surface, queries)
     return Posterior.from_moments(self.moments_proj(x))

@@ -181,3 +181,22 @@ def test_two_level_patches_see_details_and_keep_the_grid():
   assert differs.tolist() == [False, False, False, False, True]
   with pytest.raises(ValueError, match="stem_patch_size=4 must be 0 or divide"):
     dataclasses.replace(config, stem_patch_size=4)
+
+
+def test_sinusoidal_positions_tell_neighbours_from_far_patches():
+  config = image_encoder.ImageEncoderConfig(
+    image_size=16,
+    patch_size=2,
+    width=32,
+    num_layers=1,
+    num_heads=2,
+    position_init="sinusoidal",
+  )
+  encoder = image_encoder.ImageEncoder(config, rngs=nnx.Rngs(0))
+  grid = np.asarray(encoder.positions[1:]).reshape(8, 8, 32)
+  distance = np.linalg.norm(grid - grid[3, 3], axis=-1)
+  nearest = np.sort(distance.ravel())[1:5]
+  by_hand = [distance[2, 3], distance[4, 3], distance[3, 2], distance[3, 4]]
+  np.testing.assert_allclose(np.sort(by_hand), nearest)
+  with pytest.raises(ValueError, match="position_init='other' must be"):
+    dataclasses.replace(config, position_init="other")

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import spatial
 
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import shape_vae
@@ -241,3 +242,30 @@ def test_released_size_has_the_released_number_of_parameters():
   model = nnx.eval_shape(lambda: shape_vae.ShapeVAE(config, rngs=nnx.Rngs(0)))
   params = jax.tree.leaves(nnx.state(model, nnx.Param))
   assert sum(p.size for p in params) == 327_746_177
+
+
+def test_anchored_tokens_do_not_depend_on_the_drawn_queries():
+  config = dataclasses.replace(_CONFIG, token_order="anchored")
+  anchored = shape_vae.ShapeVAE(config, rngs=nnx.Rngs(0))
+  surface, queries = _surface(2)
+  mean = _encode(anchored, surface, queries).mean
+  np.testing.assert_array_equal(
+    _encode(anchored, surface, queries[..., ::-1, :]).mean, mean
+  )
+  # Nor on the order of the points; but on where they are.
+  np.testing.assert_allclose(
+    _encode(anchored, surface[:, ::-1], queries).mean, mean, atol=1e-5
+  )
+  assert np.abs(_encode(anchored, 0.5 * surface, queries).mean - mean).max() > 0
+
+
+@pytest.mark.parametrize("count", [32, 64, 256])
+def test_anchors_keep_their_distance(count):
+  rows = shape_vae.anchor_rows(count, 7)
+  assert rows.shape == (count, 7)
+  assert (rows[:, 3:] == 0).all()
+  assert np.abs(rows).max() <= 0.8
+  nearest = spatial.cKDTree(rows[:, :3]).query(rows[:, :3], k=2)[0][:, 1]
+  # Half the spacing of a regular grid of as many points; random points are
+  # far nearer.
+  assert nearest.min() > 0.5 * (1.6**3 / count) ** (1 / 3)
