@@ -53,7 +53,6 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of weights.")
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 256, "Frames.", lower_bound=16)
 _SEED = flags.DEFINE_integer("seed", 3, "Seed of the clip; held out.")
 _SETTING = flags.DEFINE_string("setting", "draft", "Preset or fields.")
-_BLEND = flags.DEFINE_integer("blend", 0, "See `windows.Windows.blend`.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Kept results, if wanted.")
 _PART = flags.DEFINE_string("part", None, "Used by the program itself.")
 
@@ -116,11 +115,10 @@ def _score(workdir, size):
   quarter = _NUM_FRAMES.value // 4
   iou, jitter = scores["whole"]
   near = np.zeros(len(jitter), bool)
-  # A seam is between a window's first new frame and the previous frame; with a
-  # blend it begins before the first blended frame.
+  # A seam is between a window's first new frame and the previous frame.
   for start in _windows().starts(_NUM_FRAMES.value)[1:]:
     seam = start + _windows().overlap
-    near[max(seam - _windows().blend - 2, 0) : seam] = True
+    near[max(seam - 2, 0) : seam] = True
   ratios = {
     "peak over one window's": peaks["whole"] / peaks["one_window"],
     "IoU of the last quarter over the first's": (
@@ -161,9 +159,7 @@ def _preset() -> preset_lib.Preset:
 
 def _windows(overlap: int | None = None) -> windows_lib.Windows:
   size = _preset().data.num_frames
-  if overlap is not None:
-    return windows_lib.Windows(size, overlap)
-  return windows_lib.Windows(size, size // 2, blend=_BLEND.value)
+  return windows_lib.Windows(size, size // 2 if overlap is None else overlap)
 
 
 def _make_clip(workdir):

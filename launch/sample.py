@@ -121,12 +121,6 @@ _OVERLAP = flags.DEFINE_integer(
   None,
   "Number of frames that consecutive windows share; by default half a window.",
 )
-_BLEND = flags.DEFINE_integer(
-  "blend",
-  0,
-  "Last frames of the overlap that a sequential window samples again and fades"
-  " into, in place of knowing them.",
-)
 _WINDOWS = flags.DEFINE_enum(
   "windows",
   "sequential",
@@ -295,12 +289,10 @@ def _window_settings(trained_frames: int) -> windows_lib.Windows | None:
   if _WINDOW.value is None and not _ALL_FRAMES.value:
     if _OVERLAP.value is not None:
       raise UserError("--overlap is of windows: give --window too.")
-    if _BLEND.value:
-      raise UserError("--blend is of windows: give --window too.")
     return None
   size = trained_frames if _WINDOW.value is None else _WINDOW.value
   overlap = size // 2 if _OVERLAP.value is None else _OVERLAP.value
-  return windows_lib.Windows(size, overlap, _WINDOWS.value, _BLEND.value)
+  return windows_lib.Windows(size, overlap, _WINDOWS.value)
 
 
 def register(output: paths.StorePath, result: api.Result) -> None:

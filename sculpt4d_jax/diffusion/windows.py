@@ -40,15 +40,11 @@ class Windows:
       known from the previous one: it needs the memory of one window, and works
       on endless streams. "averaged" denoises the whole clip at once, and
       averages the velocities of a frame over its windows: the smoothest seams.
-    blend: Number of last frames of the overlap that a sequential window samples
-      again, in place of knowing them: its answer fades in over them. A stream
-      is then this many frames late.
   """
 
   size: int
   overlap: int
   kind: str = "sequential"
-  blend: int = 0
 
   def __post_init__(self):
     if self.size < 2:
@@ -57,11 +53,6 @@ class Windows:
       raise UserError(
         f"overlap={self.overlap} must be at least 0 and less than the window's"
         f" {self.size} frames."
-      )
-    if not 0 <= self.blend <= self.overlap:
-      raise UserError(
-        f"blend={self.blend} must be at least 0 and at most the overlap's"
-        f" {self.overlap} frames."
       )
     if self.kind not in KINDS:
       raise UserError(f"windows={self.kind!r}: choose one of {KINDS}.")

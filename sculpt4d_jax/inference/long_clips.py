@@ -6,13 +6,9 @@ window, and hold the complete state: an interrupted run reads them and resumes
 with bit-identical results. The noise of a frame depends only on the seed and
 the frame's number, so neither the length nor the windows have to be known in
 advance, and frames can be read from an endless stream.
-
-The last frames of a window have seen no future. With `Windows.blend` the next
-window samples them again, and the result changes from one answer to the other
-frame by frame; until then they are the window's tail.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import hashlib
 import io
 import itertools
@@ -38,17 +34,10 @@ _IDENTITY = "windows.json"
 
 
 class Stretch(NamedTuple):
-  """New frames of a clip.
-
-  Attributes:
-    first: Number of the first.
-    latents: [frames, N, C].
-    tail: Latents of the frames after them, which the next window changes.
-  """
+  """New frames of a clip: the number of the first, latents [frames, N, C]."""
 
   first: int
   latents: np.ndarray
-  tail: np.ndarray
 
 
 class WindowFolder:
@@ -93,9 +82,7 @@ class WindowFolder:
       return None
     try:
       with np.load(path, allow_pickle=False) as content:
-        return Stretch(
-          int(content["first"]), content["latents"], content["tail"]
-        )
+        return Stretch(int(content["first"]), content["latents"])
     except Exception as error:  # NumPy and zipfile raise many types.
       raise UserError(
         f"{path} is damaged ({type(error).__name__}: {error}); delete it and"
@@ -105,12 +92,7 @@ class WindowFolder:
   def write(self, number: int, stretch: Stretch) -> None:
     """Writes a window's new frames atomically."""
     content = io.BytesIO()
-    np.savez(
-      content,
-      first=np.int64(stretch.first),
-      latents=stretch.latents,
-      tail=stretch.tail,
-    )
+    np.savez(content, first=np.int64(stretch.first), latents=stretch.latents)
     atomic.write_bytes(self._path(number), content.getvalue())
 
   def _path(self, number: int) -> pathlib.Path:
@@ -193,8 +175,8 @@ def sample(
   parts = []
   for number, stretch in enumerate(stretches, 1):
     parts.append(stretch.latents)
-    if on_window is not None:  # A last tail is no window.
-      on_window(min(number, len(windows.starts(len(images)))))
+    if on_window is not None:
+      on_window(number)
   return np.concatenate(parts)
 
 
@@ -221,62 +203,41 @@ def stream(
   shown: list[np.ndarray] = []  # Pictures and latents of the last frames.
   done: list[np.ndarray] = []
   end = 0  # Number of finished frames.
-  tail = 0  # Those at the end that the next window changes.
   for number in itertools.count():
     new = windows.size if not number else windows.stride
     fresh = list(itertools.islice(source, new))
     if not fresh:
       break
     stretch = None if folder is None else folder.read(number)
-    if stretch is not None:
-      _check_fits(stretch, number, end - tail, tail + len(fresh), folder)
-    else:
-      # The last window is moved back, at most to the first frame.
-      before = min(windows.size - len(fresh), len(done))
-      pictures = [*shown[len(shown) - before :], *fresh]
+    if stretch is not None and (
+      stretch.first != end or len(stretch.latents) != len(fresh)
+    ):
+      raise UserError(
+        f"Window {number} in {folder.folder} has frames {stretch.first} to"
+        f" {stretch.first + len(stretch.latents) - 1}, but {end} to"
+        f" {end + len(fresh) - 1} are next; delete the folder."
+      )
+    # The last window is moved back, at most to the first frame.
+    num_known = min(windows.size - len(fresh), len(done))
+    if stretch is None:
+      pictures = [*shown[len(shown) - num_known :], *fresh]
       latents = _sample_window(
         model,
         np.stack(pictures),
         config,
-        end - before,
-        done[len(done) - before : len(done) - tail],
+        end - num_known,
+        done[len(done) - num_known :],
         given,
-      )[before - tail :]
-      latents = _fade(done[len(done) - tail :], latents)
-      cut = len(latents) - min(windows.blend, len(fresh))
-      stretch = Stretch(end - tail, latents[:cut], latents[cut:])
+      )
+      stretch = Stretch(end, latents[num_known:])
       if folder is not None:
         folder.write(number, stretch)
     yield stretch
     shown = [*shown, *fresh][-windows.size :]
-    done = [*done[: len(done) - tail], *stretch.latents, *stretch.tail]
-    done = done[-windows.size :]
+    done = [*done, *stretch.latents][-windows.size :]
     end += len(fresh)
-    tail = len(stretch.tail)
   if not end:
     raise UserError("There are no pictures to sample from.")
-  if tail:
-    last = np.stack(done[len(done) - tail :])
-    yield Stretch(end - tail, last, last[:0])
-
-
-def _check_fits(stretch, number, first, num_frames, folder):
-  found = len(stretch.latents) + len(stretch.tail)
-  if stretch.first != first or found != num_frames:
-    raise UserError(
-      f"Window {number} in {folder.folder} has frames {stretch.first} to"
-      f" {stretch.first + found - 1}, but {first} to {first + num_frames - 1}"
-      " are next; delete the folder."
-    )
-
-
-def _fade(old: Sequence[np.ndarray], new: np.ndarray) -> np.ndarray:
-  """`new`, into which the answers before it for its first frames fade."""
-  new = np.array(new)
-  for index, latents in enumerate(old):
-    share = np.float32((index + 1) / (len(old) + 1))
-    new[index] = latents + share * (new[index] - latents)
-  return new
 
 
 def _sample_window(model, images, config, first, done, given):

@@ -73,7 +73,6 @@ def test_times_of_frames_are_cut_too():
     ((1, 0), "window=1"),
     ((4, 4), "overlap=4"),
     ((4, -1), "overlap=-1"),
-    ((4, 2, "sequential", 3), "blend=3"),
     ((4, 2, "both"), "windows='both'"),
   ],
 )

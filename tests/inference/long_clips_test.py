@@ -14,7 +14,6 @@ from tests.inference import small_models
 from tests.integration import micro
 
 WINDOWS = windows_lib.Windows(4, 2)
-BLENDED = windows_lib.Windows(4, 2, blend=1)
 FRAMES = 9  # Windows at 0, 2, 4 and, moved back, 5.
 
 
@@ -40,8 +39,8 @@ def whole(model, images):
   return long_clips.sample(model, images, config(), WINDOWS)
 
 
-def folder(path, images, windows=WINDOWS, **changes):
-  identity = long_clips.identity(config(**changes), windows, images)
+def folder(path, images, **changes):
+  identity = long_clips.identity(config(**changes), WINDOWS, images)
   return long_clips.WindowFolder(path, identity)
 
 
@@ -78,45 +77,6 @@ def test_a_window_is_sampled_with_known_frames(model, images, whole):
     known=known_frames.KnownFrames(is_known, data),
   )[0]
   np.testing.assert_array_equal(latents, whole[2:6])
-
-
-def test_a_window_fades_into_the_next(model, images, whole):
-  stretches = list(long_clips.stream(model, images, config(), BLENDED))
-  # Frames 3, 5 and 7 are tails, which the next window samples too; 8 is the
-  # clip's end.
-  assert [s.first for s in stretches] == [0, 3, 5, 7, 8]
-  assert [len(s.latents) for s in stretches] == [3, 2, 2, 1, 1]
-  np.testing.assert_array_equal(stretches[0].latents, whole[:3])
-  np.testing.assert_array_equal(stretches[0].tail, whole[3:4])
-  # The second window, by the sampler itself: of it frame 2 alone is known.
-  data = np.where(np.arange(4)[:, None, None] == 0, whole[2], 0)[None]
-  latents = model.denoise(
-    model.encode(images[2:6])[None],
-    long_clips.frame_noise(model, config(), range(2, 6))[None],
-    config(),
-    known=known_frames.KnownFrames(np.arange(4)[None] == 0, data),
-  )[0]
-  assert np.abs(latents[1] - whole[3]).max() > 1e-5
-  second = stretches[1]
-  np.testing.assert_allclose(
-    second.latents[0], (whole[3] + latents[1]) / 2, atol=1e-6
-  )
-  np.testing.assert_array_equal(second.latents[1], latents[2])
-  np.testing.assert_array_equal(second.tail[0], latents[3])
-
-
-@pytest.mark.parametrize("finished", range(4))
-def test_blended_windows_resume_to_the_same_bytes(
-  model, images, tmp_path, finished
-):
-  whole = long_clips.sample(model, images, config(), BLENDED)
-  kept = lambda: folder(tmp_path, images, BLENDED)
-  stretches = long_clips.stream(model, images, config(), BLENDED, folder=kept())
-  for _ in itertools.islice(stretches, finished):
-    pass
-  again = long_clips.sample(model, images, config(), BLENDED, folder=kept())
-  np.testing.assert_array_equal(again, whole)
-  assert whole.shape[0] == FRAMES
 
 
 @pytest.mark.parametrize("finished", range(4))
