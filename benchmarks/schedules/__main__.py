@@ -1,0 +1,274 @@
+r"""Schedule lab: which strides and anchors a budget of operations buys.
+
+  # All schedules of six distances with strides of powers of two that do not
+  # decrease, with and without the first frame as an anchor: 924 of them.
+  python -m benchmarks.schedules
+
+  # At 32 frames, with what may be at most 5 % more than the paper's operations.
+  python -m benchmarks.schedules --num_frames=32 --budget=1.05
+
+  # Kernel time of the listed schedules by the TPU compiler's own schedule; a
+  # minute each, needs libtpu and no TPU.
+  python -m benchmarks.schedules --anchors=first --listed=3 --chip=v5e
+
+  # Quality of the listed schedules at the small size: each trained from the
+  # same weights for the same steps, resumable. Hours on two cores.
+  python -m benchmarks.schedules --config=configs/tiny.py --listed=5 \
+    --quality --workdir=runs/schedules
+
+Prints density, operations of a call, reach (see `coverage`) and what was asked
+for. "Dominates" is said of a schedule that has at most the paper's density and
+at least its reach, one of the two strictly. Masks of trained weights are not
+exchanged without training: that would measure the exchange, not the schedule.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import itertools
+import pathlib
+import tempfile
+
+from absl import flags
+from ml_collections import config_flags
+
+from benchmarks.schedules import coverage
+from launch import program
+from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.evaluation import cost
+from sculpt4d_jax.evaluation import evaluator
+from sculpt4d_jax.kernels import block_sparse_attention as bsa
+from sculpt4d_jax.training import preset as preset_lib
+from sculpt4d_jax.training import variants
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", "configs/sculpt4d.py", "Preset that gives the sizes."
+)
+_NUM_FRAMES = flags.DEFINE_integer(
+  "num_frames", 16, "Frames of a clip.", lower_bound=2
+)
+_BUDGET = flags.DEFINE_float(
+  "budget", 1.0, "Operations at most, over those of the preset's schedule."
+)
+_ANCHORS = flags.DEFINE_enum(
+  "anchors", "any", ("any", "first", "none"), "Anchor frames of those listed."
+)
+_LISTED = flags.DEFINE_integer(
+  "listed", 10, "Schedules that are listed, best reach first.", lower_bound=1
+)
+_CHIP = flags.DEFINE_enum(
+  "chip", None, ("v5e", "v5p", "v6e"), "Chip to compile the listed ones for."
+)
+_QUALITY = flags.DEFINE_bool(
+  "quality", False, "Train and score the preset's and the listed ones."
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", "runs/schedules", "With --quality: folder of the trainings."
+)
+_NUM_STEPS = flags.DEFINE_integer(
+  "num_steps", 2000, "With --quality: steps of each training.", lower_bound=1
+)
+
+_LENGTH = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A schedule and its price.
+
+  Attributes:
+    schedule: Strides by the distance of frames.
+    anchors: Anchor frames.
+    density: Share of block pairs that see each other.
+    operations: Operations of one call of the network.
+    reach: Evenness of two layers' weights.
+  """
+
+  schedule: tuple[int, ...]
+  anchors: tuple[int, ...]
+  density: float
+  operations: int
+  reach: float
+
+  @property
+  def name(self) -> str:
+    strides = "-".join(map(str, self.schedule))
+    return f"{strides}{'+anchor' if self.anchors else ''}"
+
+  def dominates(self, other: "Entry") -> bool:
+    """Whether it is at least as sparse and as even, and better in one."""
+    pairs = ((other.density, self.density), (self.reach, other.reach))
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+
+def enumerate_schedules(
+  blocks: int, length: int = _LENGTH
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+  """Strides that do not decrease, of powers of two, with and without anchor."""
+  strides = [1 << k for k in range(blocks.bit_length()) if 1 << k <= blocks]
+  for anchors in ((0,), ()):
+    for schedule in itertools.combinations_with_replacement(strides, length):
+      yield schedule, anchors
+
+
+def price(
+  sizes: cost.Sizes,
+  schedule: tuple[int, ...],
+  anchors: tuple[int, ...],
+  num_frames: int,
+) -> Entry:
+  """Density, operations and reach of a schedule."""
+  blocks = sizes.vae.num_latents // sizes.dit.temporal_block_size
+  mask = bsa.BlockMask(num_frames, blocks, schedule, anchors)
+  dit = dataclasses.replace(
+    sizes.dit, temporal_schedule=schedule, temporal_anchor_frames=anchors
+  )
+  counts = dataclasses.replace(sizes, dit=dit).call(num_frames, "sparse")
+  return Entry(
+    schedule,
+    anchors,
+    mask.density(),
+    sum(counts.values()),
+    coverage.reach(mask),
+  )
+
+
+def main(unused_argv: Sequence[str]) -> None:
+  preset = preset_lib.from_config(_CONFIG.value)
+  sizes = cost.Sizes(
+    preset.model.dit, preset.model.image_encoder, preset.model.vae
+  )
+  frames = _NUM_FRAMES.value
+  dit = preset.model.dit
+  blocks = sizes.vae.num_latents // dit.temporal_block_size
+  if blocks & (blocks - 1):
+    raise UserError(
+      f"{blocks} blocks a frame are no power of two; choose another"
+      " --config.model.dit.temporal_block_size."
+    )
+  own = price(sizes, dit.temporal_schedule, dit.temporal_anchor_frames, frames)
+  entries = [
+    price(sizes, schedule, anchors, frames)
+    for schedule, anchors in enumerate_schedules(blocks)
+  ]
+  # Strides that no frame is far enough for make equal masks.
+  distinct = {(e.density, e.reach, e.anchors): e for e in reversed(entries)}
+  limit = _BUDGET.value * own.operations
+  wanted = {"any": ((0,), ()), "first": ((0,),), "none": ((),)}
+  within = [
+    e
+    for e in distinct.values()
+    if e.operations <= limit and e.anchors in wanted[_ANCHORS.value]
+  ]
+  within.sort(key=lambda e: (-e.reach, e.density))
+  better = [e for e in within if e.dominates(own)]
+  listed = within[: _LISTED.value]
+  columns = {}
+  if _CHIP.value:
+    columns["forward, ms"] = _kernel_times([own, *listed], preset, frames)
+  if _QUALITY.value:
+    columns["CD"] = _quality([own, *listed], preset)
+  print(
+    f"{len(entries)} schedules, {len(distinct)} different ones at {frames}"
+    f" frames of {blocks} blocks; {len(within)} within {_BUDGET.value:g} of the"
+    f" operations of {own.name}.\n"
+  )
+  print(_table(own, listed, columns))
+  print(_verdict(own, better))
+
+
+def _table(
+  own: Entry, listed: Sequence[Entry], columns: dict[str, list[str]]
+) -> str:
+  rows = [["schedule", "density", "TFLOP a call", "reach", *columns]]
+  for number, entry in enumerate([own, *listed]):
+    rows.append(
+      [
+        entry.name + ("  (the preset's)" if not number else ""),
+        f"{entry.density:.2%}",
+        f"{entry.operations / 1e12:.4g}",
+        f"{entry.reach:.3f}",
+        *(column[number] for column in columns.values()),
+      ]
+    )
+  return evaluator.layout(rows, False)
+
+
+def _verdict(own: Entry, better: Sequence[Entry]) -> str:
+  if not better:
+    return f"\nNone dominates {own.name} in density and reach."
+  sparsest = min(better, key=lambda e: e.density)
+  return (
+    f"\n{len(better)} dominate {own.name} in density and reach; the sparsest is"
+    f" {sparsest.name} with {sparsest.density:.2%} and {sparsest.reach:.3f}."
+    " That is a property of the masks; an anchor frame draws weight and so"
+    " lowers the reach. Which one makes the better model is measured by"
+    " --quality alone."
+  )
+
+
+def _kernel_times(
+  entries: Sequence[Entry], preset: preset_lib.Preset, num_frames: int
+) -> list[str]:
+  """Milliseconds of a layer's forward pass by the compiler's schedule."""
+  from sculpt4d_jax.kernels.block_sparse_attention.bench import aot_tpu
+  from sculpt4d_jax.kernels.block_sparse_attention.tpu import tiles as tiles_lib
+
+  dit, tokens = preset.model.dit, preset.model.vae.num_latents
+  times = []
+  with tempfile.TemporaryDirectory() as folder:
+    aot_tpu.prepare(pathlib.Path(folder))
+    tiles = tiles_lib.default(_CHIP.value)
+    for entry in entries:
+      mask = bsa.BlockMask(
+        num_frames,
+        tokens // dit.temporal_block_size,
+        entry.schedule,
+        entry.anchors,
+      )
+      call = aot_tpu.Call(
+        mask, dit.num_heads, tokens, dit.width // dit.num_heads
+      )
+      found = aot_tpu.check(
+        _CHIP.value,
+        "forward",
+        call,
+        tiles=tiles,
+        folder=pathlib.Path(folder),
+      )
+      times.append(f"{found['estimate_ms']:.1f}")
+  return times
+
+
+def _quality(entries: Sequence[Entry], preset: preset_lib.Preset) -> list[str]:
+  """Chamfer distance of each schedule's training, with its interval."""
+  if not pathlib.Path(preset.weights).is_dir():
+    raise UserError(
+      "--quality trains from weights; give a preset that has some, such as"
+      " --config=configs/tiny.py."
+    )
+  rows = []
+  for entry in entries:
+    dit = dataclasses.replace(
+      preset.model.dit,
+      temporal_schedule=entry.schedule,
+      temporal_anchor_frames=entry.anchors,
+    )
+    model = dataclasses.replace(preset.model, dit=dit)
+    rows.append(
+      variants.Variant(entry.name, dataclasses.replace(preset, model=model))
+    )
+  frames = preset.sampling.num_frames
+  plan = variants.Plan(
+    pathlib.Path(_WORKDIR.value), _NUM_STEPS.value, (0, 1, 2), 20
+  )
+  found = variants.run(plan, rows, [frames])
+  return [
+    evaluator.format_estimate(
+      evaluator.estimate_mean(found[row.name, frames].clips("cd")), 4
+    )
+    for row in rows
+  ]
+
+
+if __name__ == "__main__":
+  program.run(main)
