@@ -1,13 +1,13 @@
-r"""Camera, texture and skin of a registered procedural clip, against the truth.
+r"""Tests camera, texture and skin of a registered procedural clip.
 
   python -m launch.register --input=MESHES --output=OUT
   python -m benchmarks.texture --registered=OUT/vertices.npz --seed=1012
 
-The clip of the seed is filmed again with its own camera, at the size of the
-option, so that pictures, masks, camera and colours are known. Printed are the
-rows of docs/registration.md. `--fills` compares the ways to colour what no
-frame shows; the error there is taken on unseen vertices alone, against the
-colours of the clip's parts.
+The clip of the seed is rendered again with its camera, at the given size, so
+pictures, masks, camera and colours are known. It prints the rows of
+docs/registration.md. `--fills` compares methods that colour unseen parts; their
+error is measured only on unseen vertices, against the colours of the clip's
+parts.
 """
 
 from collections.abc import Sequence
@@ -48,14 +48,14 @@ _SEEN = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A registered clip that was filmed.
+  """A registered and rendered clip.
 
   Attributes:
     vertices: float64 [F, V, 3].
     faces: int [T, 3].
-    rgba: The film, float32 in [0, 1], [F, S, S, 4].
+    rgba: The rendered frames, float32 in [0, 1], [F, S, S, 4].
     camera: The true camera.
-    clip: The clip that was filmed.
+    clip: The rendered clip.
   """
 
   vertices: np.ndarray
@@ -66,7 +66,7 @@ class Case:
 
 
 def load(path: str, seed: int, size: int) -> Case:
-  """Reads a registration and films its clip."""
+  """Reads a registration and renders its clip."""
   with np.load(path) as arrays:
     vertices = arrays["vertices"].astype(np.float64)
     faces = arrays["faces"].astype(np.int64)
@@ -94,7 +94,7 @@ def true_camera(view: sphere_tracer.View) -> cameras.Camera:
 
 
 def measure_camera(case: Case) -> camera_fit.FittedCamera:
-  """Prints how far the fitted camera is from the true one."""
+  """Prints the error of the fitted camera."""
   begin = time.process_time()
   found = camera_fit.fit(case.vertices, case.faces, case.rgba[..., 3])
   seconds = time.process_time() - begin
@@ -110,7 +110,7 @@ def measure_camera(case: Case) -> camera_fit.FittedCamera:
 
 
 def measure_texture(case: Case, camera: cameras.Camera) -> None:
-  """Prints the PSNR in the input view of every choice of colours."""
+  """Prints the PSNR in the input view for every choice of colours."""
   atlas = uv_atlas.unwrap(mesh_lib.TriangleMesh(case.vertices[0], case.faces))
   covered, texels = uv_atlas.texels(atlas)
   plain = _footage(case, camera)
@@ -162,7 +162,7 @@ def _psnr(
   light: light_estimate.Light | None,
   frame: int,
 ) -> float:
-  """PSNR inside of the mask; with a light, the estimated one shines again."""
+  """PSNR inside of the mask; with a light, the estimated light is reapplied."""
 
   def colours(face_ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
     points = uv_atlas.SurfacePoints(face_ids, weights)
@@ -227,7 +227,7 @@ def compare_fills(
       colours = texture_fill.fill(
         case.vertices[0], case.faces, start, method, weights
       )
-      # Light and albedo share one unknown factor.
+      # The product of light and albedo does not determine their scales.
       gain = (colours * truth)[~unseen].sum() / (colours**2)[~unseen].sum()
       error = ((gain * colours - truth)[unseen] ** 2).mean()
       print(f"{name}, {method}: {-10 * np.log10(error):.1f} dB")

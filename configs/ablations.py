@@ -21,14 +21,14 @@ from sculpt4d_jax.configs import base
 
 
 def get_config(variant: str = "ours") -> ml_collections.ConfigDict:
-  """A variant by name."""
+  """Returns a variant by name."""
   return apply(base.get_config(), variant)
 
 
 def apply(
   config: ml_collections.ConfigDict, variant: str
 ) -> ml_collections.ConfigDict:
-  """Changes a preset of any size into a variant of it."""
+  """Changes a preset of any size to a variant."""
   if variant not in _VARIANTS:
     raise ValueError(
       f"Unknown variant {variant!r}; choose one of {sorted(_VARIANTS)}."

@@ -1,12 +1,12 @@
-r"""Models of few steps, trained from others: four calls in place of ninety-eight.
+r"""Few-step models distilled from others: four calls instead of ninety-eight.
 
   python -m launch.train --config=configs/distilled.py:tiny --stages=distill \
       --workdir=runs/tiny_distilled --config.distillation.init_from=weights/tiny
   python -m launch.sample --config=configs/distilled.py:tiny --input=my.mp4 \
       --output=out --checkpoint=runs/tiny_distilled/weights
 
-Three quarters of a batch teach the student its teacher's guided velocity, a
-quarter to take long steps. A step costs 1.7 times one of the DiT's training.
+Three quarters of a batch train the student on its teacher's guided velocity, a
+quarter on long steps. A step costs 1.7 times a step of the DiT's training.
 
   tiny            the small model
   sculpt4d        the released size, all parameters; a copy is the teacher
@@ -15,8 +15,8 @@ quarter to take long steps. A step costs 1.7 times one of the DiT's training.
   SLICE           the released size on a slice of TPUs, by its name in
   SLICE-lora      configs/pods.py, as v5p-64
 
-Of these only their shapes and, at a smaller size, the code has been run: no
-weights are shipped, and no scores are known.
+Only the shapes of these configurations and, at a smaller size, the code were
+tested. There are no weights, and scores are unknown.
 """
 
 import ml_collections
@@ -29,7 +29,7 @@ _LORA = "-lora"
 
 
 def get_config(name: str = "tiny") -> ml_collections.ConfigDict:
-  """A student by name."""
+  """Returns a student by name."""
   size = name.removesuffix(_LORA)
   if size == "tiny":
     config = tiny.get_config()
@@ -38,7 +38,7 @@ def get_config(name: str = "tiny") -> ml_collections.ConfigDict:
     config = base.get_config()
   else:
     config = pods.get_config(size)
-    # Clips of both kinds are split over the shards.
+    # Clips of both kinds are partitioned over the shards.
     config.distillation.batch_size = max(32, 4 * config.mesh.fsdp)
   config.name = f"distilled_{name}"
   config.weights = ""
@@ -66,7 +66,7 @@ def get_config(name: str = "tiny") -> ml_collections.ConfigDict:
 
 
 def _small(training: ml_collections.ConfigDict) -> None:
-  """An hour or two of one CPU core."""
+  """The small model, one or two hours on one CPU core."""
   training.update(dict(batch_size=8, guidance_scale=2.0, save_every=250))
   training.optimizer.update(
     dict(

@@ -1,16 +1,16 @@
-r"""Between tiny and the released size: for measurements of speed.
+r"""A size between tiny and the released model, for measurements of speed.
 
   python -m launch.flops --config=configs/mid.py --measure
 
 A quarter of the released model in width, in tokens a frame (still in 32 blocks)
 and in tokens of the context, with half as many heads half as wide and a third
-of the blocks with experts: small enough for two CPU cores. No weights are
-shipped; none are needed to take the time.
+of the blocks with experts: small enough for two CPU cores. There are no
+weights; timing needs none.
 
 Sampling with sparse over full temporal attention, in CPU time on two busy cores
 (median of two; one at 32 frames): 81.9 % at 8 frames, where the operations are
 78.2 %; 53.1 % at 16 frames, where they are 55.7 %; 38.4 % at 32 frames, where
-they are 36.2 %. `--parts` shows why they agree: every part of a
+they are 36.2 %. `--parts` shows the reason for the agreement: every part of a
 step runs at 140 to 170 GFLOP/s.
 """
 
@@ -20,7 +20,7 @@ from sculpt4d_jax.configs import tiny
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """512 wide, 1024 tokens a frame."""
+  """Width 512, 1024 tokens per frame."""
   config = tiny.get_config()
   config.name = "mid"
   config.weights = ""

@@ -1,4 +1,4 @@
-r"""The released size on slices of TPUs: how each is used.
+r"""The released size on slices of TPUs and on GPUs.
 
   python -m launch.train --config=configs/pods.py:v5p-64 --workdir=$WORKDIR
   python -m launch.train --config=configs/pods.py:v5p-64-vae --stages=data,vae \
@@ -8,14 +8,13 @@ r"""The released size on slices of TPUs: how each is used.
   python -m launch.compile_check --config=configs/pods.py:v5p-64-vae \
       --topology=v5p:4x4x4 --what=train_vae
 
-Parameters are split over all chips; frames over `context`, so that a chip holds
-few of them whatever the batch. Nothing of this was trained: what is known is
-what the compiler tells, see the README.
+Parameters are split over all chips and frames over `context`, so a chip has few
+frames for any batch. None of these was trained; docs/pods.md has the compiler's
+figures.
 
-A name that ends in -vae is for training the autoencoder, of which nobody has
-released the training either. Its frames are independent of each other, so that
-all chips share the clips; a layer's activations are computed again in the
-backward pass.
+Names ending in -vae are for training the autoencoder. Its frames are
+independent, so clips are split over all chips; activations of layers are
+recomputed in the backward pass.
 
   v5p-64    v5p:4x4x4, 64 chips (Google's name: v5p-128, which counts cores)
   v6e-256   v6e:16x16
@@ -37,7 +36,7 @@ _VAE = "-vae"
 
 
 def get_config(name: str = "v5p-64") -> ml_collections.ConfigDict:
-  """The released size with a mesh by name."""
+  """Returns the released size with a mesh by name."""
   slice_name = name.removesuffix(_VAE)
   if slice_name not in _MESHES:
     raise ValueError(
@@ -53,7 +52,7 @@ def get_config(name: str = "v5p-64") -> ml_collections.ConfigDict:
 
 
 def _train_vae(config: ml_collections.ConfigDict) -> None:
-  """All chips share clips, as many as there are chips and a multiple of 32."""
+  """Splits clips over all chips: a multiple of the chips and of 32."""
   num_chips = config.mesh.fsdp * config.mesh.context
   config.mesh.update(dict(fsdp=num_chips, context=1))
   config.vae_training.batch_size = max(32, num_chips)

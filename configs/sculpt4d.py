@@ -3,7 +3,7 @@ r"""Sculpt4D at the released size: 21 x 2048, 4096 x 64 latents a frame.
   python -m launch.sample --config=configs/sculpt4d.py --checkpoint=WEIGHTS \
       --input=clip.mp4 --output=out
 
-WEIGHTS is what launch.train or launch.convert_weights wrote.
+WEIGHTS is a folder written by launch.train or launch.convert_weights.
 
 Hardware: the paper trains on 8 GPUs of 96 GB for 3 days (24k steps of 32
 clips) and samples 16 frames in 7 minutes. Paper's figures for the variant
@@ -16,5 +16,5 @@ from sculpt4d_jax.configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """The released size."""
+  """Returns the released size."""
   return base.get_config()

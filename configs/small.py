@@ -1,18 +1,18 @@
-r"""A model for two CPU cores that is trained for hours, on clips and records.
+r"""A model trained for hours on two CPU cores, on clips and records.
 
   python -m launch.train --config=configs/small.py --workdir=runs/small \
     --config.records.folders=data/characters
 
-Against `tiny`: 16 frames; pictures of 96 pixels, whose patches are embedded in
-two levels; a wider image encoder, which first learns to read the field off
-pictures; a wider and deeper transformer; tokens in a spatial order that the
-transformer knows; Muon. Objects are turned until the camera stands in front of
-them, as records of assets are: how far to the side a camera stands cannot be
-seen in a picture. A third of the clips are records, a third of the procedural
-ones have thin limbs, wings, tails and fins. The autoencoder starts from tiny's.
+Differences to `tiny`: 16 frames; pictures of 96 pixels with patches embedded in
+two levels; a wider image encoder, pretrained to predict the field from
+pictures; a wider and deeper transformer with positions of spatially ordered
+tokens; Muon. Objects are rotated so that the camera is in front of them, as in
+records of assets, because a picture does not show the camera's azimuth. A third
+of the clips are records; a third of the procedural ones have thin limbs, wings,
+tails and fins. The autoencoder starts from tiny's.
 
-Hardware: two CPU cores. docs/training.md says what was tried, and
-weights/small/README.md how far the shipped weights have come.
+Hardware: two CPU cores. docs/training.md describes experiments,
+weights/small/README.md the weights.
 """
 
 import ml_collections
@@ -21,10 +21,10 @@ from sculpt4d_jax.configs import tiny
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """The small model."""
+  """Returns the small model."""
   config = tiny.get_config()
   config.name = "small"
-  config.weights = ""  # None are shipped yet.
+  config.weights = ""  # Not available yet.
   config.model.vae.token_order = "anchored"
   config.model.image_encoder.update(
     dict(

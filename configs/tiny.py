@@ -1,12 +1,12 @@
-r"""The whole system small enough for two CPU cores; its weights are shipped.
+r"""The complete system, small enough for two CPU cores; weights are included.
 
   python -m launch.sample --config=configs/tiny.py --input=my.mp4 --output=out
   python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
 
-Every part of the released model is there: vector-set autoencoder, image
-encoder, U-shaped transformer with block-sparse temporal attention (32 tokens a
-frame in blocks of 4) and mixture of experts. It is trained from nothing on
-procedural clips of articulated and deforming solids seen from the front.
+It has all parts of the released model: vector-set autoencoder, image encoder,
+U-shaped transformer with block-sparse temporal attention (32 tokens a frame in
+blocks of 4) and mixture of experts. It is trained from scratch on procedural
+clips of articulated and deforming solids seen from the front.
 """
 
 import ml_collections
@@ -15,7 +15,7 @@ from sculpt4d_jax.configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """The shipped small model."""
+  """Returns the small model with included weights."""
   config = base.get_config()
   config.name = "tiny"
   config.weights = "weights/tiny"
@@ -55,8 +55,8 @@ def get_config() -> ml_collections.ConfigDict:
       num_moe_blocks=2,
       temporal_block_size=4,
       dtype="float32",
-      # Few and small blocks: what a scan keeps of each for the backward pass
-      # takes longer to copy than to compute with.
+      # Unrolled: for few small blocks, copying a scan's residuals for the
+      # backward pass takes longer than the computation.
       remat_policy=None,
       scan_unroll=5,
     )
@@ -74,8 +74,8 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.vae_training.update(
     dict(
-      # A wide band: the narrow one of the full size is a field so rough that
-      # a small decoder does not find out where its tokens are.
+      # A wide band: with the narrow band of the full size, the field is so
+      # steep that a small decoder does not learn the positions of its tokens.
       batch_size=16,
       num_frames=2,
       num_queries=384,

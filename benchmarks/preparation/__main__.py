@@ -1,14 +1,13 @@
-r"""Measures the preparation of records on shapes whose answers are known.
+r"""Measures the preparation of records on shapes with known answers.
 
   python -m benchmarks.preparation
   python -m benchmarks.preparation --assets=my_assets --num_clips=8
 
-Prints two tables. The first holds records of moving shapes (sphere, box, torus,
-thin plate, cloth, a body with a cape, limbs that pass through each other,
-nested shells, a mesh wound inside out, one that splits in two) against
-formulas. The second breaks
-good clips on purpose, those shapes and clips of your assets, and shows whether
-each limit of the quality gate parts good ones from broken ones; the exit code
+Prints two tables. The first compares records of moving shapes (sphere, box,
+torus, thin plate, cloth, a body with a cape, intersecting limbs, nested shells,
+a mesh wound inside out, one that splits in two) with formulas. The second
+damages good clips, of these shapes and of your assets, and shows whether each
+limit of the quality gate separates good clips from damaged ones; the exit code
 is 1 if one does not.
 """
 
@@ -93,7 +92,7 @@ def _number(value: float) -> str:
 
 
 def _real_trips(settings) -> Iterator[round_trip.RoundTrip]:
-  """Round trips of clips that the gate accepts, one an asset in turn."""
+  """Round trips of accepted clips, alternating between assets."""
   limits, queues = asset_files.DEFAULT_LIMITS, []
   for asset in asset_units.find_assets(_ASSETS.value):
     try:

@@ -1,8 +1,8 @@
-"""Clips that are broken on purpose, to see whether the gate's limits notice.
+"""Damages clips to test whether the gate's limits detect it.
 
-Each trial damages one thing of a good round trip, about as little as training
-would suffer from. A limit is of use if all good clips keep it and its trials
-miss it: `separate` says by how much.
+Each trial applies one kind of damage to a good round trip, at about the
+smallest strength that would harm training. A limit is useful if all good clips
+pass it and its trials fail it; `separate` measures the margin.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,20 +28,20 @@ DeformingMesh = deforming_mesh.DeformingMesh
 RoundTrip = round_trip.RoundTrip
 TriangleMesh = mesh_lib.TriangleMesh
 
-_FINE = 200  # Vertices that a mesh needs for a few of them to be a spike.
-_SHEETS = 0.05  # Share of the area that is worth missing.
-_DEEP = 0.01  # Share of the samples that are deep inside of a solid.
+_FINE = 200  # Vertices needed for a spike.
+_SHEETS = 0.05  # Smallest share of the area that is removed.
+_DEEP = 0.01  # Smallest share of samples deep inside of a solid.
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """A way to break a clip.
+  """A kind of damage to a clip.
 
   Attributes:
-    name: The damage, in a few words.
-    measure: The measure of the gate that is to notice it.
+    name: Short description of the damage.
+    measure: The measure of the gate that should detect it.
     group: Name in `round_trip.GROUPS` of the group that has the measure.
-    damage: Breaks a round trip; None where there is nothing to break.
+    damage: Damages a round trip; returns None if it is not applicable.
   """
 
   name: str
@@ -52,7 +52,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Separation:
-  """How a limit parts good clips from broken ones.
+  """The separation of good and damaged clips by a limit.
 
   Attributes:
     measure: Name of the gate's measure.
@@ -61,7 +61,7 @@ class Separation:
     kept: Whether all good clips keep the limit.
     trial: Name of the trial.
     broken: The mildest value of broken clips; NaN if none could be broken.
-    num_broken: Clips that could be broken so.
+    num_broken: Number of clips that could be damaged in this way.
     caught: Number of them that the limit rejects.
   """
 
@@ -76,14 +76,14 @@ class Separation:
 
   @property
   def separates(self) -> bool:
-    """Whether all good clips pass and no broken one does."""
+    """Whether all good clips pass and all damaged ones fail."""
     return self.kept and self.num_broken > 0 and self.caught == self.num_broken
 
 
 def separate(
   trips: Iterable[RoundTrip], limits: quality_gate.GateLimits
 ) -> tuple[list[Separation], list[dict[str, float]]]:
-  """Breaks good clips in every way and measures both.
+  """Damages good clips in all ways and measures both versions.
 
   Args:
     trips: Round trips of clips that are good; taken one after the other.
@@ -141,7 +141,7 @@ def _growing(trip):
 
 
 def _spikes(trip):
-  """Every fiftieth vertex flies away by the object's size."""
+  """Moves every fiftieth vertex away by the object's size."""
   if trip.source.num_vertices < _FINE:
     return None
   frames = trip.source.vertices.copy()
@@ -171,7 +171,7 @@ def _shifted(trip):
 
 
 def _without_limb(trip):
-  """What is in the upper tenth of the object is cut off, and closed flat."""
+  """Cuts off the upper tenth of the object and closes it by a plane."""
   height = np.quantile(trip.mesh.vertices[0][:, 1], 0.9)
   lowest = trip.mesh.vertices[..., 1].min()
   top = lowest + 0.85 * (trip.mesh.vertices[..., 1].max() - lowest)
@@ -201,7 +201,7 @@ def _without_sheets(trip):
 
 
 def _with_ball(trip):
-  """A ball that is not there floats in the emptiest corner of the cube."""
+  """Adds a ball in the emptiest corner of the cube."""
   corners = 0.8 * np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(
     -1, 3
   )
@@ -219,7 +219,7 @@ def _with_ball(trip):
 
 
 def _opened(trip):
-  """Nine faces in ten are lost, so that nothing has an inside."""
+  """Removes nine of ten faces, so that there is no inside."""
   rest = trip.mesh.rest_mesh()
   keep = np.arange(rest.num_faces) % 10 == 0
   if rest.num_faces < _FINE:
@@ -232,7 +232,7 @@ def _opened(trip):
 
 
 def _half_as_large(trip):
-  """The last frame's surface is half as large."""
+  """Halves the size of the last frame's surface."""
   last = trip.surfaces[-1]
   middle = last.vertices.mean(0)
   small = TriangleMesh(middle + 0.5 * (last.vertices - middle), last.faces)
@@ -245,14 +245,14 @@ def _with_stored(trip: RoundTrip, stored: np.ndarray) -> RoundTrip:
 
 
 def _lifted(trip):
-  """Points float three thousandths above the surface."""
+  """Moves points to 0.003 above the surface."""
   stored = trip.points.stored.astype(np.float32)
   stored[..., :3] += 0.003 * stored[..., 3:]
   return _with_stored(trip, stored)
 
 
 def _sliding(trip):
-  """Points go a cell along the surface, another way in every frame."""
+  """Moves points along the surface by a cell, differently in every frame."""
   rng = np.random.default_rng(0)
   stored = trip.points.stored.astype(np.float32)
   ways = rng.normal(size=stored[..., :3].shape)
@@ -271,7 +271,7 @@ def _drawn_anew(trip):
 
 
 def _lost_points(trip):
-  """The surface that points are projected to is a fifth too small."""
+  """Makes the surface that points are projected to a fifth too small."""
   projections = []
   for surface, projection, here in zip(
     trip.surfaces, trip.points.projections, trip.points.positions
@@ -294,7 +294,7 @@ def _with_signs(trip, rows) -> RoundTrip:
 
 
 def _some_signs(trip):
-  """One sign in a hundred is wrong."""
+  """Flips one of a hundred signs."""
   rows = np.random.default_rng(0).random(trip.samples.shape[1]) < 0.01
   return _with_signs(trip, rows)
 
@@ -302,7 +302,7 @@ def _some_signs(trip):
 def _all_signs(trip):
   deep = 2 * trip.settings.surface.cell
   if np.mean(trip.samples[..., 3] > deep) < _DEEP:
-    return None  # All of it is thin: no sample is clear of the surface.
+    return None  # All parts are thin: no sample is far from the surface.
   return _with_signs(trip, slice(None))
 
 
@@ -321,7 +321,7 @@ def _with_normals(trip, change) -> RoundTrip:
     normals = record_views.decode_normals(
       schema.unpack(buffers["normal"], buffers["normal_ends"], frame)
     )
-    mask = np.linalg.norm(normals, axis=-1) < 1.5  # Nothing is (-1, -1, -1).
+    mask = np.linalg.norm(normals, axis=-1) < 1.5  # Empty: (-1, -1, -1).
     pixels = record_views.encode_normals(change(normals), mask)
     files.append(record_views.encode_png(pixels))
   content, ends = schema.pack(files)
@@ -335,12 +335,12 @@ def _inner_normals(trip):
 
 
 def _swapped_normals(trip):
-  """Normals with y and z exchanged, as of another convention."""
+  """Normals with y and z exchanged, as in another convention."""
   return _with_normals(trip, lambda normals: normals[..., [0, 2, 1]])
 
 
 def _tiny_picture(trip):
-  """The camera stands thirty times as far away."""
+  """Moves the camera thirty times as far away."""
   place = trip.view["camera_to_world"].copy()
   place[:3, 3] *= 30
   camera = cameras.Camera(place, float(trip.view["fov_degrees"][0]))

@@ -1,9 +1,9 @@
-"""Shapes whose answers are known, and how far records are from these.
+"""Shapes with known answers, and the errors of records.
 
-Each shape moves rigidly (15 degrees and a shift a frame), or splits in two, so
-that where a point of frame 0 must be later is known without looking at the
-mesh. Its volume, its inside, its sharp edges and, for some, its distance are
-formulas. Lengths come out in cells of the watertight surface's grid.
+Each shape moves rigidly (15 degrees and a shift per frame), or splits in two,
+so the later positions of a point of frame 0 are known without the mesh. Its
+volume, inside, sharp edges and, for some shapes, distance are formulas. Lengths
+are in cells of the watertight surface's grid.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ from sculpt4d_jax.geometry import mesh_distance
 DeformingMesh = deforming_mesh.DeformingMesh
 
 NUM_FRAMES = 3
-_TURN = 15.0  # Degrees a frame about y.
-_SHIFT = np.array([0.12, 0.05, -0.03])  # A frame.
+_TURN = 15.0  # Degrees per frame about y.
+_SHIFT = np.array([0.12, 0.05, -0.03])  # Per frame.
 _HALVES = (0.05, 0.2, 0.5)  # Half the distance of the halves' centres.
 
 
 @dataclasses.dataclass(frozen=True)
 class KnownShape:
-  """A moving shape and its answers, in its own units.
+  """A moving shape and its answers, in the shape's units.
 
   Attributes:
     name: The case that it tests.
@@ -58,7 +58,7 @@ class KnownShape:
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-  """How far a round trip is from the known answers.
+  """Errors of a round trip relative to the known answers.
 
   Attributes:
     volume: Largest relative error of a frame.
@@ -68,8 +68,9 @@ class Errors:
       cells; NaN where there is no formula.
     sharp: Share of the sharp half of the points that is on sharp edges.
     off_edge: Mean distance of these points from the true edges, cells.
-    slip: Mean distance of stored points from where frame 0's must be, cells.
-    slip_99: What 99 % of these distances stay below.
+    slip: Mean distance of stored points from the true positions of frame 0's,
+      cells.
+    slip_99: 99th percentile of these distances.
   """
 
   volume: float
@@ -119,7 +120,7 @@ def all_shapes() -> list[KnownShape]:
     ),
     _rigid("open cloth", [], 0.0, None, sheet=_cloth()),
     _caped(),
-    # Their common cube counts once; its edges along z are creases.
+    # Their common cube counts once; its edges along z are concave.
     _rigid(
       "self-intersecting limbs",
       [create.box(b) for b in bars],
@@ -214,7 +215,7 @@ def _volume_error(shape, trip, scale) -> float:
 
 
 def _slips(shape, trip, scale, centre) -> np.ndarray:
-  """Distances of all points of later frames from where they must be."""
+  """Distances of all points of later frames from their true positions."""
   own = trip.points.stored[..., :3].astype(np.float64) / scale + centre
   slips = []
   for motion in shape.motions:
@@ -226,7 +227,7 @@ def _slips(shape, trip, scale, centre) -> np.ndarray:
         for here, (turn, shift) in zip(own[1:], motion[1:])
       ]
     )
-  # Of a shape that splits, a point may belong to either half.
+  # In a shape that splits, a point may belong to either half.
   total = np.array(slips)  # [motions, F - 1, P]
   best = np.argmin(total.sum(1), axis=0)
   return total[best, :, np.arange(total.shape[2])] * scale
@@ -288,7 +289,7 @@ def _cloth(num: int = 21) -> trimesh.Trimesh:
 
 
 def _caped() -> KnownShape:
-  """A block with a cape that hangs free of it."""
+  """A block with a separate hanging cape."""
   block = [0.8, 1.2, 0.5]
   cape = trimesh.Trimesh(
     np.array(
@@ -314,7 +315,7 @@ def _caped() -> KnownShape:
 
 
 def _splitting() -> KnownShape:
-  """Two cubes that are one bar at first and part."""
+  """Two cubes that form one bar at first and then separate."""
   cube = trimesh.creation.box([0.4, 0.4, 0.4])
   joined = trimesh.util.concatenate([cube, cube])
   side = np.repeat([-1.0, 1.0], len(cube.vertices))

@@ -1,8 +1,8 @@
-"""Everything that a record of a clip is made of, kept for a closer look.
+"""Keeps all intermediate results of a clip's record, for checks.
 
-`preparation.prepare_clip` lets go of surfaces and projections when a record is
-encoded. Here they stay, so that they can be held against known answers
-(`known_answers`) or be broken on purpose (`gate_trials`).
+`preparation.prepare_clip` discards surfaces and projections when it encodes a
+record. Here they are kept, to compare them with known answers (`known_answers`)
+or to damage them (`gate_trials`).
 """
 
 from collections.abc import Callable
@@ -24,14 +24,14 @@ TriangleMesh = mesh_lib.TriangleMesh
 
 @dataclasses.dataclass(frozen=True)
 class RoundTrip:
-  """A clip and what was made of it.
+  """A clip and all intermediate results.
 
   Attributes:
     source: The original animation.
     mesh: The same, normalised.
     repair: The repair that closes the mesh.
     surfaces: Watertight surfaces, one a frame.
-    points: Guide points, carried along.
+    points: Guide points in all frames.
     samples: Distance samples, float16 [F, Q, 4].
     view: Fields of a "view" entry.
     buffers: Fields of its "buffers" entry.
@@ -54,10 +54,10 @@ class RoundTrip:
 def make(
   source: DeformingMesh, settings: prepare.PreparationSettings, seed: int
 ) -> RoundTrip:
-  """Goes through the steps of a record with its first view.
+  """Runs the steps of a record with its first view.
 
   Raises:
-    ValueError: Some frame has no watertight surface, or no point is seen.
+    ValueError: A frame has no watertight surface, or no point is visible.
   """
   rng = np.random.default_rng([seed, 0x7121])
   mesh = deforming_mesh.normalise(source)

@@ -1,4 +1,4 @@
-r"""Prints the acceptance table of registration, a line a sequence.
+r"""Prints the acceptance table of registration, one line per sequence.
 
   OMP_NUM_THREADS=1 python -m benchmarks.registration --rows=quadruped,families
   OMP_NUM_THREADS=1 python -m benchmarks.registration --rows=fox,assets \
@@ -12,7 +12,7 @@ README for where anyone gets them. Rows:
   large      the same with 40,000 faces
   long       the same with 64 frames
   keys       choice of the key against frame 0, for both of these clips' kinds
-  limb       a sequence that loses a leg: what the verdicts say
+  limb       a sequence that loses a leg: its verdicts
   splitter   procedural seed 1002, whose parts split: segments
   families   one clip of every procedural family
   fox        Fox Run
@@ -56,7 +56,7 @@ _HEADER = (
 
 
 def main(argv: Sequence[str]) -> None:
-  """Prints the rows that were asked for."""
+  """Prints the requested rows."""
   del argv
   unknown = set(_ROWS.value) - set(_PRINTERS)
   if unknown:
@@ -115,7 +115,7 @@ def _keys() -> None:
 
 
 def _limb() -> None:
-  """Takes all that lies below a height off on one side, from frame 3 on."""
+  """Removes everything below a height on one side, from frame 3 on."""
   tracked = sequences.procedural(1012, 10_000, num_frames=6)
   meshes = [
     _maimed(mesh) if index >= 3 else mesh
@@ -161,7 +161,7 @@ def _asset_path(name: str) -> pathlib.Path:
 
 
 def _own() -> None:
-  """How far a user's vertices, and their skeleton's, are from the truth."""
+  """Errors of a user's vertices and of their skeleton's."""
   path = _asset_path("khronos/Fox.glb")
   tracked = _asset("khronos/Fox.glb", "Run")
   truth = sequences.played(path, "Run", len(tracked.meshes)).vertices

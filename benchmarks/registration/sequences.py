@@ -1,10 +1,10 @@
-"""Sequences whose correspondences are known, to measure registration with.
+"""Sequences with known correspondences, for measuring registration.
 
-Every frame is meshed anew by marching cubes and simplified, so that topology
-and tessellation change from frame to frame. The truth are material points whose
-way is known: on the parts of a procedural clip, or on the faces of an animated
-asset. Points that are hidden inside the object in some frame are left out: the
-surface slides over them, and no registration can know where they are.
+Every frame is meshed separately by marching cubes and simplified, so topology
+and tessellation change between frames. The truth consists of material points
+with known motion: on the parts of a procedural clip, or on the faces of an
+animated asset. Points that are hidden inside the object in some frame are
+excluded, because no registration can determine their positions.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _HIDDEN = 0.004  # Distance to the surface beyond which a point is inside.
 
 @dataclasses.dataclass(frozen=True)
 class TrackedSequence:
-  """Meshes of changing topology, and points that are known in all frames.
+  """Meshes of changing topology, with points known in all frames.
 
   Attributes:
     name: Name of the sequence.
@@ -54,7 +54,7 @@ class TrackedSequence:
 
 
 def load(path: pathlib.Path) -> TrackedSequence:
-  """Reads what `TrackedSequence.save` wrote."""
+  """Reads a file of `TrackedSequence.save`."""
   with np.load(path) as file:
     truth = file["truth"]
     meshes = [
@@ -67,7 +67,7 @@ def load(path: pathlib.Path) -> TrackedSequence:
 def procedural(
   seed: int, num_faces: int, resolution: int = 144, num_frames: int = 16
 ) -> TrackedSequence:
-  """The procedural clip of a seed, every frame meshed anew."""
+  """The procedural clip of a seed, with separately meshed frames."""
   clip = solids.make_clip(seed, num_frames)
   solid = clip_records.trim(clip.solid)
   meshes = []
@@ -98,7 +98,7 @@ def asset(
   resolution: int = 144,
   num_frames: int = 16,
 ) -> TrackedSequence:
-  """A clip of an animated asset, made watertight and meshed anew a frame."""
+  """A clip of an animated asset, made watertight and meshed per frame."""
   moving = played(path, clip_name, num_frames)
   settings = watertight.WatertightSettings(resolution=resolution)
   repair, _ = watertight.plan_repair(moving, settings, np.random.default_rng(0))
@@ -128,7 +128,7 @@ def asset(
 def played(
   path: pathlib.Path, clip_name: str, num_frames: int
 ) -> deforming_mesh.DeformingMesh:
-  """A clip of an animated asset with its own topology, normalised."""
+  """A clip of an animated asset with the original topology, normalised."""
   source = animated_assets.AnimatedAsset(path, attachments="none")
   names = [clip.name for clip in source.clips]
   if clip_name not in names:

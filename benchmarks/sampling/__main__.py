@@ -30,7 +30,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Runs of each.", lower_bound=1)
 
 
 def main(unused_argv: Sequence[str]) -> None:
-  """Prints the table that was asked for."""
+  """Prints the requested table."""
   preset = preset_lib.from_config(_CONFIG.value)
   frames = [int(text) for text in _NUM_FRAMES.value]
   if _PARTS.value:

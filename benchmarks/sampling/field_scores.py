@@ -1,7 +1,7 @@
-"""IoU and jitter of the decoder's field on a grid: no meshes, little time.
+"""IoU and jitter of the decoder's field on a grid, fast and without meshes.
 
-They follow the evaluator's definitions with distances in place of meshes, on
-coarser grids, and serve to compare hundreds of settings with each other.
+They follow the evaluator's definitions, with distances instead of meshes and
+coarser grids, to compare hundreds of settings.
 """
 
 import jax

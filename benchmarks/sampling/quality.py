@@ -4,12 +4,13 @@ r"""Scores settings of the sampler on held-out procedural clips.
       --setting='num_steps=50' --setting=fast --setting=draft \
       --setting='solver=ab2 num_steps=5'
 
-A setting is the name of a sampling preset, or fields of `config.sampling` with
-blanks between them; both together are possible. All rows see the same clips and
-noise. Printed are the evaluations of the network a clip, CPU seconds a clip and
-the metrics with 95 % bootstrap intervals; then, for every row but the first,
-the paired differences to the first. With --field the decoder's field is compared
-with the true distance on a grid instead of meshes: seconds in place of minutes.
+A setting is the name of a sampling preset, fields of `config.sampling`
+separated by blanks, or both. All rows use the same clips and noise. It prints
+the evaluations of the network per clip, CPU seconds per clip and the metrics
+with 95 % bootstrap intervals; then, for every row except the first, the paired
+differences to the first. With --field the decoder's field is compared with the
+true distance on a grid instead of meshes, which takes seconds instead of
+minutes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +52,7 @@ _FIELD = flags.DEFINE_bool("field", False, "Scores of the field, no meshes.")
 _RESOLUTION = flags.DEFINE_integer("resolution", 48, "Cells of the meshes.")
 _JSON = flags.DEFINE_string("json", None, "File for all numbers, if wanted.")
 
-# Coarser than launch.evaluate's, which takes 15 seconds a clip.
+# Coarser than in launch.evaluate, which takes 15 seconds per clip.
 CONVENTIONS = geometry_metrics.Conventions(
   num_points=5_000, iou_resolution=40, jitter_resolution=24
 )
@@ -91,14 +92,14 @@ def main(unused_argv: Sequence[str]) -> None:
     sampling = settings_lib.parse(text, dataclasses.asdict(preset.sampling))
     rows[text] = run(model, clips, sampling, scorer, log)
     print(_line(text, rows[text]), flush=True)
-    if _JSON.value:  # After every row: they take long.
+    if _JSON.value:  # After every row, because rows take long.
       content = json.dumps(_plain(rows), indent=1)
       atomic.write_bytes(_JSON.value, content.encode())
   print("\n" + "\n".join(table(rows)))
 
 
 def _make_clips(seeds, num_frames, sizes, log) -> list[held_out.HeldOutClip]:
-  """Held-out clips; without meshes of the truth where the field is scored."""
+  """Held-out clips; without true meshes if the field is scored."""
   if not _FIELD.value:
     return held_out.make_clips(seeds, num_frames, sizes, log)
   clips = []
@@ -130,7 +131,7 @@ def run(
     some = slice(first, first + _CLIPS_AT_A_TIME)
     inputs = context[some], noise[some]
     if len(inputs[0]) != _CLIPS_AT_A_TIME or not first:
-      model.denoise(*inputs, sampling)  # Compiles, which is not sampling.
+      model.denoise(*inputs, sampling)  # Compiles.
     start = time.process_time()
     latents.extend(model.denoise(*inputs, sampling))
     seconds.append((time.process_time() - start) / len(inputs[0]))

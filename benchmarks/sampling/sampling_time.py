@@ -44,8 +44,8 @@ def measure(
     model: Configurations of the networks.
     sampling: Steps and guidance; its frames and mode are replaced.
     frames: Numbers of frames to try.
-    rounds: Times each is run, after one that is not timed; the medians count.
-      Time is CPU time of the process, which other work disturbs less.
+    rounds: Timed runs of each, after an untimed one; the result is the median.
+      Time is CPU time of the process, which is less sensitive to other load.
   """
   modules, sizes = random_modules(model)
   network = model_lib.Sculpt4D(**modules)
@@ -84,13 +84,13 @@ def measure(
 def random_modules(
   model: networks.NetworkConfigs,
 ) -> tuple[dict[str, nnx.Module], cost.Sizes]:
-  """The networks with random weights; zeros would make nothing of routing."""
+  """The networks with random weights; zeros would make routing trivial."""
   modules, configs = {}, {}
   for name, (kind, config) in model.parts().items():
     modules[name] = kind(config, rngs=nnx.Rngs(0))
     configs[name] = config
   params = nnx.state(modules["dit"])
-  # Output projections of temporal attention start at zero.
+  # Output projections of temporal attention are initialised to zero.
   noise = lambda x: (
     x
     + 0.01

@@ -1,4 +1,4 @@
-"""Settings of the sampler written in one line, for tables."""
+"""Parses settings of the sampler written in one line."""
 
 import ast
 from typing import Any
@@ -8,7 +8,7 @@ from sculpt4d_jax.inference import sampling
 
 
 def parse(text: str, fields: dict[str, Any]) -> sampling.SamplingConfig:
-  """Reads "fast", "solver=ab2 num_steps=9" or both with blanks between.
+  """Parses "fast", "solver=ab2 num_steps=9" or both, separated by blanks.
 
   Args:
     text: Names of presets and fields with their values.

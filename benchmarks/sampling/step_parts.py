@@ -1,8 +1,8 @@
 """Time of one call of the transformer, by part, next to its operations.
 
-Every part is compiled and timed by itself, for one clip of one preset; a part
-that several blocks have is timed in one of them and multiplied. What is left of
-the whole call is what XLA saves by compiling the parts together, or loses.
+Every part is compiled and timed separately, for one clip of one preset; a part
+of several blocks is timed in one of them and multiplied. The difference to the
+complete call is the gain or loss of XLA compiling the parts together.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class Part(NamedTuple):
 
 class _Timed(NamedTuple):
   run: Callable[[], Any]
-  count: int  # Blocks that have it.
-  operations: int  # In all of them.
+  count: int  # Blocks with this part.
+  operations: int  # In all blocks.
 
 
 def measure(
@@ -48,7 +48,7 @@ def measure(
     dit: The transformer, with weights that are not zero.
     sizes: Sizes of its preset.
     num_frames: F.
-    rounds: Times each is run, after one that is not timed.
+    rounds: Timed runs of each part, after an untimed one.
 
   Returns:
     The parts; then "whole call, sparse" and "whole call, full".
@@ -69,7 +69,7 @@ def measure(
 
 
 def table(parts: list[Part]) -> str:
-  """Parts by line: milliseconds, operations, and operations a second."""
+  """One line per part: milliseconds, operations, and operations per second."""
   lines = [f"{'part':<36}{'CPU ms':>10}{'GFLOP':>10}{'GFLOP/s':>10}"]
   for part in parts:
     lines.append(
@@ -81,7 +81,7 @@ def table(parts: list[Part]) -> str:
 
 
 def _rest(parts, mode):
-  """The whole call less its parts."""
+  """The complete call minus its parts."""
   other = MODES[1 - MODES.index(mode)]
   own = [p for p in parts if not p.name.endswith(f", {other}")]
   rest = own[-1].seconds - sum(part.seconds for part in own[:-1])

@@ -3,14 +3,14 @@ r"""Times a training step against the same step written in PyTorch.
   pip install torch
   python -m benchmarks.training --config=configs/tiny.py
 
-Both start from the same parameters, see the same batches and random draws, in
-float32, and take the same steps: loss, gradients, clipping, AdamW, moving
-average. Their losses are compared before any time is taken, and they take turns
-while it is, so that what else the machine does hits both. Printed are the
-median time of a step (the wall's, and the processor's, which a busy machine
-disturbs less), latent tokens a second, the share of the processor's peak
-(measured with a large product of matrices) that the model's own operations
-make, and the ratio of the two. --profile writes a trace of the JAX step.
+Both start from the same parameters, use the same batches and random draws in
+float32, and do the same: loss, gradients, clipping, AdamW, moving average.
+Their losses are compared before timing. Timed steps alternate, so that other
+load affects both. It prints the median time of a step (wall time, and processor
+time, which is less sensitive to other load), latent tokens per second, the
+share of the processor's peak (measured by a large matrix product) that the
+model's operations reach, and the ratio of the two. --profile writes a trace of
+the JAX step.
 """
 
 import statistics
@@ -35,7 +35,7 @@ _PROFILE = flags.DEFINE_string(
 
 def main(argv):
   del argv
-  # After --help, which needs none of it.
+  # Imported late, because --help does not need it.
   from benchmarks.training import step_time
   from sculpt4d_jax.training import preset as preset_lib
 

@@ -1,13 +1,13 @@
-r"""Scores a preset's model against answers that are looked up.
+r"""Compares a preset's model with retrieval baselines.
 
   python -m benchmarks.training.answers --config=configs/small.py \
       --checkpoint=runs/small/weights --num_clips=40
 
-On held-out procedural clips, seen as the preset sees them: the model, the same
-weights frame by frame, the mean shape of training clips, and the training clip
-that is nearest by its pictures or by its truth. Then the paired differences of
-the model to each, with 95 % bootstrap intervals. Without weights, the answers
-that need none are scored.
+It uses held-out procedural clips in the preset's format. Scored are the model,
+the same weights frame by frame, the mean shape of training clips, and the
+training clip that is nearest by its pictures or by its truth; then the paired
+differences of the model to each, with 95 % bootstrap intervals. Without
+weights, only the baselines are scored.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,7 +86,7 @@ def _model_answers(preset: preset_lib.Preset) -> dict[str, Answer]:
 def _answers(
   preset: preset_lib.Preset, log: run_log.RunLog
 ) -> dict[str, Answer]:
-  """The mean shape, and training clips looked up by picture and by truth."""
+  """The mean shape, and training clips retrieved by picture and by truth."""
   data = preset.data
   count = min(data.num_clips, _NUM_TRAINING.value)
   made, pictures, occupied = [], [], []

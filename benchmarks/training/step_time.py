@@ -1,4 +1,4 @@
-"""A training step to be timed: ours, and the same one in PyTorch."""
+"""Training steps for timing: ours, and the same one in PyTorch."""
 
 import dataclasses
 from typing import Any
@@ -25,8 +25,8 @@ measured_peak = step_flops.measured_peak
 
 _NUM_BATCHES = 4
 _CHECKED_STEPS = 4
-# Both are float32 and sum in different orders; errors grow from step to
-# step, as AdamW's first updates are signs of gradients.
+# Both use float32 but sum in different orders. Errors grow from step to step,
+# because AdamW's first updates are signs of gradients.
 _TOLERANCES = (2e-5, 1e-3)
 
 
@@ -74,8 +74,8 @@ class OurStep:
 def our_step(preset: preset_lib.Preset) -> OurStep:
   """The step of a preset's transformer, on clips of noise.
 
-  What is in the clips does not change the time of a step, but for how the
-  routers' choices fall.
+  The content of clips affects the time of a step only through the routers'
+  choices.
   """
   training = preset.dit_training
   vae = preset.model.vae
@@ -147,7 +147,7 @@ class TorchStep:
 
 
 def _draws(task, batch, key):
-  """What the loss of a step draws, as the task's loss draws it."""
+  """Random draws of a step's loss, identical to the task's."""
   sample_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
   clips = len(batch["mean"])
   latents = task._sample_latents(batch, sample_key)
@@ -169,7 +169,7 @@ def torch_step(ours: OurStep) -> TorchStep:
 
   Raises:
     ImportError: PyTorch is not installed.
-    ValueError: The preset has what the PyTorch step does not know.
+    ValueError: The preset uses features that the PyTorch step does not support.
   """
   try:
     import torch

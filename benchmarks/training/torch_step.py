@@ -1,14 +1,13 @@
-"""The DiT's training step as one would write it in PyTorch, for comparison.
+"""The DiT's training step in typical PyTorch, for comparison.
 
 An independent second implementation: image encoder, transformer with temporal
-attention and experts, field head, loss, AdamW with clipping, moving average.
-It takes the JAX step's parameters and the same random draws, so that its losses
-must agree; `benchmarks/training/__main__.py` times both. Written as PyTorch is
-commonly written: eager, `scaled_dot_product_attention` (with the temporal mask
-as a dense boolean one, as it knows no sparse ones), a loop over the experts'
-own tokens, fused AdamW. float32.
+attention and experts, field head, loss, AdamW with clipping, moving average. It
+uses the JAX step's parameters and random draws, so the losses must agree;
+`benchmarks/training/__main__.py` times both. It is typical PyTorch code: eager,
+`scaled_dot_product_attention` (with a dense boolean temporal mask, because
+sparse masks are not supported), a loop over experts, fused AdamW, float32.
 
-Needs PyTorch: pip install torch, which the extra test-torch holds.
+Needs PyTorch: pip install torch, also in the extra test-torch.
 """
 
 from collections.abc import Mapping
@@ -31,10 +30,10 @@ Tensor = torch.Tensor
 def convert(
   flat: Mapping[str, np.ndarray], config: dit_config.DiTConfig
 ) -> nn.ParameterDict:
-  """Our parameters by dotted path, as PyTorch lays them out.
+  """Our parameters by dotted path, in PyTorch's layout.
 
   Stacks of layers become separate layers, kernels [in, out] become weights
-  [out, in]; dots become slashes, as PyTorch wants no dots in names.
+  [out, in]; dots become slashes, because PyTorch forbids dots in names.
   """
   first = {str(i): stage.first_block for i, stage in enumerate(config.stages)}
   params = {}
@@ -154,7 +153,7 @@ class TrainingStep:
     return float(loss.detach())
 
   def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-    """Flow matching, balance of the routers, and the field head's lesson."""
+    """Losses of flow matching, the routers' balance and the field head."""
     context = self._encode(batch["images"].float() / 127.5 - 1.0)
     time, noise, latents = batch["time"], batch["noise"], batch["latents"]
     t = time[:, None, None, None]
@@ -343,7 +342,7 @@ def _rotation(num_frames: int, head_dim: int, theta: float) -> Any:
 
 
 def _rotate(x: Tensor, rotation: Any) -> Tensor:
-  """Turns [B, H, F * N, K] by the frames' angles."""
+  """Rotates [B, H, F * N, K] by the frames' angles."""
   cos, sin = (y[:, None] for y in rotation)  # [F, 1, K]
   y = x.unflatten(2, (len(cos), -1))
   turned = torch.stack((-y[..., 1::2], y[..., ::2]), -1).flatten(-2)

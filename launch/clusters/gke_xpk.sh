@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains on TPU slices of a GKE cluster: XPK makes a JobSet of the container.
 #
-# A JobSet starts its processes again after a failure, and the run resumes from
-# its newest checkpoint.
+# A JobSet restarts its processes after a failure, and the run resumes from its
+# newest checkpoint.
 #
 #   PROJECT=my-project ZONE=us-east5-a CLUSTER=my-cluster BUCKET=gs://my-bucket \
 #     IMAGE=REGISTRY/sculpt4d launch/clusters/gke_xpk.sh
@@ -10,17 +10,17 @@
 # The run reads and writes the bucket directly; the cluster's service account
 # needs the role Storage Object User on it.
 #
-# Variables (in brackets: the value without one):
+# Variables (defaults in brackets):
 #   PROJECT   Google Cloud project.
 #   ZONE      Zone of the cluster.
-#   CLUSTER   GKE cluster that `xpk cluster create` made.
+#   CLUSTER   GKE cluster made by `xpk cluster create`.
 #   IMAGE     Container of launch/clusters/Dockerfile, pushed to a registry.
-#   BUCKET    gs://...: the run's folder lies there.
+#   BUCKET    gs://..., contains the run's folder.
 #   NAME      Name of the workload [sculpt4d].
 #   TYPE      Accelerator, counted as Google does [v5p-128: 64 chips].
 #   SLICES    Slices of that type; config.mesh.data is a multiple [1].
 #   WORKDIR   The run's folder [BUCKET/runs/NAME].
-#   RESTARTS  How often the JobSet starts again [20].
+#   RESTARTS  Largest number of restarts of the JobSet [20].
 #   CONFIG    Preset [configs/pods.py:v5p-64].
 #   EXTRA     More flags of launch.train [].
 #   DRY_RUN   1 prints the command instead of running it [0].

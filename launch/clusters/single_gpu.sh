@@ -3,12 +3,12 @@
 #
 #   launch/clusters/single_gpu.sh
 #
-# Variables (in brackets: the value without one):
-#   VENV      Environment, made if it is missing [.venv].
+# Variables (defaults in brackets):
+#   VENV      Virtual environment, made if missing [.venv].
 #   CONFIG    Preset [configs/tiny.py].
 #   WORKDIR   The run's folder [runs/gpu].
-#   GPUS      Devices to use, as 0 or 0,1 [all].
-#   MEMORY    Share of the memory that jax takes at once [0.92].
+#   GPUS      Devices to use, for instance 0 or 0,1 [all].
+#   MEMORY    Share of the memory that JAX preallocates [0.92].
 #   EXTRA     More flags of launch.train [].
 #   DRY_RUN   1 prints the commands instead of running them [0].
 set -euo pipefail
@@ -37,6 +37,6 @@ if [[ ! -x $VENV/bin/python ]]; then
 fi
 if [[ -n $GPUS ]]; then export CUDA_VISIBLE_DEVICES=$GPUS; fi
 export XLA_PYTHON_CLIENT_MEM_FRACTION=$MEMORY
-# shellcheck disable=SC2206  # EXTRA holds several flags.
+# shellcheck disable=SC2206  # EXTRA has several flags.
 flags=(--config="$CONFIG" --workdir="$WORKDIR" $EXTRA)
 run "$VENV/bin/python" -m launch.train "${flags[@]}"

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Trains on machines that SkyPilot rents, on whichever cloud has them.
+# Trains on machines rented by SkyPilot from any cloud.
 #
-# SkyPilot (pip install skypilot) starts a managed job again after its machine
-# was taken away; the run resumes from the newest checkpoint in the bucket.
+# SkyPilot (pip install skypilot) restarts a managed job after its machine was
+# preempted; the run resumes from the newest checkpoint in the bucket.
 #
 #   BUCKET=s3://my-bucket launch/clusters/skypilot.sh
 #
-# Variables (in brackets: the value without one):
-#   BUCKET       s3://... or gs://...: the run's folder lies there.
+# Variables (defaults in brackets):
+#   BUCKET       s3://... or gs://..., contains the run's folder.
 #   NAME         Name of the job [sculpt4d].
-#   ACCELERATOR  Kind and number a machine [H100:8].
-#   NODES        Machines; the mesh multiplies to all accelerators [1].
+#   ACCELERATOR  Kind and number per machine [H100:8].
+#   NODES        Number of machines; the mesh must match all accelerators [1].
 #   CONFIG       Preset [configs/pods.py:gpu-8].
 #   WORKDIR      The run's folder [BUCKET/runs/NAME].
-#   SPOT         1 asks for spot machines, cheaper and interruptible [1].
+#   SPOT         1 requests spot machines, cheaper and preemptible [1].
 #   EXTRA        More flags of launch.train [].
 #   DRY_RUN      1 prints the task and the command, and starts nothing [0].
 set -euo pipefail
@@ -34,7 +34,7 @@ trap 'rm -f "$task"' EXIT
 spot=false
 if [[ $SPOT == 1 ]]; then spot=true; fi
 
-# One process a machine uses all of its accelerators; SkyPilot numbers machines.
+# One process per machine uses all its accelerators; SkyPilot numbers machines.
 cat > "$task" <<TASK
 name: $NAME
 num_nodes: $NODES

@@ -8,16 +8,16 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #
-# Trains on GPUs of a SLURM cluster: one process a GPU, found through SLURM.
+# Trains on GPUs of a SLURM cluster, with one process per GPU.
 #
-# SLURM says SIGTERM two minutes before the time is up; the run then saves and
+# SLURM sends SIGTERM two minutes before the time limit; the run then saves and
 # ends, and --requeue lets it resume. More nodes: sbatch --nodes=4 ...
 #
 #   sbatch launch/clusters/slurm_gpu.sh
 #
-# Variables (in brackets: the value without one):
+# Variables (defaults in brackets):
 #   VENV      Environment with requirements.txt and jax[cuda12] [.venv].
-#   CONFIG    Preset; its mesh must multiply to the GPUs [configs/pods.py:gpu-8].
+#   CONFIG    Preset; its mesh must match the GPUs [configs/pods.py:gpu-8].
 #   WORKDIR   The run's folder, on a file system of all nodes, or s3://... or
 #             gs://... [runs/NAME of job].
 #   EXTRA     More flags of launch.train [].
@@ -31,7 +31,7 @@ EXTRA=${EXTRA:-}
 DRY_RUN=${DRY_RUN:-0}
 
 cd "${SLURM_SUBMIT_DIR:-.}"
-# shellcheck disable=SC2206  # EXTRA holds several flags.
+# shellcheck disable=SC2206  # EXTRA has several flags.
 step=(srun --kill-on-bad-exit=1 "$VENV/bin/python" -m launch.train
   --distributed=auto --config="$CONFIG" --workdir="$WORKDIR" $EXTRA)
 if [[ $DRY_RUN == 1 ]]; then
@@ -40,8 +40,8 @@ if [[ $DRY_RUN == 1 ]]; then
 else
   code=0
   "${step[@]}" || code=$?
-  # A process was lost, with its node perhaps, or a step hung: again, on nodes
-  # that exist.
+  # A process was lost, perhaps with its node, or a step hung: restart on
+  # available nodes.
   if ((code == 75 || code == 134 || code == 137)); then
     scontrol requeue "$SLURM_JOB_ID"
   fi

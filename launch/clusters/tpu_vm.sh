@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of Google Cloud, asked for as a queued resource.
+# Trains on a TPU slice of Google Cloud, requested as a queued resource.
 #
-# The slice's own startup script installs the code and starts the run, so that
-# it resumes by itself when the slice returns after an interruption.
+# The slice's startup script installs the code and starts the run, so the run
+# resumes automatically when the slice returns after an interruption.
 #
 #   PROJECT=my-project ZONE=us-east5-a BUCKET=gs://my-bucket \
 #     launch/clusters/tpu_vm.sh
 #
-# Variables (in brackets: the value without one):
+# Variables (defaults in brackets):
 #   PROJECT   Google Cloud project.
-#   ZONE      Zone that has the accelerator.
+#   ZONE      Zone with the accelerator.
 #   BUCKET    gs://...: the code is copied there, the run's folder lies there;
 #             read and written directly, nothing is mounted.
 #   NAME      Name of the queued resource [sculpt4d].
@@ -18,9 +18,9 @@
 #   CONFIG    Preset [configs/pods.py:v5p-64].
 #   WORKDIR   The run's folder [BUCKET/runs/NAME].
 #   SLICES    Slices of that type; config.mesh.data is a multiple [1].
-#   RESTARTS  Starts after another machine was lost [20].
-#   SPOT      1 asks for spot capacity, cheaper and interruptible [1].
-#   EXTRA     More flags of launch.train, as --config.dit_training... [].
+#   RESTARTS  Restarts after another machine was lost [20].
+#   SPOT      1 requests spot capacity, cheaper and preemptible [1].
+#   EXTRA     More flags of launch.train, such as --config.dit_training... [].
 #   DRY_RUN   1 prints the commands instead of running them [0].
 set -euo pipefail
 
@@ -51,7 +51,7 @@ run() {
   fi
 }
 
-# What every machine of the slice does whenever it starts.
+# Startup script of every machine of the slice.
 cat > "$startup" <<STARTUP
 #!/usr/bin/env bash
 set -euo pipefail
@@ -61,8 +61,8 @@ gcloud storage cat $BUCKET/code/$NAME.tar.gz | tar -xz -C /opt/sculpt4d
 cd /opt/sculpt4d
 python3 -m venv .venv
 .venv/bin/pip install -q -r requirements.txt 'jax[tpu]' gcsfs
-# Codes 75 and 134 say that another machine was lost or a step hung: all start
-# again.
+# Codes 75 and 134 mean that another machine was lost or a step hung: all
+# restart.
 for ((start = 0; start <= $RESTARTS; start++)); do
   code=0
   .venv/bin/python -m launch.train --distributed=auto \\

@@ -1,8 +1,8 @@
 'use strict';
 
-/** Meshes as the page holds them, unpacked for drawing. */
+/** Unpacks the page's meshes for drawing. */
 
-/** Undoes mesh_packing.pack_mesh; normals come from the faces. */
+/** Inverts mesh_packing.pack_mesh; normals are computed from the faces. */
 async function decodeMesh(packed, {origin, step}) {
   const vertexCount = packed.vertices;
   const faceCount = packed.faces;
@@ -42,7 +42,7 @@ async function inflate(base64) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** Area-weighted normals as signed bytes, four to a vertex. */
+/** Area-weighted normals as signed bytes, four per vertex. */
 function vertexNormals(positions, corners) {
   const sums = new Float32Array(positions.length);
   for (let i = 0; i < corners.length; i += 3) {

@@ -4,7 +4,7 @@
  * What the page shows of an asset of one topology, besides its surface: the
  * texture, a heat map of errors, bones, neighbouring frames, trails of points.
  *
- * `clip.asset` has them; a clip of meshes that change has none.
+ * `clip.asset` has them; a clip of changing meshes has none.
  */
 
 const SHOWN_GHOSTS = [-2, -1, 1, 2];  // Frames of the onion skin.
@@ -40,7 +40,7 @@ const TEXTURE_FRAGMENT_SHADER = `
                         1.0);
   }`;
 
-// From blue over green and yellow to red, as papers show errors.
+// A colour map from blue over green and yellow to red.
 const HEAT_FRAGMENT_SHADER = `
   precision highp float;
   varying vec3 worldNormal;
@@ -162,7 +162,7 @@ class AssetRenderer extends MeshRenderer {
     }
   }
 
-  /** The ways of some points up to the shown frame. */
+  /** The paths of some points up to the shown frame. */
   drawTrails(viewProjection, look) {
     const ends = [];
     for (const id of this.asset.trails) {
@@ -242,7 +242,7 @@ class AssetRenderer extends MeshRenderer {
   }
 }
 
-/** Unpacks the layers, and gives seam vertices the normals of the whole. */
+/** Unpacks the layers, and gives seam vertices the unsplit mesh's normals. */
 async function decodeAsset(packed, meshes) {
   if (!packed) return null;
   const asset = {...packed};
@@ -264,7 +264,7 @@ async function decodeAsset(packed, meshes) {
   return asset;
 }
 
-/** `same` names one vertex for all vertices at a place. */
+/** `same` has one common vertex for all vertices at a position. */
 function weldNormals(mesh, same) {
   const corners = mesh.corners.map((corner) => same[corner]);
   const normals = vertexNormals(mesh.positions, corners);
@@ -274,7 +274,7 @@ function weldNormals(mesh, same) {
   }
 }
 
-/** Shows the controls of what an asset has; calls back when one is used. */
+/** Shows the controls of an asset's layers; calls back when one is used. */
 function connectLayers(asset, layers, onChange) {
   const has = {
     'bones': asset && asset.bones,

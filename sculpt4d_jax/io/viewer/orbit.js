@@ -2,8 +2,8 @@
 
 const HOME = {azimuth: 28, elevation: 14};  // Degrees.
 
-/** A camera that circles a point; what is drawn glides after what is asked. */
-class Orbit {
+/** A camera that orbits a point; the shown view smoothly follows the asked one.
+*/ class Orbit {
   constructor(bounds) {
     this.center = bounds.low.map((value, i) => (value + bounds.high[i]) / 2);
     this.radius = bounds.radius;
@@ -11,7 +11,7 @@ class Orbit {
     this.shown = this.copy(this.asked);
   }
 
-  /** Distance at which the whole clip fits into a picture of this shape. */
+  /** Distance at which the complete clip fits into a picture of this shape. */
   fit(aspect) {
     const half = Math.tan(FIELD_OF_VIEW / 2) * Math.min(1, aspect);
     return 1.06 * this.radius / Math.sin(Math.atan(half));
@@ -20,7 +20,7 @@ class Orbit {
   reset({azimuth, elevation}) {
     let nearest = azimuth;
     if (this.asked) {
-      // The short way round, wherever the turntable has got to.
+      // The shorter rotation from the turntable's current angle.
       const turns = Math.round((this.asked.azimuth - azimuth) / 360);
       nearest += 360 * turns;
     }
@@ -53,7 +53,7 @@ class Orbit {
     });
   }
 
-  /** Advances the glide; returns whether the picture still changes. */
+  /** Advances the motion; returns whether the picture still changes. */
   step(seconds) {
     const share = 1 - Math.exp(-seconds * 16);
     const {asked, shown} = this;

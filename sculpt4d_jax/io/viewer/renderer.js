@@ -1,7 +1,7 @@
 'use strict';
 
 /**
- * Draws one mesh of a clip with WebGL 2, or WebGL 1 where there is no better:
+ * Draws one mesh of a clip with WebGL 2, or WebGL 1 as a fallback:
  * clay, normals or wireframe, over a soft shadow on the floor.
  *
  * World space is right-handed with y up. Matrices are column-major.
@@ -188,7 +188,7 @@ class MeshRenderer {
     this.initialize();
   }
 
-  /** Makes all resources; also after a lost context came back. */
+  /** Makes all resources; also after a lost context was restored. */
   initialize() {
     const gl = this.gl;
     this.hasWideIndices = 'drawBuffers' in gl ||
@@ -256,7 +256,7 @@ class MeshRenderer {
         [0.56, 0.49, 0.435] : [0.63, 0.56, 0.50]);
     gl.uniform1f(program.showNormals, look.shading === 'normals' ? 1 : 0);
     gl.enable(gl.DEPTH_TEST);
-    // Room for the lines; elsewhere it would let back faces through at the
+    // Depth offset for the lines only; otherwise back faces would show at the
     // outline, where the surface is steep.
     if (look.shading === 'wireframe') gl.enable(gl.POLYGON_OFFSET_FILL);
     gl.polygonOffset(0.6, 1);
@@ -275,7 +275,7 @@ class MeshRenderer {
       upload.edgeCount = edges.length;
     }
     const program = this.use('line');
-    // Fine meshes get fainter lines, or they would hide the surface.
+    // Fine meshes get fainter lines, which would otherwise hide the surface.
     const alpha =
         Math.min(0.75, Math.max(0.16, 22 / Math.sqrt(mesh.faceCount)));
     gl.uniformMatrix4fv(program.viewProjection, false, viewProjection);
@@ -388,13 +388,13 @@ class MeshRenderer {
   use(name) {
     const gl = this.gl;
     const program = this.programs[name];
-    // An array left enabled by another program may be too short for this one.
+    // An array still enabled by another program may be too short for this one.
     for (let i = 0; i < 4; i++) gl.disableVertexAttribArray(i);
     gl.useProgram(program.program);
     return program;
   }
 
-  /** A program with the places of its attributes and uniforms by name. */
+  /** A program with the locations of its attributes and uniforms by name. */
   makeProgram(vertexSource, fragmentSource) {
     const gl = this.gl;
     const program = gl.createProgram();

@@ -1,6 +1,6 @@
 'use strict';
 
-/** The player: answers the controls and keeps the time. */
+/** The player: handles the controls and the time. */
 
 const byId = (id) => document.getElementById(id);
 const clip = JSON.parse(byId('clip-data').textContent);
@@ -29,7 +29,7 @@ class Player {
     this.isStale = false;
     this.pictures = clip.pictures.map((source) => {
       const picture = new Image();
-      picture.src = source;  // Kept, so that the browser has it decoded.
+      picture.src = source;  // Kept, so that it stays decoded.
       return picture;
     });
     this.connectControls();
@@ -41,7 +41,7 @@ class Player {
     if (asset && asset.texture) this.setShading('texture');
   }
 
-  /** Asks for a redraw; many requests make one. */
+  /** Requests a redraw; several requests cause one. */
   invalidate() {
     this.isStale = true;
     this.schedule();
@@ -56,7 +56,7 @@ class Player {
 
   tick(now) {
     this.isScheduled = false;
-    // Long gaps are those of a hidden page: time stands still in them.
+    // Long gaps mean a hidden page, for which time is paused.
     const seconds = this.lastTick === null ?
         0 : Math.min(0.25, (now - this.lastTick) / 1000);
     this.lastTick = now;
