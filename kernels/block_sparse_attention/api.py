@@ -57,7 +57,7 @@ def block_sparse_attention(
     key: Keys [B, H, S, K].
     value: Values [B, H, S, K].
     mask: Visible key blocks of each query block, in natural block indices
-      whatever `token_order` is. Static: known when the function is traced.
+      for any `token_order`. Static: known when the function is traced.
     scale: Factor on the scores; K ** -0.5 if None.
     token_order: "natural", or "bit_reversed" if the caller has listed the
       blocks of every frame by `bit_reversal` (`bit_reversed_tokens` gives the

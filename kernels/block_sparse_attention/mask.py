@@ -174,7 +174,7 @@ class BlockMask(Mask):
   def __post_init__(self):
     for name in ("num_frames", "blocks_per_frame"):
       _require_positive(name, getattr(self, name))
-      # Plain integers and tuples, whatever was given: equal masks must be equal
+      # Converted to plain integers and tuples: equal masks must be equal
       # as jit's static arguments.
       object.__setattr__(self, name, int(getattr(self, name)))
     schedule = tuple(int(stride) for stride in self.schedule)

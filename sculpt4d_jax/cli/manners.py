@@ -13,7 +13,7 @@ The programs of `launch/` and the command `sculpt4d` share these manners:
                  even from inside a library's call (`interrupts.py`).
 
 A `UserError` (`sculpt4d_jax/errors.py`) is such a message, and so is an error of
-the operating system. Any other exception is a bug that nobody has explained
+the operating system. Any other exception is a bug that was not explained
 yet, and keeps its traceback.
 """
 

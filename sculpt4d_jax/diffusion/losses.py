@@ -18,7 +18,7 @@ def squared_error_per_clip(
       f"prediction is {prediction.shape} but target is {target.shape}; their"
       " shapes must be equal."
     )
-  # A sum of many small squares: float32 whatever the compute dtype.
+  # A sum of many small squares, so float32 for any compute dtype.
   error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
   return jnp.square(error).mean(axis=tuple(range(1, error.ndim)))
 

@@ -1,7 +1,7 @@
 """Windows of a long clip, and velocities averaged over them.
 
 A model that was trained on W frames is applied to W frames at a time, at
-positions 0 to W - 1, whatever the clip's length. Windows overlap, so that
+positions 0 to W - 1, for any length of the clip. Windows overlap, so that
 consecutive windows match.
 
 Source of the averaged velocity: Bar-Tal et al., MultiDiffusion, 2023.

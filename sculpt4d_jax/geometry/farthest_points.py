@@ -39,7 +39,7 @@ def farthest_points(
   May be traced, and mapped over several clouds with `jax.vmap`.
 
   Args:
-    points: Positions; compared in float32 whatever their dtype.
+    points: Positions; compared in float32 for any dtype.
     num_samples: Number of picks, at most P.
     start: Row of the first pick.
 

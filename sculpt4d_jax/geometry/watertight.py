@@ -1,14 +1,15 @@
 """Watertight surfaces of meshes that artists made.
 
 Animated models are soups: many bodies that pass through each other, holes
-where nobody looks, parts wound inside out, capes of no thickness. Their
+in hidden places, parts wound inside out, capes of no thickness. Their
 watertight surface is the zero level of a field that marching cubes reads:
 
   body    distance, signed by the generalised winding number: bodies unite,
           small holes close, thickness stays the same
   sheets  faces that enclose nothing (cloth, capes, thin planes) have no inside;
           they get one, `sheet_cells` cells of the grid to either side
-  cavities  what cannot be reached from outside is filled: nobody sees it
+  cavities  regions that cannot be reached from outside are filled: they are
+  invisible
 
 Which faces are sheets, and which bodies must be turned around, is decided once
 for a whole animation, so that the surface does not flicker.

@@ -260,7 +260,7 @@ def scan_layers(
     carry: Activations that pass from layer to layer.
     xs: One slice for each layer, or None.
     unroll: Number of layers in an iteration; True, or the number of layers,
-      unrolls all. A scan compiles one layer whatever their number; unrolled,
+      unrolls all. A scan compiles one layer for any number of layers; unrolled,
       XLA may fuse across layers, and residuals are not copied to and from
       stacked arrays.
     remat_policy: None stores all activations for the backward pass; "full"

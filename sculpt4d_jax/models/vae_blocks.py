@@ -28,7 +28,7 @@ def fourier_features(
   Sines and cosines run over the coordinates first: x f_0, x f_1, ..., y f_0.
 
   Args:
-    x: Positions; computed in float32 whatever the dtype.
+    x: Positions; computed in float32 for any dtype.
     num_freqs: Number of frequencies.
     include_pi: Whether the frequencies are multiples of pi.
   """

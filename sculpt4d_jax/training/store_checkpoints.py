@@ -67,7 +67,7 @@ class Manager:
     self._pool = futures.ThreadPoolExecutor(1, "checkpoints")
     self._pending: futures.Future | None = None
     # The start time of the run. All processes must write to the same place,
-    # whatever their clocks say.
+    # independent of their clocks.
     self._attempt = int(_told(np.int32(int(time.time()) % 2**31)))
     self._steps: dict[int, int] = {}
     self.reload()
@@ -200,7 +200,7 @@ class Manager:
     for write in writes:
       write.result()
     if is_first:
-      # Before the commit, without which nobody reads the table.
+      # Before the commit, because readers need the commit to find the table.
       (place / "arrays.json").write_text(json.dumps(table))
     name = f"{step}.{self._attempt}"
     name += f".{jax.process_index()}-of-{jax.process_count()}"

@@ -206,7 +206,7 @@ def plan_conversion(
       raise
     except ValueError as error:
       problems.append(f"{name}, from {found[name].file.path}: {error}")
-  # Names that nobody needs may be a sign of a wrong prefix: an error, unless
+  # Unused names may be a sign of a wrong prefix: an error, unless
   # the user ignores them.
   if spare and not _all_ignored(spare, rules):
     listed = "\n    ".join(weight_rules.shortened(spare))

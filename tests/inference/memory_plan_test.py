@@ -80,7 +80,7 @@ def test_auto_takes_the_savings_that_a_device_needs(settings):
     preset.model, auto, preset.surface, size and size * GIB
   )
   assert choose(80) == auto  # Nothing is needed.
-  assert choose(None) == auto  # Nobody knows.
+  assert choose(None) == auto  # Unknown memory.
   less = choose(12)
   assert less.offload and less.frames_at_a_time and less.guidance_in_turns
   assert less.weights == "int8"

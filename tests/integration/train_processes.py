@@ -42,7 +42,7 @@ def environment(devices: int = 1) -> dict[str, str]:
 class Process(subprocess.Popen):
   """A process that says what it says into a file.
 
-  A pipe that nobody reads meanwhile would fill up, and the process wait for it.
+  A pipe that is not read meanwhile would fill up and block the process.
   """
 
   def __init__(self, args: Sequence[str], **options):

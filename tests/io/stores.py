@@ -50,7 +50,7 @@ def emulator(scheme: str) -> Iterator[str]:
 
     server = FakeGCSServer()
     server.start()
-    # It logs every request, and would wait once nobody reads that.
+    # It logs every request, and would block on a full pipe.
     threading.Thread(target=server._process.stderr.read, daemon=True).start()
     os.environ.pop("STORAGE_EMULATOR_HOST", None)
     try:

@@ -1,4 +1,4 @@
-"""The best checkpoints are kept, whatever comes after them."""
+"""The best checkpoints are kept, independent of later ones."""
 
 import json
 

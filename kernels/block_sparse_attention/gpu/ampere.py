@@ -300,7 +300,7 @@ class _Program:
 
   def _column(self, step):
     """Index of a tile of columns; the last one beyond the end of the list."""
-    # A copy that nobody reads keeps the number in flight constant.
+    # An unused copy keeps the number in flight constant.
     step = lax.min(jnp.int32(step), self.num_steps - 1)
     first = self._schedule.first_column(self._index, step)
     return lax.div(first, self._tile.columns)

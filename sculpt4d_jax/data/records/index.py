@@ -108,7 +108,7 @@ def write_index(
   Args:
     folder: Folder of the data set.
     test_fraction: Fraction of the assets that are held out for testing.
-    held_out: Objects that are on the test side whatever their hash.
+    held_out: Objects that are in the test split independent of their hash.
 
   Raises:
     ValueError: The fraction is out of range.

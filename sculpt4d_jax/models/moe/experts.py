@@ -333,7 +333,7 @@ def _one_by_one_backward(residuals, cotangent):
     )
     return gradients, x_gradient
 
-  # Sums over many blocks: float32 whatever the compute dtype.
+  # Sums over many blocks, so float32 for any compute dtype.
   zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
   gradients, x_gradients = lax.scan(step, zeros, (blocks, expert, cotangent))
   gradients = jax.tree.map(lambda g, w: g.astype(w.dtype), gradients, weights)

@@ -3,7 +3,7 @@
 Rows are sorted by group and every group is padded to whole blocks, so that a
 block of rows has ONE matrix. The kernel knows which one in advance (a
 prefetched scalar selects the tile to fetch), and successive blocks of a group
-keep it in fast memory. The work is that of the blocks in use, whatever the
+keep it in fast memory. The work is that of the blocks in use, for any
 sizes of the groups; blocks after the last group are zero and are skipped.
 
 `jax.lax.ragged_dot` serves the same purpose, but on TPU its product is masked

@@ -61,7 +61,7 @@ def test_a_matrix_keeps_its_scale_and_place_under_an_animated_rotation():
   for frame in mesh.vertices:
     moved, still = frame[:8], frame[8:]
     moved = moved - [3, 0, 0]
-    # Distances from the node's origin are halved, whatever the rotation.
+    # Distances from the node's origin are halved for any rotation.
     np.testing.assert_allclose(
       np.linalg.norm(moved, axis=1),
       np.linalg.norm(still, axis=1) / 2,

@@ -1,4 +1,4 @@
-"""A small skinned, textured asset, as somebody's modeller would export it.
+"""A small skinned, textured asset, like those exported by modelling programs.
 
 A bar of two joints along x below an armature that is scaled and turned, and a
 box on the second joint that has no skin.
