@@ -1,4 +1,4 @@
-"""The mesh, its rules, and that every mesh computes what one device computes."""
+"""The mesh and its rules; every mesh gives the results of one device."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Text is plain English: habits that a pattern recognises are refused."""
+"""Text is plain English: phrases that patterns recognise are rejected."""
 
 import pathlib
 import re

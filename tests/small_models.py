@@ -1,4 +1,4 @@
-"""Folders of weights for tests: networks as they are initialised."""
+"""Folders of initial weights for tests."""
 
 import pathlib
 

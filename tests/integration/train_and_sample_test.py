@@ -1,4 +1,4 @@
-"""The whole way at a size of seconds: data, training, weights, meshes."""
+"""The complete pipeline at a tiny size: data, training, weights, meshes."""
 
 import json
 

@@ -73,7 +73,7 @@ def test_an_interrupted_run_goes_on_exactly(trained, tmp_path, monkeypatch):
 
 
 def test_features_train_like_pictures(trained, tmp_path):
-  """An encoder that does not learn is asked once, not in every step."""
+  """A frozen encoder is evaluated once, not in every step."""
   data, workdir = trained
   config = _config(data)
   config.records.use_features = True

@@ -40,7 +40,7 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 
 class Process(subprocess.Popen):
-  """A process that says what it says into a file.
+  """A process whose output goes to a file.
 
   A pipe that is not read meanwhile would fill up and block the process.
   """
@@ -52,11 +52,11 @@ class Process(subprocess.Popen):
     )
 
   def output(self) -> str:
-    """What it has said so far."""
+    """Its output so far."""
     return pathlib.Path(self._file.name).read_text(errors="replace")
 
   def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-    """Waits for its end; what it said."""
+    """Waits for its end; returns its output."""
     self.wait(timeout)
     return self.output(), None
 
@@ -96,7 +96,7 @@ def start(
 def finish(
   processes: Sequence[Process], code: int = 0, timeout: float = 900
 ) -> list[str]:
-  """Waits for the end; what each process said. Checks the exit codes."""
+  """Waits for the end and checks the exit codes; returns each output."""
   outputs = [p.communicate(timeout=timeout)[0] for p in processes]
   for process, output in zip(processes, outputs):
     assert process.returncode == code, output[-3000:]

@@ -226,7 +226,7 @@ class Page:
     return answer
 
   def _note_problem(self, event: dict) -> None:
-    """Keeps what a developer would see as an error in the console."""
+    """Records errors of the console."""
     method, params = event.get("method"), event.get("params", {})
     if method == "Runtime.exceptionThrown":
       details = params["exceptionDetails"]

@@ -31,7 +31,7 @@ def test_store_paths_behave_like_paths():
   assert (path / "a.tar.gz").suffix == ".gz"
   assert (path / "a/b.txt").relative_to(path).as_posix() == "a/b.txt"
   assert path == paths.of("gs://bucket/runs/tiny")
-  # What knows file systems alone must refuse it, not write a folder "gs:".
+  # Functions for file systems must reject it, not write a folder "gs:".
   with pytest.raises(TypeError):
     os.fspath(path)
 

@@ -1,4 +1,4 @@
-"""Folders whose files arrive together, or not at all."""
+"""Folders whose files appear together, or not at all."""
 
 import errno
 import os
@@ -92,7 +92,7 @@ def test_a_folder_in_the_way_is_found_before_a_file_moves(tmp_path):
 
 
 def run_and_kill(folder, when):
-  """Writes in a process that ends, without a word, at one of its calls."""
+  """Writes in a process that is killed at one of its calls."""
   code = (
     "import os, pathlib, sys\n"
     "from sculpt4d_jax.io import staged\n"

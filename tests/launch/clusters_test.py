@@ -1,4 +1,4 @@
-"""The scripts that start runs on clusters: dry runs, and shellcheck."""
+"""Dry runs and shellcheck of the scripts for clusters."""
 
 import os
 import pathlib

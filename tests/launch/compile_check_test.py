@@ -1,4 +1,4 @@
-"""Small training steps and a sampler, compiled for a slice that is not here."""
+"""Small training steps and a sampler, compiled ahead of time for a slice."""
 
 import importlib.util
 import json

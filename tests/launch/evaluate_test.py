@@ -74,7 +74,7 @@ def test_help_teaches():
 
 
 def refuse(predicted, truth):
-  """The message for the user of a request that is turned down in process."""
+  """The user's message for a request that is rejected in process."""
   conventions = geometry_metrics.Conventions(num_points=100, iou_resolution=4)
   with pytest.raises(ValueError) as caught:
     for pair in sequence_pairs.find_pairs(predicted, truth):

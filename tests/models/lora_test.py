@@ -55,7 +55,7 @@ def _is_adapter(path, _):
 
 
 def _trained(model):
-  """The same model with adapters that have come to be something."""
+  """The same model with adapters that are not zero."""
   graphdef, params, rest = nnx.split(model, _is_adapter, ...)
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(5), len(leaves))

@@ -47,7 +47,7 @@ def test_light_and_albedo_come_apart():
   sure = seen.weights > 0.3
   ratio = light(normals[sure]) / true[sure]
   assert ratio.std() / ratio.mean() < 0.06
-  # Freed from light, each half has one colour.
+  # Without light, each half has one colour.
   flat = seen.colours[sure] / light(normals[sure])[:, None]
   for row in ALBEDOS:
     part = flat[(albedo[sure] == row).all(1)]

@@ -21,7 +21,7 @@ def test_a_larger_silhouette_shrinks_onto_the_mask():
   y = rows + offsets[rows, columns, 1]
   lands = mask[np.rint(y).astype(int), np.rint(x).astype(int)]
   assert lands.mean() > 0.995
-  # The middle stays, and the move grows smoothly outwards.
+  # The middle is unchanged, and offsets grow smoothly outwards.
   middle = len(mask) // 2
   assert np.abs(offsets[middle, middle]).max() < 1
   row = offsets[middle, middle : middle + 33, 0]

@@ -1,4 +1,4 @@
-"""Processes on CPUs wait for one that is late."""
+"""Processes on CPUs wait for a late one."""
 
 import subprocess
 import sys

@@ -2,8 +2,8 @@ r"""One of two processes with two devices each, the second of which is late.
 
   python -m tests.training.late_process PORT INDEX SECONDS
 
-It comes so much later to the first collective between all four devices;
-jax's own barriers are between one device of each.
+It is delayed before the first collective between all four devices; JAX's
+barriers are between one device of each process.
 """
 
 import os

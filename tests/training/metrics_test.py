@@ -1,4 +1,4 @@
-"""What a run writes down, and what a full disk or an early end makes of it."""
+"""Metrics of a run, also after a full disk or an early end."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""SIGTERM is noted once, and then taken as it was before."""
+"""SIGTERM is handled once; then the previous handler is restored."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""Latents of records: made once, resumed, those of the encoder."""
+"""Latents of records are made once, resumable and equal to the encoder's."""
 
 import dataclasses
 

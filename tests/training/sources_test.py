@@ -1,4 +1,4 @@
-"""Sources: records give what procedural clips give, and stay the same."""
+"""Sources: records give batches like procedural clips, and repeatably."""
 
 from flax import nnx
 import numpy as np

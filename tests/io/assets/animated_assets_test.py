@@ -1,4 +1,4 @@
-"""Assets that are right are played right; hostile ones are refused in time."""
+"""Valid assets are evaluated correctly; malicious ones are rejected early."""
 
 import hashlib
 import json

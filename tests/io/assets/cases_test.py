@@ -1,4 +1,4 @@
-"""Small assets that were read wrongly once; each has one right answer.
+"""Small assets that are difficult to read, each with a known correct result.
 
 The files in `cases` were made for these tests and are CC0-1.0.
 """

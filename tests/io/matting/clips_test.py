@@ -1,4 +1,4 @@
-"""Clips whose cut-out is easily got wrong; see tests/data/clips/README.md."""
+"""Clips with difficult cut-outs; see tests/data/clips/README.md."""
 
 import pathlib
 

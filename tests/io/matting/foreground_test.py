@@ -1,4 +1,4 @@
-"""Foregrounds of made clips, compared with the known masks."""
+"""Foregrounds of synthetic clips, compared with the known masks."""
 
 import builtins
 

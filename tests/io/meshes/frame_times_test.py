@@ -1,4 +1,4 @@
-"""Frame times, and what players that step through the files see of them."""
+"""Frame times, and the frames visible to players with fixed steps."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""Clips that are easily got wrong; see tests/data/clips/README.md."""
+"""Clips that are difficult to decode; see tests/data/clips/README.md."""
 
 import pathlib
 

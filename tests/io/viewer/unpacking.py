@@ -1,4 +1,4 @@
-"""What the viewer's decoder.js does, in NumPy."""
+"""The viewer's decoder.js in NumPy."""
 
 import base64
 import zlib

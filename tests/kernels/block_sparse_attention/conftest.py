@@ -1,4 +1,4 @@
-"""What the tests of the NVIDIA GPU kernels share: simulation and compiler."""
+"""Fixtures of the NVIDIA GPU kernels' tests: simulation and compiler."""
 
 from collections.abc import Callable
 import importlib.util

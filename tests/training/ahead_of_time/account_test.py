@@ -1,4 +1,4 @@
-"""The account of a scheduled program, worked by hand."""
+"""The account of a scheduled program, compared with hand calculations."""
 
 import pytest
 

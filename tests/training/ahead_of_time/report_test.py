@@ -1,4 +1,4 @@
-"""What is said of compiled programs."""
+"""Reports of compiled programs."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Layouts of a training step: which there are, and how they are ranked."""
+"""Enumeration and ranking of a training step's layouts."""
 
 import dataclasses
 

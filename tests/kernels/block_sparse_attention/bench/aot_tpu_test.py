@@ -1,4 +1,4 @@
-"""The TPU kernels compile for chips that are not there, where libtpu is."""
+"""The TPU kernels compile ahead of time, if libtpu is installed."""
 
 import importlib.util
 import os

@@ -260,7 +260,7 @@ def test_named_backend_declines_aloud_without_a_gpu():
   mask = BlockMask(2, 2)
   with pytest.raises(NotImplementedError, match="needs an NVIDIA GPU"):
     bsa.block_sparse_attention(*inputs, mask, implementation="pallas_gpu")
-  bsa.block_sparse_attention(*inputs, mask)  # The next backend serves.
+  bsa.block_sparse_attention(*inputs, mask)  # Uses the next backend.
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def _errors(mask, block_size, heads, head_dim, dtype):
 
 
 def _kernel_in_numpy(device):
-  """What takes the place of `plgpu.kernel`: compiles, then runs the PTX."""
+  """Replaces `plgpu.kernel`: compiles, then runs the PTX."""
   make = plgpu.kernel
 
   def kernel(body, *, out_type, grid, **kwargs):

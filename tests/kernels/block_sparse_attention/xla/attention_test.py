@@ -1,4 +1,4 @@
-"""How the plain JAX backend chooses, plans its work, and uses memory.
+"""Choices, plans and memory of the plain JAX backend.
 
 That its paths equal the reference is tested in `backend_test`.
 """
