@@ -25,13 +25,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks.bench_v1 import make
+from benchmarks.bench_v1 import table
 from launch import program
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.errors import UserError
-from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import held_out
 from sculpt4d_jax.evaluation.protocols import evaluate
-from sculpt4d_jax.evaluation.protocols import metric_table
 from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.evaluation.protocols import scores as scores_lib
 from sculpt4d_jax.inference import model as model_lib
@@ -81,7 +80,7 @@ def main(unused_argv: Sequence[str]) -> None:
     _keep(folder, {_NAME.value: report})
   if _BASELINES.value:
     _keep(folder, _baselines(protocol))
-  print(_table(folder / "scores" / protocol.name.replace(":", "-")))
+  print(table.of_scores(folder / "scores" / protocol.name.replace(":", "-")))
   print(f"\n{make.VERSION}. Conventions: {protocol.describe()}.")
 
 
@@ -113,29 +112,6 @@ def _keep(folder: pathlib.Path, rows: dict[str, scores_lib.Report]) -> None:
     place = folder / "scores" / report.protocol.name.replace(":", "-")
     text = json.dumps(scores_lib.to_json({name: report}), indent=1)
     atomic.write_bytes(place / f"{name}.json", f"{text}\n".encode())
-
-
-def _table(folder: pathlib.Path) -> str:
-  """All rows that were scored by one protocol."""
-  rows = {}
-  for path in sorted(folder.glob("*.json")):
-    rows |= json.loads(path.read_text())["methods"]
-  if not rows:
-    return "No rows yet: give --predicted or --baselines."
-  metrics = list(next(iter(rows.values()))["estimates"])
-  titles = [metric_table.METRICS[name].title for name in metrics]
-  table = [["", "clips", "failed", *titles]]
-  for name, row in rows.items():
-    cells = []
-    for metric in metrics:
-      values = row["estimates"][metric]
-      numbers = {
-        key: float("nan") if value is None else value
-        for key, value in values.items()
-      }
-      cells.append(evaluator.format_estimate(evaluator.Estimate(**numbers), 4))
-    table.append([name, str(row["num_clips"]), str(row["num_failed"]), *cells])
-  return evaluator.layout(table, False)
 
 
 if __name__ == "__main__":
