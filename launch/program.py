@@ -1,7 +1,7 @@
 """Start, help and exit of every program.
 
 A program is a module with a docstring of usage, absl flags and a `main(argv)`,
-and ends with `program.run(main)`. `sculpt4d_jax/cli/manners.py`, which the
+and ends with `program.run(main)`. `sculpt4d_jax/cli/exits.py`, which the
 command `sculpt4d` uses too, defines exit codes and messages.
 """
 
@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 from absl import app
 from absl import flags
 
-from sculpt4d_jax.cli import manners
+from sculpt4d_jax.cli import exits
 
-end_at_once = manners.end_at_once
-log_platform = manners.log_platform
-user_message = manners.user_message
+end_at_once = exits.end_at_once
+log_platform = exits.log_platform
+user_message = exits.user_message
 
 _HELP_FLAGS = frozenset({"--help", "-help", "-h", "--helpshort"})
 
@@ -69,8 +69,8 @@ def run(
     return remaining
 
   name = _program_name()
-  manners.set_up(name)
-  manners.guard(lambda: app.run(checked_main, flags_parser=parse_flags), name)
+  exits.set_up(name)
+  exits.guard(lambda: app.run(checked_main, flags_parser=parse_flags), name)
 
 
 def help_text() -> str:

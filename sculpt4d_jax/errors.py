@@ -2,7 +2,7 @@
 
 Problems that the caller can fix are raised as `UserError`: a missing file, a
 value out of range, a package that is not installed. Programs print its message
-and end with exit code 2 (`cli/manners.py`). Every other exception is a bug of
+and end with exit code 2 (`cli/exits.py`). Every other exception is a bug of
 this project, and keeps its traceback.
 
 The message says what was expected, what was found and what to do.

@@ -17,7 +17,7 @@ from absl import flags
 from absl import logging
 
 import sculpt4d_jax
-from sculpt4d_jax.cli import manners
+from sculpt4d_jax.cli import exits
 
 NAME = "sculpt4d"
 
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
   name = NAME
   if arguments and arguments[0] in COMMANDS:
     name = f"{NAME} {arguments[0]}"
-  manners.set_up(name)
-  manners.guard(lambda: _run(arguments), name)
+  exits.set_up(name)
+  exits.guard(lambda: _run(arguments), name)
 
 
 def _run(arguments: list[str]) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from sculpt4d_jax import api
 from sculpt4d_jax import preset_files
 from sculpt4d_jax import shipped
-from sculpt4d_jax.cli import manners
+from sculpt4d_jax.cli import exits
 from sculpt4d_jax.inference import cutout_preview
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import pipeline
@@ -327,7 +327,7 @@ def _told() -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    message = manners.user_message(error)
+    message = exits.user_message(error)
     if message is None or isinstance(error, gr.Error):
       raise
     raise gr.Error(message) from error

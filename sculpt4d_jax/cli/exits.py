@@ -1,6 +1,6 @@
 """How programs end, and what they say on the way.
 
-The programs of `launch/` and the command `sculpt4d` share these manners:
+The programs of `launch/` and the command `sculpt4d` share these exits:
 
   exit code 0    The work is done.
   exit code 1    A bug or a crash: the traceback is shown.

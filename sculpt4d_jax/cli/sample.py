@@ -28,7 +28,7 @@ import pathlib
 
 from absl import logging
 
-from sculpt4d_jax.cli import manners
+from sculpt4d_jax.cli import exits
 from sculpt4d_jax.cli import options
 from sculpt4d_jax.io.meshes import exporters
 
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
   output = pathlib.Path(args.output)
   if not args.preview_cutout:
     outputs.check_writable(output)
-    manners.log_platform()
+    exits.log_platform()
   # The clip first, so that its errors are found before weights are loaded.
   clip = api.read_clip(
     args.clip,

@@ -24,7 +24,7 @@ import pathlib
 
 from absl import logging
 
-from sculpt4d_jax.cli import manners
+from sculpt4d_jax.cli import exits
 from sculpt4d_jax.cli import options
 
 _STAGES = ("data", "vae", "dit")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
   config = options.read_preset(args)
   workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config.name)
-  manners.log_platform()
+  exits.log_platform()
   logging.info("Preset %s, into %s.", config.name, workdir)
   if jax.config.jax_compilation_cache_dir is None:
     # Compiled code is cached for the next start.
