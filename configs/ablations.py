@@ -38,26 +38,26 @@ def apply(
   return config
 
 
-def _schedule(*strides):
-  def change(config):
+def _schedule(*strides: int):
+  def change(config: ml_collections.ConfigDict):
     config.model.dit.temporal_schedule = strides
 
   return change
 
 
-def _no_anchor(config):
+def _no_anchor(config: ml_collections.ConfigDict):
   config.model.dit.temporal_anchor_frames = ()
 
 
-def _trained_mode(mode):
-  def change(config):
+def _trained_mode(mode: str):
+  def change(config: ml_collections.ConfigDict):
     config.model.dit.temporal_mode = mode
     config.sampling.temporal_mode = mode
 
   return change
 
 
-def _ours_full(config):
+def _ours_full(config: ml_collections.ConfigDict):
   config.sampling.temporal_mode = "full"
 
 

@@ -179,7 +179,9 @@ def _records() -> ml_collections.ConfigDict:
   )
 
 
-def _optimizer(learning_rate, num_steps) -> ml_collections.ConfigDict:
+def _optimizer(
+  learning_rate: float, num_steps: int
+) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
       learning_rate=learning_rate,  # Peak learning rate.
@@ -294,7 +296,7 @@ def _distillation() -> ml_collections.ConfigDict:
   )
 
 
-def _schedule(best_metric) -> dict:
+def _schedule(best_metric: str) -> dict:
   """Logging, evaluation and saving of a stage; see `training/schedule.py`."""
   return dict(
     log_every=20,  # Steps between lines of metrics.

@@ -22,9 +22,11 @@ Faster, with fewer compiler passes and some per cent of error in memory:
   JAX_OPTIMIZATION_LEVEL=O0 python -m launch.compile_check ...
 """
 
+from collections.abc import Sequence
 import json
 import os
 import time
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from absl import logging
@@ -34,6 +36,9 @@ from launch import program
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
+
+if TYPE_CHECKING:
+  from sculpt4d_jax.training import preset as preset_lib
 
 # Set before libtpu starts: there is no cloud metadata, and other processes may
 # be compiling too.
@@ -84,7 +89,7 @@ _JSON = flags.DEFINE_string(
 )
 
 
-def main(argv):
+def main(argv: Sequence[str]):
   del argv
   from sculpt4d_jax.training import preset as preset_lib
   from sculpt4d_jax.training.ahead_of_time import report as compiled
@@ -128,12 +133,12 @@ def _limit() -> float:
   return compiled.chip(_TOPOLOGY.value).memory_bytes
 
 
-def _write(content) -> None:
+def _write(content: Any) -> None:
   if _JSON.value:
     atomic.write_bytes(_JSON.value, json.dumps(content, indent=1).encode())
 
 
-def _examine(preset, what, mesh):
+def _examine(preset: "preset_lib.Preset", what: str, mesh: partitioning.Mesh):
   """Compiles one program; its report."""
   from sculpt4d_jax.training.ahead_of_time import report as compiled
   from sculpt4d_jax.training.ahead_of_time import shapes
@@ -155,7 +160,7 @@ def _examine(preset, what, mesh):
   return report
 
 
-def _search(preset, devices) -> int:
+def _search(preset: "preset_lib.Preset", devices: Sequence[Any]) -> int:
   """Prints layouts of the training step as they are compiled, then ranked."""
   import jax
 
@@ -176,7 +181,7 @@ def _search(preset, devices) -> int:
     flush=True,
   )
 
-  def examine(layout):
+  def examine(layout: Any):
     changed = layout.apply(preset)
     mesh = partitioning.make_mesh(changed.mesh, devices)
     try:

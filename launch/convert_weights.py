@@ -29,6 +29,7 @@ Hunyuan3D 2.1 and Sculpt4D are not valid in the European Union, the United
 Kingdom and South Korea.
 """
 
+from collections.abc import Sequence
 import time
 
 from absl import flags
@@ -113,7 +114,7 @@ _TEMPORAL = flags.DEFINE_bool(
 )
 
 
-def main(argv):
+def main(argv: Sequence[str]):
   del argv
   if not _OUTPUT.value and (_EXPORT.value or not _DRY_RUN.value):
     raise UserError("--output is missing: where should the result go?")

@@ -26,6 +26,7 @@ from ml_collections import config_flags
 from launch import program
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import cost
+from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.training import preset as preset_lib
 
@@ -76,7 +77,9 @@ def _frames(texts: Sequence[str]) -> list[int]:
   return frames
 
 
-def _print_parts(sizes, sampling, num_frames) -> None:
+def _print_parts(
+  sizes: cost.Sizes, sampling: sampling_lib.SamplingConfig, num_frames: int
+) -> None:
   config = dataclasses.replace(sampling, num_frames=num_frames)
   print(
     f"{num_frames} frames, temporal attention {config.temporal_mode};"

@@ -10,6 +10,7 @@ this project. Downloads are checked against a recorded hash. Running a network
 needs the package onnxruntime (the extra "matting").
 """
 
+from collections.abc import Sequence
 import pathlib
 
 from absl import flags
@@ -23,7 +24,7 @@ _DOWNLOAD = flags.DEFINE_string(
 _FOLDER = flags.DEFINE_string("folder", "networks", "Folder of downloads.")
 
 
-def main(argv):
+def main(argv: Sequence[str]):
   del argv
   if _DOWNLOAD.value:
     network = networks.find(_DOWNLOAD.value)

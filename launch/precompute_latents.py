@@ -17,6 +17,8 @@ You can stop it at any time: the same command resumes with the missing shards.
 One clip is in memory at a time.
 """
 
+from collections.abc import Sequence
+
 from absl import flags
 from absl import logging
 from ml_collections import config_flags
@@ -50,7 +52,7 @@ _NUM_SHARES = flags.DEFINE_integer(
 )
 
 
-def main(argv):
+def main(argv: Sequence[str]):
   del argv
   preset = preset_lib.from_config(_CONFIG.value)
   folders = _DATA.value or list(preset.records.folders)

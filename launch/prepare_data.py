@@ -25,6 +25,7 @@ flag. --beam runs the work through Apache Beam, with runner options in
 --beam_options.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import os
 import shlex
@@ -194,7 +195,7 @@ def _settings() -> prepare.PreparationSettings:
   )
 
 
-def main(argv):
+def main(argv: Sequence[str]):
   del argv
   settings = _settings()
   folder = preparation_run.open_output(_OUTPUT.value, settings)

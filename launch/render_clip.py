@@ -8,6 +8,8 @@ the number of frames. --truth also writes the true meshes, frame_0000.ply and so
 on, for launch.evaluate.
 """
 
+from collections.abc import Sequence
+
 from absl import flags
 from absl import logging
 import numpy as np
@@ -45,7 +47,7 @@ _BACKGROUND = flags.DEFINE_list(
 )
 
 
-def main(argv):
+def main(argv: Sequence[str]):
   del argv
   clip = solids.make_clip(_SEED.value, _NUM_FRAMES.value)
   rng = np.random.default_rng([_SEED.value, 0x56])

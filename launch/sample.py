@@ -36,7 +36,7 @@ with which it fits them, and does nothing else:
       --config.sampling.offload --config.sampling.guidance_in_turns
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import pathlib
 import shutil
 from typing import Any
@@ -44,6 +44,7 @@ from typing import Any
 from absl import flags
 from absl import logging
 import jax
+import ml_collections
 from ml_collections import config_flags
 
 from launch import program
@@ -161,7 +162,7 @@ _END = flags.DEFINE_float("end", None, "End of the used part, seconds.")
 _WINDOW_FOLDER = "windows"
 
 
-def main(argv):
+def main(argv: Sequence[str]):
   del argv
   config = _CONFIG.value
   if _PRESET.value:
@@ -310,7 +311,9 @@ def register(output: paths.StorePath, result: api.Result) -> None:
   print(registering.summary(registered))
 
 
-def _apply_preset(config, name, given):
+def _apply_preset(
+  config: ml_collections.ConfigDict, name: str, given: Mapping[str, Any]
+):
   """Sets a sampling preset's fields, except those given on the command line."""
   for field, value in sampling_lib.preset(name).items():
     if f"sampling.{field}" not in given:

@@ -31,6 +31,8 @@ After a fault, the same command resumes; docs/training.md describes SIGTERM,
 full disks and lost processes.
 """
 
+from collections.abc import Sequence
+
 from absl import flags
 from absl import logging
 import jax
@@ -60,7 +62,7 @@ _STAGES = flags.DEFINE_list(
 )
 
 
-def main(argv):
+def main(argv: Sequence[str]):
   del argv
   processes.initialize()
   program.log_platform()

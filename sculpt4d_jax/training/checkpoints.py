@@ -5,6 +5,7 @@ On a file system they are Orbax checkpoints, in a store those of
 them back.
 """
 
+from collections.abc import Mapping
 import contextlib
 import dataclasses
 from typing import Any
@@ -179,7 +180,7 @@ class Checkpoints:
       raise UserError(str(error)) from None
     return _state(restored, abstract)
 
-  def _read(self, step, wanted):
+  def _read(self, step: int, wanted: Any):
     # Compared before reading, for an error that names the parameter.
     saved = self._manager.item_metadata(step)
     saved = getattr(saved, "tree", saved)
@@ -187,7 +188,9 @@ class Checkpoints:
       self._check_model(step, saved, wanted)
     return self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
 
-  def _check_model(self, step, saved, wanted):
+  def _check_model(
+    self, step: int, saved: Mapping[str, Any], wanted: Mapping[str, Any]
+  ):
     for name in sorted({*saved, *wanted}):
       there, here = (
         tuple(tree[name].shape) if name in tree else "nothing"

@@ -11,6 +11,7 @@ from flax import nnx
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+import optax
 import tqdm
 
 from sculpt4d_jax import array_types
@@ -230,7 +231,7 @@ def train(
         best.close()
 
 
-def _log_sizes(state, mesh):
+def _log_sizes(state: state_lib.TrainState, mesh: partitioning.Mesh):
   sizes = [
     sum(x.size for x in jax.tree.leaves(tree))
     for tree in (state.params, state.fixed)
@@ -239,7 +240,9 @@ def _log_sizes(state, mesh):
   logging.info("%s parameters%s on %s.", f"{sizes[0]:,}", fixed, mesh)
 
 
-def abstract_state(task: Task, tx) -> state_lib.TrainState:
+def abstract_state(
+  task: Task, tx: optax.GradientTransformation
+) -> state_lib.TrainState:
   """Shapes of a run's state."""
   return jax.eval_shape(
     lambda: state_lib.create(task.init_params(), tx, task.is_trained)
@@ -256,7 +259,9 @@ def state_shardings(
   return partitioning.shardings(abstract_state(task, tx), mesh)
 
 
-def _initial_state(task, tx, shardings):
+def _initial_state(
+  task: Task, tx: optax.GradientTransformation, shardings: state_lib.TrainState
+):
   create = lambda: state_lib.create(task.init_params(), tx, task.is_trained)
   state = jax.jit(create, out_shardings=shardings)()
   # Given weights replace fresh ones, in the average too.
@@ -268,7 +273,7 @@ def _initial_state(task, tx, shardings):
   return state
 
 
-def _give(tree, given):
+def _give(tree: Any, given: Mapping[tuple[Any, ...], Any]):
   """Overwrites parameters that share a path with `given`; returns the paths."""
   found = set()
   for path, variable in nnx.to_flat_state(tree) if given and tree else ():
@@ -285,7 +290,7 @@ def _give(tree, given):
   return found
 
 
-def _on_host(params):
+def _on_host(params: Any):
   """Complete parameters as NumPy arrays, on every process."""
   if jax.process_count() == 1:
     return params if jax.device_count() == 1 else jax.device_get(params)
@@ -361,7 +366,13 @@ class _Loop:
       self.meter.check()
     return state
 
-  def _step(self, state, step, rows, is_first):
+  def _step(
+    self,
+    state: state_lib.TrainState,
+    step: int,
+    rows: np.ndarray,
+    is_first: bool,
+  ):
     """Runs one step, and what is due after it."""
     batch = self._batch(step, rows)
     if is_first:
@@ -378,7 +389,7 @@ class _Loop:
     self._evaluate(state, step + 1)
     return state
 
-  def _compile(self, *args):
+  def _compile(self, *args: Any):
     """Runs the first step, which compiles."""
     path, last = paths.of(self.compile_record), ""
     if jax.process_index() == 0 and path.is_file():
@@ -396,11 +407,11 @@ class _Loop:
       atomic.write_bytes(path, json.dumps(round(seconds, 1)).encode())
     return result
 
-  def _batch(self, step, rows):
+  def _batch(self, step: int, rows: np.ndarray):
     with self.goodput.spending("data"):
       return self._make_batch(step, rows)
 
-  def _make_batch(self, step, rows):
+  def _make_batch(self, step: int, rows: np.ndarray):
     with self.meter.spending("data"):
       batch = self.task.batch(step, rows)
     with self.meter.spending("transfer"):
@@ -409,12 +420,12 @@ class _Loop:
       size = self.task.config.batch_size
       return partitioning.global_batch(batch, rows, size, self.mesh)
 
-  def _measure_work(self, batch):
+  def _measure_work(self, batch: Any):
     peak = step_flops.peak(self.mesh.devices.flat[0])
     if peak is not None:
       self.meter.expect(self.task.flops(batch), peak * self.mesh.size)
 
-  def _save(self, state, step):
+  def _save(self, state: state_lib.TrainState, step: int):
     """Saves the state if it is due; ends the run after a preemption notice."""
     # A local notice in a single process; otherwise jax makes all processes
     # agree on the step.
@@ -433,13 +444,13 @@ class _Loop:
       )
       raise SystemExit(_EXIT_AFTER_NOTICE)
 
-  def _evaluate(self, state, step):
+  def _evaluate(self, state: state_lib.TrainState, step: int):
     """Evaluates and shows samples if they are due."""
     # An evaluation may take longer than a step is allowed to.
     with self.goodput.spending("eval"), self.watchdog.paused():
       self._evaluate_now(state, step)
 
-  def _evaluate_now(self, state, step):
+  def _evaluate_now(self, state: state_lib.TrainState, step: int):
     values = {}
     params = lambda: state_lib.join(state.ema, state.fixed)
     if step % self.schedule.eval_every == 0 or step == self.num_steps:

@@ -1,6 +1,8 @@
 """A whole training from a preset: data, autoencoder, latents, DiT, weights."""
 
+from collections.abc import Mapping
 import pathlib
+from typing import Any
 
 from absl import logging
 from flax import nnx
@@ -95,7 +97,7 @@ def train_vae(
   _save(workdir / _VAE_FILE, params, preset.model.vae, details)
 
 
-def _evaluated(task, trained) -> dict[str, float]:
+def _evaluated(task: loop.Task, trained: loop.Trained) -> dict[str, float]:
   """Held-out metrics of the result; computed only if the run did not."""
   if trained.evaluated is None:
     return task.evaluate(trained.params)
@@ -132,7 +134,12 @@ def train_pictures(
   )
 
 
-def _save(path, params, model_config, details):
+def _save(
+  path: paths.StorePath,
+  params: Any,
+  model_config: Any,
+  details: Mapping[str, Any],
+):
   """Writes weights on the first process; all processes wait for them."""
   if jax.process_index() == 0:
     model_files.save(path, params, model_config, details)

@@ -61,8 +61,8 @@ def make_step(
   tx = optimizer_lib.make_optimizer(config)
   schedule = optimizer_lib.learning_rate_schedule(config)
 
-  def step(state, batch, key):
-    def loss_of_trained(params, batch, key):
+  def step(state: state_lib.TrainState, batch: Any, key: Array):
+    def loss_of_trained(params: Any, batch: Any, key: Array):
       # stop_gradient on frozen groups lets XLA drop their backward pass.
       params = optimizer_lib.hold_frozen(params, config.frozen)
       args = [state_lib.join(params, state.fixed), batch, key]
@@ -126,8 +126,8 @@ def _accumulated(gradients: Callable[..., Any], num_parts: int):
   if num_parts == 1:
     return gradients
 
-  def run(params, batch, key):
-    def add(total, part):
+  def run(params: Any, batch: Any, key: Array):
+    def add(total: Any, part: tuple[Any, Array]):
       batch, key = part
       (value, metrics), grads = gradients(params, batch, key)
       total = jax.tree.map(jnp.add, total, (value, grads))

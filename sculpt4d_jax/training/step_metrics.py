@@ -1,8 +1,9 @@
 """Averages the metrics of steps, and checks that they are finite."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import math
 import time
+from typing import Any
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax.training import metrics as metrics_lib
@@ -82,7 +83,7 @@ class Meter:
       self._read(*self._pending)
       self._pending = None
 
-  def _read(self, step, metrics):
+  def _read(self, step: int, metrics: Mapping[str, Any]):
     values = metrics_lib.to_host(metrics)
     for name in ("loss", "grad_norm"):
       if not math.isfinite(values[name]):
@@ -109,7 +110,7 @@ class Meter:
       times["mfu"] = self._work / elapsed
     return times
 
-  def _complaint(self, name, step, values):
+  def _complaint(self, name: str, step: int, values: Mapping[str, float]):
     bad = [
       key.removeprefix("grad_norm/")
       for key, value in values.items()
