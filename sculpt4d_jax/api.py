@@ -1,4 +1,4 @@
-"""What a person types first: a clip to meshes, and what belongs to it.
+"""The Python interface: models, clips to meshes, training, evaluation, weights.
 
   import sculpt4d_jax as s4d
 
@@ -6,7 +6,7 @@
   result = model.generate("clip.mp4", num_frames=16, seed=1)
   result.save("out")
 
-There are no flags, no global state and no signal handlers here.
+It uses no flags, global state or signal handlers.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,25 +1,26 @@
-r"""Schedule lab: which strides and anchors a budget of operations buys.
+r"""Compares schedules (strides and anchors) under a budget of operations.
 
-  # All schedules of six distances with strides of powers of two that do not
-  # decrease, with and without the first frame as an anchor: 924 of them.
+  # All 924 schedules of six distances with non-decreasing powers of two as
+  # strides, with and without the first frame as an anchor.
   python -m benchmarks.schedules
 
-  # At 32 frames, with what may be at most 5 % more than the paper's operations.
+  # At 32 frames, with at most 5 % more operations than the paper's.
   python -m benchmarks.schedules --num_frames=32 --budget=1.05
 
   # Kernel time of the listed schedules by the TPU compiler's own schedule; a
   # minute each, needs libtpu and no TPU.
   python -m benchmarks.schedules --anchors=first --listed=3 --chip=v5e
 
-  # Quality of the listed schedules at the small size: each trained from the
+  # Quality of the listed schedules at the small size, each trained from the
   # same weights for the same steps, resumable. Hours on two cores.
   python -m benchmarks.schedules --config=configs/tiny.py --listed=5 \
     --quality --workdir=runs/schedules
 
-Prints density, operations of a call, reach (see `coverage`) and what was asked
-for. "Dominates" is said of a schedule that has at most the paper's density and
-at least its reach, one of the two strictly. Masks of trained weights are not
-exchanged without training: that would measure the exchange, not the schedule.
+Prints density, operations of a call, reach (see `coverage`) and the requested
+measurements. A schedule "dominates" the paper's if its density is at most, and
+its reach at least, as large, one of the two strictly. Trained weights are not
+evaluated with another mask without training, because that would measure the
+change of mask instead of the schedule.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,7 +74,7 @@ _LENGTH = 6
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A schedule and its price.
+  """A schedule and its cost.
 
   Attributes:
     schedule: Strides by the distance of frames.
@@ -103,7 +104,7 @@ class Entry:
 def enumerate_schedules(
   blocks: int, length: int = _LENGTH
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-  """Strides that do not decrease, of powers of two, with and without anchor."""
+  """Non-decreasing strides of powers of two, with and without anchor."""
   strides = [1 << k for k in range(blocks.bit_length()) if 1 << k <= blocks]
   for anchors in ((0,), ()):
     for schedule in itertools.combinations_with_replacement(strides, length):
@@ -150,7 +151,7 @@ def main(unused_argv: Sequence[str]) -> None:
     price(sizes, schedule, anchors, frames)
     for schedule, anchors in enumerate_schedules(blocks)
   ]
-  # Strides that no frame is far enough for make equal masks.
+  # Strides for distances that do not occur give equal masks.
   distinct = {(e.density, e.reach, e.anchors): e for e in reversed(entries)}
   limit = _BUDGET.value * own.operations
   wanted = {"any": ((0,), ()), "first": ((0,),), "none": ((),)}

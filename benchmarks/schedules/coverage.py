@@ -1,15 +1,14 @@
-"""What a mask of temporal attention lets tokens see, in one layer and in two.
+"""Coverage of a mask of temporal attention, in one layer and in two.
 
 Two measures besides the density:
 
-  shares   of the blocks of a frame at distance 0, 1, 2, ..., the share that a
-           query sees, anchors left out: 1 / stride. With the same anchors, a
-           schedule whose shares are all at least those of another has at least
-           its density, so that no schedule can be sparser at equal shares.
-  reach    of two layers: if every query spreads its weight evenly over what it
-           sees, and the next layer does so again, exp of the entropy of the
-           weights that arrive, over the number of blocks, mean over queries. 1
-           means that all blocks count alike; full attention has 1.
+  shares   the share of blocks of a frame at distance 0, 1, 2, ... that a query
+  sees, without anchors: 1 / stride. With the same anchors, a schedule whose
+  shares are all at least those of another has at least its density, so no
+  schedule is sparser at equal shares. reach    for two layers in which every
+  query weights all visible blocks equally: exp of the entropy of the resulting
+  weights, divided by the number of blocks, mean over queries. 1 means that all
+  blocks have equal weights, as in full attention.
 
 `reach` says how evenly two layers mix, not how good a trained model is.
 """

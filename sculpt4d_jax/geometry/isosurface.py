@@ -170,6 +170,7 @@ def coarse_to_fine_field(
       values = near_surface.interpolate(values, fine)
       evaluated = near_surface.on_finer_grid(evaluated, fine)
       new |= _corners_of_crossed_cells(values, level)
+      # Points shared with coarser grids keep their evaluated values.
       new &= ~evaluated
       evaluated |= new
     else:
@@ -324,6 +325,7 @@ def _evaluate_where(
 
   for begin in range(0, len(rows), chunk_size):
     chunk = rows[begin : begin + chunk_size]
+    # The last chunk is padded, so that a jitted field is compiled for one size.
     points = np.zeros((chunk_size, 3), np.float32)
     indices = np.unravel_index(chunk, where.shape)
     points[: len(chunk)] = np.stack([axis[i] for i in indices], axis=-1)
@@ -345,6 +347,8 @@ def _near_surface(values: np.ndarray, level: float, band: float) -> np.ndarray:
   near = known & (np.abs(value) < band)
   for axis in range(3):
     low, high = _pair(sign, axis)
+    # A sign change marks both points even outside of the band: a steep field
+    # changes by more than the band within a cell.
     differ = (low != high) & ~np.isnan(low) & ~np.isnan(high)
     near_low, near_high = _pair(near, axis)
     near_low |= differ
@@ -360,6 +364,7 @@ def _pair(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _dilate(marks: np.ndarray) -> np.ndarray:
   """Marks of all points of a 3^3 neighbourhood that has one."""
+  # A maximum over a cube is separable: one pass per axis instead of 27 shifts.
   for axis in range(3):
     wider = marks.copy()
     low, high = _pair(wider, axis)

@@ -44,14 +44,15 @@ class Video:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-  """What a run made.
+  """Results of a run.
 
   Attributes:
     source: The meshes that were registered to.
     registered: The registration.
     parts: The mesh with its colours, one for each run of frames of one
       topology.
-    pictures: The video, cut as the model saw it, uint8 [F, h, w, 3], or None.
+    pictures: The video, cropped like the model's input, uint8 [F, h, w, 3], or
+      None.
     files: Paths of the files.
   """
 
@@ -63,7 +64,7 @@ class Made:
 
   @property
   def summary(self) -> str:
-    """What was found, in words."""
+    """A sentence that summarises the result."""
     return registering.summary(self.registered)
 
 

@@ -181,7 +181,7 @@ def silhouette_ious(
 ) -> np.ndarray:
   """Intersection over union of silhouettes and masks, float64 [F].
 
-  Arguments as in `fit`. A frame whose mask and silhouette are both empty
+  For arguments see `fit`. A frame whose mask and silhouette are both empty
   counts as 1.
   """
   masks = coverage(masks) > _MASK_LEVEL

@@ -76,7 +76,7 @@ class Adapter:
     return infos[self.up].shape[:1] + infos[self.down].shape[1:]
 
   def difference(self) -> np.ndarray:
-    """What is added to the weight, in float32."""
+    """The addition to the weight, in float32."""
     down, up = (
       self.file.read(name).astype(np.float32) for name in (self.down, self.up)
     )

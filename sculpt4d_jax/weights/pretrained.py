@@ -316,6 +316,7 @@ def _plan_part(name, config, part, heads, rules) -> PartPlan:
   ignore, optional = rules.ignore, ()
   if name == "dit":
     table = rules.merge(name, config, dit_weights.rules(config))
+    # Files of our export record the layout of heads; other files do not.
     heads = heads or part.file.metadata.get(temporal_weights.METADATA)
     # A user's rules for temporal attention replace the search for its names.
     if not any("temporal" in t for rule in table for t in rule.targets):
@@ -349,6 +350,7 @@ def _write_part(part: PartPlan, folder, dtype, seed, on_step) -> None:
   unfilled = part.plan.unfilled
   axes |= dict.fromkeys(unfilled, 1)  # Temporal layers are stacks of blocks.
   writer = orbax_leaves.LeafWriter(folder, part.shapes, axes, dtype)
+  # Slots of each step that are not written yet.
   left = [len(step.slots) for step in part.plan.steps]
   done = 0
   for slot, array in part.plan.run(part.part.read):

@@ -1,4 +1,4 @@
-"""Times sparse against dense attention, and against what one would use instead.
+"""Times sparse attention against dense attention and other implementations.
 
   python -m kernels.block_sparse_attention.bench
   python -m kernels.block_sparse_attention.bench --shapes cpu_16f --clock cpu
@@ -6,21 +6,21 @@
   python -m kernels.block_sparse_attention.bench --parts --shapes cpu_16f
   python -m kernels.block_sparse_attention.bench --aot v5e
 
-By default 8, 16, 32 and 64 frames, at a size that suits the platform. All
-candidates of a shape run in turn within one process, so that changes of load or
-frequency meet them alike; the median over the rounds is printed. The ideal
-speed-up over dense attention is one over the density of the mask. Candidates:
+By default 8, 16, 32 and 64 frames, at a size for the platform. All candidates
+of a shape alternate within one process, so that changes of load or frequency
+affect them alike; it prints the median over the rounds. The ideal speed-up over
+dense attention is one over the density of the mask. Candidates:
 
   sparse  the paper's mask, blocks in bit-reversed order
   dense   the same backend with every block seeing every block
-  others  see `bench/peers.py`: those that are installed
+  others  see `bench/peers.py`: the installed ones
 
-Compilation is not timed. On a machine that does other work, use `--clock cpu`:
-the process's CPU time. `--memory` prints what the compiler reserves for forward
-and backward and, on CPUs, what a run takes. `--parts` runs sparse and dense once
-each under the profiler and prints what their time goes to, on CPUs. `--aot`
-compiles for a chip that need not be there and prints what its compiler reports,
-by `aot_tpu` and `aot_gpu`.
+Compilation is not timed. On a machine with other load, use `--clock cpu`: the
+process's CPU time. `--memory` prints the memory that the compiler reserves for
+forward and backward and, on CPUs, the memory of a run. `--parts` runs sparse
+and dense once each under the profiler and prints a breakdown of their time, on
+CPUs. `--aot` compiles ahead of time for another chip and prints its compiler's
+report, by `aot_tpu` and `aot_gpu`.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
 def time_in_turn(
   candidates: Candidates, rounds: int, clock: Callable[[], float]
 ) -> dict[str, float]:
-  """Median seconds of each candidate, after a run of each not timed."""
+  """Median seconds of each candidate, after an untimed run of each."""
   seconds = {name: [] for name in candidates}
   for candidate in candidates.values():
     candidate()
@@ -172,7 +172,7 @@ def _candidates(shape, flags, is_backward) -> Candidates:
 
 
 def _print_parts(flags) -> None:
-  """Of sparse and dense, forward and with gradients."""
+  """Prints parts of sparse and dense, forward and with gradients."""
   print(_environment(flags))
   for name in flags.shapes:
     shape = shapes.SHAPES[name]
@@ -193,7 +193,7 @@ def _print_parts(flags) -> None:
 
 
 def _print_memory(flags) -> None:
-  """Of forward and backward, against what any method holds."""
+  """Prints memory of forward and backward, relative to inputs and results."""
   bench_memory.return_freed_memory()
   print(_environment(flags))
   columns = ("fixed MiB", "peak MiB", "/ fixed", "measured MiB", "/ fixed")

@@ -13,10 +13,10 @@ bit-reversed order: forward, and forward with all gradients, of
   xla     the paper's mask in plain JAX
   cudnn   jax's dense attention by cuDNN
 
-Prints the seconds of compilation, what the lists of tiles take to build, the
-memory for intermediates, the work in matrix products, and for every kernel of
-ours what the assembler says: registers at launch and bytes spilled. Nothing is
-run and no time is predicted.
+Prints the time of compilation and of building the lists of tiles, the memory
+for intermediates, the work in matrix products, and the assembler's report on
+our kernels: registers at launch and bytes spilled. Nothing is run and no time
+is predicted.
 
 Needs jax with its CUDA compiler: pip install 'jax[cuda12]'.
 """
@@ -47,14 +47,14 @@ _BACKENDS = ["sparse", "dense", "xla", "cudnn"]
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-  """A GPU as XLA's compiler wants it described; public data sheets."""
+  """A GPU's description for XLA's compiler, from public data sheets."""
 
   name: str
   major: int
   minor: int
   multiprocessors: int
-  shared_memory: int  # Bytes of a multiprocessor; a program has 1 KiB less.
-  fpus: int  # Of a multiprocessor.
+  shared_memory: int  # Bytes per multiprocessor; a program has 1 KiB less.
+  fpus: int  # Per multiprocessor.
   clock_ghz: float
   bandwidth: int  # Bytes a second.
   l2_bytes: int
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
   _print_row(
     "attention", "frames", "density", "pass", "compile s", "temp GiB", "TFLOP"
   )
-  # Pallas asks the default device for the instructions that it has.
+  # Pallas takes the available instructions from the default device.
   with jax.default_device(device):
     for frames in flags.frames:
       _report_frames(flags, target, sharding, frames)
@@ -187,9 +187,9 @@ def _report_frames(flags, target, sharding, frames) -> None:
     is_sparse = name in ("sparse", "xla")
     mask = shape.mask() if is_sparse else shape.dense_mask()
     attend = _candidate(name, mask, target)
-    # Two matrix products forward; two more for each of three gradients, and
-    # each of our two kernels, or the one pass of the others, computes the
-    # scores anew; ours their gradient too.
+    # Two matrix products forward, and two more for each of three gradients.
+    # Each of our two backward kernels, or the single pass of others, recomputes
+    # the scores; ours also their gradient.
     pairs = mask.density() * shape.num_tokens**2 * flags.heads
     product = 2e-12 * pairs * flags.head_dim
     counts = (2, 2 + 7 if name in ("sparse", "dense") else 2 + 5)
@@ -267,7 +267,7 @@ def _compile(function, arrays) -> tuple[float, int, list[str]]:
 
 @contextlib.contextmanager
 def assembler_log() -> Iterator[Callable[[], str]]:
-  """Catches what the compiler writes to the process's standard output."""
+  """Captures the compiler's messages on standard output."""
   sys.stdout.flush()
   with tempfile.TemporaryFile() as file:
     saved = os.dup(1)
@@ -310,13 +310,13 @@ def prepare_environment() -> None:
     )
   os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
   os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
-  # Tuning would run candidates.
+  # Autotuning would run candidates.
   flags = os.environ.get("XLA_FLAGS", "")
   os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
 
 
 def compile_only_device(name: str):
-  """The GPU that a target stands for; it can be compiled for, not run on."""
+  """A target's GPU, for compilation only."""
   from jax.experimental import topologies
 
   target = TARGETS[name]

@@ -1,20 +1,20 @@
-r"""Compiles the TPU kernels for chips that need not be there; says how fast.
+r"""Compiles the TPU kernels ahead of time and estimates their speed.
 
   python -m kernels.block_sparse_attention.bench.aot_tpu \
     --chips v5e v5p v6e --frames 16 32 64
 
-For every chip, number of frames and direction it prints the CPU time to make
-the lists of work, the wall time to trace and compile; memory; the work over the
-exact mask; and from the compiler's final schedule the time of a layer, the time
-that the exact mask takes at the chip's peak (the roofline), and their ratio.
-`--ideal` compiles the same kernels for a dense mask too, and prints how much
-faster the sparse call is than that, and which share this is of the ideal, one
-over the density of the mask. See `tpu_schedule` for what the estimate contains:
-stalls on memory are left out, and nothing is run.
+For every chip, number of frames and direction it prints the CPU time for making
+the lists of work, the wall time to trace and compile, memory, the work relative
+to the exact mask, and from the compiler's final schedule the time of a layer,
+the time of the exact mask at the chip's peak (the roofline), and their ratio.
+`--ideal` also compiles the same kernels for a dense mask, and prints the
+speed-up of the sparse call and its share of the ideal, one over the density of
+the mask. The estimate excludes memory stalls, see `tpu_schedule`; nothing is
+run.
 
-`--what` names other calls than that of the paper: a dense mask, strides that
-are no powers of two, float32, and calls inside `jax.shard_map` on the devices
-of a small slice, for which the exchanges between devices are counted too.
+`--what` selects other calls than the paper's: a dense mask, strides that are
+not powers of two, float32, and calls inside `jax.shard_map` on the devices of a
+small slice, for which exchanges between devices are counted too.
 
 Needs libtpu: pip install "jax[tpu]".
 """
@@ -57,13 +57,13 @@ WHAT = {
   ),
 }
 _EXCHANGES = ("all-to-all", "all-gather", "all-reduce", "collective-permute")
-# Products of float32 are made of bfloat16 ones.
+# A float32 product consists of several bfloat16 products.
 _PASSES = {"bfloat16": 1, "float32": 6}
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-  """An attention call; blocks are in bit-reversed order where that helps.
+  """An attention call; blocks are in bit-reversed order if that is faster.
 
   Attributes:
     mask: Visible key blocks of each query block.
@@ -91,7 +91,7 @@ class Call:
 def make_call(
   what: str, num_frames: int, blocks_per_frame: int, **sizes: int
 ) -> Call:
-  """The call that a key of `WHAT` names; sizes are fields of `Call`."""
+  """The call for a key of `WHAT`; sizes are fields of `Call`."""
   size = (num_frames, blocks_per_frame)
   masks = {
     "dense": mask_lib.BlockMask.dense(*size),
@@ -122,7 +122,7 @@ def prepare(folder: pathlib.Path) -> None:
 
 
 def devices(chip: str) -> list[Any]:
-  """The devices of a small slice of a chip that is compiled for.
+  """The devices of a small slice of a kind of chip.
 
   Raises:
     RuntimeError: libtpu is not installed or does not know the chip.
@@ -131,7 +131,7 @@ def devices(chip: str) -> list[Any]:
     topology = topologies.get_topology_desc(
       platform="tpu", topology_name=TOPOLOGIES[chip]
     )
-  except Exception as error:  # jax raises various kinds.
+  except Exception as error:  # JAX raises many types.
     raise RuntimeError(
       f"cannot compile for {chip}; libtpu is needed: pip install 'jax[tpu]'."
       f" jax says: {error}"
@@ -151,8 +151,8 @@ def check(
 
   Args:
     chip: "v5e", "v5p" or "v6e".
-    direction: "forward", or "backward" for the gradients alone; a call on
-      several devices is compiled with its forward pass then.
+    direction: "forward", or "backward" for only the gradients; a call on
+      several devices is then compiled with its forward pass.
     call: The call to compile.
     tiles: Tile sizes.
     folder: Folder into which `prepare` has libtpu write.
@@ -219,7 +219,7 @@ def check(
 def against_dense(
   sparse: dict[str, float], dense: dict[str, float], mask: mask_lib.Mask
 ) -> dict[str, float]:
-  """What a mask gains over a dense one, and which share of the ideal that is.
+  """Speed-up over a dense mask, and its share of the ideal.
 
   Args:
     sparse: From `check`.
@@ -235,7 +235,7 @@ def against_dense(
 
 
 def _count_exchanges(text: str) -> int:
-  """Exchanges between devices in a compiled program; ends do not count."""
+  """Number of exchanges between devices in a compiled program."""
   return sum(
     text.count(f" {name}(") + text.count(f" {name}-start(")
     for name in _EXCHANGES
@@ -271,7 +271,7 @@ def _compile(chip, direction, call, tiles):
 
 
 def _function(chip, direction, call, tiles):
-  """What is compiled, of the arrays of one device."""
+  """The function to compile, of one device's arrays."""
   options = dict(scale=call.head_dim**-0.5, token_order="bit_reversed")
   backend = functools.partial(pallas_tpu.attention, tiles=tiles, chip=chip)
   if call.axis == "frames":

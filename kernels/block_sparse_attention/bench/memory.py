@@ -1,9 +1,9 @@
 """Memory of forward and backward: by the compiler's analysis, and measured.
 
-Both are compared with what any method holds: query, key, value, the cotangent
-of the output; output, log-sum-exp and three gradients. Measured is, on Linux
-and where jax computes on the CPU, how far the process's resident memory rises
-while the compiled function runs, beyond its inputs.
+Both are compared with the arrays that every method needs: query, key, value and
+the cotangent of the output; output, log-sum-exp and three gradients. The
+measurement, on Linux with JAX on the CPU, is the increase of the process's
+resident memory beyond the inputs while the compiled function runs.
 """
 
 import ctypes
@@ -31,8 +31,8 @@ class Memory:
 
   Attributes:
     fixed: Inputs, cotangent and results.
-    temporary: All the rest, by the compiler's analysis.
-    measured: Peak as the process had it; None where it cannot be told.
+    temporary: Everything else, by the compiler's analysis.
+    measured: Measured peak; None if it cannot be measured.
   """
 
   fixed: int
@@ -46,10 +46,10 @@ class Memory:
 
 
 def return_freed_memory() -> None:
-  """Tells glibc to give all large blocks back to the system as they are freed.
+  """Makes glibc return large blocks to the system when they are freed.
 
-  Kept, they would hide as much of what is measured later. For a process that
-  does nothing else: to ask for them anew takes time.
+  Cached blocks would hide increases that are measured later. Only for processes
+  that do nothing else, because allocation becomes slower.
   """
   if _can_measure():
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)
@@ -71,7 +71,7 @@ def analyse(attend, array: jax.ShapeDtypeStruct) -> Memory:
   """Memory of attention, forward and backward, in one compiled function.
 
   Args:
-    attend: Takes query, key, value and returns the output and log-sum-exp.
+    attend: Function of query, key, value that returns output and log-sum-exp.
     array: Shape and dtype of each input.
   """
   return _compile(attend, array)[0]
@@ -94,9 +94,9 @@ def _can_measure() -> bool:
 
 
 def _rise(run) -> int:
-  """How far resident memory rises in a run, in bytes.
+  """Increase of resident memory in a run, bytes.
 
-  A run before it starts threads and loads code, which stay.
+  A run before it starts threads and loads code, which remain.
   """
   jax.block_until_ready(run())
   gc.collect()

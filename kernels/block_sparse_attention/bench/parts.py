@@ -1,8 +1,8 @@
 """Time of a compiled function on a CPU by kind of operation, by the profiler.
 
-Every instruction that XLA runs is put to the first kind below that fits what it
-computes. Threads are added up. On a machine that does other work the times are
-too long, but the shares are still of use.
+Every instruction that XLA runs is assigned to the first matching kind below.
+Times of all threads are added. With other load on the machine the times are too
+long, but the shares are still useful.
 """
 
 import collections
@@ -16,7 +16,7 @@ import tempfile
 
 import jax
 
-# Kind, and the operations of which an instruction must hold all.
+# Kind, and operations that an instruction must all contain.
 _KINDS = (
   ("scores: product, maximum, exponential", ("dot", "exponential")),
   ("products", ("dot",)),
@@ -50,7 +50,7 @@ def measure(
 
 
 def _events(run) -> list[dict]:
-  """What the profiler saw of one call, after one that it did not see."""
+  """Profiler events of one call, after an unprofiled one."""
   run()
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
@@ -64,7 +64,7 @@ def _events(run) -> list[dict]:
 
 
 def _instruction_kinds(hlo: str) -> dict[str, str]:
-  """Kind of every instruction that takes time by itself."""
+  """Kind of every instruction that is executed separately."""
   computations = {}
   for text in re.split(r"\n(?=%|ENTRY)", hlo):
     name = re.match(r"(?:ENTRY )?%([\w.-]+)", text)

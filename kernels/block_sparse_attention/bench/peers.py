@@ -1,16 +1,16 @@
-"""What a user would pick instead of the kernels here, for the benchmark.
+"""Alternatives to the kernels, for the benchmark.
 
   CPU  PyTorch's scaled_dot_product_attention, dense, and FlexAttention with the
        same mask, in bit-reversed order, in blocks as long as a segment but at
-       most 128 tokens. Its backward does not run on CPU. Needs torch, and
+       most 128 tokens. Its backward pass does not run on CPU. Needs torch, and
        FlexAttention a C++ compiler.
   TPU  jax's splash attention with the same mask and its dense flash attention.
-       Splash asks the mask for each of its tiles on the host, for minutes at 32
-       frames and more.
+       Splash evaluates the mask for each of its tiles on the host, which takes
+  minutes at 32 frames and more.
   GPU  cuDNN's dense attention through jax.
 
-A peer is a function of the shape, dtype and direction that returns what is to
-be timed, or None where it does not serve; peers take the same inputs in the
+A peer is a function of shape, dtype and direction that returns a function to
+time, or None if it does not support the case. Peers use the same inputs in the
 same order of blocks. Those that are not installed are left out.
 """
 
@@ -30,7 +30,7 @@ _MAX_TORCH_BLOCK = 128
 
 
 def peers() -> dict[str, Peer]:
-  """Those for the platform at hand, by name."""
+  """The peers for the current platform, by name."""
   platform = jax.default_backend()
   if platform == "tpu":
     return {"splash": _splash, "flash_dense": _flash}
@@ -56,7 +56,7 @@ def import_torch():
 
 def compiled(attend, inputs, is_backward: bool):
   """A compiled jax function, forward or with gradients."""
-  # The cotangent is the output: a cheap one that is not constant.
+  # The output as the cotangent: cheap and not constant.
   loss = lambda *xs: 0.5 * (attend(*xs).astype(jnp.float32) ** 2).sum()
   function = jax.grad(loss, (0, 1, 2)) if is_backward else attend
   return jax.jit(function).lower(*inputs).compile()
@@ -110,8 +110,9 @@ def _flex(torch, shape, dtype, is_backward):
 def _flex_mask(torch, flex, shape):
   """The mask as lists of whole blocks: no table of all pairs of tokens."""
   mask = shape.mask()
-  # In bit-reversed order a frame may be cut into any power of two of blocks
-  # from the largest stride on: the tokens that see each other are the same.
+  # In bit-reversed order, a frame may be divided into any power of two of
+  # blocks that is at least the largest stride; visibility of tokens is the
+  # same.
   blocks = max(mask.max_stride, shape.tokens_per_frame // _MAX_TORCH_BLOCK)
   coarse = mask_lib.BlockMask(
     mask.num_frames, blocks, mask.schedule, mask.anchor_frames
@@ -175,7 +176,7 @@ def _flash(shape, dtype, is_backward):
 
 
 def _scaled_inputs(shape, dtype):
-  """Queries times the scale: neither of jax's TPU kernels has a default."""
+  """Queries times the scale: JAX's TPU kernels have no default scale."""
   query, key, value = shapes.random_inputs(shape.array_shape, jnp.dtype(dtype))
   return query * shape.head_dim**-0.5, key, value
 

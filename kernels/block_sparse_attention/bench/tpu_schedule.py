@@ -1,15 +1,14 @@
-"""Reads the TPU compiler's final schedule and turns it into time.
+"""Estimates the time of a kernel from the TPU compiler's final schedule.
 
-libtpu writes, for every kernel, its instruction bundles in the order in which
-they are issued, one a cycle unless a memory access is waited for. Blocks of
-bundles that use the matrix units stand there in the order in which the kernel's
-source makes them, so that each can be given the number of times it is executed,
-known from the lists of work.
+libtpu writes the instruction bundles of every kernel in the order in which they
+are issued, one per cycle except for memory stalls. Blocks of bundles that use
+the matrix units are in the order of the kernel's source, so each can be
+assigned its number of executions, which is known from the lists of work.
 
-The time is an estimate that leaves out stalls on memory. A block is counted
-with at least the cycles that its products take at the chip's peak, for the
-bundles alone can come out a few per cent faster than that. All other bundles of
-a loop are counted once an iteration, though some of them are jumped over.
+The estimate excludes memory stalls. A block is counted with at least the cycles
+of its products at the chip's peak, because its bundles alone can be a few per
+cent faster. All other bundles of a loop are counted once per iteration,
+although some are skipped.
 """
 
 import dataclasses
@@ -31,10 +30,10 @@ class Peak:
 
   flops_per_cycle: int
   clock: float  # Cycles a second.
-  cores: int  # Of a chip; each takes its share of the heads.
+  cores: int  # Per chip; heads are divided among them.
 
 
-# Clocks follow from the published 197, 459 and 918 TFLOP/s of a chip.
+# Clocks are derived from the published 197, 459 and 918 TFLOP/s of a chip.
 PEAKS = {
   "v5e": Peak(131072, 197e12 / 131072, 1),
   "v5p": Peak(131072, 459e12 / 131072 / 2, 2),
@@ -43,7 +42,7 @@ PEAKS = {
 
 
 class Block(NamedTuple):
-  """Bundles between two places where control may change."""
+  """Bundles between two possible changes of control flow."""
 
   start: int
   length: int

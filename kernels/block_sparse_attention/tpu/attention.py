@@ -222,6 +222,7 @@ def _run_backward(
   # output_bar over K. The log-sum-exp has the gradient p, so its cotangent
   # joins with a minus.
   offset = (output.astype(jnp.float32) * output_bar).sum(-1) - log_sum_exp_bar
+  # The log-sum-exp is in base 2, because the kernels compute weights by exp2.
   rows = [
     pieces.enter(x[..., None])[..., None, :, 0]
     for x in (forward.LOG2_E * log_sum_exp, offset)

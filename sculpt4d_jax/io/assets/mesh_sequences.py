@@ -79,7 +79,7 @@ def read_zip(
   frames: list[int] | None = None,
   limits: asset_files.AssetLimits = asset_files.DEFAULT_LIMITS,
 ) -> deforming_mesh.DeformingMesh:
-  """Reads the frames of a zip; arguments as `read_folder`."""
+  """Reads the frames of a zip; for arguments see `read_folder`."""
   contents = asset_files.unpack_zip(path, SUFFIXES, limits)
   items = sorted(contents.items(), key=lambda item: natural_order(item[0]))
   return _join(items if frames is None else [items[i] for i in frames], limits)
