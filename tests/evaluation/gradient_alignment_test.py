@@ -79,6 +79,27 @@ def test_hidden_pose_is_found_in_95_of_100_trials():
   assert np.sum(np.array(ratios) < 1.5) >= 95, sorted(ratios)[-8:]
 
 
+def test_fewer_starts_and_points_end_where_all_starts_do():
+  # The long test below does the same with 10,000 points.
+  few = gradient_alignment.Schedule(
+    (
+      gradient_alignment.Stage(24, 60, 150, (0.03, 0.01)),
+      gradient_alignment.Stage(3, 120, 500),
+    )
+  )
+  every = gradient_alignment.Schedule(
+    (gradient_alignment.Stage(24, 180, 500, (0.03, 0.01)),)
+  )
+  source, target = clouds(shapes.body(3), 500)
+  wobble = 0.05 * np.sin(9 * source[:, [1, 2, 0]])
+  hidden = hide(source + wobble, 3)
+  distances = [
+    chamfer(gradient_alignment.align(hidden, target, schedule)(hidden), target)
+    for schedule in (few, every)
+  ]
+  assert distances[0] == pytest.approx(distances[1], rel=0.02)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [3, 8])
 def test_default_agrees_with_the_reference_schedule(seed):

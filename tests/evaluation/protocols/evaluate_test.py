@@ -182,6 +182,20 @@ def test_changed_topology_has_no_cd_m():
   )
 
 
+@pytest.mark.parametrize("name", ["project", "motion324"])
+def test_an_open_surface_of_three_faces_is_scored(name):
+  corner = np.array([[0, 0, 0], [0.4, 0, 0], [0, 0.4, 0], [0, 0, 0.4]])
+  faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2]])
+  truth = [shapes.body(1)] * 3
+  prediction = [shapes.TriangleMesh(corner, faces)] * 3
+  found = score(prediction, truth, quick(name, num_points=300))
+  assert found.num_empty == 0 and not found.notes
+  for key in found.values:
+    assert np.isfinite(found.values[key]).all(), key
+    if key.startswith("cd"):
+      assert (found.values[key] > 0).all(), key
+
+
 @pytest.mark.parametrize("name", protocol_table.PROTOCOLS)
 def test_frames_without_surface_score_the_worst_and_are_counted(name):
   truth = [shapes.body(1)] * 3
