@@ -148,6 +148,7 @@ def _clips(
 
 
 def main(argv):
+  """Runs the program."""
   del argv
   core = _panda3d()
   output, credits = pathlib.Path(_OUTPUT.value), []

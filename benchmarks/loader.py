@@ -35,6 +35,7 @@ _CONTENTS = flags.DEFINE_list("contents", ["geometry", "images"], "Read.")
 
 
 def main(argv):
+  """Runs the program."""
   del argv
   index = dataset_index.read_index(_DATA.value)
   settings = index.settings

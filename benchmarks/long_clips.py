@@ -65,6 +65,7 @@ _LIMITS = {
 
 
 def main(unused_argv: Sequence[str]) -> int:
+  """Runs the program."""
   if _PART.value:
     return _run_part(_PART.value, pathlib.Path(_WORKDIR.value))
   with tempfile.TemporaryDirectory() as scratch:

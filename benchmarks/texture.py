@@ -249,6 +249,7 @@ def _true_colours(case: Case) -> np.ndarray:
 
 
 def main(argv: Sequence[str]) -> None:
+  """Runs the program."""
   del argv
   case = load(_REGISTERED.value, _SEED.value, _SIZE.value)
   print(

@@ -90,6 +90,7 @@ _JSON = flags.DEFINE_string(
 
 
 def main(argv: Sequence[str]):
+  """Runs the program."""
   del argv
   from sculpt4d_jax.training import preset as preset_lib
   from sculpt4d_jax.training.ahead_of_time import report as compiled

@@ -115,6 +115,7 @@ _TEMPORAL = flags.DEFINE_bool(
 
 
 def main(argv: Sequence[str]):
+  """Runs the program."""
   del argv
   if not _OUTPUT.value and (_EXPORT.value or not _DRY_RUN.value):
     raise UserError("--output is missing: where should the result go?")

@@ -203,6 +203,7 @@ _FIXED_BY_PROTOCOL = (
 
 
 def main(unused_argv: Sequence[str]) -> None:
+  """Runs the program."""
   if _DESCRIBE.value:
     chosen = [_PROTOCOL.value] if _PROTOCOL.value else protocol_table.PROTOCOLS
     print("\n\n".join(protocol_table.find(name).describe() for name in chosen))

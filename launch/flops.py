@@ -49,6 +49,7 @@ _FIGURE = flags.DEFINE_string(
 
 
 def main(unused_argv: Sequence[str]) -> None:
+  """Runs the program."""
   preset = preset_lib.from_config(_CONFIG.value)
   frames = _frames(_NUM_FRAMES.value)
   model = preset.model

@@ -25,6 +25,7 @@ _FOLDER = flags.DEFINE_string("folder", "networks", "Folder of downloads.")
 
 
 def main(argv: Sequence[str]):
+  """Runs the program."""
   del argv
   if _DOWNLOAD.value:
     network = networks.find(_DOWNLOAD.value)

@@ -53,6 +53,7 @@ _NUM_SHARES = flags.DEFINE_integer(
 
 
 def main(argv: Sequence[str]):
+  """Runs the program."""
   del argv
   preset = preset_lib.from_config(_CONFIG.value)
   folders = _DATA.value or list(preset.records.folders)

@@ -196,6 +196,7 @@ def _settings() -> prepare.PreparationSettings:
 
 
 def main(argv: Sequence[str]):
+  """Runs the program."""
   del argv
   settings = _settings()
   folder = preparation_run.open_output(_OUTPUT.value, settings)

@@ -48,6 +48,7 @@ _BACKGROUND = flags.DEFINE_list(
 
 
 def main(argv: Sequence[str]):
+  """Runs the program."""
   del argv
   clip = solids.make_clip(_SEED.value, _NUM_FRAMES.value)
   rng = np.random.default_rng([_SEED.value, 0x56])

@@ -75,6 +75,7 @@ _NEEDS_WEIGHTS = (
 
 
 def main(unused_argv: Sequence[str]) -> None:
+  """Runs the program."""
   config = _CONFIG.value
   preset = preset_lib.from_config(config)
   if _PROTOCOL.value:

@@ -163,6 +163,7 @@ _WINDOW_FOLDER = "windows"
 
 
 def main(argv: Sequence[str]):
+  """Runs the program."""
   del argv
   config = _CONFIG.value
   if _PRESET.value:

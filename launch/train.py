@@ -63,6 +63,7 @@ _STAGES = flags.DEFINE_list(
 
 
 def main(argv: Sequence[str]):
+  """Runs the program."""
   del argv
   processes.initialize()
   program.log_platform()

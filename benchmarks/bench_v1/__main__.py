@@ -60,6 +60,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 
 
 def main(unused_argv: Sequence[str]) -> None:
+  """Runs the program."""
   folder = pathlib.Path(_FOLDER.value)
   protocol = protocol_table.find(_PROTOCOL.value)
   if _MAKE.value:

@@ -30,6 +30,7 @@ _ONLY = flags.DEFINE_list("only", [], "Names of the steps to run; default all.")
 
 
 def main(unused_argv: Sequence[str]) -> int:
+  """Runs the program."""
   output = pathlib.Path(_OUTPUT.value)
   steps = steps_lib.dry() if _DRY.value else steps_lib.of_gpu()
   unknown = set(_ONLY.value) - {step.name for step in steps}

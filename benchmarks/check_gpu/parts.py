@@ -49,6 +49,7 @@ _PACKAGES = (
 
 
 def main(argv: Sequence[str]) -> int:
+  """Runs the program."""
   if len(argv) != 2 or argv[1] not in PARTS:
     raise UserError(f"Name one part: {', '.join(PARTS)}.")
   return PARTS[argv[1]]() or 0

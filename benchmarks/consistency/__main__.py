@@ -83,6 +83,7 @@ def _read_surfaces(index):
 
 
 def main(argv):
+  """Runs the program."""
   del argv
   vae = _load_vae(preset_lib.from_config(_CONFIG.value))
   index = dataset_index.read_index(_DATA.value)

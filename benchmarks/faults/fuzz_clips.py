@@ -142,6 +142,7 @@ class _Worker:
 
 
 def main(argv):
+  """Runs the program."""
   del argv
   counts: collections.Counter[str] = collections.Counter()
   slowest = 0.0

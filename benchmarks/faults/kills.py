@@ -141,6 +141,7 @@ def _kill_once(
 
 
 def main(argv):
+  """Runs the program."""
   del argv
   rng = random.Random(_SEED.value)
   with tempfile.TemporaryDirectory() as name:

@@ -118,6 +118,7 @@ def _real_trips(settings) -> Iterator[round_trip.RoundTrip]:
 
 
 def main(argv):
+  """Runs the program."""
   del argv
   settings = _settings()
   good = _print_answers(settings)

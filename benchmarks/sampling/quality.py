@@ -75,6 +75,7 @@ class Row:
 
 
 def main(unused_argv: Sequence[str]) -> None:
+  """Runs the program."""
   preset = preset_lib.from_config(_CONFIG.value)
   log = run_log.RunLog()
   folder = model_lib.weights_folder(preset.weights, _CHECKPOINT.value)

@@ -134,6 +134,7 @@ def price(
 
 
 def main(unused_argv: Sequence[str]) -> None:
+  """Runs the program."""
   preset = preset_lib.from_config(_CONFIG.value)
   sizes = cost.Sizes(
     preset.model.dit, preset.model.image_encoder, preset.model.vae

@@ -34,6 +34,7 @@ _PROFILE = flags.DEFINE_string(
 
 
 def main(argv):
+  """Runs the program."""
   del argv
   # Imported late, because --help does not need it.
   from benchmarks.training import step_time

@@ -45,6 +45,7 @@ Answer = Callable[[held_out.HeldOutClip], Meshes]
 
 
 def main(unused_argv: Sequence[str]) -> None:
+  """Runs the program."""
   preset = preset_lib.from_config(_CONFIG.value)
   data, log = preset.data, run_log.RunLog()
   clips = held_out.make_clips(

@@ -319,6 +319,7 @@ def plain(value):
 
 
 def format_estimate(estimate: Estimate, digits: int) -> str:
+  """The mean with its interval, as "0.12 [0.10, 0.14]"."""
   text = format_number(estimate.mean, digits)
   if math.isnan(estimate.low):
     return text
@@ -328,6 +329,7 @@ def format_estimate(estimate: Estimate, digits: int) -> str:
 
 
 def format_number(value: float, digits: int) -> str:
+  """A number with so many digits; a dash for NaN."""
   return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 

@@ -91,6 +91,7 @@ def is_sequence(path: PathLike) -> bool:
 
 
 def sequence_name(path: pathlib.Path) -> str:
+  """Name of a sequence: that of its folder, or of its file without suffix."""
   return path.name if path.is_dir() else path.stem
 
 

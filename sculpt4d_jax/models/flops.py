@@ -25,6 +25,7 @@ TEMPORAL_SCORES = "temporal attention: scores"
 
 
 def linear(rows: int, in_features: int, out_features: int) -> int:
+  """Operations of a linear layer."""
   return 2 * rows * in_features * out_features
 
 
@@ -34,6 +35,7 @@ def scores(num_queries: int, num_keys: int, width: int) -> int:
 
 
 def mlp(rows: int, width: int, hidden_width: int) -> int:
+  """Operations of two linear layers."""
   return 2 * linear(rows, width, hidden_width)
 
 
@@ -47,6 +49,7 @@ def add(*counts: Mapping[str, int]) -> Counts:
 
 
 def times(factor: int, counts: Mapping[str, int]) -> Counts:
+  """Multiplies the operations of all parts."""
   return {part: factor * operations for part, operations in counts.items()}
 
 

@@ -334,6 +334,7 @@ def shortened(lines: Sequence[str]) -> list[str]:
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
+  """Whether a whole name matches one of the patterns."""
   return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 

@@ -46,6 +46,7 @@ _FRAMES = (8, 16, 32, 64)
 
 
 def main(argv: list[str] | None = None) -> None:
+  """Runs the program."""
   flags = _parse(argv)
   if flags.aot is not None:
     _compile_ahead(flags.aot)

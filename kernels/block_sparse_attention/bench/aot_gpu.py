@@ -146,6 +146,7 @@ TARGETS = {
 
 
 def main(argv: list[str] | None = None) -> None:
+  """Runs the program."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

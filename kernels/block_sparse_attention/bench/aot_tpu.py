@@ -294,6 +294,7 @@ def _function(chip, direction, call, tiles):
 
 
 def main(argv: list[str] | None = None) -> None:
+  """Runs the program."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

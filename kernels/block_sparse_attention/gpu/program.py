@@ -143,9 +143,11 @@ class Sum(NamedTuple):
 
 
 def finish() -> None:
+  """Waits for all products of the warpgroup that were issued."""
   plgpu.wgmma_wait(0)
 
 
 def rendezvous(barrier) -> None:
+  """Waits until all threads of the barrier are here."""
   plgpu.barrier_arrive(barrier)
   plgpu.barrier_wait(barrier)

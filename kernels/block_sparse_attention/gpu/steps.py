@@ -34,12 +34,16 @@ RoundTo = Callable[[jax.Array, Any], jax.Array]
 
 
 class Product(Protocol):
+  """A matrix product of two operands on the chip."""
+
   def __call__(
     self, left: Any, right: Any, transposed: bool = False
   ) -> jax.Array: ...
 
 
 class Operand(Protocol):
+  """A block that is read when its copy has arrived, and released after use."""
+
   def read(self) -> Any: ...
 
   def release(self) -> None: ...
@@ -59,6 +63,8 @@ class Ready:
 
 
 class Accumulator(Protocol):
+  """A sum of products."""
+
   def add(self, left: Any, right: Any) -> None: ...
 
 

@@ -64,6 +64,7 @@ def on_white(rgba: np.ndarray, gains: np.ndarray) -> np.ndarray:
 
 
 def buffers(entry, frames, box, size) -> dict[str, np.ndarray]:
+  """Depths and normals of the frames, cut to the box and resized."""
   near, far = entry["depth_range"].tolist()
   depths, normals = [], []
   for frame in frames.tolist():

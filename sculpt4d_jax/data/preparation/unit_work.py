@@ -43,6 +43,7 @@ _PAPER = (238, 238, 236)
 
 
 def verdict_path(output: paths.PathLike, unit: Unit) -> Any:
+  """The file of a unit's verdict."""
   return paths.of(output) / "verdicts" / f"{unit.id}.json"
 
 

@@ -22,10 +22,12 @@ ICP_TRUTH_POINTS = 10_000
 
 
 def identity(points: np.ndarray) -> np.ndarray:
+  """Returns the points unchanged."""
   return points
 
 
 def compose(last: Transform, first: Transform) -> Transform:
+  """The transform that applies `first`, then `last`."""
   if last is identity:
     return first
   if first is identity:

@@ -121,6 +121,11 @@ def _played_together(clips: list[Clip]) -> Clip:
 
 
 def key_times(asset, sampler) -> np.ndarray:
+  """Times of the keys of a sampler, seconds, float64 [K].
+
+  Raises:
+    AssetError: They are too many, not finite or decrease.
+  """
   keys = asset.accessor(sampler.get("input"), "SCALAR")[:, 0]
   keys = keys.astype(np.float64)
   if not 1 <= len(keys) <= asset.limits.keys:

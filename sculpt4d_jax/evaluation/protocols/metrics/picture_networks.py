@@ -31,14 +31,17 @@ def lpips_scores(pair: ClipPair, kind: str) -> lpips.Scores:
 
 
 def lpips_scalar(pair: ClipPair) -> float:
+  """Mean LPIPS of shaded pictures: sums of the layers' means."""
   return float(_shaded_lpips(pair).scalar.mean())
 
 
 def lpips_spatial(pair: ClipPair) -> float:
+  """Mean LPIPS of shaded pictures: means of the maps of enlarged layers."""
   return float(_shaded_lpips(pair).spatial.mean())
 
 
 def lpips_normals(pair: ClipPair) -> float:
+  """Mean LPIPS of pictures of the normals."""
   return float(lpips_scores(pair, "normals").scalar.mean())
 
 
@@ -52,6 +55,7 @@ def clip_cosine(
 
 
 def dreamsim(pair: ClipPair) -> float:
+  """Mean DreamSim distance of shaded pictures."""
   return float(_network(_load_dreamsim, pair)(*_flat(pair, "shaded")).mean())
 
 
