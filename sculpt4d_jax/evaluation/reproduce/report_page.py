@@ -13,7 +13,7 @@ _STYLE = (
   "padding:0 1em;color:#222}table{border-collapse:collapse}td,th{padding:.2em"
   " .8em;border-bottom:1px solid #ddd;text-align:right}td:first-child,"
   "th:first-child{text-align:left}td{white-space:nowrap}th{vertical-align:"
-  "bottom}.wide{overflow-x:auto}pre{background:#f5f5f5;padding:.8em;"
+  "bottom}.wide{overflow-x:auto;margin:1em 0}pre{background:#f5f5f5;padding:.8em;"
   "overflow-x:auto}svg{max-width:100%}"
 )
 
