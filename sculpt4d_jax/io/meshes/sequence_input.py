@@ -143,7 +143,7 @@ def _timing(
       " second."
     ) from error
   if not (np.isfinite(fps) and fps > 0):
-    raise UserError(f"{path} gives {fps} frames a second; remove or mend it.")
+    raise UserError(f"{path} gives {fps} frames a second; remove or fix it.")
   if times.shape != (num_frames,) or not (np.diff(times) > 0).all():
     return fps, None
   return fps, times - times[0]
