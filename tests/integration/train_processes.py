@@ -112,9 +112,13 @@ def wait_for(happens, processes=(), timeout: float = 600) -> None:
   """Waits until `happens()`, as long as the processes live."""
   end = time.monotonic() + timeout
   while not happens():
-    assert time.monotonic() < end, "It did not happen in time."
     for process in processes:
       assert process.poll() is None, process.output()[-3000:]
+    if time.monotonic() > end:
+      said = [process.output()[-3000:] for process in processes]
+      for process in processes:
+        process.kill()
+      raise AssertionError("\n".join(["It did not happen in time.", *said]))
     time.sleep(0.01)
 
 
