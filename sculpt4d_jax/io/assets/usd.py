@@ -13,7 +13,8 @@ and end codes where it has any.
 Needs the package usd-core, imported only here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import os
 import pathlib
 import re
@@ -73,23 +74,35 @@ class UsdAsset:
         animation.
       ImportError: usd-core is not installed.
     """
-    _, Tf, Usd, UsdGeom, _ = _pxr()
     path = pathlib.Path(path)
     self.limits = limits
+    self._name = path.name
     if path.stat().st_size > limits.file_bytes:
       raise AssetError(f"{path.name!r} is larger than allowed.")
-    try:
+    with self._as_asset_errors():
       _check_layers(path, path.parent)
-      self._stage = Usd.Stage.Open(os.fspath(path))
+      self._stage = _pxr()[2].Stage.Open(os.fspath(path))
       # Edits for this reading go to an in-memory layer.
       session = self._stage.GetSessionLayer()
       self._stage.SetEditTarget(session)
       self._dissolve_instances()
       self._skins = usd_skins.Skins(self._stage)
+      self._find_meshes()
+
+  @contextlib.contextmanager
+  def _as_asset_errors(self) -> Iterator[None]:
+    """Turns USD's exceptions into one sentence."""
+    Tf = _pxr()[1]
+    try:
+      yield
     except Tf.ErrorException as error:
       raise AssetError(
-        f"{path.name!r} is not a readable USD file: {first_reason(error)}"
+        f"{self._name!r} is not a readable USD file: {first_reason(error)}"
       ) from error
+
+  def _find_meshes(self) -> None:
+    """Finds what is part of the object, and how long it moves."""
+    UsdGeom = _pxr()[3]
     self._faces = polygons.Faces()
     self._prims, left_out = [], []
     for prim in self._stage.Traverse():
@@ -104,10 +117,10 @@ class UsdAsset:
     if not self._prims and left_out:
       raise AssetError(f"no mesh can be used: {left_out[0]}.")
     if not self._prims:
-      raise AssetError(f"{path.name!r} holds no mesh.")
+      raise AssetError(f"{self._name!r} holds no mesh.")
     samples = sorted(self._time_samples(UsdGeom))
     if len(samples) < 2:
-      raise AssetError(f"{path.name!r} has no animation.")
+      raise AssetError(f"{self._name!r} has no animation.")
     self.start, self.end = samples[0], samples[-1]
     if self._stage.HasAuthoredTimeCodeRange():
       start = max(self.start, self._stage.GetStartTimeCode())
@@ -126,7 +139,8 @@ class UsdAsset:
     _, _, _, UsdGeom, _ = _pxr()
     codes = (self.start + float(time) * self.rate for time in times)
     frames = (self._frame(UsdGeom, code) for code in codes)
-    return polygons.join_frames(frames, self.limits.decoded_bytes)
+    with self._as_asset_errors():
+      return polygons.join_frames(frames, self.limits.decoded_bytes)
 
   def _dissolve_instances(self) -> None:
     """Makes instances editable prims, as each may follow another skeleton."""

@@ -11,6 +11,7 @@ import pytest
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import watertight
 from sculpt4d_jax.io.assets import animated_assets
+from sculpt4d_jax.io.assets import asset_files
 from sculpt4d_jax.io.assets import mesh_sequences
 
 CASES = pathlib.Path(__file__).parent / "cases"
@@ -141,3 +142,12 @@ def test_the_range_of_the_stage_is_played():
     np.broadcast_to([12 / 100, 0, 0], mesh.rest.shape),
     atol=1e-6,
   )
+
+
+@pytest.mark.parametrize("name", ["damaged_names.usdc", "damaged_values.usdc"])
+def test_damage_that_usd_finds_late_is_a_message(name):
+  """USD opens these, and raises where prims or points are read."""
+  pytest.importorskip("pxr", reason="needs the extra `usd`")
+  with pytest.raises(asset_files.AssetError, match="not a readable USD file"):
+    asset = animated_assets.AnimatedAsset(CASES / name)
+    asset.play(asset.clips[0], (0.0, 1.0))

@@ -3,8 +3,7 @@
 The files are those that this project carries, and those of installed packages:
 Fox.gltf of gradio, assimp's models, and all others under Python's packages. The
 variable SCULPT4D_GLTF_FOLDERS names further folders; each of their files is
-compared too. An asset that this project refuses is no failure, unless it is one
-of its own.
+compared too. A refused asset fails the test only if this project carries it.
 """
 
 import os
