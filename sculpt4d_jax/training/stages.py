@@ -232,7 +232,7 @@ def distill(
     {name: nnx.state(module) for name, module in teacher.items()},
   )
   sources.check_identity(workdir / "distill", source)
-  params = loop.train(
+  trained = loop.train(
     task,
     training.optimizer,
     workdir / "distill",
@@ -242,12 +242,12 @@ def distill(
   )
   details = {
     "steps": training.optimizer.num_steps,
-    "eval": task.evaluate(params),
+    "eval": _evaluated(task, trained),
     "guidance_scale": training.task.guidance_scale,
     "teacher": str(init_from),
   }
   logging.info("Student: %s", details)
-  params = task.exported(params)
+  params = task.exported(trained.params)
   for name in ("dit", "image_encoder"):
     _save(
       workdir / "weights" / f"{name}.safetensors",
