@@ -106,6 +106,28 @@ def test_a_run_tells_where_its_time_went_and_what_its_samples_look_like(
   assert (trained / "dit" / "best" / "4").is_dir()
 
 
+@pytest.mark.slow  # Compiles a step of three networks.
+def test_a_student_is_distilled_and_samples_in_two_calls(trained, tmp_path):
+  config = micro.get_config()
+  config.model.dit.step_embedding = True
+  config.distillation.update(
+    dict(
+      init_from=str(trained / "weights"),
+      batch_size=config.dit_training.batch_size,
+      eval_clips=1,
+    )
+  )
+  config.distillation.optimizer.update(dict(num_steps=2, warmup_steps=1))
+  run.run(preset_lib.from_config(config), tmp_path, ["data", "distill"])
+  names = {path.name for path in (tmp_path / "weights").iterdir()}
+  assert {"vae.safetensors", "dit.safetensors"} <= names
+  student = model_lib.Sculpt4D.load(
+    preset_lib.from_config(config).model, tmp_path / "weights"
+  )
+  result, _ = _generate(student, config, num_steps=3, guidance_scale=1.0)
+  assert len(result.meshes) == 3
+
+
 @pytest.mark.slow  # Compiles both halves of the run once more.
 def test_an_interrupted_run_goes_on_exactly(trained, tmp_path, monkeypatch):
   config = micro.get_config()
