@@ -32,7 +32,7 @@ help: ## Show this list.
 venv: $(VENV)/.programs ## Make .venv with what the programs need.
 
 demo: $(VENV)/.programs ## Turn the shipped clip into a mesh sequence.
-	$(BIN)/python -m launch.sample --config=configs/tiny.py --input=$(CLIP) \
+	$(BIN)/python -m launch.sample --config=configs/small.py --input=$(CLIP) \
 	  --output=$(DEMO_OUTPUT)
 	@echo
 	@echo "Done. Open $(DEMO_OUTPUT)/viewer.html in a browser."

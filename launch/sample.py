@@ -2,7 +2,7 @@ r"""Makes an animated mesh from a clip of a moving object.
 
 With the included small model, on any machine:
 
-  python -m launch.sample --config=configs/tiny.py --input=my.mp4 --output=out
+  python -m launch.sample --config=configs/small.py --input=my.mp4 --output=out
 
 --input is a video (mp4, mov, webm, avi, gif), a folder of pictures or one
 picture. The object should fill a good part of the frame. It is cut out
@@ -67,7 +67,7 @@ from sculpt4d_jax.io.meshes import sequence_input
 from sculpt4d_jax.training import preset as preset_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
+  "config", "configs/small.py", "Preset; see configs/base.py for its fields."
 )
 _INPUT = flags.DEFINE_string(
   "input", None, "Video, folder of pictures or picture."

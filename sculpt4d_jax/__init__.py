@@ -2,7 +2,7 @@
 
   import sculpt4d_jax as s4d
 
-  result = s4d.load("tiny").generate("clip.mp4")
+  result = s4d.load("small").generate("clip.mp4")
   result.save("out")
 
 Names are imported when they are first used, so that `import sculpt4d_jax`

@@ -2,7 +2,7 @@
 
   import sculpt4d_jax as s4d
 
-  model = s4d.load("tiny")
+  model = s4d.load("small")
   result = model.generate("clip.mp4", num_frames=16, seed=1)
   result.save("out")
 
@@ -271,7 +271,7 @@ def preset(
 
 def read_clip(
   clip: clip_input.ClipInput,
-  preset: PresetLike = "tiny",
+  preset: PresetLike = "small",
   *,
   num_frames: int | None = None,
   all_frames: bool = False,
@@ -315,7 +315,7 @@ def read_clip(
 
 
 def load(
-  preset: PresetLike = "tiny",
+  preset: PresetLike = "small",
   weights: PathLike | None = None,
   *,
   changes: Mapping[str, Any] | None = None,

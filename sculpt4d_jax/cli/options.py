@@ -8,13 +8,13 @@ if TYPE_CHECKING:
   import ml_collections
 
 
-def add_preset(parser: argparse.ArgumentParser, default: str = "tiny") -> None:
+def add_preset(parser: argparse.ArgumentParser, default: str = "small") -> None:
   """Adds --preset and --set."""
   parser.add_argument(
     "--preset",
     default=default,
     metavar="NAME",
-    help="preset by name (tiny, pods:v5p-64, ...) or a .py file; default:"
+    help="preset by name (small, tiny, pods:v5p-64, ...) or a .py file; default:"
     f" {default}",
   )
   parser.add_argument(

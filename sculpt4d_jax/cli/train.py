@@ -32,7 +32,7 @@ _STAGES = ("data", "vae", "dit")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Defines the command's arguments."""
-  options.add_preset(parser)
+  options.add_preset(parser, "tiny")
   parser.add_argument(
     "--workdir",
     metavar="FOLDER",

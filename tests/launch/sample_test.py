@@ -17,7 +17,7 @@ from launch import sample
 from sculpt4d_jax.io.video import writer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-WEIGHTS = ROOT / "weights" / "tiny"
+WEIGHTS = ROOT / "weights" / "small"
 CLIP = ROOT / "demo" / "clip.mp4"
 
 if not flags.FLAGS.is_parsed():
