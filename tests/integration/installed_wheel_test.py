@@ -60,7 +60,7 @@ def test_info_and_help(run, environment):
 def test_the_demo_keeps_its_result_without_usd(run, tmp_path):
   result = run("sculpt4d", "demo", *QUICK)
   made = {path.name for path in (tmp_path / "out" / "demo").iterdir()}
-  assert {"viewer.html", "animation.glb", "frame_0007.ply", "run.json"} <= made
+  assert {"viewer.html", "animation.glb", "frame_0015.ply", "run.json"} <= made
   assert "animation.usdc" not in made
   assert "sculpt4d-jax[usd]" in result.stderr
   assert "Open out/demo/viewer.html" in result.stdout
@@ -72,7 +72,7 @@ def test_a_clip_of_the_user(run, wheel, tmp_path):
   (tmp_path / "my.mp4").write_bytes(zipfile.ZipFile(wheel).read(name))
   run("sculpt4d", "sample", "my.mp4", "-o", "mine", "--frames", "2", *QUICK)
   said = json.loads((tmp_path / "mine" / "run.json").read_text())
-  assert said["preset"] == "tiny" and len(said["meshes"]) == 2
+  assert said["preset"] == "small" and len(said["meshes"]) == 2
 
 
 @pytest.mark.slow
