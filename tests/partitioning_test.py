@@ -120,6 +120,7 @@ MESHES = (
 )
 
 
+@pytest.mark.slow  # Compiles for every mesh.
 def test_every_mesh_gives_the_numbers_of_one_device(run_on_devices):
   meshes = list(MESHES[:2])
   out = run_on_devices(8, _MODEL_ON_MESHES % {"meshes": meshes})

@@ -20,10 +20,6 @@ from launch import program
 from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_list(
-  "workdir", None, "Folders of runs, in the order of training."
-)
-_OUTPUT = flags.DEFINE_string("output", "curves.png", "The picture.")
 _STAGES = ("vae", "pictures", "dit")
 # Rows of the picture: what a metric's name begins with.
 _ROWS = {
@@ -128,10 +124,18 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 def main(unused_argv: Sequence[str]) -> None:
   """Draws the curves."""
-  draw([pathlib.Path(w) for w in _WORKDIR.value], pathlib.Path(_OUTPUT.value))
-  print(f"Wrote {_OUTPUT.value}.")
+  draw(
+    [pathlib.Path(w) for w in flags.FLAGS.workdir],
+    pathlib.Path(flags.FLAGS.output),
+  )
+  print(f"Wrote {flags.FLAGS.output}.")
 
 
 if __name__ == "__main__":
+  # Here, so that tests can import this module along with other programs.
+  flags.DEFINE_list(
+    "workdir", None, "Folders of runs, in the order of training."
+  )
+  flags.DEFINE_string("output", "curves.png", "The picture.")
   flags.mark_flag_as_required("workdir")
   program.run(main)

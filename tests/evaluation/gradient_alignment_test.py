@@ -79,6 +79,7 @@ def test_hidden_pose_is_found_in_95_of_100_trials():
   assert np.sum(np.array(ratios) < 1.5) >= 95, sorted(ratios)[-8:]
 
 
+@pytest.mark.slow  # A minute of alignments.
 def test_fewer_starts_and_points_end_where_all_starts_do():
   # The long test below does the same with 10,000 points.
   few = gradient_alignment.Schedule(

@@ -9,6 +9,7 @@ from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.training import preset as preset_lib
 
 
+@pytest.mark.slow  # Compiles every part.
 def test_parts_hold_all_operations_of_the_call():
   config = tiny.get_config()
   config.model.dit.update(

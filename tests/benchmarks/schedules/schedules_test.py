@@ -10,16 +10,33 @@ from sculpt4d_jax.evaluation import cost
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
 from sculpt4d_jax.training import preset as preset_lib
 
+_FLAGS = (
+  "config",
+  "num_frames",
+  "budget",
+  "anchors",
+  "listed",
+  "chip",
+  "quality",
+  "workdir",
+  "num_steps",
+)
+
 
 @pytest.fixture(scope="module", name="lab")
 def _lab():
-  """The program as a module; its flags are taken back afterwards."""
+  """The program as a module; the flags of other programs are put back."""
+  others = {n: flags.FLAGS[n] for n in _FLAGS if n in flags.FLAGS}
+  for name in others:
+    delattr(flags.FLAGS, name)
   before = set(flags.FLAGS)
   from benchmarks.schedules import __main__ as lab
 
   yield lab
   for name in set(flags.FLAGS) - before:
     delattr(flags.FLAGS, name)
+  for name, flag in others.items():
+    flags.FLAGS[name] = flag
 
 
 def reach_by_matrices(mask):

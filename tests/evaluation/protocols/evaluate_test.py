@@ -128,6 +128,7 @@ def test_sliding_points_show_in_cd_m_alone():
   assert found.mean("cd_m") / 2 == pytest.approx(chords.mean(), abs=floor)
 
 
+@pytest.mark.slow  # Aligns twice.
 def test_actionbench_equals_an_independent_transcription():
   truth = np.random.default_rng(0).normal(size=(3, 15_000, 3)) * 0.2
   meshes = [shapes.moved(shapes.body(0), [0.02 * t, 0, 0]) for t in range(3)]
