@@ -1,6 +1,7 @@
 """Parts of a step add up to the operations of the whole call."""
 
 from flax import nnx
+import pytest
 
 from benchmarks.sampling import step_parts
 from configs import tiny
