@@ -95,16 +95,16 @@ def _operations(preset: preset_lib.Preset) -> report_page.Section:
   sizes = cost.Sizes(
     preset.model.dit, preset.model.image_encoder, preset.model.vae
   )
-  text = [
-    cost.table_a1(sizes) if _TABLE.value == "A1" else cost.table_a2(sizes)
-  ]
-  notes = []
+  text, rows, notes = [], [], []
   if preset.model.dit.width == _RELEASED_WIDTH:
-    text.append(paper_account.report(sizes))
+    table = cost.table_a1 if _TABLE.value == "A1" else cost.table_a2
+    text = [table(sizes), paper_account.report(sizes)]
   else:
+    frames = preset.sampling.num_frames
+    rows = cost.relative_rows(sizes, _TABLE.value, frames)
+    at = f" at {frames} frames" if _TABLE.value == "A1" else ""
     notes.append(
-      "The paper's figures are those of its own size, and the others of this"
-      " preset's: only densities and ratios can be compared."
+      f"Operations of this preset{at}; the paper's are those of a larger model."
     )
   figure, pictures = "", ()
   if _TABLE.value == "A2":
@@ -113,6 +113,7 @@ def _operations(preset: preset_lib.Preset) -> report_page.Section:
   return report_page.Section(
     f"Operations of Table {_TABLE.value}",
     _command(),
+    table=rows,
     text="\n\n".join(text),
     notes=notes,
     figure=figure,
@@ -200,6 +201,8 @@ def _scores(
         notes=[
           "Variant minus ours, clip by clip. A star marks an interval that"
           " leaves out 0; without one, these clips do not tell the two apart."
+          f" Below {variants_lib.MIN_CLIPS} clips there are no stars: clips that"
+          " all agree in sign do so by chance too often."
         ],
       )
     )

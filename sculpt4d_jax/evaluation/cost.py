@@ -157,6 +157,40 @@ def table_a1(sizes: Sizes, num_frames: int = 16) -> str:
   return "\n".join(lines)
 
 
+def relative_rows(sizes: Sizes, table: str, num_frames: int) -> list[list[str]]:
+  """Densities and ratios alone, for a size that is not the paper's.
+
+  Args:
+    sizes: Sizes of the networks.
+    table: "A1" for its variants at `num_frames`, "A2" for numbers of frames.
+    num_frames: Frames of a clip, for A1.
+
+  Returns:
+    Rows of cells, the first one the heads.
+  """
+  cases = [(str(frames), sizes, frames, "sparse") for frames in (8, 16, 32, 64)]
+  if table == "A1":
+    cases = []
+    for letter, (name, schedule, anchors, _) in PAPER_TABLE_A1.items():
+      dit = sizes.dit
+      if schedule is not None:
+        dit = dataclasses.replace(
+          dit, temporal_schedule=schedule, temporal_anchor_frames=anchors
+        )
+      variant = dataclasses.replace(sizes, dit=dit)
+      mode = "full" if schedule is None else "sparse"
+      cases.append((f"{letter}: {name}", variant, num_frames, mode))
+  head = "variant" if table == "A1" else "frames"
+  rows = [[head, "attention, % of full", "network, % of full", "GFLOP a call"]]
+  for title, variant, frames, mode in cases:
+    counts, full = (variant.call(frames, m) for m in (mode, "full"))
+    scores = counts[flops.TEMPORAL_SCORES] / full[flops.TEMPORAL_SCORES]
+    total = sum(counts.values())
+    ratio = total / sum(full.values())
+    rows.append([title, f"{scores:.2%}", f"{ratio:.2%}", f"{total / 1e9:.4g}"])
+  return rows
+
+
 def difference(sizes: Sizes, num_frames: int = 16) -> str:
   """Explains the difference between our network column and the paper's."""
   counts = sizes.call(num_frames, "full")

@@ -37,6 +37,8 @@ from sculpt4d_jax.io import atomic
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import stages
 
+# Of fewer clips, all have the same sign by chance in more than one of twenty.
+MIN_CLIPS = 6
 _SHARED = ("data", "vae")
 
 
@@ -193,7 +195,8 @@ def differences(
       gap = evaluator.estimate_mean(
         scores.clips(name) - found[reference].clips(name)
       )
-      star = " *" if gap.low * gap.high > 0 else ""
+      is_sure = gap.low * gap.high > 0 and gap.num_sequences >= MIN_CLIPS
+      star = " *" if is_sure else ""
       cells.append(evaluator.format_estimate(gap, 4) + star)
     rows.append([variant, *cells])
   return rows

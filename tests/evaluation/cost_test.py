@@ -49,6 +49,19 @@ def test_table_a1_holds_densities_and_figures_of_the_paper():
   assert max(differences) - min(differences) < 0.01 * 186.3
 
 
+def test_relative_rows_hold_the_densities_of_both_tables():
+  rows = cost.relative_rows(SIZES, "A1", 16)
+  assert [row[1] for row in rows[1:]] == [
+    *("30.37%", "29.69%", "23.67%", "47.66%", "100.00%", "35.23%"),
+  ]
+  assert rows[5][2] == "100.00%"
+  rows = cost.relative_rows(SIZES, "A2", 16)
+  assert [row[0] for row in rows] == ["frames", "8", "16", "32", "64"]
+  assert [row[1] for row in rows[1:]] == [
+    *("58.11%", "35.23%", "21.50%", "14.07%"),
+  ]
+
+
 def test_table_a2_holds_the_attention_column_of_the_paper():
   lines = cost.table_a2(SIZES).splitlines()[2:]
   assert [line.split()[-1] for line in lines] == [

@@ -42,12 +42,21 @@ def test_means_are_over_clips_and_seeds():
 
 
 def test_differences_are_clip_by_clip_and_marked_where_they_are_sure():
-  rows = variants.differences(FOUND, "motion324", ("ours", 8))
+  found = {
+    name: variants.Scores(
+      {seed: 2 * clips for seed, clips in row.seeds.items()}, TIMES, "cpu"
+    )
+    for name, row in FOUND.items()
+  }
+  rows = variants.differences(found, "motion324", ("ours", 8))
   assert [row[0] for row in rows] == ["variant", "full", "no_anchor"]
   # The same for every clip: no doubt. The other's mean is zero.
   assert rows[1][1] == "0.1000 [0.1000, 0.1000] *"
   assert rows[1][2] == "-0.1000 [-0.1000, -0.1000] *"
   assert "*" not in rows[2][1]
+  # Three clips are too few to say so.
+  few = variants.differences(FOUND, "motion324", ("ours", 8))
+  assert few[1][1] == "0.1000 [0.1000, 0.1000]"
 
 
 def test_seeds_and_seconds_have_a_row_each():

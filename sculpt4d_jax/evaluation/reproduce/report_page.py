@@ -14,7 +14,7 @@ _STYLE = (
   " .8em;border-bottom:1px solid #ddd;text-align:right}td:first-child,"
   "th:first-child{text-align:left}td{white-space:nowrap}th{vertical-align:"
   "bottom}.wide{overflow-x:auto;margin:1em 0}pre{background:#f5f5f5;padding:.8em;"
-  "overflow-x:auto}svg{max-width:100%}"
+  "overflow-x:auto}.command{white-space:pre-wrap;overflow-wrap:anywhere}svg{max-width:100%}"
 )
 
 
@@ -73,7 +73,8 @@ def page(title: str, sections: Sequence[Section]) -> str:
       parts.append(f"<pre>{html.escape(section.text)}</pre>")
     parts += [f"<p>{html.escape(note)}</p>" for note in section.notes]
     if section.command:
-      parts.append(f"<pre>{html.escape(section.command)}</pre>")
+      command = html.escape(section.command)
+      parts.append(f'<pre class="command">{command}</pre>')
   return (
     '<!doctype html><html lang="en"><meta charset="utf-8">'
     f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
