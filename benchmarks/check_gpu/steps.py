@@ -15,7 +15,7 @@ class Step:
     module: Module that is run.
     arguments: Its arguments.
     seconds: Time limit; None takes the remaining time.
-    needs_gpu: Whether it is skipped on a CPU.
+    needs_gpu: Whether a CPU skips the step.
   """
 
   name: str

@@ -131,6 +131,17 @@ def table_a2(sizes: Sizes, frames: Sequence[int] = (8, 16, 32, 64)) -> str:
   return "\n".join(lines)
 
 
+def _variant(sizes: Sizes, letter: str) -> tuple[Sizes, str]:
+  """Sizes with a schedule of Table A1, and the mode of temporal attention."""
+  _, schedule, anchors, _ = PAPER_TABLE_A1[letter]
+  if schedule is None:
+    return sizes, "full"
+  dit = dataclasses.replace(
+    sizes.dit, temporal_schedule=schedule, temporal_anchor_frames=anchors
+  )
+  return dataclasses.replace(sizes, dit=dit), "sparse"
+
+
 def table_a1(sizes: Sizes, num_frames: int = 16) -> str:
   """The ablation's variants; our counts and the paper's."""
   lines = [
@@ -138,14 +149,8 @@ def table_a1(sizes: Sizes, num_frames: int = 16) -> str:
     f"{'variant':<18}{'density':>10}{'ours':>10}{'paper':>10}"
     f"{'difference':>13}",
   ]
-  for letter, (name, schedule, anchors, paper) in PAPER_TABLE_A1.items():
-    dit = sizes.dit
-    if schedule is not None:
-      dit = dataclasses.replace(
-        dit, temporal_schedule=schedule, temporal_anchor_frames=anchors
-      )
-    variant = dataclasses.replace(sizes, dit=dit)
-    mode = "full" if schedule is None else "sparse"
+  for letter, (name, *_, paper) in PAPER_TABLE_A1.items():
+    variant, mode = _variant(sizes, letter)
     counts = variant.call(num_frames, mode)
     full = variant.call(num_frames, "full")[flops.TEMPORAL_SCORES]
     density = counts[flops.TEMPORAL_SCORES] / full
@@ -171,14 +176,8 @@ def relative_rows(sizes: Sizes, table: str, num_frames: int) -> list[list[str]]:
   cases = [(str(frames), sizes, frames, "sparse") for frames in (8, 16, 32, 64)]
   if table == "A1":
     cases = []
-    for letter, (name, schedule, anchors, _) in PAPER_TABLE_A1.items():
-      dit = sizes.dit
-      if schedule is not None:
-        dit = dataclasses.replace(
-          dit, temporal_schedule=schedule, temporal_anchor_frames=anchors
-        )
-      variant = dataclasses.replace(sizes, dit=dit)
-      mode = "full" if schedule is None else "sparse"
+    for letter, (name, *_) in PAPER_TABLE_A1.items():
+      variant, mode = _variant(sizes, letter)
       cases.append((f"{letter}: {name}", variant, num_frames, mode))
   head = "variant" if table == "A1" else "frames"
   rows = [[head, "attention, % of full", "network, % of full", "GFLOP a call"]]

@@ -21,7 +21,7 @@ class BlockKind(NamedTuple):
 
   Attributes:
     pushes: Whether the output is kept as a skip.
-    has_skip: Whether it takes the newest skip that is left.
+    has_skip: Whether the block reads the newest unused skip.
     is_moe: Whether it has a mixture of experts instead of the MLP.
   """
 

@@ -348,7 +348,7 @@ class _Loop:
   def run(self, state: state_lib.TrainState) -> state_lib.TrainState:
     """Runs the remaining steps."""
     start = int(state.step)
-    # This process loads the clips of its own devices only.
+    # This process loads only its devices' clips.
     rows = partitioning.local_rows(self.task.config.batch_size, self.mesh)
     progress = tqdm.tqdm(
       range(start, self.num_steps),

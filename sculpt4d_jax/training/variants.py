@@ -50,7 +50,8 @@ class Variant:
     name: Name, also of its folder.
     preset: Preset with which it is trained and sampled.
     trained_as: Variant whose training it shares; itself by default.
-    is_trained: Whether it is trained; otherwise it is the start itself.
+    is_trained: Whether the variant is trained; otherwise it has the initial
+      weights.
   """
 
   name: str

@@ -47,35 +47,15 @@ def rules(
   if naming == "torch_hub":
     return _torch_hub(num_layers, prefix)
   linear, flat = weight_rules.linear, weight_rules.flat
-  squeezed = weight_transforms.squeezed
   embeddings = prefix + "embeddings."
-  patch = embeddings + "patch_embeddings.projection."
-  table = [
-    Rule(embeddings + "cls_token", "class_token", squeezed()),
-    Rule(embeddings + "position_embeddings", "positions", squeezed()),
-    Rule(
-      patch + "weight",
-      "patch_proj.kernel",
-      weight_transforms.convolution(),
-    ),
-    Rule(patch + "bias", "patch_proj.bias"),
-    Rule(prefix + "layernorm.weight", "norm.scale"),
-    Rule(prefix + "layernorm.bias", "norm.bias"),
-  ]
+  table = _outer_rules(
+    embeddings + "cls_token",
+    embeddings + "position_embeddings",
+    embeddings + "patch_embeddings.projection",
+    prefix + "layernorm",
+  )
   source, target = prefix + "encoder.layer.{layer}.", "blocks."
-  layer = []
-  for i in "12":
-    norm, fc = f"norm{i}.", f"mlp.fc{i}."
-    layer += [
-      Rule(source + norm + "weight", target + norm + "scale[{layer}]"),
-      Rule(source + norm + "bias", target + norm + "bias[{layer}]"),
-      Rule(
-        source + f"layer_scale{i}.lambda1",
-        target + f"scale{i}" + "[{layer}]",
-      ),
-      Rule(source + fc + "weight", target + fc + "kernel[{layer}]", linear()),
-      Rule(source + fc + "bias", target + fc + "bias[{layer}]"),
-    ]
+  layer = _block_rules(source, "layer_scale{i}.lambda1")
   ours = ("query", "key", "value", "out")
   for name, theirs in zip(ours, _ATTENTION[naming], strict=True):
     path = f"{target}attention.{name}."
@@ -120,32 +100,57 @@ def _refuse_variants(names: list[str]) -> None:
       )
 
 
-def _torch_hub(num_layers: int, prefix: str) -> list[Rule]:
-  linear, flat = weight_rules.linear, weight_rules.flat
-  fused = weight_transforms.stacked_heads
+def _outer_rules(
+  class_token: str, positions: str, patches: str, norm: str
+) -> list[Rule]:
+  """What lies outside of the blocks, by its names in a checkpoint."""
   squeezed = weight_transforms.squeezed
-  patch = prefix + "patch_embed.proj."
-  table = [
-    Rule(prefix + "cls_token", "class_token", squeezed()),
-    Rule(prefix + "pos_embed", "positions", squeezed()),
-    Rule(
-      patch + "weight", "patch_proj.kernel", weight_transforms.convolution()
-    ),
-    Rule(patch + "bias", "patch_proj.bias"),
-    Rule(prefix + "norm.weight", "norm.scale"),
-    Rule(prefix + "norm.bias", "norm.bias"),
+  convolution = weight_transforms.convolution
+  return [
+    Rule(class_token, "class_token", squeezed()),
+    Rule(positions, "positions", squeezed()),
+    Rule(patches + ".weight", "patch_proj.kernel", convolution()),
+    Rule(patches + ".bias", "patch_proj.bias"),
+    Rule(norm + ".weight", "norm.scale"),
+    Rule(norm + ".bias", "norm.bias"),
   ]
-  source, target = prefix + "blocks.{layer}.", "blocks."
+
+
+def _block_rules(source: str, scale: str) -> list[Rule]:
+  """Norms, MLP and scales of a block, which all namings call much the same.
+
+  Args:
+    source: Prefix of a block's names, with `{layer}` for its number.
+    scale: Name of the scale of residual branch `{i}`, 1 or 2.
+  """
   layer = []
   for i in "12":
     norm, fc = f"norm{i}.", f"mlp.fc{i}."
     layer += [
-      Rule(source + norm + "weight", target + norm + "scale[{layer}]"),
-      Rule(source + norm + "bias", target + norm + "bias[{layer}]"),
-      Rule(source + f"ls{i}.gamma", target + f"scale{i}" + "[{layer}]"),
-      Rule(source + fc + "weight", target + fc + "kernel[{layer}]", linear()),
-      Rule(source + fc + "bias", target + fc + "bias[{layer}]"),
+      Rule(source + norm + "weight", f"blocks.{norm}scale[{{layer}}]"),
+      Rule(source + norm + "bias", f"blocks.{norm}bias[{{layer}}]"),
+      Rule(source + scale.format(i=i), f"blocks.scale{i}[{{layer}}]"),
+      Rule(
+        source + fc + "weight",
+        f"blocks.{fc}kernel[{{layer}}]",
+        weight_rules.linear(),
+      ),
+      Rule(source + fc + "bias", f"blocks.{fc}bias[{{layer}}]"),
     ]
+  return layer
+
+
+def _torch_hub(num_layers: int, prefix: str) -> list[Rule]:
+  linear, flat = weight_rules.linear, weight_rules.flat
+  fused = weight_transforms.stacked_heads
+  table = _outer_rules(
+    prefix + "cls_token",
+    prefix + "pos_embed",
+    prefix + "patch_embed.proj",
+    prefix + "norm",
+  )
+  source, target = prefix + "blocks.{layer}.", "blocks."
+  layer = _block_rules(source, "ls{i}.gamma")
   attention = target + "attention."
   for kind, ours in (("weight", "kernel"), ("bias", "bias")):
     targets = tuple(

@@ -193,7 +193,7 @@ def _targets(
     return [index], match["path"]
   if match["path"] != "weights":
     raise AssetError(f"an animation moves {pointer[:80]!r}, which no mesh has.")
-  # The nodes that have no weights of their own show the mesh's.
+  # Nodes without weights use the weights of their mesh.
   nodes = [
     number
     for number, node in enumerate(asset.items("nodes"))

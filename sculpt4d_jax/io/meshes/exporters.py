@@ -22,7 +22,7 @@ class Exporter:
     function: Module in this package and its function, which takes the path,
       meshes, frames a second and `times`, seconds at which frames start.
     purpose: Use of the format, for help texts.
-    is_default: Whether it is written where no formats are named.
+    is_default: Whether the format is written by default.
     module: A module of the optional package that the writer needs.
     extra: The extra that installs this package.
   """

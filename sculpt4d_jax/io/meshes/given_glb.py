@@ -4,8 +4,9 @@ The content of the file is kept: vertices, faces, texture coordinates,
 materials, pictures, nodes, names. Added are:
 
   write_morph   one morph target per frame with positions and normals, which
-  reproduces the motion exactly. Joints become plain nodes. write_skin    the
-  motion of the asset's skeleton. Other animations are kept, after this one.
+                reproduces the motion exactly. Joints become plain nodes.
+  write_skin    the motion of the asset's skeleton. Other animations are kept,
+                after this one.
 
 A node above the scene converts the asset's units to the clip's.
 

@@ -98,7 +98,7 @@ def on_mesh(
     y = apply(x, gates, chosen, weights, gather)
     if is_partial:
       y = lax.psum(y, _TENSOR)
-    # Every device has the sums of its own experts for all tokens.
+    # Every device has its experts' sums for all tokens.
     if is_exchanged and is_split:
       y = lax.psum_scatter(y, _EXPERT, scatter_dimension=0, tiled=True)
     elif is_exchanged:
