@@ -79,7 +79,6 @@ def our_step(preset: preset_lib.Preset) -> OurStep:
   """
   training = preset.dit_training
   vae = preset.model.vae
-  frames, tokens = preset.data.num_frames, vae.num_latents
   task = presets.dit(preset, _noise_batches(preset))
   batches = [task.batch(step) for step in range(_NUM_BATCHES)]
   return OurStep(
@@ -88,7 +87,7 @@ def our_step(preset: preset_lib.Preset) -> OurStep:
     jax.device_get(jax.jit(task.init_params)()),
     jax.device_put(batches),
     task.flops(batches[0]),
-    training.task.batch_size * frames * tokens,
+    training.task.batch_size * task.num_frames * vae.num_latents,
   )
 
 

@@ -147,10 +147,12 @@ def model_flops(
       preset's.
   """
   if what == "train":
-    num_clips = preset.dit_training.task.batch_size
-    encoder, keys = _context_flops(preset, preset.data.num_frames)
-    once = _dit_flops(preset, preset.data.num_frames) + keys
-    learns = preset.dit_training.task.train_image_encoder
+    task = preset.dit_training.task
+    num_clips = task.batch_size
+    num_frames = task.frames_of(preset.data.num_frames)
+    encoder, keys = _context_flops(preset, num_frames)
+    once = _dit_flops(preset, num_frames) + keys
+    learns = task.train_image_encoder
     model = (1 + _BACKWARD) * once + encoder * (1 + _BACKWARD * learns)
     again = _REMAT * once if preset.model.dit.remat_policy == "full" else 0
     return {"model": num_clips * model, "hardware": num_clips * (model + again)}

@@ -100,11 +100,11 @@ def layouts(
     if group:
       groups.append(group)
   if not groups:
+    task = preset.dit_training.task
     raise UserError(
       f"No mesh of {len(devices)} devices divides a step of"
-      f" {preset.dit_training.task.batch_size} clips of"
-      f" {preset.data.num_frames} frames in {list(accumulation_steps)}"
-      " micro-batches."
+      f" {task.batch_size} clips of {task.frames_of(preset.data.num_frames)}"
+      f" frames in {list(accumulation_steps)} micro-batches."
     )
   return groups
 

@@ -34,8 +34,9 @@ def dit_training_step(
     ValueError: The mesh does not divide the step.
   """
   optimizer = preset.dit_training.optimizer
-  batch = _dit_batch(preset, mesh, preset.dit_training.task)
-  return _training_step(presets.dit(preset), optimizer, mesh, batch)
+  task = presets.dit(preset)
+  batch = _dit_batch(preset, mesh, task.config, task.num_frames)
+  return _training_step(task, optimizer, mesh, batch)
 
 
 def distillation_step(
@@ -49,7 +50,7 @@ def distillation_step(
     ValueError: The mesh does not divide the step.
   """
   training = preset.distillation
-  batch = _dit_batch(preset, mesh, training.task)
+  batch = _dit_batch(preset, mesh, training.task, preset.data.num_frames)
   task = presets.distillation(preset)
   return _training_step(task, training.optimizer, mesh, batch)
 
@@ -90,9 +91,9 @@ def _training_step(task, optimizer, mesh, batch):
 
 
 def _dit_batch(
-  preset: preset_lib.Preset, mesh: Mesh, task: Any
+  preset: preset_lib.Preset, mesh: Mesh, task: Any, num_frames: int
 ) -> dict[str, Any]:
-  lead = (task.batch_size, preset.data.num_frames)
+  lead = (task.batch_size, num_frames)
   vae = preset.model.vae
   latents = (*lead, vae.num_latents, vae.latent_channels)
   side = preset.data.sizes.image_size

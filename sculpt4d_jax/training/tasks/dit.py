@@ -91,6 +91,10 @@ class DiTTaskConfig:
         f" {self.train_image_encoder} and {self.context_field_weight}."
       )
 
+  def frames_of(self, clip_frames: int) -> int:
+    """Number of frames in a step of a clip that has `clip_frames`."""
+    return self.num_frames or clip_frames
+
 
 def _by_time(errors: Array, time: Array, weight: Array) -> dict[str, Any]:
   """The loss in equal buckets of time, named by their centres."""
@@ -164,7 +168,7 @@ class DiTTask:
         f"dit_training.num_frames={config.num_frames} must lie between 0, which"
         f" takes all frames, and the {batches.num_frames} frames of a clip."
       )
-    self.num_frames = config.num_frames or batches.num_frames
+    self.num_frames = config.frames_of(batches.num_frames)
     self.scale = scale  # Makes the variance of latents 1.
     self.warm_start = init_from or {}
     self.graphdef = nnx.split(nnx.eval_shape(self._create))[0]
