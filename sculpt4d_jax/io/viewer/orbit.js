@@ -2,8 +2,8 @@
 
 const HOME = {azimuth: 28, elevation: 14};  // Degrees.
 
-/** A camera that orbits a point; the shown view smoothly follows the asked one.
-*/ class Orbit {
+/** A camera around a point; the shown view smoothly follows the asked one. */
+class Orbit {
   constructor(bounds) {
     this.center = bounds.low.map((value, i) => (value + bounds.high[i]) / 2);
     this.radius = bounds.radius;
