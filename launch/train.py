@@ -43,7 +43,7 @@ from launch import program
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import loop
 from sculpt4d_jax.training import preset as preset_lib
-from sculpt4d_jax.training import stages
+from sculpt4d_jax.training.stages import runner as stages
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."

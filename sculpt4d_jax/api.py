@@ -40,7 +40,7 @@ from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import known_sizes
 from sculpt4d_jax.training import preset as preset_lib
-from sculpt4d_jax.training import stages as stages_lib
+from sculpt4d_jax.training.stages import runner as stages_lib
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import conversion as conversion_lib
 from sculpt4d_jax.weights import pretrained

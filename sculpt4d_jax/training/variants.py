@@ -35,7 +35,7 @@ from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.training import preset as preset_lib
-from sculpt4d_jax.training import stages
+from sculpt4d_jax.training.stages import runner as stages
 
 # Of fewer clips, all have the same sign by chance in more than one of twenty.
 MIN_CLIPS = 6

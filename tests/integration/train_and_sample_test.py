@@ -14,7 +14,7 @@ from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io.meshes import glb as animated_glb
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.training import preset as preset_lib
-from sculpt4d_jax.training import stages as run
+from sculpt4d_jax.training.stages import runner as run
 from sculpt4d_jax.training.tasks import vae as vae_task
 from sculpt4d_jax.weights import model_files
 from tests import conftest
