@@ -2,11 +2,12 @@
 
 The rows of the comparison:
 
-  model             the model's samples per frame         the same weights
-  without temporal attention mean shape        one mesh for all clips: the
-  region that is most often inside the training objects, with their mean volume
-  best training     the single training clip with the largest overlap with all
-  held-out clips (chosen on the held-out clips, so optimistic)
+  model          the model's samples
+  per frame      the same weights without temporal attention
+  mean shape     one mesh for all clips: the region that is most often inside the
+                 training objects, with their mean volume
+  best training  the single training clip with the largest overlap with all
+                 held-out clips (chosen on them, so optimistic)
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,8 @@ By default a few threads each wait for a worker process (`isolation.py`). Units
 are independent and write their results to the folder, so one machine needs no
 framework. For many machines `beam.py` sends the same units through Apache Beam.
 
-A run may be stopped at any time: units that have verdicts are skipped.
+A run may be stopped at any time: units that have verdicts are skipped, and
+plans/ has the units of each asset that was opened.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -103,6 +104,15 @@ def plan(
     return [asset]
   if unit_work.verdict_path(output, asset).is_file():
     return []  # Found unusable by an earlier run.
+  # Opening an asset takes seconds: a run that resumes does not do it again.
+  name = f"{asset.content}-{run.clips_per_unit}.json"
+  remembered = paths.of(output) / "plans" / name
+  if remembered.is_file():
+    spans = json.loads(remembered.read_text())
+    return [
+      dataclasses.replace(asset, first=first, count=count)
+      for first, count in spans
+    ]
   outcome = isolation.run(
     asset_units.plan_asset,
     asset,
@@ -116,6 +126,8 @@ def plan(
   if outcome.error:
     unit_work.reject(asset, outcome, output)
     return []
+  spans = [(unit.first, unit.count) for unit in outcome.value]
+  atomic.write_bytes(remembered, json.dumps(spans).encode())
   return outcome.value
 
 

@@ -305,3 +305,12 @@ def test_objects_take_turns():
   assert sorted(names[:3]) == ["", "fish", "fox"]
   assert sorted(names[3:5]) == ["fish", "fox"]
   assert preparation_run.in_turns(units[::-1]) == ordered
+
+
+def test_a_run_that_resumes_does_not_open_assets_again(data_set, monkeypatch):
+  assets, output = data_set
+  monkeypatch.setattr(isolation, "run", lambda *_, **__: pytest.fail("opened"))
+  for asset in asset_units.find_assets([assets]):
+    units = preparation_run.plan(asset, _SETTINGS, _RUN, str(output))
+    expected = [] if asset.name == "broken.glb" else [(0, 1)]
+    assert [(unit.first, unit.count) for unit in units] == expected
