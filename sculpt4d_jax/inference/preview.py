@@ -88,12 +88,61 @@ def contact_sheet(
   rows = []
   if video_frames is not None:
     rows.append([_video_tile(video_frames[i], tile_size) for i in chosen])
-  centered, radius = _centered([meshes[i] for i in chosen])
+  shown = [meshes[i] for i in chosen]
+  center, radius = _bounds(shown)
+  centered = _moved(shown, center)
   for azimuth, elevation in views:
     camera = cameras.perspective(
       azimuth, elevation, fov_degrees=30.0, radius=1.04 * radius
     )
     rows.append([_mesh_tile(mesh, camera, tile_size) for mesh in centered])
+  return _arrange(rows, tile_size)
+
+
+def comparison_sheet(
+  meshes: Sequence[TriangleMesh],
+  truth: Sequence[TriangleMesh],
+  video_frames: np.ndarray,
+  *,
+  max_columns: int = 8,
+  tile_size: int = 128,
+  views: Sequence[tuple[float, float]] = VIEWS,
+) -> np.ndarray:
+  """Input frames above true meshes and made ones, in each view.
+
+  All meshes have the place and scale of the true ones, so that a mesh in a
+  wrong place shows.
+
+  Args:
+    meshes: One mesh a frame; frames may be empty.
+    truth: The true mesh of each frame.
+    video_frames: The input's frames, uint8 [F, h, w, 3].
+    max_columns: Columns at most.
+    tile_size: Side of a tile, pixels.
+    views: Azimuth and elevation, degrees; each has a row of true meshes and a
+      row of made ones.
+
+  Returns:
+    uint8 [h, w, 3].
+
+  Raises:
+    ValueError: The counts differ.
+  """
+  if not len(meshes) == len(truth) == len(video_frames):
+    raise UserError(
+      f"there are {len(meshes)} meshes, {len(truth)} true ones and"
+      f" {len(video_frames)} video frames."
+    )
+  chosen = shown_frames(len(meshes), max_columns)
+  center, radius = _bounds([truth[i] for i in chosen])
+  rows = [[_video_tile(video_frames[i], tile_size) for i in chosen]]
+  for azimuth, elevation in views:
+    camera = cameras.perspective(
+      azimuth, elevation, fov_degrees=30.0, radius=1.15 * radius
+    )
+    for row in (truth, meshes):
+      moved = _moved([row[i] for i in chosen], center)
+      rows.append([_mesh_tile(mesh, camera, tile_size) for mesh in moved])
   return _arrange(rows, tile_size)
 
 
@@ -103,18 +152,22 @@ def shown_frames(num_frames: int, max_columns: int) -> list[int]:
   return np.round(np.linspace(0, num_frames - 1, columns)).astype(int).tolist()
 
 
-def _centered(
-  meshes: Sequence[TriangleMesh],
-) -> tuple[list[TriangleMesh], float]:
-  """Meshes with the clip's middle at the origin, and the clip's radius."""
+def _bounds(meshes: Sequence[TriangleMesh]) -> tuple[np.ndarray, float]:
+  """The clip's middle [3], and its radius."""
   points = [mesh.vertices for mesh in meshes if not mesh.is_empty]
   if not points:
-    return list(meshes), 1.0
+    return np.zeros(3), 1.0
   points = np.concatenate(points)
   center = (points.min(axis=0) + points.max(axis=0)) / 2
   radius = float(np.linalg.norm(points - center, axis=1).max())
-  moved = [TriangleMesh(mesh.vertices - center, mesh.faces) for mesh in meshes]
-  return moved, max(radius, 1e-6)
+  return center, max(radius, 1e-6)
+
+
+def _moved(
+  meshes: Sequence[TriangleMesh], center: np.ndarray
+) -> list[TriangleMesh]:
+  """The meshes with a point at the origin."""
+  return [TriangleMesh(mesh.vertices - center, mesh.faces) for mesh in meshes]
 
 
 def _video_tile(frame: np.ndarray, size: int) -> Image.Image:
