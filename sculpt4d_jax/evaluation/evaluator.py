@@ -10,6 +10,7 @@ do.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class SequenceMetrics:
 
   @property
   def num_frames(self) -> int:
+    """Number of frames F, those without a prediction included."""
     return len(self.chamfer)
 
   def means(self) -> dict[str, float]:
@@ -307,7 +309,7 @@ def to_json(rows: Mapping[str, Summary], conventions: Conventions) -> dict:
   }
 
 
-def plain(value):
+def plain(value: Any) -> Any:
   """Nested values converted for JSON."""
   if isinstance(value, dict):
     return {key: plain(entry) for key, entry in value.items()}

@@ -282,7 +282,7 @@ def motion(
   if not active.any():  # Neither is near a grid point.
     return Motion(0.0, 0.0, 0.0)
 
-  def mean_change(field):
+  def mean_change(field: np.ndarray) -> float:
     change = field[:-2] - 2.0 * field[1:-1] + field[2:]
     return float(np.abs(change[active]).mean())
 

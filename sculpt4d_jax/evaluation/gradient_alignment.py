@@ -24,7 +24,7 @@ Source: ActionMesh, ActionBench's evaluation, 2026; Zhou et al., On the
 Continuity of Rotation Representations in Neural Networks, 2019 (R_6d).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import itertools
@@ -59,6 +59,7 @@ class Affine:
   shift: np.ndarray
 
   def __call__(self, points: np.ndarray) -> np.ndarray:
+    """Transforms points [..., 3]; float64."""
     return (np.asarray(points) * self.scale) @ self.rotation + self.shift
 
 
@@ -93,6 +94,7 @@ class Schedule:
   has_reference_slips: bool = False
 
   def describe(self) -> str:
+    """The optimizer and its stages in one line, for reports."""
     stages = "; ".join(
       f"{s.num_starts} starts x {s.num_steps} steps on {s.num_points:,} points"
       for s in self.stages
@@ -238,7 +240,14 @@ class _Best:
   def __init__(self):
     self.loss, self._state = np.inf, None
 
-  def see(self, losses, before, after, starts, slips) -> None:
+  def see(
+    self,
+    losses: np.ndarray,
+    before: "_State",
+    after: "_State",
+    starts: jax.Array,
+    slips: bool,
+  ) -> None:
     """Updates the best transform with a step's losses, which precede it."""
     index = int(np.nanargmin(losses)) if np.isfinite(losses).any() else 0
     if losses[index] < self.loss or self._state is None:
@@ -337,13 +346,24 @@ def _step(
 ) -> tuple[_State, jax.Array, jax.Array]:
   """One step of all starts; also the losses before it and the moved points."""
 
-  def loss(params, start, to_target, to_source):
+  def loss(
+    params: _Params,
+    start: jax.Array,
+    to_target: jax.Array,
+    to_source: jax.Array,
+  ) -> jax.Array:
     moved = _moved(params, start, source)
     forth = jnp.sum(jnp.square(moved - target[to_target]), axis=1).mean()
     back = jnp.sum(jnp.square(moved[to_source] - target), axis=1).mean()
     return forth + back
 
-  def one(params, adam, start, to_target, to_source):
+  def one(
+    params: _Params,
+    adam: optax.OptState,
+    start: jax.Array,
+    to_target: jax.Array,
+    to_source: jax.Array,
+  ) -> tuple[_Params, optax.OptState, jax.Array]:
     value, gradient = jax.value_and_grad(loss)(
       params, start, to_target, to_source
     )
@@ -361,7 +381,9 @@ def _step(
   return state, losses, _move(state, starts, source)
 
 
-def _neighbours(target: np.ndarray, method: str, workers: int):
+def _neighbours(
+  target: np.ndarray, method: str, workers: int
+) -> Callable[[jax.Array], tuple[np.ndarray, np.ndarray]]:
   """A function from moved points [S, P, 3] to both lists of neighbours."""
   if method == "dense":
     return functools.partial(_all_nearest, target=jnp.asarray(target))
@@ -388,7 +410,7 @@ def _all_nearest(
 ) -> tuple[jax.Array, jax.Array]:
   """Neighbours both ways [S, P] and [S, Q], from all distances in tiles."""
 
-  def nearest(points, others):
+  def nearest(points: jax.Array, others: jax.Array) -> jax.Array:
     tile = lambda point: jnp.argmin(jnp.sum(jnp.square(point - others), axis=1))
     return jax.lax.map(tile, points, batch_size=_TILE).astype(jnp.int32)
 

@@ -10,9 +10,10 @@ The rows of the comparison:
                  held-out clips (chosen on them, so optimistic)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -39,6 +40,7 @@ _TRUTH_RESOLUTION = 96
 _BOUNDS = 1.01
 _COARSE_RESOLUTION = 32
 _BAND = 0.1
+_Score = TypeVar("_Score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ def truth_meshes(clip: solids.SyntheticClip) -> Meshes:
 
 
 @jax.jit
-def _field(solid, points):
+def _field(solid: signed_distance.Solid, points: jax.Array) -> jax.Array:
   return signed_distance.signed_distance(solid, points) / _BAND
 
 
@@ -121,7 +123,7 @@ def best_training_clip(
   """The candidate with the largest mean IoU with all held-out clips."""
   truth = [_occupancies(c.clip, _COARSE_RESOLUTION) for c in clips]
 
-  def score(candidate):
+  def score(candidate: solids.SyntheticClip) -> float:
     occupied = _occupancies(candidate, _COARSE_RESOLUTION)
     return np.mean(
       [
@@ -134,7 +136,7 @@ def best_training_clip(
   return max(candidates, key=score)
 
 
-def _occupancies(clip, resolution):
+def _occupancies(clip: solids.SyntheticClip, resolution: int) -> np.ndarray:
   """Whether the centres of a grid's cells are inside: bool [F, R, R, R]."""
   points = geometry_metrics.grid_points(resolution).astype(np.float32)
   points = np.broadcast_to(points, (clip.num_frames, *points.shape))
@@ -209,7 +211,7 @@ def compare(
     A summary for each of `METHODS`.
   """
 
-  def score(meshes, clip):
+  def score(meshes: Meshes, clip: HeldOutClip) -> evaluator.SequenceMetrics:
     return evaluator.evaluate_sequence(
       meshes, clip.truth, conventions, name=clip.name
     )
@@ -231,7 +233,7 @@ def compare_by_protocol(
 ) -> dict[str, protocol_scores.Report]:
   """Scores every method by a named protocol; for arguments see `compare`."""
 
-  def score(meshes, clip):
+  def score(meshes: Meshes, clip: HeldOutClip) -> protocol_scores.ClipScores:
     return evaluate.score_clip(
       sequences.ShapeSequence(tuple(meshes)),
       sequences.ShapeSequence(tuple(clip.truth)),
@@ -249,8 +251,14 @@ def compare_by_protocol(
 
 
 def _score_answers(
-  model, clips, training_clips, sampling, surface, score, log
-) -> dict[str, list]:
+  model: model_lib.Sculpt4D,
+  clips: Sequence[HeldOutClip],
+  training_clips: Sequence[solids.SyntheticClip],
+  sampling: model_lib.SamplingConfig,
+  surface: pipeline.SurfaceConfig,
+  score: Callable[[Meshes, HeldOutClip], _Score],
+  log: run_log.RunLog,
+) -> dict[str, list[_Score]]:
   """Results of `score(meshes, clip)` for every method and clip."""
   with log.stage("trivial answers"):
     average = mean_shape(training_clips)

@@ -83,12 +83,12 @@ def read(
   )
 
 
-def _asset(reader, row) -> str:
+def _asset(reader: record_examples.ExampleReader, row: int) -> str:
   clip = reader.clip(row)
   return clip.details.get("asset_name", clip.asset)
 
 
-def _number(reader, row) -> str:
+def _number(reader: record_examples.ExampleReader, row: int) -> str:
   clip = reader.clip(row)
   name = clip.details.get("clip_name") or ""
   return f"{name} {clip.clip.partition('/')[2]}".strip()

@@ -74,6 +74,7 @@ class ShapeSequence:
 
   @property
   def num_frames(self) -> int:
+    """Number of frames F, of the meshes or of the cloud."""
     return len(self.meshes) if self.cloud is None else len(self.cloud)
 
   def first(self, count: int) -> "ShapeSequence":

@@ -204,7 +204,9 @@ def scene_of(
   return scene
 
 
-def _cast(scene, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
+def _cast(
+  scene: rtcore_scene.EmbreeScene, origins: np.ndarray, directions: np.ndarray
+) -> np.ndarray:
   """Whether rays hit, bool, flat."""
   return (
     scene.run(
@@ -389,7 +391,7 @@ def _mask_box(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _crossings(profile: np.ndarray) -> tuple[float, float]:
   """First and last position, in pixels, at which a profile crosses one half."""
 
-  def first(values):
+  def first(values: np.ndarray) -> float:
     values = np.concatenate([[0.0], values])
     index = int(np.argmax(values > _MASK_LEVEL))
     below, above = values[index - 1], values[index]

@@ -53,14 +53,17 @@ class Camera:
 
   @property
   def is_perspective(self) -> bool:
+    """Whether rays meet in the eye, rather than being parallel."""
     return self.fov_degrees is not None
 
   @property
   def eye(self) -> np.ndarray:
+    """Position of the camera in the world, [3]."""
     return self.camera_to_world[:3, 3]
 
   @property
   def forward(self) -> np.ndarray:
+    """Unit direction of view in the world, [3]."""
     return -self.camera_to_world[:3, 2]
 
   @property

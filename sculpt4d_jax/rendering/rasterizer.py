@@ -54,7 +54,7 @@ class _Hits:
   depth: np.ndarray
   shape: tuple[int, int]
 
-  def scatter(self, values, fill):
+  def scatter(self, values: np.ndarray, fill: float) -> np.ndarray:
     """Values of the hits in an image that is `fill` elsewhere."""
     values = np.asarray(values)
     image = np.full(
@@ -115,7 +115,7 @@ def render_mesh(
   scene = _scene(mesh)
   vertex_normals = mesh.vertex_normals() if smooth else None
 
-  def cast(samples):
+  def cast(samples: int) -> tuple[_Hits, np.ndarray, np.ndarray]:
     origins, directions = cameras.camera_rays(
       camera, height, width, samples=samples
     )
@@ -123,7 +123,9 @@ def render_mesh(
     normals = _hit_normals(mesh, hits, vertex_normals)
     return hits, normals, directions.reshape(-1, 3)[hits.ray]
 
-  def shade(hits, normals, directions):
+  def shade(
+    hits: _Hits, normals: np.ndarray, directions: np.ndarray
+  ) -> np.ndarray:
     albedo = color
     if vertex_colors is not None:
       # Barycentrics at an edge may be slightly negative by rounding, and have

@@ -73,7 +73,7 @@ def render(
   ray = ray / jnp.linalg.norm(ray, axis=-1, keepdims=True)
   nearest = jnp.full((size, size), CAMERA_DISTANCE - 1.75)
 
-  def step(depth, _):
+  def step(depth: Array, _: None) -> tuple[Array, None]:
     distance = -signed_distance.signed_distance(
       solid, eye + depth[..., None] * ray
     )

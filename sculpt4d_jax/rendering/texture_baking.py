@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Literal
 
+from embreex import rtcore_scene
 import numpy as np
 from scipy import ndimage
 
@@ -69,6 +70,7 @@ class Footage:
 
   @property
   def num_frames(self) -> int:
+    """Number of frames F."""
     return len(self.vertices)
 
   def normals(self, frame: int) -> np.ndarray:
@@ -241,7 +243,12 @@ def _to_eye(camera: cameras.Camera, places: np.ndarray) -> np.ndarray:
   return np.broadcast_to(-camera.forward, places.shape)
 
 
-def _is_hidden(camera, scene, places, normals) -> np.ndarray:
+def _is_hidden(
+  camera: cameras.Camera,
+  scene: rtcore_scene.EmbreeScene,
+  places: np.ndarray,
+  normals: np.ndarray,
+) -> np.ndarray:
   """Whether points are occluded from the eye, bool [P]."""
   direction = _to_eye(camera, places)
   # Offset along both, so that a ray does not hit the face it starts on.

@@ -101,6 +101,7 @@ class ClipPair:
 
   @property
   def num_frames(self) -> int:
+    """Number of frames F, equal in the prediction and the truth."""
     return self.truth.num_frames
 
   @functools.cached_property

@@ -25,6 +25,7 @@ from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
 from sculpt4d_jax.evaluation.protocols import metric_table
 from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.evaluation.protocols import scores
+from sculpt4d_jax.evaluation.protocols.metrics import metric as metric_lib
 from sculpt4d_jax.evaluation.views import weight_files
 from sculpt4d_jax.inference import run_log
 
@@ -137,7 +138,11 @@ def score_clip(
   values = {metric.name: [] for metric in metrics}
   notes = {}
 
-  def score(metric, function, *arguments):
+  def score(
+    metric: metric_lib.Metric,
+    function: Callable[..., float],
+    *arguments: object,
+  ) -> None:
     if metric.name in notes:
       return
     try:

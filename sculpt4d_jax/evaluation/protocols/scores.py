@@ -77,6 +77,7 @@ class Report:
 
   @property
   def num_failed(self) -> int:
+    """Number of clips without a prediction."""
     return sum(clip.is_failed for clip in self.clips)
 
   @property

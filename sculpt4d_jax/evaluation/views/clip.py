@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -167,14 +168,18 @@ def _params(config: ClipConfig, tensors: Mapping[str, np.ndarray]):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _embed(config: ClipConfig, params, pictures: jax.Array) -> jax.Array:
+def _embed(
+  config: ClipConfig, params: Mapping[str, Any], pictures: jax.Array
+) -> jax.Array:
   """Embeddings [N, P] of prepared pictures."""
   # An accelerator's default precision is too low for a metric.
   with jax.default_matmul_precision("highest"):
     return _forward(config, params, pictures)
 
 
-def _forward(config: ClipConfig, params, pictures: jax.Array) -> jax.Array:
+def _forward(
+  config: ClipConfig, params: Mapping[str, Any], pictures: jax.Array
+) -> jax.Array:
   norm = functools.partial(_layer_norm, epsilon=config.layer_norm_eps)
   linear = lambda weights, x: x @ weights[0].T + weights[1]
   stride = (config.patch_size,) * 2
@@ -201,7 +206,9 @@ def _forward(config: ClipConfig, params, pictures: jax.Array) -> jax.Array:
   return norm(params["post"], x[:, 0]) @ params["projection"].T
 
 
-def _layer_norm(weights, x: jax.Array, epsilon: float) -> jax.Array:
+def _layer_norm(
+  weights: Sequence[jax.Array], x: jax.Array, epsilon: float
+) -> jax.Array:
   mean = x.mean(-1, keepdims=True)
   variance = jnp.square(x - mean).mean(-1, keepdims=True)
   scaled = (x - mean) * jax.lax.rsqrt(variance + epsilon)

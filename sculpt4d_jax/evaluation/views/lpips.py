@@ -9,7 +9,7 @@ Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a
 Perceptual Metric, 2018; package lpips 0.1.4, heads v0.1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 
@@ -27,6 +27,8 @@ CHANNELS = (64, 128, 256, 512, 512)
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
+# Kernel and bias of the convolutions, by stage.
+_Stages = Sequence[Sequence[tuple[jax.Array, jax.Array]]]
 _BATCH = 4  # Pictures at a time: 160 GFLOP each at 512 x 512.
 
 
@@ -89,7 +91,9 @@ class Lpips:
 
 
 @jax.jit
-def _scores(convolutions, heads, a, b):
+def _scores(
+  convolutions: _Stages, heads: Sequence[jax.Array], a: jax.Array, b: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   size = a.shape[1:3]
   scalar, spatial = 0.0, 0.0
   for x, y, head in zip(
@@ -106,7 +110,7 @@ def _scores(convolutions, heads, a, b):
   return scalar, spatial
 
 
-def _features(convolutions, pictures: jax.Array) -> list[jax.Array]:
+def _features(convolutions: _Stages, pictures: jax.Array) -> list[jax.Array]:
   """Outputs of the five stages, [N, h, w, C]."""
   x = pictures.astype(jnp.float32) / 127.5 - 1.0
   x = (x - jnp.array(_SHIFT)) / jnp.array(_SCALE)

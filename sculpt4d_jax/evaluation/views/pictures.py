@@ -7,7 +7,7 @@ normal and ray, as lit from the eye; normal pictures show world
 normals as (n + 1) / 2. The scene is built once a frame for all cameras.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 
 import numpy as np
@@ -54,7 +54,13 @@ def normal_maps(
   return _render(meshes, size, azimuths, 1, _normal_colours)
 
 
-def _render(meshes, size, azimuths, samples, colour) -> np.ndarray:
+def _render(
+  meshes: Sequence[TriangleMesh],
+  size: int,
+  azimuths: Sequence[float],
+  samples: int,
+  colour: Callable[[rasterizer.Look], np.ndarray],
+) -> np.ndarray:
   if size < 1:
     raise UserError(f"size={size} must be at least 1.")
   views = orbit(azimuths)

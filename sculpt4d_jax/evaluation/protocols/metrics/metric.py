@@ -67,6 +67,7 @@ class Metric:
     )
 
   def frame_score(self, pair: ClipPair, frame: int) -> float:
+    """The score of one frame; `worst` if its prediction has no surface."""
     if pair.is_empty[frame]:
       return self.worst
     return float(self.of_frame(pair, frame))
