@@ -6,6 +6,9 @@ Usage:
   # weights without temporal attention and two answers that need no model.
   python -m launch.evaluate --config=configs/tiny.py --num_sequences=20
 
+  # The same with a page of pictures.
+  python -m launch.evaluate --config=configs/small.py --pictures=out/pictures
+
   # Two models on the test split of records that launch.prepare_data made.
   python -m launch.evaluate --config=configs/tiny_records.py --data=data/mine \
     --checkpoint=runs/mine/weights --other_checkpoint=weights/tiny
@@ -49,6 +52,7 @@ import re
 from typing import Any
 
 from absl import flags
+from absl import logging
 from ml_collections import config_flags
 import tqdm
 
@@ -58,6 +62,7 @@ from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.data.loading import loader as record_loader
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.evaluation import comparison_page
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out as held_out_lib
@@ -113,7 +118,8 @@ _OTHER = flags.DEFINE_string(
 _PICTURES = flags.DEFINE_string(
   "pictures",
   None,
-  "With --data: folder for a picture of each clip and model.",
+  "For a model: folder for a picture of each clip; without --data also a page"
+  " that begins with the best, the median and the worst.",
 )
 _NUM_SEQUENCES = flags.DEFINE_integer(
   "num_sequences", 20, "Number of held-out clips.", lower_bound=1
@@ -208,6 +214,11 @@ def main(unused_argv: Sequence[str]) -> None:
     chosen = [_PROTOCOL.value] if _PROTOCOL.value else protocol_table.PROTOCOLS
     print("\n\n".join(protocol_table.find(name).describe() for name in chosen))
     return
+  if _PICTURES.value and (_PROTOCOL.value or _has_paths()):
+    raise UserError(
+      "--pictures shows a model's clips: give it without --protocol,"
+      " --predicted and --truth."
+    )
   if _PROTOCOL.value:
     score_by_protocol(chosen_protocol())
     return
@@ -299,9 +310,17 @@ def score_model(
   conventions: geometry_metrics.Conventions,
 ) -> dict[str, evaluator.Summary]:
   """Scores a preset's model, and trivial answers, on held-out clips."""
-  return held_out_lib.compare(
-    **held_out_arguments(preset), conventions=conventions
+  page = None
+  if _PICTURES.value:
+    page = comparison_page.ComparisonPage(
+      _PICTURES.value, f"Held-out clips, preset {preset.name}"
+    )
+  rows = held_out_lib.compare(
+    **held_out_arguments(preset), conventions=conventions, page=page
   )
+  if page:
+    logging.info("Open %s.", page.path)
+  return rows
 
 
 def held_out_arguments(preset: preset_lib.Preset) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
+from sculpt4d_jax.evaluation import comparison_page
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import sequences
@@ -195,6 +196,7 @@ def compare(
   surface: pipeline.SurfaceConfig,
   conventions: geometry_metrics.Conventions,
   log: run_log.RunLog,
+  page: comparison_page.ComparisonPage | None = None,
 ) -> dict[str, evaluator.Summary]:
   """Scores every method on every clip.
 
@@ -206,15 +208,21 @@ def compare(
     surface: Settings of the surfaces.
     conventions: Conventions of the metrics.
     log: Shows progress.
+    page: Gets a picture of the model's meshes of each clip.
 
   Returns:
     A summary for each of `METHODS`.
   """
 
-  def score(meshes: Meshes, clip: HeldOutClip) -> evaluator.SequenceMetrics:
-    return evaluator.evaluate_sequence(
+  def score(
+    method: str, meshes: Meshes, clip: HeldOutClip
+  ) -> evaluator.SequenceMetrics:
+    scores = evaluator.evaluate_sequence(
       meshes, clip.truth, conventions, name=clip.name
     )
+    if page and method == METHODS[0]:
+      page.add(scores, meshes, clip.truth, clip.images)
+    return scores
 
   scores = _score_answers(
     model, clips, training_clips, sampling, surface, score, log
@@ -233,7 +241,10 @@ def compare_by_protocol(
 ) -> dict[str, protocol_scores.Report]:
   """Scores every method by a named protocol; for arguments see `compare`."""
 
-  def score(meshes: Meshes, clip: HeldOutClip) -> protocol_scores.ClipScores:
+  def score(
+    method: str, meshes: Meshes, clip: HeldOutClip
+  ) -> protocol_scores.ClipScores:
+    del method
     return evaluate.score_clip(
       sequences.ShapeSequence(tuple(meshes)),
       sequences.ShapeSequence(tuple(clip.truth)),
@@ -256,10 +267,10 @@ def _score_answers(
   training_clips: Sequence[solids.SyntheticClip],
   sampling: model_lib.SamplingConfig,
   surface: pipeline.SurfaceConfig,
-  score: Callable[[Meshes, HeldOutClip], _Score],
+  score: Callable[[str, Meshes, HeldOutClip], _Score],
   log: run_log.RunLog,
 ) -> dict[str, list[_Score]]:
-  """Results of `score(meshes, clip)` for every method and clip."""
+  """Results of `score(method, meshes, clip)` for every method and clip."""
   with log.stage("trivial answers"):
     average = mean_shape(training_clips)
     nearest = truth_meshes(best_training_clip(training_clips, clips))
@@ -277,5 +288,5 @@ def _score_answers(
   scores = {name: [] for name in answers}
   for clip in log.each("sample and score", clips):
     for name, answer in answers.items():
-      scores[name].append(score(answer(clip), clip))
+      scores[name].append(score(name, answer(clip), clip))
   return scores
