@@ -263,7 +263,9 @@ def gather(parameter: nnx.Param, dtype: Any) -> Array:
   return _reshard(value, tuple(NamedSharding(mesh, step) for step in steps))
 
 
-def _keep(entry, names):
+def _keep(
+  entry: str | tuple[str, ...] | None, names: Sequence[str]
+) -> str | tuple[str, ...] | None:
   """The mesh axes of a spec's entry that are among `names`."""
   entry = (entry,) if isinstance(entry, str) else (entry or ())
   kept = tuple(name for name in entry if name in names)
@@ -271,18 +273,22 @@ def _keep(entry, names):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _reshard(x, steps):
+def _reshard(x: Array, steps: tuple[NamedSharding, ...]) -> Array:
   """Moves an array from the first of several shardings to the last one."""
   for step in steps[1:]:
     x = jax.lax.with_sharding_constraint(x, step)
   return x
 
 
-def _reshard_forward(x, steps):
+def _reshard_forward(
+  x: Array, steps: tuple[NamedSharding, ...]
+) -> tuple[Array, None]:
   return _reshard(x, steps), None
 
 
-def _reshard_backward(steps, _, cotangent):
+def _reshard_backward(
+  steps: tuple[NamedSharding, ...], _: None, cotangent: Array
+) -> tuple[Array]:
   return (jax.lax.with_sharding_constraint(cotangent, steps[0]),)
 
 
@@ -320,7 +326,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
   """
   whole = NamedSharding(mesh, Spec())
 
-  def of_node(node):
+  def of_node(node: nnx.Variable | Array | jax.ShapeDtypeStruct) -> Any:
     if not isinstance(node, nnx.Variable):
       return whole
     axes = node.get_metadata().get("logical_axes")
@@ -367,10 +373,10 @@ def global_batch(
   """
   position = {int(row): index for index, row in enumerate(rows)}
 
-  def place(x):
+  def place(x: np.ndarray) -> Array:
     shape = (num_rows, *x.shape[1:])
 
-    def shard(index):
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
       wanted = [position[row] for row in range(num_rows)[index[0]]]
       return np.ascontiguousarray(x[wanted][(slice(None), *index[1:])])
 

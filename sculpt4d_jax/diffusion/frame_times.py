@@ -56,6 +56,7 @@ class FrameTimesConfig:
 
   @property
   def is_on(self) -> bool:
+    """Whether any clip has times that differ between its frames."""
     return self.known + self.independent > 0
 
 

@@ -53,10 +53,10 @@ class ScheduledVelocity:
     """
 
     def wrapped(variant: _Variant) -> _Variant:
-      def run(x, time, memory):
+      def run(x: Array, time: Array, memory: Any) -> tuple[Array, Any]:
         kept = []
 
-        def plain(x, time):
+        def plain(x: Array, time: Array) -> Array:
           velocity, after = variant(x, time, memory)
           kept.append(after)
           return velocity
@@ -144,15 +144,15 @@ def scheduled(
     return guided(pair, scale)
   remembers = keep_difference > 1
 
-  def unguided(x, time, memory):
+  def unguided(x: Array, time: Array, memory: Any) -> tuple[Array, Any]:
     return conditional(x, time), memory
 
-  def fresh(x, time, memory):
+  def fresh(x: Array, time: Array, memory: Any) -> tuple[Array, Any]:
     with_context, without = pair(x, time)
     velocity = combine(with_context, without, scale)
     return velocity, with_context - without if remembers else memory
 
-  def kept(x, time, difference):
+  def kept(x: Array, time: Array, difference: Array) -> tuple[Array, Array]:
     velocity = conditional(x, time)
     return velocity + (scale - 1) * difference, difference
 

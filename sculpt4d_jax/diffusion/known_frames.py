@@ -47,8 +47,8 @@ def on_path(known: KnownFrames, noise: Float[Array, "B F *shape"]) -> Wrapper:
   mask = _over_frames(known.is_known, noise)
   direction = paths.velocity(noise, known.data)
 
-  def wrapper(velocity):
-    def run(x, time):
+  def wrapper(velocity: guidance.VelocityFunction) -> guidance.VelocityFunction:
+    def run(x: Array, time: Array) -> Array:
       path = paths.interpolate(noise, known.data, time)
       answer = velocity(jnp.where(mask, path, x), time)
       return jnp.where(mask, direction, answer.astype(jnp.float32))
@@ -61,8 +61,8 @@ def on_path(known: KnownFrames, noise: Float[Array, "B F *shape"]) -> Wrapper:
 def clean(known: KnownFrames) -> Wrapper:
   """Shows known frames as they are, at time 1."""
 
-  def wrapper(velocity):
-    def run(x, time):
+  def wrapper(velocity: guidance.VelocityFunction) -> guidance.VelocityFunction:
+    def run(x: Array, time: Array) -> Array:
       frame_time = jnp.where(known.is_known, 1.0, time[:, None])
       answer = velocity(known.put(x), frame_time)
       mask = _over_frames(known.is_known, answer)

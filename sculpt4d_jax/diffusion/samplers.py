@@ -6,6 +6,7 @@ add a sampler, write its solver in `solvers/` and add it to SAMPLERS.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from jax import lax
@@ -23,6 +24,13 @@ from sculpt4d_jax.errors import UserError
 
 Array = array_types.Array
 Float = array_types.Float
+
+# (x, time, form of the call, memory) -> velocity and the next call's memory.
+_Ask = Callable[[Array, Array, Array | None, Any], tuple[Array, Any]]
+# State, next point, velocity of the previous call, memory.
+_Carry = tuple[Array, Array | None, Array | None, Any]
+# Time, weights of the state and of the point, form and number of a call.
+_Call = tuple[Array, Array, Array, Array | None, Array | None]
 
 
 SAMPLERS: Mapping[str, calls_lib.Solver] = {
@@ -128,7 +136,7 @@ def integrate(
   """
   ask, forms, memory = _asked(velocity, noise, calls.times)
 
-  def step(carry, call):
+  def step(carry: _Carry, call: _Call) -> tuple[_Carry, Array | None]:
     x, y, last, memory = carry
     time, state, point, form, number = call
     start = x if y is None else y
@@ -138,7 +146,7 @@ def integrate(
     if on_call is not None:
       _report(on_call, number, answer)
 
-    def advanced(weights):
+    def advanced(weights: Array) -> Array:
       change = weights[0] * answer
       if calls.uses_memory:
         change = change + weights[1] * last
@@ -164,14 +172,18 @@ def integrate(
   return x
 
 
-def _report(on_call, number, answer):
+def _report(
+  on_call: Callable[[int], None], number: Array, answer: Array
+) -> None:
   """Reports the number of a call to the host, once its result is ready."""
   # Depends on the result, or XLA could report before computing it.
   number = number + (0.0 * answer.ravel()[0]).astype(number.dtype)
   jax.debug.callback(lambda n: on_call(int(n)), number)
 
 
-def _asked(velocity, noise, times):
+def _asked(
+  velocity: guidance.Velocity, noise: Array, times: np.ndarray
+) -> tuple[_Ask, Array | None, Any]:
   """A function (x, time, form, memory), the form of each call, the memory."""
   if not isinstance(velocity, guidance.ScheduledVelocity):
     return (lambda x, time, form, memory: (velocity(x, time), None)), None, None
@@ -184,7 +196,7 @@ def _asked(velocity, noise, times):
     ask = lambda x, time, form, memory: only(x, time, memory)
     return ask, None, memory
 
-  def ask(x, time, form, memory):
+  def ask(x: Array, time: Array, form: Array, memory: Any) -> tuple[Array, Any]:
     return lax.switch(form, variants, x, time, memory)
 
   return ask, jnp.asarray(forms, jnp.int32), memory

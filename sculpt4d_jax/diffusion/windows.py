@@ -101,7 +101,7 @@ def averaged(
       total[start : start + size] += ramp
     ramp = _over(jnp.asarray(ramp, jnp.float32), x.ndim)
 
-    def add(sum_, start):
+    def add(sum_: Array, start: Array) -> tuple[Array, None]:
       cut = lambda y, axis: lax.dynamic_slice_in_dim(y, start, size, axis)
       own_time = cut(time, 1) if time.ndim == 2 else time
       own_context = jax.tree.map(lambda y: cut(y, frame_axis(y)), context)

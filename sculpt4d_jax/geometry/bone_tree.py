@@ -59,10 +59,12 @@ class Rig:
 
   @property
   def num_bones(self) -> int:
+    """Number of bones, the root included."""
     return self.skin.num_bones
 
   @property
   def names(self) -> list[str]:
+    """Names bone_00, bone_01, ... in the order of the tree."""
     return [f"bone_{bone:02d}" for bone in range(self.num_bones)]
 
   def joint_positions(self) -> np.ndarray:

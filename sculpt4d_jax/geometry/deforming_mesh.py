@@ -56,23 +56,29 @@ class DeformingMesh:
 
   @property
   def num_frames(self) -> int:
+    """Number of frames F."""
     return len(self.vertices)
 
   @property
   def num_vertices(self) -> int:
+    """Number of vertices V, equal in all frames."""
     return self.vertices.shape[1]
 
   @property
   def num_faces(self) -> int:
+    """Number of triangles T, equal in all frames."""
     return len(self.faces)
 
   def frame(self, index: int) -> TriangleMesh:
+    """The mesh of one frame, without colours."""
     return TriangleMesh(self.vertices[index], self.faces)
 
   def frames(self) -> Iterator[TriangleMesh]:
+    """Yields the meshes of all frames in order."""
     return (self.frame(index) for index in range(self.num_frames))
 
   def rest_mesh(self) -> TriangleMesh:
+    """The mesh of the rest pose, with the frames' faces."""
     return TriangleMesh(self.rest, self.faces)
 
   def select_faces(self, keep: np.ndarray) -> "DeformingMesh":
@@ -210,7 +216,7 @@ def _stretch(mesh: DeformingMesh, size: float) -> float:
   )
   edges = np.unique(np.sort(edges, axis=1), axis=0)
 
-  def lengths(frame):
+  def lengths(frame: int) -> np.ndarray:
     ends = mesh.vertices[frame].astype(np.float64)[edges]
     return np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
 

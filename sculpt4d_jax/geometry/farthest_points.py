@@ -62,7 +62,9 @@ def farthest_points(
   # Half precision would merge neighbouring points.
   x, y, z = jnp.asarray(points, jnp.float32).T
 
-  def pick(carry, _):
+  def pick(
+    carry: tuple[Array, Array], _: None
+  ) -> tuple[tuple[Array, Array], Array]:
     row, distance = carry
     to_row = (x - x[row]) ** 2 + (y - y[row]) ** 2 + (z - z[row]) ** 2
     distance = jnp.minimum(distance, to_row)
@@ -105,6 +107,7 @@ class GroupSizes:
 
   @property
   def num_queries(self) -> int:
+    """Number of queries from both groups together."""
     return self.uniform_queries + self.sharp_queries
 
 

@@ -11,7 +11,7 @@ they belong to the inner ends of intersecting limbs.
 Source: Sculpt4D, "Consistent surface sampling".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 
 import numpy as np
@@ -109,7 +109,9 @@ def draw(
   if not (np.isfinite(area) and area > 0):
     rest = mesh.frame(0)
 
-  def seen(draw_points, count):
+  def seen(
+    draw_points: Callable[[int], sampling.SurfacePoints], count: int
+  ) -> tuple[np.ndarray, np.ndarray] | None:
     """`count` points that are not hidden, or None if none are drawn."""
     drawn = draw_points(_OVERSAMPLE * count)
     if not len(drawn) or not count:
@@ -199,7 +201,12 @@ def _unit_normals(surface: TriangleMesh) -> np.ndarray:
   )
 
 
-def _hidden(mesh, points, surfaces, depth) -> np.ndarray:
+def _hidden(
+  mesh: DeformingMesh,
+  points: sampling.SurfacePoints,
+  surfaces: Sequence[tuple[int, TriangleMesh]],
+  depth: float,
+) -> np.ndarray:
   """Points deeper than `depth` in all of the frames, bool [P]."""
   hidden = np.ones(len(points), bool)
   for frame, surface in surfaces:

@@ -73,6 +73,7 @@ class GridField:
 
   @property
   def resolution(self) -> int:
+    """Number of cells along an axis."""
     return self.values.shape[0] - 1
 
 
@@ -308,7 +309,7 @@ def _evaluate_where(
   flat = values.reshape(-1)
   pending = None  # The host prepares a chunk while the device computes one.
 
-  def store(rows, result):
+  def store(rows: np.ndarray, result: array_types.AnyArray) -> None:
     result = np.asarray(result, np.float32)
     if result.shape != (chunk_size,):
       raise UserError(

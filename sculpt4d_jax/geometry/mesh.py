@@ -41,14 +41,17 @@ class TriangleMesh:
 
   @property
   def num_vertices(self) -> int:
+    """Number of vertices V, those without faces included."""
     return len(self.vertices)
 
   @property
   def num_faces(self) -> int:
+    """Number of triangles T."""
     return len(self.faces)
 
   @property
   def is_empty(self) -> bool:
+    """Whether there are no faces; there may be vertices."""
     return self.num_faces == 0
 
   def face_cross_products(self) -> np.ndarray:

@@ -82,7 +82,9 @@ def unsigned_distance(
   return distances
 
 
-def _may_be_within(mesh, points, cap) -> np.ndarray:
+def _may_be_within(
+  mesh: TriangleMesh, points: np.ndarray, cap: float
+) -> np.ndarray:
   """Points [Q] that are not excluded by the balls around the faces."""
   corners = mesh.vertices.astype(np.float64)[mesh.faces]
   centres = corners.mean(1)

@@ -151,7 +151,7 @@ def project_to_surface(
     Positions and outward unit normals, each [..., 3].
   """
 
-  def step(points, _):
+  def step(points: Array, _: None) -> tuple[Array, None]:
     distance = signed_distance(solid, points)[..., None]
     slope = gradient(solid, points)
     square = jnp.sum(slope**2, -1, keepdims=True)

@@ -73,10 +73,12 @@ class Skin:
 
   @property
   def num_bones(self) -> int:
+    """Number of bones."""
     return self.weights.shape[1]
 
   @property
   def num_frames(self) -> int:
+    """Number of frames F."""
     return len(self.rotations)
 
   def posed(self) -> np.ndarray:

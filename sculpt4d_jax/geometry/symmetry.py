@@ -40,6 +40,7 @@ class Plane:
     return points - 2 * height[:, None] * self.normal
 
   def mirror_directions(self, vectors: np.ndarray) -> np.ndarray:
+    """Mirrors directions [..., 3], which the plane's offset does not move."""
     return vectors - 2 * (vectors @ self.normal)[:, None] * self.normal
 
 

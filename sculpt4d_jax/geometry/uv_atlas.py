@@ -57,6 +57,7 @@ class UvAtlas:
 
   @property
   def num_vertices(self) -> int:
+    """Number of vertices after cutting along the seams."""
     return len(self.vertex_map)
 
 

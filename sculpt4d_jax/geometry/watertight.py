@@ -134,7 +134,7 @@ def find_flipped_faces(mesh: TriangleMesh) -> np.ndarray:
   return flipped
 
 
-def _is_cavity(mesh, members, is_alone) -> bool:
+def _is_cavity(mesh: TriangleMesh, members: np.ndarray, is_alone: bool) -> bool:
   if is_alone:
     return False
   others = np.ones(mesh.num_faces, bool)
@@ -243,7 +243,7 @@ def close(
   # Distances must be exact near the surface only: within a coarse cell.
   cap = 4 * settings.bounds / coarsest
 
-  def field(points):
+  def field(points: np.ndarray) -> np.ndarray:
     # The grid pads its calls with the origin (for jitted fields): not
     # evaluated.
     used = 1 + np.flatnonzero(points.any(axis=1)).max(initial=0)
@@ -252,7 +252,7 @@ def close(
     result[used:] = result[used - 1]
     return result
 
-  def distance_field(points):
+  def distance_field(points: np.ndarray) -> np.ndarray:
     value = mesh_distance.signed_distance(body, points, cap=cap)
     if not sheet.is_empty:
       distance = mesh_distance.unsigned_distance(sheet, points, cap=cap)
@@ -301,7 +301,12 @@ def fill_cavities(values: np.ndarray) -> np.ndarray:
   return np.where(cavity, np.maximum(np.abs(values), 1e-6), values)
 
 
-def _missing_faces(source, surface, settings, rng):
+def _missing_faces(
+  source: TriangleMesh,
+  surface: TriangleMesh | None,
+  settings: WatertightSettings,
+  rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
   """Counts samples of each face: missing from the surface, and all [T]."""
   points = sampling.sample_surface(source, settings.test_points, rng)
   missing = np.ones(len(points), bool)

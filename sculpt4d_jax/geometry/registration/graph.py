@@ -79,6 +79,7 @@ class Graph:
 
   @property
   def num_nodes(self) -> int:
+    """Number of nodes of the deformation graph."""
     return len(self.places)
 
   def blend(self, pose: Pose) -> np.ndarray:

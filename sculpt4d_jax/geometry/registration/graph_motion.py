@@ -69,10 +69,12 @@ class GraphMotion:
 
   @property
   def num_frames(self) -> int:
+    """Number of frames F."""
     return len(self.turns)
 
   @property
   def num_nodes(self) -> int:
+    """Number of nodes of the deformation graph."""
     return len(self.places)
 
   def positions(self) -> np.ndarray:

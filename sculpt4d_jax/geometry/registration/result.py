@@ -123,6 +123,7 @@ class Registered:
 
   @property
   def num_frames(self) -> int:
+    """Number of frames F."""
     return self.mesh.num_frames
 
   def deformation(self) -> DeformingMesh:
