@@ -9,6 +9,7 @@ This file decides which calls are served, orders and pads the blocks, and binds
 the gradients.
 """
 
+from collections.abc import Callable, Sequence
 import functools
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from .. import mask as mask_lib
 from . import backward
 from . import forward
 from . import lists as tpu_lists
+from . import products
 from . import tiles as tpu_tiles
 
 _HEAD_DIMS = (64, 128)
@@ -116,7 +118,15 @@ def gradients(
   return _backward(static, residuals, (output_bar, log_sum_exp_bar))
 
 
-def _static(query, mask, scale, token_order, tiles, chip, interpret) -> _Static:
+def _static(
+  query: jax.Array,
+  mask: mask_lib.Mask,
+  scale: float,
+  token_order: mask_lib.TokenOrder,
+  tiles: tpu_tiles.TileSizes | None,
+  chip: tpu_tiles.Chip | None,
+  interpret: bool,
+) -> _Static:
   if not interpret:
     if chip is None:
       chip = _chip_at_hand()
@@ -142,7 +152,7 @@ def _chip_at_hand() -> tpu_tiles.Chip:
   return tpu_tiles.chip_of(jax.devices()[0].device_kind)
 
 
-def _require_sizes(query, tiles):
+def _require_sizes(query: jax.Array, tiles: tpu_tiles.TileSizes | None) -> None:
   # TPU matrix units multiply bfloat16.
   if query.dtype == jnp.float16:
     raise errors.NotServedError("float16 is not served; cast to bfloat16")
@@ -158,35 +168,49 @@ def _require_sizes(query, tiles):
     )
 
 
+# jax cannot differentiate kernels that make their own copies. Output and
+# log-sum-exp are kept, from which the backward kernel recomputes the weights.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attention(query, key, value, static):
+def _attention(
+  query: jax.Array, key: jax.Array, value: jax.Array, static: _Static
+) -> tuple[jax.Array, jax.Array]:
   return _forward(query, key, value, static)[0]
 
 
-def _forward(query, key, value, static):
+def _forward(
+  query: jax.Array, key: jax.Array, value: jax.Array, static: _Static
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
   arrays = (query, key, value)
   output, log_sum_exp = _batched(_run_forward, static)(*arrays)
   return (output, log_sum_exp), (*arrays, output, log_sum_exp)
 
 
-def _backward(static, residuals, cotangents):
+def _backward(
+  static: _Static,
+  residuals: tuple[jax.Array, ...],
+  cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   return _batched(_run_backward, static)(*residuals, *cotangents)
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _batched(function, static):
+def _batched(
+  function: Callable[..., tuple[jax.Array, ...]], static: _Static
+) -> Callable[..., tuple[jax.Array, ...]]:
   """Makes vmap join its axis to the batch; arrays are [B, H, S, ...]."""
 
   # The kernels address arrays in main memory by head, so that a new batch axis
   # has to become heads.
   @custom_batching.custom_vmap
-  def run(*arrays):
+  def run(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     return function(*arrays, static)
 
   @run.def_vmap
-  def _(axis_size, in_batched, *arrays):
+  def _(
+    axis_size: int, in_batched: Sequence[bool], *arrays: jax.Array
+  ) -> tuple[tuple[jax.Array, ...], tuple[bool, ...]]:
     arrays = [
       x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
       for x, batched in zip(arrays, in_batched)
@@ -200,7 +224,9 @@ def _batched(function, static):
   return run
 
 
-def _run_forward(query, key, value, static):
+def _run_forward(
+  query: jax.Array, key: jax.Array, value: jax.Array, static: _Static
+) -> tuple[jax.Array, jax.Array]:
   pieces = _Pieces(static, query.shape)
   output, log_sum_exp = forward.forward(
     *map(pieces.enter, (query, key, value)),
@@ -210,13 +236,21 @@ def _run_forward(query, key, value, static):
     tiles=static.tiles,
     interpret=static.interpret,
   )
+  # [.., 1, tokens] to [.., tokens, 1]: `leave` expects tokens before width.
   log_sum_exp = pieces.leave(log_sum_exp.swapaxes(-1, -2))
   return pieces.leave(output), log_sum_exp[..., 0]
 
 
 def _run_backward(
-  query, key, value, output, log_sum_exp, output_bar, log_sum_exp_bar, static
-):
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  output: jax.Array,
+  log_sum_exp: jax.Array,
+  output_bar: jax.Array,
+  log_sum_exp_bar: jax.Array,
+  static: _Static,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   pieces = _Pieces(static, query.shape)
   # The gradient of the softmax, p * (dp - sum(p * dp)): the sum equals output *
   # output_bar over K. The log-sum-exp has the gradient p, so its cotangent
@@ -225,7 +259,7 @@ def _run_backward(
   # The log-sum-exp is in base 2, because the kernels compute weights by exp2.
   rows = [
     pieces.enter(x[..., None])[..., None, :, 0]
-    for x in (forward.LOG2_E * log_sum_exp, offset)
+    for x in (products.LOG2_E * log_sum_exp, offset)
   ]
   query_bar, key_bar, value_bar = backward.backward(
     *map(pieces.enter, (query, key, value, output_bar.astype(query.dtype))),
@@ -244,7 +278,7 @@ def _run_backward(
   )
 
 
-def _lists(static, by_keys):
+def _lists(static: _Static, by_keys: bool) -> tuple[tpu_lists.WorkList, ...]:
   tiles = static.tiles
   return tpu_lists.make_lists(
     static.mask,
@@ -263,6 +297,8 @@ class _Pieces:
     self._layout = static.layout
     self._leading = shape[:2]
     blocks = len(static.layout.block_order)
+    # The blocks of a piece must be neighbours in memory, so that one copy moves
+    # it; with strides that are powers of two, bit-reversed order makes them so.
     order = np.array(static.layout.block_order)
     if static.token_order == "bit_reversed":
       # From the order that the blocks are in to the order of the kernels.
@@ -276,6 +312,8 @@ class _Pieces:
     x = self._permute(x, self._order)
     shape = (-1, layout.num_frames, layout.segments, layout.valid, x.shape[-1])
     x = x.reshape(shape)
+    # Scores are [keys, queries]: tokens fill the lanes of registers, 128 on a
+    # device.
     fill = layout.tokens - layout.valid
     return jnp.pad(x, [(0, 0)] * 3 + [(0, fill), (0, 0)]) if fill else x
 
@@ -288,7 +326,7 @@ class _Pieces:
       x, None if order is None else mask_lib.inverse_order(order)
     )
 
-  def _permute(self, x, order):
+  def _permute(self, x: jax.Array, order: np.ndarray | None) -> jax.Array:
     if order is None:
       return x
     shape = (*x.shape[:2], self._layout.num_frames, self._blocks, -1)

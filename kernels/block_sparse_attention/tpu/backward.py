@@ -15,6 +15,7 @@ the item's share added. The list keeps items that share a piece apart, so that a
 sum is written before it is read again.
 """
 
+from collections.abc import Sequence
 import functools
 
 import jax
@@ -23,14 +24,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from . import forward
+from ..pallas_types import Copy
+from ..pallas_types import Index
+from ..pallas_types import Ref
 from . import lists as tpu_lists
+from . import products
 from . import stream as tpu_stream
 from . import tiles as tpu_tiles
 
-_ROWS = (((1,), (1,)), ((), ()))
-_COLUMNS = (((0,), (0,)), ((), ()))
-_FIRST_WITH_LAST = (((0,), (1,)), ((), ()))
+# An item waits until the copies out of the item two before it are done, and
+# only then starts the copies in of the item `buffers` - 1 after it. An item may
+# hence not share a piece with the `buffers` items before it, which is the window
+# of `lists`: more buffers here would need a longer window.
+#
+#   item i             begin: item i - 2 is written     end: start to write i
+#                      fetch: start to read i + buffers - 1
 _OUT_BUFFERS = 2
 _LAG = 2  # Pairs of pieces whose scores are begun early.
 
@@ -38,7 +46,17 @@ _LAG = 2  # Pairs of pieces whose scores are begun early.
 class _Backward:
   """The work on one tile of keys."""
 
-  def __init__(self, stream, tile, streamed, sums, out, scale, valid, segments):
+  def __init__(
+    self,
+    stream: tpu_stream.ItemStream,
+    tile: tuple[Ref, Ref],
+    streamed: Sequence[Ref],
+    sums: Sequence[Ref],
+    out: "_Out",
+    scale: float,
+    valid: int,
+    segments: int,
+  ):
     self.stream = stream
     self.keys, self.values = tile
     self.queries, self.outputs_bar, self.rows, self.queries_bar = streamed
@@ -46,7 +64,7 @@ class _Backward:
     self.out = out
     self.scale, self.valid, self.segments = scale, valid, segments
 
-  def run(self, item, size, pieces):
+  def run(self, item: jax.Array, size: int, pieces: Sequence[Index]) -> None:
     """One item, or some of its pieces.
 
     The scores of a pair of pieces are begun before those of the pairs before it
@@ -55,6 +73,12 @@ class _Backward:
     """
     slot, rows = self.stream.slot(item), self.stream.rows(item, size)
     out = self.out.buffer(item)
+    # With a lag of 2, B for `_begin` and F for `_finish` of a pair:
+    #
+    #   B0 B1 | B2 F0 | B3 F1 | B4 F2 | ... | F3 | F4
+    #
+    # The products of B2 are independent of F0 and run during its exponentials.
+    #
     # Row by row, so that the sums of a row's keys and values are read and
     # written once an item.
     pairs = [(row, piece) for row in rows for piece in pieces]
@@ -74,46 +98,58 @@ class _Backward:
       before = self.queries_bar[slot, piece] if is_first else out[piece]
       out[piece] = before + query_share
 
-  def _begin(self, slot, row, piece):
+  def _begin(
+    self, slot: jax.Array, row: Index, piece: Index
+  ) -> tuple[jax.Array, jax.Array]:
     """Scores and the gradients of the weights."""
-    place = forward.divide(row, self.segments)
-    scores = forward.product(self.keys[place], self.queries[slot, piece], _ROWS)
-    weights_bar = forward.product(
-      self.values[place], self.outputs_bar[slot, piece], _ROWS
+    place = products.divide(row, self.segments)
+    scores = products.product(
+      self.keys[place], self.queries[slot, piece], products.ROWS
+    )
+    weights_bar = products.product(
+      self.values[place], self.outputs_bar[slot, piece], products.ROWS
     )
     return scores, weights_bar
 
-  def _finish(self, slot, row, piece, scores, weights_bar):
+  def _finish(
+    self,
+    slot: jax.Array,
+    row: Index,
+    piece: Index,
+    scores: jax.Array,
+    weights_bar: jax.Array,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Shares of the gradients of keys, values and queries, transposed."""
     query, output_bar = self.queries[slot, piece], self.outputs_bar[slot, piece]
     log_sum_exp = self.rows[slot, piece, 0:1]
     offset = self.rows[slot, piece, 1:2]
     # Padding keys must be masked. Padding queries are all zero (cotangent and
     # offset too), so they add nothing to any gradient.
-    scores = forward.masked_fill(scores * self.scale, self.valid)
+    scores = products.masked_fill(scores * self.scale, self.valid)
     weights = jnp.exp2(scores - log_sum_exp)
     # Rounded to the dtype of the inputs, as factor of two products.
     scores_bar = (weights * (weights_bar - offset)).astype(query.dtype)
-    key = self.keys[forward.divide(row, self.segments)]
+    key = self.keys[products.divide(row, self.segments)]
     return (
-      forward.product(query, scores_bar, _FIRST_WITH_LAST),
-      forward.product(
-        output_bar, weights.astype(query.dtype), _FIRST_WITH_LAST
+      products.product(query, scores_bar, products.FIRST_WITH_LAST),
+      products.product(
+        output_bar, weights.astype(query.dtype), products.FIRST_WITH_LAST
       ),
-      forward.product(key, scores_bar, _COLUMNS),
+      products.product(key, scores_bar, products.COLUMNS),
     )
 
-  def run_rest(self, size, first, number):
-    def run(item, start, count):
+  def run_rest(self, size: int, first: Index, number: jax.Array) -> None:
+    def run(item: jax.Array, start: jax.Array, count: int) -> None:
       self.run(item, size, [start + c for c in range(count)])
 
     tpu_stream.for_rest(
       self.stream, first, number, run, self.out.begin, self.out.end
     )
 
-  def run_full(self, size, first, number):
-    def step(index, _):
+  def run_full(self, size: int, first: Index, number: jax.Array) -> None:
+    def step(index: jax.Array, _: jax.Array) -> int:
       item = first + index
+      # Before `fetch_ahead`: see `_OUT_BUFFERS`.
       self.out.begin(item)
       self.stream.wait_full(item)
       self.stream.fetch_ahead(item)
@@ -127,27 +163,35 @@ class _Backward:
 class _Out:
   """Sums of the queries' gradients on their way back to main memory."""
 
-  def __init__(self, stream, array, head, buffers, pending, semaphores):
+  def __init__(
+    self,
+    stream: tpu_stream.ItemStream,
+    array: Ref,
+    head: jax.Array,
+    buffers: Ref,
+    pending: Ref,
+    semaphores: Ref,
+  ):
     self._stream, self._array, self._head = stream, array, head
     self._buffers = buffers
     self._pending = pending  # Copies under way, for every buffer.
     self._semaphores = semaphores
 
-  def _slot(self, item):
+  def _slot(self, item: Index) -> jax.Array:
     return lax.rem(self._stream.number(item), _OUT_BUFFERS)
 
-  def buffer(self, item):
+  def buffer(self, item: Index) -> Ref:
     return self._buffers.at[self._slot(item)]
 
-  def reset(self):
+  def reset(self) -> None:
     for slot in range(_OUT_BUFFERS):
       self._pending[slot] = 0
 
-  def begin(self, item):
+  def begin(self, item: Index) -> None:
     """Waits until the buffer of an item is free."""
     self._wait(self._slot(item))
 
-  def end(self, item):
+  def end(self, item: Index) -> None:
     """Starts the copies of an item's pieces."""
     slot = self._slot(item)
     # A later item, perhaps of another tile, waits for these copies; it knows
@@ -158,23 +202,26 @@ class _Out:
       lambda index, is_run: self._copy(slot, index, item, is_run).start(),
     )
 
-  def drain(self):
+  def drain(self) -> None:
     for slot in range(_OUT_BUFFERS):
       self._wait(slot)
 
-  def _wait(self, slot):
+  def _wait(self, slot: Index) -> None:
     pending = self._pending[slot]
+    # For all pieces of a full item one wait instead of many.
     is_full = pending == self._stream.size
 
     @pl.when(is_full)
-    def _():
+    def _() -> None:
       buffer = self._buffers.at[slot]
       # Waits for the bytes of all copies from this buffer.
       pltpu.make_async_copy(buffer, buffer, self._semaphores.at[slot]).wait()
 
     @pl.when(jnp.logical_not(is_full))
-    def _():
-      def wait(index, _):
+    def _() -> None:
+      # A semaphore counts bytes, so piece by piece will do for runs too, and
+      # any item's address (here item 0's) has the right size.
+      def wait(index: jax.Array, _: jax.Array) -> int:
         self._copy(slot, index, 0, False).wait()
         return 0
 
@@ -182,7 +229,13 @@ class _Out:
 
     self._pending[slot] = 0
 
-  def _copy(self, slot, index, item, is_run):
+  def _copy(
+    self,
+    slot: Index,
+    index: Index,
+    item: Index,
+    is_run: bool,
+  ) -> Copy:
     return pltpu.make_async_copy(
       self._stream.of_buffer(self._buffers, slot, index, is_run),
       self._stream.of_array(self._array, item, index, is_run),
@@ -190,8 +243,17 @@ class _Out:
     )
 
 
-def _kernel(*refs, work, scale, valid, buffers, is_first):
+def _kernel(
+  *refs: Ref,
+  work: tpu_lists.WorkList,
+  scale: float,
+  valid: int,
+  buffers: int,
+  is_first: bool,
+) -> None:
   words, key, value, queries_all, outputs_bar_all, rows_all, _ = refs[:7]
+  # Inputs, outputs and scratch in one row. The seventh input is the sum of the
+  # queries' gradient, which shares its memory with the first output.
   refs = list(refs[7:])
   old = () if is_first else (refs.pop(0), refs.pop(0))
   queries_bar_all, *results = (refs.pop(0) for _ in range(3))
@@ -219,7 +281,7 @@ def _kernel(*refs, work, scale, valid, buffers, is_first):
   index = pl.program_id(1) * pl.num_programs(2) + pl.program_id(2)
 
   @pl.when(index == 0)
-  def _():
+  def _() -> None:
     out.reset()
     stream.begin()
 
@@ -248,7 +310,7 @@ def _kernel(*refs, work, scale, valid, buffers, is_first):
       result[place] = x[row].T.astype(result.dtype)
 
   @pl.when(index == pl.num_programs(1) * pl.num_programs(2) - 1)
-  def _():
+  def _() -> None:
     stream.end()
     out.drain()
 
@@ -264,7 +326,7 @@ def backward(
   scale: float,
   valid: int,
   tiles: tpu_tiles.TileSizes,
-  interpret,
+  interpret: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients, up to a factor: those of query and key lack `scale`.
 
@@ -287,7 +349,8 @@ def backward(
     gradients of key and value, as key.
   """
   heads, num_frames, num_segments, tokens, width = query.shape
-  # Pieces that no key sees in a pass keep their sum, so it starts at zero.
+  # Main memory holds the sum over passes and tiles: two tiles of keys see the
+  # same queries. Pieces that no key sees in a pass keep their sum, so it starts at zero.
   query_bar = jnp.zeros(
     (heads, num_frames, num_segments, width, tokens), jnp.float32
   )
@@ -312,21 +375,21 @@ def backward(
 
 
 def _one_pass(
-  query,
-  key,
-  value,
-  output_bar,
-  rows,
-  query_bar,
-  bars,
-  work,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  output_bar: jax.Array,
+  rows: jax.Array,
+  query_bar: jax.Array,
+  bars: Sequence[jax.Array],
+  work: tpu_lists.WorkList,
   *,
-  scale,
-  valid,
-  tiles,
-  interpret,
-  is_last,
-):
+  scale: float,
+  valid: int,
+  tiles: tpu_tiles.TileSizes,
+  interpret: bool,
+  is_last: bool,
+) -> Sequence[jax.Array]:
   buffers = tiles.buffers
   heads, num_frames, num_segments, tokens, width = query.shape
   frames, segments = work.tile
@@ -348,7 +411,7 @@ def _one_pass(
   kernel = functools.partial(
     _kernel,
     work=work,
-    scale=scale * forward.LOG2_E,
+    scale=scale * products.LOG2_E,
     valid=valid,
     buffers=buffers,
     is_first=not bars,
@@ -384,6 +447,8 @@ def _one_pass(
       pltpu.VMEM((num_rows, width, tokens), jnp.float32),
     ],
     compiler_params=pltpu.CompilerParams(
+      # Tiles of one head add to the same sums, so they run in order; heads are
+      # independent.
       dimension_semantics=("parallel", "arbitrary", "arbitrary"),
       vmem_limit_bytes=tiles.memory_mib << 20,
     ),

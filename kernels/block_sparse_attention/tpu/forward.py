@@ -22,6 +22,7 @@ The softmax is online and in base 2: m is the running maximum of log2(e) *
 scores, l the sum of 2^(. - m), and acc the sum of 2^(. - m) * value.
 """
 
+from collections.abc import Iterator, Sequence
 import functools
 
 import jax
@@ -29,50 +30,47 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
+import numpy as np
 
+from ..pallas_types import Index
+from ..pallas_types import Ref
 from . import lists as tpu_lists
+from . import products
 from . import stream as tpu_stream
 from . import tiles as tpu_tiles
 
-# dot_general with the contracted axes of both operands: last with last, last
-# with first.
-_ROWS = (((1,), (1,)), ((), ()))
-_LAST_WITH_FIRST = (((1,), (0,)), ((), ()))
 _ONES = 16  # Rows of ones below the values; 16 fill a bfloat16 register.
-_UNSEEN = -1e30  # Score of a padding token; finite, so that exp2 gives 0.
-LN_2 = 0.6931471805599453
-LOG2_E = 1.4426950408889634
-
-
-def product(a: jax.Array, b: jax.Array, axes) -> jax.Array:
-  """Product with float32 accumulation; float32 operands stay float32."""
-  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  return lax.dot_general(
-    a, b, axes, precision=precision, preferred_element_type=jnp.float32
-  )
-
-
-def masked_fill(scores: jax.Array, valid: int) -> jax.Array:
-  """Masks the padding keys of a piece; scores are [keys, queries]."""
-  if valid == scores.shape[0]:
-    return scores
-  token = lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-  return jnp.where(token < valid, scores, _UNSEEN)
 
 
 class _Forward:
   """The work on one tile of queries."""
 
   def __init__(
-    self, stream, query, keys, values, state, scale, valid, segments
+    self,
+    stream: tpu_stream.ItemStream,
+    query: Ref,
+    keys: Ref,
+    values: Ref,
+    state: Sequence[Ref],
+    scale: float,
+    valid: int,
+    segments: int,
   ):
     self.stream = stream
     self.query, self.keys, self.values = query, keys, values
     self.maximum, self.total, self.output = state
     self.scale, self.valid = scale, valid
-    self.place = functools.partial(divide, segments=segments)
+    self.place = functools.partial(products.divide, segments=segments)
 
-  def start(self, item, size, scores, maxima, turned, pieces):
+  def start(
+    self,
+    item: Index,
+    size: int,
+    scores: Ref,
+    maxima: Ref,
+    turned: Ref,
+    pieces: Sequence[Index],
+  ) -> Iterator[None]:
     """Stage 1 of an item; yields after each pair of pieces.
 
     Writes scores [pairs, keys, queries], their maxima over the item, and the
@@ -83,18 +81,30 @@ class _Forward:
       query = self.query[self.place(row)]
       maximum = None
       for c, piece in enumerate(pieces):
+        # For the first row only; the other rows reuse the transposed values.
         if r == 0:
           values = self.values[slot, piece].T
           turned[c, : values.shape[0]] = values
-        s = product(self.keys[slot, piece], query, _ROWS) * self.scale
-        s = masked_fill(s, self.valid)
+        s = (
+          products.product(self.keys[slot, piece], query, products.ROWS)
+          * self.scale
+        )
+        s = products.masked_fill(s, self.valid)
         scores[r * len(pieces) + c] = s
         top = jnp.max(s, 0, keepdims=True)
         maximum = top if maximum is None else jnp.maximum(maximum, top)
         yield
       maxima[r] = maximum
 
-  def finish(self, item, size, scores, maxima, turned, pieces):
+  def finish(
+    self,
+    item: Index,
+    size: int,
+    scores: Ref,
+    maxima: Ref,
+    turned: Ref,
+    pieces: Sequence[Index],
+  ) -> Iterator[None]:
     """Stage 2 of an item; yields after each pair of pieces.
 
     The running sums are read late, next to their update: where rows are known
@@ -107,6 +117,8 @@ class _Forward:
       before = self.maximum[row]
       maxima[r] = jnp.maximum(before, maxima[r])
       shrinks.append(jnp.exp2(before - maxima[r]))
+    # A second loop: a write between the reads above would hold up the next
+    # read, as two rows known only at run time may be the same for the compiler.
     for r, row in enumerate(rows):
       self.maximum[row] = maxima[r]
     for r, row in enumerate(rows):
@@ -120,21 +132,31 @@ class _Forward:
           self.output[row] = shrinks[r] * self.output[row] + output
         yield
 
-  def _weigh(self, values, weights):
+  def _weigh(
+    self, values: jax.Array, weights: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     """Weights [keys, queries] times the values, and the sums of the weights.
 
     Where the matrix units have room, rows of ones below the values compute the
     sums in the same product and spare the vector units.
     """
     width = self.output.shape[-2]
-    weighted = product(values, weights.astype(values.dtype), _LAST_WITH_FIRST)
+    weighted = products.product(
+      values, weights.astype(values.dtype), products.LAST_WITH_FIRST
+    )
     # The row below the values holds the sums.
     if values.shape[0] > width:
       return weighted[:width], weighted[width : width + 1]
     return weighted, jnp.sum(weights, 0, keepdims=True)
 
-  def run_rest(self, size, buffer, first, number):
-    def run(item, start, count):
+  def run_rest(
+    self,
+    size: int,
+    buffer: Sequence[Ref],
+    first: Index,
+    number: jax.Array,
+  ) -> None:
+    def run(item: jax.Array, start: jax.Array, count: int) -> None:
       pieces = [start + c for c in range(count)]
       args = (item, size, *buffer, pieces)
       _exhaust(self.start(*args))
@@ -142,7 +164,15 @@ class _Forward:
 
     tpu_stream.for_rest(self.stream, first, number, run)
 
-  def run_full(self, size, even, odd, first, numbers, number):
+  def run_full(
+    self,
+    size: int,
+    even: Sequence[Ref],
+    odd: Sequence[Ref],
+    first: Index,
+    numbers: np.ndarray,
+    number: jax.Array,
+  ) -> None:
     """Runs full items from `first` on.
 
     `numbers` are the item counts of all tiles, known at trace time: code for one
@@ -150,7 +180,8 @@ class _Forward:
     """
     pieces = range(self.stream.size)
 
-    def one_step():
+    # Alone, an item has no neighbour to overlap with.
+    def one_step() -> None:
       self.stream.wait_full(first)
       self.stream.fetch_ahead(first)
       _exhaust(self.start(first, size, *even, pieces))
@@ -163,11 +194,22 @@ class _Forward:
         lambda: self._run_overlapping(size, even, odd, first, number)
       )
 
-  def _run_overlapping(self, size, even, odd, first, number):
+  def _run_overlapping(
+    self,
+    size: int,
+    even: Sequence[Ref],
+    odd: Sequence[Ref],
+    first: Index,
+    number: jax.Array,
+  ) -> None:
     """Software pipeline: stage 2 of an item with stage 1 of the next."""
     pieces = range(self.stream.size)
 
-    def step(item, old, new):
+    def step(
+      item: Index,
+      old: Sequence[Ref],
+      new: Sequence[Ref],
+    ) -> None:
       self.stream.wait_full(item + 1)
       self.stream.fetch_ahead(item)
       _exhaust(
@@ -177,29 +219,33 @@ class _Forward:
 
     # Two items an iteration: which buffer holds an item is then known when the
     # loop is traced.
-    def two_steps(index, _):
+    def two_steps(index: jax.Array, _: jax.Array) -> int:
       item = first + 2 * index
       step(item, even, odd)
 
       @pl.when(2 * index + 2 < number)
-      def _():
+      def _() -> None:
         step(item + 1, odd, even)
 
       return 0
 
-    def last_step(buffer):
+    def last_step(buffer: Sequence[Ref]) -> None:
       _exhaust(self.finish(first + number - 1, size, *buffer, pieces))
 
+    # Before the loop stage 1 of the first item, after it stage 2 of the last;
+    # the loop takes the number - 1 steps between them, two at a time.
     self.stream.wait_full(first)
     _exhaust(self.start(first, size, *even, pieces))
     lax.fori_loop(0, lax.div(number, 2), two_steps, 0)
+    # Every item fetches ahead once, or a later `wait` would never return. The
+    # last item has no step that does it.
     self.stream.fetch_ahead(first + number - 1)
     is_even = (number & 1) == 1  # Whether the last item is in buffer `even`.
     pl.when(is_even)(lambda: last_step(even))
     pl.when(jnp.logical_not(is_even))(lambda: last_step(odd))
 
 
-def _exhaust(*generators):
+def _exhaust(*generators: Iterator[None]) -> None:
   """Runs generators in turns, which interleaves their instructions."""
   done = object()
   generators = list(generators)
@@ -207,17 +253,18 @@ def _exhaust(*generators):
     generators = [g for g in generators if next(g, done) is not done]
 
 
-def divide(row, segments):
-  """Index of a piece in a tile of frames by segments."""
-  if isinstance(row, int):
-    return divmod(row, segments)
-  if segments == 1:
-    return row, 0
-  return lax.div(row, segments), lax.rem(row, segments)
-
-
-def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
+def _kernel(
+  *refs: Ref,
+  work: tpu_lists.WorkList,
+  scale: float,
+  valid: int,
+  buffers: int,
+  is_first: bool,
+  is_last: bool,
+) -> None:
   words, query, keys_all, values_all = refs[:4]
+  # Pallas passes inputs, outputs and scratch in one row; how many there are of
+  # the first two depends on the pass.
   refs = list(refs[4:])
   old_state = () if is_first else (refs.pop(0), refs.pop(0), refs.pop(0))
   results = [refs.pop(0) for _ in range(2 if is_last else 3)]
@@ -238,7 +285,7 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
   index = pl.program_id(1) * pl.num_programs(2) + pl.program_id(2)
 
   @pl.when(index == 0)
-  def _():
+  def _() -> None:
     stream.begin()  # The first items of the grid; later ones are prefetched.
     for turned in (even[2], odd[2]):
       width = output.shape[-2]
@@ -268,7 +315,9 @@ def _kernel(*refs, work, scale, valid, buffers, is_first, is_last):
       # One reciprocal a query instead of K divisions.
       mean = output[place] * (1.0 / total[place])
       results[0][place] = mean.T.astype(results[0].dtype)
-      results[1][place] = LN_2 * (maximum[place] + jnp.log2(total[place]))
+      results[1][place] = products.LN_2 * (
+        maximum[place] + jnp.log2(total[place])
+      )
   num_tiles = pl.num_programs(1) * pl.num_programs(2)
   pl.when(index == num_tiles - 1)(stream.end)
 
@@ -282,7 +331,7 @@ def forward(
   scale: float,
   valid: int,
   tiles: tpu_tiles.TileSizes,
-  interpret,
+  interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention over the pairs of pieces in the lists.
 
@@ -313,12 +362,23 @@ def forward(
       interpret=interpret,
       is_last=index == len(lists) - 1,
     )
-  return state
+  output, log_sum_exp = state
+  return output, log_sum_exp
 
 
 def _one_pass(
-  query, key, value, state, work, *, scale, valid, tiles, interpret, is_last
-):
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  state: Sequence[jax.Array],
+  work: tpu_lists.WorkList,
+  *,
+  scale: float,
+  valid: int,
+  tiles: tpu_tiles.TileSizes,
+  interpret: bool,
+  is_last: bool,
+) -> Sequence[jax.Array]:
   buffers = tiles.buffers
   heads, num_frames, num_segments, tokens, width = query.shape
   frames, segments = work.tile
@@ -326,20 +386,27 @@ def _one_pass(
   num_words = work.words.shape[1]
   num_rows, stream = work.sizes[0], work.stream
 
-  def tile(*shape):
+  def tile(*shape: int) -> pl.BlockSpec:
     return pl.BlockSpec(
       (None, frames, segments, *shape), lambda h, f, g: (h, f, g, 0, 0)
     )
 
-  def array(*shape, dtype=jnp.float32):
+  def array(
+    *shape: int, dtype: jax.typing.DTypeLike = jnp.float32
+  ) -> jax.ShapeDtypeStruct:
     shape = (heads, num_frames, num_segments, *shape)
     return jax.ShapeDtypeStruct(shape, dtype)
 
+  # Scalar memory: the words are addresses and lengths of loops, which the
+  # scalar unit computes with.
   words = pl.BlockSpec(
     (None, 1, num_words),
     lambda h, f, g: (f * grid[2] + g, 0, 0),
     memory_space=pltpu.SMEM,
   )
+  # Keys and values stay in main memory and the kernel copies pieces itself:
+  # Pallas' own pipeline copies one block a grid step, and here each tile sees
+  # another number of pieces.
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
   per_token, per_value = (1, tokens), (width, tokens)
   carried = (per_token, per_token, per_value)
@@ -366,7 +433,8 @@ def _one_pass(
   kernel = functools.partial(
     _kernel,
     work=work,
-    scale=scale * LOG2_E,
+    # The scores are scaled anyway, so that base 2 costs nothing.
+    scale=scale * products.LOG2_E,
     valid=valid,
     buffers=buffers,
     is_first=not state,
@@ -383,6 +451,7 @@ def _one_pass(
       pieces,
       pieces,
       pltpu.SemaphoreType.DMA((buffers,)),
+      # Twice: buffers `even` and `odd`.
       *between_stages,
       *between_stages,
       *sums,

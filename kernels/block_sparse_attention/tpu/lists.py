@@ -39,7 +39,9 @@ import numpy as np
 from .. import errors
 from .. import mask as mask_lib
 
-_MAX_RUN = 4  # Pieces that one copy fetches.
+# Pieces that one copy fetches. Longer runs would be fewer copies, but fewer
+# pieces are part of a run of full length.
+_MAX_RUN = 4
 _MAX_FILL = 2.0  # Padded tokens, as a multiple of the real ones.
 
 

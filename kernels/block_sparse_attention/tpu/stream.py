@@ -1,7 +1,6 @@
 """Inside the TPU kernels: fetching the pieces of items ahead of their use."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 from jax import lax
@@ -9,7 +8,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
+from ..pallas_types import Copy
+from ..pallas_types import Index
+from ..pallas_types import Ref
 from . import lists as tpu_lists
+
+# Size of the row sets; first item and number of items, rest and full.
+_Section = tuple[int, Index, jax.Array, Index, jax.Array]
 
 
 class ItemStream:
@@ -18,15 +23,21 @@ class ItemStream:
   Items are numbered from 0 within a tile. Copies run `buffers` - 1 items ahead,
   across the tiles of a head. A kernel takes the items in order; for each it
   calls `wait` before its pieces are used and `fetch_ahead` once the item before
-  it is done with.
+  it is done with. An item has the slot of its number modulo `buffers`; with
+  three of them:
+
+      item in use      0         1         2         3
+      its slot        [0]       [1]       [2]       [0]
+      in flight     1 -> [1]  2 -> [2]  3 -> [0]  4 -> [1]
+      started       2 -> [2]  3 -> [0]  4 -> [1]  5 -> [2]
   """
 
   def __init__(
     self,
-    words: Any,
+    words: Ref,
     head: jax.Array,
-    sources: Sequence[tuple[Any, Any]],
-    semaphores: Any,
+    sources: Sequence[tuple[Ref, Ref]],
+    semaphores: Ref,
     work: tpu_lists.WorkList,
     buffers: int,
   ):
@@ -69,11 +80,12 @@ class ItemStream:
     for index in range(self._buffers - 1):
       self.wait(num_items + index)
 
-  def fetch_ahead(self, item) -> None:
+  def fetch_ahead(self, item: Index) -> None:
+    """Starts the copies of the item that comes `buffers` - 1 items later."""
     # It takes the buffer of `item` - 1, which is no longer needed.
     self._start(item + self._buffers - 1)
 
-  def wait_full(self, item) -> None:
+  def wait_full(self, item: Index) -> None:
     """As `wait`, for an item that is known to be full."""
     slot = self.slot(item)
     for _, buffer in self._sources:
@@ -82,43 +94,47 @@ class ItemStream:
         buffer.at[slot], buffer.at[slot], self._semaphores.at[slot]
       ).wait()
 
-  def wait(self, item) -> None:
+  def wait(self, item: Index) -> None:
+    """Waits until all pieces of an item are in its buffer."""
     slot, count = self.slot(item), self.count(item)
     is_full = count == self.size
     pl.when(is_full)(lambda: self.wait_full(item))
 
     @pl.when(jnp.logical_not(is_full))
-    def _():
+    def _() -> None:
       # A semaphore counts bytes: waiting piece by piece also covers runs, and
       # the source address (item 0) does not matter.
-      def wait(index, _):
+      def wait(index: jax.Array, _: jax.Array) -> int:
         for array, buffer in self._sources:
           self._copy(array, buffer, slot, index, 0).wait()
         return 0
 
       lax.fori_loop(0, count, wait, 0)
 
-  def number(self, item):
+  def number(self, item: Index) -> jax.Array:
     """Number of an item among those of all tiles."""
+    # Copies of the next tile are in flight when a tile begins, so slots must not
+    # start again from 0.
     return self._words[0, 0] + item
 
-  def slot(self, item):
+  def slot(self, item: Index) -> jax.Array:
     """The buffer of an item."""
     return lax.rem(self.number(item), self._buffers)
 
-  def count(self, item):
+  def count(self, item: Index) -> jax.Array:
     """Number of pieces of an item."""
     return self._words[0, self._address(item)] & 255
 
-  def rows(self, item, size: int) -> list:
+  def rows(self, item: Index, size: int) -> list[Index]:
     """Pieces of the tile that see an item."""
+    # Known at trace time where all rows see the item: addresses are then static.
     if size == self._work.sizes[0]:
       return list(range(size))
     # Row indices of 4 bits each.
     packed = self._words[0, self._address(item) + 1]
     return [(packed >> 4 * index) & 15 for index in range(size)]
 
-  def sections(self) -> list[tuple[int, Any, Any, Any, Any]]:
+  def sections(self) -> list[_Section]:
     """For every size of row set: first item and number, of both kinds."""
     sections, first = [], 0
     for index, size in enumerate(self._work.sizes):
@@ -128,20 +144,24 @@ class ItemStream:
       first = first + num_rest + num_full
     return sections
 
-  def _address(self, item):
+  def _address(self, item: Index) -> Index:
     start = tpu_lists.header_words(self._work.sizes)
     return start + item * (2 + self._work.stream)
 
-  def _start(self, item) -> None:
+  def _start(self, item: Index) -> None:
     slot = self.slot(item)
 
-    def start(index, is_run):
+    def start(index: Index, is_run: bool) -> None:
       for array, buffer in self._sources:
         self._copy(array, buffer, slot, index, item, is_run).start()
 
     self.for_copies(item, start)
 
-  def for_copies(self, item, copy: Callable[[Any, bool], None]) -> None:
+  def for_copies(
+    self,
+    item: Index,
+    copy: Callable[[Index, bool], None],
+  ) -> None:
     """Calls copy(index of a piece, whether a run starts there)."""
     num_runs = self._words[0, self._address(item)] >> 8
     # Unrolled, so that a run's place in the buffer is static; single pieces are
@@ -149,17 +169,24 @@ class ItemStream:
     for index in range(self.size // self._work.run):
 
       @pl.when(index < num_runs)
-      def _(index=index):
+      def _(index: int = index) -> None:
         copy(index * self._work.run, True)
 
-    def single(index, _):
+    def single(index: jax.Array, _: jax.Array) -> int:
       copy(index, False)
       return 0
 
     lax.fori_loop(num_runs * self._work.run, self.count(item), single, 0)
 
-  def of_array(self, array, item, index, is_run: bool):
+  def of_array(
+    self,
+    array: Ref,
+    item: Index,
+    index: Index,
+    is_run: bool,
+  ) -> Ref:
     """The piece of an array, or run of pieces, that an item lists."""
+    # frame << 16 | segment; see `WorkList`.
     place = self._words[0, self._address(item) + 2 + index]
     # A run is a slice of one axis, which one DMA copies.
     frame, segment = place >> 16, place & 0xFFFF
@@ -169,12 +196,27 @@ class ItemStream:
       segment = pl.ds(segment, self._work.run)
     return array.at[self._head, frame, segment]
 
-  def of_buffer(self, buffer, slot, index, is_run: bool):
+  def of_buffer(
+    self,
+    buffer: Ref,
+    slot: Index,
+    index: Index,
+    is_run: bool,
+  ) -> Ref:
+    """The place in a buffer of a piece of an item, or of a run of pieces."""
     if is_run:
       index = pl.ds(index, self._work.run)
     return buffer.at[slot, index]
 
-  def _copy(self, array, buffer, slot, index, item, is_run=False):
+  def _copy(
+    self,
+    array: Ref,
+    buffer: Ref,
+    slot: Index,
+    index: Index,
+    item: Index,
+    is_run: bool = False,
+  ) -> Copy:
     return pltpu.make_async_copy(
       self.of_array(array, item, index, is_run),
       self.of_buffer(buffer, slot, index, is_run),
@@ -184,11 +226,11 @@ class ItemStream:
 
 def for_rest(
   stream: ItemStream,
-  first,
-  number,
-  run: Callable[[Any, Any, int], None],
-  begin: Callable[[Any], None] = lambda item: None,
-  end: Callable[[Any], None] = lambda item: None,
+  first: Index,
+  number: jax.Array,
+  run: Callable[[jax.Array, jax.Array, int], None],
+  begin: Callable[[jax.Array], None] = lambda item: None,
+  end: Callable[[jax.Array], None] = lambda item: None,
 ) -> None:
   """Runs items that are not full: run(item, first piece, number of pieces).
 
@@ -196,7 +238,7 @@ def for_rest(
   `begin` and `end` are called with every item, before and after its pieces.
   """
 
-  def step(index, _):
+  def step(index: jax.Array, _: jax.Array) -> int:
     item = first + index
     begin(item)
     stream.wait(item)
@@ -209,7 +251,7 @@ def for_rest(
       start = count & ~(2 * size - 1)
 
       @pl.when((count & size) != 0)
-      def _(start=start, size=size):
+      def _(start: jax.Array = start, size: int = size) -> None:
         run(item, start, size)
 
       size //= 2
