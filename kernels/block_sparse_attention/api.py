@@ -126,7 +126,11 @@ def explain(
   return reasons
 
 
-def _run(implementation, args, kwargs):
+def _run(
+  implementation: Implementation | None,
+  args: tuple[Any, ...],
+  kwargs: dict[str, Any],
+) -> tuple[jax.Array, jax.Array]:
   """Calls the named backend, or the first one that does not decline."""
   if callable(implementation):
     return implementation(*args, **kwargs)
@@ -147,7 +151,7 @@ def _run(implementation, args, kwargs):
   raise errors.NotServedError(f"No backend serves this call. {reasons}")
 
 
-def _check_arrays(query, key, value) -> None:
+def _check_arrays(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
   if query.ndim != 4:
     raise errors.RequestError(
       f"query must be [B, H, S, K], got shape {query.shape}; add axes of"
@@ -171,7 +175,7 @@ def _check_arrays(query, key, value) -> None:
     )
 
 
-def _check_mask(query, mask) -> None:
+def _check_mask(query: jax.Array, mask: mask_lib.Mask) -> None:
   if not isinstance(mask, mask_lib.Mask):
     raise errors.RequestError(
       f"mask must be a BlockMask, got {type(mask).__name__}; make one with"

@@ -82,6 +82,7 @@ class Mask:
 
   @property
   def num_blocks(self) -> int:
+    """Number of blocks of all frames."""
     return self.num_frames * self.blocks_per_frame
 
   @property
@@ -198,6 +199,7 @@ class BlockMask(Mask):
     return cls(num_frames, blocks_per_frame, schedule=(1,), anchor_frames=())
 
   def strides(self, query_frame: int, key_frame: int) -> tuple[int, ...]:
+    """See `Mask.strides`."""
     if key_frame in self.anchor_frames:
       return (1,)
     distance = min(abs(query_frame - key_frame), len(self.schedule) - 1)

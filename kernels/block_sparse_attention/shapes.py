@@ -23,6 +23,7 @@ class AttentionShape:
 
   @property
   def num_tokens(self) -> int:
+    """Number of tokens of a clip, S."""
     return self.num_frames * self.tokens_per_frame
 
   @property
@@ -35,6 +36,7 @@ class AttentionShape:
     return mask_lib.BlockMask(self.num_frames, self.blocks_per_frame)
 
   def dense_mask(self) -> mask_lib.BlockMask:
+    """The mask in which every block sees every block."""
     return mask_lib.BlockMask.dense(self.num_frames, self.blocks_per_frame)
 
 
@@ -56,7 +58,9 @@ SHAPES = {
 
 
 def random_inputs(
-  shape: tuple[int, ...], dtype=jnp.float32, size: float = 1.0
+  shape: tuple[int, ...],
+  dtype: jax.typing.DTypeLike = jnp.float32,
+  size: float = 1.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Normal query, key and value of one shape; `size` scales query and key."""
   keys = jax.random.split(jax.random.key(0), 3)

@@ -116,7 +116,7 @@ def with_all_frames(
   # Tiled all-to-all: part i along `split` goes to device i, and the parts
   # received are joined along `join` in the order of the devices, which is that
   # of the frames.
-  def exchange(x, split, join):
+  def exchange(x: jax.Array, split: int, join: int) -> jax.Array:
     return lax.all_to_all(x, axis_name, split, join, tiled=True)
 
   arrays = (exchange(x, head_axis, frame_axis) for x in (query, key, value))

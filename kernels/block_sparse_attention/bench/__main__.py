@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import api
+from .. import mask as mask_lib
 from .. import shapes
 from . import aot_gpu
 from . import aot_tpu
@@ -93,7 +94,7 @@ def time_in_turn(
   return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def _parse(argv) -> argparse.Namespace:
+def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -148,7 +149,9 @@ def _compile_ahead(chip: str) -> None:
     aot_tpu.main(["--chips", chip])
 
 
-def _attend(mask, flags):
+def _attend(
+  mask: mask_lib.Mask, flags: argparse.Namespace
+) -> Callable[..., jax.Array | tuple[jax.Array, jax.Array]]:
   return functools.partial(
     api.block_sparse_attention,
     mask=mask,
@@ -157,7 +160,9 @@ def _attend(mask, flags):
   )
 
 
-def _candidates(shape, flags, is_backward) -> Candidates:
+def _candidates(
+  shape: shapes.AttentionShape, flags: argparse.Namespace, is_backward: bool
+) -> Candidates:
   inputs = shapes.random_inputs(shape.array_shape, jnp.dtype(flags.dtype))
   masks = {"sparse": shape.mask(), "dense": shape.dense_mask()}
   candidates = {
@@ -172,7 +177,7 @@ def _candidates(shape, flags, is_backward) -> Candidates:
   return candidates
 
 
-def _print_parts(flags) -> None:
+def _print_parts(flags: argparse.Namespace) -> None:
   """Prints parts of sparse and dense, forward and with gradients."""
   print(_environment(flags))
   for name in flags.shapes:
@@ -193,7 +198,7 @@ def _print_parts(flags) -> None:
           print(f"{part:<42}{milliseconds:>10.1f}{share:>8.1%}{count:>8} calls")
 
 
-def _print_memory(flags) -> None:
+def _print_memory(flags: argparse.Namespace) -> None:
   """Prints memory of forward and backward, relative to inputs and results."""
   bench_memory.return_freed_memory()
   print(_environment(flags))
@@ -218,7 +223,7 @@ def _print_memory(flags) -> None:
   )
 
 
-def _environment(flags) -> str:
+def _environment(flags: argparse.Namespace) -> str:
   device = jax.devices()[0]
   versions = f"jax {jax.__version__}"
   torch = bench_peers.import_torch()
@@ -236,7 +241,9 @@ def _environment(flags) -> str:
   )
 
 
-def _print_times(seconds, ideal, is_backward) -> None:
+def _print_times(
+  seconds: dict[str, float], ideal: float, is_backward: bool
+) -> None:
   direction = "forward+backward" if is_backward else "forward"
   for name, value in seconds.items():
     speed_up = seconds["dense"] / value

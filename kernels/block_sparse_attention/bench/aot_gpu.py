@@ -22,7 +22,7 @@ Needs jax with its CUDA compiler: pip install 'jax[cuda12]'.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -32,11 +32,13 @@ import re
 import sys
 import tempfile
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .. import api
+from .. import mask as mask_lib
 from .. import shapes
 from ..gpu import attention as pallas_gpu
 from ..gpu import tiles as tiles_lib
@@ -179,7 +181,12 @@ def main(argv: list[str] | None = None) -> None:
       _report_frames(flags, target, sharding, frames)
 
 
-def _report_frames(flags, target, sharding, frames) -> None:
+def _report_frames(
+  flags: argparse.Namespace,
+  target: _Target,
+  sharding: jax.sharding.Sharding,
+  frames: int,
+) -> None:
   shape = shapes.AttentionShape(1, flags.heads, frames, 4096, flags.head_dim)
   array = jax.ShapeDtypeStruct(
     shape.array_shape, jnp.dtype(flags.dtype), sharding=sharding
@@ -224,7 +231,9 @@ def _report_frames(flags, target, sharding, frames) -> None:
   print(f"    lists of both kinds: {seconds:.2f} s, {2 * size / 1e6:.1f} MB\n")
 
 
-def _candidate(name, mask, target) -> Callable[..., jax.Array]:
+def _candidate(
+  name: str, mask: mask_lib.Mask, target: _Target
+) -> Callable[..., jax.Array]:
   if name == "cudnn":
     return _cudnn
   backend = "xla"
@@ -246,8 +255,10 @@ def _cudnn(*inputs: jax.Array) -> jax.Array:
   return output.swapaxes(1, 2)
 
 
-def _with_gradients(attend):
-  def run(*inputs_and_bar):
+def _with_gradients(
+  attend: Callable[..., jax.Array],
+) -> Callable[..., tuple[jax.Array, ...]]:
+  def run(*inputs_and_bar: jax.Array) -> tuple[jax.Array, ...]:
     *inputs, bar = inputs_and_bar
     output, pull = jax.vjp(attend, *inputs)
     return output, *pull(bar)
@@ -255,7 +266,9 @@ def _with_gradients(attend):
   return run
 
 
-def _compile(function, arrays) -> tuple[float, int, list[str]]:
+def _compile(
+  function: Callable[..., Any], arrays: Sequence[jax.ShapeDtypeStruct]
+) -> tuple[float, int, list[str]]:
   """Seconds, bytes of intermediates, and a line for each of our kernels."""
   with assembler_log() as log:
     start = time.perf_counter()
@@ -329,7 +342,7 @@ def compile_only_device(name: str):
   ).devices[0]
 
 
-def _print_row(*cells) -> None:
+def _print_row(*cells: object) -> None:
   widths = (10, 7, 8, 11, 10, 9, 9)
   print(" ".join(f"{x:>{w}}" for x, w in zip(cells, widths)), flush=True)
 

@@ -20,6 +20,7 @@ Needs libtpu: pip install "jax[tpu]".
 """
 
 import argparse
+from collections.abc import Callable
 import dataclasses
 import functools
 from importlib import metadata
@@ -84,6 +85,7 @@ class Call:
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
+    """Shape of query, key and value: [B, H, S, K]."""
     tokens = self.mask.num_frames * self.tokens_per_frame
     return (1, self.heads, tokens, self.head_dim)
 
@@ -242,7 +244,9 @@ def _count_exchanges(text: str) -> int:
   )
 
 
-def _compile(chip, direction, call, tiles):
+def _compile(
+  chip: str, direction: str, call: Call, tiles: tpu_tiles.TileSizes
+) -> tuple[jax.stages.Compiled, int]:
   """The compiled program and the number of its devices."""
   found = devices(chip)
   if call.axis is None:
@@ -270,7 +274,9 @@ def _compile(chip, direction, call, tiles):
   return jax.jit(function).lower(*args).compile(), num_devices
 
 
-def _function(chip, direction, call, tiles):
+def _function(
+  chip: str, direction: str, call: Call, tiles: tpu_tiles.TileSizes
+) -> Callable[..., Any]:
   """The function to compile, of one device's arrays."""
   options = dict(scale=call.head_dim**-0.5, token_order="bit_reversed")
   backend = functools.partial(pallas_tpu.attention, tiles=tiles, chip=chip)

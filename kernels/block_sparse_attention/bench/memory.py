@@ -6,6 +6,7 @@ measurement, on Linux with JAX on the CPU, is the increase of the process's
 resident memory beyond the inputs while the compiled function runs.
 """
 
+from collections.abc import Callable
 import ctypes
 import dataclasses
 import functools
@@ -55,7 +56,10 @@ def return_freed_memory() -> None:
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)
 
 
-def measure(attend, array: jax.ShapeDtypeStruct) -> Memory:
+def measure(
+  attend: Callable[..., tuple[jax.Array, jax.Array]],
+  array: jax.ShapeDtypeStruct,
+) -> Memory:
   """Memory of a run of attention, forward and backward; see `analyse`."""
   memory, compiled = _compile(attend, array)
   if not _can_measure():
@@ -67,7 +71,10 @@ def measure(attend, array: jax.ShapeDtypeStruct) -> Memory:
   return dataclasses.replace(memory, measured=measured)
 
 
-def analyse(attend, array: jax.ShapeDtypeStruct) -> Memory:
+def analyse(
+  attend: Callable[..., tuple[jax.Array, jax.Array]],
+  array: jax.ShapeDtypeStruct,
+) -> Memory:
   """Memory of attention, forward and backward, in one compiled function.
 
   Args:
@@ -77,8 +84,15 @@ def analyse(attend, array: jax.ShapeDtypeStruct) -> Memory:
   return _compile(attend, array)[0]
 
 
-def _compile(attend, array):
-  def run(query, key, value, output_bar):
+def _compile(
+  attend: Callable[..., tuple[jax.Array, jax.Array]],
+  array: jax.ShapeDtypeStruct,
+) -> tuple[Memory, jax.stages.Compiled]:
+  def run(
+    query: jax.Array, key: jax.Array, value: jax.Array, output_bar: jax.Array
+  ) -> tuple[
+    tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]
+  ]:
     results, vjp = jax.vjp(attend, query, key, value)
     return results, vjp((output_bar, jnp.zeros_like(results[1])))
 
@@ -93,7 +107,7 @@ def _can_measure() -> bool:
   return is_linux and jax.default_backend() == "cpu"
 
 
-def _rise(run) -> int:
+def _rise(run: Callable[[], object]) -> int:
   """Increase of resident memory in a run, bytes.
 
   A run before it starts threads and loads code, which remain.

@@ -49,7 +49,7 @@ def measure(
   return dict(sorted(parts.items(), key=lambda item: -item[1][0]))
 
 
-def _events(run) -> list[dict]:
+def _events(run: Callable[[], object]) -> list[dict]:
   """Profiler events of one call, after an unprofiled one."""
   run()
   with tempfile.TemporaryDirectory() as folder:

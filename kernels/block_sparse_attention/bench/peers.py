@@ -14,8 +14,10 @@ time, or None if it does not support the case. Peers use the same inputs in the
 same order of blocks. Those that are not installed are left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +47,7 @@ def peers() -> dict[str, Peer]:
   }
 
 
-def import_torch():
+def import_torch() -> types.ModuleType | None:
   """PyTorch, or None."""
   try:
     import torch
@@ -54,7 +56,11 @@ def import_torch():
   return torch
 
 
-def compiled(attend, inputs, is_backward: bool):
+def compiled(
+  attend: Callable[..., jax.Array],
+  inputs: Sequence[jax.Array],
+  is_backward: bool,
+) -> jax.stages.Compiled:
   """A compiled jax function, forward or with gradients."""
   # The output as the cotangent: cheap and not constant.
   loss = lambda *xs: 0.5 * (attend(*xs).astype(jnp.float32) ** 2).sum()
@@ -62,28 +68,39 @@ def compiled(attend, inputs, is_backward: bool):
   return jax.jit(function).lower(*inputs).compile()
 
 
-def timed(attend, inputs, is_backward: bool) -> Callable[[], object]:
+def timed(
+  attend: Callable[..., jax.Array],
+  inputs: Sequence[jax.Array],
+  is_backward: bool,
+) -> Callable[[], object]:
   """A compiled jax function on its inputs, forward or with gradients."""
   run = compiled(attend, inputs, is_backward)
   return lambda: jax.block_until_ready(run(*inputs))
 
 
-def _torch_inputs(torch, shape, dtype):
+def _torch_inputs(
+  torch: types.ModuleType, shape: shapes.AttentionShape, dtype: str
+) -> list[Any]:
   inputs = shapes.random_inputs(shape.array_shape)
   return [
     torch.from_numpy(np.array(x)).to(getattr(torch, dtype)) for x in inputs
   ]
 
 
-def _sdpa(torch, shape, dtype, is_backward):
+def _sdpa(
+  torch: types.ModuleType,
+  shape: shapes.AttentionShape,
+  dtype: str,
+  is_backward: bool,
+) -> Callable[[], None]:
   inputs = _torch_inputs(torch, shape, dtype)
   attend = torch.nn.functional.scaled_dot_product_attention
 
-  def forward():
+  def forward() -> None:
     with torch.no_grad():
       attend(*inputs)
 
-  def forward_and_backward():
+  def forward_and_backward() -> None:
     leaves = [x.detach().requires_grad_() for x in inputs]
     output = attend(*leaves)
     output.backward(output.detach())
@@ -91,7 +108,12 @@ def _sdpa(torch, shape, dtype, is_backward):
   return forward_and_backward if is_backward else forward
 
 
-def _flex(torch, shape, dtype, is_backward):
+def _flex(
+  torch: types.ModuleType,
+  shape: shapes.AttentionShape,
+  dtype: str,
+  is_backward: bool,
+) -> Callable[[], None] | None:
   if is_backward:
     return None
   from torch.nn.attention import flex_attention as flex
@@ -100,14 +122,16 @@ def _flex(torch, shape, dtype, is_backward):
   block_mask = _flex_mask(torch, flex, shape)
   attend = torch.compile(flex.flex_attention)
 
-  def forward():
+  def forward() -> None:
     with torch.no_grad():
       attend(*inputs, block_mask=block_mask)
 
   return forward
 
 
-def _flex_mask(torch, flex, shape):
+def _flex_mask(
+  torch: types.ModuleType, flex: types.ModuleType, shape: shapes.AttentionShape
+) -> Any:
   """The mask as lists of whole blocks: no table of all pairs of tokens."""
   mask = shape.mask()
   # In bit-reversed order, a frame may be divided into any power of two of
@@ -130,7 +154,9 @@ def _flex_mask(torch, flex, shape):
   )
 
 
-def _splash(shape, dtype, is_backward):
+def _splash(
+  shape: shapes.AttentionShape, dtype: str, is_backward: bool
+) -> Callable[[], object]:
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   inputs = _scaled_inputs(shape, dtype)
@@ -141,7 +167,9 @@ def _splash(shape, dtype, is_backward):
   return timed(jax.vmap(attend), inputs, is_backward)
 
 
-def _splash_mask(splash_mask, shape):
+def _splash_mask(
+  splash_mask: types.ModuleType, shape: shapes.AttentionShape
+) -> Any:
   """The token mask, evaluated tile by tile."""
   blocks = shape.mask().dense_blocks("bit_reversed")
   size = shape.tokens_per_frame // shape.blocks_per_frame
@@ -150,38 +178,45 @@ def _splash_mask(splash_mask, shape):
     """Block pairs by token."""
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int]:
+      """Numbers of queries and keys."""
       return (shape.num_tokens, shape.num_tokens)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
       rows, columns = (
         np.arange(*i.indices(shape.num_tokens)) // size for i in index
       )
       return blocks[rows][:, columns]
 
-    def __hash__(self):
+    def __hash__(self) -> int:
       return hash(shape)
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
       return type(self) is type(other) and self.shape == other.shape
 
   return TokenMask()
 
 
-def _flash(shape, dtype, is_backward):
+def _flash(
+  shape: shapes.AttentionShape, dtype: str, is_backward: bool
+) -> Callable[[], object]:
   from jax.experimental.pallas.ops.tpu import flash_attention
 
   inputs = _scaled_inputs(shape, dtype)
   return timed(flash_attention.flash_attention, inputs, is_backward)
 
 
-def _scaled_inputs(shape, dtype):
+def _scaled_inputs(
+  shape: shapes.AttentionShape, dtype: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Queries times the scale: JAX's TPU kernels have no default scale."""
   query, key, value = shapes.random_inputs(shape.array_shape, jnp.dtype(dtype))
   return query * shape.head_dim**-0.5, key, value
 
 
-def _cudnn(shape, dtype, is_backward):
+def _cudnn(
+  shape: shapes.AttentionShape, dtype: str, is_backward: bool
+) -> Callable[[], object]:
   inputs = shapes.random_inputs(shape.array_shape, jnp.dtype(dtype))
   inputs = [x.swapaxes(1, 2) for x in inputs]  # [B, S, H, K]
   attend = functools.partial(

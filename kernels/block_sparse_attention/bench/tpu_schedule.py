@@ -122,7 +122,9 @@ def backward_uses(work: tpu_lists.WorkList) -> list[Use]:
   return uses
 
 
-def _rest_uses(work, index, products):
+def _rest_uses(
+  work: tpu_lists.WorkList, index: int, products: int
+) -> list[Use]:
   counts = work.rest_counts(index)
   powers = [1 << bit for bit in reversed(range((work.stream - 1).bit_length()))]
   return [

@@ -28,6 +28,8 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from ..pallas_types import Index
+from ..pallas_types import Ref
 from . import ampere_units as units
 from . import steps
 from . import tiles as tiles_lib
@@ -52,10 +54,14 @@ def forward(
   tile = tiles.forward
   head_dim, dtype = query.shape[-1], query.dtype
 
-  def compute(program: "_Program", unit):
+  # `lambda: None` in each step: one warpgroup has none to take turns with, and
+  # synchronous products need no wait.
+  def compute(
+    program: "_Program", unit: units.Unit
+  ) -> tuple[jax.Array, jax.Array]:
     (query_smem,) = program.own
 
-    def step(index, state):
+    def step(index: jax.Array, state: steps.Softmax) -> steps.Softmax:
       key, value = program.operands(index)
       return steps.forward(
         state,
@@ -104,11 +110,11 @@ def query_bar(
   tile = tiles.query_bar
   dtype = query.dtype
 
-  def compute(program: "_Program", unit):
+  def compute(program: "_Program", unit: units.Unit) -> tuple[jax.Array]:
     query_smem, output_bar_smem = program.own
     log_sum_exp, offset = program.row_vectors()
 
-    def step(index, total):
+    def step(index: jax.Array, total: jax.Array) -> jax.Array:
       total = _Sum(total, unit)
       # Keys are released last: they are a factor of the last product.
       value, key = program.operands(index)
@@ -163,10 +169,14 @@ def key_value_bar(
   tile = tiles.key_value_bar
   dtype = query.dtype
 
-  def compute(program: "_Program", unit):
+  def compute(
+    program: "_Program", unit: units.Unit
+  ) -> tuple[jax.Array, jax.Array]:
     key_smem, value_smem = program.own
 
-    def step(index, totals):
+    def step(
+      index: jax.Array, totals: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
       totals = [_Sum(total, unit) for total in totals]
       vectors = program.column_vectors(index)  # In registers already.
       log_sum_exp, offset = map(steps.Ready, vectors)
@@ -222,6 +232,13 @@ def copies_in_flight(
     position: Position of the operand in the order of release.
     num_released: Operands that this step has released before.
   """
+  # Two operands a and b, two stages; the number is the step that reads them:
+  #
+  #   started before step 0    a0 b0 a1 b1
+  #   step 0 reads a0          3 may be left: all but a0
+  #   step 0 releases a0       a0 b0 a1 b1 a2
+  #   step 0 reads b0          3 may be left: all but a0 and b0
+  #
   # Of the stages * num_operands copies started before this step, position + 1
   # are done with this operand's; this step has started num_released more.
   return stages * num_operands - 1 - position + num_released
@@ -236,7 +253,16 @@ class _Program:
       once an operand has been read.
   """
 
-  def __init__(self, unit, tile, head, index, schedule, sources, scratch):
+  def __init__(
+    self,
+    unit: units.Unit,
+    tile: tiles_lib.AmpereTile,
+    head: jax.Array,
+    index: jax.Array,
+    schedule: tiles_lib.Schedule,
+    sources: dict[str, list[Ref]],
+    scratch: dict[str, list[Ref]],
+  ):
     self._unit = unit
     self._tile = tile
     self._head = head
@@ -263,7 +289,7 @@ class _Program:
       for source in self._sources["row_vectors"]
     ]
 
-  def column_vectors(self, index) -> list[jax.Array]:
+  def column_vectors(self, index: jax.Array) -> list[jax.Array]:
     """The columns of a step, of every vector that is tiled by columns."""
     column = self._column(index)
     return [
@@ -271,7 +297,7 @@ class _Program:
       for source in self._sources["column_vectors"]
     ]
 
-  def operands(self, index) -> list["_Operand"]:
+  def operands(self, index: jax.Array) -> list["_Operand"]:
     """The columns of a step, in the order in which they are released."""
     step = _Step(self, index, self._column(index + self._tile.stages))
     return [
@@ -279,26 +305,29 @@ class _Program:
       for position, smem in enumerate(self._columns)
     ]
 
-  def slot(self, index):
+  def slot(self, index: jax.Array) -> Index:
+    """Where the operands of a step lie in shared memory."""
     return 0 if self._tile.stages == 1 else lax.rem(index, self._tile.stages)
 
   def wait(self, position: int, num_released: int) -> None:
+    """Waits until an operand of the step has arrived."""
     left = copies_in_flight(
       len(self._columns), self._tile.stages, position, num_released
     )
     self._unit.wait(left)
 
-  def start_copy(self, position: int, column, slot) -> None:
+  def start_copy(self, position: int, column: jax.Array, slot: Index) -> None:
+    """Starts to copy a tile of columns into a slot."""
     source = self._sources["columns"][position].at[self._head, column]
     self._unit.copy(source, self._columns[position].at[slot])
 
-  def finish(self, values: Sequence[jax.Array], targets: Sequence) -> None:
+  def finish(self, values: Sequence[jax.Array], targets: Sequence[Ref]) -> None:
     """Stores its rows of all results, when nothing is on its way any more."""
     self._unit.wait(0)
     for value, target in zip(values, targets, strict=True):
       self._unit.store(target.at[self._head, self._row], value)
 
-  def _column(self, step):
+  def _column(self, step: Index) -> jax.Array:
     """Index of a tile of columns; the last one beyond the end of the list."""
     # An unused copy keeps the number in flight constant.
     step = lax.min(jnp.int32(step), self.num_steps - 1)
@@ -309,7 +338,9 @@ class _Program:
 class _Step:
   """Keeps count of the copies of one step, while it is traced."""
 
-  def __init__(self, program: _Program, index, next_column):
+  def __init__(
+    self, program: _Program, index: jax.Array, next_column: jax.Array
+  ):
     self.slot = program.slot(index)
     self._program = program
     # Read from the list here, long before the copies need it.
@@ -318,12 +349,14 @@ class _Step:
     self._awaited = set()
 
   def wait(self, position: int) -> None:
+    """Waits until an operand has arrived."""
     # Waits are instructions of the program; one an operand is enough.
     if position not in self._awaited:
       self._program.wait(position, self._num_released)
     self._awaited.add(position)
 
   def release(self, position: int) -> None:
+    """Says that an operand is not needed any more, and refills its slot."""
     assert position == self._num_released, "released out of order"
     # The slot just released takes the columns of `stages` steps later.
     self._program.start_copy(position, self._next_column, self.slot)
@@ -333,44 +366,47 @@ class _Step:
 class _Operand:
   """A tile in shared memory."""
 
-  def __init__(self, step: _Step, position: int, smem):
+  def __init__(self, step: _Step, position: int, smem: Ref):
     self._step = step
     self._position = position
     self._smem = smem
 
-  def read(self):
+  def read(self) -> Ref:
+    """Waits for the tile and returns it."""
     self._step.wait(self._position)
     return self._smem
 
   def release(self) -> None:
+    """Says that the tile is not needed any more."""
     self._step.release(self._position)
 
 
 class _Sum:
   """A running sum inside one step."""
 
-  def __init__(self, value: jax.Array, unit):
+  def __init__(self, value: jax.Array, unit: units.Unit):
     self.value = value
     self._unit = unit
 
-  def add(self, left, right) -> None:
+  def add(self, left: jax.Array, right: Ref) -> None:
+    """Adds a matrix product."""
     self.value = self._unit.add_product(self.value, left, right)
 
 
 def _run(
-  compute: Callable,
-  lists,
-  granule,
-  tile,
-  interpret,
+  compute: Callable[["_Program", units.Unit], Sequence[jax.Array]],
+  lists: tiles_lib.TileLists,
+  granule: int,
+  tile: tiles_lib.AmpereTile,
+  interpret: Any,
   *,
-  rows: Sequence,
-  columns: Sequence,
-  results: Sequence,
+  rows: Sequence[jax.Array],
+  columns: Sequence[jax.Array],
+  results: Sequence[jax.Array | jax.ShapeDtypeStruct],
   name: str,
-  row_vectors: Sequence = (),
-  column_vectors: Sequence = (),
-):
+  row_vectors: Sequence[jax.Array] = (),
+  column_vectors: Sequence[jax.Array] = (),
+) -> list[jax.Array]:
   """Runs all programs of one kernel.
 
   Args:
@@ -397,7 +433,9 @@ def _run(
   }
   # A kernel takes a flat list of references.
   leaves, structure = jax.tree.flatten((tiles_lib.TileLists(*lists), inputs))
+  # Shapes alone: results may be arrays that only lend their shape.
   targets = jax.eval_shape(lambda xs: cut(xs, tile.rows), results)
+  # Rows are copied once; columns have a slot for every stage.
   tile_shape = lambda x: x.shape[2:]
   scratch = {
     "rows": [plgpu.SMEM(tile_shape(x), x.dtype) for x in inputs["rows"]],
@@ -408,7 +446,7 @@ def _run(
   }
   unit = units.Device() if interpret is None else units.Simulation()
 
-  def body(*refs, **scratch):
+  def body(*refs: Ref, **scratch: list[Ref]) -> None:
     sources, targets = refs[: len(leaves)], refs[len(leaves) :]
     lists, sources = jax.tree.unflatten(structure, sources)
     head, index = lax.axis_index("heads"), lax.axis_index("programs")

@@ -35,6 +35,7 @@ programs at once, in an order that differs from run to run. Here every result is
 the same to the bit each time.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -48,7 +49,7 @@ from . import steps
 from . import tiles as tiles_lib
 from . import walk
 
-Tiles = tiles_lib.GpuTiles | tiles_lib.AmpereTiles
+Tiles = tiles_lib.Tiles
 
 _HEAD_DIMS = (64, 128)
 _HOPPER = "9.0"
@@ -177,6 +178,7 @@ class _Plan:
 
   @property
   def sign(self) -> float:
+    """Factor on the queries that makes up for the sign of the scale."""
     return -1.0 if self.scale < 0 else 1.0
 
   def enter(self, x: jax.Array) -> jax.Array:
@@ -190,6 +192,7 @@ class _Plan:
     return x.reshape(batch, -1, *x.shape[1:])
 
   def lists(self, by_key: bool) -> tiles_lib.TileLists:
+    """Granules that see each other; see `tiles.tile_lists`."""
     return tiles_lib.tile_lists(self.mask, self.token_order, by_key)
 
   def kernels(self) -> Any:
@@ -205,7 +208,10 @@ class _Plan:
 
     return pallas_gpu_kernels
 
-  def call(self, function, *args, by_key: bool = False):
+  def call(
+    self, function: Callable[..., Any], *args: jax.Array, by_key: bool = False
+  ) -> Any:
+    """Calls one of the `kernels` with the lists, sizes and options."""
     options = {} if self.interpret is True else dict(interpret=self.interpret)
     results = function(
       *args,
@@ -226,10 +232,16 @@ class _Plan:
     return blocks[:, :, order].reshape(x.shape)
 
 
-def _plan(mask, num_tokens, scale, token_order, tiles) -> _Plan:
+def _plan(
+  mask: mask_lib.Mask,
+  num_tokens: int,
+  scale: float,
+  token_order: mask_lib.TokenOrder,
+  tiles: Tiles,
+) -> _Plan:
   block_size = num_tokens // mask.num_blocks
 
-  def granule_in(order):
+  def granule_in(order: mask_lib.TokenOrder) -> int:
     return tiles_lib.granule_blocks(mask, order) * block_size
 
   granule = granule_in(token_order)
@@ -286,7 +298,7 @@ def _require_family(tiles: Tiles, compute_capability: str) -> None:
     )
 
 
-def _require_arrays(head_dim: int, dtype) -> None:
+def _require_arrays(head_dim: int, dtype: jax.typing.DTypeLike) -> None:
   if head_dim not in _HEAD_DIMS:
     raise errors.NotServedError(
       f"needs a head width K of 64 or 128, got {head_dim}; pad it with zeros"
@@ -299,11 +311,15 @@ def _require_arrays(head_dim: int, dtype) -> None:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(query, key, value, plan):
+def _attend(
+  query: jax.Array, key: jax.Array, value: jax.Array, plan: _Plan
+) -> tuple[jax.Array, jax.Array]:
   return _forward(query, key, value, plan)[0]
 
 
-def _forward(query, key, value, plan):
+def _forward(
+  query: jax.Array, key: jax.Array, value: jax.Array, plan: _Plan
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
   batch = query.shape[0]
   # The sign of a negative scale goes to the queries (`exponent`).
   inputs = [plan.enter(x) for x in (query * plan.sign, key, value)]
@@ -312,7 +328,11 @@ def _forward(query, key, value, plan):
   return results, (*inputs, output, log_sum_exp)
 
 
-def _backward(plan, residuals, cotangents):
+def _backward(
+  plan: _Plan,
+  residuals: tuple[jax.Array, ...],
+  cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, ...]:
   *inputs, output, log_sum_exp = residuals
   batch = cotangents[0].shape[0]
   output_bar, log_sum_exp_bar = map(plan.enter, cotangents)

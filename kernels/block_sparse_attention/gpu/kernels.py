@@ -16,6 +16,7 @@ in `steps.py`, shared with the emulation in `walk.py`. Results leave through the
 shared memory that held the program's rows.
 """
 
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
@@ -25,6 +26,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from ..pallas_types import Ref
+from ..pallas_types import Scratch
 from . import program as work
 from . import steps
 from . import tiles as tiles_lib
@@ -66,7 +69,7 @@ def forward(
   num_heads, num_tokens, head_dim = query.shape
   dtype = query.dtype
 
-  def compute(program: work.Program):
+  def compute(program: work.Program) -> None:
     query_smem, log_sum_exp_smem = program.own
     program.load_own(query_smem, program.inputs[0])
     if tiles.alternate and tile.warpgroups == 2:
@@ -75,7 +78,7 @@ def forward(
     else:
       take_turns = lambda: None
 
-    def step(index, state):
+    def step(index: jax.Array, state: steps.Softmax) -> steps.Softmax:
       return steps.forward(
         steps.Softmax(*state),
         query_smem,
@@ -89,7 +92,10 @@ def forward(
       )
 
     # The second warpgroup runs half a step behind the first, so that one does
-    # its softmax while the other occupies the tensor cores.
+    # its softmax while the other occupies the tensor cores. They meet at T:
+    #
+    #   first    scores T softmax T values, scores T softmax        T values ...
+    #   second          T scores  T softmax        T values, scores T softmax ...
     pl.when(program.warpgroup == 1)(take_turns)
     state = steps.Softmax.start(_ROWS, head_dim)
     state = lax.fori_loop(0, program.num_steps, step, state)
@@ -152,18 +158,18 @@ def query_bar(
   tile = tiles.query_bar
   head_dim, dtype = query.shape[-1], query.dtype
 
-  def compute(program: work.Program):
+  def compute(program: work.Program) -> None:
     rows = program.own
     for smem, source in zip(rows, program.inputs[:4]):
       program.load_own(smem, source)
     query_smem, output_bar_smem, log_sum_exp_smem, offset_smem = rows
 
-    def run(total):
+    def run(total: Ref) -> jax.Array:
       # Kept in registers for the whole loop.
       log_sum_exp, offset = log_sum_exp_smem[...], offset_smem[...]
 
       @pl.loop(0, program.num_steps)
-      def _(index):
+      def _(index: jax.Array) -> None:
         steps.query_bar(
           work.Sum(total, program),
           query_smem,
@@ -233,14 +239,14 @@ def key_value_bar(
   tile = tiles.key_value_bar
   head_dim, dtype = query.shape[-1], query.dtype
 
-  def compute(program: work.Program):
+  def compute(program: work.Program) -> None:
     key_smem, value_smem = program.own
     program.load_own(key_smem, program.inputs[0])
     program.load_own(value_smem, program.inputs[1])
 
-    def run(key_total, value_total):
+    def run(key_total: Ref, value_total: Ref) -> tuple[jax.Array, jax.Array]:
       @pl.loop(0, program.num_steps)
-      def _(index):
+      def _(index: jax.Array) -> None:
         query, output_bar, statistics = program.operands(index)
         # One copy brings both; the one that is read last releases it.
         log_sum_exp = work.Part(statistics, 0, release=lambda: None)
@@ -286,28 +292,32 @@ def key_value_bar(
   )
 
 
-def _own(tile: tiles_lib.Tile, dtype, *width: int):
+def _own(
+  tile: tiles_lib.Tile, dtype: jax.typing.DTypeLike, *width: int
+) -> Scratch:
   return plgpu.SMEM((tile.warpgroups, _ROWS, *width), dtype)
 
 
-def _columns(tile: tiles_lib.Tile, dtype, *width: int):
+def _columns(
+  tile: tiles_lib.Tile, dtype: jax.typing.DTypeLike, *width: int
+) -> Scratch:
   return plgpu.SMEM((tile.stages, tile.columns, *width), dtype)
 
 
 def _run(
-  compute,
-  arrays,
-  lists,
-  granule,
-  tile,
-  tiles,
-  interpret,
+  compute: Callable[[work.Program], None],
+  arrays: Sequence[jax.Array],
+  lists: tiles_lib.TileLists,
+  granule: int,
+  tile: tiles_lib.Tile,
+  tiles: tiles_lib.GpuTiles,
+  interpret: Any,
   *,
-  own,
-  columns,
-  results,
-  name,
-):
+  own: Sequence[Scratch],
+  columns: Sequence[Scratch],
+  results: Sequence[jax.ShapeDtypeStruct],
+  name: str,
+) -> Sequence[jax.Array]:
   """Runs all programs of one kernel.
 
   Args:
@@ -346,7 +356,7 @@ def _run(
     scratch["transposed"] = plgpu.SMEM(shape, dtype)
   schedule = tiles_lib.Schedule(lists, granule, tile)
 
-  def body(*refs, **scratch):
+  def body(*refs: Ref, **scratch: Ref | list[Ref]) -> None:
     inputs, outputs = refs[3 : 3 + num_inputs], refs[3 + num_inputs :]
     schedule = tiles_lib.Schedule(tiles_lib.TileLists(*refs[:3]), granule, tile)
     head, index = lax.axis_index("heads"), lax.axis_index("programs")
@@ -354,7 +364,7 @@ def _run(
 
     # All warpgroups run this function; registers move before the work begins.
     @pl.when(lax.axis_index("warpgroup") < tile.warpgroups)
-    def _():
+    def _() -> None:
       plgpu.set_max_registers(
         _COMPUTE_REGISTERS[tile.warpgroups], action="increase"
       )
@@ -364,7 +374,7 @@ def _run(
       )
 
     @pl.when(lax.axis_index("warpgroup") == tile.warpgroups)
-    def _():
+    def _() -> None:
       plgpu.set_max_registers(_COPY_REGISTERS, action="decrease")
       first_column = functools.partial(schedule.first_column, index)
       _copy_columns(
@@ -391,7 +401,13 @@ def _run(
   return run(*map(jnp.asarray, lists), *arrays)
 
 
-def _copy_columns(head, first_column, num_steps, sources, scratch) -> None:
+def _copy_columns(
+  head: jax.Array,
+  first_column: Callable[[jax.Array], jax.Array],
+  num_steps: jax.Array,
+  sources: Sequence[Ref],
+  scratch: dict[str, Ref | list[Ref]],
+) -> None:
   """Runs the copying warpgroup.
 
   It also waits until the last operands are consumed, so that no arrival at a
@@ -401,18 +417,18 @@ def _copy_columns(head, first_column, num_steps, sources, scratch) -> None:
   num_stages, num_columns = scratch["columns"][0].shape[:2]
 
   @pl.loop(0, num_steps + num_stages)
-  def _(step):
+  def _(step: jax.Array) -> None:
     slot = lax.rem(step, num_stages)
     for source, smem, ready, consumed in zip(
       sources, scratch["columns"], scratch["ready"], scratch["consumed"]
     ):
 
       @pl.when(step >= num_stages)
-      def _():
+      def _() -> None:
         plgpu.barrier_wait(consumed.at[slot])
 
       @pl.when(step < num_steps)
-      def _():
+      def _() -> None:
         columns = pl.ds(first_column(step), num_columns)
         is_pair = smem.shape[1] != num_columns  # Statistics, [N, 2, S].
         rows = (head, slice(None), columns) if is_pair else (head, columns)

@@ -4,8 +4,8 @@ Its own rows in shared memory, operands that another warpgroup copies there, and
 matrix products of the warpgroup.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 from jax import lax
@@ -13,6 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from ..pallas_types import Ref
 from . import tiles as tiles_lib
 
 
@@ -29,7 +30,15 @@ class Program:
     scratch: All scratch by name.
   """
 
-  def __init__(self, head, first_row, num_steps, inputs, outputs, scratch):
+  def __init__(
+    self,
+    head: jax.Array,
+    first_row: jax.Array,
+    num_steps: jax.Array,
+    inputs: Sequence[Ref],
+    outputs: Sequence[Ref],
+    scratch: dict[str, Ref | list[Ref]],
+  ):
     self.warpgroup = lax.axis_index("warpgroup")
     self.num_steps = num_steps
     self.inputs = inputs
@@ -40,7 +49,7 @@ class Program:
     self._rows = (head, pl.ds(row, tiles_lib.WARPGROUP_ROWS))
     self._num_loaded = 0
 
-  def load_own(self, smem, source) -> None:
+  def load_own(self, smem: Ref, source: Ref) -> None:
     """Copies the warpgroup's rows of an input."""
     # A barrier for every copy: each is used once.
     index = self.warpgroup * len(self.own) + self._num_loaded
@@ -49,14 +58,16 @@ class Program:
     plgpu.copy_gmem_to_smem(source.at[self._rows], smem, barrier)
     plgpu.barrier_wait(barrier)
 
-  def store_own(self, arrays, targets) -> None:
+  def store_own(self, arrays: Sequence[Ref], targets: Sequence[Ref]) -> None:
     """Copies the warpgroup's rows of results, and waits."""
+    # Copies by the TMA read shared memory by another way than the threads write
+    # it; this makes the writes visible to them.
     plgpu.commit_smem()
     for smem, target in zip(arrays, targets):
       plgpu.copy_smem_to_gmem(smem, target.at[self._rows])
     plgpu.wait_smem_to_gmem(0)
 
-  def operands(self, step) -> list["Operand"]:
+  def operands(self, step: jax.Array) -> list["Operand"]:
     """The columns of one step."""
     scratch = self.scratch
     num_stages = scratch["columns"][0].shape[0]
@@ -69,11 +80,15 @@ class Program:
     ]
 
   def product(
-    self, left, right, transposed=False, after_issue=lambda: None
+    self,
+    left: jax.Array | Ref,
+    right: Ref,
+    transposed: bool = False,
+    after_issue: Callable[[], None] = lambda: None,
   ) -> jax.Array:
     """Float32 matrix product; `after_issue` is called while it runs."""
 
-    def compute(total):
+    def compute(total: Ref) -> jax.Array:
       self.issue(total, left, right, transposed)
       # Reading the sum waits for the product.
       after_issue()
@@ -82,8 +97,16 @@ class Program:
     shape = (left.shape[0], right.shape[0 if transposed else 1])
     return pl.run_scoped(compute, plgpu.ACC(shape, jnp.float32))
 
-  def issue(self, total, left, right, transposed=False) -> None:
+  def issue(
+    self,
+    total: Ref,
+    left: jax.Array | Ref,
+    right: Ref,
+    transposed: bool = False,
+  ) -> None:
     """Starts to add a matrix product to registers."""
+    # A warpgroup's product takes its left factor from registers or from shared
+    # memory, and its right one from shared memory only.
     if isinstance(left, jax.Array):
       left = self._stage("staging", left)
     if transposed:
@@ -92,7 +115,7 @@ class Program:
       right = self._stage("transposed", right[...].T) if stage else right.T
     plgpu.wgmma(total, left, right)
 
-  def _stage(self, name: str, x: jax.Array):
+  def _stage(self, name: str, x: jax.Array) -> jax.Array | Ref:
     """Puts an array into shared memory, where there is some for it."""
     if name not in self.scratch:
       return x
@@ -105,19 +128,22 @@ class Program:
 class Operand:
   """A tile in shared memory and its two barriers."""
 
-  def __init__(self, smem, ready, consumed):
+  def __init__(self, smem: Ref, ready: Ref, consumed: Ref):
     self._smem = smem
     self._ready = ready
     self._consumed = consumed
     self._is_there = False
 
-  def read(self):
+  def read(self) -> Ref:
+    """Waits for the tile and returns it."""
     if not self._is_there:  # A second wait would be for the next tile.
       plgpu.barrier_wait(self._ready)
     self._is_there = True
     return self._smem
 
   def release(self) -> None:
+    """Says that this warpgroup does not need the tile any more."""
+    # The copying warpgroup refills the slot when all have arrived.
     plgpu.barrier_arrive(self._consumed)
 
 
@@ -128,17 +154,19 @@ class Part(NamedTuple):
   index: int
   release: Callable[[], None]
 
-  def read(self):
+  def read(self) -> Ref:
+    """Waits for all parts and returns this one."""
     return self.operand.read().at[self.index]
 
 
 class Sum(NamedTuple):
   """A running sum in registers."""
 
-  total: Any
+  total: Ref
   program: Program
 
-  def add(self, left, right) -> None:
+  def add(self, left: jax.Array, right: Ref) -> None:
+    """Starts to add a matrix product."""
     self.program.issue(self.total, left, right)
 
 
@@ -147,7 +175,7 @@ def finish() -> None:
   plgpu.wgmma_wait(0)
 
 
-def rendezvous(barrier) -> None:
+def rendezvous(barrier: Ref) -> None:
   """Waits until all threads of the barrier are here."""
   plgpu.barrier_arrive(barrier)
   plgpu.barrier_wait(barrier)

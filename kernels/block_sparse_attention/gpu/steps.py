@@ -30,7 +30,7 @@ import jax.numpy as jnp
 LOG2_E = math.log2(math.e)
 
 
-RoundTo = Callable[[jax.Array, Any], jax.Array]
+RoundTo = Callable[[jax.Array, jax.typing.DTypeLike], jax.Array]
 
 
 class Product(Protocol):
@@ -38,15 +38,18 @@ class Product(Protocol):
 
   def __call__(
     self, left: Any, right: Any, transposed: bool = False
-  ) -> jax.Array: ...
+  ) -> jax.Array:
+    """Product of [R, N] and [N, C], or of [R, N] and [C, N] if transposed."""
 
 
 class Operand(Protocol):
   """A block that is read when its copy has arrived, and released after use."""
 
-  def read(self) -> Any: ...
+  def read(self) -> Any:
+    """Waits for the block and returns it."""
 
-  def release(self) -> None: ...
+  def release(self) -> None:
+    """Says that the block is not needed any more."""
 
 
 class Ready:
@@ -56,19 +59,21 @@ class Ready:
     self._value = value
 
   def read(self) -> jax.Array:
+    """The value."""
     return self._value
 
   def release(self) -> None:
-    pass
+    """Does nothing."""
 
 
 class Accumulator(Protocol):
   """A sum of products."""
 
-  def add(self, left: Any, right: Any) -> None: ...
+  def add(self, left: Any, right: Any) -> None:
+    """Adds the product of two operands."""
 
 
-def cast(x: jax.Array, dtype) -> jax.Array:
+def cast(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
   """The plain `round_to`."""
   return x.astype(dtype)
 
@@ -82,6 +87,7 @@ class Softmax(NamedTuple):
 
   @classmethod
   def start(cls, rows: int, head_dim: int) -> "Softmax":
+    """The state before any key was seen."""
     return cls(
       jnp.zeros((rows, head_dim), jnp.float32),
       jnp.full((rows,), -jnp.inf, jnp.float32),

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import errors
 from .. import mask as mask_lib
+from ..pallas_types import Index
 
 WARPGROUP_ROWS = 64  # Rows of a matrix product of one warpgroup on Hopper.
 HOPPER_SHARED_MEMORY = 227 * 1024  # Bytes a program may use.
@@ -127,7 +128,7 @@ class GpuTiles(_KernelTiles):
   alternate: bool = True
   weights_in_shared_memory: bool = False
 
-  def _shared_memory(self, name, head_dim, itemsize) -> int:
+  def _shared_memory(self, name: str, head_dim: int, itemsize: int) -> int:
     tile = getattr(self, name)
     own_arrays = 1 if name == "forward" else 2
     # The 8 bytes are log-sum-exp and offset, float32.
@@ -190,13 +191,17 @@ class AmpereTiles(_KernelTiles):
   query_bar: AmpereTile = AmpereTile(64, 64)
   key_value_bar: AmpereTile = AmpereTile(64, 64)
 
-  def _shared_memory(self, name, head_dim, itemsize) -> int:
+  def _shared_memory(self, name: str, head_dim: int, itemsize: int) -> int:
     tile = getattr(self, name)
     # Forward owns queries; the others own two arrays (queries and cotangents,
     # keys and values). Log-sum-exps and offsets stay in registers.
     own_tokens = tile.rows * (1 if name == "forward" else 2)
     tokens = own_tokens + 2 * tile.stages * tile.columns
     return tokens * head_dim * itemsize + 1024  # Room for alignment.
+
+
+AnyTile = Tile | AmpereTile
+Tiles = GpuTiles | AmpereTiles
 
 
 class TileLists(NamedTuple):
@@ -218,7 +223,7 @@ class Schedule:
     num_programs: Number of programs of one head.
   """
 
-  def __init__(self, lists: TileLists, granule: int, tile: Tile):
+  def __init__(self, lists: TileLists, granule: int, tile: AnyTile):
     """Serves NumPy arrays, traced arrays and references alike.
 
     Args:
@@ -233,25 +238,25 @@ class Schedule:
     self._steps = granule // tile.columns
     self.num_programs = lists.rows.shape[0] * self._parts
 
-  def first_row(self, program):
+  def first_row(self, program: Index) -> Index:
     """Token at which the rows of a program begin."""
     granule = self._lists.rows[lax.div(program, self._parts)]
     part = lax.rem(program, self._parts)
     return granule * self._granule + part * self._tile.rows
 
-  def num_steps(self, program):
+  def num_steps(self, program: Index) -> Index:
     """Length of the program's loop."""
     start, stop = self._range(program)
     return (stop - start) * self._steps
 
-  def first_column(self, program, step):
+  def first_column(self, program: Index, step: Index) -> Index:
     """Token at which the columns of a step begin."""
     start, _ = self._range(program)
     granule = self._lists.columns[start + lax.div(step, self._steps)]
     part = lax.rem(step, self._steps)
     return granule * self._granule + part * self._tile.columns
 
-  def _range(self, program):
+  def _range(self, program: Index) -> tuple[Index, Index]:
     row = lax.div(program, self._parts)
     return self._lists.offsets[row], self._lists.offsets[row + 1]
 
@@ -305,7 +310,9 @@ def _largest_divisor(number: int, limit: int) -> int:
   return max(n for n in range(1, limit + 1) if math.gcd(n, number) == n)
 
 
-def _require_fits(name, tile, size: int, head_dim: int, limit: int) -> None:
+def _require_fits(
+  name: str, tile: AnyTile, size: int, head_dim: int, limit: int
+) -> None:
   if size > limit:
     raise errors.RequestError(
       f"{name}={tile} needs {size} bytes of shared memory at head width"

@@ -5,7 +5,9 @@ results of its namesake in `kernels.py` and visits the same tiles in the same
 order. It does not cover copies, barriers and registers.
 """
 
+from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 from jax import lax
@@ -14,13 +16,29 @@ import jax.numpy as jnp
 from . import steps
 from . import tiles as tiles_lib
 
+# Folds step(state, first column) over a list of columns, from a state on.
+_OverColumns = Callable[[Callable[[Any, jax.Array], Any], Any], Any]
 
-def forward(query, key, value, lists, granule, exponent, tiles):
+
+def forward(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  lists: tiles_lib.TileLists,
+  granule: int,
+  exponent: float,
+  tiles: tiles_lib.Tiles,
+) -> tuple[jax.Array, jax.Array]:
   """See `kernels.forward`."""
   tile = tiles.forward
 
-  def program(over_columns, query, key, value):
-    def step(state, first):
+  def program(
+    over_columns: _OverColumns,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+  ) -> tuple[jax.Array, jax.Array]:
+    def step(state: steps.Softmax, first: jax.Array) -> steps.Softmax:
       operands = (_at(x, first, tile) for x in (key, value))
       return steps.forward(
         state, query, *operands, exponent, _product, lambda: None
@@ -37,22 +55,30 @@ def forward(query, key, value, lists, granule, exponent, tiles):
 
 
 def query_bar(
-  query,
-  key,
-  value,
-  output_bar,
-  log_sum_exp,
-  offset,
-  lists,
-  granule,
-  exponent,
-  tiles,
-):
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  output_bar: jax.Array,
+  log_sum_exp: jax.Array,
+  offset: jax.Array,
+  lists: tiles_lib.TileLists,
+  granule: int,
+  exponent: float,
+  tiles: tiles_lib.Tiles,
+) -> jax.Array:
   """See `kernels.query_bar`."""
   tile = tiles.query_bar
 
-  def program(over_columns, query, output_bar, log_sum_exp, offset, key, value):
-    def step(total, first):
+  def program(
+    over_columns: _OverColumns,
+    query: jax.Array,
+    output_bar: jax.Array,
+    log_sum_exp: jax.Array,
+    offset: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+  ) -> tuple[jax.Array]:
+    def step(total: jax.Array, first: jax.Array) -> jax.Array:
       total = _Sum(total)
       operands = (_at(x, first, tile) for x in (key, value))
       steps.query_bar(
@@ -79,22 +105,29 @@ def query_bar(
 
 
 def key_value_bar(
-  query,
-  key,
-  value,
-  output_bar,
-  log_sum_exp,
-  offset,
-  lists,
-  granule,
-  exponent,
-  tiles,
-):
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  output_bar: jax.Array,
+  log_sum_exp: jax.Array,
+  offset: jax.Array,
+  lists: tiles_lib.TileLists,
+  granule: int,
+  exponent: float,
+  tiles: tiles_lib.Tiles,
+) -> tuple[jax.Array, jax.Array]:
   """See `kernels.key_value_bar`."""
   tile = tiles.key_value_bar
 
-  def program(over_columns, key, value, *args):
-    def step(totals, first):
+  def program(
+    over_columns: _OverColumns,
+    key: jax.Array,
+    value: jax.Array,
+    *args: jax.Array,
+  ) -> tuple[jax.Array, jax.Array]:
+    def step(
+      totals: tuple[jax.Array, jax.Array], first: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
       totals = [_Sum(total) for total in totals]
       operands = (_at(x, first, tile) for x in args)
       steps.key_value_bar(
@@ -112,7 +145,7 @@ def key_value_bar(
   return jax.vmap(run)(key, value, query, output_bar, log_sum_exp, offset)
 
 
-def _at(x: jax.Array, first: jax.Array, tile: tiles_lib.Tile) -> steps.Ready:
+def _at(x: jax.Array, first: jax.Array, tile: tiles_lib.AnyTile) -> steps.Ready:
   """The columns of a step."""
   return steps.Ready(_slice(x, first, tile.columns))
 
@@ -124,10 +157,13 @@ class _Sum:
     self.value = value
 
   def add(self, left: jax.Array, right: jax.Array) -> None:
+    """Adds a matrix product."""
     self.value += _product(left, right)
 
 
-def _product(left, right, transposed=False) -> jax.Array:
+def _product(
+  left: jax.Array, right: jax.Array, transposed: bool = False
+) -> jax.Array:
   # Exact products of 16-bit factors, summed in float32, as on a tensor core.
   return jnp.dot(
     left,
@@ -137,18 +173,26 @@ def _product(left, right, transposed=False) -> jax.Array:
   )
 
 
-def _slice(x, first, size):
+def _slice(x: jax.Array, first: jax.Array, size: int) -> jax.Array:
   return lax.dynamic_slice_in_dim(x, first, size)
 
 
-def _programs(program, lists, granule, tile, num_own):
+def _programs(
+  program: Callable[..., tuple[jax.Array, ...]],
+  lists: tiles_lib.TileLists,
+  granule: int,
+  tile: tiles_lib.AnyTile,
+  num_own: int,
+) -> Callable[..., tuple[jax.Array, ...]]:
   """Runs all programs of one head; the first `num_own` arrays are tiled."""
   lists = tiles_lib.TileLists(*map(jnp.asarray, lists))
   schedule = tiles_lib.Schedule(lists, granule, tile)
   indices = jnp.arange(schedule.num_programs, dtype=jnp.int32)
 
-  def run_one(arrays, index):
-    def over_columns(step, state):
+  def run_one(
+    arrays: tuple[jax.Array, ...], index: jax.Array
+  ) -> tuple[jax.Array, ...]:
+    def over_columns(step: Callable[[Any, jax.Array], Any], state: Any) -> Any:
       body = lambda i, state: step(state, schedule.first_column(index, i))
       # Inside `jax.shard_map` a loop's state must have the type of its result,
       # which depends on the arrays.
@@ -159,7 +203,7 @@ def _programs(program, lists, granule, tile, num_own):
     own = [_slice(x, first, tile.rows) for x in arrays[:num_own]]
     return program(over_columns, *own, *arrays[num_own:])
 
-  def run(*arrays):
+  def run(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     results = lax.map(functools.partial(run_one, arrays), indices)
     # Programs run longest list first; results return to the order of tokens.
     back = jnp.argsort(jax.vmap(schedule.first_row)(indices))

@@ -16,10 +16,12 @@ With the batch sharded over devices, call it inside `jax.shard_map`: the loop
 over heads of the large paths would gather a sharded axis otherwise.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
-from typing import Literal
+import types
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +127,7 @@ def attention(
   return _by_heads(query, key, value, static)
 
 
-def _choose(shape, mask) -> Path:
+def _choose(shape: tuple[int, ...], mask: mask_lib.Mask) -> Path:
   batch, heads, tokens, _ = shape
   num_scores = batch * heads * tokens**2
   if tokens <= _MAX_SMALL_TOKENS and num_scores <= _MAX_SMALL_SCORES:
@@ -134,7 +136,9 @@ def _choose(shape, mask) -> Path:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _small(query, key, value, static):
+def _small(
+  query: jax.Array, key: jax.Array, value: jax.Array, static: _Static
+) -> tuple[jax.Array, jax.Array]:
   """Computes all scores at once, and again in the backward pass.
 
   Recomputing them is as fast as storing them.
@@ -142,7 +146,9 @@ def _small(query, key, value, static):
   return _small_forward(query, key, value, static)[0]
 
 
-def _small_forward(query, key, value, static):
+def _small_forward(
+  query: jax.Array, key: jax.Array, value: jax.Array, static: _Static
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
   query_f32, key_f32, value_f32 = (
     x.astype(jnp.float32) for x in (query, key, value)
   )
@@ -160,7 +166,11 @@ def _small_forward(query, key, value, static):
   return (output, log_sum_exp), (query, key, value, output, log_sum_exp)
 
 
-def _small_backward(static, residuals, cotangents):
+def _small_backward(
+  static: _Static,
+  residuals: tuple[jax.Array, ...],
+  cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, ...]:
   query, key, value, output, log_sum_exp = residuals
   output_bar, log_sum_exp_bar = cotangents
   output_bar = _rows(output_bar)
@@ -185,31 +195,37 @@ def _small_backward(static, residuals, cotangents):
 _small.defvjp(_small_forward, _small_backward)
 
 
-def _rows(x):
+def _rows(x: jax.Array) -> jax.Array:
   """Tokens of all heads in float32, [B H S, K]."""
   return x.astype(jnp.float32).reshape(-1, x.shape[-1])
 
 
-def _heads(x):
+def _heads(x: jax.Array) -> jax.Array:
   """Tokens in float32 by head, [B H, S, K]."""
   return x.astype(jnp.float32).reshape(-1, *x.shape[-2:])
 
 
-def _small_bias(query, static):
+def _small_bias(query: jax.Array, static: _Static) -> np.ndarray:
   """Bias of all scores of a head; no row is all -inf: a block sees itself."""
   seen = reference.token_mask(static.mask, query.shape[2], static.token_order)
   return np.where(seen, 0, -np.inf).astype(np.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _by_heads(query, key, value, static):
+def _by_heads(
+  query: jax.Array, key: jax.Array, value: jax.Array, static: _Static
+) -> tuple[jax.Array, jax.Array]:
   return _forward(query, key, value, static)[0]
 
 
-def _forward(query, key, value, static):
+def _forward(
+  query: jax.Array, key: jax.Array, value: jax.Array, static: _Static
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
   path = _Layout(static)
 
-  def attend(query, key, value):
+  def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     query, key, value = map(path.enter, (query * static.scale, key, value))
     return tuple(map(path.leave, path.forward(query, key, value)))
 
@@ -218,10 +234,21 @@ def _forward(query, key, value, static):
   return (output, log_sum_exp), (query, key, value, output, log_sum_exp)
 
 
-def _backward(static, residuals, cotangents):
+def _backward(
+  static: _Static,
+  residuals: tuple[jax.Array, ...],
+  cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, ...]:
   path = _Layout(static)
 
-  def differentiate(query, key, value, output, log_sum_exp, *bars):
+  def differentiate(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    output: jax.Array,
+    log_sum_exp: jax.Array,
+    *bars: jax.Array,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     output_bar, log_sum_exp_bar = bars
     offset = (output * output_bar).sum(-1) - log_sum_exp_bar
     args = (query * static.scale, key, value, log_sum_exp, output_bar, offset)
@@ -236,7 +263,11 @@ def _backward(static, residuals, cotangents):
 _by_heads.defvjp(_forward, _backward)
 
 
-def _map_heads(function, static, *arrays):
+def _map_heads(
+  function: Callable[..., Sequence[jax.Array]],
+  static: _Static,
+  *arrays: jax.Array,
+) -> list[jax.Array]:
   """Maps over B and H in float32; small heads are taken several at a time."""
   batch, heads, tokens = arrays[0].shape[:3]
   group = max(1, static.tiles.group_tokens // tokens)
@@ -269,18 +300,22 @@ class _Layout:
     self._reorder = reorder and static.token_order == "natural"
     self._token_order = static.token_order
 
-  def forward(self, *args):
+  def forward(self, *args: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Attention of one head, in the layout of `enter`."""
     return self._module.forward(*args, *self._options(1))
 
-  def backward(self, *args):
+  def backward(
+    self, *args: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of one head, in the layout of `enter`."""
     # Scores and their gradients are alive together: chunks of half the size.
     return self._module.backward(*args, *self._options(2))
 
   @property
-  def _module(self):
+  def _module(self) -> types.ModuleType:
     return contiguous if self._is_contiguous else xla_lists
 
-  def _options(self, num_arrays):
+  def _options(self, num_arrays: int) -> tuple[Any, ...]:
     tiles = self._tiles
     if self._is_contiguous:
       chunks = contiguous.Chunks(

@@ -19,7 +19,7 @@ clip. It shrinks further where loops can be joined by filling up their lists of
 key frames, at the cost of a few per cent of masked work.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import itertools
 from typing import Any, NamedTuple
@@ -76,6 +76,10 @@ class _Level(NamedTuple):
   bias: jax.Array | float  # On the scores, [keys].
 
 
+# Strides, and how many key frames are seen at each.
+_Widths = tuple[tuple[int, int], ...]
+
+
 def forward(
   query: jax.Array,
   key: jax.Array,
@@ -96,7 +100,12 @@ def forward(
     Output [F, P, K] and log-sum-exp [F, P], float32.
   """
 
-  def step(results, frame, key_frames, strides):
+  def step(
+    results: tuple[jax.Array, jax.Array],
+    frame: jax.Array | np.integer,
+    key_frames: tuple[_KeyFrames, ...],
+    strides: tuple[int, ...],
+  ) -> tuple[jax.Array, jax.Array]:
     rows = lax.optimization_barrier(query[frame])
     levels = [
       _attend_level(rows, _level(key, value, *frames, stride), chunks)
@@ -135,7 +144,12 @@ def backward(
     chunks: See query.
   """
 
-  def step(bars, frame, key_frames, strides):
+  def step(
+    bars: tuple[jax.Array, jax.Array, jax.Array],
+    frame: jax.Array | np.integer,
+    key_frames: tuple[_KeyFrames, ...],
+    strides: tuple[int, ...],
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     # The barrier: XLA would copy the rows again for every level.
     rows = lax.optimization_barrier(
       [x[frame] for x in (query, log_sum_exp, output_bar, offset)]
@@ -163,7 +177,9 @@ def backward(
   return bars[0], bars[1].swapaxes(1, 2), bars[2].swapaxes(1, 2)
 
 
-def _attend_level(query, level, chunks):
+def _attend_level(
+  query: jax.Array, level: _Level, chunks: Chunks
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Softmax over what one frame's queries [P, K] see at one stride.
 
   Returns:
@@ -172,7 +188,9 @@ def _attend_level(query, level, chunks):
   """
   outer, inner = _num_parts(query, level, chunks)
 
-  def attend_segments(xs):
+  def attend_segments(
+    xs: tuple[jax.Array, jax.Array, jax.Array],
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     query, key, value = xs
     attend = lambda query: _attend_chunk(query, key, value, level.bias)
     return _map(attend, query, inner)
@@ -180,7 +198,9 @@ def _attend_level(query, level, chunks):
   return _map(attend_segments, (query, level.key, level.value), outer)
 
 
-def _attend_chunk(query, key, value, bias):
+def _attend_chunk(
+  query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   scores = _product(query, key) + bias  # [m, n / m, keys]
   maximum = scores.max(-1, keepdims=True)
   weights = jnp.exp(scores - maximum)
@@ -188,7 +208,9 @@ def _attend_chunk(query, key, value, bias):
   return maximum.ravel(), weights.sum(-1).ravel(), output
 
 
-def _join_levels(levels):
+def _join_levels(
+  levels: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
+) -> tuple[jax.Array, jax.Array]:
   """One frame's output [P, K] and log-sum-exp [P]."""
   maximum = functools.reduce(jnp.maximum, [level[0] for level in levels])
   factors = [jnp.exp(level[0] - maximum) for level in levels]
@@ -197,7 +219,9 @@ def _join_levels(levels):
   return output / total[:, None], maximum + jnp.log(total)
 
 
-def _differentiate_level(rows, level, chunks):
+def _differentiate_level(
+  rows: Sequence[jax.Array], level: _Level, chunks: Chunks
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Shares of the gradients of one frame's queries at one stride.
 
   Args:
@@ -210,7 +234,9 @@ def _differentiate_level(rows, level, chunks):
   """
   outer, inner = _num_parts(rows[0], level, chunks)
 
-  def differentiate_segments(xs):
+  def differentiate_segments(
+    xs: tuple[Sequence[jax.Array], jax.Array, jax.Array],
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     rows, key, value = xs
     differentiate = functools.partial(
       differentiate_chunk, key=key, value=value, bias=level.bias
@@ -218,7 +244,9 @@ def _differentiate_level(rows, level, chunks):
     if inner == 1:
       return differentiate(rows)
 
-    def body(bars, rows):
+    def body(
+      bars: list[jax.Array], rows: Sequence[jax.Array]
+    ) -> tuple[list[jax.Array], jax.Array]:
       query_bar, *shares = differentiate(rows)
       return [x + share for x, share in zip(bars, shares)], query_bar
 
@@ -229,7 +257,12 @@ def _differentiate_level(rows, level, chunks):
   return _map(differentiate_segments, (rows, level.key, level.value), outer)
 
 
-def differentiate_chunk(rows, key, value, bias):
+def differentiate_chunk(
+  rows: Sequence[jax.Array],
+  key: jax.Array,
+  value: jax.Array,
+  bias: jax.Array | np.ndarray | float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients of queries' attention, each to the keys of its segment.
 
   Args:
@@ -307,7 +340,13 @@ def _merge(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def _level(key, value, frames, bias, stride) -> _Level:
+def _level(
+  key: jax.Array,
+  value: jax.Array,
+  frames: np.ndarray | jax.Array,
+  bias: np.ndarray | jax.Array | None,
+  stride: int,
+) -> _Level:
   """What one query frame sees at one stride, of keys and values [F, P, K]."""
   if bias is None:
     bias = 0.0
@@ -316,7 +355,9 @@ def _level(key, value, frames, bias, stride) -> _Level:
   return _Level(*(_take_frames(x, frames, stride) for x in (key, value)), bias)
 
 
-def _take_frames(x: jax.Array, frames, stride: int) -> jax.Array:
+def _take_frames(
+  x: jax.Array, frames: np.ndarray | jax.Array, stride: int
+) -> jax.Array:
   """Some frames of [F, P, K], by segments: [stride, keys, K]."""
   if isinstance(frames, np.ndarray):
     runs = mask_lib.Level(stride, tuple(frames)).frame_runs
@@ -328,7 +369,9 @@ def _take_frames(x: jax.Array, frames, stride: int) -> jax.Array:
   return x.reshape(stride, -1, width)
 
 
-def _add_frames(x: jax.Array, frames, share: jax.Array) -> jax.Array:
+def _add_frames(
+  x: jax.Array, frames: np.ndarray | jax.Array, share: jax.Array
+) -> jax.Array:
   """Adds a gradient of what `_take_frames` returns.
 
   Args:
@@ -394,7 +437,9 @@ def _groups(mask: mask_lib.Mask, max_padding: float) -> tuple[_Group, ...]:
   return tuple(_fill_up(mask, *group) for group in groups.items())
 
 
-def _join(groups, a, b):
+def _join(
+  groups: dict[_Widths, list[int]], a: _Widths, b: _Widths
+) -> dict[_Widths, list[int]]:
   """The groups with a and b made one, as wide as the wider at each stride."""
   widths = dict(a)
   for stride, width in b:
@@ -405,7 +450,7 @@ def _join(groups, a, b):
   return joined
 
 
-def _fill_up(mask, widths, frames) -> _Group:
+def _fill_up(mask: mask_lib.Mask, widths: _Widths, frames: list[int]) -> _Group:
   key_frames = []
   for stride, width in widths:
     filled = np.zeros((len(frames), width), np.int32)

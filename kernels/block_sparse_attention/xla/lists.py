@@ -9,6 +9,7 @@ pass recomputes the scores from the log-sum-exp and scatters the gradients of
 the keys back, block by block.
 """
 
+from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
@@ -56,7 +57,10 @@ def forward(
     Output [blocks, block size, K], log-sum-exp [blocks, block size]; float32.
   """
 
-  def step(results, bucket):
+  def step(
+    results: tuple[jax.Array, jax.Array],
+    bucket: tuple[jax.Array, jax.Array, jax.Array],
+  ) -> tuple[tuple[jax.Array, ...], None]:
     rows, lists, bias = bucket
     scores = _products(_read(query, rows), key[lists])
     scores += bias[:, None, :, None]
@@ -100,7 +104,10 @@ def backward(
     step_tokens: See query.
   """
 
-  def step(bars, bucket):
+  def step(
+    bars: tuple[jax.Array, jax.Array, jax.Array],
+    bucket: tuple[jax.Array, jax.Array, jax.Array],
+  ) -> tuple[tuple[jax.Array, ...], None]:
     rows, lists, bias = bucket
     query_bar, key_bar, value_bar = bars
     queries, output_bars = _read(query, rows), _read(output_bar, rows)
@@ -141,7 +148,17 @@ def _write(x: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
   return x.at[rows].set(new, mode="drop")
 
 
-def _over_buckets(step, carry, mask, token_order, block_size, step_tokens):
+def _over_buckets(
+  step: Callable[
+    [tuple[jax.Array, ...], tuple[jax.Array, jax.Array, jax.Array]],
+    tuple[tuple[jax.Array, ...], None],
+  ],
+  carry: tuple[jax.Array, ...],
+  mask: mask_lib.Mask,
+  token_order: mask_lib.TokenOrder,
+  block_size: int,
+  step_tokens: int,
+) -> tuple[jax.Array, ...]:
   """Folds step(carry, bucket) over all query blocks."""
   rows_a_step = max(1, step_tokens // block_size)
   is_short = mask.num_blocks * block_size <= _SHORT_TOKENS
