@@ -14,6 +14,8 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import types
+from typing import Any
 
 from absl import flags
 from absl import logging
@@ -56,7 +58,7 @@ _CHARACTERS = (
 )
 
 
-def _panda3d():
+def _panda3d() -> types.ModuleType:
   try:
     from panda3d import core
   except ImportError as error:
@@ -70,7 +72,7 @@ def _panda3d():
   return core
 
 
-def _load(core, path: pathlib.Path):
+def _load(core: types.ModuleType, path: pathlib.Path) -> Any:
   node = core.Loader.get_global_ptr().load_sync(
     core.Filename.from_os_specific(os.fspath(path))
   )
@@ -79,7 +81,7 @@ def _load(core, path: pathlib.Path):
   return core.NodePath(node)
 
 
-def _vertices(core, top) -> np.ndarray:
+def _vertices(core: types.ModuleType, top: Any) -> np.ndarray:
   """All vertices in the current pose, y up, [V, 3]."""
   parts = []
   thread = core.Thread.get_current_thread()
@@ -99,7 +101,7 @@ def _vertices(core, top) -> np.ndarray:
   return np.stack([x, z, -y], axis=1)
 
 
-def _faces(top) -> np.ndarray:
+def _faces(top: Any) -> np.ndarray:
   faces, count = [], 0
   for path in top.find_all_matches("**/+GeomNode"):
     for geom in path.node().get_geoms():
@@ -115,7 +117,10 @@ def _faces(top) -> np.ndarray:
 
 
 def _clips(
-  core, folder: pathlib.Path, model: str, animations: tuple[str, ...]
+  core: types.ModuleType,
+  folder: pathlib.Path,
+  model: str,
+  animations: tuple[str, ...],
 ) -> Iterator[tuple[str, list[mesh_lib.TriangleMesh]]]:
   """Names and meshes of a character's animations."""
   top = _load(core, folder / model)
@@ -147,7 +152,7 @@ def _clips(
     yield controls.get_anim_name(number), meshes
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   """Runs the program."""
   del argv
   core = _panda3d()

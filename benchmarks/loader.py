@@ -34,7 +34,7 @@ _CACHE = flags.DEFINE_string(
 _CONTENTS = flags.DEFINE_list("contents", ["geometry", "images"], "Read.")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   """Runs the program."""
   del argv
   index = dataset_index.read_index(_DATA.value)
@@ -68,7 +68,9 @@ def _times() -> np.ndarray:
   return np.array([time.perf_counter(), time.process_time()])
 
 
-def _report(name, size, seconds, processor_seconds):
+def _report(
+  name: str, size: float, seconds: float, processor_seconds: float
+) -> None:
   line = (
     f"{name:8s} {1 / seconds:8.2f} records/s {size / seconds / 1e6:8.1f} MB/s"
   )
@@ -77,7 +79,9 @@ def _report(name, size, seconds, processor_seconds):
   print(line)
 
 
-def _read_raw(index, steps) -> tuple[float, np.ndarray]:
+def _read_raw(
+  index: dataset_index.DatasetIndex, steps: int
+) -> tuple[float, np.ndarray]:
   """Bytes and times per record of reading an example's entries."""
   clips = index.splits["train"]
   reader = shards.ShardReader(index.folder / "shards", _CACHE.value)

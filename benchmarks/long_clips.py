@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -95,7 +96,7 @@ def _check(workdir: pathlib.Path) -> int:
   return 0 if report["accepted"] else 1
 
 
-def _score(workdir, size):
+def _score(workdir: pathlib.Path, size: int) -> dict[str, Any]:
   clip = solids.make_clip(
     _SEED.value, _NUM_FRAMES.value, _NUM_FRAMES.value / _FRAMES_A_SECOND
   )
@@ -149,7 +150,7 @@ def _score(workdir, size):
   }
 
 
-def _pair(*groups):
+def _pair(*groups: np.ndarray) -> tuple[float, ...]:
   return tuple(round(float(x.mean()), 4) for x in groups)
 
 
@@ -163,7 +164,7 @@ def _windows(overlap: int | None = None) -> windows_lib.Windows:
   return windows_lib.Windows(size, size // 2 if overlap is None else overlap)
 
 
-def _make_clip(workdir):
+def _make_clip(workdir: pathlib.Path) -> None:
   seconds = _NUM_FRAMES.value / _FRAMES_A_SECOND
   clip = solids.make_clip(_SEED.value, _NUM_FRAMES.value, seconds)
   np.save(

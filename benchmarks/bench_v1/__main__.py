@@ -30,6 +30,7 @@ from launch import program
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import held_out
+from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
 from sculpt4d_jax.evaluation.protocols import evaluate
 from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.evaluation.protocols import scores as scores_lib
@@ -85,7 +86,9 @@ def main(unused_argv: Sequence[str]) -> None:
   print(f"\n{make.VERSION}. Conventions: {protocol.describe()}.")
 
 
-def _baselines(protocol) -> dict[str, scores_lib.Report]:
+def _baselines(
+  protocol: conventions_lib.Protocol,
+) -> dict[str, scores_lib.Report]:
   """Rows on the procedural clips."""
   preset = preset_lib.from_config(_CONFIG.value)
   log = run_log.RunLog()

@@ -1,8 +1,8 @@
 """Compares this device's attention kernels with the reference."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def compare(*, small: bool) -> list[Row]:
   return rows
 
 
-def _kernels() -> Iterator[tuple[str, Any]]:
+def _kernels() -> Iterator[tuple[str, api.Implementation]]:
   yield "xla", "xla"
   if jax.default_backend() == "gpu":
     yield "pallas_gpu", gpu.attention
@@ -44,7 +44,9 @@ def _kernels() -> Iterator[tuple[str, Any]]:
     yield "pallas_tpu", "pallas_tpu"
 
 
-def _cases(small, kernel) -> Iterator[tuple[str, shapes.AttentionShape, str]]:
+def _cases(
+  small: bool, kernel: str
+) -> Iterator[tuple[str, shapes.AttentionShape, str]]:
   if small:
     shape = shapes.AttentionShape(1, 2, 3, 64, 16, blocks_per_frame=8)
     yield "3 frames of 64 tokens, width 16, float32", shape, "float32"
@@ -65,7 +67,9 @@ def _cases(small, kernel) -> Iterator[tuple[str, shapes.AttentionShape, str]]:
     )
 
 
-def _tiled(name, attend, head_dim) -> Iterator[tuple[str, Any]]:
+def _tiled(
+  name: str, attend: api.Implementation, head_dim: int
+) -> Iterator[tuple[str, api.Implementation]]:
   yield "default", attend
   if name != "pallas_gpu":
     return
@@ -99,7 +103,14 @@ def _ampere_tiles() -> Iterator[tiles_lib.AmpereTiles]:
         yield tiles_lib.AmpereTiles(tile, tile, tile)
 
 
-def _compare(name, attend, label, case, shape, dtype) -> Row:
+def _compare(
+  name: str,
+  attend: api.Implementation,
+  label: str,
+  case: str,
+  shape: shapes.AttentionShape,
+  dtype: str,
+) -> Row:
   try:
     error = _error(attend, shape, dtype)
   except NotImplementedError:
@@ -111,7 +122,9 @@ def _compare(name, attend, label, case, shape, dtype) -> Row:
   return Row(name, case, label, error, verdict)
 
 
-def _error(attend, shape, dtype) -> float:
+def _error(
+  attend: api.Implementation, shape: shapes.AttentionShape, dtype: str
+) -> float:
   """Largest relative error of the output and of three gradients."""
   inputs = shapes.random_inputs(shape.array_shape, jnp.dtype(dtype))
   bar = jax.random.normal(jax.random.key(9), shape.array_shape, jnp.float32)
@@ -126,9 +139,16 @@ def _error(attend, shape, dtype) -> float:
   )
 
 
-def _results(attend: Any, shape, inputs, bar) -> tuple[jax.Array, ...]:
+def _results(
+  attend: api.Implementation,
+  shape: shapes.AttentionShape,
+  inputs: Sequence[jax.Array],
+  bar: jax.Array,
+) -> tuple[jax.Array, ...]:
   @jax.jit
-  def run(inputs, bar):
+  def run(
+    inputs: tuple[jax.Array, ...], bar: jax.Array
+  ) -> tuple[jax.Array, ...]:
     attention: Callable[..., jax.Array] = functools.partial(
       api.block_sparse_attention,
       mask=shape.mask(),

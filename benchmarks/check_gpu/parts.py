@@ -19,6 +19,7 @@ from absl import flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import ml_collections
 from ml_collections import config_flags
 import numpy as np
 
@@ -160,10 +161,12 @@ def decode() -> None:
     )
 
 
-def _ball_at_the_price_of(field):
+def _ball_at_the_price_of(
+  field: Callable[[np.ndarray], np.ndarray],
+) -> Callable[[np.ndarray], np.ndarray]:
   """The field of a ball that also computes the given field."""
 
-  def evaluate(points):
+  def evaluate(points: np.ndarray) -> np.ndarray:
     field(points)
     return np.clip((0.6 - np.linalg.norm(points, axis=-1)) / 0.02, -1, 1)
 
@@ -186,7 +189,7 @@ def train_step() -> None:
   _train(_CONFIG.value, rounds=10)
 
 
-def _train(config, rounds):
+def _train(config: ml_collections.ConfigDict, rounds: int) -> None:
   from benchmarks.training import step_time
 
   preset = preset_lib.from_config(config)
@@ -225,12 +228,18 @@ def _random_model(preset: preset_lib.Preset) -> model_lib.Sculpt4D:
   return model_lib.Sculpt4D(**modules, offload=preset.sampling.offload)
 
 
-def _random_leaf(number, shape, dtype):
+def _random_leaf(
+  number: int, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> jax.Array:
   draw = lambda key: 0.02 * jax.random.normal(key, shape, dtype)
   return jax.jit(draw)(jax.random.key(number))
 
 
-def _sample_seconds(model, preset, sampling) -> float:
+def _sample_seconds(
+  model: model_lib.Sculpt4D,
+  preset: preset_lib.Preset,
+  sampling: model_lib.SamplingConfig,
+) -> float:
   side = preset.model.image_encoder.image_size
   images = np.random.default_rng(0).integers(
     0, 255, (sampling.num_frames, side, side, 3), np.uint8
@@ -249,7 +258,9 @@ def _timed(run: Callable[[], Any], rounds: int) -> float:
   return (time.monotonic() - start) / rounds
 
 
-def _print_memory(preset, sampling) -> None:
+def _print_memory(
+  preset: preset_lib.Preset, sampling: model_lib.SamplingConfig
+) -> None:
   planner = memory_plan.Planner(preset.model)
   plan = planner.plan(memory_plan.settings_of(sampling, preset.surface))
   denoise = sum(plan.stages["denoise"].values()) / 2**30

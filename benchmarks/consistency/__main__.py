@@ -10,6 +10,8 @@ error and the number of clips with a negative difference. See
 `benchmarks/consistency/latent_changes.py`.
 """
 
+from collections.abc import Iterator
+
 from absl import flags
 from flax import nnx
 import jax
@@ -59,7 +61,7 @@ def _load_vae(preset: preset_lib.Preset) -> shape_vae.ShapeVAE:
   return nnx.merge(graph, params)
 
 
-def _read_surfaces(index):
+def _read_surfaces(index: dataset_index.DatasetIndex) -> Iterator[np.ndarray]:
   """Complete surfaces [F, P, 7] of clips evenly spaced over the data."""
   clips = sum(index.splits.values(), [])
   chosen = np.linspace(0, len(clips) - 1, min(len(clips), _NUM_CLIPS.value))
@@ -82,7 +84,7 @@ def _read_surfaces(index):
     yield reader.read(row, np.random.default_rng(row))["surface"]
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   """Runs the program."""
   del argv
   vae = _load_vae(preset_lib.from_config(_CONFIG.value))

@@ -31,6 +31,7 @@ from sculpt4d_jax.models import shape_vae
 
 Array = array_types.Array
 Float = array_types.Float
+Int = array_types.Int
 
 SAMPLINGS = ("consistent", "independent")
 NOISES = ("mean", "shared", "independent")
@@ -118,7 +119,13 @@ def latent_changes(
 
 
 @functools.partial(nnx.jit, static_argnums=(3, 4))
-def _changes(vae, surface, key, num_uniform, num_sharp):
+def _changes(
+  vae: shape_vae.ShapeVAE,
+  surface: Float[Array, "F P 7"],
+  key: array_types.PRNGKey,
+  num_uniform: int,
+  num_sharp: int,
+) -> dict[tuple[str, str], jax.Array]:
   config = vae.config
   num_frames = surface.shape[0]
   select = functools.partial(
@@ -160,6 +167,11 @@ def _changes(vae, surface, key, num_uniform, num_sharp):
   }
 
 
-def _encode(vae, surface, rows, queries) -> shape_vae.Posterior:
+def _encode(
+  vae: shape_vae.ShapeVAE,
+  surface: Float[Array, "F P 7"],
+  rows: Int[Array, "F R"],
+  queries: Int[Array, "F N"],
+) -> shape_vae.Posterior:
   take = jax.vmap(lambda frame, chosen: frame[chosen])
   return vae.encode(take(surface, rows), take(surface, queries))

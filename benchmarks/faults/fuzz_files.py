@@ -201,7 +201,7 @@ _KINDS = {
 }
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   """Damages files and counts what their reader answers."""
   del argv
   read, make = _KINDS[_WHAT.value]

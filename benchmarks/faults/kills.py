@@ -140,7 +140,7 @@ def _kill_once(
   return ("", seconds) if seconds < _LIMIT else ("too slow", seconds)
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   """Runs the program."""
   del argv
   rng = random.Random(_SEED.value)

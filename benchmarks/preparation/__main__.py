@@ -56,7 +56,9 @@ def _settings() -> prepare.PreparationSettings:
   )
 
 
-def _print_answers(settings) -> list[round_trip.RoundTrip]:
+def _print_answers(
+  settings: prepare.PreparationSettings,
+) -> list[round_trip.RoundTrip]:
   """Prints the first table; returns the clips that the gate accepts."""
   print(
     f"Records against known answers, {_RESOLUTION.value} cells a side"
@@ -91,7 +93,9 @@ def _number(value: float) -> str:
   return "" if math.isnan(value) else f"{value:.3f}"
 
 
-def _real_trips(settings) -> Iterator[round_trip.RoundTrip]:
+def _real_trips(
+  settings: prepare.PreparationSettings,
+) -> Iterator[round_trip.RoundTrip]:
   """Round trips of accepted clips, alternating between assets."""
   limits, queues = asset_files.DEFAULT_LIMITS, []
   for asset in asset_units.find_assets(_ASSETS.value):
@@ -117,7 +121,7 @@ def _real_trips(settings) -> Iterator[round_trip.RoundTrip]:
       yield trip
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
   """Runs the program."""
   del argv
   settings = _settings()
@@ -126,7 +130,7 @@ def main(argv):
     return 0
   print("\nClips that are broken on purpose:\n")
 
-  def trips():
+  def trips() -> Iterator[round_trip.RoundTrip]:
     yield from good
     yield from _real_trips(settings)
 

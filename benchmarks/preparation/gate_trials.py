@@ -128,19 +128,19 @@ def _with_source(trip: RoundTrip, vertices: np.ndarray) -> RoundTrip:
   )
 
 
-def _still(trip):
+def _still(trip: RoundTrip) -> RoundTrip:
   frames = trip.source.vertices
   return _with_source(trip, frames[0] + 0.01 * (frames - frames[0]))
 
 
-def _growing(trip):
+def _growing(trip: RoundTrip) -> RoundTrip:
   frames = trip.source.vertices.copy()
   middle = frames[-1].mean(0)
   frames[-1] = middle + 5 * (frames[-1] - middle)
   return _with_source(trip, frames)
 
 
-def _spikes(trip):
+def _spikes(trip: RoundTrip) -> RoundTrip | None:
   """Moves every fiftieth vertex away by the object's size."""
   if trip.source.num_vertices < _FINE:
     return None
@@ -150,14 +150,16 @@ def _spikes(trip):
   return _with_source(trip, frames)
 
 
-def _far_away(trip):
+def _far_away(trip: RoundTrip) -> RoundTrip:
   frames = trip.source.vertices.copy()
   size = np.linalg.norm(np.ptp(frames[-1], axis=0))
   frames[-1] += np.array([10 * size, 0, 0], np.float32)
   return _with_source(trip, frames)
 
 
-def _with_surfaces(trip: RoundTrip, change) -> RoundTrip:
+def _with_surfaces(
+  trip: RoundTrip, change: Callable[[np.ndarray], np.ndarray]
+) -> RoundTrip:
   surfaces = tuple(
     TriangleMesh(change(surface.vertices), surface.faces)
     for surface in trip.surfaces
@@ -165,19 +167,19 @@ def _with_surfaces(trip: RoundTrip, change) -> RoundTrip:
   return dataclasses.replace(trip, surfaces=surfaces)
 
 
-def _shifted(trip):
+def _shifted(trip: RoundTrip) -> RoundTrip:
   offset = np.array([2 * trip.settings.surface.cell, 0, 0], np.float32)
   return _with_surfaces(trip, lambda vertices: vertices + offset)
 
 
-def _without_limb(trip):
+def _without_limb(trip: RoundTrip) -> RoundTrip:
   """Cuts off the upper tenth of the object and closes it by a plane."""
   height = np.quantile(trip.mesh.vertices[0][:, 1], 0.9)
   lowest = trip.mesh.vertices[..., 1].min()
   top = lowest + 0.85 * (trip.mesh.vertices[..., 1].max() - lowest)
   height = min(height, top)
 
-  def cut(vertices):
+  def cut(vertices: np.ndarray) -> np.ndarray:
     return np.stack(
       [vertices[:, 0], np.minimum(vertices[:, 1], height), vertices[:, 2]], 1
     )
@@ -185,7 +187,7 @@ def _without_limb(trip):
   return _with_surfaces(trip, cut)
 
 
-def _without_sheets(trip):
+def _without_sheets(trip: RoundTrip) -> RoundTrip | None:
   areas = np.linalg.norm(trip.mesh.rest_mesh().face_cross_products(), axis=1)
   sheets = trip.repair.sheets
   if areas[sheets].sum() < _SHEETS * areas.sum() or not trip.repair.body.any():
@@ -200,7 +202,7 @@ def _without_sheets(trip):
   return dataclasses.replace(trip, surfaces=surfaces)
 
 
-def _with_ball(trip):
+def _with_ball(trip: RoundTrip) -> RoundTrip:
   """Adds a ball in the emptiest corner of the cube."""
   corners = 0.8 * np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(
     -1, 3
@@ -218,7 +220,7 @@ def _with_ball(trip):
   return dataclasses.replace(trip, surfaces=surfaces)
 
 
-def _opened(trip):
+def _opened(trip: RoundTrip) -> RoundTrip | None:
   """Removes nine of ten faces, so that there is no inside."""
   rest = trip.mesh.rest_mesh()
   keep = np.arange(rest.num_faces) % 10 == 0
@@ -231,7 +233,7 @@ def _opened(trip):
   return dataclasses.replace(trip, mesh=mesh, repair=repair)
 
 
-def _half_as_large(trip):
+def _half_as_large(trip: RoundTrip) -> RoundTrip:
   """Halves the size of the last frame's surface."""
   last = trip.surfaces[-1]
   middle = last.vertices.mean(0)
@@ -244,14 +246,14 @@ def _with_stored(trip: RoundTrip, stored: np.ndarray) -> RoundTrip:
   return dataclasses.replace(trip, points=points)
 
 
-def _lifted(trip):
+def _lifted(trip: RoundTrip) -> RoundTrip:
   """Moves points to 0.003 above the surface."""
   stored = trip.points.stored.astype(np.float32)
   stored[..., :3] += 0.003 * stored[..., 3:]
   return _with_stored(trip, stored)
 
 
-def _sliding(trip):
+def _sliding(trip: RoundTrip) -> RoundTrip:
   """Moves points along the surface by a cell, differently in every frame."""
   rng = np.random.default_rng(0)
   stored = trip.points.stored.astype(np.float32)
@@ -263,14 +265,14 @@ def _sliding(trip):
   return _with_stored(trip, stored)
 
 
-def _drawn_anew(trip):
+def _drawn_anew(trip: RoundTrip) -> RoundTrip:
   """Draws new points in every frame."""
   rng = np.random.default_rng(0)
   stored = [frame[rng.permutation(len(frame))] for frame in trip.points.stored]
   return _with_stored(trip, np.stack(stored))
 
 
-def _lost_points(trip):
+def _lost_points(trip: RoundTrip) -> RoundTrip:
   """Makes the surface that points are projected to a fifth too small."""
   projections = []
   for surface, projection, here in zip(
@@ -287,26 +289,26 @@ def _lost_points(trip):
   return dataclasses.replace(trip, points=points)
 
 
-def _with_signs(trip, rows) -> RoundTrip:
+def _with_signs(trip: RoundTrip, rows: np.ndarray | slice) -> RoundTrip:
   samples = trip.samples.copy()
   samples[:, rows, 3] *= -1
   return dataclasses.replace(trip, samples=samples)
 
 
-def _some_signs(trip):
+def _some_signs(trip: RoundTrip) -> RoundTrip:
   """Flips one of a hundred signs."""
   rows = np.random.default_rng(0).random(trip.samples.shape[1]) < 0.01
   return _with_signs(trip, rows)
 
 
-def _all_signs(trip):
+def _all_signs(trip: RoundTrip) -> RoundTrip | None:
   deep = 2 * trip.settings.surface.cell
   if np.mean(trip.samples[..., 3] > deep) < _DEEP:
     return None  # All parts are thin: no sample is far from the surface.
   return _with_signs(trip, slice(None))
 
 
-def _turned_camera(trip):
+def _turned_camera(trip: RoundTrip) -> RoundTrip:
   turn = np.eye(4)
   turn[:3, :3] = rotations.Rotation.from_euler(
     "y", 1.0, degrees=True
@@ -315,7 +317,9 @@ def _turned_camera(trip):
   return dataclasses.replace(trip, view=trip.view | {"camera_to_world": camera})
 
 
-def _with_normals(trip, change) -> RoundTrip:
+def _with_normals(
+  trip: RoundTrip, change: Callable[[np.ndarray], np.ndarray]
+) -> RoundTrip:
   buffers, files = trip.buffers, []
   for frame in range(trip.mesh.num_frames):
     normals = record_views.decode_normals(
@@ -330,16 +334,16 @@ def _with_normals(trip, change) -> RoundTrip:
   )
 
 
-def _inner_normals(trip):
+def _inner_normals(trip: RoundTrip) -> RoundTrip:
   return _with_normals(trip, lambda normals: -normals)
 
 
-def _swapped_normals(trip):
+def _swapped_normals(trip: RoundTrip) -> RoundTrip:
   """Normals with y and z exchanged, as in another convention."""
   return _with_normals(trip, lambda normals: normals[..., [0, 2, 1]])
 
 
-def _tiny_picture(trip):
+def _tiny_picture(trip: RoundTrip) -> RoundTrip:
   """Moves the camera thirty times as far away."""
   place = trip.view["camera_to_world"].copy()
   place[:3, 3] *= 30

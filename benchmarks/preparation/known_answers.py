@@ -6,7 +6,7 @@ volume, inside, sharp edges and, for some shapes, distance are formulas. Lengths
 are in cells of the watertight surface's grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import math
 
@@ -179,7 +179,7 @@ def errors(shape: KnownShape, trip: round_trip.RoundTrip) -> Errors:
   )
 
 
-def _placement(trip) -> tuple[float, np.ndarray]:
+def _placement(trip: round_trip.RoundTrip) -> tuple[float, np.ndarray]:
   """Scale and centre: normalised = (own - centre) * scale."""
   own, new = trip.source.vertices[0], trip.mesh.vertices[0]
   far = int(np.argmax(np.linalg.norm(own - own[0], axis=1)))
@@ -189,7 +189,14 @@ def _placement(trip) -> tuple[float, np.ndarray]:
   return scale, own[0] - new[0] / scale
 
 
-def _exact(shape, trip, points, frame, scale, centre) -> np.ndarray:
+def _exact(
+  shape: KnownShape,
+  trip: round_trip.RoundTrip,
+  points: np.ndarray,
+  frame: int,
+  scale: float,
+  centre: np.ndarray,
+) -> np.ndarray:
   half = trip.settings.surface.sheet_cells * trip.settings.surface.cell
   slab = np.full(len(points), -np.inf)
   if shape.sheet.any():
@@ -204,7 +211,9 @@ def _exact(shape, trip, points, frame, scale, centre) -> np.ndarray:
   return np.maximum(slab, scale * shape.inside(own, frame))
 
 
-def _volume_error(shape, trip, scale) -> float:
+def _volume_error(
+  shape: KnownShape, trip: round_trip.RoundTrip, scale: float
+) -> float:
   half = trip.settings.surface.sheet_cells * trip.settings.surface.cell
   worst = 0.0
   for surface, answer in zip(trip.surfaces, shape.volumes):
@@ -214,7 +223,12 @@ def _volume_error(shape, trip, scale) -> float:
   return worst
 
 
-def _slips(shape, trip, scale, centre) -> np.ndarray:
+def _slips(
+  shape: KnownShape,
+  trip: round_trip.RoundTrip,
+  scale: float,
+  centre: np.ndarray,
+) -> np.ndarray:
   """Distances of all points of later frames from their true positions."""
   own = trip.points.stored[..., :3].astype(np.float64) / scale + centre
   slips = []
@@ -234,14 +248,14 @@ def _slips(shape, trip, scale, centre) -> np.ndarray:
 
 
 def _rigid(
-  name,
-  bodies,
-  volume,
-  inside,
+  name: str,
+  bodies: Sequence[trimesh.Trimesh],
+  volume: float,
+  inside: Callable[[np.ndarray, int], np.ndarray] | None,
   *,
-  is_distance=True,
-  edges=None,
-  sheet=None,
+  is_distance: bool = True,
+  edges: np.ndarray | None = None,
+  sheet: trimesh.Trimesh | None = None,
 ) -> KnownShape:
   solid = sum(len(body.faces) for body in bodies)
   parts = list(bodies) if sheet is None else [*bodies, sheet]
@@ -323,7 +337,7 @@ def _splitting() -> KnownShape:
   for frame, half in zip(frames, _HALVES):
     frame[:, 0] += side * half
 
-  def inside(points, frame):
+  def inside(points: np.ndarray, frame: int) -> np.ndarray:
     shift = np.array([_HALVES[frame], 0, 0])
     return np.maximum(
       _box(points - shift, [0.4] * 3), _box(points + shift, [0.4] * 3)
@@ -349,7 +363,7 @@ def _splitting() -> KnownShape:
   )
 
 
-def _box(points: np.ndarray, size) -> np.ndarray:
+def _box(points: np.ndarray, size: Sequence[float]) -> np.ndarray:
   """Signed distance of a box around the origin, positive inside."""
   gap = np.abs(points) - np.array(size) / 2
   outside = np.linalg.norm(np.maximum(gap, 0), axis=1)
@@ -362,7 +376,7 @@ def _torus(points: np.ndarray, frame: int) -> np.ndarray:
   return 0.2 - np.hypot(ring, points[:, 2])
 
 
-def _box_edges(size) -> np.ndarray:
+def _box_edges(size: Sequence[float]) -> np.ndarray:
   """The twelve edges of a box around the origin, [12, 2, 3]."""
   half, edges = np.array(size) / 2, []
   for axis in range(3):

@@ -103,7 +103,7 @@ def measure(trip: RoundTrip, group: str | None = None) -> dict[str, float]:
   return measures
 
 
-def _surface(trip):
+def _surface(trip: RoundTrip) -> dict[str, float]:
   return quality_gate.surface_measures(
     trip.mesh,
     trip.repair,
@@ -113,7 +113,7 @@ def _surface(trip):
   )
 
 
-def _points(trip):
+def _points(trip: RoundTrip) -> dict[str, float]:
   return quality_gate.point_measures(
     trip.points.stored[..., :3],
     trip.points.positions,
@@ -123,7 +123,7 @@ def _points(trip):
   )
 
 
-def _signs(trip):
+def _signs(trip: RoundTrip) -> dict[str, float]:
   return quality_gate.sign_measures(
     trip.mesh,
     trip.repair,
@@ -133,7 +133,7 @@ def _signs(trip):
   )
 
 
-def _view(trip):
+def _view(trip: RoundTrip) -> dict[str, float]:
   return {"coverage": trip.coverage} | quality_gate.view_measures(
     trip.mesh, trip.repair, trip.view, trip.buffers
   )

@@ -46,6 +46,7 @@ class TrackedSequence:
   truth: np.ndarray
 
   def save(self, path: pathlib.Path) -> None:
+    """Writes a file that `load` reads."""
     arrays = {}
     for index, mesh in enumerate(self.meshes):
       arrays[f"vertices_{index}"] = mesh.vertices

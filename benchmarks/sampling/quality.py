@@ -58,6 +58,9 @@ CONVENTIONS = geometry_metrics.Conventions(
 )
 _CLIPS_AT_A_TIME = 8
 
+# Scores a clip, by its index, from its latents.
+_Scorer = Callable[[int, np.ndarray], evaluator.SequenceMetrics]
+
 
 @dataclasses.dataclass
 class Row:
@@ -99,7 +102,12 @@ def main(unused_argv: Sequence[str]) -> None:
   print("\n" + "\n".join(table(rows)))
 
 
-def _make_clips(seeds, num_frames, sizes, log) -> list[held_out.HeldOutClip]:
+def _make_clips(
+  seeds: Sequence[int],
+  num_frames: int,
+  sizes: clip_records.RecordSizes,
+  log: run_log.RunLog,
+) -> list[held_out.HeldOutClip]:
   """Held-out clips; without true meshes if the field is scored."""
   if not _FIELD.value:
     return held_out.make_clips(seeds, num_frames, sizes, log)
@@ -116,7 +124,7 @@ def run(
   model: model_lib.Sculpt4D,
   clips: Sequence[held_out.HeldOutClip],
   sampling: sampling_lib.SamplingConfig,
-  scorer: Callable[[int, np.ndarray], evaluator.SequenceMetrics],
+  scorer: _Scorer,
   log: run_log.RunLog,
 ) -> Row:
   """Samples all clips, some at a time, and scores them."""
@@ -147,7 +155,11 @@ def run(
   )
 
 
-def _mesh_scorer(preset, model, clips):
+def _mesh_scorer(
+  preset: preset_lib.Preset,
+  model: model_lib.Sculpt4D,
+  clips: Sequence[held_out.HeldOutClip],
+) -> _Scorer:
   surface = dataclasses.replace(preset.surface, resolution=_RESOLUTION.value)
 
   def score(index: int, latents: np.ndarray) -> evaluator.SequenceMetrics:
@@ -160,7 +172,11 @@ def _mesh_scorer(preset, model, clips):
   return score
 
 
-def _field_scorer(preset, model, clips):
+def _field_scorer(
+  preset: preset_lib.Preset,
+  model: model_lib.Sculpt4D,
+  clips: Sequence[held_out.HeldOutClip],
+) -> _Scorer:
   band = preset.vae_training.task.field_band
   truth = [field_scores.true_fields(clip.clip) for clip in clips]
 

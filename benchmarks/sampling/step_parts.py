@@ -80,7 +80,7 @@ def table(parts: list[Part]) -> str:
   return "\n".join(lines)
 
 
-def _rest(parts, mode):
+def _rest(parts: list[Part], mode: str) -> str:
   """The complete call minus its parts."""
   other = MODES[1 - MODES.index(mode)]
   own = [p for p in parts if not p.name.endswith(f", {other}")]
@@ -88,7 +88,9 @@ def _rest(parts, mode):
   return f"{f'rest of the whole call, {mode}':<36}{1e3 * rest:>10.1f}"
 
 
-def _parts(dit, sizes, num_frames) -> dict[str, _Timed]:
+def _parts(
+  dit: dit_lib.DiT, sizes: cost.Sizes, num_frames: int
+) -> dict[str, _Timed]:
   config = dit.config
   inputs = _Inputs(dit, sizes, num_frames)
   counts = {mode: sizes.call(num_frames, mode) for mode in MODES}
@@ -98,7 +100,13 @@ def _parts(dit, sizes, num_frames) -> dict[str, _Timed]:
   kinds = config.block_kinds
   timed = {}
 
-  def add(name, function, args, layers, operations):
+  def add(
+    name: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    layers: int,
+    operations: int,
+  ) -> None:
     timed[name] = _Timed(_compiled(function, *args), layers, operations)
 
   of = lambda kind: dit.block([bool(kind(k)) for k in kinds].index(True))
@@ -187,7 +195,7 @@ def _parts(dit, sizes, num_frames) -> dict[str, _Timed]:
 class _Inputs:
   """Random arrays of one clip."""
 
-  def __init__(self, dit, sizes, num_frames):
+  def __init__(self, dit: dit_lib.DiT, sizes: cost.Sizes, num_frames: int):
     config = dit.config
     tokens = sizes.vae.num_latents
     keys = iter(jax.random.split(jax.random.key(1), 3))
@@ -202,11 +210,13 @@ class _Inputs:
     )
 
 
-def _compiled(function, module, *args) -> Callable[[], Any]:
+def _compiled(
+  function: Callable[..., Any], module: nnx.Module, *args: Any
+) -> Callable[[], Any]:
   graphdef, params = nnx.split(module)
 
   @jax.jit
-  def call(params, *args):
+  def call(params: nnx.State, *args: Any) -> Any:
     return function(nnx.merge(graphdef, params), *args)
 
   return lambda: call(params, *args)

@@ -92,6 +92,7 @@ class Entry:
 
   @property
   def name(self) -> str:
+    """Strides by distance, and whether there is an anchor."""
     strides = "-".join(map(str, self.schedule))
     return f"{strides}{'+anchor' if self.anchors else ''}"
 

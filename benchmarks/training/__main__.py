@@ -33,7 +33,7 @@ _PROFILE = flags.DEFINE_string(
 )
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   """Runs the program."""
   del argv
   # Imported late, because --help does not need it.

@@ -103,11 +103,11 @@ def _answers(
     occupied.append(_occupied(clip))
   average = held_out.mean_shape(made)
 
-  def by_picture(clip):
+  def by_picture(clip: held_out.HeldOutClip) -> Meshes:
     number = retrieval.nearest_by_picture(clip.images, pictures)
     return held_out.truth_meshes(made[number])
 
-  def by_truth(clip):
+  def by_truth(clip: held_out.HeldOutClip) -> Meshes:
     number = retrieval.nearest_by_truth(_occupied(clip.clip), occupied)
     return held_out.truth_meshes(made[number])
 

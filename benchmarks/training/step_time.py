@@ -133,7 +133,7 @@ class TorchStep:
       self._with_draws(batch, step) for step, batch in enumerate(ours.batches)
     ]
 
-  def _with_draws(self, batch, step):
+  def _with_draws(self, batch: dict[str, Any], step: int) -> dict[str, Any]:
     drawn = self._draws(batch, self._ours.key_of(step))
     whole = drawn | {"images": batch["images"]}
     if "samples" in batch:
@@ -145,7 +145,9 @@ class TorchStep:
     return self._module(self._batches[index % len(self._batches)])
 
 
-def _draws(task, batch, key):
+def _draws(
+  task: dit_task.DiTTask, batch: dict[str, Any], key: jax.Array
+) -> dict[str, jax.Array]:
   """Random draws of a step's loss, identical to the task's."""
   sample_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
   clips = len(batch["mean"])

@@ -10,9 +10,8 @@ sparse masks are not supported), a loop over experts, fused AdamW, float32.
 Needs PyTorch: pip install torch, also in the extra test-torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +54,7 @@ def convert(
   )
 
 
-def _weight(path, value):
+def _weight(path: Sequence[str], value: np.ndarray) -> np.ndarray:
   kind, layer = path[-1], path[-2]
   if kind == "bias" and "experts" not in path:
     return value.reshape(-1)
@@ -185,16 +184,16 @@ class TrainingStep:
 
   def _attend(
     self,
-    name,
-    heads,
-    x,
-    data,
+    name: str,
+    heads: int,
+    x: Tensor,
+    data: Tensor,
     *,
-    norm=None,
-    bias=False,
-    mask=None,
-    rotation=None,
-  ):
+    norm: str | None = None,
+    bias: bool = False,
+    mask: Tensor | None = None,
+    rotation: tuple[Tensor, Tensor] | None = None,
+  ) -> Tensor:
     """Attention of x [B, Q, D] to data [B, S, W]."""
     split = lambda y: y.unflatten(-1, (heads, -1)).transpose(1, 2)
     query, key, value = (
@@ -255,7 +254,13 @@ class TrainingStep:
       points.shape[:-1]
     )
 
-  def _dit(self, latents, time, context, temporal_weight):
+  def _dit(
+    self,
+    latents: Tensor,
+    time: Tensor,
+    context: Tensor,
+    temporal_weight: Tensor,
+  ) -> tuple[Tensor, Tensor]:
     c = self.config
     clips, frames, tokens, _ = latents.shape
     x = self._linear("dit/latent_embedding", latents)
@@ -334,14 +339,16 @@ class TrainingStep:
     return y.reshape(x.shape), c.router_aux_loss_weight * balance
 
 
-def _rotation(num_frames: int, head_dim: int, theta: float) -> Any:
+def _rotation(
+  num_frames: int, head_dim: int, theta: float
+) -> tuple[Tensor, Tensor]:
   exponents = torch.arange(0, head_dim, 2) / head_dim
   angles = torch.arange(num_frames)[:, None] * theta**-exponents
   angles = angles.repeat_interleave(2, -1)
   return angles.cos(), angles.sin()
 
 
-def _rotate(x: Tensor, rotation: Any) -> Tensor:
+def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
   """Rotates [B, H, F * N, K] by the frames' angles."""
   cos, sin = (y[:, None] for y in rotation)  # [F, 1, K]
   y = x.unflatten(2, (len(cos), -1))
