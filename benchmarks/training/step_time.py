@@ -9,7 +9,6 @@ import numpy as np
 
 from sculpt4d_jax.data.procedural import batches as store_batches
 from sculpt4d_jax.data.procedural import store as record_store
-from sculpt4d_jax.diffusion import time_sampling
 from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.training import optimizer as optimizer_lib
@@ -51,7 +50,9 @@ class OurStep:
   num_tokens: int
 
   def __post_init__(self):
-    self._step, self._tx = step_lib.make_step(self.task.loss, self.optimizer)
+    self._step, self._tx = step_lib.make_step(
+      self.task.loss, self.optimizer, draw=self.task.draw
+    )
     self._key = jax.random.key(self.task.config.seed)
     self.restart()
 
@@ -149,19 +150,15 @@ def _draws(
   task: dit_task.DiTTask, batch: dict[str, Any], key: jax.Array
 ) -> dict[str, jax.Array]:
   """Random draws of a step's loss, identical to the task's."""
-  sample_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
-  clips = len(batch["mean"])
-  latents = task._sample_latents(batch, sample_key)
-  weight = task._temporal_weight(drop_key, clips)
-  keep = jax.random.bernoulli(
-    drop_key, 1.0 - task.config.context_dropout, (clips, 1, 1, 1)
-  )
+  draws = task.draw(batch, key)
   return {
-    "latents": latents,
-    "noise": jax.random.normal(noise_key, latents.shape),
-    "time": time_sampling.get(task.config.time_sampling)(time_key, clips),
-    "keep": keep.astype(jnp.float32),
-    "temporal_weight": jnp.ones(clips) if weight is None else weight,
+    "latents": task._latents(batch, draws["latent_noise"]),
+    "noise": draws["noise"],
+    "time": draws["time"],
+    "keep": draws["keep"].astype(jnp.float32),
+    "temporal_weight": draws.get(
+      "temporal_weight", jnp.ones(len(draws["time"]))
+    ),
   }
 
 

@@ -75,10 +75,13 @@ class Task(Protocol):
   def flops(self, batch: Any) -> int:
     """Model FLOPs of a step on a whole batch."""
 
-  def loss(self, params: Any, batch: Any, key: Array) -> tuple[Array, dict]:
+  def draw(self, batch: Any, key: Array) -> Any:
+    """Random numbers of a step's loss, arrays [B, ...]."""
+
+  def loss(self, params: Any, batch: Any, draws: Any) -> tuple[Array, dict]:
     """Loss and metrics.
 
-    A task whose attribute `sees_progress` is true also takes a `step.Progress`.
+    A task without micro-batches may lack `draw`; its loss takes the key. A task whose attribute `sees_progress` is true also takes a `step.Progress`.
     """
 
   def evaluate(self, params: Any) -> dict[str, float]:
@@ -162,6 +165,7 @@ def train(
       task.loss,
       optimizer,
       shardings,
+      draw=getattr(task, "draw", None),
       sees_progress=getattr(task, "sees_progress", False),
     )
     checkpoints = checkpoints_lib.Checkpoints(

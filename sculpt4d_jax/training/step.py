@@ -16,6 +16,7 @@ from sculpt4d_jax.training import state as state_lib
 
 Array = array_types.Array
 Loss = Callable[..., tuple[Array, dict[str, Array]]]
+Draw = Callable[[Any, Array], Any]
 
 
 class Progress(NamedTuple):
@@ -41,15 +42,20 @@ def make_step(
   config: optimizer_lib.OptimizerConfig,
   state_shardings: Any = None,
   *,
+  draw: Draw | None = None,
   sees_progress: bool = False,
 ) -> tuple[Step, optax.GradientTransformation]:
   """Compiles a step.
 
   Args:
-    loss: (params, batch, key) -> (loss, metrics).
+    loss: (params, batch, draws) -> (loss, metrics).
     config: The optimizer.
     state_shardings: Shardings of the state, before and after the step; None
       leaves them to jax, which is right for one device.
+    draw: (batch, key) -> the random numbers of a whole batch, a tree of arrays
+      [B, ...]. Each micro-batch takes those of its clips, so that accumulation
+      does not change them. None passes the key itself as `draws`, which needs
+      accumulation_steps=1.
     sees_progress: Whether the loss takes a `Progress` as a fourth argument.
 
   Returns:
@@ -57,15 +63,20 @@ def make_step(
     gradient transformation, to create the state with. The key is folded with
     the step, so that one key serves a whole run and a resumed run draws the
     same numbers.
+
+  Raises:
+    ValueError: Micro-batches without `draw`.
   """
+  if draw is None and config.accumulation_steps > 1:
+    raise ValueError("accumulation_steps > 1 needs `draw`.")
   tx = optimizer_lib.make_optimizer(config)
   schedule = optimizer_lib.learning_rate_schedule(config)
 
   def step(state: state_lib.TrainState, batch: Any, key: Array):
-    def loss_of_trained(params: Any, batch: Any, key: Array):
+    def loss_of_trained(params: Any, batch: Any, draws: Any):
       # stop_gradient on frozen groups lets XLA drop their backward pass.
       params = optimizer_lib.hold_frozen(params, config.frozen)
-      args = [state_lib.join(params, state.fixed), batch, key]
+      args = [state_lib.join(params, state.fixed), batch, draws]
       if sees_progress:
         average = state_lib.join(state.ema, state.fixed)
         args.append(Progress(state.step, average))
@@ -76,7 +87,8 @@ def make_step(
       config.accumulation_steps,
     )
     key = jax.random.fold_in(key, state.step)
-    (value, metrics), grads = gradients(state.params, batch, key)
+    draws = key if draw is None else draw(batch, key)
+    (value, metrics), grads = gradients(state.params, batch, draws)
     updates, opt_state = tx.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optimizer_lib.update_ema(
@@ -119,26 +131,21 @@ def make_step(
 def _accumulated(gradients: Callable[..., Any], num_parts: int):
   """Averages gradients over micro-batches, one after the other.
 
-  Every micro-batch draws its noise with a separate key. Losses that are means
-  over clips average to that of the whole batch; the routers' balancing loss is
-  computed within each micro-batch.
+  Losses that are means over clips average to that of the whole batch; the
+  routers' balancing loss is computed within each micro-batch.
   """
   if num_parts == 1:
     return gradients
 
-  def run(params: Any, batch: Any, key: Array):
-    def add(total: Any, part: tuple[Any, Array]):
-      batch, key = part
-      (value, metrics), grads = gradients(params, batch, key)
+  def run(params: Any, batch: Any, draws: Any):
+    def add(total: Any, part: tuple[Any, Any]):
+      (value, metrics), grads = gradients(params, *part)
       total = jax.tree.map(jnp.add, total, (value, grads))
       return total, metrics
 
     # A scan holds the activations of one micro-batch at a time.
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    parts = (
-      jax.tree.map(lambda x: _deal(x, num_parts), batch),
-      jax.random.split(key, num_parts),
-    )
+    parts = jax.tree.map(lambda x: _deal(x, num_parts), (batch, draws))
     total, metrics = jax.lax.scan(add, zeros, parts)
     value, grads = jax.tree.map(lambda x: x / num_parts, total)
     return (value, metrics_lib.join(metrics)), grads
@@ -154,4 +161,5 @@ def _deal(x: Array, num_parts: int) -> Array:
   # Row r goes to micro-batch r mod parts: contiguous parts would each lie on
   # some of the devices only.
   x = x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:])
-  return partitioning.constrain(jnp.swapaxes(x, 0, 1), None, "batch", "frames")
+  axes = (None, "batch", "frames")[: x.ndim]
+  return partitioning.constrain(jnp.swapaxes(x, 0, 1), *axes)

@@ -24,8 +24,12 @@ def _params():
   }
 
 
-def _loss(params, batch, key):
-  del key
+def _draw(batch, key):
+  return jax.random.normal(key, (len(batch), 3))
+
+
+def _loss(params, batch, noise):
+  batch = batch + noise
   y = batch @ (params["temporal_attention"]["kernel"] + params["mlp"]["kernel"])
   y = y * params["image_encoder"]["kernel"]
   late = batch[:, 0] > 0
@@ -36,7 +40,7 @@ def _loss(params, batch, key):
 def _run(**changes):
   fields = dict(learning_rate=0.1, num_steps=10, warmup_steps=0)
   config = optimizer.OptimizerConfig(**(fields | changes))
-  run, tx = step.make_step(_loss, config)
+  run, tx = step.make_step(_loss, config, draw=_draw)
   batch = jax.random.normal(jax.random.key(3), (6, 3))
   return run(state.create(_params(), tx), batch, jax.random.key(0))
 
@@ -46,6 +50,14 @@ def test_a_batch_in_parts_is_the_batch():
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), whole, parts
   )
+
+
+def test_parts_without_draws_are_refused():
+  config = optimizer.OptimizerConfig(
+    learning_rate=0.1, num_steps=1, accumulation_steps=2
+  )
+  with pytest.raises(ValueError, match="needs `draw`"):
+    step.make_step(_loss, config)
 
 
 def test_frozen_groups_stay_and_cost_no_moments():

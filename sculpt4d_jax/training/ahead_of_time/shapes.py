@@ -84,6 +84,7 @@ def _training_step(task, optimizer, mesh, batch):
     task.loss,
     optimizer,
     shardings,
+    draw=getattr(task, "draw", None),
     sees_progress=getattr(task, "sees_progress", False),
   )
   state = _placed(loop.abstract_state(task, tx), shardings)

@@ -112,6 +112,12 @@ def _bucket_name(index: int) -> str:
   return f"flow_loss_t{(index + 0.5) / _TIME_BUCKETS:.3f}"
 
 
+def _latent_noise(key: Array, shape: tuple[int, ...]) -> Array:
+  """ONE noise for all frames of a clip, [B, 1, N, C]."""
+  clips, _, *token = shape
+  return jax.random.normal(key, (clips, 1, *token))
+
+
 class ConditionalDiT(nnx.Module):
   """The image encoder and the DiT that it conditions.
 
@@ -265,36 +271,60 @@ class DiTTask:
     """Describes the clips of a step."""
     return self.batches.describe(step)
 
+  def draw(self, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+    """Random numbers of a step's loss.
+
+    Args:
+      batch: Clips; only the shape of their latents matters.
+      key: Randomness.
+
+    Returns:
+      `latent_noise` [B, 1, N, C]; `noise` [B, F, N, C]; `time` [B], or [B, F]
+      if frames have separate times; `weight` in the loss, 0 or 1, like `time`;
+      `keep` [B, 1, 1, 1], false where the context is dropped; and with temporal
+      dropout `temporal_weight` [B], 0 where temporal attention is dropped.
+    """
+    c = self.config
+    sample_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
+    shape = batch["mean"].shape
+    sampler = time_sampling.get(c.time_sampling)
+    time = sampler(time_key, shape[0])
+    weight = jnp.ones_like(time)
+    if c.frame_times.is_on:
+      time, is_learned = frame_times_lib.draw(
+        jax.random.fold_in(time_key, 1), time, shape[1], c.frame_times, sampler
+      )
+      weight = is_learned.astype(jnp.float32)
+    draws = {
+      "latent_noise": _latent_noise(sample_key, shape),
+      "noise": jax.random.normal(noise_key, shape),
+      "time": time,
+      "weight": weight,
+      "keep": jax.random.bernoulli(
+        drop_key, 1.0 - c.context_dropout, (shape[0], 1, 1, 1)
+      ),
+    }
+    if c.temporal_dropout:
+      kept = jax.random.bernoulli(
+        jax.random.fold_in(drop_key, 1), 1.0 - c.temporal_dropout, shape[:1]
+      )
+      draws["temporal_weight"] = kept.astype(jnp.float32)
+    return draws
+
   def loss(
-    self, params: Any, batch: dict[str, Array], key: Array
+    self, params: Any, batch: dict[str, Array], draws: dict[str, Array]
   ) -> tuple[Array, dict[str, Array]]:
     """Flow matching loss and the routers' balancing loss."""
-    sample_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
-    num_clips = len(batch["mean"])
-    latents = self._sample_latents(batch, sample_key)
-    sampler = time_sampling.get(self.config.time_sampling)
-    time = sampler(time_key, num_clips)
-    weight = jnp.ones_like(time)
-    if self.config.frame_times.is_on:
-      time, weight = frame_times_lib.draw(
-        jax.random.fold_in(time_key, 1),
-        time,
-        latents.shape[1],
-        self.config.frame_times,
-        sampler,
-      )
-    keep = jax.random.bernoulli(
-      drop_key, 1.0 - self.config.context_dropout, (num_clips, 1, 1, 1)
-    )
+    time, weight = draws["time"], draws["weight"]
     model = nnx.merge(self.graphdef, params)
     context = self._context(model, batch)
     errors, output = self._errors(
       model,
-      latents,
-      context * keep,
-      noise_key,
+      self._latents(batch, draws["latent_noise"]),
+      context * draws["keep"],
+      draws["noise"],
       time,
-      self._temporal_weight(drop_key, num_clips),
+      draws.get("temporal_weight"),
     )
     matching = errors.mean()
     if time.ndim == 2:  # Known frames have weight 0.
@@ -318,15 +348,6 @@ class DiTTask:
       loss += self.config.context_field_weight * metrics["context_field_error"]
     return loss, metrics
 
-  def _temporal_weight(self, key, num_clips):
-    """Weight of temporal attention [B]: 0 for clips that drop it, else 1."""
-    rate = self.config.temporal_dropout
-    if not rate:
-      return None
-    key = jax.random.fold_in(key, 1)
-    kept = jax.random.bernoulli(key, 1.0 - rate, (num_clips,))
-    return kept.astype(jnp.float32)
-
   def _context(self, model, batch):
     """Context tokens [B, F, I, D], encoded from pictures unless given."""
     if "context" in batch:
@@ -347,18 +368,14 @@ class DiTTask:
     target = jnp.clip(samples[..., 3] / self.config.field_band, -1.0, 1.0)
     return jnp.abs(field - target).mean()
 
-  def _sample_latents(self, batch, key):
-    """Latents [B, F, N, C] of unit variance, with ONE noise for a clip."""
+  def _latents(self, batch, noise):
+    """Latents [B, F, N, C] of unit variance; `noise` [B, 1, N, C] is normal."""
     mean = batch["mean"].astype(jnp.float32)
     std = jnp.exp(0.5 * batch["log_variance"].astype(jnp.float32))
-    noise = jax.random.normal(key, mean[:, :1].shape)
     return self.scale * (mean + std * noise)
 
-  def _errors(
-    self, model, latents, context, noise_key, time, temporal_weight=None
-  ):
+  def _errors(self, model, latents, context, noise, time, temporal_weight=None):
     """Squared errors of the velocity at given times, [B] or [B, F]."""
-    noise = jax.random.normal(noise_key, latents.shape)
     output = model.dit(
       paths.interpolate(noise, latents, time),
       time,
@@ -373,15 +390,17 @@ class DiTTask:
   def _evaluate_batch(self, params, batch, key):
     """Errors of one clip at fixed times."""
     sample_key, noise_key = jax.random.split(key)
-    latents = self._sample_latents(batch, sample_key)
+    shape = batch["mean"].shape
+    latents = self._latents(batch, _latent_noise(sample_key, shape))
     # Fixed times and a fixed key: the same error for the same parameters, so
     # that curves of runs can be compared.
     times = (jnp.arange(_TIME_BUCKETS) + 0.5) / _TIME_BUCKETS
     repeat = lambda x: jnp.repeat(x, _TIME_BUCKETS, 0)
     model = nnx.merge(self.graphdef, params)
     context = self._context(model, batch)
+    noise = jax.random.normal(noise_key, (len(times), *shape[1:]))
     errors, _ = self._errors(
-      model, repeat(latents), repeat(context), noise_key, times
+      model, repeat(latents), repeat(context), noise, times
     )
     return partitioning.constrain(errors)
 

@@ -157,11 +157,16 @@ class PictureTask:
     """Describes the clips of a step."""
     return self.batches.describe(step)
 
+  def draw(self, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+    """The loss has no randomness."""
+    del batch, key
+    return {}
+
   def loss(
-    self, params: Any, batch: dict[str, Array], key: Array
+    self, params: Any, batch: dict[str, Array], draws: dict[str, Array]
   ) -> tuple[Array, dict[str, Array]]:
     """Absolute error of the field that is predicted from pictures."""
-    del key
+    del draws
     metrics = self._metrics(params, batch)
     return metrics["field_error"], metrics
 

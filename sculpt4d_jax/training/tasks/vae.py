@@ -120,20 +120,26 @@ class VAETask:
     """Describes the clips of a step."""
     return self.batches.describe(step)
 
-  def loss(
-    self, params: Any, batch: dict[str, Array], key: Array
-  ) -> tuple[Array, dict[str, Array]]:
-    """Absolute error of the field, and the divergence."""
+  def draw(self, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+    """Random numbers of a step's loss: keys `rows` [B], `noise` [B, 1, N, C]."""
     rows_key, noise_key = jax.random.split(key)
-    vae = nnx.merge(self.graphdef, params)
-    posterior = self._encode(vae, batch["surface"], rows_key)
+    num_clips = len(batch["surface"])
     noise = shape_vae.sequence_noise(
       noise_key,
-      len(batch["surface"]),
+      num_clips,
       self.model_config.num_latents,
       self.model_config.latent_channels,
     )
-    field, target = self._field(vae, posterior.sample(noise), batch["samples"])
+    return {"rows": jax.random.split(rows_key, num_clips), "noise": noise}
+
+  def loss(
+    self, params: Any, batch: dict[str, Array], draws: dict[str, Array]
+  ) -> tuple[Array, dict[str, Array]]:
+    """Absolute error of the field, and the divergence."""
+    vae = nnx.merge(self.graphdef, params)
+    posterior = self._encode(vae, batch["surface"], draws["rows"])
+    latents = posterior.sample(draws["noise"])
+    field, target = self._field(vae, latents, batch["samples"])
     error = jnp.abs(field - target).mean()
     divergence = posterior.kl().mean()
     loss = error + self.config.kl_weight * divergence
@@ -144,9 +150,9 @@ class VAETask:
     }
     return loss, metrics
 
-  def _encode(self, vae, surface, key):
-    inputs, queries = select_clip_rows(
-      key, surface, self.model_config, self.num_uniform
+  def _encode(self, vae, surface, keys):
+    inputs, queries = _clip_rows(
+      keys, surface, self.model_config, self.num_uniform
     )
     return vae.encode(inputs, queries)
 
@@ -158,7 +164,8 @@ class VAETask:
 
   def _evaluate_batch(self, params, batch, key):
     vae = nnx.merge(self.graphdef, params)
-    posterior = self._encode(vae, batch["surface"], key)
+    keys = jax.random.split(key, len(batch["surface"]))
+    posterior = self._encode(vae, batch["surface"], keys)
     field, target = self._field(vae, posterior.mode(), batch["samples"])
     metrics = {
       "field_error": jnp.abs(field - target).mean(),
@@ -202,6 +209,12 @@ def select_clip_rows(
   Returns:
     Inputs [B, F, R, 7] and queries [B, F, N, 7]: the same rows in all frames.
   """
+  keys = jax.random.split(key, len(surface))
+  return _clip_rows(keys, surface, config, num_uniform)
+
+
+def _clip_rows(keys, surface, config, num_uniform):
+  """The rows of `select_clip_rows`, with a key for each clip [B]."""
 
   def of_clip(key, surface):
     inputs, queries = farthest_points.select_rows(
@@ -218,4 +231,4 @@ def select_clip_rows(
       queries = queries[:, order]
     return surface[:, inputs], queries
 
-  return jax.vmap(of_clip)(jax.random.split(key, len(surface)), surface)
+  return jax.vmap(of_clip)(keys, surface)

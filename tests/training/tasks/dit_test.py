@@ -42,7 +42,8 @@ def losses():
   }.items():
     task = presets.dit(preset_lib.from_config(config(**shares)))
     params = task.init_params()
-    results[name] = jax.jit(task.loss)(params, batch(), jax.random.key(1))
+    draws = task.draw(batch(), jax.random.key(1))
+    results[name] = jax.jit(task.loss)(params, batch(), draws)
   return results
 
 
