@@ -254,7 +254,9 @@ def _make_batch(preset: preset_lib.Preset) -> int:
   _window_settings(preset.data.num_frames)
   output = pathlib.Path(_OUTPUT.value)
   outputs.check_writable(output)
-  jobs = batch.find(pathlib.Path(_INPUT.value), output)
+  jobs = batch.find(
+    pathlib.Path(_INPUT.value), output, is_registered=_REGISTER.value
+  )
   if all(job.is_done for job in jobs):
     print(f"All {len(jobs)} clips are done.")
     return 0

@@ -74,22 +74,7 @@ def main(argv: Sequence[str]):
     stages.run(preset_lib.from_config(_CONFIG.value), workdir, _STAGES.value)
   except loop.LostProcessError as error:
     processes.leave(error)
-  logging.info("Done. %s", _left(workdir, _STAGES.value))
-
-
-def _left(workdir: paths.PathLike, names: list[str]) -> str:
-  """Sentence about the results of a run's stages."""
-  if "dit" in names:
-    return f"The weights are in {workdir / 'weights'}."
-  if "vae" in names:
-    return (
-      f"The autoencoder's weights are in {workdir / 'weights'}; --stages=dit"
-      " trains the diffusion transformer on its latents."
-    )
-  return (
-    f"The clips are in {workdir / 'data'}; nothing was trained. --stages=vae,dit"
-    " does that."
-  )
+  logging.info("Done. %s", stages.describe_results(workdir, _STAGES.value))
 
 
 def _keep_compiled(folder: paths.PathLike) -> None:

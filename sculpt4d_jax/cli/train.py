@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
   import jax
 
   from sculpt4d_jax import api
+  from sculpt4d_jax.training.stages import runner
 
   config = options.read_preset(args)
   workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config.name)
@@ -62,6 +63,5 @@ def run(args: argparse.Namespace) -> None:
     # Compiled code is cached for the next start.
     folder = str((workdir / "compiled").absolute())
     jax.config.update("jax_compilation_cache_dir", folder)
-  weights = api.train(config, workdir, stages=args.stages)
-  if weights.is_dir():
-    print(f"The weights are in {weights}.")
+  api.train(config, workdir, stages=args.stages)
+  print(runner.describe_results(workdir, args.stages))

@@ -16,6 +16,7 @@ from absl import logging
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import outputs
+from sculpt4d_jax.inference import registering
 from sculpt4d_jax.io.video import images
 
 _VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
@@ -24,15 +25,28 @@ _AT_A_TIME = 2
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One clip: its path and its output folder."""
+  """One clip.
+
+  Attributes:
+    source: Path of the clip.
+    output: Folder of its results.
+    is_registered: Whether the results include a registration, which is written
+      after the sample.
+  """
 
   source: pathlib.Path
   output: pathlib.Path
+  is_registered: bool = False
 
   @property
   def is_done(self) -> bool:
-    """Whether all files exist: they appear together."""
-    return (self.output / outputs.RUN).is_file()
+    """Whether all results exist; the files of each appear together."""
+    sampled = _time_of(self.output / outputs.RUN)
+    if sampled is None or not self.is_registered:
+      return sampled is not None
+    registered = _time_of(self.output / registering.RECORD)
+    # An older one is of an earlier sample.
+    return registered is not None and registered >= sampled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +73,20 @@ class Report:
     return "\n".join(lines)
 
 
-def find(folder: pathlib.Path, output: pathlib.Path) -> list[Job]:
+def _time_of(path: pathlib.Path) -> int | None:
+  """Time of the last change (ns) of a file, None if it does not exist."""
+  return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def find(
+  folder: pathlib.Path, output: pathlib.Path, *, is_registered: bool = False
+) -> list[Job]:
   """The clips of a folder: videos, pictures, and folders of pictures.
 
   Args:
     folder: Hidden entries and other files in it are left out.
     output: Folder of results; a clip's own are in a folder of its name.
+    is_registered: Whether results include a registration.
 
   Raises:
     ValueError: There is no such folder, or no clip in it.
@@ -86,7 +108,11 @@ def find(folder: pathlib.Path, output: pathlib.Path) -> list[Job]:
   stems = [path.stem for path in sources]
   return [
     # Clips whose names differ only in the suffix keep it, to get two folders.
-    Job(path, output / (path.name if stems.count(stem) > 1 else stem))
+    Job(
+      path,
+      output / (path.name if stems.count(stem) > 1 else stem),
+      is_registered,
+    )
     for path, stem in zip(sources, stems)
   ]
 

@@ -1,9 +1,11 @@
+import os
 import threading
 
 import pytest
 
 from sculpt4d_jax.inference import batch
 from sculpt4d_jax.inference import outputs
+from sculpt4d_jax.inference import registering
 
 
 @pytest.fixture
@@ -59,6 +61,19 @@ def test_the_rest_is_made_after_an_interruption(clips, tmp_path):
     .describe()
     .startswith("0 clips made, 4 done before, 0 failed.")
   )
+
+
+def test_a_clip_is_done_once_its_sample_is_registered(clips, tmp_path):
+  job = batch.find(clips, tmp_path / "out", is_registered=True)[0]
+  finish(job)
+  assert not job.is_done  # Stopped during registration.
+  record = job.output / registering.RECORD
+  record.touch()
+  sampled = (job.output / outputs.RUN).stat().st_mtime_ns
+  os.utime(record, ns=(sampled, sampled - 1))
+  assert not job.is_done  # The registration of an earlier sample.
+  os.utime(record, ns=(sampled, sampled + 1))
+  assert job.is_done
 
 
 def test_failures_stop_nothing_and_are_told_at_the_end(clips, tmp_path):

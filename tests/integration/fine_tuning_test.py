@@ -7,7 +7,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from sculpt4d_jax.training import preset as preset_lib
-from sculpt4d_jax.training import stages
+from sculpt4d_jax.training.stages import runner as stages
 from tests.integration import micro
 
 pytestmark = pytest.mark.slow  # Compiles the transformer's step six times.

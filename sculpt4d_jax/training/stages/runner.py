@@ -61,3 +61,19 @@ def make(
   if preset.picture_training:
     made.insert(1, pictures.Pictures(preset, preset.picture_training, workdir))
   return made
+
+
+def describe_results(workdir: paths.PathLike, stages: Sequence[str]) -> str:
+  """Sentence about where a run's results are."""
+  weights = paths.of(workdir) / "weights"
+  if "dit" in stages or "distill" in stages:
+    return f"The weights are in {weights}."
+  if "vae" in stages:
+    return (
+      f"The autoencoder's weights are in {weights}; the stage dit trains the"
+      " diffusion transformer on its latents."
+    )
+  return (
+    f"The clips are in {paths.of(workdir) / 'data'}; no weights were made. The"
+    " stages vae and dit make them."
+  )
