@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import dataclasses
 import os
 import pathlib
-from typing import Any
+import types
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.spatial import transform as rotations
@@ -27,6 +28,13 @@ from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.io.assets import asset_files
 from sculpt4d_jax.io.assets import polygons
 
+if TYPE_CHECKING:
+  from alembic3d import Abc
+  from alembic3d import AbcGeom
+  import imath
+
+  _Schema = AbcGeom.IXformSchema | AbcGeom.IPolyMeshSchema | AbcGeom.ISubDSchema
+
 AssetError = asset_files.AssetError
 PathLike = str | os.PathLike
 
@@ -34,7 +42,7 @@ SUFFIXES = (".abc",)
 _OGAWA = b"Ogawa"
 
 
-def _alembic():
+def _alembic() -> tuple[types.ModuleType, types.ModuleType]:
   try:
     from alembic3d import Abc
     from alembic3d import AbcGeom
@@ -70,6 +78,9 @@ class AlembicAsset:
   Attributes:
     start: Time of its first sample, seconds.
     end: Time of the last sample (s).
+    left_out: Meshes that are no part of the object; here none are reported, as
+      hidden ones are skipped.
+    num_meshes: Number of visible meshes.
   """
 
   def __init__(
@@ -114,6 +125,8 @@ class AlembicAsset:
       raise AssetError(f"{path.name!r} has no animation.")
     self.start = min(float(t[0]) for t in times)
     self.end = max(float(t[-1]) for t in times)
+    self.left_out: tuple[asset_files.LeftOut, ...] = ()
+    self.num_meshes = len(self._meshes)
 
   def evaluate(self, times: Sequence[float]) -> deforming_mesh.DeformingMesh:
     """The meshes at times, in seconds after the first sample.
@@ -125,7 +138,7 @@ class AlembicAsset:
     frames = (self._frame(self.start + float(time)) for time in times)
     return polygons.join_frames(frames, self.limits.decoded_bytes)
 
-  def _find(self, top) -> list[_Mesh]:
+  def _find(self, top: "Abc.IObject") -> list[_Mesh]:
     """All visible meshes, in the order of the archive."""
     Abc, AbcGeom = _alembic()
     meshes: list[_Mesh] = []
@@ -154,7 +167,10 @@ class AlembicAsset:
       waiting += [(child, parents) for child in reversed(children)]
     return meshes
 
-  def _sample_times(self, schema) -> np.ndarray:
+  def _sample_times(
+    self,
+    schema: "_Schema",
+  ) -> np.ndarray:
     count = schema.getNumSamples()
     if count > self.limits.keys:
       raise AssetError(f"an object has more than {self.limits.keys:,} samples.")
@@ -202,7 +218,9 @@ def _polygons(
   return points, triangles
 
 
-def _matrix(schema, times: np.ndarray, time: float) -> np.ndarray:
+def _matrix(
+  schema: "AbcGeom.IXformSchema", times: np.ndarray, time: float
+) -> np.ndarray:
   """A transform at a time, for row vectors [4, 4]."""
   if not len(times):
     return np.eye(4)
@@ -239,7 +257,10 @@ def _around(times: np.ndarray, time: float) -> tuple[int, int, float]:
   return (after, after, 0.0) if share == 1 else (before, after, share)
 
 
-def _sample(schema, time: float):
+def _sample(
+  schema: "_Schema",
+  time: float,
+) -> "AbcGeom.XformSample | AbcGeom.IPolyMeshSchemaSample":
   """Reads the sample at a time, given as a float for the bindings to accept."""
   Abc, _ = _alembic()
   try:
@@ -248,9 +269,11 @@ def _sample(schema, time: float):
     raise AssetError(f"a sample cannot be read: {str(error)[:200]}") from error
 
 
-def _array(values, dtype) -> np.ndarray:
+def _array(
+  values: "imath.V3fArray | imath.IntArray | None", dtype: type
+) -> np.ndarray:
   return np.zeros(0, dtype) if values is None else np.array(values, dtype)
 
 
-def _array4(matrix) -> np.ndarray:
+def _array4(matrix: "imath.M44d") -> np.ndarray:
   return np.array([[matrix[i][j] for j in range(4)] for i in range(4)])

@@ -8,7 +8,7 @@ A clip is identified by the hash of its asset's content and by its name, so that
 copies of an asset are recognised, also by later runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import hashlib
 import os
@@ -108,7 +108,7 @@ def content_hash(
   return digest.hexdigest()
 
 
-def _hash_file(digest, path: pathlib.Path) -> None:
+def _hash_file(digest: "hashlib._Hash", path: pathlib.Path) -> None:
   with open(path, "rb") as stream:
     while chunk := stream.read(_HASH_CHUNK):
       digest.update(chunk)
@@ -218,7 +218,7 @@ class AnimatedAsset:
 
 
 @contextlib.contextmanager
-def as_asset_errors():
+def as_asset_errors() -> Iterator[None]:
   """Turns exceptions caused by malformed files into `AssetError`."""
   try:
     yield

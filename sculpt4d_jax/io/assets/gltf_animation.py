@@ -114,7 +114,9 @@ def _shown(
         yield node, instance, primitive
 
 
-def _surface(scene, nodes) -> tuple[np.ndarray, np.ndarray]:
+def _surface(
+  scene: gltf_nodes.Nodes, nodes: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
   """Faces [T, 3] and colours [V, 3]."""
   faces, colours, count = [], [], 0
   painted: dict[int, np.ndarray] = {}
@@ -129,7 +131,12 @@ def _surface(scene, nodes) -> tuple[np.ndarray, np.ndarray]:
   return np.concatenate(faces), np.concatenate(colours)
 
 
-def _offset(scene, animation, time, nodes) -> np.ndarray:
+def _offset(
+  scene: gltf_nodes.Nodes,
+  animation: dict[str, Any],
+  time: np.ndarray,
+  nodes: Sequence[int],
+) -> np.ndarray:
   """The offset subtracted from all positions before they are rounded, [3]."""
   asset, used = scene.asset, scene.asset.budget.used
   [first] = _play(scene, animation, time, nodes, np.zeros(3), np.float64)
@@ -137,7 +144,13 @@ def _offset(scene, animation, time, nodes) -> np.ndarray:
   return deforming_mesh.rounding_offset(first)
 
 
-def _left_out(scene, animation, time, dropped, mesh):
+def _left_out(
+  scene: gltf_nodes.Nodes,
+  animation: dict[str, Any],
+  time: np.ndarray,
+  dropped: dict[int, str],
+  mesh: deforming_mesh.DeformingMesh,
+) -> tuple[asset_files.LeftOut, ...]:
   """Meshes that are not part of the object, with their share of the area."""
   if not dropped:
     return ()
@@ -214,7 +227,12 @@ def world_transforms(
 
 
 def _place(
-  scene, node, primitive, tracks, worlds, place
+  scene: gltf_nodes.Nodes,
+  node: int,
+  primitive: gltf_mesh.Primitive,
+  tracks: gltf_nodes.Tracks,
+  worlds: dict[int, np.ndarray],
+  place: np.ndarray,
 ) -> Iterator[np.ndarray]:
   """World positions of one primitive, float64 [V, 3], frame by frame."""
   joints = _joint_transforms(scene, node, primitive, worlds)
@@ -229,7 +247,13 @@ def _place(
       yield gltf_mesh.skin(primitive, points, joints[:, frame])
 
 
-def _morph_weights(scene, node, primitive, tracks, num_frames):
+def _morph_weights(
+  scene: gltf_nodes.Nodes,
+  node: int,
+  primitive: gltf_mesh.Primitive,
+  tracks: gltf_nodes.Tracks,
+  num_frames: int,
+) -> np.ndarray | None:
   count = len(primitive.targets)
   if not count:
     return None
@@ -249,7 +273,12 @@ def _morph_weights(scene, node, primitive, tracks, num_frames):
   return np.broadcast_to(weights, (num_frames, count))
 
 
-def _joint_transforms(scene, node, primitive, worlds):
+def _joint_transforms(
+  scene: gltf_nodes.Nodes,
+  node: int,
+  primitive: gltf_mesh.Primitive,
+  worlds: dict[int, np.ndarray],
+) -> np.ndarray | None:
   """Transforms of a skin's joints, float64 [J, F, 4, 4]; None without."""
   if "skin" not in scene.nodes[node] or primitive.joints is None:
     return None

@@ -12,6 +12,7 @@ KHR_texture_transform, EXT_texture_webp.
 """
 
 import io
+from typing import Any
 import warnings
 
 import numpy as np
@@ -51,7 +52,12 @@ def vertex_colours(
   return np.round(255 * _to_srgb(colours)).astype(np.uint8)
 
 
-def _base(asset, material, attributes, count) -> np.ndarray:
+def _base(
+  asset: gltf_container.GltfFile,
+  material: dict[str, Any],
+  attributes: dict[str, Any],
+  count: int,
+) -> np.ndarray:
   """Linear base colours [V, 3] or [3]."""
   extensions = gltf_container.table(material, "extensions")
   if _OLD_MATERIAL in extensions:
@@ -67,7 +73,12 @@ def _base(asset, material, attributes, count) -> np.ndarray:
   )
 
 
-def _emitted(asset, material, attributes, count) -> np.ndarray:
+def _emitted(
+  asset: gltf_container.GltfFile,
+  material: dict[str, Any],
+  attributes: dict[str, Any],
+  count: int,
+) -> np.ndarray:
   """Linear light that a material emits, [V, 3] or [3]."""
   factor = np.asarray(material.get("emissiveFactor", [0, 0, 0]), np.float64)
   extensions = gltf_container.table(material, "extensions")
@@ -80,7 +91,12 @@ def _emitted(asset, material, attributes, count) -> np.ndarray:
   )
 
 
-def _texture(asset, texture, attributes, count) -> np.ndarray:
+def _texture(
+  asset: gltf_container.GltfFile,
+  texture: dict[str, Any],
+  attributes: dict[str, Any],
+  count: int,
+) -> np.ndarray:
   """Linear colours of a texture at the vertices, [V, 3]; else ones."""
   if "index" not in texture:
     return np.ones(3)
@@ -108,7 +124,9 @@ def _texture(asset, texture, attributes, count) -> np.ndarray:
   return _to_linear(pixels[row, column] / 255.0)
 
 
-def _transformed(coordinates: np.ndarray, transform) -> np.ndarray:
+def _transformed(
+  coordinates: np.ndarray, transform: dict[str, Any]
+) -> np.ndarray:
   """Texture coordinates [V, 2] scaled, turned and moved."""
   if not transform:
     return coordinates

@@ -15,7 +15,7 @@ import os
 import pathlib
 import re
 import struct
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -226,7 +226,14 @@ class GltfFile:
     self.budget.take(values.nbytes, f"accessor {index}")
     self._decoded[index] = values
 
-  def _fill_sparse(self, values, sparse, dtype, width, name) -> None:
+  def _fill_sparse(
+    self,
+    values: np.ndarray,
+    sparse: dict[str, Any],
+    dtype: np.dtype,
+    width: int,
+    name: str,
+  ) -> None:
     count = whole(sparse, "count", f"{name}, sparse")
     if count > len(values):
       raise AssetError(f"{name} replaces {count} of {len(values)} elements.")
@@ -237,7 +244,14 @@ class GltfFile:
       raise AssetError(f"{name} replaces elements that it does not have.")
     values[where] = self._strided(replaced, count, dtype, width, name)
 
-  def _strided(self, accessor, count, dtype, width, name) -> np.ndarray:
+  def _strided(
+    self,
+    accessor: dict[str, Any],
+    count: int,
+    dtype: np.dtype,
+    width: int,
+    name: str,
+  ) -> np.ndarray:
     """A bounds-checked view of `count` elements in a buffer."""
     view, stride = self._view(accessor.get("bufferView"))
     size = dtype.itemsize * width
@@ -390,7 +404,7 @@ def _split(content: bytes, max_json: int) -> tuple[bytes, bytes | None]:
 
 
 def _parse(text: bytes) -> dict[str, Any]:
-  def refuse(constant):
+  def refuse(constant: str) -> NoReturn:
     raise AssetError(f"the JSON holds the number {constant}.")
 
   try:

@@ -42,6 +42,7 @@ class Primitive:
 
   @property
   def num_vertices(self) -> int:
+    """Number of rows V of `positions`."""
     return len(self.positions)
 
 
@@ -79,7 +80,12 @@ def skin(
   return np.einsum("vij,vj->vi", blended[..., :3], points) + blended[..., 3]
 
 
-def _read(asset, description, mode, name) -> Primitive:
+def _read(
+  asset: gltf_container.GltfFile,
+  description: dict[str, Any],
+  mode: int,
+  name: str,
+) -> Primitive:
   attributes = gltf_container.table(description, "attributes")
   extensions = gltf_container.table(description, "extensions")
   if gltf_compression.DRACO in extensions:
@@ -105,7 +111,13 @@ def _read(asset, description, mode, name) -> Primitive:
   )
 
 
-def _decode_draco(asset, description, attributes, extensions, name) -> None:
+def _decode_draco(
+  asset: gltf_container.GltfFile,
+  description: dict[str, Any],
+  attributes: dict[str, Any],
+  extensions: dict[str, Any],
+  name: str,
+) -> None:
   """Decodes a primitive, so that its accessors read what came of it."""
   compressed = gltf_container.table(extensions, gltf_compression.DRACO)
   content = asset.view_bytes(compressed.get("bufferView"))
@@ -117,7 +129,13 @@ def _decode_draco(asset, description, attributes, extensions, name) -> None:
     asset.put_decoded(attributes.get(attribute), array)
 
 
-def _faces(asset, description, mode, count, name) -> np.ndarray:
+def _faces(
+  asset: gltf_container.GltfFile,
+  description: dict[str, Any],
+  mode: int,
+  count: int,
+  name: str,
+) -> np.ndarray:
   if "indices" in description:
     indices = asset.accessor(description["indices"], "SCALAR")[:, 0]
     if indices.dtype.kind != "u":
@@ -147,7 +165,12 @@ def _faces(asset, description, mode, count, name) -> np.ndarray:
   return faces[(a != b) & (b != c) & (c != a)].astype(np.int32)
 
 
-def _targets(asset, description, count, name) -> np.ndarray:
+def _targets(
+  asset: gltf_container.GltfFile,
+  description: dict[str, Any],
+  count: int,
+  name: str,
+) -> np.ndarray:
   targets = gltf_container.rows(description, "targets")
   asset.budget.take(12 * count * len(targets), f"the morph targets of {name}")
   result = np.zeros((len(targets), count, 3), np.float32)
@@ -164,7 +187,12 @@ def _targets(asset, description, count, name) -> np.ndarray:
   return result
 
 
-def _influences(asset, attributes, positions, name):
+def _influences(
+  asset: gltf_container.GltfFile,
+  attributes: dict[str, Any],
+  positions: np.ndarray,
+  name: str,
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
   """Joints and weights [V, J], or None twice."""
   joints, weights, count = [], [], len(positions)
   for number in range(_MAX_SETS):
@@ -191,7 +219,13 @@ def _influences(asset, attributes, positions, name):
   return np.where(weights > 0, joints, 0), weights
 
 
-def _mend(positions, joints, weights, usable, name):
+def _mend(
+  positions: np.ndarray,
+  joints: np.ndarray,
+  weights: np.ndarray,
+  usable: np.ndarray,
+  name: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Fills in the skin of vertices without weights: joints, weights, sums.
 
   Some exporters (FBX2glTF) write zeros, or 0 / 0, for vertices without a joint.

@@ -9,6 +9,7 @@ Source: Khronos glTF 2.0 specification, section 3.11 and appendix C; the
 extension KHR_animation_pointer.
 """
 
+from collections.abc import Callable
 import dataclasses
 import re
 from typing import Any
@@ -120,7 +121,9 @@ def _played_together(clips: list[Clip]) -> Clip:
   )
 
 
-def key_times(asset, sampler) -> np.ndarray:
+def key_times(
+  asset: gltf_container.GltfFile, sampler: dict[str, Any]
+) -> np.ndarray:
   """Times of the keys of a sampler, seconds, float64 [K].
 
   Raises:
@@ -204,7 +207,12 @@ def _targets(
   return nodes, "weights"
 
 
-def _sample(asset, sampler, path, times) -> np.ndarray:
+def _sample(
+  asset: gltf_container.GltfFile,
+  sampler: dict[str, Any],
+  path: str,
+  times: np.ndarray,
+) -> np.ndarray:
   """Values of one channel at times [F]: [F, width]."""
   keys = key_times(asset, sampler)
   mode = sampler.get("interpolation", "LINEAR")
@@ -229,7 +237,13 @@ def _sample(asset, sampler, path, times) -> np.ndarray:
   return result
 
 
-def _interpolate(keys, values, times, mode, between) -> np.ndarray:
+def _interpolate(
+  keys: np.ndarray,
+  values: np.ndarray,
+  times: np.ndarray,
+  mode: str,
+  between: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
   times = np.clip(times, keys[0], keys[-1])
   left = np.clip(
     np.searchsorted(keys, times, "right") - 1, 0, max(len(keys) - 2, 0)
@@ -254,11 +268,11 @@ def _interpolate(keys, values, times, mode, between) -> np.ndarray:
   )
 
 
-def _lerp(a, b, u) -> np.ndarray:
+def _lerp(a: np.ndarray, b: np.ndarray, u: np.ndarray) -> np.ndarray:
   return a * (1 - u) + b * u
 
 
-def _slerp(a, b, u) -> np.ndarray:
+def _slerp(a: np.ndarray, b: np.ndarray, u: np.ndarray) -> np.ndarray:
   """Between unit quaternions [F, 4] on the shorter arc."""
   cosine = np.sum(a * b, axis=1, keepdims=True)
   b = np.where(cosine < 0, -b, b)

@@ -5,6 +5,7 @@ have the same faces. Otherwise vertices do not correspond between frames, and
 the sequence is rejected.
 """
 
+from collections.abc import Sequence
 import io
 import os
 import pathlib
@@ -131,7 +132,9 @@ def parse_mesh(
   return mesh
 
 
-def _join(files, limits) -> deforming_mesh.DeformingMesh:
+def _join(
+  files: Sequence[tuple[str, bytes]], limits: asset_files.AssetLimits
+) -> deforming_mesh.DeformingMesh:
   if not files:
     raise AssetError(f"there are no {', '.join(SUFFIXES)} files.")
   budget = asset_files.Budget(limits.decoded_bytes)

@@ -90,7 +90,9 @@ def triangulate(
   return fans
 
 
-def _is_concave(counts, corners, points) -> np.ndarray:
+def _is_concave(
+  counts: np.ndarray, corners: np.ndarray, points: np.ndarray
+) -> np.ndarray:
   """Polygons with a corner that is turned inwards, bool [polygons]."""
   result = np.zeros(len(counts), bool)
   large = np.flatnonzero(counts > 3)
@@ -101,7 +103,7 @@ def _is_concave(counts, corners, points) -> np.ndarray:
   owner = np.repeat(np.arange(len(large)), sizes)
   place = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
-  def corner(step):
+  def corner(step: int) -> np.ndarray:
     index = begin[large][owner] + (place + step) % sizes[owner]
     return points[corners[index]].astype(np.float64)
 

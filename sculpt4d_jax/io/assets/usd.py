@@ -18,6 +18,8 @@ import contextlib
 import os
 import pathlib
 import re
+import types
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +30,11 @@ from sculpt4d_jax.io.assets import polygons
 from sculpt4d_jax.io.assets import usd_shapes
 from sculpt4d_jax.io.assets import usd_skins
 
+if TYPE_CHECKING:
+  from pxr import Sdf
+  from pxr import Usd
+  from pxr import UsdGeom
+
 AssetError = asset_files.AssetError
 PathLike = str | os.PathLike
 
@@ -36,7 +43,7 @@ _MAX_LAYERS = 64
 _MAX_REASON = 200  # Characters of a message.
 
 
-def _pxr():
+def _pxr() -> tuple[types.ModuleType, ...]:
   try:
     from pxr import Sdf
     from pxr import Tf
@@ -158,7 +165,7 @@ class UsdAsset:
       for prim in found:
         prim.SetInstanceable(False)
 
-  def _time_samples(self, UsdGeom) -> set[float]:
+  def _time_samples(self, UsdGeom: types.ModuleType) -> set[float]:
     times = set()
     for prim in self._prims:
       if prim.IsA(UsdGeom.Mesh):
@@ -174,7 +181,9 @@ class UsdAsset:
         prim = prim.GetParent()
     return times
 
-  def _frame(self, UsdGeom, code: float) -> tuple[np.ndarray, np.ndarray]:
+  def _frame(
+    self, UsdGeom: types.ModuleType, code: float
+  ) -> tuple[np.ndarray, np.ndarray]:
     cache = UsdGeom.XformCache(code)
     vertices, faces, count = [], [], 0
     for prim in self._prims:
@@ -195,7 +204,13 @@ class UsdAsset:
       vertices = np.stack([x, z, -y], axis=1)
     return vertices, np.concatenate(faces)
 
-  def _surface(self, UsdGeom, prim, code: float, cache):
+  def _surface(
+    self,
+    UsdGeom: types.ModuleType,
+    prim: "Usd.Prim",
+    code: float,
+    cache: "UsdGeom.XformCache",
+  ) -> tuple[np.ndarray, np.ndarray]:
     """World positions [V, 3] and triangles of a prim at a time code."""
     transform = np.asarray(cache.GetLocalToWorldTransform(prim))
     if not prim.IsA(UsdGeom.Mesh):
@@ -228,7 +243,9 @@ def first_reason(error: Exception) -> str:
   return text[:_MAX_REASON] + ("..." if len(text) > _MAX_REASON else "")
 
 
-def _reason_to_leave_out(UsdGeom, prim) -> str | None:
+def _reason_to_leave_out(
+  UsdGeom: types.ModuleType, prim: "Usd.Prim"
+) -> str | None:
   """Why a prim is left out; None if it is used, "" if no report is needed."""
   is_mesh = prim.IsA(UsdGeom.Mesh) or prim.GetTypeName() in usd_shapes.KINDS
   is_other = prim.GetTypeName() in ("PointInstancer", "NurbsPatch")
@@ -249,7 +266,9 @@ def _reason_to_leave_out(UsdGeom, prim) -> str | None:
   return "appears or vanishes" if True in seen else ""
 
 
-def _visibility_samples(UsdGeom, prim) -> set[float]:
+def _visibility_samples(
+  UsdGeom: types.ModuleType, prim: "Usd.Prim"
+) -> set[float]:
   """Time codes at which a prim or what it hangs on is shown or hidden."""
   codes = set()
   while prim and not prim.IsPseudoRoot():
@@ -285,7 +304,7 @@ def _check_layers(path: pathlib.Path, folder: pathlib.Path) -> None:
     _refuse_value_clips(layer)
 
 
-def _refuse_value_clips(layer) -> None:
+def _refuse_value_clips(layer: "Sdf.Layer") -> None:
   waiting = list(layer.rootPrims)
   while waiting:
     prim = waiting.pop()

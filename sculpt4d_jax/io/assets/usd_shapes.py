@@ -37,7 +37,7 @@ def triangles(
   kind = prim.GetTypeName()
   shape = getattr(UsdGeom, kind)(prim)
 
-  def value(name):
+  def value(name: str) -> float:
     return float(getattr(shape, f"Get{name}Attr")().Get(code))
 
   unit = _unit(kind.removesuffix("_1"))

@@ -7,9 +7,13 @@ evaluated.
 Source: OpenUSD, UsdSkel, "Skinning" and "Blend Shapes".
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+  from pxr import UsdSkel
+  from pxr import Vt
 
 
 class Skins:
@@ -41,6 +45,7 @@ class Skins:
 
   @property
   def prims(self) -> frozenset[Any]:
+    """Sdf paths of the skinned meshes."""
     return frozenset(self._bound)
 
   def times(self, path: Any) -> set[float]:
@@ -85,7 +90,13 @@ class Skins:
     world = np.asarray(transforms.GetLocalToWorldTransform(space))
     return result @ world[:3, :3] + world[3, :3]
 
-  def _blend(self, skeleton, skin, points, code: float) -> None:
+  def _blend(
+    self,
+    skeleton: "UsdSkel.SkeletonQuery",
+    skin: "UsdSkel.SkinningQuery",
+    points: "Vt.Vec3fArray",
+    code: float,
+  ) -> None:
     from pxr import UsdSkel
 
     animation, mapper = skeleton.GetAnimQuery(), skin.GetBlendShapeMapper()

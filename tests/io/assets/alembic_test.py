@@ -47,6 +47,7 @@ def test_points_and_transforms_are_played(tmp_path):
   [clip] = asset.clips
   assert (clip.start, clip.end) == (0.0, 1.0)
   mesh = asset.play(clip, [0.0, 0.25, 1.0, 5.0])
+  assert (asset.num_meshes, asset.left_out) == (1, ())
   # Counter-clockwise seen from +z in the file means: its outside looks to -z.
   np.testing.assert_array_equal(mesh.faces, [[2, 1, 0], [3, 2, 0]])
   np.testing.assert_allclose(mesh.vertices[0], _SQUARE + [10, 0, 0], atol=1e-6)
