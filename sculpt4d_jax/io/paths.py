@@ -30,12 +30,15 @@ import random
 import re
 import time
 import types
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from absl import logging
 
 from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.errors import UserError
+
+if TYPE_CHECKING:
+  import fsspec
 
 T = TypeVar("T")
 LocalPath = pathlib.Path
@@ -148,32 +151,44 @@ class StorePath:
 
   @property
   def name(self) -> str:
+    """The last part; the bucket where the path is a whole bucket."""
     return self._parts[-1]
 
   @property
   def suffix(self) -> str:
+    """The ending of the name with its dot, or ""."""
     return posixpath.splitext(self.name)[1]
 
   @property
   def stem(self) -> str:
+    """The name without its suffix."""
     return posixpath.splitext(self.name)[0]
 
   @property
   def parent(self) -> "StorePath":
+    """The path one level up; the parent of a bucket is the bucket."""
     return StorePath(
       f"{self.scheme}://{'/'.join(self._parts[:-1] or self._parts)}"
     )
 
   def with_name(self, name: str) -> "StorePath":
+    """The path with another last part."""
     return self.parent / name
 
   def relative_to(self, other: "StorePath") -> pathlib.PurePosixPath:
+    """The names that lead from `other` to this path.
+
+    Raises:
+      ValueError: This path is not below `other`.
+    """
     return pathlib.PurePosixPath(self.key).relative_to(other.key)
 
   def as_posix(self) -> str:
+    """The URL, which has forward slashes already."""
     return str(self)
 
   def absolute(self) -> "StorePath":
+    """This path: there is no current folder in a store."""
     return self
 
   def info(self) -> dict[str, Any] | None:
@@ -184,12 +199,15 @@ class StorePath:
       return None
 
   def exists(self) -> bool:
+    """Whether an object has this name, or names begin with it and a slash."""
     return self.info() is not None
 
   def is_file(self) -> bool:
+    """Whether an object has this name."""
     return (self.info() or {}).get("type") == "file"
 
   def is_dir(self) -> bool:
+    """Whether objects exist below this name."""
     return (self.info() or {}).get("type") == "directory"
 
   def stat(self) -> types.SimpleNamespace:
@@ -204,15 +222,22 @@ class StorePath:
     del parents, exist_ok
 
   def read_bytes(self) -> bytes:
+    """The complete object.
+
+    Raises:
+      FileNotFoundError: There is no such object.
+      StoreError: The store cannot be used.
+    """
     return self._try(lambda fs: fs.cat_file(self.key))
 
   def read_text(self) -> str:
+    """The complete object, decoded as UTF-8; errors as in `read_bytes`."""
     return self.read_bytes().decode()
 
   def read_range(self, begin: int, end: int) -> bytes:
     """The bytes from `begin` to `end`, which must lie in the object."""
 
-    def read(fs):
+    def read(fs: "fsspec.AbstractFileSystem") -> bytes:
       content = fs.cat_file(self.key, start=begin, end=end)
       if len(content) != end - begin:
         raise OSError(f"received {len(content)} of {end - begin} bytes")
@@ -227,20 +252,23 @@ class StorePath:
     return io.BytesIO(self.read_bytes())
 
   def write_bytes(self, content: bytes) -> None:
-    def write(fs):
+    """Writes the object in one step and checks the size that arrived."""
+
+    def write(fs: "fsspec.AbstractFileSystem") -> None:
       fs.pipe_file(self.key, content)
       self._check_size(fs, len(content))
 
     self._try(write)
 
   def write_text(self, text: str) -> None:
+    """Writes text as UTF-8; see `write_bytes`."""
     self.write_bytes(text.encode())
 
   def upload(self, file: pathlib.Path) -> None:
     """Makes the object from a file."""
     size = file.stat().st_size
 
-    def write(fs):
+    def write(fs: "fsspec.AbstractFileSystem") -> None:
       fs.put_file(os.fspath(file), self.key)
       self._check_size(fs, size)
 
@@ -252,7 +280,7 @@ class StorePath:
     temporary = file.with_name(f".{file.name}-{os.getpid()}-{id(self):x}")
     try:
 
-      def read(fs):
+      def read(fs: "fsspec.AbstractFileSystem") -> None:
         fs.get_file(self.key, os.fspath(temporary))
         size = int(fs.info(self.key)["size"])
         if temporary.stat().st_size != size:
@@ -264,6 +292,11 @@ class StorePath:
       temporary.unlink(missing_ok=True)
 
   def unlink(self, missing_ok: bool = False) -> None:
+    """Removes the object.
+
+    Raises:
+      FileNotFoundError: There is none, and `missing_ok` is false.
+    """
     try:
       self._try(lambda fs: fs.rm_file(self.key))
     except FileNotFoundError:
@@ -289,6 +322,7 @@ class StorePath:
     ]
 
   def iterdir(self) -> Iterator["StorePath"]:
+    """Objects and folders one level below; none where nothing exists."""
     try:
       found = self._try(lambda fs: fs.ls(self.key, detail=True))
     except FileNotFoundError:
@@ -311,12 +345,12 @@ class StorePath:
   def _of_key(self, key: str) -> "StorePath":
     return StorePath(f"{self.scheme}://{key.strip('/')}")
 
-  def _check_size(self, fs, size: int) -> None:
+  def _check_size(self, fs: "fsspec.AbstractFileSystem", size: int) -> None:
     found = int(fs.info(self.key)["size"])
     if found != size:
       raise OSError(f"{found} of {size} bytes arrived")
 
-  def _try(self, operation: Callable[[Any], T]) -> T:
+  def _try(self, operation: Callable[["fsspec.AbstractFileSystem"], T]) -> T:
     return retry(lambda: operation(file_system(self.scheme)), str(self))
 
 

@@ -135,7 +135,9 @@ class _Window:
     x, y = box.left - self._left, box.top - self._top
     self._cut = (x, y, x + box.side, y + box.side)
 
-  def resample(self, picture: np.ndarray, size: int, fill) -> np.ndarray:
+  def resample(
+    self, picture: np.ndarray, size: int, fill: int | tuple[int, int, int]
+  ) -> np.ndarray:
     canvas = np.empty(self._shape + picture.shape[2:], np.uint8)
     canvas[:] = fill
     inside = picture[self._rows, self._columns]

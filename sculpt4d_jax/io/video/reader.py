@@ -1,5 +1,6 @@
 """Reads the frames of a clip: a video, a picture, a folder or an array."""
 
+from collections.abc import Mapping
 import math
 import os
 import pathlib
@@ -67,7 +68,12 @@ def read_frames(
   return decoder.read_video(path, **window, max_side=max_side)
 
 
-def _read_array(array, window, fps, max_side) -> VideoFrames:
+def _read_array(
+  array: np.ndarray,
+  window: Mapping[str, int | float | None],
+  fps: float,
+  max_side: int,
+) -> VideoFrames:
   is_clip = array.ndim == 4 and array.shape[-1] in (3, 4)
   if not is_clip or array.dtype != np.uint8:
     raise InputError(
@@ -92,7 +98,13 @@ def _read_array(array, window, fps, max_side) -> VideoFrames:
   return video_frames.make_video_frames(frames, chosen / fps, "array", fps)
 
 
-def _check_arguments(num_frames, start, end, fps, max_side) -> None:
+def _check_arguments(
+  num_frames: int | None,
+  start: float | None,
+  end: float | None,
+  fps: float,
+  max_side: int,
+) -> None:
   if num_frames is not None and num_frames < 1:
     raise UserError(f"num_frames must be at least 1, got {num_frames}.")
   if not (math.isfinite(fps) and fps > 0):
