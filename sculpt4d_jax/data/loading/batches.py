@@ -50,6 +50,11 @@ class RecordBatches:
     self._next: tuple[int, tuple[int, ...]] | None = None
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+    """The batch of a step, or some of its rows.
+
+    Consecutive steps are prefetched; another step or other rows start a new
+    iterator.
+    """
     if rows is None:
       rows = np.arange(self._loader.config.batch_size)
     key = tuple(int(row) for row in rows)
@@ -61,6 +66,7 @@ class RecordBatches:
     return _fields(batch)
 
   def describe(self, step: int) -> str:
+    """Names the clips of a step, with their assets."""
     names = (
       f"{clip.details.get('asset_name', clip.asset)} ({clip.clip})"
       for clip in self._loader.clips(step)
@@ -68,6 +74,7 @@ class RecordBatches:
     return "clips " + ", ".join(names)
 
   def held_out(self, clip: int) -> Batch:
+    """All frames of a held-out clip; the same at every call."""
     example = self._held_out.read(clip, np.random.default_rng(clip))
     return {name: x[None] for name, x in _fields(example).items()}
 

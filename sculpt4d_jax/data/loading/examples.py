@@ -79,7 +79,7 @@ class ExampleConfig:
   features: str = ""
   cache: str = ""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     unknown = set(self.contents) - set(CONTENTS)
     if unknown or not self.contents:
       raise UserError(f"contents={self.contents} must be some of {CONTENTS}.")
@@ -113,7 +113,7 @@ class _Folder:
   features: record_files.ShardReader
 
 
-def _open(index, config) -> _Folder:
+def _open(index: dataset_index.DatasetIndex, config: ExampleConfig) -> _Folder:
   settings = index.settings
   if config.num_frames > settings["num_frames"]:
     raise schema.RecordError(
@@ -251,7 +251,14 @@ class ExampleReader:
     rngs = [np.random.default_rng(x) for x in rng.integers(2**62, size=3)]
     return self._make(row, frames, view, mirrored, rngs)
 
-  def _make(self, row, frames, view, mirrored, rngs):
+  def _make(
+    self,
+    row: int,
+    frames: np.ndarray,
+    view: int,
+    mirrored: bool,
+    rngs: Sequence[np.random.Generator],
+  ) -> dict[str, np.ndarray]:
     config = self._config
     folder, clip = self._clips[row]
     # Separate generators: reading another kind of content does not change the
@@ -280,13 +287,21 @@ class ExampleReader:
       example |= _features(folder, clip, frames, (view, mirrored), config)
     return example
 
-  def _draw_frames(self, folder, rng) -> np.ndarray:
+  def _draw_frames(
+    self, folder: _Folder, rng: np.random.Generator
+  ) -> np.ndarray:
     total, count = folder.num_frames, self._config.num_frames
     if self._config.consecutive:
       return np.arange(count) + rng.integers(total - count + 1)
     return np.sort(rng.choice(total, count, replace=False))
 
-  def _geometry(self, folder, clip, frames, rng) -> dict[str, np.ndarray]:
+  def _geometry(
+    self,
+    folder: _Folder,
+    clip: dataset_index.IndexedClip,
+    frames: np.ndarray,
+    rng: np.random.Generator,
+  ) -> dict[str, np.ndarray]:
     config = self._config
     total = len(clip.entries["geometry"])
     count = config.num_parts or total
@@ -324,7 +339,14 @@ class ExampleReader:
       "is_near": is_near,
     }
 
-  def _view(self, folder, clip, frames, number, rng) -> dict[str, np.ndarray]:
+  def _view(
+    self,
+    folder: _Folder,
+    clip: dataset_index.IndexedClip,
+    frames: np.ndarray,
+    number: int,
+    rng: np.random.Generator,
+  ) -> dict[str, np.ndarray]:
     config = self._config
     view = _entry(folder, clip, "view", number)
     pictures = np.stack(
@@ -355,12 +377,20 @@ class ExampleReader:
     return example
 
 
-def _entry(folder, clip, kind, part) -> dict[str, np.ndarray]:
+def _entry(
+  folder: _Folder, clip: dataset_index.IndexedClip, kind: str, part: int
+) -> dict[str, np.ndarray]:
   position = clip.entries[kind][part]
   return schema.decode(folder.shards.read(clip.shard, position), kind)
 
 
-def _draw_rows(total, count, rng, clip, what) -> np.ndarray:
+def _draw_rows(
+  total: int,
+  count: int,
+  rng: np.random.Generator,
+  clip: dataset_index.IndexedClip,
+  what: str,
+) -> np.ndarray:
   """Draws rows, the same for all frames."""
   if count > total:
     raise schema.RecordError(
@@ -386,7 +416,13 @@ def posterior_part(
   return (place * contents["mirrors"] + mirrored) * contents["choices"] + choice
 
 
-def _posterior(folder, clip, frames, variant, config):
+def _posterior(
+  folder: _Folder,
+  clip: dataset_index.IndexedClip,
+  frames: np.ndarray,
+  variant: tuple[int, bool, float],
+  config: ExampleConfig,
+) -> dict[str, np.ndarray]:
   view, mirrored, fraction = variant
   found = _derived(folder.posteriors, clip, "posterior", config.posterior)
   details = found["details"]
@@ -401,7 +437,13 @@ def _posterior(folder, clip, frames, variant, config):
   return {name: x[frames] for name, x in entry.items()}
 
 
-def _features(folder, clip, frames, variant, config):
+def _features(
+  folder: _Folder,
+  clip: dataset_index.IndexedClip,
+  frames: np.ndarray,
+  variant: tuple[int, bool],
+  config: ExampleConfig,
+) -> dict[str, np.ndarray]:
   view, mirrored = variant
   found = _derived(folder.features, clip, "features", config.features)
   _check_mirrors(found["details"], mirrored, "features", config.features)
@@ -413,7 +455,12 @@ def _features(folder, clip, frames, variant, config):
   return {"context": entry["tokens"][frames]}
 
 
-def _derived(reader, clip, kind, name):
+def _derived(
+  reader: record_files.ShardReader,
+  clip: dataset_index.IndexedClip,
+  kind: str,
+  name: str,
+) -> dict[str, Any]:
   contents = reader.contents(clip.shard)
   if clip.clip not in contents:
     raise schema.RecordError(
@@ -423,7 +470,9 @@ def _derived(reader, clip, kind, name):
   return contents[clip.clip]
 
 
-def _check_mirrors(details, mirrored, kind, name):
+def _check_mirrors(
+  details: Mapping[str, Any], mirrored: bool, kind: str, name: str
+) -> None:
   if mirrored and details["mirrors"] < 2:
     raise schema.RecordError(
       f"The {kind} of {name!r} were made without mirrors: set"

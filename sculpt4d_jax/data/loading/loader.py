@@ -13,6 +13,8 @@ Needs the package grain, which only this file imports.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import types
+from typing import TYPE_CHECKING
 
 from absl import flags
 import numpy as np
@@ -22,6 +24,9 @@ from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import paths
+
+if TYPE_CHECKING:
+  import grain
 
 # Length of the "endless" sequence: a truly endless one overflows with small
 # batches.
@@ -52,7 +57,7 @@ class LoaderConfig:
   num_workers: int = 0
   prefetch: int = 4
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.batch_size < 1 or self.num_threads < 1 or self.prefetch < 1:
       raise UserError(
         "batch_size, num_threads and prefetch must be at least 1, got"
@@ -135,7 +140,13 @@ class RecordLoader:
 class _Rows:
   """Those examples of the endless sequence that a process reads."""
 
-  def __init__(self, examples, rows, batch_size, first_step):
+  def __init__(
+    self,
+    examples: "grain.MapDataset",
+    rows: np.ndarray,
+    batch_size: int,
+    first_step: int,
+  ):
     self._examples = examples
     self._rows = [int(row) for row in rows]
     self._batch_size = batch_size
@@ -145,7 +156,7 @@ class _Rows:
     steps = len(self._examples) // self._batch_size - self._first_step
     return steps * len(self._rows)
 
-  def __getitem__(self, number: int):
+  def __getitem__(self, number: int) -> dict[str, np.ndarray]:
     step, row = divmod(number, len(self._rows))
     first = (self._first_step + step) * self._batch_size
     return self._examples[first + self._rows[row]]
@@ -221,7 +232,7 @@ def _parse_flags() -> None:
     flags.FLAGS(["record_loader"], known_only=True)
 
 
-def _import_grain():
+def _import_grain() -> types.ModuleType:
   try:
     import grain
   except ImportError as error:

@@ -1,5 +1,6 @@
 """Pictures of examples: cut around the object, on white; depth and normals."""
 
+from collections.abc import Mapping
 import io
 
 import numpy as np
@@ -63,7 +64,12 @@ def on_white(rgba: np.ndarray, gains: np.ndarray) -> np.ndarray:
   return np.round(255 * (rgb * alpha + 1 - alpha)).astype(np.uint8)
 
 
-def buffers(entry, frames, box, size) -> dict[str, np.ndarray]:
+def buffers(
+  entry: Mapping[str, np.ndarray],
+  frames: np.ndarray,
+  box: tuple[float, ...],
+  size: int,
+) -> dict[str, np.ndarray]:
   """Depths and normals of the frames, cut to the box and resized."""
   near, far = entry["depth_range"].tolist()
   depths, normals = [], []

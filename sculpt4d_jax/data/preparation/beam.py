@@ -10,6 +10,7 @@ Needs the package apache-beam, which only this file imports.
 """
 
 from collections.abc import Sequence
+import types
 from typing import Any
 
 from sculpt4d_jax.data.preparation import prepare
@@ -94,7 +95,7 @@ def _prepare(
   return "accepted" if verdict["shard"] else "rejected"
 
 
-def _import_beam():
+def _import_beam() -> tuple[types.ModuleType, types.ModuleType]:
   try:
     import apache_beam
     from apache_beam.options import pipeline_options

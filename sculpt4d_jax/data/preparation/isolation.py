@@ -8,6 +8,7 @@ caller always gets an `Outcome`.
 from collections.abc import Callable
 import dataclasses
 import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
 import resource
@@ -98,7 +99,9 @@ def end_all() -> None:
       process.kill()
 
 
-def _receive(receiver, seconds) -> Outcome | None:
+def _receive(
+  receiver: multiprocessing.connection.Connection, seconds: float
+) -> Outcome | None:
   try:
     if receiver.poll(seconds):
       return pickle.loads(receiver.recv_bytes())
@@ -107,7 +110,7 @@ def _receive(receiver, seconds) -> Outcome | None:
   return None
 
 
-def _end(process, patience: float) -> None:
+def _end(process: multiprocessing.process.BaseProcess, patience: float) -> None:
   process.join(patience)
   if process.is_alive():
     process.kill()
@@ -122,7 +125,13 @@ def _exit_name(code: int | None) -> str:
   return f"exit code {code}"
 
 
-def _work(sender, memory_bytes, threads, function, args) -> None:
+def _work(
+  sender: multiprocessing.connection.Connection,
+  memory_bytes: int,
+  threads: int,
+  function: Callable[..., Any],
+  args: tuple[Any, ...],
+) -> None:
   # Ctrl-C in a terminal reaches the whole process group; the parent ends this.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   os.environ["IGL_NUM_THREADS"] = str(threads)

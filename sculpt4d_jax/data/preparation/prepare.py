@@ -89,7 +89,7 @@ class PreparationSettings:
     default_factory=quality_gate.GateLimits
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in (
       "num_frames",
       "num_parts",
@@ -131,6 +131,7 @@ class Verdict:
 
   @property
   def accepted(self) -> bool:
+    """Whether the gate found no reason to reject the clip."""
     return not self.reasons
 
 
@@ -248,7 +249,9 @@ def prepare_clip(
   return PreparedClip(entries + views if not reasons else [], verdict, preview)
 
 
-def _plain_preview(source, settings, rng) -> list[bytes]:
+def _plain_preview(
+  source: DeformingMesh, settings: PreparationSettings, rng: np.random.Generator
+) -> list[bytes]:
   """Pictures of a rejected clip; none if its box is empty."""
   last = source.num_frames - 1
   shown = dataclasses.replace(
@@ -346,7 +349,15 @@ def carry_points(
   return CarriedPoints(guide, np.stack(positions), projections, stored)
 
 
-def _geometry(mesh, repair, surfaces, clip, settings, rng, watch):
+def _geometry(
+  mesh: DeformingMesh,
+  repair: watertight.Repair,
+  surfaces: Sequence[TriangleMesh],
+  clip: str,
+  settings: PreparationSettings,
+  rng: np.random.Generator,
+  watch: _Stopwatch,
+) -> tuple[list[tuple[str, int, bytes]], dict[str, float]]:
   """Entries of points and distances, and their measurements."""
   carried = carry_points(mesh, repair, surfaces, settings, rng)
   guide, stored = carried.guide, carried.stored
@@ -408,11 +419,15 @@ def distance_samples(
 
 
 def _part_entries(
-  stored, guide, samples, clip, settings
+  stored: np.ndarray,
+  guide: guide_points.GuidePoints,
+  samples: np.ndarray,
+  clip: str,
+  settings: PreparationSettings,
 ) -> Iterator[tuple[str, int, bytes]]:
   parts = settings.num_parts
 
-  def share(first, count, part):
+  def share(first: int, count: int, part: int) -> slice:
     step = count // parts
     return slice(first + part * step, first + (part + 1) * step)
 
@@ -439,7 +454,13 @@ def _part_entries(
     )
 
 
-def _query_entry(stored, guide, clip, settings, rng) -> tuple[str, int, bytes]:
+def _query_entry(
+  stored: np.ndarray,
+  guide: guide_points.GuidePoints,
+  clip: str,
+  settings: PreparationSettings,
+  rng: np.random.Generator,
+) -> tuple[str, int, bytes]:
   # Farthest-point sampling runs in JAX, so its key is drawn from the clip's
   # generator.
   key = jax.random.key(int(rng.integers(2**31)))
@@ -458,7 +479,14 @@ def _query_entry(stored, guide, clip, settings, rng) -> tuple[str, int, bytes]:
   return "queries", 0, schema.encode("queries", clip, arrays)
 
 
-def _views(mesh, repair, clip, settings, rng, only_first):
+def _views(
+  mesh: DeformingMesh,
+  repair: watertight.Repair,
+  clip: str,
+  settings: PreparationSettings,
+  rng: np.random.Generator,
+  only_first: bool,
+) -> tuple[list[tuple[str, int, bytes]], list[bytes], dict[str, float]]:
   """Entries of all views, pictures for the summary, measurements."""
   pictures, others, preview, measures = [], [], [], {"coverage": 1.0}
   views = record_views.render_entries(

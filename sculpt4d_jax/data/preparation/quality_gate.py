@@ -109,6 +109,7 @@ class Rule:
 
   @property
   def is_minimum(self) -> bool:
+    """Whether the limit is a lower bound, by its name."""
     return self.limit.startswith("min_")
 
   def keeps(self, value: float, limits: GateLimits) -> bool:

@@ -81,7 +81,9 @@ def reject(unit: Unit, outcome: isolation.Outcome, output: str) -> None:
   _write_verdict(unit, outcome, output)
 
 
-def _write_verdict(unit, outcome, output) -> dict[str, Any]:
+def _write_verdict(
+  unit: Unit, outcome: isolation.Outcome, output: paths.PathLike
+) -> dict[str, Any]:
   result = outcome.value or {"clips": [], "shard": "", "bytes": 0}
   result |= {
     "unit": unit.id,
@@ -169,7 +171,9 @@ def versions() -> dict[str, str]:
   return found
 
 
-def _prepare_job(job, settings) -> preparation.PreparedClip:
+def _prepare_job(
+  job: asset_units.ClipJob, settings: preparation.PreparationSettings
+) -> preparation.PreparedClip:
   try:
     mesh = job.play()
     share = sum(part.share or 0.0 for part in job.left_out())
@@ -185,7 +189,12 @@ def _rounded(measures: dict[str, float]) -> dict[str, float]:
   return {name: float(f"{value:.5g}") for name, value in measures.items()}
 
 
-def _write_preview(folder, unit, number, pictures: list[bytes]) -> str:
+def _write_preview(
+  folder: paths.LocalPath | paths.StorePath,
+  unit: Unit,
+  number: int,
+  pictures: list[bytes],
+) -> str:
   """One strip of a clip's pictures; returns its path in the data set."""
   if not pictures:
     return ""

@@ -236,7 +236,9 @@ def details(unit: Unit, job: ClipJob) -> dict[str, Any]:
   }
 
 
-def _procedural_job(seed, settings) -> ClipJob:
+def _procedural_job(
+  seed: int, settings: prepare.PreparationSettings
+) -> ClipJob:
   clip = solids.make_clip(seed, settings.num_frames)
   identity = f"{PROCEDURAL}-{seed}"
   return ClipJob(

@@ -120,7 +120,13 @@ def encode_png(pixels: np.ndarray) -> bytes:
   return stream.getvalue()
 
 
-def _entries(camera, depth_range, pictures, depths, normals):
+def _entries(
+  camera: cameras.Camera,
+  depth_range: tuple[float, float],
+  pictures: list[bytes],
+  depths: list[bytes],
+  normals: list[bytes],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
   pixels, ends = schema.pack(pictures)
   depth, depth_ends = schema.pack(depths)
   normal, normal_ends = schema.pack(normals)

@@ -49,6 +49,7 @@ class _StoreBatches:
     )
 
   def describe(self, step: int) -> str:
+    """Names the clips of a step by their numbers; see `drawing.describe`."""
     return drawing.describe(self._draw(step))
 
 
@@ -76,11 +77,13 @@ class SurfaceBatches(_StoreBatches):
     self._sizes = dict(num_frames=num_frames, num_queries=num_queries)
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+    """The surfaces of a step, or of some of its clips."""
     return drawing.surface_batch(
       self._train, self._draw(step), rows=rows, **self._sizes
     )
 
   def held_out(self, clip: int) -> Batch:
+    """All frames and samples of a held-out clip; the same at every call."""
     return drawing.surface_batch(
       self._held_out,
       _held_out_draw(clip),
@@ -107,11 +110,13 @@ class PictureBatches(_StoreBatches):
     self._sizes = dict(num_frames=num_frames, num_queries=num_queries)
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+    """The pictures of a step, or of some of its clips."""
     return drawing.picture_batch(
       self._train, self._draw(step), rows=rows, **self._sizes
     )
 
   def held_out(self, clip: int) -> Batch:
+    """All frames and samples of a held-out clip; the same at every call."""
     return drawing.picture_batch(
       self._held_out,
       _held_out_draw(clip),
@@ -138,16 +143,24 @@ class LatentBatches(_StoreBatches):
     self._num_samples = num_samples
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+    """The posteriors of a step, or of some of its clips."""
     return self._batch(
       self._train, self._latents["train"], self._draw(step), rows
     )
 
   def held_out(self, clip: int) -> Batch:
+    """The posteriors of a held-out clip; the same at every call."""
     return self._batch(
       self._held_out, self._latents["held_out"], _held_out_draw(clip), None
     )
 
-  def _batch(self, store, latents, whole, local) -> Batch:
+  def _batch(
+    self,
+    store: record_store.RecordStore,
+    latents: LatentStore,
+    whole: drawing.Draw,
+    local: np.ndarray | None,
+  ) -> Batch:
     choices = whole.rng.integers(latents.mean.shape[2], size=len(whole.clips))
     drawn = whole
     if local is not None:

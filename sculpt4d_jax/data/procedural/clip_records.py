@@ -7,6 +7,7 @@ in all frames. Where parts blend or intersect, a guide point is projected to the
 nearest surface.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import functools
 
@@ -190,7 +191,9 @@ def fit_view(
   )
 
 
-def _spheres(solid):
+def _spheres(
+  solid: signed_distance.Solid,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Balls [M, 3], [M] whose hull holds the parts of all frames."""
   there = solid.cone_radii[..., 0] > 0
   start, radii = solid.cone_origin[there], solid.cone_radii[there]
@@ -227,14 +230,21 @@ def render_clip(
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def _render(solid, colours, view, size):
+def _render(
+  solid: signed_distance.Solid,
+  colours: array_types.AnyArray,
+  view: sphere_tracer.View,
+  size: int,
+) -> Array:
   return jax.lax.map(
     lambda frame: sphere_tracer.render(frame, colours, view, size), solid
   )
 
 
 @jax.jit
-def _project(solid, points):
+def _project(
+  solid: signed_distance.Solid, points: array_types.AnyArray
+) -> tuple[Array, Array]:
   return jax.vmap(signed_distance.project_to_surface)(solid, points)
 
 
@@ -244,7 +254,12 @@ def distances(solid: signed_distance.Solid, points: Array) -> Array:
   return jax.vmap(signed_distance.signed_distance)(solid, points)
 
 
-def _surface(clip, solid, sizes, rng):
+def _surface(
+  clip: solids.SyntheticClip,
+  solid: signed_distance.Solid,
+  sizes: RecordSizes,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Points of all frames with normals and labels [F, P, 7]."""
   num_points = sizes.num_uniform + sizes.num_sharp
   guide = guide_points(clip.solid, 2 * num_points, rng)
@@ -310,7 +325,13 @@ def guide_points(
   return points
 
 
-def _on_cones(solid, part, section, u, angle):
+def _on_cones(
+  solid: signed_distance.Solid,
+  part: np.ndarray,
+  section: np.ndarray,
+  u: np.ndarray,
+  angle: np.ndarray,
+) -> np.ndarray:
   """Points on the lower cap, side or upper cap of round cones [F, M, 3]."""
   radii = solid.cone_radii[:, part].astype(np.float64)
   length = solid.cone_length[:, part].astype(np.float64)
@@ -334,7 +355,12 @@ def _on_cones(solid, part, section, u, angle):
   return solid.cone_origin[:, part] + turned
 
 
-def _on_boxes(solid, part, axis, rng):
+def _on_boxes(
+  solid: signed_distance.Solid,
+  part: np.ndarray,
+  axis: np.ndarray,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Points on the faces of boxes across `axis` [F, M, 3]."""
   unit = rng.uniform(-1, 1, (len(part), 3))
   rows = np.arange(len(part))
@@ -342,13 +368,17 @@ def _on_boxes(solid, part, axis, rng):
   return _box_points(solid, part, unit)
 
 
-def _box_points(solid, part, unit):
+def _box_points(
+  solid: signed_distance.Solid, part: np.ndarray, unit: np.ndarray
+) -> np.ndarray:
   local = unit * solid.box_half_size[:, part]
   turned = np.einsum("fmij,fmj->fmi", solid.box_rotation[:, part], local)
   return solid.box_origin[:, part] + turned
 
 
-def _edge_points(solid, count, rng):
+def _edge_points(
+  solid: signed_distance.Solid, count: int, rng: np.random.Generator
+) -> np.ndarray | None:
   """Points on the edges of the boxes [F, M, 3]; None if there is no box."""
   boxes = np.flatnonzero(solid.box_rounding[0] > 0)
   if not len(boxes) or not count:
@@ -361,7 +391,12 @@ def _edge_points(solid, count, rng):
   return _box_points(solid, boxes[chosen // _BOX_EDGES], unit)
 
 
-def _samples(solid, surface, sizes, rng):
+def _samples(
+  solid: signed_distance.Solid,
+  surface: np.ndarray,
+  sizes: RecordSizes,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Distance samples near the surface and in the cube [F, Q, 4]."""
   num_frames, num_points, _ = surface.shape
   rows = rng.integers(num_points, size=sizes.num_near)

@@ -56,7 +56,9 @@ def deforming_clip(
   )
 
 
-def _placed(local, rotation, origin) -> np.ndarray:
+def _placed(
+  local: np.ndarray, rotation: np.ndarray, origin: np.ndarray
+) -> np.ndarray:
   """Points [F, V, 3] of a part's frame in the world."""
   return np.einsum("fij,fvj->fvi", rotation, local) + origin[:, None]
 
@@ -116,7 +118,7 @@ def _box_template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   vertices: dict[tuple[float, ...], int] = {}
   faces = []
 
-  def vertex(axis, side, i, j):
+  def vertex(axis: int, side: float, i: int, j: int) -> int:
     direction, sign = np.zeros(3), np.zeros(3)
     direction[axis] = sign[axis] = side
     for offset, index in ((1, i), (2, j)):

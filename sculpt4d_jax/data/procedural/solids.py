@@ -26,6 +26,10 @@ NUM_BOXES = 4
 # Smaller than the cube, because blends extend beyond the parts' bounds.
 EXTENT = 0.95
 
+_Cone = tuple[np.ndarray, np.ndarray, np.ndarray]  # Start, end, radii.
+# Centre, rotation, half size, rounding.
+_Box = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticClip:
@@ -45,6 +49,7 @@ class SyntheticClip:
 
   @property
   def num_frames(self) -> int:
+    """Number of frames F."""
     return len(self.solid.smoothness)
 
 
@@ -117,11 +122,17 @@ class _Body:
 
   def __init__(self, num_frames: int):
     self.num_frames = num_frames
-    self.cones = []
-    self.boxes = []
+    self.cones: list[_Cone] = []
+    self.boxes: list[_Box] = []
     self.smoothness = 0.05
 
-  def cone(self, start, end, start_radius, end_radius):
+  def cone(
+    self,
+    start: np.ndarray,
+    end: np.ndarray,
+    start_radius: np.ndarray | float,
+    end_radius: np.ndarray | float,
+  ) -> np.ndarray:
     """Adds a round cone between two points [F, 3] or [3]."""
     start, end = (self._per_frame(x, 3) for x in (start, end))
     radii = np.stack(
@@ -130,13 +141,19 @@ class _Body:
     self.cones.append((start, end, radii))
     return end
 
-  def ball(self, centre, radius):
+  def ball(self, centre: np.ndarray, radius: np.ndarray | float) -> None:
     """Adds a ball; `centre` [F, 3], `radius` [F] or numbers."""
     centre = self._per_frame(centre, 3)
     half = np.array([0.0, 0.02, 0.0])
     self.cone(centre - half, centre + half, radius, radius)
 
-  def box(self, centre, rotation, half_size, rounding):
+  def box(
+    self,
+    centre: np.ndarray,
+    rotation: np.ndarray,
+    half_size: np.ndarray,
+    rounding: np.ndarray | float,
+  ) -> None:
     """Adds a box; `rotation` [F, 3, 3], its columns the box's axes."""
     rotation = np.broadcast_to(rotation, (self.num_frames, 3, 3))
     half_size = self._per_frame(half_size, 3)
@@ -145,7 +162,9 @@ class _Body:
       (self._per_frame(centre, 3), rotation, half_size, rounding)
     )
 
-  def _per_frame(self, value, width=None):
+  def _per_frame(
+    self, value: np.ndarray | float, width: int | None = None
+  ) -> np.ndarray:
     shape = (self.num_frames,) if width is None else (self.num_frames, width)
     return np.broadcast_to(np.asarray(value, np.float64), shape)
 
@@ -163,7 +182,9 @@ class _Body:
     return signed_distance.Solid(*cone_arrays, *box_arrays, smoothness)
 
 
-def _bounds(cones, boxes):
+def _bounds(
+  cones: Sequence[_Cone], boxes: Sequence[_Box]
+) -> tuple[np.ndarray, np.ndarray]:
   """The box of all parts in all frames: its low and high corners."""
   lows, highs = [], []
   for start, end, radii in cones:
@@ -177,7 +198,9 @@ def _bounds(cones, boxes):
   return np.min(lows, 0), np.max(highs, 0)
 
 
-def _cone_arrays(cones, centre, scale, num_frames):
+def _cone_arrays(
+  cones: Sequence[_Cone], centre: np.ndarray, scale: float, num_frames: int
+) -> tuple[np.ndarray, ...]:
   origin = np.zeros((num_frames, NUM_CONES, 3), np.float32)
   rotation = np.tile(np.eye(3, dtype=np.float32), (num_frames, NUM_CONES, 1, 1))
   length = np.ones((num_frames, NUM_CONES), np.float32)
@@ -197,7 +220,9 @@ def _cone_arrays(cones, centre, scale, num_frames):
   return origin, rotation, length, radii
 
 
-def _box_arrays(boxes, centre, scale, num_frames):
+def _box_arrays(
+  boxes: Sequence[_Box], centre: np.ndarray, scale: float, num_frames: int
+) -> tuple[np.ndarray, ...]:
   origin = np.zeros((num_frames, NUM_BOXES, 3), np.float32)
   rotation = np.tile(np.eye(3, dtype=np.float32), (num_frames, NUM_BOXES, 1, 1))
   half_size = np.full((num_frames, NUM_BOXES, 3), 1e-3, np.float32)
@@ -215,7 +240,9 @@ def _box_arrays(boxes, centre, scale, num_frames):
   return origin, rotation, half_size, rounding
 
 
-def rotation_about(axis: Sequence[float], angle) -> np.ndarray:
+def rotation_about(
+  axis: Sequence[float], angle: np.ndarray | float
+) -> np.ndarray:
   """Rotation matrices [..., 3, 3] about an axis by angles [...] in radians."""
   angle = np.asarray(angle, np.float64)
   x, y, z = np.asarray(axis, np.float64) / np.linalg.norm(axis)
@@ -249,7 +276,9 @@ def follow_axis(axis: np.ndarray) -> np.ndarray:
   return turn @ base
 
 
-def _colours(rng, num_cones, num_boxes):
+def _colours(
+  rng: np.random.Generator, num_cones: int, num_boxes: int
+) -> np.ndarray:
   """A base colour of the object and a shade of it for every part."""
   base = rng.uniform(0.35, 0.95, 3)
   shades = base + rng.normal(0, 0.12, (NUM_CONES + NUM_BOXES, 3))
@@ -257,7 +286,14 @@ def _colours(rng, num_cones, num_boxes):
   return np.clip(shades, 0.15, 1.0).astype(np.float32)
 
 
-def _limb(body, root, lengths, angles, radii, side):
+def _limb(
+  body: _Body,
+  root: np.ndarray,
+  lengths: Sequence[float],
+  angles: Sequence[np.ndarray],
+  radii: Sequence[float],
+  side: float,
+) -> None:
   """A chain of cones hanging from `root`, bent by `angles` in the xy plane.
 
   Args:
@@ -280,7 +316,9 @@ def _limb(body, root, lengths, angles, radii, side):
     root = body.cone(root, root + length * step, radii[index], radii[index + 1])
 
 
-def _quadruped(rng, phase, body):
+def _quadruped(
+  rng: np.random.Generator, phase: np.ndarray, body: _Body
+) -> None:
   height, length = rng.uniform(0.5, 0.8), rng.uniform(0.7, 1.1)
   girth, leg = rng.uniform(0.17, 0.28), rng.uniform(0.08, 0.12)
   bounce = 0.04 * np.sin(2 * phase)
@@ -317,7 +355,7 @@ def _quadruped(rng, phase, body):
   body.cone(hip, hip + tail, leg, leg * 0.5)
 
 
-def _biped(rng, phase, body):
+def _biped(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
   height, torso = rng.uniform(0.7, 0.9), rng.uniform(0.4, 0.6)
   girth, limb = rng.uniform(0.16, 0.24), rng.uniform(0.08, 0.11)
   zero = np.zeros_like(phase)
@@ -354,7 +392,7 @@ def _biped(rng, phase, body):
     )
 
 
-def _tentacle(rng, phase, body):
+def _tentacle(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
   count = int(rng.integers(7, NUM_CONES + 1))
   bend, waves = rng.uniform(0.25, 0.55), rng.uniform(0.5, 1.2)
   thick, thin = rng.uniform(0.18, 0.28), rng.uniform(0.08, 0.13)
@@ -377,7 +415,7 @@ def _tentacle(rng, phase, body):
     point = end
 
 
-def _bloomer(rng, phase, body):
+def _bloomer(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
   arms = int(rng.integers(3, 6))
   core, reach = rng.uniform(0.2, 0.32), rng.uniform(0.35, 0.55)
   thick, thin = rng.uniform(0.12, 0.17), rng.uniform(0.08, 0.12)
@@ -399,7 +437,7 @@ def _bloomer(rng, phase, body):
       point = end
 
 
-def _machine(rng, phase, body):
+def _machine(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
   base = rng.uniform([0.3, 0.1, 0.25], [0.5, 0.2, 0.45])
   rounding = rng.uniform(0.02, 0.07)
   zero = np.zeros_like(phase)
@@ -422,7 +460,7 @@ def _machine(rng, phase, body):
   body.ball(joint, rng.uniform(0.14, 0.24))
 
 
-def _bulger(rng, phase, body):
+def _bulger(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
   count = int(rng.integers(2, 5))
   body.smoothness = 0.1
   zero = np.zeros_like(phase)
@@ -453,7 +491,7 @@ def _bulger(rng, phase, body):
       body.cone(top, out, 0.1, 0.08)
 
 
-def _splitter(rng, phase, body):
+def _splitter(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
   body.smoothness = rng.uniform(0.08, 0.2)
   apart = 0.5 * (1 - np.cos(phase))
   axis = rotation_about([0, 0, 1], rng.uniform(-0.6, 1.6)) @ np.array([1, 0, 0])

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from absl import logging
 import numpy as np
@@ -54,10 +55,12 @@ class RecordStore:
 
   @property
   def num_clips(self) -> int:
+    """Number of finished clips."""
     return len(self.surface)
 
   @property
   def num_frames(self) -> int:
+    """Number of frames F of every clip."""
     return self.surface.shape[1]
 
 
@@ -98,7 +101,9 @@ def open_or_make(
   return RecordStore(first_seed=first_seed, **arrays)
 
 
-def _open_arrays(folder, kind):
+def _open_arrays(
+  folder: pathlib.Path, kind: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], int]:
   """Maps the arrays of a store, new or not, and counts its finished clips."""
   status = folder / "store.json"
   if status.exists():
@@ -168,7 +173,13 @@ def _shapes(kind: Mapping) -> dict[str, tuple[int, ...]]:
   }
 
 
-def _make_clips(folder, kind, arrays, done, sizes):
+def _make_clips(
+  folder: pathlib.Path,
+  kind: dict[str, Any],
+  arrays: Mapping[str, np.ndarray],
+  done: int,
+  sizes: clip_records.RecordSizes,
+) -> None:
   num_clips = kind["num_clips"]
   logging.info("Making clips %d to %d in %s.", done, num_clips, folder)
   progress = tqdm.tqdm(
@@ -187,7 +198,7 @@ def _make_clips(folder, kind, arrays, done, sizes):
       _save_status(folder, kind, index + 1)
 
 
-def _save_status(folder, kind, done):
+def _save_status(folder: pathlib.Path, kind: dict[str, Any], done: int) -> None:
   atomic.write_bytes(
     folder / "store.json", json.dumps(kind | {"done": done}).encode()
   )

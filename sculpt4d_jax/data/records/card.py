@@ -1,6 +1,7 @@
 """The dataset card: content, licences and production of a data set."""
 
 import collections
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sculpt4d_jax.data.records import index as dataset_index
@@ -41,7 +42,9 @@ def write_card(index: dataset_index.DatasetIndex, command: str) -> Any:
   return path
 
 
-def _counts(index, verdicts) -> str:
+def _counts(
+  index: dataset_index.DatasetIndex, verdicts: Sequence[Mapping[str, Any]]
+) -> str:
   rejected = sum(not clip["accepted"] for v in verdicts for clip in v["clips"])
   rows = ["## Content", "", "| split | assets | clips |", "|---|---|---|"]
   for name, clips in index.splits.items():
@@ -57,7 +60,7 @@ def _counts(index, verdicts) -> str:
   return "\n".join(rows)
 
 
-def _licences(index) -> str:
+def _licences(index: dataset_index.DatasetIndex) -> str:
   groups = collections.defaultdict(lambda: [set(), 0])
   for clips in index.splits.values():
     for clip in clips:
@@ -83,7 +86,7 @@ def _licences(index) -> str:
   return "\n".join(rows)
 
 
-def _unusable(verdicts) -> str:
+def _unusable(verdicts: Sequence[Mapping[str, Any]]) -> str:
   rows = [
     f"| {v['asset_name']} | {v['error'].replace('|', '/')} |"
     for v in verdicts
@@ -102,7 +105,7 @@ def _unusable(verdicts) -> str:
   )
 
 
-def _format(index) -> str:
+def _format(index: dataset_index.DatasetIndex) -> str:
   rows = [
     "## Format",
     "",

@@ -57,6 +57,7 @@ class RangeReader:
       raise RecordError(f"{path} is no shard, or cut off ({error}).") from error
 
   def num_records(self) -> int:
+    """Number of entries, the table of contents included."""
     return len(self._begins)
 
   def read(self, position: int) -> bytes:
@@ -81,6 +82,7 @@ class RangeReader:
     return record
 
   def close(self) -> None:
+    """Frees the bytes read ahead; the reader can still be used."""
     self._span = (0, b"")
 
   def _range(self, begin: int, end: int) -> bytes:

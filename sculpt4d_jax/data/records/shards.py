@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping
 import json
 import os
 import threading
-from typing import Any
+import types
+from typing import TYPE_CHECKING, Any
 
 from sculpt4d_jax.data.records import schema
 from sculpt4d_jax.data.records import shard_ranges
@@ -23,6 +24,9 @@ from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
+
+if TYPE_CHECKING:
+  from array_record.python import array_record_module
 
 RecordError = schema.RecordError
 PathLike = str | os.PathLike
@@ -111,10 +115,10 @@ class ShardReader:
     self._lock = threading.Lock()
 
   # Open files and locks cannot be pickled.
-  def __getstate__(self):
+  def __getstate__(self) -> dict[str, Any]:
     return {"folder": self.folder, "cache": self._cache}
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: dict[str, Any]) -> None:
     self.folder, self._cache = state["folder"], state["cache"]
     self._reset()
 
@@ -130,7 +134,12 @@ class ShardReader:
         return self._read_file(reader, shard, position)
     return reader.read(position)  # Without the lock: ranges are independent.
 
-  def _read_file(self, reader, shard, position) -> bytes:
+  def _read_file(
+    self,
+    reader: "array_record_module.ArrayRecordReader",
+    shard: str,
+    position: int,
+  ) -> bytes:
     try:
       return reader.read([position])[0]
     except Exception as error:  # Exceptions of the reader's C++ vary.
@@ -170,12 +179,15 @@ class ShardReader:
     return clips
 
   def close(self) -> None:
+    """Closes all shards; a later read opens its shard again."""
     with self._lock:
       for reader in self._open.values():
         reader.close()
       self._open.clear()
 
-  def _reader(self, shard: str):
+  def _reader(
+    self, shard: str
+  ) -> "array_record_module.ArrayRecordReader | shard_ranges.RangeReader":
     if shard in self._open:
       self._open.move_to_end(shard)
       return self._open[shard]
@@ -190,7 +202,9 @@ class ShardReader:
       oldest.close()
     return reader
 
-  def _open_path(self, path):
+  def _open_path(
+    self, path: paths.LocalPath | paths.StorePath
+  ) -> "array_record_module.ArrayRecordReader | shard_ranges.RangeReader":
     if paths.is_remote(path):
       if not self._cache:
         return shard_ranges.RangeReader(path)
@@ -209,7 +223,7 @@ class ShardReader:
     return reader
 
 
-def _array_record():
+def _array_record() -> types.ModuleType:
   try:
     from array_record.python import array_record_module
   except ImportError as error:

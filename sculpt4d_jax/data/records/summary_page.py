@@ -39,6 +39,10 @@ _SHOWN = (
 )
 _MAX_SHOWN = 2000
 
+_Verdict = Mapping[str, Any]  # The content of a unit's verdict file.
+# Clips, each after the verdict of its unit.
+_Clips = Sequence[tuple[_Verdict, Mapping[str, Any]]]
+
 
 def write_summary(folder: paths.PathLike) -> Any:
   """Writes `summary.html` of a data set; returns its path."""
@@ -64,7 +68,12 @@ def write_summary(folder: paths.PathLike) -> Any:
   return path
 
 
-def _totals(verdicts, accepted, rejected, refused) -> str:
+def _totals(
+  verdicts: Sequence[_Verdict],
+  accepted: _Clips,
+  rejected: _Clips,
+  refused: Sequence[_Verdict],
+) -> str:
   assets = {c["asset"] for _, c in accepted}
   done = [v for v in verdicts if not v["error"]]
   clips = max(len(accepted) + len(rejected), 1)
@@ -98,7 +107,7 @@ def _table(rows: Iterable[Sequence[Any]]) -> str:
   return f"<table>{cells}</table>"
 
 
-def _reason_table(rejected) -> str:
+def _reason_table(rejected: _Clips) -> str:
   if not rejected:
     return ""
   counts = collections.Counter(
@@ -109,7 +118,7 @@ def _reason_table(rejected) -> str:
   return "<h2>Reasons to reject</h2>" + _table(counts.most_common())
 
 
-def _refused_table(refused) -> str:
+def _refused_table(refused: Sequence[_Verdict]) -> str:
   if not refused:
     return ""
   rows = "".join(
@@ -120,7 +129,7 @@ def _refused_table(refused) -> str:
   return f"<h2>Assets that could not be used</h2><table>{rows}</table>"
 
 
-def _gallery(title: str, clips) -> str:
+def _gallery(title: str, clips: _Clips) -> str:
   if not clips:
     return ""
   more = ""
