@@ -213,7 +213,12 @@ def fold(
 class _Scales:
   """Where a file says what its adapters are multiplied by."""
 
-  def __init__(self, file, alpha: float | None, names: set[str | None]):
+  def __init__(
+    self,
+    file: tensor_file.TensorFile,
+    alpha: float | None,
+    names: set[str | None],
+  ):
     self._file = file
     self._alpha = alpha
     self._config = _read_config(file)
@@ -331,7 +336,13 @@ class _Places:
     return None
 
 
-def _check_shape(found: AdapterFile, layer, shape, part, name) -> None:
+def _check_shape(
+  found: AdapterFile,
+  layer: str,
+  shape: tuple[int, ...],
+  part: checkpoint_parts.Part,
+  name: str,
+) -> None:
   expected = part.tensors[name].shape
   if shape != expected:
     raise CheckpointError(
@@ -371,7 +382,12 @@ def _note(found: AdapterFile) -> str:
   return line
 
 
-def _changed_part(name, part, changes, replaced) -> checkpoint_parts.Part:
+def _changed_part(
+  name: str,
+  part: checkpoint_parts.Part,
+  changes: Mapping[tuple[str, str], Sequence[Adapter]],
+  replaced: Mapping[tuple[str, str], tuple[AdapterFile, str]],
+) -> checkpoint_parts.Part:
   made = {}
   for (home, tensor), adapters in changes.items():
     if home == name:

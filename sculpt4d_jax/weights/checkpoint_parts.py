@@ -10,6 +10,8 @@ name with that prefix is the network's.
 from collections.abc import Mapping, Sequence
 import dataclasses
 
+import numpy as np
+
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.weights.tensor_files import tensor_file
 
@@ -60,10 +62,12 @@ class Part:
 
   @property
   def tensors(self) -> Mapping[str, tensor_file.TensorInfo]:
+    """Shape and dtype of every tensor, by its name without the prefix."""
     infos = self.file.tensors
     return {name: infos[self.prefix + name] for name in self.names}
 
-  def read(self, name: str):
+  def read(self, name: str) -> np.ndarray:
+    """Reads a tensor by its name without the prefix."""
     return self.file.read(self.prefix + name)
 
 

@@ -123,7 +123,7 @@ def _is_equal(found: Any, ours: Any) -> bool:
     return False
 
 
-def _count(shapes, pattern: str) -> int | None:
+def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int | None:
   """One more than the largest number that matches a pattern."""
   found = [re.match(pattern, name) for name in shapes]
   numbers = [int(match[1]) for match in found if match]
@@ -134,7 +134,9 @@ def _known(**values: Any) -> dict[str, Any]:
   return {name: value for name, value in values.items() if value is not None}
 
 
-def _axis(shapes, name: str, axis: int) -> int | None:
+def _axis(
+  shapes: Mapping[str, tuple[int, ...]], name: str, axis: int
+) -> int | None:
   shape = shapes.get(name)
   return shape[axis] if shape and len(shape) > axis else None
 
@@ -145,7 +147,7 @@ def _over(numerator: int | None, denominator: int | None) -> int | None:
   return numerator // denominator
 
 
-def _dit(shapes) -> dict[str, Any]:
+def _dit(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
   width = _axis(shapes, "x_embedder.weight", 0)
   gates = [n for n in shapes if n.endswith(".moe.gate.weight")]
   hidden = [n for n in shapes if n.endswith(".mlp.fc1.weight")]
@@ -164,7 +166,7 @@ def _dit(shapes) -> dict[str, Any]:
   )
 
 
-def _vae(shapes) -> dict[str, Any]:
+def _vae(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
   width = _axis(shapes, "post_kl.weight", 0)
   features = _axis(shapes, "geo_decoder.query_proj.weight", 1)
   rows = _axis(shapes, "encoder.input_proj.weight", 1)
@@ -187,7 +189,7 @@ def _vae(shapes) -> dict[str, Any]:
   )
 
 
-def _image_encoder(shapes) -> dict[str, Any]:
+def _image_encoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
   projection = "embeddings.patch_embeddings.projection.weight"
   positions, layer = "embeddings.position_embeddings", "encoder.layer"
   if "patch_embed.proj.weight" in shapes:  # The names of torch.hub.

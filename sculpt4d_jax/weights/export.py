@@ -5,7 +5,7 @@ that its own code can load models trained here; temporal attention has the names
 of `weights/temporal.py`. Tensors are written one at a time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ def export(
     mask[name] = tensor_file.TensorInfo(shape, dtype or part.dtype)
     tensors |= mask
 
-  def values():
+  def values() -> Iterator[tuple[str, np.ndarray]]:
     for name, part in parts.items():
       prefix = PREFIXES[name]
       for key, array in weight_rules.export_each(tables[name], part.read):
@@ -125,7 +125,7 @@ def _infos(
 ) -> Mapping[str, tensor_file.TensorInfo]:
   """Shapes of an export, found with a broadcast of one byte."""
 
-  def read(path, index):
+  def read(path: str, index: tuple[int, ...]) -> np.ndarray:
     shape = part.shapes[path][len(index) :]
     return np.broadcast_to(np.zeros((), np.int8), shape)
 

@@ -147,7 +147,7 @@ def flatten(state: nnx.State) -> dict[str, Any]:
   return {_name(path): leaf for path, leaf in leaves}
 
 
-def _name(path) -> str:
+def _name(path: jax.tree_util.KeyPath) -> str:
   parts = []
   for key in path:
     part = getattr(key, "key", getattr(key, "idx", None))
@@ -169,7 +169,9 @@ def fields(config: Any) -> dict[str, Any]:
   return values
 
 
-def _read(path):
+def _read(
+  path: paths.LocalPath | paths.StorePath,
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
   if not path.is_file():
     raise ModelFileError(f"There are no weights at {path}.")
   try:

@@ -5,7 +5,7 @@ conversion one Orbax checkpoint for each network, and sculpt4d.json, which
 describes them. `load` reads both.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import json
 import pathlib
@@ -181,7 +181,12 @@ def _read_description(folder: pathlib.Path) -> dict[str, Any]:
   raise ModelFileError(f"{path}: expected format {_FORMAT!r}, found {found}.")
 
 
-def _restore(folder, shapes, dtype, on_host) -> dict[str, Any]:
+def _restore(
+  folder: pathlib.Path,
+  shapes: Mapping[str, tuple[int, ...]],
+  dtype: str,
+  on_host: bool,
+) -> dict[str, Any]:
   reader = orbax_leaves.LeafReader(folder)
   reader.check()
   stored = reader.shapes
@@ -195,7 +200,7 @@ def _restore(folder, shapes, dtype, on_host) -> dict[str, Any]:
     for name, shape in shapes.items()
   }
 
-  def argument(leaf):
+  def argument(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
     if on_host:
       return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
     return ocp.ArrayRestoreArgs(
@@ -216,7 +221,12 @@ def _restore(folder, shapes, dtype, on_host) -> dict[str, Any]:
     ) from error
 
 
-def _read_some(reader, names, dtype, on_host) -> dict[str, Any]:
+def _read_some(
+  reader: orbax_leaves.LeafReader,
+  names: Iterable[str],
+  dtype: str,
+  on_host: bool,
+) -> dict[str, Any]:
   """Reads some leaves, as Orbax below 0.11.20 restores all or none."""
   kind = tensor_file.to_dtype(dtype)
   place = np.asarray if on_host else jax.device_put
@@ -225,7 +235,9 @@ def _read_some(reader, names, dtype, on_host) -> dict[str, Any]:
   }
 
 
-def _without_temporal(stored, wanted):
+def _without_temporal(
+  stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> Mapping[str, tuple[int, ...]]:
   """The stored shapes, without temporal layers if the model has none."""
   if any(".temporal_attention." in name for name in wanted):
     return stored

@@ -134,6 +134,7 @@ class LeafReader:
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Shapes of all leaves by name."""
     return {name: tuple(h["shape"]) for name, h in self._headers.items()}
 
   def read(self, name: str, index: tuple[int, ...] = ()) -> np.ndarray:
@@ -168,7 +169,7 @@ class LeafReader:
         for index in np.ndindex(*(-(-n // c) for n, c in zip(shape, chunks))):
           self._check_file(name, index)
 
-  def _check_file(self, name, place) -> pathlib.Path:
+  def _check_file(self, name: str, place: tuple[int, ...]) -> pathlib.Path:
     """The file of a slice."""
     header = self._headers[name]
     path = self.folder / name / ".".join(map(str, place))
@@ -181,7 +182,7 @@ class LeafReader:
       )
     return path
 
-  def _chunk(self, name, index) -> np.ndarray:
+  def _chunk(self, name: str, index: tuple[int, ...]) -> np.ndarray:
     header = self._headers[name]
     inner = tuple(header["chunks"][len(index) :])
     path = self._check_file(name, (*index, *[0] * len(inner)))
@@ -200,7 +201,7 @@ def _leading_ones(chunks: list[int]) -> int:
   return count
 
 
-def _save(tree, folder: pathlib.Path) -> None:
+def _save(tree: Mapping[str, np.ndarray], folder: pathlib.Path) -> None:
   # Without OCDBT, Orbax warns that it finds no database to merge.
   level = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)

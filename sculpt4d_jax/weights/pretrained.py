@@ -12,6 +12,7 @@ projection is zero, so the 4D model equals the per-frame one.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import pathlib
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -110,9 +111,11 @@ class Conversion:
 
   @property
   def num_steps(self) -> int:
+    """Number of rules to run, for a progress bar."""
     return sum(len(part.plan.steps) for part in self.parts)
 
   def describe(self) -> Iterator[str]:
+    """One line for every tensor, parameter, unused file and note."""
     for part in self.parts:
       yield from part.describe()
     for line in self.not_read:
@@ -279,7 +282,11 @@ class _Prepared(NamedTuple):
   notes: list[str]
 
 
-def _prepare(file, rules, adapter_alpha) -> _Prepared:
+def _prepare(
+  file: tensor_file.TensorFile,
+  rules: rule_files.RuleFile,
+  adapter_alpha: float | None,
+) -> _Prepared:
   """Takes off what trainers and compilers put around weights."""
   training_files.refuse_partitioned(file)
   made = training_files.unwrap(_renamed(file, rules))
@@ -289,7 +296,9 @@ def _prepare(file, rules, adapter_alpha) -> _Prepared:
   return _Prepared(made, found, notes + more)
 
 
-def _renamed(file, rules) -> views.View:
+def _renamed(
+  file: tensor_file.TensorFile, rules: rule_files.RuleFile
+) -> views.View:
   """The file whose names have passed a user's renames."""
   sources: dict[str, str] = {}
   for name in file.tensors:
@@ -308,7 +317,13 @@ def _all_ignored(spare: Sequence[str], rules: rule_files.RuleFile) -> bool:
   return all(weight_rules.matches(name, rules.ignore) for name in names)
 
 
-def _plan_part(name, config, part, heads, rules) -> PartPlan:
+def _plan_part(
+  name: str,
+  config: Any,
+  part: checkpoint_parts.Part,
+  heads: str | None,
+  rules: rule_files.RuleFile,
+) -> PartPlan:
   checkpoint_sizes.check_config_file(name, part.file.path, config)
   graphdef, params = networks.abstract(networks.KINDS[name][0], config)
   shapes = weight_rules.param_shapes(nnx.merge(graphdef, params))
@@ -341,7 +356,13 @@ def _plan_part(name, config, part, heads, rules) -> PartPlan:
   return PartPlan(name, config, part, plan, shapes, part.file.original)
 
 
-def _write_part(part: PartPlan, folder, dtype, seed, on_step) -> None:
+def _write_part(
+  part: PartPlan,
+  folder: pathlib.Path,
+  dtype: str,
+  seed: int,
+  on_step: Callable[[], None],
+) -> None:
   axes = {
     slot.path: len(slot.index)
     for step in part.plan.steps
@@ -386,7 +407,9 @@ def _own_details(part: PartPlan) -> dict[str, Any]:
     ) from error
 
 
-def _initial_values(part: PartPlan, seed: int):
+def _initial_values(
+  part: PartPlan, seed: int
+) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
   """Initial values of the temporal layers, block by block."""
   wanted = set(part.plan.unfilled)
   for block in range(part.config.depth):

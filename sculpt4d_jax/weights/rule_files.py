@@ -29,7 +29,7 @@ transforms are identity, linear, linear_out, flat, interleaved_heads,
 stacked_heads, convolution and squeezed; see `transforms.py`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -126,7 +126,9 @@ def read(path: str | pathlib.Path) -> RuleFile:
   )
 
 
-def _check_keys(place, content, allowed) -> None:
+def _check_keys(
+  place: str | pathlib.Path, content: Mapping[str, Any], allowed: Sequence[str]
+) -> None:
   unknown = set(content) - set(allowed)
   if unknown:
     raise UserError(
@@ -134,7 +136,7 @@ def _check_keys(place, content, allowed) -> None:
     )
 
 
-def _check_entry(place, entry) -> None:
+def _check_entry(place: str, entry: Any) -> None:
   if not isinstance(entry, dict):
     raise UserError(f"{place} is no object.")
   _check_keys(place, entry, _RULE_KEYS)
@@ -185,5 +187,5 @@ def _fill(entry: Mapping[str, Any], config: Any) -> list[Rule]:
     ) from error
 
 
-def _tuple(names) -> tuple[str, ...]:
+def _tuple(names: str | Iterable[str]) -> tuple[str, ...]:
   return (names,) if isinstance(names, str) else tuple(names)

@@ -57,7 +57,7 @@ class Rule:
   targets: str | tuple[str, ...]
   transform: Transform | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in ("sources", "targets"):
       names = getattr(self, name)
       names = (names,) if isinstance(names, str) else tuple(names)
@@ -177,7 +177,7 @@ def export(
 ) -> dict[str, np.ndarray]:
   """Builds a checkpoint with the table's names from our parameters."""
 
-  def read(path, index):
+  def read(path: str, index: tuple[int, ...]) -> np.ndarray:
     if path not in params:
       near = near_names.suggest([path], params)[path]
       raise UserError(f"No parameter {path!r} to export{near}.")
@@ -218,7 +218,9 @@ def param_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
 class _Planner:
   """Checks rule by rule and collects all problems."""
 
-  def __init__(self, checkpoint, shapes):
+  def __init__(
+    self, checkpoint: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+  ):
     self.checkpoint = checkpoint
     self.shapes = shapes
     self.steps: list[Step] = []
@@ -278,7 +280,9 @@ class _Planner:
         return f"expected {shape}, got {array.shape}{hint}"
     return None
 
-  def finish(self, ignore, optional, hint) -> Plan:
+  def finish(
+    self, ignore: Sequence[str], optional: Sequence[str], hint: str
+  ) -> Plan:
     unused = [name for name in self.checkpoint if name not in self.used]
     ignored = [name for name in unused if matches(name, ignore)]
     excused = set(ignored)
@@ -319,7 +323,9 @@ class _Planner:
     return Plan(tuple(self.steps), tuple(allowed), tuple(ignored))
 
 
-def _section(title, names, candidates) -> str:
+def _section(
+  title: str, names: Sequence[str], candidates: Iterable[str]
+) -> str:
   near = near_names.suggest(names[:_MAX_LINES], candidates)
   lines = [f"{name}{near.get(name, '')}" for name in names]
   return "\n    ".join([f"  {title} ({len(names)}):", *shortened(lines)])

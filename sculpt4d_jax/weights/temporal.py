@@ -139,7 +139,7 @@ def find_rules(
   return _for_all_blocks(config, _rules(roles, heads or HEADS[0]))
 
 
-def _templates(config, extra) -> list[_Extra]:
+def _templates(config: dit.DiTConfig, extra: Mapping[str, Any]) -> list[_Extra]:
   """Extra tensors that occur in every block, with {block} for its number."""
   groups: dict[str, dict[int, tuple[int, ...]]] = {}
   for name, tensor in extra.items():
@@ -155,7 +155,9 @@ def _templates(config, extra) -> list[_Extra]:
   ]
 
 
-def _match(extras: Sequence[_Extra]):
+def _match(
+  extras: Sequence[_Extra],
+) -> tuple[tuple[list[_Extra], list[_Extra]], dict[str, _Extra]]:
   """Roles of the extra tensors: (the layer's and the others), by role."""
   roles: dict[str, _Extra] = {}
   used, twice = set(), []
@@ -179,7 +181,11 @@ def _match(extras: Sequence[_Extra]):
   return (list(extras), twice + rest), roles
 
 
-def _problems(config, groups, roles) -> list[str]:
+def _problems(
+  config: dit.DiTConfig,
+  groups: tuple[list[_Extra], list[_Extra]],
+  roles: Mapping[str, _Extra],
+) -> list[str]:
   _, unplaced = groups
   problems = []
   has = roles.__contains__
@@ -262,7 +268,9 @@ def _norm(source: str, *, has_bias: bool) -> list[Rule]:
   return entries
 
 
-def _for_all_blocks(config, entries: Sequence[Rule]) -> list[Rule]:
+def _for_all_blocks(
+  config: dit.DiTConfig, entries: Sequence[Rule]
+) -> list[Rule]:
   rules = []
   for block in range(config.depth):
     stage, slot = config.locate(block)

@@ -41,7 +41,7 @@ def identity() -> Transform:
 def linear(num_in_axes: int = 1) -> Transform:
   """Weights [out, in] to kernels whose first `num_in_axes` axes are inputs."""
 
-  def forward(arrays, shapes):
+  def forward(arrays: Arrays, shapes: Shapes) -> Arrays:
     (weight,), (shape,) = arrays, shapes
     matrix = _matrix_shape(shape, num_in_axes)
     if weight.shape != matrix[::-1]:
@@ -49,7 +49,7 @@ def linear(num_in_axes: int = 1) -> Transform:
       raise UserError(f"expected {matrix[::-1]}, got {weight.shape}{hint}")
     return (weight.T.reshape(shape),)
 
-  def inverse(arrays):
+  def inverse(arrays: Arrays) -> Sequence[np.ndarray]:
     (kernel,) = arrays
     return (kernel.reshape(_matrix_shape(kernel.shape, num_in_axes)).T,)
 
@@ -60,13 +60,13 @@ def linear(num_in_axes: int = 1) -> Transform:
 def flat() -> Transform:
   """Vectors to any shape of as many numbers: the bias of a [D, H, K] kernel."""
 
-  def forward(arrays, shapes):
+  def forward(arrays: Arrays, shapes: Shapes) -> Arrays:
     for array, shape in zip(arrays, shapes, strict=True):
       if array.shape != (math.prod(shape),):
         raise UserError(f"expected {(math.prod(shape),)}, got {array.shape}")
     return tuple(a.reshape(s) for a, s in zip(arrays, shapes))
 
-  def inverse(arrays):
+  def inverse(arrays: Arrays) -> Sequence[np.ndarray]:
     return tuple(array.reshape(-1) for array in arrays)
 
   return Transform(forward, inverse, "split into heads")
@@ -81,7 +81,7 @@ def interleaved_heads(num_sources: int = 1) -> Transform:
   query, key and value in this way: its VAE stores them fused, its DiT apart.
   """
 
-  def forward(arrays, shapes):
+  def forward(arrays: Arrays, shapes: Shapes) -> Arrays:
     fused = np.concatenate(arrays, axis=0)
     heads, head_dim = shapes[0][-2:]
     rows = (heads * len(shapes) * head_dim,)
@@ -92,7 +92,7 @@ def interleaved_heads(num_sources: int = 1) -> Transform:
     parts = (fused[:, part] for part in range(len(shapes)))  # [H, K, in]
     return tuple(np.moveaxis(part, (0, 1), (-2, -1)) for part in parts)
 
-  def inverse(arrays):
+  def inverse(arrays: Arrays) -> Sequence[np.ndarray]:
     parts = [np.moveaxis(array, (-2, -1), (0, 1)) for array in arrays]
     fused = np.stack(parts, axis=1)  # [H, P, K, in]
     fused = fused.reshape(math.prod(fused.shape[:3]), *fused.shape[3:])
@@ -108,7 +108,7 @@ def stacked_heads(num_sources: int = 1) -> Transform:
   Otherwise as `interleaved_heads`; with one head the two are the same.
   """
 
-  def forward(arrays, shapes):
+  def forward(arrays: Arrays, shapes: Shapes) -> Arrays:
     fused = np.concatenate(arrays, axis=0)
     heads, head_dim = shapes[0][-2:]
     expected = (len(shapes) * heads * head_dim,) + tuple(shapes[0][:-2])
@@ -117,7 +117,7 @@ def stacked_heads(num_sources: int = 1) -> Transform:
     fused = fused.reshape(len(shapes), heads, head_dim, *fused.shape[1:])
     return tuple(np.moveaxis(part, (0, 1), (-2, -1)) for part in fused)
 
-  def inverse(arrays):
+  def inverse(arrays: Arrays) -> Sequence[np.ndarray]:
     parts = [np.moveaxis(array, (-2, -1), (0, 1)) for array in arrays]
     fused = np.stack(parts)  # [P, H, K, in]
     fused = fused.reshape(math.prod(fused.shape[:3]), *fused.shape[3:])
@@ -138,7 +138,7 @@ def convolution() -> Transform:
 def squeezed() -> Transform:
   """[1, 1, D] to [D], and [1, I, D] to [I, D]."""
 
-  def forward(arrays, shapes):
+  def forward(arrays: Arrays, shapes: Shapes) -> Arrays:
     (array,), (shape,) = arrays, shapes
     # The batch axis must be 1: other sizes are a different table.
     expected = (1,) * (3 - len(shape)) + shape
@@ -146,7 +146,7 @@ def squeezed() -> Transform:
       raise UserError(f"expected {expected}, got {array.shape}")
     return (array.reshape(shape),)
 
-  def inverse(arrays):
+  def inverse(arrays: Arrays) -> Sequence[np.ndarray]:
     (array,) = arrays
     return (array.reshape((1,) * (3 - array.ndim) + array.shape),)
 

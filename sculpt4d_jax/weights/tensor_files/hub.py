@@ -59,7 +59,9 @@ def resolve(
   return open_file.find_files(folder)
 
 
-def _download(repo, revision, cache, offline) -> pathlib.Path:
+def _download(
+  repo: str, revision: str | None, cache: str | None, offline: bool
+) -> pathlib.Path:
   try:
     import huggingface_hub
     from huggingface_hub import errors

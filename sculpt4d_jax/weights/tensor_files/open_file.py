@@ -61,6 +61,7 @@ class JoinedFile(tensor_file.TensorFile):
     super().__init__(first, tensors)
 
   def read(self, name: str) -> np.ndarray:
+    """Reads a tensor from the shard that holds it."""
     return self._file_of[name].read(name)
 
 
@@ -95,6 +96,7 @@ class ShardedFile(tensor_file.TensorFile):
     )
 
   def read(self, name: str) -> np.ndarray:
+    """Reads a tensor from the shard that the index names."""
     return self._files[self._shard_of[name]].read(name)
 
 

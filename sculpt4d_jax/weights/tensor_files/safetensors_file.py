@@ -83,6 +83,11 @@ class SafetensorsFile(tensor_file.TensorFile):
     self._check_places(size)
 
   def read(self, name: str) -> np.ndarray:
+    """Reads a tensor.
+
+    Raises:
+      CheckpointError: The file is truncated, or the dtype is unknown.
+    """
     info = self.tensors[name]
     if info.dtype not in _NAMES:
       raise CheckpointError(
@@ -123,7 +128,7 @@ class SafetensorsFile(tensor_file.TensorFile):
         )
 
 
-def _counts(values) -> tuple[int, ...]:
+def _counts(values: Iterable[int]) -> tuple[int, ...]:
   counts = tuple(values)
   if not all(type(count) is int and count >= 0 for count in counts):
     raise UserError(f"{counts} are no sizes")

@@ -32,6 +32,7 @@ class TensorInfo:
 
   @property
   def num_bytes(self) -> int:
+    """Size of the data, bytes."""
     return (
       int(np.prod(self.shape, dtype=np.int64)) * to_dtype(self.dtype).itemsize
     )

@@ -73,6 +73,11 @@ class TorchFile(tensor_file.TensorFile):
     )
 
   def read(self, name: str) -> np.ndarray:
+    """Reads a tensor, a read-only view with the strides of the file.
+
+    Raises:
+      CheckpointError: The file is damaged.
+    """
     tensor = self._stored[name]
     dtype = tensor_file.to_dtype(tensor.storage.dtype)
     entry = self._entries[self._key(tensor.storage)]
@@ -89,7 +94,7 @@ class TorchFile(tensor_file.TensorFile):
       flat, tensor.shape, strides, writeable=False
     )
 
-  def _find_root(self, path) -> str:
+  def _find_root(self, path: pathlib.Path) -> str:
     roots = [
       name.removesuffix("data.pkl")
       for name in self._entries
@@ -107,7 +112,13 @@ class TorchFile(tensor_file.TensorFile):
       )
     return roots[0]
 
-  def _small(self, archive, name, limit, default=None) -> bytes:
+  def _small(
+    self,
+    archive: zipfile.ZipFile,
+    name: str,
+    limit: int,
+    default: bytes | None = None,
+  ) -> bytes:
     entry = self._entries.get(self._root + name)
     if entry is None:
       return default
@@ -120,7 +131,9 @@ class TorchFile(tensor_file.TensorFile):
       return archive.read(entry)
     return bytes(self._content(entry, name, 0, entry.file_size))
 
-  def _content(self, entry, name, start, count) -> bytearray:
+  def _content(
+    self, entry: zipfile.ZipInfo, name: str, start: int, count: int
+  ) -> bytearray:
     """A part of an entry; for a complete entry the checksum is verified."""
     content = tensor_file.read_bytes(
       self.path, self._data_offset(entry) + start, count
@@ -138,7 +151,7 @@ class TorchFile(tensor_file.TensorFile):
   def _key(self, storage: torch_pickle.Storage) -> str:
     return f"{self._root}data/{storage.key}"
 
-  def _check_storages(self, path) -> None:
+  def _check_storages(self, path: pathlib.Path) -> None:
     problems = []
     for name, tensor in self._stored.items():
       entry = self._entries.get(self._key(tensor.storage))

@@ -10,15 +10,17 @@ Source: Python's `pickletools` documents the instructions, PyTorch's
 `torch/_weights_only_unpickler.py` the names.
 """
 
+from collections.abc import Iterable, Sequence
 import dataclasses
 import io
 import pickletools
-from typing import Any
+from typing import Any, TypeVar
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.weights.tensor_files import tensor_file
 
 CheckpointError = tensor_file.CheckpointError
+T = TypeVar("T")
 
 # A pickle of names and shapes; 752 tensors need 0.1 MB.
 MAX_BYTES = 2**28
@@ -238,68 +240,68 @@ class _Machine:
     del stack[at:]
     return items
 
-  def _mark(self, _):
+  def _mark(self, _: None) -> None:
     self.stack.append(_Mark())
 
-  def _stop(self, _):
+  def _stop(self, _: None) -> None:
     self.result = self.stack.pop()
 
-  def _empty_dict(self, _):
+  def _empty_dict(self, _: None) -> None:
     self.stack.append({})
 
-  def _empty_list(self, _):
+  def _empty_list(self, _: None) -> None:
     self.stack.append([])
 
-  def _empty_tuple(self, _):
+  def _empty_tuple(self, _: None) -> None:
     self.stack.append(())
 
-  def _empty_set(self, _):
+  def _empty_set(self, _: None) -> None:
     self.stack.append([])
 
-  def _tuple(self, _):
+  def _tuple(self, _: None) -> None:
     self.stack.append(tuple(self._to_mark()))
 
-  def _list(self, _):
+  def _list(self, _: None) -> None:
     self.stack.append(self._to_mark())
 
-  def _dict(self, _):
+  def _dict(self, _: None) -> None:
     items = self._to_mark()
     self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
 
-  def _append(self, _):
+  def _append(self, _: None) -> None:
     item = self.stack.pop()
     self._top(list).append(item)
 
-  def _appends(self, _):
+  def _appends(self, _: None) -> None:
     items = self._to_mark()
     self._top(list).extend(items)
 
-  def _additems(self, _):
+  def _additems(self, _: None) -> None:
     self._appends(_)
 
-  def _setitem(self, _):
+  def _setitem(self, _: None) -> None:
     value, key = self.stack.pop(), self.stack.pop()
     self._top(dict)[key] = value
 
-  def _setitems(self, _):
+  def _setitems(self, _: None) -> None:
     items = self._to_mark()
     pairs = zip(items[::2], items[1::2], strict=True)
     self._top(dict).update(pairs)
 
-  def _top(self, kind):
+  def _top(self, kind: type[T]) -> T:
     if not isinstance(self.stack[-1], kind):
       raise UserError(f"expected a {kind.__name__}")
     return self.stack[-1]
 
-  def _global(self, argument):
+  def _global(self, argument: str) -> None:
     module, _, name = argument.partition(" ")
     self.stack.append(self._allowed(module, name))
 
-  def _stack_global(self, _):
+  def _stack_global(self, _: None) -> None:
     name, module = self.stack.pop(), self.stack.pop()
     self.stack.append(self._allowed(module, name))
 
-  def _allowed(self, module, name) -> _Name:
+  def _allowed(self, module: str, name: str) -> _Name:
     is_storage = module in ("torch", "torch.storage") and name in _STORAGES
     is_dtype = module == "torch" and name in _DTYPES
     if is_storage or is_dtype or (module, name) in _ACTIONS:
@@ -309,11 +311,11 @@ class _Machine:
       f" weights need no code. {_SAFER}"
     )
 
-  def _reduce(self, _):
+  def _reduce(self, _: None) -> None:
     arguments, function = self.stack.pop(), self.stack.pop()
     self.stack.append(self._call(function, arguments))
 
-  def _call(self, function, arguments):
+  def _call(self, function: object, arguments: Sequence[Any]) -> Any:
     action = None
     if isinstance(function, _Name):
       action = _ACTIONS.get((function.module, function.name))
@@ -324,7 +326,7 @@ class _Machine:
       )
     return action(self, *arguments)
 
-  def _build(self, _):
+  def _build(self, _: None) -> None:
     # A state dict has its modules' versions as an attribute.
     self.stack.pop()
     if not isinstance(self.stack[-1], (dict, StoredTensor, _Ignored)):
@@ -333,17 +335,26 @@ class _Machine:
         f" {self.stack[-1]!r}. {_SAFER}"
       )
 
-  def _binpersid(self, _):
+  def _binpersid(self, _: None) -> None:
     kind, storage_type, key, _, size = self.stack.pop()
     if kind != "storage" or not isinstance(storage_type, _Name):
       raise UserError("a reference to something that is no storage")
     dtype = _STORAGES[storage_type.name]
     self.stack.append(Storage(str(key), dtype, int(size)))
 
-  def ordered_dict(self, items=()):
+  def ordered_dict(
+    self, items: Iterable[tuple[Any, Any]] = ()
+  ) -> dict[Any, Any]:
     return dict(items)
 
-  def tensor(self, storage, offset, shape, strides, *_):
+  def tensor(
+    self,
+    storage: object,
+    offset: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    *_: object,
+  ) -> StoredTensor:
     if not isinstance(storage, Storage):
       raise UserError("a tensor without storage")
     made = StoredTensor(storage, int(offset), _counts(shape), _counts(strides))
@@ -354,8 +365,16 @@ class _Machine:
     return made
 
   def tensor_of_dtype(
-    self, storage, offset, shape, strides, _, hooks, dtype, *rest
-  ):
+    self,
+    storage: object,
+    offset: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    _: object,
+    hooks: object,
+    dtype: _Name | str,
+    *rest: object,
+  ) -> StoredTensor:
     """A tensor of a dtype without a storage class, for instance float8."""
     del hooks, rest
     name = getattr(dtype, "name", dtype)
@@ -365,23 +384,29 @@ class _Machine:
     typed = dataclasses.replace(storage, dtype=name, size=size)
     return self.tensor(typed, offset, shape, strides)
 
-  def parameter(self, data, *_):
+  def parameter(self, data: Any, *_: object) -> Any:
     return data
 
-  def of_type(self, function, unused_type, arguments, *_):
+  def of_type(
+    self,
+    function: object,
+    unused_type: object,
+    arguments: Sequence[Any],
+    *_: object,
+  ) -> Any:
     return self._call(function, arguments)
 
-  def size(self, values=()):
+  def size(self, values: Iterable[int] = ()) -> tuple[int, ...]:
     return tuple(values)
 
-  def inert(self, *_):
+  def inert(self, *_: object) -> None:
     return None
 
-  def ignored(self, *_):
+  def ignored(self, *_: object) -> _Ignored:
     return _Ignored()
 
 
-def _counts(values) -> tuple[int, ...]:
+def _counts(values: Iterable[int]) -> tuple[int, ...]:
   counts = tuple(int(value) for value in values)
   if any(count < 0 for count in counts):
     raise UserError("a negative size or stride")

@@ -46,6 +46,7 @@ class View(tensor_file.TensorFile):
     super().__init__(file.path, infos, file.metadata)
 
   def read(self, name: str) -> np.ndarray:
+    """Reads a tensor by its name in the view, and applies its change."""
     entry = self._entries[name]
     array = self._file.read(entry.source)
     return entry.change(array) if entry.change else array
