@@ -136,6 +136,7 @@ class SelfAttention(_Attention):
   """
 
   def __call__(self, x: Float[AnyArray, "*B S D"]) -> Float[Array, "*B S D"]:
+    """Attends from every token to all tokens of its set."""
     query = self.project_query(x)
     return self.out(_attend_batched(query, self.project_key_value(x), self))
 
@@ -155,6 +156,7 @@ class CrossAttention(_Attention):
     x: Float[AnyArray, "*B S D"],
     context: Float[AnyArray, "*B I W"] | KeyValues,
   ) -> Float[Array, "*B S D"]:
+    """Attends from tokens to a context, or to its `encode_context`."""
     if not isinstance(context, KeyValues):
       context = self.encode_context(context)
     return self.out(_attend_batched(self.project_query(x), context, self))

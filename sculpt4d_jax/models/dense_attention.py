@@ -132,8 +132,8 @@ def _attend_by_heads(
   if recompute:
     attend = jax.checkpoint(attend, prevent_cse=False)
 
-  def attend_group(arrays):  # Each [group, tokens, K].
-    query, key, value = arrays
+  def attend_group(arrays: tuple[Array, Array, Array]) -> Array:
+    query, key, value = arrays  # Each [group, tokens, K].
     if num_parts == 1:
       return attend(query, key, value)
     size = -(-num_queries // num_parts)

@@ -34,6 +34,7 @@ from sculpt4d_jax import partitioning
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit_config
+from sculpt4d_jax.models import dit_inputs
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import time_embedding
 from sculpt4d_jax.models import token_layout
@@ -43,16 +44,8 @@ from sculpt4d_jax.models.moe import layer as moe
 Array = array_types.Array
 Float = array_types.Float
 BlockKind = dit_config.BlockKind
+ContextKeyValues = dit_inputs.ContextKeyValues
 DiTConfig = dit_config.DiTConfig
-
-
-class ContextKeyValues(NamedTuple):
-  """Keys and values of a clip's context for all blocks, one entry a stage.
-
-  Each entry is `attention.KeyValues` of [L, B, F, I, H, K].
-  """
-
-  stages: tuple[attention.KeyValues, ...]
 
 
 class DiTOutput(NamedTuple):
@@ -161,6 +154,11 @@ class Block(nnx.Module):
     temporal_weight: Float[Array, " B"] | None = None,
     frames_at_a_time: int = 0,
   ) -> BlockOutput:
+    """Applies the block to the frames' tokens, each led by a time token.
+
+    `skip` is the output of the matching block before the middle, `token_order`
+    the order of the latent tokens' blocks; for the rest see `DiT.__call__`.
+    """
     by_frames = functools.partial(token_layout.by_frames, frames_at_a_time)
     if self.kind.has_skip:
       x = by_frames(self.fuse_skip, x, skip)
@@ -262,7 +260,7 @@ class DiT(nnx.Module):
       ValueError: Shapes do not match each other or the configuration.
     """
     mode = self._temporal_mode(temporal_mode)
-    self._check_inputs(latents, time, context)
+    dit_inputs.check(self.config, latents, time, context)
     order = token_layout.block_order(self.config, mode, *latents.shape[1:3])
     x = self.embed(token_layout.reorder(latents, order), time, order, step)
     token_order = "natural" if order is None else "bit_reversed"
@@ -320,7 +318,9 @@ class DiT(nnx.Module):
   ) -> ContextKeyValues:
     """Keys and values of all blocks, computed once for all sampling steps."""
 
-    def encode(block, carry, _):
+    def encode(
+      block: Block, carry: tuple[()], _: None
+    ) -> tuple[tuple[()], attention.KeyValues]:
       return carry, block.cross_attention.encode_context(context)
 
     return ContextKeyValues(
@@ -335,14 +335,14 @@ class DiT(nnx.Module):
 
   def _run_stages(
     self,
-    x,
-    context,
-    mode,
-    token_order,
-    temporal_weight,
-    frames_at_a_time,
-    inference,
-  ):
+    x: Array,
+    context: Array | ContextKeyValues,
+    mode: str,
+    token_order: str,
+    temporal_weight: Array | None,
+    frames_at_a_time: int,
+    inference: bool,
+  ) -> tuple[Array, Array, Array]:
     c = self.config
     settings = dict(
       temporal_mode=mode,
@@ -377,7 +377,13 @@ class DiT(nnx.Module):
           skip = _take(skips, num_taken, stage.num_blocks)
         num_taken += stage.num_blocks
 
-      def run_block(block, x, inputs, pushes=stage.kind.pushes, kept=kept):
+      def run_block(
+        block: Block,
+        x: Array,
+        inputs: tuple[attention.KeyValues | None, Array | None],
+        pushes: bool = stage.kind.pushes,
+        kept: Array | None = kept,
+      ) -> tuple[Array, BlockOutput]:
         key_values, skip = inputs
         if kept is not None:
           newest = len(kept) - 1
@@ -407,7 +413,13 @@ class DiT(nnx.Module):
         figures.append((outputs.aux_loss, outputs.router_load))
     return x, *self._join_figures(figures)
 
-  def _run_u_shape(self, x, context, temporal_weight, settings):
+  def _run_u_shape(
+    self,
+    x: Array,
+    context: Array,
+    temporal_weight: Array | None,
+    settings: dict[str, str | int],
+  ) -> tuple[Array, Array, Array]:
     """Like `_run_stages`, but stores only the blocks' inputs."""
     stages, params = [], []
     for kind, run in itertools.groupby(
@@ -418,7 +430,13 @@ class DiT(nnx.Module):
       plans, modules = zip(*run)
       graphdef = nnx.split(modules[0])[0]
 
-      def apply(params, x, skip, shared, graphdef=graphdef):
+      def apply(
+        params: nnx.State,
+        x: Array,
+        skip: Array | None,
+        shared: tuple[Array, Array | None],
+        graphdef: nnx.GraphDef = graphdef,
+      ) -> tuple[Array, tuple[Array | None, Array | None]]:
         context, temporal_weight = shared
         out = nnx.merge(graphdef, params)(
           x, context, skip, temporal_weight=temporal_weight, **settings
@@ -436,7 +454,9 @@ class DiT(nnx.Module):
     figures = [figure for figure in figures if figure[0] is not None]
     return x, *self._join_figures(figures)
 
-  def _join_figures(self, figures):
+  def _join_figures(
+    self, figures: list[tuple[Array, Array]]
+  ) -> tuple[Array, Array]:
     if not figures:
       return jnp.zeros((0,)), jnp.zeros((0, self.config.num_experts))
     aux_losses, load = (jnp.concatenate(parts) for parts in zip(*figures))
@@ -456,39 +476,6 @@ class DiT(nnx.Module):
         " which has no temporal parameters; build it with another mode."
       )
     return override
-
-  def _check_inputs(self, latents, time, context):
-    channels = self.config.latent_channels
-    if latents.ndim != 4 or latents.shape[-1] != channels:
-      raise UserError(
-        f"latents must be [B, F, N, {channels}], got {latents.shape}; give"
-        " single frames an axis of one frame."
-      )
-    num_indices = self.config.num_token_indices
-    if num_indices and latents.shape[2] != num_indices:
-      raise UserError(
-        f"this model knows its {num_indices} tokens a frame by their index,"
-        f" got latents {latents.shape}."
-      )
-    if time.shape not in (latents.shape[:1], latents.shape[:2]):
-      raise UserError(
-        f"time must be one number a clip, {latents.shape[:1]}, or a frame,"
-        f" {latents.shape[:2]}, got {time.shape}."
-      )
-    if isinstance(context, ContextKeyValues):
-      lead = context.stages[0].key.shape[1:3]
-    else:
-      lead = context.shape[:2]
-      width = self.config.context_width
-      if context.ndim != 4 or context.shape[-1] != width:
-        raise UserError(
-          f"context must be [B, F, I, {width}], got {context.shape}."
-        )
-    if tuple(lead) != tuple(latents.shape[:2]):
-      raise UserError(
-        f"context is for {tuple(lead)} clips and frames, latents are"
-        f" {tuple(latents.shape[:2])}; encode the context of this clip."
-      )
 
 
 def _take(skips: list[Array], start: int, count: int | None) -> Array:

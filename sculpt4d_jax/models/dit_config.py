@@ -180,6 +180,7 @@ class DiTConfig:
 
   @property
   def head_dim(self) -> int:
+    """Width of an attention head, K."""
     return self.width // self.num_heads
 
   @property

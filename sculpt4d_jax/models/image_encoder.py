@@ -148,6 +148,7 @@ class ImageEncoderConfig:
 
   @property
   def patches_per_side(self) -> int:
+    """Patches along one side of an image."""
     return self.image_size // self.patch_size
 
   @property
@@ -188,6 +189,7 @@ class ViTBlock(nnx.Module):
     self.scale2 = layer_scale()
 
   def __call__(self, x: Float[Array, "*B I D"]) -> Float[Array, "*B I D"]:
+    """Applies attention and the MLP to the tokens of one image."""
     branch = self.attention(self.norm1(x))
     x = x + self.scale1[...].astype(self.dtype) * branch
     branch = self.mlp(self.norm2(x))
@@ -239,10 +241,12 @@ class ImageEncoder(nnx.Module):
 
   @property
   def num_tokens(self) -> int:
+    """Tokens of an image, I: the class token and the patches."""
     return self.config.num_tokens
 
   @property
   def width(self) -> int:
+    """Width of a token, D."""
     return self.config.width
 
   def embed(

@@ -37,7 +37,7 @@ def fan_in_uniform(fan_in: int) -> Initializer:
   """Uniform in +-1/sqrt(fan_in), as Hunyuan3D 2.1 (PyTorch's default)."""
   bound = 1.0 / math.sqrt(fan_in)
 
-  def init(key, shape, dtype):
+  def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   return init
@@ -94,6 +94,7 @@ class Linear(nnx.Module):
       self.bias = None
 
   def __call__(self, x: Array) -> Array:
+    """Maps the last axes of x, [..., *in], to [..., *out]."""
     if self.kernel_scale is None:
       # Cast before it is gathered: half the bytes in bfloat16.
       kernel = partitioning.gather(self.kernel, self.dtype)
@@ -132,6 +133,7 @@ class LayerNorm(nnx.Module):
 
   @jax.named_scope("norm")
   def __call__(self, x: Array) -> Array:
+    """Normalises the last axis; computes in float32, returns `dtype`."""
     # float32: a variance of bfloat16 activations loses its digits.
     x = x.astype(jnp.float32)
     mean = x.mean(-1, keepdims=True)
@@ -162,6 +164,7 @@ class RMSNorm(nnx.Module):
 
   @jax.named_scope("norm")
   def __call__(self, x: Array) -> Array:
+    """Normalises the last axis; computes in float32, returns `dtype`."""
     x = x.astype(jnp.float32)  # As in LayerNorm.
     square = jnp.square(x).mean(-1, keepdims=True)
     y = x * lax.rsqrt(square + self.epsilon) * self.scale[...]
@@ -226,6 +229,7 @@ class MLP(nnx.Module):
     )
 
   def __call__(self, x: Array) -> Array:
+    """Maps the last axis to hidden units and back."""
     return self.fc2(gelu(self.fc1(x)))
 
 
@@ -237,7 +241,7 @@ def stack_layers(
   # Every layer draws different parameters.
   @nnx.split_rngs(splits=num_layers)
   @nnx.vmap(in_axes=0, out_axes=0)
-  def create_all(rngs):
+  def create_all(rngs: nnx.Rngs) -> Module:
     return create(rngs)
 
   return create_all(rngs)
@@ -273,7 +277,7 @@ def scan_layers(
   graphdef, params = nnx.split(stacked)
   num_layers = jax.tree.leaves(params)[0].shape[0]
 
-  def step(carry, layer):
+  def step(carry: Any, layer: tuple[nnx.State, Any]) -> tuple[Any, Any]:
     layer_params, x = layer
     return body(nnx.merge(graphdef, layer_params), carry, x)
 

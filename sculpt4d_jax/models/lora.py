@@ -62,6 +62,7 @@ class LoRAConfig:
 
   @property
   def scale(self) -> float:
+    """Factor on the product of both low-rank matrices."""
     return self.alpha / self.rank
 
 
@@ -91,6 +92,7 @@ class Adapter(nnx.Module):
     )
 
   def __call__(self, x: Array) -> Array:
+    """The addition to the layer's output for its input x, [..., *in]."""
     a = partitioning.gather(self.a, self.dtype)
     b = partitioning.gather(self.b, self.dtype)
     low = jnp.tensordot(x.astype(self.dtype), a, self.num_in_axes)

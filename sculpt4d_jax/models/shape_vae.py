@@ -147,6 +147,7 @@ class Posterior:
 
   @classmethod
   def from_moments(cls, moments: Float[Array, "... N moments"]) -> "Posterior":
+    """Splits [..., N, 2C] into means and log-variances, and clips these."""
     # In half precision, exp() of the log-variance is inaccurate for small
     # variances.
     mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
@@ -154,9 +155,11 @@ class Posterior:
 
   @property
   def std(self) -> Float[Array, "... N C"]:
+    """Standard deviations."""
     return jnp.exp(0.5 * self.log_variance)
 
   def mode(self) -> Float[Array, "... N C"]:
+    """The most likely latents, which are the means."""
     return self.mean
 
   def sample(

@@ -43,6 +43,7 @@ class TimeEmbedding(nnx.Module):
     self.mlp = layers.MLP(width, 4 * width, **kwargs)
 
   def __call__(self, time: Float[AnyArray, " B"]) -> Float[Array, "B D"]:
+    """Embeds the flow time of each clip, 0 noise and 1 data."""
     return self.mlp(time_features(time, self.width))
 
 

@@ -32,7 +32,7 @@ def by_frames(number: int, layer: Callable[..., Array], *arrays: Any) -> Array:
     return layer(*arrays)
   group = next(n for n in range(number, 0, -1) if num_frames % n == 0)
 
-  def cut(x):
+  def cut(x: jax.Array) -> jax.Array:
     x = x.reshape(x.shape[0], -1, group, *x.shape[2:])
     return jnp.swapaxes(x, 0, 1)
 

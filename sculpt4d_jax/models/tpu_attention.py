@@ -73,7 +73,7 @@ def attend(
 def _block(size: int, limit: int) -> int:
   """The cheapest block size: padding, plus a fixed cost for each block."""
 
-  def cost(block):
+  def cost(block: int) -> float:
     return -(-size // block) * block * (1 + _LANES / block)
 
   return min(range(_LANES, limit + 1, _LANES), key=cost)
@@ -86,7 +86,14 @@ def _fill(x: Array, block: int) -> Array:
   return jnp.pad(x, ((0, 0), (0, 0), (0, fill), (0, 0))) if fill else x
 
 
-def _kernel(num_queries, num_keys, num_heads, block_q, block_kv, interpret):
+def _kernel(
+  num_queries: int,
+  num_keys: int,
+  num_heads: int,
+  block_q: int,
+  block_kv: int,
+  interpret: bool,
+):
   mask = splash.MultiHeadMask(
     [splash.FullMask((num_queries, num_keys))] * num_heads
   )

@@ -31,6 +31,10 @@ from sculpt4d_jax import array_types
 Array = array_types.Array
 # (params, x, skip or None, shared) -> (x, figures)
 Apply = Callable[[Any, Array, Array | None, Any], tuple[Array, Any]]
+# Parameters of all stages, shared inputs, inputs of every stage's blocks.
+_Residuals = tuple[tuple[Any, ...], Any, tuple[Array, ...]]
+# The last block's output, and the figures of all stages.
+_Output = tuple[Array, tuple[Any, ...]]
 
 
 class Stage(NamedTuple):
@@ -67,15 +71,19 @@ def run(
   """
 
   @jax.custom_vjp
-  def u_shape(params, x, shared):
+  def u_shape(params: tuple[Any, ...], x: Array, shared: Any) -> _Output:
     x, figures, _ = _forward(stages, params, x, shared)
     return x, figures
 
-  def forward(params, x, shared):
+  def forward(
+    params: tuple[Any, ...], x: Array, shared: Any
+  ) -> tuple[_Output, _Residuals]:
     x, figures, inputs = _forward(stages, params, x, shared)
     return (x, figures), (params, shared, inputs)
 
-  def backward(residuals, cotangents):
+  def backward(
+    residuals: _Residuals, cotangents: _Output
+  ) -> tuple[tuple[Any, ...], Array, Any]:
     return _backward(stages, *residuals, *cotangents)
 
   u_shape.defvjp(forward, backward)
@@ -90,7 +98,13 @@ def _forward(
   for stage, stack in zip(stages, params, strict=True):
     skips = _skips(stages, inputs) if stage.has_skip else None
 
-    def step(x, block, stage=stage, skips=skips, num_taken=num_taken):
+    def step(
+      x: Array,
+      block: tuple[Any, Array],
+      stage: Stage = stage,
+      skips: Array | None = skips,
+      num_taken: int = num_taken,
+    ) -> tuple[Array, tuple[Array, Any]]:
       params, index = block
       skip = _skip(skips, num_taken + index)
       y, figures = stage.apply(params, x, skip, shared)
@@ -130,13 +144,13 @@ def _backward(
     num_taken -= stage.num_blocks * stage.has_skip
 
     def step(
-      carry,
-      block,
-      stage=stage,
-      num_taken=num_taken,
-      first=first,
-      skip_bars=tuple(skip_bars),
-    ):
+      carry: tuple[Array, Any, Array],
+      block: tuple[Any, Any, Array],
+      stage: Stage = stage,
+      num_taken: int = num_taken,
+      first: int = first,
+      skip_bars: tuple[Array, ...] = tuple(skip_bars),
+    ) -> tuple[tuple[Array, Any, Array], Any]:
       x_bar, shared_bar, kept = carry
       params, figure_bar, index = block
       x = lax.dynamic_index_in_dim(kept, index, keepdims=False)

@@ -63,6 +63,7 @@ class SelfBlock(nnx.Module):
     self.mlp = layers.MLP(width, mlp_ratio * width, rngs=rngs, **kwargs)
 
   def __call__(self, x: Float[Array, "*B N D"]) -> Float[Array, "*B N D"]:
+    """Applies attention and the MLP to the tokens of one set."""
     x = x + self.attention(self.norm1(x))
     return x + self.mlp(self.norm2(x))
 
@@ -96,6 +97,7 @@ class CrossBlock(nnx.Module):
   def __call__(
     self, x: Float[Array, "*B Q D"], data: attention.KeyValues
   ) -> Float[Array, "*B Q D"]:
+    """Applies cross-attention and the MLP; `data` is from `encode_data`."""
     x = x + self.attention(self.norm1(x), data)
     return x + self.mlp(self.norm2(x))
 
@@ -161,6 +163,7 @@ class PointEncoder(nnx.Module):
   def __call__(
     self, surface: Float[AnyArray, "*B P R"], queries: Float[AnyArray, "*B N R"]
   ) -> Float[Array, "*B N D"]:
+    """Encodes the surface at the query rows, by all blocks."""
     x = self.attend(surface, queries)
     return self.norm_post(
       run_blocks(self.blocks, x, self.scan_unroll, self.remat_policy)
@@ -216,6 +219,7 @@ class FieldDecoder(nnx.Module):
     return self.cross_block.encode_data(tokens)
 
   def embed(self, points: Float[AnyArray, "*B Q 3"]) -> Float[Array, "*B Q D"]:
+    """Query tokens of points: a projection of their Fourier features."""
     return self.query_proj(
       fourier_features(points, self.num_freqs, self.include_pi)
     )
@@ -223,6 +227,7 @@ class FieldDecoder(nnx.Module):
   def __call__(
     self, tokens: attention.KeyValues, points: Float[AnyArray, "*B Q 3"]
   ) -> Float[Array, "*B Q"]:
+    """Field at points, float32; `tokens` are from `encode_tokens`."""
     x = self.cross_block(self.embed(points), tokens)
     if self.norm_post is not None:
       x = self.norm_post(x)

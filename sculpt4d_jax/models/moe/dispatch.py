@@ -80,11 +80,11 @@ def _is_of_expert(plan: Plan) -> Array:
   return (plan.row < plan.rows_per_expert.sum())[..., None]
 
 
-def _dispatch_backward(plan, cotangent):
+def _dispatch_backward(plan: Plan, cotangent: Array) -> tuple[Array, None]:
   return collect(cotangent, plan).sum(axis=1), None
 
 
-def _collect_backward(plan, cotangent):
+def _collect_backward(plan: Plan, cotangent: Array) -> tuple[Array, None]:
   choices = jnp.where(_is_of_expert(plan), cotangent, 0)
   choices = choices.reshape(-1, cotangent.shape[-1])
   return choices.at[plan.choice].get(mode="fill", fill_value=0), None

@@ -81,10 +81,12 @@ def on_mesh(
   is_split = _EXPERT in _names(specs[0][0])
   is_partial = _TENSOR in _names(weight_specs.kernel1[2])
 
-  def gather(weights):
+  def gather(weights: ExpertWeights) -> ExpertWeights:
     return ExpertWeights(*map(_gather, weights, weight_specs))
 
-  def local(x, gates, chosen, weights):
+  def local(
+    x: Array, gates: Array, chosen: Array, weights: ExpertWeights
+  ) -> Array:
     if is_partial:  # Partial sums over hidden units; the bias is added once.
       first = lax.axis_index(_TENSOR) == 0
       weights = weights._replace(bias2=jnp.where(first, weights.bias2, 0))

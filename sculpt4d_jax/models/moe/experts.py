@@ -46,6 +46,8 @@ MAX_GATHERED_WEIGHTS = 2**26
 
 
 ExpertWeights = exchange.ExpertWeights
+# Blocks, the expert of each, and the weights of all experts.
+_Residuals = tuple[Array, Array, ExpertWeights]
 
 
 class ExpertLinear(nnx.Module):
@@ -129,7 +131,13 @@ class Experts(nnx.Module):
   ) -> Float[Array, "*T D"]:
     """Sum of the chosen experts' outputs; see `apply_experts`."""
 
-    def apply(x, gates, chosen, weights, gather):
+    def apply(
+      x: Array,
+      gates: Array,
+      chosen: Array,
+      weights: ExpertWeights,
+      gather: exchange.Gather,
+    ) -> Array:
       flat = [y.reshape(-1, y.shape[-1]) for y in (x, gates, chosen)]
       out = apply_experts(
         *flat, weights, implementation=implementation, gather=gather
@@ -224,7 +232,9 @@ def _dense(
   # more is zero as well.
   gates = jnp.einsum("tk,tke->et", gates, is_chosen)
 
-  def add_expert(y, expert):
+  def add_expert(
+    y: Array, expert: tuple[Array, ExpertWeights]
+  ) -> tuple[Array, None]:
     gate, expert_weights = expert
     return y + gate[:, None] * _mlp(x, expert_weights), None
 
@@ -297,7 +307,7 @@ def _multiply_one_by_one(
   The same holds for the backward pass.
   """
 
-  def multiply(_, block):
+  def multiply(_: None, block: tuple[Array, Array]) -> tuple[None, Array]:
     x, index = block
     return None, _mlp(x, _one_expert(weights, index))
 
@@ -312,17 +322,23 @@ def _at(stack: Array, index: Array) -> Array:
   return lax.dynamic_index_in_dim(stack, index, keepdims=False)
 
 
-def _one_by_one_forward(blocks, expert, weights):
+def _one_by_one_forward(
+  blocks: Array, expert: Array, weights: ExpertWeights
+) -> tuple[Array, _Residuals]:
   out = _multiply_one_by_one(blocks, expert, weights)
   return out, (blocks, expert, weights)
 
 
-def _one_by_one_backward(residuals, cotangent):
+def _one_by_one_backward(
+  residuals: _Residuals, cotangent: Array
+) -> tuple[Array, None, ExpertWeights]:
   # Differentiating the scan would add a full [E, D, M] for every block; here
   # each block adds to its expert's slice in place.
   blocks, expert, weights = residuals
 
-  def step(gradients, block):
+  def step(
+    gradients: ExpertWeights, block: tuple[Array, Array, Array]
+  ) -> tuple[ExpertWeights, Array]:
     x, index, cotangent = block
     _, vjp = jax.vjp(_mlp, x, _one_expert(weights, index))
     x_gradient, contributions = vjp(cotangent)

@@ -10,6 +10,7 @@ sizes of the groups; blocks after the last group are zero and are skipped.
 and covers all groups for all rows.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -137,7 +138,9 @@ def _tile(size: int, limit: int) -> int:
   return best * _LANES
 
 
-def _call(kernel, name, **kwargs):
+def _call(
+  kernel: Callable[..., None], name: str, **kwargs: Any
+) -> Callable[..., Array]:
   """A Pallas call; interpreted where there is no TPU."""
   return pl.pallas_call(
     kernel,
@@ -183,7 +186,13 @@ def _multiply(
   steps = depth // tile_depth
   has_bias, has_initial = bias is not None, initial is not None
 
-  def body(expert, is_used, rows, kernel, *refs):
+  def body(
+    expert: jax.Ref,
+    is_used: jax.Ref,
+    rows: jax.Ref,
+    kernel: jax.Ref,
+    *refs: jax.Ref,
+  ) -> None:
     del expert
     refs = list(refs)
     bias = refs.pop(0) if has_bias else None
@@ -258,7 +267,14 @@ def _outer(rows: Array, cotangent: Array, blocks: Blocks) -> Array:
   depth, width = rows.shape[1], cotangent.shape[1]
   tile_depth, tile_width = _tile(depth, 1024), _tile(width, 1024)
 
-  def body(expert, is_used, rows, cotangent, out, total):
+  def body(
+    expert: jax.Ref,
+    is_used: jax.Ref,
+    rows: jax.Ref,
+    cotangent: jax.Ref,
+    out: jax.Ref,
+    total: jax.Ref,
+  ) -> None:
     block = pl.program_id(2)
     # Blocks of a group follow each other: a sum begins and ends with it. Unused
     # blocks count as the last group's and add nothing.

@@ -41,6 +41,8 @@ Float = array_types.Float
 Int = array_types.Int
 ExpertWeights = exchange.ExpertWeights
 Gather = Callable[[ExpertWeights], ExpertWeights]
+# Tokens, gates, choices, and the shards of the weights.
+_Residuals = tuple[Array, Array, Array, ExpertWeights]
 
 # Hidden units of a part: the largest width that the kernels contract at once.
 PART_WIDTH = 2048
@@ -86,7 +88,7 @@ def _apply(
   rows = dispatch.dispatch(x, plan)
   bias2 = _gather_bias2(gather, weights.bias2)
 
-  def add_part(total, start):
+  def add_part(total: Array, start: Array) -> tuple[Array, None]:
     part = gather(_part(weights, start, part_width))
     hidden = _hidden(rows, part, blocks)
     return grouped_matmul.multiply(
@@ -99,12 +101,21 @@ def _apply(
   return dispatch.combine(total.astype(x.dtype), gates, plan)
 
 
-def _forward(x, gates, chosen, weights, gather, part_width):
+def _forward(
+  x: Array,
+  gates: Array,
+  chosen: Array,
+  weights: ExpertWeights,
+  gather: Gather,
+  part_width: int,
+) -> tuple[Array, _Residuals]:
   y = _apply(x, gates, chosen, weights, gather, part_width)
   return y, (x, gates, chosen, weights)
 
 
-def _backward(gather, part_width, residuals, y_bar):
+def _backward(
+  gather: Gather, part_width: int, residuals: _Residuals, y_bar: Array
+) -> tuple[Array, Array, None, ExpertWeights]:
   x, gates, chosen, weights = residuals
   plan, blocks = _plan(chosen, len(weights.kernel1))
   rows = dispatch.dispatch(x, plan)
@@ -113,7 +124,9 @@ def _backward(gather, part_width, residuals, y_bar):
   gate = gates.reshape(-1).at[plan.choice].get(mode="fill", fill_value=0)
   gate = gate[:, None]  # [R, 1]
 
-  def add_part(carry, start):
+  def add_part(
+    carry: tuple[Array, Array], start: Array
+  ) -> tuple[tuple[Array, Array], ExpertWeights]:
     rows_bar, gate_bar = carry
     # The transpose of gathering sums a gradient into the shards, part by part.
     part, to_shards = jax.vjp(gather, _part(weights, start, part_width))
@@ -203,7 +216,9 @@ def _join(parts: Array, axis: int) -> Array:
   return parts.reshape(*shape[:axis], -1, *shape[axis + 2 :])
 
 
-def _hidden(rows, part, blocks):
+def _hidden(
+  rows: Array, part: ExpertWeights, blocks: grouped_matmul.Blocks
+) -> Array:
   return grouped_matmul.multiply(rows, part.kernel1, blocks, bias=part.bias1)
 
 

@@ -72,6 +72,7 @@ class Router(nnx.Module):
     )
 
   def __call__(self, x: Float[Array, "*T D"]) -> Routing:
+    """Chooses experts for each token; computed in float32."""
     # float32, and no bfloat16 passes on a TPU: the choice depends on small
     # differences between scores.
     logits = jnp.dot(
@@ -132,6 +133,7 @@ class MoE(nnx.Module):
     self.shared_expert = layers.MLP(width, hidden_width, **kwargs)
 
   def __call__(self, x: Float[Array, "*T D"]) -> MoEOutput:
+    """Sum of the routed and the shared experts' outputs, with figures."""
     routing = self.router(x)
     routed = self.experts(
       x,
