@@ -59,11 +59,13 @@ def guided_velocity(
   if dit.config.temporal_mode == "none":
     mode = None
 
-  def encoded(context):
+  def encoded(context: Array) -> Array | dit_lib.ContextKeyValues:
     context = partitioning.constrain(context, "batch", "frames")
     return dit.encode_context(context) if config.cache_context else context
 
-  def of_window(x, time, context):
+  def of_window(
+    x: Array, time: Array, context: Array | dit_lib.ContextKeyValues
+  ) -> Array:
     step = None
     if config.takes_shortcuts and dit.config.step_embedding:
       step = jnp.full(len(x), 1.0 / (config.num_steps - 1))
@@ -77,7 +79,9 @@ def guided_velocity(
       inference=True,
     ).velocity
 
-  def velocity_of(context):
+  def velocity_of(
+    context: Array | dit_lib.ContextKeyValues,
+  ) -> guidance.VelocityFunction:
     if windows is None:
       return lambda x, time: of_window(x, time, context)
     # [B, F, I, W], or keys and values [L, B, F, I, H, K].

@@ -8,7 +8,7 @@ the frame's number, so neither the length nor the windows have to be known in
 advance, and frames can be read from an endless stream.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import hashlib
 import io
 import itertools
@@ -240,7 +240,14 @@ def stream(
     raise UserError("There are no pictures to sample from.")
 
 
-def _sample_window(model, images, config, first, done, given):
+def _sample_window(
+  model: model_lib.Sculpt4D,
+  images: np.ndarray,
+  config: model_lib.SamplingConfig,
+  first: int,
+  done: Sequence[np.ndarray],
+  given: Mapping[int, np.ndarray],
+) -> np.ndarray:
   """Latents of the frames from `first` on; shared ones are known already."""
   noise = frame_noise(model, config, range(first, first + len(images)))
   is_known = np.zeros(len(images), bool)
@@ -270,7 +277,9 @@ def frame_noise(
   return np.asarray(_noise(key, frames, vae.num_latents, vae.latent_channels))
 
 
-def _draw(key, frames, num_latents, channels):
+def _draw(
+  key: jax.Array, frames: jax.Array, num_latents: int, channels: int
+) -> jax.Array:
   keys = jax.vmap(lambda frame: jax.random.fold_in(key, frame))(frames)
   draw = lambda key: jax.random.normal(key, (num_latents, channels))
   return jax.vmap(draw)(keys)

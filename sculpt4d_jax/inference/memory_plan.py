@@ -246,7 +246,7 @@ class Planner:
     """The longest clip that fits with all savings; 0 if none does."""
     savings = list(_savings(settings))[-1]
 
-    def fits(frames):
+    def fits(frames: int) -> bool:
       changed = dataclasses.replace(savings, num_frames=frames)
       return self.plan(changed).fits(num_bytes)
 

@@ -11,7 +11,7 @@ keeps the other two networks on the host while they are not used, and
 a given device.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import threading
@@ -33,6 +33,7 @@ from sculpt4d_jax.inference import devices as devices_lib
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
+from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import networks
@@ -193,7 +194,9 @@ class Sculpt4D:
       self.encode(images)[None], noise[None], config, on_step, known, windows
     )[0]
 
-  def _known(self, given, shape):
+  def _known(
+    self, given: Mapping[int, np.ndarray], shape: tuple[int, ...]
+  ) -> known_frames_lib.KnownFrames:
     """Known frames of one clip."""
     data, is_known = np.zeros(shape, np.float32), np.zeros(shape[0], bool)
     for index, latents in given.items():
@@ -264,7 +267,7 @@ class Sculpt4D:
     return latents
 
   @contextlib.contextmanager
-  def _on_mesh(self, config, num_frames):
+  def _on_mesh(self, config: SamplingConfig, num_frames: int) -> Iterator[None]:
     """Places the transformer on the devices that a clip can use."""
     if len(self._devices) < 2:
       yield
@@ -288,10 +291,10 @@ class Sculpt4D:
     if self._on_step is not None:
       self._on_step(done)
 
-  def _encode_impl(self, params, images):
+  def _encode_impl(self, params: nnx.State, images: Array) -> Array:
     encoder = nnx.merge(self._encoder_def, params)
 
-    def encode(images):
+    def encode(images: Array) -> Array:
       return encoder(images.astype(jnp.float32) / 127.5 - 1.0)
 
     # Full groups and a remainder. `lax.map` would go frame by frame, or hide
@@ -307,14 +310,21 @@ class Sculpt4D:
     return context if rest is None else jnp.concatenate([context, rest])
 
   def _denoise_impl(
-    self, params, context, noise, known, config, windows, on_call
-  ):
+    self,
+    params: nnx.State,
+    context: Array,
+    noise: Array,
+    known: known_frames_lib.KnownFrames | None,
+    config: SamplingConfig,
+    windows: windows_lib.Windows | None,
+    on_call: Callable[[int], None] | None,
+  ) -> Array:
     dit = nnx.merge(self._dit_def, params)
     return denoising.denoise_clips(
       dit, context, noise, config, on_call, known, windows
     )
 
-  def _noise_impl(self, key, num_frames, kind):
+  def _noise_impl(self, key: Array, num_frames: int, kind: str) -> Array:
     frames = 1 if kind == "shared" else num_frames
     sizes = self.vae_config.num_latents, self.vae_config.latent_channels
     noise = jax.random.normal(key, (frames, *sizes), jnp.float32)
@@ -337,7 +347,7 @@ class Sculpt4D:
       placed = self._placed_vae = jax.device_put(self._vae)
     return placed
 
-  def _encode_surface_impl(self, params, *arrays):
+  def _encode_surface_impl(self, params: nnx.State, *arrays: Array) -> Array:
     vae = nnx.merge(self._vae_def, params)
     batch = (x[None] for x in arrays)
     return vae.encode_to_diffusion(*batch)[0].astype(jnp.float32)
@@ -354,11 +364,15 @@ class Sculpt4D:
 
     return evaluate
 
-  def _keys_values_impl(self, params, latents):
+  def _keys_values_impl(
+    self, params: nnx.State, latents: Array
+  ) -> attention.KeyValues:
     vae = nnx.merge(self._vae_def, params)
     return vae.field_keys_values(vae.decode_from_diffusion(latents[None]))
 
-  def _field_impl(self, params, key_values, points):
+  def _field_impl(
+    self, params: nnx.State, key_values: attention.KeyValues, points: Array
+  ) -> Array:
     vae = nnx.merge(self._vae_def, params)
     return vae.query_field(key_values, points[None])[0].astype(jnp.float32)
 

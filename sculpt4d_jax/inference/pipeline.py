@@ -208,8 +208,14 @@ def generate(
 
 
 def _sample_windows(
-  model, clip, sampling, log, known_frames, windows, window_folder
-):
+  model: model_lib.Sculpt4D,
+  clip: Clip,
+  sampling: model_lib.SamplingConfig,
+  log: run_log.RunLog,
+  known_frames: Mapping[int, np.ndarray] | None,
+  windows: windows_lib.Windows,
+  window_folder: long_clips.WindowFolder | None,
+) -> np.ndarray:
   """Latents of a long clip, one window after the other."""
   num_windows = len(windows.starts(len(clip.images)))
   with log.stage("denoise windows", num_windows) as bar:

@@ -1,6 +1,6 @@
 """Settings of the sampler, and named presets of them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 from typing import Any
 
@@ -128,7 +128,7 @@ class SamplingConfig:
     return everywhere and self.keep_difference == 1
 
 
-def _check_choice(name, value, choices):
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
   if value not in choices:
     raise UserError(f"{name}={value!r}: choose one of {tuple(choices)}.")
 

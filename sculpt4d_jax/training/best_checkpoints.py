@@ -1,5 +1,6 @@
 """Keeps the best states of a run by a held-out metric."""
 
+from collections.abc import Mapping
 import json
 import math
 from typing import Any
@@ -107,7 +108,7 @@ class Best:
     if self._checkpoints is not None:
       self._checkpoints.close()
 
-  def _ranked(self, scores):
+  def _ranked(self, scores: Mapping[int, float]) -> list[int]:
     sign = -1.0 if self._schedule.best_is_highest else 1.0
     return sorted(scores, key=lambda step: (sign * scores[step], step))
 

@@ -203,7 +203,7 @@ class Checkpoints:
           " preset it was trained with, or another --workdir."
         )
 
-  def _put_aside(self, step):
+  def _put_aside(self, step: int) -> None:
     if self._is_remote:
       self._manager.put_aside(step)
       return

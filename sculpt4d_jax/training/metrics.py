@@ -16,6 +16,7 @@ import numpy as np
 from tensorboardX import event_file_writer
 from tensorboardX import summary
 from tensorboardX.proto import event_pb2
+from tensorboardX.proto import summary_pb2
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax.io import atomic
@@ -170,6 +171,7 @@ class RunWriter:
     self._flushed = time.monotonic()
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Adds a line to `metrics.jsonl`, and events; logs the step."""
     record = {"step": step} | {k: float(v) for k, v in values.items()}
     with atomic.output_errors(self._folder):
       self._lines.write(json.dumps(record) + "\n")
@@ -180,16 +182,17 @@ class RunWriter:
     logging.info("step %d  %s", step, summary_line(values))
 
   def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    """Adds a picture [H, W, 3], and flushes the events at once."""
     with atomic.output_errors(self._folder):
       self._add(step, summary.image(name, picture, dataformats="HWC"))
       self._flush(0.0)
 
-  def _add(self, step, value):
+  def _add(self, step: int, value: summary_pb2.Summary) -> None:
     self._events.write_event(
       event_pb2.Event(wall_time=time.time(), step=step, summary=value)
     )
 
-  def _flush(self, after=_FLUSH_SECONDS):
+  def _flush(self, after: float = _FLUSH_SECONDS) -> None:
     if time.monotonic() - self._flushed >= after:
       self._events.flush()
       if self._mirror is not None:
@@ -197,6 +200,7 @@ class RunWriter:
       self._flushed = time.monotonic()
 
   def close(self) -> None:
+    """Closes the files; errors are logged only."""
     for file in (self._events, self._lines):
       try:
         file.close()
@@ -208,7 +212,7 @@ class RunWriter:
       self._mirror.close()
 
 
-def _open_lines(path):
+def _open_lines(path: pathlib.Path) -> io.TextIOWrapper:
   """Opens a file for appending; drops a truncated last line.
 
   A full disk or a kill leaves one. Its step is repeated after a resume, or had
@@ -224,12 +228,15 @@ class NullWriter:
   """Writes nothing; for all processes of a run but the first."""
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Drops the values."""
     del step, values
 
   def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    """Drops the picture."""
     del step, name, picture
 
   def close(self) -> None:
+    """Does nothing, as there are no files."""
     pass
 
 
@@ -245,6 +252,7 @@ class Stopwatch:
     self.reset()
 
   def reset(self) -> None:
+    """Starts again from 0 seconds."""
     self.seconds = 0.0
 
   def __enter__(self) -> None:

@@ -136,7 +136,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
       config, learning_rate=config.temporal_learning_rate
     )
 
-  def label(group):
+  def label(group: str) -> str:
     if parameter_groups.is_frozen(group, config.frozen):
       return "frozen"
     return "temporal" if group == "temporal" else "base"
@@ -186,7 +186,9 @@ def _matrix_axes(params: Any) -> Any:
   one.
   """
 
-  def axes(path, leaf):
+  def axes(
+    path: tuple[Any, ...], leaf: Array
+  ) -> contrib.MuonDimensionNumbers | None:
     name = jax.tree_util.keystr(path)
     in_blocks = "stages" in name or "blocks" in name
     if not in_blocks or "kernel" not in name or "router" in name:
@@ -221,7 +223,7 @@ def hold_frozen(params: Any, frozen: tuple[str, ...]) -> Any:
 def _is_matrix(params: Any) -> Any:
   """Kernels decay; norms, biases and single vectors do not."""
 
-  def decays(path, leaf):
+  def decays(path: tuple[Any, ...], leaf: Array) -> bool:
     return "kernel" in jax.tree_util.keystr(path) and leaf.ndim > 1
 
   return jax.tree_util.tree_map_with_path(decays, params)

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import hashlib
 import json
+import pathlib
+from typing import Any
 import zlib
 
 from absl import logging
@@ -41,6 +43,7 @@ from sculpt4d_jax.training.tasks import vae as vae_task
 
 Array = array_types.Array
 Reader = record_examples.ExampleReader
+_Config = shape_vae.ShapeVAEConfig | image_encoder_lib.ImageEncoderConfig
 
 _NAME_LENGTH = 12
 
@@ -61,6 +64,7 @@ class LatentSettings:
 
   @property
   def mirrors(self) -> int:
+    """Number of encodings of a view: 2 with the mirror image, else 1."""
     return 2 if self.example.mirror else 1
 
 
@@ -94,7 +98,9 @@ class PosteriorJob:
     config = vae.config
 
     @jax.jit
-    def encode(params, surface: Array, key: Array) -> shape_vae.Posterior:
+    def encode(
+      params: nnx.State, surface: Array, key: Array
+    ) -> shape_vae.Posterior:
       inputs, queries = vae_task.select_clip_rows(
         key, surface[None], config, self._num_uniform
       )
@@ -103,7 +109,8 @@ class PosteriorJob:
 
     self._encode = lambda *args: encode(params, *args)
 
-  def details(self, reader, row) -> dict[str, int]:
+  def details(self, reader: Reader, row: int) -> dict[str, Any]:
+    """Views, mirror images and draws of a clip, stored with its shard."""
     turned = self.example.turn_to_camera
     return {
       "views": reader.views(row) if turned else [],
@@ -111,7 +118,9 @@ class PosteriorJob:
       "choices": self.settings.choices,
     }
 
-  def entries(self, reader, row, details) -> Iterator[dict[str, np.ndarray]]:
+  def entries(
+    self, reader: Reader, row: int, details: dict[str, Any]
+  ) -> Iterator[dict[str, np.ndarray]]:
     """Yields a clip's posteriors; adds their second moment to `details`."""
     clip = reader.clip(row).clip
     moments, number = [], 0
@@ -170,7 +179,7 @@ class FeatureJob:
     graphdef, params = nnx.split(encoder)
 
     @jax.jit
-    def encode(params, images: Array) -> Array:
+    def encode(params: nnx.State, images: Array) -> Array:
       module = nnx.merge(graphdef, params)
       # Frame by frame: a clip of full size would need 16 times the memory.
       one = lambda x: module(x[None].astype(jnp.float32) / 127.5 - 1.0)[0]
@@ -178,14 +187,18 @@ class FeatureJob:
 
     self._encode = lambda images: encode(params, images)
 
-  def details(self, reader, row) -> dict[str, int]:
+  def details(self, reader: Reader, row: int) -> dict[str, Any]:
+    """Views and mirror images of a clip, stored with its shard."""
     return {
       "views": reader.views(row),
       "mirrors": self.settings.mirrors,
       "choices": 1,
     }
 
-  def entries(self, reader, row, details) -> Iterator[dict[str, np.ndarray]]:
+  def entries(
+    self, reader: Reader, row: int, details: dict[str, Any]
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Yields a clip's tokens for each view and mirror image."""
     rng = np.random.default_rng
     for view in details["views"]:
       for mirrored in range(details["mirrors"]):
@@ -252,8 +265,13 @@ def precompute(
   return todo
 
 
-def _write(job, path, clips, progress):
-  details: dict[str, dict[str, float]] = {}
+def _write(
+  job: Job,
+  path: pathlib.Path | paths.StorePath,
+  clips: Sequence[tuple[Reader, int]],
+  progress: tqdm.tqdm,
+) -> None:
+  details: dict[str, dict[str, Any]] = {}
 
   def entries() -> Iterator[record_files.Entry]:
     for reader, row in clips:
@@ -269,7 +287,11 @@ def _write(job, path, clips, progress):
   record_files.write_shard(path, entries(), details)
 
 
-def _is_done(job, path, clips) -> bool:
+def _is_done(
+  job: Job,
+  path: pathlib.Path | paths.StorePath,
+  clips: Sequence[tuple[Reader, int]],
+) -> bool:
   """Whether a shard exists for the clips that the index has now."""
   if not path.is_file():
     return False
@@ -306,7 +328,12 @@ def _seed(seed: int, clip: str, number: int) -> int:
   return zlib.crc32(f"{seed} {clip} {number}".encode())
 
 
-def _name(module, config, settings, fields) -> str:
+def _name(
+  module: nnx.Module,
+  config: _Config,
+  settings: LatentSettings,
+  fields: Sequence[str],
+) -> str:
   """Hash of an encoder's weights and of all that affects its output."""
   digest = hashlib.sha256()
   shaping = {name: getattr(settings.example, name) for name in fields}
@@ -323,7 +350,7 @@ def _name(module, config, settings, fields) -> str:
   return digest.hexdigest()[:_NAME_LENGTH]
 
 
-def _plain(config) -> dict:
+def _plain(config: _Config) -> dict[str, Any]:
   """The configuration's fields that change what is computed."""
   fields = dataclasses.asdict(config)
   for name in ("scan_unroll", "remat_policy", "scale_factor"):

@@ -5,7 +5,7 @@ curves and pictures can be compared. The first process samples, on one of its
 devices, and sends the metrics to the others, which wait.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import concurrent.futures
 import dataclasses
 from typing import Any
@@ -87,7 +87,9 @@ class SampledClips:
     named = zip(METRICS, map(float, values))
     return {f"sample/{name}": value for name, value in named}
 
-  def _sample(self, params):
+  def _sample(
+    self, params: Mapping[str, Any]
+  ) -> tuple[list[evaluator.SequenceMetrics], list[np.ndarray]]:
     if self._clips is None:
       self._clips = self._make_clips()
     model = self._with_weights(params)
@@ -104,7 +106,7 @@ class SampledClips:
       sheets.append(preview.contact_sheet(meshes, clip.images, tile_size=128))
     return scores, sheets
 
-  def _make_clips(self):
+  def _make_clips(self) -> list[held_out.HeldOutClip]:
     first = self._preset.data.held_out_seed
     return held_out.make_clips(
       range(first, first + self._options.num_clips),
@@ -113,7 +115,7 @@ class SampledClips:
       run_log.RunLog(progress=False),
     )
 
-  def _with_weights(self, params):
+  def _with_weights(self, params: Mapping[str, Any]) -> model_lib.Sculpt4D:
     """The model with these parameters, compiled once for all calls."""
     if self._model is None:
       modules = {"vae": self._vae}
@@ -128,7 +130,7 @@ class SampledClips:
     return self._model
 
 
-def _means(scores) -> np.ndarray:
+def _means(scores: Sequence[evaluator.SequenceMetrics]) -> np.ndarray:
   means = [score.means() for score in scores]
   values = [
     np.nanmean([mean[name] for mean in means] or [np.nan])

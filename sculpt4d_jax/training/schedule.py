@@ -70,6 +70,7 @@ class Schedule:
 
   @property
   def best_is_highest(self) -> bool:
+    """Whether a higher value of `best_metric` is better."""
     return self.best_metric.split("/")[-1] in _HIGHER
 
   def traces(self, step: int) -> bool:

@@ -4,12 +4,13 @@ Both kinds of source provide the batches of the stages and encode their clips in
 between; nothing else in a training depends on the kind.
 """
 
+from collections.abc import Callable
 import dataclasses
 import hashlib
 import itertools
 import json
 import shutil
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from absl import logging
 from flax import nnx
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from sculpt4d_jax.data import batches as batches_lib
 from sculpt4d_jax.data.loading import batches as record_batches
+from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.data.loading import loader as record_loader
 from sculpt4d_jax.data.procedural import batches as store_batches
 from sculpt4d_jax.data.procedural import store as record_store
@@ -42,6 +44,14 @@ _MAX_WAIT = 7 * 24 * 3600
 # Object that marks a store's procedural clips as complete.
 _WHOLE = "whole"
 _barriers = itertools.count()  # Names of barriers are never used twice.
+
+# Options of the tasks that train on records.
+_TaskConfig = (
+  vae_task.VAETaskConfig
+  | pictures_task.PictureTaskConfig
+  | dit_task.DiTTaskConfig
+)
+_Result = TypeVar("_Result")
 
 
 class Source(Protocol):
@@ -89,6 +99,7 @@ class ProceduralSource:
     self._latents: tuple[store_batches.LatentStore, ...] | None = None
 
   def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
+    """Batches of the clips' surfaces and field samples."""
     return store_batches.SurfaceBatches(
       self._train,
       self._held_out,
@@ -101,6 +112,7 @@ class ProceduralSource:
   def pictures(
     self, task: pictures_task.PictureTaskConfig
   ) -> batches_lib.Batches:
+    """Batches of the clips' pictures and field samples."""
     return store_batches.PictureBatches(
       self._train,
       self._held_out,
@@ -110,10 +122,15 @@ class ProceduralSource:
       seed=task.seed,
     )
 
-  def encode(self, vae, image_encoder=None) -> float:
+  def encode(
+    self,
+    vae: shape_vae.ShapeVAE,
+    image_encoder: image_encoder_lib.ImageEncoder | None = None,
+  ) -> float:
+    """Encodes the clips, or reads the file of an earlier encoding."""
     del image_encoder  # Pictures are small: they are encoded in the step.
 
-    def encode():
+    def encode() -> tuple[store_batches.LatentStore, ...]:
       return tuple(
         latents_lib.encode_store(
           self._workdir / "vae" / f"latents_{name}.npz",
@@ -133,6 +150,7 @@ class ProceduralSource:
     return self._latents[0].scale
 
   def latents(self, task: dit_task.DiTTaskConfig) -> batches_lib.Batches:
+    """Batches of the clips' latents and pictures; needs `encode` first."""
     if self._latents is None:
       raise UserError("The clips are not encoded yet: call encode first.")
     return store_batches.LatentBatches(
@@ -171,6 +189,7 @@ class RecordSource:
       )
 
   def surfaces(self, task: vae_task.VAETaskConfig) -> batches_lib.Batches:
+    """Batches of surfaces and field samples, of any frames of a clip."""
     example = dataclasses.replace(
       self.example,
       # The autoencoder knows no time, so any frames will do.
@@ -184,6 +203,7 @@ class RecordSource:
   def pictures(
     self, task: pictures_task.PictureTaskConfig
   ) -> batches_lib.Batches:
+    """Batches of pictures and field samples, of any frames of a clip."""
     example = dataclasses.replace(
       self.example,
       contents=("images", "samples"),
@@ -193,7 +213,12 @@ class RecordSource:
     )
     return self._batches(task, example)
 
-  def encode(self, vae, image_encoder=None) -> float:
+  def encode(
+    self,
+    vae: shape_vae.ShapeVAE,
+    image_encoder: image_encoder_lib.ImageEncoder | None = None,
+  ) -> float:
+    """Computes the missing shards of this process, and waits for all."""
     job = posterior_job(self._preset, vae)
     jobs = [job]
     self._names = {"posterior": job.name}
@@ -212,6 +237,7 @@ class RecordSource:
     return record_latents.latent_scale(self._folders, job.name)
 
   def latents(self, task: dit_task.DiTTaskConfig) -> batches_lib.Batches:
+    """Batches of latents, with pictures or tokens; needs `encode` first."""
     if not self._names:
       raise UserError("The clips are not encoded yet: call encode first.")
     shown = "features" if self._records.use_features else "images"
@@ -230,7 +256,9 @@ class RecordSource:
     )
     return self._batches(task, example)
 
-  def _batches(self, task, example):
+  def _batches(
+    self, task: _TaskConfig, example: record_examples.ExampleConfig
+  ) -> batches_lib.Batches:
     options = self._records
     loader = record_loader.LoaderConfig(
       batch_size=task.batch_size,
@@ -369,7 +397,7 @@ def _make_stores(
   return _first_process_first(copy_or_make, "data")
 
 
-def _first_process_first(make, name):
+def _first_process_first(make: Callable[[], _Result], name: str) -> _Result:
   """Calls `make` on the first process first; the others find its files."""
   if jax.process_count() == 1:
     return make()

@@ -89,6 +89,7 @@ class Manager:
     return sorted(self._steps)
 
   def latest_step(self) -> int | None:
+    """The newest of `all_steps`; None if there is none."""
     return max(self._steps, default=None)
 
   def save(self, step: int, args: Any, force: bool = True) -> None:
@@ -158,9 +159,11 @@ class Manager:
         commit.unlink(missing_ok=True)
 
   def reached_preemption(self, step: int) -> bool:
+    """Whether the machines are preempted, told to all processes alike."""
     return multihost_utils.reached_preemption_sync_point(step)
 
   def close(self) -> None:
+    """Waits for the last save, and stops the threads."""
     self.wait_until_finished()
     self._pool.shutdown()
 
@@ -393,7 +396,7 @@ class _Reader:
     kind = np.dtype(self._wanted.dtype)
     bits = np.dtype(f"uint{8 * kind.itemsize}")
 
-    def part(index):
+    def part(index: tuple[slice, ...]) -> np.ndarray:
       if self._is_first(index):
         return self._numbers(index[1:])[None].view(bits)
       full = _full(index[1:], self._shape)
@@ -402,7 +405,7 @@ class _Reader:
     sharding, shape = self._stacked()
     rows = jax.make_array_from_callback(shape, sharding, part)
 
-    def collect(x):
+    def collect(x: jax.Array) -> jax.Array:
       return jax.lax.bitcast_convert_type(x.sum(0, dtype=bits), kind)
 
     return jax.jit(collect, out_shardings=self._wanted.sharding)(rows)

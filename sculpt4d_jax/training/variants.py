@@ -61,6 +61,7 @@ class Variant:
 
   @property
   def training(self) -> str:
+    """Name of the variant whose trained weights this one uses."""
     return self.trained_as or self.name
 
 

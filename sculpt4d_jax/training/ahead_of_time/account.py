@@ -70,6 +70,7 @@ class Account:
 
   @property
   def total(self) -> float:
+    """Seconds of all classes together."""
     return sum(self.seconds.values())
 
 
@@ -202,7 +203,13 @@ class _Program:
       return True
     return op == "async-start"
 
-  def _start(self, name, instruction, scatter, timeline):
+  def _start(
+    self,
+    name: str,
+    instruction: collectives.Instruction,
+    scatter: str | None,
+    timeline: _Timeline,
+  ) -> None:
     _, group, network, num_bytes = collectives.transfer(
       instruction, scatter, self._slices
     )

@@ -50,6 +50,7 @@ class Chip:
 
   @property
   def rates(self) -> account.Rates:
+    """The chip's speeds, to account for the time of a program."""
     networks = {"ICI": self.link_bytes, "DCN": self.dcn_bytes}
     return account.Rates(self.clock, self.flops, self.memory_rate, networks)
 

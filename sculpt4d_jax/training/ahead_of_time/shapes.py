@@ -76,7 +76,12 @@ def vae_training_step(
   return _training_step(presets.vae(preset), training.optimizer, mesh, batch)
 
 
-def _training_step(task, optimizer, mesh, batch):
+def _training_step(
+  task: loop.Task,
+  optimizer: optimizer_lib.OptimizerConfig,
+  mesh: Mesh,
+  batch: dict[str, jax.ShapeDtypeStruct],
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   task.check_mesh(mesh, optimizer.accumulation_steps)
   tx = optimizer_lib.make_optimizer(optimizer)
   shardings = loop.state_shardings(task, optimizer, mesh)
@@ -129,7 +134,9 @@ def sampler(
   lead = (num_sampled_clips(preset, mesh), sampling.num_frames)
   vae, side = model.vae, model.image_encoder.image_size
 
-  def sample(params, images, noise):
+  def sample(
+    params: dict[str, nnx.State], images: jax.Array, noise: jax.Array
+  ) -> jax.Array:
     modules = {n: nnx.merge(graphdefs[n], params[n]) for n in graphdefs}
     context = modules["image_encoder"](images.astype(jnp.float32) / 127.5 - 1.0)
     return denoising.denoise_clips(modules["dit"], context, noise, sampling)
@@ -155,18 +162,20 @@ def num_sampled_clips(preset: preset_lib.Preset, mesh: Mesh) -> int:
   return max(rows // 2, 1) if two_rows else rows
 
 
-def _clips(shape, dtype, mesh):
+def _clips(
+  shape: tuple[int, ...], dtype: Any, mesh: Mesh
+) -> jax.ShapeDtypeStruct:
   sharding = partitioning.batch_sharding(shape, mesh)
   return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _key(mesh):
+def _key(mesh: Mesh) -> jax.ShapeDtypeStruct:
   key = jax.eval_shape(lambda: jax.random.key(0))
   whole = partitioning.NamedSharding(mesh, partitioning.Spec())
   return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
 
 
-def _placed(shapes, shardings):
+def _placed(shapes: Any, shardings: Any) -> Any:
   return jax.tree.map(
     lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
     shapes,

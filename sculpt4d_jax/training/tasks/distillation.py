@@ -15,7 +15,7 @@ Sources: Meng et al., On Distillation of Guided Diffusion Models, 2023; Frans et
 al., One Step Diffusion via Shortcut Models, 2024.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -294,14 +294,14 @@ class DistillationTask:
       metrics["shortcut_loss"] = shortcut
     return loss, metrics
 
-  def _sample_latents(self, batch, key):
+  def _sample_latents(self, batch: dict[str, Array], key: Array) -> Array:
     """Latents [B, F, N, C] of unit variance, with ONE noise for a clip."""
     mean = batch["mean"].astype(jnp.float32)
     std = jnp.exp(0.5 * batch["log_variance"].astype(jnp.float32))
     noise = jax.random.normal(key, mean[:, :1].shape)
     return self.scale * (mean + std * noise)
 
-  def _context(self, params, batch):
+  def _context(self, params: nnx.State, batch: dict[str, Array]) -> Array:
     """Context tokens [B, F, I, W], encoded from pictures unless given."""
     if "context" in batch:
       context = batch["context"].astype(self.encoder_config.dtype)
@@ -312,11 +312,15 @@ class DistillationTask:
       partitioning.constrain(context, "batch", "frames")
     )
 
-  def _student(self, params, x, time, step, context):
+  def _student(
+    self, params: nnx.State, x: Array, time: Array, step: Array, context: Array
+  ) -> dit_lib.DiTOutput:
     model = nnx.merge(self.graphdef, params)
     return model.dit(x, time, context, step=step)
 
-  def _guided(self, params, x, time, context):
+  def _guided(
+    self, params: nnx.State, x: Array, time: Array, context: Array
+  ) -> Array:
     """The teacher's guided velocity."""
     # Without trained parameters: adapters and the step embedding.
     weights = params["dit"] if self.config.lora.rank else params["teacher"]
@@ -336,20 +340,28 @@ class DistillationTask:
     velocity = guidance.guided(pair, self.config.guidance_scale)(x, time)
     return jax.lax.stop_gradient(velocity)
 
-  def _two_steps(self, average, x, time, step, context):
+  def _two_steps(
+    self, average: nnx.State, x: Array, time: Array, step: Array, context: Array
+  ) -> Array:
     """Target velocity: that of two half steps of the averaged student."""
     velocity = lambda x, time, step: (
       self._student(average, x, time, step, context).velocity
     )
     return shortcuts.target(velocity, x, shortcuts.Steps(time, step))
 
-  def _evaluate_batch(self, params, batch, key):
+  def _evaluate_batch(
+    self, params: nnx.State, batch: dict[str, Array], key: Array
+  ) -> Array:
     """Errors of one clip: against the teacher, and against half steps."""
     latent_key, noise_key = jax.random.split(key)
     latents = self._sample_latents(batch, latent_key)
     context = self._context(params, batch)
 
-    def errors(times, steps, targets):
+    def errors(
+      times: Array,
+      steps: Array,
+      targets: Callable[[Array, Array, Array, Array], Array],
+    ) -> Array:
       count = len(times)
       repeat = lambda a: jnp.repeat(a, count, 0)
       noise = jax.random.normal(noise_key, repeat(latents).shape)

@@ -141,7 +141,9 @@ class ConditionalDiT(nnx.Module):
     )
 
 
-def _field_head(encoder_config, rngs):
+def _field_head(
+  encoder_config: image_encoder_lib.ImageEncoderConfig, rngs: nnx.Rngs
+) -> vae_blocks.FieldDecoder:
   return vae_blocks.FieldDecoder(
     encoder_config.width,
     encoder_config.num_heads,
@@ -348,7 +350,7 @@ class DiTTask:
       loss += self.config.context_field_weight * metrics["context_field_error"]
     return loss, metrics
 
-  def _context(self, model, batch):
+  def _context(self, model: ConditionalDiT, batch: dict[str, Array]) -> Array:
     """Context tokens [B, F, I, D], encoded from pictures unless given."""
     if "context" in batch:
       context = batch["context"].astype(self.encoder_config.dtype)
@@ -361,20 +363,30 @@ class DiTTask:
       context = jax.lax.stop_gradient(context)
     return context
 
-  def _context_field_error(self, model, context, samples):
+  def _context_field_error(
+    self, model: ConditionalDiT, context: Array, samples: Array
+  ) -> Array:
     """Absolute error of the field predicted from the context alone."""
     head = model.field_head
     field = head(head.encode_tokens(context), samples[..., :3])
     target = jnp.clip(samples[..., 3] / self.config.field_band, -1.0, 1.0)
     return jnp.abs(field - target).mean()
 
-  def _latents(self, batch, noise):
+  def _latents(self, batch: dict[str, Array], noise: Array) -> Array:
     """Latents [B, F, N, C] of unit variance; `noise` [B, 1, N, C] is normal."""
     mean = batch["mean"].astype(jnp.float32)
     std = jnp.exp(0.5 * batch["log_variance"].astype(jnp.float32))
     return self.scale * (mean + std * noise)
 
-  def _errors(self, model, latents, context, noise, time, temporal_weight=None):
+  def _errors(
+    self,
+    model: ConditionalDiT,
+    latents: Array,
+    context: Array,
+    noise: Array,
+    time: Array,
+    temporal_weight: Array | None = None,
+  ) -> tuple[Array, dit_lib.DiTOutput]:
     """Squared errors of the velocity at given times, [B] or [B, F]."""
     output = model.dit(
       paths.interpolate(noise, latents, time),
@@ -387,7 +399,9 @@ class DiTTask:
       error = losses.squared_error_per_frame
     return error(output.velocity, paths.velocity(noise, latents)), output
 
-  def _evaluate_batch(self, params, batch, key):
+  def _evaluate_batch(
+    self, params: nnx.State, batch: dict[str, Array], key: Array
+  ) -> Array:
     """Errors of one clip at fixed times."""
     sample_key, noise_key = jax.random.split(key)
     shape = batch["mean"].shape

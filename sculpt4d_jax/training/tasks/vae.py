@@ -150,19 +150,25 @@ class VAETask:
     }
     return loss, metrics
 
-  def _encode(self, vae, surface, keys):
+  def _encode(
+    self, vae: shape_vae.ShapeVAE, surface: Array, keys: Array
+  ) -> shape_vae.Posterior:
     inputs, queries = _clip_rows(
       keys, surface, self.model_config, self.num_uniform
     )
     return vae.encode(inputs, queries)
 
-  def _field(self, vae, latents, samples):
+  def _field(
+    self, vae: shape_vae.ShapeVAE, latents: Array, samples: Array
+  ) -> tuple[Array, Array]:
     """Predicted and true field at samples [B, F, Q]."""
     field = vae.query_field(vae.decode(latents), samples[..., :3])
     target = samples[..., 3] / self.config.field_band
     return field, jnp.clip(target, -1.0, 1.0)
 
-  def _evaluate_batch(self, params, batch, key):
+  def _evaluate_batch(
+    self, params: nnx.State, batch: dict[str, Array], key: Array
+  ) -> dict[str, Array]:
     vae = nnx.merge(self.graphdef, params)
     keys = jax.random.split(key, len(batch["surface"]))
     posterior = self._encode(vae, batch["surface"], keys)
@@ -213,10 +219,15 @@ def select_clip_rows(
   return _clip_rows(keys, surface, config, num_uniform)
 
 
-def _clip_rows(keys, surface, config, num_uniform):
+def _clip_rows(
+  keys: Array,
+  surface: Array,
+  config: shape_vae.ShapeVAEConfig,
+  num_uniform: int,
+) -> tuple[Array, Array]:
   """The rows of `select_clip_rows`, with a key for each clip [B]."""
 
-  def of_clip(key, surface):
+  def of_clip(key: Array, surface: Array) -> tuple[Array, Array]:
     inputs, queries = farthest_points.select_rows(
       key,
       surface[0],
