@@ -230,7 +230,7 @@ def estimate_mean(
 
 
 def paired_difference(
-  method: Summary, other: Summary, metric: str, **options
+  method: Summary, other: Summary, metric: str, **options: Any
 ) -> Estimate:
   """Mean of `method - other` over the sequences scored by both.
 

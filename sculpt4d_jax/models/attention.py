@@ -170,7 +170,7 @@ def _attend_batched(
   On a mesh every device attends for its own clips, frames and heads.
   """
 
-  def attend(*arrays):
+  def attend(*arrays: Array) -> Array:
     # Clips and frames are one batch axis: frames do not see each other here.
     flat = [y.reshape(-1, *y.shape[-3:]) for y in arrays]
     out = dense_attention.dot_product_attention(
@@ -287,7 +287,8 @@ class TemporalAttention(_Attention):
       )
     mask = self.mask(num_frames, num_tokens, mode)
 
-    def attend(*arrays):  # Each [B, F, N, H, K], all frames of some heads.
+    def attend(*arrays: Array) -> Array:
+      # Each [B, F, N, H, K], all frames of some heads.
       arrays = [einops.rearrange(y, "b f n h k -> b h (f n) k") for y in arrays]
       out = bsa.block_sparse_attention(
         *arrays,
@@ -343,7 +344,9 @@ def _temporal_backend(name: str | None) -> Any:
   return name
 
 
-def _on_gpu(name: str | None, compute_capability: str, *args, **kwargs) -> Any:
+def _on_gpu(
+  name: str | None, compute_capability: str, *args: Any, **kwargs: Any
+) -> Any:
   """The GPU kernels; plain JAX if they decline and no backend was named."""
   try:
     return pallas_gpu.attention(

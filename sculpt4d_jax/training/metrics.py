@@ -258,5 +258,5 @@ class Stopwatch:
   def __enter__(self) -> None:
     self._start = time.monotonic()
 
-  def __exit__(self, *exception) -> None:
+  def __exit__(self, *exception: object) -> None:
     self.seconds += time.monotonic() - self._start

@@ -9,6 +9,7 @@ Sources: ActionMesh, 2026 (ActionBench); Motion 3-to-4, 2026; MORPHOS, 2026.
 """
 
 import dataclasses
+from typing import Any
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import gradient_alignment
@@ -58,7 +59,7 @@ _BOXES = (
 
 
 def _reference(
-  protocol: Protocol, summary: str, slips: tuple[str, ...], **changes
+  protocol: Protocol, summary: str, slips: tuple[str, ...], **changes: Any
 ) -> Protocol:
   return dataclasses.replace(
     protocol,
