@@ -317,7 +317,7 @@ def _run(
   columns: Sequence[Scratch],
   results: Sequence[jax.ShapeDtypeStruct],
   name: str,
-) -> Sequence[jax.Array]:
+) -> tuple[jax.Array, ...]:
   """Runs all programs of one kernel.
 
   Args:
@@ -398,7 +398,7 @@ def _run(
     interpret=interpret,
     kernel_name=name,
   )
-  return run(*map(jnp.asarray, lists), *arrays)
+  return tuple(run(*map(jnp.asarray, lists), *arrays))
 
 
 def _copy_columns(
