@@ -310,6 +310,8 @@ def _require_arrays(head_dim: int, dtype: jax.typing.DTypeLike) -> None:
     )
 
 
+# jax cannot differentiate the kernels. Residuals stay in the kernels' order, so
+# that the backward pass permutes only cotangents and gradients.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _attend(
   query: jax.Array, key: jax.Array, value: jax.Array, plan: _Plan

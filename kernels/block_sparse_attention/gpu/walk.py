@@ -185,6 +185,7 @@ def _programs(
   num_own: int,
 ) -> Callable[..., tuple[jax.Array, ...]]:
   """Runs all programs of one head; the first `num_own` arrays are tiled."""
+  # A traced index does not index NumPy arrays.
   lists = tiles_lib.TileLists(*map(jnp.asarray, lists))
   schedule = tiles_lib.Schedule(lists, granule, tile)
   indices = jnp.arange(schedule.num_programs, dtype=jnp.int32)
@@ -204,6 +205,8 @@ def _programs(
     return program(over_columns, *own, *arrays[num_own:])
 
   def run(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    # One after the other: lists differ in length, and `vmap` would run all
+    # programs for as many steps as the longest.
     results = lax.map(functools.partial(run_one, arrays), indices)
     # Programs run longest list first; results return to the order of tokens.
     back = jnp.argsort(jax.vmap(schedule.first_row)(indices))

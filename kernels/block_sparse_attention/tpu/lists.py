@@ -76,11 +76,13 @@ class WorkList(NamedTuple):
       items    in the order of the header, then the first items of the next
                tile, which the kernel prefetches
 
-      item     word 0   bits 0-7   number of pieces
-                        bits 8-    number of runs that they begin with
-               word 1   rows of the tile that see the pieces, 4 bits each;
-                        unused where all rows do
-               word 2.. pieces, frame << 16 | segment
+      item             31               16 15         8 7               0
+              word 0   [ number of leading runs       | number of pieces ]
+              word 1   [ row 7 | row 6 | row 5 | ... | row 2 | row 1 | row 0 ]
+              word 2.. [ frame            | segment                      ]
+
+  Word 1 holds the rows of the tile that see the pieces, 4 bits each; it is
+  unused where all rows do.
 
   "Rest" items are computed piece by piece; "full" items have `stream` pieces. A
   run is `run` pieces with successive segments of one frame, or, in the pass of

@@ -364,6 +364,10 @@ def _take_frames(
     x = jnp.concatenate([x[start:stop] for start, stop in runs])
   else:
     x = x.at[frames].get(mode="promise_in_bounds")
+  # At stride 2, frames f and g of segments a and b:
+  #
+  #   x        fa fb | ga gb
+  #   result   fa ga | fb gb     what segment a of the queries sees, then b
   width = x.shape[-1]
   x = x.reshape(len(x), stride, -1, width).swapaxes(0, 1)
   return x.reshape(stride, -1, width)
