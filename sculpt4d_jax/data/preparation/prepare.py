@@ -266,29 +266,6 @@ def _plain_preview(
   return _views(shown, as_it_is, "", settings, rng, only_first=True)[1]
 
 
-def window_times(
-  start: float, end: float, settings: PreparationSettings
-) -> list[np.ndarray]:
-  """Times [F] of each window of an animation, seconds.
-
-  An animation of about `window_seconds` or less is one window; a longer one is
-  cut into equal windows.
-  """
-  count = max(1, round((end - start) / settings.window_seconds))
-  edges = np.linspace(start, end, count + 1)[: settings.max_windows + 1]
-  return [
-    np.linspace(a, b, settings.num_frames) for a, b in zip(edges, edges[1:])
-  ]
-
-
-def choose_clips(num_clips: int, settings: PreparationSettings) -> list[int]:
-  """Indices of the animations that are taken of an asset."""
-  if not settings.max_clips or num_clips <= settings.max_clips:
-    return list(range(num_clips))
-  chosen = np.linspace(0, num_clips - 1, settings.max_clips)
-  return sorted(set(chosen.round().astype(int).tolist()))
-
-
 @dataclasses.dataclass(frozen=True)
 class CarriedPoints:
   """Guide points in all frames.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sculpt4d_jax.data.preparation import prepare
+from sculpt4d_jax.data.preparation import windows as windows_lib
 from sculpt4d_jax.data.procedural import meshes as procedural_meshes
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.errors import UserError
@@ -178,7 +179,7 @@ def plan_asset(
   opened = animated_assets.AnimatedAsset(
     asset.location, limits, settings.attachments
   )
-  count = len(prepare.choose_clips(len(opened.clips), settings))
+  count = len(windows_lib.choose_clips(len(opened.clips), settings))
   return [
     dataclasses.replace(
       asset, first=first, count=min(clips_per_unit, count - first)
@@ -204,10 +205,10 @@ def jobs(
   asset = animated_assets.AnimatedAsset(
     unit.location, limits, settings.attachments
   )
-  chosen = prepare.choose_clips(len(asset.clips), settings)
+  chosen = windows_lib.choose_clips(len(asset.clips), settings)
   for number in chosen[unit.first : unit.first + unit.count]:
     clip = asset.clips[number]
-    windows = prepare.window_times(clip.start, clip.end, settings)
+    windows = windows_lib.window_times(clip.start, clip.end, settings)
     for window, times in enumerate(windows):
       identity = f"{unit.content[:_ID_DIGITS]}/{clip.index}/{window}"
       yield ClipJob(

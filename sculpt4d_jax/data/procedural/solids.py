@@ -18,6 +18,7 @@ import dataclasses
 import numpy as np
 
 from sculpt4d_jax.data.procedural import creatures
+from sculpt4d_jax.data.procedural import rotations
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import signed_distance
 
@@ -170,7 +171,7 @@ class _Body:
 
   def solid(self, yaw: float) -> signed_distance.Solid:
     """All parts, turned by yaw and brought into the cube."""
-    turn = rotation_about([0, 1, 0], yaw)
+    turn = rotations.rotation_about([0, 1, 0], yaw)
     cones = [(s @ turn.T, e @ turn.T, r) for s, e, r in self.cones]
     boxes = [(c @ turn.T, turn @ r, h, e) for c, r, h, e in self.boxes]
     low, high = _bounds(cones, boxes)
@@ -214,7 +215,7 @@ def _cone_arrays(
     gap = np.abs(part_radii[:, 0] - part_radii[:, 1])
     span = np.maximum(span, gap * 1.05)
     origin[:, part] = (start - centre) * scale
-    rotation[:, part] = follow_axis(axis)
+    rotation[:, part] = rotations.follow_axis(axis)
     length[:, part] = span * scale
     radii[:, part] = part_radii * scale
   return origin, rotation, length, radii
@@ -238,42 +239,6 @@ def _box_arrays(
     half_size[:, part] = box_half * scale
     rounding[:, part] = box_rounding * scale
   return origin, rotation, half_size, rounding
-
-
-def rotation_about(
-  axis: Sequence[float], angle: np.ndarray | float
-) -> np.ndarray:
-  """Rotation matrices [..., 3, 3] about an axis by angles [...] in radians."""
-  angle = np.asarray(angle, np.float64)
-  x, y, z = np.asarray(axis, np.float64) / np.linalg.norm(axis)
-  cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-  sine, cosine = (f(angle)[..., None, None] for f in (np.sin, np.cos))
-  return np.eye(3) + sine * cross + (1 - cosine) * (cross @ cross)
-
-
-def follow_axis(axis: np.ndarray) -> np.ndarray:
-  """Rotations [F, 3, 3] whose y axis follows `axis` [F, 3] without twist.
-
-  Each frame is the minimal rotation from the clip's mean direction, so points
-  on the part's surface do not twist around its axis.
-  """
-  axis = axis / np.maximum(np.linalg.norm(axis, axis=-1, keepdims=True), 1e-9)
-  mean = axis.mean(0)
-  if np.linalg.norm(mean) < 1e-3:
-    mean = axis[0]
-  mean = mean / np.linalg.norm(mean)
-  helper = np.eye(3)[np.argmin(np.abs(mean))]
-  side = np.cross(mean, helper)
-  side /= np.linalg.norm(side)
-  base = np.stack([side, mean, np.cross(side, mean)], -1)
-  cross = np.cross(mean, axis)
-  cosine = np.clip(axis @ mean, -0.999, None)
-  skew = np.zeros((len(axis), 3, 3))
-  skew[:, 0, 1], skew[:, 0, 2] = -cross[:, 2], cross[:, 1]
-  skew[:, 1, 0], skew[:, 1, 2] = cross[:, 2], -cross[:, 0]
-  skew[:, 2, 0], skew[:, 2, 1] = -cross[:, 1], cross[:, 0]
-  turn = np.eye(3) + skew + skew @ skew / (1 + cosine)[:, None, None]
-  return turn @ base
 
 
 def _colours(
@@ -447,7 +412,7 @@ def _machine(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
   angle = rng.uniform(-0.4, 0.4) + 0.5 * np.sin(phase)
   for index in range(int(rng.integers(2, 4))):
     length, width = rng.uniform(0.35, 0.6), rng.uniform(0.07, 0.13)
-    turn = rotation_about([0, 0, 1], -angle)
+    turn = rotations.rotation_about([0, 0, 1], -angle)
     up = turn[..., :, 1]
     half = np.array([width, length / 2 + width * 0.3, width * 1.2])
     body.box(joint + length / 2 * up, turn, half, rounding)
@@ -476,7 +441,7 @@ def _bulger(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
     )
     if rng.uniform() < 0.25:
       half = radius[:, None] * np.array([1.0, 0.8, 0.9])
-      turn = rotation_about([0, 1, 0], 0.6 * np.sin(phase))
+      turn = rotations.rotation_about([0, 1, 0], 0.6 * np.sin(phase))
       body.box(centre, turn, half, 0.06)
     else:
       body.ball(centre, radius)
@@ -494,7 +459,9 @@ def _bulger(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
 def _splitter(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
   body.smoothness = rng.uniform(0.08, 0.2)
   apart = 0.5 * (1 - np.cos(phase))
-  axis = rotation_about([0, 0, 1], rng.uniform(-0.6, 1.6)) @ np.array([1, 0, 0])
+  axis = rotations.rotation_about([0, 0, 1], rng.uniform(-0.6, 1.6)) @ np.array(
+    [1, 0, 0]
+  )
   reach = rng.uniform(0.5, 0.8)
   zero = np.zeros((len(phase), 3))
   core = rng.uniform(0.22, 0.4)
@@ -509,7 +476,7 @@ def _splitter(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
     start = rng.uniform(0.3, 0.6) * core
     centre = side * axis * (start + (core + reach) * apart)[:, None]
     if rng.uniform() < 0.3:
-      turn = rotation_about([0, 1, 1], apart * 1.5)
+      turn = rotations.rotation_about([0, 1, 1], apart * 1.5)
       body.box(centre, turn, np.full(3, radius), 0.05)
     else:
       body.ball(centre, radius)
