@@ -84,19 +84,24 @@ def draw(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> None:
       f"No metrics.jsonl in {', '.join(map(str, workdirs))}: give the"
       " --workdir of launch.train."
     )
+  rows = {
+    title: prefixes
+    for title, prefixes in _ROWS.items()
+    if any(curves(lines, prefixes) for lines in found.values())
+  }
   figure, axes = pyplot.subplots(
-    len(_ROWS),
+    len(rows),
     len(found),
-    figsize=(5 * len(found), 3 * len(_ROWS)),
+    figsize=(5 * len(found), 3 * len(rows)),
     squeeze=False,
     constrained_layout=True,
   )
   for column, (stage, lines) in enumerate(found.items()):
-    for row, (title, prefixes) in enumerate(_ROWS.items()):
+    for row, (title, prefixes) in enumerate(rows.items()):
       axis = axes[row][column]
       shown = curves(lines, prefixes)
       for name, (steps, values) in shown.items():
-        if row == 0:
+        if title == "training":
           values = _smooth(values)
         axis.plot(steps, values, label=name, linewidth=1, marker=".", ms=2)
       axis.set_title(f"{stage}: {title}", fontsize=9)
