@@ -60,6 +60,7 @@ def _take(task, batch, parts):
   return updates, jax.device_get(metrics)
 
 
+@pytest.mark.slow  # Compiles six training steps.
 @pytest.mark.parametrize("name", ["vae", "pictures", "dit"])
 def test_micro_batches_give_the_update_of_the_whole_batch(name):
   preset = _preset()
@@ -69,6 +70,13 @@ def test_micro_batches_give_the_update_of_the_whole_batch(name):
   np.testing.assert_allclose(
     others["grad_norm"], metrics["grad_norm"], rtol=1e-4
   )
+  # Some gradients are zero but for rounding (the keys' biases): what they are
+  # then is in proportion to the terms that cancel.
+  rounding = (
+    10
+    * np.finfo(np.float32).eps
+    * max(np.abs(a).max() for a in jax.tree.leaves(whole))
+  )
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
     largest = np.abs(a).max()
-    np.testing.assert_allclose(b, a, rtol=0, atol=1e-3 * largest + 1e-12)
+    np.testing.assert_allclose(b, a, rtol=0, atol=1e-3 * largest + rounding)

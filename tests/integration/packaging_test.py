@@ -40,6 +40,7 @@ USE_BOTH = """
 
 # Where the name to import is not that of the distribution.
 DISTRIBUTIONS = {
+  "imath": "alembic3d",
   "cv2": "opencv-python-headless",
   "PIL": "pillow",
   "absl": "absl-py",
