@@ -30,13 +30,11 @@ class FineFit:
     size = len(model.vertices)
     laplacian = igl.cotmatrix(model.vertices, model.faces).tocoo()
     off = laplacian.row != laplacian.col
-    self._rows, self._columns = laplacian.row[off], laplacian.col[off]
+    rows, columns = laplacian.row[off], laplacian.col[off]
     # Faces without area have no cotangents.
     weights = np.nan_to_num(laplacian.data[off], nan=0.0)
-    self._weights = np.clip(weights, settings.min_cotangent, _MAX_COTANGENT)
-    adjacency = sparse.csr_array(
-      (self._weights, (self._rows, self._columns)), shape=(size, size)
-    )
+    weights = np.clip(weights, settings.min_cotangent, _MAX_COTANGENT)
+    adjacency = sparse.csr_array((weights, (rows, columns)), shape=(size, size))
     degree = adjacency.sum(1)
     self._pull = settings.pull * degree.mean()
     diagonal = sparse.diags_array(degree + self._pull)
@@ -46,11 +44,9 @@ class FineFit:
       options={"SymmetricMode": True},
       diag_pivot_thresh=0.0,
     ).solve
-    self._sum = sparse.csr_array(
-      (np.ones(off.sum()), (self._rows, np.arange(off.sum()))),
-      shape=(size, off.sum()),
-    )
-    self._edges = model.vertices[self._rows] - model.vertices[self._columns]
+    self._adjacency = adjacency
+    self._rest = model.vertices
+    self._spokes = degree[:, None] * self._rest - adjacency @ self._rest
 
   def fit(
     self,
@@ -83,14 +79,20 @@ class FineFit:
     return vertices + np.where(matched, along, 0.0)[:, None] * facing
 
   def _bends(self, vertices: np.ndarray) -> np.ndarray:
-    """The right-hand side of ARAP: edges rotated with their vertices."""
-    edges = vertices[self._rows] - vertices[self._columns]
-    moments = (self._weights[:, None] * edges)[:, :, None] * self._edges[
-      :, None
-    ]
-    turns = rotations.nearest(
-      (self._sum @ moments.reshape(-1, 9)).reshape(-1, 3, 3)
-    )
-    turns = turns[self._rows] + turns[self._columns]
-    wanted = np.einsum("eyx,ex->ey", turns, self._edges)
-    return self._sum @ (0.5 * self._weights[:, None] * wanted)
+    """The right-hand side of ARAP: edges rotated with their vertices.
+
+    Sums over the edges i j of a vertex i, of weights w, rest positions r and
+    positions v, are written as products with the matrix of weights:
+    sum w (v_i - v_j) (r_i - r_j)^T for the rotations R, then
+    sum w (R_i + R_j) (r_i - r_j) / 2.
+    """
+    rest, spokes, adjacency = self._rest, self._spokes, self._adjacency
+    moments = vertices[:, :, None] * spokes[:, None]
+    moments -= (adjacency @ vertices)[:, :, None] * rest[:, None]
+    products = (vertices[:, :, None] * rest[:, None]).reshape(-1, 9)
+    moments += (adjacency @ products).reshape(-1, 3, 3)
+    turns = rotations.nearest(moments)
+    around = (adjacency @ turns.reshape(-1, 9)).reshape(-1, 3, 3)
+    turned = np.einsum("vyx,vx->vy", turns, rest)
+    wanted = np.einsum("vyx,vx->vy", turns, spokes) - adjacency @ turned
+    return 0.5 * (wanted + np.einsum("vyx,vx->vy", around, rest))

@@ -14,7 +14,7 @@ without a match would never move. Matches are searched again in every step;
 stiffness and gate decrease from round to round.
 
 With six unknowns a node there are a few hundred: the blocks are summed into one
-dense matrix, which is ten times as fast as sparse products.
+dense matrix, which is ten times as fast as sparse products; see `match_terms`.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from scipy import linalg
 from scipy import spatial
 
 from sculpt4d_jax.geometry.registration import graph as graph_lib
+from sculpt4d_jax.geometry.registration import match_terms
 from sculpt4d_jax.geometry.registration import rotations
 from sculpt4d_jax.geometry.registration import settings as settings_lib
 from sculpt4d_jax.geometry.registration import surfaces
@@ -57,12 +58,14 @@ class GraphFit:
     settings: Schedule and weights.
     rows: Indices of the vertices that are matched [S].
     edge_weights: Factors of the edges [E]; 0 cuts an edge.
+    terms: Sums over matches.
   """
 
   graph: graph_lib.Graph
   settings: settings_lib.GraphSettings
   rows: np.ndarray
   edge_weights: np.ndarray
+  terms: match_terms.MatchTerms
 
   @classmethod
   def of(
@@ -75,7 +78,8 @@ class GraphFit:
     rows = graph_lib.used(graph.model)
     count = min(settings.num_samples, len(rows))
     rows = rng.choice(rows, count, replace=False)
-    return cls(graph, settings, rows, np.ones(len(graph.edges)))
+    terms = match_terms.MatchTerms.of(graph)
+    return cls(graph, settings, rows, np.ones(len(graph.edges)), terms)
 
   def fit(
     self,
@@ -149,15 +153,15 @@ class GraphFit:
   ) -> np.ndarray:
     """One Gauss-Newton step [N, 6]."""
     num_nodes = self.graph.num_nodes
-    matrix, slope = self._match_terms(pose, matches, point_weight)
     count = max(len(matches.rows), 1)
+    matrix = np.zeros((6 * num_nodes, 6 * num_nodes))
+    slope = np.zeros(6 * num_nodes)
     if len(self.graph.edges):
       # Relative to the matches, so that stiffness does not depend on their
       # number.
       weight = stiffness * count / len(self.graph.edges)
-      edge_matrix, edge_slope = self._edge_terms(pose, weight)
-      matrix += edge_matrix
-      slope += edge_slope
+      matrix, slope = self._edge_terms(pose, weight)
+    self._add_matches(matrix, slope, pose, matches, point_weight)
     share = count / num_nodes
     damping = np.full((num_nodes, 6), _DAMPING * share)
     if prediction is not None:
@@ -168,39 +172,34 @@ class GraphFit:
       slope.reshape(-1, 6)[:, 3:] -= pull * (pose.shifts - prediction.shifts)
     diagonal = np.arange(6 * num_nodes)
     matrix[diagonal, diagonal] += damping.ravel()
-    # Symmetric and, with the damping, positive definite.
-    factor = linalg.cho_factor(matrix, overwrite_a=True, check_finite=False)
+    # Positive definite, because of the damping. The transpose is in LAPACK's
+    # order, which saves a copy.
+    factor = linalg.cho_factor(
+      matrix.T, lower=True, overwrite_a=True, check_finite=False
+    )
     step = linalg.cho_solve(factor, slope, check_finite=False)
     return step.reshape(num_nodes, 6)
 
-  def _match_terms(
-    self, pose: graph_lib.Pose, matches: Matches, point_weight: float
-  ) -> tuple[np.ndarray, np.ndarray]:
-    graph, rows = self.graph, matches.rows
-    near, blend = graph.near[rows], graph.weights[rows]
-    num_rows, num_near = near.shape
-    # Derivative of R x by a small rotation w: w x (R x), hence the skew matrix.
-    local = np.einsum(
-      "vkyx,vkx->vky",
-      pose.turns[near],
-      graph.model.vertices[rows][:, None] - graph.places[near],
+  def _add_matches(
+    self,
+    matrix: np.ndarray,
+    slope: np.ndarray,
+    pose: graph_lib.Pose,
+    matches: Matches,
+    point_weight: float,
+  ) -> None:
+    """Adds the matches to the matrix's upper triangle and to the slope."""
+    rows, residuals, normals, weights = matches
+    if not len(rows):
+      return
+    num_nodes, (one, other) = self.graph.num_nodes, self.terms.pairs.T
+    # Each pair occurs once, so that nothing is lost in the indexed sum.
+    matrix.reshape(num_nodes, 6, num_nodes, 6)[one, :, other] += (
+      self.terms.matrix(pose, rows, normals, weights, point_weight)
     )
-    jacobian = np.zeros((num_rows, num_near, 6, 3))
-    jacobian[..., :3, :] = rotations.skew(local.reshape(-1, 3)).reshape(
-      num_rows, num_near, 3, 3
-    )
-    jacobian[..., 3:, :] = np.eye(3)
-    jacobian *= blend[..., None, None]
-    jacobian = jacobian.reshape(num_rows, 6 * num_near, 3)
-    # Distance along the normal counts fully, along the surface little: surfaces
-    # may slide over each other until they fit.
-    metric = matches.normals[:, :, None] * matches.normals[:, None]
-    metric = metric + point_weight * np.eye(3)
-    weighted = jacobian @ (matches.weights[:, None, None] * metric)
-    blocks = weighted @ jacobian.transpose(0, 2, 1)
-    slopes = -(weighted @ matches.residuals[..., None])
-    columns = (6 * near[:, :, None] + np.arange(6)).reshape(num_rows, -1)
-    return _assemble(columns, blocks, slopes, 6 * graph.num_nodes)
+    slope += self.terms.slope(
+      pose, rows, residuals, normals, weights, point_weight
+    ).ravel()
 
   def _edge_terms(
     self, pose: graph_lib.Pose, weight: float
