@@ -121,9 +121,11 @@ def test_sigterm_saves_the_step_it_came_in(whole, tmp_path):
   assert step == max(runs.losses(tmp_path)) < NUM_STEPS
 
 
+# A checkpoint has 0.7 MB, and twice as much while it is written: the first one
+# fits, the third does not.
 _ON_A_SMALL_DISK = """
 set -eu
-mount -t tmpfs -o size=1500k tmpfs {disk}
+mount -t tmpfs -o size=2200k tmpfs {disk}
 cp -r {data} {disk}/data
 set +e
 {command} {often} > {out}/full.txt 2>&1
