@@ -81,7 +81,8 @@ class Task(Protocol):
   def loss(self, params: Any, batch: Any, draws: Any) -> tuple[Array, dict]:
     """Loss and metrics.
 
-    A task without micro-batches may lack `draw`; its loss takes the key. A task whose attribute `sees_progress` is true also takes a `step.Progress`.
+    A task without micro-batches may lack `draw`; its loss takes the key. A task
+    whose attribute `sees_progress` is true also takes a `step.Progress`.
     """
 
   def evaluate(self, params: Any) -> dict[str, float]:
@@ -161,13 +162,7 @@ def train(
   connections.connect(device_mesh)
   with partitioning.use_mesh(device_mesh):
     shardings = state_shardings(task, optimizer, device_mesh)
-    step_fn, tx = step_lib.make_step(
-      task.loss,
-      optimizer,
-      shardings,
-      draw=getattr(task, "draw", None),
-      sees_progress=getattr(task, "sees_progress", False),
-    )
+    step_fn, tx = make_step(task, optimizer, shardings)
     checkpoints = checkpoints_lib.Checkpoints(
       workdir / "checkpoints", schedule.keep_checkpoints
     )
@@ -242,6 +237,21 @@ def _log_sizes(state: state_lib.TrainState, mesh: partitioning.Mesh):
   ]
   fixed = f" and {sizes[1]:,} that stay as they are" if sizes[1] else ""
   logging.info("%s parameters%s on %s.", f"{sizes[0]:,}", fixed, mesh)
+
+
+def make_step(
+  task: Task,
+  optimizer: optimizer_lib.OptimizerConfig,
+  shardings: state_lib.TrainState,
+) -> tuple[step_lib.Step, optax.GradientTransformation]:
+  """Compiles a task's step; see `step.make_step`."""
+  return step_lib.make_step(
+    task.loss,
+    optimizer,
+    shardings,
+    draw=getattr(task, "draw", None),
+    sees_progress=getattr(task, "sees_progress", False),
+  )
 
 
 def abstract_state(

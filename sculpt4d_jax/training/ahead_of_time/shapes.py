@@ -17,7 +17,6 @@ from sculpt4d_jax.models import networks
 from sculpt4d_jax.training import loop
 from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import preset as preset_lib
-from sculpt4d_jax.training import step as step_lib
 from sculpt4d_jax.training.tasks import presets
 
 Mesh = partitioning.Mesh
@@ -83,15 +82,8 @@ def _training_step(
   batch: dict[str, jax.ShapeDtypeStruct],
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   task.check_mesh(mesh, optimizer.accumulation_steps)
-  tx = optimizer_lib.make_optimizer(optimizer)
   shardings = loop.state_shardings(task, optimizer, mesh)
-  step, _ = step_lib.make_step(
-    task.loss,
-    optimizer,
-    shardings,
-    draw=getattr(task, "draw", None),
-    sees_progress=getattr(task, "sees_progress", False),
-  )
+  step, tx = loop.make_step(task, optimizer, shardings)
   state = _placed(loop.abstract_state(task, tx), shardings)
   return step, (state, batch, _key(mesh))
 
