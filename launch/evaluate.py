@@ -48,7 +48,6 @@ from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
-import re
 from typing import Any
 
 from absl import flags
@@ -386,8 +385,8 @@ def score_on_records(
         meshes = held_out_records.sample_meshes(model, record, how, surface)
         scores.append(held_out_records.score(meshes, record, conventions))
         if _PICTURES.value and how is sampling:
-          file = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{record.name} {title}")
-          path = pathlib.Path(_PICTURES.value) / f"{file}.png"
+          file = comparison_page.picture_name(f"{record.name} {title}")
+          path = pathlib.Path(_PICTURES.value) / file
           with atomic.output_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
           preview.write_preview(path, meshes, record.images)

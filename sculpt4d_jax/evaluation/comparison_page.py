@@ -12,7 +12,6 @@ import pathlib
 import re
 
 import numpy as np
-from PIL import Image
 
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.geometry import mesh as mesh_lib
@@ -84,10 +83,9 @@ class ComparisonPage:
       truth: The true ones.
       video_frames: The input, uint8 [F, h, w, 3].
     """
-    name = re.sub(r"[^A-Za-z0-9.-]+", "_", scores.name) + ".png"
+    name = picture_name(scores.name)
     sheet = preview.comparison_sheet(meshes, truth, video_frames)
-    with atomic.atomic_write(self._folder / name) as file:
-      Image.fromarray(sheet).save(file, "PNG", optimize=True)
+    preview.save_sheet(self._folder / name, sheet)
     self._clips.append(Shown(scores, name))
     atomic.write_bytes(self.path, self._html().encode())
 
@@ -109,6 +107,11 @@ class ComparisonPage:
       if place not in chosen.values():
         parts.append(_section(f"{place + 1}. ", clip))
     return "\n".join(parts) + "\n"
+
+
+def picture_name(clip: str) -> str:
+  """File name of a clip's picture."""
+  return re.sub(r"[^A-Za-z0-9.-]+", "_", clip) + ".png"
 
 
 def _section(label: str, clip: Shown) -> str:

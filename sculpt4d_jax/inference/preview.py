@@ -62,6 +62,15 @@ def write_preview(
     tile_size=tile_size,
     views=views,
   )
+  save_sheet(path, sheet)
+
+
+def save_sheet(path: PathLike, sheet: np.ndarray) -> None:
+  """Writes a sheet, uint8 [h, w, 3], as PNG.
+
+  Raises:
+    OutputError: The file cannot be written.
+  """
   with atomic.atomic_write(path) as file:
     Image.fromarray(sheet).save(file, "PNG", optimize=True)
 

@@ -53,14 +53,16 @@ def make(
   preset: preset_lib.Preset, workdir: paths.PathLike
 ) -> list[stage.Stage]:
   """Makes all stages that a preset has, in their order."""
-  made = [
-    autoencoder.Autoencoder(preset, preset.vae_training, workdir),
+  made: list[stage.Stage] = [
+    autoencoder.Autoencoder(preset, preset.vae_training, workdir)
+  ]
+  if preset.picture_training:
+    made.append(pictures.Pictures(preset, preset.picture_training, workdir))
+  return [
+    *made,
     diffusion.Diffusion(preset, preset.dit_training, workdir),
     distillation.Distillation(preset, preset.distillation, workdir),
   ]
-  if preset.picture_training:
-    made.insert(1, pictures.Pictures(preset, preset.picture_training, workdir))
-  return made
 
 
 def describe_results(workdir: paths.PathLike, stages: Sequence[str]) -> str:
