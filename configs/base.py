@@ -217,6 +217,9 @@ def _vae_training() -> ml_collections.ConfigDict:
       field_band=0.02,  # The field is distance / band, clipped to +-1.
       kl_weight=1e-3,
       initial_log_variance=-4.0,  # Initial log-variance of the posterior.
+      decoder_only=False,  # Keep the encoder: latents and DiTs stay valid.
+      # Largest noise on latents, relative to them: a decoder of sampled ones.
+      latent_noise=0.0,
       seed=0,
       init_from="",  # Folder of weights to start from, or "".
       eval_clips=32,  # Held-out clips to evaluate; 0 evaluates nothing.

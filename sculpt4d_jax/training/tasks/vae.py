@@ -1,6 +1,6 @@
 """Training of the shape autoencoder on surfaces and signed distances."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.data import batches as batches_lib
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import farthest_points
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training.ahead_of_time import step_flops
@@ -32,6 +33,12 @@ class VAETaskConfig:
     kl_weight: Weight of the divergence from the standard normal.
     initial_log_variance: Log-variance of the posterior before training. Latents
       that start as mostly noise keep the decoder from learning to read them.
+    decoder_only: Whether the encoder is kept, so that latents that were
+      computed with it, and models of them, stay valid.
+    latent_noise: Largest standard deviation of noise added to the latents,
+      relative to their root mean square in the clip; drawn uniformly for each
+      frame. Sampled latents have errors, which a decoder that saw exact ones
+      alone magnifies.
     seed: Seed of parameters, batches and noise.
     eval_clips: Number of held-out clips that are evaluated; 0 evaluates
       nothing.
@@ -43,14 +50,26 @@ class VAETaskConfig:
   field_band: float
   kl_weight: float
   initial_log_variance: float = -4.0
+  decoder_only: bool = False
+  latent_noise: float = 0.0
   seed: int = 0
   eval_clips: int = 32
 
+  def __post_init__(self) -> None:
+    if not 0 <= self.latent_noise <= 4:
+      raise UserError(
+        f"latent_noise={self.latent_noise} must lie in [0, 4], in standard"
+        " deviations of the latents."
+      )
+
 
 class VAETask:
-  """Loss, batches and evaluation of the autoencoder."""
+  """Loss, batches and evaluation of the autoencoder.
 
-  is_trained = None  # Everything.
+  Attributes:
+    config: Configuration of the training.
+    is_trained: Chooses the parameters that learn; None: all.
+  """
 
   def __init__(
     self,
@@ -65,6 +84,9 @@ class VAETask:
     self.num_uniform = num_uniform
     self.batches = batches
     self.warm_start = init_from or {}
+    self.is_trained: Callable[[tuple[Any, ...], Any], bool] | None = (
+      _is_of_decoder if config.decoder_only else None
+    )
     abstract = nnx.eval_shape(self._create)
     self.graphdef = nnx.split(abstract)[0]
     self._evaluate = jax.jit(self._evaluate_batch)
@@ -121,7 +143,13 @@ class VAETask:
     return self.batches.describe(step)
 
   def draw(self, batch: dict[str, Array], key: Array) -> dict[str, Array]:
-    """Random numbers of a step's loss: keys `rows` [B], `noise` [B, 1, N, C]."""
+    """Random numbers of a step's loss.
+
+    Returns:
+      `rows` [B], keys of the rows of the surface; `noise` [B, 1, N, C], of the
+      posterior; with `latent_noise` also `errors` [B, F, N, C], the noise that
+      is added, relative to the latents' root mean square.
+    """
     rows_key, noise_key = jax.random.split(key)
     num_clips = len(batch["surface"])
     noise = shape_vae.sequence_noise(
@@ -130,7 +158,14 @@ class VAETask:
       self.model_config.num_latents,
       self.model_config.latent_channels,
     )
-    return {"rows": jax.random.split(rows_key, num_clips), "noise": noise}
+    draws = {"rows": jax.random.split(rows_key, num_clips), "noise": noise}
+    if self.config.latent_noise:
+      errors_key, size_key = jax.random.split(jax.random.fold_in(key, 1))
+      frames = batch["surface"].shape[:2]
+      size = jax.random.uniform(size_key, (*frames, 1, 1))
+      errors = jax.random.normal(errors_key, (*frames, *noise.shape[2:]))
+      draws["errors"] = self.config.latent_noise * size * errors
+    return draws
 
   def loss(
     self, params: Any, batch: dict[str, Array], draws: dict[str, Array]
@@ -139,6 +174,9 @@ class VAETask:
     vae = nnx.merge(self.graphdef, params)
     posterior = self._encode(vae, batch["surface"], draws["rows"])
     latents = posterior.sample(draws["noise"])
+    if "errors" in draws:
+      size = jnp.sqrt(jnp.mean(latents**2, axis=(1, 2, 3), keepdims=True))
+      latents += jax.lax.stop_gradient(size) * draws["errors"]
     field, target = self._field(vae, latents, batch["samples"])
     error = jnp.abs(field - target).mean()
     divergence = posterior.kl().mean()
@@ -190,6 +228,11 @@ class VAETask:
     if not results:
       return {}
     return jax.tree.map(lambda *x: float(np.mean(x)), *results)
+
+
+def _is_of_decoder(path: tuple[Any, ...], unused_parameter: Any) -> bool:
+  """Whether a parameter belongs to the decoder."""
+  return path[0] not in ("encoder", "moments_proj")
 
 
 def _iou(field: Array, target: Array) -> Array:
