@@ -7,11 +7,13 @@ import jax.numpy as jnp
 
 from .. import errors
 
+# Width of a vector register, and of a matrix unit before v6e: shorter rows are
+# padded in fast memory anyway.
 LANES = 128
 
 Chip = Literal["v5e", "v5p", "v6e", "unknown"]
 
-# What jax calls these kinds of devices.
+# What jax calls these kinds of devices; releases of the runtime differ.
 _CHIPS: dict[str, Chip] = {
   "TPU v5 lite": "v5e",
   "TPU v5e": "v5e",
@@ -68,6 +70,7 @@ class TileSizes:
         raise errors.RequestError(
           f"{name} must be a positive whole number, got {value}."
         )
+    # Scores of a piece are a whole number of registers.
     if self.piece_tokens % self.lanes:
       raise errors.RequestError(
         f"piece_tokens={self.piece_tokens} must be a multiple of"
@@ -106,8 +109,13 @@ class TileSizes:
 
 # By the compiler's static schedule; `aot_tpu` prints it.
 _DEFAULTS: dict[Chip, TileSizes] = {
+  # 128 MiB of fast memory; the compiler needs the rest for its own buffers.
   "v5e": TileSizes(memory_mib=100),
+  # 64 MiB for each of the two cores.
   "v5p": TileSizes(memory_mib=52),
+  # Matrix units of 256 x 256 finish a product in a quarter of the time, so the
+  # exponentials are the bottleneck: larger tiles read each key fewer times,
+  # and sums move to the matrix units.
   "v6e": TileSizes(
     near=(1, 8),
     far=(8, 1),

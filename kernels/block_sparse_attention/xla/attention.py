@@ -128,6 +128,8 @@ def attention(
 
 
 def _choose(shape: tuple[int, ...], mask: mask_lib.Mask) -> Path:
+  # Both bounds: short sequences, but not of so many heads that their scores,
+  # all alive at once, fill the memory.
   batch, heads, tokens, _ = shape
   num_scores = batch * heads * tokens**2
   if tokens <= _MAX_SMALL_TOKENS and num_scores <= _MAX_SMALL_SCORES:
@@ -174,6 +176,8 @@ def _small_backward(
   query, key, value, output, log_sum_exp = residuals
   output_bar, log_sum_exp_bar = cotangents
   output_bar = _rows(output_bar)
+  # d score = weight * (d weight - offset): the sum that the softmax subtracts,
+  # with the share of the log-sum-exp's own cotangent in the same place.
   offset = (_rows(output) * output_bar).sum(-1) - log_sum_exp_bar.ravel()
   query_bar, key_bar, value_bar = contiguous.differentiate_chunk(
     (_rows(query) * static.scale, log_sum_exp, output_bar, offset),
@@ -207,6 +211,8 @@ def _heads(x: jax.Array) -> jax.Array:
 
 def _small_bias(query: jax.Array, static: _Static) -> np.ndarray:
   """Bias of all scores of a head; no row is all -inf: a block sees itself."""
+  # A constant of the compiled program, at most 512 x 512; the reference's own
+  # mask, so that the smallest path cannot disagree with it.
   seen = reference.token_mask(static.mask, query.shape[2], static.token_order)
   return np.where(seen, 0, -np.inf).astype(np.float32)
 
@@ -226,6 +232,7 @@ def _forward(
   def attend(
     query: jax.Array, key: jax.Array, value: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
+    # S * K factors here instead of S^2 on the scores.
     query, key, value = map(path.enter, (query * static.scale, key, value))
     return tuple(map(path.leave, path.forward(query, key, value)))
 
@@ -252,6 +259,7 @@ def _backward(
     output_bar, log_sum_exp_bar = bars
     offset = (output * output_bar).sum(-1) - log_sum_exp_bar
     args = (query * static.scale, key, value, log_sum_exp, output_bar, offset)
+    # Everything with an axis of tokens changes its order, also the columns.
     bars = map(path.leave, path.backward(*map(path.enter, args)))
     query_bar, key_bar, value_bar = bars
     return query_bar * static.scale, key_bar, value_bar
@@ -271,7 +279,8 @@ def _map_heads(
   """Maps over B and H in float32; small heads are taken several at a time."""
   batch, heads, tokens = arrays[0].shape[:3]
   group = max(1, static.tiles.group_tokens // tokens)
-  # Small heads would be dominated by the overhead of a loop step.
+  # Small heads would be dominated by the overhead of a loop step. Groups are
+  # equal, so that no head that does not exist is computed.
   group = math.gcd(batch * heads, group)
   if group == 1:
     # No axis of length one: XLA would copy all arrays to lay it out.
@@ -295,7 +304,12 @@ class _Layout:
     self._mask = mask = static.mask
     self._tiles = static.tiles
     self._is_contiguous = static.path == "contiguous"
-    # At stride 1 everything sees everything, in any order.
+    # The blocks that a query sees at stride 2^k lie 2^k apart; with the bits of
+    # their index reversed they are one run. At stride 1 everything sees
+    # everything, in any order.
+    #
+    #   natural   0 1 2 3 4 5 6 7     stride 2 sees   0 . 2 . 4 . 6 .
+    #   reversed  0 4 2 6 1 5 3 7     the same        0 4 2 6 . . . .
     reorder = self._is_contiguous and mask.max_stride > 1
     self._reorder = reorder and static.token_order == "natural"
     self._token_order = static.token_order
@@ -311,6 +325,7 @@ class _Layout:
     # Scores and their gradients are alive together: chunks of half the size.
     return self._module.backward(*args, *self._options(2))
 
+  # Both modules have the functions forward and backward, with these options.
   @property
   def _module(self) -> types.ModuleType:
     return contiguous if self._is_contiguous else xla_lists

@@ -65,6 +65,7 @@ def forward(
     scores = _products(_read(query, rows), key[lists])
     scores += bias[:, None, :, None]
     maximum = scores.max((2, 3))  # [R, n]
+    # A list is whole within its step: no running maximum, no rescaling.
     weights = jnp.exp(scores - maximum[:, :, None, None])
     total = weights.sum((2, 3))
     output = jnp.einsum("rqws,rwsk->rqk", weights, value[lists])
@@ -111,6 +112,8 @@ def backward(
     rows, lists, bias = bucket
     query_bar, key_bar, value_bar = bars
     queries, output_bars = _read(query, rows), _read(output_bar, rows)
+    # Copies of the keys, W times as many as there are queries: the price of a
+    # plain program for any mask.
     keys, values = key[lists], value[lists]
     column = lambda x: x[:, :, None, None]
     # A query block that does not exist has zero weights and adds nothing.
@@ -122,6 +125,8 @@ def backward(
     query_share = jnp.einsum("rqws,rwsk->rqk", scores_bar, keys)
     key_share = jnp.einsum("rqws,rqk->rwsk", scores_bar, queries)
     value_share = jnp.einsum("rqws,rqk->rwsk", weights, output_bars)
+    # A query block is in one step alone, so its gradient is written; a key
+    # block is on many lists, also twice where 0 fills one up, so it adds.
     bars = (
       _write(query_bar, rows, query_share),
       key_bar.at[lists].add(key_share),
@@ -168,6 +173,7 @@ def _over_buckets(
   return carry
 
 
+# Every layer, forward and backward, has the same lists: they are sorted once.
 @functools.lru_cache(maxsize=16)
 def _buckets(
   mask: mask_lib.Mask,
@@ -175,7 +181,16 @@ def _buckets(
   rows_a_step: int,
   max_ratio: float,
 ) -> tuple[_Bucket, ...]:
-  """All query blocks, in buckets of lists of similar length."""
+  """All query blocks, in buckets of lists of similar length.
+
+  Lists of five query blocks, taken two a step (x: filled up, masked by bias):
+
+    by length   row 3 | 0 4       bucket 1 | step 1  row 3    0 4
+                row 0 | 0 1 5     bucket 2 | step 1  row 0    0 1 5 x
+                row 4 | 1 4 5              |         row 4    1 4 5 x
+                row 1 | 0 1 2 5            | step 2  row 1    0 1 2 5
+                row 2 | 0 2 3 5            |         row 2    0 2 3 5
+  """
   offsets, indices = mask.block_lists(token_order)
   lengths = np.diff(offsets)
   by_length = np.argsort(lengths, kind="stable")
@@ -184,6 +199,7 @@ def _buckets(
     limit = lengths[by_length[0]] * max_ratio
     count = int((lengths[by_length] <= limit).sum())
     rows, by_length = by_length[:count], by_length[count:]
+    # A bucket smaller than a step would compute rows that do not exist.
     size = min(count, rows_a_step)
     steps = -(-count // size)
     filled = np.arange(lengths[rows].max()) < lengths[rows][:, None]
