@@ -49,6 +49,10 @@ _PLUGINS = (
   ("jax-cuda12-plugin", "cuda12", "NVIDIA GPUs, driver 525 or newer"),
   ("libtpu", "tpu", "Google TPUs"),
 )
+# Two columns: names, and versions.
+_NAME_WIDTH = 2 + max(
+  len(name) for name in (*_REQUIRED, *(row[0] for row in _OPTIONAL + _PLUGINS))
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,14 +73,14 @@ def report() -> Iterator[str]:
   yield f"  installed in {os.path.dirname(sculpt4d_jax.__file__)}"
   yield f"  Python {platform.python_version()}, {platform.platform()}"
   for name in _REQUIRED:
-    yield f"  {name:<18}{_version(name) or 'MISSING'}"
+    yield f"  {name:<{_NAME_WIDTH}}{_version(name) or 'MISSING'}"
   yield ""
   yield "devices"
   yield from _devices()
   yield ""
   yield "optional packages"
   for name, extra, purpose in (*_OPTIONAL, *_PLUGINS):
-    yield f"  {name:<18}{_version(name) or '-':<14}{purpose}" + (
+    yield f"  {name:<{_NAME_WIDTH}}{_version(name) or '-':<14}{purpose}" + (
       "" if _version(name) else f": sculpt4d-jax[{extra}]"
     )
   yield ""
