@@ -35,7 +35,9 @@ class Body(Protocol):
 Family = Callable[[np.random.Generator, Array, Body], None]
 
 
-def _point(phase: Array, x: Array, y: Array, z: Array) -> Array:
+def _point(
+  phase: Array, x: Array | float, y: Array | float, z: Array | float
+) -> Array:
   """A moving point [F, 3] of coordinates that are [F] or numbers."""
   zero = np.zeros_like(phase)
   return np.stack([zero + x, zero + y, zero + z], -1)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
   from array_record.python import array_record_module
 
 RecordError = schema.RecordError
-PathLike = str | os.PathLike
 
 SUFFIX = ".arrayrecord"
 # One entry a chunk: reading an entry then reads no other. `shard_ranges` relies
@@ -43,7 +42,7 @@ Entry = tuple[str, str, int, bytes]  # Clip, kind, part, content.
 
 
 def write_shard(
-  path: PathLike, entries: Iterable[Entry], details: Mapping[str, Any]
+  path: paths.PathLike, entries: Iterable[Entry], details: Mapping[str, Any]
 ) -> int:
   """Writes a shard.
 
