@@ -3,18 +3,23 @@
 The base colour factor, the texture at the vertex and the vertex colour are
 multiplied, and emission is added; the result is the colour under white light,
 in sRGB. Older materials have a diffuse colour instead of the base colour
-(KHR_materials_pbrSpecularGlossiness). If a picture cannot be read, only the
-factor is used: missing colours are no reason to reject an asset.
+(KHR_materials_pbrSpecularGlossiness). Pictures, texture coordinates and vertex
+colours that cannot be read are left out with a warning: missing colours are no
+reason to reject an asset. A malformed material is an error, like the rest of
+the JSON.
 
 Source: Khronos glTF 2.0 specification, sections 3.8 and 3.9; the extensions
 KHR_materials_pbrSpecularGlossiness, KHR_materials_emissive_strength,
 KHR_texture_transform, EXT_texture_webp.
 """
 
+from collections.abc import Iterator, Sequence
+import contextlib
 import io
 from typing import Any
 import warnings
 
+from absl import logging
 import numpy as np
 from PIL import Image
 
@@ -27,38 +32,68 @@ AssetError = asset_files.AssetError
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _CLAMPED, _MIRRORED = 33071, 33648  # Wrapping modes; others repeat.
 _OLD_MATERIAL = "KHR_materials_pbrSpecularGlossiness"
+_STRONGEST = 1e6  # Emission; 255 levels show no difference above it.
+# A linear colour [3], and the JSON of the texture that it is multiplied by.
+_Light = tuple[np.ndarray, dict[str, Any]]
 
 
 def vertex_colours(
   asset: gltf_container.GltfFile, primitive: gltf_mesh.Primitive
 ) -> np.ndarray:
-  """RGB in sRGB, uint8 [V, 3]; white if there are no colours."""
-  count = primitive.num_vertices
-  colours, emitted = np.ones((count, 3)), np.zeros(3)
-  attributes = gltf_container.table(primitive.description, "attributes")
-  try:
-    if "material" in primitive.description:
-      material = asset.item("materials", primitive.description["material"])
-      colours = colours * _base(asset, material, attributes, count)
-      emitted = _emitted(asset, material, attributes, count)
+  """RGB in sRGB, uint8 [V, 3]; white if there are no colours.
+
+  Raises:
+    AssetError: The primitive's material is malformed.
+  """
+  count, description = primitive.num_vertices, primitive.description
+  attributes = gltf_container.table(description, "attributes")
+  base: _Light = np.ones(3), {}
+  emitted: _Light = np.zeros(3), {}
+  if "material" in description:
+    number = description["material"]
+    material = asset.item("materials", number)
+    base = _base(material, f"material {number}")
+    emitted = _emitted(material, f"material {number}")
+
+  def textured(light: _Light) -> np.ndarray:
+    factor, texture = light
+    with _left_out_with_a_warning(asset, "a texture"):
+      return factor * _texture(asset, texture, attributes, count)
+    return factor
+
+  colours = np.ones((count, 3)) * textured(base)
+  with _left_out_with_a_warning(asset, "the vertices' colour"):
     if "COLOR_0" in attributes:
       values = asset.accessor(attributes["COLOR_0"], ("VEC3", "VEC4"))
-      if len(values) == count:
-        colours = colours * np.clip(values[:, :3].astype(np.float64), 0, 1)
-  except (AssetError, TypeError, ValueError):
-    pass
-  colours = colours + emitted
+      if len(values) != count:
+        raise AssetError(f"there are {len(values):,} of {count:,} vertices.")
+      colours = colours * np.clip(values[:, :3].astype(np.float64), 0, 1)
+  if emitted[0].any():
+    colours = colours + textured(emitted)
   colours = np.where(np.isfinite(colours), colours, 1.0)
   return np.round(255 * _to_srgb(colours)).astype(np.uint8)
 
 
-def _base(
-  asset: gltf_container.GltfFile,
-  material: dict[str, Any],
-  attributes: dict[str, Any],
-  count: int,
-) -> np.ndarray:
-  """Linear base colours [V, 3] or [3]."""
+@contextlib.contextmanager
+def _left_out_with_a_warning(
+  asset: gltf_container.GltfFile, what: str
+) -> Iterator[None]:
+  """Ends a block at an error that a malformed file causes, with a warning."""
+  try:
+    yield
+  except (
+    AssetError,
+    ArithmeticError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+  ) as error:
+    logging.warning("%s: %s is left out: %s", asset.path.name, what, error)
+
+
+def _base(material: dict[str, Any], owner: str) -> _Light:
+  """Linear base colour [3] of a material, and the texture to multiply."""
   extensions = gltf_container.table(material, "extensions")
   if _OLD_MATERIAL in extensions:
     surface = gltf_container.table(extensions, _OLD_MATERIAL)
@@ -66,29 +101,48 @@ def _base(
   else:
     surface = gltf_container.table(material, "pbrMetallicRoughness")
     names = "baseColorFactor", "baseColorTexture"
-  factor = np.asarray(surface.get(names[0], [1, 1, 1, 1]), np.float64)[:3]
-  factor = np.clip(factor, 0, 1)
-  return factor * _texture(
-    asset, gltf_container.table(surface, names[1]), attributes, count
+  return (
+    _factor(surface, names[0], owner, (1, 1, 1, 1)),
+    gltf_container.table(surface, names[1]),
   )
 
 
-def _emitted(
-  asset: gltf_container.GltfFile,
-  material: dict[str, Any],
-  attributes: dict[str, Any],
-  count: int,
-) -> np.ndarray:
-  """Linear light that a material emits, [V, 3] or [3]."""
-  factor = np.asarray(material.get("emissiveFactor", [0, 0, 0]), np.float64)
+def _emitted(material: dict[str, Any], owner: str) -> _Light:
+  """Linear light [3] that a material emits, and the texture to multiply."""
   extensions = gltf_container.table(material, "extensions")
   strong = gltf_container.table(extensions, "KHR_materials_emissive_strength")
-  factor = np.clip(factor[:3], 0, 1) * strong.get("emissiveStrength", 1.0)
-  if not (np.isfinite(factor).all() and factor.any()):
-    return np.zeros(3)
-  return factor * _texture(
-    asset, gltf_container.table(material, "emissiveTexture"), attributes, count
+  strength = strong.get("emissiveStrength", 1.0)
+  if not _is_number(strength):
+    raise AssetError(
+      f"{owner}: emissiveStrength is {str(strength)[:24]!r}, not a number."
+    )
+  return (
+    _factor(material, "emissiveFactor", owner, (0, 0, 0))
+    * float(min(max(strength, 0), _STRONGEST)),
+    gltf_container.table(material, "emissiveTexture"),
   )
+
+
+def _factor(
+  parent: dict[str, Any], name: str, owner: str, default: Sequence[float]
+) -> np.ndarray:
+  """Red, green and blue of a factor, each from 0 to 1, float64 [3]."""
+  value = parent.get(name, default)
+  if (
+    not isinstance(value, list | tuple)
+    or len(value) not in (3, 4)
+    or not all(map(_is_number, value))
+  ):
+    raise AssetError(
+      f"{owner}: {name} is {str(value)[:40]}, expected {len(default)} numbers"
+      " from 0 to 1."
+    )
+  return np.array([min(max(x, 0.0), 1.0) for x in value[:3]], np.float64)
+
+
+def _is_number(value: Any) -> bool:
+  """Whether a JSON value is a number."""
+  return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _texture(

@@ -103,6 +103,7 @@ class GltfFile:
   """A glTF asset whose arrays can be read.
 
   Attributes:
+    path: Path of the file.
     document: The JSON.
     limits: Largest sizes that were allowed.
     budget: Decoded sizes so far.
@@ -122,7 +123,7 @@ class GltfFile:
     Raises:
       AssetError: It is not a glTF 2.0 file that can be read.
     """
-    self._folder = pathlib.Path(path).parent
+    self.path = pathlib.Path(path)
     self.limits = limits
     self.budget = asset_files.Budget(limits.decoded_bytes)
     content = asset_files.read_file(path, limits.file_bytes)
@@ -327,7 +328,7 @@ class GltfFile:
     if not isinstance(uri, str):
       raise AssetError(f"{name} has no URI.")
     if not uri.startswith("data:"):
-      path = asset_files.path_inside(self._folder, uri)
+      path = asset_files.path_inside(self.path.parent, uri)
       content = asset_files.read_file(path, self.limits.file_bytes)
       self.budget.take(len(content), name)
       return content
