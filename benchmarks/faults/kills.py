@@ -1,22 +1,35 @@
-r"""Kills the sampler at random times and checks the remaining files.
+r"""Kills programs at random times and checks the remaining files.
 
   python -m benchmarks.faults.kills --signal=SIGKILL --count=200
   python -m benchmarks.faults.kills --signal=SIGINT --count=200
+  python -m benchmarks.faults.kills --what=registration --count=50
   python -m benchmarks.faults.kills --what=writer --count=200
 
-`--what=writer` repeatedly kills a process that only writes results, because a
-sampler moves files only during a thousandth of its run. All runs write to one
-folder, so that each run also handles the remains of the previous one. After
-every run the results must be those of a single run: run.json has the number of
-frames, and the other files are compared with those of a complete run. A folder
-without run.json was killed while files moved; the next run completes it; these
-cases are counted. After a SIGINT the exit code must be 130 (0 if the run had
-ended), with one line and no traceback. A final complete run must leave nothing
-except its results.
+`sampler` and `registration` are the programs `launch.sample` and
+`launch.register` on their smallest inputs. Two of three signals are sent at a
+time drawn uniformly from the length of a run, of which the imports take the
+greater part; the third is drawn from the short time in which results are
+written, counted from the moment at which the run's temporary folder appears.
+`writer` is a process that only writes results, again and again, because files
+move during a thousandth of a run.
+
+All runs write to one folder, alternately results of two and of three frames, so
+that each run also handles the remains of the previous one. After every run the
+results must be those of a single run: the record (run.json or
+registration.json) has the number of frames, and the other files are compared
+with those of a complete run. A folder without record was killed while files
+moved; the next run completes it; these cases are counted. After a SIGINT the
+exit code must be 130 (0 if the run had ended), with one line and no traceback,
+within 20 s, and nothing hidden may be left. No process may outlive its program.
+A final complete run must leave nothing except its results.
 """
 
+import collections
+from collections.abc import Callable
+import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import random
 import re
@@ -30,17 +43,24 @@ from absl import app
 from absl import flags
 
 _SIGNAL = flags.DEFINE_enum(
-  "signal", "SIGKILL", ["SIGKILL", "SIGINT"], "Which."
+  "signal", "SIGKILL", ["SIGKILL", "SIGINT"], "Signal that is sent."
 )
-_COUNT = flags.DEFINE_integer("count", 200, "Runs that are killed.")
+_COUNT = flags.DEFINE_integer("count", 200, "Number of killed runs.")
 _WHAT = flags.DEFINE_enum(
-  "what", "sampler", ["sampler", "writer"], "Which program is killed."
+  "what", "sampler", ["sampler", "registration", "writer"], "Killed program."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the times.")
+_SECONDS = flags.DEFINE_float(
+  "seconds", None, "Time after which no further run is started."
+)
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _LIMIT = 20.0  # Seconds from SIGINT to the end.
 _FRAMES = (2, 3)  # Alternating, so that mixed results would be noticed.
+_RECORDS = ("run.json", "registration.json")
+_STEP = 0.002  # Between two looks at the folder (s).
+# What may stay in the folder: the list of files, for the next run.
+_LIST = ".sculpt4d-files"
 
 _WRITER = """
 import json, sys
@@ -56,66 +76,201 @@ for _ in range(1 if "whole" in folder else 30):
     (staging / "run.json").write_text(json.dumps(record))
 """
 
+# The command of a run: from output folder and number of frames.
+Command = Callable[[pathlib.Path, int], list[str]]
 
-def _heed_interrupts() -> None:
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+  """Duration of a complete run.
+
+  Attributes:
+    all: From start to end (s).
+    writing: From the appearance of its temporary folder to the end (s).
+  """
+
+  all: float
+  writing: float
 
 
-def _start(folder: pathlib.Path, kind: int) -> subprocess.Popen:
-  command = [
+def sampler(folder: pathlib.Path, frames: int) -> list[str]:
+  """The command of the smallest sample."""
+  return [
     sys.executable,
     "-m",
     "launch.sample",
     "--config=configs/tiny.py",
     "--input=demo/clip.mp4",
     f"--output={folder}",
-    f"--config.sampling.num_frames={_FRAMES[kind]}",
-    "--config.sampling.num_steps=8",
+    f"--config.sampling.num_frames={frames}",
+    "--config.sampling.num_steps=4",
     "--config.surface.resolution=24",
   ]
-  if _WHAT.value == "writer":
-    command = [sys.executable, "-c", _WRITER, str(folder), str(_FRAMES[kind])]
+
+
+def writer(folder: pathlib.Path, frames: int) -> list[str]:
+  """The command of a process that only writes results."""
+  return [sys.executable, "-c", _WRITER, str(folder), str(frames)]
+
+
+def registration(inputs: pathlib.Path) -> Command:
+  """The command of a registration of samples, which are made first."""
+  for frames in _FRAMES:
+    subprocess.run(
+      sampler(inputs / str(frames), frames),
+      cwd=_ROOT,
+      check=True,
+      capture_output=True,
+    )
+
+  def command(folder: pathlib.Path, frames: int) -> list[str]:
+    return [
+      sys.executable,
+      "-m",
+      "launch.register",
+      f"--input={inputs / str(frames)}",
+      f"--output={folder}",
+      "--max_faces=300",
+    ]
+
+  return command
+
+
+def _heed_interrupts() -> None:
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _start(command: list[str], temporary: pathlib.Path) -> subprocess.Popen:
+  """Starts a program in a group of processes, with a folder for its files."""
+  temporary.mkdir(exist_ok=True)
   return subprocess.Popen(
     command,
     cwd=_ROOT,
+    env=os.environ | {"TMPDIR": str(temporary)},
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
+    start_new_session=True,
     preexec_fn=_heed_interrupts,
   )
 
 
-def _hashes(folder: pathlib.Path) -> dict[str, str]:
+def _is_writing(folder: pathlib.Path, before: set[str]) -> bool:
+  """Whether a temporary folder has appeared that was not among `before`."""
+  return bool(hidden(folder) - before - {_LIST})
+
+
+def hidden(folder: pathlib.Path) -> set[str]:
+  """Names of hidden files and folders."""
+  return {path.name for path in folder.glob(".*")}
+
+
+def whole_run(
+  command: list[str], folder: pathlib.Path, temporary: pathlib.Path
+) -> Length:
+  """Runs a program to its end; returns how long it took.
+
+  Raises:
+    UsageError: It fails by itself.
+  """
+  start = time.monotonic()
+  before = hidden(folder)
+  process = _start(command, temporary)
+  writing = None
+  while process.poll() is None:
+    if writing is None and _is_writing(folder, before):
+      writing = time.monotonic()
+    time.sleep(_STEP)
+  _, text = process.communicate()
+  end = time.monotonic()
+  if process.returncode:
+    raise app.UsageError(f"The program fails by itself: {text}")
+  return Length(end - start, end - (writing or end))
+
+
+def hashes(folder: pathlib.Path) -> dict[str, str]:
   """Hashes of the results that do not depend on the time of day."""
   names = [path.name for path in folder.iterdir() if path.name[0] != "."]
   return {
     name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
     for name in sorted(names)
-    if name != "run.json"
+    if name not in _RECORDS
   }
 
 
-def _state(folder: pathlib.Path, whole: list[dict[str, str]]) -> str:
-  """State of a folder: "nothing", "one run", or a description of the fault."""
-  shown = [p for p in folder.glob("*") if p.name[0] != "."]
-  if not shown:
+def state(folder: pathlib.Path, whole: dict[int, dict[str, str]]) -> str:
+  """State of a folder: "nothing", "one run", or a description of the fault.
+
+  Args:
+    folder: Output folder; may be missing.
+    whole: Hashes of a complete run's files, by number of frames.
+  """
+  if not any(path.name[0] != "." for path in folder.glob("*")):
     return "nothing"
+  records = [folder / name for name in _RECORDS if (folder / name).exists()]
+  if not records:
+    return "no record: killed while files moved"
   try:
-    record = json.loads((folder / "run.json").read_bytes())
-  except FileNotFoundError:
-    return "no run.json: killed while files moved"
-  except (OSError, ValueError) as error:
-    return f"no whole run.json ({error})"
-  kind = _FRAMES.index(record["input"]["frames"])
-  return "one run" if _hashes(folder) == whole[kind] else "files of two runs"
+    frames = json.loads(records[0].read_bytes())["input"]["frames"]
+  except (LookupError, OSError, TypeError, ValueError) as error:
+    return f"no whole record ({error})"
+  return "one run" if hashes(folder) == whole[frames] else "files of two runs"
+
+
+def judge_end(code: int, text: str, name: str) -> str:
+  """The fault of a program that got SIGINT, or "".
+
+  Args:
+    code: Its exit code.
+    text: What it wrote to stderr.
+    name: Name of the program in its messages.
+  """
+  if code == 0:
+    return ""  # It had ended.
+  if code == -signal.SIGINT and not ("launch" in text or "sculpt4d" in text):
+    return ""  # Python had not started: none of our code could answer.
+  if "Traceback" in text:
+    return "a traceback"
+  if code != 130:
+    return f"exit code {code}"
+  lines = re.findall(rf"^{name}: .*$", text, re.MULTILINE)
+  return "" if lines == [f"{name}: Interrupted."] else f"lines {lines}"
+
+
+def _wait(
+  process: subprocess.Popen, folder: pathlib.Path, delay: float, at_end: bool
+) -> None:
+  """Waits for the time of the signal: from the start, or from writing."""
+  start, before = time.monotonic(), hidden(folder)
+  if at_end:
+    while process.poll() is None and not _is_writing(folder, before):
+      time.sleep(_STEP)
+    start = time.monotonic()
+  while process.poll() is None and time.monotonic() - start < delay:
+    time.sleep(_STEP)
+
+
+def _survivors(group: int) -> bool:
+  """Whether a process of a group lives a second after its program."""
+  for _ in range(20):
+    try:
+      os.killpg(group, 0)
+    except ProcessLookupError:
+      return False
+    time.sleep(0.05)
+  return True
 
 
 def _kill_once(
-  folder: pathlib.Path, kind: int, delay: float
-) -> tuple[str, float]:
-  """Starts a run, sends the signal; returns a fault, and seconds to end."""
-  process = _start(folder, kind)
-  time.sleep(delay)
+  command: list[str],
+  folder: pathlib.Path,
+  temporary: pathlib.Path,
+  delay: float,
+  at_end: bool,
+) -> tuple[list[str], float]:
+  """Starts a run, sends the signal; returns faults, and seconds to the end."""
+  process = _start(command, temporary)
+  _wait(process, folder, delay, at_end)
   number = getattr(signal, _SIGNAL.value)
   start = time.monotonic()
   process.send_signal(number)
@@ -124,57 +279,68 @@ def _kill_once(
   except subprocess.TimeoutExpired:
     process.kill()
     process.communicate()
-    return "it did not end", 5 * _LIMIT
+    return ["it did not end"], 5 * _LIMIT
   seconds = time.monotonic() - start
-  if number == signal.SIGKILL or process.returncode == 0:
-    return "", seconds
-  if process.returncode == -signal.SIGINT:
-    return "before Python had started", seconds
-  if "Traceback" in text:
-    return "a traceback", seconds
-  if process.returncode != 130:
-    return f"exit code {process.returncode}", seconds
-  lines = re.findall(r"^sample: .*$", text, re.MULTILINE)
-  if lines != ["sample: Interrupted."]:
-    return f"lines {lines}", seconds
-  return ("", seconds) if seconds < _LIMIT else ("too slow", seconds)
+  faults = ["a process outlived it"] if _survivors(process.pid) else []
+  if number == signal.SIGINT and _WHAT.value != "writer":
+    name = {"sampler": "sample", "registration": "register"}[_WHAT.value]
+    faults.append(judge_end(process.returncode, text, name))
+    if seconds > _LIMIT:
+      faults.append("too slow")
+    if hidden(folder) - {_LIST}:
+      faults.append("hidden files after SIGINT")
+  return faults, seconds
 
 
 def main(argv: list[str]) -> None:
   """Runs the program."""
   del argv
+  began = time.monotonic()
   rng = random.Random(_SEED.value)
   with tempfile.TemporaryDirectory() as name:
     base = pathlib.Path(name)
-    whole, length = [], 0.0
-    for kind in range(len(_FRAMES)):
-      start = time.monotonic()
-      process = _start(base / f"whole{kind}", kind)
-      _, text = process.communicate()
-      if process.returncode:
-        raise app.UsageError(f"The sampler fails by itself: {text}")
-      length = max(length, time.monotonic() - start)
-      whole.append(_hashes(base / f"whole{kind}"))
-    folder = base / "out"
+    temporary, folder = base / "temporary", base / "out"
     folder.mkdir()
-    complaints: dict[str, int] = {}
-    slowest = 0.0
+    command = {"sampler": sampler, "writer": writer}.get(_WHAT.value)
+    command = command or registration(base / "inputs")
+    whole, lengths = {}, []
+    for frames in _FRAMES:
+      made = base / f"whole{frames}"
+      lengths.append(whole_run(command(made, frames), made, temporary))
+      whole[frames] = hashes(made)
+    length = min(lengths, key=lambda each: each.all)
+    if _WHAT.value == "writer":  # Killed runs write thirty times.
+      length = Length(2 * length.all, length.all)
+    faults: collections.Counter[str] = collections.Counter()
+    slowest, num_runs, left_in_tmp = 0.0, 0, set()
     for index in range(_COUNT.value):
-      delay = rng.uniform(0, 1.05 * length)
-      said, seconds = _kill_once(folder, index % 2, delay)
+      if _SECONDS.value and time.monotonic() - began > _SECONDS.value:
+        break
+      at_end = index % 3 == 2
+      span = length.writing if at_end else length.all
+      delay = rng.uniform(0, 1.05 * span)
+      said, seconds = _kill_once(
+        command(folder, _FRAMES[index % 2]), folder, temporary, delay, at_end
+      )
+      num_runs += 1
       slowest = max(slowest, seconds)
-      state = _state(folder, whole)
-      for complaint in (said, "" if state in ("nothing", "one run") else state):
-        if complaint:
-          complaints[complaint] = complaints.get(complaint, 0) + 1
-          print(f"run {index}, after {delay:.2f} s: {complaint}", flush=True)
-    _start(folder, 0).communicate()
-    left = [p.name for p in folder.glob(".*") if p.name != ".sculpt4d-files"]
+      left_in_tmp |= {path.name for path in temporary.iterdir()}
+      found = state(folder, whole)
+      if found not in ("nothing", "one run"):
+        said.append(found)
+      for fault in filter(None, said):
+        faults[fault] += 1
+        phase = "writing" if at_end else "start"
+        print(f"run {index}, {delay:.2f} s after {phase}: {fault}", flush=True)
+    frames = _FRAMES[0]
+    whole_run(command(folder, frames), folder, temporary)
     print(
-      f"{_COUNT.value} times {_SIGNAL.value} within {length:.1f} s:"
-      f" {complaints or 'no complaint'}; slowest end {slowest:.1f} s; left after"
-      f" a whole run: {left or 'nothing'};"
-      f" results of it: {_state(folder, whole)}"
+      f"{num_runs} times {_SIGNAL.value} within {length.all:.1f} s, of which"
+      f" {length.writing:.2f} s write: {dict(faults) or 'no fault'}; slowest"
+      f" end {slowest:.1f} s; left after a whole run:"
+      f" {sorted(hidden(folder) - {_LIST}) or 'nothing'}; in the folder for"
+      f" temporary files: {sorted(left_in_tmp)[:5] or 'nothing'}; results of"
+      f" it: {state(folder, whole)}"
     )
 
 
