@@ -222,7 +222,7 @@ def judge_end(code: int, text: str, name: str) -> str:
 
   Args:
     code: Its exit code.
-    text: What it wrote to stderr.
+    text: Text that it wrote to stderr.
     name: Name of the program in its messages.
   """
   if code == 0:
