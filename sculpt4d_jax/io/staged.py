@@ -38,9 +38,10 @@ def staged_folder(
   """Yields a temporary folder whose files move to `folder` on success.
 
   Write all files of a run there. Either all of them appear in `folder`, or none
-  does and new folders are removed again. A run that is killed while its files
-  move leaves no description (run.json) and is completed by the next run;
-  temporary folders of runs that were killed before are removed.
+  does and new folders are removed again. A run that is interrupted while its
+  files move moves the rest; one that is killed then leaves no description
+  (run.json) and is completed by the next run. Temporary folders of runs that
+  were killed before are removed.
 
   Args:
     folder: The final folder; made, with its parents, if missing. Other files
@@ -79,6 +80,8 @@ def staged_folder(
           # Before the lock is released, or the folder would count as abandoned.
           shutil.rmtree(staging, ignore_errors=True)
     except BaseException as error:
+      if not isinstance(error, Exception):  # Ctrl-C or SIGTERM.
+        _finish_moving(staging, folder, replaces)
       shutil.rmtree(staging, ignore_errors=True)
       if isinstance(error, atomic.OutputError) and error.path.is_relative_to(
         staging
@@ -157,6 +160,18 @@ def _move(
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(staging / name, target)
+
+
+def _finish_moving(
+  staging: pathlib.Path, folder: pathlib.Path, replaces: Sequence[str]
+) -> None:
+  """Moves the remaining files of a run that was interrupted between two."""
+  if not (staging / _WHOLE).exists():
+    return  # None has moved.
+  with folder_lock.hold(folder):
+    # Another run may have taken the folder for abandoned, and completed it.
+    if (staging / _WHOLE).exists():
+      _move(staging, folder, replaces)
 
 
 def _make_room(

@@ -140,6 +140,32 @@ def test_a_killed_move_is_completed_even_if_the_next_run_fails(tmp_path, when):
   assert {(tmp_path / n).read_text() for n in shown(tmp_path)} == {"killed"}
 
 
+@pytest.mark.parametrize("when", range(8))
+def test_an_interrupted_move_is_completed_or_not_begun(
+  tmp_path, monkeypatch, when
+):
+  write(tmp_path, "old", 2)
+  replace, calls = os.replace, []
+
+  def interrupted(source, target):
+    calls.append(target)
+    if len(calls) == when + 1:
+      raise KeyboardInterrupt
+    replace(source, target)
+
+  monkeypatch.setattr(os, "replace", interrupted)
+  try:
+    write(tmp_path, "new", 4)
+  except KeyboardInterrupt:
+    pass
+  files = shown(tmp_path)
+  contents = [(tmp_path / name).read_text() for name in files]
+  assert contents in (["old"] * 2, ["new"] * 4)
+  assert (contents[0] == "old") == (when == 0)
+  hidden = [name for name in os.listdir(tmp_path) if name[0] == "."]
+  assert hidden == [staged.LIST]
+
+
 def test_folders_of_runs_that_are_alive_stay(tmp_path):
   with staged.staged_folder(tmp_path, replaces=["*.ply"]) as first:
     (first / "frame_0000.ply").write_text("first")
