@@ -45,7 +45,6 @@ _DATA = flags.DEFINE_list(
   "data", [], "Data sets of launch.prepare_data; none: procedural clips alone."
 )
 _NUM_CLIPS = flags.DEFINE_integer("num_clips", 12, "Clips of each kind.")
-_NUM_FRAMES = flags.DEFINE_integer("num_frames", 8, "Frames of each clip.")
 _FIRST = flags.DEFINE_integer(
   "first", 40, "Seed of the first procedural clip; 0 to 63 are held out."
 )
@@ -78,9 +77,10 @@ def main(unused_argv: Sequence[str]) -> None:
   log = run_log.RunLog()
   folder = model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
   model = model_lib.Sculpt4D.load(preset.model, folder)
-  settings = dataclasses.replace(preset.sampling, num_frames=_NUM_FRAMES.value)
+  frames = preset.data.num_frames
+  settings = dataclasses.replace(preset.sampling, num_frames=frames)
   print(
-    f"| clips of {_NUM_FRAMES.value} frames | clips | round trip | sampled |"
+    f"| clips of {frames} frames | clips | round trip | sampled |"
     " other pictures |\n|---|---|---|---|---|"
   )
   for title, clips in _kinds(preset):
@@ -96,9 +96,10 @@ def _kinds(preset: preset_lib.Preset) -> Iterator[tuple[str, list[Clip]]]:
 
 def _procedural(preset: preset_lib.Preset) -> list[Clip]:
   """Held-out clips, compared at the centres of a grid's cells."""
+  frames = preset.data.num_frames
   clips = []
   for seed in range(_FIRST.value, _FIRST.value + _NUM_CLIPS.value):
-    clip = solids.make_clip(seed, _NUM_FRAMES.value)
+    clip = solids.make_clip(seed, frames)
     record = clip_records.make_record(clip, preset.data.sizes)
     truth = field_scores.true_fields(clip)
     at = field_scores.points()
@@ -116,8 +117,9 @@ def _procedural(preset: preset_lib.Preset) -> list[Clip]:
 
 def _records(preset: preset_lib.Preset, split: str) -> list[Clip]:
   """Clips of records, compared at their samples in the cube."""
+  # All frames: pictures are cut around the whole clip, which fills the cube.
   example = record_batches.as_they_are(
-    preset.records.example, _NUM_FRAMES.value
+    preset.records.example, preset.data.num_frames
   )
   example = dataclasses.replace(
     example,
