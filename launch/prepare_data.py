@@ -30,6 +30,7 @@ import dataclasses
 import os
 import shlex
 import sys
+from typing import Any
 
 from absl import flags
 from absl import logging
@@ -195,6 +196,10 @@ def _settings() -> prepare.PreparationSettings:
   )
 
 
+# Assets that are named in the log; the summary has all.
+_NUM_NAMED = 10
+
+
 def main(argv: Sequence[str]):
   """Runs the program."""
   del argv
@@ -243,7 +248,29 @@ def main(argv: Sequence[str]):
       " few assets, raise --test_fraction (now %g).",
       _TEST_FRACTION.value,
     )
+  _report_refusals(dataset_index.read_verdicts(folder), page)
   logging.info("Open %s.", page)
+
+
+def _report_refusals(verdicts: Sequence[dict[str, Any]], page: Any) -> None:
+  """Names assets that could not be used.
+
+  Raises:
+    UserError: No clip could be used.
+  """
+  refused = [v for v in verdicts if v["error"]]
+  rejected = [c for v in verdicts for c in v["clips"] if not c["accepted"]]
+  is_empty = not any(c["accepted"] for v in verdicts for c in v["clips"])
+  for verdict in refused[:_NUM_NAMED]:
+    logging.warning("%s: %s", verdict["asset_name"], verdict["error"])
+  if len(refused) > _NUM_NAMED:
+    logging.warning("and %d more assets.", len(refused) - _NUM_NAMED)
+  if verdicts and is_empty:
+    raise UserError(
+      f"No clip can be used: of the assets {len(refused)} could not be read,"
+      f" and of the clips {len(rejected)} did not pass the checks. {page} gives"
+      " the reasons."
+    )
 
 
 def _command() -> str:

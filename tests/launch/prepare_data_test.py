@@ -102,3 +102,21 @@ def test_a_folder_without_records_is_one_message(tmp_path):
   result = program("benchmarks.consistency", f"--data={tmp_path}")
   assert result.returncode == 2
   assert "docs/data.md" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_damaged_assets_alone_are_an_error_that_names_each(tmp_path):
+  assets = tmp_path / "assets"
+  assets.mkdir()
+  (assets / "broken.glb").write_bytes(b"glTF\x02\x00")
+  result = program(
+    "prepare_data",
+    f"--assets={assets}",
+    "--config=configs/tiny.py",
+    f"--output={tmp_path / 'data'}",
+  )
+  assert result.returncode == 2
+  assert "broken.glb: the GLB ends within its header." in result.stderr
+  assert (
+    "No clip can be used: of the assets 1 could not be read" in result.stderr
+  )
+  assert "Traceback" not in result.stderr
