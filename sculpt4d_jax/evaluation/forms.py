@@ -90,7 +90,7 @@ def forms_of(made: register_run.Made) -> list[Form]:
       registering.shown_frames(registered),
       made.parts,
       registered.mesh,
-      len(registered.segments),
+      registered.num_topologies,
     ),
     Form(
       GRAPH,

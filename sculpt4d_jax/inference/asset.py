@@ -19,6 +19,7 @@ import numpy as np
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import bone_tree
 from sculpt4d_jax.geometry import deforming_mesh
+from sculpt4d_jax.geometry import merged_parts
 from sculpt4d_jax.geometry import skinning
 from sculpt4d_jax.geometry import textured_mesh
 from sculpt4d_jax.geometry.registration import result
@@ -34,7 +35,6 @@ from sculpt4d_jax.io.meshes import textured_glb
 from sculpt4d_jax.io.meshes import textured_usd
 from sculpt4d_jax.io.video import writer
 from sculpt4d_jax.io.viewer import asset_layers
-from sculpt4d_jax.io.viewer import page
 from sculpt4d_jax.rendering import camera_fit
 
 Registered = result.Registered
@@ -121,6 +121,7 @@ def make_asset(
   *,
   fps: float,
   times: Sequence[float] | None = None,
+  ground: np.ndarray | None = None,
   errors: np.ndarray | None = None,
   title: str = "Sculpt4D",
   details: dict[str, Any] | None = None,
@@ -142,6 +143,8 @@ def make_asset(
     folder: Output folder; made if missing.
     fps: Frames a second.
     times: Start of each frame, seconds, if frames are of unequal length.
+    ground: Colour of the video's background, [F, 3], 0 to 255; None if unknown.
+      Background that is inside the masks then colours nothing.
     errors: Distances of the mesh's vertices to the frames' own meshes, as
       shares of the size, [F, V]; shown by the viewer as a heat map.
     title: Title of the viewer's page.
@@ -182,7 +185,7 @@ def make_asset(
   with log.stage("bake the texture"):
     video = None
     if camera is not None and options.texture != "none" and given is None:
-      video = asset_colours.Video(frames, masks, camera)
+      video = asset_colours.Video(frames, masks, camera, ground)
     parts, seen = asset_colours.colour(segments, video, options, rig)
   report = _report(registered, camera, options, seen) | (details or {})
   with log.stage("write the asset"), staged.staged_folder(folder) as staging:
@@ -318,16 +321,16 @@ def _viewer_page(
   times: Sequence[float] | None,
   title: str,
 ) -> str:
-  if len(parts) > 1:
-    meshes = [mesh for part in parts for mesh in part.mesh.frames()]
-    return page.viewer_page(meshes, fps, frames, times=times, title=title)
+  is_one = len(parts) == 1
   return asset_layers.asset_page(
-    parts[0],
+    parts[0] if is_one else merged_parts.merge(parts),
     fps,
     frames,
     rig=rig,
     trajectory=trajectory,
-    errors=errors,
+    errors=errors if is_one else None,
+    # No point belongs to all topologies.
+    has_trails=is_one,
     times=times,
     title=title,
   )

@@ -19,6 +19,7 @@ from sculpt4d_jax.rendering import light_estimate
 from sculpt4d_jax.rendering import outline_warp
 from sculpt4d_jax.rendering import texture_baking
 from sculpt4d_jax.rendering import texture_fill
+from sculpt4d_jax.rendering import trapped_ground
 
 DeformingMesh = deforming_mesh.DeformingMesh
 TexturedMesh = textured_mesh.TexturedMesh
@@ -49,11 +50,22 @@ class Video:
     frames: uint8 [F, h, w, 3].
     masks: uint8 [F, h, w], or float in [0, 1].
     camera: The camera of all frames.
+    ground: Colour of the background before it was cut out, 0 to 255, [F, 3],
+      NaN where it has no single colour; None if unknown.
   """
 
   frames: np.ndarray
   masks: np.ndarray
   camera: camera_fit.FittedCamera
+  ground: np.ndarray | None = None
+
+  def without_trapped_ground(self) -> "Video":
+    """The video with a coverage of 0 where background is inside the mask."""
+    if self.ground is None:
+      return self
+    masks = camera_fit.coverage(self.masks)
+    masks = trapped_ground.trusted(self.frames, masks, self.ground)
+    return dataclasses.replace(self, masks=masks, ground=None)
 
 
 def colour(
@@ -86,28 +98,34 @@ def colour(
       "Colours go to the vertices: xatlas is missing (pip install"
       " 'sculpt4d-jax[texture]')."
     )
-  parts, facts = [], []
-  for segment in segments:
-    weights = None if rig is None else rig.skin.weights
-    part, fact = _colour_segment(
-      segment, video, options, weights, has_atlas, is_lit
+  video = video.without_trapped_ground()
+  parts, facts = {}, []
+  weights = None if rig is None else rig.skin.weights
+  # Runs of the same topology share their colours.
+  for group in result.groups_of(segments):
+    runs = [segments[index] for index in group]
+    coloured, fact = _colour_runs(
+      runs, video, options, weights, has_atlas, is_lit
     )
-    parts.append(part)
+    parts |= dict(zip(group, coloured))
     facts.append(fact)
   kind = "texture" if has_atlas else "vertex colours"
-  return tuple(parts), {"kind": kind, "runs": facts}
+  ordered = tuple(parts[index] for index in range(len(segments)))
+  return ordered, {"kind": kind, "runs": facts}
 
 
-def _colour_segment(
-  segment: result.Segment,
+def _colour_runs(
+  runs: Sequence[result.Segment],
   video: Video,
   options: Options,
   skin_weights: np.ndarray | None,
   has_atlas: bool,
   is_lit: bool,
-) -> tuple[TexturedMesh, dict[str, Any]]:
-  mesh = segment.mesh
-  clip = _footage(segment, video)
+) -> tuple[list[TexturedMesh], dict[str, Any]]:
+  """Colours runs of one topology alike, from the frames of all of them."""
+  vertices = np.concatenate([run.mesh.vertices for run in runs])
+  mesh = dataclasses.replace(runs[0].mesh, vertices=vertices)
+  clip = _footage(runs, mesh, video)
   filmed_light = None
   if is_lit or options.texture == "all":
     light = light_estimate.estimate(clip, options.texture)
@@ -119,20 +137,27 @@ def _colour_segment(
   seen = texture_baking.bake(clip, points, options.texture, filmed_light)
   colours, facts = fill_unseen(mesh, seen, options.fill, skin_weights)
   if not has_atlas:
-    whole = dataclasses.replace(mesh, colours=_bytes(colours))
-    return (
-      TexturedMesh(whole, is_lit=is_lit, first_frame=segment.first_frame),
-      facts,
-    )
+    painted = [
+      TexturedMesh(
+        dataclasses.replace(run.mesh, colours=_bytes(colours)),
+        is_lit=is_lit,
+        first_frame=run.first_frame,
+      )
+      for run in runs
+    ]
+    return painted, facts
   atlas = uv_atlas.unwrap(mesh.rest_mesh(), options.texture_size)
   covered, texels = uv_atlas.texels(atlas)
   baked = texture_baking.bake(clip, texels, options.texture, filmed_light)
   filled = texels.interpolate(colours, mesh.faces)
   image = paint(covered, baked, filled)
-  part = TexturedMesh(
-    mesh, atlas, image, is_lit=is_lit, first_frame=segment.first_frame
-  )
-  return part, facts
+  painted = [
+    TexturedMesh(
+      run.mesh, atlas, image, is_lit=is_lit, first_frame=run.first_frame
+    )
+    for run in runs
+  ]
+  return painted, facts
 
 
 def paint(
@@ -183,13 +208,16 @@ def _parts(mesh: DeformingMesh) -> np.ndarray | None:
   ).weights
 
 
-def _footage(segment: result.Segment, video: Video) -> texture_baking.Footage:
-  span = slice(segment.first_frame, segment.last_frame + 1)
+def _footage(
+  runs: Sequence[result.Segment], mesh: DeformingMesh, video: Video
+) -> texture_baking.Footage:
+  spans = [np.arange(run.first_frame, run.last_frame + 1) for run in runs]
+  shown = np.concatenate(spans)
   clip = texture_baking.footage(
-    segment.mesh.vertices,
-    segment.mesh.faces,
-    video.frames[span],
-    video.masks[span],
+    mesh.vertices,
+    mesh.faces,
+    video.frames[shown],
+    video.masks[shown],
     video.camera.camera,
   )
   if video.camera.iou >= camera_fit.LOW_IOU:

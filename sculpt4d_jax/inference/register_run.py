@@ -21,6 +21,7 @@ from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.assets import given_asset
 from sculpt4d_jax.io.matting import crop
 from sculpt4d_jax.io.meshes import sequence_input
+from sculpt4d_jax.rendering import trapped_ground
 
 _PICTURE_SIZE = 512  # Pixels a side of the cropped video.
 
@@ -109,11 +110,14 @@ def run(
   with log.stage("read meshes"):
     sequence = sequence_input.read(source)
     given, own_mesh = _read_own(mesh) if mesh else (None, None)
+  # A skeleton needs one topology in all frames.
+  added = {"max_added_topologies": 0} if settings.bones else {}
   registered = registering.register(
     sequence.meshes,
     key=None if key == "auto" else int(key),
     mesh=own_mesh,
     max_faces=max_faces,
+    settings=registering.Settings(**added),
     log=log,
   )
   if given is not None:
@@ -127,7 +131,7 @@ def run(
     files = registering.write(output, registered, sequence, log, given)
     parts = registering.plain_parts(registered)
     return Made(sequence, registered, parts, None, files)
-  frames, masks = _read_video(video, len(sequence.meshes), log)
+  frames, masks, ground = _read_video(video, len(sequence.meshes), log)
   made = asset.make_asset(
     registered,
     frames,
@@ -136,6 +140,7 @@ def run(
     output,
     fps=sequence.fps,
     times=sequence.times,
+    ground=ground,
     errors=_errors(registered, sequence.meshes),
     title=sequence.name,
     details=registering.record(registered, sequence, log),
@@ -185,10 +190,10 @@ def _errors(
 
 def _read_video(
   video: Video | None, num_frames: int, log: run_log.RunLog
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-  """Pictures and masks, one a frame; None without a video."""
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+  """Pictures, masks and the background's colour; None without a video."""
   if video is None:
-    return None, None
+    return None, None, None
   clip = pipeline.read_clip(
     video.path,
     log,
@@ -199,4 +204,9 @@ def _read_video(
     end=video.end,
   )
   cut = crop.crop_clip(clip.foreground.frames, _PICTURE_SIZE)
-  return cut.images, cut.masks
+  ground = None
+  if clip.foreground.method != "alpha":  # No background was filmed.
+    ground = trapped_ground.colour_of(
+      clip.source.frames[..., :3], clip.foreground.frames[..., 3]
+    )
+  return cut.images, cut.masks, ground

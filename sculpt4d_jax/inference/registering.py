@@ -245,7 +245,16 @@ def summary(registered: Registered) -> str:
     if counts[verdict]:
       text += f", {verdict}: {', '.join(map(str, counts[verdict]))}"
   if len(registered.segments) > 1:
-    text += f"; {len(registered.segments)} segments with a topology each"
+    text += (
+      f"; {len(registered.segments)} segments with"
+      f" {registered.num_topologies} topologies"
+    )
+    failed = [
+      report.frame
+      for report in registered.segment_reports
+      if report.verdict == result.Verdict.FAILED
+    ]
+    text += f", failed: {', '.join(map(str, failed)) or 'none'}"
   return text + "."
 
 

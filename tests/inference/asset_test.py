@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import sys
@@ -5,6 +6,7 @@ import sys
 import av
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry.registration import result
@@ -143,6 +145,36 @@ def test_runs_of_other_topology_share_a_file(tmp_path):
   assert asset.SKIN_GLB not in os.listdir(tmp_path)
 
 
+def test_runs_of_one_topology_share_their_texture(tmp_path):
+  pytest.importorskip("xatlas")
+  registered = _registered(4)
+  mesh = registered.mesh
+
+  def run(first, last, faces):
+    part = deforming_mesh.DeformingMesh(mesh.vertices[first : last + 1], faces)
+    return result.Segment(first, last, part)
+
+  segments = (
+    run(0, 1, mesh.faces),
+    run(2, 2, mesh.faces[::-1]),
+    run(3, 3, mesh.faces),
+  )
+  registered = dataclasses.replace(registered, segments=segments)
+  frames, masks = _film(registered)
+  options = _options(usd=False, texture_size=64)
+  made = asset.make_asset(registered, frames, masks, options, tmp_path, fps=FPS)
+  one, other, again = made.parts
+  assert again.image is one.image and again.atlas is one.atlas
+  assert other.image is not one.image
+  glb = (tmp_path / asset.GLB).read_bytes()
+  length = int.from_bytes(glb[12:16], "little")
+  document = json.loads(glb[20 : 20 + length])
+  assert len(document["images"]) == len(document["textures"]) == 2
+  assert len(document["meshes"]) == 3
+  page = (tmp_path / asset.VIEWER).read_text()
+  assert '"texture"' in page  # The page shows the colours of all runs.
+
+
 @pytest.mark.parametrize(
   "options, message",
   [
@@ -178,3 +210,42 @@ def test_a_figure_has_times_by_views():
   # The input's tile is black in its middle, and white next to its picture.
   assert (sheet[gap + 25, gap + 25] == 0).all()
   assert (sheet[gap + 2, gap + 25] == 255).all()
+
+
+def test_no_texel_of_a_seen_face_has_the_colour_of_the_background(tmp_path):
+  """Before a white ground, one bar stands in front of another.
+
+  Where the front bar ends, the picture shows ground in place of the bar behind,
+  as layered pictures and halos do; the cut-out counts it as object.
+  """
+  pytest.importorskip("xatlas")
+  bar, faces, _ = textured_assets.bending_bar(1)
+  behind = 0.9 * bar[0][:, [1, 0, 2]] - [0, 0, 0.8]
+  vertices = np.concatenate([bar[0], behind])
+  faces = np.concatenate([faces, faces[:, ::-1] + len(bar[0])])
+  mesh = deforming_mesh.DeformingMesh(vertices[None], faces)
+  report = result.FrameReport(0, 0, result.Verdict.REGISTERED, 0, 0, 0, 0)
+  registered = result.Registered(
+    mesh, 0, (report,), np.eye(4)[None], result.one_segment(mesh)
+  )
+  is_front = np.arange(len(vertices)) < len(bar[0])
+  colours = np.where(is_front[:, None], [0.8, 0.3, 0.1], [0.1, 0.2, 0.6])
+  both = rasterizer.render_mesh(
+    mesh.frame(0), CAMERA, 192, vertex_colors=colours, shaded=False
+  )
+  picture = rasterizer.composite(both.rgba)
+  front = np.abs(picture.astype(int) - [204, 76, 26]).sum(-1) < 60
+  rim = ndimage.binary_dilation(front, iterations=2) & ~front & both.mask
+  picture[rim] = 0.25 * picture[rim] + 0.75 * 255
+  frames, masks = picture[None], 255 * both.mask[None].astype(np.uint8)
+
+  def nearest_to_white(ground):
+    made = asset.make_asset(
+      registered, frames, masks, _options(), tmp_path, fps=FPS, ground=ground
+    )
+    image = made.parts[0].image.astype(float)
+    own = np.abs(image[..., None, :] - 255 * colours[[0, -1]]).max(-1).min(-1)
+    return (np.abs(image - 255).max(-1) < own).sum()
+
+  assert nearest_to_white(None) > 50
+  assert nearest_to_white(np.full((1, 3), 255.0)) == 0

@@ -87,7 +87,7 @@ class Registered:
     trajectory: Rigid transforms, float64 [F, 4, 4], that fit the rest shape to
       each frame by least squares; the identity in the key frame.
     segments: Runs that cover all frames in order, each with a topology; one run
-      with `mesh` if that is sufficient.
+      with `mesh` if that is sufficient. Several may have the same topology.
     segment_reports: One report a frame of the segments' meshes; those of
       `mesh` by default.
     graph: The deformation graph that moved `mesh` before every vertex was
@@ -134,6 +134,11 @@ class Registered:
       self.mesh, vertices=np.einsum("fyx,fvy->fvx", turn, moved)
     )
 
+  @property
+  def num_topologies(self) -> int:
+    """Number of different meshes among the segments."""
+    return len(groups_of(self.segments))
+
   def frames_with(self, verdict: Verdict) -> list[int]:
     """Numbers of the frames with a verdict."""
     return [r.frame for r in self.reports if r.verdict == verdict]
@@ -142,6 +147,19 @@ class Registered:
 def one_segment(mesh: DeformingMesh) -> tuple[Segment, ...]:
   """The segments of a mesh that shows all frames."""
   return (Segment(0, mesh.num_frames - 1, mesh),)
+
+
+def groups_of(segments: Sequence[Segment]) -> list[list[int]]:
+  """Numbers of the segments by topology, in order of their first frames."""
+  groups: list[list[int]] = []
+  for index, segment in enumerate(segments):
+    for group in groups:
+      if np.array_equal(segments[group[0]].mesh.faces, segment.mesh.faces):
+        group.append(index)
+        break
+    else:
+      groups.append([index])
+  return groups
 
 
 def fit_trajectory(

@@ -4,8 +4,8 @@
 2. bad frames again: from the other side, then through further key frames
 3. fine fit, every vertex free
 4. smoothing over time, along the surface
-5. verdicts; where one topology cannot show parts that split or join,
-   segments with a topology each
+5. verdicts; where one topology cannot show all frames, segments with a topology
+   each
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ from sculpt4d_jax.geometry.registration import frames as frames_lib
 from sculpt4d_jax.geometry.registration import graph_motion
 from sculpt4d_jax.geometry.registration import joining
 from sculpt4d_jax.geometry.registration import result
+from sculpt4d_jax.geometry.registration import segmenting
 from sculpt4d_jax.geometry.registration import settings as settings_lib
 from sculpt4d_jax.geometry.registration import smoothing
 from sculpt4d_jax.geometry.registration import surfaces
@@ -197,52 +198,20 @@ def _with_segments(
   settings: Settings,
   observer: Observer,
 ) -> result.Registered:
-  """Adds a topology for each run of frames with the same number of parts."""
-  runs = runs_of_parts([frames.num_parts(i) for i in range(len(frames))])
-  if len(runs) < 2:
-    return found
-  alone = dataclasses.replace(settings, find_segments=False)
-  segments, reports = [], []
-  for first, last in runs:
-    part = frames.part(first, last)
-    if part.usable():
-      piece = _register(part, alone, None, observer)
-      segments.append(result.Segment(first, last, piece.mesh))
-      reports += [
-        dataclasses.replace(r, frame=r.frame + first, key=r.key + first)
-        for r in piece.reports
-      ]
-    else:
-      kept = found.mesh.vertices[first : last + 1]
-      mesh = dataclasses.replace(found.mesh, vertices=kept)
-      segments.append(result.Segment(first, last, mesh))
-      reports += found.reports[first : last + 1]
-  return dataclasses.replace(
-    found, segments=tuple(segments), segment_reports=tuple(reports)
+  """Adds topologies where one is not sufficient."""
+  alone = dataclasses.replace(settings, max_extra_keys=0)
+
+  def register_part(
+    first: int, last: int, key: int | None
+  ) -> result.Registered:
+    # A given key is there for the frames around it alone.
+    chosen = settings if key is None else alone
+    return _register(frames.part(first, last), chosen, key, observer)
+
+  found = segmenting.by_parts(found, frames, register_part)
+  return segmenting.by_failures(
+    found, frames, register_part, settings.max_added_topologies
   )
-
-
-def runs_of_parts(counts: Sequence[int]) -> list[tuple[int, int]]:
-  """Runs (first, last) of frames with equally many parts.
-
-  A single frame that differs is added to the previous run: it is not worth
-  another topology.
-  """
-  runs: list[list[int]] = []
-  for frame, count in enumerate(counts):
-    if runs and counts[runs[-1][0]] == count:
-      runs[-1][1] = frame
-    else:
-      runs.append([frame, frame])
-  merged: list[list[int]] = []
-  for first, last in runs:
-    single = first == last
-    same = bool(merged) and counts[merged[-1][0]] == counts[first]
-    if merged and (single or same or merged[-1][0] == merged[-1][1]):
-      merged[-1][1] = last
-    else:
-      merged.append([first, last])
-  return [(first, last) for first, last in merged]
 
 
 def _ignore(stage: str) -> None:

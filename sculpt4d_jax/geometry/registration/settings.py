@@ -129,8 +129,9 @@ class Settings:
     max_extra_keys: Further key frames for runs that the first does not reach.
     smoothing_window: Frames in the window of temporal smoothing, odd and at
       least 5; 0: no smoothing.
-    find_segments: Whether runs of frames get separate topologies if parts split
-      or join and one topology is not sufficient.
+    find_segments: Whether runs of frames get separate topologies if one is not
+      sufficient: where parts split or join, and where frames have failed.
+    max_added_topologies: Largest number of topologies for failed runs.
   """
 
   graph: GraphSettings = GraphSettings()
@@ -140,3 +141,4 @@ class Settings:
   max_extra_keys: int = 2
   smoothing_window: int = 5
   find_segments: bool = True
+  max_added_topologies: int = 4

@@ -73,8 +73,9 @@ def write_morph(
   num_frames = _check(path, parts, fps)
   builder = gltf_builder.GltfBuilder()
   animation = Animation(builder, num_frames, fps, times)
+  textures: dict[int, int] = {}
   for index, part in enumerate(parts):
-    node = builder.add("nodes", _morph_node(builder, part, index))
+    node = builder.add("nodes", _morph_node(builder, part, index, textures))
     if part.mesh.num_frames > 1:
       animation.add_morph(node, part)
     if len(parts) > 1:
@@ -133,7 +134,7 @@ def write_skin(
       _exact_sums(weights)[part.vertex_map], target=gltf_builder.VERTICES
     ),
   }
-  _add_mesh(builder, part, attributes, {})
+  _add_mesh(builder, part, attributes, {}, {})
   inverse = np.tile(np.eye(4), (rig.num_bones, 1, 1))
   inverse[:, :3, 3] = -rig.joints
   columns = inverse.swapaxes(1, 2).reshape(-1, 16)
@@ -274,7 +275,10 @@ def continuous_quaternions(rotations: np.ndarray) -> np.ndarray:
 
 
 def _morph_node(
-  builder: gltf_builder.GltfBuilder, part: TexturedMesh, index: int
+  builder: gltf_builder.GltfBuilder,
+  part: TexturedMesh,
+  index: int,
+  textures: dict[int, int],
 ) -> dict[str, Any]:
   frames = part.mesh.vertices
   attributes = _surface(builder, part, frames[0])
@@ -290,7 +294,7 @@ def _morph_node(
       }
       for frame in frames[1:]
     ]
-  mesh = _add_mesh(builder, part, attributes, more)
+  mesh = _add_mesh(builder, part, attributes, more, textures)
   shown = 1 if index == 0 else 0
   node = {"name": f"frames_{part.first_frame:04d}", "mesh": mesh}
   return node if shown else node | {"scale": [0, 0, 0]}
@@ -342,11 +346,13 @@ def _add_mesh(
   part: TexturedMesh,
   attributes: dict[str, int],
   more: dict[str, Any],
+  textures: dict[int, int],
 ) -> int:
+  """Adds a mesh; `textures` has the numbers of pictures, by identity."""
   primitive = {
     "attributes": attributes,
     "indices": builder.add_indices(part.file_faces, len(part.vertex_map)),
-    "material": _material(builder, part),
+    "material": _material(builder, part, textures),
     **more,
   }
   mesh: dict[str, Any] = {"primitives": [primitive]}
@@ -355,11 +361,17 @@ def _add_mesh(
   return builder.add("meshes", mesh)
 
 
-def _material(builder: gltf_builder.GltfBuilder, part: TexturedMesh) -> int:
+def _material(
+  builder: gltf_builder.GltfBuilder,
+  part: TexturedMesh,
+  textures: dict[int, int],
+) -> int:
   surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
   material: dict[str, Any] = {"doubleSided": True}
   if part.image is not None:
-    surface["baseColorTexture"] = {"index": _texture(builder, part.image)}
+    if id(part.image) not in textures:
+      textures[id(part.image)] = _texture(builder, part.image)
+    surface["baseColorTexture"] = {"index": textures[id(part.image)]}
   elif part.mesh.colours is None:
     surface["baseColorFactor"] = _CLAY
   material["pbrMetallicRoughness"] = surface

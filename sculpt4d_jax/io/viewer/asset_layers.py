@@ -33,6 +33,7 @@ def asset_page(
   rig: bone_tree.Rig | None = None,
   trajectory: np.ndarray | None = None,
   errors: np.ndarray | None = None,
+  has_trails: bool = True,
   times: Sequence[float] | None = None,
   title: str = "Sculpt4D",
   details: Mapping[str, Any] | None = None,
@@ -48,6 +49,7 @@ def asset_page(
       rigid [F, 4, 4].
     errors: Distances of the vertices to the frames' own meshes, as shares of
       the size, [F, V], or None for no heat map.
+    has_trails: Whether trails of points can be shown.
     times: Start of each frame, seconds, if frames are of unequal length.
     title: The page's title.
     details: Name -> value, listed next to the asset.
@@ -65,7 +67,8 @@ def asset_page(
     TriangleMesh(vertices[part.vertex_map], part.file_faces)
     for vertices in mesh.vertices
   ]
-  asset: dict[str, Any] = {"isLit": part.is_lit, "trails": _trails(part)}
+  trails = _trails(part) if has_trails else []
+  asset: dict[str, Any] = {"isLit": part.is_lit, "trails": trails}
   if part.image is not None:
     asset |= {
       "texture": page.data_uri(part.image, _MAX_TEXTURE),

@@ -205,18 +205,3 @@ def test_bad_requests_say_what_is_wrong():
   broken = TriangleMesh(cube.vertices * np.nan, cube.faces)
   with pytest.raises(ValueError, match="frame 1 .* not finite"):
     sequence.register([cube, broken], SMALL)
-
-
-@pytest.mark.parametrize(
-  "counts, runs",
-  [
-    ([1, 1, 1], [(0, 2)]),
-    ([1, 1, 2, 2], [(0, 1), (2, 3)]),
-    ([1, 2, 1, 1], [(0, 3)]),
-    ([3, 1, 1, 1], [(0, 3)]),
-    ([1, 1, 2, 1, 1], [(0, 4)]),
-    ([1, 1, 3, 3, 3, 1, 1], [(0, 1), (2, 4), (5, 6)]),
-  ],
-)
-def test_runs_of_parts(counts, runs):
-  assert sequence.runs_of_parts(counts) == runs
