@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
     _OUTPUT.value,
     log,
     max_faces=_MAX_FACES.value,
+    one_topology=True,
     video=register_run.Video(_VIDEO.value) if _VIDEO.value else None,
   )
   if truth is not None and len(truth) != len(made.source.meshes):

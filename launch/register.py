@@ -10,6 +10,7 @@ of every frame; failed frames are named.
 Your own mesh moves instead:       --mesh=my.glb
 A given key frame:                 --key=5
 Fewer faces:                       --max_faces=10000
+One mesh even where it fails:      --one_topology
 Colours from its video:            --video=my.mp4 [--texture=first|all]
                                    [--shading=unlit|lit]
 A skeleton:                        --bones=auto, or a number
@@ -51,6 +52,11 @@ _MESH = flags.DEFINE_string(
 )
 _MAX_FACES = flags.DEFINE_integer(
   "max_faces", None, "Largest number of faces of a frame.", lower_bound=4
+)
+_ONE_TOPOLOGY = flags.DEFINE_bool(
+  "one_topology",
+  False,
+  "Show all frames by one mesh, also those that it cannot show well.",
 )
 _VIDEO = flags.DEFINE_string(
   "video", None, "Video, folder of pictures or picture that was sampled."
@@ -97,6 +103,7 @@ def main(argv: Sequence[str]) -> None:
     key=_KEY.value,
     mesh=_MESH.value,
     max_faces=_MAX_FACES.value,
+    one_topology=_ONE_TOPOLOGY.value,
     video=video,
     bones=_BONES.value,
     texture=_TEXTURE.value,

@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--max_faces", type=int, help="face budget of the frames, at least 4"
   )
   parser.add_argument(
+    "--one_topology",
+    action="store_true",
+    help="show all frames by one mesh, also those that it cannot show well",
+  )
+  parser.add_argument(
     "--video", metavar="CLIP", help="clip that was sampled, for colours"
   )
   parser.add_argument(
@@ -86,6 +91,7 @@ def run(args: argparse.Namespace) -> None:
     key=args.key,
     mesh=args.mesh,
     max_faces=args.max_faces,
+    one_topology=args.one_topology,
     video=video,
     bones=args.bones,
     texture=args.texture,

@@ -77,6 +77,7 @@ def run(
   key: str = "auto",
   mesh: paths.PathLike | None = None,
   max_faces: int | None = None,
+  one_topology: bool = False,
   video: Video | None = None,
   bones: str = "0",
   **options: Any,
@@ -91,6 +92,8 @@ def run(
     mesh: File of a mesh that is registered instead. Its topology is kept; of
       a GLB or glTF file also materials, texture coordinates and skeleton.
     max_faces: Face budget of the frames, at least 4.
+    one_topology: Whether one mesh shows all frames, also those that it cannot
+      show well.
     video: Clip that gives colours; None gives none.
     bones: Number of bones, "auto", or "0" for no skeleton.
     **options: Further fields of `asset.AssetOptions`.
@@ -110,14 +113,15 @@ def run(
   with log.stage("read meshes"):
     sequence = sequence_input.read(source)
     given, own_mesh = _read_own(mesh) if mesh else (None, None)
-  # A skeleton needs one topology in all frames.
-  added = {"max_added_topologies": 0} if settings.bones else {}
+  how = registering.Settings(find_segments=not one_topology)
+  if settings.bones:  # A skeleton needs one topology in all frames.
+    how = dataclasses.replace(how, max_added_topologies=0)
   registered = registering.register(
     sequence.meshes,
     key=None if key == "auto" else int(key),
     mesh=own_mesh,
     max_faces=max_faces,
-    settings=registering.Settings(**added),
+    settings=how,
     log=log,
   )
   if given is not None:
