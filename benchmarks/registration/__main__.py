@@ -6,7 +6,8 @@ r"""Prints the acceptance table of registration, one line per sequence.
 
 Lengths are per cent of the longest side of the box around all frames; seconds
 are CPU seconds a frame. FOLDER holds khronos/Fox.glb and kaykit/*.glb; see the
-README for where anyone gets them. Rows:
+README for where anyone gets them. With --sequences=FOLDER meshed sequences are
+kept there, and a row that was interrupted only registers again. Rows:
 
   quadruped  procedural seed 1012, 10,000 faces
   large      the same with 40,000 faces
@@ -39,11 +40,18 @@ from sculpt4d_jax.geometry.registration import own_mesh
 from sculpt4d_jax.geometry.registration import result
 from sculpt4d_jax.geometry.registration import sequence
 from sculpt4d_jax.inference import given_files
+from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io.assets import animated_assets
 from sculpt4d_jax.io.assets import given_asset
 
 _ROWS = flags.DEFINE_list("rows", ["quadruped"], "Rows of the table.")
 _ASSETS = flags.DEFINE_string("assets", None, "Folder of animated assets.")
+_SEQUENCES = flags.DEFINE_string(
+  "sequences",
+  None,
+  "Folder in which meshed sequences are kept, so that another run need not mesh"
+  " them again.",
+)
 
 _FAMILY_SEEDS = (2000, 2001, 2004, 2005, 2008, 2010, 2011)
 _KAYKIT = ("Barbarian", "Knight", "Rogue", "Rogue_Hooded")
@@ -105,7 +113,7 @@ def _verdicts(found: result.Registered) -> str:
 
 
 def _keys() -> None:
-  tracked = sequences.procedural(1012, 10_000)
+  tracked = _procedural(1012)
   measure(tracked, key=0)
   measure(tracked)
   if _ASSETS.value:
@@ -116,7 +124,7 @@ def _keys() -> None:
 
 def _limb() -> None:
   """Removes everything below a height on one side, from frame 3 on."""
-  tracked = sequences.procedural(1012, 10_000, num_frames=6)
+  tracked = _procedural(1012, num_frames=6)
   meshes = [
     _maimed(mesh) if index >= 3 else mesh
     for index, mesh in enumerate(tracked.meshes)
@@ -135,7 +143,7 @@ def _maimed(mesh: mesh_lib.TriangleMesh) -> mesh_lib.TriangleMesh:
 
 def _families() -> None:
   for seed in _FAMILY_SEEDS:
-    measure(sequences.procedural(seed, 10_000))
+    measure(_procedural(seed))
 
 
 def _assets() -> None:
@@ -151,7 +159,34 @@ def _asset_clips() -> Iterator[tuple[str, str]]:
 
 
 def _asset(name: str, clip: str) -> sequences.TrackedSequence:
-  return sequences.asset(_asset_path(name), clip, 10_000)
+  path = _asset_path(name)
+  return _kept(
+    f"{path.stem}_{clip}", lambda: sequences.asset(path, clip, 10_000)
+  )
+
+
+def _procedural(
+  seed: int, num_faces: int = 10_000, num_frames: int = 16
+) -> sequences.TrackedSequence:
+  return _kept(
+    f"procedural_{seed}_{num_faces}_{num_frames}",
+    lambda: sequences.procedural(seed, num_faces, num_frames=num_frames),
+  )
+
+
+def _kept(
+  name: str, make: Callable[[], sequences.TrackedSequence]
+) -> sequences.TrackedSequence:
+  """A sequence from the folder of --sequences, or made and kept there."""
+  if not _SEQUENCES.value:
+    return make()
+  path = pathlib.Path(_SEQUENCES.value) / f"{name}.npz"
+  if not path.is_file():
+    tracked = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.atomic_write(path) as file:
+      tracked.save(file)
+  return sequences.load(path)
 
 
 def _asset_path(name: str) -> pathlib.Path:
@@ -187,12 +222,12 @@ def _own() -> None:
 
 
 _PRINTERS: dict[str, Callable[[], None]] = {
-  "quadruped": lambda: measure(sequences.procedural(1012, 10_000)),
-  "large": lambda: measure(sequences.procedural(1012, 40_000)),
-  "long": lambda: measure(sequences.procedural(1012, 10_000, num_frames=64)),
+  "quadruped": lambda: measure(_procedural(1012)),
+  "large": lambda: measure(_procedural(1012, 40_000)),
+  "long": lambda: measure(_procedural(1012, num_frames=64)),
   "keys": _keys,
   "limb": _limb,
-  "splitter": lambda: measure(sequences.procedural(1002, 10_000)),
+  "splitter": lambda: measure(_procedural(1002)),
   "families": _families,
   "fox": lambda: measure(_asset("khronos/Fox.glb", "Run")),
   "assets": _assets,

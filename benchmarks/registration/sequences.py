@@ -10,6 +10,7 @@ excluded, because no registration can determine their positions.
 import dataclasses
 import functools
 import pathlib
+from typing import IO
 
 import jax
 import numpy as np
@@ -45,13 +46,13 @@ class TrackedSequence:
   meshes: list[mesh_lib.TriangleMesh]
   truth: np.ndarray
 
-  def save(self, path: pathlib.Path) -> None:
+  def save(self, file: IO[bytes]) -> None:
     """Writes a file that `load` reads."""
     arrays = {}
     for index, mesh in enumerate(self.meshes):
       arrays[f"vertices_{index}"] = mesh.vertices
       arrays[f"faces_{index}"] = mesh.faces
-    np.savez(path, name=self.name, truth=self.truth, **arrays)
+    np.savez(file, name=self.name, truth=self.truth, **arrays)
 
 
 def load(path: pathlib.Path) -> TrackedSequence:
