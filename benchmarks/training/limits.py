@@ -60,7 +60,7 @@ class Clip:
     images: uint8 [F, S, S, 3].
     surface: Rows of the true surface [F, P, 7], uniform ones first.
     num_uniform: Number of uniform rows among them.
-    points: Where the field is compared [F, Q, 3].
+    points: Places at which the field is compared [F, Q, 3].
     inside: Whether those points are inside, bool [F, Q].
   """
 
