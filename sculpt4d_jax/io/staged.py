@@ -210,13 +210,16 @@ def _make_room(
     if name not in every
     and any(fnmatch.fnmatchcase(name, pattern) for pattern in replaces)
   }
-  # Written before the files move, with the existing files: after a kill, the
-  # next run knows both.
-  there = {n: [s for s in listed[n] if s == _state(folder / n)] for n in listed}
-  content = {n: there[n] for n in listed if n not in stale}
-  content |= {n: [state, *there.get(n, [])] for n, state in states.items()}
+  # Written before the files move, with the existing files, those that will be
+  # removed among them: after a kill, the next run knows all.
+  there = {
+    name: [state]
+    for name, known in listed.items()
+    if (state := _state(folder / name)) in known
+  }
+  content = there | {n: [s, *there.get(n, [])] for n, s in states.items()}
   atomic.write_bytes(folder / LIST, json.dumps(content, indent=0).encode())
-  return sorted(name for name in stale if there[name])
+  return sorted(stale.intersection(there))
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:

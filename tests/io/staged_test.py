@@ -91,36 +91,42 @@ def test_a_folder_in_the_way_is_found_before_a_file_moves(tmp_path):
   assert (tmp_path / "frame_0000.ply").read_text() == "old"
 
 
-def run_and_kill(folder, when):
-  """Writes in a process that is killed at one of its calls."""
+def run_and_kill(folder, when, count=4, calls=("replace",)):
+  """Writes in a process that is killed at one of its calls.
+
+  Returns:
+    Whether it made as many calls; else it ended by itself.
+  """
   code = (
     "import os, pathlib, sys\n"
     "from sculpt4d_jax.io import staged\n"
     "left = int(sys.argv[2])\n"
-    "replace = os.replace\n"
-    "def counted(source, target):\n"
-    "  global left\n"
-    "  left -= 1\n"
-    "  if left < 0: os._exit(9)\n"
-    "  replace(source, target)\n"
-    "os.replace = counted\n"
+    "def counted(call):\n"
+    "  def counting(*arguments, **options):\n"
+    "    global left\n"
+    "    left -= 1\n"
+    "    if left < 0: os._exit(9)\n"
+    "    return call(*arguments, **options)\n"
+    "  return counting\n"
+    "for name in sys.argv[4:]: setattr(os, name, counted(getattr(os, name)))\n"
     "with staged.staged_folder(sys.argv[1], replaces=['frame_*.ply']) as s:\n"
-    "  for index in range(4):\n"
+    "  for index in range(int(sys.argv[3])):\n"
     "    (s / f'frame_{index:04d}.ply').write_text('killed')\n"
   )
   root = pathlib.Path(__file__).resolve().parents[2]
   result = subprocess.run(
-    [sys.executable, "-c", code, str(folder), str(when)],
+    [sys.executable, "-c", code, str(folder), str(when), str(count), *calls],
     env={**os.environ, "PYTHONPATH": str(root)},
     check=False,
   )
-  assert result.returncode == 9
+  assert result.returncode in (0, 9)
+  return result.returncode == 9
 
 
 @pytest.mark.parametrize("when", [0, 1, 3])
 def test_the_next_run_clears_up_after_a_killed_one(tmp_path, when):
   write(tmp_path, "old", 2)
-  run_and_kill(tmp_path, when)
+  assert run_and_kill(tmp_path, when)
   (tmp_path / ".partial-0123abcd").mkdir()  # Of a run killed long ago.
   write(tmp_path, "new", 3)
   assert shown(tmp_path) == [f"frame_000{i}.ply" for i in range(3)]
@@ -132,12 +138,30 @@ def test_the_next_run_clears_up_after_a_killed_one(tmp_path, when):
 @pytest.mark.parametrize("when", [3, 4, 5])
 def test_a_killed_move_is_completed_even_if_the_next_run_fails(tmp_path, when):
   write(tmp_path, "old", 2)
-  run_and_kill(tmp_path, when)
+  assert run_and_kill(tmp_path, when)
   with pytest.raises(RuntimeError):
     with staged.staged_folder(tmp_path, replaces=["frame_*.ply"]):
       raise RuntimeError
   assert shown(tmp_path) == [f"frame_000{i}.ply" for i in range(4)]
   assert {(tmp_path / n).read_text() for n in shown(tmp_path)} == {"killed"}
+
+
+def test_a_kill_at_any_call_leaves_no_file_of_another_run(tmp_path):
+  """Of a run that is shorter than the one before it."""
+  for when in range(40):
+    folder = tmp_path / str(when)
+    write(folder, "old", 4)
+    was_killed = run_and_kill(folder, when, 2, ("replace", "unlink", "rmdir"))
+    with pytest.raises(RuntimeError):
+      with staged.staged_folder(folder, replaces=["frame_*.ply"]):
+        raise RuntimeError
+    contents = [(folder / name).read_text() for name in shown(folder)]
+    assert contents in (["old"] * 4, ["killed"] * 2), when
+    hidden = [name for name in os.listdir(folder) if name[0] == "."]
+    assert hidden == [staged.LIST]
+    if not was_killed:
+      break
+  assert not was_killed and when > 8
 
 
 @pytest.mark.parametrize("when", range(8))
