@@ -20,7 +20,6 @@ each other are neighbours; the output undoes it.
 Source: Sculpt4D; Hunyuan3D 2.1 (`HunYuanDiTPlain`).
 """
 
-import functools
 import itertools
 from typing import NamedTuple
 
@@ -33,13 +32,14 @@ from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import attention
+from sculpt4d_jax.models import dit_block
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import dit_inputs
 from sculpt4d_jax.models import layers
+from sculpt4d_jax.models import streaming
 from sculpt4d_jax.models import time_embedding
 from sculpt4d_jax.models import token_layout
 from sculpt4d_jax.models import u_shape
-from sculpt4d_jax.models.moe import layer as moe
 
 Array = array_types.Array
 Float = array_types.Float
@@ -62,131 +62,6 @@ class DiTOutput(NamedTuple):
   velocity: Array
   aux_losses: Array
   router_load: Array
-
-
-class BlockOutput(NamedTuple):
-  """Output [B, F, 1 + N, D]; the router's figures, None without experts."""
-
-  x: Array
-  aux_loss: Array | None
-  router_load: Array | None
-
-
-def temporal_layers(
-  config: DiTConfig, *, rngs: nnx.Rngs
-) -> dict[str, nnx.Module]:
-  """The layers that a 4D block adds to a per-frame block."""
-  dtypes = dict(
-    dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
-  )
-  return dict(
-    norm_temporal=layers.LayerNorm(config.width, **dtypes),
-    temporal_attention=attention.TemporalAttention(
-      config.width,
-      config.num_heads,
-      block_size=config.temporal_block_size,
-      schedule=config.temporal_schedule,
-      anchor_frames=config.temporal_anchor_frames,
-      rope_theta=config.temporal_rope_theta,
-      implementation=config.temporal_implementation,
-      rngs=rngs,
-      **dtypes,
-    ),
-  )
-
-
-class Block(nnx.Module):
-  """One block of the transformer; see the module's docstring."""
-
-  def __init__(self, config: DiTConfig, kind: BlockKind, *, rngs: nnx.Rngs):
-    width = config.width
-    dtypes = dict(
-      dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype)
-    )
-    kwargs = dict(rngs=rngs, **dtypes)
-    spatial = dict(
-      num_heads=config.num_heads,
-      implementation=config.attention_implementation,
-      **kwargs,
-    )
-    if kind.has_skip:
-      self.skip_linear = layers.Linear(
-        2 * width, width, kernel_axes=(None, "embed"), **kwargs
-      )
-      self.skip_norm = layers.LayerNorm(width, **dtypes)
-    self.norm_spatial = layers.LayerNorm(width, **dtypes)
-    self.spatial_attention = attention.SelfAttention(width, **spatial)
-    self.norm_cross = layers.LayerNorm(width, **dtypes)
-    self.cross_attention = attention.CrossAttention(
-      width, context_width=config.context_width, **spatial
-    )
-    if config.temporal_mode != "none":
-      for name, layer in temporal_layers(config, rngs=rngs).items():
-        setattr(self, name, layer)
-    self.norm_mlp = layers.LayerNorm(width, **dtypes)
-    hidden = config.mlp_ratio * width
-    if kind.is_moe:
-      self.moe = moe.MoE(
-        width,
-        hidden,
-        num_experts=config.num_experts,
-        num_chosen=config.num_experts_per_token,
-        aux_loss_weight=config.router_aux_loss_weight,
-        implementation=config.moe_implementation,
-        **kwargs,
-      )
-    else:
-      self.mlp = layers.MLP(width, hidden, **kwargs)
-    self.kind = kind
-
-  def fuse_skip(self, x: Array, skip: Array) -> Array:
-    """Replaces x by a projection of skip and x, both [B, F, 1 + N, D]."""
-    return self.skip_norm(self.skip_linear(jnp.concatenate((skip, x), -1)))
-
-  def __call__(
-    self,
-    x: Float[Array, "B F U D"],
-    context: Float[Array, "B F I W"] | attention.KeyValues,
-    skip: Float[Array, "B F U D"] | None = None,
-    *,
-    temporal_mode: str,
-    token_order: str = "natural",
-    temporal_weight: Float[Array, " B"] | None = None,
-    frames_at_a_time: int = 0,
-  ) -> BlockOutput:
-    """Applies the block to the frames' tokens, each led by a time token.
-
-    `skip` is the output of the matching block before the middle, `token_order`
-    the order of the latent tokens' blocks; for the rest see `DiT.__call__`.
-    """
-    by_frames = functools.partial(token_layout.by_frames, frames_at_a_time)
-    if self.kind.has_skip:
-      x = by_frames(self.fuse_skip, x, skip)
-    x = by_frames(lambda x: x + self.spatial_attention(self.norm_spatial(x)), x)
-    x = by_frames(
-      lambda x, context: x + self.cross_attention(self.norm_cross(x), context),
-      x,
-      context,
-    )
-    if temporal_mode != "none":
-      update = self.temporal_attention(
-        self.norm_temporal(x[:, :, 1:]),
-        mode=temporal_mode,
-        token_order=token_order,
-      )
-      if temporal_weight is not None:
-        weight = temporal_weight.astype(update.dtype)
-        update = update * weight[:, None, None, None]
-      # Adding a padded update fuses; writing a slice of x would copy it.
-      x = x + jnp.pad(update, ((0, 0), (0, 0), (1, 0), (0, 0)))
-    if not self.kind.is_moe:
-      x = by_frames(lambda x: x + self.mlp(self.norm_mlp(x)), x)
-      return BlockOutput(x, None, None)
-    if frames_at_a_time:  # Sampling, which needs no figures.
-      x = by_frames(lambda x: x + self.moe(self.norm_mlp(x)).y, x)
-      return BlockOutput(x, jnp.zeros(()), jnp.zeros(self.moe.num_experts))
-    y, aux_loss, load = self.moe(self.norm_mlp(x))
-    return BlockOutput(x + y, aux_loss, load)
 
 
 class DiT(nnx.Module):
@@ -213,7 +88,9 @@ class DiT(nnx.Module):
     self.stages = nnx.List(
       [
         layers.stack_layers(
-          lambda rngs, kind=stage.kind: Block(config, kind, rngs=rngs),
+          lambda rngs, kind=stage.kind: dit_block.Block(
+            config, kind, rngs=rngs
+          ),
           stage.num_blocks,
           rngs,
         )
@@ -238,6 +115,7 @@ class DiT(nnx.Module):
     step: Float[Array, " B"] | None = None,
     frames_at_a_time: int = 0,
     inference: bool = False,
+    on_host: streaming.OnHost = streaming.NOTHING,
   ) -> DiTOutput:
     """Predicts the velocity.
 
@@ -255,6 +133,8 @@ class DiT(nnx.Module):
         time, to save memory in sampling; 0 takes all. Otherwise the router's
         figures are left out.
       inference: Whether no gradient is needed, which saves memory.
+      on_host: Parts in the host's memory, for inference only. The router's
+        figures are zeros if there are any.
 
     Raises:
       ValueError: Shapes do not match each other or the configuration.
@@ -272,6 +152,7 @@ class DiT(nnx.Module):
       temporal_weight,
       frames_at_a_time,
       inference,
+      on_host,
     )
     velocity = self.final_linear(self.final_norm(x)[:, :, 1:])
     # A bit reversal is its own inverse.
@@ -314,20 +195,24 @@ class DiT(nnx.Module):
     return partitioning.constrain(x, "batch", "frames")
 
   def encode_context(
-    self, context: Float[Array, "B F I W"]
+    self,
+    context: Float[Array, "B F I W"],
+    on_host: streaming.OnHost = streaming.NOTHING,
   ) -> ContextKeyValues:
     """Keys and values of all blocks, computed once for all sampling steps."""
 
     def encode(
-      block: Block, carry: tuple[()], _: None
+      block: dit_block.Block, carry: tuple[()], _: None
     ) -> tuple[tuple[()], attention.KeyValues]:
+      if on_host.layers:
+        block = streaming.module_to_device(block)
       return carry, block.cross_attention.encode_context(context)
 
     return ContextKeyValues(
       tuple(layers.scan_layers(encode, stage, ())[1] for stage in self.stages)
     )
 
-  def block(self, index: int) -> Block:
+  def block(self, index: int) -> dit_block.Block:
     """A single block, for tests and inspection."""
     stage, slot = self.config.locate(index)
     graphdef, params = nnx.split(self.stages[stage])
@@ -342,6 +227,7 @@ class DiT(nnx.Module):
     temporal_weight: Array | None,
     frames_at_a_time: int,
     inference: bool,
+    on_host: streaming.OnHost,
   ) -> tuple[Array, Array, Array]:
     c = self.config
     settings = dict(
@@ -349,6 +235,8 @@ class DiT(nnx.Module):
       token_order=token_order,
       frames_at_a_time=frames_at_a_time,
     )
+    if any(on_host):
+      return self._run_from_host(x, context, temporal_weight, settings, on_host)
     if (
       c.remat_policy == "full"
       and c.scan_unroll == 1
@@ -378,12 +266,12 @@ class DiT(nnx.Module):
         num_taken += stage.num_blocks
 
       def run_block(
-        block: Block,
+        block: dit_block.Block,
         x: Array,
         inputs: tuple[attention.KeyValues | None, Array | None],
         pushes: bool = stage.kind.pushes,
         kept: Array | None = kept,
-      ) -> tuple[Array, BlockOutput]:
+      ) -> tuple[Array, dit_block.BlockOutput]:
         key_values, skip = inputs
         if kept is not None:
           newest = len(kept) - 1
@@ -412,6 +300,34 @@ class DiT(nnx.Module):
       if stage.kind.is_moe:
         figures.append((outputs.aux_loss, outputs.router_load))
     return x, *self._join_figures(figures)
+
+  def _run_from_host(
+    self,
+    x: Array,
+    context: Array | ContextKeyValues,
+    temporal_weight: Array | None,
+    settings: dict[str, str | int],
+    on_host: streaming.OnHost,
+  ) -> tuple[Array, Array, Array]:
+    """Like `_run_stages`, with parts in the host's memory."""
+
+    def apply(
+      block: dit_block.Block,
+      x: Array,
+      context: Array | attention.KeyValues,
+      skip: Array | None,
+    ) -> Array:
+      out = block(x, context, skip, temporal_weight=temporal_weight, **settings)
+      return out.x
+
+    key_values = None
+    if isinstance(context, ContextKeyValues):
+      key_values = context.stages
+    x = streaming.run(
+      self.config.stages, self.stages, x, context, key_values, apply, on_host
+    )
+    num_moe, experts = self.config.num_moe_blocks, self.config.num_experts
+    return x, jnp.zeros(num_moe), jnp.zeros((num_moe, experts))
 
   def _run_u_shape(
     self,

@@ -22,7 +22,7 @@ import numpy as np
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import paths
-from sculpt4d_jax.models import dit as dit_lib
+from sculpt4d_jax.models import dit_block
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.weights import adapters
 from sculpt4d_jax.weights import checkpoint_parts
@@ -417,7 +417,7 @@ def _initial_values(
     prefix = f"stages.{stage}."
     # By block, so that values do not depend on how blocks are stacked.
     key = jax.random.fold_in(jax.random.key(seed), block)
-    layers = dit_lib.temporal_layers(part.config, rngs=nnx.Rngs(key))
+    layers = dit_block.temporal_layers(part.config, rngs=nnx.Rngs(key))
     for name, layer in layers.items():
       for path, value in weight_rules.params_by_path(layer).items():
         full = f"{prefix}{name}.{path}"
