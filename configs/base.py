@@ -382,6 +382,8 @@ def _sampling() -> ml_collections.ConfigDict:
       offload=False,
       frames_at_a_time=0,  # For layers within a frame; 0 takes all.
       weights="stored",  # Or "int8": half the size, with a small error.
+      stream_layers=False,  # Blocks' weights on the host; copied ahead of use.
+      skips_on_host=False,  # Outputs of blocks that later ones take, too.
       memory="as_set",  # "auto" chooses savings by the device's memory.
     )
   )

@@ -54,7 +54,7 @@ from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import batch
 from sculpt4d_jax.inference import cutout_preview
 from sculpt4d_jax.inference import known as known_lib
-from sculpt4d_jax.inference import memory_plan
+from sculpt4d_jax.inference import memory_choice
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import registering
@@ -171,7 +171,7 @@ def main(argv: Sequence[str]):
     _apply_preset(config, _PRESET.value, given)
   preset = preset_lib.from_config(config)
   if _PLAN.value:
-    print(memory_plan.report(preset.model, preset.sampling, preset.surface))
+    print(memory_choice.report(preset.model, preset.sampling, preset.surface))
     return
   for flag in (_INPUT, _OUTPUT):
     if not flag.value:

@@ -31,7 +31,7 @@ from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.inference import clip_input
 from sculpt4d_jax.inference import known as known_lib
 from sculpt4d_jax.inference import long_clips
-from sculpt4d_jax.inference import memory_plan
+from sculpt4d_jax.inference import memory_choice
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import result as result_lib
@@ -349,8 +349,8 @@ def load(
   folder = model_lib.weights_folder(
     config.weights, None if weights is None else str(weights)
   )
-  sampling = memory_plan.choose(
-    config.model, config.sampling, config.surface, memory_plan.device_bytes()
+  sampling = memory_choice.choose(
+    config.model, config.sampling, config.surface, memory_choice.device_bytes()
   )
   config = dataclasses.replace(config, sampling=sampling)
   log = run_log.RunLog(progress)
@@ -362,6 +362,7 @@ def load(
       offload=sampling.offload,
       devices=devices,
       weights=sampling.weights,
+      stream_layers=sampling.stream_layers,
     )
   return Model(config, folder, networks, log.stages)
 
@@ -447,14 +448,14 @@ def convert_weights(
 def plan(
   preset: PresetLike = "sculpt4d", *, changes: Mapping[str, Any] | None = None
 ) -> str:
-  """Memory needs of a preset, as two tables in Markdown.
+  """Memory needs of a preset, as tables in Markdown.
 
   Args:
     preset: A preset by name, file or configuration.
     changes: Field of the preset -> value.
   """
   typed = _typed(preset, changes)
-  return memory_plan.report(typed.model, typed.sampling, typed.surface)
+  return memory_choice.report(typed.model, typed.sampling, typed.surface)
 
 
 def _typed(

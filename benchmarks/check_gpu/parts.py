@@ -25,6 +25,7 @@ import numpy as np
 
 from launch import program
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.inference import memory_choice
 from sculpt4d_jax.inference import memory_plan
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
@@ -65,7 +66,7 @@ def versions() -> None:
     except importlib.metadata.PackageNotFoundError:
       continue
   for device in jax.devices():
-    limit = memory_plan.device_bytes(device)
+    limit = memory_choice.device_bytes(device)
     memory = "memory unknown" if limit is None else f"{limit / 2**30:.1f} GiB"
     capability = getattr(device, "compute_capability", "none")
     print(
@@ -225,7 +226,11 @@ def _random_model(preset: preset_lib.Preset) -> model_lib.Sculpt4D:
       for number, leaf in enumerate(leaves)
     ]
     modules[name] = nnx.merge(graphdef, tree.unflatten(values))
-  return model_lib.Sculpt4D(**modules, offload=preset.sampling.offload)
+  return model_lib.Sculpt4D(
+    **modules,
+    offload=preset.sampling.offload,
+    stream_layers=preset.sampling.stream_layers,
+  )
 
 
 def _random_leaf(

@@ -12,6 +12,7 @@ from sculpt4d_jax.diffusion import samplers
 from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.inference import sampling
 from sculpt4d_jax.models import dit as dit_lib
+from sculpt4d_jax.models import streaming
 
 Array = array_types.Array
 Float = array_types.Float
@@ -59,9 +60,13 @@ def guided_velocity(
   if dit.config.temporal_mode == "none":
     mode = None
 
+  on_host = streaming.OnHost(config.stream_layers, config.skips_on_host)
+
   def encoded(context: Array) -> Array | dit_lib.ContextKeyValues:
     context = partitioning.constrain(context, "batch", "frames")
-    return dit.encode_context(context) if config.cache_context else context
+    if not config.cache_context:
+      return context
+    return dit.encode_context(context, on_host)
 
   def of_window(
     x: Array, time: Array, context: Array | dit_lib.ContextKeyValues
@@ -77,6 +82,7 @@ def guided_velocity(
       step=step,
       frames_at_a_time=config.frames_at_a_time,
       inference=True,
+      on_host=on_host,
     ).velocity
 
   def velocity_of(

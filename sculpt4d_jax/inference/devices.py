@@ -33,6 +33,8 @@ def sampling_mesh(
     dit: The transformer.
     num_frames: Frames of the clip, or of a window.
   """
+  if config.needs_one_device:
+    return None
   is_pair = config.guidance_scale != 1.0 and not config.guidance_in_turns
   # Calls outside the guidance interval have one branch for all devices.
   branches = 2 if is_pair and config.guides_always else 1

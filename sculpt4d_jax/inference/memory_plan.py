@@ -8,14 +8,16 @@ connections, the residual stream and the tensors of the current layer: queries,
 keys, values and output of temporal attention, the hidden layer of an MLP, or
 the rows of the routed experts. With `frames_at_a_time` the last two cover only
 some frames. A block's weights are copied out of the stack of all blocks while
-it runs. Attention scores and unaccounted allocations are constants.
+it runs; with `stream_layers` that stack is on the host, and the device holds
+the current block and the next one. Attention scores and unaccounted allocations
+are constants.
 
 The estimates were compared with `memory_analysis` of the compiled programs at
 the released size, on a CPU; a test repeats the comparison. They are not
-measurements on a device, so a share of its memory is left free.
+measurements on a device, so `memory_choice.py` leaves a share of it free.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 import math
@@ -24,33 +26,14 @@ from typing import Any
 from flax import nnx
 import jax
 
-from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.models import dense_attention
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import quantization
+from sculpt4d_jax.models import streaming
 
 GIB = 2**30
-# Bytes of memory by device name. GPU sizes are decimal gigabytes; TPU sizes are
-# the vendor's figures for HBM.
-DEVICES: Mapping[str, int] = {
-  **{f"{size} GB GPU": size * GIB for size in (8, 12, 16, 24, 40, 80)},
-  "TPU v5e": 16 * GIB,
-  "TPU v5p": 95 * GIB,
-  "TPU v6e": 32 * GIB,
-}
-# Share of a device that a plan may fill; the driver, XLA's buffers and
-# fragmentation need the rest.
-USABLE = 0.92
-
-# Bytes a second between host and device: PCIe 4.0 with 16 lanes, of 32e9 on
-# paper.
-LINK_RATE = 25e9
-
-# `frames_at_a_time` when it is used to save memory.
-FRAMES_AT_A_TIME = 2
-
 _SCORES = 4 * dense_attention.MAX_SCORES  # Float32.
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -70,6 +53,11 @@ class Settings:
     guides_always: Whether every call has both branches of guidance; else the
       branch with context has its own keys and values.
     chunk_size: Points of the field evaluated at a time.
+    stream_layers: See `SamplingConfig`.
+    skips_on_host: See `SamplingConfig`.
+    calls: Velocity calls of a sample.
+    evaluations: Passes of the DiT over a clip; a guided call has two.
+    temporal_mode: See `SamplingConfig`; None is the model's.
   """
 
   num_frames: int
@@ -81,6 +69,16 @@ class Settings:
   frames_at_a_time: int = 0
   weights: str = "stored"
   guides_always: bool = True
+  stream_layers: bool = False
+  skips_on_host: bool = False
+  calls: int = 1
+  evaluations: int = 1
+  temporal_mode: str | None = None
+
+  @property
+  def runs(self) -> int:
+    """Runs of the DiT: one of both branches, or one of each in turns."""
+    return self.evaluations if self.guidance_in_turns else self.calls
 
   def describe(self) -> str:
     """The settings that save memory, as flags."""
@@ -91,6 +89,10 @@ class Settings:
       flags.append("guidance_in_turns")
     if not self.cache_context:
       flags.append("no cache_context")
+    if self.stream_layers:
+      flags.append("stream_layers")
+    if self.skips_on_host:
+      flags.append("skips_on_host")
     if self.frames_at_a_time:
       flags.append(f"frames_at_a_time={self.frames_at_a_time}")
     if self.weights != "stored":
@@ -115,10 +117,6 @@ class MemoryPlan:
     """Bytes of the stage that needs most."""
     return max(sum(parts.values()) for parts in self.stages.values())
 
-  def fits(self, num_bytes: int) -> bool:
-    """Whether a device of so many bytes is large enough."""
-    return self.peak <= USABLE * num_bytes
-
 
 def settings_of(
   sampling: model_lib.SamplingConfig, surface: pipeline.SurfaceConfig
@@ -134,55 +132,12 @@ def settings_of(
     frames_at_a_time=sampling.frames_at_a_time,
     weights=sampling.weights,
     guides_always=sampling.guides_always,
+    stream_layers=sampling.stream_layers,
+    skips_on_host=sampling.skips_on_host,
+    calls=len(sampling.calls),
+    evaluations=sampling.num_evaluations,
+    temporal_mode=sampling.temporal_mode,
   )
-
-
-def device_bytes(device: jax.Device | None = None) -> int | None:
-  """Memory of a device as its driver reports it; None if it does not."""
-  device = jax.devices()[0] if device is None else device
-  stats = device.memory_stats()
-  return (stats or {}).get("bytes_limit")
-
-
-def choose(
-  model: networks.NetworkConfigs,
-  sampling: model_lib.SamplingConfig,
-  surface: pipeline.SurfaceConfig,
-  num_bytes: int | None,
-) -> model_lib.SamplingConfig:
-  """The settings with as few savings as a device needs.
-
-  Args:
-    model: Configurations of the networks.
-    sampling: Settings; they are returned unchanged unless `memory` is "auto".
-    surface: Settings of mesh extraction.
-    num_bytes: Memory of the device; None if unknown: no memory is saved then.
-
-  Raises:
-    ValueError: The device is too small even with all savings.
-  """
-  if sampling.memory != "auto" or num_bytes is None:
-    return sampling
-  planner = Planner(model)
-  settings = settings_of(sampling, surface)
-  plan = planner.best(settings, num_bytes)
-  if plan is None:
-    least = planner.plan(list(_savings(settings))[-1])
-    most = planner.most_frames(settings, num_bytes)
-    raise UserError(
-      f"{settings.num_frames} frames need {least.peak / GIB:.1f} GiB with all"
-      f" savings, and the device has {num_bytes / GIB:.1f}: sample at most"
-      f" {most} frames, or a long clip in windows of as many."
-    )
-  names = (
-    "guidance_in_turns",
-    "cache_context",
-    "offload",
-    "frames_at_a_time",
-    "weights",
-  )
-  chosen = {name: getattr(plan.settings, name) for name in names}
-  return dataclasses.replace(sampling, **chosen)
 
 
 class Planner:
@@ -205,7 +160,8 @@ class Planner:
       for name, (kind, config) in parts.items()
     }
     self.bytes = param_bytes
-    self.kernels = _num_kernels(self.dit)  # Numbers that "int8" packs.
+    # Numbers in the blocks' kernels, which are packed and streamed.
+    self.kernels = _num_kernels(self.dit)
 
   def plan(self, settings: Settings) -> MemoryPlan:
     """Bytes of every stage."""
@@ -228,61 +184,38 @@ class Planner:
     }
     return MemoryPlan(stages, settings)
 
-  def link_bytes(self, settings: Settings) -> int:
-    """Bytes of weights that a clip's sampling copies from the host."""
-    if not settings.offload:
-      return 0
-    return self.params["image_encoder"] + self.params["vae"]
-
-  def best(self, settings: Settings, num_bytes: int) -> MemoryPlan | None:
-    """The plan with the fewest savings that fits a device, if any does."""
-    for savings in _savings(settings):
-      plan = self.plan(savings)
-      if plan.fits(num_bytes):
-        return plan
-    return None
-
-  def most_frames(self, settings: Settings, num_bytes: int) -> int:
-    """The longest clip that fits with all savings; 0 if none does."""
-    savings = list(_savings(settings))[-1]
-
-    def fits(frames: int) -> bool:
-      changed = dataclasses.replace(savings, num_frames=frames)
-      return self.plan(changed).fits(num_bytes)
-
-    low, high = 0, 1
-    while fits(high) and high < 2**12:
-      low, high = high, 2 * high
-    while high - low > 1:
-      middle = (low + high) // 2
-      low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
   def _params(
     self, settings: Settings, idle: Iterable[str], *needed: str
   ) -> dict[str, int]:
     names = [name for name in self.params if name in (*idle, *needed)]
-    sizes = self.params
-    if settings.weights == "int8":
-      # One byte per number, and one float32 scale per group.
-      group = quantization.GROUP_SIZE
-      eight_bits = self.kernels * (1 + 4 / group) - self.kernels * self.bytes
-      sizes = sizes | {"dit": sizes["dit"] + round(eight_bits)}
+    resident = self.params["dit"] - self.bytes * self.kernels
+    if not settings.stream_layers:
+      resident += self.stored_kernels(settings)
+    sizes = self.params | {"dit": resident}
     return {f"{_TITLES[name]} weights": sizes[name] for name in names}
 
-  def _block(self, settings: Settings) -> int:
-    """Bytes of the largest block's weights; one block is copied at a time.
+  def stored_kernels(self, settings: Settings) -> int:
+    """Bytes of all blocks' kernels as they are stored."""
+    if settings.weights != "int8":
+      return self.bytes * self.kernels
+    # One byte per number, and one float32 scale per group.
+    return round(self.kernels * (1 + 4 / quantization.GROUP_SIZE))
 
-    In eight bits both the packed and the unpacked ones are in memory.
+  def _block(self, settings: Settings) -> int:
+    """Bytes of the largest block's weights on their way; at most two blocks.
+
+    One block is copied at a time, or the next one ahead of the current one. In
+    eight bits both the packed and the unpacked ones are in memory.
     """
     d = self.dit
     mlp = 2 * d.mlp_ratio * d.width**2
     attention = 3 * 4 * d.width**2
     has_experts = d.num_moe_blocks > 0
     numbers = attention + mlp * (1 + d.num_experts * has_experts)
+    copies = 1 + (settings.stream_layers or settings.skips_on_host)
     if settings.weights == "int8":
-      return numbers + _bytes(numbers, d.dtype)
-    return self.bytes * numbers
+      return copies * numbers + _bytes(numbers, d.dtype)
+    return copies * self.bytes * numbers
 
   def _key_values(self, settings: Settings) -> int:
     d = self.dit
@@ -297,9 +230,9 @@ class Planner:
     d = self.dit
     both = settings.guided and not settings.guidance_in_turns
     tokens = settings.num_frames * (self.vae.num_latents + 1)
-    unit = _bytes((2 if both else 1) * tokens * d.width, d.dtype)
-    kinds = d.block_kinds
-    pushed = sum(kind.pushes for kind in kinds)
+    unit = (2 if both else 1) * self.unit(settings)
+    # From the host, the current block's skip and the next one's.
+    pushed = 2 if settings.skips_on_host else self.num_skips
     share = 1.0
     if settings.frames_at_a_time:
       share = min(settings.frames_at_a_time / settings.num_frames, 1.0)
@@ -312,6 +245,16 @@ class Planner:
     # The state of the sampler and both velocities, in float32.
     state = 4 * 4 * tokens * d.latent_channels
     return round(unit * units) + state + 2 * _SCORES
+
+  def unit(self, settings: Settings) -> int:
+    """Bytes of all tokens of one branch."""
+    tokens = settings.num_frames * (self.vae.num_latents + 1)
+    return _bytes(tokens * self.dit.width, self.dit.dtype)
+
+  @property
+  def num_skips(self) -> int:
+    """Outputs of blocks that later blocks take."""
+    return sum(kind.pushes for kind in self.dit.block_kinds)
 
   def _encode(self, settings: Settings) -> int:
     e = self.encoder
@@ -328,76 +271,7 @@ class Planner:
     return max(tokens, points) + 2 * _SCORES
 
 
-def report(
-  model: networks.NetworkConfigs,
-  sampling: model_lib.SamplingConfig,
-  surface: pipeline.SurfaceConfig,
-) -> str:
-  """The plan of a preset as text: both tables, and their assumptions."""
-  # Nothing is allocated, but abstract networks still need a device. The host is
-  # used, so that planning for an accelerator does not require one.
-  with jax.default_device(jax.local_devices(backend="cpu")[0]):
-    settings = settings_of(sampling, surface)
-    lines = list(format_plan(Planner(model), settings))
-  return "\n".join(
-    [
-      *lines,
-      "",
-      f"Weights in bfloat16; a device is filled to {USABLE:.0%}; the link to the"
-      f" host carries {LINK_RATE / 1e9:.0f} GB a second. The savings are"
-      " fields of the preset's section `sampling`. Estimated, not measured on"
-      " these devices; see sculpt4d_jax/inference/memory_plan.py.",
-    ]
-  )
-
-
-def format_plan(planner: Planner, settings: Settings) -> Iterator[str]:
-  """A table of parts and stages, and one of devices, as lines of Markdown."""
-  plan = planner.plan(settings)
-  names = list(dict.fromkeys(n for s in plan.stages.values() for n in s))
-  title = f"GiB, {settings.num_frames} frames"
-  yield f"| {' | '.join([title, *plan.stages])} |"
-  yield "|---" * (1 + len(plan.stages)) + "|"
-  for name in names:
-    cells = [_gib(stage.get(name)) for stage in plan.stages.values()]
-    yield f"| {name} | {' | '.join(cells)} |"
-  totals = [_gib(sum(stage.values())) for stage in plan.stages.values()]
-  yield f"| **all** | {' | '.join(totals)} |"
-  yield ""
-  yield (
-    f"| device | {settings.num_frames} frames | needs GiB | with"
-    " | from the host, a clip | most frames, all savings |"
-  )
-  yield "|---|---|---|---|---|---|"
-  for device, num_bytes in DEVICES.items():
-    best = planner.best(settings, num_bytes)
-    most = planner.most_frames(settings, num_bytes)
-    if best is None:
-      least = planner.plan(list(_savings(settings))[-1])
-      cells = ["no", _gib(least.peak), "all savings"]
-    else:
-      cells = ["fits", _gib(best.peak), best.settings.describe()]
-    copied = planner.link_bytes((best or least).settings)
-    seconds = f"{copied / 1e9:.2f} GB, {copied / LINK_RATE:.2f} s"
-    cells.append(seconds if copied else "nothing")
-    yield f"| {device} | {' | '.join(cells)} | {most or 'none'} |"
-
-
 _TITLES = {"dit": "DiT", "vae": "VAE", "image_encoder": "image encoder"}
-
-
-def _savings(settings: Settings) -> Iterator[Settings]:
-  """The settings, then with one more saving each, the cheapest first."""
-  yield settings
-  for changes in (
-    {"offload": True},
-    {"frames_at_a_time": settings.frames_at_a_time or FRAMES_AT_A_TIME},
-    {"guidance_in_turns": settings.guided or settings.guidance_in_turns},
-    {"cache_context": False},
-    {"weights": "int8"},
-  ):
-    settings = dataclasses.replace(settings, **changes)
-    yield settings
 
 
 def _num_params(kind: Any, config: Any) -> int:
@@ -410,18 +284,13 @@ def _num_params(kind: Any, config: Any) -> int:
 def _num_kernels(config: Any) -> int:
   """Numbers in the kernels of linear maps and experts of the DiT's blocks."""
   _, params = networks.abstract(networks.KINDS["dit"][0], config)
+  leaves = jax.tree_util.tree_leaves_with_path(params)
   return sum(
     math.prod(leaf.shape)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    if "stages" in (name := jax.tree_util.keystr(path))
-    and "kernel" in name
-    and "router" not in name
+    for path, leaf in leaves
+    if streaming.is_streamed(path)
   )
 
 
 def _bytes(numbers: int, dtype: Any) -> int:
   return numbers * _DTYPE_BYTES[jax.numpy.dtype(dtype).name]
-
-
-def _gib(num_bytes: int | None) -> str:
-  return "" if num_bytes is None else f"{num_bytes / GIB:.2f}"

@@ -6,8 +6,9 @@ per clip; the autoencoder's decoder; the field at a chunk of points.
 
 Frames are encoded a few at a time and decoded one by one, so only the DiT holds
 a complete clip. Memory can be reduced further at the cost of time: `offload`
-keeps the other two networks on the host while they are not used, and
-`SamplingConfig` has two more options. `memory_plan.py` predicts the result for
+keeps the other two networks on the host while they are not used,
+`stream_layers` also the transformer's blocks, and `SamplingConfig` has more
+options. `memory_plan.py` predicts the result for
 a given device.
 """
 
@@ -39,6 +40,7 @@ from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import quantization
 from sculpt4d_jax.models import shape_vae
+from sculpt4d_jax.models import streaming
 from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import model_folders
 
@@ -62,6 +64,7 @@ class Sculpt4D:
     details: dict[str, Any] | None = None,
     *,
     offload: bool = False,
+    stream_layers: bool = False,
     devices: Sequence[jax.Device] = (),
   ):
     """Takes networks.
@@ -73,7 +76,13 @@ class Sculpt4D:
       details: Details from their files.
       offload: Keeps the image encoder and the autoencoder on the host while
         they are not used.
+      stream_layers: Keeps the transformer's blocks in the host's memory, from
+        which a device copies them one by one.
       devices: Devices that share a clip; none leaves all to the default one.
+        One device streams layers.
+
+    Raises:
+      ValueError: The device cannot stream layers.
     """
     self.vae_config = vae.config
     self.encoder_config = image_encoder.config
@@ -86,9 +95,10 @@ class Sculpt4D:
     place = jax.device_get if offload else jax.device_put
     self._vae, self._encoder = place((self._vae, self._encoder))
     self._placed_vae: nnx.State | None = None
-    self._devices = tuple(devices)
+    self._streams = stream_layers
+    self._devices = tuple(devices[:1] if stream_layers else devices)
     self._mesh: partitioning.Mesh | None = None
-    self._dit = jax.device_put(self._dit)
+    self._dit = self._place_dit(self._dit)
     self._encode = jax.jit(self._encode_impl)
     self._denoise = jax.jit(
       self._denoise_impl, static_argnames=("config", "windows", "on_call")
@@ -110,6 +120,7 @@ class Sculpt4D:
     offload: bool = False,
     devices: Sequence[jax.Device] = (),
     weights: str = "stored",
+    stream_layers: bool = False,
   ) -> "Sculpt4D":
     """Builds a preset's networks and reads their weights.
 
@@ -121,8 +132,10 @@ class Sculpt4D:
         they are not used.
       devices: Devices that share a clip; none leaves all to the default one.
       weights: "stored", or "int8"; see `SamplingConfig`.
+      stream_layers: See `SamplingConfig`.
 
     Raises:
+      ValueError: The device cannot stream layers.
       model_files.ModelFileError: Weights are missing or do not fit.
     """
     folder = local_copies.fetch(folder)
@@ -132,6 +145,7 @@ class Sculpt4D:
         " conversion wrote. A downloaded checkpoint is converted first: see"
         " `sculpt4d convert --help`."
       )
+    packs = weights == "int8"
     modules, details = {}, {}
     for name, (kind, config) in model.parts().items():
       graphdef, abstract_params = networks.abstract(kind, config)
@@ -141,8 +155,8 @@ class Sculpt4D:
         abstract_params,
         config,
         dtype,
-        # Kernels are packed before they reach the device.
-        on_host=weights == "int8" if name == "dit" else offload,
+        # Kernels are packed, or stay, before they reach the device.
+        on_host=packs or stream_layers if name == "dit" else offload,
       )
       if "scale_factor" in details[name]:
         # The latents' scale is measured in training, after the config.
@@ -151,17 +165,30 @@ class Sculpt4D:
         )
         graphdef, _ = networks.abstract(kind, config)
       modules[name] = nnx.merge(graphdef, params)
-    if weights == "int8":
+    if packs:
       quantization.quantize(modules["dit"].stages)
       devices = devices[:1]  # Packed kernels are not split over devices.
-    return cls(**modules, details=details, offload=offload, devices=devices)
+    return cls(
+      **modules,
+      details=details,
+      offload=offload,
+      stream_layers=stream_layers,
+      devices=devices,
+    )
 
   def set_weights(self, image_encoder: nnx.State, dit: nnx.State) -> None:
     """Replaces the weights by others of the same shapes; no recompilation."""
     self._encoder = jax.device_get(image_encoder)
     if not self._offload:
       self._encoder = jax.device_put(self._encoder)
-    self._dit, self._mesh = jax.device_put(dit), None
+    self._dit, self._mesh = self._place_dit(dit), None
+
+  def _place_dit(self, dit: nnx.State) -> nnx.State:
+    """The transformer's weights on the device, or its blocks on the host."""
+    if not self._streams:
+      return jax.device_put(dit)
+    device = next(iter(self._devices), None)
+    return streaming.place_kernels(dit, device)
 
   def sample(
     self,
@@ -245,7 +272,12 @@ class Sculpt4D:
       known: Frames that are given; data are float32 [B, F, N, C].
       windows: Averages velocities over windows. `long_clips` samples windows
         one after the other instead.
+
+    Raises:
+      ValueError: The device cannot keep skips on the host.
     """
+    if config.skips_on_host:
+      streaming.check(next(iter(self._devices), jax.devices()[0]))
     with self._reporting:
       self._on_step = on_step
       self._placed_vae = None
@@ -256,7 +288,9 @@ class Sculpt4D:
           context,
           noise,
           known,
-          config=dataclasses.replace(config, seed=0, num_frames=1),
+          config=dataclasses.replace(
+            config, seed=0, num_frames=1, stream_layers=self._streams
+          ),
           windows=windows,
           # Always the same function object: another one would cause
           # recompilation.

@@ -57,8 +57,12 @@ class SamplingConfig:
       takes all. Less memory, the same result up to rounding.
     weights: "stored", or "int8": the transformer's kernels with one byte per
       number, which changes the velocity by about 1 %.
-    memory: "as_set", or "auto": as many of these savings as the device needs,
-      the cheapest first; see `memory_plan.choose`.
+    stream_layers: Keeps the weights of the transformer's blocks in the host's
+      memory; each is copied while the block before it runs. One device.
+    skips_on_host: Keeps the outputs that later blocks take there, too. One
+      device.
+    memory: "as_set", or "auto": the exact savings that fit the device and lose
+      the least time; see `memory_choice.choose`.
   """
 
   num_frames: int
@@ -77,6 +81,8 @@ class SamplingConfig:
   known: str = "path"
   frames_at_a_time: int = 0
   weights: str = "stored"
+  stream_layers: bool = False
+  skips_on_host: bool = False
   memory: str = "as_set"
 
   def __post_init__(self):
@@ -89,6 +95,9 @@ class SamplingConfig:
     _check_choice("known", self.known, KNOWN)
     _check_choice("weights", self.weights, WEIGHTS)
     _check_choice("memory", self.memory, MEMORY)
+    for name in _SWITCHES:
+      if not isinstance(value := getattr(self, name), bool):
+        raise UserError(f"{name}={value!r} must be true or false.")
     if self.frames_at_a_time < 0:
       raise UserError(
         f"frames_at_a_time={self.frames_at_a_time} must be at least 1, or 0 for"
@@ -117,6 +126,11 @@ class SamplingConfig:
     )
 
   @property
+  def needs_one_device(self) -> bool:
+    """Whether a clip cannot be shared by several devices."""
+    return self.weights == "int8" or self.stream_layers or self.skips_on_host
+
+  @property
   def takes_shortcuts(self) -> bool:
     """Whether all steps have one length and each is one velocity call."""
     return self.solver == "euler" and self.timestep_shift == 1.0
@@ -126,6 +140,15 @@ class SamplingConfig:
     """Whether every call evaluates both branches of guidance."""
     everywhere = self.guidance_interval == guidance.EVERYWHERE
     return everywhere and self.keep_difference == 1
+
+
+_SWITCHES = (
+  "guidance_in_turns",
+  "cache_context",
+  "offload",
+  "stream_layers",
+  "skips_on_host",
+)
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:

@@ -13,8 +13,6 @@ from sculpt4d_jax.inference import memory_plan
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.training import preset as preset_lib
 
-GIB = memory_plan.GIB
-
 
 @pytest.fixture(scope="module")
 def planner():
@@ -49,20 +47,6 @@ def test_keys_and_values_by_hand(planner, settings):
   )
 
 
-def test_what_is_copied_from_the_host_by_hand(planner, settings):
-  assert planner.link_bytes(settings) == 0
-  offloaded = dataclasses.replace(settings, offload=True)
-  copied = 2 * 327_746_177 + 2 * (304_368_640 - 1024)
-  assert planner.link_bytes(offloaded) == copied == 1_264_227_586
-  table = list(memory_plan.format_plan(planner, offloaded))
-  assert any("1.26 GB, 0.05 s" in line for line in table)
-
-
-def test_every_saving_saves(planner, settings):
-  peaks = [planner.plan(s).peak for s in memory_plan._savings(settings)]
-  assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 6
-
-
 def test_eight_bits_by_hand(planner, settings):
   """A byte a number and four for 64 of them, but for what is not packed."""
   packed = dataclasses.replace(settings, weights="int8")
@@ -73,24 +57,23 @@ def test_eight_bits_by_hand(planner, settings):
   assert found == rest + planner.kernels + planner.kernels // 16
 
 
-def test_auto_takes_the_savings_that_a_device_needs(settings):
-  preset = preset_lib.from_config(sculpt4d.get_config())
-  auto = dataclasses.replace(preset.sampling, memory="auto")
-  choose = lambda size: memory_plan.choose(
-    preset.model, auto, preset.surface, size and size * GIB
-  )
-  assert choose(80) == auto  # Nothing is needed.
-  assert choose(None) == auto  # Unknown memory.
-  less = choose(12)
-  assert less.offload and less.frames_at_a_time and less.guidance_in_turns
-  assert less.weights == "int8"
-  assert (less.num_steps, less.guidance_scale) == (50, 5.0)
-  with pytest.raises(ValueError, match="sample at most"):
-    choose(8)
-  as_set = memory_plan.choose(
-    preset.model, preset.sampling, preset.surface, 8 * GIB
-  )
-  assert as_set == preset.sampling
+def test_streamed_layers_by_hand(planner, settings):
+  """The kernels are on the host, but for two blocks of them."""
+  streams = dataclasses.replace(settings, stream_layers=True)
+  resident = planner.plan(settings).stages["denoise"]
+  streamed = planner.plan(streams).stages["denoise"]
+  blocks = resident["DiT weights"] - streamed["DiT weights"]
+  assert blocks == 2 * planner.kernels
+  assert streamed["DiT weights"] < 0.02 * resident["DiT weights"]
+  assert streamed["weights of a block"] == 2 * resident["weights of a block"]
+
+
+def test_skips_on_the_host_by_hand(planner, settings):
+  """Ten skips of 16 frames of 4097 tokens, of which two are on the device."""
+  skips = dataclasses.replace(settings, skips_on_host=True)
+  one = 16 * 4097 * 2048 * 2
+  step = lambda s: planner.plan(s).stages["denoise"]["a step of the DiT"]
+  assert step(settings) - step(skips) == 8 * 2 * one  # Both branches.
 
 
 def test_an_interval_has_keys_and_values_once_more(planner, settings):
@@ -101,20 +84,6 @@ def test_an_interval_has_keys_and_values_once_more(planner, settings):
   assert part(dataclasses.replace(interval, **turns)) == part(
     dataclasses.replace(settings, **turns)
   )
-
-
-def test_more_memory_means_more_frames_and_fewer_savings(planner, settings):
-  sizes = [8, 12, 16, 24, 40, 80]
-  frames = [planner.most_frames(settings, size * GIB) for size in sizes]
-  assert frames == sorted(frames) and frames[-1] > 64
-  for size, most in zip(sizes, frames):
-    last = list(memory_plan._savings(settings))[-1]
-    fits = lambda n: planner.plan(dataclasses.replace(last, num_frames=n)).fits(
-      size * GIB
-    )
-    assert not fits(most + 1) and (most == 0 or fits(most))
-  assert planner.best(settings, 8 * GIB) is None
-  assert planner.best(settings, 80 * GIB).settings == settings
 
 
 @pytest.mark.slow  # Compiles the released size, without allocating it.

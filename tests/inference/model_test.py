@@ -10,6 +10,7 @@ from configs import baselines
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.models import networks
+from sculpt4d_jax.models import streaming
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import pretrained
@@ -134,6 +135,22 @@ def test_offloaded_networks_stay_on_the_host(folder, images, latents):
   assert model._placed_vae is placed and not on_host(placed)
   model.sample(images, sampling())
   assert model._placed_vae is None
+
+
+def test_streamed_layers_stay_on_the_host(folder, images, latents):
+  model = model_lib.Sculpt4D.load(
+    preset_lib.from_config(get_config()).model, folder, stream_layers=True
+  )
+  kinds = lambda: {
+    streaming.is_streamed(path): leaf.sharding.memory_kind
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model._dit)
+  }
+  assert kinds() == {True: "pinned_host", False: "device"}
+  # The placement, not the field, decides.
+  again = model.sample(images, sampling(skips_on_host=True))
+  np.testing.assert_allclose(again, latents, atol=2e-5)
+  model.set_weights(model._encoder, jax.device_get(model._dit))
+  assert kinds() == {True: "pinned_host", False: "device"}
 
 
 def test_frames_are_encoded_a_few_at_a_time(model, images, monkeypatch):

@@ -55,6 +55,9 @@ def test_lists_are_taken_for_the_interval():
     (dict(keep_difference=0), "keep_difference=0"),
     (dict(num_steps=1), "num_steps=1"),
     (dict(num_frames=0), "num_frames=0"),
+    (dict(stream_layers="yes"), "stream_layers='yes' must be true or false"),
+    (dict(skips_on_host=1), "skips_on_host=1 must be true or false"),
+    (dict(memory="all"), "memory='all'"),
   ],
 )
 def test_bad_settings_are_refused(changes, message):
