@@ -406,5 +406,6 @@ def _surface() -> ml_collections.ConfigDict:
       # Hunyuan3D 2.1. See geometry/isosurface.py.
       grid="exact",
       vertex_scale="exact",  # Or "hunyuan3d", 0.26 % too small.
+      frames_at_a_time=0,  # 0: one on a CPU, several on an accelerator.
     )
   )

@@ -139,7 +139,7 @@ def decode() -> None:
   points = np.random.default_rng(1).uniform(
     -1, 1, (preset.surface.chunk_size, 3)
   )
-  seconds = _timed(lambda: field(points.astype(np.float32)), 5)
+  seconds = _timed(lambda: np.asarray(field(points.astype(np.float32))), 5)
   print(
     f"- {len(points):,} points of the field: {seconds:.4f} s,"
     f" {len(points) / seconds:,.0f} points a second"

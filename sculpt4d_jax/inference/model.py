@@ -388,13 +388,17 @@ class Sculpt4D:
 
   def field(
     self, latents: Float[np.ndarray, "N C"]
-  ) -> Callable[[np.ndarray], np.ndarray]:
-    """The field of one frame: points [Q, 3] -> values [Q], positive inside."""
+  ) -> Callable[[np.ndarray], Array]:
+    """The field of one frame: points [Q, 3] -> values [Q], positive inside.
+
+    Values are returned before they are computed, so that the next points can be
+    prepared meanwhile.
+    """
     vae = self._vae_on_device()
     key_values = self._keys_values(vae, jnp.asarray(latents))
 
     def evaluate(points: np.ndarray) -> np.ndarray:
-      return np.asarray(self._field(vae, key_values, points))
+      return self._field(vae, key_values, points)
 
     return evaluate
 

@@ -5,11 +5,13 @@
 Nothing here writes files; `inference/outputs.py` does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import concurrent.futures
 import dataclasses
 import os
 
 from absl import logging
+import jax
 import numpy as np
 
 from sculpt4d_jax.diffusion import windows as windows_lib
@@ -24,6 +26,9 @@ from sculpt4d_jax.io.matting import crop
 from sculpt4d_jax.io.matting import foreground
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.video import reader
+
+# A frame takes about a gigabyte of the host's memory at the released grid.
+_FRAMES_AT_A_TIME = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,8 @@ class SurfaceConfig:
       Hunyuan3D 2.1: "dense", "flashvdm" or "hunyuan3d"; see
       `geometry/isosurface.py`.
     vertex_scale: "exact", or "hunyuan3d" for the released code's.
+    frames_at_a_time: Frames whose surfaces are extracted together; 0 takes
+      several on an accelerator, and one on a CPU. The result is the same.
   """
 
   resolution: int
@@ -60,11 +67,12 @@ class SurfaceConfig:
   max_faces: int
   grid: str = "exact"
   vertex_scale: str = "exact"
+  frames_at_a_time: int = 0
 
   def __post_init__(self):
     if self.resolution < 8:
       raise UserError(f"resolution={self.resolution} must be at least 8.")
-    for name in ("max_components", "max_faces"):
+    for name in ("max_components", "max_faces", "frames_at_a_time"):
       if getattr(self, name) < 0:
         raise UserError(f"{name}={getattr(self, name)} must not be negative.")
     for name, choices in (
@@ -77,6 +85,15 @@ class SurfaceConfig:
         )
     if 0 < self.max_faces < 4:
       raise UserError(f"max_faces={self.max_faces} must be at least 4, or 0.")
+
+  @property
+  def num_workers(self) -> int:
+    """Number of frames whose surfaces are extracted together."""
+    if self.frames_at_a_time:
+      return self.frames_at_a_time
+    if jax.default_backend() == "cpu":  # Points take all of its cores.
+      return 1
+    return min(_FRAMES_AT_A_TIME, os.cpu_count() or 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,11 +207,8 @@ def generate(
       latents = model.sample(
         clip.images, sampling, on_step, known_frames, windows
       )
-  meshes, evaluations = [], 0
-  for frame in log.each("extract meshes", latents):
-    mesh, count = extract_mesh(model, frame, surface)
-    meshes.append(mesh)
-    evaluations += count
+  with log.stage("extract meshes", len(latents)) as bar:
+    meshes, counts = extract_meshes(model, latents, surface, bar.update)
   empty = [i for i, mesh in enumerate(meshes) if mesh.is_empty]
   if len(empty) == len(meshes):
     raise UserError(
@@ -204,7 +218,7 @@ def generate(
   if empty:
     logging.warning("Frames without a surface: %s.", empty)
   scale = model.vae_config.scale_factor
-  return Result(clip, latents, meshes, evaluations, scale)
+  return Result(clip, latents, meshes, sum(counts), scale)
 
 
 def _sample_windows(
@@ -228,6 +242,38 @@ def _sample_windows(
       known_frames=known_frames,
       on_window=lambda done: bar.update(done - bar.n),
     )
+
+
+def extract_meshes(
+  model: model_lib.Sculpt4D,
+  latents: np.ndarray,
+  config: SurfaceConfig,
+  on_frame: Callable[[], object] = lambda: None,
+) -> tuple[list[mesh_lib.TriangleMesh], list[int]]:
+  """The meshes of several frames' latents [F, N, C], and their points.
+
+  The device evaluates points of one frame while the host marks points and
+  extracts surfaces of others.
+
+  Args:
+    model: The networks.
+    latents: Latents of the frames.
+    config: Settings of the surfaces.
+    on_frame: Called when a frame is finished, in order.
+  """
+  pool = concurrent.futures.ThreadPoolExecutor(config.num_workers)
+  try:
+    results = []
+    for result in pool.map(
+      lambda frame: extract_mesh(model, frame, config), latents
+    ):
+      results.append(result)
+      on_frame()
+  finally:
+    # After an error, or a signal, frames that have not started must not run.
+    pool.shutdown(wait=False, cancel_futures=True)
+  meshes, counts = zip(*results)
+  return list(meshes), list(counts)
 
 
 def extract_mesh(

@@ -198,6 +198,23 @@ def test_baselines_by_name():
     baselines.get_config("l4gm")
 
 
+def test_frames_meshed_together_equal_single_ones(model, latents):
+  config = pipeline.SurfaceConfig(
+    **(get_config().surface.to_dict() | dict(frames_at_a_time=2, level=0.0))
+  )
+  assert config.num_workers == 2
+  done = []
+  meshes, counts = pipeline.extract_meshes(
+    model, latents, config, lambda: done.append(1)
+  )
+  single = [pipeline.extract_mesh(model, frame, config) for frame in latents]
+  assert len(meshes) == len(done) == FRAMES
+  assert counts == [count for _, count in single]
+  for found, (expected, _) in zip(meshes, single):
+    np.testing.assert_array_equal(found.vertices, expected.vertices)
+    np.testing.assert_array_equal(found.faces, expected.faces)
+
+
 def test_another_size_is_refused(folder):
   config = get_config()
   config.model.vae.num_heads = 4
