@@ -109,6 +109,7 @@ class Sculpt4D:
     self._field = jax.jit(self._field_impl)
     self._on_step: Callable[[int], None] | None = None
     self._reporting = threading.Lock()
+    self._placing = threading.Lock()
 
   @classmethod
   def load(
@@ -376,10 +377,11 @@ class Sculpt4D:
 
   def _vae_on_device(self) -> nnx.State:
     """The autoencoder's weights, copied once for all frames of a clip."""
-    placed = self._placed_vae
-    if placed is None:  # From the host, if offloaded.
-      placed = self._placed_vae = jax.device_put(self._vae)
-    return placed
+    with self._placing:  # Frames are decoded in several threads.
+      placed = self._placed_vae
+      if placed is None:  # From the host, if offloaded.
+        placed = self._placed_vae = jax.device_put(self._vae)
+      return placed
 
   def _encode_surface_impl(self, params: nnx.State, *arrays: Array) -> Array:
     vae = nnx.merge(self._vae_def, params)
