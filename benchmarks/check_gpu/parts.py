@@ -36,6 +36,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/tiny.py", "Preset whose sizes are taken."
 )
 _STEPS = flags.DEFINE_integer("steps", None, "Times of the sampler.")
+_FOR_GB = flags.DEFINE_integer(
+  "for_gb", None, "Size of a card whose savings of memory are taken."
+)
 _SMALL = flags.DEFINE_bool("small", False, "Sizes for a CPU.")
 
 _PACKAGES = (
@@ -103,7 +106,14 @@ def kernels() -> int:
 def guided_step() -> None:
   """Times guided calls of the DiT and prints their memory."""
   preset = _preset()
+  if _FOR_GB.value:
+    auto = dataclasses.replace(preset.sampling, memory="auto")
+    size = _FOR_GB.value * memory_plan.GIB
+    chosen = memory_choice.choose(preset.model, auto, preset.surface, size)
+    preset = dataclasses.replace(preset, sampling=chosen)
   sampling = dataclasses.replace(preset.sampling, num_steps=3)
+  settings = memory_plan.settings_of(sampling, preset.surface)
+  print(f"- savings of memory: {settings.describe()}")
   model = _random_model(preset)
   seconds = _sample_seconds(model, preset, sampling)
   longer = dataclasses.replace(sampling, num_steps=5)
@@ -216,20 +226,24 @@ def _preset() -> preset_lib.Preset:
 
 def _random_model(preset: preset_lib.Preset) -> model_lib.Sculpt4D:
   """A model with random weights in the compute dtype, made on the device."""
+  sampling = preset.sampling
+  # Else the weights' first copies would count among the peak of memory.
+  leaves_device = sampling.offload or sampling.stream_layers
+  place = jax.device_get if leaves_device else lambda leaf: leaf
   modules = {}
   for name, (kind, part) in preset.model.parts().items():
     graphdef, shapes = networks.abstract(kind, part)
     dtype = jnp.dtype(part.dtype)
     leaves, tree = jax.tree.flatten(shapes)
     values = [
-      _random_leaf(number, leaf.shape, dtype)
+      place(_random_leaf(number, leaf.shape, dtype))
       for number, leaf in enumerate(leaves)
     ]
     modules[name] = nnx.merge(graphdef, tree.unflatten(values))
   return model_lib.Sculpt4D(
     **modules,
-    offload=preset.sampling.offload,
-    stream_layers=preset.sampling.stream_layers,
+    offload=sampling.offload,
+    stream_layers=sampling.stream_layers,
   )
 
 

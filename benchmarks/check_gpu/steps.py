@@ -65,6 +65,13 @@ def of_gpu() -> list[Step]:
       90.0,
     ),
     Step(
+      "little_memory",
+      "And what with the savings for a card of 8 GB?",
+      _PARTS,
+      ["guided_step", _FULL, "--for_gb=8"],
+      120.0,
+    ),
+    Step(
       "sample",
       "What takes a full sample of it, against --plan?",
       _PARTS,
@@ -120,6 +127,18 @@ def dry() -> list[Step]:
     ),
     Step(
       "guided_step", "A guided step?", _PARTS, ["guided_step", small], 300.0
+    ),
+    Step(
+      "little_memory",
+      "And with layers and skips on the host?",
+      _PARTS,
+      [
+        "guided_step",
+        small,
+        "--config.sampling.stream_layers",
+        "--config.sampling.skips_on_host",
+      ],
+      300.0,
     ),
     Step(
       "sample", "A full sample?", _PARTS, ["sample", small, "--steps=3"], 300.0
