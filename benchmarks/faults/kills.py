@@ -25,7 +25,8 @@ A final complete run must leave nothing except its results.
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -140,10 +141,16 @@ def _heed_interrupts() -> None:
   signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _start(command: list[str], temporary: pathlib.Path) -> subprocess.Popen:
-  """Starts a program in a group of processes, with a folder for its files."""
+@contextlib.contextmanager
+def _started(
+  command: list[str], temporary: pathlib.Path
+) -> Iterator[subprocess.Popen]:
+  """Starts a program in a group of processes, with a folder for its files.
+
+  If this program is ended, so is the other one.
+  """
   temporary.mkdir(exist_ok=True)
-  return subprocess.Popen(
+  process = subprocess.Popen(
     command,
     cwd=_ROOT,
     env=os.environ | {"TMPDIR": str(temporary)},
@@ -153,6 +160,11 @@ def _start(command: list[str], temporary: pathlib.Path) -> subprocess.Popen:
     start_new_session=True,
     preexec_fn=_heed_interrupts,
   )
+  try:
+    yield process
+  finally:
+    process.kill()
+    process.communicate()
 
 
 def _is_writing(folder: pathlib.Path, before: set[str]) -> bool:
@@ -175,13 +187,13 @@ def whole_run(
   """
   start = time.monotonic()
   before = hidden(folder)
-  process = _start(command, temporary)
   writing = None
-  while process.poll() is None:
-    if writing is None and _is_writing(folder, before):
-      writing = time.monotonic()
-    time.sleep(_STEP)
-  _, text = process.communicate()
+  with _started(command, temporary) as process:
+    while process.poll() is None:
+      if writing is None and _is_writing(folder, before):
+        writing = time.monotonic()
+      time.sleep(_STEP)
+    _, text = process.communicate()
   end = time.monotonic()
   if process.returncode:
     raise app.UsageError(f"The program fails by itself: {text}")
@@ -269,18 +281,16 @@ def _kill_once(
   at_end: bool,
 ) -> tuple[list[str], float]:
   """Starts a run, sends the signal; returns faults, and seconds to the end."""
-  process = _start(command, temporary)
-  _wait(process, folder, delay, at_end)
   number = getattr(signal, _SIGNAL.value)
-  start = time.monotonic()
-  process.send_signal(number)
-  try:
-    _, text = process.communicate(timeout=5 * _LIMIT)
-  except subprocess.TimeoutExpired:
-    process.kill()
-    process.communicate()
-    return ["it did not end"], 5 * _LIMIT
-  seconds = time.monotonic() - start
+  with _started(command, temporary) as process:
+    _wait(process, folder, delay, at_end)
+    start = time.monotonic()
+    process.send_signal(number)
+    try:
+      _, text = process.communicate(timeout=5 * _LIMIT)
+    except subprocess.TimeoutExpired:
+      return ["it did not end"], 5 * _LIMIT
+    seconds = time.monotonic() - start
   faults = ["a process outlived it"] if _survivors(process.pid) else []
   if number == signal.SIGINT and _WHAT.value != "writer":
     name = {"sampler": "sample", "registration": "register"}[_WHAT.value]
@@ -295,6 +305,7 @@ def _kill_once(
 def main(argv: list[str]) -> None:
   """Runs the program."""
   del argv
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   began = time.monotonic()
   rng = random.Random(_SEED.value)
   with tempfile.TemporaryDirectory() as name:
