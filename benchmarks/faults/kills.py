@@ -164,7 +164,7 @@ def _started(
     yield process
   finally:
     process.kill()
-    process.communicate()
+    process.wait()
 
 
 def _is_writing(folder: pathlib.Path, before: set[str]) -> bool:
