@@ -6,6 +6,7 @@ with straight (not premultiplied) alpha, rows from the top.
 
 import dataclasses
 
+from absl import logging
 import numpy as np
 
 from sculpt4d_jax.errors import UserError
@@ -15,6 +16,9 @@ MAX_BYTES = 2 * 2**30
 # Tolerance for comparing times with `start` and `end`; finer than the time base
 # of any container.
 _EPSILON = 1e-6
+# Longest time between two frames without a warning (s): a step of a walk takes
+# half a second.
+_LONG = 0.5
 
 
 class InputError(UserError):
@@ -83,7 +87,8 @@ def select_frames(
 
   The first and the last frame between `start` and `end` are always among them.
   If the source has at most `num_frames` frames there, each is taken once:
-  repeated frames would make the motion stutter.
+  repeated frames would make the motion stutter. If frames are left out, the log
+  says how many, and warns if the motion between two frames is lost.
 
   Args:
     timestamps: Times of all frames, increasing.
@@ -110,6 +115,7 @@ def select_frames(
   if num_frames is None or num_frames >= len(inside):
     return inside
   times = timestamps[inside]
+  _log_thinning(times, num_frames, name)
   targets = np.linspace(times[0], times[-1], num_frames)
   right = np.clip(np.searchsorted(times, targets), 1, len(times) - 1)
   is_left = targets - times[right - 1] <= times[right] - targets
@@ -120,6 +126,22 @@ def select_frames(
   nearest = np.maximum.accumulate(nearest - steps) + steps
   nearest = np.minimum(nearest, len(times) - num_frames + steps)
   return inside[nearest]
+
+
+def _log_thinning(times: np.ndarray, num_frames: int, name: str) -> None:
+  """Says which part of the frames is used."""
+  gap, text = 0.0, f"{name}: {num_frames} of {len(times)} frames are used"
+  if num_frames > 1:
+    gap = (times[-1] - times[0]) / (num_frames - 1)
+    text += f", {gap:.2f} s apart"
+  if gap > _LONG:
+    logging.warning(
+      "%s. Faster motion is lost: use a part of the clip (start, end), or more"
+      " frames.",
+      text,
+    )
+  else:
+    logging.info("%s.", text)
 
 
 def check_size(width: int, height: int, name: str) -> None:

@@ -387,3 +387,32 @@ def test_refuses_a_file_without_permission(tmp_path):
   path.chmod(0)
   with pytest.raises(reader.InputError, match="may not be read"):
     reader.read_frames(path)
+
+
+def _thin(count, num_frames, rate, caplog):
+  caplog.set_level("INFO")
+  frames = np.zeros((count, 16, 16, 4), np.uint8)
+  frames[..., 3] = 255
+  reader.read_frames(frames, num_frames=num_frames, fps=rate)
+  return caplog.text
+
+
+def test_a_long_clip_that_is_thinned_is_warned_about(caplog):
+  # 31 frames, one a second: 30 s from the first to the last, in 7 gaps.
+  text = _thin(31, 8, 1.0, caplog)
+  assert "The array: 8 of 31 frames are used, 4.29 s apart." in text
+  assert "Faster motion is lost" in text and "WARNING" in text
+
+
+def test_frames_left_out_of_a_short_clip_are_counted(caplog):
+  text = _thin(9, 5, 10.0, caplog)
+  assert "The array: 5 of 9 frames are used, 0.20 s apart." in text
+  assert "WARNING" not in text
+
+
+def test_one_frame_of_a_clip_and_a_whole_clip(caplog):
+  text = _thin(9, 1, 1.0, caplog)
+  assert "The array: 1 of 9 frames are used." in text
+  assert "WARNING" not in text
+  caplog.clear()
+  assert _thin(9, 9, 24.0, caplog) == "" == _thin(9, None, 24.0, caplog)
