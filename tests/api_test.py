@@ -110,10 +110,10 @@ def test_quality_names_a_sampler(model, clip):
 
 def test_a_second_clip_is_not_compiled_again(model, clip, result):
   read = model.read_clip(clip, progress=False)
-  compiled = model.networks._denoise._cache_size()
+  compiled = model.networks._advance._cache_size()
   for progress in ([].append, [].append, True):
     model.generate(read, progress=progress)
-  assert model.networks._denoise._cache_size() == compiled
+  assert model.networks._advance._cache_size() == compiled
 
 
 def test_lists_of_pictures_equal_the_array(model, clip, result):

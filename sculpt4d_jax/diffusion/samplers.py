@@ -6,7 +6,7 @@ add a sampler, write its solver in `solvers/` and add it to SAMPLERS.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -27,10 +27,24 @@ Float = array_types.Float
 
 # (x, time, form of the call, memory) -> velocity and the next call's memory.
 _Ask = Callable[[Array, Array, Array | None, Any], tuple[Array, Any]]
-# State, next point, velocity of the previous call, memory.
-_Carry = tuple[Array, Array | None, Array | None, Any]
-# Time, weights of the state and of the point, form and number of a call.
-_Call = tuple[Array, Array, Array, Array | None, Array | None]
+# Time, weights of the state and of the point, and form of a call.
+_Call = tuple[Array, Array, Array, Array | None]
+
+
+class State(NamedTuple):
+  """State between two calls.
+
+  Attributes:
+    x: The clips [B, ...].
+    point: Where the next call is made, if not at `x`.
+    last: Velocity of the previous call, float32, if the solver needs it.
+    memory: What guidance keeps.
+  """
+
+  x: Array
+  point: Array | None
+  last: Array | None
+  memory: Any
 
 
 SAMPLERS: Mapping[str, calls_lib.Solver] = {
@@ -113,7 +127,6 @@ def integrate(
   calls: calls_lib.Calls,
   *,
   return_trajectory: bool = False,
-  on_call: Callable[[int], None] | None = None,
 ) -> Float[Array, "..."]:
   """Integrates the velocity from noise to data.
 
@@ -128,78 +141,106 @@ def integrate(
     calls: Calls from `calls_of`.
     return_trajectory: Returns the noise and the state after each call,
       [calls + 1, B, ...], instead.
-    on_call: Callback, called from inside the compiled loop with the number of
-      finished calls.
 
   Returns:
     x at the last time, like `noise`.
   """
-  ask, forms, memory = _asked(velocity, noise, calls.times)
+  state = begin(velocity, noise, calls)
+  state, states = _scan(velocity, state, calls, 0, len(calls))
+  if return_trajectory:
+    return jnp.concatenate((noise[None], states))
+  return state.x
 
-  def step(carry: _Carry, call: _Call) -> tuple[_Carry, Array | None]:
-    x, y, last, memory = carry
-    time, state, point, form, number = call
-    start = x if y is None else y
-    answer, memory = ask(start, jnp.full(x.shape[:1], time), form, memory)
-    # Updates are computed in float32: small steps would vanish in bfloat16.
-    answer = answer.astype(jnp.float32)
-    if on_call is not None:
-      _report(on_call, number, answer)
 
-    def advanced(weights: Array) -> Array:
-      change = weights[0] * answer
-      if calls.uses_memory:
-        change = change + weights[1] * last
-      return (x.astype(jnp.float32) + change).astype(noise.dtype)
-
-    # Only solvers that evaluate elsewhere carry a second state.
-    y = advanced(point) if calls.asks_elsewhere else None
-    x = advanced(state)
-    carry = x, y, answer if calls.uses_memory else None, memory
-    return carry, x if return_trajectory else None
-
-  carry = (
+def begin(
+  velocity: guidance.Velocity,
+  noise: Float[Array, " B *shape"],
+  calls: calls_lib.Calls,
+) -> State:
+  """The state before the first call; see `integrate`."""
+  memory = None
+  if isinstance(velocity, guidance.ScheduledVelocity):
+    memory = velocity.initial(noise)
+  return State(
     noise,
     noise if calls.asks_elsewhere else None,
     jnp.zeros(noise.shape, jnp.float32) if calls.uses_memory else None,
     memory,
   )
-  xs = tuple(map(jnp.asarray, (calls.times, calls.state, calls.point)))
-  numbers = None if on_call is None else jnp.arange(1, len(calls) + 1)
-  (x, *_), states = lax.scan(step, carry, (*xs, forms, numbers))
-  if return_trajectory:
-    return jnp.concatenate((noise[None], states))
-  return x
 
 
-def _report(
-  on_call: Callable[[int], None], number: Array, answer: Array
-) -> None:
-  """Reports the number of a call to the host, once its result is ready."""
-  # Depends on the result, or XLA could report before computing it.
-  number = number + (0.0 * answer.ravel()[0]).astype(number.dtype)
-  jax.debug.callback(lambda n: on_call(int(n)), number)
+def advance(
+  velocity: guidance.Velocity,
+  state: State,
+  calls: calls_lib.Calls,
+  number: Array | int,
+) -> State:
+  """Makes one call of `integrate`.
+
+  Args:
+    velocity: See `integrate`.
+    state: From `begin`, or the call before.
+    calls: All calls.
+    number: Number of the call, from 0; it may be traced, so that one program
+      serves all calls.
+  """
+  return _scan(velocity, state, calls, number, 1)[0]
+
+
+def _scan(
+  velocity: guidance.Velocity,
+  state: State,
+  calls: calls_lib.Calls,
+  first: Array | int,
+  count: int,
+) -> tuple[State, Array]:
+  """Some calls in order; returns the last state and x after every call."""
+  ask, forms = _asked(velocity, calls.times)
+  dtype = state.x.dtype
+
+  def step(state: State, call: _Call) -> tuple[State, Array]:
+    time, weights, point_weights, form = call
+    start = state.x if state.point is None else state.point
+    times = jnp.full(start.shape[:1], time)
+    answer, memory = ask(start, times, form, state.memory)
+    # Updates are computed in float32: small steps would vanish in bfloat16.
+    answer = answer.astype(jnp.float32)
+
+    def advanced(weights: Array) -> Array:
+      change = weights[0] * answer
+      if calls.uses_memory:
+        change = change + weights[1] * state.last
+      return (state.x.astype(jnp.float32) + change).astype(dtype)
+
+    # Only solvers that evaluate elsewhere carry a second state.
+    point = advanced(point_weights) if calls.asks_elsewhere else None
+    last = answer if calls.uses_memory else None
+    state = State(advanced(weights), point, last, memory)
+    return state, state.x
+
+  table = (calls.times, calls.state, calls.point, forms)
+  rows = jax.tree.map(
+    lambda x: lax.dynamic_slice_in_dim(jnp.asarray(x), first, count), table
+  )
+  return lax.scan(step, state, rows)
 
 
 def _asked(
-  velocity: guidance.Velocity, noise: Array, times: np.ndarray
-) -> tuple[_Ask, Array | None, Any]:
-  """A function (x, time, form, memory), the form of each call, the memory."""
+  velocity: guidance.Velocity, times: np.ndarray
+) -> tuple[_Ask, np.ndarray | None]:
+  """A function (x, time, form, memory), and the form of each call."""
   if not isinstance(velocity, guidance.ScheduledVelocity):
-    return (lambda x, time, form, memory: (velocity(x, time), None)), None, None
+    return lambda x, time, form, memory: (velocity(x, time), None), None
   # The schedule is known before compiling, so only forms in use are compiled.
   used, forms = np.unique(velocity.choose(times), return_inverse=True)
   variants = [velocity.variants[index] for index in used]
-  memory = velocity.initial(noise)
   if len(variants) == 1:
-    only = variants[0]
-    ask = lambda x, time, form, memory: only(x, time, memory)
-    return ask, None, memory
+    return lambda x, time, form, memory: variants[0](x, time, memory), None
 
   def ask(x: Array, time: Array, form: Array, memory: Any) -> tuple[Array, Any]:
     return lax.switch(form, variants, x, time, memory)
 
-  return ask, jnp.asarray(forms, jnp.int32), memory
+  return ask, forms.astype(np.int32)
 
 
 def euler(

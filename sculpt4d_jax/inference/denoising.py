@@ -1,7 +1,13 @@
-"""From noise to latents: the DiT, guided, inside a sampler."""
+"""From noise to latents: the DiT, guided, inside a sampler.
 
-from collections.abc import Callable
+`denoise_clips` is one program. `begin` and `advance` are its parts, one call of
+the velocity at a time: a program that runs between calls can report and stop,
+and unlike one with a callback inside it is kept in JAX's compilation cache.
+"""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
@@ -18,12 +24,28 @@ Array = array_types.Array
 Float = array_types.Float
 
 
+Encoded = Array | dit_lib.ContextKeyValues
+
+
+class Contexts(NamedTuple):
+  """Image tokens, or their keys and values, as the settings need them.
+
+  Attributes:
+    clips: Of the clips, for calls without guidance or in turns.
+    nothing: Of the empty context, for guidance in turns.
+    both: Of the clips and then as many empty ones, for guidance in one batch.
+  """
+
+  clips: Encoded | None
+  nothing: Encoded | None
+  both: Encoded | None
+
+
 def denoise_clips(
   dit: dit_lib.DiT,
   context: Float[Array, "B F I W"],
   noise: Float[Array, "B F N C"],
   config: sampling.SamplingConfig,
-  on_call: Callable[[int], None] | None = None,
   known: known_frames.KnownFrames | None = None,
   windows: windows_lib.Windows | None = None,
 ) -> Float[Array, "B F N C"]:
@@ -34,24 +56,103 @@ def denoise_clips(
     context: The clips' image tokens.
     noise: Initial state.
     config: Steps and guidance; the seed is in the noise.
-    on_call: Called from inside the compiled loop with the number of finished
-      velocity calls.
     known: Frames whose latents are given; they are returned unchanged.
     windows: Averages velocities over windows of the clips.
   """
-  velocity = guided_velocity(dit, context, config, windows)
-  if known is not None:
-    wrapper = known_frames.clean(known)
-    if config.known == "path":
-      wrapper = known_frames.on_path(known, noise)
-    velocity = guidance.wrap(velocity, wrapper)
-  x = samplers.integrate(velocity, noise, config.calls, on_call=on_call)
+  contexts = encode(dit, context, config)
+  velocity = _velocity(dit, contexts, noise, config, known, windows)
+  return finish(samplers.integrate(velocity, noise, config.calls), known)
+
+
+def begin(
+  dit: dit_lib.DiT,
+  context: Float[Array, "B F I W"],
+  noise: Float[Array, "B F N C"],
+  config: sampling.SamplingConfig,
+  known: known_frames.KnownFrames | None = None,
+  windows: windows_lib.Windows | None = None,
+) -> tuple[Contexts, samplers.State]:
+  """What `advance` needs for the first call; see `denoise_clips`."""
+  contexts = encode(dit, context, config)
+  velocity = _velocity(dit, contexts, noise, config, known, windows)
+  return contexts, _placed(samplers.begin(velocity, noise, config.calls))
+
+
+def advance(
+  dit: dit_lib.DiT,
+  contexts: Contexts,
+  state: samplers.State,
+  noise: Float[Array, "B F N C"],
+  number: Array | int,
+  config: sampling.SamplingConfig,
+  known: known_frames.KnownFrames | None = None,
+  windows: windows_lib.Windows | None = None,
+) -> samplers.State:
+  """Makes one call of the velocity, with this number from 0."""
+  velocity = _velocity(dit, contexts, noise, config, known, windows)
+  return _placed(samplers.advance(velocity, state, config.calls, number))
+
+
+def finish(
+  x: Float[Array, "B F N C"], known: known_frames.KnownFrames | None
+) -> Float[Array, "B F N C"]:
+  """The latents, with known frames as they were given."""
   return x if known is None else known.put(x)
+
+
+def _placed(state: samplers.State) -> samplers.State:
+  """Divides the state like the clips, before the first call and after each."""
+  return jax.tree.map(
+    lambda x: partitioning.constrain(x, "batch", "frames"), state
+  )
+
+
+def encode(
+  dit: dit_lib.DiT,
+  context: Float[Array, "B F I W"],
+  config: sampling.SamplingConfig,
+) -> Contexts:
+  """Keys and values of the contexts, once for all calls; to be traced."""
+  on_host = streaming.OnHost(config.stream_layers, config.skips_on_host)
+
+  def encoded(context: Array) -> Encoded:
+    context = partitioning.constrain(context, "batch", "frames")
+    if not config.cache_context:
+      return context
+    return dit.encode_context(context, on_host)
+
+  if config.guidance_scale == 1.0:
+    return Contexts(encoded(context), None, None)
+  if config.guidance_in_turns:
+    # Keys and values of zeros are zeros: one token does for all.
+    nothing = jnp.zeros_like(context[:, :, :1])
+    return Contexts(encoded(context), encoded(nothing), None)
+  both = encoded(jnp.concatenate([context, jnp.zeros_like(context)]))
+  clips = None if config.guides_always else encoded(context)
+  return Contexts(clips, None, both)
+
+
+def _velocity(
+  dit: dit_lib.DiT,
+  contexts: Contexts,
+  noise: Float[Array, "B F N C"],
+  config: sampling.SamplingConfig,
+  known: known_frames.KnownFrames | None,
+  windows: windows_lib.Windows | None,
+) -> guidance.Velocity:
+  """The guided velocity, of known frames too."""
+  velocity = guided_velocity(dit, contexts, config, windows)
+  if known is None:
+    return velocity
+  wrapper = known_frames.clean(known)
+  if config.known == "path":
+    wrapper = known_frames.on_path(known, noise)
+  return guidance.wrap(velocity, wrapper)
 
 
 def guided_velocity(
   dit: dit_lib.DiT,
-  context: Float[Array, "B F I W"],
+  contexts: Contexts,
   config: sampling.SamplingConfig,
   windows: windows_lib.Windows | None = None,
 ) -> guidance.Velocity:
@@ -62,15 +163,7 @@ def guided_velocity(
 
   on_host = streaming.OnHost(config.stream_layers, config.skips_on_host)
 
-  def encoded(context: Array) -> Array | dit_lib.ContextKeyValues:
-    context = partitioning.constrain(context, "batch", "frames")
-    if not config.cache_context:
-      return context
-    return dit.encode_context(context, on_host)
-
-  def of_window(
-    x: Array, time: Array, context: Array | dit_lib.ContextKeyValues
-  ) -> Array:
+  def of_window(x: Array, time: Array, context: Encoded) -> Array:
     step = None
     if config.takes_shortcuts and dit.config.step_embedding:
       step = jnp.full(len(x), 1.0 / (config.num_steps - 1))
@@ -85,28 +178,22 @@ def guided_velocity(
       on_host=on_host,
     ).velocity
 
-  def velocity_of(
-    context: Array | dit_lib.ContextKeyValues,
-  ) -> guidance.VelocityFunction:
+  def velocity_of(context: Encoded) -> guidance.VelocityFunction:
     if windows is None:
       return lambda x, time: of_window(x, time, context)
     # [B, F, I, W], or keys and values [L, B, F, I, H, K].
     frame_axis = lambda y: 1 if y.ndim == 4 else 2
     return windows_lib.averaged(of_window, context, windows, frame_axis)
 
-  if config.guidance_scale == 1.0:
-    return velocity_of(encoded(context))
   conditional = None
+  if contexts.clips is not None:
+    conditional = velocity_of(contexts.clips)
+  if config.guidance_scale == 1.0:
+    return conditional
   if config.guidance_in_turns:
-    # Keys and values of zeros are zeros: one token does for all.
-    nothing = jnp.zeros_like(context[:, :, :1])
-    conditional = velocity_of(encoded(context))
-    pair = guidance.pair_in_turns(conditional, velocity_of(encoded(nothing)))
+    pair = guidance.pair_in_turns(conditional, velocity_of(contexts.nothing))
   else:
-    both = encoded(jnp.concatenate([context, jnp.zeros_like(context)]))
-    pair = guidance.pair_in_one_batch(velocity_of(both))
-    if not config.guides_always:
-      conditional = velocity_of(encoded(context))
+    pair = guidance.pair_in_one_batch(velocity_of(contexts.both))
   return guidance.scheduled(
     pair,
     conditional,

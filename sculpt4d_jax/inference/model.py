@@ -1,8 +1,8 @@
 """The three networks of a preset with their weights, ready to sample.
 
-Four functions are compiled, once for each shape of clips: the image encoder;
-the complete sampling loop, which computes the context's keys and values once
-per clip; the autoencoder's decoder; the field at a chunk of points.
+Five functions are compiled, once for each shape of clips: the image encoder;
+the context's keys and values; a call of the guided velocity with the sampler's
+update; the autoencoder's decoder; the field at a chunk of points.
 
 Frames are encoded a few at a time and decoded one by one, so only the DiT holds
 a complete clip. Memory can be reduced further at the cost of time: `offload`
@@ -27,6 +27,7 @@ from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax import shipped
 from sculpt4d_jax.diffusion import known_frames as known_frames_lib
+from sculpt4d_jax.diffusion import samplers
 from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import denoising
@@ -100,15 +101,15 @@ class Sculpt4D:
     self._mesh: partitioning.Mesh | None = None
     self._dit = self._place_dit(self._dit)
     self._encode = jax.jit(self._encode_impl)
-    self._denoise = jax.jit(
-      self._denoise_impl, static_argnames=("config", "windows", "on_call")
-    )
+    static = dict(static_argnames=("config", "windows"))
+    self._begin = jax.jit(self._begin_impl, **static)
+    self._advance = jax.jit(self._advance_impl, **static)
     self._encode_surface = jax.jit(self._encode_surface_impl)
     self._noise = jax.jit(self._noise_impl, static_argnums=(1, 2))
     self._keys_values = jax.jit(self._keys_values_impl)
     self._field = jax.jit(self._field_impl)
-    self._on_step: Callable[[int], None] | None = None
-    self._reporting = threading.Lock()
+    # A thread's clip decides where the transformer's weights are.
+    self._denoising = threading.Lock()
     self._placing = threading.Lock()
 
   @classmethod
@@ -204,8 +205,8 @@ class Sculpt4D:
     Args:
       images: The clip on a white background, cropped; see `io/matting/crop.py`.
       config: Steps, guidance, seed.
-      on_step: Called from inside the compiled loop with the number of calls
-        of the velocity that are done.
+      on_step: Called with the number of calls of the velocity that are done,
+        after each of them.
       known_frames: Latents of frames that are given, by their index; they are
         returned unchanged. Known first frames extend a clip; known frames at
         both ends fill the gap between them.
@@ -279,27 +280,26 @@ class Sculpt4D:
     """
     if config.skips_on_host:
       streaming.check(next(iter(self._devices), jax.devices()[0]))
-    with self._reporting:
-      self._on_step = on_step
+    options = {
+      "known": known,
+      "config": dataclasses.replace(
+        config, seed=0, num_frames=1, stream_layers=self._streams
+      ),
+      "windows": windows,
+    }
+    frames = noise.shape[1] if windows is None else windows.size
+    with self._denoising:
       self._placed_vae = None
-      frames = noise.shape[1] if windows is None else windows.size
       with self._on_mesh(config, min(frames, noise.shape[1])):
-        latents = self._denoise(
-          self._dit,
-          context,
-          noise,
-          known,
-          config=dataclasses.replace(
-            config, seed=0, num_frames=1, stream_layers=self._streams
-          ),
-          windows=windows,
-          # Always the same function object: another one would cause
-          # recompilation.
-          on_call=None if on_step is None else self._tell,
-        )
-        latents = jax.device_get(latents)
-      jax.effects_barrier()
-    return latents
+        contexts, state = self._begin(self._dit, context, noise, **options)
+        for number in range(len(config.calls)):
+          state = self._advance(
+            self._dit, contexts, state, noise, jnp.int32(number), **options
+          )
+          if on_step is not None:
+            jax.block_until_ready(state)
+            on_step(number + 1)
+        return jax.device_get(denoising.finish(state.x, known))
 
   @contextlib.contextmanager
   def _on_mesh(self, config: SamplingConfig, num_frames: int) -> Iterator[None]:
@@ -321,11 +321,6 @@ class Sculpt4D:
     with partitioning.use_mesh(mesh):
       yield
 
-  def _tell(self, done: int) -> None:
-    """Calls the listener of the clip that is denoised at the moment."""
-    if self._on_step is not None:
-      self._on_step(done)
-
   def _encode_impl(self, params: nnx.State, images: Array) -> Array:
     encoder = nnx.merge(self._encoder_def, params)
 
@@ -344,20 +339,17 @@ class Sculpt4D:
     context = context.reshape(whole, *context.shape[2:])
     return context if rest is None else jnp.concatenate([context, rest])
 
-  def _denoise_impl(
-    self,
-    params: nnx.State,
-    context: Array,
-    noise: Array,
-    known: known_frames_lib.KnownFrames | None,
-    config: SamplingConfig,
-    windows: windows_lib.Windows | None,
-    on_call: Callable[[int], None] | None,
-  ) -> Array:
+  def _begin_impl(
+    self, params: nnx.State, *arrays: Array, **options: Any
+  ) -> tuple[denoising.Contexts, samplers.State]:
     dit = nnx.merge(self._dit_def, params)
-    return denoising.denoise_clips(
-      dit, context, noise, config, on_call, known, windows
-    )
+    return denoising.begin(dit, *arrays, **options)
+
+  def _advance_impl(
+    self, params: nnx.State, *arrays: Any, **options: Any
+  ) -> samplers.State:
+    dit = nnx.merge(self._dit_def, params)
+    return denoising.advance(dit, *arrays, **options)
 
   def _noise_impl(self, key: Array, num_frames: int, kind: str) -> Array:
     frames = 1 if kind == "shared" else num_frames

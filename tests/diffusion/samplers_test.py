@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sculpt4d_jax.diffusion import guidance
 from sculpt4d_jax.diffusion import paths
 from sculpt4d_jax.diffusion import samplers
 
@@ -87,18 +88,25 @@ def test_shift_lengthens_the_steps_near_the_noise():
   np.testing.assert_allclose(steps(1 / 3), [0.1, 0.15, 0.25, 0.5], atol=1e-6)
 
 
-def test_calls_are_reported_in_order():
-  seen = []
-  calls = samplers.calls_of("heun", samplers.euler_times(4))
-  run = lambda x: samplers.integrate(
-    lambda x, t: -x, x, calls, on_call=seen.append
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_single_calls_equal_the_complete_loop(name):
+  calls = samplers.calls_of(name, samplers.euler_times(5))
+  velocity = guidance.scheduled(
+    lambda x, time: (-x, x),
+    lambda x, time: -x,
+    scale=2.0,
+    interval=(0.2, 0.9),
+    keep_difference=2,
   )
-  x = jax.jit(run)(jnp.ones((1, 2)))
-  jax.effects_barrier()
-  assert sorted(seen) == [1, 2, 3, 4, 5]
-  np.testing.assert_array_equal(
-    x, samplers.integrate(lambda x, t: -x, jnp.ones((1, 2)), calls)
+  advance = jax.jit(
+    lambda state, number: samplers.advance(velocity, state, calls, number)
   )
+  state = samplers.begin(velocity, jnp.ones((1, 2)), calls)
+  for number in range(len(calls)):
+    state = advance(state, number)
+  assert advance._cache_size() == 1  # One program for all calls.
+  complete = samplers.integrate(velocity, jnp.ones((1, 2)), calls)
+  np.testing.assert_allclose(state.x, complete, rtol=1e-6)
 
 
 def test_unknown_samplers_are_refused():
