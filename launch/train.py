@@ -66,10 +66,10 @@ def main(argv: Sequence[str]):
   """Runs the program."""
   del argv
   processes.initialize()
-  program.log_platform()
   workdir = paths.of(_WORKDIR.value)
-  logging.info("Preset %s, into %s.", _CONFIG.value.name, workdir)
   _keep_compiled(workdir / "compiled")
+  program.log_platform()
+  logging.info("Preset %s, into %s.", _CONFIG.value.name, workdir)
   try:
     stages.run(preset_lib.from_config(_CONFIG.value), workdir, _STAGES.value)
   except loop.LostProcessError as error:

@@ -34,6 +34,7 @@ from typing import Any, NoReturn
 
 from absl import logging
 
+from sculpt4d_jax.cli import compile_cache
 from sculpt4d_jax.cli import host_memory
 from sculpt4d_jax.cli import interrupts
 
@@ -175,6 +176,7 @@ def log_platform() -> None:
   """Logs the versions and devices that a run depends on; starts JAX."""
   import jax  # Not needed for --help.
 
+  compile_cache.use_default()
   logging.info(
     "Python %s, %s",
     platform.python_version(),

@@ -57,11 +57,11 @@ def run(args: argparse.Namespace) -> None:
 
   config = options.read_preset(args)
   workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config.name)
-  exits.log_platform()
-  logging.info("Preset %s, into %s.", config.name, workdir)
   if jax.config.jax_compilation_cache_dir is None:
     # Compiled code is cached for the next start.
     folder = str((workdir / "compiled").absolute())
     jax.config.update("jax_compilation_cache_dir", folder)
+  exits.log_platform()
+  logging.info("Preset %s, into %s.", config.name, workdir)
   api.train(config, workdir, stages=args.stages)
   print(runner.describe_results(workdir, args.stages))
