@@ -36,9 +36,9 @@ class State(NamedTuple):
 
   Attributes:
     x: The clips [B, ...].
-    point: Where the next call is made, if not at `x`.
+    point: Place of the next call, if it is not `x`.
     last: Velocity of the previous call, float32, if the solver needs it.
-    memory: What guidance keeps.
+    memory: Difference that guidance keeps, if any.
   """
 
   x: Array

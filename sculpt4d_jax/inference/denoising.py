@@ -31,9 +31,9 @@ class Contexts(NamedTuple):
   """Image tokens, or their keys and values, as the settings need them.
 
   Attributes:
-    clips: Of the clips, for calls without guidance or in turns.
-    nothing: Of the empty context, for guidance in turns.
-    both: Of the clips and then as many empty ones, for guidance in one batch.
+    clips: Those of the clips, for calls without guidance or in turns.
+    nothing: Those of the empty context, for guidance in turns.
+    both: Those of the clips and as many empty ones, for guidance in one batch.
   """
 
   clips: Encoded | None
