@@ -10,6 +10,7 @@ It needs the extra "app". One clip is made at a time; others wait.
 import argparse
 import importlib.util
 
+from sculpt4d_jax.cli import compile_cache
 from sculpt4d_jax.cli import options
 from sculpt4d_jax.errors import MissingPackageError
 
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
     )
   from sculpt4d_jax.cli import app_page
 
+  compile_cache.use_default()
   app_page.serve(
     app_page.build(args.preset, args.weights),
     host=args.host,

@@ -18,6 +18,7 @@ that they depend on.
 import argparse
 import json
 
+from sculpt4d_jax.cli import compile_cache
 from sculpt4d_jax.cli import options
 from sculpt4d_jax.errors import UserError
 
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
     entries = protocol_table.PROTOCOLS.values()
     print("\n\n".join(protocol.describe() for protocol in entries))
     return
+  compile_cache.use_default()
   if bool(args.predicted) != bool(args.truth):
     raise UserError(
       "Two sequences are compared: give the predicted and the true one, or"
