@@ -92,7 +92,7 @@ def asset_page(
 
 
 def _packed(values: np.ndarray) -> str:
-  return base64.b64encode(zlib.compress(values.tobytes(), 9)).decode("ascii")
+  return base64.b64encode(zlib.compress(values.tobytes(), 6)).decode("ascii")
 
 
 def _first_of(vertex_map: np.ndarray) -> np.ndarray:
