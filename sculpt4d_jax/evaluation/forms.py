@@ -200,21 +200,25 @@ def write(
 def sheet(
   forms: Sequence[Form], pictures: np.ndarray | None = None
 ) -> np.ndarray:
-  """Six times of each form below each other, uint8 [h, w, 3].
+  """Six times of each form from two sides, uint8 [h, w, 3].
 
   Args:
-    forms: The forms.
+    forms: The forms, from top to bottom.
     pictures: The video above them, uint8 [F, h, w, 3], or None.
   """
+  blocks = []
+  if pictures is not None:
+    blocks.append(("video", forms[0], pictures, ()))
+  blocks += [
+    (form.name, form, None, asset_pictures.FIGURE_VIEWS) for form in forms
+  ]
   rows = []
-  view = asset_pictures.FIGURE_VIEWS[1:]
-  for index, form in enumerate(forms):
-    above = pictures if index == 0 else None
+  for name, form, above, views in blocks:
     picture = asset_pictures.figure(
-      form.parts, len(form.meshes), above, views=view
+      form.parts, len(form.meshes), above, views=views
     )
     title = Image.new("RGB", (picture.shape[1], _TITLE), "white")
-    ImageDraw.Draw(title).text((8, 2), form.name, fill="black")
+    ImageDraw.Draw(title).text((8, 2), name, fill="black")
     rows += [np.asarray(title), picture]
   return np.concatenate(rows)
 

@@ -80,3 +80,13 @@ def test_all_files_are_written(tmp_path, made):
   record = json.loads((tmp_path / forms.TABLE).read_text())
   assert set(record["forms"]) == set(scores)
   assert record["nodes"] == 20
+
+
+def test_the_sheet_has_the_video_above_two_rows_of_each_form(made):
+  pictures = np.full((3, 32, 32, 3), [255, 0, 0], np.uint8)
+  sheet = forms.sheet(forms.forms_of(made), pictures)
+  is_red = (sheet == [255, 0, 0]).all(-1)
+  assert is_red.sum() == 3 * 256 * 256
+  bottom = np.flatnonzero(is_red.any(1))[-1]
+  # Three forms of two rows each are six times as high as the video's row.
+  assert 5.5 < (len(sheet) - bottom) / bottom < 6.1
