@@ -143,7 +143,9 @@ def run(
   graphdefs, stacks = zip(*map(nnx.split, modules))
   num_skips = sum(s.num_blocks for s in stages if s.kind.pushes)
   memory = jax.memory.Space.Host if on_host.skips else jax.memory.Space.Device
-  skips = jnp.zeros((max(num_skips, 1), *x.shape), x.dtype)
+  # Zeros would be made on the device, in full, and copied. Every skip is written
+  # before it is read.
+  skips = lax.empty((max(num_skips, 1), *x.shape), x.dtype)
   skips = jax.device_put(skips, memory)
   first_pushed, first_taken = _firsts(stages)
 

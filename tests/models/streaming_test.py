@@ -145,6 +145,26 @@ def test_the_next_block_is_copied_before_the_current_one_works():
           pending.append(source)
 
 
+def test_no_buffer_of_all_skips_is_made_on_the_device():
+  """Not even to put zeros into the host's buffer."""
+  module = make(num_moe_blocks=0)
+  graphdef, params = nnx.split(module)
+  on_host = streaming.OnHost(False, True)
+  run = lambda params, *args: (
+    nnx.merge(graphdef, params)(*args, inference=True, on_host=on_host).velocity
+  )
+  program = jax.make_jaxpr(run)(params, *inputs()).jaxpr
+  whole = (3, 1, FRAMES, 9, 16)  # Three skips.
+  makers = [
+    equation.primitive.name
+    for equation in program.eqns
+    for out in equation.outvars
+    if getattr(out.aval, "shape", None) == whole
+    and out.aval.memory_space == jax.memory.Space.Device
+  ]
+  assert makers == ["empty"]  # Allocates where its only reader wants it.
+
+
 def test_a_device_without_such_memory_is_refused():
   class Device:
     def addressable_memories(self):
