@@ -20,6 +20,7 @@ from absl import logging as absl_logging
 # fault.
 Read = Callable[[str], str]
 
+_REPORTED = 100  # Files between two lines of counts.
 _ODD = (None, True, -1, 0, 1, 2**31, 1e308, "", "x" * 300, [], {}, [0], "NaN")
 
 
@@ -133,6 +134,8 @@ def run(
           kept.parent.mkdir(parents=True, exist_ok=True)
           kept.write_bytes(content)
       path.unlink()
+      if (seed + 1 - first) % _REPORTED == 0:
+        print(f"{seed + 1 - first} files: {dict(counts)}", flush=True)
   return dict(counts), slowest
 
 

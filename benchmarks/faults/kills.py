@@ -52,7 +52,7 @@ _WHAT = flags.DEFINE_enum(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the times.")
 _SECONDS = flags.DEFINE_float(
-  "seconds", None, "Time after which no further run is started."
+  "seconds", None, "Time after which no further run is killed."
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -306,7 +306,6 @@ def main(argv: list[str]) -> None:
   """Runs the program."""
   del argv
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-  began = time.monotonic()
   rng = random.Random(_SEED.value)
   with tempfile.TemporaryDirectory() as name:
     base = pathlib.Path(name)
@@ -324,6 +323,7 @@ def main(argv: list[str]) -> None:
       length = Length(2 * length.all, length.all)
     faults: collections.Counter[str] = collections.Counter()
     slowest, num_runs, left_in_tmp = 0.0, 0, set()
+    began = time.monotonic()
     for index in range(_COUNT.value):
       if _SECONDS.value and time.monotonic() - began > _SECONDS.value:
         break
