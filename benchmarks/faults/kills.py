@@ -343,7 +343,7 @@ def main(argv: list[str]) -> None:
         faults[fault] += 1
         phase = "writing" if at_end else "start"
         print(f"run {index}, {delay:.2f} s after {phase}: {fault}", flush=True)
-      if num_runs % 10 == 0:
+      if num_runs % 5 == 0:
         print(f"{num_runs} runs: {dict(faults) or 'no fault'}", flush=True)
     frames = _FRAMES[0]
     whole_run(command(folder, frames), folder, temporary)

@@ -37,6 +37,7 @@ from sculpt4d_jax.io.assets import gltf_container
 from sculpt4d_jax.io.assets import gltf_mesh
 from sculpt4d_jax.io.assets import mesh_sequences
 from sculpt4d_jax.io.assets import usd
+from sculpt4d_jax.io.assets import usd_trial
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.meshes import usd as usd_writer
 
@@ -104,6 +105,7 @@ def is_played(path: PathLike) -> bool:
   if path.suffix.lower() in _GLTF:
     return _switched_nodes(_open_gltf(path)) is None
   if path.suffix.lower() in usd.SUFFIXES:
+    usd_trial.check(path)
     return not _is_own_usd(path)
   return True
 
@@ -141,6 +143,8 @@ def _read(path: pathlib.Path, num_frames: int) -> ShapeSequence:
     return _read_cloud(path)
   if suffix == ".zip":
     return _read_zip(path)
+  if suffix in usd.SUFFIXES:
+    usd_trial.check(path)
   if suffix in _GLTF:
     asset = _open_gltf(path)
     nodes = _switched_nodes(asset)

@@ -23,6 +23,7 @@ from sculpt4d_jax.io.assets import animated_assets
 from sculpt4d_jax.io.assets import gltf_animation
 from sculpt4d_jax.io.assets import gltf_container
 from sculpt4d_jax.io.assets import mesh_sequences
+from sculpt4d_jax.io.assets import usd_trial
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.meshes import usd
@@ -75,8 +76,11 @@ def read(path: PathLike) -> MeshSequence:
     reader = glb.read_animated_glb
     if suffix in _USD:
       reader = usd.read_animated_usd
+      usd_trial.check(path)
     meshes, fps = reader(path)
     return MeshSequence(path.name, meshes, fps)
+  except usd_trial.CrashError as error:
+    raise UserError(f"{path}: {error}") from error
   except ValueError:  # Not in our format.
     return _read_asset(path)
 
