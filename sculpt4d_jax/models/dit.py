@@ -200,12 +200,13 @@ class DiT(nnx.Module):
     on_host: streaming.OnHost = streaming.NOTHING,
   ) -> ContextKeyValues:
     """Keys and values of all blocks, computed once for all sampling steps."""
+    if on_host.layers:
+      one = lambda block: block.cross_attention.encode_context(context)
+      return ContextKeyValues(streaming.map_blocks(self.stages, one))
 
     def encode(
       block: dit_block.Block, carry: tuple[()], _: None
     ) -> tuple[tuple[()], attention.KeyValues]:
-      if on_host.layers:
-        block = streaming.module_to_device(block)
       return carry, block.cross_attention.encode_context(context)
 
     return ContextKeyValues(

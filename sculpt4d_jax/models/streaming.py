@@ -114,10 +114,34 @@ def to_device(tree: Any) -> Any:
   return jax.device_put(tree, jax.memory.Space.Device)
 
 
-def module_to_device(module: Any) -> Any:
-  """A module with its arrays copied into the device's memory; to be traced."""
-  graphdef, params = nnx.split(module)
-  return nnx.merge(graphdef, to_device(params))
+def map_blocks(
+  modules: Sequence[nnx.Module], function: Callable[[Any], Any]
+) -> tuple[Any, ...]:
+  """Applies a function to all blocks, with kernels on the host; to be traced.
+
+  Args:
+    modules: Stacked blocks of every stage.
+    function: Function of a block; only kernels that it uses are copied.
+
+  Returns:
+    Results of every stage, stacked.
+  """
+  results = []
+  for module in modules:
+    graphdef, stack = nnx.split(module)
+
+    def step(
+      carry: tuple[()],
+      number: Array,
+      graphdef: nnx.GraphDef = graphdef,
+      stack: nnx.State = stack,
+    ) -> tuple[tuple[()], Any]:
+      block = nnx.merge(graphdef, _layer(stack, number, True))
+      return carry, function(block)
+
+    num_blocks = jax.tree.leaves(stack)[0].shape[0]
+    results.append(lax.scan(step, (), jnp.arange(num_blocks))[1])
+  return tuple(results)
 
 
 def run(
@@ -156,12 +180,12 @@ def run(
     # Else the compiler could start copies long before they are needed, and keep
     # the first block's weights from call to call.
     x, number = lax.optimization_barrier((x, jnp.int32(number)))
-    params = jax.tree.map(lambda p: _item(p, number), stacks[index])
+    params = _layer(stacks[index], number, on_host.layers)
     skip = None
     if stages[index].kind.has_skip:
       newest = num_skips - 1 - first_taken[index]
-      skip = to_device(_item(skips, newest - number))
-    return x, (to_device(params) if on_host.layers else params, skip)
+      skip = jnp.squeeze(to_device(_slice(skips, newest - number)), 0)
+    return x, (params, skip)
 
   def work(
     index: int, number: Array | int, x: Array, skips: Array, fetched: _Fetched
@@ -210,6 +234,19 @@ def _firsts(
     pushed.append(pushed[-1] + stage.num_blocks * stage.kind.pushes)
     taken.append(taken[-1] + stage.num_blocks * stage.kind.has_skip)
   return pushed, taken
+
+
+def _layer(stack: Any, number: Array | int, on_host: bool) -> Any:
+  """Parameters of a block of a stack, on the device."""
+  params = jax.tree.map(lambda p: _slice(p, number), stack)
+  if on_host:
+    params = to_device(params)
+  return jax.tree.map(lambda p: jnp.squeeze(p, 0), params)
+
+
+def _slice(stack: Array, number: Array | int) -> Array:
+  """One entry [1, ...]; shapes change on the device, as a host's may not."""
+  return lax.dynamic_slice_in_dim(stack, number, 1)
 
 
 def _item(stack: Array, number: Array | int) -> Array:
