@@ -177,7 +177,9 @@ def report(
       " directions; those of `stream_layers` and `skips_on_host` while the"
       " device works. Time is estimated from data sheets, at"
       f" {memory_cost.UTILISATION:.0%} of a device's peak, and not measured; see"
-      " sculpt4d_jax/inference/memory_plan.py and memory_cost.py.",
+      " sculpt4d_jax/inference/memory_plan.py and memory_cost.py. Compilers for"
+      " GPUs and TPUs reserve more than planned for the released size, up to 2.7"
+      " times as much; see docs/sampling.md.",
     ]
   )
 
