@@ -3,9 +3,9 @@
 Four things cost time, at rates of data sheets:
 
     copies    bytes between host and device over the link's rate. Those of
-              layers and skips run while the block before works: what takes
-              longer than that block counts, the first block's copy, and a tenth
-              of the rest, as copies also take the memory's time
+              layers and skips can run while the block before works. What takes
+              longer than that block counts, the first block's copy, and of the
+              rest the share that compilers do not overlap with work
     reads     weights that are read from the device's memory once more, because
               fewer frames, or one branch of guidance, use them at a time
     products  keys and values of the context that are computed in every call
@@ -24,8 +24,9 @@ from sculpt4d_jax.models import flops
 
 # Share of a device's peak at which it is taken to work.
 UTILISATION = 0.4
-# Share of a copy that costs nothing while the device works.
-HIDDEN = 0.9
+# Share of the copied bytes that cost nothing: of the released size's blocks, as
+# the compiler for an H100 schedules the copies and the products between them.
+HIDDEN = 0.08
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,7 @@ class SamplingConfig:
     weights: "stored", or "int8": the transformer's kernels with one byte per
       number, which changes the velocity by about 1 %.
     stream_layers: Keeps the weights of the transformer's blocks in the host's
-      memory; each is copied while the block before it runs. One device.
+      memory; each is copied one block before it runs. One device.
     skips_on_host: Keeps the outputs that later blocks take there, too. One
       device.
     memory: "as_set", or "auto": the exact savings that fit the device and lose

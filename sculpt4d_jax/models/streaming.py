@@ -2,8 +2,8 @@
 
 The stacks of the blocks' kernels stay in the host's pinned memory; the device
 holds two blocks at a time. Before a block runs, the copy of the next one is
-started, together with the skip that it takes, so that an asynchronous copy
-overlaps with the block's work:
+started, together with the skip that it takes, so that an asynchronous copy can
+overlap with the block's work:
 
     copy     0 | 1      | 2      | 3
     work         block 0| block 1| block 2
