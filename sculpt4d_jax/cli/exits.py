@@ -89,18 +89,25 @@ def guard(work: Callable[[], Any], name: str) -> NoReturn:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
       signal.signal(signal.SIGINT, _interrupt)
     code = _run(work, name)
+    _expect_exit(name)
   except KeyboardInterrupt:
     _end_by_signal(signal.SIGINT, name)
   except Terminated:
     _end_by_signal(signal.SIGTERM, name)
   except SystemExit as end:
     code = end.code
-  # Only Python's own exit remains, which an interrupt would disturb.
+    _expect_exit(name)
+  sys.exit(code or 0)
+
+
+def _expect_exit(name: str) -> None:
+  """Lets Ctrl-C end the process at once: only Python's own exit remains."""
   if signal.getsignal(signal.SIGINT) is _interrupt:
+    # The thread that watches would announce a computation that is over.
+    signal.set_wakeup_fd(-1)
     signal.signal(
       signal.SIGINT, lambda *_: interrupts.end_now(name, signal.SIGINT)
     )
-  sys.exit(code or 0)
 
 
 def _run(work: Callable[[], Any], name: str) -> int | str | None:

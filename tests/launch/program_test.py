@@ -13,7 +13,7 @@ PROGRAM = '''"""Greets somebody.
 
   python -m launch.greet --name=Ada
 """
-import asyncio, os, sys, threading, time
+import asyncio, atexit, hashlib, os, sys, threading, time
 from absl import flags, logging
 from launch import program
 
@@ -68,6 +68,11 @@ def main(argv):
       lowered.compile()
     finally:
       print("cleaned up")
+  elif _DEED.value == "leave":
+    # One call of C, which no signal interrupts; it is called last.
+    hashed = "sha256", b"", b"", 4_000_000
+    atexit.register(hashlib.pbkdf2_hmac, *hashed)
+    atexit.register(print, "waiting", flush=True)
   elif _DEED.value == "deaf":
     # One call of C that no signal ends: a lock that is held already.
     import ctypes
@@ -253,6 +258,15 @@ def test_an_interrupt_that_a_library_turns_into_an_error(script):
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
+  assert (process.returncode, stderr) == (130, "greet: Interrupted.\n")
+
+
+def test_an_interrupt_after_the_work_is_one_line(script):
+  with start(script, "--name=Ada", "--deed=leave") as process:
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
   assert (process.returncode, stderr) == (130, "greet: Interrupted.\n")
 
 
