@@ -16,26 +16,24 @@ transformer needs more training; samples of trained clips far above those of
 held-out ones say that there are too few clips.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 
 from absl import flags
-import jax
 from ml_collections import config_flags
 import numpy as np
 
 from benchmarks.sampling import field_scores
+from benchmarks.training import field_iou
 from launch import program
 from sculpt4d_jax.data.loading import batches as record_batches
 from sculpt4d_jax.data.loading import loader as record_loader
 from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
-from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import held_out_records
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.training import preset as preset_lib
-from sculpt4d_jax.training.tasks import vae as vae_task
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/small.py", "Preset; see configs/base.py."
@@ -48,27 +46,6 @@ _NUM_CLIPS = flags.DEFINE_integer("num_clips", 12, "Clips of each kind.")
 _FIRST = flags.DEFINE_integer(
   "first", 40, "Seed of the first procedural clip; 0 to 63 are held out."
 )
-
-IoU = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-  """A clip with its truth.
-
-  Attributes:
-    images: uint8 [F, S, S, 3].
-    surface: Rows of the true surface [F, P, 7], uniform ones first.
-    num_uniform: Number of uniform rows among them.
-    points: Places at which the field is compared [F, Q, 3].
-    inside: Whether those points are inside, bool [F, Q].
-  """
-
-  images: np.ndarray
-  surface: np.ndarray
-  num_uniform: int
-  points: np.ndarray
-  inside: np.ndarray
 
 
 def main(unused_argv: Sequence[str]) -> None:
@@ -84,17 +61,22 @@ def main(unused_argv: Sequence[str]) -> None:
     " other pictures |\n|---|---|---|---|---|"
   )
   for title, clips in _kinds(preset):
-    print(describe(title, score(model, clips, settings, log)), flush=True)
+    print(
+      field_iou.describe(title, field_iou.score(model, clips, settings, log)),
+      flush=True,
+    )
 
 
-def _kinds(preset: preset_lib.Preset) -> Iterator[tuple[str, list[Clip]]]:
+def _kinds(
+  preset: preset_lib.Preset,
+) -> Iterator[tuple[str, list[field_iou.Clip]]]:
   yield "procedural, held out", _procedural(preset)
   for split in ("train", "test") if _DATA.value else ():
     title = {"train": "records, trained on", "test": "records, held out"}
     yield title[split], _records(preset, split)
 
 
-def _procedural(preset: preset_lib.Preset) -> list[Clip]:
+def _procedural(preset: preset_lib.Preset) -> list[field_iou.Clip]:
   """Held-out clips, compared at the centres of a grid's cells."""
   frames = preset.data.num_frames
   clips = []
@@ -104,7 +86,7 @@ def _procedural(preset: preset_lib.Preset) -> list[Clip]:
     truth = field_scores.true_fields(clip)
     at = field_scores.points()
     clips.append(
-      Clip(
+      field_iou.Clip(
         record.images,
         record.surface,
         preset.data.sizes.num_uniform,
@@ -115,7 +97,7 @@ def _procedural(preset: preset_lib.Preset) -> list[Clip]:
   return clips
 
 
-def _records(preset: preset_lib.Preset, split: str) -> list[Clip]:
+def _records(preset: preset_lib.Preset, split: str) -> list[field_iou.Clip]:
   """Clips of records, compared at their samples in the cube."""
   # All frames: pictures are cut around the whole clip, which fills the cube.
   example = record_batches.as_they_are(
@@ -147,7 +129,7 @@ def _records(preset: preset_lib.Preset, split: str) -> list[Clip]:
     samples = read["samples"][:, ~read["is_near"]]
     num_uniform = min(int(is_uniform.sum()), sizes.num_uniform)
     clips.append(
-      Clip(
+      field_iou.Clip(
         read["images"],
         surface,
         num_uniform,
@@ -156,63 +138,6 @@ def _records(preset: preset_lib.Preset, split: str) -> list[Clip]:
       )
     )
   return clips
-
-
-def score(
-  model: model_lib.Sculpt4D,
-  clips: Sequence[Clip],
-  settings: model_lib.SamplingConfig,
-  log: run_log.RunLog,
-) -> dict[str, list[float]]:
-  """Mean IoU over the frames of every clip, by row of the comparison."""
-  rows = {"round trip": [], "sampled": [], "other pictures": []}
-  sampled = []
-  for clip in log.each("sample", clips):
-    sampled.append(model.sample(clip.images, settings))
-  for number, clip in enumerate(log.each("score", clips)):
-    encoded = _encoded(model, clip)
-    rows["round trip"].append(iou(model, encoded, clip))
-    rows["sampled"].append(iou(model, sampled[number], clip))
-    other = sampled[(number + 1) % len(clips)]
-    rows["other pictures"].append(iou(model, other, clip))
-  return rows
-
-
-def _encoded(model: model_lib.Sculpt4D, clip: Clip) -> np.ndarray:
-  """Latents of the true surfaces [F, N, C], without noise."""
-  inputs, queries = vae_task.select_clip_rows(
-    jax.random.key(0), clip.surface[None], model.vae_config, clip.num_uniform
-  )
-  # Without noise: the mean.
-  channels = model.vae_config.latent_channels
-  still = np.zeros((model.vae_config.num_latents, channels), np.float32)
-  return np.stack(
-    [
-      model.encode_surface(np.asarray(x), np.asarray(q), still)
-      for x, q in zip(inputs[0], queries[0], strict=True)
-    ]
-  )
-
-
-def iou(model: model_lib.Sculpt4D, latents: np.ndarray, clip: Clip) -> float:
-  """Mean over the frames; a frame without truth or prediction counts 0."""
-  found = []
-  for frame, points, inside in zip(
-    latents, clip.points, clip.inside, strict=True
-  ):
-    predicted = model.field(frame)(points) > 0
-    both = (predicted & inside).sum()
-    found.append(both / max((predicted | inside).sum(), 1))
-  return float(np.mean(found))
-
-
-def describe(title: str, rows: dict[str, list[float]]) -> str:
-  """A line of the table: means with 95 % bootstrap intervals over clips."""
-  cells = [title, str(len(rows["round trip"]))]
-  for values in rows.values():
-    estimate = evaluator.estimate_mean(np.asarray(values))
-    cells.append(evaluator.format_estimate(estimate, digits=3))
-  return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

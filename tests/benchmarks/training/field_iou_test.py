@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.training import limits
+from benchmarks.training import field_iou
 
 
 class _Balls:
@@ -17,7 +17,7 @@ def _clip(radii):
   at = np.linspace(-1, 1, 41, dtype=np.float32)
   points = np.stack(np.meshgrid(at, at, at, indexing="ij"), -1).reshape(-1, 3)
   distance = np.linalg.norm(points, axis=-1)
-  return limits.Clip(
+  return field_iou.Clip(
     images=np.zeros((len(radii), 8, 8, 3), np.uint8),
     surface=np.zeros((len(radii), 4, 7), np.float32),
     num_uniform=4,
@@ -28,16 +28,16 @@ def _clip(radii):
 
 def test_iou_of_balls_is_the_ratio_of_their_volumes():
   clip = _clip([0.9, 0.9])
-  iou = limits.iou(_Balls(), np.array([0.9, 0.45]), clip)
+  iou = field_iou.iou(_Balls(), np.array([0.9, 0.45]), clip)
   # (1 + 1 / 8) / 2, to the grid.
   assert iou == pytest.approx((1 + 1 / 8) / 2, abs=0.01)
 
 
 def test_an_empty_prediction_counts_as_nothing():
-  assert limits.iou(_Balls(), np.array([-1.0]), _clip([0.5])) == 0
+  assert field_iou.iou(_Balls(), np.array([-1.0]), _clip([0.5])) == 0
 
 
 def test_a_line_has_means_and_intervals():
   rows = {"round trip": [0.5, 0.5], "sampled": [0.25, 0.75]}
-  line = limits.describe("records", rows)
+  line = field_iou.describe("records", rows)
   assert line.startswith("| records | 2 | 0.500 [0.500, 0.500] | 0.500 [")
