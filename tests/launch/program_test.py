@@ -61,6 +61,8 @@ def main(argv):
       for number in range(1000):
         x = jax.numpy.sin(x @ x) + number
       return x
+    from sculpt4d_jax.cli import interrupts
+    interrupts.GRACE = 60.0  # Compiling may take longer than the default.
     jax.config.update("jax_enable_compilation_cache", False)
     lowered = jax.jit(slow_to_compile).lower(jax.numpy.ones((64, 64)))
     print("waiting", flush=True)

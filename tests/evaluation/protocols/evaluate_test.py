@@ -323,7 +323,8 @@ def test_processes_give_the_same_report(tmp_path):
   paths = (tmp_path / "predicted", tmp_path / "truth")
   protocol = quick("project", num_points=500)
   one, two = (evaluate.evaluate(*paths, protocol, processes=n) for n in (1, 2))
-  assert one.estimates == two.estimates
+  # As text: a mean that nothing determines is NaN, which equals nothing.
+  assert repr(one.estimates) == repr(two.estimates)
   assert [clip.name for clip in two.clips] == ["a", "b", "c"]
   (tmp_path / "predicted" / "b" / "frame_0001.ply").write_bytes(b"ply\n")
   with pytest.raises(ValueError, match="frame_0001.ply"):
