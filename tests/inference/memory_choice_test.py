@@ -4,28 +4,11 @@ import dataclasses
 
 import pytest
 
-from configs import sculpt4d
 from sculpt4d_jax.inference import memory_choice
 from sculpt4d_jax.inference import memory_cost
 from sculpt4d_jax.inference import memory_plan
-from sculpt4d_jax.training import preset as preset_lib
 
 GIB = memory_plan.GIB
-
-
-@pytest.fixture(scope="module")
-def preset():
-  return preset_lib.from_config(sculpt4d.get_config())
-
-
-@pytest.fixture(scope="module")
-def planner(preset):
-  return memory_plan.Planner(preset.model)
-
-
-@pytest.fixture(scope="module")
-def settings(preset):
-  return memory_plan.settings_of(preset.sampling, preset.surface)
 
 
 def test_candidates_are_all_combinations_with_the_fewest_savings_first(
@@ -58,10 +41,10 @@ def test_nothing_that_fits_loses_less_time(planner, settings, size):
   assert planner.plan(settings).peak > 0.92 * device.memory
 
 
-def test_the_released_size_fits_small_cards_exactly(preset):
-  auto = dataclasses.replace(preset.sampling, memory="auto")
+def test_the_released_size_fits_small_cards_exactly(released):
+  auto = dataclasses.replace(released.sampling, memory="auto")
   choose = lambda size: memory_choice.choose(
-    preset.model, auto, preset.surface, size and size * GIB
+    released.model, auto, released.surface, size and size * GIB
   )
   assert choose(None) == auto  # Unknown memory.
   chosen = choose(8)
@@ -71,14 +54,16 @@ def test_the_released_size_fits_small_cards_exactly(preset):
   with pytest.raises(ValueError, match="sample at most"):
     choose(3)
   as_set = memory_choice.choose(
-    preset.model, preset.sampling, preset.surface, 8 * GIB
+    released.model, released.sampling, released.surface, 8 * GIB
   )
-  assert as_set == preset.sampling
+  assert as_set == released.sampling
 
 
-def test_savings_that_are_set_stay(preset):
-  auto = dataclasses.replace(preset.sampling, memory="auto", weights="int8")
-  chosen = memory_choice.choose(preset.model, auto, preset.surface, 80 * GIB)
+def test_savings_that_are_set_stay(released):
+  auto = dataclasses.replace(released.sampling, memory="auto", weights="int8")
+  chosen = memory_choice.choose(
+    released.model, auto, released.surface, 80 * GIB
+  )
   assert chosen == auto
 
 
@@ -96,8 +81,10 @@ def test_more_memory_means_more_frames(planner, settings):
     assert peak(most) <= 0.92 * size * GIB < peak(most + 1)
 
 
-def test_the_table_names_bytes_and_time(preset):
-  text = memory_choice.report(preset.model, preset.sampling, preset.surface)
+def test_the_table_names_bytes_and_time(released):
+  text = memory_choice.report(
+    released.model, released.sampling, released.surface
+  )
   (row,) = [line for line in text.splitlines() if "| 8 GB GPU" in line]
   cells = [cell.strip() for cell in row.strip("|").split("|")]
   assert cells[1] == "fits" and float(cells[2]) < 0.92 * 8

@@ -4,26 +4,11 @@ import dataclasses
 
 import pytest
 
-from configs import sculpt4d
 from sculpt4d_jax.inference import memory_cost
 from sculpt4d_jax.inference import memory_plan
-from sculpt4d_jax.training import preset as preset_lib
 
 # So fast that only the named quantity takes time.
 FAST = memory_cost.Device(2**40, 1e30, 1e30, 1e30)
-
-
-@pytest.fixture(scope="module")
-def planner():
-  return memory_plan.Planner(
-    preset_lib.from_config(sculpt4d.get_config()).model
-  )
-
-
-@pytest.fixture(scope="module")
-def settings():
-  preset = preset_lib.from_config(sculpt4d.get_config())
-  return memory_plan.settings_of(preset.sampling, preset.surface)
 
 
 def cost(planner, settings, changes, **rates):

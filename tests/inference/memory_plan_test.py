@@ -14,19 +14,6 @@ from sculpt4d_jax.models import attention
 from sculpt4d_jax.training import preset as preset_lib
 
 
-@pytest.fixture(scope="module")
-def planner():
-  return memory_plan.Planner(
-    preset_lib.from_config(sculpt4d.get_config()).model
-  )
-
-
-@pytest.fixture(scope="module")
-def settings():
-  preset = preset_lib.from_config(sculpt4d.get_config())
-  return memory_plan.settings_of(preset.sampling, preset.surface)
-
-
 def test_weights_are_counted(planner):
   assert planner.params["vae"] == 2 * 327_746_177
   assert planner.params["image_encoder"] == 2 * (304_368_640 - 1024)
