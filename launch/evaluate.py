@@ -57,7 +57,6 @@ import tqdm
 
 from launch import program
 from sculpt4d_jax.data.loading import batches as record_batches
-from sculpt4d_jax.data.loading import examples as record_examples
 from sculpt4d_jax.data.loading import loader as record_loader
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.errors import UserError
@@ -366,7 +365,10 @@ def score_on_records(
   }
   if _OTHER.value:
     folders["other model"] = paths.of(_OTHER.value)
-  reader = record_loader.open_split(_DATA.value, "test", _whole(preset))
+  example = record_batches.whole_clips(
+    preset.records.example, preset.data.num_frames
+  )
+  reader = record_loader.open_split(_DATA.value, "test", example)
   log = run_log.RunLog()
   rows = held_out_records.choose(reader, _NUM_SEQUENCES.value, _ASSETS.value)
   records = [
@@ -394,21 +396,6 @@ def score_on_records(
   if _OTHER.value and len(records) > 1:
     print_differences(*(summaries[title] for title in folders))
   return summaries, held_out_records.describe(records, conventions)
-
-
-def _whole(preset: preset_lib.Preset) -> record_examples.ExampleConfig:
-  """Settings that read all points and distances of a clip."""
-  example = record_batches.as_they_are(
-    preset.records.example, preset.data.num_frames
-  )
-  return dataclasses.replace(
-    example,
-    contents=("geometry", "images"),
-    num_parts=0,
-    num_uniform=0,
-    num_sharp=0,
-    num_samples=0,
-  )
 
 
 def score_pairs(

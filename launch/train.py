@@ -35,11 +35,11 @@ from collections.abc import Sequence
 
 from absl import flags
 from absl import logging
-import jax
 from ml_collections import config_flags
 
 from launch import processes
 from launch import program
+from sculpt4d_jax.cli import compile_cache
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import loop
 from sculpt4d_jax.training import preset as preset_lib
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]):
   del argv
   processes.initialize()
   workdir = paths.of(_WORKDIR.value)
-  _keep_compiled(workdir / "compiled")
+  compile_cache.use(workdir / "compiled")
   program.log_platform()
   logging.info("Preset %s, into %s.", _CONFIG.value.name, workdir)
   try:
@@ -75,12 +75,6 @@ def main(argv: Sequence[str]):
   except loop.LostProcessError as error:
     processes.leave(error)
   logging.info("Done. %s", stages.describe_results(workdir, _STAGES.value))
-
-
-def _keep_compiled(folder: paths.PathLike) -> None:
-  """Caches compiled code for the next start, unless the user has a cache."""
-  if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
 if __name__ == "__main__":

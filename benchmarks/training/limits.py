@@ -100,16 +100,8 @@ def _procedural(preset: preset_lib.Preset) -> list[field_iou.Clip]:
 def _records(preset: preset_lib.Preset, split: str) -> list[field_iou.Clip]:
   """Clips of records, compared at their samples in the cube."""
   # All frames: pictures are cut around the whole clip, which fills the cube.
-  example = record_batches.as_they_are(
+  example = record_batches.whole_clips(
     preset.records.example, preset.data.num_frames
-  )
-  example = dataclasses.replace(
-    example,
-    contents=("geometry", "images"),
-    num_parts=0,
-    num_uniform=0,
-    num_sharp=0,
-    num_samples=0,
   )
   reader = record_loader.open_split(tuple(_DATA.value), split, example)
   count = min(_NUM_CLIPS.value, len(reader))

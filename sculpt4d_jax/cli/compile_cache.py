@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import platform
+from typing import Any
 
 # Seconds of compilation from which a program is kept; jax's own default of 1 s
 # leaves out half of the small model's.
@@ -27,7 +28,7 @@ def use_default() -> pathlib.Path | None:
   """
   import jax  # Not needed for --help.
 
-  if jax.config.jax_compilation_cache_dir is not None:
+  if _is_named():
     return None
   try:
     folder = _cache_home() / "sculpt4d" / f"compiled-{_machine()}"
@@ -36,9 +37,27 @@ def use_default() -> pathlib.Path | None:
     return None
   if not os.access(folder, os.W_OK | os.X_OK):
     return None
-  jax.config.update("jax_compilation_cache_dir", str(folder))
+  use(folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
   return folder
+
+
+def use(folder: Any) -> None:
+  """Names a folder for JAX's compilation cache, unless the user has one.
+
+  Args:
+    folder: Path, on this machine or in a store.
+  """
+  import jax
+
+  if not _is_named():
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+
+
+def _is_named() -> bool:
+  import jax
+
+  return jax.config.jax_compilation_cache_dir is not None
 
 
 def _cache_home() -> pathlib.Path:

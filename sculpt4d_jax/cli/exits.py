@@ -180,7 +180,10 @@ def user_message(error: BaseException) -> str | None:
 
 
 def log_platform() -> None:
-  """Logs the versions and devices that a run depends on; starts JAX."""
+  """Logs the versions and devices that a run depends on.
+
+  This starts JAX, which keeps what it compiles; see `compile_cache.py`.
+  """
   import jax  # Not needed for --help.
 
   compile_cache.use_default()

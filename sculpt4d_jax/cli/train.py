@@ -24,6 +24,7 @@ import pathlib
 
 from absl import logging
 
+from sculpt4d_jax.cli import compile_cache
 from sculpt4d_jax.cli import exits
 from sculpt4d_jax.cli import options
 
@@ -50,17 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
-  import jax
-
   from sculpt4d_jax import api
   from sculpt4d_jax.training.stages import runner
 
   config = options.read_preset(args)
   workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config.name)
-  if jax.config.jax_compilation_cache_dir is None:
-    # Compiled code is cached for the next start.
-    folder = str((workdir / "compiled").absolute())
-    jax.config.update("jax_compilation_cache_dir", folder)
+  compile_cache.use(workdir / "compiled")
   exits.log_platform()
   logging.info("Preset %s, into %s.", config.name, workdir)
   api.train(config, workdir, stages=args.stages)

@@ -146,7 +146,9 @@ def integrate(
     x at the last time, like `noise`.
   """
   state = begin(velocity, noise, calls)
-  state, states = _scan(velocity, state, calls, 0, len(calls))
+  state, states = _scan(
+    velocity, state, calls, 0, len(calls), keeps_states=return_trajectory
+  )
   if return_trajectory:
     return jnp.concatenate((noise[None], states))
   return state.x
@@ -193,12 +195,13 @@ def _scan(
   calls: calls_lib.Calls,
   first: Array | int,
   count: int,
-) -> tuple[State, Array]:
-  """Some calls in order; returns the last state and x after every call."""
+  keeps_states: bool = False,
+) -> tuple[State, Array | None]:
+  """Some calls in order; the last state, and x after every call if wanted."""
   ask, forms = _asked(velocity, calls.times)
   dtype = state.x.dtype
 
-  def step(state: State, call: _Call) -> tuple[State, Array]:
+  def step(state: State, call: _Call) -> tuple[State, Array | None]:
     time, weights, point_weights, form = call
     start = state.x if state.point is None else state.point
     times = jnp.full(start.shape[:1], time)
@@ -216,7 +219,7 @@ def _scan(
     point = advanced(point_weights) if calls.asks_elsewhere else None
     last = answer if calls.uses_memory else None
     state = State(advanced(weights), point, last, memory)
-    return state, state.x
+    return state, state.x if keeps_states else None
 
   table = (calls.times, calls.state, calls.point, forms)
   rows = jax.tree.map(

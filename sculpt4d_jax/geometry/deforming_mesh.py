@@ -4,7 +4,7 @@
 frame is the same material point on all others (`geometry/sampling.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 
 import numpy as np
@@ -229,3 +229,16 @@ def _stretch(mesh: DeformingMesh, size: float) -> float:
   order = np.argsort(worst)
   share = np.cumsum(floor[order]) / floor.sum()
   return float(worst[order][min(np.searchsorted(share, 0.999), len(order) - 1)])
+
+
+def by_topology(meshes: Sequence[DeformingMesh]) -> list[list[int]]:
+  """Numbers of the meshes with equal faces, in order of the first of each."""
+  groups: list[list[int]] = []
+  for index, mesh in enumerate(meshes):
+    for group in groups:
+      if np.array_equal(meshes[group[0]].faces, mesh.faces):
+        group.append(index)
+        break
+    else:
+      groups.append([index])
+  return groups

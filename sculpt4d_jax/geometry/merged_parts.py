@@ -25,24 +25,16 @@ def merge(parts: Sequence[TexturedMesh]) -> TexturedMesh:
   Returns:
     One mesh for all frames; its texture has those of the topologies in a grid.
   """
-  distinct: list[TexturedMesh] = []
-  numbers = []
-  for part in parts:
-    same = [
-      index
-      for index, other in enumerate(distinct)
-      if np.array_equal(other.mesh.faces, part.mesh.faces)
-    ]
-    numbers.append(same[0] if same else len(distinct))
-    if not same:
-      distinct.append(part)
+  groups = deforming_mesh.by_topology([part.mesh for part in parts])
+  distinct = [parts[group[0]] for group in groups]
   starts = np.cumsum([0, *(part.mesh.num_vertices for part in distinct)])
   count = sum(part.mesh.num_frames for part in parts)
   vertices = np.empty((count, starts[-1], 3), np.float32)
-  for part, number in zip(parts, numbers):
-    span = slice(part.first_frame, part.last_frame + 1)
-    vertices[span] = part.mesh.vertices[:, :1]
-    vertices[span, starts[number] : starts[number + 1]] = part.mesh.vertices
+  for number, group in enumerate(groups):
+    for part in (parts[index] for index in group):
+      span = slice(part.first_frame, part.last_frame + 1)
+      vertices[span] = part.mesh.vertices[:, :1]
+      vertices[span, starts[number] : starts[number + 1]] = part.mesh.vertices
   colours = [part.mesh.colours for part in distinct]
   mesh = deforming_mesh.DeformingMesh(
     vertices,

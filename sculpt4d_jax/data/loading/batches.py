@@ -95,5 +95,19 @@ def as_they_are(
   )
 
 
+def whole_clips(
+  config: record_examples.ExampleConfig, num_frames: int
+) -> record_examples.ExampleConfig:
+  """Like `as_they_are`, with pictures and with all points and distances."""
+  return dataclasses.replace(
+    as_they_are(config, num_frames),
+    contents=("geometry", "images"),
+    num_parts=0,
+    num_uniform=0,
+    num_sharp=0,
+    num_samples=0,
+  )
+
+
 def _fields(example: Batch) -> Batch:
   return {name: example[name] for name in _FIELDS if name in example}

@@ -151,15 +151,7 @@ def one_segment(mesh: DeformingMesh) -> tuple[Segment, ...]:
 
 def groups_of(segments: Sequence[Segment]) -> list[list[int]]:
   """Numbers of the segments by topology, in order of their first frames."""
-  groups: list[list[int]] = []
-  for index, segment in enumerate(segments):
-    for group in groups:
-      if np.array_equal(segments[group[0]].mesh.faces, segment.mesh.faces):
-        group.append(index)
-        break
-    else:
-      groups.append([index])
-  return groups
+  return deforming_mesh.by_topology([segment.mesh for segment in segments])
 
 
 def fit_trajectory(
