@@ -2,20 +2,24 @@ r"""Tests long clips in windows: memory, drift, seams and resumption.
 
   python -m benchmarks.long_clips --num_frames=256
 
-One procedural clip at the training clips' frame rate is made with the small
-model in sequential windows, each run in a separate process:
+Procedural clips at the training clips' frame rate are made with the small model
+in sequential windows, each run in a separate process:
 
-  one window     only the first window: its peak memory
+  one window     only the first window of the first clip: its peak memory
   whole          all windows: peak memory, IoU of the first and last quarter,
                  jitter at seams and elsewhere
-  killed         the same command, killed (SIGKILL) after a third of the
-                 windows and started again: the bytes are compared
+  no overlap     windows that share no frames, and so cannot drift
+  killed         the first clip as in "whole", killed (SIGKILL) after a third of
+                 the windows and started again: the bytes are compared
 
-Accepted are a peak memory within 5 % of one window's, an IoU of the last
-quarter within 5 % of the first one's, jitter at seams within 10 % of elsewhere,
-and equal bytes; the exit code is 0 if all four hold, else 1. Because IoU varies
-with the phase of a motion, the IoU of windows without overlap, which cannot
-drift, is printed too. Scores are those of the decoder's field on a grid.
+Accepted are, as means over the clips, a peak memory within 5 % of one window's,
+an IoU of the last quarter within 5 % of the first one's, jitter at seams within
+10 % of elsewhere, and equal bytes; the exit code is 0 if all hold, else 1. A
+seam is where a window's last frame meets the next window's first new one. If
+frames are blended, those are a seam too: their jitter must be within 10 % of
+the same frames' jitter inside of single windows, those without overlap. As IoU
+also varies with the phase of a motion, that without overlap is printed. Scores
+are those of the decoder's field on a grid.
 """
 
 from collections.abc import Sequence
@@ -48,12 +52,16 @@ from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.training import preset as preset_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", "configs/tiny.py", "Preset; see configs/base.py."
+  "config", "configs/small.py", "Preset; see configs/base.py."
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of weights.")
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 256, "Frames.", lower_bound=16)
-_SEED = flags.DEFINE_integer("seed", 3, "Seed of the clip; held out.")
+_SEEDS = flags.DEFINE_list(
+  "seeds", ["3", "4", "5", "6"], "Seeds of the clips; held out."
+)
 _SETTING = flags.DEFINE_string("setting", "draft", "Preset or fields.")
+_OVERLAP = flags.DEFINE_integer("overlap", None, "As in launch.sample.")
+_BLEND = flags.DEFINE_integer("blend", None, "As in launch.sample.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Kept results, if wanted.")
 _PART = flags.DEFINE_string("part", None, "Used by the program itself.")
 
@@ -62,6 +70,7 @@ _LIMITS = {
   "peak over one window's": (None, 1.05),
   "IoU of the last quarter over the first's": (0.95, None),
   "jitter at seams over elsewhere": (None, 1.10),
+  "jitter of blended frames over the same ones in one window": (None, 1.10),
 }
 
 
@@ -76,82 +85,120 @@ def main(unused_argv: Sequence[str]) -> int:
 
 
 def _check(workdir: pathlib.Path) -> int:
-  size, num_frames = _preset().data.num_frames, _NUM_FRAMES.value
-  _make_clip(workdir)
+  first, *others = (workdir / seed for seed in _SEEDS.value)
+  for folder in (first, *others):
+    folder.mkdir(exist_ok=True)
+    _make_clip(folder)
   for part in ("one_window", "whole"):
-    _finish(_start(part, workdir))
-  killed = _start("killed", workdir)
-  third = len(_windows().starts(num_frames)) // 3
-  while not (workdir / "killed" / f"window_{third:06d}.npz").exists():
+    _finish(_start(part, first))
+  killed = _start("killed", first)
+  third = len(_windows().starts(_NUM_FRAMES.value)) // 3
+  while not (first / "killed" / f"window_{third:06d}.npz").exists():
     if killed.poll() is not None:
       raise UserError("The run to be killed ended before it was.")
     time.sleep(0.2)
   killed.send_signal(signal.SIGKILL)
   killed.wait()
-  _finish(_start("killed", workdir))
-  _finish(_start("no_overlap", workdir))
-  report = _score(workdir, size)
+  _finish(_start("killed", first))
+  _finish(_start("no_overlap", first))
+  for folder in others:
+    _finish(_start("whole", folder))
+    _finish(_start("no_overlap", folder))
+  report = _report(workdir)
   for name, value in report.items():
     print(f"{name}: {value}")
   return 0 if report["accepted"] else 1
 
 
-def _score(workdir: pathlib.Path, size: int) -> dict[str, Any]:
-  clip = solids.make_clip(
-    _SEED.value, _NUM_FRAMES.value, _NUM_FRAMES.value / _FRAMES_A_SECOND
-  )
-  model = _model()
-  truth = field_scores.true_fields(clip)
-  band = _preset().vae_training.task.field_band
-  load = lambda part: np.load(workdir / f"{part}.npy")
-  peaks = {
-    part: json.loads((workdir / f"{part}.json").read_text())["peak_mb"]
+def _report(workdir: pathlib.Path) -> dict[str, Any]:
+  model, windows = _model(), _windows()
+  report: dict[str, Any] = {
+    "clips": f"{_NUM_FRAMES.value} frames in windows of {windows.size}, overlap"
+    f" {windows.overlap}, blend {windows.blend}, setting {_SETTING.value!r}"
+  }
+  scores = []
+  for seed in _SEEDS.value:
+    name, values = _score(model, workdir / seed)
+    report[name] = {k: round(float(v), 4) for k, v in values.items()}
+    scores.append(values)
+  mean = {k: np.mean([values[k] for values in scores]) for k in scores[0]}
+  report["mean"] = {k: round(float(v), 4) for k, v in mean.items()}
+  first = workdir / _SEEDS.value[0]
+  one, whole = (
+    json.loads((first / f"{part}.json").read_text())["peak_mb"]
     for part in ("one_window", "whole")
-  }
-  scores = {
-    part: field_scores.by_frame(
-      field_scores.fields(model, load(part), band), truth
-    )
-    for part in ("whole", "no_overlap")
-  }
-  quarter = _NUM_FRAMES.value // 4
-  iou, jitter = scores["whole"]
-  near = np.zeros(len(jitter), bool)
-  # A seam is between a window's first new frame and the previous frame.
-  for start in _windows().starts(_NUM_FRAMES.value)[1:]:
-    seam = start + _windows().overlap
-    near[max(seam - 2, 0) : seam] = True
+  )
+  report["peak of one window and of all, MB"] = (one, whole)
   ratios = {
-    "peak over one window's": peaks["whole"] / peaks["one_window"],
+    "peak over one window's": whole / one,
     "IoU of the last quarter over the first's": (
-      iou[-quarter:].mean() / iou[:quarter].mean()
+      mean["IoU, last quarter"] / mean["IoU, first quarter"]
     ),
     "jitter at seams over elsewhere": (
-      jitter[near].mean() / jitter[~near].mean()
+      mean["jitter at seams"] / mean["jitter elsewhere"]
+    ),
+    "jitter of blended frames over the same ones in one window": (
+      mean["jitter of blended frames"] / mean["in one window"]
     ),
   }
-  same = load("whole").tobytes() == load("killed").tobytes()
-  cut = scores["no_overlap"][0]
-  accepted = same and all(
+  same = (first / "whole.npy").read_bytes() == (
+    first / "killed.npy"
+  ).read_bytes()
+  report |= {name: round(float(ratio), 3) for name, ratio in ratios.items()}
+  report["killed and resumed to the same bytes"] = same
+  report["accepted"] = same and all(
     (low is None or ratios[name] >= low)
     and (high is None or ratios[name] <= high)
     for name, (low, high) in _LIMITS.items()
   )
-  return {
-    "clip": f"{clip.family}-{clip.seed}, {_NUM_FRAMES.value} frames in windows"
-    f" of {size}, setting {_SETTING.value!r}",
-    "peak of one window and of all, MB": tuple(peaks.values()),
-    "IoU, first and last quarter": _pair(iou[:quarter], iou[-quarter:]),
-    "without overlap": _pair(cut[:quarter], cut[-quarter:]),
-    "jitter at seams and elsewhere": _pair(jitter[near], jitter[~near]),
-    **{name: round(float(ratio), 3) for name, ratio in ratios.items()},
-    "killed and resumed to the same bytes": same,
-    "accepted": accepted,
+  return report
+
+
+def _score(
+  model: model_lib.Sculpt4D, folder: pathlib.Path
+) -> tuple[str, dict[str, float]]:
+  """Name and scores of a clip."""
+  clip = _clip(folder)
+  truth = field_scores.true_fields(clip)
+  band = _preset().vae_training.task.field_band
+  (iou, jitter), (cut_iou, cut_jitter) = (
+    field_scores.by_frame(
+      field_scores.fields(model, np.load(folder / f"{part}.npy"), band), truth
+    )
+    for part in ("whole", "no_overlap")
+  )
+  windows, separate = _windows(), _separate_windows()
+  seams = _joints(windows, 0)
+  blended = _joints(windows, windows.blend) & ~_joints(separate, 0)
+  quarter = _NUM_FRAMES.value // 4
+  return f"{clip.family}-{clip.seed}", {
+    "IoU, first quarter": iou[:quarter].mean(),
+    "IoU, last quarter": iou[-quarter:].mean(),
+    "without overlap, first quarter": cut_iou[:quarter].mean(),
+    "without overlap, last quarter": cut_iou[-quarter:].mean(),
+    "jitter at seams": jitter[seams].mean(),
+    "jitter elsewhere": jitter[~seams].mean(),
+    "jitter of blended frames": jitter[blended].mean(),
+    "in one window": cut_jitter[blended].mean(),
   }
 
 
-def _pair(*groups: np.ndarray) -> tuple[float, ...]:
-  return tuple(round(float(x.mean()), 4) for x in groups)
+def _joints(windows: windows_lib.Windows, blend: int) -> np.ndarray:
+  """Marks three consecutive frames that are not all of one window.
+
+  Args:
+    windows: The windows.
+    blend: Number of frames before a window's end that are not of it alone.
+
+  Returns:
+    Marks by the first of the three frames, bool [F - 2].
+  """
+  marks, end = np.zeros(_NUM_FRAMES.value - 2, bool), 0
+  for start in windows.starts(_NUM_FRAMES.value):
+    if start:
+      marks[max(end - blend - 2, 0) : end] = True
+    end = start + windows.size
+  return marks
 
 
 @functools.cache
@@ -159,18 +206,24 @@ def _preset() -> preset_lib.Preset:
   return preset_lib.from_config(_CONFIG.value)
 
 
-def _windows(overlap: int | None = None) -> windows_lib.Windows:
+def _windows() -> windows_lib.Windows:
   size = _preset().data.num_frames
-  return windows_lib.Windows(size, size // 2 if overlap is None else overlap)
+  return windows_lib.make(size, _OVERLAP.value, _BLEND.value)
 
 
-def _make_clip(workdir: pathlib.Path) -> None:
+def _separate_windows() -> windows_lib.Windows:
+  return windows_lib.Windows(_preset().data.num_frames, 0)
+
+
+def _clip(folder: pathlib.Path) -> solids.SyntheticClip:
+  """The clip of a folder, which is named by its seed."""
   seconds = _NUM_FRAMES.value / _FRAMES_A_SECOND
-  clip = solids.make_clip(_SEED.value, _NUM_FRAMES.value, seconds)
-  np.save(
-    workdir / "images.npy",
-    clip_records.make_record(clip, _preset().data.sizes).images,
-  )
+  return solids.make_clip(int(folder.name), _NUM_FRAMES.value, seconds)
+
+
+def _make_clip(folder: pathlib.Path) -> None:
+  record = clip_records.make_record(_clip(folder), _preset().data.sizes)
+  np.save(folder / "images.npy", record.images)
 
 
 def _start(part: str, workdir: pathlib.Path) -> subprocess.Popen:
@@ -196,7 +249,7 @@ def _model() -> model_lib.Sculpt4D:
 def _run_part(part: str, workdir: pathlib.Path) -> int:
   """Samples the clip, or its first window; writes latents and peak memory."""
   images = np.load(workdir / "images.npy", mmap_mode="r")
-  windows = _windows(0 if part == "no_overlap" else None)
+  windows = _separate_windows() if part == "no_overlap" else _windows()
   if part == "one_window":
     images = images[: windows.size]
   setting = settings_lib.parse(

@@ -122,6 +122,13 @@ _OVERLAP = flags.DEFINE_integer(
   None,
   "Number of frames that consecutive windows share; by default half a window.",
 )
+_BLEND = flags.DEFINE_integer(
+  "blend",
+  None,
+  "Number of shared frames that a sequential window samples again, to pass"
+  " smoothly from one window to the next; by default three quarters of"
+  " the overlap.",
+)
 _WINDOWS = flags.DEFINE_enum(
   "windows",
   "sequential",
@@ -291,12 +298,12 @@ def _formats() -> tuple[str, ...] | None:
 def _window_settings(trained_frames: int) -> windows_lib.Windows | None:
   """Windows of a long clip; None if all frames are sampled at once."""
   if _WINDOW.value is None and not _ALL_FRAMES.value:
-    if _OVERLAP.value is not None:
-      raise UserError("--overlap is of windows: give --window too.")
+    for flag in (_OVERLAP, _BLEND):
+      if flag.value is not None:
+        raise UserError(f"--{flag.name} is of windows: give --window too.")
     return None
   size = trained_frames if _WINDOW.value is None else _WINDOW.value
-  overlap = size // 2 if _OVERLAP.value is None else _OVERLAP.value
-  return windows_lib.Windows(size, overlap, _WINDOWS.value)
+  return windows_lib.make(size, _OVERLAP.value, _BLEND.value, _WINDOWS.value)
 
 
 def register(output: paths.StorePath, result: api.Result) -> None:

@@ -40,11 +40,16 @@ class Windows:
       known from the previous one: it needs the memory of one window, and works
       on endless streams. "averaged" denoises the whole clip at once, and
       averages the velocities of a frame over its windows: the smoothest seams.
+    blend: Number of frames, the last of the overlap, that a sequential window
+      samples again instead of taking them as known. Their data pass from the
+      previous window's to its own, so that a difference between two windows is
+      spread over several frames.
   """
 
   size: int
   overlap: int
   kind: str = "sequential"
+  blend: int = 0
 
   def __post_init__(self):
     if self.size < 2:
@@ -56,6 +61,21 @@ class Windows:
       )
     if self.kind not in KINDS:
       raise UserError(f"windows={self.kind!r}: choose one of {KINDS}.")
+    if not 0 <= self.blend <= self.overlap:
+      raise UserError(
+        f"blend={self.blend} must be at least 0 and at most the overlap's"
+        f" {self.overlap} frames."
+      )
+
+  @property
+  def new_weights(self) -> Float[np.ndarray, " blend"]:
+    """Weight of a window's own data in each blended frame, in (0, 1).
+
+    Half a cosine: the weight changes slowly at both ends of the blend, where a
+    linear one would bend the motion.
+    """
+    part = np.arange(1, self.blend + 1) / (self.blend + 1)
+    return (0.5 - 0.5 * np.cos(np.pi * part)).astype(np.float32)
 
   @property
   def stride(self) -> int:
@@ -69,6 +89,28 @@ class Windows:
     """
     last = max(num_frames - self.size, 0)
     return [*range(0, last, self.stride), last]
+
+
+def make(
+  size: int,
+  overlap: int | None = None,
+  blend: int | None = None,
+  kind: str = "sequential",
+) -> Windows:
+  """Windows with defaults for what is None.
+
+  Args:
+    size: Number of frames of a window.
+    overlap: Shared frames; by default half a window.
+    blend: Blended frames of a sequential window; by default three quarters of
+      the overlap.
+    kind: One of KINDS.
+  """
+  if overlap is None:
+    overlap = size // 2
+  if blend is None:
+    blend = 3 * overlap // 4 if kind == "sequential" else 0
+  return Windows(size, overlap, kind, blend)
 
 
 def averaged(

@@ -1,7 +1,8 @@
 """Samples clips of any length, one window after the other.
 
-The frames that a window shares with earlier windows are its known frames. Only
-one window is kept in memory. Finished windows are files in a folder, one per
+The frames that a window shares with earlier windows are its known frames,
+except for the last ones, which it samples again and which are blended. Only one
+window is kept in memory. Finished windows are files in a folder, one per
 window, and hold the complete state: an interrupted run reads them and resumes
 with bit-identical results. The noise of a frame depends only on the seed and
 the frame's number, so neither the length nor the windows have to be known in
@@ -34,7 +35,7 @@ _IDENTITY = "windows.json"
 
 
 class Stretch(NamedTuple):
-  """New frames of a clip: the number of the first, latents [frames, N, C]."""
+  """Frames of a clip: the number of the first, latents [frames, N, C]."""
 
   first: int
   latents: np.ndarray
@@ -76,7 +77,7 @@ class WindowFolder:
       atomic.write_bytes(path, json.dumps(wanted, indent=1).encode())
 
   def read(self, number: int) -> Stretch | None:
-    """A finished window's new frames; None if it is not finished."""
+    """A finished window's blended and new frames; None if not finished."""
     path = self._path(number)
     if not path.is_file():
       return None
@@ -90,7 +91,7 @@ class WindowFolder:
       ) from error
 
   def write(self, number: int, stretch: Stretch) -> None:
-    """Writes a window's new frames atomically."""
+    """Writes a window's blended and new frames atomically."""
     content = io.BytesIO()
     np.savez(content, first=np.int64(stretch.first), latents=stretch.latents)
     atomic.write_bytes(self._path(number), content.getvalue())
@@ -173,9 +174,11 @@ def sample(
     known_frames=known_frames,
   )
   parts = []
+  num_windows = len(windows.starts(len(images)))
   for number, stretch in enumerate(stretches, 1):
     parts.append(stretch.latents)
-    if on_window is not None:
+    # Frames held back for a blend can be one stretch more.
+    if on_window is not None and number <= num_windows:
       on_window(number)
   return np.concatenate(parts)
 
@@ -189,11 +192,12 @@ def stream(
   folder: WindowFolder | None = None,
   known_frames: Mapping[int, np.ndarray] | None = None,
 ) -> Iterator[Stretch]:
-  """Yields the latents of new frames, window by window.
+  """Yields the latents of final frames, window by window.
 
   Pictures are read when they are needed; the sequence may be endless. If it
-  ends within a window, that window is moved back to end with it. Arguments are
-  those of `sample`.
+  ends within a window, that window is moved back to end with it. The last
+  `windows.blend` frames of a window are final after the next one, or at the
+  end. Arguments are those of `sample`.
 
   Raises:
     ValueError: There are no pictures, or the folder's windows do not fit them.
@@ -202,42 +206,63 @@ def stream(
   given = dict(known_frames or {})
   shown: list[np.ndarray] = []  # Pictures and latents of the last frames.
   done: list[np.ndarray] = []
-  end = 0  # Number of finished frames.
+  end = 0  # Number of sampled frames.
   for number in itertools.count():
     new = windows.size if not number else windows.stride
     fresh = list(itertools.islice(source, new))
     if not fresh:
       break
+    held = min(windows.blend, len(done))  # Sampled, but not final.
     stretch = None if folder is None else folder.read(number)
-    if stretch is not None and (
-      stretch.first != end or len(stretch.latents) != len(fresh)
-    ):
-      raise UserError(
-        f"Window {number} in {folder.folder} has frames {stretch.first} to"
-        f" {stretch.first + len(stretch.latents) - 1}, but {end} to"
-        f" {end + len(fresh) - 1} are next; delete the folder."
-      )
-    # The last window is moved back, at most to the first frame.
-    num_known = min(windows.size - len(fresh), len(done))
+    if stretch is not None:
+      _check_next(stretch, number, end - held, held + len(fresh), folder)
     if stretch is None:
-      pictures = [*shown[len(shown) - num_known :], *fresh]
+      # The last window is moved back, at most to the first frame.
+      shared = min(windows.size - len(fresh), len(done))
       latents = _sample_window(
         model,
-        np.stack(pictures),
+        np.stack([*shown[len(shown) - shared :], *fresh]),
         config,
-        end - num_known,
-        done[len(done) - num_known :],
+        end - shared,
+        done[len(done) - shared : len(done) - held],
         given,
-      )
-      stretch = Stretch(end, latents[num_known:])
+      )[shared - held :]
+      weights = windows.new_weights[:held, None, None]
+      for index in range(held):
+        if end - held + index not in given:
+          old = done[len(done) - held + index]
+          latents[index] = old + weights[index] * (latents[index] - old)
+      stretch = Stretch(end - held, latents)
       if folder is not None:
         folder.write(number, stretch)
-    yield stretch
+    final = max(len(stretch.latents) - windows.blend, 0)
+    if final:
+      yield Stretch(stretch.first, stretch.latents[:final])
     shown = [*shown, *fresh][-windows.size :]
-    done = [*done, *stretch.latents][-windows.size :]
+    done = [*done[: len(done) - held], *stretch.latents][-windows.size :]
     end += len(fresh)
   if not end:
     raise UserError("There are no pictures to sample from.")
+  held = min(windows.blend, len(done))
+  if held:
+    yield Stretch(end - held, np.stack(done[-held:]))
+
+
+def _check_next(
+  stretch: Stretch,
+  number: int,
+  first: int,
+  num_frames: int,
+  folder: WindowFolder,
+) -> None:
+  """Raises UserError if a window on disk does not hold the wanted frames."""
+  found = len(stretch.latents)
+  if (stretch.first, found) != (first, num_frames):
+    raise UserError(
+      f"Window {number} in {folder.folder} has frames {stretch.first} to"
+      f" {stretch.first + found - 1}, but {first} to"
+      f" {first + num_frames - 1} are next; delete the folder."
+    )
 
 
 def _sample_window(
@@ -260,7 +285,7 @@ def _sample_window(
       is_known[index], data[index] = True, latents
   known = known_frames_lib.KnownFrames(is_known[None], data[None])
   context = model.encode(images)[None]
-  return model.denoise(context, noise[None], config, known=known)[0]
+  return np.array(model.denoise(context, noise[None], config, known=known)[0])
 
 
 def frame_noise(

@@ -74,8 +74,24 @@ def test_times_of_frames_are_cut_too():
     ((4, 4), "overlap=4"),
     ((4, -1), "overlap=-1"),
     ((4, 2, "both"), "windows='both'"),
+    ((4, 2, "sequential", 3), "blend=3"),
+    ((4, 2, "sequential", -1), "blend=-1"),
   ],
 )
 def test_bad_windows_are_refused(arguments, message):
   with pytest.raises(ValueError, match=message):
     windows.Windows(*arguments)
+
+
+def test_weights_of_a_blend_by_hand():
+  made = windows.Windows(8, 4, blend=3)
+  half = 0.5**0.5
+  expected = [(1 - half) / 2, 0.5, (1 + half) / 2]
+  np.testing.assert_allclose(made.new_weights, expected, rtol=1e-6)
+  assert windows.Windows(8, 4).new_weights.shape == (0,)
+
+
+def test_defaults_of_windows():
+  assert windows.make(16) == windows.Windows(16, 8, blend=6)
+  assert windows.make(16, 4, 4) == windows.Windows(16, 4, blend=4)
+  assert windows.make(16, kind="averaged") == windows.Windows(16, 8, "averaged")

@@ -14,6 +14,7 @@ from tests.inference import small_models
 from tests.integration import micro
 
 WINDOWS = windows_lib.Windows(4, 2)
+BLENDED = windows_lib.Windows(4, 2, blend=1)
 FRAMES = 9  # Windows at 0, 2, 4 and, moved back, 5.
 
 
@@ -39,8 +40,8 @@ def whole(model, images):
   return long_clips.sample(model, images, config(), WINDOWS)
 
 
-def folder(path, images, **changes):
-  identity = long_clips.identity(config(**changes), WINDOWS, images)
+def folder(path, images, windows=WINDOWS, **changes):
+  identity = long_clips.identity(config(**changes), windows, images)
   return long_clips.WindowFolder(path, identity)
 
 
@@ -79,20 +80,52 @@ def test_a_window_is_sampled_with_known_frames(model, images, whole):
   np.testing.assert_array_equal(latents, whole[2:6])
 
 
-@pytest.mark.parametrize("finished", range(4))
-def test_interrupted_runs_resume_to_the_same_bytes(
-  model, images, whole, tmp_path, finished
-):
-  stretches = long_clips.stream(
-    model, images, config(), WINDOWS, folder=folder(tmp_path, images)
+def test_blended_frames_pass_from_one_window_to_the_next(model, images, whole):
+  """The first two windows, by the sampler itself; 3 and 5 are blended."""
+  stretches = list(long_clips.stream(model, images, config(), BLENDED))
+  assert [s.first for s in stretches] == [0, 3, 5, 7, 8]
+  assert [len(s.latents) for s in stretches] == [3, 2, 2, 1, 1]
+  found = np.concatenate([s.latents for s in stretches])
+  np.testing.assert_array_equal(found[:3], whole[:3])
+  noise = long_clips.frame_noise(model, config(), range(2, 6))
+  data = np.where(np.arange(4)[:, None, None] < 1, whole[2:6], 0)
+  own = model.denoise(
+    model.encode(images[2:6])[None],
+    noise[None],
+    config(),
+    known=known_frames.KnownFrames(np.arange(4)[None] < 1, data[None]),
+  )[0]
+  np.testing.assert_allclose(found[3], (whole[3] + own[1]) / 2, atol=1e-6)
+  np.testing.assert_array_equal(found[4], own[2])
+  assert np.abs(own[1] - whole[3]).max() > 1e-4
+  together = long_clips.sample(model, images, config(), BLENDED)
+  np.testing.assert_array_equal(together, found)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 4, 5])
+def test_blends_of_short_clips_give_every_frame_once(model, images, num_frames):
+  windows = windows_lib.Windows(4, 3, blend=3)
+  counts = []
+  result = long_clips.sample(
+    model, images[:num_frames], config(), windows, on_window=counts.append
   )
+  assert len(result) == num_frames and np.isfinite(result).all()
+  assert counts[-1] == len(windows.starts(num_frames))
+
+
+@pytest.mark.parametrize("finished", range(4))
+@pytest.mark.parametrize("windows", [WINDOWS, BLENDED], ids=["cut", "blended"])
+def test_interrupted_runs_resume_to_the_same_bytes(
+  model, images, tmp_path, windows, finished
+):
+  whole = long_clips.sample(model, images, config(), windows)
+  own = lambda: folder(tmp_path, images, windows)
+  stretches = long_clips.stream(model, images, config(), windows, folder=own())
   for _ in itertools.islice(stretches, finished):
     pass
   made = sorted(path.name for path in tmp_path.glob("*.npz"))
   assert len(made) == finished
-  again = long_clips.sample(
-    model, images, config(), WINDOWS, folder=folder(tmp_path, images)
-  )
+  again = long_clips.sample(model, images, config(), windows, folder=own())
   np.testing.assert_array_equal(again, whole)
 
 
@@ -119,6 +152,14 @@ def test_a_stream_needs_no_end(model, images, whole):
   np.testing.assert_array_equal(np.concatenate(first), whole[:8])
   with pytest.raises(ValueError, match="no pictures"):
     next(long_clips.stream(model, [], config(), WINDOWS))
+
+
+def test_given_frames_are_not_blended(model, images):
+  latents = np.full((8, 4), 0.5, np.float32)
+  result = long_clips.sample(
+    model, images, config(), BLENDED, known_frames={3: latents}
+  )
+  np.testing.assert_array_equal(result[3], latents)
 
 
 def test_given_frames_are_known_in_their_windows(model, images, whole):

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import paths
+from sculpt4d_jax.training import preset as preset_lib
 from tests import conftest
+from tests.integration import micro
 from tests.integration import train_processes
 from tests.io import emulated
 from tests.io import stores
@@ -43,11 +46,14 @@ def _commits(stage_folder):
 
 @pytest.fixture(scope="module", params=["gs", "s3"])
 def run(request):
-  """A run of the micro preset that was killed once, and then finished."""
+  """A run of two processes that was killed, and finished on another mesh."""
   stores.skip_without(request.param)
   with emulated.store(request.param, one_in=10) as bucket:
     workdir = bucket / "micro"
-    processes = train_processes.start(workdir, stages="data,vae,dit", devices=1)
+    meshes = ["--config.mesh.data=2", "--config.mesh.fsdp=1"]
+    processes = train_processes.start(
+      workdir, 2, *meshes, stages="data,vae,dit"
+    )
     train_processes.wait_for(lambda: _commits(workdir / "dit"), processes)
     for process in processes:
       process.kill()
@@ -72,11 +78,28 @@ def test_everything_of_a_run_is_in_the_bucket(run):
   }
 
 
+def _level(weights):
+  """A level with a surface: the micro model learns nothing about shapes."""
+  config = micro.get_config()
+  model = model_lib.Sculpt4D.load(preset_lib.from_config(config).model, weights)
+  sampling = model_lib.SamplingConfig(**config.sampling.to_dict())
+  side = model.encoder_config.image_size
+  images = np.full((sampling.num_frames, side, side, 3), 255, np.uint8)
+  images[:, side // 4 : -side // 4, side // 4 : -side // 4] = 110
+  points = np.random.default_rng(0).uniform(-1, 1, (512, 3))
+  values = model.field(model.sample(images, sampling)[0])(
+    points.astype(np.float32)
+  )
+  return float(np.median(values))
+
+
 def test_weights_in_a_bucket_are_exported_sampled_and_evaluated(run, tmp_path):
   weights = run / "weights"
+  level = f"--config.surface.level={_level(weights)}"
   _program(
     "sample",
     "--config=tests/integration/micro.py",
+    level,
     f"--input={conftest.ROOT / 'demo' / 'clip.mp4'}",
     f"--checkpoint={weights}",
     f"--output={run / 'sampled'}",
@@ -87,6 +110,7 @@ def test_weights_in_a_bucket_are_exported_sampled_and_evaluated(run, tmp_path):
   result = _program(
     "evaluate",
     "--config=tests/integration/micro.py",
+    level,
     f"--checkpoint={weights}",
     "--num_sequences=1",
   )
@@ -143,7 +167,31 @@ def test_records_are_prepared_into_a_bucket_and_trained_from_it(
     assert list((tmp_path / "cache").rglob("*.arrayrecord"))
 
 
-@pytest.mark.long
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_beam_prepares_the_same_records_into_a_bucket(scheme, tmp_path):
+  pytest.importorskip("apache_beam", reason="needs the extra `beam`")
+  pytest.importorskip("array_record")
+  flags = (
+    "--preset=tiny",
+    "--procedural=2",
+    "--clips_per_unit=1",
+    "--num_frames=3",
+    "--workers=1",
+  )
+  _program("prepare_data", *flags, f"--output={tmp_path}")
+  with emulated.store(scheme, one_in=10) as bucket:
+    data = bucket / "records"
+    _program("prepare_data", *flags, f"--output={data}", "--beam")
+    shards = sorted((tmp_path / "shards").iterdir())
+    assert [p.name for p in shards] == sorted(
+      p.name for p in (data / "shards").iterdir()
+    )
+    for path in shards:
+      assert (data / "shards" / path.name).read_bytes() == path.read_bytes()
+    index = json.loads((data / "dataset.json").read_text())
+    assert index == json.loads((tmp_path / "dataset.json").read_text())
+
+
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
 def test_two_processes_resume_on_another_mesh_after_an_outage(scheme, tmp_path):
   """Five minutes without a store, twenty steps, then other processes."""

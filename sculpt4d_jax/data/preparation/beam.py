@@ -1,8 +1,8 @@
 """The same run as an Apache Beam pipeline, for many machines.
 
 The runner decides where assets are planned and units prepared; all workers see
-the assets and the data set's folder at the same paths (a shared file system or
-a mounted bucket). Only units and counts pass through Beam: records are written
+the assets at the same paths, and the data set in a bucket or in a shared file
+system. Only units and counts pass through Beam: records are written
 directly to the folder. Every unit checks whether it is done, so a runner may
 retry it, run it twice, or be started again.
 
