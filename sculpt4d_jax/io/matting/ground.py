@@ -30,6 +30,9 @@ _MAX_SURFACES = 3
 _MIN_SURFACE_SHARE = 0.06  # Of the border.
 _MAX_BORDER_SAMPLES = 4000
 _MEETING_REACH = 7  # Pixels over which two surfaces mix.
+# Compression causes ringing around an edge of about this share of its height.
+_RINGING = 0.1
+_RINGING_REACH = 8  # Pixels; a transform block.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +221,17 @@ def difference(
     mixed = _mixed_distance(differences, distances, ground.threshold)
     distance = np.minimum(distance, mixed)
   return nearest, distance
+
+
+def alike(distance: np.ndarray, threshold: float) -> np.ndarray:
+  """Pixels that may be ground, also beside a strong edge, bool [H, W].
+
+  Args:
+    distance: Distances from the ground, [H, W].
+    threshold: Distance up to which a pixel away from edges counts as ground.
+  """
+  nearby = ndimage.maximum_filter(distance, 2 * _RINGING_REACH + 1)
+  return distance < np.maximum(threshold, _RINGING * nearby)
 
 
 def _mixed_distance(

@@ -2,9 +2,10 @@
 
 A pixel is background if its colour lies near the ground's (`ground.py`) AND it
 is connected to the border through such pixels: parts of the object that happen
-to have the background's colour stay, as long as the object encloses them. For a
+to have the background's colour stay, as long as the object encloses them. Gaps
+that its parts enclose go where there is evidence for them (`gaps.py`). For a
 saturated ground (green and blue screens) whose colour the object does not have,
-the colour alone decides, so that gaps inside the object are removed too.
+the colour alone decides, so that all gaps inside the object are removed.
 
 Shadows on the ground count as ground: they have its hue, less light and, unlike
 the object, no sharp edge. The background region is grown into them from
@@ -22,12 +23,10 @@ import numpy as np
 from scipy import ndimage
 
 from sculpt4d_jax.io.matting import cutout
+from sculpt4d_jax.io.matting import gaps
 from sculpt4d_jax.io.matting import ground as ground_lib
 from sculpt4d_jax.io.video.frames import VideoFrames
 
-# Compression causes ringing around an edge of about this share of its height.
-_RINGING = 0.1
-_RINGING_REACH = 8  # Pixels; a transform block.
 _SPECK = 1e-4  # Share of the frame's pixels.
 # Remaining light in the darkest shadow, and the slope of an edge relative to
 # the brightness range around it (an outline changes within four pixels).
@@ -91,6 +90,8 @@ def remove(rgb: np.ndarray) -> Removal | None:
     ground = ground_lib.refit(ground, rgb)
   patterns = [s.pattern(rgb.shape[1:3]) for s in ground.surfaces]
   masks, doubt = _masks(rgb, ground, patterns)
+  enclosed = gaps.find(rgb, ground, patterns, masks)
+  masks &= ~enclosed.masks
   colours, alpha = np.full_like(rgb, 255), np.zeros(rgb.shape[:3], np.uint8)
   is_keyed = _is_screen(ground)
   for index, (frame, mask) in enumerate(zip(rgb, masks)):
@@ -99,7 +100,8 @@ def remove(rgb: np.ndarray) -> Removal | None:
     _matte(frame, raw, mask, share_limit, ground, colours[index], alpha[index])
   noise = ground.noise / ground_lib.MAX_NOISE
   confidence = ground.plain_share * (1 - 0.5 * noise) * (0.5 if doubt else 1)
-  return Removal(colours, alpha, confidence, (doubt,) if doubt else ())
+  notes = [doubt] if is_keyed else [doubt, enclosed.note]
+  return Removal(colours, alpha, confidence, tuple(filter(None, notes)))
 
 
 def _masks(
@@ -157,8 +159,7 @@ def _masks_without_shadows(
 
 def _flood(distance: np.ndarray, threshold: float) -> np.ndarray:
   """Pixels like the background and connected to the border, bool [H, W]."""
-  nearby = ndimage.maximum_filter(distance, 2 * _RINGING_REACH + 1)
-  alike = distance < np.maximum(threshold, _RINGING * nearby)
+  alike = ground_lib.alike(distance, threshold)
   # Paths of one or two pixels are leaks through the outline.
   wide = ndimage.minimum_filter(alike, 3, mode="nearest")
   joined = ground_lib.joined_to_border(wide)
