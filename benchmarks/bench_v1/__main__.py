@@ -7,8 +7,8 @@ r"""A benchmark of 64 held-out clips with tracked truth, which takes minutes.
   # Score the meshes of another system, with one folder per clip.
   python -m benchmarks.bench_v1 --folder=bench-v1 --predicted=mine --name=mine
 
-  # Score the built-in model, the same without temporal attention, and two
-  # trivial baselines.
+  # Score two trivial baselines, the built-in model, and the same without
+  # temporal attention. A stopped run continues.
   python -m benchmarks.bench_v1 --folder=bench-v1 --baselines
 
 Every call prints the table of all rows so far; FOLDER/scores/ROW.json has a
@@ -17,7 +17,6 @@ row's clips. `--protocol` chooses the columns (launch.evaluate --describe);
 """
 
 from collections.abc import Sequence
-import dataclasses
 import json
 import pathlib
 
@@ -25,16 +24,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks.bench_v1 import make
+from benchmarks.bench_v1 import rows as rows_lib
 from benchmarks.bench_v1 import table
 from launch import program
-from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.errors import UserError
-from sculpt4d_jax.evaluation import held_out
-from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
 from sculpt4d_jax.evaluation.protocols import evaluate
 from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.evaluation.protocols import scores as scores_lib
-from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.training import preset as preset_lib
@@ -52,7 +48,12 @@ _PREDICTED = flags.DEFINE_string(
   "predicted", None, "Folder with a sequence of meshes a clip."
 )
 _NAME = flags.DEFINE_string("name", "prediction", "Name of the row.")
-_BASELINES = flags.DEFINE_bool("baselines", False, "Score the baselines.")
+_BASELINES = flags.DEFINE_bool(
+  "baselines", False, "Score the built-in rows; the same command resumes."
+)
+_ROWS = flags.DEFINE_list(
+  "rows", list(rows_lib.ROWS), "With --baselines: rows to score."
+)
 _PROTOCOL = flags.DEFINE_string("protocol", "sculpt4d", "Columns.")
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Processes.", lower_bound=1)
 _CONFIG = config_flags.DEFINE_config_file(
@@ -68,11 +69,10 @@ def main(unused_argv: Sequence[str]) -> None:
     assets = [pathlib.Path(path) for path in _ASSETS.value]
     made = make.make(folder, num_clips=_NUM_CLIPS.value, assets=assets)
     print(f"{folder} holds {len(made)} clips of {make.VERSION}.")
+  truth = folder / rows_lib.truth_kind(protocol)
+  if (_PREDICTED.value or _BASELINES.value) and not truth.is_dir():
+    raise UserError(f"{folder} holds no benchmark yet; add --make.")
   if _PREDICTED.value:
-    kind = "tracked" if protocol.name.startswith("actionbench") else "truth"
-    truth = folder / kind
-    if not truth.is_dir():
-      raise UserError(f"{folder} holds no benchmark yet; add --make.")
     report = evaluate.evaluate(
       _PREDICTED.value,
       truth,
@@ -81,33 +81,25 @@ def main(unused_argv: Sequence[str]) -> None:
     )
     _keep(folder, {_NAME.value: report})
   if _BASELINES.value:
-    _keep(folder, _baselines(protocol))
+    # Each row is kept as soon as it is complete.
+    for row in _ROWS.value:
+      preset = preset_lib.from_config(_CONFIG.value)
+      report = rows_lib.score(
+        folder, _names(folder), [row], preset, protocol, run_log.RunLog()
+      )
+      title = row if row in rows_lib.TRIVIAL else f"{row} ({preset.name})"
+      _keep(folder, {title: report[row]})
   print(table.of_scores(folder / "scores" / protocol.name.replace(":", "-")))
   print(f"\n{make.VERSION}. Conventions: {protocol.describe()}.")
 
 
-def _baselines(
-  protocol: conventions_lib.Protocol,
-) -> dict[str, scores_lib.Report]:
-  """Rows on the procedural clips."""
-  preset = preset_lib.from_config(_CONFIG.value)
-  log = run_log.RunLog()
-  model = model_lib.Sculpt4D.load(preset.model, preset.weights)
-  clips = held_out.make_clips(
-    range(_NUM_CLIPS.value), make.NUM_FRAMES, preset.data.sizes, log
-  )
-  # Named like their folders.
-  clips = [
-    dataclasses.replace(clip, name=f"procedural-{seed:03d}")
-    for seed, clip in enumerate(clips)
-  ]
-  training = [
-    solids.make_clip(preset.data.first_seed + i, make.NUM_FRAMES)
-    for i in range(min(preset.data.num_clips, 128))
-  ]
-  sampling = dataclasses.replace(preset.sampling, num_frames=make.NUM_FRAMES)
-  return held_out.compare_by_protocol(
-    model, clips, training, sampling, preset.surface, protocol, log
+def _names(folder: pathlib.Path) -> list[str]:
+  """The first --num_clips procedural clips, and all characters."""
+  clips = json.loads((folder / "manifest.json").read_text())["clips"]
+  return sorted(
+    name
+    for name, origin in clips.items()
+    if origin["kind"] != "procedural" or origin["seed"] < _NUM_CLIPS.value
   )
 
 

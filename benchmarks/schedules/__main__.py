@@ -68,6 +68,12 @@ _WORKDIR = flags.DEFINE_string(
 _NUM_STEPS = flags.DEFINE_integer(
   "num_steps", 2000, "With --quality: steps of each training.", lower_bound=1
 )
+_SEEDS = flags.DEFINE_list(
+  "seeds", ["0", "1", "2"], "With --quality: seeds of the trainings."
+)
+_NUM_CLIPS = flags.DEFINE_integer(
+  "num_sequences", 20, "With --quality: held-out clips.", lower_bound=1
+)
 
 _LENGTH = 6
 
@@ -262,7 +268,10 @@ def _quality(entries: Sequence[Entry], preset: preset_lib.Preset) -> list[str]:
     )
   frames = preset.sampling.num_frames
   plan = variants.Plan(
-    pathlib.Path(_WORKDIR.value), _NUM_STEPS.value, (0, 1, 2), 20
+    pathlib.Path(_WORKDIR.value),
+    _NUM_STEPS.value,
+    tuple(int(seed) for seed in _SEEDS.value),
+    _NUM_CLIPS.value,
   )
   found = variants.run(plan, rows, [frames])
   return [

@@ -13,6 +13,7 @@ command continues after an interruption.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -23,6 +24,7 @@ from absl import logging
 import jax
 import numpy as np
 
+from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import held_out
@@ -313,6 +315,14 @@ def _claim(workdir: pathlib.Path, digest: str) -> None:
   atomic.write_bytes(path, f"{digest}\n".encode())
 
 
+@functools.lru_cache(maxsize=2)
+def _held_out_clips(
+  seeds: range, num_frames: int, sizes: clip_records.RecordSizes
+) -> list[held_out.HeldOutClip]:
+  """The clips, made once for all variants and seeds."""
+  return held_out.make_clips(seeds, num_frames, sizes, run_log.RunLog())
+
+
 def _sample_and_score(
   plan: Plan,
   preset: preset_lib.Preset,
@@ -325,8 +335,8 @@ def _sample_and_score(
   log = run_log.RunLog()
   model = model_lib.Sculpt4D.load(preset.model, folder)
   first = preset.data.held_out_seed
-  clips = held_out.make_clips(
-    range(first, first + plan.num_clips), num_frames, preset.data.sizes, log
+  clips = _held_out_clips(
+    range(first, first + plan.num_clips), num_frames, preset.data.sizes
   )
   sampling = dataclasses.replace(
     preset.sampling, num_frames=num_frames, seed=seed

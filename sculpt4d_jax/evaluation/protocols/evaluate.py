@@ -10,6 +10,7 @@ The same function is `sculpt4d_jax.evaluate`.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import concurrent.futures
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.evaluation import run_seconds
 from sculpt4d_jax.evaluation import sequence_pairs
 from sculpt4d_jax.evaluation import sequences
 from sculpt4d_jax.evaluation.protocols import clip_pair
@@ -226,9 +228,13 @@ def _read_and_score(
   pair: Pair, protocol: Protocol, workers: int
 ) -> scores.ClipScores:
   prediction, truth = pair.read_shapes()
-  return score_clip(
+  run = None
+  if isinstance(pair.predicted, _PATH):
+    run = run_seconds.read(pair.predicted)
+  found = score_clip(
     prediction, truth, protocol, name=pair.name, workers=workers
   )
+  return dataclasses.replace(found, run=run)
 
 
 @contextlib.contextmanager

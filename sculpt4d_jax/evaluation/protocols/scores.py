@@ -10,6 +10,7 @@ import numpy as np
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import evaluator
+from sculpt4d_jax.evaluation import run_seconds
 from sculpt4d_jax.evaluation.protocols import clip_pair
 from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
 from sculpt4d_jax.evaluation.protocols import metric_table
@@ -38,6 +39,7 @@ class ClipScores:
     features: Metric of a set of clips -> its features of this clip.
     sources: Descriptions of the sources of prediction and truth.
     seconds: Wall time of the scoring.
+    run: Wall time of the run that made the prediction, if it left a record.
   """
 
   name: str
@@ -49,6 +51,7 @@ class ClipScores:
   features: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   sources: tuple[str, str] = ("", "")
   seconds: float = 0.0
+  run: run_seconds.RunSeconds | None = None
 
   def mean(self, metric: str) -> float:
     """The clip's score: the mean over its frames."""
@@ -219,7 +222,8 @@ def format_notes(report: Report) -> list[str]:
   for clip in report.clips:
     for name, note in clip.notes.items():
       reasons[name, note] = reasons.get((name, note), 0) + 1
-  return list(report.notes) + [
+  runs = [clip.run for clip in report.clips if clip.run is not None]
+  return [*report.notes, *run_seconds.describe(runs)] + [
     f"{metric_table.METRICS[name].title} not defined: {note}"
     f" ({_count(number, 'clip')})."
     for (name, note), number in reasons.items()
@@ -247,14 +251,34 @@ def to_json(rows: Mapping[str, Report], device: str = "") -> dict:
           name: evaluator.plain(dataclasses.asdict(estimate))
           for name, estimate in report.estimates.items()
         },
-        "clips": [_clip_json(clip) for clip in report.clips],
+        "clips": [clip_to_json(clip) for clip in report.clips],
       }
       for title, report in rows.items()
     },
   }
 
 
-def _clip_json(clip: ClipScores) -> dict:
+def clip_from_json(document: Mapping[str, Any]) -> ClipScores:
+  """The scores that `clip_to_json` wrote; features of sets are not kept."""
+  run = document.get("run")
+  return ClipScores(
+    name=document["name"],
+    num_frames=document["num_frames"],
+    num_empty=document["num_empty"],
+    is_failed=document["is_failed"],
+    values={
+      name: np.array([np.nan if v is None else v for v in values], float)
+      for name, values in document["values"].items()
+    },
+    notes=document["notes"],
+    sources=(document["predicted_from"], document["truth_from"]),
+    seconds=document["seconds"],
+    run=None if run is None else run_seconds.RunSeconds(**run),
+  )
+
+
+def clip_to_json(clip: ClipScores) -> dict[str, Any]:
+  """The scores of a clip, for `json.dump`; NaN becomes None."""
   return {
     "name": clip.name,
     "num_frames": clip.num_frames,
@@ -266,6 +290,7 @@ def _clip_json(clip: ClipScores) -> dict:
     "means": evaluator.plain({name: clip.mean(name) for name in clip.values}),
     "values": evaluator.plain(dict(clip.values)),
     "notes": dict(clip.notes),
+    "run": None if clip.run is None else dataclasses.asdict(clip.run),
   }
 
 

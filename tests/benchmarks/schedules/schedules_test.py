@@ -20,6 +20,8 @@ _FLAGS = (
   "quality",
   "workdir",
   "num_steps",
+  "seeds",
+  "num_sequences",
 )
 
 

@@ -92,7 +92,7 @@ def test_motion_at_half_speed():
   assert found.mean("cd_3d") < 1.5 * floor
   # CD-M pairs points of frame 0, which are a floor apart.
   assert found.mean("cd_m") / 2 == pytest.approx(offset, abs=floor)
-  # A sphere that is off by d: |d . n| has the mean d / 2, without the floor.
+  # The mean of ||p + d| - r| over a sphere is d / 2 exactly, a direction.
   direct = score(
     prediction,
     truth,
@@ -102,6 +102,7 @@ def test_motion_at_half_speed():
       metrics=("cd_4d", "cd_m"),
     ),
   )
+  assert offset < direct.mean("cd_4d") < offset + floor
   assert found.mean("cd_4d") == pytest.approx(direct.mean("cd_4d"), abs=0.005)
   assert found.mean("cd_m") == pytest.approx(direct.mean("cd_m"), abs=0.005)
   assert found.mean("vertex_jitter") < 1e-5
@@ -214,6 +215,18 @@ def test_frames_without_surface_score_the_worst_and_are_counted(name):
     "1 predicted frame without a surface"
     in scores.summarise(protocol, [found]).describe()
   )
+
+
+@pytest.mark.slow  # Two million faces.
+def test_two_million_faces_are_scored():
+  dense = shapes.sphere(0.5, subdivisions=8)
+  dense = trimesh.remesh.subdivide(dense.vertices, dense.faces)
+  dense = shapes.TriangleMesh(*dense)
+  assert dense.num_faces > 2_000_000
+  protocol = quick("actionbench", ("cd_4d",), alignment="none")
+  found = score([dense], [shapes.sphere(0.6, subdivisions=5)], protocol)
+  assert found.mean("cd_4d") == pytest.approx(0.2, abs=0.02)
+  assert not found.notes
 
 
 def test_failed_clips_count_or_leave_as_the_protocol_says(tmp_path):
@@ -348,6 +361,10 @@ def test_json_has_conventions_versions_and_every_row():
   assert len(clips[0]["values"]["cd"]) == 3
   assert clips[1]["means"]["jitter"] is None
   assert clips[1]["notes"]["jitter"] == "there are fewer than three frames"
+  for clip, stored in zip(report.clips, clips):
+    again = scores.clip_from_json(json.loads(json.dumps(stored)))
+    assert scores.clip_to_json(again) == stored
+    np.testing.assert_array_equal(again.values["cd"], clip.values["cd"])
   lines = scores.format_table({"a": report}).split("\n")
   assert lines[0].split() == ["n", "failed", "CD", "(mean)", "↓", "Jitter", "↓"]
 

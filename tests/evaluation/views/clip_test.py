@@ -139,3 +139,5 @@ def test_equals_transformers(tmp_path):
   expected /= np.linalg.norm(expected, axis=1, keepdims=True)
   found = clip.Clip.load(tmp_path / "clip")(images)
   np.testing.assert_allclose(found, expected, atol=1e-5)
+  # A picture with itself.
+  np.testing.assert_allclose(np.sum(found * found, 1), 1.0, atol=1e-6)

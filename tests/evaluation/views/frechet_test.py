@@ -58,3 +58,22 @@ def test_single_clip_distance_by_hand():
   assert frechet.single_clip_distance(a, a) == 0.0
   with pytest.raises(ValueError, match="two vectors"):
     frechet.single_clip_distance(a, b[:2])
+
+
+@pytest.mark.parametrize("num_features", [12, 60])
+def test_equals_torchmetrics(num_features):
+  torch = pytest.importorskip("torch", reason="needs PyTorch")
+  package = pytest.importorskip(
+    "torchmetrics.image.fid", reason="needs torchmetrics"
+  )
+  a, b = sets(40, 50, num_features)
+  statistics = []
+  for rows in (a, b):
+    rows = torch.from_numpy(rows)
+    statistics += [rows.mean(0), torch.cov(rows.T)]
+  expected = float(package._compute_fid(*statistics))
+  # More features than rows: its eigenvalues of a singular product are rounded.
+  tolerance = 1e-6 if num_features == 12 else 1e-4
+  assert frechet.frechet_distance(a, b) == pytest.approx(
+    expected, rel=tolerance
+  )

@@ -84,6 +84,35 @@ def test_foreign_tensors_are_refused():
     lpips.Lpips(*random_weights())(noise(1), noise(2))
 
 
+def test_equals_torchmetrics():
+  torch = pytest.importorskip("torch", reason="needs PyTorch")
+  package = pytest.importorskip(
+    "torchmetrics.functional.image.lpips", reason="needs torchmetrics"
+  )
+  pytest.importorskip("torchvision", reason="needs torchvision")
+  trunk, heads = random_weights()
+  network = package._LPIPS(
+    pretrained=False, net="vgg", pnet_rand=True, use_dropout=False
+  ).eval()
+  own = dict(network.named_parameters())
+  with torch.no_grad():
+    for name, tensor in trunk.items():
+      [key] = [k for k in own if k.endswith("." + name.partition(".")[2])]
+      own[key].copy_(torch.from_numpy(tensor))
+    for number in range(len(lpips.CHANNELS)):
+      weight = heads[f"lin{number}.model.1.weight"]
+      [tensor] = network.lins[number].parameters()
+      tensor.copy_(torch.from_numpy(weight))
+    a, b = noise(2, 64), noise(2, 64, seed=2)
+    to_torch = lambda x: torch.from_numpy(
+      x.astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1
+    )
+    expected = network(to_torch(a), to_torch(b)).reshape(-1).numpy()
+  found = lpips.Lpips(trunk, heads)(a, b).scalar
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_equals_the_package_lpips(tmp_path):
   torch = pytest.importorskip("torch", reason="needs the extra `views`")
   package = pytest.importorskip("lpips", reason="needs the extra `views`")
