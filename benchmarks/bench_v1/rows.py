@@ -122,7 +122,7 @@ def _key(
   row: str, preset: preset_lib.Preset, protocol: conventions_lib.Protocol
 ) -> str:
   """A short name of all settings, so that scores of others are not taken."""
-  settings = [make.VERSION, protocol.describe(), preset.data]
+  settings = [make.VERSION, protocol.name, protocol.conventions, preset.data]
   if row not in TRIVIAL:
     settings.append(preset)
   text = json.dumps(

@@ -94,7 +94,7 @@ def test_equals_torchmetrics():
   network = package._LPIPS(
     pretrained=False, net="vgg", pnet_rand=True, use_dropout=False
   ).eval()
-  own = dict(network.named_parameters())
+  own = dict(network.net.named_parameters())
   with torch.no_grad():
     for name, tensor in trunk.items():
       [key] = [k for k in own if k.endswith("." + name.partition(".")[2])]
