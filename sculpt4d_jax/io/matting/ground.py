@@ -224,7 +224,7 @@ def difference(
 
 
 def alike(distance: np.ndarray, threshold: float) -> np.ndarray:
-  """Pixels that may be ground, also beside a strong edge, bool [H, W].
+  """Pixels that may be ground, also next to a strong edge, bool [H, W].
 
   Args:
     distance: Distances from the ground, [H, W].
