@@ -31,6 +31,19 @@ _WHOLE = ".whole"
 _OWN = (folder_lock.WRITER, folder_lock.ALIVE, _WHOLE, LIST)
 
 
+class _HalfMovedError(atomic.OutputError):
+  """A file cannot be moved, and others may have been."""
+
+  def __init__(self, path: pathlib.Path, error: OSError, staging: pathlib.Path):
+    super().__init__(path, error)
+    text = (
+      f"{self} Nothing is lost: the files that have not been moved are in"
+      f" {staging}; the next run into this folder moves them."
+    )
+    self.args = (text,)
+    self.source = staging
+
+
 @contextlib.contextmanager
 def staged_folder(
   folder: atomic.PathLike, *, replaces: Sequence[str] = ()
@@ -39,9 +52,11 @@ def staged_folder(
 
   Write all files of a run there. Either all of them appear in `folder`, or none
   does and new folders are removed again. A run that is interrupted while its
-  files move moves the rest; one that is killed then leaves no description
-  (run.json) and is completed by the next run. Temporary folders of runs that
-  were killed before are removed.
+  files move moves the rest. If a file cannot be moved after others were, the
+  rest stays in the temporary folder, without loss: the error names it, and the
+  next run moves them. A run that is killed then leaves no description
+  (run.json) and is completed by the next run, too. Temporary folders of runs
+  that were killed before are removed.
 
   Args:
     folder: The final folder; made, with its parents, if missing. Other files
@@ -80,9 +95,17 @@ def staged_folder(
           # Before the lock is released, or the folder would count as abandoned.
           shutil.rmtree(staging, ignore_errors=True)
     except BaseException as error:
-      if not isinstance(error, Exception):  # Ctrl-C or SIGTERM.
+      # An older run's files may also have failed to move, before this one's.
+      is_begun = isinstance(error, _HalfMovedError) and error.source == staging
+      if is_begun or not isinstance(error, Exception):  # Ctrl-C or SIGTERM.
         _finish_moving(staging, folder, replaces)
+        if is_begun:
+          logging.warning(
+            "A file could be moved at the second try only: %s", error
+          )
       shutil.rmtree(staging, ignore_errors=True)
+      if is_begun:
+        return
       if isinstance(error, atomic.OutputError) and error.path.is_relative_to(
         staging
       ):
@@ -154,12 +177,17 @@ def _move(
   stale = []
   if replaces:
     stale = _make_room(staging, folder, names, every, replaces)
-  for name in [*described, *stale]:
-    (folder / name).unlink(missing_ok=True)
-  for name in names:
-    target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(staging / name, target)
+  target = folder
+  try:
+    for name in [*described, *stale]:
+      target = folder / name
+      target.unlink(missing_ok=True)
+    for name in names:
+      target = folder / name
+      target.parent.mkdir(parents=True, exist_ok=True)
+      os.replace(staging / name, target)
+  except OSError as error:
+    raise _HalfMovedError(target, error, staging) from error
 
 
 def _finish_moving(

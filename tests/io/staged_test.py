@@ -190,6 +190,58 @@ def test_an_interrupted_move_is_completed_or_not_begun(
   assert hidden == [staged.LIST]
 
 
+def failing_replace(monkeypatch, fails):
+  """Lets os.replace fail where `fails(number of the call, target)`."""
+  replace, calls = os.replace, []
+
+  def failing(source, target):
+    calls.append(target)
+    if fails(len(calls) - 1, pathlib.Path(target)):
+      raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    replace(source, target)
+
+  monkeypatch.setattr(os, "replace", failing)
+
+
+@pytest.mark.parametrize("when", range(8))
+def test_a_file_that_moves_at_the_second_try(tmp_path, monkeypatch, when):
+  write(tmp_path, "old", 2)
+  with monkeypatch.context() as context:
+    failing_replace(context, lambda number, _: number == when)
+    try:
+      write(tmp_path, "new", 4)
+    except atomic.OutputError:
+      pass
+  contents = [(tmp_path / name).read_text() for name in shown(tmp_path)]
+  # Before the first file moves, nothing has changed and the run fails.
+  assert contents in (["old"] * 2, ["new"] * 4)
+  assert (contents[0] == "old") == (when <= 1)
+  hidden = [name for name in os.listdir(tmp_path) if name[0] == "."]
+  assert hidden == [staged.LIST]
+
+
+@pytest.mark.parametrize("blocked", range(4))
+def test_files_that_cannot_be_moved_are_kept_for_the_next_run(
+  tmp_path, monkeypatch, blocked
+):
+  write(tmp_path, "old", 2)
+  name = f"frame_{blocked:04d}.ply"
+  with monkeypatch.context() as context:
+    failing_replace(context, lambda _, target: target == tmp_path / name)
+    with pytest.raises(atomic.OutputError, match="Nothing is lost") as caught:
+      write(tmp_path, "new", 4)
+    assert str(tmp_path / name) in str(caught.value)
+    with pytest.raises(atomic.OutputError, match="Nothing is lost"):
+      write(tmp_path, "newer", 3)  # As long as the cause remains.
+  with pytest.raises(RuntimeError):
+    with staged.staged_folder(tmp_path, replaces=["frame_*.ply"]):
+      raise RuntimeError
+  contents = [(tmp_path / name).read_text() for name in shown(tmp_path)]
+  assert contents == ["new"] * 4
+  hidden = [name for name in os.listdir(tmp_path) if name[0] == "."]
+  assert hidden == [staged.LIST]
+
+
 def test_folders_of_runs_that_are_alive_stay(tmp_path):
   with staged.staged_folder(tmp_path, replaces=["*.ply"]) as first:
     (first / "frame_0000.ply").write_text("first")

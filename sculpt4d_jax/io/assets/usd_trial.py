@@ -1,8 +1,8 @@
 """Reads a USD file in another process before this one does.
 
 On some damaged files the library of USD does not raise an error but ends the
-process (an abort or an access to foreign memory). The trial ends in its place,
-and the caller gets an error. Data preparation, which reads each asset in a
+process (an abort or an access to foreign memory) or never returns. The trial
+ends in its place, and the caller gets an error. Data preparation, which reads each asset in a
 process with limits, does not need it.
 """
 
@@ -26,10 +26,13 @@ from sculpt4d_jax.io.assets import usd_trial
 usd_trial.play(sys.argv[2])
 """
 _MAX_TIMES = 1000
+# Whole files of common sizes take seconds, on a busy machine too.
+_SECONDS = 60.0
+_SECONDS_PER_MEGABYTE = 6.0
 
 
 class CrashError(asset_files.AssetError):
-  """The library of USD ends the process that reads the file."""
+  """The library of USD ends the process that reads the file, or hangs."""
 
 
 def check(path: str | os.PathLike) -> None:
@@ -42,7 +45,8 @@ def check(path: str | os.PathLike) -> None:
     path: A USD file.
 
   Raises:
-    CrashError: The library of USD crashes on the file.
+    CrashError: The library of USD crashes on the file, or is not done with it
+      in the time that its size allows.
   """
   path = pathlib.Path(path)
   if path.is_file():
@@ -52,15 +56,24 @@ def check(path: str | os.PathLike) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _try(path: str, size: int, changed: int) -> None:
-  """Raises CrashError if a process that reads the file crashes."""
-  del size, changed  # They tell versions of a file apart.
-  result = subprocess.run(
-    [sys.executable, "-c", _CODE, str(_ROOT), path],
-    stdin=subprocess.DEVNULL,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-    check=False,
-  )
+  """Raises CrashError if a process that reads the file crashes or hangs."""
+  del changed  # It tells versions of a file apart.
+  limit = _SECONDS + _SECONDS_PER_MEGABYTE * size / 1e6
+  try:
+    result = subprocess.run(
+      [sys.executable, "-c", _CODE, str(_ROOT), path],
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+      check=False,
+      timeout=limit,
+    )
+  except subprocess.TimeoutExpired as error:
+    raise CrashError(
+      f"the USD library is not done with it after {limit:.0f} s: the file is"
+      " damaged, or too large for this machine; export it again, with fewer"
+      " frames."
+    ) from error
   if result.returncode < 0:
     name = signal.Signals(-result.returncode).name
     raise CrashError(

@@ -39,3 +39,11 @@ def test_the_signal_is_named(tmp_path, monkeypatch, name):
   monkeypatch.setattr(usd_trial, "_CODE", crash)
   with pytest.raises(UserError, match=rf"a.usda: .*crashes on it \({name}\)"):
     sequence_input.read(tmp_path / "a.usda")
+
+
+def test_a_file_on_which_usd_hangs(tmp_path, monkeypatch):
+  shutil.copy(CASES / "appears_at_12.usda", tmp_path / "a.usda")
+  monkeypatch.setattr(usd_trial, "_CODE", "import time; time.sleep(100)")
+  monkeypatch.setattr(usd_trial, "_SECONDS", 0.5)
+  with pytest.raises(UserError, match=r"a.usda: .*not done with it after"):
+    sequence_input.read(tmp_path / "a.usda")
