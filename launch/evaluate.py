@@ -70,6 +70,7 @@ from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
 from sculpt4d_jax.evaluation.protocols import evaluate as evaluate_lib
 from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.evaluation.protocols import scores as scores_lib
+from sculpt4d_jax.evaluation.views import weight_downloads
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
@@ -152,7 +153,13 @@ _WEIGHTS = flags.DEFINE_string(
   "weights",
   None,
   "With --protocol=views: folder of the networks' weights. Nothing is"
-  " downloaded; a row whose file is missing says so.",
+  " downloaded without --download; a row whose file is missing says so.",
+)
+_DOWNLOAD = flags.DEFINE_bool(
+  "download",
+  False,
+  "With --weights: download VGG16 and CLIP ViT-B/32 into the folder, if they"
+  " are missing, by torchvision and huggingface_hub.",
 )
 _PICTURE_SIZE = flags.DEFINE_integer(
   "picture_size",
@@ -258,6 +265,10 @@ def chosen_protocol() -> conventions_lib.Protocol:
       raise UserError(
         f"--protocol={protocol.name} fixes --{name}; leave out one of the two."
       )
+  if _DOWNLOAD.value:
+    if not _WEIGHTS.value:
+      raise UserError("--download needs a folder: give --weights too.")
+    weight_downloads.download(_WEIGHTS.value)
   changes = {
     "views": conventions_lib.ViewSettings(
       size=_PICTURE_SIZE.value, weights=_WEIGHTS.value

@@ -61,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="with --protocol views: folder of the weights of its networks",
   )
   parser.add_argument(
+    "--download",
+    action="store_true",
+    help="with --picture_weights: download VGG16 and CLIP ViT-B/32 into it",
+  )
+  parser.add_argument(
     "--picture_size",
     type=int,
     default=512,
@@ -81,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
   from sculpt4d_jax.evaluation.protocols import evaluate
   from sculpt4d_jax.evaluation.protocols import protocol_table
   from sculpt4d_jax.evaluation.protocols import scores
+  from sculpt4d_jax.evaluation.views import weight_downloads
   from sculpt4d_jax.io import atomic
 
   if args.describe:
@@ -93,6 +99,10 @@ def run(args: argparse.Namespace) -> None:
       "Two sequences are compared: give the predicted and the true one, or"
       " neither to evaluate a model on held-out clips."
     )
+  if args.download:
+    if not args.picture_weights:
+      raise UserError("--download needs a folder: give --picture_weights too.")
+    weight_downloads.download(args.picture_weights)
   protocol = evaluate.with_views(
     protocol_table.find(args.protocol),
     size=args.picture_size,
