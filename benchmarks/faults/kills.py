@@ -4,6 +4,7 @@ r"""Kills programs at random times and checks the remaining files.
   python -m benchmarks.faults.kills --signal=SIGINT --count=200
   python -m benchmarks.faults.kills --what=registration --count=50
   python -m benchmarks.faults.kills --what=writer --count=200
+  python -m benchmarks.faults.kills --warm --count=200
 
 `sampler` and `registration` are the programs `launch.sample` and
 `launch.register` on their smallest inputs. Two of three signals are sent at a
@@ -12,6 +13,10 @@ greater part; the third is drawn from the short time in which results are
 written, counted from the moment at which the run's temporary folder appears.
 `writer` is a process that only writes results, again and again, because files
 move during a thousandth of a run.
+
+With `--warm`, three of four runs start in a copy of a process that has imported
+the program's modules already (`warm_starts.py`), so that the signals fall into
+the program's work instead of its imports, and a run takes a third of the time.
 
 All runs write to one folder, alternately results of two and of three frames, so
 that each run also handles the remains of the previous one. After every run the
@@ -43,6 +48,8 @@ import time
 from absl import app
 from absl import flags
 
+from benchmarks.faults import warm_starts
+
 _SIGNAL = flags.DEFINE_enum(
   "signal", "SIGKILL", ["SIGKILL", "SIGINT"], "Signal that is sent."
 )
@@ -53,6 +60,9 @@ _WHAT = flags.DEFINE_enum(
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the times.")
 _SECONDS = flags.DEFINE_float(
   "seconds", None, "Time after which no further run is killed."
+)
+_WARM = flags.DEFINE_bool(
+  "warm", False, "Whether most runs begin after the imports."
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -141,6 +151,15 @@ def _heed_interrupts() -> None:
   signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def _environment(temporary: pathlib.Path) -> dict[str, str]:
+  """Variables of a run, which takes compiled programs from earlier ones."""
+  return os.environ | {
+    "TMPDIR": str(temporary),
+    "JAX_COMPILATION_CACHE_DIR": str(temporary.parent / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+
 @contextlib.contextmanager
 def _started(
   command: list[str], temporary: pathlib.Path
@@ -153,7 +172,7 @@ def _started(
   process = subprocess.Popen(
     command,
     cwd=_ROOT,
-    env=os.environ | {"TMPDIR": str(temporary)},
+    env=_environment(temporary),
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
@@ -198,6 +217,18 @@ def whole_run(
   if process.returncode:
     raise app.UsageError(f"The program fails by itself: {text}")
   return Length(end - start, end - (writing or end))
+
+
+def _warm_length(
+  template: warm_starts.Template, arguments: list[str]
+) -> Length:
+  """Duration of a run without its imports."""
+  start = time.monotonic()
+  with template.started(arguments) as process:
+    _, text = process.communicate(timeout=600)
+  if process.returncode:
+    raise app.UsageError(f"The program fails after a warm start: {text}")
+  return Length(time.monotonic() - start, 0.0)
 
 
 def hashes(folder: pathlib.Path) -> dict[str, str]:
@@ -250,7 +281,10 @@ def judge_end(code: int, text: str, name: str) -> str:
 
 
 def _wait(
-  process: subprocess.Popen, folder: pathlib.Path, delay: float, at_end: bool
+  process: subprocess.Popen | warm_starts.Run,
+  folder: pathlib.Path,
+  delay: float,
+  at_end: bool,
 ) -> None:
   """Waits for the time of the signal: from the start, or from writing."""
   start, before = time.monotonic(), hidden(folder)
@@ -279,10 +313,24 @@ def _kill_once(
   temporary: pathlib.Path,
   delay: float,
   at_end: bool,
+  template: warm_starts.Template | None,
 ) -> tuple[list[str], float]:
-  """Starts a run, sends the signal; returns faults, and seconds to the end."""
+  """Starts a run, sends the signal; returns faults, and seconds to the end.
+
+  Args:
+    command: The command of the run.
+    folder: Its output folder.
+    temporary: Its folder for temporary files.
+    delay: Seconds until the signal.
+    at_end: Whether they are counted from the appearance of results.
+    template: Starts it after its imports; None starts it from the beginning.
+  """
   number = getattr(signal, _SIGNAL.value)
-  with _started(command, temporary) as process:
+  if template:
+    start = template.started(command[3:])
+  else:
+    start = _started(command, temporary)
+  with start as process:
     _wait(process, folder, delay, at_end)
     start = time.monotonic()
     process.send_signal(number)
@@ -307,8 +355,8 @@ def main(argv: list[str]) -> None:
   del argv
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   rng = random.Random(_SEED.value)
-  with tempfile.TemporaryDirectory() as name:
-    base = pathlib.Path(name)
+  with contextlib.ExitStack() as stack:
+    base = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
     temporary, folder = base / "temporary", base / "out"
     folder.mkdir()
     command = {"sampler": sampler, "writer": writer}.get(_WHAT.value)
@@ -321,6 +369,12 @@ def main(argv: list[str]) -> None:
     length = min(lengths, key=lambda each: each.all)
     if _WHAT.value == "writer":  # Killed runs write thirty times.
       length = Length(2 * length.all, length.all)
+    template, warm = None, length
+    if _WARM.value:
+      module = command(folder, 2)[2]
+      template = warm_starts.Template(module, _ROOT, _environment(temporary))
+      stack.callback(template.close)
+      warm = _warm_length(template, command(base / "warm", _FRAMES[0])[3:])
     faults: collections.Counter[str] = collections.Counter()
     slowest, num_runs, left_in_tmp = 0.0, 0, set()
     began = time.monotonic()
@@ -328,10 +382,16 @@ def main(argv: list[str]) -> None:
       if _SECONDS.value and time.monotonic() - began > _SECONDS.value:
         break
       at_end = index % 3 == 2
-      span = length.writing if at_end else length.all
+      is_warm = template is not None and index % 4 != 3
+      span = length.writing if at_end else (warm if is_warm else length).all
       delay = rng.uniform(0, 1.05 * span)
       said, seconds = _kill_once(
-        command(folder, _FRAMES[index % 2]), folder, temporary, delay, at_end
+        command(folder, _FRAMES[index % 2]),
+        folder,
+        temporary,
+        delay,
+        at_end,
+        template if is_warm else None,
       )
       num_runs += 1
       slowest = max(slowest, seconds)
@@ -348,8 +408,8 @@ def main(argv: list[str]) -> None:
     frames = _FRAMES[0]
     whole_run(command(folder, frames), folder, temporary)
     print(
-      f"{num_runs} times {_SIGNAL.value} within {length.all:.1f} s, of which"
-      f" {length.writing:.2f} s write: {dict(faults) or 'no fault'}; slowest"
+      f"{num_runs} times {_SIGNAL.value} within {length.all:.1f} s"
+      f" ({warm.all:.1f} s warm), of which {length.writing:.2f} s write: {dict(faults) or 'no fault'}; slowest"
       f" end {slowest:.1f} s; left after a whole run:"
       f" {sorted(hidden(folder) - {_LIST}) or 'nothing'}; in the folder for"
       f" temporary files: {sorted(left_in_tmp)[:5] or 'nothing'}; results of"
