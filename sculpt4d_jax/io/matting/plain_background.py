@@ -22,6 +22,7 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
+from sculpt4d_jax.io.matting import canvas
 from sculpt4d_jax.io.matting import cutout
 from sculpt4d_jax.io.matting import gaps
 from sculpt4d_jax.io.matting import ground as ground_lib
@@ -68,13 +69,39 @@ class Removal:
 def cut_out(video: VideoFrames, argument: str) -> cutout.Cutout:
   """See `methods.py`; takes no argument."""
   del argument
-  result = remove(video.frames[..., :3])
+  result = _remove_in_window(video.frames[..., :3])
+  if result is None:
+    result = remove(video.frames[..., :3])
   if result is None:
     raise cutout.NotApplicable(
       "its background is not plain: the border of its frames varies in colour"
     )
   frames = np.concatenate([result.colours, result.alpha[..., None]], axis=-1)
   return cutout.Cutout(frames, result.confidence, notes=result.notes)
+
+
+def _remove_in_window(rgb: np.ndarray) -> Removal | None:
+  """Removes the background of a window's area, and all around the window.
+
+  Returns:
+    The cut-out; None if there is no window, or its area shows no object.
+  """
+  area = canvas.find(rgb)
+  if area is None:
+    return None
+  result = remove(rgb[:, *area])
+  if result is None or not result.alpha.any():
+    return None
+  colours = np.full_like(rgb, 255)
+  alpha = np.zeros(rgb.shape[:3], np.uint8)
+  colours[:, *area], alpha[:, *area] = result.colours, result.alpha
+  rows, columns = area
+  note = (
+    "It looks like a screen recording: only the plain area of a window (rows"
+    f" {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop})"
+    " was searched for the object."
+  )
+  return Removal(colours, alpha, result.confidence, (note, *result.notes))
 
 
 def remove(rgb: np.ndarray) -> Removal | None:

@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from sculpt4d_jax.io.matting import crop
 from sculpt4d_jax.io.matting import foreground
@@ -129,3 +130,33 @@ def test_an_even_alpha_layer_says_nothing():
   assert result.method == "plain"
   alpha = result.frames[..., 3]
   assert made.intersection_over_union(alpha, coverage) > 0.98
+
+
+@pytest.mark.parametrize("is_black", [False, True])
+def test_a_shadow_in_the_alpha_layer_is_left_out(is_black):
+  rows, columns = np.mgrid[: made.HEIGHT, : made.WIDTH]
+  coverage = made.discs()
+  frames = np.zeros((6, made.HEIGHT, made.WIDTH, 4), np.uint8)
+  if not is_black:
+    frames[coverage > 0, :3] = (200, 60, 40)
+  for index, frame in enumerate(frames):
+    centre = 40 + 10 * index
+    shade = 0.4 * np.exp(
+      -(((columns - centre) / 30) ** 2) - ((rows - 90) / 6) ** 2
+    )
+    frame[..., 3] = np.rint(255 * np.maximum(coverage[index], shade))
+  result = foreground.extract(reader.read_frames(frames))
+  assert result.method == "alpha"
+  alpha = result.frames[..., 3]
+  assert not alpha[coverage == 0].any()
+  assert made.intersection_over_union(alpha, coverage) > 0.99
+  assert "shadow" in result.warnings[0]
+
+
+def test_a_black_object_with_soft_edges_has_no_shadow():
+  coverage = ndimage.gaussian_filter(made.discs(), (0, 1, 1))
+  frames = np.zeros((6, made.HEIGHT, made.WIDTH, 4), np.uint8)
+  frames[..., 3] = np.rint(255 * coverage)
+  result = foreground.extract(reader.read_frames(frames))
+  np.testing.assert_array_equal(result.frames, frames)
+  assert not result.warnings
