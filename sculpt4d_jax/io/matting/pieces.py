@@ -5,9 +5,11 @@ strips of a bad crop, a watermark, specks of a green screen, distant things that
 a network takes for objects. They would widen the crop and float in the meshes.
 In each frame the main piece is kept, with pieces that are large or near it; a
 piece that stands still, all pixels unchanged, while the main one moves, is part
-of the scene.
+of the scene. A small piece that, seen from the object, is not close to anything
+in the frames before and after passes by: a cursor, a bird.
 """
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
@@ -18,6 +20,8 @@ _SOLID = 128  # Alpha from which a pixel belongs to a piece.
 _LARGE = 0.15
 _SMALL = 0.003
 _NEAR = 0.12
+_PASSING = 0.05
+_LASTING = 0.05
 _STILL_CHANGE = 7.0  # Levels; noise changes still pixels by less.
 _MOSTLY = 0.75
 _SOFT_REACH = 6  # Pixels of soft edge that stay around a kept piece.
@@ -72,23 +76,40 @@ def keep_object(alpha: np.ndarray, rgb: np.ndarray) -> Kept:
   ]
   moves = bool(moving) and np.mean(moving) > 0.5
   result = np.zeros_like(alpha)
-  dropped = {"still": 0, "corner": 0, "small": 0}
+  dropped = {"still": 0, "corner": 0, "small": 0, "passing": 0}
   for index, (pieces, main) in enumerate(zip(frames, mains)):
     if main is None:
       continue
     keep, reasons = _choose(pieces, main, moves)
+    passing = np.zeros_like(keep)
+    for number in np.flatnonzero(keep):
+      passing[number] = _passes(frames, mains, index, number)
+    if passing.any():
+      keep &= ~passing
+      reasons.add("passing")
     for reason in reasons:
       dropped[reason] += 1
     shown = np.concatenate([[False], keep])[pieces.labels]
     near = ndimage.binary_dilation(shown, iterations=_SOFT_REACH)
+    # Other pieces may be within reach of the object's soft edge.
+    gone = ~keep & (pieces.area >= _SMALL * pieces.area[main])
+    if gone.any():
+      others = np.concatenate([[False], gone])[pieces.labels]
+      near &= shown | ~ndimage.binary_dilation(others, iterations=2)
     result[index] = np.where(near, alpha[index], 0)
   texts = {
     "still": "something that stands still in every frame (text, a mark, a"
     " strip) was left out",
     "corner": "a piece at a corner of the frame was left out",
     "small": "small pieces far from the object were left out",
+    "passing": "a small piece that passes by was left out",
   }
-  notes = [texts[r] for r, n in dropped.items() if n >= max(1, len(alpha) / 4)]
+  least = {"passing": 1}
+  notes = [
+    texts[reason]
+    for reason, number in dropped.items()
+    if number >= least.get(reason, max(1, len(alpha) / 4))
+  ]
   return Kept(result, tuple(notes))
 
 
@@ -164,8 +185,7 @@ def _choose(
   """Selects pieces, and gives reasons for the others."""
   keep = np.zeros(len(pieces.area), bool)
   reasons = set()
-  rows, columns = pieces.boxes[main]
-  diagonal = np.hypot(rows.stop - rows.start, columns.stop - columns.start)
+  diagonal = _diagonal(pieces.boxes[main])
   for index, area in enumerate(pieces.area):
     share = area / pieces.area[main]
     gap = _gap(pieces.boxes[main], pieces.boxes[index])
@@ -180,6 +200,53 @@ def _choose(
     else:
       reasons.add("small")
   return keep, reasons
+
+
+def _passes(
+  frames: Sequence[_Pieces],
+  mains: Sequence[int | None],
+  index: int,
+  number: int,
+) -> bool:
+  """Whether a piece of a frame is small and has no match in those next to it.
+
+  Args:
+    frames: Pieces of all frames.
+    mains: The main piece of each; None where nothing is.
+    index: Number of the frame.
+    number: Number of the piece.
+  """
+  pieces, main = frames[index], mains[index]
+  if number == main or pieces.area[number] > _PASSING * pieces.area[main]:
+    return False
+  places = np.argwhere(pieces.labels == number + 1)
+  reach = max(1, round(_LASTING * _diagonal(pieces.boxes[main])))
+  neighbours = [
+    other
+    for other in (index - 1, index + 1)
+    if 0 <= other < len(frames) and mains[other] is not None
+  ]
+  for other in neighbours:
+    solid = frames[other].labels > 0
+    close = ndimage.binary_dilation(solid, iterations=reach)
+    step = _middle(frames[other], mains[other]) - _middle(pieces, main)
+    rows, columns = (places + np.rint(step).astype(int)).T
+    inside = (rows >= 0) & (rows < close.shape[0])
+    inside &= (columns >= 0) & (columns < close.shape[1])
+    # Beyond the frame nothing is known.
+    if not inside.all() or close[rows, columns].mean() > 0.5:
+      return False
+  return bool(neighbours)
+
+
+def _middle(pieces: _Pieces, number: int) -> np.ndarray:
+  """Mean row and column of a piece."""
+  return np.array(ndimage.center_of_mass(pieces.labels == number + 1))
+
+
+def _diagonal(box: tuple[slice, slice]) -> float:
+  rows, columns = box
+  return float(np.hypot(rows.stop - rows.start, columns.stop - columns.start))
 
 
 def _gap(first: tuple[slice, slice], second: tuple[slice, slice]) -> float:
