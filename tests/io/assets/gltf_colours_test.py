@@ -1,6 +1,13 @@
 """Materials give the colours that glTF defines; malformed ones one sentence."""
 
+import base64
+import io
+import json
+import pathlib
+import struct
+
 import numpy as np
+from PIL import Image
 import pytest
 
 from sculpt4d_jax.io.assets import animated_assets
@@ -125,3 +132,32 @@ def test_what_cannot_be_read_is_left_out_with_a_warning_and_the_rest_is_kept(
   path = _write(tmp_path, surface, **attributes)
   np.testing.assert_array_equal(_colours(path), [(255, 0, 0)] * 3)
   assert f"asset.glb: {message}" in caplog.text
+
+
+def test_a_texture_that_is_webp_is_read(tmp_path):
+  """A case of a transformed texture with its PNG written as WebP."""
+  case = pathlib.Path(__file__).parent / "cases/texture_transform_blue.glb"
+  content = case.read_bytes()
+  end = 20 + struct.unpack_from("<I", content, 12)[0]
+  document = json.loads(content[20:end])
+  view = document["bufferViews"][document["images"][0]["bufferView"]]
+  start = end + 8 + view["byteOffset"]
+  png = content[start : start + view["byteLength"]]
+  file = io.BytesIO()
+  Image.open(io.BytesIO(png)).convert("RGB").save(file, "WEBP", lossless=True)
+  text = base64.b64encode(file.getvalue()).decode()
+  document["images"] = [{"uri": f"data:image/webp;base64,{text}"}]
+  document["textures"] = [{"extensions": {"EXT_texture_webp": {"source": 0}}}]
+  document["extensionsUsed"] = document["extensionsRequired"] = [
+    "EXT_texture_webp",
+    "KHR_texture_transform",
+  ]
+  encoded = json.dumps(document).encode()
+  encoded += b" " * (-len(encoded) % 4)
+  binary = content[end:]
+  header = struct.pack("<4sII", b"glTF", 2, 20 + len(encoded) + len(binary))
+  chunk = struct.pack("<I4s", len(encoded), b"JSON")
+  path = tmp_path / "webp.glb"
+  path.write_bytes(header + chunk + encoded + binary)
+  colours = _colours(path)
+  np.testing.assert_array_equal(np.unique(colours, axis=0), [(0, 0, 255)])
