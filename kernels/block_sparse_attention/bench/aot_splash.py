@@ -3,11 +3,11 @@ r"""Compiles splash attention for TPUs next to the kernels, ahead of time.
   python -m kernels.block_sparse_attention.bench.aot_splash \
     --chips v5p v6e --frames 16
 
-jax's splash attention is what a user would otherwise take: dense, or with the
-same mask, whose blocks it skips where a tile of it is empty. For each chip,
-direction and mask it is compiled with tiles of several sizes, and the fastest
-ones are printed with the time of a layer, its share of the chip's peak for the
-exact mask, and how many times as long as ours it takes.
+Splash attention, of jax or of tokamax (--packages), is what a user would
+otherwise take: dense, or with the same mask, of which it skips empty tiles. For
+each chip, direction and mask it is compiled with tiles of several sizes, and
+the fastest ones are printed with the time of a layer, its share of the chip's
+peak for the exact mask, and how many times as long as ours it takes.
 
 The estimate favours splash attention: of a tile's work only the bundles that
 use the matrix units are counted, once for each tile that is not empty, and at
@@ -19,12 +19,12 @@ Needs libtpu: pip install "jax[tpu]". Nothing is run.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import importlib
 import itertools
-import math
 import pathlib
 import tempfile
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,48 @@ def tile_cycles(
   return max(bundles, flops / tpu_schedule.PEAKS[chip].flops_per_cycle)
 
 
+def _splash(
+  package: str,
+  shape: shapes.AttentionShape,
+  tile: Tile,
+  is_dense: bool,
+  is_fused: bool,
+) -> Callable[..., jax.Array]:
+  """A package's splash attention of one head."""
+  if package == "tokamax":
+    module = "tokamax._src.ops.experimental.tpu.splash_attention."
+    masks = importlib.import_module(module + "splash_attention_mask")
+    splash = importlib.import_module(module + "splash_attention_kernel")
+  else:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    masks = splash.splash_attention_mask
+  if is_dense:
+    mask = masks.FullMask((shape.num_tokens, shape.num_tokens))
+  else:
+    mask = peers.splash_mask(masks, shape)
+  sizes = dict(
+    block_q=tile.queries,
+    block_kv=tile.keys,
+    block_q_dkv=tile.queries,
+    block_kv_dkv=tile.keys,
+    block_q_dq=None if is_fused else tile.queries,
+    block_kv_dq=None if is_fused else tile.keys,
+    use_fused_bwd_kernel=is_fused,
+  )
+  if package == "tokamax":
+    # Its backward pass is fused, and says so in either direction.
+    sizes |= dict(block_q_dq=None, block_kv_dq=None, use_fused_bwd_kernel=True)
+    return splash._make_splash_attention(
+      mask, config=splash.SplashConfig(**sizes), is_mqa=False, q_seq_shards=1
+    )
+  return splash.make_splash_mha_single_device(
+    masks.MultiHeadMask([mask]), block_sizes=splash.BlockSizes(**sizes)
+  )
+
+
 def compile_splash(
+  package: str,
   chip: str,
   kernels: Sequence[str],
   shape: shapes.AttentionShape,
@@ -102,6 +143,7 @@ def compile_splash(
   """Compiles it for one head; libtpu then lists its bundles.
 
   Args:
+    package: "jax" or "tokamax".
     chip: "v5e", "v5p" or "v6e".
     kernels: One of the ways in `_KERNELS`.
     shape: The clip and its mask.
@@ -111,26 +153,7 @@ def compile_splash(
   Raises:
     jax.errors.JaxRuntimeError: The tile does not fit the fast memory.
   """
-  from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
-  masks = splash.splash_attention_mask
-  if is_dense:
-    mask = masks.FullMask((shape.num_tokens, shape.num_tokens))
-  else:
-    mask = peers._splash_mask(masks, shape)
-  is_fused = "fused" in kernels
-  sizes = splash.BlockSizes(
-    block_q=tile.queries,
-    block_kv=tile.keys,
-    block_q_dkv=tile.queries,
-    block_kv_dkv=tile.keys,
-    block_q_dq=None if is_fused else tile.queries,
-    block_kv_dq=None if is_fused else tile.keys,
-    use_fused_bwd_kernel=is_fused,
-  )
-  attend = splash.make_splash_mha_single_device(
-    masks.MultiHeadMask([mask]), block_sizes=sizes
-  )
+  attend = _splash(package, shape, tile, is_dense, "fused" in kernels)
   if kernels == ("fwd",):
     function = attend
   else:
@@ -144,6 +167,7 @@ def compile_splash(
 
 
 def estimate(
+  package: str,
   chip: str,
   direction: str,
   call: aot_tpu.Call,
@@ -153,6 +177,7 @@ def estimate(
   """The fastest way of splash attention; None if no tile compiles.
 
   Args:
+    package: "jax" or "tokamax".
     chip: "v5e", "v5p" or "v6e".
     direction: "forward", or "backward" for only the gradients.
     call: The attention call.
@@ -171,11 +196,14 @@ def estimate(
   )
   peak = tpu_schedule.PEAKS[chip]
   found = []
-  for kernels, tile in itertools.product(_KERNELS[direction], tiles):
+  ways = _KERNELS[direction]
+  if package == "tokamax":
+    ways = ways[-1:]
+  for kernels, tile in itertools.product(ways, tiles):
     for old in folder.glob("*splash*"):
       old.unlink()
     try:
-      compile_splash(chip, kernels, shape, tile, is_dense=is_dense)
+      compile_splash(package, chip, kernels, shape, tile, is_dense=is_dense)
     except Exception as error:  # Mosaic and XLA raise many types.
       print(f"  {chip} {direction} {tile}: {str(error).splitlines()[0][:100]}")
       continue
@@ -210,6 +238,9 @@ def main(argv: list[str] | None = None) -> None:
   directions = ["forward", "backward"]
   chips = list(aot_tpu.TOPOLOGIES)
   parser.add_argument("--chips", nargs="+", choices=chips, default=chips)
+  parser.add_argument(
+    "--packages", nargs="+", choices=["jax", "tokamax"], default=["jax"]
+  )
   parser.add_argument("--frames", nargs="+", type=int, default=[16])
   parser.add_argument(
     "--directions", nargs="+", choices=directions, default=directions
@@ -237,7 +268,7 @@ def main(argv: list[str] | None = None) -> None:
     f" frame, jax {jax.__version__}, libtpu {aot_tpu._libtpu_version()}"
   )
   print(
-    f"{'mask':7}{'chip':5}{'frames':>7} {'direction':10}{'splash ms':>10}"
+    f"{'package':9}{'mask':7}{'chip':5}{'frames':>7} {'direction':10}{'splash ms':>10}"
     f"{'share':>7}{'ours ms':>9}{'ratio':>7}  kernels, tile"
   )
   with tempfile.TemporaryDirectory() as name:
@@ -254,35 +285,38 @@ def main(argv: list[str] | None = None) -> None:
         tokens_per_frame=args.tokens_per_frame,
         head_dim=args.head_dim,
       )
-      print(_line(what, chip, direction, call, tiles, args.ours, folder))
+      own = float("nan")
+      if args.ours:
+        own = aot_tpu.check(
+          chip,
+          direction,
+          call,
+          tiles=tpu_tiles.default(chip, call.dtype),
+          folder=folder,
+        )["estimate_ms"]
+      for package in args.packages:
+        best = estimate(package, chip, direction, call, tiles, folder)
+        line = f"{package:9}{what:7}{chip:5}{frames:7} {direction:10}"
+        print(line + _columns(best, own, chip, direction, call), flush=True)
 
 
-def _line(
-  what: str,
+def _columns(
+  best: Estimate | None,
+  own_ms: float,
   chip: str,
   direction: str,
   call: aot_tpu.Call,
-  tiles: Sequence[Tile],
-  with_ours: bool,
-  folder: pathlib.Path,
 ) -> str:
-  best = estimate(chip, direction, call, tiles, folder)
-  line = f"{what:7}{chip:5}{call.mask.num_frames:7} {direction:10}"
   if best is None:
-    return line + "does not compile"
-  own: dict[str, Any] = {"estimate_ms": math.nan}
-  if with_ours:
-    defaults = tpu_tiles.default(chip, call.dtype)
-    own = aot_tpu.check(chip, direction, call, tiles=defaults, folder=folder)
+    return "does not compile"
   peak = tpu_schedule.PEAKS[chip]
   flops = (5 if direction == "backward" else 2) * 2 * call.head_dim
   flops *= call.mask.density() * call.heads * float(call.shape[2]) ** 2
   roofline = 1e3 * flops / peak.cores / peak.flops_per_cycle / peak.clock
-  ratio = best.milliseconds / own["estimate_ms"]
   return (
-    f"{line}{best.milliseconds:10.2f}{roofline / best.milliseconds:7.1%}"
-    f"{own['estimate_ms']:9.2f}{ratio:7.2f}  {'+'.join(best.kernels)},"
-    f" {best.tile.queries} x {best.tile.keys}"
+    f"{best.milliseconds:10.2f}{roofline / best.milliseconds:7.1%}"
+    f"{own_ms:9.2f}{best.milliseconds / own_ms:7.2f}"
+    f"  {'+'.join(best.kernels)}, {best.tile.queries} x {best.tile.keys}"
   )
 
 

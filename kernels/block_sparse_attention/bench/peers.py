@@ -160,14 +160,14 @@ def _splash(
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   inputs = _scaled_inputs(shape, dtype)
-  head_mask = _splash_mask(splash.splash_attention_mask, shape)
+  head_mask = splash_mask(splash.splash_attention_mask, shape)
   attend = splash.make_splash_mha_single_device(
     splash.splash_attention_mask.MultiHeadMask([head_mask] * shape.heads)
   )
   return timed(jax.vmap(attend), inputs, is_backward)
 
 
-def _splash_mask(
+def splash_mask(
   splash_mask: types.ModuleType, shape: shapes.AttentionShape
 ) -> Any:
   """The token mask, evaluated tile by tile."""
