@@ -162,8 +162,12 @@ def _draws(
   }
 
 
-def torch_step(ours: OurStep) -> TorchStep:
+def torch_step(ours: OurStep, is_compiled: bool = False) -> TorchStep:
   """The PyTorch step with our parameters, batches and random draws.
+
+  Args:
+    ours: Our step.
+    is_compiled: Whether `torch.compile` compiles it.
 
   Raises:
     ImportError: PyTorch is not installed.
@@ -186,24 +190,27 @@ def torch_step(ours: OurStep) -> TorchStep:
     or not task.config.train_image_encoder
     or optimizer.frozen
     or optimizer.temporal_learning_rate is not None
+    or optimizer.use_muon
     or optimizer.accumulation_steps > 1
   ):
     raise UserError(
       "The PyTorch step is written for float32, sparse temporal attention, an"
-      " image encoder that learns, and one learning rate, as configs/tiny.py"
-      " has them; leave it out with --nopeer."
+      " image encoder that learns, AdamW and one learning rate, as"
+      " configs/tiny.py has them; leave it out with --nopeer. configs/small.py"
+      " wants --config.dit_training.optimizer.use_muon=False."
     )
   module = torch_step_lib.TrainingStep(
     torch_step_lib.convert(model_files.flatten(ours.params), dit),
     dit,
     task.encoder_config,
     optimizer,
-    num_frames=task.batches.num_frames,
+    num_frames=task.num_frames,
     num_tokens=ours.batches[0]["mean"].shape[-2],
     field_weight=task.config.context_field_weight,
     field_band=task.config.field_band,
     field_heads=task.encoder_config.num_heads,
     field_freqs=dit_task.HEAD_FREQS,
+    is_compiled=is_compiled,
   )
   return TorchStep(ours, module, torch.from_numpy)
 

@@ -5,7 +5,8 @@ attention and experts, field head, loss, AdamW with clipping, moving average. It
 uses the JAX step's parameters and random draws, so the losses must agree;
 `benchmarks/training/__main__.py` times both. It is typical PyTorch code: eager,
 `scaled_dot_product_attention` (with a dense boolean temporal mask, because
-sparse masks are not supported), a loop over experts, fused AdamW, float32.
+sparse masks are not supported), a loop over experts, fused AdamW, float32. With
+`is_compiled`, `torch.compile` compiles the loss and the sampler's velocity.
 
 Needs PyTorch: pip install torch, also in the extra test-torch.
 """
@@ -64,7 +65,7 @@ def _weight(path: Sequence[str], value: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(value.swapaxes(1, 2))  # [E, out, in]
   if layer == "out":  # [H, K, D]
     value = value.reshape(-1, value.shape[-1])
-  elif layer == "patch_proj":  # [y, x, colour, D]
+  elif layer in ("patch_proj", "stem"):  # [y, x, colour, D]
     value = value.reshape(-1, value.shape[-1])
   else:
     value = value.reshape(len(value), -1)
@@ -87,6 +88,7 @@ class TrainingStep:
     field_band: float,
     field_heads: int,
     field_freqs: int,
+    is_compiled: bool = False,
   ):
     self.params = params
     self.config = config
@@ -115,6 +117,9 @@ class TrainingStep:
       fused=True,
     )
     self._steps = 0
+    if is_compiled:
+      self.loss = torch.compile(self.loss)
+      self._dit = torch.compile(self._dit)
     mask = attention.temporal_mask(
       num_frames,
       num_tokens,
@@ -150,6 +155,30 @@ class TrainingStep:
       torch._foreach_lerp_(self._ema, self._list, 1.0 - rate)
     self._steps += 1
     return float(loss.detach())
+
+  @torch.no_grad()
+  def sample(
+    self, images: Tensor, noise: Tensor, num_steps: int, scale: float
+  ) -> Tensor:
+    """Euler's method with guidance at every call, both branches in one batch.
+
+    Args:
+      images: Pictures, uint8 [F, S, S, 3].
+      noise: Initial state [F, N, C].
+      num_steps: Number of times, both ends included.
+      scale: Scale of guidance.
+    """
+    context = self._encode(images[None].float() / 127.5 - 1.0)
+    context = torch.cat((context, torch.zeros_like(context)))
+    ones = torch.ones(2)
+    x = noise[None]
+    for step in range(num_steps - 1):
+      time = ones * (step / (num_steps - 1))
+      with_context, without = self._dit(
+        x.expand(2, -1, -1, -1), time, context, ones
+      )[0].split(1)
+      x = x + (without + scale * (with_context - without)) / (num_steps - 1)
+    return x[0]
 
   def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
     """Losses of flow matching, the routers' balance and the field head."""
@@ -219,10 +248,15 @@ class TrainingStep:
     mean, std = torch.tensor(c.pixel_mean), torch.tensor(c.pixel_std)
     pixels = ((images + 1.0) / 2.0 - mean) / std
     clips, frames = pixels.shape[:2]
-    side, size = c.patches_per_side, c.patch_size
-    patches = pixels.reshape(-1, side, size, side, size, 3)
-    patches = patches.transpose(2, 3).reshape(-1, side * side, size * size * 3)
-    x = self._linear("image_encoder/patch_proj", patches)
+    pixels, size = pixels.flatten(0, 1), c.patch_size
+    if c.stem_patch_size:
+      small = F.gelu(
+        self._linear("image_encoder/stem", _cut(pixels, c.stem_patch_size))
+      )
+      pixels, size = small, size // c.stem_patch_size
+    x = self._linear(
+      "image_encoder/patch_proj", _cut(pixels, size).flatten(1, 2)
+    )
     token = self.params["image_encoder/class_token"].expand(len(x), 1, -1)
     x = torch.cat((token, x), 1) + self.params["image_encoder/positions"]
     for layer in range(c.num_layers):
@@ -264,6 +298,8 @@ class TrainingStep:
     c = self.config
     clips, frames, tokens, _ = latents.shape
     x = self._linear("dit/latent_embedding", latents)
+    if c.num_token_indices:
+      x = x + self.params["dit/token_indices"]
     half = c.width // 2
     frequencies = torch.exp(-math.log(1e4) * torch.arange(half) / half)
     angles = time[:, None] * frequencies
@@ -337,6 +373,13 @@ class TrainingStep:
     load = load.float() / chosen.numel() * c.num_experts
     balance = (probabilities.mean(0) * load).sum()
     return y.reshape(x.shape), c.router_aux_loss_weight * balance
+
+
+def _cut(pixels: Tensor, size: int) -> Tensor:
+  """Patches [B, rows, columns, size * size * colours] of [B, S, S, colours]."""
+  side = pixels.shape[1] // size
+  patches = pixels.unflatten(1, (side, size)).unflatten(3, (side, size))
+  return patches.transpose(2, 3).flatten(3)
 
 
 def _rotation(
