@@ -78,6 +78,11 @@ _MICRO_BATCHES = flags.DEFINE_list(
   ["1", "2", "4"],
   "With --search, values of dit_training.optimizer.accumulation_steps.",
 )
+_CONTEXTS = flags.DEFINE_list(
+  "contexts",
+  [],
+  "With --search, values of mesh.context; all that divide the step by default.",
+)
 _MAX_GB = flags.DEFINE_float(
   "max_gb",
   None,
@@ -161,6 +166,15 @@ def _examine(preset: "preset_lib.Preset", what: str, mesh: partitioning.Mesh):
   return report
 
 
+def _whole_numbers(flag: flags.FlagHolder[list[str]]) -> list[int]:
+  try:
+    return [int(n) for n in flag.value]
+  except ValueError as error:
+    raise UserError(
+      f"--{flag.name}={','.join(flag.value)}: expected whole numbers, as 1,2,4."
+    ) from error
+
+
 def _search(preset: "preset_lib.Preset", devices: Sequence[Any]) -> int:
   """Prints layouts of the training step as they are compiled, then ranked."""
   import jax
@@ -168,14 +182,13 @@ def _search(preset: "preset_lib.Preset", devices: Sequence[Any]) -> int:
   from sculpt4d_jax.training.ahead_of_time import search
 
   remats = [None if r == search.KEEP_ALL else r for r in _REMAT_POLICIES.value]
-  try:
-    micro_batches = [int(n) for n in _MICRO_BATCHES.value]
-  except ValueError as error:
-    raise UserError(
-      f"--micro_batches={','.join(_MICRO_BATCHES.value)}: expected whole"
-      " numbers, as 1,2,4."
-    ) from error
-  groups = search.layouts(preset, devices, remats, micro_batches)
+  groups = search.layouts(
+    preset,
+    devices,
+    remats,
+    _whole_numbers(_MICRO_BATCHES),
+    _whole_numbers(_CONTEXTS),
+  )
   print(
     f"{preset.name} on {len(devices)} chips: {len(groups)} layouts, each in as"
     " few micro-batches as fit",

@@ -13,6 +13,7 @@ import jax
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import attention
+from sculpt4d_jax.models import layers
 from sculpt4d_jax.models.moe import experts
 
 
@@ -119,12 +120,12 @@ class DiTConfig:
     if self.remat_policy == "none":
       object.__setattr__(self, "remat_policy", None)
     policy = self.remat_policy
-    if policy not in (None, "full") and not hasattr(
+    if policy not in (None, "full", layers.OFFLOAD) and not hasattr(
       jax.checkpoint_policies, policy
     ):
       raise UserError(
-        f"remat_policy={policy!r}: choose None, 'full' or a name in"
-        " jax.checkpoint_policies."
+        f"remat_policy={policy!r}: choose None, 'full', {layers.OFFLOAD!r} or a"
+        " name in jax.checkpoint_policies."
       )
 
   def _check_sizes(self):

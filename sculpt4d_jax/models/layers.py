@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from flax import nnx
 import jax
+from jax import ad_checkpoint
 from jax import lax
 import jax.numpy as jnp
 
@@ -31,6 +32,10 @@ Array = array_types.Array
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 Axes = tuple[str | None, ...]
 Module = TypeVar("Module", bound=nnx.Module)
+
+# A remat policy of ours; see `scan_layers`.
+OFFLOAD = "offload_inputs"
+_LAYER_INPUT = "layer_input"
 
 
 def fan_in_uniform(fan_in: int) -> Initializer:
@@ -268,8 +273,10 @@ def scan_layers(
       XLA may fuse across layers, and residuals are not copied to and from
       stacked arrays.
     remat_policy: None stores all activations for the backward pass; "full"
-      recomputes each layer from its input; any other value names a policy of
-      `jax.checkpoint_policies`, such as "dots_with_no_batch_dims_saveable".
+      recomputes each layer from its input; "offload_inputs" does too, and keeps
+      the inputs in the host's memory meanwhile (on accelerators); any other
+      value names a policy of `jax.checkpoint_policies`, such as
+      "dots_with_no_batch_dims_saveable".
 
   Returns:
     The last carry, and the stacked ys.
@@ -279,11 +286,21 @@ def scan_layers(
 
   def step(carry: Any, layer: tuple[nnx.State, Any]) -> tuple[Any, Any]:
     layer_params, x = layer
+    if remat_policy == OFFLOAD:
+      # The name is saved, hence the unnamed input is not.
+      carry = ad_checkpoint.checkpoint_name(carry, _LAYER_INPUT)
     return body(nnx.merge(graphdef, layer_params), carry, x)
 
   if remat_policy is not None:
     policy = None
-    if remat_policy != "full":
+    if remat_policy == OFFLOAD:
+      policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+      )
+    elif remat_policy != "full":
       policy = getattr(jax.checkpoint_policies, remat_policy)
     # A loop already keeps XLA from merging the recomputation with the forward
     # pass. Unrolled layers, and a single one, which XLA inlines, need a

@@ -77,6 +77,21 @@ def test_training_compiles_with_its_kernels_and_fits(tmp_path):
   assert [(c["group_size"], c["number"]) for c in exchanged] == [(2, 36)]
 
 
+def test_inputs_of_blocks_are_kept_on_the_host(tmp_path):
+  result = _compile(
+    "--what=train",
+    f"--json={tmp_path / 'report.json'}",
+    "--config.model.dit.remat_policy=offload_inputs",
+    "--config.model.dit.depth=7",
+  )
+  assert result.returncode == 0, result.stderr[-3000:]
+  report = json.loads((tmp_path / "report.json").read_text())["train"]
+  # At least the inputs of two stages of three blocks: 1 clip, 2 frames, 513
+  # tokens of 256 numbers a chip.
+  one = 2 * 513 * 256 * 2 / 1e9
+  assert report["fits"] and report["memory_gb"]["on the host"] >= 4 * one
+
+
 def test_the_autoencoders_training_compiles(tmp_path):
   sizes = {
     "mesh.fsdp": 4,

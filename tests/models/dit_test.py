@@ -225,6 +225,8 @@ def gradient(**changes):
     ("full", 1),
     ("full", True),
     ("dots_with_no_batch_dims_saveable", 1),
+    ("offload_inputs", 1),
+    ("offload_inputs", True),
   ],
 )
 def test_rematerialised_and_unrolled_gradients_are_the_same(policy, unroll):

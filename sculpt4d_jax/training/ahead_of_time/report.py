@@ -21,7 +21,10 @@ from typing import Any
 import jax
 
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import flops
+from sculpt4d_jax.models import layers
+from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training.ahead_of_time import account
 from sculpt4d_jax.training.ahead_of_time import collectives
@@ -155,7 +158,7 @@ def model_flops(
     once = _dit_flops(preset, num_frames) + keys
     learns = task.train_image_encoder
     model = (1 + _BACKWARD) * once + encoder * (1 + _BACKWARD * learns)
-    again = _REMAT * once if preset.model.dit.remat_policy == "full" else 0
+    again = _REMAT * once if _recomputes(preset.model.dit) else 0
     return {"model": num_clips * model, "hardware": num_clips * (model + again)}
   if what == "distill":
     num_clips = preset.distillation.task.batch_size
@@ -163,7 +166,7 @@ def model_flops(
     once = _dit_flops(preset, preset.data.num_frames) + keys
     # Two forward passes compute the targets.
     model = (1 + _BACKWARD + 2) * once + encoder
-    again = _REMAT * once if preset.model.dit.remat_policy == "full" else 0
+    again = _REMAT * once if _recomputes(preset.model.dit) else 0
     return {"model": num_clips * model, "hardware": num_clips * (model + again)}
   if what == "train_vae":
     options = preset.vae_training.task
@@ -173,7 +176,7 @@ def model_flops(
       num_frames=options.num_frames,
       num_queries=options.num_queries,
     )
-    again = _REMAT * (preset.model.vae.remat_policy == "full")
+    again = _REMAT * _recomputes(preset.model.vae)
     return {"model": model, "hardware": model * (1 + again / (1 + _BACKWARD))}
   sampling = preset.sampling
   encoder, keys = _context_flops(preset, sampling.num_frames)
@@ -189,6 +192,13 @@ def model_flops(
 def kernels(lowered: Any) -> list[str]:
   """Names of the Pallas kernels in a lowered program."""
   return sorted(set(re.findall(r'kernel_name = "([^"]+)"', lowered.as_text())))
+
+
+def _recomputes(
+  config: dit_config.DiTConfig | shape_vae.ShapeVAEConfig,
+) -> bool:
+  """Whether the backward pass computes every block again."""
+  return config.remat_policy in ("full", layers.OFFLOAD)
 
 
 def examine(
@@ -222,6 +232,12 @@ def examine(
     "code": memory.generated_code_size_in_bytes,
     "peak": peak,
   }
+  on_host = sum(
+    getattr(memory, f"host_{part}_size_in_bytes", 0)
+    for part in ("argument", "temp")
+  )
+  if on_host:
+    sizes["on the host"] = on_host
   text = _text(executable)
   moved = None if text is None else _collectives(text, slices)
   seconds = {"products": work["hardware"] / num_chips / kind.flops}

@@ -74,6 +74,7 @@ def layouts(
   devices: Sequence[Any],
   remat_policies: Sequence[str | None],
   accumulation_steps: Sequence[int],
+  contexts: Sequence[int] | None = None,
 ) -> list[tuple[Layout, ...]]:
   """Groups of layouts that differ only in micro-batches, fewest first.
 
@@ -82,6 +83,7 @@ def layouts(
     devices: Devices of all slices.
     remat_policies: Those to try.
     accumulation_steps: Those to try.
+    contexts: Shards of a clip's frames to try; None tries all.
 
   Raises:
     ValueError: None of them divides the step.
@@ -90,6 +92,8 @@ def layouts(
   for remat, (fsdp, context) in itertools.product(
     remat_policies, _meshes(preset.mesh, len(devices))
   ):
+    if contexts and context not in contexts:
+      continue
     group = tuple(
       layout
       for steps in sorted(set(accumulation_steps))

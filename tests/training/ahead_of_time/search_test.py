@@ -28,6 +28,9 @@ def test_all_meshes_that_divide_the_step(preset):
     ["fsdp=2 context=1 remat_policy=full accumulation_steps=1"],
     ["fsdp=2 context=1 remat_policy=none accumulation_steps=1"],
   ]
+  assert search.layouts(preset, _devices(2), [None], [1], [1]) == [groups[1]]
+  with pytest.raises(ValueError, match="No mesh of 2 devices"):
+    search.layouts(preset, _devices(2), [None], [1], [2])
   with pytest.raises(ValueError, match="No mesh of 5 devices"):
     search.layouts(preset, _devices(5), [None], [1])
 
