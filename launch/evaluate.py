@@ -47,7 +47,6 @@ Exits with 2 and one message if the input cannot be compared.
 from collections.abc import Sequence
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -399,7 +398,7 @@ def score_on_records(
         scores.append(held_out_records.score(meshes, record, conventions))
         if _PICTURES.value and how is sampling:
           file = comparison_page.picture_name(f"{record.name} {title}")
-          path = pathlib.Path(_PICTURES.value) / file
+          path = paths.of(_PICTURES.value) / file
           with atomic.output_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
           preview.write_preview(path, meshes, record.images)

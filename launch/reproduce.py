@@ -38,6 +38,7 @@ from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.evaluation.reproduce import paper_account
 from sculpt4d_jax.evaluation.reproduce import plots
 from sculpt4d_jax.evaluation.reproduce import report_page
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import variants as variants_lib
 
@@ -77,17 +78,17 @@ _NEEDS_WEIGHTS = (
 def main(unused_argv: Sequence[str]) -> None:
   """Runs the program."""
   config = _CONFIG.value
+  folder = paths.on_disk(_WORKDIR.value, "--workdir")
   preset = preset_lib.from_config(config)
   if _PROTOCOL.value:
     protocol_table.find(_PROTOCOL.value)  # Refused before hours of work.
   sections = [_operations(preset)] if _TABLE.value in ("A1", "A2") else []
   if _TABLE.value != "A2":
     sections += _scores(config, preset)
-  folder = pathlib.Path(_WORKDIR.value)
   title = f"Table {_TABLE.value} with the preset {preset.name}"
-  paths = report_page.write(folder, title, sections)
+  files = report_page.write(folder, title, sections)
   print(report_page.markdown(title, sections))
-  print(f"Written to {paths[0]} and {paths[1]}.")
+  print(f"Written to {files[0]} and {files[1]}.")
 
 
 def _operations(preset: preset_lib.Preset) -> report_page.Section:

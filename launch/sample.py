@@ -259,10 +259,12 @@ def _make_batch(preset: preset_lib.Preset) -> int:
     raise UserError("--known is of one clip; leave it out with --batch.")
   _formats()
   _window_settings(preset.data.num_frames)
-  output = pathlib.Path(_OUTPUT.value)
+  output = paths.of(_OUTPUT.value)
   outputs.check_writable(output)
   jobs = batch.find(
-    pathlib.Path(_INPUT.value), output, is_registered=_REGISTER.value
+    paths.on_disk(_INPUT.value, "--input"),
+    output,
+    is_registered=_REGISTER.value,
   )
   if all(job.is_done for job in jobs):
     print(f"All {len(jobs)} clips are done.")

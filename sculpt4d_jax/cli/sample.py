@@ -24,12 +24,12 @@ accelerator; `sculpt4d plan --preset sculpt4d` says what it needs:
 """
 
 import argparse
-import pathlib
 
 from absl import logging
 
 from sculpt4d_jax.cli import exits
 from sculpt4d_jax.cli import options
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.meshes import exporters
 
 
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
 
   formats = exporters.parse(args.formats) if args.formats else None
   config = options.read_preset(args)
-  output = pathlib.Path(args.output)
+  output = paths.of(args.output)
   if not args.preview_cutout:
     outputs.check_writable(output)
     exits.log_platform()
@@ -120,6 +120,6 @@ def run(args: argparse.Namespace) -> None:
     max_faces=args.faces,
     progress=options.progress(args),
   )
-  paths = result.save(output, formats=formats, progress=options.progress(args))
-  logging.info("Wrote %d files to %s.", len(paths), output)
+  files = result.save(output, formats=formats, progress=options.progress(args))
+  logging.info("Wrote %d files to %s.", len(files), output)
   print(options.opened_with(output / outputs.VIEWER))

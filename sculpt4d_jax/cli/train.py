@@ -20,13 +20,13 @@ Watch it:     tensorboard --logdir runs/tiny
 """
 
 import argparse
-import pathlib
 
 from absl import logging
 
 from sculpt4d_jax.cli import compile_cache
 from sculpt4d_jax.cli import exits
 from sculpt4d_jax.cli import options
+from sculpt4d_jax.io import paths
 
 _STAGES = ("data", "vae", "dit")
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
   from sculpt4d_jax.training.stages import runner
 
   config = options.read_preset(args)
-  workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config.name)
+  workdir = paths.of(args.workdir or f"runs/{config.name}")
   compile_cache.use(workdir / "compiled")
   exits.log_platform()
   logging.info("Preset %s, into %s.", config.name, workdir)

@@ -8,7 +8,6 @@ pictures lie next to it.
 from collections.abc import Sequence
 import dataclasses
 import html
-import pathlib
 import re
 
 import numpy as np
@@ -17,6 +16,7 @@ from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.inference import preview
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
@@ -47,7 +47,7 @@ class Shown:
 class ComparisonPage:
   """Collects clips; every call of `add` writes the page anew."""
 
-  def __init__(self, folder: str | pathlib.Path, title: str):
+  def __init__(self, folder: paths.PathLike, title: str):
     """Makes the folder.
 
     Args:
@@ -57,14 +57,14 @@ class ComparisonPage:
     Raises:
       OutputError: It cannot be made.
     """
-    self._folder = pathlib.Path(folder)
+    self._folder = paths.of(folder)
     self._title = title
     self._clips: list[Shown] = []
     with atomic.output_errors(self._folder):
       self._folder.mkdir(parents=True, exist_ok=True)
 
   @property
-  def path(self) -> pathlib.Path:
+  def path(self) -> paths.PathLike:
     """The page."""
     return self._folder / "index.html"
 

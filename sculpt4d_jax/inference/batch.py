@@ -17,6 +17,7 @@ from absl import logging
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import registering
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.video import images
 
 _VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
@@ -35,7 +36,7 @@ class Job:
   """
 
   source: pathlib.Path
-  output: pathlib.Path
+  output: paths.PathLike
   is_registered: bool = False
 
   @property
@@ -73,13 +74,13 @@ class Report:
     return "\n".join(lines)
 
 
-def _time_of(path: pathlib.Path) -> int | None:
+def _time_of(path: paths.PathLike) -> int | None:
   """Time of the last change (ns) of a file, None if it does not exist."""
   return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def find(
-  folder: pathlib.Path, output: pathlib.Path, *, is_registered: bool = False
+  folder: pathlib.Path, output: paths.PathLike, *, is_registered: bool = False
 ) -> list[Job]:
   """The clips of a folder: videos, pictures, and folders of pictures.
 
@@ -97,7 +98,7 @@ def find(
     path
     for path in sorted(folder.iterdir(), key=lambda p: _natural(p.name))
     if not path.name.startswith(".")
-    and path.resolve() != output.resolve()
+    and (paths.is_remote(output) or path.resolve() != output.resolve())
     and _is_clip(path)
   ]
   if not sources:

@@ -1,13 +1,11 @@
 """A picture of a cut-out: the frames, and the model's input made from them."""
 
-import os
-import pathlib
-
 import numpy as np
 from PIL import Image
 
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 
 NAME = "cutout.png"
 _MAX_COLUMNS = 8
@@ -15,7 +13,7 @@ _TILE = 224  # Pixels.
 _PAGE = (238, 236, 232)
 
 
-def write(folder: str | os.PathLike, clip: pipeline.Clip) -> pathlib.Path:
+def write(folder: paths.PathLike, clip: pipeline.Clip) -> paths.PathLike:
   """Writes cutout.png: input frames above, the cropped object below.
 
   Args:
@@ -28,7 +26,7 @@ def write(folder: str | os.PathLike, clip: pipeline.Clip) -> pathlib.Path:
   Raises:
     atomic.OutputError: The file cannot be written.
   """
-  path = pathlib.Path(folder) / NAME
+  path = paths.of(folder) / NAME
   with atomic.atomic_path(path) as temporary:
     Image.fromarray(draw(clip)).save(temporary)
   return path

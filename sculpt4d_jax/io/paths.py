@@ -20,6 +20,7 @@ credentials in the way of their cloud; this module reads none.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+import datetime
 import fnmatch
 import functools
 import io
@@ -96,6 +97,22 @@ def of(path: Any) -> Any:
   if scheme is None or scheme[1] == "file":
     return pathlib.Path(text.removeprefix("file://"))
   return StorePath(text)
+
+
+def on_disk(path: Any, name: str) -> pathlib.Path:
+  """The path for a user's text that must be on a disk.
+
+  Args:
+    path: A file or a folder.
+    name: What it is, for the message: a flag.
+
+  Raises:
+    ValueError: It is a URL.
+  """
+  path = of(path)
+  if isinstance(path, StorePath):
+    raise UserError(f"{name}={path} must be on a disk, not in a bucket.")
+  return path
 
 
 def is_remote(path: Any) -> bool:
@@ -211,11 +228,17 @@ class StorePath:
     return (self.info() or {}).get("type") == "directory"
 
   def stat(self) -> types.SimpleNamespace:
-    """The size, as `st_size`."""
+    """The size and the time of the last write: `st_size`, `st_mtime_ns`."""
     info = self.info()
     if info is None:
       raise FileNotFoundError(2, "No such object", str(self))
-    return types.SimpleNamespace(st_size=int(info["size"] or 0))
+    written = info.get("LastModified") or info.get("updated")
+    if isinstance(written, str):
+      written = datetime.datetime.fromisoformat(written)
+    nanoseconds = int(written.timestamp() * 1e6) * 1000 if written else 0
+    return types.SimpleNamespace(
+      st_size=int(info["size"] or 0), st_mtime_ns=nanoseconds
+    )
 
   def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
     """Does nothing: a store has no folders."""

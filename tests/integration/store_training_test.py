@@ -113,8 +113,21 @@ def test_weights_in_a_bucket_are_exported_sampled_and_evaluated(run, tmp_path):
     level,
     f"--checkpoint={weights}",
     "--num_sequences=1",
+    f"--pictures={run / 'pictures'}",
+    f"--output={run / 'scores.json'}",
   )
   assert "Chamfer" in result.stdout
+  assert json.loads((run / "scores.json").read_text())
+  assert (run / "pictures" / "index.html").is_file()
+  _program(
+    "evaluate",
+    f"--predicted={run / 'sampled'}",
+    f"--truth={run / 'sampled'}",
+    f"--output={run / 'same.json'}",
+  )
+  methods = json.loads((run / "same.json").read_text())["methods"]
+  (method,) = methods.values()
+  assert set(method["sequences"][0]["iou"]) == {1.0}
   _program(
     "convert_weights",
     "--config=tests/integration/micro.py",

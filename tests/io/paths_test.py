@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import time
 
 import pytest
 
@@ -65,6 +66,12 @@ def test_patience_ends_with_the_reason(monkeypatch):
     paths.retry(fail, "s3://b/x")
 
 
+def test_what_must_be_on_a_disk_is_not_looked_for_elsewhere(tmp_path):
+  assert paths.on_disk(str(tmp_path), "--input") == tmp_path
+  with pytest.raises(ValueError, match="--input=gs://b/x must be on a disk"):
+    paths.on_disk("gs://b/x", "--input")
+
+
 @pytest.fixture(scope="module", params=["gs", "s3"])
 def store(request):
   """A place in a store of which one request in ten goes wrong."""
@@ -80,6 +87,7 @@ def test_objects_are_written_and_read(store):
   assert path.is_file() and not path.is_dir()
   assert path.parent.is_dir()
   assert path.stat().st_size == len(content)
+  assert abs(path.stat().st_mtime_ns / 1e9 - time.time()) < 600
   assert path.read_bytes() == content
   assert path.read_range(1000, 5000) == content[1000:5000]
   (path.parent / "sub/b.json").write_text("{}")
