@@ -177,16 +177,16 @@ class _Program:
       if operand and op.endswith("-done"):
         timeline.wait(operand.group(1))
       return True
-    if _kind(instruction) in collectives.KINDS:
+    if collectives.kind_of(instruction):
       self._start(name, instruction, None, timeline)
-      if not op.endswith("-start"):
+      if not op.endswith("-start") and op != "recv":
         timeline.wait(name)
       return True
     if op not in ("fusion", "async-start"):
       return op.endswith("-start")
     for other in collectives.called(rest):
       part = self._computations.get(other, [])
-      inside = [i for i in part if _kind(i) in collectives.KINDS]
+      inside = [i for i in part if collectives.kind_of(i)]
       role = collectives.role(part, other)
       if role == "during" or not inside:
         continue
@@ -244,10 +244,6 @@ class _Program:
 def _scope(rest: str) -> str:
   match = _SCOPE.search(rest)
   return match.group(1) if match else ""
-
-
-def _kind(instruction: collectives.Instruction) -> str:
-  return re.sub("-start$", "", instruction.op)
 
 
 def _chain(instruction: collectives.Instruction) -> str:

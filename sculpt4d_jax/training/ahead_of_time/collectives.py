@@ -12,7 +12,10 @@ result of r bytes:
     collective-permute  r
 
 With several slices, a collective is counted on its network: "DCN" if a group
-has chips of more than one slice, otherwise "ICI".
+has chips of more than one slice, otherwise "ICI". The TPU compiler divides a
+collective across slices into one within each slice, and an exchange by the
+hosts, written as a send and a receive; the latter is counted, with one chip of
+each slice as its group.
 
 If a product overlaps with a collective, the compiler splits the collective into
 three fusions: start, product and end. It is counted at the start.
@@ -53,6 +56,14 @@ KINDS = (
   "all-to-all",
   "collective-permute",
 )
+# What the hosts exchange between slices, by the name in a receive.
+_HOST_KINDS = {
+  "ALL_GATHER": "all-gather",
+  "ALL_REDUCE": "all-reduce",
+  "REDUCE_SCATTER": "reduce-scatter",
+  "ALL_TO_ALL": "all-to-all",
+  "ONE_TO_ONE": "collective-permute",
+}
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*->.*\{\s*$")
 _INSTRUCTION = re.compile(
   r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)"
@@ -141,13 +152,28 @@ def transfer(
     scatter: Result type of a fusion that keeps a part of a sum.
     slices: See `count`.
   """
-  kind = re.sub("-start$", "", instruction.op)
+  kind = kind_of(instruction)
   size = _result_bytes(instruction)
+  if instruction.op == "recv":
+    group = _num_exchanging_slices(instruction.rest)
+    return kind, group, "DCN", _received(kind, size, group)
   if scatter is not None:
     kind, size = "reduce-scatter", _type_bytes(scatter)
   group = _group_size(instruction.rest)
   network = _network(instruction.rest, slices)
   return kind, group, network, _received(kind, size, group)
+
+
+def kind_of(instruction: Instruction) -> str:
+  """The kind of a collective or its start; "" for other instructions."""
+  kind = re.sub("-start$", "", instruction.op)
+  if kind in KINDS:
+    return kind
+  if instruction.op == "recv":
+    named = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+    if named:
+      return _HOST_KINDS.get(named.group(1), "collective-permute")
+  return ""
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -205,7 +231,7 @@ def _walk(
   """
   for instruction in computations.get(name, ()):
     op, rest = instruction.op, instruction.rest
-    if re.sub("-start$", "", op) in KINDS:
+    if kind_of(instruction):
       yield instruction, times, is_known, scatter
     elif op == "while":
       body = re.search(r"\bbody=%?([\w.\-]+)", rest).group(1)
@@ -259,6 +285,8 @@ def _result_bytes(instruction: Instruction) -> int:
   if instruction.op in ("all-gather-start", "collective-permute-start"):
     parts = _elements(instruction.type)
     return _type_bytes(parts[1]) if len(parts) > 1 else _type_bytes(parts[0])
+  if instruction.op == "recv":  # The data, a context and a token.
+    return _type_bytes(_elements(instruction.type)[0])
   return _type_bytes(instruction.type)
 
 
@@ -306,6 +334,18 @@ def _group_size(attributes: str) -> int:
       size *= int(part or sizes[axis])
     return size
   return 2
+
+
+def _num_exchanging_slices(attributes: str) -> int:
+  """Slices of an exchange by hosts, written {1,2}x{0:3}: slices by chips."""
+  target = re.search(r'_xla_megascale_target="\{([^}]*)\}', attributes)
+  if not target:
+    return 2
+  number = 0
+  for part in target.group(1).split(","):
+    first, _, last = part.partition(":")
+    number += int(last or first) - int(first) + 1
+  return number
 
 
 def _network(attributes: str, slices: Sequence[int] | None) -> str:

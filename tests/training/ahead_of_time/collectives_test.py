@@ -2,6 +2,7 @@
 
 import pytest
 
+from sculpt4d_jax.training.ahead_of_time import account
 from sculpt4d_jax.training.ahead_of_time import collectives
 
 # Hand-checked on 8 devices, a mesh of data=2 and model=4. In float32:
@@ -85,6 +86,39 @@ def test_the_network_of_every_form_of_groups(groups, slices, network):
     text = text.replace("collective-permute", "all-reduce")
   [found] = collectives.count(text, slices)
   assert found.network == network
+
+
+# What libtpu makes of the sum of a gradient over two slices of four chips.
+BETWEEN_SLICES = """
+ENTRY %main (x: f32[256,1024]) -> f32[256,8,128] {
+  %x = f32[256,1024] parameter(0)
+  %bitcast = f32[256,8,128] bitcast(%x)
+  %after-all = token[] after-all()
+  %send = (f32[256,8,128], u32[], token[]) send(%bitcast, %after-all), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[256,8,128], u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %recv-done = (f32[256,8,128], token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %result = f32[256,8,128] get-tuple-element(%recv-done), index=0
+}
+"""
+
+
+def test_exchanges_by_the_hosts_of_slices_are_counted():
+  slices = [0] * 4 + [1] * 4
+  [found] = collectives.count(BETWEEN_SLICES, slices)
+  # 1 MB of each, of which half goes to the other slice, and its sum comes back.
+  assert found == collectives.Collective(
+    "all-reduce", 2, 1, 256 * 1024 * 4, network="DCN"
+  )
+  four = BETWEEN_SLICES.replace("{1,2}x", "{1,3:5}x")
+  [found] = collectives.count(four, [0, 1, 2, 3])
+  assert (found.group_size, found.bytes) == (4, 256 * 1024 * 4 * 6 // 4)
+
+
+def test_exchanges_by_the_hosts_take_time_on_their_network():
+  rates = account.Rates(1e9, 1e12, 1e9, {"ICI": 1e9, "DCN": 1e6})
+  found = account.account(BETWEEN_SLICES, rates, [0] * 4 + [1] * 4)
+  assert found.seconds["collectives"] == pytest.approx(256 * 1024 * 4 / 1e6)
 
 
 def test_a_program_worked_by_hand(run_on_devices):
