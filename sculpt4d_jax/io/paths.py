@@ -104,7 +104,7 @@ def on_disk(path: Any, name: str) -> pathlib.Path:
 
   Args:
     path: A file or a folder.
-    name: What it is, for the message: a flag.
+    name: Name for the message, for instance of a flag.
 
   Raises:
     ValueError: It is a URL.

@@ -33,7 +33,7 @@ Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 Axes = tuple[str | None, ...]
 Module = TypeVar("Module", bound=nnx.Module)
 
-# A remat policy of ours; see `scan_layers`.
+# A remat policy that jax does not name; see `scan_layers`.
 OFFLOAD = "offload_inputs"
 _LAYER_INPUT = "layer_input"
 
