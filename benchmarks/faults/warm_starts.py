@@ -1,7 +1,7 @@
 """Starts a program many times without importing its modules again.
 
 A template process imports the modules that a program imports, but neither runs
-it nor starts JAX. Each run is a copy of it (`fork`) in a session of its own,
+it nor starts JAX. Each run is a copy of it (`fork`) in a separate session,
 which then executes the program's module as `__main__`.
 """
 
