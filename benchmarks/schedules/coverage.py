@@ -3,12 +3,14 @@
 Two measures besides the density:
 
   shares   the share of blocks of a frame at distance 0, 1, 2, ... that a query
-  sees, without anchors: 1 / stride. With the same anchors, a schedule whose
-  shares are all at least those of another has at least its density, so no
-  schedule is sparser at equal shares. reach    for two layers in which every
-  query weights all visible blocks equally: exp of the entropy of the resulting
-  weights, divided by the number of blocks, mean over queries. 1 means that all
-  blocks have equal weights, as in full attention.
+           sees, without anchors: 1 / stride
+  reach    for two layers in which every query weights all visible blocks
+           equally: exp of the entropy of the resulting weights, divided by the
+           number of blocks, mean over queries. 1 means that all blocks have
+           equal weights, as in full attention
+
+With the same anchors, a schedule whose shares are all at least those of another
+has at least its density, so no schedule is sparser at equal shares.
 
 `reach` says how evenly two layers mix, not how good a trained model is.
 """
