@@ -14,10 +14,10 @@ import select
 import signal
 import subprocess
 import sys
-import time
 
 _TEMPLATE = """
 import ast, importlib, json, os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 module = sys.argv[1]
 path = module.replace(".", "/") + ".py"
 for node in ast.parse(open(path).read()).body:
@@ -39,8 +39,7 @@ for line in sys.stdin:
   print(os.waitstatus_to_exitcode(status), flush=True)
 else:
   os._exit(0)
-os.setsid()
-signal.signal(signal.SIGINT, signal.default_int_handler)
+os.setsid()  # The handler of SIGINT is the one that the imports have set.
 nothing = os.open(os.devnull, os.O_RDWR)
 os.dup2(nothing, 0)
 os.dup2(nothing, 1)
@@ -118,11 +117,15 @@ class Template:
 
   @contextlib.contextmanager
   def started(self, arguments: Sequence[str]) -> Iterator[Run]:
-    """Starts a run, and kills it at the end of the block."""
+    """Starts a run, and kills it at the end of the block.
+
+    The block begins when the run has written to stderr, or has ended.
+    """
+    self._errors.unlink(missing_ok=True)
     order = {"arguments": list(arguments), "errors": str(self._errors)}
     self._process.stdin.write(json.dumps(order).encode() + b"\n")
     run = Run(int(self._process.stdout.readline()), self._process, self._errors)
-    _wait_for_session(run)
+    _wait_for_first_line(run, self._errors)
     try:
       yield run
     finally:
@@ -135,10 +138,12 @@ class Template:
     self._process.wait()
 
 
-def _wait_for_session(run: Run) -> None:
-  """Until it leads a group of processes, a signal would find no handler."""
-  while run.poll() is None:
-    with contextlib.suppress(ProcessLookupError):
-      if os.getpgid(run.pid) == run.pid:
+def _wait_for_first_line(run: Run, errors: pathlib.Path) -> None:
+  """Waits until a program has set its handlers, and says so on stderr.
+
+  Before, a signal would fall into the start of the copy, which no user meets.
+  """
+  while run.poll(0.001) is None:
+    with contextlib.suppress(OSError):
+      if errors.stat().st_size:
         return
-    time.sleep(0.001)
