@@ -232,9 +232,12 @@ def main(argv: Sequence[str]):
     )
   else:
     preparation_run.run_locally(assets, settings, run, str(folder))
-  index = dataset_index.write_index(folder, _TEST_FRACTION.value, held_out)
-  page = summary_page.write_summary(folder)
-  card.write_card(index, _command())
+  verdicts = dataset_index.read_verdicts(folder)
+  index = dataset_index.write_index(
+    folder, verdicts, _TEST_FRACTION.value, held_out
+  )
+  page = summary_page.write_summary(folder, verdicts)
+  card.write_card(index, verdicts, _command())
   for name, clips in index.splits.items():
     logging.info(
       "%s: %d clips of %d assets.",
@@ -248,7 +251,7 @@ def main(argv: Sequence[str]):
       " few assets, raise --test_fraction (now %g).",
       _TEST_FRACTION.value,
     )
-  _report_refusals(dataset_index.read_verdicts(folder), page)
+  _report_refusals(verdicts, page)
   logging.info("Open %s.", page)
 
 

@@ -9,17 +9,21 @@ from sculpt4d_jax.data.records import schema
 from sculpt4d_jax.io import atomic
 
 
-def write_card(index: dataset_index.DatasetIndex, command: str) -> Any:
+def write_card(
+  index: dataset_index.DatasetIndex,
+  verdicts: Sequence[Mapping[str, Any]],
+  command: str,
+) -> Any:
   """Writes `README.md` of a data set.
 
   Args:
     index: Index of the data set.
+    verdicts: Its verdicts; see `index.read_verdicts`.
     command: Command that made the data set.
 
   Returns:
     The card's path.
   """
-  verdicts = dataset_index.read_verdicts(index.folder)
   sections = [
     f"# {index.folder.name}",
     "Animated objects as training records of Sculpt4D in JAX: surface points"

@@ -7,7 +7,7 @@ grows. Assets of the same object (`units.Credit`) are split by the hash of its
 name. Objects may also be put on the test side by name.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 import dataclasses
 import hashlib
 import json
@@ -100,6 +100,7 @@ def read_held_out(path: paths.PathLike) -> frozenset[str]:
 
 def write_index(
   folder: paths.PathLike,
+  verdicts: Iterable[Mapping[str, Any]],
   test_fraction: float,
   held_out: Collection[str] = (),
 ) -> DatasetIndex:
@@ -107,6 +108,8 @@ def write_index(
 
   Args:
     folder: Folder of the data set.
+    verdicts: Its verdicts, from `read_verdicts`. There is a file for each unit,
+      which takes long to read from a store: read them once for all pages.
     test_fraction: Fraction of the assets that are held out for testing.
     held_out: Objects that are in the test split independent of their hash.
 
@@ -120,7 +123,7 @@ def write_index(
   folder = paths.of(folder)
   reader = shards.ShardReader(folder / "shards")
   splits: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
-  for verdict in read_verdicts(folder):
+  for verdict in verdicts:
     if not verdict["shard"]:
       continue
     for clip, content in reader.contents(verdict["shard"]).items():

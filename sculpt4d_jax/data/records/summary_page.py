@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import html
 from typing import Any
 
-from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import paths
 
@@ -44,10 +43,17 @@ _Verdict = Mapping[str, Any]  # The content of a unit's verdict file.
 _Clips = Sequence[tuple[_Verdict, Mapping[str, Any]]]
 
 
-def write_summary(folder: paths.PathLike) -> Any:
-  """Writes `summary.html` of a data set; returns its path."""
+def write_summary(folder: paths.PathLike, verdicts: Sequence[_Verdict]) -> Any:
+  """Writes `summary.html` of a data set.
+
+  Args:
+    folder: Folder of the data set.
+    verdicts: Its verdicts; see `index.read_verdicts`.
+
+  Returns:
+    The page's path.
+  """
   folder = paths.of(folder)
-  verdicts = dataset_index.read_verdicts(folder)
   clips = [(v, clip) for v in verdicts for clip in v["clips"]]
   accepted = [(v, c) for v, c in clips if c["accepted"]]
   rejected = [(v, c) for v, c in clips if not c["accepted"]]

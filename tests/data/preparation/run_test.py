@@ -65,7 +65,8 @@ def data_set(tmp_path_factory):
   )
   output = str(preparation_run.open_output(root / "out", _SETTINGS))
   _run(assets, output)
-  dataset_index.write_index(output, 0.0)
+  verdicts = dataset_index.read_verdicts(output)
+  dataset_index.write_index(output, verdicts, 0.0)
   return assets, pathlib.Path(output)
 
 
@@ -120,11 +121,12 @@ def test_other_settings_are_refused(data_set):
 
 def test_pages_name_everything(data_set):
   _, output = data_set
-  page = summary_page.write_summary(output).read_text()
+  verdicts = dataset_index.read_verdicts(output)
+  page = summary_page.write_summary(output, verdicts).read_text()
   for text in ("moving", "nothing moves", "broken.glb", "previews/"):
     assert text in page
   card = dataset_card.write_card(
-    dataset_index.read_index(output), "the command"
+    dataset_index.read_index(output), verdicts, "the command"
   ).read_text()
   assert "CC0-1.0" in card and "the command" in card and "broken.glb" in card
 

@@ -29,7 +29,9 @@ def test_assets_of_one_object_are_on_one_side(tmp_path):
     )
     verdict = {"shard": shard, "asset_name": shard, "unit": str(number)}
     (tmp_path / "verdicts" / f"{number}.json").write_text(json.dumps(verdict))
-  index = dataset_index.write_index(tmp_path, 0.5)
+  index = dataset_index.write_index(
+    tmp_path, dataset_index.read_verdicts(tmp_path), 0.5
+  )
   sides = [
     {clip.details["object"] for clip in clips}
     for clips in index.splits.values()
@@ -66,7 +68,9 @@ def test_objects_are_held_out_by_name(tmp_path):
   listed = tmp_path / "held_out.json"
   listed.write_text('{"held_out": ["fox"]}')
   held_out = dataset_index.read_held_out(listed)
-  index = dataset_index.write_index(tmp_path, 0.0, held_out)
+  index = dataset_index.write_index(
+    tmp_path, dataset_index.read_verdicts(tmp_path), 0.0, held_out
+  )
   assert [c.details["object"] for c in index.splits["test"]] == ["fox"]
   assert {c.details["object"] for c in index.splits["train"]} == {"fish", ""}
 
