@@ -185,9 +185,8 @@ def _compile(
     params: nnx.State, context: jax.Array, noise: jax.Array
   ) -> jax.Array:
     params = jax.tree_util.tree_map_with_path(moved, params)
-    return denoising.denoise_clips(
-      nnx.merge(graphdef, params), context, noise, sampling
-    )
+    dit = nnx.merge(graphdef, params)
+    return denoising.Denoiser(dit, noise, sampling).run(context)
 
   mesh = partitioning.make_mesh(
     partitioning.MeshConfig(data=1, fsdp=1), [device]

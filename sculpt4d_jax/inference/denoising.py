@@ -1,10 +1,11 @@
 """From noise to latents: the DiT, guided, inside a sampler.
 
-`denoise_clips` is one program. `begin` and `advance` are its parts, one call of
+`Denoiser.run` is one program. `begin` and `advance` are its parts, one call of
 the velocity at a time: a program that runs between calls can report and stop,
 and unlike one with a callback inside it is kept in JAX's compilation cache.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -41,56 +42,55 @@ class Contexts(NamedTuple):
   both: Encoded | None
 
 
-def denoise_clips(
-  dit: dit_lib.DiT,
-  context: Float[Array, "B F I W"],
-  noise: Float[Array, "B F N C"],
-  config: sampling.SamplingConfig,
-  known: known_frames.KnownFrames | None = None,
-  windows: windows_lib.Windows | None = None,
-) -> Float[Array, "B F N C"]:
-  """Integrates the guided velocity from noise to latents; to be traced.
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+  """Integrates the guided velocity of some clips; made and used in a trace.
 
-  Args:
+  Attributes:
     dit: The transformer.
-    context: The clips' image tokens.
     noise: Initial state.
     config: Steps and guidance; the seed is in the noise.
     known: Frames whose latents are given; they are returned unchanged.
     windows: Averages velocities over windows of the clips.
   """
-  contexts = encode(dit, context, config)
-  velocity = _velocity(dit, contexts, noise, config, known, windows)
-  return finish(samplers.integrate(velocity, noise, config.calls), known)
 
+  dit: dit_lib.DiT
+  noise: Float[Array, "B F N C"]
+  config: sampling.SamplingConfig
+  known: known_frames.KnownFrames | None = None
+  windows: windows_lib.Windows | None = None
 
-def begin(
-  dit: dit_lib.DiT,
-  context: Float[Array, "B F I W"],
-  noise: Float[Array, "B F N C"],
-  config: sampling.SamplingConfig,
-  known: known_frames.KnownFrames | None = None,
-  windows: windows_lib.Windows | None = None,
-) -> tuple[Contexts, samplers.State]:
-  """What `advance` needs for the first call; see `denoise_clips`."""
-  contexts = encode(dit, context, config)
-  velocity = _velocity(dit, contexts, noise, config, known, windows)
-  return contexts, _placed(samplers.begin(velocity, noise, config.calls))
+  def run(self, context: Float[Array, "B F I W"]) -> Float[Array, "B F N C"]:
+    """All calls: from noise to latents, given the clips' image tokens."""
+    velocity = self._velocity(encode(self.dit, context, self.config))
+    x = samplers.integrate(velocity, self.noise, self.config.calls)
+    return finish(x, self.known)
 
+  def begin(
+    self, context: Float[Array, "B F I W"]
+  ) -> tuple[Contexts, samplers.State]:
+    """What `advance` needs for the first call."""
+    contexts = encode(self.dit, context, self.config)
+    velocity = self._velocity(contexts)
+    state = samplers.begin(velocity, self.noise, self.config.calls)
+    return contexts, _placed(state)
 
-def advance(
-  dit: dit_lib.DiT,
-  contexts: Contexts,
-  state: samplers.State,
-  noise: Float[Array, "B F N C"],
-  number: Array | int,
-  config: sampling.SamplingConfig,
-  known: known_frames.KnownFrames | None = None,
-  windows: windows_lib.Windows | None = None,
-) -> samplers.State:
-  """Makes one call of the velocity, with this number from 0."""
-  velocity = _velocity(dit, contexts, noise, config, known, windows)
-  return _placed(samplers.advance(velocity, state, config.calls, number))
+  def advance(
+    self, contexts: Contexts, state: samplers.State, number: Array | int
+  ) -> samplers.State:
+    """Makes one call of the velocity, with this number from 0."""
+    velocity = self._velocity(contexts)
+    return _placed(samplers.advance(velocity, state, self.config.calls, number))
+
+  def _velocity(self, contexts: Contexts) -> guidance.Velocity:
+    """The guided velocity, of known frames too."""
+    velocity = guided_velocity(self.dit, contexts, self.config, self.windows)
+    if self.known is None:
+      return velocity
+    wrapper = known_frames.clean(self.known)
+    if self.config.known == "path":
+      wrapper = known_frames.on_path(self.known, self.noise)
+    return guidance.wrap(velocity, wrapper)
 
 
 def finish(
@@ -130,24 +130,6 @@ def encode(
   both = encoded(jnp.concatenate([context, jnp.zeros_like(context)]))
   clips = None if config.guides_always else encoded(context)
   return Contexts(clips, None, both)
-
-
-def _velocity(
-  dit: dit_lib.DiT,
-  contexts: Contexts,
-  noise: Float[Array, "B F N C"],
-  config: sampling.SamplingConfig,
-  known: known_frames.KnownFrames | None,
-  windows: windows_lib.Windows | None,
-) -> guidance.Velocity:
-  """The guided velocity, of known frames too."""
-  velocity = guided_velocity(dit, contexts, config, windows)
-  if known is None:
-    return velocity
-  wrapper = known_frames.clean(known)
-  if config.known == "path":
-    wrapper = known_frames.on_path(known, noise)
-  return guidance.wrap(velocity, wrapper)
 
 
 def guided_velocity(

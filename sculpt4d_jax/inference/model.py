@@ -291,10 +291,10 @@ class Sculpt4D:
     with self._denoising:
       self._placed_vae = None
       with self._on_mesh(config, min(frames, noise.shape[1])):
-        contexts, state = self._begin(self._dit, context, noise, **options)
+        contexts, state = self._begin(self._dit, noise, context, **options)
         for number in range(len(config.calls)):
           state = self._advance(
-            self._dit, contexts, state, noise, jnp.int32(number), **options
+            self._dit, noise, contexts, state, jnp.int32(number), **options
           )
           if on_step is not None:
             jax.block_until_ready(state)
@@ -340,16 +340,16 @@ class Sculpt4D:
     return context if rest is None else jnp.concatenate([context, rest])
 
   def _begin_impl(
-    self, params: nnx.State, *arrays: Array, **options: Any
+    self, params: nnx.State, noise: Array, context: Array, **options: Any
   ) -> tuple[denoising.Contexts, samplers.State]:
     dit = nnx.merge(self._dit_def, params)
-    return denoising.begin(dit, *arrays, **options)
+    return denoising.Denoiser(dit, noise, **options).begin(context)
 
   def _advance_impl(
-    self, params: nnx.State, *arrays: Any, **options: Any
+    self, params: nnx.State, noise: Array, *call: Any, **options: Any
   ) -> samplers.State:
     dit = nnx.merge(self._dit_def, params)
-    return denoising.advance(dit, *arrays, **options)
+    return denoising.Denoiser(dit, noise, **options).advance(*call)
 
   def _noise_impl(self, key: Array, num_frames: int, kind: str) -> Array:
     frames = 1 if kind == "shared" else num_frames

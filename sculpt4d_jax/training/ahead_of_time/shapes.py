@@ -131,7 +131,7 @@ def sampler(
   ) -> jax.Array:
     modules = {n: nnx.merge(graphdefs[n], params[n]) for n in graphdefs}
     context = modules["image_encoder"](images.astype(jnp.float32) / 127.5 - 1.0)
-    return denoising.denoise_clips(modules["dit"], context, noise, sampling)
+    return denoising.Denoiser(modules["dit"], noise, sampling).run(context)
 
   noise = (*lead, vae.num_latents, vae.latent_channels)
   args = (
