@@ -40,7 +40,6 @@ from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import known_sizes
 from sculpt4d_jax.training import preset as preset_lib
-from sculpt4d_jax.training.stages import runner as stages_lib
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import conversion as conversion_lib
 from sculpt4d_jax.weights import pretrained
@@ -371,7 +370,7 @@ def train(
   preset: PresetLike,
   workdir: PathLike,
   *,
-  stages: Sequence[str] = stages_lib.STAGES,
+  stages: Sequence[str] | None = None,
   changes: Mapping[str, Any] | None = None,
 ) -> paths.PathLike:
   """Trains a preset; resumes an interrupted run.
@@ -379,7 +378,8 @@ def train(
   Args:
     preset: A preset by name, file or configuration.
     workdir: Folder of data, checkpoints, metrics and weights.
-    stages: Stages to run, of "data", "vae" and "dit".
+    stages: Stages to run, of "data", "vae", "pictures", "dit" and "distill";
+      None runs all but the last.
     changes: Field of the preset -> value.
 
   Returns:
@@ -388,8 +388,13 @@ def train(
   Raises:
     ValueError: A stage is unknown or cannot run.
   """
+  # Imported late: what only training needs (optimizers, checkpoints,
+  # TensorBoard) takes a second that sampling does not have to wait.
+  from sculpt4d_jax.training.stages import runner
+
   workdir = paths.of(workdir)
-  stages_lib.run(_typed(preset, changes), workdir, list(stages))
+  chosen = runner.STAGES if stages is None else stages
+  runner.run(_typed(preset, changes), workdir, list(chosen))
   return workdir / "weights"
 
 

@@ -22,7 +22,7 @@ from sculpt4d_jax.training import best_checkpoints as best_lib
 from sculpt4d_jax.training import checkpoints as checkpoints_lib
 from sculpt4d_jax.training import connections
 from sculpt4d_jax.training import goodput as goodput_lib
-from sculpt4d_jax.training import metrics as metrics_lib
+from sculpt4d_jax.training import metric_writers
 from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import preemption as notice_lib
 from sculpt4d_jax.training import profiling
@@ -98,7 +98,7 @@ class Observer(Protocol):
   every: int  # Number of steps between calls; it is also called at the end.
 
   def look(
-    self, step: int, params: Any, writer: metrics_lib.Writer
+    self, step: int, params: Any, writer: metric_writers.Writer
   ) -> dict[str, float]:
     """Metrics of parameters on the host; the same on every process."""
 
@@ -180,7 +180,7 @@ def train(
     _log_sizes(state, device_mesh)
     for remark in optimizer_lib.remarks(optimizer):
       logging.warning("%s", remark)
-    writer = metrics_lib.open_writer(workdir)
+    writer = metric_writers.open_writer(workdir)
     tracer = profiling.Tracer(workdir / "profile", schedule)
     # Whether a save that is in progress can still be completed at the end.
     can_save = True
@@ -342,7 +342,7 @@ class _Loop:
   mesh: partitioning.Mesh
   checkpoints: checkpoints_lib.Checkpoints
   best: best_lib.Best
-  writer: metrics_lib.Writer
+  writer: metric_writers.Writer
   notice: notice_lib.Notice
   tracer: profiling.Tracer
   schedule: schedule_lib.Schedule

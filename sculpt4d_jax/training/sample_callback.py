@@ -23,7 +23,7 @@ from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
-from sculpt4d_jax.training import metrics as metrics_lib
+from sculpt4d_jax.training import metric_writers
 from sculpt4d_jax.training import preset as preset_lib
 
 METRICS = (*evaluator.METRICS, "empty_frames")
@@ -68,7 +68,7 @@ class SampledClips:
     )
 
   def look(
-    self, step: int, params: Mapping[str, Any], writer: metrics_lib.Writer
+    self, step: int, params: Mapping[str, Any], writer: metric_writers.Writer
   ) -> dict[str, float]:
     """Samples with the averaged parameters; means over the clips.
 

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.training import metric_writers
 from sculpt4d_jax.training import metrics as metrics_lib
 
 Array = array_types.Array
@@ -30,7 +31,7 @@ class Meter:
 
   def __init__(
     self,
-    writer: metrics_lib.Writer,
+    writer: metric_writers.Writer,
     log_every: int,
     describe: Callable[[int], str],
     extra: Callable[[], dict[str, float]] = dict,
