@@ -4,10 +4,10 @@ Usage:
 
   # The shipped model on 20 held-out procedural clips, compared with the same
   # weights without temporal attention and two answers that need no model.
-  python -m launch.evaluate --config=configs/tiny.py --num_sequences=20
+  python -m launch.evaluate --num_sequences=20
 
   # The same with a page of pictures.
-  python -m launch.evaluate --config=configs/small.py --pictures=out/pictures
+  python -m launch.evaluate --pictures=out/pictures
 
   # Two models on the test split of records that launch.prepare_data made.
   python -m launch.evaluate --config=configs/tiny_records.py --data=data/mine \
@@ -90,7 +90,7 @@ _TRUTH = flags.DEFINE_string(
 )
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
-  "configs/tiny.py",
+  "configs/small.py",
   "Preset whose model is evaluated on held-out clips if --predicted is not"
   " given.",
 )

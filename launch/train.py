@@ -1,14 +1,17 @@
 r"""Trains Sculpt4D: the shape autoencoder, then the 4D diffusion transformer.
 
-The small model from scratch, on procedural clips, on this machine:
+The default model from scratch, on procedural clips, on this machine, and a
+smaller one in a fraction of the time:
 
+  python -m launch.train --workdir=runs/small
   python -m launch.train --config=configs/tiny.py --workdir=runs/tiny
 
 A run has stages: it makes the clips (`data`), trains the autoencoder (`vae`),
 pretrains the image encoder if the preset says so (`pictures`), encodes all
 clips and trains the diffusion transformer (`dit`). You can interrupt it at any
 time; the same command resumes from the last checkpoint. The finished weights
-are in WORKDIR/weights, the --checkpoint of launch.sample and launch.evaluate.
+are in WORKDIR/weights, the --checkpoint of launch.sample and launch.evaluate,
+with the same --config.
 
 On records of launch.prepare_data, from the shipped weights:
 
@@ -46,7 +49,7 @@ from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training.stages import runner as stages
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", "configs/tiny.py", "Preset; see configs/base.py for its fields."
+  "config", "configs/small.py", "Preset; see configs/base.py for its fields."
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir",

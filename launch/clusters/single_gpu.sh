@@ -5,7 +5,7 @@
 #
 # Variables (defaults in brackets):
 #   VENV      Virtual environment, made if missing [.venv].
-#   CONFIG    Preset [configs/tiny.py].
+#   CONFIG    Preset [configs/small.py].
 #   WORKDIR   The run's folder [runs/gpu].
 #   GPUS      Devices to use, for instance 0 or 0,1 [all].
 #   MEMORY    Share of the memory that JAX preallocates [0.92].
@@ -14,7 +14,7 @@
 set -euo pipefail
 
 VENV=${VENV:-.venv}
-CONFIG=${CONFIG:-configs/tiny.py}
+CONFIG=${CONFIG:-configs/small.py}
 WORKDIR=${WORKDIR:-runs/gpu}
 GPUS=${GPUS:-}
 MEMORY=${MEMORY:-0.92}

@@ -3,7 +3,7 @@
   sculpt4d evaluate out/demo truth/demo           two sequences
   sculpt4d evaluate results truth                 folders of them, by name
   sculpt4d evaluate results truth --protocol actionbench --processes 2
-  sculpt4d evaluate --preset tiny --num_sequences 20
+  sculpt4d evaluate --num_sequences 20            the default model
   sculpt4d evaluate --describe                    conventions of every protocol
 
 A sequence is a folder with a PLY, OBJ or GLB file a frame, an animated GLB, USD

@@ -10,7 +10,7 @@ The programs of `launch/` and the command `sculpt4d` share these exits:
   exit code 130  Interrupted with Ctrl-C; 143 after SIGTERM. Both unwind the
                  program, so that its temporary files are removed, and end it
                  without waiting for threads of libraries; after some seconds
-                 even from inside a library's call (`interrupts.py`).
+                 even from inside a library's call (`signals.py`).
 
 A `UserError` (`sculpt4d_jax/errors.py`) is such a message, and so is an error of
 the operating system. Any other exception is a bug that was not explained
@@ -36,7 +36,7 @@ from absl import logging
 
 from sculpt4d_jax.cli import compile_cache
 from sculpt4d_jax.cli import host_memory
-from sculpt4d_jax.cli import interrupts
+from sculpt4d_jax.cli import signals
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # In a checkout, other folders contain code of this project too.
@@ -71,7 +71,7 @@ def set_up(name: str) -> None:
   quieten_libraries()
   signal.signal(signal.SIGTERM, exit_on_sigterm)
   sys.unraisablehook = note_dropped_error
-  interrupts.watch(
+  signals.watch(
     {signal.SIGINT: _interrupt, signal.SIGTERM: exit_on_sigterm},
     lambda signum: _end_by_signal(signum, name),
     lambda message: say(name, message),
@@ -106,7 +106,7 @@ def _expect_exit(name: str) -> None:
     # The thread that watches would announce a computation that is over.
     signal.set_wakeup_fd(-1)
     signal.signal(
-      signal.SIGINT, lambda *_: interrupts.end_now(name, signal.SIGINT)
+      signal.SIGINT, lambda *_: signals.end_now(name, signal.SIGINT)
     )
 
 
@@ -226,8 +226,8 @@ def note_dropped_error(unraisable: Any) -> None:
   computing program is often in one. Errors of a library's thread for an event
   loop that has already ended are ignored.
   """
-  signals = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
-  again = signals.get(unraisable.exc_type)
+  numbers = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+  again = numbers.get(unraisable.exc_type)
   if again is None:
     too_late = str(unraisable.exc_value) == "Event loop is closed"
     if not too_late or logging.get_verbosity() >= logging.DEBUG:

@@ -8,14 +8,20 @@ if TYPE_CHECKING:
   import ml_collections
 
 
-def add_preset(parser: argparse.ArgumentParser, default: str = "small") -> None:
-  """Adds --preset and --set."""
+DEFAULT_PRESET = "small"
+
+
+def add_preset(parser: argparse.ArgumentParser) -> None:
+  """Adds --preset and --set.
+
+  All commands have one default, so that what one makes fits the others.
+  """
   parser.add_argument(
     "--preset",
-    default=default,
+    default=DEFAULT_PRESET,
     metavar="NAME",
     help="preset by name (small, tiny, pods:v5p-64, ...) or a .py file; default:"
-    f" {default}",
+    f" {DEFAULT_PRESET}",
   )
   parser.add_argument(
     "--set",

@@ -1,13 +1,19 @@
 r"""Trains a model: the shape autoencoder, then the diffusion transformer.
 
-The small model from nothing, on procedural clips, on this machine:
+The default model from scratch, on procedural clips, on this machine:
+
+  sculpt4d train --workdir runs/small
+
+A smaller one, in a fraction of the time:
 
   sculpt4d train --preset tiny --workdir runs/tiny
 
-The run makes the clips (stage `data`), trains the autoencoder (`vae`), encodes
-all clips and trains the diffusion transformer (`dit`). Interrupt it whenever
-you like: the same command resumes from the last checkpoint. The weights are
-then in WORKDIR/weights, which other commands take as --weights.
+The run makes the clips (stage `data`), trains the autoencoder (`vae`),
+pretrains the image encoder if the preset says so (`pictures`), encodes all
+clips and trains the diffusion transformer (`dit`). Interrupt it whenever you
+like: the same command resumes from the last checkpoint. The weights are then
+in WORKDIR/weights, which other commands take as --weights, with the same
+--preset.
 
 On records of animated assets, from the shipped weights:
 
@@ -28,12 +34,13 @@ from sculpt4d_jax.cli import exits
 from sculpt4d_jax.cli import options
 from sculpt4d_jax.io import paths
 
-_STAGES = ("data", "vae", "dit")
+# As in training/stages/runner.py, whose import takes seconds; a test compares.
+STAGES = ("data", "vae", "pictures", "dit")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Defines the command's arguments."""
-  options.add_preset(parser, "tiny")
+  options.add_preset(parser)
   parser.add_argument(
     "--workdir",
     metavar="FOLDER",
@@ -43,9 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--stages",
     nargs="+",
-    choices=_STAGES,
-    default=list(_STAGES),
-    help="stages to run; default: all",
+    choices=(*STAGES, "distill"),
+    default=list(STAGES),
+    help="stages to run; default: all but distill, which makes a model of few"
+    " steps from distillation.init_from",
   )
 
 

@@ -17,7 +17,9 @@ import sculpt4d_jax
 from sculpt4d_jax import cli
 from sculpt4d_jax import preset_files
 from sculpt4d_jax.cli import info
+from sculpt4d_jax.cli import train
 from sculpt4d_jax.evaluation.protocols import protocol_table
+from sculpt4d_jax.training.stages import runner
 from tests import small_models
 from tests.integration import micro
 
@@ -78,6 +80,33 @@ def test_help_of_a_subcommand_teaches_by_example(name, run, capsys):
   assert end.value.code == 0
   text = capsys.readouterr().out
   assert text.count(f"sculpt4d {name}") >= 2  # Usage, and an example at least.
+
+
+@pytest.mark.parametrize("name", ("sample", "demo", "train", "evaluate"))
+def test_all_commands_have_one_default_model(name):
+  """So that what `train` makes fits the others without --preset."""
+  arguments = [name, "clip.mp4"] if name == "sample" else [name]
+  assert cli._parser(name).parse_args(arguments).preset == "small"
+
+
+def test_train_runs_all_stages_of_a_preset():
+  assert train.STAGES == runner.STAGES
+  args = cli._parser("train").parse_args(["train"])
+  assert tuple(args.stages) == runner.STAGES
+
+
+def test_sampling_imports_nothing_that_only_training_needs():
+  code = (
+    "import sys, sculpt4d_jax.api\n"
+    "found = {'tensorboardX', 'sculpt4d_jax.training.loop'} & {*sys.modules}\n"
+    "assert not found, found"
+  )
+  subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    check=True,
+  )
 
 
 def test_every_preset_field_of_an_example_exists():

@@ -1,5 +1,6 @@
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -61,8 +62,8 @@ def main(argv):
       for number in range(1000):
         x = jax.numpy.sin(x @ x) + number
       return x
-    from sculpt4d_jax.cli import interrupts
-    interrupts.GRACE = 60.0  # Compiling may take longer than the default.
+    from sculpt4d_jax.cli import signals
+    signals.GRACE = 60.0  # Compiling may take longer than the default.
     jax.config.update("jax_enable_compilation_cache", False)
     lowered = jax.jit(slow_to_compile).lower(jax.numpy.ones((64, 64)))
     print("waiting", flush=True)
@@ -321,3 +322,13 @@ def test_a_thread_that_ends_badly_is_one_line(script):
   assert code == 0
   assert "counting ended: ValueError: invalid literal" in stderr
   assert "Traceback" not in stderr
+
+
+def test_programs_that_share_a_model_share_its_default():
+  """So that weights of a run fit --checkpoint without --config."""
+  default = re.compile(r'DEFINE_config_file\(\s*"config",\s*"([^"]+)"')
+  found = {
+    name: default.search((ROOT / "launch" / f"{name}.py").read_text())[1]
+    for name in ("sample", "train", "evaluate")
+  }
+  assert set(found.values()) == {"configs/small.py"}, found

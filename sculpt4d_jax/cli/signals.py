@@ -1,4 +1,4 @@
-"""Signals that reach a program while it is busy in a library.
+"""Signals (SIGINT, SIGTERM) that reach a program while a library works.
 
 Python runs signal handlers between two bytecode instructions. A compiler
 that works for minutes inside one call keeps them waiting. A thread learns of
