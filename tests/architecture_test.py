@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -101,3 +102,20 @@ def test_nothing_imports_benchmarks():
     for path in _files(folder):
       for name in _imports(path):
         assert name.split(".")[0] != "benchmarks", path
+
+
+def test_the_page_of_rooms_names_every_room():
+  page = (ROOT / "docs" / "architecture.md").read_text()
+  rooms = page.split("## The rooms")[1].split("```")[1]
+  named = set(re.findall(r"[a-z0-9_]+(?=/)", rooms))
+  entries = set(re.findall(r"^ +([a-z_]+)(?=  | / )", rooms, re.MULTILINE))
+  for folder in (PACKAGE, "kernels", "launch"):
+    for path in (ROOT / folder).rglob("__init__.py"):
+      room = path.parent
+      assert room.name in named, f"{room.relative_to(ROOT)} has no line"
+  for path in (ROOT / PACKAGE).glob("*.py"):
+    if not path.name.startswith("__"):
+      assert path.stem in entries, f"{path.name} has no line"
+  for name in named:
+    found = [*ROOT.glob(name), *ROOT.glob(f"*/**/{name}")]
+    assert found, f"{name} does not exist"
