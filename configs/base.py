@@ -385,6 +385,11 @@ def _sampling() -> ml_collections.ConfigDict:
       stream_layers=False,  # Blocks' weights on the host; copied ahead of use.
       skips_on_host=False,  # Outputs of blocks that later ones take, too.
       memory="as_set",  # "auto" chooses savings by the device's memory.
+      # Gradient steps after each call that fit shapes to the object's outlines,
+      # their size, and the first time of them; for weights with a view head.
+      outline_steps=0,
+      outline_rate=0.03,
+      outline_from=0.2,
     )
   )
 

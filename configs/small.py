@@ -136,6 +136,7 @@ def get_config() -> ml_collections.ConfigDict:
       solver="ab2",
       num_steps=16,
       guidance_interval=(0.2, 0.8),
+      outline_steps=3,
     )
   )
   return config

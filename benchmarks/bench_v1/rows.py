@@ -166,7 +166,9 @@ class _Answers:
     clips = []
     for seed in range(make.NUM_CLIPS):
       clip = solids.make_clip(seed, make.NUM_FRAMES)
-      clips.append(held_out.HeldOutClip(clip.family, clip, np.zeros(0), []))
+      clips.append(
+        held_out.HeldOutClip(clip.family, clip, np.zeros(0), np.zeros(0), [])
+      )
     best = held_out.best_training_clip(self._training, clips)
     return held_out.truth_meshes(best)
 
@@ -181,17 +183,21 @@ class _Answers:
     if temporal_mode is not None:
       sampling = dataclasses.replace(sampling, temporal_mode=temporal_mode)
     size = self._preset.model.image_encoder.image_size
-    images = read_pictures(self._folder / "frames" / name, size)
-    latents = jax.block_until_ready(self._model.sample(images, sampling))
+    images, masks = read_pictures(self._folder / "frames" / name, size)
+    latents = jax.block_until_ready(
+      self._model.sample(images, sampling, masks=masks)
+    )
     return [
       pipeline.extract_mesh(self._model, frame, self._preset.surface)[0]
       for frame in latents
     ]
 
 
-def read_pictures(folder: pathlib.Path, size: int) -> np.ndarray:
-  """Pictures of a clip on white, uint8 [F, size, size, 3]."""
-  pictures = []
+def read_pictures(
+  folder: pathlib.Path, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Pictures of a clip on white, uint8 [F, size, size, 3], and their masks."""
+  pictures, masks = [], []
   for path in sorted(folder.glob("*.png")):
     with Image.open(path) as image:
       rgba = image.convert("RGBA")
@@ -200,4 +206,6 @@ def read_pictures(folder: pathlib.Path, size: int) -> np.ndarray:
     pictures.append(
       np.asarray(picture.resize((size, size), Image.Resampling.BOX))
     )
-  return np.stack(pictures)
+    mask = rgba.getchannel("A").resize((size, size), Image.Resampling.BOX)
+    masks.append(np.asarray(mask))
+  return np.stack(pictures), np.stack(masks)

@@ -114,9 +114,11 @@ def _make_clips(
   clips = []
   for seed in log.each("make held-out clips", seeds):
     clip = solids.make_clip(seed, num_frames)
-    images = clip_records.make_record(clip, sizes).images
+    record = clip_records.make_record(clip, sizes)
     name = f"{clip.family}-{seed}"
-    clips.append(held_out.HeldOutClip(name, clip, images, []))
+    clips.append(
+      held_out.HeldOutClip(name, clip, record.images, record.masks, [])
+    )
   return clips
 
 

@@ -18,6 +18,7 @@ class Clip:
 
   Attributes:
     images: uint8 [F, S, S, 3].
+    masks: uint8 [F, S, S], 255 on the object.
     surface: Rows of the true surface [F, P, 7], uniform ones first.
     num_uniform: Number of uniform rows among them.
     points: Places at which the field is compared [F, Q, 3].
@@ -25,6 +26,7 @@ class Clip:
   """
 
   images: np.ndarray
+  masks: np.ndarray
   surface: np.ndarray
   num_uniform: int
   points: np.ndarray
@@ -41,7 +43,7 @@ def score(
   rows = {"round trip": [], "sampled": [], "other pictures": []}
   sampled = []
   for clip in log.each("sample", clips):
-    sampled.append(model.sample(clip.images, settings))
+    sampled.append(model.sample(clip.images, settings, masks=clip.masks))
   for number, clip in enumerate(log.each("score", clips)):
     encoded = _encoded(model, clip)
     rows["round trip"].append(iou(model, encoded, clip))

@@ -88,6 +88,7 @@ def _procedural(preset: preset_lib.Preset) -> list[field_iou.Clip]:
     clips.append(
       field_iou.Clip(
         record.images,
+        record.masks,
         record.surface,
         preset.data.sizes.num_uniform,
         np.broadcast_to(at, (len(truth), *at.shape)),
@@ -123,6 +124,7 @@ def _records(preset: preset_lib.Preset, split: str) -> list[field_iou.Clip]:
     clips.append(
       field_iou.Clip(
         read["images"],
+        read["masks"],
         surface,
         num_uniform,
         samples[..., :3].astype(np.float32),

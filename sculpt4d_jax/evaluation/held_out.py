@@ -52,12 +52,14 @@ class HeldOutClip:
     name: Family and seed.
     clip: The animated solid.
     images: uint8 [F, S, S, 3], input of the image encoder.
+    masks: uint8 [F, S, S], 255 on the object.
     truth: The true mesh of every frame.
   """
 
   name: str
   clip: solids.SyntheticClip
   images: np.ndarray
+  masks: np.ndarray
   truth: Meshes
 
 
@@ -74,7 +76,11 @@ def make_clips(
     record = clip_records.make_record(clip, sizes)
     clips.append(
       HeldOutClip(
-        f"{clip.family}-{seed}", clip, record.images, truth_meshes(clip)
+        f"{clip.family}-{seed}",
+        clip,
+        record.images,
+        record.masks,
+        truth_meshes(clip),
       )
     )
   return clips
@@ -153,7 +159,7 @@ def sample_meshes(
   surface: pipeline.SurfaceConfig,
 ) -> Meshes:
   """Samples the model."""
-  latents = model.sample(clip.images, sampling)
+  latents = model.sample(clip.images, sampling, masks=clip.masks)
   return [pipeline.extract_mesh(model, frame, surface)[0] for frame in latents]
 
 

@@ -33,12 +33,14 @@ class HeldOutRecord:
   Attributes:
     name: Name of the asset and the clip.
     images: uint8 [F, S, S, 3], input of the image encoder.
+    masks: uint8 [F, S, S], 255 on the object.
     points: Points of the true surfaces, uniform [F, P, 3].
     samples: Samples in the cube and their signed distances [F, Q, 4].
   """
 
   name: str
   images: np.ndarray
+  masks: np.ndarray
   points: np.ndarray
   samples: np.ndarray
 
@@ -78,6 +80,7 @@ def read(
   return HeldOutRecord(
     f"{_asset(reader, row)} {_number(reader, row)}",
     example["images"],
+    example["masks"],
     points,
     example["samples"][:, ~example["is_near"]],
   )
@@ -101,7 +104,7 @@ def sample_meshes(
   surface: pipeline.SurfaceConfig,
 ) -> Meshes:
   """Samples the model."""
-  latents = model.sample(record.images, sampling)
+  latents = model.sample(record.images, sampling, masks=record.masks)
   return [pipeline.extract_mesh(model, frame, surface)[0] for frame in latents]
 
 

@@ -52,6 +52,7 @@ class Denoiser:
     config: Steps and guidance; the seed is in the noise.
     known: Frames whose latents are given; they are returned unchanged.
     windows: Averages velocities over windows of the clips.
+    fitting: Fits shapes to outlines; see `outlines.fitting`.
   """
 
   dit: dit_lib.DiT
@@ -59,6 +60,7 @@ class Denoiser:
   config: sampling.SamplingConfig
   known: known_frames.KnownFrames | None = None
   windows: windows_lib.Windows | None = None
+  fitting: known_frames.Wrapper | None = None
 
   def run(self, context: Float[Array, "B F I W"]) -> Float[Array, "B F N C"]:
     """All calls: from noise to latents, given the clips' image tokens."""
@@ -85,6 +87,8 @@ class Denoiser:
   def _velocity(self, contexts: Contexts) -> guidance.Velocity:
     """The guided velocity, of known frames too."""
     velocity = guided_velocity(self.dit, contexts, self.config, self.windows)
+    if self.fitting is not None:
+      velocity = guidance.wrap(velocity, self.fitting)
     if self.known is None:
       return velocity
     wrapper = known_frames.clean(self.known)

@@ -142,6 +142,7 @@ def sample(
   *,
   folder: WindowFolder | None = None,
   known_frames: Mapping[int, np.ndarray] | None = None,
+  masks: UInt8[np.ndarray, "F S S"] | None = None,
   on_window: Callable[[int], None] | None = None,
 ) -> Float[np.ndarray, "F N C"]:
   """Samples a clip window by window.
@@ -153,6 +154,8 @@ def sample(
     windows: Their size and overlap.
     folder: Folder that finished windows are written to and resumed from.
     known_frames: Latents of frames that are given, by their index.
+    masks: Coverage of all pictures; see `Sculpt4D.sample`. Each window predicts
+      its own view.
     on_window: Called with the number of finished windows.
 
   Raises:
@@ -172,6 +175,7 @@ def sample(
     windows,
     folder=folder,
     known_frames=known_frames,
+    masks=masks,
   )
   parts = []
   num_windows = len(windows.starts(len(images)))
@@ -191,6 +195,7 @@ def stream(
   *,
   folder: WindowFolder | None = None,
   known_frames: Mapping[int, np.ndarray] | None = None,
+  masks: Iterable[UInt8[np.ndarray, "S S"]] | None = None,
 ) -> Iterator[Stretch]:
   """Yields the latents of final frames, window by window.
 
@@ -202,9 +207,13 @@ def stream(
   Raises:
     ValueError: There are no pictures, or the folder's windows do not fit them.
   """
-  source = iter(images)
+  # Pictures with their masks, if any.
+  source = ((x, None) for x in images)
+  if masks is not None:
+    source = zip(images, masks, strict=True)
   given = dict(known_frames or {})
-  shown: list[np.ndarray] = []  # Pictures and latents of the last frames.
+  # Pictures and latents of the last frames.
+  shown: list[tuple[np.ndarray, np.ndarray | None]] = []
   done: list[np.ndarray] = []
   end = 0  # Number of sampled frames.
   for number in itertools.count():
@@ -221,7 +230,7 @@ def stream(
       shared = min(windows.size - len(fresh), len(done))
       latents = _sample_window(
         model,
-        np.stack([*shown[len(shown) - shared :], *fresh]),
+        [*shown[len(shown) - shared :], *fresh],
         config,
         end - shared,
         done[len(done) - shared : len(done) - held],
@@ -267,13 +276,14 @@ def _check_next(
 
 def _sample_window(
   model: model_lib.Sculpt4D,
-  images: np.ndarray,
+  shown: Sequence[tuple[np.ndarray, np.ndarray | None]],
   config: model_lib.SamplingConfig,
   first: int,
   done: Sequence[np.ndarray],
   given: Mapping[int, np.ndarray],
 ) -> np.ndarray:
   """Latents of the frames from `first` on; shared ones are known already."""
+  images, masks = zip(*shown)
   noise = frame_noise(model, config, range(first, first + len(images)))
   is_known = np.zeros(len(images), bool)
   data = np.zeros(noise.shape, np.float32)
@@ -284,8 +294,14 @@ def _sample_window(
     if latents is not None:
       is_known[index], data[index] = True, latents
   known = known_frames_lib.KnownFrames(is_known[None], data[None])
-  context = model.encode(images)[None]
-  return np.array(model.denoise(context, noise[None], config, known=known)[0])
+  context = model.encode(np.stack(images))[None]
+  masks = None if masks[0] is None else np.stack(masks)
+  outlines = model.outlines(context, masks, config)
+  return np.array(
+    model.denoise(context, noise[None], config, known=known, outlines=outlines)[
+      0
+    ]
+  )
 
 
 def frame_noise(

@@ -32,6 +32,7 @@ from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import denoising
 from sculpt4d_jax.inference import devices as devices_lib
+from sculpt4d_jax.inference import outlines as outlines_lib
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
@@ -42,8 +43,10 @@ from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import quantization
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.models import streaming
+from sculpt4d_jax.models import view_head as view_head_lib
 from sculpt4d_jax.weights import model_files
 from sculpt4d_jax.weights import model_folders
+from sculpt4d_jax.weights import view_heads
 
 Array = array_types.Array
 Float = array_types.Float
@@ -67,6 +70,7 @@ class Sculpt4D:
     offload: bool = False,
     stream_layers: bool = False,
     devices: Sequence[jax.Device] = (),
+    view_head: view_head_lib.ViewHead | None = None,
   ):
     """Takes networks.
 
@@ -81,10 +85,13 @@ class Sculpt4D:
         which a device copies them one by one.
       devices: Devices that share a clip; none leaves all to the default one.
         One device streams layers.
+      view_head: Head that predicts how pictures were taken, to fit shapes to
+        outlines.
 
     Raises:
       ValueError: The device cannot stream layers.
     """
+    self.view_head = view_head
     self.vae_config = vae.config
     self.encoder_config = image_encoder.config
     self.dit_config = dit.config
@@ -176,6 +183,7 @@ class Sculpt4D:
       offload=offload,
       stream_layers=stream_layers,
       devices=devices,
+      view_head=view_heads.load(folder),
     )
 
   def set_weights(self, image_encoder: nnx.State, dit: nnx.State) -> None:
@@ -199,6 +207,7 @@ class Sculpt4D:
     on_step: Callable[[int], None] | None = None,
     known_frames: Mapping[int, Float[np.ndarray, "N C"]] | None = None,
     windows: windows_lib.Windows | None = None,
+    masks: UInt8[np.ndarray, "F S S"] | None = None,
   ) -> Float[np.ndarray, "F N C"]:
     """Samples the diffusion latents of one clip.
 
@@ -211,6 +220,8 @@ class Sculpt4D:
         returned unchanged. Known first frames extend a clip; known frames at
         both ends fill the gap between them.
       windows: Averages velocities over windows of a long clip.
+      masks: Coverage of the pictures, 255 on the object. With them, and a view
+        head, shapes are fitted to outlines as `config.outline_steps` says.
 
     Raises:
       ValueError: A known frame is not of this clip, or not of this model.
@@ -219,9 +230,27 @@ class Sculpt4D:
     known = None
     if known_frames:
       known = self._known(known_frames, noise.shape)
+    context = self.encode(images)[None]
     return self.denoise(
-      self.encode(images)[None], noise[None], config, on_step, known, windows
+      context,
+      noise[None],
+      config,
+      on_step,
+      known,
+      windows,
+      self.outlines(context, masks, config),
     )[0]
+
+  def outlines(
+    self,
+    context: Float[Array, "1 F I W"],
+    masks: UInt8[np.ndarray, "F S S"] | None,
+    config: SamplingConfig,
+  ) -> outlines_lib.Outlines | None:
+    """What shapes are fitted to, or None if they are not; see `sample`."""
+    if masks is None or not config.outline_steps or self.view_head is None:
+      return None
+    return outlines_lib.gather(self.view_head(context)[0], masks)
 
   def _known(
     self, given: Mapping[int, np.ndarray], shape: tuple[int, ...]
@@ -263,6 +292,7 @@ class Sculpt4D:
     on_step: Callable[[int], None] | None = None,
     known: known_frames_lib.KnownFrames | None = None,
     windows: windows_lib.Windows | None = None,
+    outlines: outlines_lib.Outlines | None = None,
   ) -> Float[np.ndarray, "B F N C"]:
     """Samples the latents of clips of equal length from given noise.
 
@@ -274,6 +304,7 @@ class Sculpt4D:
       known: Frames that are given; data are float32 [B, F, N, C].
       windows: Averages velocities over windows. `long_clips` samples windows
         one after the other instead.
+      outlines: What the shapes of the only clip are fitted to; from `outlines`.
 
     Raises:
       ValueError: The device cannot keep skips on the host.
@@ -292,6 +323,8 @@ class Sculpt4D:
       self._placed_vae = None
       with self._on_mesh(config, min(frames, noise.shape[1])):
         contexts, state = self._begin(self._dit, noise, context, **options)
+        if outlines is not None:
+          options |= {"vae": self._vae_on_device(), "outlines": outlines}
         for number in range(len(config.calls)):
           state = self._advance(
             self._dit, noise, contexts, state, jnp.int32(number), **options
@@ -349,6 +382,11 @@ class Sculpt4D:
     self, params: nnx.State, noise: Array, *call: Any, **options: Any
   ) -> samplers.State:
     dit = nnx.merge(self._dit_def, params)
+    vae, outlines = options.pop("vae", None), options.pop("outlines", None)
+    if outlines is not None:
+      vae = nnx.merge(self._vae_def, vae)
+      config = options["config"]
+      options["fitting"] = outlines_lib.fitting(vae, outlines, config)
     return denoising.Denoiser(dit, noise, **options).advance(*call)
 
   def _noise_impl(self, key: Array, num_frames: int, kind: str) -> Array:

@@ -102,6 +102,7 @@ class Clip:
 
   Attributes:
     images: uint8 [F, S, S, 3], the object on white.
+    masks: uint8 [F, S, S], 255 on the object.
     source: Frames that were read, with their times.
     foreground: The object cut out of them, and the method.
     box: The square that was cut out of every frame.
@@ -109,6 +110,7 @@ class Clip:
   """
 
   images: np.ndarray
+  masks: np.ndarray
   source: reader.VideoFrames
   foreground: foreground.Foreground
   box: crop.CropBox
@@ -169,7 +171,7 @@ def read_clip(
     cut_out = foreground.extract(frames, matte)
   with log.stage("crop"):
     cropped = crop.crop_clip(cut_out.frames, image_size, border_ratio)
-  return Clip(cropped.images, frames, cut_out, cropped.box)
+  return Clip(cropped.images, cropped.masks, frames, cut_out, cropped.box)
 
 
 def generate(
@@ -197,6 +199,11 @@ def generate(
   Raises:
     ValueError: No frame has a surface.
   """
+  if sampling.outline_steps and model.view_head is None:
+    logging.warning(
+      "These weights have no view head, so shapes are not fitted to outlines;"
+      " launch.train_view trains one."
+    )
   if windows is not None and windows.kind == "sequential":
     latents = _sample_windows(
       model, clip, sampling, log, known_frames, windows, window_folder
@@ -205,7 +212,7 @@ def generate(
     with log.stage("denoise", len(sampling.calls)) as bar:
       on_step = lambda done: bar.update(max(0, done - bar.n))
       latents = model.sample(
-        clip.images, sampling, on_step, known_frames, windows
+        clip.images, sampling, on_step, known_frames, windows, clip.masks
       )
   with log.stage("extract meshes", len(latents)) as bar:
     meshes, counts = extract_meshes(model, latents, surface, bar.update)
@@ -240,6 +247,7 @@ def _sample_windows(
       windows,
       folder=window_folder,
       known_frames=known_frames,
+      masks=clip.masks,
       on_window=lambda done: bar.update(done - bar.n),
     )
 

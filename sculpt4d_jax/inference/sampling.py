@@ -63,6 +63,11 @@ class SamplingConfig:
       device.
     memory: "as_set", or "auto": the exact savings that fit the device and lose
       the least time; see `memory_choice.choose`.
+    outline_steps: Gradient steps after each call that fit the shapes to the
+      object's outlines, for weights with a view head; 0 makes none. See
+      `outlines.py`.
+    outline_rate: Size of these steps, in units of the latents.
+    outline_from: First time, 0 noise and 1 data, at which they are made.
   """
 
   num_frames: int
@@ -84,6 +89,9 @@ class SamplingConfig:
   stream_layers: bool = False
   skips_on_host: bool = False
   memory: str = "as_set"
+  outline_steps: int = 0
+  outline_rate: float = 0.03
+  outline_from: float = 0.2
 
   def __post_init__(self):
     if self.num_frames < 1:
@@ -103,6 +111,12 @@ class SamplingConfig:
         f"frames_at_a_time={self.frames_at_a_time} must be at least 1, or 0 for"
         " all."
       )
+    if self.outline_steps < 0:
+      raise UserError(
+        f"outline_steps={self.outline_steps} must not be negative."
+      )
+    if not self.outline_rate > 0:
+      raise UserError(f"outline_rate={self.outline_rate} must be positive.")
     _check_choice("temporal_mode", self.temporal_mode, attention.TEMPORAL_MODES)
     # Lists, as configuration files may have them, would not be hashable.
     interval = tuple(float(end) for end in self.guidance_interval)

@@ -344,7 +344,9 @@ def _sample_and_score(
   rows, spent = [], {"sample": 0.0, "mesh": 0.0, "score": 0.0}
   for clip in log.each("sample and score", clips):
     times = [time.monotonic()]
-    latents = jax.block_until_ready(model.sample(clip.images, sampling))
+    latents = jax.block_until_ready(
+      model.sample(clip.images, sampling, masks=clip.masks)
+    )
     times.append(time.monotonic())
     meshes = [
       pipeline.extract_mesh(model, frame, preset.surface)[0]

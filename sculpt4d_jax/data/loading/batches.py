@@ -101,7 +101,7 @@ def whole_clips(
   """Like `as_they_are`, with pictures and with all points and distances."""
   return dataclasses.replace(
     as_they_are(config, num_frames),
-    contents=("geometry", "images"),
+    contents=("geometry", "images", "masks"),
     num_parts=0,
     num_uniform=0,
     num_sharp=0,

@@ -24,6 +24,7 @@ CONTENTS = (
   "samples",
   "queries",
   "images",
+  "masks",
   "depth",
   "posterior",
   "features",
@@ -223,7 +224,8 @@ class ExampleReader:
       for samples these alone.
       For queries: `queries` [F', N, 7]. For images: `images` uint8
       [F', S, S, 3] on white, `camera_to_world` [4, 4], of the object as it
-      was prepared unless it is turned, and `fov_degrees` [1]. For depth:
+      was prepared unless it is turned, and `fov_degrees` [1]. For masks:
+      `masks` uint8 [F', S, S], 255 on the object. For depth:
       `depth` [F', S, S] and `normal` [F', S, S, 3], of the same view and
       crop. For posterior: `mean` and `log_variance` [F', N, C]. For features:
       `context` [F', I, D]. Always: `clip`, the row, and `frames` [F'].
@@ -273,7 +275,7 @@ class ExampleReader:
     if "queries" in config.contents:
       entry = _entry(folder, clip, "queries", 0)
       example["queries"] = _rows((entry["surface"][frames], entry["is_sharp"]))
-    if {"images", "depth"} & set(config.contents):
+    if {"images", "masks", "depth"} & set(config.contents):
       example |= self._view(folder, clip, frames, view, view_rng)
     if config.turn_to_camera:
       example = example_poses.turn(example, self.poses(row)[view])
@@ -362,11 +364,14 @@ class ExampleReader:
     # One box for all frames: the object moves within it, as in a real video.
     box = example_pictures.square(pictures[..., 3], border)
     example: dict[str, np.ndarray] = {}
+    if {"images", "masks"} & set(config.contents):
+      cut = np.stack(
+        [example_pictures.crop(p, box, config.image_size) for p in pictures]
+      )
+    if "masks" in config.contents:
+      example["masks"] = cut[..., 3]
     if "images" in config.contents:
-      images = [
-        example_pictures.crop(p, box, config.image_size) for p in pictures
-      ]
-      example["images"] = example_pictures.on_white(np.stack(images), gains)
+      example["images"] = example_pictures.on_white(cut, gains)
       example["camera_to_world"] = view["camera_to_world"]
       example["fov_degrees"] = view["fov_degrees"]
     if "depth" in config.contents:

@@ -63,7 +63,7 @@ def mirror(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   if "samples" in result:
     signs = np.concatenate([_MIRROR, [1.0]]).astype(np.float32)
     result["samples"] = result["samples"] * signs
-  for name in ("images", "depth", "normal"):
+  for name in ("images", "masks", "depth", "normal"):
     if name in result:
       result[name] = np.ascontiguousarray(result[name][:, :, ::-1])
   if "normal" in result:

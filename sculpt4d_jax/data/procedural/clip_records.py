@@ -86,16 +86,9 @@ def make_record(
 ) -> Record:
   """Makes the record of a clip; the same seed gives the same record."""
   rng = np.random.default_rng([clip.seed, seed, 0x5D])
-  solid = trim(clip.solid)
-  surface = _surface(clip, solid, sizes, rng)
-  samples = _samples(solid, surface, sizes, rng)
-  is_varied = clip.family in creatures.FAMILIES
-  drawn = draw_view(rng, sizes)
-  if is_varied:
-    drawn = _unusual_view(rng, drawn)
-  view = fit_view(clip, drawn, sizes.border_ratio)
+  surface, samples, view = _geometry(clip, sizes, rng)
   rgba = render_clip(clip, view, sizes.image_size)
-  if is_varied:
+  if _is_varied(clip):
     rgba = _cut_out(rgba, rng)
   alpha = rgba[..., 3:]
   images = np.round(255 * (rgba[..., :3] * alpha + 1 - alpha))
@@ -106,6 +99,31 @@ def make_record(
     masks=np.round(255 * alpha[..., 0]).astype(np.uint8),
     view=view,
   )
+
+
+def make_view(
+  clip: solids.SyntheticClip, sizes: RecordSizes, seed: int = 0
+) -> sphere_tracer.View:
+  """The view of a clip's record, without its pictures."""
+  rng = np.random.default_rng([clip.seed, seed, 0x5D])
+  return _geometry(clip, sizes, rng)[2]
+
+
+def _geometry(
+  clip: solids.SyntheticClip, sizes: RecordSizes, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, sphere_tracer.View]:
+  """Surface rows, distance samples and the view of a record."""
+  solid = trim(clip.solid)
+  surface = _surface(clip, solid, sizes, rng)
+  samples = _samples(solid, surface, sizes, rng)
+  drawn = draw_view(rng, sizes)
+  if _is_varied(clip):
+    drawn = _unusual_view(rng, drawn)
+  return surface, samples, fit_view(clip, drawn, sizes.border_ratio)
+
+
+def _is_varied(clip: solids.SyntheticClip) -> bool:
+  return clip.family in creatures.FAMILIES
 
 
 def trim(solid: signed_distance.Solid) -> signed_distance.Solid:

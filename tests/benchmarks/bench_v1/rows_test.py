@@ -72,12 +72,14 @@ def test_pictures_are_put_on_white(tmp_path):
   rgba[:4] = [200, 0, 0, 255]
   for index in range(3):
     Image.fromarray(rgba).save(tmp_path / f"{index:04d}.png")
-  found = rows.read_pictures(tmp_path, 4)
+  found, masks = rows.read_pictures(tmp_path, 4)
   assert found.shape == (3, 4, 4, 3)
   np.testing.assert_array_equal(
     found[:, :2], np.full((3, 2, 4, 3), [200, 0, 0])
   )
   np.testing.assert_array_equal(found[:, 2:], 255)
+  np.testing.assert_array_equal(masks[:, :2], 255)
+  np.testing.assert_array_equal(masks[:, 2:], 0)
 
 
 @pytest.mark.slow  # Samples the model.

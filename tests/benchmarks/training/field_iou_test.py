@@ -19,6 +19,7 @@ def _clip(radii):
   distance = np.linalg.norm(points, axis=-1)
   return field_iou.Clip(
     images=np.zeros((len(radii), 8, 8, 3), np.uint8),
+    masks=np.zeros((len(radii), 8, 8), np.uint8),
     surface=np.zeros((len(radii), 4, 7), np.float32),
     num_uniform=4,
     points=np.broadcast_to(points, (len(radii), *points.shape)),
