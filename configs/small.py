@@ -136,7 +136,6 @@ def get_config() -> ml_collections.ConfigDict:
       solver="ab2",
       num_steps=16,
       guidance_interval=(0.2, 0.8),
-      outline_steps=3,
     )
   )
   return config

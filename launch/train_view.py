@@ -5,7 +5,7 @@ r"""Trains the head that lets the sampler fit shapes to outlines.
 Run it after a training of a preset whose objects are turned until the camera
 stands in front of them (`data.max_azimuth=0`). It needs the pictures in the
 run's folder `data` and the weights in `weights`, or others by --checkpoint,
-takes some minutes, and writes `view_head.safetensors` beside the weights.
+takes some minutes, and writes `view_head.safetensors` next to the weights.
 Sampling with `sampling.outline_steps` above 0 then uses it. The errors that are
 printed are those of held-out clips.
 """

@@ -304,7 +304,7 @@ class Sculpt4D:
       known: Frames that are given; data are float32 [B, F, N, C].
       windows: Averages velocities over windows. `long_clips` samples windows
         one after the other instead.
-      outlines: What the shapes of the only clip are fitted to; from `outlines`.
+      outlines: Outlines of the only clip, from `outlines`, to fit shapes to.
 
     Raises:
       ValueError: The device cannot keep skips on the host.

@@ -1,6 +1,6 @@
 """Trains the head that predicts how pictures were taken.
 
-The image encoder is used as it is: tokens are computed once, then the small
+The image encoder stays unchanged: tokens are computed once, then the small
 networks of the head are trained in a minute. A mirrored picture has the same
 view with its centre mirrored. See `models/view_head.py`.
 """

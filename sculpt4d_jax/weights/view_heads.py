@@ -1,4 +1,4 @@
-"""The file of a view head, beside the other weights of a folder."""
+"""The file of a view head, next to the other weights of a folder."""
 
 from collections.abc import Mapping
 import pathlib
