@@ -21,6 +21,7 @@ _CONVENTIONS = geometry_metrics.Conventions()
 def _reader(tmp_path_factory):
   folder = small_records.make(tmp_path_factory.mktemp("data") / "spheres")
   config = record_examples.ExampleConfig(
+    contents=("geometry", "images", "masks"),
     num_frames=4,
     num_parts=0,
     image_size=16,
@@ -42,6 +43,9 @@ def _spheres(number, grown=1.0, moved=0.0):
 def test_the_true_shape_scores_best(reader):
   record = held_out_records.read(reader, 0)
   assert record.images.shape == (4, 16, 16, 3)
+  assert record.masks.shape == (4, 16, 16)
+  # White where nothing is.
+  assert (record.images[record.masks == 0] == 255).all()
   # The uniform points and the places in the cube of two parts.
   assert record.points.shape == (4, 48, 3)
   assert record.samples.shape == (4, 32, 4)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from benchmarks import config_walk
+from benchmarks import walks as walk_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ def hand_over(outer):
 
 def test_the_first_use_ends_the_walk():
   preset = Outer()
-  with config_walk.followed(preset) as walks:
+  with walk_lib.followed(preset) as walks:
     assert hand_over(preset) == 0.5
     assert preset.inner.rate == 0.5  # A second use does not count.
   assert set(walks) == {"inner.rate"}  # The seed is never read.
@@ -41,7 +41,7 @@ def test_the_first_use_ends_the_walk():
 
 
 def test_rooms_are_files_and_climbs_go_up():
-  walk = config_walk.Walk(
+  walk = walk_lib.Walk(
     (
       ("launch/train.py", "main"),
       ("sculpt4d_jax/training/loop.py", "train"),
@@ -51,5 +51,5 @@ def test_rooms_are_files_and_climbs_go_up():
     )
   )
   assert (walk.rooms, walk.climbs) == (4, 1)
-  text = config_walk.table({"data.seed": walk, "name": walk})
+  text = walk_lib.table({"data.seed": walk, "name": walk})
   assert "| `data` | 1 | 5 | 4 | 1 |" in text
