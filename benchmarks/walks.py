@@ -27,6 +27,7 @@ _RANK = {name: rank for rank, names in enumerate(_ORDER) for name in names}
 
 # This program stands in its place.
 _PROGRAM = ("launch/train.py", "main")
+_FOLLOWER = str(pathlib.Path(__file__).resolve().with_name("config_walk.py"))
 
 Stay = tuple[str, str]  # File from the project's root, function.
 
@@ -103,7 +104,7 @@ def _stays() -> tuple[Stay, ...]:
   """Functions of this project on the stack, from the program on."""
   stays = []
   frame = sys._getframe(2)
-  while frame is not None and frame.f_code is not main.__code__:
+  while frame is not None and frame.f_code.co_filename != _FOLLOWER:
     path = pathlib.Path(frame.f_code.co_filename)
     # Lambdas and comprehensions stand for the function around them.
     function = frame.f_code.co_qualname.partition(".<locals>")[0]
