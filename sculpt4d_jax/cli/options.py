@@ -11,17 +11,20 @@ if TYPE_CHECKING:
 DEFAULT_PRESET = "small"
 
 
-def add_preset(parser: argparse.ArgumentParser) -> None:
+def add_preset(
+  parser: argparse.ArgumentParser, default: str = DEFAULT_PRESET
+) -> None:
   """Adds --preset and --set.
 
-  All commands have one default, so that what one makes fits the others.
+  Commands that make or use weights of their own have one default, so that what
+  one makes fits the others; those about the released model have its preset.
   """
   parser.add_argument(
     "--preset",
-    default=DEFAULT_PRESET,
+    default=default,
     metavar="NAME",
     help="preset by name (small, tiny, pods:v5p-64, ...) or a .py file; default:"
-    f" {DEFAULT_PRESET}",
+    f" {default}",
   )
   parser.add_argument(
     "--set",

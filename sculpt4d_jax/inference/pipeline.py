@@ -201,8 +201,7 @@ def generate(
   """
   if sampling.outline_steps and model.view_head is None:
     logging.warning(
-      "These weights have no view head, so shapes are not fitted to outlines;"
-      " launch.train_view trains one."
+      "These weights have no view head, so shapes are not fitted to outlines."
     )
   if windows is not None and windows.kind == "sequential":
     latents = _sample_windows(

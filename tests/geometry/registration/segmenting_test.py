@@ -39,6 +39,7 @@ def _frames(fused):
   ]
 
 
+@pytest.mark.slow
 def test_legs_that_fuse_get_a_topology_though_the_parts_are_as_many():
   meshes = _frames([False, False, True, True, False])
   found = sequence.register(meshes, SETTINGS, key=0)
