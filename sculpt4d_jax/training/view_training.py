@@ -25,6 +25,8 @@ from sculpt4d_jax.models import view_head
 Array = array_types.Array
 Float = array_types.Float
 
+# Parameters that are measured on the clips instead of trained.
+_MEASURED = ("token_mean", "token_scale", "view_mean", "view_scale")
 _MIRRORED = np.array([1, -1, 1, 1], np.float32)
 
 
@@ -99,7 +101,9 @@ def train(
   head.view_mean[...] = jnp.asarray(targets.mean(0))
   head.view_scale[...] = jnp.asarray(targets.std(0) + 1e-6)
   graphdef, params = nnx.split(head)
-  trained, fixed = _parts(params)
+  trained = {
+    name: leaf[...] for name, leaf in params.items() if name not in _MEASURED
+  }
   optimizer = optax.adamw(
     optax.cosine_decay_schedule(config.learning_rate, config.num_steps),
     weight_decay=config.weight_decay,
@@ -116,7 +120,7 @@ def train(
     row_key, noise_key, drop_key = jax.random.split(key, 3)
     chosen = jax.random.randint(row_key, (config.batch_size,), 0, len(rows))
     noise = jax.random.normal(noise_key, rows[chosen].shape)
-    shown = rows[chosen] + config.noise * noise * fixed["token_scale"]
+    shown = rows[chosen] + config.noise * noise * head.token_scale[...]
     keeps = 1 - config.dropout
     shape = (members, config.batch_size, num_features)
     kept = jax.random.bernoulli(drop_key, keeps, shape) / keeps
@@ -135,18 +139,6 @@ def train(
   for number in range(config.num_steps):
     trained, state = step(trained, state, jax.random.fold_in(key, number))
   return nnx.merge(graphdef, _joined(params, trained))
-
-
-_MEASURED = ("token_mean", "token_scale", "view_mean", "view_scale")
-
-
-def _parts(
-  params: nnx.State,
-) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Trained parameters and measured ones, by name."""
-  arrays = {name: leaf[...] for name, leaf in params.items()}
-  fixed = {name: arrays.pop(name) for name in _MEASURED}
-  return arrays, fixed
 
 
 def _joined(params: nnx.State, trained: dict[str, Array]) -> nnx.State:

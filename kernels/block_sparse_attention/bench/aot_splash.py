@@ -245,10 +245,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument(
     "--directions", nargs="+", choices=directions, default=directions
   )
-  parser.add_argument("--heads", type=int, default=16)
-  parser.add_argument("--tokens_per_frame", type=int, default=4096)
-  parser.add_argument("--blocks_per_frame", type=int, default=32)
-  parser.add_argument("--head_dim", type=int, default=128)
+  aot_tpu.add_sizes(parser)
   parser.add_argument(
     "--tiles",
     nargs="+",

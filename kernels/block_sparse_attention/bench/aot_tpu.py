@@ -299,6 +299,14 @@ def _function(
   return lambda *xs: jax.vjp(attend, *xs[:3])[1](xs[3])
 
 
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+  """Adds the sizes of a call."""
+  parser.add_argument("--heads", type=int, default=16)
+  parser.add_argument("--tokens_per_frame", type=int, default=4096)
+  parser.add_argument("--blocks_per_frame", type=int, default=32)
+  parser.add_argument("--head_dim", type=int, default=128)
+
+
 def main(argv: list[str] | None = None) -> None:
   """Runs the program."""
   parser = argparse.ArgumentParser(
@@ -313,10 +321,7 @@ def main(argv: list[str] | None = None) -> None:
     choices=["forward", "backward"],
     default=["forward", "backward"],
   )
-  parser.add_argument("--heads", type=int, default=16)
-  parser.add_argument("--tokens_per_frame", type=int, default=4096)
-  parser.add_argument("--blocks_per_frame", type=int, default=32)
-  parser.add_argument("--head_dim", type=int, default=128)
+  add_sizes(parser)
   parser.add_argument(
     "--what",
     nargs="+",
