@@ -45,6 +45,8 @@ Array = array_types.Array
 Reader = record_examples.ExampleReader
 _Config = shape_vae.ShapeVAEConfig | image_encoder_lib.ImageEncoderConfig
 
+# Hexadecimal digits, 48 bits: enough to tell the few encoders of a data set
+# apart, in a name that people can still compare.
 _NAME_LENGTH = 12
 
 
@@ -77,6 +79,8 @@ class PosteriorJob:
   def __init__(self, vae: shape_vae.ShapeVAE, settings: LatentSettings):
     e = settings.example
     self.settings = settings
+    # Only what the encoder reads. The folders of posteriors and features are
+    # what these jobs make.
     self.example = dataclasses.replace(
       e, contents=("geometry",), num_samples=0, posterior="", features=""
     )
@@ -85,6 +89,8 @@ class PosteriorJob:
       vae,
       vae.config,
       settings,
+      # The fields that change what the encoder is given. Sizes of pictures are
+      # not among them, nor the number of frames: all frames are encoded.
       (
         "num_parts",
         "num_uniform",
@@ -94,6 +100,8 @@ class PosteriorJob:
         "mirror",
       ),
     )
+    # Weights are an argument of the compiled function: as constants they would
+    # be part of the program, a second copy in memory.
     graphdef, params = nnx.split(vae)
     config = vae.config
 
@@ -111,6 +119,7 @@ class PosteriorJob:
 
   def details(self, reader: Reader, row: int) -> dict[str, Any]:
     """Views, mirror images and draws of a clip, stored with its shard."""
+    # An object that is not turned has one pose for all views.
     turned = self.example.turn_to_camera
     return {
       "views": reader.views(row) if turned else [],
@@ -127,6 +136,8 @@ class PosteriorJob:
     for view in details["views"] or [0]:
       for mirrored in range(details["mirrors"]):
         for _ in range(details["choices"]):
+          # From the clip's identity, not its row: a clip that is added to the
+          # data set changes no other clip's posteriors.
           seed = _seed(self.settings.seed, clip, number)
           example = reader.read_variant(
             row, view, bool(mirrored), np.random.default_rng(seed)
@@ -137,6 +148,8 @@ class PosteriorJob:
           mean, log_variance = map(
             np.asarray, (posterior.mean, posterior.log_variance)
           )
+          # The mean square of a sample is mean^2 + variance in expectation, so
+          # none has to be drawn.
           moments.append(
             np.mean(
               mean.astype(np.float64) ** 2
@@ -145,6 +158,7 @@ class PosteriorJob:
           )
           number += 1
           yield {"mean": mean, "log_variance": log_variance}
+    # In the table of contents, so that `latent_scale` reads no posteriors.
     details["moment"] = float(np.mean(moments))
 
 
@@ -160,6 +174,8 @@ class FeatureJob:
     settings: LatentSettings,
   ):
     e = settings.example
+    # Tokens are computed once for each view, so that a picture cannot be
+    # augmented: it has the middle of the margins and its own colours.
     border = sum(e.border_ratio) / 2
     self.settings = settings
     self.example = dataclasses.replace(
@@ -173,6 +189,7 @@ class FeatureJob:
     self.name = _name(
       encoder,
       encoder.config,
+      # Draws of query rows do not affect pictures and must not change the name.
       dataclasses.replace(settings, choices=1),
       ("image_size", "border_ratio", "max_elevation", "mirror"),
     )
@@ -202,6 +219,7 @@ class FeatureJob:
     rng = np.random.default_rng
     for view in details["views"]:
       for mirrored in range(details["mirrors"]):
+        # These settings leave nothing to draw, so any seed will do.
         example = reader.read_variant(row, view, bool(mirrored), rng(0))
         yield {"tokens": np.asarray(self._encode(example["images"]))}
 
@@ -242,6 +260,8 @@ def precompute(
         by_shard.setdefault(reader.clip(row).shard, []).append((reader, row))
     for shard, clips in sorted(by_shard.items()):
       work.append((index.folder / job.folder / job.name / shard, clips))
+  # Divided before looking for what is missing: workers that start at different
+  # times see different files, but must agree on their shares.
   work = work[share::num_shares]
   missing = [item for item in work if not _is_done(job, *item)]
   total = sum(len(clips) for _, clips in work)
@@ -258,6 +278,7 @@ def precompute(
     initial=total - todo,
     desc=job.folder,
     mininterval=2.0,
+    # Omitted by the first worker, since False would override TQDM_DISABLE.
     **({"disable": True} if share else {}),
   ) as progress:
     for path, clips in missing:
@@ -284,6 +305,8 @@ def _write(
 
   with atomic.output_errors(path.parent):
     path.parent.mkdir(parents=True, exist_ok=True)
+  # Filled while the entries are written; read for the table of contents, which
+  # is a shard's last entry.
   record_files.write_shard(path, entries(), details)
 
 
@@ -316,6 +339,7 @@ def latent_scale(folders: Sequence[paths.PathLike], name: str) -> float:
   for folder in folders:
     index = dataset_index.read_index(folder)
     shards = record_files.ShardReader(index.folder / PosteriorJob.folder / name)
+    # Held-out clips must not influence what is trained.
     for clip in index.splits["train"]:
       moments.append(
         shards.contents(clip.shard)[clip.clip]["details"]["moment"]
@@ -353,6 +377,7 @@ def _name(
 def _plain(config: _Config) -> dict[str, Any]:
   """The configuration's fields that change what is computed."""
   fields = dataclasses.asdict(config)
+  # How blocks run, and the scale that is applied after encoding.
   for name in ("scan_unroll", "remat_policy", "scale_factor"):
     fields.pop(name, None)
   if fields.get("token_order") == "drawn":  # Keeps names of older folders.

@@ -24,6 +24,13 @@ from sculpt4d_jax.weights.tensor_files import tensor_file
 
 CheckpointError = tensor_file.CheckpointError
 
+# Files of a leaf [L, E, D, M] whose first two axes are written index by index:
+#
+#   FOLDER/stages.1.moe.experts.fc1.kernel/
+#     .zarray     shape [L, E, D, M], chunks [1, 1, D, M]
+#     0.0.0.0     D x M numbers of slice (0, 0), row by row
+#     0.1.0.0     those of slice (0, 1)
+#     ...
 _ARRAY = ".zarray"
 _ZARR_DTYPES = {"float32": "<f4", "bfloat16": "bfloat16", "float16": "<f2"}
 _DTYPES = {code: name for name, code in _ZARR_DTYPES.items()}
@@ -58,6 +65,7 @@ class LeafWriter:
     self._shapes = dict(shapes)
     self._num_axes = {name: num_index_axes.get(name, 0) for name in shapes}
     self._written: set[pathlib.Path] = set()
+    # Orbax's tree of names does not contain shapes: each leaf's header does.
     one = np.zeros((1,), tensor_file.to_dtype(dtype))
     _save({name: one for name in shapes}, folder)
     for name in shapes:
@@ -76,6 +84,7 @@ class LeafWriter:
         f" {array.shape} at {index}."
       )
     path = self._slice_path(name, index)
+    # Two rules that fill one slice would leave whichever ran last.
     if path in self._written:
       raise UserError(f"{name}[{index}] was written already.")
     # As bytes, because file objects do not support bfloat16.
@@ -97,6 +106,7 @@ class LeafWriter:
     shape, axes = self._shapes[name], self._num_axes[name]
     header = {
       "chunks": [1] * axes + list(shape[axes:]),
+      # The size of an uncompressed file is known, so that a cut one is noticed.
       "compressor": None,
       "dimension_separator": ".",
       "dtype": _ZARR_DTYPES[self.dtype],
@@ -149,6 +159,9 @@ class LeafReader:
       raise CheckpointError(
         f"{self.folder / name} is compressed; restore it with Orbax."
       )
+    # The header does not say how many axes are split. An axis of one entry
+    # looks split and whole alike: leading ones count as split, and a last axis
+    # that is really split has more entries than its chunk.
     axes = sum(1 for n, c in zip(shape, chunks) if c != n)
     axes = max(axes, _leading_ones(chunks))
     if len(index) >= axes:

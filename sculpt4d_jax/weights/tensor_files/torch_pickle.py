@@ -25,6 +25,8 @@ T = TypeVar("T")
 # A pickle of names and shapes; 752 tensors need 0.1 MB.
 MAX_BYTES = 2**28
 
+# PyTorch's class of a storage -> its dtype. Complex and quantised storages are
+# absent: no network here has such weights.
 _STORAGES = {
   "HalfStorage": "float16",
   "BFloat16Storage": "bfloat16",
@@ -39,6 +41,8 @@ _STORAGES = {
   # Bytes; the tensor determines their dtype.
   "UntypedStorage": "uint8",
 }
+# Dtypes are pickled as names under `torch`, and occur besides tensors too, for
+# instance in the settings of an optimizer.
 _DTYPES = frozenset(
   {
     "float16",
@@ -82,6 +86,8 @@ class StoredTensor:
   @property
   def extent(self) -> int:
     """Length of the range from the first to the last number."""
+    # Not the product of the shape: a transposed view has gaps between its
+    # numbers, an expanded one has strides of 0.
     if 0 in self.shape:
       return 0
     steps = zip(self.shape, self.strides, strict=True)
@@ -121,9 +127,12 @@ def load(content: bytes, source: str) -> Any:
     )
   machine = _Machine(source)
   try:
+    # genops only parses. An unpickler with overridden methods would still
+    # execute whatever instruction it does not ask about.
     for opcode, argument, _ in pickletools.genops(io.BytesIO(content)):
       machine.step(opcode.name, argument)
   except CheckpointError:
+    # It is a ValueError too, but the file is refused, not damaged.
     raise
   except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
     # Raised by genops and the stack for data that are not a pickle.
@@ -141,6 +150,9 @@ def tensors(tree: Any, source: str) -> dict[str, StoredTensor]:
     CheckpointError: There are none, or the nesting is not that of a checkpoint.
   """
   found: dict[str, StoredTensor] = {}
+  # The memo of a pickle lets a few bytes contain one list a million times, or a
+  # list contain itself. The walk is therefore a loop with limits on its depth
+  # and length, instead of a recursion.
   stack = [("", tree, 0)]
   visited = 0
   while stack:
@@ -161,6 +173,7 @@ def tensors(tree: Any, source: str) -> dict[str, StoredTensor]:
     if isinstance(value, (dict, list, tuple)):
       prefix = f"{name}." if name else ""
       children = [(f"{prefix}{key}", v, depth + 1) for key, v in items]
+      # The last entry is visited next: names keep the order of the file.
       stack.extend(reversed(children))
   if not found:
     raise CheckpointError(f"{source} holds no tensors.")
@@ -170,6 +183,19 @@ def tensors(tree: Any, source: str) -> dict[str, StoredTensor]:
 class _Machine:
   """Stack, marks and memo of a pickle, for the instructions allowed here."""
 
+  # The instructions that PyTorch writes for a tensor, and the stack after them:
+  #
+  #   GLOBAL torch._utils _rebuild_tensor_v2   name
+  #   MARK                                     name (
+  #   MARK "storage" GLOBAL torch HalfStorage
+  #     "0" "cpu" 4096 TUPLE                   name ( tuple
+  #   BINPERSID                                name ( Storage
+  #   offset, shape, strides, False, {} TUPLE  name (Storage, offset, ...)
+  #   REDUCE                                   StoredTensor
+  #
+  # Names stay names: REDUCE looks up an action of this module for them.
+
+  # Instructions that push a plain value, which cannot lead to code.
   _PUSH = frozenset(
     {
       "BININT",
@@ -215,10 +241,13 @@ class _Machine:
     elif opcode in ("BINPUT", "LONG_BINPUT", "PUT"):
       self.memo[int(argument)] = stack[-1]
     elif opcode == "MEMOIZE":
+      # Protocol 4 leaves out the number: it is the count so far.
       self.memo[len(self.memo)] = stack[-1]
     elif opcode in ("PROTO", "FRAME"):
       pass
     else:
+      # Instructions without a method are refused, whatever they do. `opcode` is
+      # one of pickletools' names, so a file cannot select another method.
       handler = getattr(self, f"_{opcode.lower()}", None)
       if handler is None:
         raise CheckpointError(
@@ -256,6 +285,7 @@ class _Machine:
     self.stack.append(())
 
   def _empty_set(self, _: None) -> None:
+    # As a list, because members that are stand-ins need not be hashable.
     self.stack.append([])
 
   def _tuple(self, _: None) -> None:
@@ -289,6 +319,7 @@ class _Machine:
     self._top(dict).update(pairs)
 
   def _top(self, kind: type[T]) -> T:
+    # An unpickler would call `append` or `__setitem__` of any object here.
     if not isinstance(self.stack[-1], kind):
       raise UserError(f"expected a {kind.__name__}")
     return self.stack[-1]
@@ -302,6 +333,8 @@ class _Machine:
     self.stack.append(self._allowed(module, name))
 
   def _allowed(self, module: str, name: str) -> _Name:
+    # Every instruction that takes a name ends here, and nothing is imported:
+    # a name that passes is a string until `_call` finds its action.
     is_storage = module in ("torch", "torch.storage") and name in _STORAGES
     is_dtype = module == "torch" and name in _DTYPES
     if is_storage or is_dtype or (module, name) in _ACTIONS:
@@ -316,6 +349,8 @@ class _Machine:
     self.stack.append(self._call(function, arguments))
 
   def _call(self, function: object, arguments: Sequence[Any]) -> Any:
+    # Storages and dtypes are allowed as names, but have no action: a pickle
+    # that calls one does not rebuild a tensor.
     action = None
     if isinstance(function, _Name):
       action = _ACTIONS.get((function.module, function.name))
@@ -336,6 +371,8 @@ class _Machine:
       )
 
   def _binpersid(self, _: None) -> None:
+    # PyTorch stores numbers outside of the pickle and leaves this reference:
+    # kind, dtype, key in the archive, device and length.
     kind, storage_type, key, _, size = self.stack.pop()
     if kind != "storage" or not isinstance(storage_type, _Name):
       raise UserError("a reference to something that is no storage")
@@ -358,6 +395,8 @@ class _Machine:
     if not isinstance(storage, Storage):
       raise UserError("a tensor without storage")
     made = StoredTensor(storage, int(offset), _counts(shape), _counts(strides))
+    # Readers trust these numbers: a view that is too large for its storage
+    # would show them whatever bytes follow it in the file.
     if len(made.shape) != len(made.strides) or made.offset < 0:
       raise UserError("a tensor whose strides do not fit its shape")
     if made.offset + made.extent > storage.size:
@@ -380,6 +419,7 @@ class _Machine:
     name = getattr(dtype, "name", dtype)
     if not isinstance(storage, Storage) or name not in tensor_file.FLOAT8:
       raise UserError(f"a tensor of bytes that are to be read as {name}")
+    # The storage counts bytes; the tensor counts numbers of its dtype.
     size = storage.size // tensor_file.to_dtype(name).itemsize
     typed = dataclasses.replace(storage, dtype=name, size=size)
     return self.tensor(typed, offset, shape, strides)
@@ -394,6 +434,8 @@ class _Machine:
     arguments: Sequence[Any],
     *_: object,
   ) -> Any:
+    # A subclass of a tensor is taken as the tensor: its attributes may be
+    # anything, and no network needs them.
     return self._call(function, arguments)
 
   def size(self, values: Iterable[int] = ()) -> tuple[int, ...]:
@@ -427,7 +469,8 @@ _ACTIONS = {
   ("torch.nn.parameter", "Parameter"): _Machine.inert,
   ("torch", "Size"): _Machine.size,
   ("torch", "device"): _Machine.inert,
-  # Random states and metrics of training runs.
+  # Random states and metrics of training runs, which lie next to the weights.
+  # NumPy 2 writes them under its new name of the module.
   **{
     (module, name): _Machine.ignored
     for module in ("numpy.core.multiarray", "numpy._core.multiarray")
