@@ -12,7 +12,7 @@ clip is in memory at a time.
 
 A clip has several posteriors: of the object and its mirror image, for several
 draws of the encoder's query rows, and for each view if objects are turned to
-the camera. `examples.posterior_part` numbers them.
+the camera. `precomputed.posterior_part` numbers them.
 """
 
 from collections.abc import Iterator, Sequence

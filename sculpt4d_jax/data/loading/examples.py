@@ -4,15 +4,15 @@ All frames of an example share its random draws (mirror, direction of time,
 colours, crop), so that augmentation adds no flicker.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 
 from sculpt4d_jax.data.loading import pictures as example_pictures
 from sculpt4d_jax.data.loading import poses as example_poses
+from sculpt4d_jax.data.loading import precomputed
 from sculpt4d_jax.data.preparation import views as record_views
 from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.data.records import schema
@@ -284,9 +284,10 @@ class ExampleReader:
     # Posteriors and features were computed for the turned and mirrored object.
     if "posterior" in config.contents:
       variant = (view, mirrored, choice_rng.random())
-      example |= _posterior(folder, clip, frames, variant, config)
+      example |= precomputed.posterior(folder.posteriors, clip, frames, variant)
     if "features" in config.contents:
-      example |= _features(folder, clip, frames, (view, mirrored), config)
+      variant = (view, mirrored)
+      example |= precomputed.features(folder.features, clip, frames, variant)
     return example
 
   def _draw_frames(
@@ -403,86 +404,6 @@ def _draw_rows(
       f" {clip.clip} have {total}; read more parts."
     )
   return rng.choice(total, count, replace=False)
-
-
-def posterior_part(
-  contents: Mapping[str, Any], view: int, mirrored: bool, choice: int
-) -> int:
-  """Number of a posterior among those of its clip.
-
-  Args:
-    contents: The shard's table of contents: its `views` (empty if it is the
-      same for all) and the numbers of `mirrors` and `choices`.
-    view: View that the object is turned to.
-    mirrored: Whether the object is mirrored.
-    choice: Index of the draw of the query rows.
-  """
-  place = contents["views"].index(view) if contents["views"] else 0
-  return (place * contents["mirrors"] + mirrored) * contents["choices"] + choice
-
-
-def _posterior(
-  folder: _Folder,
-  clip: dataset_index.IndexedClip,
-  frames: np.ndarray,
-  variant: tuple[int, bool, float],
-  config: ExampleConfig,
-) -> dict[str, np.ndarray]:
-  view, mirrored, fraction = variant
-  found = _derived(folder.posteriors, clip, "posterior", config.posterior)
-  details = found["details"]
-  _check_mirrors(details, mirrored, "posteriors", config.posterior)
-  part = posterior_part(
-    details, view, mirrored, int(fraction * details["choices"])
-  )
-  entry = schema.decode(
-    folder.posteriors.read(clip.shard, found["entries"]["posterior"][part]),
-    "posterior",
-  )
-  return {name: x[frames] for name, x in entry.items()}
-
-
-def _features(
-  folder: _Folder,
-  clip: dataset_index.IndexedClip,
-  frames: np.ndarray,
-  variant: tuple[int, bool],
-  config: ExampleConfig,
-) -> dict[str, np.ndarray]:
-  view, mirrored = variant
-  found = _derived(folder.features, clip, "features", config.features)
-  _check_mirrors(found["details"], mirrored, "features", config.features)
-  part = posterior_part(found["details"] | {"choices": 1}, view, mirrored, 0)
-  entry = schema.decode(
-    folder.features.read(clip.shard, found["entries"]["features"][part]),
-    "features",
-  )
-  return {"context": entry["tokens"][frames]}
-
-
-def _derived(
-  reader: record_files.ShardReader,
-  clip: dataset_index.IndexedClip,
-  kind: str,
-  name: str,
-) -> dict[str, Any]:
-  contents = reader.contents(clip.shard)
-  if clip.clip not in contents:
-    raise schema.RecordError(
-      f"{clip.clip} has no {kind} of {name!r}; compute it before the"
-      " training, as docs/data.md says."
-    )
-  return contents[clip.clip]
-
-
-def _check_mirrors(
-  details: Mapping[str, Any], mirrored: bool, kind: str, name: str
-) -> None:
-  if mirrored and details["mirrors"] < 2:
-    raise schema.RecordError(
-      f"The {kind} of {name!r} were made without mirrors: set"
-      " mirror=False, or make them with mirrors."
-    )
 
 
 def _rows(*groups: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

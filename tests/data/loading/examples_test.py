@@ -111,19 +111,6 @@ def test_too_many_rows_say_what_to_do(index):
     _reader(index, num_uniform=99).read(0, np.random.default_rng(0))
 
 
-def test_parts_of_posteriors_are_numbered_by_variant():
-  contents = {"views": [0, 2], "mirrors": 2, "choices": 3}
-  numbers = [
-    record_examples.posterior_part(contents, view, mirrored, choice)
-    for view in (0, 2)
-    for mirrored in (False, True)
-    for choice in range(3)
-  ]
-  assert numbers == list(range(12))
-  same = contents | {"views": []}
-  assert record_examples.posterior_part(same, 2, True, 1) == 4
-
-
 def test_names_of_what_is_read_must_be_given():
   for kind in ("posterior", "features"):
     with pytest.raises(ValueError, match="computed before"):
