@@ -43,6 +43,15 @@ MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 # Mesh axes of clips, over which losses are averaged.
 BATCH_AXES = ("data", "fsdp", "expert")
 
+# What the mesh axes split, "-" where all hold the same:
+#
+#                    data    fsdp    expert  context  tensor
+#   parameters        -      embed   embed   embed    heads, mlp
+#   experts           -      embed   expert  embed    mlp
+#   activations      clips   clips   clips   frames   heads, mlp
+#
+# Devices along `expert` and `context` have other clips and frames but need the
+# same parameters, which are therefore split along these axes as along `fsdp`.
 # Logical axis -> mesh axes, for parameters, moments and averages.
 PARAMETER_RULES = {
   "embed": ("fsdp", "context", "expert"),
@@ -62,6 +71,7 @@ ACTIVATION_RULES = {
 # would take longer than reading them.
 MIN_SPLIT_SIZE = 2**17
 
+# A context variable, so that models in two threads may use two meshes.
 _current: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar(
   "mesh", default=None
 )
@@ -132,6 +142,8 @@ def make_mesh(
         f"mesh.data={shape[0]} is not a multiple of the {num_slices} slices;"
         " only data may cross them."
       )
+    # Along the other axes something is exchanged in every layer, along `data`
+    # gradients alone: only that fits the network between slices.
     within = (shape[0] // num_slices, *shape[1:])
     grid = mesh_utils.create_hybrid_device_mesh(
       within,
@@ -140,9 +152,12 @@ def make_mesh(
       allow_split_physical_axes=True,
     )
   else:
+    # Sizes of a preset rarely equal the sides of a torus: an axis may then take
+    # a part of a side.
     grid = mesh_utils.create_device_mesh(
       shape, list(devices), allow_split_physical_axes=True
     )
+  # Auto: the compiler chooses where `constrain` says nothing.
   auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
   return Mesh(grid, MESH_AXES, axis_types=auto)
 
@@ -233,6 +248,8 @@ def parameter_spec(shape: Sequence[int], axes: Axes, mesh: Mesh) -> Spec:
   """Mesh axes of a parameter, which may have a leading axis of layers."""
   num_layer_axes = len(shape) - len(axes)
   own = shape[num_layer_axes:]
+  # Experts' biases are small, but must be where their kernels are: devices that
+  # exchange tokens have the numbers of their own experts only.
   if math.prod(own) < MIN_SPLIT_SIZE and "expert" not in axes:
     return Spec()
   return Spec(
@@ -254,6 +271,9 @@ def gather(parameter: nnx.Param, dtype: Any) -> Array:
   own = parameter_spec(value.shape, axes, mesh)
   # One mesh axis after the other: over all chips of a slice at once, the TPU
   # compiler would use an all-reduce of complete parameters, twice the bytes.
+  # The last axis of an entry is gathered first, since it holds neighbours:
+  #
+  #   (fsdp, context, expert) --> (fsdp, context) --> (fsdp) --> whole
   steps, kept = [own], list(MESH_AXES)
   for name in reversed(PARAMETER_RULES["embed"]):
     kept.remove(name)
@@ -289,6 +309,7 @@ def _reshard_forward(
 def _reshard_backward(
   steps: tuple[NamedSharding, ...], _: None, cotangent: Array
 ) -> tuple[Array]:
+  # In one step: the transposes of the steps would sum complete gradients first.
   return (jax.lax.with_sharding_constraint(cotangent, steps[0]),)
 
 
@@ -345,6 +366,7 @@ def batch_sharding(
   shape: Sequence[int], mesh: Mesh, num_frames: int | None = None
 ) -> NamedSharding:
   """Sharding of a batch array: clips first, then frames if present."""
+  # Without frames are, for instance, cameras [B, 4, 4].
   has_frames = len(shape) > 1 and num_frames in (None, shape[1])
   axes = ("batch", "frames" if has_frames else None)[: len(shape)]
   axes += (None,) * (len(shape) - len(axes))
@@ -357,6 +379,7 @@ def local_rows(num_rows: int, mesh: Mesh) -> np.ndarray:
     (num_rows,)
   )
   rows = [np.arange(num_rows)[index] for index in indices.values()]
+  # Devices along `context` and `tensor` have parts of the same clips.
   return np.unique(np.concatenate(rows))
 
 

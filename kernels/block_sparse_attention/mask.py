@@ -261,6 +261,13 @@ def bit_reversal(blocks_per_frame: int) -> np.ndarray:
   """
   _require_positive("blocks_per_frame", blocks_per_frame)
   num_bits = (int(blocks_per_frame) - 1).bit_length()
+  # Eight blocks, and the runs that see each other at each stride:
+  #
+  #   order      0   4   2   6   1   5   3   7
+  #   in bits   000 100 010 110 001 101 011 111
+  #   stride 2  [-------------] [-------------]
+  #   stride 4  [-----] [-----] [-----] [-----]
+  #
   # Bit by bit over all indices at once; those that do not exist are dropped at
   # the end.
   index = np.arange(1 << num_bits)

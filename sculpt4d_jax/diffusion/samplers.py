@@ -221,6 +221,14 @@ def _scan(
     state = State(advanced(weights), point, last, memory)
     return state, state.x if keeps_states else None
 
+  # One loop body serves all solvers; only their rows differ. For steps of
+  # length h, with v the velocity and m that of the call before:
+  #
+  #   solver   call     evaluates at   state becomes        next point
+  #   euler    each     x              x + h v              the state
+  #   ab2      later    x              x + 3/2 h v - h/2 m  the state
+  #   heun     first    x              x                    x + h v
+  #            second   x + h v        x + h/2 v + h/2 m    the state
   table = (calls.times, calls.state, calls.point, forms)
   rows = jax.tree.map(
     lambda x: lax.dynamic_slice_in_dim(jnp.asarray(x), first, count), table

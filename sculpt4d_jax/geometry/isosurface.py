@@ -177,6 +177,8 @@ def coarse_to_fine_field(
     else:
       # The original adds the level instead of subtracting it.
       marks = _near_surface(values, level if mode == "exact" else -level, reach)
+      # As the original does: before the last grid the margin is wider, since a
+      # piece of surface that an early grid misses is not found on a later one.
       if not is_last:
         marks = _dilate(marks)
       evaluated = _dilate(_marks_on_finer_grid(marks, fine))
@@ -255,6 +257,7 @@ def extract_surface(
   if not len(faces):
     return None
   cells_per_side = len(values) - 1
+  # The mistake is in released meshes, so comparisons with them need it.
   if vertex_scale == "hunyuan3d":
     cells_per_side = (resolution or cells_per_side) + 1
   # From indices to coordinates.
@@ -284,6 +287,7 @@ def _check_grid(resolution: int, bounds: float, chunk_size: int) -> None:
 
 def _resolutions(resolution: int, minimum: int, mode: str) -> list[int]:
   """Resolutions of all grids, the coarsest first."""
+  # For 384 and a minimum of 63: 96, 192, 384; in mode "flashvdm" 95, 190, 380.
   halvings = [resolution]
   while halvings[-1] // 2 >= minimum:
     halvings.append(halvings[-1] // 2)
@@ -306,6 +310,7 @@ def _evaluate_where(
   if axis is None:
     axis = _axis(len(where) - 1, bounds)
   rows = np.flatnonzero(where)
+  # A view: `values` is filled in place.
   flat = values.reshape(-1)
   pending = None  # The host prepares a chunk while the device computes one.
 

@@ -244,6 +244,13 @@ class TemporalAttention(_Attention):
 
   def mask(self, num_frames: int, num_tokens: int, mode: str) -> bsa.BlockMask:
     """Mask of blocks in mode "sparse" or "full"."""
+    # Keys of a query of frame i by the default schedule, besides those of the
+    # anchor frame, which it sees in full:
+    #
+    #   |i - j|           0     1     2     3     4     5 and more
+    #   stride            1     1     2     4     8     16
+    #   blocks of j       all   all   1/2   1/4   1/8   1/16
+    #
     # Full attention is the mask of stride 1: the same kernel serves it.
     sparse = mode == "sparse"
     return temporal_mask(
@@ -319,6 +326,10 @@ def _over_all_frames(
   spec = partitioning.activation_spec(query.shape, axes)
   frame_axis, head_axis = axes.index("frames"), axes.index("heads")
   # Frames on several devices: each gets all frames of some heads.
+  #
+  #   device     0                       1
+  #   holds      frames 0-7, all heads   frames 8-15, all heads
+  #   attends    all frames, heads 0-7   all frames, heads 8-15
   if spec[frame_axis] is not None:
     attend = functools.partial(
       bsa.with_all_frames,

@@ -80,6 +80,7 @@ class DiT(nnx.Module):
     if not config.num_token_indices:
       self.token_indices = None
     else:
+      # Zero at first: the model starts as one of unordered tokens.
       self.token_indices = nnx.Param(
         jnp.zeros((config.num_token_indices, width), config.param_dtype),
         logical_axes=(None, "embed"),
@@ -190,6 +191,8 @@ class DiT(nnx.Module):
       token = token + self.step_embedding(step)[:, None, None]
     elif step is not None:
       raise UserError("This model has no step embedding: leave step out.")
+    # The step's length is added to the time token instead of being a further
+    # one: the pretrained blocks were trained with one token in front.
     token = jnp.broadcast_to(token, (*tokens.shape[:2], 1, tokens.shape[-1]))
     x = jnp.concatenate((token, tokens), axis=2)
     return partitioning.constrain(x, "batch", "frames")
@@ -230,6 +233,12 @@ class DiT(nnx.Module):
     inference: bool,
     on_host: streaming.OnHost,
   ) -> tuple[Array, Array, Array]:
+    # Four loops give the same result:
+    #
+    #   parts in the host's memory             _run_from_host
+    #   training that recomputes all blocks    _run_u_shape, the least memory
+    #   other training                         below, skips sliced in order
+    #   sampling                               below, skips read in place
     c = self.config
     settings = dict(
       temporal_mode=mode,
@@ -238,6 +247,9 @@ class DiT(nnx.Module):
     )
     if any(on_host):
       return self._run_from_host(x, context, temporal_weight, settings, on_host)
+    # The U recomputes whole blocks, in loops, so it serves no policy that keeps
+    # activations. Its blocks share one context, so it has no place for keys and
+    # values, which differ from block to block.
     if (
       c.remat_policy == "full"
       and c.scan_unroll == 1
@@ -246,7 +258,11 @@ class DiT(nnx.Module):
     ):
       return self._run_u_shape(x, context, temporal_weight, settings)
     # Sampling reads skips in place. The gradient of such a read would sum over
-    # all skips in every block, so training slices them in order instead.
+    # all skips in every block, so training slices them in order instead. Of
+    # seven blocks, 4, 5 and 6 take the outputs of 2, 1 and 0:
+    #
+    #   in place    kept = [x0 x1 x2]    block 4 + j reads entry 2 - j
+    #   in order    skips = [x2 x1 x0]   the scan gives entry j to block 4 + j
     in_place = c.scan_unroll == 1 and inference
     skips = []  # Stacked [L, B, F, 1 + N, D], newest first unless in place.
     num_taken = 0
@@ -285,6 +301,7 @@ class DiT(nnx.Module):
           **settings,
         )
         out = out._replace(x=partitioning.constrain(out.x, "batch", "frames"))
+        # The scan stacks the second result: outputs that become skips alone.
         return out.x, out if pushes else out._replace(x=None)
 
       x, outputs = layers.scan_layers(
@@ -345,6 +362,8 @@ class DiT(nnx.Module):
       lambda stage: stage[0].kind._replace(pushes=False),
     ):
       plans, modules = zip(*run)
+      # The stages of a group differ in nothing but `pushes`: one structure and
+      # one loop, compiled once, serve them all.
       graphdef = nnx.split(modules[0])[0]
 
       def apply(
@@ -368,6 +387,7 @@ class DiT(nnx.Module):
     x, figures = u_shape.run(
       tuple(stages), tuple(params), x, (context, temporal_weight)
     )
+    # Blocks without experts have no figures.
     figures = [figure for figure in figures if figure[0] is not None]
     return x, *self._join_figures(figures)
 

@@ -167,8 +167,8 @@ def run(
   graphdefs, stacks = zip(*map(nnx.split, modules))
   num_skips = sum(s.num_blocks for s in stages if s.kind.pushes)
   memory = jax.memory.Space.Host if on_host.skips else jax.memory.Space.Device
-  # Zeros would be made on the device, in full, and copied. Every skip is written
-  # before it is read.
+  # Zeros would be made on the device, in full, and copied. Every skip is
+  # written before it is read.
   skips = lax.empty((max(num_skips, 1), *x.shape), x.dtype)
   skips = jax.device_put(skips, memory)
   first_pushed, first_taken = _firsts(stages)
@@ -210,10 +210,15 @@ def run(
       carry: tuple[Array, Array, _Fetched], number: Array, index: int = index
     ) -> tuple[tuple[Array, Array, _Fetched], None]:
       x, skips, fetched = carry
+      # The next block's skip is read before this block writes its own. It does
+      # exist: between the last block that writes a skip and the first one that
+      # takes one lies the middle block.
       x, following = fetch(index, number + 1, x, skips)
       x, skips = work(index, number, x, skips, fetched)
       return (x, skips, following), None
 
+    # The last block is not an iteration: during its work the weights of the
+    # next stage's first block are copied, and those have other shapes.
     if last:
       carry = (x, skips, fetched)
       (x, skips, fetched), _ = lax.scan(step, carry, jnp.arange(last))

@@ -12,8 +12,8 @@ The skip of the j-th block on the way up is the output of block middle - 1 - j.
 That is the INPUT of block middle - j, and inputs are stored anyway. The whole U
 thus stores one activation a block. Differentiating the loops separately would
 store every skip three more times: as an output, reversed, and as an input. In
-the backward pass the gradient of a skip overwrites the stored input of the block
-that took it, which is no longer needed.
+the backward pass the gradient of a skip overwrites the stored input of the
+block that took it, which is no longer needed.
 
 All other activations of a block are recomputed. Blocks of one kind run in one
 loop, so each kind is compiled once.
@@ -130,6 +130,14 @@ def _backward(
   `first` counts the blocks before the current stage, `num_taken` the skips that
   earlier blocks take.
   """
+  # Of the five blocks in the module's drawing, with s for the skip of block 3
+  # (x[2]) and t for that of block 4 (x[1]):
+  #
+  #   inputs on the way up     x[3]   x[4]
+  #   after block 4            x[3]   t_bar
+  #   after block 3            s_bar  t_bar
+  #   before block 1           adds s_bar to the gradient of its output x[2]
+  #   before block 0           adds t_bar to the gradient of its output x[1]
   skips = _skips(stages, inputs)
   shared_bar = jax.tree.map(jnp.zeros_like, shared)
   num_taken = sum(s.num_blocks for s in stages if s.has_skip)
@@ -193,7 +201,7 @@ def _skips(
 
 
 def _skip(skips: Array | None, number: Array | int) -> Array | None:
-  """Returns the skip that is taken after `number` others: last in, first out."""
+  """The skip that is taken after `number` others: last in, first out."""
   if skips is None:
     return None
   return lax.dynamic_index_in_dim(

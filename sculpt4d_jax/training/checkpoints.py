@@ -40,6 +40,7 @@ class Checkpoints:
     if self._is_remote:
       self._manager = store_checkpoints.Manager(self._folder, max_to_keep)
       return
+    # Two are kept by default: should the newest be damaged, one is left.
     self._manager = ocp.CheckpointManager(
       self._folder,
       # Needed to query the shapes in a checkpoint.
@@ -47,6 +48,7 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         max_to_keep=max_to_keep,
         create=True,
+        # A killed save leaves its folder, as large as a checkpoint.
         cleanup_tmp_directories=True,
       ),
     )
@@ -70,11 +72,13 @@ class Checkpoints:
       CheckpointError: This save, or the one in progress, failed.
     """
     step = int(state.step)
+    # Orbax raises an error for a step that exists.
     if step in self._manager.all_steps():
       return
     # Fixed parameters never change and are made or read again at the start.
     saved = dataclasses.replace(state, fixed={})
     with self._writing():
+      # Forced, since the loop decides which steps are saved.
       self._manager.save(
         step, args=ocp.args.StandardSave(_plain(saved)), force=True
       )
@@ -145,6 +149,7 @@ class Checkpoints:
       try:
         restored = self._read(step, wanted)
       except _ForeignError as error:
+        # Complete, and perhaps all that is left of another run: not put aside.
         raise UserError(str(error)) from None
       except Exception as error:
         # A damaged file makes Orbax raise many kinds of errors.

@@ -171,7 +171,8 @@ class RecordSource:
     self._folders = list(preset.records.folders)
     self._names: dict[str, str] = {}
     self.example = preset.records.example
-    # Identities of clips contain the hashes of their assets.
+    # Identities of clips contain the hashes of their assets. Held-out clips are
+    # left out: no training step sees them.
     digest = hashlib.sha256()
     for folder in self._folders:
       for clip in dataset_index.read_index(folder).splits["train"]:
@@ -206,6 +207,8 @@ class RecordSource:
     """Batches of pictures and field samples, of any frames of a clip."""
     example = dataclasses.replace(
       self.example,
+      # Field samples alone: the surface points of the same entries would be
+      # copied to the devices for nothing.
       contents=("images", "samples"),
       num_frames=task.num_frames,
       consecutive=False,
@@ -375,6 +378,10 @@ def _make_stores(
   if not paths.is_remote(folder):
     return _first_process_first(open_or_make, "data")
 
+  #   first process   copies or makes, uploads, marks, opens |
+  #   all others                                             | copy, open
+  #
+  # Processes of one machine share `local`, hence the lock.
   def copy_or_make():
     is_there = (folder / _WHOLE).exists()
     with local_copies.locked(local):

@@ -67,10 +67,11 @@ class Manager:
     self._pool = futures.ThreadPoolExecutor(1, "checkpoints")
     self._pending: futures.Future | None = None
     # The start time of the run. All processes must write to the same place,
-    # independent of their clocks.
+    # independent of their clocks. It fits into int32, JAX's default integer.
     self._attempt = int(_told(np.int32(int(time.time()) % 2**31)))
     self._steps: dict[int, int] = {}
     self.reload()
+    # No save is in progress yet: what is not complete will never be.
     if jax.process_index() == 0:
       self._remove_partial()
 

@@ -174,6 +174,7 @@ def plan_conversion(
     raise UserError(f"Heads {heads!r}: choose one of {temporal_weights.HEADS}.")
   prepared = [_prepare(file, rules, adapter_alpha) for file in files]
   notes = [note for one in prepared for note in one.notes]
+  # A user copies prefixes from the file, whose names lost these words above.
   prefixes = {
     part: training_files.without_wrappers(prefix)
     for part, prefix in rules.prefixes.items()
@@ -188,6 +189,8 @@ def plan_conversion(
       else:
         reason = "there already" if name in configs else "not asked for"
         not_read.append(f"{name} in {file.path}, {reason}")
+  # Adapters often have a file to themselves, so that the weights they change
+  # are known only when all files have been split.
   adapter_files = [one.adapters for one in prepared if one.adapters]
   found, folded = adapters.fold(found, adapter_files)
   notes += folded
@@ -206,6 +209,7 @@ def plan_conversion(
       # Problems of all networks are collected and reported together.
       made.append(_plan_part(name, config, found[name], heads, rules))
     except CheckpointError:
+      # A missing option or another configuration explains the differences.
       raise
     except ValueError as error:
       problems.append(f"{name}, from {found[name].file.path}: {error}")
@@ -288,6 +292,13 @@ def _prepare(
   adapter_alpha: float | None,
 ) -> _Prepared:
   """Takes off what trainers and compilers put around weights."""
+  # The order matters:
+  #
+  #   renames     a user writes them for the names that the file has
+  #   wrappers    hide the words by which the others recognise names
+  #   state       its tensors have dtypes and names that no rule expects
+  #   float8      a weight and its scale become one tensor
+  #   adapters    are added to weights as they are used
   training_files.refuse_partitioned(file)
   made = training_files.unwrap(_renamed(file, rules))
   made, notes = training_files.drop_state(made)
@@ -325,6 +336,7 @@ def _plan_part(
   rules: rule_files.RuleFile,
 ) -> PartPlan:
   checkpoint_sizes.check_config_file(name, part.file.path, config)
+  # Abstract: shapes are enough, and the weights may be larger than memory.
   graphdef, params = networks.abstract(networks.KINDS[name][0], config)
   shapes = weight_rules.param_shapes(nnx.merge(graphdef, params))
   tensors = part.tensors
@@ -334,6 +346,8 @@ def _plan_part(
     # Files of our export record the layout of heads; other files do not.
     heads = heads or part.file.metadata.get(temporal_weights.METADATA)
     # A user's rules for temporal attention replace the search for its names.
+    # A file with temporal layers must have all their kernels; a per-frame
+    # model's may lack these layers altogether.
     if not any("temporal" in t for rule in table for t in rule.targets):
       extra = temporal_weights.find_rules(config, tensors, table, heads)
       optional = _TEMPORAL_BIASES if extra else dit_weights.TEMPORAL
@@ -363,6 +377,8 @@ def _write_part(
   seed: int,
   on_step: Callable[[], None],
 ) -> None:
+  # Slices of a stack arrive one by one and become files one by one, so that no
+  # stack of all blocks or experts is ever in memory.
   axes = {
     slot.path: len(slot.index)
     for step in part.plan.steps
@@ -426,6 +442,7 @@ def _initial_values(
 
 
 def _initial_kind(path: str) -> str:
+  # As `dit_block.temporal_layers` makes them, for the printed plan.
   if path.endswith((".out.kernel", ".bias")):
     return "initialised with zeros"
   if path.endswith(".scale"):

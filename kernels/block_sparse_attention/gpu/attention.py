@@ -53,7 +53,8 @@ Tiles = tiles_lib.Tiles
 
 _HEAD_DIMS = (64, 128)
 _HOPPER = "9.0"
-# Shared memory that a program may use.
+# Shared memory that a program may use: that of a multiprocessor without the KiB
+# which the driver reserves for each program.
 _AMPERE = {"8.0": 163 << 10, "8.6": 99 << 10, "8.9": 99 << 10}
 # Granules smaller than this (tokens) are worth a permutation that enlarges
 # them.

@@ -40,6 +40,7 @@ def forward(
   ) -> tuple[jax.Array, jax.Array]:
     def step(state: steps.Softmax, first: jax.Array) -> steps.Softmax:
       operands = (_at(x, first, tile) for x in (key, value))
+      # No turns to take: warpgroups do not share a tensor core here.
       return steps.forward(
         state, query, *operands, exponent, _product, lambda: None
       )
@@ -201,6 +202,7 @@ def _programs(
       return lax.fori_loop(0, schedule.num_steps(index), body, state)
 
     first = schedule.first_row(index)
+    # The rest is passed whole: a program reads what its list names.
     own = [_slice(x, first, tile.rows) for x in arrays[:num_own]]
     return program(over_columns, *own, *arrays[num_own:])
 

@@ -1,9 +1,9 @@
 """Pallas backend for TPU: forward and fused backward over exact lists of work.
 
 The mask is cut into pieces between which it is all or nothing (`lists.py`). The
-kernels (`forward.py`, `backward.py`) stream the pieces that a tile sees past it,
-so the work is exactly that of the mask, in large bfloat16 products with float32
-accumulation. float32 inputs are multiplied in float32.
+kernels (`forward.py`, `backward.py`) stream the pieces that a tile sees past
+it, so the work is exactly that of the mask, in large bfloat16 products with
+float32 accumulation. float32 inputs are multiplied in float32.
 
 This file decides which calls are served, orders and pads the blocks, and binds
 the gradients.
@@ -314,6 +314,8 @@ class _Pieces:
     x = x.reshape(shape)
     # Scores are [keys, queries]: tokens fill the lanes of registers, 128 on a
     # device.
+    #
+    #   frame    [ valid tokens | 0 ][ valid tokens | 0 ]   a segment each
     fill = layout.tokens - layout.valid
     return jnp.pad(x, [(0, 0)] * 3 + [(0, fill), (0, 0)]) if fill else x
 

@@ -156,7 +156,8 @@ class ExampleReader:
     for index in indexes:
       folder = _open(index, config)
       self._clips += [(folder, clip) for clip in index.splits[split]]
-    # Clip -> its cameras, and the object's pose for each.
+    # Clip -> its cameras, and the object's pose for each. Kept in memory: a
+    # camera is stored in one entry with the pictures of its view.
     self._cameras: dict[int, np.ndarray] = {}
     self._poses: dict[int, np.ndarray] = {}
 
@@ -170,6 +171,7 @@ class ExampleReader:
   def views(self, row: int) -> list[int]:
     """The views that examples of a clip are drawn from."""
     count = len(self.clip(row).entries["view"])
+    # Without a limit no camera is read.
     if self._config.max_elevation >= math.pi / 2:
       return list(range(count))
     eyes = self.cameras(row)[:, :3, 3]
@@ -277,6 +279,7 @@ class ExampleReader:
       example["queries"] = _rows((entry["surface"][frames], entry["is_sharp"]))
     if {"images", "masks", "depth"} & set(config.contents):
       example |= self._view(folder, clip, frames, view, view_rng)
+    # Turned first: the poses are those of cameras that are not mirrored.
     if config.turn_to_camera:
       example = example_poses.turn(example, self.poses(row)[view])
     if mirrored:
@@ -319,6 +322,11 @@ class ExampleReader:
     ]
     # Rows of a part are uniform ones first, then sharp ones. The label cannot
     # tell them apart: a mesh without sharp edges has none set.
+    #
+    #   stored   part 0: [uniform | sharp]    part 1: [uniform | sharp]
+    #   result   [uniform of 0 | uniform of 1 | sharp of 0 | sharp of 1]
+    #
+    # The autoencoder picks its queries from both sides of the middle.
     middle = round(len(entries[0]["is_sharp"]) * folder.uniform_share)
     groups = []
     for side, wanted in (
@@ -331,6 +339,8 @@ class ExampleReader:
         drawn = _draw_rows(len(label), wanted, rng, clip, "points")
         surface, label = surface[:, drawn], label[drawn]
       groups.append((surface[frames], label))
+    # Near samples and samples of the cube alternate by part, so that they are
+    # told apart by their label, not by their place.
     samples = np.concatenate([e["samples"][frames] for e in entries], axis=1)
     is_near = np.concatenate([e["is_near"] for e in entries]).astype(bool)
     if config.num_samples:
@@ -360,6 +370,7 @@ class ExampleReader:
         for frame in frames.tolist()
       ]
     )
+    # Drawn whatever is read, so that masks alone are cut as images would be.
     border = rng.uniform(*config.border_ratio)
     gains = 1 + config.colour_jitter * rng.uniform(-1, 1, 3)
     # One box for all frames: the object moves within it, as in a real video.
@@ -373,6 +384,7 @@ class ExampleReader:
       example["masks"] = cut[..., 3]
     if "images" in config.contents:
       example["images"] = example_pictures.on_white(cut, gains)
+      # The camera of the whole picture, before it is cut.
       example["camera_to_world"] = view["camera_to_world"]
       example["fov_degrees"] = view["fov_degrees"]
     if "depth" in config.contents:

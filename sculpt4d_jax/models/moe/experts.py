@@ -208,6 +208,8 @@ def apply_experts(
 
 def _fastest(x: Array, weights: ExpertWeights) -> str:
   platform = partitioning.platform()[0]
+  # On a CPU `ragged_dot` multiplies all rows by all experts, and the grouped
+  # kernels are interpreted.
   if platform == "cpu":
     return "blocked"
   # Weights may be shards; the axis of hidden units is complete on every mesh.
@@ -272,6 +274,11 @@ def _blocked(
   plan = dispatch.plan(chosen, num_experts, block_size)
   rows = dispatch.dispatch(x, plan)
   blocks = rows.reshape(-1, block_size, rows.shape[-1])
+  # Blocks of four rows of the experts a, b and c, "-" for padding:
+  #
+  #   a a a a | a - - - | b b - - | c c c c | - - - -
+  #      0         0         1         2         2
+  #
   # Blocks after the last expert's are padding; any expert serves them.
   expert = jnp.searchsorted(
     jnp.cumsum(plan.rows_per_expert) // block_size,

@@ -278,6 +278,12 @@ def _outer(rows: Array, cotangent: Array, blocks: Blocks) -> Array:
     block = pl.program_id(2)
     # Blocks of a group follow each other: a sum begins and ends with it. Unused
     # blocks count as the last group's and add nothing.
+    #
+    #   block     0      1      2      3      4      5 (unused)
+    #   expert    0      0      2      2      2      2
+    #             clear         clear
+    #             add    add    add    add    add
+    #                    write                       write
     before = expert[jnp.maximum(block - 1, 0)]
     after = expert[jnp.minimum(block + 1, num_blocks - 1)]
 

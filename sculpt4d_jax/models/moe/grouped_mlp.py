@@ -2,10 +2,10 @@
 
 At the released size the hidden activations of the routed rows (two experts a
 token, four times the width) are eight times as large as the tokens, and the
-weights of all experts are larger still. The hidden units are therefore processed
-in chunks ("parts"):
+weights of all experts are larger still. The hidden units are therefore
+processed in chunks ("parts"):
 
-    rows of y  =  b2  +  sum over parts p of  gelu(rows . W1[:, p] + b1[p]) . W2[p]
+    rows of y = b2 + sum over parts p of gelu(rows . W1[:, p] + b1[p]) . W2[p]
 
               W1[:, p]            W2[p]
     rows ---> [hidden of p] ---> (+) ---> total, float32
@@ -70,6 +70,7 @@ def apply(
   """
   part_width = part_width or PART_WIDTH
   hidden_width = weights.kernel1.shape[2]
+  # All iterations of the loop have one shape: there is no smaller last part.
   if hidden_width % part_width:
     part_width = hidden_width
   return _apply(x, gates, chosen, weights, gather, part_width)
@@ -150,10 +151,12 @@ def _backward(
     )
     return (rows_bar, gate_bar), weights_bar
 
+  # In float32: every part adds to these sums.
   start = jnp.zeros(rows.shape, jnp.float32), jnp.zeros(len(rows), jnp.float32)
   (rows_bar, gate_bar), parts = lax.scan(
     add_part, start, _starts(weights, part_width)
   )
+  # The output's bias belongs to no hidden unit, so it is not in the loop.
   bias2, to_shards = jax.vjp(
     functools.partial(_gather_bias2, gather), weights.bias2
   )

@@ -56,7 +56,8 @@ KINDS = (
   "all-to-all",
   "collective-permute",
 )
-# What the hosts exchange between slices, by the name in a receive.
+# What the hosts exchange between slices, by the name in a receive. Transfers of
+# another name count as permutations: their bytes are received once.
 _HOST_KINDS = {
   "ALL_GATHER": "all-gather",
   "ALL_REDUCE": "all-reduce",
@@ -64,6 +65,15 @@ _HOST_KINDS = {
   "ALL_TO_ALL": "all-to-all",
   "ONE_TO_ONE": "collective-permute",
 }
+# The text of a program, as far as it is read:
+#
+#   %body.7 (state: (s32[], f32[8])) -> (s32[], f32[8]) {     _HEADER
+#     %y = f32[8]{0} all-reduce(%x), replica_groups={{0,1}}   _INSTRUCTION
+#     ROOT %next = (s32[], f32[8]{0}) tuple(%i, %y)           _INSTRUCTION
+#   }
+#
+# A layout in braces, such as {0:T(256)}, may follow a shape; types of tuples
+# have spaces, all others have none.
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*->.*\{\s*$")
 _INSTRUCTION = re.compile(
   r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)"
@@ -271,6 +281,8 @@ def loop_trips(
     value = re.match(r"(\d+)\)", instruction.rest)
     if instruction.op == "constant" and value:
       constants[instruction.name] = int(value.group(1))
+  # With several comparisons the condition is not that of a counter alone, and
+  # a guess would multiply all that is in the loop.
   limits = []
   for instruction in instructions:
     if instruction.op == "compare" and "direction=LT" in instruction.rest:
@@ -316,6 +328,13 @@ def _type_bytes(types: str) -> int:
 
 def _group_size(attributes: str) -> int:
   """Devices of a group; 2, the minimum, if groups are not printed."""
+  # Four devices in two groups, in the forms in which compilers print them:
+  #
+  #   replica_groups={{0,1},{2,3}}                  every device
+  #   replica_groups=[2,2]<=[4]                     0..3, in rows of two
+  #   replica_groups=[2,2]<=[2,2]T(1,0)             the same transposed
+  #   replica_groups=mesh['a'=2,'b'=2] {'b'}        along an axis of a mesh
+  #   replica_groups=mesh['a'=4] {'a':(2)2}         along a part of an axis
   listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
   if listed:
     return listed.group(1).count(",") + 1
@@ -394,6 +413,11 @@ def _mesh_groups(mesh: str, axes: str) -> list[list[int]]:
       r"'([\w.]+)'(?::\((\d+)\)(\d+))?", axes
     )
   }
+  # An axis of 8 with the part (2)2 has the shape [2, 2, 2]: what is before the
+  # part, the part, and the rest. Parts move to the end, so that every row of
+  # the result is a group:
+  #
+  #   0 1 2 3 4 5 6 7  ->  {0, 2} {1, 3} {4, 6} {5, 7}
   shape, moved = [], []
   for name, size in sizes.items():
     before, width = parts.get(name, (size, 1))
@@ -406,6 +430,8 @@ def _mesh_groups(mesh: str, axes: str) -> list[list[int]]:
 
 
 def _received(kind: str, size: int, group: int) -> int:
+  # Of a ring, see the module: a chip receives g - 1 pieces, each 1 / g of the
+  # whole. A reduce-scatter's result is itself such a piece.
   if kind == "reduce-scatter":
     return size * (group - 1)
   if kind == "collective-permute":
