@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from sculpt4d_jax import cli
+from sculpt4d_jax.cli import main as cli
 from tests.io import chromium
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ import trimesh
 
 from launch import program
 from launch import sample
-from sculpt4d_jax import cli
+from sculpt4d_jax.cli import main as cli
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.inference import known
 from sculpt4d_jax.io.meshes import glb

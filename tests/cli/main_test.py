@@ -14,9 +14,9 @@ from PIL import Image
 import pytest
 
 import sculpt4d_jax
-from sculpt4d_jax import cli
 from sculpt4d_jax import preset_files
 from sculpt4d_jax.cli import info
+from sculpt4d_jax.cli import main as cli
 from sculpt4d_jax.cli import train
 from sculpt4d_jax.evaluation.protocols import protocol_table
 from sculpt4d_jax.training.stages import runner
@@ -57,8 +57,8 @@ def weights(tmp_path_factory):
 
 def test_help_of_the_command_lists_all_and_imports_nothing():
   code = (
-    "import sys; from sculpt4d_jax import cli\n"
-    "try: cli.main(['--help'])\n"
+    "import sys; from sculpt4d_jax.cli import main\n"
+    "try: main.main(['--help'])\n"
     "except SystemExit as end: assert not end.code\n"
     "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
   )
