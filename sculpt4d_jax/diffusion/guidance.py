@@ -154,11 +154,16 @@ def scheduled(
 
   def kept(x: Array, time: Array, difference: Array) -> tuple[Array, Array]:
     velocity = conditional(x, time)
+    # `combine` with velocity - difference for the unconditional one.
     return velocity + (scale - 1) * difference, difference
 
   def choose(times: np.ndarray) -> np.ndarray:
     inside = (times >= interval[0]) & (times < interval[1])
-    # The first guided call is number 0 of the calls inside.
+    # The first guided call is number 0 of the calls inside. Ten calls, of which
+    # six are in the interval, with keep_difference = 3:
+    #
+    #   call    0  1  2  3  4  5  6  7  8  9
+    #   form    0  0  1  2  2  1  2  2  0  0
     is_fresh = inside & ((np.cumsum(inside) - 1) % keep_difference == 0)
     return np.where(is_fresh, 1, np.where(inside, 2, 0))
 

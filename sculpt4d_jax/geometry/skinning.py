@@ -265,6 +265,7 @@ def _finish(
     bones = _bones_of_all_frames(vertices, search, weights, bones)
   pull = None
   if len(search.vertex_ids) < len(rest):
+    # A vertex outside of the search is smoothed towards the nearest one in it.
     near = spatial.cKDTree(search.rest).query(rest)[1]
     pull = weights[near]
   else:
@@ -276,6 +277,7 @@ def _finish(
   weights = solve_weights(
     rest, some, at_search, pull, search.settings.smoothness
   )
+  # A bone that moves no vertex would be an empty joint in every file.
   used = np.flatnonzero(weights.sum(0) > 1e-6)
   weights = weights[:, used]
   bones = _Bones(bones.rotations[:, used], bones.translations[:, used])
@@ -288,9 +290,8 @@ def _bones_of_all_frames(
   vertices: np.ndarray, search: _Search, weights: np.ndarray, bones: _Bones
 ) -> _Bones:
   """Poses of the frames left out of the search, starting from the nearest."""
-  nearest = np.abs(np.arange(len(vertices))[:, None] - search.frame_ids).argmin(
-    1
-  )
+  gaps = np.abs(np.arange(len(vertices))[:, None] - search.frame_ids)
+  nearest = gaps.argmin(1)
   full = _Bones(
     bones.rotations[nearest].copy(), bones.translations[nearest].copy()
   )
@@ -306,6 +307,7 @@ def _thinned(count: int, most: int) -> np.ndarray:
 
 def _neighbour_mean(points: np.ndarray, count: int = 6) -> sparse.csr_matrix:
   """Averages values over each point's nearest points, [V, V]."""
+  # By distance, not by edges: thinned vertices have no edges between them.
   count = min(count, len(points) - 1)
   near = spatial.cKDTree(points).query(points, count + 1)[1][:, 1:]
   rows = np.repeat(np.arange(len(points)), count)
@@ -348,6 +350,8 @@ def _cluster(rest: np.ndarray, frames: np.ndarray, num_bones: int) -> _Bones:
       bones = _Bones(
         np.stack([f[0] for f in fits], 1), np.stack([f[1] for f in fits], 1)
       )
+    # Splits that leave a cluster too small are merged again by the next round:
+    # after a few of them the mesh has no more rigid parts.
     if len(bones) >= num_bones or failed > 3:
       return bones
     before = len(bones)
@@ -361,6 +365,7 @@ def _split(
 ) -> tuple[np.ndarray, np.ndarray]:
   """A new bone around the vertex with the largest error."""
   errors = _square_errors(rest, frames, bones)
+  # The sum over a cluster, not its mean: few bad vertices do not need a bone.
   label, best = errors.argmin(0), errors.min(0)
   worst = int(np.bincount(label, best, len(bones)).argmax())
   members = np.flatnonzero(label == worst)
@@ -410,10 +415,13 @@ def _chunk_weights(
   linear = np.zeros((len(rest), count))
   errors = np.einsum("vbb->vb", gram).copy()
   if pull is not None and smoothness:
+    # Adds scale |w - pull|^2 to the squared distance w' gram w.
     scale = smoothness * errors.mean()
     gram = gram + scale * np.eye(count)
     linear = scale * pull
     errors = errors - scale * pull
+  # The four bones that fit best alone need not fit best together. So more
+  # candidates are solved for, and the heaviest four of the solution kept.
   chosen = np.argsort(errors, 1)[:, : min(_CANDIDATES, count)]
   solved = _on_simplex(*_restricted(gram, linear, chosen))
   if chosen.shape[1] > INFLUENCES:
@@ -473,6 +481,7 @@ def _solve_bones(
   left = frames - pose(rest, weights, rotations, translations)
   for bone in range(len(bones)):
     rows = np.flatnonzero(weights[:, bone] > 1e-4)
+    # Few points do not determine a rotation: the bone keeps its motion.
     if len(rows) < _FEWEST:
       continue
     share, points = weights[rows, bone], rest[rows]

@@ -100,6 +100,13 @@ def remarks(config: OptimizerConfig) -> list[str]:
 
 
 def _decay_start(config: OptimizerConfig) -> int:
+  #   peak               ___________
+  #                     /           \
+  #   peak * final     /             \__
+  #                   0 warm-up     | decay  num_steps
+  #                                 start
+  #
+  # A warm-up that is longer than what precedes the decay shortens the decay.
   decay_steps = max(1, int(config.num_steps * config.decay_fraction))
   return max(config.num_steps - decay_steps, config.warmup_steps)
 
@@ -125,6 +132,7 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   """The gradient transformation of a stage."""
+  # One norm over all groups, so that clipping keeps their proportions.
   clip = optax.clip_by_global_norm(config.max_grad_norm)
   rule = _muon if config.use_muon else _adamw
   base = rule(config)
@@ -189,6 +197,13 @@ def _matrix_axes(params: Any) -> Any:
   def axes(
     path: tuple[Any, ...], leaf: Array
   ) -> contrib.MuonDimensionNumbers | None:
+    # Embeddings and output layers are left to AdamW, as Muon's author does.
+    #
+    #   kernel                shape             inputs   outputs
+    #   MLP, skip             [L, D, M]         1        2
+    #   experts               [L, E, D, M]      2        3
+    #   query, key, value     [L, D, H, K]      1        2, 3
+    #   output of attention   [L, H, K, D]      1, 2     3
     name = jax.tree_util.keystr(path)
     in_blocks = "stages" in name or "blocks" in name
     if not in_blocks or "kernel" not in name or "router" in name:
@@ -231,6 +246,8 @@ def _is_matrix(params: Any) -> Any:
 
 def update_ema(ema: Any, params: Any, step: Array, decay: float) -> Any:
   """Updates the average with the decay min(decay, (1 + n) / (10 + n))."""
+  # Early in a run the average is short: it would otherwise contain the random
+  # initial parameters for a thousand steps.
   count = step.astype(jnp.float32)
   rate = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
   return jax.tree.map(lambda e, p: e * rate + p * (1.0 - rate), ema, params)

@@ -87,12 +87,16 @@ class RecordLoader:
     self.config = config
     self.reader = open_split(folders, split, config.example)
     count = len(self.reader)
+    # Shuffled before it is repeated: Grain then draws another order for every
+    # epoch, and an epoch has every clip once.
     self._order = (
       grain.MapDataset.range(count)
       .seed(config.seed)
       .shuffle()
       .repeat(_MANY // count)
     )
+    # Grain seeds an example's generator by its number, so that draws do not
+    # depend on which thread or process makes it.
     self._examples = self._order.random_map(self.reader.read)
 
   def clips(self, step: int) -> list[dataset_index.IndexedClip]:
@@ -124,6 +128,7 @@ class RecordLoader:
       rows = np.arange(config.batch_size)
     source = _Rows(self._examples, rows, config.batch_size, first_step)
     batches = grain.MapDataset.source(source).batch(len(rows))
+    # In a shorter buffer than there are threads, some of them would wait.
     options = grain.ReadOptions(
       num_threads=config.num_threads,
       prefetch_buffer_size=max(config.num_threads, config.prefetch),
@@ -157,6 +162,11 @@ class _Rows:
     return steps * len(self._rows)
 
   def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+    # Batches of four, of which this process reads the rows 2 and 3:
+    #
+    #   element of the sequence   0  1  2  3 | 4  5  6  7 | 8  9 10 11
+    #   step                      0          | 1          | 2
+    #   number here                     0  1 |       2  3 |       4  5
     step, row = divmod(number, len(self._rows))
     first = (self._first_step + step) * self._batch_size
     return self._examples[first + self._rows[row]]

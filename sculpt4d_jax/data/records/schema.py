@@ -30,6 +30,8 @@ from safetensors import numpy as safetensors_numpy
 
 from sculpt4d_jax.errors import UserError
 
+# Readers refuse other versions: numbers of another meaning would train badly
+# without an error.
 VERSION = 1
 
 
@@ -69,6 +71,7 @@ SCHEMA: dict[str, dict[str, Field]] = {
     "depth": Field("uint8", ("bytes",), "PNG files, one after the other"),
     "depth_ends": Field("int64", ("F",), "where each ends"),
     "depth_range": Field("float64", (2,), "near and far, world units"),
+    # Another letter, since these files are not as long as those of the depth.
     "normal": Field("uint8", ("others",), "PNG files, one after the other"),
     "normal_ends": Field("int64", ("F",), "where each ends"),
   },
@@ -134,12 +137,18 @@ def decode(content: bytes, kind: str) -> dict[str, np.ndarray]:
     arrays = safetensors_numpy.load(content)
   except (safetensors.SafetensorError, ValueError) as error:
     raise RecordError(f"the entry is damaged: {error}.") from error
+  # Numbers were checked when they were written; a surface has 112 MB.
   check(kind, arrays, finite=False)
   return arrays
 
 
 def read_metadata(content: bytes) -> dict[str, Any]:
   """Metadata of an entry: version, kind, clip, part."""
+  # Read by hand, because the library reads the arrays as well:
+  #
+  #   8 bytes   length of the header
+  #   header    JSON: dtype, shape and place of every array, and metadata
+  #   arrays    one after the other
   try:
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -181,6 +190,7 @@ def check(
 
 def pack(files: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
   """Files one after the other, uint8 [bytes], and where each ends, int64."""
+  # One file a frame: whoever reads a few frames decodes those alone.
   ends = np.cumsum([len(file) for file in files], dtype=np.int64)
   return np.frombuffer(b"".join(files), np.uint8), ends
 

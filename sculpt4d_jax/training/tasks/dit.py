@@ -98,6 +98,8 @@ class DiTTaskConfig:
 
 def _by_time(errors: Array, time: Array, weight: Array) -> dict[str, Any]:
   """The loss in equal buckets of time, named by their centres."""
+  # Sums and weights: a micro-batch may have few clips in a bucket or none, and
+  # a mean of means would count those as much as many.
   bucket = jnp.minimum((time * _TIME_BUCKETS).astype(int), _TIME_BUCKETS - 1)
   is_in = jax.nn.one_hot(bucket, _TIME_BUCKETS)  # [B, buckets]
   is_in = is_in * weight[:, None]
@@ -293,6 +295,7 @@ class DiTTask:
     time = sampler(time_key, shape[0])
     weight = jnp.ones_like(time)
     if c.frame_times.is_on:
+      # A derived key, so that the other draws are those of a run without.
       time, is_learned = frame_times_lib.draw(
         jax.random.fold_in(time_key, 1), time, shape[1], c.frame_times, sampler
       )
@@ -320,6 +323,7 @@ class DiTTask:
     time, weight = draws["time"], draws["weight"]
     model = nnx.merge(self.graphdef, params)
     context = self._context(model, batch)
+    # Zeros as context are what guidance calls the unconditional branch with.
     errors, output = self._errors(
       model,
       self._latents(batch, draws["latent_noise"]),

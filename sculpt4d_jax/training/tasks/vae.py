@@ -160,6 +160,7 @@ class VAETask:
     )
     draws = {"rows": jax.random.split(rows_key, num_clips), "noise": noise}
     if self.config.latent_noise:
+      # A derived key, so that the other draws are those of a run without.
       errors_key, size_key = jax.random.split(jax.random.fold_in(key, 1))
       frames = batch["surface"].shape[:2]
       size = jax.random.uniform(size_key, (*frames, 1, 1))
@@ -224,6 +225,7 @@ class VAETask:
     results = []
     for clip in range(min(self.config.eval_clips, self.batches.num_held_out)):
       batch = self.batches.held_out(clip)
+      # A fixed key, so that curves of runs can be compared.
       results.append(self._evaluate(params, batch, jax.random.key(clip)))
     if not results:
       return {}
@@ -281,6 +283,7 @@ def _clip_rows(
     )
     queries = surface[:, queries]
     if config.token_order == "spatial":
+      # One order for all frames: a token follows its place on the surface.
       order = farthest_points.spatial_order(queries[..., :3].mean(0))
       queries = queries[:, order]
     return surface[:, inputs], queries

@@ -55,6 +55,7 @@ class TorchFile(tensor_file.TensorFile):
       RuntimeError,
       ValueError,
     ) as error:
+      # A file that is missing or may not be read: the system says so.
       if isinstance(error, OSError) and error.filename:
         raise
       raise CheckpointError(
@@ -63,6 +64,7 @@ class TorchFile(tensor_file.TensorFile):
     self._byte_order = "<" if order.strip() == b"little" else ">"
     tree = torch_pickle.load(listing, str(path))
     self._stored = torch_pickle.tensors(tree, str(path))
+    # All at once, before a conversion has worked for an hour.
     self._check_storages(path)
     super().__init__(
       path,
@@ -90,6 +92,7 @@ class TorchFile(tensor_file.TensorFile):
     strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
     if not flat.size:
       return np.empty(tensor.shape, dtype)
+    # Within `flat`: `torch_pickle` refuses views that leave their storage.
     return np.lib.stride_tricks.as_strided(
       flat, tensor.shape, strides, writeable=False
     )
@@ -135,6 +138,8 @@ class TorchFile(tensor_file.TensorFile):
     self, entry: zipfile.ZipInfo, name: str, start: int, count: int
   ) -> bytearray:
     """A part of an entry; for a complete entry the checksum is verified."""
+    # zipfile would read the entry from its start, and a tensor may be a small
+    # part at the end of a storage that many share.
     content = tensor_file.read_bytes(
       self.path, self._data_offset(entry) + start, count
     )
@@ -174,6 +179,10 @@ class TorchFile(tensor_file.TensorFile):
 
   def _data_offset(self, entry: zipfile.ZipInfo) -> int:
     """Offset of an entry's bytes; its local header may be padded."""
+    # PyTorch aligns data by filling the extra field of the local header, whose
+    # length the central directory does not know:
+    #
+    #   [ 26 bytes | name length | extra length | name | extra | data ]
     header = tensor_file.read_bytes(
       self.path, entry.header_offset, _LOCAL_HEADER
     )
