@@ -365,7 +365,6 @@ def _split(
 ) -> tuple[np.ndarray, np.ndarray]:
   """A new bone around the vertex with the largest error."""
   errors = _square_errors(rest, frames, bones)
-  # The sum over a cluster, not its mean: few bad vertices do not need a bone.
   label, best = errors.argmin(0), errors.min(0)
   worst = int(np.bincount(label, best, len(bones)).argmax())
   members = np.flatnonzero(label == worst)
@@ -415,7 +414,6 @@ def _chunk_weights(
   linear = np.zeros((len(rest), count))
   errors = np.einsum("vbb->vb", gram).copy()
   if pull is not None and smoothness:
-    # Adds scale |w - pull|^2 to the squared distance w' gram w.
     scale = smoothness * errors.mean()
     gram = gram + scale * np.eye(count)
     linear = scale * pull
