@@ -140,6 +140,8 @@ def _end_by_signal(signum: int, name: str) -> NoReturn:
   if threading.current_thread() is threading.main_thread():
     for each in (signal.SIGINT, signal.SIGTERM):
       signal.signal(each, signal.SIG_IGN)
+  else:  # The main thread cannot close its progress bars.
+    print(file=sys.stderr)
   if signum == signal.SIGINT:
     say(name, "Interrupted.")
   end_at_once(128 + signum)
