@@ -373,6 +373,9 @@ def _sampling() -> ml_collections.ConfigDict:
       timestep_shift=1.0,
       # "independent" noise for every frame, or "shared" by all of them.
       noise="independent",
+      # Factor of the noise: 1 draws from the distribution that was learned, less
+      # gives shapes nearer to its mean; at 0 all seeds give one result.
+      temperature=1.0,
       temporal_mode="sparse",  # See model.dit.temporal_mode.
       seed=0,
       # Save memory at the cost of time; `python -m launch.sample --plan` shows

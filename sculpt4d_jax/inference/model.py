@@ -298,7 +298,7 @@ class Sculpt4D:
 
     Args:
       context: Context of each clip, from `encode`.
-      noise: Initial state.
+      noise: Initial state, before the temperature.
       config: Steps and guidance; its seed and frames are not used.
       on_step: See `sample`.
       known: Frames that are given; data are float32 [B, F, N, C].
@@ -311,10 +311,16 @@ class Sculpt4D:
     """
     if config.skips_on_host:
       streaming.check(next(iter(self._devices), jax.devices()[0]))
+    noise = noise * config.temperature
     options = {
       "known": known,
+      # Numbers that change no program, so that it is compiled once.
       "config": dataclasses.replace(
-        config, seed=0, num_frames=1, stream_layers=self._streams
+        config,
+        seed=0,
+        num_frames=1,
+        temperature=1.0,
+        stream_layers=self._streams,
       ),
       "windows": windows,
     }

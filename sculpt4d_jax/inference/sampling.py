@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 import dataclasses
+import math
 from typing import Any
 
 from sculpt4d_jax.diffusion import guidance
@@ -36,6 +37,9 @@ class SamplingConfig:
     timestep_shift: Above 1, steps are long near the noise and short near the
       data; below 1 the reverse. See `samplers.euler_times`.
     noise: "independent" for every frame, or "shared" by all of them.
+    temperature: Factor of the noise, from 0 on. 1 draws from the model's
+      distribution; less gives shapes nearer to its mean; 0 starts from no noise,
+      so that all seeds give one result.
     temporal_mode: "sparse", "full", "token" or "none".
     seed: Seed of the noise; the same seed gives the same result on the same
       machine.
@@ -77,6 +81,7 @@ class SamplingConfig:
   noise: str
   temporal_mode: str
   seed: int
+  temperature: float = 1.0
   guidance_in_turns: bool = False
   cache_context: bool = True
   offload: bool = False
@@ -106,6 +111,10 @@ class SamplingConfig:
     for name in _SWITCHES:
       if not isinstance(value := getattr(self, name), bool):
         raise UserError(f"{name}={value!r} must be true or false.")
+    if not 0 <= self.temperature < math.inf:
+      raise UserError(
+        f"temperature={self.temperature} must be 0 or more, and finite."
+      )
     if self.frames_at_a_time < 0:
       raise UserError(
         f"frames_at_a_time={self.frames_at_a_time} must be at least 1, or 0 for"

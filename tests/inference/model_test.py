@@ -116,6 +116,24 @@ def test_less_memory_same_latents(model, images, latents, changes):
   np.testing.assert_allclose(other, latents, atol=2e-5)
 
 
+def test_temperature_scales_the_noise(model, images):
+  context = model.encode(images)[None]
+  noise = np.asarray(model.draw_noise(0, FRAMES))[None]
+  np.testing.assert_array_equal(
+    model.denoise(context, noise, sampling(temperature=0.5)),
+    model.denoise(context, 0.5 * noise, sampling()),
+  )
+
+
+def test_seeds_agree_without_noise(model, images, latents):
+  first, second = (
+    model.sample(images, sampling(temperature=0.0, seed=seed))
+    for seed in (1, 2)
+  )
+  np.testing.assert_array_equal(first, second)
+  assert np.abs(first - latents).max() > 0.01
+
+
 def test_offloaded_networks_stay_on_the_host(folder, images, latents):
   model = model_lib.Sculpt4D.load(
     preset_lib.from_config(get_config()).model, folder, offload=True

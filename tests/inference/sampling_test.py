@@ -58,6 +58,8 @@ def test_lists_are_taken_for_the_interval():
     (dict(stream_layers="yes"), "stream_layers='yes' must be true or false"),
     (dict(skips_on_host=1), "skips_on_host=1 must be true or false"),
     (dict(memory="all"), "memory='all'"),
+    (dict(temperature=-0.1), "temperature=-0.1"),
+    (dict(temperature=float("nan")), "temperature=nan"),
   ],
 )
 def test_bad_settings_are_refused(changes, message):
