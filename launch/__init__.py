@@ -5,16 +5,14 @@ end in a traceback. This file is imported before all others: until
 `program.run` takes over, Ctrl-C ends the process with one line.
 """
 
+import _signal  # `signal` imports others first, for milliseconds.
 import os
-import signal
 import sys
-from types import FrameType
-from typing import NoReturn
 
 INTERRUPTED = 130
 
 
-def end_now(signum: int, frame: FrameType | None) -> NoReturn:
+def end_now(signum: int, frame: object) -> None:
   """A handler of SIGINT for times at which there is nothing to clean up."""
   del signum, frame
   module = getattr(sys, "orig_argv", sys.argv)
@@ -27,5 +25,5 @@ def end_now(signum: int, frame: FrameType | None) -> NoReturn:
 # "-m" stands for the program's path while Python looks for it. A process that
 # ignores Ctrl-C (nohup, a job in the background) keeps ignoring it.
 if sys.argv[:1] == ["-m"]:
-  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, end_now)
+  if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, end_now)
