@@ -140,11 +140,17 @@ def _end_by_signal(signum: int, name: str) -> NoReturn:
   if threading.current_thread() is threading.main_thread():
     for each in (signal.SIGINT, signal.SIGTERM):
       signal.signal(each, signal.SIG_IGN)
-  else:  # The main thread cannot close its progress bars.
+  elif _has_open_bars():  # The main thread cannot close them.
     print(file=sys.stderr)
   if signum == signal.SIGINT:
     say(name, "Interrupted.")
   end_at_once(128 + signum)
+
+
+def _has_open_bars() -> bool:
+  """Whether the last line on the screen is a progress bar."""
+  bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+  return bool(getattr(bars, "_instances", ()))
 
 
 def say(name: str, message: str) -> None:

@@ -76,9 +76,12 @@ def main(argv):
     hashed = "sha256", b"", b"", 4_000_000
     atexit.register(hashlib.pbkdf2_hmac, *hashed)
     atexit.register(print, "waiting", flush=True)
-  elif _DEED.value == "deaf":
+  elif _DEED.value in ("deaf", "deaf with bar"):
     # One call of C that no signal ends: a lock that is held already.
     import ctypes
+    if _DEED.value == "deaf with bar":
+      import tqdm
+      bar = tqdm.tqdm(total=3, desc="frames")
     libc = ctypes.CDLL(None)
     mutex = ctypes.create_string_buffer(128)
     libc.pthread_mutex_lock(mutex)
@@ -253,6 +256,15 @@ def test_a_call_that_never_returns_is_ended_all_the_same(
     _, stderr = process.communicate(timeout=30)
   assert process.returncode == expected
   assert stderr.count("\n") <= 1 and "Traceback" not in stderr
+
+
+def test_a_late_message_does_not_continue_a_progress_bar(script):
+  with start(script, "--name=Ada", "--deed=deaf with bar") as process:
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+  assert "frames" in stderr
+  assert stderr.splitlines()[-1] == "greet: Interrupted."
 
 
 def test_an_interrupt_that_a_library_turns_into_an_error(script):
