@@ -4,6 +4,7 @@ r"""Counts the code of checkouts: files, lines, comments, annotations, tests.
   git worktree add ../before COMMIT
   python -m benchmarks.code_counts --trees=../before,.
   python -m benchmarks.code_counts --listed=30       # fewest comments first
+  python -m benchmarks.code_counts --hardest         # the hardest files
 
 Counted are the Python files that git knows. A code line has at least one token
 that is neither a comment nor part of a docstring; a comment line has a comment,
@@ -37,7 +38,47 @@ _LISTED = flags.DEFINE_integer(
   lower_bound=0,
 )
 
+_HARDEST = flags.DEFINE_bool(
+  "hardest", False, "Also lists the files that are hardest to understand."
+)
+
 _LEAST_LINES = 100  # Code lines of a listed file.
+# Kernels, sharding, loops with hand-written gradients, formats of others: by
+# judgement, since no count says what is hard.
+HARDEST = (
+  "kernels/block_sparse_attention/mask.py",
+  "kernels/block_sparse_attention/tpu/lists.py",
+  "kernels/block_sparse_attention/tpu/forward.py",
+  "kernels/block_sparse_attention/tpu/backward.py",
+  "kernels/block_sparse_attention/tpu/attention.py",
+  "kernels/block_sparse_attention/gpu/kernels.py",
+  "kernels/block_sparse_attention/gpu/attention.py",
+  "kernels/block_sparse_attention/gpu/walk.py",
+  "kernels/block_sparse_attention/gpu/ampere.py",
+  "kernels/block_sparse_attention/xla/contiguous.py",
+  "sculpt4d_jax/models/moe/grouped_mlp.py",
+  "sculpt4d_jax/models/moe/grouped_matmul.py",
+  "sculpt4d_jax/models/moe/experts.py",
+  "sculpt4d_jax/models/u_shape.py",
+  "sculpt4d_jax/models/dit.py",
+  "sculpt4d_jax/models/attention.py",
+  "sculpt4d_jax/models/streaming.py",
+  "sculpt4d_jax/partitioning.py",
+  "sculpt4d_jax/training/ahead_of_time/collectives.py",
+  "sculpt4d_jax/training/loop.py",
+  "sculpt4d_jax/training/checkpoints.py",
+  "sculpt4d_jax/training/store_checkpoints.py",
+  "sculpt4d_jax/training/record_latents.py",
+  "sculpt4d_jax/training/sources.py",
+  "sculpt4d_jax/data/loading/examples.py",
+  "sculpt4d_jax/data/preparation/prepare.py",
+  "sculpt4d_jax/weights/pretrained.py",
+  "sculpt4d_jax/weights/tensor_files/torch_pickle.py",
+  "sculpt4d_jax/weights/orbax_leaves.py",
+  "sculpt4d_jax/geometry/isosurface.py",
+  "sculpt4d_jax/geometry/watertight.py",
+  "sculpt4d_jax/diffusion/samplers.py",
+)
 _INSTRUCTION = re.compile(r"#\s*(noqa|fmt|pylint|type|ruff)\b|#!")
 _LAYOUT = (
   tokenize.NL,
@@ -199,16 +240,29 @@ def main(argv: Sequence[str]):
   del argv
   trees = {root: count_tree(pathlib.Path(root)) for root in _TREES.value}
   print(table(trees))
-  for root, files in trees.items() if _LISTED.value else ():
-    found = {
-      path: one
-      for path, one in files.items()
-      if is_product(path) and one.code >= _LEAST_LINES
-    }
-    print(f"\n{root}: comments per 100 code lines, code lines, file")
-    ordered = sorted(found, key=lambda path: found[path].density)
-    for path in ordered[: _LISTED.value]:
-      print(f"{found[path].density:6.1f} {found[path].code:5d}  {path}")
+  for root, files in trees.items():
+    if _LISTED.value:
+      found = {
+        path: one
+        for path, one in files.items()
+        if is_product(path) and one.code >= _LEAST_LINES
+      }
+      print(f"\n{root}: {_lines(found, _LISTED.value)}")
+    if _HARDEST.value:
+      found = {path: files[path] for path in HARDEST if path in files}
+      print(f"\n{root}: {_lines(found, len(found))}")
+
+
+def _lines(files: Mapping[str, FileCount], count: int) -> str:
+  """The files with the fewest comments, and the mean of all."""
+  code = _sum(files.values(), "code")
+  mean = 100 * _sum(files.values(), "comments") / max(code, 1)
+  ordered = sorted(files, key=lambda path: files[path].density)
+  lines = ["comments per 100 code lines, code lines, file"]
+  for path in ordered[:count]:
+    lines.append(f"{files[path].density:6.1f} {files[path].code:5d}  {path}")
+  lines.append(f"{mean:6.1f} {code:5d}  all {len(files)}")
+  return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Counts of a file and of a checkout, worked by hand."""
 
+import pathlib
 import subprocess
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from benchmarks import code_counts
 from sculpt4d_jax.errors import UserError
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCE = '''"""A docstring
 of two lines."""
 
@@ -64,3 +66,7 @@ def test_checkouts_stand_side_by_side(tmp_path):
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
   with pytest.raises(UserError, match="no checkout"):
     code_counts.count_tree(tmp_path)
+
+
+def test_the_hardest_files_exist():
+  assert all((ROOT / path).is_file() for path in code_counts.HARDEST)
