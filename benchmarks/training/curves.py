@@ -3,10 +3,11 @@ r"""Draws the curves of a run as one picture, for a model card.
   python -m benchmarks.training.curves --workdir=runs/small \
       --output=weights/small/curves.png
 
-One column a stage (`vae`, `pictures`, `dit`), one row each for the training loss,
-what is measured on held-out clips, and what is measured on samples. Stages are
-read from `WORKDIR/STAGE/metrics.jsonl`; several folders, separated by commas,
-are drawn one after the other as parts of one training. Wants matplotlib.
+One column a stage (`vae`, `pictures`, `dit`), one row each for the training
+loss, what is measured on held-out clips, and what is measured on samples.
+Stages are read from `WORKDIR/STAGE/metrics.jsonl`; several folders, separated
+by commas, are drawn one after the other as parts of one training. Wants
+matplotlib.
 """
 
 from collections.abc import Mapping, Sequence

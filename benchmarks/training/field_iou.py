@@ -1,4 +1,4 @@
-"""IoU of a model's fields with the truth, on coarse grids and without meshes."""
+"""IoU of a model's fields with the truth, on coarse grids without meshes."""
 
 from collections.abc import Sequence
 import dataclasses

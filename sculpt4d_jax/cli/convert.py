@@ -7,8 +7,8 @@ Look first, then convert Hunyuan3D 2.1, whose file holds all three networks:
 
 A source is a file (.safetensors, .ckpt, .pt, .pth, .bin, or the .index.json of
 shards), a folder of such files, or a repository of Hugging Face, OWNER/NAME
-(extra "hub"). Of several, each network is taken from the first that has it.
-Without -o nothing is written: every name is listed, and where it would go.
+(extra "hub"). Each network is taken from the first source that has it. Without
+-o nothing is written: every name is listed with its destination.
 
 Some networks:    --parts dit vae
 Sculpt4D:         sculpt4d convert TencentARC/Sculpt4D tencent/Hunyuan3D-2.1 ...

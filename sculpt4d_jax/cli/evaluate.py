@@ -8,11 +8,12 @@
 
 A sequence is a folder with a PLY, OBJ or GLB file a frame, an animated GLB, USD
 or Alembic file, or a .npy cloud of tracked points. Without sequences, the model
-of --preset is sampled on procedural clips that it never saw, and scored besides
-the same weights with temporal attention off and two answers that need no model.
+of --preset is sampled on held-out procedural clips. It is compared with the
+same weights without temporal attention, and with two answers that need no
+model.
 
-Printed are the columns of a protocol with 95 % intervals, and the conventions
-that they depend on.
+The output is a protocol's columns with 95 % intervals, and the conventions that
+they depend on.
 """
 
 import argparse

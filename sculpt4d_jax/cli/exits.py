@@ -12,8 +12,8 @@ The programs of `launch/` and the command `sculpt4d` share these exits:
                  without waiting for threads of libraries; after some seconds
                  even from inside a library's call (`signals.py`).
 
-A `UserError` (`sculpt4d_jax/errors.py`) is such a message, and so is an error of
-the operating system. Any other exception is a bug that was not explained
+A `UserError` (`sculpt4d_jax/errors.py`) is such a message, and so is an error
+of the operating system. Any other exception is a bug that was not explained
 yet, and keeps its traceback.
 """
 

@@ -31,7 +31,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
   "train": ("train", "train a model, on made clips or on records"),
   "evaluate": ("evaluate", "score mesh sequences, or a model"),
   "convert": ("convert", "convert released weights"),
-  "plan": ("plan", "say what a model needs of a device's memory"),
+  "plan": ("plan", "estimate the device memory that a model needs"),
   "info": ("info", "show versions, devices and optional packages"),
 }
 

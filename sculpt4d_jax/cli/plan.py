@@ -1,4 +1,4 @@
-"""Says what a model needs of a device's memory, without a device.
+"""Estimates the device memory that a model needs, without a device.
 
   sculpt4d plan --preset sculpt4d
   sculpt4d plan --preset sculpt4d --set sampling.num_frames=32

@@ -3,14 +3,16 @@
   sculpt4d register out -o out/registered
   sculpt4d register out -o out/mine --mesh my.glb
 
-The input is the folder of a sample, any folder of meshes (PLY, OBJ, STL, GLB; one
-a frame), an animated GLB or a USD file. The output folder gets registered.glb
-(morph targets), registered.usdc, vertices.npz and registration.json, which says
-of every frame how well it was registered. Frames that failed are named.
+The input is the folder of a sample, any folder of meshes (PLY, OBJ, STL, GLB;
+one a frame), an animated GLB or a USD file. The output folder gets
+registered.glb (morph targets), registered.usdc, vertices.npz and
+registration.json, which states how well each frame was registered. Frames that
+failed are named.
 
-With --video the mesh gets colours from the clip that was sampled, and the folder
-an overlay of the mesh on the video; with --bones a skeleton (registered_skin.glb,
-registered.bvh). Both add a figure, a viewer page and a turntable.
+With --video the mesh gets colours from the clip that was sampled, and the
+folder an overlay of the mesh on the video; with --bones a skeleton
+(registered_skin.glb, registered.bvh). Both add a figure, a viewer page and a
+turntable.
 """
 
 import argparse

@@ -7,10 +7,10 @@ r"""Makes an animated mesh of a clip of a moving object.
   sculpt4d sample pictures/ -o out --matte alpha
 
 The clip is a video (mp4, mov, webm, avi, gif), a folder of pictures or one
-picture. The object should fill a good part of the frame. Where it has an alpha
-channel or stands before a plain background, it is cut out by itself; else give
-a matting network with --matte onnx:FILE. `--preview_cutout` writes
-cutout.png into the output folder and stops, before the long work.
+picture. The object should fill a good part of the frame. With an alpha channel
+or before a plain background it is cut out automatically; otherwise give a
+matting network with --matte onnx:FILE. `--preview_cutout` writes cutout.png
+into the output folder and stops before the long computation.
 
 The output folder gets frame_0000.ply and so on, animation.glb, animation.usdc
 (with the extra "usd"), a viewer.html to open in a browser, preview.png, and

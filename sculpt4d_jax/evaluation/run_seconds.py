@@ -1,7 +1,8 @@
 """Seconds by stage that a sampling run left in its run.json.
 
 The folder of a prediction holds one if `launch.sample` or the library wrote it.
-Runs on different devices, or with different numbers of frames, are never averaged.
+Runs on different devices, or with different numbers of frames, are never
+averaged.
 """
 
 from collections.abc import Mapping, Sequence

@@ -114,7 +114,7 @@ def describe(known: Known) -> list[str]:
 
 
 def check(files: Iterable[KnownFile]) -> None:
-  """Reads the meshes among the files, to find mistakes before a model is loaded.
+  """Reads the meshes among the files, so that mistakes are found at once.
 
   Raises:
     ValueError: See `read_mesh`.

@@ -14,8 +14,8 @@ are constants.
 
 The estimates were compared with `memory_analysis` of the compiled programs at
 the released size, on a CPU; a test repeats the comparison. Compilers for GPUs
-and TPUs reserve more, see docs/sampling.md. Nothing was measured on a device, so
-`memory_choice.py` leaves a share of it free.
+and TPUs reserve more, see docs/sampling.md. Nothing was measured on a device,
+so `memory_choice.py` leaves a share of it free.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,8 @@
 """LoRA adapters in PEFT's, diffusers' and kohya's names, folded into weights.
 
 An adapter of a linear layer is two narrow matrices; the layer computes with
-W + s B A, where s is alpha / r for a rank r (alpha / sqrt(r) with rank-stabilised
-LoRA). An adapter's names, after the layer's:
+W + s B A, where s is alpha / r for a rank r (with rank-stabilised LoRA
+alpha / sqrt(r)). An adapter's names, after the layer's:
 
     lora_A.weight, lora_B.weight                  PEFT, saved alone; diffusers
     lora_A.NAME.weight, lora_B.NAME.weight        PEFT, saved with the base,

@@ -1,10 +1,10 @@
 """The three kernels for NVIDIA Hopper GPUs, in Pallas Mosaic GPU.
 
-A program owns some rows (queries; keys in the kernel of dK and dV) and walks the
-list of columns that its rows see. One warpgroup copies: it keeps the operands of
-`stages` steps in flight into shared memory with the tensor memory accelerator
-(TMA). The other warpgroups compute, each for 64 rows, and all read the same
-operands:
+A program owns some rows (queries; keys in the kernel of dK and dV) and walks
+the list of columns that its rows see. One warpgroup copies: it keeps the
+operands of `stages` steps in flight into shared memory with the tensor memory
+accelerator (TMA). The other warpgroups compute, each for 64 rows, and all read
+the same operands:
 
     copying warpgroup      slot 0   slot 1   ...   slot 0 again
                            TMA ---> ready[0]          ^

@@ -34,8 +34,8 @@ from . import tiles as tpu_tiles
 
 # An item waits until the copies out of the item two before it are done, and
 # only then starts the copies in of the item `buffers` - 1 after it. An item may
-# hence not share a piece with the `buffers` items before it, which is the window
-# of `lists`: more buffers here would need a longer window.
+# hence not share a piece with the `buffers` items before it, which is the
+# window of `lists`: more buffers here would need a longer window.
 #
 #   item i             begin: item i - 2 is written     end: start to write i
 #                      fetch: start to read i + buffers - 1
@@ -350,7 +350,8 @@ def backward(
   """
   heads, num_frames, num_segments, tokens, width = query.shape
   # Main memory holds the sum over passes and tiles: two tiles of keys see the
-  # same queries. Pieces that no key sees in a pass keep their sum, so it starts at zero.
+  # same queries. Pieces that no key sees in a pass keep their sum, so it starts
+  # at zero.
   query_bar = jnp.zeros(
     (heads, num_frames, num_segments, width, tokens), jnp.float32
   )

@@ -3,11 +3,12 @@
 Scores are stored transposed, [keys, queries]. The softmax then reduces over the
 first axis of a register tile, so maxima and sums are plain element-wise
 operations. The output is [head width, queries] until it is written: a product
-whose stationary operand, the attention weights, fills a matrix unit of any size.
+whose stationary operand, the attention weights, fills a matrix unit of any
+size.
 
-A work item runs in two stages: (1) scores and their maxima, (2) exponentials and
-the product with the values. Stage 1 of an item is interleaved with stage 2 of
-the item before it:
+A work item runs in two stages: (1) scores and their maxima, (2) exponentials
+and the product with the values. Stage 1 of an item is interleaved with stage 2
+of the item before it:
 
     item       0     1     2     3
     stage 1   [S0]  [S1]  [S2]  [S3]            matrix units: scores
@@ -15,8 +16,8 @@ the item before it:
                ---------- time ---------->      then matrix units: values
 
 The two stages are independent, so the matrix units stay busy while exponentials
-are computed. Two buffers, `even` and `odd`, carry items from stage 1 to stage 2.
-Stage 1 also transposes the values, once for all rows of the tile.
+are computed. Two buffers, `even` and `odd`, carry items from stage 1 to stage
+2. Stage 1 also transposes the values, once for all rows of the tile.
 
 The softmax is online and in base 2: m is the running maximum of log2(e) *
 scores, l the sum of 2^(. - m), and acc the sum of 2^(. - m) * value.
@@ -175,8 +176,8 @@ class _Forward:
   ) -> None:
     """Runs full items from `first` on.
 
-    `numbers` are the item counts of all tiles, known at trace time: code for one
-    item and for several is emitted only where some tile needs it.
+    `numbers` are the item counts of all tiles, known at trace time: code for
+    one item and for several is emitted only where some tile needs it.
     """
     pieces = range(self.stream.size)
 

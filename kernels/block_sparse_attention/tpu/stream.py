@@ -113,8 +113,8 @@ class ItemStream:
 
   def number(self, item: Index) -> jax.Array:
     """Number of an item among those of all tiles."""
-    # Copies of the next tile are in flight when a tile begins, so slots must not
-    # start again from 0.
+    # Copies of the next tile are in flight when a tile begins, so slots must
+    # not start again from 0.
     return self._words[0, 0] + item
 
   def slot(self, item: Index) -> jax.Array:
@@ -127,7 +127,8 @@ class ItemStream:
 
   def rows(self, item: Index, size: int) -> list[Index]:
     """Pieces of the tile that see an item."""
-    # Known at trace time where all rows see the item: addresses are then static.
+    # Known at trace time where all rows see the item: addresses are then
+    # static.
     if size == self._work.sizes[0]:
       return list(range(size))
     # Row indices of 4 bits each.

@@ -14,7 +14,7 @@ from sculpt4d_jax.diffusion.solvers import calls as calls_lib
 
 
 def solver(times: np.ndarray) -> calls_lib.Calls:
-  """Computes x + h (1 + r / 2) v - h r / 2 m, r being h over the step before."""
+  """Computes x + h (1 + r / 2) v - h r / 2 m; r is h over the last step."""
   times = np.asarray(times, np.float64)
   step = np.diff(times)
   half_ratio = np.zeros_like(step)

@@ -1,7 +1,7 @@
 """Heun's method: second order, two calls an interval and one in the last.
 
-Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative
-Models, 2022, algorithm 1, which also ends with an Euler step.
+Source: Karras et al., Elucidating the Design Space of Diffusion-Based
+Generative Models, 2022, algorithm 1, which also ends with an Euler step.
 """
 
 import numpy as np

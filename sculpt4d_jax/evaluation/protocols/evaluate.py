@@ -98,7 +98,7 @@ def evaluate_pairs(
 
 
 def with_views(protocol: Protocol, **settings: Any) -> Protocol:
-  """The protocol with other pictures; `settings` are those of `ViewSettings`."""
+  """The protocol with other pictures, by fields of `ViewSettings`."""
   views = conventions_lib.ViewSettings(**settings)
   return protocol.with_conventions(views=views)
 

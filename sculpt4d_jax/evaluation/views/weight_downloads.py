@@ -3,9 +3,9 @@
   vgg16.pth               by torchvision, from its own address
   clip-vit-base-patch32/  by huggingface_hub
 
-Their libraries know the addresses and check the files. The other weights have no
-library that downloads only them: LPIPS's heads are in the package `lpips`, and
-I3D, CLIP ViT-bigG-14 (10 GB) and DreamSim are fetched by hand.
+Their libraries know the addresses and check the files. The other weights have
+no library that downloads only them: LPIPS's heads are in the package `lpips`,
+and I3D, CLIP ViT-bigG-14 (10 GB) and DreamSim are fetched by hand.
 """
 
 from collections.abc import Callable

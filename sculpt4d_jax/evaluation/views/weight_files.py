@@ -1,8 +1,9 @@
 """Local weight files of the networks that compare pictures.
 
-Nothing is downloaded here (see `weight_downloads`). A folder is searched for the names below. Files that are
-found are reported with size and SHA-256, because scores depend on the weights.
-A metric whose file is missing is undefined, with a note.
+Nothing is downloaded here (see `weight_downloads`). A folder is searched for
+the names below. Files that are found are reported with size and SHA-256,
+because scores depend on the weights. A metric whose file is missing is
+undefined, with a note.
 """
 
 from collections.abc import Mapping

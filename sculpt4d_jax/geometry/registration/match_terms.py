@@ -1,8 +1,8 @@
 """Sums the terms of a Gauss-Newton step over all matches of a graph's vertices.
 
-A vertex x depends on K nodes, so a match adds K^2 blocks of 6 x 6 to the matrix:
-a few million numbers in each step. But the blocks of a pair of nodes (a, b) are
-all functions of the same few sums over its matches,
+A vertex x depends on K nodes, so a match adds K^2 blocks of 6 x 6 to the
+matrix: a few million numbers in each step. But the blocks of a pair of nodes
+(a, b) are all functions of the same few sums over its matches,
 
     sum  w blend_a blend_b (n n^T + point_weight I) (1, x) (1, x)^T
 

@@ -3,7 +3,7 @@
 First where the number of connected parts changes. Then where frames have failed
 all the same: legs that are fused in some frames and apart in others are one
 part throughout, yet no single topology shows both. A frame inside a failed run
-is registered to its neighbourhood, and its mesh is shown as far as it is clearly
+is registered to its neighbourhood, and its mesh is shown where it is clearly
 better; before and after, the earlier mesh is shown again.
 """
 

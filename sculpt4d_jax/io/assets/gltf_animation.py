@@ -179,7 +179,7 @@ def _play(
   offset: np.ndarray,
   dtype: type = np.float32,
 ) -> np.ndarray:
-  """World positions of all vertices of some nodes, less an offset, [F, V, 3]."""
+  """World positions of some nodes' vertices, less an offset, [F, V, 3]."""
   asset = scene.asset
   tracks = gltf_tracks.read_tracks(asset, animation, times)
   worlds = world_transforms(scene, tracks, len(times))

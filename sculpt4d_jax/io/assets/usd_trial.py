@@ -2,8 +2,8 @@
 
 On some damaged files the library of USD does not raise an error but ends the
 process (an abort or an access to foreign memory) or never returns. The trial
-ends in its place, and the caller gets an error. Data preparation, which reads each asset in a
-process with limits, does not need it.
+ends in its place, and the caller gets an error. Data preparation, which reads
+each asset in a process with limits, does not need it.
 """
 
 import functools
