@@ -101,6 +101,7 @@ def gather(
   side = masks.shape[1]
   at = (np.arange(side) + 0.5) / side * 2 - 1
   places = np.stack(np.meshgrid(at, -at), -1).reshape(-1, 2)
+  # The same pixels in every run: the sampler's seed alone makes a difference.
   rng = np.random.default_rng(0)
   pixels, covered = [], []
   for mask in masks:
@@ -139,10 +140,12 @@ def fitting(
 
       def fitted() -> Array:
         clean = x[0] + left * answer[0]
+        # Other rays at every call, which is known by its time.
         key = jax.random.fold_in(
           jax.random.key(0), (time[0] * 1e6).astype(jnp.uint32)
         )
         moved = _fit(vae, clean, outlines, config, key)
+        # x + left * velocity is then the moved estimate.
         return answer + ((moved - clean) / jnp.maximum(left, 1e-3))[None]
 
       return lax.cond(
@@ -172,6 +175,8 @@ def _fit(
     rows = jax.random.randint(key, (num_frames, _NUM_RAYS), 0, num_pixels)
     pixels = jnp.take_along_axis(outlines.pixels, rows[..., None], 1)
     covered = jnp.take_along_axis(outlines.covered, rows, 1)
+    # Frame by frame: the decoder's activations of a clip would need as many
+    # times the memory as it has frames.
     gradient = lax.map(
       lambda frame: jax.grad(_frame_loss, 1)(vae, *frame, outlines.view),
       (latents, pixels, covered),

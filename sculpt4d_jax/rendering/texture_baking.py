@@ -140,6 +140,7 @@ def observe(clip: Footage, frame: int, points: SurfacePoints) -> Observed:
   coverage = _look_up(clip.masks[frame][..., None], pixels)[:, 0]
   outside = (pixels < 0).any(1) | (pixels > [width - 1, height - 1]).any(1)
   belongs = np.clip((coverage - _OBJECT) / (1 - _OBJECT), 0, 1) * ~outside
+  # Rays are cast last, for points that nothing else rules out.
   belongs[belongs > 0] *= ~_is_hidden(
     clip.camera,
     camera_fit.scene_of(vertices, faces),
@@ -211,6 +212,7 @@ def _best_of(
     colours += power[:, None] * shown
     total += power
     best = np.maximum(best, seen.weights)
+  # The fourth power of a small weight vanishes, and with it the colour.
   best[total < 1e-12] = 0
   return Observed(colours / np.maximum(total, 1e-12)[:, None], best)
 

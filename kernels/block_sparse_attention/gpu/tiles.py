@@ -265,6 +265,10 @@ def granule_blocks(
   mask: mask_lib.Mask, token_order: mask_lib.TokenOrder
 ) -> int:
   """Blocks of a granule; divides blocks_per_frame."""
+  # A frame of eight blocks and strides up to 4:
+  #
+  #   bit-reversed   0 4 | 2 6 | 1 5 | 3 7               four granules
+  #   natural        0 | 1 | 2 | 3 | 4 | 5 | 6 | 7       eight
   if mask.max_stride == 1:
     return mask.blocks_per_frame
   if token_order == "bit_reversed" and mask.is_power_of_two:

@@ -99,6 +99,13 @@ def forward(
   Returns:
     Output [F, P, K] and log-sum-exp [F, P], float32.
   """
+  # What the queries of frame 2 see, if stride 1 reaches one frame and stride 2
+  # the next ("#" is seen); each level is one batched dense product:
+  #
+  #   key frame     0      1      2      3      4
+  #   segment a    # .    # #    # #    # #    # .
+  #   segment b    . #    # #    # #    # #    . #
+  #   level        2      1      1      1      2
 
   def step(
     results: tuple[jax.Array, jax.Array],

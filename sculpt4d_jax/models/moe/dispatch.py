@@ -38,6 +38,14 @@ def plan(chosen: Int[Array, "T k"], num_experts: int, block_size: int) -> Plan:
   Choices of one expert keep their order. Choices of no expert, E and above, are
   last.
   """
+  # Three tokens with two choices each, experts a, b, c, and blocks of two rows:
+  #
+  #   choice   0  1 | 2  3 | 4  5             token * 2 + slot
+  #   expert   b  a | a  c | b  a
+  #
+  #   row      0  1   2  3 | 4  5 | 6  7
+  #   expert   a  a   a  - | b  b | c  -      "-" for padding
+  #   choice   1  2   5  - | 0  4 | 3  -
   num_choices = chosen.size
   flat = jnp.minimum(chosen.reshape(-1), num_experts)
   # A choice's row is its place among the choices of its expert: a running
