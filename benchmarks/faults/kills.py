@@ -328,6 +328,7 @@ def _kill_once(
     template: Starts it after its imports; None starts it from the beginning.
   """
   number = getattr(signal, _SIGNAL.value)
+  left = hidden(folder)  # By a run that had to be ended; see below.
   if template:
     start = template.started(command[3:])
   else:
@@ -349,7 +350,7 @@ def _kill_once(
     if seconds > _LIMIT:
       faults.append("too slow")
     # Its own thread ended it inside a library's call; the next run cleans up.
-    if hidden(folder) - {_LIST} and not is_late:
+    if hidden(folder) - left - {_LIST} and not is_late:
       faults.append("hidden files after SIGINT")
   faults = list(filter(None, faults))
   if faults:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.geometry import deforming_mesh
+from sculpt4d_jax.io import usd_modules
 from sculpt4d_jax.io.assets import asset_files
 from sculpt4d_jax.io.assets import polygons
 from sculpt4d_jax.io.assets import usd_shapes
@@ -41,21 +41,6 @@ PathLike = str | os.PathLike
 SUFFIXES = (".usd", ".usda", ".usdc", ".usdz")
 _MAX_LAYERS = 64
 _MAX_REASON = 200  # Characters of a message.
-
-
-def _pxr() -> tuple[types.ModuleType, ...]:
-  try:
-    from pxr import Sdf
-    from pxr import Tf
-    from pxr import Usd
-    from pxr import UsdGeom
-    from pxr import UsdSkel
-  except ImportError as error:
-    raise MissingPackageError(
-      "USD files need the package usd-core: pip install 'sculpt4d-jax[usd]'"
-      " or pip install usd-core."
-    ) from error
-  return Sdf, Tf, Usd, UsdGeom, UsdSkel
 
 
 class UsdAsset:
@@ -88,7 +73,7 @@ class UsdAsset:
       raise AssetError(f"{path.name!r} is larger than allowed.")
     with self._as_asset_errors():
       _check_layers(path, path.parent)
-      self._stage = _pxr()[2].Stage.Open(os.fspath(path))
+      self._stage = usd_modules.load().Usd.Stage.Open(os.fspath(path))
       # Edits for this reading go to an in-memory layer.
       session = self._stage.GetSessionLayer()
       self._stage.SetEditTarget(session)
@@ -99,7 +84,7 @@ class UsdAsset:
   @contextlib.contextmanager
   def _as_asset_errors(self) -> Iterator[None]:
     """Turns USD's exceptions into one sentence."""
-    Tf = _pxr()[1]
+    Tf = usd_modules.load().Tf
     try:
       yield
     except Tf.ErrorException as error:
@@ -109,7 +94,7 @@ class UsdAsset:
 
   def _find_meshes(self) -> None:
     """Finds what is part of the object, and how long it moves."""
-    UsdGeom = _pxr()[3]
+    UsdGeom = usd_modules.load().UsdGeom
     self._faces = polygons.Faces()
     self._prims, left_out = [], []
     for prim in self._stage.Traverse():
@@ -143,7 +128,7 @@ class UsdAsset:
       AssetError: Topology changes, positions are not finite, or their number
         exceeds the limits.
     """
-    _, _, _, UsdGeom, _ = _pxr()
+    UsdGeom = usd_modules.load().UsdGeom
     codes = (self.start + float(time) * self.rate for time in times)
     frames = (self._frame(UsdGeom, code) for code in codes)
     with self._as_asset_errors():
@@ -281,7 +266,7 @@ def _visibility_samples(
 
 def _check_layers(path: pathlib.Path, folder: pathlib.Path) -> None:
   """Rejects layers that refer to files outside of the folder."""
-  Sdf = _pxr()[0]
+  Sdf = usd_modules.load().Sdf
   if path.suffix.lower() == ".usdz":
     return  # A package resolves its names internally.
   waiting, seen = [path], set()

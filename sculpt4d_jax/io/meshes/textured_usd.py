@@ -29,6 +29,7 @@ from sculpt4d_jax.geometry import bone_tree
 from sculpt4d_jax.geometry import skinning
 from sculpt4d_jax.geometry import textured_mesh
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import usd_modules
 from sculpt4d_jax.io.meshes import textured_glb
 from sculpt4d_jax.io.meshes import usd
 
@@ -65,7 +66,7 @@ def write_points(
   """
   num_frames = _check(path, parts, fps)
   codes, rate = usd.time_codes(num_frames, fps, times)
-  pxr = usd.import_pxr()
+  pxr = usd_modules.load()
   stage = usd.new_stage(pxr, codes, rate)
   root = pxr.UsdGeom.Xform.Define(stage, _ROOT)
   stage.SetDefaultPrim(root.GetPrim())
@@ -118,7 +119,7 @@ def write_skeleton(
       f" vertices, the mesh {num_frames} of {part.mesh.num_vertices}."
     )
   codes, rate = usd.time_codes(num_frames, fps, times)
-  pxr = usd.import_pxr()
+  pxr = usd_modules.load()
   stage = usd.new_stage(pxr, codes, rate)
   root = pxr.UsdSkel.Root.Define(stage, _ROOT)
   stage.SetDefaultPrim(root.GetPrim())

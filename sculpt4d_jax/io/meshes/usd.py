@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import usd_modules
 from sculpt4d_jax.io.assets import usd as asset_usd
 from sculpt4d_jax.io.meshes import frame_times
 from sculpt4d_jax.io.meshes import glb
@@ -68,7 +68,7 @@ def write_animated_usd(
   """
   glb.check_sequence(path, meshes, fps, SUFFIXES)
   codes, rate = time_codes(len(meshes), fps, times)
-  pxr = import_pxr()
+  pxr = usd_modules.load()
   path = pathlib.Path(path)
   with atomic.atomic_path(path) as temporary:
     stage = _build_stage(pxr, meshes, codes, rate)
@@ -92,7 +92,7 @@ def read_animated_usd(path: PathLike) -> tuple[list[TriangleMesh], float]:
       or has faces that are not triangles.
     ImportError: usd-core is not installed.
   """
-  pxr = import_pxr()
+  pxr = usd_modules.load()
   if not pathlib.Path(path).is_file():
     raise UserError(f"there is no USD file at {os.fspath(path)}.")
   try:
@@ -119,7 +119,7 @@ def is_mesh_sequence(path: PathLike) -> bool:
     ValueError: The file is missing or damaged.
     ImportError: usd-core is not installed.
   """
-  pxr = import_pxr()
+  pxr = usd_modules.load()
   if not pathlib.Path(path).is_file():
     raise UserError(f"there is no USD file at {os.fspath(path)}.")
   try:
@@ -129,36 +129,6 @@ def is_mesh_sequence(path: PathLike) -> bool:
       f"{path} is not a readable USD file: {asset_usd.first_reason(error)}"
     ) from error
   return bool(stage.GetPrimAtPath(_MESH_PATH))
-
-
-def import_pxr() -> types.SimpleNamespace:
-  """The parts of usd-core; raises ImportError naming the extra."""
-  try:
-    from pxr import Gf
-    from pxr import Sdf
-    from pxr import Tf
-    from pxr import Usd
-    from pxr import UsdGeom
-    from pxr import UsdShade
-    from pxr import UsdSkel
-    from pxr import UsdUtils
-    from pxr import Vt
-  except ImportError as error:
-    raise MissingPackageError(
-      "USD files need the package usd-core: pip install 'sculpt4d-jax[usd]'"
-      " or pip install usd-core."
-    ) from error
-  return types.SimpleNamespace(
-    Gf=Gf,
-    Sdf=Sdf,
-    Tf=Tf,
-    Usd=Usd,
-    UsdGeom=UsdGeom,
-    UsdShade=UsdShade,
-    UsdSkel=UsdSkel,
-    UsdUtils=UsdUtils,
-    Vt=Vt,
-  )
 
 
 def time_codes(
