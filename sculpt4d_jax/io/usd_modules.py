@@ -42,6 +42,7 @@ def load() -> types.SimpleNamespace:
 
 
 def _load() -> types.SimpleNamespace:
+  importlib.import_module("pxr")
   return types.SimpleNamespace(
     **{name: importlib.import_module(f"pxr.{name}") for name in _NAMES}
   )
