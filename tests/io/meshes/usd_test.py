@@ -1,5 +1,5 @@
-import builtins
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -80,14 +80,7 @@ def test_time_samples_by_hand(tmp_path):
 
 
 def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
-  import_module = builtins.__import__
-
-  def without_pxr(name, *args, **kwargs):
-    if name.startswith("pxr"):
-      raise ImportError(f"No module named {name!r}")
-    return import_module(name, *args, **kwargs)
-
-  monkeypatch.setattr(builtins, "__import__", without_pxr)
+  monkeypatch.setitem(sys.modules, "pxr", None)
   with pytest.raises(ImportError, match=r"usd-core: pip install .*\[usd\]"):
     animated_usd.write_animated_usd(tmp_path / "a.usdc", [clips.TRIANGLE], 8)
   assert not os.listdir(tmp_path)
