@@ -72,10 +72,12 @@ def list_clips(asset: gltf_container.GltfFile) -> list[Clip]:
       name = str(animation.get("name") or f"animation {index}")[:200]
       clips.append(Clip(index, name, min(times), max(times)))
       targets.append({_plain_target(channel) for channel in channels})
-  every = set().union(*targets)
-  if len(clips) > 1 and None not in every:
-    if len(every) == sum(map(len, targets)):
-      return [_played_together(clips)]
+  # A pose of one moment may be of another scene, so it is not added to motion.
+  moving = [k for k, clip in enumerate(clips) if clip.end > clip.start]
+  every = set().union(*(targets[k] for k in moving))
+  if len(moving) > 1 and None not in every:
+    if len(every) == sum(len(targets[k]) for k in moving):
+      return [_played_together([clips[k] for k in moving])]
   return clips
 
 

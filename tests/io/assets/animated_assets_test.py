@@ -120,6 +120,23 @@ def _play(path, times=(0.0, 1.0)):
   return asset.play(asset.clips[0], times)
 
 
+def test_a_pose_of_one_moment_is_not_added_to_motion(tmp_path):
+  glb = Glb()
+  moment = glb.add([0.0], "SCALAR")
+  large = glb.add([[1800.0, 1800.0, 1800.0]], "VEC3")
+  glb.document["animations"].append(
+    {
+      "name": "pose",
+      "samplers": [{"input": moment, "output": large}],
+      "channels": [{"sampler": 0, "target": {"node": 1, "path": "scale"}}],
+    }
+  )
+  asset = animated_assets.AnimatedAsset(glb.write(tmp_path))
+  assert [clip.name for clip in asset.clips] == ["turn", "pose"]
+  mesh = asset.play(asset.clips[0], (0.0, 1.0))
+  np.testing.assert_allclose(mesh.vertices[0], np.eye(3), atol=1e-6)
+
+
 def test_skin_and_morph_by_hand(tmp_path):
   mesh = _play(Glb().write(tmp_path), (0.0, 1.0, 0.5))
   np.testing.assert_allclose(mesh.vertices[0], np.eye(3), atol=1e-6)
