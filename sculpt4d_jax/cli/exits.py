@@ -140,7 +140,7 @@ def _end_by_signal(signum: int, name: str) -> NoReturn:
   if threading.current_thread() is threading.main_thread():
     for each in (signal.SIGINT, signal.SIGTERM):
       signal.signal(each, signal.SIG_IGN)
-  elif _has_open_bars():  # The main thread cannot close them.
+  if _has_open_bars():  # Nobody closes them any more.
     print(file=sys.stderr)
   if signum == signal.SIGINT:
     say(name, "Interrupted.")
