@@ -27,6 +27,7 @@ from PIL import Image
 from launch import program
 from sculpt4d_jax.data.preparation import units
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io.assets import animated_assets
 from sculpt4d_jax.io.matting import foreground
@@ -96,14 +97,11 @@ def compare(
     table = scores[0].T
   else:
     table = np.stack([score.mean(axis=1) for score in scores])
-  rng = np.random.default_rng(0)
-  chosen = rng.integers(0, len(table), (10_000, len(table)))
   for column, method in enumerate(methods):
-    gains = table[:, column] - table[:, 0]
-    low, high = np.quantile(gains[chosen].mean(axis=1), [0.025, 0.975])
+    gain = evaluator.estimate_mean(table[:, column] - table[:, 0])
     yield (
       f"{method}: IoU {table[:, column].mean():.3f}, against {methods[0]}"
-      f" {gains.mean():+.3f} [{low:+.3f}, {high:+.3f}],"
+      f" {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}],"
       f" {np.mean(seconds, axis=0)[column]:.2f} s a frame, n = {len(table)}"
     )
 
