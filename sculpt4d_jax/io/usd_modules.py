@@ -7,6 +7,7 @@ alone; therefore another thread imports.
 
 from concurrent import futures
 import importlib
+import sys
 import types
 
 from sculpt4d_jax.errors import MissingPackageError
@@ -31,14 +32,16 @@ def load() -> types.SimpleNamespace:
   Raises:
     MissingPackageError: usd-core is not installed.
   """
-  with futures.ThreadPoolExecutor(1) as thread:
-    try:
+  try:
+    if all(f"pxr.{name}" in sys.modules for name in _NAMES):
+      return _load()  # Nothing is left to import.
+    with futures.ThreadPoolExecutor(1) as thread:
       return thread.submit(_load).result()
-    except ImportError as error:
-      raise MissingPackageError(
-        "USD files need the package usd-core: pip install 'sculpt4d-jax[usd]'"
-        " or pip install usd-core."
-      ) from error
+  except ImportError as error:
+    raise MissingPackageError(
+      "USD files need the package usd-core: pip install 'sculpt4d-jax[usd]'"
+      " or pip install usd-core."
+    ) from error
 
 
 def _load() -> types.SimpleNamespace:

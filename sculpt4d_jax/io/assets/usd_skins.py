@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sculpt4d_jax.io import usd_modules
+
 if TYPE_CHECKING:
   from pxr import UsdSkel
   from pxr import Vt
@@ -25,9 +27,8 @@ class Skins:
 
   def __init__(self, stage: Any):
     """Finds all skinned meshes; the stage has no instances."""
-    from pxr import Usd
-    from pxr import UsdSkel
-
+    pxr = usd_modules.load()
+    Usd, UsdSkel = pxr.Usd, pxr.UsdSkel
     self._cache = UsdSkel.Cache()
     self._bound: dict[Any, tuple[Any, Any]] = {}
     predicate = Usd.PrimDefaultPredicate
@@ -97,8 +98,7 @@ class Skins:
     points: "Vt.Vec3fArray",
     code: float,
   ) -> None:
-    from pxr import UsdSkel
-
+    UsdSkel = usd_modules.load().UsdSkel
     animation, mapper = skeleton.GetAnimQuery(), skin.GetBlendShapeMapper()
     if not animation or not mapper:
       return
