@@ -249,7 +249,7 @@ def parameter_spec(shape: Sequence[int], axes: Axes, mesh: Mesh) -> Spec:
   num_layer_axes = len(shape) - len(axes)
   own = shape[num_layer_axes:]
   # Experts' biases are small, but must be where their kernels are: devices that
-  # exchange tokens have the numbers of their own experts only.
+  # exchange tokens know only the experts that they hold.
   if math.prod(own) < MIN_SPLIT_SIZE and "expert" not in axes:
     return Spec()
   return Spec(

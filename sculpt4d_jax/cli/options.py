@@ -16,8 +16,8 @@ def add_preset(
 ) -> None:
   """Adds --preset and --set.
 
-  Commands that make or use weights of their own have one default, so that what
-  one makes fits the others; those about the released model have its preset.
+  Commands that train, sample or score have one default, so that the results of
+  one fit the others; those about the released model have its preset.
   """
   parser.add_argument(
     "--preset",
