@@ -51,19 +51,16 @@ from launch import program
 from sculpt4d_jax import api
 from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.errors import UserError
-from sculpt4d_jax.inference import batch
 from sculpt4d_jax.inference import cutout_preview
 from sculpt4d_jax.inference import known as known_lib
 from sculpt4d_jax.inference import memory_choice
 from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import pipeline
-from sculpt4d_jax.inference import registering
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.meshes import exporters
-from sculpt4d_jax.io.meshes import sequence_input
 from sculpt4d_jax.training import preset as preset_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -255,6 +252,8 @@ def _make(
 
 def _make_batch(preset: preset_lib.Preset) -> int:
   """Makes every clip of a folder; the exit code is 2 if one failed."""
+  from sculpt4d_jax.inference import batch  # Late: see `register`.
+
   if _KNOWN.value:
     raise UserError("--known is of one clip; leave it out with --batch.")
   _formats()
@@ -310,6 +309,10 @@ def _window_settings(trained_frames: int) -> windows_lib.Windows | None:
 
 def register(output: paths.StorePath, result: api.Result) -> None:
   """Registers one mesh to a sample and writes it next to the sample's files."""
+  # Imported late: a sample alone need not wait for it.
+  from sculpt4d_jax.inference import registering
+  from sculpt4d_jax.io.meshes import sequence_input
+
   clip = result.clip.source
   source = sequence_input.MeshSequence(
     clip.name,

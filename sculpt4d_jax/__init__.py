@@ -34,17 +34,18 @@ _ATTENTION = "sculpt4d_jax.kernels.block_sparse_attention"
 _MODULES = {name: _API for name in __all__} | {
   name: _ATTENTION for name in ("BlockMask", "block_sparse_attention")
 }
+_MODULES["evaluate"] = "sculpt4d_jax.evaluation.protocols.evaluate"
 
 if TYPE_CHECKING:
   from sculpt4d_jax.api import Model
   from sculpt4d_jax.api import Result
   from sculpt4d_jax.api import convert_weights
-  from sculpt4d_jax.api import evaluate
   from sculpt4d_jax.api import load
   from sculpt4d_jax.api import plan
   from sculpt4d_jax.api import preset
   from sculpt4d_jax.api import read_clip
   from sculpt4d_jax.api import train
+  from sculpt4d_jax.evaluation.protocols.evaluate import evaluate
   from sculpt4d_jax.kernels.block_sparse_attention import BlockMask
   from sculpt4d_jax.kernels.block_sparse_attention import block_sparse_attention
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import copy
 import dataclasses
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_collections
@@ -22,11 +22,6 @@ from sculpt4d_jax import preset_files
 from sculpt4d_jax import shipped
 from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.errors import UserError
-from sculpt4d_jax.evaluation import held_out
-from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
-from sculpt4d_jax.evaluation.protocols import evaluate as evaluate_lib
-from sculpt4d_jax.evaluation.protocols import protocol_table
-from sculpt4d_jax.evaluation.protocols import scores as scores_lib
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.inference import clip_input
 from sculpt4d_jax.inference import known as known_lib
@@ -41,8 +36,12 @@ from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import known_sizes
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.weights import checkpoint_parts
-from sculpt4d_jax.weights import conversion as conversion_lib
-from sculpt4d_jax.weights import pretrained
+
+# Scoring and converting import what sampling need not wait for: two seconds.
+if TYPE_CHECKING:
+  from sculpt4d_jax.evaluation.protocols import conventions as conventions_lib
+  from sculpt4d_jax.evaluation.protocols import scores as scores_lib
+  from sculpt4d_jax.weights import pretrained
 
 PathLike = paths.PathLike
 PresetLike = PathLike | ml_collections.ConfigDict | preset_lib.Preset
@@ -211,9 +210,9 @@ class Model:
     self,
     num_sequences: int = 20,
     *,
-    protocol: str | conventions_lib.Protocol = "project",
+    protocol: "str | conventions_lib.Protocol" = "project",
     progress: run_log.ProgressOption = True,
-  ) -> dict[str, scores_lib.Report]:
+  ) -> "dict[str, scores_lib.Report]":
     """Scores the model on held-out procedural clips.
 
     Args:
@@ -225,6 +224,9 @@ class Model:
       Scores of the model, of the same weights with temporal attention off, and
       of two answers that need no model; see `evaluation/held_out.py`.
     """
+    from sculpt4d_jax.evaluation import held_out
+    from sculpt4d_jax.evaluation.protocols import protocol_table
+
     data = self.config.data
     if not 1 <= num_sequences <= data.num_held_out:
       raise UserError(
@@ -398,20 +400,17 @@ def train(
   return workdir / "weights"
 
 
-evaluate = evaluate_lib.evaluate
-
-
 def convert_weights(
   source: str | Sequence[str],
   output: PathLike | None = None,
   *,
   preset: PresetLike = "sculpt4d",
   parts: Sequence[str] = checkpoint_parts.PARTS,
-  dtype: str = pretrained.DTYPES[0],
+  dtype: str = "bfloat16",
   overwrite: bool = False,
   progress: run_log.ProgressOption = True,
   **options: Any,
-) -> pretrained.Conversion:
+) -> "pretrained.Conversion":
   """Converts released checkpoints into a folder of weights.
 
   Args:
@@ -432,6 +431,8 @@ def convert_weights(
   Raises:
     ValueError: The checkpoint is damaged, unknown or of another size.
   """
+  from sculpt4d_jax.weights import conversion as conversion_lib
+
   sources = [source] if isinstance(source, str) else list(source)
   parts_of = _typed(preset).model.parts()
   configs = {name: config for name, (_, config) in parts_of.items()}

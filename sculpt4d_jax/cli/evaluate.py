@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
   )
   progress = options.progress(args)
   if args.predicted:
-    report = api.evaluate(
+    report = evaluate.evaluate(
       args.predicted,
       args.truth,
       protocol,

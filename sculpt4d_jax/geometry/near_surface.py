@@ -9,7 +9,11 @@ point on each side is found completely.
 
 A smaller piece may hide near a point whose value is closer to the level than
 the field can change within a cell, if no neighbour on the other side explains
-this. The cells around such points are evaluated completely. A piece can be
+this. Nor may a surface further away: towards it, values come closer to the level
+from point to point, while the point next to a hidden piece is closer than both
+its neighbours along a steep axis. Without this second condition a shell of
+points around every known surface, just out of its reach, would be suspicious.
+The cells around suspicious points are evaluated completely. A piece can be
 missed only if no coarse point is inside it and it lies next to another surface.
 """
 
@@ -20,6 +24,9 @@ from scipy import ndimage
 # field over the neighbouring points. A surface within half a cell's diagonal of
 # a point is within 0.87 of the change along the steepest axis.
 _REACH = 0.55
+
+# An axis is steep if the field changes along it by this share of the most.
+_STEEP = 0.3
 
 
 def interpolate(values: np.ndarray, resolution: int) -> np.ndarray:
@@ -73,7 +80,35 @@ def hiding_places(
   change -= ndimage.minimum_filter(values, **neighbours)
   distance = np.abs(values - level)
   hides = (distance <= _REACH * change) & (distance < band) & ~explained
+  hides &= _closest_along_steep_axis(values, distance)
   return _around(hides, resolution)
+
+
+def _closest_along_steep_axis(
+  values: np.ndarray, distance: np.ndarray
+) -> np.ndarray:
+  """Points at most as far as both neighbours on an axis of steep change."""
+  slopes, closest = [], []
+  for axis in range(values.ndim):
+    before, after = (_neighbour(values, step, axis) for step in (-1, 1))
+    slopes.append(np.maximum(np.abs(before - values), np.abs(after - values)))
+    closest.append(
+      (distance <= _neighbour(distance, -1, axis))
+      & (distance <= _neighbour(distance, 1, axis))
+    )
+  steep = _STEEP * np.maximum.reduce(slopes)
+  return np.logical_or.reduce(
+    [
+      (slope >= steep) & is_closest
+      for slope, is_closest in zip(slopes, closest)
+    ]
+  )
+
+
+def _neighbour(values: np.ndarray, step: int, axis: int) -> np.ndarray:
+  """Values of the next points along an axis; on the border, their own."""
+  index = np.arange(values.shape[axis]) + step
+  return values.take(np.clip(index, 0, values.shape[axis] - 1), axis)
 
 
 def _around(points: np.ndarray, resolution: int) -> np.ndarray:

@@ -15,6 +15,7 @@ a given device.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import threading
 from typing import Any
 
@@ -70,7 +71,7 @@ class Sculpt4D:
     offload: bool = False,
     stream_layers: bool = False,
     devices: Sequence[jax.Device] = (),
-    view_head: view_head_lib.ViewHead | None = None,
+    find_view_head: Callable[[], view_head_lib.ViewHead | None] = lambda: None,
   ):
     """Takes networks.
 
@@ -85,13 +86,13 @@ class Sculpt4D:
         which a device copies them one by one.
       devices: Devices that share a clip; none leaves all to the default one.
         One device streams layers.
-      view_head: Head that predicts how pictures were taken, to fit shapes to
-        outlines.
+      find_view_head: Reads the head that predicts how pictures were taken, to
+        fit shapes to outlines; called once, when it is needed.
 
     Raises:
       ValueError: The device cannot stream layers.
     """
-    self.view_head = view_head
+    self._find_view_head = find_view_head
     self.vae_config = vae.config
     self.encoder_config = image_encoder.config
     self.dit_config = dit.config
@@ -172,8 +173,8 @@ class Sculpt4D:
         config = dataclasses.replace(
           config, scale_factor=details[name]["scale_factor"]
         )
-        graphdef, _ = networks.abstract(kind, config)
       modules[name] = nnx.merge(graphdef, params)
+      modules[name].config = config
     if packs:
       quantization.quantize(modules["dit"].stages)
       devices = devices[:1]  # Packed kernels are not split over devices.
@@ -183,8 +184,13 @@ class Sculpt4D:
       offload=offload,
       stream_layers=stream_layers,
       devices=devices,
-      view_head=view_heads.load(folder),
+      find_view_head=lambda: view_heads.load(folder),
     )
+
+  @functools.cached_property
+  def view_head(self) -> view_head_lib.ViewHead | None:
+    """Head that predicts how pictures were taken; None without one."""
+    return self._find_view_head()
 
   def set_weights(self, image_encoder: nnx.State, dit: nnx.State) -> None:
     """Replaces the weights by others of the same shapes; no recompilation."""
@@ -434,9 +440,12 @@ class Sculpt4D:
     """
     vae = self._vae_on_device()
     key_values = self._keys_values(vae, jnp.asarray(latents))
+    # Flattened once: for thousands of points, that takes as long as a tenth of
+    # their values.
+    leaves = jax.tree.leaves(vae)
 
     def evaluate(points: np.ndarray) -> np.ndarray:
-      return self._field(vae, key_values, points)
+      return self._field(leaves, key_values, points)
 
     return evaluate
 
@@ -447,8 +456,12 @@ class Sculpt4D:
     return vae.field_keys_values(vae.decode_from_diffusion(latents[None]))
 
   def _field_impl(
-    self, params: nnx.State, key_values: attention.KeyValues, points: Array
+    self,
+    leaves: Sequence[Array],
+    key_values: attention.KeyValues,
+    points: Array,
   ) -> Array:
+    params = jax.tree.unflatten(jax.tree.structure(self._vae), leaves)
     vae = nnx.merge(self._vae_def, params)
     return vae.query_field(key_values, points[None])[0].astype(jnp.float32)
 

@@ -1,6 +1,7 @@
 """Writes the files of a run: all of them, or none if something fails."""
 
 from collections.abc import Callable, Mapping, Sequence
+import concurrent.futures
 import json
 import os
 from typing import Any
@@ -65,7 +66,14 @@ def write(
   pictures = input_pictures(result.clip)
   made = [each.file for each in exporters.EXPORTERS.values()]
   with staged.staged_folder(folder, replaces=made) as staging:
-    with log.stage("write files", len(names) + 2) as bar:
+    with (
+      log.stage("write files", len(names) + 2) as bar,
+      # Drawn meanwhile: rays and compression leave the interpreter free.
+      concurrent.futures.ThreadPoolExecutor(1) as drawing,
+    ):
+      preview_of = drawing.submit(
+        preview.write_preview, staging / PREVIEW, result.meshes, pictures
+      )
       for exporter in map(exporters.EXPORTERS.__getitem__, names):
         if exporter.is_available():
           path = staging / exporter.file
@@ -76,7 +84,8 @@ def write(
       text = viewer_page(result, details, pictures)
       atomic.write_bytes(staging / VIEWER, text.encode("utf-8"))
       bar.update()
-      preview.write_preview(staging / PREVIEW, result.meshes, pictures)
+      preview_of.result()
+      bar.update()
     record = dict(details) | {
       "meshes": [
         {"vertices": m.num_vertices, "faces": m.num_faces}

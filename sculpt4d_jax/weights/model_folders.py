@@ -14,7 +14,6 @@ from typing import Any
 from flax import nnx
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from sculpt4d_jax import shipped
 from sculpt4d_jax.io import local_copies
@@ -187,6 +186,8 @@ def _restore(
   dtype: str,
   on_host: bool,
 ) -> dict[str, Any]:
+  import orbax.checkpoint as ocp  # Half a second that safetensors do not need.
+
   reader = orbax_leaves.LeafReader(folder)
   reader.check()
   stored = reader.shapes

@@ -17,7 +17,6 @@ import pathlib
 
 from absl import logging
 import numpy as np
-import orbax.checkpoint as ocp
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.weights.tensor_files import tensor_file
@@ -219,6 +218,8 @@ def _save(tree: Mapping[str, np.ndarray], folder: pathlib.Path) -> None:
   level = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
+    import orbax.checkpoint as ocp  # Half a second that readers do not need.
+
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
     with ocp.Checkpointer(handler) as checkpointer:
       checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(tree))

@@ -7,7 +7,6 @@ import functools
 from typing import Any
 
 import numpy as np
-import trimesh
 
 KINDS = (
   "Cube",
@@ -70,8 +69,10 @@ def triangles(
 
 
 @functools.cache
-def _unit(kind: str) -> trimesh.Trimesh:
+def _unit(kind: str) -> Any:
   """A shape of size, radius and height 1, around the origin along z."""
+  import trimesh  # Half a second that files without such shapes do not need.
+
   creation = trimesh.creation
   if kind == "Cube":
     return creation.box()

@@ -17,7 +17,10 @@ c = alpha * f + (1 - alpha) * b, with f from the nearest inner pixel), and the
 background's share is taken out of the colour.
 """
 
+from collections.abc import Callable
+import concurrent.futures
 import dataclasses
+from typing import TypeVar
 
 import numpy as np
 from scipy import ndimage
@@ -28,6 +31,9 @@ from sculpt4d_jax.io.matting import gaps
 from sculpt4d_jax.io.matting import ground as ground_lib
 from sculpt4d_jax.io.video.frames import VideoFrames
 
+T = TypeVar("T")
+
+_FRAMES_AT_A_TIME = 2  # More would take gigabytes for frames of 4K.
 _SPECK = 1e-4  # Share of the frame's pixels.
 # Remaining light in the darkest shadow, and the slope of an edge relative to
 # the brightness range around it (an outline changes within four pixels).
@@ -121,10 +127,14 @@ def remove(rgb: np.ndarray) -> Removal | None:
   masks &= ~enclosed.masks
   colours, alpha = np.full_like(rgb, 255), np.zeros(rgb.shape[:3], np.uint8)
   is_keyed = _is_screen(ground)
-  for index, (frame, mask) in enumerate(zip(rgb, masks)):
+
+  def matte(index: int) -> None:
+    frame, mask = rgb[index], masks[index]
     share_limit = _key(frame, ground, patterns, index, mask) if is_keyed else 1
     raw, _ = ground_lib.difference(ground, patterns, frame, index)
     _matte(frame, raw, mask, share_limit, ground, colours[index], alpha[index])
+
+  _of_frames(matte, len(rgb))
   noise = ground.noise / ground_lib.MAX_NOISE
   confidence = ground.plain_share * (1 - 0.5 * noise) * (0.5 if doubt else 1)
   notes = [doubt] if is_keyed else [doubt, enclosed.note]
@@ -165,23 +175,33 @@ def _masks_without_shadows(
     darkest: Part of its light that the ground keeps in the darkest shadow.
   """
   masks = np.zeros(rgb.shape[:3], bool)
-  num_edges = num_lost = 0
-  for index, frame in enumerate(rgb):
-    smooth = ground.smooth(frame)
+
+  def separate(index: int) -> tuple[int, int]:
+    """Finds one frame's mask; the numbers of its sharp edges and lost ones."""
+    smooth = ground.smooth(rgb[index])
     clean, distance = ground_lib.difference(ground, patterns, smooth, index)
     background = _flood(distance, ground.threshold)
     whole = _without_specks(~background, distance, ground.threshold)
     if darkest == 1:
       masks[index] = whole
-      continue
+      return 0, 0
     grown, is_soft = _shadows(smooth, clean, background, ground, darkest)
     rest = ~(background | grown)
     masks[index] = _without_specks(rest, distance, ground.threshold)
     edges = ~is_soft & whole & (distance > 2 * ground.threshold)
     solid = ndimage.binary_opening(masks[index], iterations=3)
-    num_edges += edges.sum()
-    num_lost += (edges & ~ndimage.binary_dilation(solid, iterations=6)).sum()
+    lost = edges & ~ndimage.binary_dilation(solid, iterations=6)
+    return int(edges.sum()), int(lost.sum())
+
+  counts = _of_frames(separate, len(rgb))
+  num_edges, num_lost = (sum(column) for column in zip(*counts))
   return masks, num_lost / max(1, num_edges)
+
+
+def _of_frames(function: Callable[[int], T], count: int) -> list[T]:
+  """Results for the frames' indices; filters of two frames run at once."""
+  with concurrent.futures.ThreadPoolExecutor(_FRAMES_AT_A_TIME) as pool:
+    return list(pool.map(function, range(count)))
 
 
 def _flood(distance: np.ndarray, threshold: float) -> np.ndarray:

@@ -9,9 +9,9 @@ without faces.
 from collections.abc import Sequence
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
-import trimesh
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
@@ -63,6 +63,8 @@ def read_mesh(path: PathLike) -> TriangleMesh:
     raise UserError(f"there is no mesh file at {path}.")
   if suffix == ".obj" and not path.read_bytes().strip():
     return empty_mesh()
+  import trimesh  # Half a second that writers do not need.
+
   try:
     loaded = trimesh.load(path, process=False, maintain_order=True)
   except Exception as error:  # trimesh's parsers raise many types.
@@ -212,8 +214,10 @@ def _obj_vector(kind: str, vector: np.ndarray) -> str:
   )
 
 
-def _from_trimesh(loaded: trimesh.parent.Geometry) -> TriangleMesh:
+def _from_trimesh(loaded: Any) -> TriangleMesh:
   """The single mesh in the object that trimesh returns."""
+  import trimesh
+
   if isinstance(loaded, trimesh.Scene):
     if not loaded.geometry:
       return empty_mesh()
