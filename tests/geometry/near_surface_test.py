@@ -99,6 +99,12 @@ def test_common_points_keep_values_and_marks(resolution):
   assert marks[::step, ::step, ::step].all()
 
 
+def test_a_known_surface_puts_no_suspicion_on_the_points_around_it():
+  values = -ball(isosurface.grid_points(24)).astype(np.float32)
+  marks = near_surface.hiding_places(values, 0.0, 0.95, 48)
+  assert not marks.any()
+
+
 def test_a_hidden_piece_is_suspected_and_a_far_one_is_not():
   """A sheet between two planes of points, of a field not cut off there."""
   x = np.linspace(-1, 1, 9)
