@@ -4,6 +4,7 @@ r"""Kills programs at random times and checks the remaining files.
   python -m benchmarks.faults.kills --signal=SIGINT --count=200
   python -m benchmarks.faults.kills --what=registration --count=50
   python -m benchmarks.faults.kills --what=writer --count=200
+  python -m benchmarks.faults.kills --what=batch --count=50
   python -m benchmarks.faults.kills --warm --count=200
 
 `sampler` and `registration` are the programs `launch.sample` and
@@ -12,7 +13,9 @@ time drawn uniformly from the length of a run, of which the imports take the
 greater part; the third is drawn from the short time in which results are
 written, counted from the moment at which the run's temporary folder appears.
 `writer` is a process that only writes results, again and again, because files
-move during a thousandth of a run.
+move during a thousandth of a run. `batch` is `launch.sample --batch` on three
+clips, of which two are in work at a time: the next run makes those that were not
+finished, and the folder is emptied when all are.
 
 With `--warm`, three of four runs start in a copy of a process that has imported
 the program's modules already (`warm_starts.py`), so that the signals fall into
@@ -40,6 +43,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,16 +52,21 @@ import time
 
 from absl import app
 from absl import flags
+from PIL import Image
 
 from benchmarks.faults import warm_starts
 from sculpt4d_jax.cli import signals
+from sculpt4d_jax.io.video import reader
 
 _SIGNAL = flags.DEFINE_enum(
   "signal", "SIGKILL", ["SIGKILL", "SIGINT"], "Signal that is sent."
 )
 _COUNT = flags.DEFINE_integer("count", 200, "Number of killed runs.")
 _WHAT = flags.DEFINE_enum(
-  "what", "sampler", ["sampler", "registration", "writer"], "Killed program."
+  "what",
+  "sampler",
+  ["sampler", "registration", "writer", "batch"],
+  "Killed program.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the times.")
 _SECONDS = flags.DEFINE_float(
@@ -72,6 +81,7 @@ _LIMIT = 20.0  # Seconds from SIGINT to the end.
 _FRAMES = (2, 3)  # Alternating, so that mixed results would be noticed.
 _RECORDS = ("run.json", "registration.json")
 _STEP = 0.002  # Between two looks at the folder (s).
+_CLIPS = {"first": range(4), "second": range(6, 10), "third": range(12, 16)}
 # What may stay in the folder: the list of files, for the next run.
 _LIST = ".sculpt4d-files"
 
@@ -149,6 +159,22 @@ def registration(inputs: pathlib.Path) -> Command:
   return command
 
 
+def batch(inputs: pathlib.Path) -> Command:
+  """The command of a sample of three clips, which are made first."""
+  decoded = reader.read_frames(_ROOT / "demo" / "clip.mp4")
+  for name, frames in _CLIPS.items():
+    (inputs / name).mkdir(parents=True)
+    for frame in frames:
+      picture = Image.fromarray(decoded.frames[frame][..., :3])
+      picture.save(inputs / name / f"{frame:02d}.png")
+
+  def command(folder: pathlib.Path, frames: int) -> list[str]:
+    given = [each for each in sampler(folder, frames) if "--input" not in each]
+    return [*given, f"--input={inputs}", "--batch"]
+
+  return command
+
+
 def _heed_interrupts() -> None:
   signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -195,7 +221,7 @@ def _is_writing(folder: pathlib.Path, before: set[str]) -> bool:
 
 def hidden(folder: pathlib.Path) -> set[str]:
   """Names of hidden files and folders."""
-  return {path.name for path in folder.glob(".*")}
+  return {path.name for path in folder.rglob(".*")}
 
 
 def whole_run(
@@ -241,6 +267,27 @@ def hashes(folder: pathlib.Path) -> dict[str, str]:
     for name in sorted(names)
     if name not in _RECORDS
   }
+
+
+def hashes_of_clips(folder: pathlib.Path) -> dict[str, dict[str, str]]:
+  """Hashes of a batch's results, by the clip's name."""
+  return {name: hashes(folder / name) for name in _CLIPS}
+
+
+def state_of_clips(
+  folder: pathlib.Path, whole: dict[int, dict[str, dict[str, str]]]
+) -> str:
+  """State of a batch: "nothing", "one run" of some clips, "all", or a fault."""
+  found = {}
+  for name in _CLIPS:
+    own = {frames: clips[name] for frames, clips in whole.items()}
+    found[name] = state(folder / name, own)
+    if found[name] not in ("nothing", "one run"):
+      return f"{name}: {found[name]}"
+  done = [name for name, each in found.items() if each == "one run"]
+  if len(done) == len(_CLIPS):
+    return "all"
+  return "one run" if done else "nothing"
 
 
 def state(folder: pathlib.Path, whole: dict[int, dict[str, str]]) -> str:
@@ -345,7 +392,7 @@ def _kill_once(
   faults = ["a process outlived it"] if _survivors(process.pid) else []
   is_late = seconds > signals.GRACE
   if number == signal.SIGINT and _WHAT.value != "writer":
-    name = {"sampler": "sample", "registration": "register"}[_WHAT.value]
+    name = "register" if _WHAT.value == "registration" else "sample"
     faults.append(judge_end(process.returncode, text, name))
     if seconds > _LIMIT:
       faults.append("too slow")
@@ -367,13 +414,19 @@ def main(argv: list[str]) -> None:
     base = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
     temporary, folder = base / "temporary", base / "out"
     folder.mkdir()
-    command = {"sampler": sampler, "writer": writer}.get(_WHAT.value)
-    command = command or registration(base / "inputs")
+    of_inputs = {"registration": registration, "batch": batch}
+    if _WHAT.value in of_inputs:
+      command = of_inputs[_WHAT.value](base / "inputs")
+    else:
+      command = {"sampler": sampler, "writer": writer}[_WHAT.value]
+    is_batch = _WHAT.value == "batch"
+    results = hashes_of_clips if is_batch else hashes
+    state_of = state_of_clips if is_batch else state
     whole, lengths = {}, []
     for frames in _FRAMES:
       made = base / f"whole{frames}"
       lengths.append(whole_run(command(made, frames), made, temporary))
-      whole[frames] = hashes(made)
+      whole[frames] = results(made)
     length = min(lengths, key=lambda each: each.all)
     if _WHAT.value == "writer":  # Killed runs write thirty times.
       length = Length(2 * length.all, length.all)
@@ -384,7 +437,7 @@ def main(argv: list[str]) -> None:
       stack.callback(template.close)
       warm = _warm_length(template, command(base / "warm", _FRAMES[0])[3:])
     faults: collections.Counter[str] = collections.Counter()
-    slowest, num_runs, left_in_tmp = 0.0, 0, set()
+    slowest, num_runs, num_completed, left_in_tmp = 0.0, 0, 0, set()
     began = time.monotonic()
     for index in range(_COUNT.value):
       if _SECONDS.value and time.monotonic() - began > _SECONDS.value:
@@ -404,8 +457,12 @@ def main(argv: list[str]) -> None:
       num_runs += 1
       slowest = max(slowest, seconds)
       left_in_tmp |= {path.name for path in temporary.iterdir()}
-      found = state(folder, whole)
-      if found not in ("nothing", "one run"):
+      found = state_of(folder, whole)
+      if found == "all":
+        num_completed += 1
+        shutil.rmtree(folder)
+        folder.mkdir()
+      elif found not in ("nothing", "one run"):
         said.append(found)
       for fault in said:
         faults[fault] += 1
@@ -421,7 +478,8 @@ def main(argv: list[str]) -> None:
       f" end {slowest:.1f} s; left after a whole run:"
       f" {sorted(hidden(folder) - {_LIST}) or 'nothing'}; in the folder for"
       f" temporary files: {sorted(left_in_tmp)[:5] or 'nothing'}; results of"
-      f" it: {state(folder, whole)}"
+      f" it: {state_of(folder, whole)}"
+      + (f"; {num_completed} batches completed before" if is_batch else "")
     )
 
 

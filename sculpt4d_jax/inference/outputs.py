@@ -66,14 +66,7 @@ def write(
   pictures = input_pictures(result.clip)
   made = [each.file for each in exporters.EXPORTERS.values()]
   with staged.staged_folder(folder, replaces=made) as staging:
-    with (
-      log.stage("write files", len(names) + 2) as bar,
-      # Drawn meanwhile: rays and compression leave the interpreter free.
-      concurrent.futures.ThreadPoolExecutor(1) as drawing,
-    ):
-      preview_of = drawing.submit(
-        preview.write_preview, staging / PREVIEW, result.meshes, pictures
-      )
+    with log.stage("write files", len(names) + 2) as bar:
       for exporter in map(exporters.EXPORTERS.__getitem__, names):
         if exporter.is_available():
           path = staging / exporter.file
@@ -81,11 +74,18 @@ def write(
         else:
           logging.warning("%s is left out. %s", exporter.file, exporter.need())
         bar.update()
-      text = viewer_page(result, details, pictures)
-      atomic.write_bytes(staging / VIEWER, text.encode("utf-8"))
-      bar.update()
-      preview_of.result()
-      bar.update()
+      # Drawn together with the page, but not with the exporters: USD's library
+      # gives the interpreter away while it is loaded, and waits for ever for it
+      # if a thread that has it loads a library too, as the ray caster does.
+      with concurrent.futures.ThreadPoolExecutor(1) as drawing:
+        drawn = drawing.submit(
+          preview.write_preview, staging / PREVIEW, result.meshes, pictures
+        )
+        text = viewer_page(result, details, pictures)
+        atomic.write_bytes(staging / VIEWER, text.encode("utf-8"))
+        bar.update()
+        drawn.result()
+        bar.update()
     record = dict(details) | {
       "meshes": [
         {"vertices": m.num_vertices, "faces": m.num_faces}

@@ -93,3 +93,23 @@ def test_a_whole_run_is_timed_and_a_failing_one_is_an_error(tmp_path):
   failing = [sys.executable, "-c", "raise SystemExit(3)"]
   with pytest.raises(Exception, match="fails by itself"):
     kills.whole_run(failing, out, tmp_path / "tmp")
+
+
+def test_a_batch_is_whole_clip_by_clip(tmp_path):
+  folders = {frames: tmp_path / f"whole{frames}" for frames in (2, 3)}
+  for frames, made in folders.items():
+    for name in ("first", "second", "third"):
+      (made / name).mkdir(parents=True)
+      _write(made / name, frames, a=f"{name}{frames}")
+  whole = {n: kills.hashes_of_clips(made) for n, made in folders.items()}
+  out = tmp_path / "out"
+  assert kills.state_of_clips(out, whole) == "nothing"
+  for name, frames in {"first": 2, "third": 3}.items():
+    (out / name).mkdir(parents=True)
+    _write(out / name, frames, a=f"{name}{frames}")
+  assert kills.state_of_clips(out, whole) == "one run"
+  (out / "second").mkdir()
+  _write(out / "second", 2, a="second2")
+  assert kills.state_of_clips(out, whole) == "all"
+  _write(out / "second", 2, a="first2")
+  assert kills.state_of_clips(out, whole) == "second: files of two runs"
