@@ -144,6 +144,9 @@ def _end_by_signal(signum: int, name: str) -> NoReturn:
     print(file=sys.stderr)
   if signum == signal.SIGINT:
     say(name, "Interrupted.")
+  staged = sys.modules.get("sculpt4d_jax.io.staged")
+  if staged is not None:
+    staged.discard_open()
   end_at_once(128 + signum)
 
 

@@ -17,6 +17,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import threading
 
 from absl import logging
 
@@ -29,6 +30,12 @@ _PARTIAL = ".partial-"
 # Marks a temporary folder in which all files are complete.
 _WHOLE = ".whole"
 _OWN = (folder_lock.WRITER, folder_lock.ALIVE, _WHOLE, LIST)
+
+# Temporary folders that this process writes to -> final folder and patterns.
+_OPEN: dict[pathlib.Path, tuple[pathlib.Path, Sequence[str]]] = {}
+_GUARD = threading.Lock()  # Of `_OPEN` and the next one.
+_IS_ENDING = threading.Event()
+_LAST_WAIT = 2.0  # Seconds for files that are being moved when a signal comes.
 
 
 class _HalfMovedError(atomic.OutputError):
@@ -84,7 +91,11 @@ def staged_folder(
       with contextlib.ExitStack() as stack:
         with folder_lock.hold(folder):
           _clear_abandoned(folder, replaces)
-          staging.mkdir()
+          with _GUARD:
+            if _IS_ENDING.is_set():
+              raise KeyboardInterrupt  # Only threads still come here.
+            staging.mkdir()
+            _OPEN[staging] = folder, replaces
           stack.enter_context(folder_lock.hold(staging, folder_lock.ALIVE))
         yield staging
         with folder_lock.hold(folder):
@@ -113,6 +124,31 @@ def staged_folder(
         final = folder / error.path.relative_to(staging)
         raise atomic.OutputError(final, error.__cause__) from error.__cause__
       raise
+    finally:
+      _OPEN.pop(staging, None)
+
+
+def discard_open() -> None:
+  """Removes the temporary folders of a process that is about to end.
+
+  For a program that a signal ends while other threads write, as those of a batch
+  do: they cannot be interrupted. Files that are being moved are moved first;
+  afterwards no thread begins to write.
+  """
+  with _GUARD:
+    _IS_ENDING.set()
+    left = dict(_OPEN)
+  for staging, (folder, replaces) in left.items():
+    # Whoever moves files holds this lock.
+    lock = folder_lock.hold(folder, wait=_LAST_WAIT)
+    with contextlib.suppress(OSError), lock:
+      if (staging / _WHOLE).exists():
+        _move(staging, folder, replaces)
+      # Under another name, a thread that still writes finds nothing.
+      gone = staging.with_name(f"{_PARTIAL}{secrets.token_hex(4)}")
+      with contextlib.suppress(FileNotFoundError):
+        staging.rename(gone)
+      shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextlib.contextmanager

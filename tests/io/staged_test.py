@@ -276,3 +276,32 @@ def test_errors_in_a_stage_name_the_final_place(tmp_path):
   assert caught.value.path == pathlib.Path(tmp_path / "mesh.ply")
   assert caught.value.errno == errno.ENOSPC
   assert ".partial" not in str(caught.value)
+
+
+def test_the_end_of_the_process_removes_what_other_threads_write(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(staged, "_IS_ENDING", threading.Event())
+  is_open, may_go_on, ends = threading.Event(), threading.Event(), []
+
+  def write(folder):
+    try:
+      with staged.staged_folder(folder) as staging:
+        (staging / "a.txt").write_text("a")
+        is_open.set()
+        may_go_on.wait()
+        (staging / "b.txt").write_text("b")
+    except BaseException as error:
+      ends.append(type(error))
+
+  thread = threading.Thread(target=write, args=[tmp_path / "first"])
+  thread.start()
+  is_open.wait()
+  staged.discard_open()
+  assert not os.listdir(tmp_path / "first")
+  may_go_on.set()
+  thread.join()
+  write(tmp_path / "second")  # None may begin any more.
+  assert ends == [atomic.OutputError, KeyboardInterrupt]
+  found = [path for path in tmp_path.rglob("*") if path.is_file()]
+  assert not found
