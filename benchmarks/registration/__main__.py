@@ -18,6 +18,8 @@ kept there, and a row that was interrupted only registers again. Rows:
   families   one clip of every procedural family
   fox        Fox Run
   assets     Fox Walk, and two motions of each KayKit character
+  sampled    held-out clips sampled by the shipped model, and the distribution
+             of HD99 over them; --clips gives their number
   own        Fox.glb as the user's own mesh, registered to its Run; the
              errors are those of its vertices
 """
@@ -31,6 +33,7 @@ import time
 from absl import flags
 import numpy as np
 
+from benchmarks.registration import sampled
 from benchmarks.registration import sequences
 from launch import program
 from sculpt4d_jax.errors import UserError
@@ -51,6 +54,10 @@ _SEQUENCES = flags.DEFINE_string(
   None,
   "Folder in which meshed sequences are kept, so that another run need not mesh"
   " them again.",
+)
+
+_CLIPS = flags.DEFINE_integer(
+  "clips", 20, "Number of clips of the row `sampled`.", lower_bound=1
 )
 
 _FAMILY_SEEDS = (2000, 2001, 2004, 2005, 2008, 2010, 2011)
@@ -221,6 +228,15 @@ def _own() -> None:
       )
 
 
+def _sampled() -> None:
+  print(sampled.HEADER, flush=True)
+  rows = []
+  for clip in sampled.clips(_CLIPS.value, _kept):
+    rows.append(sampled.measure(clip.name, clip.meshes))
+    print(rows[-1].line(), flush=True)
+  print(sampled.summary(rows), flush=True)
+
+
 _PRINTERS: dict[str, Callable[[], None]] = {
   "quadruped": lambda: measure(_procedural(1012)),
   "large": lambda: measure(_procedural(1012, 40_000)),
@@ -232,6 +248,7 @@ _PRINTERS: dict[str, Callable[[], None]] = {
   "fox": lambda: measure(_asset("khronos/Fox.glb", "Run")),
   "assets": _assets,
   "own": _own,
+  "sampled": _sampled,
 }
 
 
