@@ -268,6 +268,7 @@ def _make_batch(preset: preset_lib.Preset) -> int:
   if all(job.is_done for job in jobs):
     print(f"All {len(jobs)} clips are done.")
     return 0
+  exporters.load_libraries(_formats())
   model = _load(preset)
 
   def make(job: batch.Job) -> None:

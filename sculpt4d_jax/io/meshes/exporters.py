@@ -11,6 +11,7 @@ import importlib
 
 from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.io import usd_modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,20 @@ EXPORTERS: Mapping[str, Exporter] = {
 }
 
 DEFAULT = tuple(name for name, each in EXPORTERS.items() if each.is_default)
+
+
+def load_libraries(names: Iterable[str] | None) -> None:
+  """Imports the libraries of formats; to be called before threads write them.
+
+  USD's library gives the interpreter away while the system loads it. If another
+  thread then has it and needs the system's loader, both wait for ever.
+
+  Args:
+    names: Names out of `EXPORTERS`; None takes the default ones.
+  """
+  chosen = [EXPORTERS[name] for name in (DEFAULT if names is None else names)]
+  if any(each.module == "pxr" and each.is_available() for each in chosen):
+    usd_modules.load()
 
 
 def check(names: Iterable[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.io import usd_modules
 from sculpt4d_jax.io.meshes import exporters
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
@@ -69,3 +70,16 @@ def test_glb_says_when_players_need_more_time(tmp_path, caplog):
   assert "of the clip's speed" not in caplog.text
   glb.write_for_players(tmp_path / "b.glb", MESHES, 120.0)
   assert "b.glb plays at 0.15 of the clip's speed" in caplog.text
+
+
+@pytest.mark.parametrize(
+  "names, is_loaded", [(None, True), (["ply", "glb"], False), (["usdz"], True)]
+)
+def test_libraries_are_loaded_for_the_formats_that_need_them(
+  names, is_loaded, monkeypatch
+):
+  pytest.importorskip("pxr")
+  calls = []
+  monkeypatch.setattr(usd_modules, "load", lambda: calls.append(1))
+  exporters.load_libraries(names)
+  assert bool(calls) == is_loaded
