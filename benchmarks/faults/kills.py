@@ -397,8 +397,10 @@ def _kill_once(
     if seconds > _LIMIT:
       faults.append("too slow")
     # Its own thread ended it inside a library's call; the next run cleans up.
-    if hidden(folder) - left - {_LIST} and not is_late:
+    new = hidden(folder) - left - {_LIST}
+    if new and not is_late:
       faults.append("hidden files after SIGINT")
+      text += f"\nHidden: {', '.join(sorted(new))}"
   faults = list(filter(None, faults))
   if faults:
     print("\n".join(["What it wrote:", *text.splitlines()[-12:]]), flush=True)

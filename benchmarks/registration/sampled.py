@@ -14,8 +14,6 @@ import numpy as np
 
 from benchmarks.registration import sequences
 from sculpt4d_jax import preset_files
-from sculpt4d_jax.data.procedural import clip_records
-from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.evaluation import held_out
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry.registration import result
@@ -161,11 +159,12 @@ def summary(rows: Sequence[ClipRow]) -> str:
 def _sampled(
   model: model_lib.Sculpt4D, preset: preset_lib.Preset, seed: int
 ) -> sequences.TrackedSequence:
-  clip = solids.make_clip(seed, preset.data.num_frames)
-  record = clip_records.make_record(clip, preset.data.sizes)
-  name = f"{clip.family} {seed}"
-  taken = held_out.HeldOutClip(name, clip, record.images, record.masks, [])
-  meshes = held_out.sample_meshes(model, taken, preset.sampling, preset.surface)
+  clip = held_out.make_clip(
+    seed, preset.data.num_frames, preset.data.sizes, has_truth=False
+  )
+  meshes = held_out.sample_meshes(model, clip, preset.sampling, preset.surface)
   return sequences.TrackedSequence(
-    name, meshes, np.zeros((len(meshes), 0, 3), np.float32)
+    clip.name.replace("-", " "),
+    meshes,
+    np.zeros((len(meshes), 0, 3), np.float32),
   )

@@ -28,7 +28,6 @@ from benchmarks.sampling import field_scores
 from benchmarks.sampling import settings as settings_lib
 from launch import program
 from sculpt4d_jax.data.procedural import clip_records
-from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out
@@ -109,17 +108,10 @@ def _make_clips(
   log: run_log.RunLog,
 ) -> list[held_out.HeldOutClip]:
   """Held-out clips; without true meshes if the field is scored."""
-  if not _FIELD.value:
-    return held_out.make_clips(seeds, num_frames, sizes, log)
-  clips = []
-  for seed in log.each("make held-out clips", seeds):
-    clip = solids.make_clip(seed, num_frames)
-    record = clip_records.make_record(clip, sizes)
-    name = f"{clip.family}-{seed}"
-    clips.append(
-      held_out.HeldOutClip(name, clip, record.images, record.masks, [])
-    )
-  return clips
+  return [
+    held_out.make_clip(seed, num_frames, sizes, has_truth=not _FIELD.value)
+    for seed in log.each("make held-out clips", seeds)
+  ]
 
 
 def run(

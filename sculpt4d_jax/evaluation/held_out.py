@@ -53,7 +53,7 @@ class HeldOutClip:
     clip: The animated solid.
     images: uint8 [F, S, S, 3], input of the image encoder.
     masks: uint8 [F, S, S], 255 on the object.
-    truth: The true mesh of every frame.
+    truth: The true mesh of every frame; empty if they were not made.
   """
 
   name: str
@@ -70,20 +70,36 @@ def make_clips(
   log: run_log.RunLog,
 ) -> list[HeldOutClip]:
   """Makes clips, their pictures and their true meshes."""
-  clips = []
-  for seed in log.each("make held-out clips", seeds):
-    clip = solids.make_clip(seed, num_frames)
-    record = clip_records.make_record(clip, sizes)
-    clips.append(
-      HeldOutClip(
-        f"{clip.family}-{seed}",
-        clip,
-        record.images,
-        record.masks,
-        truth_meshes(clip),
-      )
-    )
-  return clips
+  return [
+    make_clip(seed, num_frames, sizes)
+    for seed in log.each("make held-out clips", seeds)
+  ]
+
+
+def make_clip(
+  seed: int,
+  num_frames: int,
+  sizes: clip_records.RecordSizes,
+  *,
+  has_truth: bool = True,
+) -> HeldOutClip:
+  """Makes the clip of a seed and its pictures.
+
+  Args:
+    seed: Seed of the clip.
+    num_frames: Frames of it.
+    sizes: Sizes of its record.
+    has_truth: Whether its true meshes are made, which takes most of the time.
+  """
+  clip = solids.make_clip(seed, num_frames)
+  record = clip_records.make_record(clip, sizes)
+  return HeldOutClip(
+    f"{clip.family}-{seed}",
+    clip,
+    record.images,
+    record.masks,
+    truth_meshes(clip) if has_truth else [],
+  )
 
 
 def truth_meshes(clip: solids.SyntheticClip) -> Meshes:
