@@ -11,7 +11,8 @@ with r from the matched point to the model's, n the target's normal and w the
 weight of Geman and McClure, (1 + (|r| / (gate * robust_scale))^2)^-2. Matches
 are made in both directions: without those from the target to the model, a limb
 without a match would never move. Matches are searched again in every step;
-stiffness and gate decrease from round to round.
+stiffness and gate decrease from round to round. A round ends when a step no
+longer lowers the cost of the matches.
 
 With six unknowns a node there are a few hundred: the blocks are summed into one
 dense matrix, which is ten times as fast as sparse products; see `match_terms`.
@@ -41,12 +42,14 @@ class Matches(NamedTuple):
     residuals: Vectors from the point to the vertex [M, 3].
     normals: Normals of the planes at the points [M, 3].
     weights: Weights [M].
+    num_lost: Number of points whose match is too far away, or of another side.
   """
 
   rows: np.ndarray
   residuals: np.ndarray
   normals: np.ndarray
   weights: np.ndarray
+  num_lost: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +104,12 @@ class GraphFit:
     rounds = rounds or self.settings.rounds
     for index, settings in enumerate(rounds):
       stiffness, gate, max_steps, point_weight = settings
+      cost = np.inf
       for _ in range(max_steps):
         matches = self._match(target, pose, gate)
+        before, cost = cost, self._cost(matches, gate, point_weight)
+        if cost > (1 - self.settings.min_gain) * before:
+          break
         # Attraction to the prediction would bias the result once surfaces meet.
         # From the second round on it damps each step instead, which leaves no
         # error at convergence.
@@ -141,7 +148,22 @@ class GraphFit:
     kept = (distances < gate) & (cosines > self.settings.min_normal_cosine)
     scale = self.settings.robust_scale * gate
     weights = (1 + (distances[kept] / scale) ** 2) ** -2
-    return Matches(rows[kept], residuals[kept], facing[kept], weights)
+    return Matches(
+      rows[kept],
+      residuals[kept],
+      facing[kept],
+      weights,
+      int((~kept).sum()),
+    )
+
+  def _cost(self, matches: Matches, gate: float, point_weight: float) -> float:
+    """Cost of the matches; a lost one costs what a match at the gate does."""
+    squares = np.square(matches.residuals).sum(1)
+    along = np.einsum("mx,mx->m", matches.normals, matches.residuals)
+    scale = self.settings.robust_scale * gate
+    costs = (along**2 + point_weight * squares) / (1 + squares / scale**2)
+    lost = (1 + point_weight) * gate**2 / (1 + (gate / scale) ** 2)
+    return float(costs.sum() + lost * matches.num_lost)
 
   def _step(
     self,
@@ -189,7 +211,7 @@ class GraphFit:
     point_weight: float,
   ) -> None:
     """Adds the matches to the matrix's upper triangle and to the slope."""
-    rows, residuals, normals, weights = matches
+    rows, residuals, normals, weights, _ = matches
     if not len(rows):
       return
     num_nodes, (one, other) = self.graph.num_nodes, self.terms.pairs.T

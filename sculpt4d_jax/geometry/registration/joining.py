@@ -66,7 +66,7 @@ def _push_outwards(
 
 
 def add_keys(
-  make_tracker: Callable[[int], Tracker],
+  track_from: Callable[[int, range], tuple[Tracker, Track]],
   tracker: Tracker,
   track: Track,
   limit: float,
@@ -75,7 +75,7 @@ def add_keys(
   """Repairs bad runs through other key frames.
 
   Args:
-    make_tracker: Makes the tracker of a frame's own mesh.
+    track_from: Tracks the mesh of a frame through other frames.
     tracker: The first key frame's.
     track: Result of that tracker; improved in place.
     limit: HD99 above which a frame is bad.
@@ -93,10 +93,8 @@ def add_keys(
     if not anchors or not usable:
       continue
     second = max(usable, key=tracker.frames.area)
-    other = make_tracker(second)
-    through = other.start(second)
-    other.follow(
-      through, second, range(min(first, *anchors), max(last, *anchors) + 1)
+    other, through = track_from(
+      second, range(min(first, *anchors), max(last, *anchors) + 1)
     )
     anchor = min(anchors, key=lambda a: through.checks[a].hausdorff99)
     if through.checks[anchor].hausdorff99 > limit:

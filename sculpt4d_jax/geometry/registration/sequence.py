@@ -162,7 +162,16 @@ def _register(
     model = surfaces.Model.of(mesh.vertices, mesh.faces)
     return Tracker(model, frames, settings.graph, settings.fine)
 
+  def track_from(frame: int, others: range) -> tuple[Tracker, Track]:
+    if frame not in whole_tracks:
+      tracker = make_tracker(frame)
+      track = tracker.start(frame)
+      tracker.follow(track, frame, others)
+      return tracker, track
+    return whole_tracks[frame]
+
   limit = settings.limits.registered
+  whole_tracks: dict[int, tuple[Tracker, Track]] = {}
   candidates = [key]
   if key is None:
     candidates = joining.key_candidates(frames, settings.num_candidates)
@@ -174,6 +183,8 @@ def _register(
     whole = tracker.follow(
       track, candidate, on_frame=lambda: observer("graph"), give_up=bound
     )
+    if whole:
+      whole_tracks[candidate] = tracker, track
     if best is None or (whole and track.score() < best[1].score()):
       best = tracker, track, candidate
     if track.worst() < _GOOD_ENOUGH * limit:
@@ -182,9 +193,7 @@ def _register(
   if joining.bad_runs(track, limit):
     joining.sweep_back(tracker, track, key, limit)
   if joining.bad_runs(track, limit):
-    joining.add_keys(
-      make_tracker, tracker, track, limit, settings.max_extra_keys
-    )
+    joining.add_keys(track_from, tracker, track, limit, settings.max_extra_keys)
   for frame in range(len(frames)):
     if frame != key:
       tracker.polish(track, frame)

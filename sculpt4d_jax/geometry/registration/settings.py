@@ -55,6 +55,8 @@ class GraphSettings:
     prediction: Share of the previous frame's motion that is extrapolated.
     smoothness: Weight of the nodes' predicted positions.
     tolerance: A round ends when all unknowns change by less than this.
+    min_gain: A round ends when a step lowers the cost of the matches by less
+      than this share.
   """
 
   num_nodes: int = 120
@@ -68,6 +70,7 @@ class GraphSettings:
   prediction: float = 0.7
   smoothness: float = 0.02
   tolerance: float = 4e-3
+  min_gain: float = 0.02
 
   def __post_init__(self):
     if self.num_nodes < 1 or self.num_samples < 1 or not self.rounds:
@@ -89,7 +92,7 @@ class FineSettings:
       make rotations wrong and the matrix indefinite.
   """
 
-  num_iterations: int = 15
+  num_iterations: int = 8
   pull: float = 0.5
   gate: float = 0.063
   min_normal_cosine: float = 0.3

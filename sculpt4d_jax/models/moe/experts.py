@@ -40,6 +40,7 @@ Int = array_types.Int
 
 IMPLEMENTATIONS = ("dense", "blocked", "ragged", "grouped")
 BLOCK_SIZE = 128
+_MAX_BLOCK_SIZE = 1024
 # Largest number of gathered weights for all blocks (256 MiB in float32); above
 # it "blocked" processes the blocks one by one.
 MAX_GATHERED_WEIGHTS = 2**26
@@ -165,7 +166,7 @@ def apply_experts(
   weights: ExpertWeights,
   *,
   implementation: str | None = None,
-  block_size: int = BLOCK_SIZE,
+  block_size: int | None = None,
   max_gathered_weights: int = MAX_GATHERED_WEIGHTS,
   gather: Callable[[ExpertWeights], ExpertWeights] = _as_they_are,
 ) -> Float[Array, "T D"]:
@@ -177,9 +178,10 @@ def apply_experts(
     chosen: The chosen experts, distinct for a token. E or more stands for no
       expert here and adds nothing.
     weights: Weights of the experts, in the dtype to compute in.
-    implementation: One of IMPLEMENTATIONS; None takes "grouped" on TPU,
-      "ragged" on GPU and "blocked" on CPU.
-    block_size: Rows of a block, for "blocked".
+    implementation: One of IMPLEMENTATIONS; None takes "grouped" on TPU and
+      "blocked" elsewhere.
+    block_size: Rows of a block, for "blocked"; None takes `BLOCK_SIZE`, and more
+      on a GPU if the experts have many rows.
     max_gathered_weights: "blocked" gathers each block's weights and multiplies
       all blocks at once where those are no more numbers than this, and scans
       over the blocks otherwise.
@@ -199,6 +201,9 @@ def apply_experts(
   if implementation == "ragged":
     return _ragged(x, gates, chosen, weights)
   if implementation == "blocked":
+    if block_size is None:
+      num_experts = weights.kernel1.shape[0]
+      block_size = _block_size(chosen.size / num_experts)
     return _blocked(x, gates, chosen, weights, block_size, max_gathered_weights)
   raise UserError(
     f"Unknown implementation={implementation!r}: choose one of"
@@ -207,16 +212,25 @@ def apply_experts(
 
 
 def _fastest(x: Array, weights: ExpertWeights) -> str:
-  platform = partitioning.platform()[0]
-  # On a CPU `ragged_dot` multiplies all rows by all experts, and the grouped
-  # kernels are interpreted.
-  if platform == "cpu":
-    return "blocked"
   # Weights may be shards; the axis of hidden units is complete on every mesh.
   widths = x.shape[-1], weights.kernel1.shape[-1]
-  if platform == "tpu" and grouped_matmul.serves(x.dtype, *widths):
-    return "grouped"
-  return "ragged"
+  # On a CPU and a GPU `ragged_dot` multiplies all rows by all experts, and holds
+  # the results; the grouped kernels are for TPUs.
+  if partitioning.platform()[0] != "tpu":
+    return "blocked"
+  return "grouped" if grouped_matmul.serves(x.dtype, *widths) else "ragged"
+
+
+def _block_size(rows_per_expert: float) -> int:
+  """Rows of a block, of which padding is at most an eighth on a GPU.
+
+  A GPU needs a thousand rows to be busy with one product; a CPU does not.
+  """
+  size = BLOCK_SIZE
+  if partitioning.platform()[0] in ("gpu", "cuda"):
+    while size < _MAX_BLOCK_SIZE and 16 * size <= rows_per_expert:
+      size *= 2
+  return size
 
 
 def _mlp(x: Array, weights: ExpertWeights) -> Array:
