@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -109,7 +110,14 @@ def pair_in_turns(
   conditional: VelocityFunction, unconditional: VelocityFunction
 ) -> PairFunction:
   """Both velocities in two calls, with half the memory of one batch."""
-  return lambda x, time: (conditional(x, time), unconditional(x, time))
+
+  def pair(x: Array, time: Array) -> tuple[Array, Array]:
+    first = conditional(x, time)
+    # Without an order, a compiler may begin the second call during the first.
+    x, first = lax.optimization_barrier((x, first))
+    return first, unconditional(x, time)
+
+  return pair
 
 
 def guided(pair: PairFunction, scale: float | Array) -> VelocityFunction:

@@ -166,11 +166,17 @@ def run(
   """
   graphdefs, stacks = zip(*map(nnx.split, modules))
   num_skips = sum(s.num_blocks for s in stages if s.kind.pushes)
-  memory = jax.memory.Space.Host if on_host.skips else jax.memory.Space.Device
-  # Zeros would be made on the device, in full, and copied. Every skip is
-  # written before it is read.
-  skips = lax.empty((max(num_skips, 1), *x.shape), x.dtype)
-  skips = jax.device_put(skips, memory)
+  # Every skip is written before it is read.
+  size = (max(num_skips, 1), *x.shape)
+  if on_host.skips:
+    memory = jax.memory.Space.Host
+    # Zeros would be made on the device, in full, and copied.
+    skips = jax.device_put(lax.empty(size, x.dtype), memory)
+  else:
+    memory = jax.memory.Space.Device
+    # Of what depends on nothing, a compiler reserves the second branch of
+    # guidance during the first one, too.
+    skips = jnp.broadcast_to(x, size)
   first_pushed, first_taken = _firsts(stages)
 
   def fetch(
