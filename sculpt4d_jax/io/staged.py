@@ -33,8 +33,10 @@ _OWN = (folder_lock.WRITER, folder_lock.ALIVE, _WHOLE, LIST)
 
 # Temporary folders that this process writes to -> final folder and patterns.
 _OPEN: dict[pathlib.Path, tuple[pathlib.Path, Sequence[str]]] = {}
-_GUARD = threading.Lock()  # Of `_OPEN` and the next one.
+# Held by the thread that holds a folder's lock, and by the end of the process.
+_TURN = threading.Lock()
 _IS_ENDING = threading.Event()
+_STEP = 0.1  # Seconds between two looks at it.
 _LAST_WAIT = 2.0  # Seconds for files that are being moved when a signal comes.
 
 
@@ -89,16 +91,13 @@ def staged_folder(
   with atomic.output_errors(folder), atomic.parent_folders(folder):
     try:
       with contextlib.ExitStack() as stack:
-        with folder_lock.hold(folder):
+        with _locked(folder):
           _clear_abandoned(folder, replaces)
-          with _GUARD:
-            if _IS_ENDING.is_set():
-              raise KeyboardInterrupt  # Only threads still come here.
-            staging.mkdir()
-            _OPEN[staging] = folder, replaces
+          staging.mkdir()
+          _OPEN[staging] = folder, replaces
           stack.enter_context(folder_lock.hold(staging, folder_lock.ALIVE))
         yield staging
-        with folder_lock.hold(folder):
+        with _locked(folder):
           check_ways(folder, _names(staging))
           whole = json.dumps(_names(staging))
           atomic.write_bytes(staging / _WHOLE, whole.encode())
@@ -135,9 +134,10 @@ def discard_open() -> None:
   do: they cannot be interrupted. Files that are being moved are moved first;
   afterwards no thread begins to write.
   """
-  with _GUARD:
-    _IS_ENDING.set()
-    left = dict(_OPEN)
+  _IS_ENDING.set()
+  # Kept: a thread that then began would leave its lock's file.
+  _TURN.acquire(timeout=_LAST_WAIT)
+  left = dict(_OPEN)
   for staging, (folder, replaces) in left.items():
     # Whoever moves files holds this lock.
     lock = folder_lock.hold(folder, wait=_LAST_WAIT)
@@ -149,6 +149,25 @@ def discard_open() -> None:
       with contextlib.suppress(FileNotFoundError):
         staging.rename(gone)
       shutil.rmtree(gone, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+  """Holds the lock of a folder; no thread does once the process ends.
+
+  Raises:
+    KeyboardInterrupt: The process ends.
+  """
+  while not _TURN.acquire(timeout=_STEP):
+    if _IS_ENDING.is_set():
+      raise KeyboardInterrupt
+  try:
+    if _IS_ENDING.is_set():
+      raise KeyboardInterrupt
+    with folder_lock.hold(folder):
+      yield
+  finally:
+    _TURN.release()
 
 
 @contextlib.contextmanager
@@ -232,7 +251,7 @@ def _finish_moving(
   """Moves the remaining files of a run that was interrupted between two."""
   if not (staging / _WHOLE).exists():
     return  # None has moved.
-  with folder_lock.hold(folder):
+  with _locked(folder):
     # Another run may have taken the folder for abandoned, and completed it.
     if (staging / _WHOLE).exists():
       _move(staging, folder, replaces)

@@ -1,11 +1,13 @@
 """Folders whose files appear together, or not at all."""
 
+import contextlib
 import errno
 import os
 import pathlib
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -282,6 +284,7 @@ def test_the_end_of_the_process_removes_what_other_threads_write(
   tmp_path, monkeypatch
 ):
   monkeypatch.setattr(staged, "_IS_ENDING", threading.Event())
+  monkeypatch.setattr(staged, "_TURN", threading.Lock())
   is_open, may_go_on, ends = threading.Event(), threading.Event(), []
 
   def write(folder):
@@ -305,3 +308,34 @@ def test_the_end_of_the_process_removes_what_other_threads_write(
   assert ends == [atomic.OutputError, KeyboardInterrupt]
   found = [path for path in tmp_path.rglob("*") if path.is_file()]
   assert not found
+
+
+def test_no_thread_holds_a_lock_when_the_process_ends(tmp_path, monkeypatch):
+  monkeypatch.setattr(staged, "_IS_ENDING", threading.Event())
+  monkeypatch.setattr(staged, "_TURN", threading.Lock())
+  has_lock, may_continue = threading.Event(), threading.Event()
+
+  def clear(folder, replaces):
+    del folder, replaces
+    has_lock.set()
+    may_continue.wait()
+
+  monkeypatch.setattr(staged, "_clear_abandoned", clear)
+
+  def write():
+    with contextlib.suppress(KeyboardInterrupt, atomic.OutputError):
+      with staged.staged_folder(tmp_path):
+        pass
+
+  thread = threading.Thread(target=write)
+  thread.start()
+  has_lock.wait()
+  end = threading.Thread(target=staged.discard_open)
+  end.start()
+  while not staged._IS_ENDING.is_set():
+    time.sleep(0.001)
+  assert end.is_alive()  # It waits for the lock's holder.
+  may_continue.set()
+  end.join()
+  assert not os.listdir(tmp_path)
+  thread.join()
