@@ -174,8 +174,6 @@ def main(unused_argv: Sequence[str]) -> None:
   columns = {}
   if _CHIP.value:
     columns["forward, ms"] = _kernel_times([own, *listed], preset, frames)
-  if _QUALITY.value:
-    columns["CD"] = _quality([own, *listed], preset)
   print(
     f"{len(entries)} schedules, {len(distinct)} different ones at {frames}"
     f" frames of {blocks} blocks; {len(within)} within {_BUDGET.value:g} of the"
@@ -183,6 +181,8 @@ def main(unused_argv: Sequence[str]) -> None:
   )
   print(_table(own, listed, columns))
   print(_verdict(own, better))
+  if _QUALITY.value:
+    _print_quality([own, *listed], preset)
 
 
 def _table(
@@ -248,8 +248,8 @@ def _kernel_times(
   return times
 
 
-def _quality(entries: Sequence[Entry], preset: preset_lib.Preset) -> list[str]:
-  """Chamfer distance of each schedule's training, with its interval."""
+def _print_quality(entries: Sequence[Entry], preset: preset_lib.Preset) -> None:
+  """Trains every schedule; prints scores and differences to the first one."""
   if not pathlib.Path(preset.weights).is_dir():
     raise UserError(
       "--quality trains from weights; give a preset that has some, such as"
@@ -274,12 +274,12 @@ def _quality(entries: Sequence[Entry], preset: preset_lib.Preset) -> list[str]:
     _NUM_CLIPS.value,
   )
   found = variants.run(plan, rows, [frames])
-  return [
-    evaluator.format_estimate(
-      evaluator.estimate_mean(found[row.name, frames].clips("cd")), 4
-    )
-    for row in rows
-  ]
+  print("\n" + evaluator.layout(variants.table(found, plan.protocol), False))
+  gaps = variants.differences(found, plan.protocol, (entries[0].name, frames))
+  print(
+    f"\nLess {entries[0].name}, clip by clip; a star where the interval leaves"
+    f" out 0.\n{evaluator.layout(gaps, False)}"
+  )
 
 
 if __name__ == "__main__":

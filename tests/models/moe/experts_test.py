@@ -121,3 +121,34 @@ def test_unknown_implementation_is_refused():
       expert_weights(),
       implementation="capacity",
     )
+
+
+@pytest.mark.parametrize(
+  "platform, rows, expected",
+  [
+    ("cpu", 16_384, 128),
+    ("gpu", 100, 128),
+    ("gpu", 4096, 512),
+    ("cuda", 16_384, 1024),
+    ("gpu", 10**6, 1024),
+  ],
+)
+def test_a_gpu_multiplies_large_blocks(monkeypatch, platform, rows, expected):
+  sizes = []
+
+  def blocked(x, gates, chosen, weights, block_size, max_gathered_weights):
+    sizes.append(block_size)
+    return x
+
+  monkeypatch.setattr(experts, "_blocked", blocked)
+  monkeypatch.setattr(
+    experts.partitioning, "platform", lambda: (platform, "any")
+  )
+  tokens = rows * E // K
+  x = jax.ShapeDtypeStruct((tokens, D), jnp.float32)
+  gates = jax.ShapeDtypeStruct((tokens, K), jnp.float32)
+  chosen = jax.ShapeDtypeStruct((tokens, K), jnp.int32)
+  # A new function, as JAX keeps what it has traced.
+  apply = lambda *args: experts.apply_experts(*args)
+  jax.eval_shape(apply, x, gates, chosen, expert_weights())
+  assert sizes == [expected]
