@@ -241,6 +241,7 @@ _PRINTERS: dict[str, Callable[[], None]] = {
   "quadruped": lambda: measure(_procedural(1012)),
   "large": lambda: measure(_procedural(1012, 40_000)),
   "long": lambda: measure(_procedural(1012, num_frames=64)),
+  "largest": lambda: measure(_procedural(1012, 40_000, 64)),
   "keys": _keys,
   "limb": _limb,
   "splitter": lambda: measure(_procedural(1002)),
