@@ -23,6 +23,8 @@ Cut-out alone: --preview_cutout
 Long clips:    --all_frames, in windows of the frames that the model was trained
                on; --window=16 --overlap=8 sets them; docs/sampling.md
 Many clips:    --input=FOLDER --batch; all local devices share a clip
+Many hosts:    --distributed=auto in every process: all devices share a clip, and
+               process 0 writes the files
 Known frames:  --known=0:mesh.glb, a mesh that is frame 0; --save_latents keeps
                latents.npz, of which --known=0:out/latents.npz@7 takes frame 7
 
@@ -47,6 +49,7 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
+from launch import processes
 from launch import program
 from sculpt4d_jax import api
 from sculpt4d_jax.diffusion import windows as windows_lib
@@ -180,7 +183,10 @@ def main(argv: Sequence[str]):
   for flag in (_INPUT, _OUTPUT):
     if not flag.value:
       raise UserError(f"--{flag.name} is missing; --help explains the flags.")
+  processes.initialize()
   program.log_platform()
+  if jax.process_count() > 1:
+    _check_shared()
   if _BATCH.value:
     return _make_batch(preset)
   output = paths.of(_OUTPUT.value)
@@ -197,9 +203,27 @@ def main(argv: Sequence[str]):
   if _PREVIEW_CUTOUT.value:
     print(f"Look at {cutout_preview.write(output, clip)}.")
     return 0
-  _make(_load(preset), clip, output, known_files)
+  is_main = jax.process_index() == 0
+  _make(_load(preset), clip, output, known_files, progress=is_main)
+  if not is_main:
+    return 0
   print(f"Open {output / outputs.VIEWER} in a browser.")
   return 0
+
+
+def _check_shared() -> None:
+  """Refuses what several processes that share a clip cannot do.
+
+  Raises:
+    UserError: A flag needs one process.
+  """
+  for flag in (_BATCH, _WINDOW, _ALL_FRAMES, _PREVIEW_CUTOUT):
+    if flag.value:
+      raise UserError(
+        f"--{flag.name} works in one process, and this run has"
+        f" {jax.process_count()} that share one clip. Run it without"
+        " --distributed, once a machine."
+      )
 
 
 def _read(
@@ -218,7 +242,7 @@ def _read(
 
 
 def _load(preset: preset_lib.Preset) -> api.Model:
-  return api.load(preset, _CHECKPOINT.value, devices=jax.local_devices())
+  return api.load(preset, _CHECKPOINT.value, devices=jax.devices())
 
 
 def _make(
@@ -237,6 +261,8 @@ def _make(
     window_folder=None if paths.is_remote(output) else output / _WINDOW_FOLDER,
     progress=progress,
   )
+  if jax.process_index():
+    return  # Process 0 has the same result.
   written = result.save(
     output,
     formats=_formats(),

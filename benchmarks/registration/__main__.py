@@ -12,6 +12,7 @@ kept there, and a row that was interrupted only registers again. Rows:
   quadruped  procedural seed 1012, 10,000 faces
   large      the same with 40,000 faces
   long       the same with 64 frames
+  largest    the same with 64 frames and 40,000 faces
   keys       choice of the key against frame 0, for both of these clips' kinds
   limb       a sequence that loses a leg: its verdicts
   splitter   procedural seed 1002, whose parts split: segments

@@ -1,15 +1,22 @@
-"""Distributes the sampling of one clip over several devices of a machine.
+"""Distributes the sampling of one clip over several devices.
 
 The two branches of guidance are two clips of one batch, so they use the mesh's
 `data` axis; a clip's frames use `context`. Every device holds its shard of the
 parameters, see `partitioning.py`.
+
+The devices may be those of several processes, which then all make the same calls.
+Each has the complete clip and weights on its host and places its share of them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from sculpt4d_jax import partitioning
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.models import dit_config
 
@@ -27,14 +34,38 @@ def sampling_mesh(
   all-to-all. Devices that are left over stay idle.
 
   Args:
-    devices: Devices of this process.
+    devices: Devices of this process, or of all.
     config: Settings of the sampler; branches of guidance that are called in
       turns are not split.
     dit: The transformer.
     num_frames: Frames of the clip, or of a window.
+
+  Raises:
+    UserError: Some process would have no device in the mesh.
   """
   if config.needs_one_device:
+    first(devices)
     return None
+  mesh = _largest_mesh(devices, config, dit, num_frames)
+  used = [] if mesh is None else list(mesh.devices.flat)
+  num_processes = len({device.process_index for device in devices})
+  num_used = len({device.process_index for device in used})
+  if num_processes > 1 and num_used < num_processes:
+    raise UserError(
+      f"{num_processes} processes cannot share {num_frames} frames of a"
+      f" transformer with {dit.num_heads} heads: frames are divided by a number"
+      " that divides both. Use fewer processes, or another"
+      " --config.sampling.num_frames."
+    )
+  return mesh
+
+
+def _largest_mesh(
+  devices: Sequence[jax.Device],
+  config: sampling_lib.SamplingConfig,
+  dit: dit_config.DiTConfig,
+  num_frames: int,
+) -> partitioning.Mesh | None:
   is_pair = config.guidance_scale != 1.0 and not config.guidance_in_turns
   # Calls outside the guidance interval have one branch for all devices.
   branches = 2 if is_pair and config.guides_always else 1
@@ -52,3 +83,52 @@ def sampling_mesh(
     partitioning.MeshConfig(data=data, fsdp=1, context=context),
     list(devices)[: data * context],
   )
+
+
+def first(devices: Sequence[jax.Device]) -> Sequence[jax.Device]:
+  """The first device alone, for settings that use one; none of none.
+
+  Raises:
+    UserError: The devices belong to several processes.
+  """
+  if are_of_several_processes(devices):
+    raise UserError(
+      "stream_layers, skips_on_host and weights=int8 use one device, so several"
+      " processes cannot share a clip with them."
+    )
+  return devices[:1]
+
+
+def are_of_several_processes(devices: Sequence[jax.Device]) -> bool:
+  """Whether the devices belong to more than one process."""
+  return len({device.process_index for device in devices}) > 1
+
+
+def place(tree: Any, where: Any) -> Any:
+  """Puts arrays that every process has onto the devices of all processes.
+
+  Args:
+    tree: Arrays, equal in all processes.
+    where: A sharding for each array, or one for all.
+  """
+
+  def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    x = np.asarray(x)
+    # `device_put` would compare the values of all processes first.
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  if isinstance(where, jax.sharding.Sharding):
+    return jax.tree.map(lambda x: put(x, where), tree)
+  return jax.tree.map(put, tree, where)
+
+
+def replicate(tree: Any, mesh: partitioning.Mesh) -> Any:
+  """Puts arrays that every process has onto every device of a mesh."""
+  return place(tree, jax.sharding.NamedSharding(mesh, partitioning.Spec()))
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+  """A complete array on the host, in every process."""
+  if x.is_fully_addressable:
+    return jax.device_get(x)
+  return multihost_utils.process_allgather(x, tiled=True)

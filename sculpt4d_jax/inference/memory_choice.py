@@ -41,7 +41,7 @@ class Choice(NamedTuple):
 
 def device_bytes(device: jax.Device | None = None) -> int | None:
   """Memory of a device as its driver reports it; None if it does not."""
-  device = jax.devices()[0] if device is None else device
+  device = jax.local_devices()[0] if device is None else device
   stats = device.memory_stats()
   return (stats or {}).get("bytes_limit")
 

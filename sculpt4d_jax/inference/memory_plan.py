@@ -13,9 +13,9 @@ the current block and the next one. Attention scores and unaccounted allocations
 are constants.
 
 The estimates were compared with `memory_analysis` of the compiled programs at
-the released size, on a CPU; a test repeats the comparison. Compilers for GPUs
-and TPUs reserve more, see docs/sampling.md. Nothing was measured on a device,
-so `memory_choice.py` leaves a share of it free.
+the released size, on a CPU; a test repeats the comparison. The compiler for
+GPUs agrees, the one for TPUs reserves more, see docs/sampling.md. Nothing was
+measured on a device, so `memory_choice.py` leaves a share of it free.
 """
 
 from collections.abc import Iterable, Mapping

@@ -85,7 +85,8 @@ class Sculpt4D:
       stream_layers: Keeps the transformer's blocks in the host's memory, from
         which a device copies them one by one.
       devices: Devices that share a clip; none leaves all to the default one.
-        One device streams layers.
+        One device streams layers. With devices of several processes, all of
+        these must call `denoise` with the same arguments.
       find_view_head: Reads the head that predicts how pictures were taken, to
         fit shapes to outlines; called once, when it is needed.
 
@@ -105,7 +106,9 @@ class Sculpt4D:
     self._vae, self._encoder = place((self._vae, self._encoder))
     self._placed_vae: nnx.State | None = None
     self._streams = stream_layers
-    self._devices = tuple(devices[:1] if stream_layers else devices)
+    if stream_layers:
+      devices = devices_lib.first(devices)
+    self._devices = tuple(devices)
     self._mesh: partitioning.Mesh | None = None
     self._dit = self._place_dit(self._dit)
     self._encode = jax.jit(self._encode_impl)
@@ -177,7 +180,8 @@ class Sculpt4D:
       modules[name].config = config
     if packs:
       quantization.quantize(modules["dit"].stages)
-      devices = devices[:1]  # Packed kernels are not split over devices.
+      # Packed kernels are not split over devices.
+      devices = devices_lib.first(devices)
     return cls(
       **modules,
       details=details,
@@ -201,6 +205,10 @@ class Sculpt4D:
 
   def _place_dit(self, dit: nnx.State) -> nnx.State:
     """The transformer's weights on the device, or its blocks on the host."""
+    if devices_lib.are_of_several_processes(self._devices):
+      # Each process places its share of it, for each mesh.
+      self._host_dit = jax.device_get(dit)
+      return self._host_dit
     if not self._streams:
       return jax.device_put(dit)
     device = next(iter(self._devices), None)
@@ -333,38 +341,56 @@ class Sculpt4D:
     frames = noise.shape[1] if windows is None else windows.size
     with self._denoising:
       self._placed_vae = None
-      with self._on_mesh(config, min(frames, noise.shape[1])):
+      with self._on_mesh(config, min(frames, noise.shape[1])) as place:
+        noise, context, options["known"] = place((noise, context, known))
         contexts, state = self._begin(self._dit, noise, context, **options)
         if outlines is not None:
-          options |= {"vae": self._vae_on_device(), "outlines": outlines}
+          fitted = {"vae": self._vae_on_device(), "outlines": outlines}
+          options |= place(fitted)
         for number in range(len(config.calls)):
           state = self._advance(
-            self._dit, noise, contexts, state, jnp.int32(number), **options
+            self._dit, noise, contexts, state, np.int32(number), **options
           )
           if on_step is not None:
             jax.block_until_ready(state)
             on_step(number + 1)
-        return jax.device_get(denoising.finish(state.x, known))
+        x = devices_lib.fetch(state.x)
+        return jax.device_get(denoising.finish(x, known))
 
   @contextlib.contextmanager
-  def _on_mesh(self, config: SamplingConfig, num_frames: int) -> Iterator[None]:
-    """Places the transformer on the devices that a clip can use."""
+  def _on_mesh(
+    self, config: SamplingConfig, num_frames: int
+  ) -> Iterator[Callable[[Any], Any]]:
+    """Places the transformer on the devices that a clip can use.
+
+    Yields:
+      A function that places a call's other arrays.
+    """
+    as_they_are = lambda tree: tree
     if len(self._devices) < 2:
-      yield
+      yield as_they_are
       return
     mesh = devices_lib.sampling_mesh(
       self._devices, config, self.dit_config, num_frames
     )
+    is_shared = devices_lib.are_of_several_processes(self._devices)
     if mesh != self._mesh:
       where = self._devices[0]
       if mesh is not None:
         where = partitioning.shardings(self._dit, mesh)
-      self._dit, self._mesh = jax.device_put(self._dit, where), mesh
+      if is_shared:
+        self._dit = devices_lib.place(self._host_dit, where)
+      else:
+        self._dit = jax.device_put(self._dit, where)
+      self._mesh = mesh
     if mesh is None:
-      yield
+      yield as_they_are
       return
     with partitioning.use_mesh(mesh):
-      yield
+      if is_shared:
+        yield lambda tree: devices_lib.replicate(tree, mesh)
+      else:
+        yield as_they_are
 
   def _encode_impl(self, params: nnx.State, images: Array) -> Array:
     encoder = nnx.merge(self._encoder_def, params)
