@@ -8,9 +8,11 @@ The devices may be those of several processes, which then all make the same call
 Each has the complete clip and weights on its host and places its share of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 from typing import Any
 
+from flax import nnx
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -19,6 +21,7 @@ from sculpt4d_jax import partitioning
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.models import dit_config
+from sculpt4d_jax.models import streaming
 
 
 def sampling_mesh(
@@ -99,32 +102,109 @@ def first(devices: Sequence[jax.Device]) -> Sequence[jax.Device]:
   return devices[:1]
 
 
+class Transformer:
+  """The transformer's weights on the devices that share a clip.
+
+  Attributes:
+    params: Its parameters, where the last clip needed them.
+    mesh: Mesh of that clip; None for a single device.
+  """
+
+  def __init__(
+    self,
+    params: nnx.State,
+    config: dit_config.DiTConfig,
+    devices: Sequence[jax.Device],
+    streams: bool,
+  ):
+    """Places the weights.
+
+    Args:
+      params: Parameters of a DiT.
+      config: Its configuration.
+      devices: Devices that share a clip; none leaves all to the default one.
+      streams: Whether the blocks stay in the host's memory.
+
+    Raises:
+      UserError: The device cannot stream, or several processes would.
+    """
+    self._config, self._streams = config, streams
+    self._devices = tuple(first(devices) if streams else devices)
+    self._is_shared = are_of_several_processes(self._devices)
+    self.replace(params)
+
+  def replace(self, params: nnx.State) -> None:
+    """Takes other weights of the same shapes."""
+    self.mesh: partitioning.Mesh | None = None
+    if self._is_shared:
+      # Each process places its share of them, for each mesh.
+      self.params = self._host_params = jax.device_get(params)
+    elif self._streams:
+      device = next(iter(self._devices), None)
+      self.params = streaming.place_kernels(params, device)
+    else:
+      self.params = jax.device_put(params)
+
+  @property
+  def device(self) -> jax.Device:
+    """The first of the devices."""
+    return next(iter(self._devices), jax.local_devices()[0])
+
+  @contextlib.contextmanager
+  def on_mesh(
+    self, config: sampling_lib.SamplingConfig, num_frames: int
+  ) -> Iterator[Callable[[Any], Any]]:
+    """Places the weights on the devices that a clip can use.
+
+    Args:
+      config: Settings of the sampler.
+      num_frames: Frames of the clip, or of a window.
+
+    Yields:
+      A function that places a call's other arrays.
+
+    Raises:
+      UserError: Some process would have no part of the clip.
+    """
+    as_they_are = lambda tree: tree
+    if len(self._devices) < 2:
+      yield as_they_are
+      return
+    mesh = sampling_mesh(self._devices, config, self._config, num_frames)
+    if mesh != self.mesh:
+      where = self._devices[0]
+      if mesh is not None:
+        where = partitioning.shardings(self.params, mesh)
+      if self._is_shared:
+        self.params = _place(self._host_params, where)
+      else:
+        self.params = jax.device_put(self.params, where)
+      self.mesh = mesh
+    if mesh is None:
+      yield as_they_are
+      return
+    with partitioning.use_mesh(mesh):
+      whole = jax.sharding.NamedSharding(mesh, partitioning.Spec())
+      if self._is_shared:
+        yield lambda tree: _place(tree, jax.tree.map(lambda _: whole, tree))
+      else:
+        yield as_they_are
+
+
 def are_of_several_processes(devices: Sequence[jax.Device]) -> bool:
   """Whether the devices belong to more than one process."""
   return len({device.process_index for device in devices}) > 1
 
 
-def place(tree: Any, where: Any) -> Any:
-  """Puts arrays that every process has onto the devices of all processes.
-
-  Args:
-    tree: Arrays, equal in all processes.
-    where: A sharding for each array, or one for all.
-  """
+def _place(tree: Any, shardings: Any) -> Any:
+  """Puts arrays that every process has onto the devices of all processes."""
 
   def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     x = np.asarray(x)
     # `device_put` would compare the values of all processes first.
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
-  if isinstance(where, jax.sharding.Sharding):
-    return jax.tree.map(lambda x: put(x, where), tree)
-  return jax.tree.map(put, tree, where)
-
-
-def replicate(tree: Any, mesh: partitioning.Mesh) -> Any:
-  """Puts arrays that every process has onto every device of a mesh."""
-  return place(tree, jax.sharding.NamedSharding(mesh, partitioning.Spec()))
+  return jax.tree.map(put, tree, shardings)
 
 
 def fetch(x: jax.Array) -> np.ndarray:

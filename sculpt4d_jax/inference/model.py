@@ -12,8 +12,7 @@ options. `memory_plan.py` predicts the result for
 a given device.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import threading
@@ -25,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sculpt4d_jax import array_types
-from sculpt4d_jax import partitioning
 from sculpt4d_jax import shipped
 from sculpt4d_jax.diffusion import known_frames as known_frames_lib
 from sculpt4d_jax.diffusion import samplers
@@ -100,17 +98,15 @@ class Sculpt4D:
     self.details = details or {}
     self._vae_def, self._vae = nnx.split(vae)
     self._encoder_def, self._encoder = nnx.split(image_encoder)
-    self._dit_def, self._dit = nnx.split(dit)
+    self._dit_def, params = nnx.split(dit)
     self._offload = offload
     place = jax.device_get if offload else jax.device_put
     self._vae, self._encoder = place((self._vae, self._encoder))
     self._placed_vae: nnx.State | None = None
     self._streams = stream_layers
-    if stream_layers:
-      devices = devices_lib.first(devices)
-    self._devices = tuple(devices)
-    self._mesh: partitioning.Mesh | None = None
-    self._dit = self._place_dit(self._dit)
+    self._transformer = devices_lib.Transformer(
+      params, dit.config, devices, stream_layers
+    )
     self._encode = jax.jit(self._encode_impl)
     static = dict(static_argnames=("config", "windows"))
     self._begin = jax.jit(self._begin_impl, **static)
@@ -201,18 +197,11 @@ class Sculpt4D:
     self._encoder = jax.device_get(image_encoder)
     if not self._offload:
       self._encoder = jax.device_put(self._encoder)
-    self._dit, self._mesh = self._place_dit(dit), None
+    self._transformer.replace(dit)
 
-  def _place_dit(self, dit: nnx.State) -> nnx.State:
-    """The transformer's weights on the device, or its blocks on the host."""
-    if devices_lib.are_of_several_processes(self._devices):
-      # Each process places its share of it, for each mesh.
-      self._host_dit = jax.device_get(dit)
-      return self._host_dit
-    if not self._streams:
-      return jax.device_put(dit)
-    device = next(iter(self._devices), None)
-    return streaming.place_kernels(dit, device)
+  @property
+  def _dit(self) -> nnx.State:
+    return self._transformer.params
 
   def sample(
     self,
@@ -324,7 +313,7 @@ class Sculpt4D:
       ValueError: The device cannot keep skips on the host.
     """
     if config.skips_on_host:
-      streaming.check(next(iter(self._devices), jax.devices()[0]))
+      streaming.check(self._transformer.device)
     noise = noise * config.temperature
     options = {
       "known": known,
@@ -341,7 +330,8 @@ class Sculpt4D:
     frames = noise.shape[1] if windows is None else windows.size
     with self._denoising:
       self._placed_vae = None
-      with self._on_mesh(config, min(frames, noise.shape[1])) as place:
+      num_frames = min(frames, noise.shape[1])
+      with self._transformer.on_mesh(config, num_frames) as place:
         noise, context, options["known"] = place((noise, context, known))
         contexts, state = self._begin(self._dit, noise, context, **options)
         if outlines is not None:
@@ -356,41 +346,6 @@ class Sculpt4D:
             on_step(number + 1)
         x = devices_lib.fetch(state.x)
         return jax.device_get(denoising.finish(x, known))
-
-  @contextlib.contextmanager
-  def _on_mesh(
-    self, config: SamplingConfig, num_frames: int
-  ) -> Iterator[Callable[[Any], Any]]:
-    """Places the transformer on the devices that a clip can use.
-
-    Yields:
-      A function that places a call's other arrays.
-    """
-    as_they_are = lambda tree: tree
-    if len(self._devices) < 2:
-      yield as_they_are
-      return
-    mesh = devices_lib.sampling_mesh(
-      self._devices, config, self.dit_config, num_frames
-    )
-    is_shared = devices_lib.are_of_several_processes(self._devices)
-    if mesh != self._mesh:
-      where = self._devices[0]
-      if mesh is not None:
-        where = partitioning.shardings(self._dit, mesh)
-      if is_shared:
-        self._dit = devices_lib.place(self._host_dit, where)
-      else:
-        self._dit = jax.device_put(self._dit, where)
-      self._mesh = mesh
-    if mesh is None:
-      yield as_they_are
-      return
-    with partitioning.use_mesh(mesh):
-      if is_shared:
-        yield lambda tree: devices_lib.replicate(tree, mesh)
-      else:
-        yield as_they_are
 
   def _encode_impl(self, params: nnx.State, images: Array) -> Array:
     encoder = nnx.merge(self._encoder_def, params)

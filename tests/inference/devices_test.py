@@ -48,7 +48,7 @@ def test_eight_devices_equal_one(run_on_devices):
     many = small_models.random_model(devices=jax.local_devices())
     expected = one.sample(images, config)
     found = many.sample(images, config)
-    assert dict(many._mesh.shape) == dict(
+    assert dict(many._transformer.mesh.shape) == dict(
       data=2, fsdp=1, expert=1, context=2, tensor=1
     )
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -59,7 +59,7 @@ model = small_models.random_model(devices=jax.devices())
 known = {1: model.draw_noise(5, 4)[1]}
 found = model.sample(images, config, known_frames=known)
 expected = small_models.random_model().sample(images, config, known_frames=known)
-assert model._mesh.devices.size == 4, model._mesh
+assert model._transformer.mesh.devices.size == 4
 np.testing.assert_allclose(found, expected, atol=1e-4)
 try:
   model.sample(images[:3], config)  # Three frames of two heads.
