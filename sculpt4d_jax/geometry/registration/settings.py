@@ -92,7 +92,7 @@ class FineSettings:
       make rotations wrong and the matrix indefinite.
   """
 
-  num_iterations: int = 8
+  num_iterations: int = 15
   pull: float = 0.5
   gate: float = 0.063
   min_normal_cosine: float = 0.3
