@@ -58,7 +58,7 @@ def sampling_mesh(
       f"{num_processes} processes cannot share {num_frames} frames of a"
       f" transformer with {dit.num_heads} heads: frames are divided by a number"
       " that divides both. Use fewer processes, or another"
-      " --config.sampling.num_frames."
+      " sampling.num_frames."
     )
   return mesh
 
