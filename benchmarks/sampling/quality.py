@@ -27,7 +27,6 @@ import numpy as np
 from benchmarks.sampling import field_scores
 from benchmarks.sampling import settings as settings_lib
 from launch import program
-from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out
@@ -82,11 +81,12 @@ def main(unused_argv: Sequence[str]) -> None:
   log = run_log.RunLog()
   folder = model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
   model = model_lib.Sculpt4D.load(preset.model, folder)
-  clips = _make_clips(
+  clips = held_out.make_clips(
     range(_FIRST.value, _FIRST.value + _NUM_CLIPS.value),
     preset.sampling.num_frames,
     preset.data.sizes,
     log,
+    has_truth=not _FIELD.value,
   )
   score = _field_scorer if _FIELD.value else _mesh_scorer
   scorer = score(preset, model, clips)
@@ -99,19 +99,6 @@ def main(unused_argv: Sequence[str]) -> None:
       content = json.dumps(_plain(rows), indent=1)
       atomic.write_bytes(_JSON.value, content.encode())
   print("\n" + "\n".join(table(rows)))
-
-
-def _make_clips(
-  seeds: Sequence[int],
-  num_frames: int,
-  sizes: clip_records.RecordSizes,
-  log: run_log.RunLog,
-) -> list[held_out.HeldOutClip]:
-  """Held-out clips; without true meshes if the field is scored."""
-  return [
-    held_out.make_clip(seed, num_frames, sizes, has_truth=not _FIELD.value)
-    for seed in log.each("make held-out clips", seeds)
-  ]
 
 
 def run(

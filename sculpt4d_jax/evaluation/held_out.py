@@ -68,10 +68,12 @@ def make_clips(
   num_frames: int,
   sizes: clip_records.RecordSizes,
   log: run_log.RunLog,
+  *,
+  has_truth: bool = True,
 ) -> list[HeldOutClip]:
-  """Makes clips, their pictures and their true meshes."""
+  """Makes the clips of some seeds; see `make_clip`."""
   return [
-    make_clip(seed, num_frames, sizes)
+    make_clip(seed, num_frames, sizes, has_truth=has_truth)
     for seed in log.each("make held-out clips", seeds)
   ]
 

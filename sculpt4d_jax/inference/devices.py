@@ -8,7 +8,7 @@ The devices may be those of several processes, which then all make the same call
 Each has the complete clip and weights on its host and places its share of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 from typing import Any
 
@@ -44,31 +44,11 @@ def sampling_mesh(
     num_frames: Frames of the clip, or of a window.
 
   Raises:
-    UserError: Some process would have no device in the mesh.
+    UserError: The settings need one device, and several processes are there.
   """
   if config.needs_one_device:
     first(devices)
     return None
-  mesh = _largest_mesh(devices, config, dit, num_frames)
-  used = [] if mesh is None else list(mesh.devices.flat)
-  num_processes = len({device.process_index for device in devices})
-  num_used = len({device.process_index for device in used})
-  if num_processes > 1 and num_used < num_processes:
-    raise UserError(
-      f"{num_processes} processes cannot share {num_frames} frames of a"
-      f" transformer with {dit.num_heads} heads: frames are divided by a number"
-      " that divides both. Use fewer processes, or another"
-      " sampling.num_frames."
-    )
-  return mesh
-
-
-def _largest_mesh(
-  devices: Sequence[jax.Device],
-  config: sampling_lib.SamplingConfig,
-  dit: dit_config.DiTConfig,
-  num_frames: int,
-) -> partitioning.Mesh | None:
   is_pair = config.guidance_scale != 1.0 and not config.guidance_in_turns
   # Calls outside the guidance interval have one branch for all devices.
   branches = 2 if is_pair and config.guides_always else 1
@@ -171,6 +151,8 @@ class Transformer:
       yield as_they_are
       return
     mesh = sampling_mesh(self._devices, config, self._config, num_frames)
+    if self._is_shared:
+      self._check_that_all_share(mesh, num_frames)
     if mesh != self.mesh:
       where = self._devices[0]
       if mesh is not None:
@@ -190,10 +172,27 @@ class Transformer:
       else:
         yield as_they_are
 
+  def _check_that_all_share(
+    self, mesh: partitioning.Mesh | None, num_frames: int
+  ) -> None:
+    """Raises UserError if a process has no device in the mesh."""
+    wanted = _processes(self._devices)
+    if mesh is None or _processes(mesh.devices.flat) != wanted:
+      raise UserError(
+        f"{len(wanted)} processes cannot share {num_frames} frames of a"
+        f" transformer with {self._config.num_heads} heads: frames are divided"
+        " by a number that divides both. Use fewer processes, or another"
+        " sampling.num_frames."
+      )
+
+
+def _processes(devices: Iterable[jax.Device]) -> set[int]:
+  return {device.process_index for device in devices}
+
 
 def are_of_several_processes(devices: Sequence[jax.Device]) -> bool:
   """Whether the devices belong to more than one process."""
-  return len({device.process_index for device in devices}) > 1
+  return len(_processes(devices)) > 1
 
 
 def _place(tree: Any, shardings: Any) -> Any:
