@@ -268,6 +268,11 @@ def _dit_training() -> ml_collections.ConfigDict:
       # tokens, its points a frame, and its band; see `DiTTaskConfig`.
       context_field_weight=0.0,
       context_field_points=64,
+      # Weight and quantile of the auxiliary loss on decoded shapes, and smallest
+      # factor of the noise; see `DiTTaskConfig`.
+      shape_weight=0.0,
+      shape_quantile=0.5,
+      min_temperature=1.0,
       field_band=0.3,
       init_from="",  # Folder of weights to start from, or "".
       latent_choices=1,  # Draws of the VAE's query rows for each clip.

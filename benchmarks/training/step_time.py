@@ -16,6 +16,7 @@ from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import state as state_lib
 from sculpt4d_jax.training import step as step_lib
 from sculpt4d_jax.training.ahead_of_time import step_flops
+from sculpt4d_jax.training.tasks import conditional_dit
 from sculpt4d_jax.training.tasks import dit as dit_task
 from sculpt4d_jax.training.tasks import presets
 from sculpt4d_jax.weights import model_files
@@ -116,7 +117,7 @@ def _noise_batches(
     (store, latents),
     (store, latents),
     batch_size=clips,
-    num_samples=points if training.context_field_weight else 0,
+    num_samples=training.num_points,
     seed=training.seed,
   )
 
@@ -209,7 +210,7 @@ def torch_step(ours: OurStep, is_compiled: bool = False) -> TorchStep:
     field_weight=task.config.context_field_weight,
     field_band=task.config.field_band,
     field_heads=task.encoder_config.num_heads,
-    field_freqs=dit_task.HEAD_FREQS,
+    field_freqs=conditional_dit.HEAD_FREQS,
     is_compiled=is_compiled,
   )
   return TorchStep(ours, module, torch.from_numpy)

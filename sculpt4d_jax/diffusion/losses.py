@@ -36,3 +36,22 @@ def squared_error(
 ) -> Float[Array, ""]:
   """Flow matching loss: mean squared error, equally weighted over time."""
   return squared_error_per_clip(prediction, target).mean()
+
+
+def pinball(
+  prediction: Float[Array, "*shape"],
+  target: Float[Array, "*shape"],
+  quantile: float,
+) -> Float[Array, "*shape"]:
+  """Loss that a quantile of the target minimises; the absolute error at 0.5.
+
+  Args:
+    prediction: Predictions.
+    target: True values.
+    quantile: In (0, 1). Predictions that are too low cost 2 * quantile times
+      their error, those that are too high 2 * (1 - quantile) times.
+
+  Source: Koenker and Bassett, Regression Quantiles, 1978.
+  """
+  error = target - prediction
+  return 2 * jnp.maximum(quantile * error, (quantile - 1) * error)

@@ -34,6 +34,15 @@ def velocity(
   return data - noise
 
 
+def data_at(
+  x: Float[Array, " B *shape"],
+  velocity: Float[Array, " B *shape"],
+  time: Float[Array, " B"] | Float[Array, "B F"],
+) -> Float[Array, " B *shape"]:
+  """The data that x_t and its velocity lead to on a straight path."""
+  return x + (1 - _expand(time, x.shape)) * velocity
+
+
 def _expand(time: Array, shape: tuple[int, ...]) -> Array:
   if time.ndim not in (1, 2) or time.shape != shape[: time.ndim]:
     raise UserError(

@@ -364,5 +364,8 @@ def _truncated_normal(
   shape: tuple[int, ...], rngs: nnx.Rngs, dtype: Any
 ) -> Array:
   """Standard deviation 0.02, truncated at two standard deviations."""
-  sample = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape)
+  key = rngs.params()
+  if key is None:  # Only the shape is wanted.
+    return jnp.zeros(shape, dtype)
+  sample = jax.random.truncated_normal(key, -2.0, 2.0, shape)
   return (0.02 * sample).astype(dtype)

@@ -29,7 +29,7 @@ from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import eight_bits
 
 Array = array_types.Array
-Initializer = Callable[[Array, tuple[int, ...], Any], Array]
+Initializer = Callable[[Array | None, tuple[int, ...], Any], Array]
 Axes = tuple[str | None, ...]
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -38,17 +38,30 @@ OFFLOAD = "offload_inputs"
 _LAYER_INPUT = "layer_input"
 
 
+class NoRngs:
+  """Takes the place of nnx.Rngs where only shapes of parameters are wanted.
+
+  Its keys are None, for which initialisers make zeros: tracing all the draws of
+  a network takes longer than reading its weights.
+  """
+
+  def params(self) -> None:
+    """No key."""
+
+
 def fan_in_uniform(fan_in: int) -> Initializer:
   """Uniform in +-1/sqrt(fan_in), as Hunyuan3D 2.1 (PyTorch's default)."""
   bound = 1.0 / math.sqrt(fan_in)
 
-  def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+  def init(key: Array | None, shape: tuple[int, ...], dtype: Any) -> Array:
+    if key is None:
+      return jnp.zeros(shape, dtype)
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   return init
 
 
-def zeros(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def zeros(key: Array | None, shape: tuple[int, ...], dtype: Any) -> Array:
   """Zero initialiser; `key` is not used."""
   del key
   return jnp.zeros(shape, dtype)
@@ -239,9 +252,15 @@ class MLP(nnx.Module):
 
 
 def stack_layers(
-  create: Callable[[nnx.Rngs], Module], num_layers: int, rngs: nnx.Rngs
+  create: Callable[[nnx.Rngs], Module],
+  num_layers: int,
+  rngs: nnx.Rngs | NoRngs,
 ) -> Module:
   """Creates `num_layers` equal modules as one, parameters stacked [L, ...]."""
+  if isinstance(rngs, NoRngs):
+    graphdef, params = nnx.split(create(rngs))
+    stack = lambda x: jnp.broadcast_to(x, (num_layers, *x.shape))
+    return nnx.merge(graphdef, jax.tree.map(stack, params))
 
   # Every layer draws different parameters.
   @nnx.split_rngs(splits=num_layers)

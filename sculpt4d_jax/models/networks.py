@@ -7,6 +7,7 @@ from flax import nnx
 
 from sculpt4d_jax.models import dit
 from sculpt4d_jax.models import image_encoder
+from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import shape_vae
 
 # Module and configuration of each network.
@@ -51,5 +52,5 @@ def abstract(
   Returns:
     The graph definition, and a state of `jax.ShapeDtypeStruct` leaves.
   """
-  module = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+  module = nnx.eval_shape(lambda: kind(config, rngs=layers.NoRngs()))
   return nnx.split(module)

@@ -157,7 +157,7 @@ class ProceduralSource:
       (self._train, self._latents[0]),
       (self._held_out, self._latents[1]),
       batch_size=task.batch_size,
-      num_samples=_num_samples(task),
+      num_samples=task.num_points,
       seed=task.seed,
     )
 
@@ -250,7 +250,7 @@ class RecordSource:
         " set dit_training.train_image_encoder=False and give its weights by"
         " dit_training.init_from."
       )
-    samples = _num_samples(task)
+    samples = task.num_points
     example = dataclasses.replace(
       self.example,
       contents=("posterior", shown) + (("samples",) if samples else ()),
@@ -412,7 +412,3 @@ def _first_process_first(make: Callable[[], _Result], name: str) -> _Result:
   result = make() if jax.process_index() == 0 else None
   wait_for_all(name)
   return make() if result is None else result
-
-
-def _num_samples(task: dit_task.DiTTaskConfig) -> int:
-  return task.context_field_points if task.context_field_weight else 0

@@ -39,3 +39,20 @@ def test_errors_of_frames_average_to_the_clip():
     np.square(prediction[1, 2] - target[1, 2]).mean(),
     rtol=1e-5,
   )
+
+
+def test_pinball_by_hand():
+  prediction, target = jnp.array([0.0, 2.0]), jnp.array([1.0, 1.0])
+  np.testing.assert_allclose(
+    losses.pinball(prediction, target, 0.75), [1.5, 0.5]
+  )
+  np.testing.assert_allclose(losses.pinball(prediction, target, 0.5), 1.0)
+
+
+def test_pinball_is_least_at_its_quantile():
+  targets = jnp.arange(101.0)
+  guesses = jnp.arange(101.0)
+  loss = lambda guess: losses.pinball(
+    jnp.full_like(targets, guess), targets, 0.65
+  ).mean()
+  assert min(guesses, key=loss) == 65.0

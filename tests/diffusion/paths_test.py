@@ -45,3 +45,13 @@ def test_frames_may_have_their_own_times():
   np.testing.assert_array_equal(
     equal, paths.interpolate(noise, data, jnp.full((3,), 0.3))
   )
+
+
+@pytest.mark.parametrize("time", [[0.2, 0.9], [[0.2, 0.9, 1.0], [0.0, 0.5, 0.3]]])
+def test_the_velocity_leads_to_the_data_from_anywhere(time):
+  noise, data = endpoints()[:, :2]
+  noise, data = (jnp.stack([x] * 3, 1) for x in (noise, data))
+  time = jnp.array(time)
+  x = paths.interpolate(noise, data, time)
+  found = paths.data_at(x, paths.velocity(noise, data), time)
+  np.testing.assert_allclose(found, data, rtol=1e-5, atol=1e-6)

@@ -100,9 +100,8 @@ def _dit_batch(
     "log_variance": _clips(latents, jnp.float16, mesh),
     "images": _clips((*lead, side, side, 3), jnp.uint8, mesh),
   }
-  if task.context_field_weight:
-    points = task.context_field_points
-    batch["samples"] = _clips((*lead, points, 4), jnp.float32, mesh)
+  if task.num_points:
+    batch["samples"] = _clips((*lead, task.num_points, 4), jnp.float32, mesh)
   return batch
 
 

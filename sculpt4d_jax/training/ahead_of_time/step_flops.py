@@ -108,6 +108,19 @@ def dit_step(
   return batch_size * (total + sum(flops.add(*fixed).values()))
 
 
+def shape_loss(
+  vae: shape_vae.ShapeVAEConfig, *, num_shapes: int, num_queries: int
+) -> int:
+  """Operations of decoding shapes at points with an autoencoder that is fixed.
+
+  The gradient passes through the decoder, but is not computed for its matrices.
+  """
+  shape = flops.add(
+    flops.vae_decoder(vae), flops.field_queries(vae, num_queries)
+  )
+  return (_FORWARD_AND_BACKWARD - 1) * num_shapes * sum(shape.values())
+
+
 def vae_step(
   vae: shape_vae.ShapeVAEConfig,
   *,

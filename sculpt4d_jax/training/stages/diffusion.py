@@ -59,6 +59,8 @@ class Diffusion(stage.Stage):
     given = self._given()
     learns = options.train_image_encoder
     source.encode(vae, None if learns else given.get("image_encoder"))
+    if options.shape_weight:
+      given["vae"] = vae
     task = presets.dit(
       self.preset,
       source.latents(options),

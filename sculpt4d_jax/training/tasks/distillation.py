@@ -72,9 +72,8 @@ class DistillationConfig:
   lora: lora_lib.LoRAConfig = lora_lib.LoRAConfig()
   seed: int = 0
   eval_clips: int = 32
-  # Batches read these two fields; here the image encoder is not trained.
-  context_field_weight: float = 0.0
-  context_field_points: int = 64
+  # Batches read this field: none of the losses needs samples of the field.
+  num_points: int = 0
 
   def __post_init__(self):
     for name in ("shortcut_share", "shortcut_start"):

@@ -20,17 +20,16 @@ from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import lora as lora_lib
-from sculpt4d_jax.models import vae_blocks
+from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import metrics as metrics_lib
 from sculpt4d_jax.training import parameter_groups
 from sculpt4d_jax.training.ahead_of_time import step_flops
+from sculpt4d_jax.training.tasks import conditional_dit
 
 Array = array_types.Array
 
 _TIME_BUCKETS = 4
 _WINDOWS = 1  # Tells this draw from others of the same seed and step.
-# Frequencies of the field head's points.
-HEAD_FREQS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,17 @@ class DiTTaskConfig:
       is trained from scratch: a small decoder predicts the field at points from
       its tokens alone. It teaches the encoder spatial layout before the DiT's
       loss gives a useful signal. 0 for a pretrained encoder.
-    context_field_points: Number of points a frame of that loss.
+    context_field_points: Number of points a frame of that loss and the next.
+    shape_weight: Weight of an auxiliary loss on shapes: the fixed autoencoder
+      decodes the estimate of the clean latents, and its field is compared at
+      points. The flow loss weighs all channels of latents equally, whatever
+      they do to the surface.
+    shape_quantile: Quantile of the field that this loss teaches, see
+      `losses.pinball`. At 0.5 a place is filled if that is likelier than not.
+      The best expected IoU fills places of lower probability: down to half of
+      the IoU that can be reached, which 1 minus this should be.
+    min_temperature: Noise of a clip is scaled by a factor drawn uniformly from
+      [this, 1], for sampling with less noise (`sampling.temperature`).
     field_band: Distance at which the field saturates: it is the signed distance
       over this, clipped to +-1.
     frame_times: Separate times of frames, for a model that accepts known
@@ -69,6 +78,9 @@ class DiTTaskConfig:
   temporal_dropout: float = 0.0
   context_field_weight: float = 0.0
   context_field_points: int = 64
+  shape_weight: float = 0.0
+  shape_quantile: float = 0.5
+  min_temperature: float = 1.0
   field_band: float = 0.3
   frame_times: frame_times_lib.FrameTimesConfig = (
     frame_times_lib.FrameTimesConfig()
@@ -81,6 +93,14 @@ class DiTTaskConfig:
     for name in ("context_dropout", "temporal_dropout"):
       if not 0 <= getattr(self, name) < 1:
         raise UserError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+    if not 0 < self.shape_quantile < 1:
+      raise UserError(
+        f"shape_quantile={self.shape_quantile} must lie between 0 and 1."
+      )
+    if not 0 <= self.min_temperature <= 1:
+      raise UserError(
+        f"min_temperature={self.min_temperature} must lie in [0, 1]."
+      )
     if self.lora.rank and (
       self.train_image_encoder or self.context_field_weight
     ):
@@ -90,6 +110,13 @@ class DiTTaskConfig:
         " dit_training.context_field_weight=0, which are"
         f" {self.train_image_encoder} and {self.context_field_weight}."
       )
+
+  @property
+  def num_points(self) -> int:
+    """Number of field samples of a frame that the losses need."""
+    if self.context_field_weight or self.shape_weight:
+      return self.context_field_points
+    return 0
 
   def frames_of(self, clip_frames: int) -> int:
     """Number of frames in a step of a clip that has `clip_frames`."""
@@ -114,47 +141,17 @@ def _bucket_name(index: int) -> str:
   return f"flow_loss_t{(index + 0.5) / _TIME_BUCKETS:.3f}"
 
 
+def _squared_errors(prediction: Array, target: Array, time: Array) -> Array:
+  """Squared errors of the velocity, [B] or [B, F] like the time."""
+  if time.ndim == 2:
+    return losses.squared_error_per_frame(prediction, target)
+  return losses.squared_error_per_clip(prediction, target)
+
+
 def _latent_noise(key: Array, shape: tuple[int, ...]) -> Array:
   """ONE noise for all frames of a clip, [B, 1, N, C]."""
   clips, _, *token = shape
   return jax.random.normal(key, (clips, 1, *token))
-
-
-class ConditionalDiT(nnx.Module):
-  """The image encoder and the DiT that it conditions.
-
-  `field_head` predicts the field from the context; it exists in training only.
-  """
-
-  def __init__(
-    self,
-    dit_config: dit_lib.DiTConfig,
-    encoder_config: image_encoder_lib.ImageEncoderConfig,
-    *,
-    use_field_head: bool,
-    rngs: nnx.Rngs,
-  ):
-    self.image_encoder = image_encoder_lib.ImageEncoder(
-      encoder_config, rngs=rngs
-    )
-    self.dit = dit_lib.DiT(dit_config, rngs=rngs)
-    self.field_head = (
-      _field_head(encoder_config, rngs) if use_field_head else None
-    )
-
-
-def _field_head(
-  encoder_config: image_encoder_lib.ImageEncoderConfig, rngs: nnx.Rngs
-) -> vae_blocks.FieldDecoder:
-  return vae_blocks.FieldDecoder(
-    encoder_config.width,
-    encoder_config.num_heads,
-    num_freqs=HEAD_FREQS,
-    include_pi=False,
-    mlp_ratio=2,
-    use_norm_post=True,
-    rngs=rngs,
-  )
 
 
 class DiTTask:
@@ -168,8 +165,22 @@ class DiTTask:
     batches: batches_lib.Batches,
     scale: float,
     init_from: Mapping[str, nnx.State] | None = None,
+    vae_config: shape_vae.ShapeVAEConfig | None = None,
   ):
+    """Sets up.
+
+    Args:
+      config: Configuration of the training.
+      dit_config: The transformer.
+      encoder_config: The image encoder.
+      batches: Clips with their latents.
+      scale: Factor of the latents, so that their variance is 1.
+      init_from: Parameters to start from, by network. With `shape_weight`
+        those of "vae" are needed, which are not trained.
+      vae_config: The autoencoder; needed with `shape_weight`.
+    """
     self.config = config
+    self.vae_config = vae_config if config.shape_weight else None
     self.dit_config = dit_config
     self.encoder_config = encoder_config
     self.batches = batches
@@ -182,14 +193,16 @@ class DiTTask:
     self.scale = scale  # Makes the variance of latents 1.
     self.warm_start = init_from or {}
     self.graphdef = nnx.split(nnx.eval_shape(self._create))[0]
-    self.is_trained = self._is_trained if config.lora.rank else None
+    has_fixed = config.lora.rank or config.shape_weight
+    self.is_trained = self._is_trained if has_fixed else None
     self._evaluate = jax.jit(self._evaluate_batch)
 
-  def _create(self) -> ConditionalDiT:
-    model = ConditionalDiT(
+  def _create(self) -> conditional_dit.ConditionalDiT:
+    model = conditional_dit.ConditionalDiT(
       self.dit_config,
       self.encoder_config,
       use_field_head=self.config.context_field_weight > 0,
+      vae_config=self.vae_config,
       rngs=nnx.Rngs(self.config.seed),
     )
     if self.config.lora.rank:
@@ -198,6 +211,10 @@ class DiTTask:
     return model
 
   def _is_trained(self, path: tuple[Any, ...], unused_parameter: Any) -> bool:
+    if path[0] == "vae":
+      return False
+    if not self.config.lora.rank:
+      return True
     if lora_lib.ADAPTER in path:
       return True
     group = parameter_groups.group_named("/".join(map(str, path)))
@@ -239,7 +256,14 @@ class DiTTask:
   def flops(self, batch: Mapping[str, Any]) -> int:
     """Model FLOPs of a step on a batch; see `step_flops`."""
     clips, frames, tokens, _ = batch["mean"].shape
-    return step_flops.dit_step(
+    shapes = 0
+    if self.vae_config:
+      shapes = step_flops.shape_loss(
+        self.vae_config,
+        num_shapes=clips * frames,
+        num_queries=self.config.num_points,
+      )
+    return shapes + step_flops.dit_step(
       self.dit_config,
       self.encoder_config,
       batch_size=clips,
@@ -293,6 +317,15 @@ class DiTTask:
     shape = batch["mean"].shape
     sampler = time_sampling.get(c.time_sampling)
     time = sampler(time_key, shape[0])
+    noise = jax.random.normal(noise_key, shape)
+    if c.min_temperature < 1:
+      # A derived key, so that the other draws are those of a run without.
+      temperature = jax.random.uniform(
+        jax.random.fold_in(noise_key, 1),
+        (shape[0], 1, 1, 1),
+        minval=c.min_temperature,
+      )
+      noise *= temperature
     weight = jnp.ones_like(time)
     if c.frame_times.is_on:
       # A derived key, so that the other draws are those of a run without.
@@ -302,7 +335,7 @@ class DiTTask:
       weight = is_learned.astype(jnp.float32)
     draws = {
       "latent_noise": _latent_noise(sample_key, shape),
-      "noise": jax.random.normal(noise_key, shape),
+      "noise": noise,
       "time": time,
       "weight": weight,
       "keep": jax.random.bernoulli(
@@ -324,14 +357,16 @@ class DiTTask:
     model = nnx.merge(self.graphdef, params)
     context = self._context(model, batch)
     # Zeros as context are what guidance calls the unconditional branch with.
-    errors, output = self._errors(
-      model,
-      self._latents(batch, draws["latent_noise"]),
-      context * draws["keep"],
-      draws["noise"],
+    latents = self._latents(batch, draws["latent_noise"])
+    x = paths.interpolate(draws["noise"], latents, time)
+    output = model.dit(
+      x,
       time,
-      draws.get("temporal_weight"),
+      context * draws["keep"],
+      temporal_weight=draws.get("temporal_weight"),
     )
+    velocity = paths.velocity(draws["noise"], latents)
+    errors = _squared_errors(output.velocity, velocity, time)
     matching = errors.mean()
     if time.ndim == 2:  # Known frames have weight 0.
       matching = ((errors * weight).sum(1) / weight.sum(1)).mean()
@@ -352,9 +387,15 @@ class DiTTask:
         model, context, batch["samples"]
       )
       loss += self.config.context_field_weight * metrics["context_field_error"]
+    if model.vae is not None:
+      estimate = paths.data_at(x, output.velocity, time)
+      metrics["shape_error"] = self._shape_error(
+        model.vae, estimate, batch["samples"], draws["keep"]
+      )
+      loss += self.config.shape_weight * metrics["shape_error"]
     return loss, metrics
 
-  def _context(self, model: ConditionalDiT, batch: dict[str, Array]) -> Array:
+  def _context(self, model: conditional_dit.ConditionalDiT, batch: dict[str, Array]) -> Array:
     """Context tokens [B, F, I, D], encoded from pictures unless given."""
     if "context" in batch:
       context = batch["context"].astype(self.encoder_config.dtype)
@@ -368,40 +409,38 @@ class DiTTask:
     return context
 
   def _context_field_error(
-    self, model: ConditionalDiT, context: Array, samples: Array
+    self, model: conditional_dit.ConditionalDiT, context: Array, samples: Array
   ) -> Array:
     """Absolute error of the field predicted from the context alone."""
     head = model.field_head
     field = head(head.encode_tokens(context), samples[..., :3])
-    target = jnp.clip(samples[..., 3] / self.config.field_band, -1.0, 1.0)
-    return jnp.abs(field - target).mean()
+    return jnp.abs(field - self._field(samples)).mean()
+
+  def _field(self, samples: Array) -> Array:
+    """The true field at samples."""
+    return jnp.clip(samples[..., 3] / self.config.field_band, -1.0, 1.0)
+
+  def _shape_error(
+    self,
+    vae: shape_vae.ShapeVAE,
+    latents: Array,
+    samples: Array,
+    keep: Array,
+  ) -> Array:
+    """Pinball loss of the field of estimated latents, of clips with pictures."""
+    # Without its picture a clip may have any shape, the mean of which is none.
+    field = vae.query_field(vae.decode(latents / self.scale), samples[..., :3])
+    error = losses.pinball(
+      field, self._field(samples), self.config.shape_quantile
+    )
+    weight = keep.astype(jnp.float32).ravel()
+    return error.mean((1, 2)) @ weight / jnp.maximum(weight.sum(), 1.0)
 
   def _latents(self, batch: dict[str, Array], noise: Array) -> Array:
     """Latents [B, F, N, C] of unit variance; `noise` [B, 1, N, C] is normal."""
     mean = batch["mean"].astype(jnp.float32)
     std = jnp.exp(0.5 * batch["log_variance"].astype(jnp.float32))
     return self.scale * (mean + std * noise)
-
-  def _errors(
-    self,
-    model: ConditionalDiT,
-    latents: Array,
-    context: Array,
-    noise: Array,
-    time: Array,
-    temporal_weight: Array | None = None,
-  ) -> tuple[Array, dit_lib.DiTOutput]:
-    """Squared errors of the velocity at given times, [B] or [B, F]."""
-    output = model.dit(
-      paths.interpolate(noise, latents, time),
-      time,
-      context,
-      temporal_weight=temporal_weight,
-    )
-    error = losses.squared_error_per_clip
-    if time.ndim == 2:
-      error = losses.squared_error_per_frame
-    return error(output.velocity, paths.velocity(noise, latents)), output
 
   def _evaluate_batch(
     self, params: nnx.State, batch: dict[str, Array], key: Array
@@ -417,8 +456,12 @@ class DiTTask:
     model = nnx.merge(self.graphdef, params)
     context = self._context(model, batch)
     noise = jax.random.normal(noise_key, (len(times), *shape[1:]))
-    errors, _ = self._errors(
-      model, repeat(latents), repeat(context), noise, times
+    latents = repeat(latents)
+    output = model.dit(
+      paths.interpolate(noise, latents, times), times, repeat(context)
+    )
+    errors = _squared_errors(
+      output.velocity, paths.velocity(noise, latents), times
     )
     return partitioning.constrain(errors)
 

@@ -63,6 +63,7 @@ def dit(
     batches or _Sizes(preset.data.num_frames),
     scale,
     init_from,
+    preset.model.vae,
   )
 
 

@@ -1,5 +1,6 @@
 """The DiT's training task at micro size."""
 
+from flax import nnx
 import jax
 import numpy as np
 import pytest
@@ -93,3 +94,64 @@ def test_more_frames_than_a_clip_has_are_refused():
   options.dit_training.num_frames = 6
   with pytest.raises(errors.UserError, match="5 frames"):
     presets.dit(preset_lib.from_config(options), _Numbered())
+
+
+def _with_shapes(**changes):
+  result = config()
+  result.dit_training.update(
+    dict(shape_weight=0.5, context_field_points=16) | changes
+  )
+  return result
+
+
+def _samples():
+  rng = np.random.default_rng(1)
+  return rng.uniform(-0.5, 0.5, (CLIPS, FRAMES, 16, 4)).astype(np.float32)
+
+
+def test_at_the_end_of_the_path_the_shape_error_is_the_autoencoders():
+  task = presets.dit(preset_lib.from_config(_with_shapes()))
+  params = task.init_params()
+  clips = batch() | {"samples": _samples()}
+  draws = task.draw(clips, jax.random.key(1))
+  # The estimate of the latents is then the latents, whatever the DiT says.
+  draws |= {"time": np.ones(CLIPS, np.float32)}
+  draws["keep"] = np.arange(CLIPS)[:, None, None, None] != 3
+  _, metrics = jax.jit(task.loss)(params, clips, draws)
+  vae = nnx.merge(task.graphdef, params).vae
+  latents = clips["mean"] + np.exp(-2.0) * draws["latent_noise"]
+  field = vae.query_field(vae.decode(latents), clips["samples"][..., :3])
+  target = np.clip(clips["samples"][..., 3] / 0.3, -1, 1)
+  error = np.abs(field - target).mean((1, 2))
+  # A clip without its picture is left out.
+  np.testing.assert_allclose(
+    metrics["shape_error"], np.delete(error, 3).mean(), rtol=1e-5
+  )
+
+
+def test_the_autoencoder_of_the_shape_loss_is_not_trained():
+  task = presets.dit(preset_lib.from_config(_with_shapes()))
+  trained = nnx.to_flat_state(task.trained(task.init_params()))
+  parts = {path[0] for path, _ in trained}
+  assert parts == {"dit", "image_encoder"}
+
+
+def test_the_noise_of_a_clip_has_its_temperature():
+  task = presets.dit(preset_lib.from_config(_with_shapes(min_temperature=0.2)))
+  shape = (400, FRAMES, 32, 16)
+  clips = {"mean": np.zeros(shape, np.float32)}
+  noise = task.draw(clips, jax.random.key(0))["noise"]
+  deviations = np.asarray(noise).std((1, 2, 3))
+  # Uniform in [0.2, 1]: mean 0.6; samples of 2,048 numbers scatter by 1.6 %.
+  assert 0.18 < deviations.min() < 0.23
+  assert 0.97 < deviations.max() < 1.06
+  assert abs(deviations.mean() - 0.6) < 0.04
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [dict(shape_quantile=1.0), dict(min_temperature=1.5)],
+)
+def test_impossible_options_are_refused(changes):
+  with pytest.raises(errors.UserError, match="must lie"):
+    preset_lib.from_config(_with_shapes(**changes))
