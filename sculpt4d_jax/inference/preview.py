@@ -72,7 +72,7 @@ def save_sheet(path: PathLike, sheet: np.ndarray) -> None:
     OutputError: The file cannot be written.
   """
   with atomic.atomic_write(path) as file:
-    Image.fromarray(sheet).save(file, "PNG", optimize=True)
+    Image.fromarray(sheet).save(file, "PNG")
 
 
 def contact_sheet(
@@ -99,12 +99,12 @@ def contact_sheet(
     rows.append([_video_tile(video_frames[i], tile_size) for i in chosen])
   shown = [meshes[i] for i in chosen]
   center, radius = _bounds(shown)
-  centered = _moved(shown, center)
+  surfaces = [rasterizer.Surface(mesh) for mesh in _moved(shown, center)]
   for azimuth, elevation in views:
     camera = cameras.perspective(
       azimuth, elevation, fov_degrees=30.0, radius=1.04 * radius
     )
-    rows.append([_mesh_tile(mesh, camera, tile_size) for mesh in centered])
+    rows.append([_mesh_tile(each, camera, tile_size) for each in surfaces])
   return _arrange(rows, tile_size)
 
 
@@ -151,7 +151,8 @@ def comparison_sheet(
     )
     for row in (truth, meshes):
       moved = _moved([row[i] for i in chosen], center)
-      rows.append([_mesh_tile(mesh, camera, tile_size) for mesh in moved])
+      surfaces = map(rasterizer.Surface, moved)
+      rows.append([_mesh_tile(each, camera, tile_size) for each in surfaces])
   return _arrange(rows, tile_size)
 
 
@@ -193,9 +194,9 @@ def _video_tile(frame: np.ndarray, size: int) -> Image.Image:
 
 
 def _mesh_tile(
-  mesh: TriangleMesh, camera: cameras.Camera, size: int
+  surface: rasterizer.Surface, camera: cameras.Camera, size: int
 ) -> Image.Image:
-  view = rasterizer.render_mesh(mesh, camera, size, supersampling=2)
+  view = surface.render(camera, size, supersampling=2)
   across = np.linspace(-1, 1, size)
   distance = np.hypot(across[None, :], across[:, None] + 0.15)[..., None]
   background = _SPOT + (_RIM - _SPOT) * np.clip(distance / 1.4, 0, 1) ** 1.5

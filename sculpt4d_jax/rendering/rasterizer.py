@@ -9,6 +9,7 @@ open surfaces have no black backs.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+from typing import Any
 
 from embreex import mesh_construction
 from embreex import rtcore_scene
@@ -64,95 +65,6 @@ class _Hits:
     return image.reshape(*self.shape, *values.shape[1:])
 
 
-def render_mesh(
-  mesh: TriangleMesh,
-  camera: cameras.Camera,
-  size: int | tuple[int, int],
-  *,
-  supersampling: int = 1,
-  smooth: bool = True,
-  color: Sequence[float] = CLAY,
-  vertex_colors: np.ndarray | None = None,
-  surface_colors: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
-  shaded: bool = True,
-) -> RenderedView:
-  """Renders a mesh.
-
-  Args:
-    mesh: The mesh; an empty one gives an empty view.
-    camera: The camera.
-    size: The image's side, or (height, width).
-    supersampling: Colour samples a pixel along each axis; 2 or 3 gives smooth
-      outlines. The other buffers are always evaluated at pixel centres.
-    smooth: Whether normals are interpolated from the vertices or flat.
-    color: The surface's colour, three numbers in [0, 1].
-    vertex_colors: Colours of the vertices [V, 3] in [0, 1], in place of
-      `color`.
-    surface_colors: Gives the colours [n, 3] in [0, 1] at faces [n] and
-      barycentrics [n, 3], for instance those of a texture, in place of both.
-    shaded: Whether the surface is lit; otherwise colours appear as given.
-
-  Returns:
-    The view.
-
-  Raises:
-    ValueError: A size or a count is not positive, or colours do not fit.
-  """
-  height, width = (size, size) if isinstance(size, int) else size
-  if height < 1 or width < 1 or supersampling < 1:
-    raise UserError(
-      "size and supersampling must be positive, got"
-      f" {height}x{width} and {supersampling}."
-    )
-  if vertex_colors is not None and np.shape(vertex_colors) != (
-    mesh.num_vertices,
-    3,
-  ):
-    raise UserError(
-      f"vertex_colors must be [{mesh.num_vertices}, 3], one colour a vertex,"
-      f" got {np.shape(vertex_colors)}."
-    )
-  scene = _scene(mesh)
-  vertex_normals = mesh.vertex_normals() if smooth else None
-
-  def cast(samples: int) -> tuple[_Hits, np.ndarray, np.ndarray]:
-    origins, directions = cameras.camera_rays(
-      camera, height, width, samples=samples
-    )
-    hits = _cast(scene, origins, directions)
-    normals = _hit_normals(mesh, hits, vertex_normals)
-    return hits, normals, directions.reshape(-1, 3)[hits.ray]
-
-  def shade(
-    hits: _Hits, normals: np.ndarray, directions: np.ndarray
-  ) -> np.ndarray:
-    albedo = color
-    if vertex_colors is not None:
-      # Barycentrics at an edge may be slightly negative by rounding, and have
-      # no square root.
-      albedo = _interpolate(np.asarray(vertex_colors), mesh.faces, hits)
-      albedo = np.clip(albedo, 0, 1)
-    if surface_colors is not None:
-      albedo = surface_colors(hits.face, hits.weights)
-    if shaded:
-      rgb = _shade(normals, directions, camera, albedo)
-    else:
-      rgb = np.broadcast_to(albedo, normals.shape)
-    rgba = np.concatenate([rgb, np.ones_like(rgb[:, :1])], axis=1)
-    return hits.scatter(rgba, 0.0)
-
-  center = cast(1)
-  samples = center if supersampling == 1 else cast(supersampling)
-  hits, normals, _ = center
-  return RenderedView(
-    rgba=_average(shade(*samples), supersampling),
-    mask=hits.scatter(np.ones(len(hits.ray), bool), False),
-    depth=hits.scatter(hits.depth, 0.0),
-    normal=hits.scatter(normals.astype(np.float32), 0.0),
-    face_id=hits.scatter(hits.face, -1),
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class Look:
   """A camera's view of a surface; row 0 is the top.
@@ -201,6 +113,104 @@ class Surface:
       normal=hits.scatter(normals.astype(np.float32), 0.0),
       facing=hits.scatter(facing.astype(np.float32), 0.0),
     )
+
+  def render(
+    self,
+    camera: cameras.Camera,
+    size: int | tuple[int, int],
+    *,
+    supersampling: int = 1,
+    smooth: bool = True,
+    color: Sequence[float] = CLAY,
+    vertex_colors: np.ndarray | None = None,
+    surface_colors: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    | None = None,
+    shaded: bool = True,
+  ) -> RenderedView:
+    """Renders the mesh; an empty one gives an empty view.
+
+    Args:
+      camera: The camera.
+      size: The image's side, or (height, width).
+      supersampling: Colour samples a pixel along each axis; 2 or 3 gives smooth
+        outlines. The other buffers are always evaluated at pixel centres.
+      smooth: Whether normals are interpolated from the vertices or flat.
+      color: The surface's colour, three numbers in [0, 1].
+      vertex_colors: Colours of the vertices [V, 3] in [0, 1], in place of
+        `color`.
+      surface_colors: Gives the colours [n, 3] in [0, 1] at faces [n] and
+        barycentrics [n, 3], for instance those of a texture, in place of both.
+      shaded: Whether the surface is lit; otherwise colours appear as given.
+
+    Returns:
+      The view.
+
+    Raises:
+      ValueError: A size or a count is not positive, or colours do not fit.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1 or supersampling < 1:
+      raise UserError(
+        "size and supersampling must be positive, got"
+        f" {height}x{width} and {supersampling}."
+      )
+    mesh = self._mesh
+    if vertex_colors is not None and np.shape(vertex_colors) != (
+      mesh.num_vertices,
+      3,
+    ):
+      raise UserError(
+        f"vertex_colors must be [{mesh.num_vertices}, 3], one colour a vertex,"
+        f" got {np.shape(vertex_colors)}."
+      )
+    vertex_normals = self._normals if smooth else None
+
+    def cast(samples: int) -> tuple[_Hits, np.ndarray, np.ndarray]:
+      origins, directions = cameras.camera_rays(
+        camera, height, width, samples=samples
+      )
+      hits = _cast(self._scene, origins, directions)
+      normals = _hit_normals(mesh, hits, vertex_normals)
+      return hits, normals, directions.reshape(-1, 3)[hits.ray]
+
+    def shade(
+      hits: _Hits, normals: np.ndarray, directions: np.ndarray
+    ) -> np.ndarray:
+      albedo = color
+      if vertex_colors is not None:
+        # Barycentrics at an edge may be slightly negative by rounding, and have
+        # no square root.
+        albedo = _interpolate(np.asarray(vertex_colors), mesh.faces, hits)
+        albedo = np.clip(albedo, 0, 1)
+      if surface_colors is not None:
+        albedo = surface_colors(hits.face, hits.weights)
+      if shaded:
+        rgb = _shade(normals, directions, camera, albedo)
+      else:
+        rgb = np.broadcast_to(albedo, normals.shape)
+      rgba = np.concatenate([rgb, np.ones_like(rgb[:, :1])], axis=1)
+      return hits.scatter(rgba, 0.0)
+
+    center = cast(1)
+    samples = center if supersampling == 1 else cast(supersampling)
+    hits, normals, _ = center
+    return RenderedView(
+      rgba=_average(shade(*samples), supersampling),
+      mask=hits.scatter(np.ones(len(hits.ray), bool), False),
+      depth=hits.scatter(hits.depth, 0.0),
+      normal=hits.scatter(normals.astype(np.float32), 0.0),
+      face_id=hits.scatter(hits.face, -1),
+    )
+
+
+def render_mesh(
+  mesh: TriangleMesh,
+  camera: cameras.Camera,
+  size: int | tuple[int, int],
+  **options: Any,
+) -> RenderedView:
+  """Renders a mesh once; see `Surface.render`."""
+  return Surface(mesh).render(camera, size, **options)
 
 
 def composite(
