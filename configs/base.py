@@ -261,7 +261,7 @@ def _dit_training() -> ml_collections.ConfigDict:
       context_dropout=0.1,
       # Fraction of clips whose frames are denoised independently.
       temporal_dropout=0.0,
-      time_sampling="uniform",  # Or "logit_normal".
+      time_sampling="uniform",  # See `diffusion/time_sampling.py`.
       frame_times=_frame_times(),
       train_image_encoder=False,  # True if there is no pretrained one.
       # Weight of the auxiliary loss that predicts the field from the encoder's

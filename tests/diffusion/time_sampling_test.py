@@ -44,5 +44,13 @@ def test_bad_settings_are_refused():
     time_sampling.get("cosine")
   with pytest.raises(ValueError, match="logit_std=0"):
     time_sampling.get("logit_normal", logit_std=0)
-  with pytest.raises(ValueError, match="uniform times"):
+  with pytest.raises(ValueError, match="logit_normal"):
     time_sampling.get("uniform", shift=2.0)
+
+
+def test_times_towards_noise_are_squares():
+  times = time_sampling.get("towards_noise")(jax.random.key(0), 20_000)
+  assert times.min() >= 0 and times.max() < 1
+  # P(t < x) = sqrt(x).
+  for bound in (1 / 16, 1 / 4, 9 / 16):
+    np.testing.assert_allclose((times < bound).mean(), bound**0.5, atol=0.012)

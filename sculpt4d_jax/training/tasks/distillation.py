@@ -55,7 +55,7 @@ class DistillationConfig:
     shortcut_share: Fraction of the clips on which long steps are learned; 0
       distils the guidance alone.
     shortcut_start: Fraction of the training steps before these clips count.
-    time_sampling: "uniform" or "logit_normal", of the other clips.
+    time_sampling: One of `time_sampling.NAMES`, for the other clips.
     lora: Adapters that are trained instead of the student's own parameters.
     num_steps: Number of training steps.
     seed: Seed of parameters, batches and noise.

@@ -43,7 +43,7 @@ class DiTTaskConfig:
     context_dropout: Fraction of clips whose context is zeroed.
     temporal_dropout: Fraction of clips whose frames are denoised independently,
       without temporal attention, so that the weights also serve single frames.
-    time_sampling: "uniform" or "logit_normal".
+    time_sampling: One of `time_sampling.NAMES`.
     train_image_encoder: Whether the image encoder is trained too.
     context_field_weight: Weight of an auxiliary loss for an image encoder that
       is trained from scratch: a small decoder predicts the field at points from
