@@ -28,6 +28,7 @@ from typing import Any
 from flax import nnx
 import jax
 from jax.experimental import mesh_utils
+from jax.experimental import multihost_utils
 import numpy as np
 
 from sculpt4d_jax import array_types
@@ -383,6 +384,34 @@ def local_rows(num_rows: int, mesh: Mesh) -> np.ndarray:
   return np.unique(np.concatenate(rows))
 
 
+def place(tree: Any, where: Any) -> Any:
+  """Puts arrays that every process has onto the devices of all processes.
+
+  Args:
+    tree: Arrays of the host, the same in every process.
+    where: Their shardings, a tree of the same structure.
+  """
+
+  def put(x: Any, sharding: NamedSharding) -> Array:
+    x = np.asarray(x)
+    # Each device takes its part alone, which may be all that it has room for.
+    # `device_put` would also compare the values of all processes first.
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(put, tree, where)
+
+
+def on_host(tree: Any) -> Any:
+  """Complete arrays on the host, in every process; a collective of them."""
+
+  def fetch(x: Array) -> np.ndarray:
+    if x.is_fully_addressable:
+      return jax.device_get(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(fetch, tree)
+
+
 def global_batch(
   local: dict[str, np.ndarray], rows: np.ndarray, num_rows: int, mesh: Mesh
 ) -> dict[str, Array]:
@@ -396,7 +425,7 @@ def global_batch(
   """
   position = {int(row): index for index, row in enumerate(rows)}
 
-  def place(x: np.ndarray) -> Array:
+  def put(x: np.ndarray) -> Array:
     shape = (num_rows, *x.shape[1:])
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
@@ -407,7 +436,7 @@ def global_batch(
       shape, batch_sharding(shape, mesh), shard
     )
 
-  return jax.tree.map(place, local)
+  return jax.tree.map(put, local)
 
 
 def check_training(

@@ -96,6 +96,4 @@ def get(
       )
 
     return sample
-  raise UserError(
-    f"Unknown time sampling {name!r}: choose {', '.join(NAMES)}."
-  )
+  raise UserError(f"Unknown time sampling {name!r}: choose {', '.join(NAMES)}.")

@@ -14,8 +14,6 @@ from typing import Any
 
 from flax import nnx
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
 
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.errors import UserError
@@ -158,7 +156,7 @@ class Transformer:
       if mesh is not None:
         where = partitioning.shardings(self.params, mesh)
       if self._is_shared:
-        self.params = _place(self._host_params, where)
+        self.params = partitioning.place(self._host_params, where)
       else:
         self.params = jax.device_put(self.params, where)
       self.mesh = mesh
@@ -168,7 +166,9 @@ class Transformer:
     with partitioning.use_mesh(mesh):
       whole = jax.sharding.NamedSharding(mesh, partitioning.Spec())
       if self._is_shared:
-        yield lambda tree: _place(tree, jax.tree.map(lambda _: whole, tree))
+        yield lambda tree: partitioning.place(
+          tree, jax.tree.map(lambda _: whole, tree)
+        )
       else:
         yield as_they_are
 
@@ -193,21 +193,3 @@ def _processes(devices: Iterable[jax.Device]) -> set[int]:
 def are_of_several_processes(devices: Sequence[jax.Device]) -> bool:
   """Whether the devices belong to more than one process."""
   return len(_processes(devices)) > 1
-
-
-def _place(tree: Any, shardings: Any) -> Any:
-  """Puts arrays that every process has onto the devices of all processes."""
-
-  def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    x = np.asarray(x)
-    # `device_put` would compare the values of all processes first.
-    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
-
-  return jax.tree.map(put, tree, shardings)
-
-
-def fetch(x: jax.Array) -> np.ndarray:
-  """A complete array on the host, in every process."""
-  if x.is_fully_addressable:
-    return jax.device_get(x)
-  return multihost_utils.process_allgather(x, tiled=True)

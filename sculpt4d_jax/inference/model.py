@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax import partitioning
 from sculpt4d_jax import shipped
 from sculpt4d_jax.diffusion import known_frames as known_frames_lib
 from sculpt4d_jax.diffusion import samplers
@@ -344,7 +345,7 @@ class Sculpt4D:
           if on_step is not None:
             jax.block_until_ready(state)
             on_step(number + 1)
-        x = devices_lib.fetch(state.x)
+        x = partitioning.on_host(state.x)
         return jax.device_get(denoising.finish(x, known))
 
   def _encode_impl(self, params: nnx.State, images: Array) -> Array:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from absl import logging
 from flax import nnx
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 import optax
 import tqdm
@@ -293,24 +292,15 @@ def _give(tree: Any, given: Mapping[tuple[Any, ...], Any]):
   for path, variable in nnx.to_flat_state(tree) if given and tree else ():
     if path in given:
       old, new = variable[...], given[path][...]
-      variable.set_value(
-        # Each device copies its shard only: given weights may be larger than
-        # the memory of one device.
-        jax.make_array_from_callback(
-          old.shape, old.sharding, lambda index: np.asarray(new)[index]
-        )
-      )
+      variable.set_value(partitioning.place(new, old.sharding))
       found.add(path)
   return found
 
 
 def _on_host(params: Any):
-  """Complete parameters as NumPy arrays, on every process."""
-  if jax.process_count() == 1:
-    return params if jax.device_count() == 1 else jax.device_get(params)
-  return jax.tree.map(
-    lambda x: multihost_utils.process_allgather(x, tiled=True), params
-  )
+  """Complete parameters, on every process."""
+  # On one device they stay where they are.
+  return params if jax.device_count() == 1 else partitioning.on_host(params)
 
 
 def _lost_process(error: Exception) -> LostProcessError | None:

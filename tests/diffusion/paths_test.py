@@ -47,7 +47,9 @@ def test_frames_may_have_their_own_times():
   )
 
 
-@pytest.mark.parametrize("time", [[0.2, 0.9], [[0.2, 0.9, 1.0], [0.0, 0.5, 0.3]]])
+@pytest.mark.parametrize(
+  "time", [[0.2, 0.9], [[0.2, 0.9, 1.0], [0.0, 0.5, 0.3]]]
+)
 def test_the_velocity_leads_to_the_data_from_anywhere(time):
   noise, data = endpoints()[:, :2]
   noise, data = (jnp.stack([x] * 3, 1) for x in (noise, data))

@@ -395,7 +395,9 @@ class DiTTask:
       loss += self.config.shape_weight * metrics["shape_error"]
     return loss, metrics
 
-  def _context(self, model: conditional_dit.ConditionalDiT, batch: dict[str, Array]) -> Array:
+  def _context(
+    self, model: conditional_dit.ConditionalDiT, batch: dict[str, Array]
+  ) -> Array:
     """Context tokens [B, F, I, D], encoded from pictures unless given."""
     if "context" in batch:
       context = batch["context"].astype(self.encoder_config.dtype)
