@@ -112,12 +112,6 @@ def get_config() -> ml_collections.ConfigDict:
       num_frames=4,
       latent_choices=1,
       context_field_weight=0.5,
-      context_field_points=96,
-      # Losses on decoded shapes, of the noise that few calls start from.
-      shape_weight=2.0,
-      shape_quantile=0.6,
-      min_temperature=0.25,
-      time_sampling="towards_noise",
       temporal_dropout=0.15,
       eval_clips=16,
       eval_every=500,
@@ -134,9 +128,6 @@ def get_config() -> ml_collections.ConfigDict:
       ema_decay=0.999,
     )
   )
-  # The loss on shapes fills places that are more likely empty; a level above 0
-  # keeps legs apart that it would join, at the same IoU of validation clips.
-  config.surface.level = 0.02
   # Temperature chosen on validation clips; at this one, four calls without
   # guidance lose nothing. See docs/sampling.md.
   config.sampling.update(
