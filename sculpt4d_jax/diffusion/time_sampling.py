@@ -85,7 +85,7 @@ def get(
   if plain is not None:
     if shift != 1:
       raise UserError(
-        f"shift={shift} belongs to 'logit_normal'; {name!r} has none."
+        f"shift={shift} belongs to 'logit_normal'; {name} times have none."
       )
     return plain
   if name == "logit_normal":

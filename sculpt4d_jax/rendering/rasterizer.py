@@ -9,6 +9,7 @@ open surfaces have no black backs.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 from embreex import mesh_construction
@@ -82,12 +83,16 @@ class Look:
 
 
 class Surface:
-  """A mesh for several cameras; scene and normals are built once."""
+  """A mesh for several cameras; scene and normals are built once each."""
 
   def __init__(self, mesh: TriangleMesh):
     self._mesh = mesh
     self._scene = _scene(mesh)
-    self._normals = mesh.vertex_normals()
+
+  @functools.cached_property
+  def _normals(self) -> np.ndarray:
+    """Normals of the vertices, which flat shading does not need [V, 3]."""
+    return self._mesh.vertex_normals()
 
   def look(
     self, camera: cameras.Camera, size: int, *, samples: int = 1

@@ -44,7 +44,7 @@ def test_bad_settings_are_refused():
     time_sampling.get("cosine")
   with pytest.raises(ValueError, match="logit_std=0"):
     time_sampling.get("logit_normal", logit_std=0)
-  with pytest.raises(ValueError, match="logit_normal"):
+  with pytest.raises(ValueError, match="uniform times"):
     time_sampling.get("uniform", shift=2.0)
 
 
