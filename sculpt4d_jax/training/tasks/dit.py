@@ -25,6 +25,7 @@ from sculpt4d_jax.training import metrics as metrics_lib
 from sculpt4d_jax.training import parameter_groups
 from sculpt4d_jax.training.ahead_of_time import step_flops
 from sculpt4d_jax.training.tasks import conditional_dit
+from sculpt4d_jax.training.tasks import fields
 
 Array = array_types.Array
 
@@ -420,7 +421,7 @@ class DiTTask:
 
   def _field(self, samples: Array) -> Array:
     """The true field at samples."""
-    return jnp.clip(samples[..., 3] / self.config.field_band, -1.0, 1.0)
+    return fields.true_field(samples, self.config.field_band)
 
   def _shape_error(
     self,

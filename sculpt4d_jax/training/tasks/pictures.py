@@ -22,6 +22,7 @@ from sculpt4d_jax.models import flops
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import vae_blocks
+from sculpt4d_jax.training.tasks import fields
 
 Array = array_types.Array
 
@@ -175,7 +176,7 @@ class PictureTask:
     images = batch["images"].astype(jnp.float32) / 127.5 - 1.0
     samples = batch["samples"]
     field = model(images, samples[..., :3])
-    target = jnp.clip(samples[..., 3] / self.config.field_band, -1.0, 1.0)
+    target = fields.true_field(samples, self.config.field_band)
     inside, truth = field > 0, target > 0
     either = jnp.maximum((inside | truth).sum(), 1)
     return {

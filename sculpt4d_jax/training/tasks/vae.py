@@ -16,6 +16,7 @@ from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import farthest_points
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training.ahead_of_time import step_flops
+from sculpt4d_jax.training.tasks import fields
 
 Array = array_types.Array
 
@@ -202,8 +203,7 @@ class VAETask:
   ) -> tuple[Array, Array]:
     """Predicted and true field at samples [B, F, Q]."""
     field = vae.query_field(vae.decode(latents), samples[..., :3])
-    target = samples[..., 3] / self.config.field_band
-    return field, jnp.clip(target, -1.0, 1.0)
+    return field, fields.true_field(samples, self.config.field_band)
 
   def _evaluate_batch(
     self, params: nnx.State, batch: dict[str, Array], key: Array
