@@ -141,7 +141,10 @@ def surface(
     surfaces.Model.of(mesh.rest, mesh.faces), unit, num_samples
   )
   found = [
-    checker.check(mesh.vertices[frame].astype(np.float64), targets[frame])
+    checker.check(
+      mesh.vertices[frame].astype(np.float64),
+      checks.Reference.of(targets[frame], num_samples),
+    )
     for frame in frames
   ]
   distances = np.array([[c.chamfer, c.hausdorff99] for c in found])

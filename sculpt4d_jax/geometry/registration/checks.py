@@ -19,6 +19,7 @@ TriangleMesh = mesh_lib.TriangleMesh
 _MIN_AREA = 1e-9  # Stretch is undefined for faces below this rest area.
 _MAX_STRETCH = 2.0
 FAR = 0.03  # Share of the box.
+NUM_SAMPLES = 3000  # Points on each surface.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +40,62 @@ class Check:
 NOTHING = Check(np.inf, np.inf, 1.0, 1.0, 1.0)
 
 
+class Reference:
+  """A frame's mesh, prepared once for all checks against it.
+
+  Attributes:
+    points: Points sampled on it [M, 3].
+  """
+
+  def __init__(self, mesh: TriangleMesh, num_samples: int = NUM_SAMPLES):
+    """Samples the mesh and builds its search tree.
+
+    Args:
+      mesh: The mesh, with at least one face that has an area.
+      num_samples: Points M.
+    """
+    self._vertices = np.ascontiguousarray(mesh.vertices, np.float64)
+    self._faces = np.ascontiguousarray(mesh.faces, np.int64)
+    rng = np.random.default_rng(6)  # The same points for every attempt.
+    self.points, _, _ = surfaces.sample(
+      self._vertices, self._faces, num_samples, rng
+    )
+    self._normals = surfaces.cross_products(self._vertices, self._faces)
+    self._tree = igl.AABB()
+    self._tree.init(self._vertices, self._faces)
+
+  @classmethod
+  def of(
+    cls, mesh: TriangleMesh, num_samples: int = NUM_SAMPLES
+  ) -> "Reference | None":
+    """The reference of a mesh; None without a surface."""
+    if mesh.is_empty or not mesh.face_cross_products().any():
+      return None
+    return cls(mesh, num_samples)
+
+  def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances [M] of points [M, 3], and normals of the nearest faces [M, 3].
+
+    The normals' lengths are twice the faces' areas.
+    """
+    square, face_ids, _ = self._tree.squared_distance(
+      self._vertices, self._faces, np.ascontiguousarray(points)
+    )
+    return np.sqrt(np.maximum(square, 0.0)), self._normals[face_ids]
+
+
 class Checker:
   """Checks positions of one mesh against frames."""
 
   def __init__(
-    self, model: surfaces.Model, unit: float, num_samples: int = 3000
+    self, model: surfaces.Model, unit: float, num_samples: int = NUM_SAMPLES
   ):
     """Prepares the rest pose.
 
     Args:
       model: The mesh at rest.
       unit: Length of the longest side of the box around all frames.
-      num_samples: Points sampled on each surface.
+      num_samples: Points sampled on the mesh.
     """
     self._model, self._unit, self._num_samples = model, unit, num_samples
     first, second, self._areas = _edges_and_areas(model.vertices, model.faces)
@@ -65,20 +110,18 @@ class Checker:
     base[:, 1, 1] = height
     self._inverse = np.linalg.inv(base[self._whole])
 
-  def check(self, vertices: np.ndarray, target: TriangleMesh) -> Check:
-    """Checks positions [V, 3] against a frame; without faces it fails."""
-    if target.is_empty or not self._whole.any():
+  def check(self, vertices: np.ndarray, reference: Reference | None) -> Check:
+    """Checks positions [V, 3] against a frame; without a surface it fails."""
+    if reference is None or not self._whole.any():
       return NOTHING
     rng = np.random.default_rng(5)  # The same points for every attempt.
     faces = self._model.faces
-    other = surfaces.Model.of(target.vertices, target.faces)
-    count = self._num_samples
-    points, face_ids, _ = surfaces.sample(vertices, faces, count, rng)
-    to_target, nearest = _distances(points, other.vertices, other.faces)
-    points, _, _ = surfaces.sample(other.vertices, other.faces, count, rng)
-    to_model, _ = _distances(points, vertices, faces)
-    ours = surfaces.cross_products(vertices, faces)[face_ids]
-    theirs = surfaces.cross_products(other.vertices, other.faces)[nearest]
+    points, face_ids, _ = surfaces.sample(
+      vertices, faces, self._num_samples, rng
+    )
+    to_target, theirs = reference.nearest(points)
+    to_model = _distances(reference.points, vertices, faces)
+    ours = surfaces.cross_products(vertices, faces[face_ids])
     return Check(
       chamfer=float((to_target.mean() + to_model.mean()) / 2 / self._unit),
       hausdorff99=float(
@@ -117,11 +160,11 @@ def _edges_and_areas(
 
 def _distances(
   points: np.ndarray, vertices: np.ndarray, faces: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Distances [M] of points to a mesh, and the nearest faces [M]."""
-  square, face_ids, _ = igl.point_mesh_squared_distance(
+) -> np.ndarray:
+  """Distances [M] of points to a mesh."""
+  square, _, _ = igl.point_mesh_squared_distance(
     np.ascontiguousarray(points),
     np.ascontiguousarray(vertices, np.float64),
     np.ascontiguousarray(faces, np.int64),
   )
-  return np.sqrt(np.maximum(square, 0.0)), face_ids
+  return np.sqrt(np.maximum(square, 0.0))

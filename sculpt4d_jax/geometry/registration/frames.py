@@ -8,6 +8,7 @@ import numpy as np
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import cleanup
 from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry.registration import checks
 from sculpt4d_jax.geometry.registration import settings as settings_lib
 from sculpt4d_jax.geometry.registration import surfaces
 
@@ -25,12 +26,14 @@ class Frames:
   Attributes:
     meshes: One mesh a frame; a frame may be empty.
     targets: Matching targets; None in frames without a surface.
+    references: Meshes for the checks; None in frames without a surface.
     centre: Centre of the box, in the input's units [3].
     scale: Factor from the input's units.
   """
 
   meshes: tuple[TriangleMesh, ...]
   targets: tuple[surfaces.Target | None, ...]
+  references: tuple[checks.Reference | None, ...]
   centre: np.ndarray
   scale: float
 
@@ -68,7 +71,8 @@ class Frames:
     )
     rng = np.random.default_rng(seed)
     targets = tuple(_target(mesh, settings, rng) for mesh in inside)
-    return cls(inside, targets, centre, scale)
+    references = tuple(checks.Reference.of(mesh) for mesh in inside)
+    return cls(inside, targets, references, centre, scale)
 
   def __len__(self) -> int:
     return len(self.meshes)
@@ -89,7 +93,10 @@ class Frames:
     """Only the frames first..last, in the same units."""
     chosen = slice(first, last + 1)
     return dataclasses.replace(
-      self, meshes=self.meshes[chosen], targets=self.targets[chosen]
+      self,
+      meshes=self.meshes[chosen],
+      targets=self.targets[chosen],
+      references=self.references[chosen],
     )
 
   def num_parts(self, index: int) -> int:

@@ -73,6 +73,11 @@ class Graph:
     distances = surface_distances(model, rows)  # [N, V]
     self.places = vertices[rows]
     self.near, self.weights = _blend(distances, settings.num_neighbours)
+    starts = np.arange(0, self.near.size + 1, self.near.shape[1])
+    self._blend = sparse.csr_array(
+      (self.weights.ravel(), self.near.ravel(), starts),
+      shape=(len(vertices), len(rows)),
+    )
     self.edges = _edges(distances[:, rows], settings.num_edges)
     ends = self.places[self.edges]
     self.lengths = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
@@ -84,14 +89,14 @@ class Graph:
 
   def blend(self, pose: Pose) -> np.ndarray:
     """Positions of all vertices in a pose [V, 3]."""
-    # Sum of w (R (v - g) + g + t). R v and the rest are summed separately, so
-    # that products are of nodes' arrays instead of all pairs.
-    near, weights = self.near, self.weights[..., None]
-    turns = (weights[..., None] * pose.turns[near]).sum(1)
+    # Sum of w (R (v - g) + g + t): the sums of w R and of w (g + t - R g) are
+    # one sparse product.
     turned = np.einsum("nyx,nx->ny", pose.turns, self.places)
     offsets = self.places + pose.shifts - turned
-    moved = np.einsum("vyx,vx->vy", turns, self.model.vertices)
-    return moved + (weights * offsets[near]).sum(1)
+    motions = np.concatenate([pose.turns.reshape(-1, 9), offsets], axis=1)
+    blended = self._blend @ motions
+    turns = blended[:, :9].reshape(-1, 3, 3)
+    return np.einsum("vyx,vx->vy", turns, self.model.vertices) + blended[:, 9:]
 
   def pose_of(self, vertices: np.ndarray) -> Pose:
     """The pose that is closest to given positions of the vertices [V, 3].

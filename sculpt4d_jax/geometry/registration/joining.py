@@ -8,12 +8,13 @@ there and moved with it. The graph of the first mesh is initialised by these
 positions and fitted again, so the rest shape remains the first key's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import igl
 import numpy as np
 
 from sculpt4d_jax.geometry.registration import frames as frames_lib
+from sculpt4d_jax.geometry.registration import outward_tracks
 from sculpt4d_jax.geometry.registration import surfaces
 from sculpt4d_jax.geometry.registration import tracker as tracker_lib
 
@@ -66,7 +67,7 @@ def _push_outwards(
 
 
 def add_keys(
-  track_from: Callable[[int, range], tuple[Tracker, Track]],
+  tracks: outward_tracks.OutwardTracks,
   tracker: Tracker,
   track: Track,
   limit: float,
@@ -75,7 +76,7 @@ def add_keys(
   """Repairs bad runs through other key frames.
 
   Args:
-    track_from: Tracks the mesh of a frame through other frames.
+    tracks: Those of the frames' meshes.
     tracker: The first key frame's.
     track: Result of that tracker; improved in place.
     limit: HD99 above which a frame is bad.
@@ -93,7 +94,7 @@ def add_keys(
     if not anchors or not usable:
       continue
     second = max(usable, key=tracker.frames.area)
-    other, through = track_from(
+    other, through, _ = tracks.track(
       second, range(min(first, *anchors), max(last, *anchors) + 1)
     )
     anchor = min(anchors, key=lambda a: through.checks[a].hausdorff99)

@@ -19,11 +19,11 @@ from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry.registration import frames as frames_lib
 from sculpt4d_jax.geometry.registration import graph_motion
 from sculpt4d_jax.geometry.registration import joining
+from sculpt4d_jax.geometry.registration import outward_tracks
 from sculpt4d_jax.geometry.registration import result
 from sculpt4d_jax.geometry.registration import segmenting
 from sculpt4d_jax.geometry.registration import settings as settings_lib
 from sculpt4d_jax.geometry.registration import smoothing
-from sculpt4d_jax.geometry.registration import surfaces
 from sculpt4d_jax.geometry.registration import tracker as tracker_lib
 from sculpt4d_jax.geometry.registration import verdicts
 
@@ -72,10 +72,11 @@ def register(
       f"key={key} is not the number of a frame with a surface; choose one of"
       f" 0..{len(frames) - 1}."
     )
-  found = _register(frames, settings, key, observer or _ignore)
+  tracks = outward_tracks.OutwardTracks(frames, settings)
+  found = _register(tracks, settings, key, observer or _ignore)
   bad = [r for r in found.reports if r.verdict != result.Verdict.REGISTERED]
   if bad and settings.find_segments:
-    return _with_segments(found, frames, settings, observer or _ignore)
+    return _with_segments(found, tracks, settings, observer or _ignore)
   return found
 
 
@@ -147,7 +148,7 @@ def smooth(
     for frame, vertices in zip(range(before + 1, after), moved):
       if frame == key:
         continue
-      check = tracker.checker.check(vertices, tracker.frames.meshes[frame])
+      check = tracker.check(vertices, frame)
       # Between frames reached through different keys, apparent jitter may be
       # the seam between both paths.
       if check.hausdorff99 <= _SMOOTHING_COST * track.checks[frame].hausdorff99:
@@ -155,36 +156,21 @@ def smooth(
 
 
 def _register(
-  frames: Frames, settings: Settings, key: int | None, observer: Observer
+  tracks: outward_tracks.OutwardTracks,
+  settings: Settings,
+  key: int | None,
+  observer: Observer,
 ) -> result.Registered:
-  def make_tracker(frame: int) -> Tracker:
-    mesh = frames.meshes[frame]
-    model = surfaces.Model.of(mesh.vertices, mesh.faces)
-    return Tracker(model, frames, settings.graph, settings.fine)
-
-  def track_from(frame: int, others: range) -> tuple[Tracker, Track]:
-    if frame not in whole_tracks:
-      tracker = make_tracker(frame)
-      track = tracker.start(frame)
-      tracker.follow(track, frame, others)
-      return tracker, track
-    return whole_tracks[frame]
-
-  limit = settings.limits.registered
-  whole_tracks: dict[int, tuple[Tracker, Track]] = {}
+  frames, limit = tracks.frames, settings.limits.registered
   candidates = [key]
   if key is None:
     candidates = joining.key_candidates(frames, settings.num_candidates)
   best = None
   for candidate in candidates:
-    tracker = make_tracker(candidate)
-    track = tracker.start(candidate)
     bound = np.inf if best is None else best[1].score() * len(frames)
-    whole = tracker.follow(
-      track, candidate, on_frame=lambda: observer("graph"), give_up=bound
+    tracker, track, whole = tracks.track(
+      candidate, on_frame=lambda: observer("graph"), give_up=bound
     )
-    if whole:
-      whole_tracks[candidate] = tracker, track
     if best is None or (whole and track.score() < best[1].score()):
       best = tracker, track, candidate
     if track.worst() < _GOOD_ENOUGH * limit:
@@ -193,7 +179,7 @@ def _register(
   if joining.bad_runs(track, limit):
     joining.sweep_back(tracker, track, key, limit)
   if joining.bad_runs(track, limit):
-    joining.add_keys(track_from, tracker, track, limit, settings.max_extra_keys)
+    joining.add_keys(tracks, tracker, track, limit, settings.max_extra_keys)
   for frame in range(len(frames)):
     if frame != key:
       tracker.polish(track, frame)
@@ -203,7 +189,7 @@ def _register(
 
 def _with_segments(
   found: result.Registered,
-  frames: Frames,
+  tracks: outward_tracks.OutwardTracks,
   settings: Settings,
   observer: Observer,
 ) -> result.Registered:
@@ -215,11 +201,11 @@ def _with_segments(
   ) -> result.Registered:
     # A given key is there for the frames around it alone.
     chosen = settings if key is None else alone
-    return _register(frames.part(first, last), chosen, key, observer)
+    return _register(tracks.part(first, last), chosen, key, observer)
 
-  found = segmenting.by_parts(found, frames, register_part)
+  found = segmenting.by_parts(found, tracks.frames, register_part)
   return segmenting.by_failures(
-    found, frames, register_part, settings.max_added_topologies
+    found, tracks.frames, register_part, settings.max_added_topologies
   )
 
 

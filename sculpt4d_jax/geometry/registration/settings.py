@@ -19,20 +19,23 @@ class Round(NamedTuple):
     max_steps: Largest number of Gauss-Newton steps.
     point_weight: Weight of the distance to the matched point over that to its
       plane. It attracts distant parts, but impedes sliding along the surface.
+    max_samples: Largest number of samples of each surface that are matched;
+      coarse rounds need fewer than the last one.
   """
 
   stiffness: float
   gate: float
   max_steps: int
   point_weight: float = 0.3
+  max_samples: int = 1_000_000
 
 
 # If the stiffness decreases slowly and stays high, limbs lag behind and then
 # match the wrong limb permanently. This schedule is soft early, with many
 # steps.
 ROUNDS = (
-  Round(1.0, 0.32, 12, 0.3),
-  Round(0.2, 0.21, 12, 0.3),
+  Round(1.0, 0.32, 12, 0.3, max_samples=750),
+  Round(0.2, 0.21, 12, 0.3, max_samples=750),
   Round(0.05, 0.105, 6, 0.05),
 )
 

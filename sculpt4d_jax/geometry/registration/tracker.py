@@ -9,7 +9,8 @@ them. Edges that stay stretched for two frames are cut from then on, unless this
 would disconnect the graph: a limb is never cut off.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+import copy
 import dataclasses
 
 import numpy as np
@@ -96,52 +97,61 @@ class Tracker:
     track.poses[frame] = pose
     track.vertices[frame] = self.graph.blend(pose)
     track.keys[frame] = key
-    track.checks[frame] = self.checker.check(
-      track.vertices[frame], self.frames.meshes[frame]
-    )
+    track.checks[frame] = self.check(track.vertices[frame], frame)
+
+  def check(self, vertices: np.ndarray, frame: int) -> checks.Check:
+    """Checks positions [V, 3] against a frame."""
+    return self.checker.check(vertices, self.frames.references[frame])
+
+  def seen_through(self, frames: frames_lib.Frames) -> "Tracker":
+    """The same mesh with other frames."""
+    other = copy.copy(self)
+    other.frames = frames
+    return other
+
+  def outward(
+    self, key: int, direction: int, start: graph_lib.Pose | None = None
+  ) -> Iterator[graph_lib.Pose]:
+    """Fits the graph to one frame after the other, away from the key frame.
+
+    Args:
+      key: Index of the key frame.
+      direction: 1 for the later frames, -1 for the earlier ones.
+      start: Pose in the key frame; at rest by default.
+
+    Yields:
+      The pose in each frame; one without a surface keeps that of the previous
+      frame.
+    """
+    pose = before = start or graph_lib.Pose.at_rest(self.graph.num_nodes)
+    fitter, long = self.fitter, np.zeros(len(self.graph.edges), int)
+    frame = key + direction
+    while 0 <= frame < len(self.frames):
+      expected = pose.predicted(before, self._settings.prediction)
+      before = pose
+      target = self.frames.targets[frame]
+      if target is not None:
+        pose = fitter.fit(target, expected, expected)
+      fitter, long = self._cut(fitter, pose, long)
+      yield pose
+      frame += direction
 
   def follow(
-    self,
-    track: Track,
-    key: int,
-    frames: Iterable[int] | None = None,
-    on_frame: Callable[[], None] | None = None,
-    give_up: float = np.inf,
-  ) -> bool:
-    """Fits the graph to frames, outwards from the key frame.
+    self, track: Track, key: int, on_frame: Callable[[], None]
+  ) -> None:
+    """Fits the graph to all frames, outwards from the key frame.
 
     Args:
       track: Track with the key frame; the others are filled in.
       key: Index of the key frame.
-      frames: Frames to fit; all by default.
       on_frame: Called after each frame.
-      give_up: Sum of HD99 above which it stops.
-
-    Returns:
-      Whether all frames were fitted.
     """
-    wanted = set(range(len(self.frames)) if frames is None else frames)
-    total = 0.0
     for direction in (1, -1):
-      fitter, long = self.fitter, np.zeros(len(self.graph.edges), int)
-      pose = before = track.poses[key]
-      frame = key + direction
-      while frame in wanted:
-        share = self._settings.prediction
-        expected = pose.predicted(before, share)
-        before = pose
-        target = self.frames.targets[frame]
-        if target is not None:
-          pose = fitter.fit(target, expected, expected)
-        self.place(track, frame, pose, key)
-        fitter, long = self._cut(fitter, pose, long)
-        total += min(track.checks[frame].hausdorff99, 1.0)
-        if on_frame is not None:
-          on_frame()
-        if total > give_up:
-          return False
+      frame = key
+      for pose in self.outward(key, direction, track.poses[key]):
         frame += direction
-    return True
+        self.place(track, frame, pose, key)
+        on_frame()
 
   def retry(
     self,
@@ -169,9 +179,7 @@ class Tracker:
     pose = self.fitter.fit(
       target, start, start, rounds[-1:] if is_close else rounds
     )
-    found = self.checker.check(
-      self.graph.blend(pose), self.frames.meshes[frame]
-    )
+    found = self.check(self.graph.blend(pose), frame)
     # Only a clear improvement is worth a change of key frame.
     if found.hausdorff99 >= 0.9 * track.checks[frame].hausdorff99:
       return False
@@ -191,9 +199,7 @@ class Tracker:
     track.vertices[frame] = self.fine.fit(
       track.vertices[frame], target, num_iterations
     )
-    track.checks[frame] = self.checker.check(
-      track.vertices[frame], self.frames.meshes[frame]
-    )
+    track.checks[frame] = self.check(track.vertices[frame], frame)
 
   def _cut(
     self, fitter: graph_fit.GraphFit, pose: graph_lib.Pose, long: np.ndarray
