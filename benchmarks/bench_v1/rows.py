@@ -34,6 +34,8 @@ from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import local_copies
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 
 ROWS = ("mean shape", "best training", "model", "per frame")
@@ -121,16 +123,29 @@ def _read(path: pathlib.Path, key: str) -> scores_lib.ClipScores | None:
 def _key(
   row: str, preset: preset_lib.Preset, protocol: conventions_lib.Protocol
 ) -> str:
-  """A short name of all settings, so that scores of others are not taken."""
+  """A short name of settings and weights, so that no other scores are taken."""
   settings = [make.VERSION, protocol.name, protocol.conventions, preset.data]
   if row not in TRIVIAL:
-    settings.append(preset)
+    settings += [preset, weights_digest(_weights(preset))]
   text = json.dumps(
     [dataclasses.asdict(s) if not isinstance(s, str) else s for s in settings],
     sort_keys=True,
     default=str,
   )
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def weights_digest(folder: paths.PathLike) -> str:
+  """SHA-256 of the files of weights in a folder."""
+  digest = hashlib.sha256()
+  for path in sorted(local_copies.fetch(folder).glob("*.safetensors")):
+    digest.update(path.name.encode())
+    digest.update(path.read_bytes())
+  return digest.hexdigest()
+
+
+def _weights(preset: preset_lib.Preset) -> paths.StorePath:
+  return model_lib.weights_folder(preset.weights, None)
 
 
 class _Answers:
@@ -174,7 +189,7 @@ class _Answers:
 
   @functools.cached_property
   def _model(self) -> model_lib.Sculpt4D:
-    return model_lib.Sculpt4D.load(self._preset.model, self._preset.weights)
+    return model_lib.Sculpt4D.load(self._preset.model, _weights(self._preset))
 
   def _sample(
     self, name: str, count: int, temporal_mode: str | None = None

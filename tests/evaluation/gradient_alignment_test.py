@@ -10,9 +10,9 @@ from tests.evaluation import shapes
 
 QUICK = gradient_alignment.Schedule(
   (
-    gradient_alignment.Stage(24, 60, 300, (0.03, 0.01)),
-    gradient_alignment.Stage(4, 100, 1000),
-    gradient_alignment.Stage(1, 60, 4000, (0.005, 0.0005)),
+    gradient_alignment.Stage(24, 60, 300, (0.03, 0.01), steps_a_search=2),
+    gradient_alignment.Stage(4, 100, 1000, steps_a_search=2),
+    gradient_alignment.Stage(1, 60, 4000, (0.005, 0.0005), steps_a_search=2),
   )
 )
 

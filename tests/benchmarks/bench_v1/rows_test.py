@@ -59,6 +59,29 @@ def test_scores_are_kept_and_only_missing_ones_are_made(
   assert counted == ["b", "a"]
 
 
+def test_scores_of_other_weights_are_not_taken(tmp_path, monkeypatch, preset):
+  ply_obj.write_mesh_sequence(
+    tmp_path / "truth" / "a", [shapes.sphere(0.6)] * 2
+  )
+  weights = tmp_path / "weights"
+  weights.mkdir()
+  preset = dataclasses.replace(preset, weights=str(weights))
+  radius = {b"earlier": 0.5, b"later": 0.4}
+
+  def sample(self, name, count, temporal_mode=None):
+    file = weights / "dit.safetensors"
+    return [shapes.sphere(radius[file.read_bytes()])] * count
+
+  monkeypatch.setattr(rows._Answers, "_sample", sample)
+  found = []
+  for content in (b"earlier", b"later", b"earlier"):
+    (weights / "dit.safetensors").write_bytes(content)
+    report = score(tmp_path, ["a"], "model", preset)
+    found.append(report.clips[0].mean("cd_sum"))
+  assert found[0] < found[1]
+  assert found[2] == found[0]
+
+
 def test_impossible_rows_are_refused(tmp_path, preset):
   with pytest.raises(ValueError, match="no row 'best'; choose of mean shape"):
     score(tmp_path, [], "best", preset)
