@@ -101,7 +101,7 @@ class MatchTerms:
     count = len(self.pairs)
     one, other = self._arms(pose)[self.pairs.T]  # [P, 3, 4] each
     turned = (one @ sums.reshape(count, 4, 36)).reshape(count, 3, 4, 9)
-    both = np.einsum("plj,pkjm->pklm", other, turned)
+    both = other[:, None] @ turned  # [P, 3, 3, 9]
     straight = sums[:, 0].reshape(count, 4, 9)
     blocks = np.empty((count, 6, 6))
     blocks[:, 3:, 3:] = sums[:, 0, 0]
