@@ -126,7 +126,7 @@ def _key(
   """A short name of settings and weights, so that no other scores are taken."""
   settings = [make.VERSION, protocol.name, protocol.conventions, preset.data]
   if row not in TRIVIAL:
-    settings += [preset, weights_digest(_weights(preset))]
+    settings += [preset, _weights_digest(_weights(preset))]
   text = json.dumps(
     [dataclasses.asdict(s) if not isinstance(s, str) else s for s in settings],
     sort_keys=True,
@@ -135,7 +135,7 @@ def _key(
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def weights_digest(folder: paths.PathLike) -> str:
+def _weights_digest(folder: paths.PathLike) -> str:
   """SHA-256 of the files of weights in a folder."""
   digest = hashlib.sha256()
   for path in sorted(local_copies.fetch(folder).glob("*.safetensors")):

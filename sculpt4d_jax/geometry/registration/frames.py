@@ -119,7 +119,7 @@ def _target(
   settings: settings_lib.GraphSettings,
   rng: np.random.Generator,
 ) -> surfaces.Target | None:
-  if mesh.is_empty or not mesh.face_cross_products().any():
+  if not surfaces.has_area(mesh):
     return None
   count = _OVERSAMPLING * settings.num_samples
   return surfaces.Target(

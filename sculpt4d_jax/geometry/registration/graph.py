@@ -74,7 +74,7 @@ class Graph:
     self.places = vertices[rows]
     self.near, self.weights = _blend(distances, settings.num_neighbours)
     starts = np.arange(0, self.near.size + 1, self.near.shape[1])
-    self._blend = sparse.csr_array(
+    self._blending = sparse.csr_array(
       (self.weights.ravel(), self.near.ravel(), starts),
       shape=(len(vertices), len(rows)),
     )
@@ -94,7 +94,7 @@ class Graph:
     turned = np.einsum("nyx,nx->ny", pose.turns, self.places)
     offsets = self.places + pose.shifts - turned
     motions = np.concatenate([pose.turns.reshape(-1, 9), offsets], axis=1)
-    blended = self._blend @ motions
+    blended = self._blending @ motions
     turns = blended[:, :9].reshape(-1, 3, 3)
     return np.einsum("vyx,vx->vy", turns, self.model.vertices) + blended[:, 9:]
 
@@ -103,14 +103,8 @@ class Graph:
 
     Each node takes the rigid motion of the vertices that it moves most.
     """
-    rows = self.near.ravel()
-    weights = self.weights.ravel() * np.repeat(
-      self.model.vertex_areas() + 1e-12, self.near.shape[1]
-    )
-    ids = np.repeat(np.arange(len(vertices)), self.near.shape[1])
-    share = sparse.csr_array(
-      (weights, (rows, ids)), shape=(self.num_nodes, len(vertices))
-    )
+    areas = sparse.diags_array(self.model.vertex_areas() + 1e-12)
+    share = self._blending.T @ areas
     total = np.maximum(share.sum(1), 1e-30)[:, None]
     rest = self.model.vertices
     old, new = share @ rest / total, share @ vertices / total
