@@ -100,8 +100,18 @@ def rounded_box(points: Array, half_size: Array, rounding: Array) -> Array:
   """
   offset = jnp.abs(points) - (half_size - rounding[..., None])
   outer = jnp.sqrt(jnp.sum(jnp.maximum(offset, 0.0) ** 2, -1) + _TINY)
-  inner = jnp.minimum(jnp.max(offset, -1), 0.0)
-  return rounding - outer - inner
+  return rounding - outer - jnp.minimum(_largest(offset), 0.0)
+
+
+def _largest(x: Array) -> Array:
+  """Largest of three numbers: [..., 3] -> [...].
+
+  The gradient of `max` divides by the number of elements that equal it, which
+  is 0 where a compiler computes them twice with different rounding.
+  """
+  x, y, z = (x[..., i] for i in range(3))
+  larger = jnp.where(x > y, x, y)
+  return jnp.where(larger > z, larger, z)
 
 
 def to_part(points: Array, origin: Array, rotation: Array) -> Array:
