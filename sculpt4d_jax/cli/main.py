@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 import importlib
 import os
+import shlex
 import sys
 from typing import NoReturn
 
@@ -26,10 +27,12 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
   "demo": ("demo", "make meshes of the clip that is shipped"),
   "sample": ("sample", "make meshes of a clip of yours"),
   "register": ("register", "make one mesh that moves of a sequence"),
+  "figure": ("figure", "draw sequences as a sheet of times by views"),
   "app": ("app", "serve a page to upload, look and play"),
   "matting": ("matting", "list and download cut-out networks"),
   "train": ("train", "train a model, on made clips or on records"),
   "evaluate": ("evaluate", "score mesh sequences, or a model"),
+  "reproduce": ("reproduce", "reproduce the paper's tables"),
   "convert": ("convert", "convert released weights"),
   "plan": ("plan", "estimate the device memory that a model needs"),
   "info": ("info", "show versions, devices and optional packages"),
@@ -74,6 +77,7 @@ def _run(arguments: list[str]) -> int:
   logging.set_verbosity(
     logging.WARNING if args.quiet else logging.INFO + args.verbose
   )
+  args.command_line = shlex.join([NAME, *arguments])
   return args.run(args) or 0
 
 

@@ -38,6 +38,7 @@ from sculpt4d_jax.io.assets import gltf_mesh
 from sculpt4d_jax.io.assets import mesh_sequences
 from sculpt4d_jax.io.assets import usd
 from sculpt4d_jax.io.assets import usd_trial
+from sculpt4d_jax.io.meshes import played_glb
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.meshes import usd as usd_writer
 
@@ -152,6 +153,10 @@ def _read(path: pathlib.Path, num_frames: int) -> ShapeSequence:
       return ShapeSequence(
         tuple(_node_mesh(asset, node) for node in nodes), source="GLB of meshes"
       )
+    found = played_glb.frame_starts(path)
+    if found is not None:
+      meshes = played_glb.play(path, found[1])
+      return ShapeSequence(tuple(meshes), source="GLB of one moving mesh")
   elif suffix in usd.SUFFIXES and _is_own_usd(path):
     try:
       meshes, _ = usd_writer.read_animated_usd(path)

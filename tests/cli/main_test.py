@@ -18,10 +18,14 @@ from sculpt4d_jax import preset_files
 from sculpt4d_jax.cli import info
 from sculpt4d_jax.cli import main as cli
 from sculpt4d_jax.cli import train
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation.protocols import protocol_table
+from sculpt4d_jax.io.meshes import glb
+from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.training.stages import runner
 from tests import small_models
 from tests.integration import micro
+from tests.io import clips
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PRESET = str(ROOT / "tests" / "integration" / "micro.py")
@@ -229,6 +233,50 @@ def test_evaluate_compares_two_folders(run, weights, clip, capsys):
     run("evaluate", "out")
   with pytest.raises(ValueError, match="no protocol 'fid'; choose one of"):
     run("evaluate", "out", "out", "--protocol", "fid")
+
+
+def test_figure_draws_sequences_below_one_another(run, clip, capsys, tmp_path):
+  meshes = clips.changing_clip(4)
+  ply_obj.write_mesh_sequence(tmp_path / "one", meshes)
+  glb.write_animated_glb(tmp_path / "two.glb", meshes, 8)
+  arguments = ("--columns", "3", "--size", "32", "--quiet")
+  run("figure", "one", *arguments)
+  assert "figure.png" in capsys.readouterr().out
+  run("figure", "one", "two.glb", *arguments, "-o", "both.png")
+  one, both = (np.asarray(Image.open(f)) for f in ("figure.png", "both.png"))
+  assert both.shape == (2 * one.shape[0], *one.shape[1:])
+  np.testing.assert_array_equal(both[: len(one)], both[len(one) :])
+  # Three times and, with gaps, two views.
+  assert one.shape[1] == 3 * (32 + 2) + 2 and one.shape[0] == 2 * (32 + 2) + 2
+  views = ("--views", "0,0 90,0 180,0")
+  run("figure", "one", *arguments, *views, "-o", "three.png")
+  assert np.asarray(Image.open("three.png")).shape[0] == 3 * (32 + 2) + 2
+
+
+@pytest.mark.parametrize(
+  "arguments, reason",
+  [
+    (("--columns", "0"), "1 to 64"),
+    (("--views", "3"), "AZIMUTH,ELEVATION"),
+    (("--views", "nan,1"), "AZIMUTH,ELEVATION"),
+    (("--output", "a.jpg"), "ending in .png"),
+  ],
+)
+def test_figure_says_what_it_expected(run, arguments, reason, tmp_path):
+  ply_obj.write_mesh_sequence(tmp_path / "one", clips.changing_clip(2))
+  with pytest.raises(UserError, match=reason):
+    run("figure", "one", "--quiet", *arguments)
+
+
+def test_reproduce_prints_what_is_known_without_weights(run, capsys):
+  run("reproduce", "--table", "A2", "-o", "a2")
+  text = capsys.readouterr().out
+  assert "186.3" in text  # The paper's PFLOPs of 16 frames.
+  assert "186.3" in pathlib.Path("a2/report.md").read_text()
+  assert "sculpt4d reproduce" in pathlib.Path("a2/report.html").read_text()
+  for arguments in (("--table", "B1"), ("--table", "A1", "--seeds", "1,x")):
+    with pytest.raises(UserError, match="choose A1|whole numbers"):
+      run("reproduce", *arguments)
 
 
 def test_evaluate_describes_every_protocol(run, capsys):

@@ -385,6 +385,8 @@ def _node_mesh(
   if "mesh" not in node:
     return ply_obj.empty_mesh()
   primitive = asset.item("meshes", node["mesh"])["primitives"][0]
+  if "targets" in primitive or "skin" in node:
+    raise UserError("a mesh of it deforms")
   vertices = asset.accessor(primitive["attributes"]["POSITION"], "VEC3")
   faces = asset.accessor(primitive["indices"], "SCALAR").reshape(-1, 3)
   if len(faces) and faces.max() >= len(vertices):

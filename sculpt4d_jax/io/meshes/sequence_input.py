@@ -25,6 +25,7 @@ from sculpt4d_jax.io.assets import gltf_container
 from sculpt4d_jax.io.assets import mesh_sequences
 from sculpt4d_jax.io.assets import usd_trial
 from sculpt4d_jax.io.meshes import glb
+from sculpt4d_jax.io.meshes import played_glb
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.meshes import usd
 
@@ -156,6 +157,12 @@ def _timing(
 def _read_asset(path: pathlib.Path) -> MeshSequence:
   """An animated asset at its frames."""
   try:
+    found = path.suffix.lower() in _GLTF and played_glb.frame_starts(path)
+    if found:
+      rate, starts = found
+      _check_count(path, len(starts))
+      meshes = played_glb.play(path, starts)
+      return MeshSequence(path.name, meshes, rate, starts)
     asset = animated_assets.AnimatedAsset(path)
     clip = asset.clips[0]
     rate = animated_assets.SEQUENCE_RATE
