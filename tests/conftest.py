@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 
+from absl import logging
 import jaxtyping
 import pytest
 
@@ -51,6 +52,16 @@ def wrong_shapes(request: pytest.FixtureRequest) -> Iterator[None]:
   yield
   if is_marked:
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def verbosity() -> Iterator[None]:
+  """Programs that run in the tests' process set how much is logged."""
+  logger = logging.get_absl_logger()
+  before, level = logging.get_verbosity(), logger.level
+  yield
+  logging.set_verbosity(before)
+  logger.setLevel(level)  # The above would set one where there was none.
 
 
 @pytest.fixture
