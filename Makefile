@@ -62,6 +62,9 @@ format: $(VENV)/.tests ## Format the code and mend what the linter can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Most of their time is compilation, of programs that run once: not optimised,
+# the networks' tests take half of it.
+test: export XLA_FLAGS ?= --xla_backend_optimization_level=0
 test: $(VENV)/.tests ## Run the everyday tests.
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" --durations=10 $(TESTS)
 
