@@ -38,31 +38,18 @@ with which it fits them, and does nothing else:
       --config.sampling.offload --config.sampling.guidance_in_turns
 """
 
-from collections.abc import Mapping, Sequence
-import pathlib
-import shutil
-from typing import Any
+from collections.abc import Sequence
 
 from absl import flags
-from absl import logging
-import jax
-import ml_collections
 from ml_collections import config_flags
 
 from launch import processes
 from launch import program
-from sculpt4d_jax import api
+from sculpt4d_jax.cli import sample_run
 from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.errors import UserError
-from sculpt4d_jax.inference import cutout_preview
-from sculpt4d_jax.inference import known as known_lib
 from sculpt4d_jax.inference import memory_choice
-from sculpt4d_jax.inference import outputs
-from sculpt4d_jax.inference import pipeline
-from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.inference import sampling as sampling_lib
-from sculpt4d_jax.io import local_copies
-from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.meshes import exporters
 from sculpt4d_jax.training import preset as preset_lib
 
@@ -165,201 +152,44 @@ _START = flags.DEFINE_float("start", None, "Start of the used part, seconds.")
 _END = flags.DEFINE_float("end", None, "End of the used part, seconds.")
 
 
-# Folder of finished windows in the output of an unfinished run.
-_WINDOW_FOLDER = "windows"
-
-
-def main(argv: Sequence[str]):
+def main(argv: Sequence[str]) -> int | None:
   """Runs the program."""
   del argv
   config = _CONFIG.value
   if _PRESET.value:
     given = config_flags.get_override_values(flags.FLAGS["config"])
-    _apply_preset(config, _PRESET.value, given)
+    sampling_lib.apply_preset(config.sampling, _PRESET.value, given)
   preset = preset_lib.from_config(config)
   if _PLAN.value:
     print(memory_choice.report(preset.model, preset.sampling, preset.surface))
-    return
+    return None
   for flag in (_INPUT, _OUTPUT):
     if not flag.value:
       raise UserError(f"--{flag.name} is missing; --help explains the flags.")
   processes.initialize()
   program.log_platform()
-  if jax.process_count() > 1:
-    _check_shared()
-  if _BATCH.value:
-    return _make_batch(preset)
-  output = paths.of(_OUTPUT.value)
-  outputs.check_writable(output)
-  known_files = known_lib.parse(
-    _KNOWN.value, None if _ALL_FRAMES.value else preset.sampling.num_frames
-  )
-  # Errors are found before the work.
-  known_lib.check(known_files)
-  _formats()
-  _window_settings(preset.data.num_frames)
-  # The clip first, so that its errors are found before weights are loaded.
-  clip = _read(local_copies.fetch(_INPUT.value), preset)
-  if _PREVIEW_CUTOUT.value:
-    print(f"Look at {cutout_preview.write(output, clip)}.")
-    return 0
-  is_main = jax.process_index() == 0
-  _make(_load(preset), clip, output, known_files, progress=is_main)
-  if not is_main:
-    return 0
-  print(f"Open {output / outputs.VIEWER} in a browser.")
-  return 0
-
-
-def _check_shared() -> None:
-  """Refuses what several processes that share a clip cannot do.
-
-  Raises:
-    UserError: A flag needs one process.
-  """
-  for flag in (_BATCH, _WINDOW, _ALL_FRAMES, _PREVIEW_CUTOUT):
-    if flag.value:
-      raise UserError(
-        f"--{flag.name} works in one process, and this run has"
-        f" {jax.process_count()} that share one clip. Run it without"
-        " --distributed, once a machine."
-      )
-
-
-def _read(
-  source: str | pathlib.Path, preset: preset_lib.Preset, progress: bool = True
-) -> pipeline.Clip:
-  """Reads a clip according to the flags."""
-  return api.read_clip(
-    source,
+  return sample_run.run(
     preset,
-    all_frames=_ALL_FRAMES.value,
-    matte=_MATTE.value,
-    start=_START.value,
-    end=_END.value,
-    progress=progress,
+    sample_run.Options(
+      _INPUT.value,
+      _OUTPUT.value,
+      weights=_CHECKPOINT.value,
+      matte=_MATTE.value,
+      start=_START.value,
+      end=_END.value,
+      formats=_FORMATS.value,
+      known=_KNOWN.value,
+      save_latents=_SAVE_LATENTS.value,
+      all_frames=_ALL_FRAMES.value,
+      window=_WINDOW.value,
+      overlap=_OVERLAP.value,
+      blend=_BLEND.value,
+      windows=_WINDOWS.value,
+      batch=_BATCH.value,
+      register=_REGISTER.value,
+      preview_cutout=_PREVIEW_CUTOUT.value,
+    ),
   )
-
-
-def _load(preset: preset_lib.Preset) -> api.Model:
-  return api.load(preset, _CHECKPOINT.value, devices=jax.devices())
-
-
-def _make(
-  model: api.Model,
-  clip: pipeline.Clip,
-  output: Any,
-  known_files: Sequence[known_lib.KnownFile] = (),
-  progress: bool = True,
-) -> None:
-  """Makes one clip and writes its files."""
-  result = model.generate(
-    clip,
-    known=known_files,
-    windows=_window_settings(model.config.data.num_frames),
-    # A run with output in a store cannot resume.
-    window_folder=None if paths.is_remote(output) else output / _WINDOW_FOLDER,
-    progress=progress,
-  )
-  if jax.process_index():
-    return  # Process 0 has the same result.
-  written = result.save(
-    output,
-    formats=_formats(),
-    latents=_SAVE_LATENTS.value,
-    progress=progress,
-  )
-  if not paths.is_remote(output):  # Finished windows are no longer needed.
-    shutil.rmtree(output / _WINDOW_FOLDER, ignore_errors=True)
-  logging.info("Wrote %d files to %s.", len(written), output)
-  if _REGISTER.value:
-    register(paths.of(output), result)
-
-
-def _make_batch(preset: preset_lib.Preset) -> int:
-  """Makes every clip of a folder; the exit code is 2 if one failed."""
-  from sculpt4d_jax.inference import batch  # Late: see `register`.
-
-  if _KNOWN.value:
-    raise UserError("--known is of one clip; leave it out with --batch.")
-  _formats()
-  _window_settings(preset.data.num_frames)
-  output = paths.of(_OUTPUT.value)
-  outputs.check_writable(output)
-  jobs = batch.find(
-    paths.on_disk(_INPUT.value, "--input"),
-    output,
-    is_registered=_REGISTER.value,
-  )
-  if all(job.is_done for job in jobs):
-    print(f"All {len(jobs)} clips are done.")
-    return 0
-  exporters.load_libraries(_formats())
-  model = _load(preset)
-
-  def make(job: batch.Job) -> None:
-    clip = _read(job.source, preset, progress=False)
-    _make(model, clip, job.output, progress=False)
-
-  def on_end(job: batch.Job, reason: str | None) -> None:
-    logging.info("%s: %s", job.source.name, reason or "done")
-
-  report = batch.run(jobs, make, _reason, on_end)
-  print(report.describe())
-  return 2 if report.failed else 0
-
-
-def _reason(error: Exception) -> str:
-  """Reason why a clip failed; a bug keeps its traceback in the log."""
-  message = program.user_message(error)
-  if message is None:
-    logging.error("A clip failed unexpectedly.", exc_info=error)
-    message = f"{type(error).__name__}: {error}"
-  return message
-
-
-def _formats() -> tuple[str, ...] | None:
-  """The formats that the flag names; None takes the default ones."""
-  return exporters.parse(_FORMATS.value) if _FORMATS.value else None
-
-
-def _window_settings(trained_frames: int) -> windows_lib.Windows | None:
-  """Windows of a long clip; None if all frames are sampled at once."""
-  if _WINDOW.value is None and not _ALL_FRAMES.value:
-    for flag in (_OVERLAP, _BLEND):
-      if flag.value is not None:
-        raise UserError(f"--{flag.name} is of windows: give --window too.")
-    return None
-  size = trained_frames if _WINDOW.value is None else _WINDOW.value
-  return windows_lib.make(size, _OVERLAP.value, _BLEND.value, _WINDOWS.value)
-
-
-def register(output: paths.StorePath, result: api.Result) -> None:
-  """Registers one mesh to a sample and writes it next to the sample's files."""
-  # Imported late: a sample alone need not wait for it.
-  from sculpt4d_jax.inference import registering
-  from sculpt4d_jax.io.meshes import sequence_input
-
-  clip = result.clip.source
-  source = sequence_input.MeshSequence(
-    clip.name,
-    list(result.meshes),
-    clip.fps,
-    clip.timestamps - clip.timestamps[0],
-  )
-  log = run_log.RunLog()
-  registered = registering.register(source.meshes, log=log)
-  registering.write(output, registered, source, log)
-  print(registering.summary(registered))
-
-
-def _apply_preset(
-  config: ml_collections.ConfigDict, name: str, given: Mapping[str, Any]
-):
-  """Sets a sampling preset's fields, except those given on the command line."""
-  for field, value in sampling_lib.preset(name).items():
-    if f"sampling.{field}" not in given:
-      config.sampling[field] = value
 
 
 if __name__ == "__main__":

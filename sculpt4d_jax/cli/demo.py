@@ -21,12 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="folder for the results; default: out/demo",
   )
   sample.add_settings(parser)
-  parser.set_defaults(matte="auto", start=None, end=None, preview_cutout=None)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
   """Runs the command."""
   from sculpt4d_jax import shipped
 
   args.clip = str(shipped.demo_clip())
-  sample.run(args)
+  return sample.run(args)

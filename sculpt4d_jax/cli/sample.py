@@ -5,6 +5,10 @@ r"""Makes an animated mesh of a clip of a moving object.
   sculpt4d sample my.mp4 -o out --quality draft          fewer steps
   sculpt4d sample my.mp4 -o out --start 1.5 --end 3      a part of it
   sculpt4d sample pictures/ -o out --matte alpha
+  sculpt4d sample my.mp4 -o out --register               one mesh that moves too
+  sculpt4d sample long.mp4 -o out --all_frames           long clips, in windows
+  sculpt4d sample clips/ -o out --batch                  all clips of a folder
+  sculpt4d sample my.mp4 -o out --known 0:mesh.glb       the mesh is frame 0
 
 The clip is a video (mp4, mov, webm, avi, gif), a folder of pictures or one
 picture. The object should fill a good part of the frame. With an alpha channel
@@ -24,12 +28,10 @@ accelerator; `sculpt4d plan --preset sculpt4d` says what it needs:
 """
 
 import argparse
-
-from absl import logging
+import dataclasses
 
 from sculpt4d_jax.cli import exits
 from sculpt4d_jax.cli import options
-from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.meshes import exporters
 
 
@@ -59,6 +61,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action="store_true",
     help="write cutout.png, a picture of the cut-out, and stop",
   )
+  parser.add_argument(
+    "--batch",
+    action="store_true",
+    help="CLIP is a folder of clips, each with a folder in the output; finished"
+    " ones are skipped",
+  )
+  many = parser.add_argument_group("long clips")
+  many.add_argument(
+    "--all_frames",
+    action="store_true",
+    help="the video's own frames, in windows; the same command resumes",
+  )
+  many.add_argument(
+    "--window",
+    type=int,
+    metavar="FRAMES",
+    help="frames of a window; default: as many as the model was trained on",
+  )
+  many.add_argument(
+    "--overlap",
+    type=int,
+    metavar="FRAMES",
+    help="frames that windows share; default: half a window",
+  )
+  many.add_argument(
+    "--windows",
+    default="sequential",
+    metavar="KIND",
+    help="sequential, in the memory of one window, or averaged, with the"
+    " smoothest seams; default: sequential",
+  )
+  frames = parser.add_argument_group("known frames")
+  frames.add_argument(
+    "--known",
+    action="append",
+    default=[],
+    metavar="INDEX:FILE",
+    help="a mesh that is that frame, or latents.npz@FRAME of an earlier run;"
+    " repeat it for more",
+  )
+  frames.add_argument(
+    "--save_latents",
+    action="store_true",
+    help="write latents.npz too, for --known of later runs",
+  )
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -82,44 +129,38 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--formats", metavar="NAME,...", help=exporters.help_text()
   )
+  parser.add_argument(
+    "--register",
+    action="store_true",
+    help="also register the meshes to one that moves: registered.glb",
+  )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
   """Runs the command."""
-  from sculpt4d_jax import api
-  from sculpt4d_jax.inference import cutout_preview
-  from sculpt4d_jax.inference import outputs
+  from sculpt4d_jax.cli import sample_run
+  from sculpt4d_jax.inference import sampling
+  from sculpt4d_jax.training import preset
 
-  formats = exporters.parse(args.formats) if args.formats else None
   config = options.read_preset(args)
-  output = paths.of(args.output)
-  if not args.preview_cutout:
-    outputs.check_writable(output)
+  if args.quality:
+    given = [change.partition("=")[0] for change in args.changes]
+    sampling.apply_preset(config.sampling, args.quality, given)
+  for section, name, value in (
+    ("sampling", "num_frames", args.frames),
+    ("sampling", "num_steps", args.steps),
+    ("sampling", "seed", args.seed),
+    ("surface", "resolution", args.resolution),
+    ("surface", "max_faces", args.faces),
+  ):
+    if value is not None:
+      config[section][name] = value
+  # `demo` has some of the arguments only.
+  names = {field.name for field in dataclasses.fields(sample_run.Options)}
+  given = {name: value for name, value in vars(args).items() if name in names}
+  chosen = sample_run.Options(
+    args.clip, progress=options.progress(args), **given
+  )
+  if not chosen.preview_cutout:
     exits.log_platform()
-  # The clip first, so that its errors are found before weights are loaded.
-  clip = api.read_clip(
-    args.clip,
-    config,
-    num_frames=args.frames,
-    matte=args.matte,
-    start=args.start,
-    end=args.end,
-    progress=options.progress(args),
-  )
-  if args.preview_cutout:
-    print(f"Look at {cutout_preview.write(output, clip)}.")
-    return
-  model = api.load(config, args.weights, progress=options.progress(args))
-  result = model.generate(
-    clip,
-    num_frames=args.frames,
-    quality=args.quality,
-    num_steps=args.steps,
-    seed=args.seed,
-    resolution=args.resolution,
-    max_faces=args.faces,
-    progress=options.progress(args),
-  )
-  files = result.save(output, formats=formats, progress=options.progress(args))
-  logging.info("Wrote %d files to %s.", len(files), output)
-  print(options.opened_with(output / outputs.VIEWER))
+  return sample_run.run(preset.from_config(config), chosen)

@@ -5,6 +5,8 @@ import dataclasses
 import math
 from typing import Any
 
+import ml_collections
+
 from sculpt4d_jax.diffusion import guidance
 from sculpt4d_jax.diffusion import samplers
 from sculpt4d_jax.diffusion.solvers import calls as calls_lib
@@ -190,3 +192,21 @@ def preset(name: str) -> Mapping[str, Any]:
       f"Unknown sampling preset {name!r}: choose one of {tuple(PRESETS)}."
     )
   return PRESETS[name]
+
+
+def apply_preset(
+  section: ml_collections.ConfigDict, name: str, given: Collection[str]
+) -> None:
+  """Sets a named preset's fields in a configuration's section `sampling`.
+
+  Args:
+    section: The section, which is changed.
+    name: The preset's name.
+    given: Fields that keep their values, such as "sampling.num_steps".
+
+  Raises:
+    ValueError: Unknown name.
+  """
+  for field, value in preset(name).items():
+    if f"sampling.{field}" not in given:
+      section[field] = value

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,53 @@ def test_sample_writes_what_it_was_asked_for(run, clip, weights, capsys):
   printed = capsys.readouterr()
   assert printed.out == "Open out/viewer.html in a browser.\n"
   assert printed.err == ""
+
+
+def test_sample_makes_a_folder_of_clips_and_skips_what_is_done(
+  run, clip, weights, capsys
+):
+  os.makedirs("clips")
+  shutil.move(clip, "clips/moving")
+  pathlib.Path("clips/broken.mp4").write_bytes(b"x")
+  arguments = (
+    *("sample", "clips", "--batch", "-o", "out", "--preset", PRESET),
+    *("--weights", weights, "--steps", "2", "--quiet", *SURFACE),
+  )
+  assert run(*arguments) == 2  # One clip cannot be read, and is named.
+  assert "broken.mp4" in capsys.readouterr().out
+  made = pathlib.Path("out/moving/run.json")
+  before = made.stat().st_mtime_ns
+  os.remove("clips/broken.mp4")
+  assert run(*arguments) == 0
+  assert made.stat().st_mtime_ns == before
+  with pytest.raises(UserError, match="--known is of one clip"):
+    run(*arguments, "--known", "0:a.ply")
+
+
+def test_sample_takes_known_frames_of_an_earlier_run(run, clip, weights):
+  arguments = (
+    *("sample", clip, "--preset", PRESET, "--weights", weights),
+    *("--steps", "2", "--quiet", "--save_latents", *SURFACE),
+  )
+  run(*arguments, "-o", "one", "--seed", "1")
+  run(*arguments, "-o", "two", "--known", "0:one/latents.npz")
+  one, two = (
+    np.load(f"{name}/latents.npz")["latents"] for name in ("one", "two")
+  )
+  np.testing.assert_array_equal(one[0], two[0])
+  assert not np.array_equal(one[1], two[1])
+
+
+def test_sample_cuts_a_long_clip_into_windows(run, clip, weights):
+  run(
+    *("sample", clip, "-o", "out", "--preset", PRESET, "--weights", weights),
+    *("--steps", "2", "--quiet", *SURFACE),
+    *("--all_frames", "--window", "2", "--overlap", "1"),
+  )
+  assert len(list(pathlib.Path("out").glob("frame_*.ply"))) == 3
+  assert not pathlib.Path("out/windows").exists()
+  with pytest.raises(UserError, match="--overlap is of windows"):
+    run("sample", clip, "-o", "out", "--preset", PRESET, "--overlap", "1")
 
 
 def test_a_preview_of_the_cutout_stops_before_the_long_work(run, clip, capsys):

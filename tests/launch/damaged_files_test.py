@@ -7,16 +7,13 @@ import struct
 import subprocess
 import sys
 
-from absl import flags
 import numpy as np
 import pytest
 import trimesh
 
 from launch import program
-from launch import sample
 from sculpt4d_jax.cli import main as cli
 from sculpt4d_jax.geometry import mesh as mesh_lib
-from sculpt4d_jax.inference import known
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.meshes import usd
@@ -167,16 +164,12 @@ def test_own_mesh_of_register(name, truth, tmp_path):
   assert not output.exists()
 
 
-if not flags.FLAGS.is_parsed():
-  flags.FLAGS(["damaged_files_test", "--input=", "--output="])
-
-
 @pytest.mark.parametrize("name", GLB + PLY)
 def test_known_frame_of_sample(name, tmp_path):
-  path = write_damaged(tmp_path, name)
-  with pytest.raises(Exception) as caught:
-    sample.known_lib.check(known.parse([f"0:{path}"], 2))
-  assert_one_sentence(caught.value, path)
+  path, output = write_damaged(tmp_path, name), tmp_path / "out"
+  # Found before the clip is read.
+  refused(path, "sample", "my.mp4", "--known", f"0:{path}", "-o", output)
+  assert not output.exists()
 
 
 # The program of `launch` in a separate process, with one file after another.
