@@ -180,6 +180,14 @@ def test_truncated_distance_equals_that_of_a_sphere():
   np.testing.assert_allclose(field, exact, atol=2e-3)
 
 
+def test_distances_to_faces_without_near_corners_are_exact():
+  bar = trimesh.creation.box((1.8, 0.2, 0.2))  # Twelve faces.
+  mesh = TriangleMesh(bar.vertices, bar.faces)
+  points = np.array([[0, 0.15, 0], [0, 0.05, 0], [0.3, 0, 0.35], [0, 0.9, 0]])
+  field = geometry_metrics.truncated_distance(mesh, points, 0.2)
+  np.testing.assert_allclose(field, [-0.05, 0.05, -0.2, -0.2], atol=1e-7)
+
+
 def fields(meshes, truncation=0.2, resolution=24):
   points = geometry_metrics.grid_points(resolution)
   return np.array(
