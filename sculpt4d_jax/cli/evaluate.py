@@ -32,12 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("truth", nargs="?", help="the true ones, likewise")
   options.add_preset(parser)
   options.add_weights(parser)
-  parser.add_argument(
-    "--num_sequences",
-    type=int,
-    default=20,
-    help="held-out clips; default: 20",
-  )
+  options.add_num_sequences(parser)
   parser.add_argument(
     "--protocol",
     default="project",

@@ -46,6 +46,16 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_num_sequences(parser: argparse.ArgumentParser) -> None:
+  """Adds --num_sequences, of commands that score a model."""
+  parser.add_argument(
+    "--num_sequences",
+    type=int,
+    default=20,
+    help="held-out clips; default: 20",
+  )
+
+
 def read_preset(args: argparse.Namespace) -> "ml_collections.ConfigDict":
   """The preset that the arguments name, with their changes."""
   from sculpt4d_jax import preset_files

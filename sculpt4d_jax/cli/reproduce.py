@@ -46,12 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=2000,
     help="training steps of each variant; default: 2000",
   )
-  parser.add_argument(
-    "--num_sequences",
-    type=int,
-    default=20,
-    help="held-out clips; default: 20",
-  )
+  options.add_num_sequences(parser)
   parser.add_argument(
     "--protocol",
     metavar="NAME",

@@ -14,6 +14,7 @@ import jax
 
 from sculpt4d_jax import api
 from sculpt4d_jax.cli import exits
+from sculpt4d_jax.cli import options as arguments
 from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import cutout_preview
@@ -110,7 +111,7 @@ def run(preset: preset_lib.Preset, options: Options) -> int:
   maker = _Maker(preset, options, names, windows, options.progress and is_main)
   maker.make(clip, output, known_files)
   if is_main:
-    print(f"Open {output / outputs.VIEWER} in a browser.")
+    print(arguments.opened_with(output / outputs.VIEWER))
   return 0
 
 

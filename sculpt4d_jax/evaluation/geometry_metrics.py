@@ -47,6 +47,7 @@ from scipy import spatial
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import nearest as nearest_lib
 from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry import mesh_distance
 from sculpt4d_jax.geometry import sampling
 
 TriangleMesh = mesh_lib.TriangleMesh
@@ -223,7 +224,7 @@ def grid_occupancy(mesh: TriangleMesh, resolution: int) -> np.ndarray:
   centres = grid_points(blocks)
   # From a block's centre to its outermost cell; a little more for rounding.
   reach = 3.0**0.5 * (_BLOCK - 1) / resolution + 1e-5
-  is_near = _distances_up_to(mesh, centres, reach) < reach
+  is_near = mesh_distance.unsigned_distance(mesh, centres, reach) < reach
   inside = np.zeros((blocks**3, _BLOCK**3), bool)
   inside[~is_near] = occupancy(mesh, centres[~is_near])[:, None]
   offsets = grid_points(_BLOCK) / blocks
@@ -258,31 +259,9 @@ def truncated_distance(
   queries = np.ascontiguousarray(points[near], np.float64)
   # Computed separately from the sign: libigl's distance signed by winding
   # numbers is scaled by them, and too small near open surfaces.
-  distance = _distances_up_to(mesh, queries, truncation)
+  distance = mesh_distance.unsigned_distance(mesh, queries, truncation)
   field[near] = np.where(occupancy(mesh, queries), distance, -distance)
   return field
-
-
-def _distances_up_to(
-  mesh: TriangleMesh, points: np.ndarray, limit: float
-) -> np.ndarray:
-  """Unsigned distances of points to a surface, cut off at a limit, [Q]."""
-  # libigl's tree of faces takes long for points that are far from all of them.
-  # Most are known by the nearest vertex: no point of a face is farther from its
-  # nearest corner than the longest edge.
-  corners = mesh.vertices[mesh.faces].astype(np.float64)
-  longest = np.linalg.norm(corners - np.roll(corners, 1, 1), axis=-1).max()
-  tree = spatial.cKDTree(mesh.vertices[np.unique(mesh.faces)])
-  bound = (limit + longest) * (1.0 + 1e-6)
-  to_vertex, _ = tree.query(points, distance_upper_bound=bound)
-  near = np.isfinite(to_vertex)
-  distances = np.full(len(points), limit)
-  if near.any():
-    square, _, _ = igl.point_mesh_squared_distance(
-      points[near], *_igl_mesh(mesh)
-    )
-    distances[near] = np.minimum(np.sqrt(square), limit)
-  return distances
 
 
 def motion(

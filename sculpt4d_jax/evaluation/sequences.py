@@ -153,9 +153,8 @@ def _read(path: pathlib.Path, num_frames: int) -> ShapeSequence:
       return ShapeSequence(
         tuple(_node_mesh(asset, node) for node in nodes), source="GLB of meshes"
       )
-    found = played_glb.frame_starts(path)
-    if found is not None:
-      meshes = played_glb.play(path, found[1])
+    meshes = played_glb.read_meshes(path)
+    if meshes is not None:
       return ShapeSequence(tuple(meshes), source="GLB of one moving mesh")
   elif suffix in usd.SUFFIXES and _is_own_usd(path):
     try:

@@ -45,11 +45,10 @@ def draw(
   Raises:
     UserError: A number is out of range, or a file cannot be used.
   """
-  for name, value, high in (
-    ("columns", columns, _MAX_COLUMNS),
-    ("size", tile_size, _MAX_TILE),
+  for name, value, low, high in (
+    ("columns", columns, 1, _MAX_COLUMNS),
+    ("size", tile_size, 16, _MAX_TILE),
   ):
-    low = 1 if name == "columns" else 16
     if not low <= value <= high:
       raise UserError(f"--{name}={value}: expected {low} to {high}.")
   with log.stage("read meshes", len(sources)) as bar:

@@ -278,10 +278,9 @@ def _any_mesh(file: KnownFile) -> TriangleMesh:
     # Late: a sample without known frames need not wait for it.
     from sculpt4d_jax.io.meshes import played_glb
 
-    found = played_glb.frame_starts(file.path)
-    if found is None:  # Not one that this project wrote.
+    meshes = played_glb.read_meshes(file.path)
+    if meshes is None:  # Not one that this project wrote.
       return _first_pose(file.path)
-    meshes = played_glb.play(file.path, found[1])
   return meshes[_frame(file, len(meshes))]
 
 

@@ -45,6 +45,16 @@ def play(
   return list(asset.play(asset.clips[0], times.tolist()).frames())
 
 
+def read_meshes(path: str | os.PathLike) -> list[mesh_lib.TriangleMesh] | None:
+  """The mesh of each frame; None for any other file.
+
+  Raises:
+    AssetError: The file is damaged.
+  """
+  found = frame_starts(path)
+  return None if found is None else play(path, found[1])
+
+
 def _key_times(
   asset: gltf_container.GltfFile, animation: dict[str, Any]
 ) -> np.ndarray:
