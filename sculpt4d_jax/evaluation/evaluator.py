@@ -131,7 +131,6 @@ def evaluate_sequence(
         " to compare with."
       )
   prediction = geometry_metrics.align(prediction, truth, conventions)
-  cells = geometry_metrics.grid_points(conventions.iou_resolution)
   points = geometry_metrics.grid_points(conventions.jitter_resolution)
   surfaces, ious, fields = [], [], []
   for frame, pair in enumerate(zip(prediction, truth)):
@@ -146,14 +145,22 @@ def evaluate_sequence(
     )
     ious.append(
       geometry_metrics.intersection_over_union(
-        *(geometry_metrics.occupancy(mesh, cells) for mesh in pair)
+        *(
+          geometry_metrics.grid_occupancy(mesh, conventions.iou_resolution)
+          for mesh in pair
+        )
       )
     )
     if len(truth) > 2:
       fields.append(
         [
           geometry_metrics.truncated_distance(
-            mesh, points, conventions.truncation
+            mesh,
+            points,
+            conventions.truncation,
+            geometry_metrics.grid_occupancy(
+              mesh, conventions.jitter_resolution
+            ),
           )
           for mesh in pair
         ]

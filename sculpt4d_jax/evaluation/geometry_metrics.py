@@ -40,12 +40,12 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 
-import igl
 import numpy as np
 from scipy import spatial
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import nearest as nearest_lib
+from sculpt4d_jax.geometry import grid_winding
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import mesh_distance
 from sculpt4d_jax.geometry import sampling
@@ -57,7 +57,6 @@ ALIGNMENTS = ("none", "scale_translation", "icp")
 # The largest distance in [-1, 1]^3.
 WORST_CHAMFER = 2.0 * 3.0**0.5
 
-_BLOCK = 4  # Cells along an axis of a block in `grid_occupancy`.
 
 ICP_POINTS = 2000  # Per frame.
 _ICP_ITERATIONS = 50
@@ -185,8 +184,7 @@ def surface_scores(
 
 def grid_points(resolution: int) -> np.ndarray:
   """Centres of the cells of a grid over [-1, 1]^3, float64 [R^3, 3]."""
-  centres = (np.arange(resolution) + 0.5) * (2.0 / resolution) - 1.0
-  grid = np.meshgrid(centres, centres, centres, indexing="ij")
+  grid = np.meshgrid(*[_centres(resolution)] * 3, indexing="ij")
   return np.stack(grid, axis=-1).reshape(-1, 3)
 
 
@@ -204,34 +202,21 @@ def occupancy(mesh: TriangleMesh, points: np.ndarray) -> np.ndarray:
   near = np.flatnonzero(near)
   if not len(near):
     return inside
-  winding = igl.fast_winding_number(
-    *_igl_mesh(mesh), np.ascontiguousarray(points[near], np.float64)
-  )
-  inside[near] = np.sign(_volume(mesh)) * winding > 0.5
+  winding = mesh_distance.winding_number(mesh, points[near])
+  inside[near] = np.sign(mesh_distance.signed_volume(mesh)) * winding > 0.5
   return inside
 
 
 def grid_occupancy(mesh: TriangleMesh, resolution: int) -> np.ndarray:
   """Which cells of `grid_points(resolution)` have their centre inside, [R^3].
 
-  Equal to `occupancy` of all centres. The winding number of a closed mesh
-  changes only at its surface, so a block of cells that the surface does not
-  reach is decided by its centre.
+  Equal to `occupancy` of all centres, but fast where the mesh is closed.
   """
-  blocks, remainder = divmod(resolution, _BLOCK)
-  if remainder or blocks < 2 or not has_surface(mesh) or not _is_closed(mesh):
+  if not has_surface(mesh) or not _is_closed(mesh):
     return occupancy(mesh, grid_points(resolution))
-  centres = grid_points(blocks)
-  # From a block's centre to its outermost cell; a little more for rounding.
-  reach = 3.0**0.5 * (_BLOCK - 1) / resolution + 1e-5
-  is_near = mesh_distance.unsigned_distance(mesh, centres, reach) < reach
-  inside = np.zeros((blocks**3, _BLOCK**3), bool)
-  inside[~is_near] = occupancy(mesh, centres[~is_near])[:, None]
-  offsets = grid_points(_BLOCK) / blocks
-  cells = (centres[is_near][:, None] + offsets).reshape(-1, 3)
-  inside[is_near] = occupancy(mesh, cells).reshape(-1, _BLOCK**3)
-  shape = (blocks,) * 3 + (_BLOCK,) * 3
-  return inside.reshape(shape).transpose(0, 3, 1, 4, 2, 5).reshape(-1)
+  winding = grid_winding.grid_winding(mesh, _centres(resolution))
+  volume = mesh_distance.signed_volume(mesh)
+  return (np.sign(volume) * winding > 0.5).reshape(-1)
 
 
 def intersection_over_union(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -241,9 +226,19 @@ def intersection_over_union(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def truncated_distance(
-  mesh: TriangleMesh, points: np.ndarray, truncation: float
+  mesh: TriangleMesh,
+  points: np.ndarray,
+  truncation: float,
+  inside: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Signed distance [Q], positive inside, cut off at +-truncation."""
+  """Signed distance [Q], positive inside, cut off at +-truncation.
+
+  Args:
+    mesh: A surface, or none: then all points are outside.
+    points: [Q, 3].
+    truncation: Largest absolute distance.
+    inside: Whether each point is inside, bool [Q], if that is known.
+  """
   field = np.full(len(points), -truncation)
   if not has_surface(mesh):
     return field
@@ -260,7 +255,8 @@ def truncated_distance(
   # Computed separately from the sign: libigl's distance signed by winding
   # numbers is scaled by them, and too small near open surfaces.
   distance = mesh_distance.unsigned_distance(mesh, queries, truncation)
-  field[near] = np.where(occupancy(mesh, queries), distance, -distance)
+  is_inside = occupancy(mesh, queries) if inside is None else inside[near]
+  field[near] = np.where(is_inside, distance, -distance)
   return field
 
 
@@ -406,21 +402,9 @@ def compose(*transforms: Transform) -> Transform:
   )
 
 
-def _igl_mesh(mesh: TriangleMesh) -> tuple[np.ndarray, np.ndarray]:
-  return mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)
-
-
-def _volume(mesh: TriangleMesh) -> float:
-  """Signed volume: positive if faces are counter-clockwise from outside.
-
-  For an open surface: the volume of the cone over it from its centroid, which
-  keeps the sign.
-  """
-  corners = mesh.vertices.astype(np.float64)[mesh.faces]
-  corners = corners - corners.mean(axis=(0, 1))
-  return float(
-    np.einsum("tx,tx->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
-  )
+def _centres(resolution: int) -> np.ndarray:
+  """Centres of the cells along an axis, float64 [R]."""
+  return (np.arange(resolution) + 0.5) * (2.0 / resolution) - 1.0
 
 
 def _is_closed(mesh: TriangleMesh) -> bool:

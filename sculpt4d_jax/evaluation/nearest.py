@@ -1,13 +1,15 @@
 """Nearest neighbours of many points by a k-d tree, queried in spatial order.
 
 Consecutive queries that are close in space find the tree's nodes in the cache,
-which halves the time for 100,000 points.
+which halves the time for 100,000 points; so does, where the surfaces are far apart,
+a tree of points in that order with larger leaves.
 """
 
 import numpy as np
 from scipy import spatial
 
 _BITS = 8  # Per axis; finer cells would hold few points.
+_LEAF_SIZE = 32
 
 
 def nearest(
@@ -23,11 +25,12 @@ def nearest(
   Returns:
     Distances, float64 [Q], and indices into `points`, int64 [Q].
   """
-  order = space_order(queries)
+  order, place = space_order(queries), space_order(points)
   distances = np.empty(len(queries))
   indices = np.empty(len(queries), np.int64)
-  found = spatial.cKDTree(points).query(queries[order], workers=workers)
-  distances[order], indices[order] = found
+  tree = spatial.cKDTree(points[place], leafsize=_LEAF_SIZE)
+  distances[order], found = tree.query(queries[order], workers=workers)
+  indices[order] = place[found]
   return distances, indices
 
 

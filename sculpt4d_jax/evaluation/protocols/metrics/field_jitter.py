@@ -22,7 +22,12 @@ def jitter(pair: ClipPair) -> float:
   fields = np.array(
     [
       [
-        geometry_metrics.truncated_distance(mesh, points, _TRUNCATION)
+        geometry_metrics.truncated_distance(
+          mesh,
+          points,
+          _TRUNCATION,
+          geometry_metrics.grid_occupancy(mesh, _RESOLUTION),
+        )
         for mesh in pair.meshes(frame)
       ]
       for frame in range(pair.num_frames)
