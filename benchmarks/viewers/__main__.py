@@ -73,7 +73,10 @@ def in_blender(path: pathlib.Path, times: np.ndarray) -> np.ndarray:
     command += ["--", str(path), str(target), *(repr(float(t)) for t in times)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-      raise RuntimeError(f"Blender failed:\n{done.stderr[-2000:]}")
+      sys.exit(
+        f"Blender cannot import {path}; of its messages, the last:\n"
+        f"{(done.stderr or done.stdout)[-1000:]}"
+      )
     return np.stack([_flat(pose) for pose in json.loads(target.read_text())])
 
 
