@@ -126,8 +126,9 @@ def measure_texture(case: Case, camera: cameras.Camera) -> None:
       elif frames == "all":
         filmed_light = light_estimate.estimate(plain, frames)
       seen = texture_baking.bake(clip, points, frames, filmed_light)
-      seen = texture_fill.mirror(seen, mirror) if mirror else seen
-      colours = texture_fill.fill(case.vertices[0], case.faces, seen)
+      colours = texture_fill.fill(
+        case.vertices[0], case.faces, seen, symmetry=mirror
+      )
       baked = texture_baking.bake(clip, texels, frames, filmed_light)
       filled = texels.interpolate(colours, case.faces)
       image = asset_colours.paint(covered, baked, filled) / 255
@@ -216,16 +217,10 @@ def compare_fills(
   unseen = seen.weights <= _SEEN
   truth = _true_colours(case)
   mirror = symmetry.find(case.vertices, case.faces)
-  for start, name in (
-    (seen, "fill alone"),
-    (
-      texture_fill.mirror(seen, mirror) if mirror else seen,
-      "mirror, then fill",
-    ),
-  ):
+  for partners, name in ((None, "fill alone"), (mirror, "mirror, then fill")):
     for method in texture_fill.METHODS:
       colours = texture_fill.fill(
-        case.vertices[0], case.faces, start, method, weights
+        case.vertices[0], case.faces, seen, method, weights, partners
       )
       # The product of light and albedo does not determine their scales.
       gain = (colours * truth)[~unseen].sum() / (colours**2)[~unseen].sum()

@@ -188,13 +188,12 @@ def fill_unseen(
     "seen": float((seen.weights > texture_fill.SEEN).mean()),
     "symmetry_error": None if found is None else found.error,
   }
-  if found is not None:
-    seen = texture_fill.mirror(seen, found)
-  facts["seen_or_mirrored"] = float((seen.weights > texture_fill.SEEN).mean())
+  known = seen if found is None else texture_fill.mirror(seen, found)
+  facts["seen_or_mirrored"] = float((known.weights > texture_fill.SEEN).mean())
   if skin_weights is None and fill != "harmonic":
     skin_weights = _parts(mesh)
   return (
-    texture_fill.fill(mesh.rest, mesh.faces, seen, fill, skin_weights),
+    texture_fill.fill(mesh.rest, mesh.faces, seen, fill, skin_weights, found),
     facts,
   )
 

@@ -5,7 +5,8 @@ vertex, if that one was seen and the symmetry is accurate there. The rest is
 filled by one of these methods:
 
   within_parts  the smoothest colours that agree with those seen, with little
-  diffusion between parts, so that limbs do not bleed into the body;
+  diffusion between parts, so that limbs do not bleed into the body. A mirrored
+  patch keeps its differences of colour and passes smoothly into what was seen;
   part          the mean colour of the seen vertices of the same part, mixed by
                 the skin's weights;
   surface       the colour of the nearest seen vertex along the surface, of the
@@ -13,6 +14,8 @@ filled by one of these methods:
   harmonic      the smoothest colours on the whole surface.
 
 docs/registration.md compares them.
+
+Source of the smooth passage: Perez et al., Poisson Image Editing, 2003.
 """
 
 from typing import Literal
@@ -34,6 +37,7 @@ SEEN = 0.05  # Weight from which a colour is trusted.
 _LEAST_COTANGENT = 0.02
 _BETWEEN_PARTS = 0.03  # Diffusion across an edge between parts.
 _TIE = 50.0  # Weight of the data term of a seen vertex.
+_MIRRORED_TIE = 0.1  # The same of a mirrored one.
 _OTHER_PART = 4.0  # Factor on the length of an edge between parts.
 _BLUR = 3  # Rounds of averaging over neighbours, at the borders of patches.
 
@@ -72,6 +76,7 @@ def fill(
   seen: texture_baking.Observed,
   method: Method = "within_parts",
   skin_weights: np.ndarray | None = None,
+  symmetry: symmetry_lib.Symmetry | None = None,
 ) -> np.ndarray:
   """Colours of all vertices.
 
@@ -82,6 +87,8 @@ def fill(
     method: Method that fills unseen texels, see the module.
     skin_weights: Weights of the parts that each vertex belongs to, [V, B], rows
       that sum to 1; without them the whole object is one part.
+    symmetry: Partners of the vertices, of which unseen ones take their colours
+      first; None mirrors nothing.
 
   Returns:
     RGB in [0, 1], float64 [V, 3].
@@ -91,6 +98,9 @@ def fill(
   """
   if method not in METHODS:
     raise UserError(f"fill={method!r}: choose one of {METHODS}.")
+  direct = seen.weights > SEEN
+  if symmetry is not None:
+    seen = mirror(seen, symmetry)
   known = seen.weights > SEEN
   if not known.any():
     return np.full((len(vertices), 3), 0.5)
@@ -104,8 +114,10 @@ def fill(
   if method == "within_parts":
     # Grazing views are uncertain and get little influence on unseen vertices.
     tie, part = _TIE * seen.weights**2, skin_weights.argmax(1)
-    smooth = _harmonic(vertices, faces, seen, known, tie, part)
-    smooth[known] = seen.colours[known]
+    mirrored = known & ~direct
+    tie[mirrored] = _MIRRORED_TIE
+    smooth = _harmonic(vertices, faces, seen, known, tie, part, mirrored)
+    smooth[direct] = seen.colours[direct]
     return np.clip(smooth, 0, 1)
   if method == "part":
     filled = _by_part(seen, known, skin_weights)
@@ -122,8 +134,13 @@ def _harmonic(
   known: np.ndarray,
   tie: np.ndarray,
   part: np.ndarray,
+  patches: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Minimises colour differences over edges and to the seen colours."""
+  """Minimises colour differences over edges and to the seen colours.
+
+  Between vertices of `patches`, bool [V], the differences of the known colours are
+  kept instead.
+  """
   laplacian = igl.cotmatrix(vertices, faces.astype(np.int64)).tocoo()
   off = laplacian.row != laplacian.col
   weights = np.maximum(laplacian.data[off], _LEAST_COTANGENT)
@@ -136,10 +153,16 @@ def _harmonic(
   tie = np.where(known, tie, 1e-6)
   mean = seen.colours[known].mean(0)
   colours = np.where(known[:, None], seen.colours, mean)
+  wanted = tie[:, None] * colours
+  if patches is not None:
+    inside = sparse.diags(patches.astype(float))
+    kept = inside @ adjacency @ inside
+    degree = np.asarray(kept.sum(1)).ravel()
+    wanted += degree[:, None] * colours - kept @ colours
   solver = linalg.splu(
     (stiffness + sparse.diags(tie)).tocsc(), permc_spec="MMD_AT_PLUS_A"
   )
-  return solver.solve(tie[:, None] * colours)
+  return solver.solve(wanted)
 
 
 def _by_part(

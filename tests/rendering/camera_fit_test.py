@@ -76,6 +76,22 @@ def test_the_front_is_preferred_to_the_back():
   assert abs(camera_fit.fit(vertices, faces, masks, free).azimuth - 150) < 5
 
 
+def test_of_equal_sides_of_a_flower_the_front_is_taken():
+  ball = trimesh.creation.icosphere(3)
+  x, y, z = ball.vertices.T
+  petals = 0.6 + 0.25 * np.cos(5 * np.arctan2(x, z))
+  # One petal is a little shorter, so that another side fits slightly better.
+  petals = petals - 0.01 * np.exp(-20 * np.arctan2(x, z) ** 2)
+  vertices = np.stack([x * petals, 0.3 * y, z * petals], 1)[None]
+  turned = (
+    vertices
+    @ trimesh.transformations.rotation_matrix(np.radians(72), [0, 1, 0])[:3, :3]
+  )
+  masks = _masks(_camera(0, 30, 4.0), turned, ball.faces)
+  found = camera_fit.fit(vertices, ball.faces, masks)
+  assert abs(found.azimuth) < 5 and abs(found.elevation - 30) < 4
+
+
 def test_a_mesh_that_does_not_fit_is_said():
   vertices, faces = _walker()
   masks = np.zeros((3, 64, 64), np.float32)
