@@ -17,6 +17,8 @@ kept there, and a row that was interrupted only registers again. Rows:
   limb       a sequence that loses a leg: its verdicts
   splitter   procedural seed 1002, whose parts split: segments
   families   one clip of every procedural family
+  procedural consecutive procedural clips, all families among the first twelve, and
+             their distribution; --clips gives their number
   fox        Fox Run
   assets     Fox Walk, and two motions of each KayKit character
   sampled    held-out clips sampled by the shipped model, and the distribution
@@ -58,10 +60,15 @@ _SEQUENCES = flags.DEFINE_string(
 )
 
 _CLIPS = flags.DEFINE_integer(
-  "clips", 20, "Number of clips of the row `sampled`.", lower_bound=1
+  "clips",
+  20,
+  "Number of clips of the rows `sampled` and `procedural`.",
+  lower_bound=1,
 )
 
 _FAMILY_SEEDS = (2000, 2001, 2004, 2005, 2008, 2010, 2011)
+_FIRST_SEED = 2000
+_QUANTILES = (0, 0.25, 0.5, 0.75, 0.9, 1)
 _KAYKIT = ("Barbarian", "Knight", "Rogue", "Rogue_Hooded")
 _KAYKIT_CLIPS = ("Running_A", "1H_Melee_Attack_Chop")
 _HEADER = (
@@ -85,8 +92,15 @@ def main(argv: Sequence[str]) -> None:
     _PRINTERS[row]()
 
 
-def measure(tracked: sequences.TrackedSequence, key: int | None = None) -> None:
-  """Registers a sequence and prints its line."""
+def measure(
+  tracked: sequences.TrackedSequence, key: int | None = None
+) -> tuple[np.ndarray, str]:
+  """Registers a sequence and prints its line.
+
+  Returns:
+    HD99, worst HD99, mean error of correspondence, all in per cent, and CPU seconds
+    a frame, [4]; and the verdict of every frame, a letter each.
+  """
   start = time.process_time()
   found = sequence.register(tracked.meshes, key=key)
   seconds = (time.process_time() - start) / max(len(tracked.meshes) - 1, 1)
@@ -109,10 +123,17 @@ def measure(tracked: sequences.TrackedSequence, key: int | None = None) -> None:
     + f"{seconds:>6.2f}{memory:>7.0f}  {_verdicts(found)}",
     flush=True,
   )
+  lengths = surface.hausdorff99, surface.worst_hausdorff99, points.mean
+  return np.array([*(100 * x for x in lengths), seconds]), _letters(found)
+
+
+def _letters(found: result.Registered) -> str:
+  """The verdict of every frame of one topology."""
+  return "".join(str(report.verdict)[0] for report in found.reports)
 
 
 def _verdicts(found: result.Registered) -> str:
-  text = "".join(str(report.verdict)[0] for report in found.reports)
+  text = _letters(found)
   if len(found.segments) == 1:
     return text
   spans = ",".join(f"{s.first_frame}-{s.last_frame}" for s in found.segments)
@@ -152,6 +173,23 @@ def _maimed(mesh: mesh_lib.TriangleMesh) -> mesh_lib.TriangleMesh:
 def _families() -> None:
   for seed in _FAMILY_SEEDS:
     measure(_procedural(seed))
+
+
+def _consecutive() -> None:
+  """Clips in the order of their seeds, and quantiles over them."""
+  seeds = range(_FIRST_SEED, _FIRST_SEED + _CLIPS.value)
+  figures, verdicts = zip(*(measure(_procedural(seed)) for seed in seeds))
+  print(f"quantiles {' '.join(f'{q:g}' for q in _QUANTILES)}")
+  names = "HD99", "worst HD99", "correspondence", "seconds"
+  for name, values in zip(names, np.transpose(figures), strict=True):
+    shares = " ".join(f"{x:.2f}" for x in np.quantile(values, _QUANTILES))
+    print(f"{name}: {shares}")
+  letters = "".join(verdicts)
+  print(
+    f"one topology, frames: {letters.count('r')} registered,"
+    f" {letters.count('d')} doubtful, {letters.count('f')} failed",
+    flush=True,
+  )
 
 
 def _assets() -> None:
@@ -247,6 +285,7 @@ _PRINTERS: dict[str, Callable[[], None]] = {
   "limb": _limb,
   "splitter": lambda: measure(_procedural(1002)),
   "families": _families,
+  "procedural": _consecutive,
   "fox": lambda: measure(_asset("khronos/Fox.glb", "Run")),
   "assets": _assets,
   "own": _own,
