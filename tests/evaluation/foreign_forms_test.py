@@ -98,5 +98,7 @@ def test_the_file_is_what_blender_writes(tmp_path):
     sequences.read(p, NUM_FRAMES) for p in (path, FOLDER / "blender_cube.glb")
   )
   for mesh, other in zip(found.meshes, kept.meshes, strict=True):
-    np.testing.assert_allclose(mesh.vertices, other.vertices, atol=1e-6)
-    np.testing.assert_array_equal(mesh.faces, other.faces)
+    # Releases number the vertices at one place in different orders.
+    np.testing.assert_allclose(
+      mesh.vertices[mesh.faces], other.vertices[other.faces], atol=1e-6
+    )
