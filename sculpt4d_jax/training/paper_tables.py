@@ -190,7 +190,8 @@ def _scores(request: Request) -> list[report_page.Section]:
     else "no training"
   )
   notes = [
-    f"{plan.num_clips} held-out clips, {len(plan.seeds)} seeds, {training}."
+    f"{plan.num_clips} held-out clips, number of seeds {len(plan.seeds)},"
+    f" {training}."
     " Means over clips and seeds; 95 % intervals over clips, each clip the mean"
     " over seeds.",
     protocol_table.find(plan.protocol).describe() + ".",
