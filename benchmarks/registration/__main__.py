@@ -68,7 +68,6 @@ _CLIPS = flags.DEFINE_integer(
 
 _FAMILY_SEEDS = (2000, 2001, 2004, 2005, 2008, 2010, 2011)
 _FIRST_SEED = 2000
-_QUANTILES = (0, 0.25, 0.5, 0.75, 0.9, 1)
 _KAYKIT = ("Barbarian", "Knight", "Rogue", "Rogue_Hooded")
 _KAYKIT_CLIPS = ("Running_A", "1H_Melee_Attack_Chop")
 _HEADER = (
@@ -124,20 +123,16 @@ def measure(
     flush=True,
   )
   lengths = surface.hausdorff99, surface.worst_hausdorff99, points.mean
-  return np.array([*(100 * x for x in lengths), seconds]), _letters(found)
-
-
-def _letters(found: result.Registered) -> str:
-  """The verdict of every frame of one topology."""
-  return "".join(str(report.verdict)[0] for report in found.reports)
+  verdicts = sampled.verdicts(found.reports)
+  return np.array([*(100 * x for x in lengths), seconds]), verdicts
 
 
 def _verdicts(found: result.Registered) -> str:
-  text = _letters(found)
+  text = sampled.verdicts(found.reports)
   if len(found.segments) == 1:
     return text
   spans = ",".join(f"{s.first_frame}-{s.last_frame}" for s in found.segments)
-  inner = "".join(str(report.verdict)[0] for report in found.segment_reports)
+  inner = sampled.verdicts(found.segment_reports)
   return f"{text}; segments {spans}: {inner}"
 
 
@@ -179,17 +174,15 @@ def _consecutive() -> None:
   """Clips in the order of their seeds, and quantiles over them."""
   seeds = range(_FIRST_SEED, _FIRST_SEED + _CLIPS.value)
   figures, verdicts = zip(*(measure(_procedural(seed)) for seed in seeds))
-  print(f"quantiles {' '.join(f'{q:g}' for q in _QUANTILES)}")
+  print(f"quantiles {' '.join(f'{q:g}' for q in sampled.QUANTILES)}")
   names = "HD99", "worst HD99", "correspondence", "seconds"
   for name, values in zip(names, np.transpose(figures), strict=True):
-    shares = " ".join(f"{x:.2f}" for x in np.quantile(values, _QUANTILES))
+    shares = " ".join(
+      f"{x:.2f}" for x in np.quantile(values, sampled.QUANTILES)
+    )
     print(f"{name}: {shares}")
-  letters = "".join(verdicts)
-  print(
-    f"one topology, frames: {letters.count('r')} registered,"
-    f" {letters.count('d')} doubtful, {letters.count('f')} failed",
-    flush=True,
-  )
+  counts = sampled.counts("".join(verdicts))
+  print(f"one topology, frames: {counts}", flush=True)
 
 
 def _assets() -> None:

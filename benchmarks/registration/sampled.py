@@ -24,7 +24,7 @@ from sculpt4d_jax.training import preset as preset_lib
 MAX_FACES = 10_000
 _PRESET = "small"
 _BAR = 0.04  # Share of the box.
-_QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 HEADER = (
   f"{'sampled clip':<16}{'key':>4}{'mean':>7}{'worst':>7}  "
   f"{'one topology':<17}{'mean':>7}{'worst':>7}  {'as shown':<17}"
@@ -82,6 +82,14 @@ def verdicts(reports: Sequence[result.FrameReport]) -> str:
   return "".join(str(report.verdict)[0] for report in reports)
 
 
+def counts(letters: str) -> str:
+  """How many frames have each verdict."""
+  return (
+    f"{letters.count('r')} registered, {letters.count('d')} doubtful,"
+    f" {letters.count('f')} failed"
+  )
+
+
 def clips(count: int, keep: Keep) -> Iterator[sequences.TrackedSequence]:
   """The first held-out clips, sampled by the shipped model.
 
@@ -133,19 +141,16 @@ def summary(rows: Sequence[ClipRow]) -> str:
     found = np.array([distances(clip) for clip in reports])
     for kind, values in zip(("mean", "worst"), found.T):
       shares = " ".join(
-        f"{100 * quantile:.2f}" for quantile in np.quantile(values, _QUANTILES)
+        f"{100 * quantile:.2f}" for quantile in np.quantile(values, QUANTILES)
       )
       within = int((values <= _BAR).sum())
       lines.append(
         f"{title}, {kind} HD99: {within} of {len(rows)} clips within"
         f" {100 * _BAR:g} %; quantiles"
-        f" {' '.join(f'{q:g}' for q in _QUANTILES)}: {shares}"
+        f" {' '.join(f'{q:g}' for q in QUANTILES)}: {shares}"
       )
     letters = "".join(verdicts(clip) for clip in reports)
-    lines.append(
-      f"{title}, frames: {letters.count('r')} registered,"
-      f" {letters.count('d')} doubtful, {letters.count('f')} failed"
-    )
+    lines.append(f"{title}, frames: {counts(letters)}")
   seconds = [row.seconds for row in rows]
   lines.append(
     f"seconds a frame: mean {np.mean(seconds):.2f}, largest"

@@ -127,15 +127,21 @@ def _programs(packages: pathlib.Path) -> dict[str, _Poses | str]:
   return found
 
 
-def _row(name: str, poses: _Poses, path: pathlib.Path, count: int) -> float:
-  """Prints a program's row; returns the distance."""
+def _own_poses(path: pathlib.Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """Times of some frames (s), [T], and where our reader has the vertices."""
   found = played_glb.frame_starts(path)
   if found is None:
     raise app.UsageError(f"{path} is no registered GLB of sculpt4d register.")
   starts = found[1]
   times = starts[np.linspace(0, len(starts) - 1, count).round().astype(int)]
-  ours = np.stack([mesh.vertices for mesh in played_glb.play(path, times)])
-  theirs = poses(path, times)
+  meshes = played_glb.play(path, times)
+  return times, np.stack([mesh.vertices for mesh in meshes])
+
+
+def _row(
+  name: str, path: pathlib.Path, theirs: np.ndarray, ours: np.ndarray
+) -> float:
+  """Prints a program's row; returns the distance."""
   if name == "model-viewer" and theirs.shape == ours.shape:
     theirs = theirs - (theirs[0] - ours[0]).mean(0)
   far, same = largest_distance(theirs, ours)
@@ -149,13 +155,14 @@ def main(arguments: Sequence[str]) -> None:
   files = [pathlib.Path(name) for name in arguments[1:]]
   if not files or not all(path.is_file() for path in files):
     raise app.UsageError("expected registered GLB files that exist.")
+  own = {path: _own_poses(path, _NUM_POSES.value) for path in files}
   far = 0.0
   for name, poses in _programs(pathlib.Path(_PACKAGES.value)).items():
     if isinstance(poses, str):
       print(f"{name:39s} {poses}")
       continue
-    for path in files:
-      far = max(far, _row(name, poses, path, _NUM_POSES.value))
+    for path, (times, ours) in own.items():
+      far = max(far, _row(name, path, poses(path, times), ours))
   if far > _BOUND.value:
     print(f"a vertex is further off than {_BOUND.value} of the size.")
     sys.exit(1)

@@ -29,7 +29,7 @@ function verticesBelow(root) {
     if (!mesh.isMesh || !position) return;
     for (let node = mesh; node; node = node.parent)
       if (!node.visible || Math.abs(node.scale.x) < 1e-6) return;
-    const flat = [], at = position.getX ? mesh.position.clone() : null;
+    const flat = [], at = mesh.position.clone();
     for (let index = 0; index < position.count; ++index) {
       mesh.getVertexPosition(index, at);
       at.applyMatrix4(mesh.matrixWorld);
@@ -117,7 +117,7 @@ const scene = viewer[Object.getOwnPropertySymbols(viewer).find(
 window.pose = async (seconds) => {
   viewer.currentTime = seconds;
   await new Promise((done) => requestAnimationFrame(done));
-  return verticesBelow(scene.model ?? scene._model);
+  return verticesBelow(scene.model);
 };
 </script>
 """

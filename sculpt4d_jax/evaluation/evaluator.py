@@ -131,7 +131,7 @@ def evaluate_sequence(
         " to compare with."
       )
   prediction = geometry_metrics.align(prediction, truth, conventions)
-  points = geometry_metrics.grid_points(conventions.jitter_resolution)
+  resolution = conventions.jitter_resolution
   surfaces, ious, fields = [], [], []
   for frame, pair in enumerate(zip(prediction, truth)):
     samples = [
@@ -154,20 +154,15 @@ def evaluate_sequence(
     if len(truth) > 2:
       fields.append(
         [
-          geometry_metrics.truncated_distance(
-            mesh,
-            points,
-            conventions.truncation,
-            geometry_metrics.grid_occupancy(
-              mesh, conventions.jitter_resolution
-            ),
+          geometry_metrics.grid_distance(
+            mesh, resolution, conventions.truncation
           )
           for mesh in pair
         ]
       )
     if on_frame is not None:
       on_frame()
-  fields = np.array(fields).reshape(-1, 2, len(points))
+  fields = np.array(fields).reshape(-1, 2, resolution**3)
   return SequenceMetrics(
     name=name,
     chamfer=np.array([scores.chamfer for scores in surfaces]),

@@ -57,7 +57,6 @@ ALIGNMENTS = ("none", "scale_translation", "icp")
 # The largest distance in [-1, 1]^3.
 WORST_CHAMFER = 2.0 * 3.0**0.5
 
-
 ICP_POINTS = 2000  # Per frame.
 _ICP_ITERATIONS = 50
 _ICP_TOLERANCE = 1e-7
@@ -260,6 +259,18 @@ def truncated_distance(
   return field
 
 
+def grid_distance(
+  mesh: TriangleMesh, resolution: int, truncation: float
+) -> np.ndarray:
+  """`truncated_distance` at `grid_points(resolution)`, [R^3]."""
+  return truncated_distance(
+    mesh,
+    grid_points(resolution),
+    truncation,
+    grid_occupancy(mesh, resolution),
+  )
+
+
 def motion(
   prediction: np.ndarray, truth: np.ndarray, truncation: float
 ) -> Motion:
@@ -410,8 +421,6 @@ def _centres(resolution: int) -> np.ndarray:
 def _is_closed(mesh: TriangleMesh) -> bool:
   """Whether every edge is used equally often in both directions."""
   _, welded = np.unique(mesh.vertices + 0.0, axis=0, return_inverse=True)
-  faces = welded.reshape(-1)[mesh.faces].astype(np.int64)
-  start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
-  keys = np.minimum(start, end) * len(mesh.vertices) + np.maximum(start, end)
-  _, edges = np.unique(keys, return_inverse=True)
-  return not np.bincount(edges, weights=np.sign(end - start)).any()
+  return mesh_distance.is_closed(
+    TriangleMesh(mesh.vertices, welded.reshape(-1)[mesh.faces])
+  )

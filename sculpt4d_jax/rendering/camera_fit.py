@@ -11,8 +11,8 @@ generated mesh may extend beyond the masks and shift the boxes.
 Front and back views have almost the same silhouette. A prior resolves this: the
 model generates objects that face the viewer within 90 degrees. Distance and
 size are almost ambiguous, and a flower with five petals looks the same from
-five sides; weak penalties keep distance and azimuth near their usual values if the masks
-do not determine them.
+five sides; weak penalties keep distance and azimuth near their usual values if
+the masks do not determine them.
 """
 
 from collections.abc import Callable

@@ -18,16 +18,10 @@ def jitter(pair: ClipPair) -> float:
   """Jitter of truncated signed distances on a grid of 32^3 points."""
   if pair.num_frames < 3:
     raise metric.NotDefined("there are fewer than three frames")
-  points = geometry_metrics.grid_points(_RESOLUTION)
   fields = np.array(
     [
       [
-        geometry_metrics.truncated_distance(
-          mesh,
-          points,
-          _TRUNCATION,
-          geometry_metrics.grid_occupancy(mesh, _RESOLUTION),
-        )
+        geometry_metrics.grid_distance(mesh, _RESOLUTION, _TRUNCATION)
         for mesh in pair.meshes(frame)
       ]
       for frame in range(pair.num_frames)
