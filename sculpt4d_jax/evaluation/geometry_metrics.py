@@ -143,7 +143,7 @@ def has_surface(mesh: TriangleMesh) -> bool:
       "A mesh has vertices that are not finite; they have no distance to"
       " anything."
     )
-  return bool(np.any(mesh.face_cross_products()))
+  return mesh.has_area
 
 
 def surface_points(
@@ -420,7 +420,4 @@ def _centres(resolution: int) -> np.ndarray:
 
 def _is_closed(mesh: TriangleMesh) -> bool:
   """Whether every edge is used equally often in both directions."""
-  _, welded = np.unique(mesh.vertices + 0.0, axis=0, return_inverse=True)
-  return mesh_distance.is_closed(
-    TriangleMesh(mesh.vertices, welded.reshape(-1)[mesh.faces])
-  )
+  return mesh_distance.is_closed(mesh.welded()[0])

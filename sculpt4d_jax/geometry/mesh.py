@@ -54,6 +54,22 @@ class TriangleMesh:
     """Whether there are no faces; there may be vertices."""
     return self.num_faces == 0
 
+  @property
+  def has_area(self) -> bool:
+    """Whether any face has a positive area."""
+    return bool(self.face_cross_products().any())
+
+  def welded(self) -> tuple["TriangleMesh", np.ndarray]:
+    """Joins vertices at the same position.
+
+    Returns:
+      The mesh, with all its faces, and the new index of each vertex [V].
+    """
+    # -0.0 becomes 0.0.
+    places, rows = np.unique(self.vertices + 0.0, axis=0, return_inverse=True)
+    rows = rows.reshape(-1)
+    return TriangleMesh(places, rows[self.faces]), rows
+
   def face_cross_products(self) -> np.ndarray:
     """Face normals times twice the face areas, float32 [T, 3]."""
     corners = self.vertices[self.faces]

@@ -194,7 +194,7 @@ def find_sharp_edges(
   areas = np.linalg.norm(cross, axis=1)
   solid = np.flatnonzero(areas > 0.0)  # Degenerate faces have no plane.
   normals = cross[solid] / areas[solid, None]
-  welded = _weld(mesh)[mesh.faces[solid]]  # [T, 3]
+  welded = mesh.welded()[0].faces[solid]  # [T, 3]
 
   # All sides of all faces; rows 3 t + c for the side from corner c to c + 1.
   start = welded.reshape(-1)
@@ -237,16 +237,6 @@ def _cross_products(mesh: TriangleMesh) -> np.ndarray:
   """Face normals times twice the areas [T, 3], in float64: faces are small."""
   corners = mesh.vertices.astype(np.float64)[mesh.faces]
   return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-
-
-def _weld(mesh: TriangleMesh) -> np.ndarray:
-  """For each vertex an index shared by all vertices at its position [V]."""
-  _, welded = np.unique(
-    mesh.vertices + 0.0,
-    axis=0,
-    return_inverse=True,  # -0.0 becomes 0.0.
-  )
-  return welded.reshape(-1)
 
 
 def _choose(

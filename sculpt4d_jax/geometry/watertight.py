@@ -330,8 +330,7 @@ def _with_flips(mesh: TriangleMesh, flipped: np.ndarray) -> TriangleMesh:
 
 def _welded_faces(mesh: TriangleMesh) -> np.ndarray:
   """Faces [T, 3] with one index for all corners at the same position."""
-  _, welded = np.unique(mesh.vertices + 0.0, axis=0, return_inverse=True)
-  return welded.reshape(-1)[mesh.faces].astype(np.int64)
+  return mesh.welded()[0].faces.astype(np.int64)
 
 
 def _pieces(mesh: TriangleMesh) -> np.ndarray:

@@ -270,7 +270,7 @@ def _tidy(mesh: TriangleMesh, max_faces: int | None) -> TriangleMesh:
   """Joins corners at the same place; keeps a face budget."""
   if mesh.is_empty:
     return mesh
-  joined, _ = own_mesh.weld(mesh)
+  joined, _ = mesh.welded()
   one, two, three = joined.faces.T
   whole = (one != two) & (two != three) & (three != one)
   joined = TriangleMesh(joined.vertices, joined.faces[whole])

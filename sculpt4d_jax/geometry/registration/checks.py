@@ -69,7 +69,7 @@ class Reference:
     cls, mesh: TriangleMesh, num_samples: int = NUM_SAMPLES
   ) -> "Reference | None":
     """The reference of a mesh; None without a surface."""
-    return cls(mesh, num_samples) if surfaces.has_area(mesh) else None
+    return cls(mesh, num_samples) if mesh.has_area else None
 
   def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distances [M] of points [M, 3], and normals of the nearest faces [M, 3].

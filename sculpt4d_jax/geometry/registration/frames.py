@@ -119,7 +119,7 @@ def _target(
   settings: settings_lib.GraphSettings,
   rng: np.random.Generator,
 ) -> surfaces.Target | None:
-  if not surfaces.has_area(mesh):
+  if not mesh.has_area:
     return None
   count = _OVERSAMPLING * settings.num_samples
   return surfaces.Target(

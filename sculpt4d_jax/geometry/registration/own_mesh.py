@@ -84,17 +84,10 @@ def register_mesh(
   )
   if joining.bad_runs(track, settings.limits.registered):
     joining.sweep_back(tracker, track, key, settings.limits.registered)
-  _, rows = weld(mesh)
+  _, rows = mesh.welded()
   return sequence.finish(
     tracker, track, key, settings, faces=mesh.faces, rows=rows
   )
-
-
-def weld(mesh: TriangleMesh) -> tuple[TriangleMesh, np.ndarray]:
-  """Welds vertices at the same position; also returns the map to them."""
-  places, rows = np.unique(mesh.vertices + 0.0, axis=0, return_inverse=True)
-  rows = rows.reshape(-1)
-  return TriangleMesh(places, rows[mesh.faces]), rows
 
 
 def _fit_key(
@@ -103,7 +96,7 @@ def _fit_key(
   key: int,
   settings: settings_lib.Settings,
 ) -> tuple[tracker_lib.Tracker, tracker_lib.Track, int]:
-  joined, _ = weld(mesh)
+  joined, _ = mesh.welded()
   target = frames.targets[key]
   points, _, _ = surfaces.sample(
     joined.vertices.astype(np.float64),

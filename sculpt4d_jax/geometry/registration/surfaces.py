@@ -126,11 +126,6 @@ def cross_products(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
   return np.cross(second - first, third - first)
 
 
-def has_area(mesh: TriangleMesh) -> bool:
-  """Whether a mesh has a face with an area."""
-  return not mesh.is_empty and bool(mesh.face_cross_products().any())
-
-
 def unit(vectors: np.ndarray) -> np.ndarray:
   """Unit vectors [M, 3]; zero vectors stay zero."""
   length = np.linalg.norm(vectors, axis=1, keepdims=True)

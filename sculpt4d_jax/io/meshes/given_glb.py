@@ -25,7 +25,6 @@ import numpy as np
 from scipy.spatial import transform as rotations_lib
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
-from sculpt4d_jax.geometry.registration import own_mesh
 from sculpt4d_jax.geometry.registration import rotations
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io.assets import given_asset
@@ -292,7 +291,7 @@ def _normal_turns(
   mesh: mesh_lib.TriangleMesh, vertices: np.ndarray
 ) -> list[np.ndarray]:
   """Least rotations of the surface's normals from rest to each frame."""
-  _, rows = own_mesh.weld(mesh)
+  _, rows = mesh.welded()
   first = np.zeros(rows.max() + 1, np.int64)
   first[rows] = np.arange(len(rows))
   faces = rows[mesh.faces]
