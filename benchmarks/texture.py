@@ -20,6 +20,7 @@ from absl import flags
 import jax
 import numpy as np
 
+from sculpt4d_jax.data.procedural import body
 from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.geometry import bone_tree
@@ -235,7 +236,7 @@ def _true_colours(case: Case) -> np.ndarray:
   colours = np.concatenate(
     [
       case.clip.colours[:cones],
-      case.clip.colours[solids.NUM_CONES :][:boxes],
+      case.clip.colours[body.NUM_CONES :][:boxes],
     ]
   )
   first = jax.tree.map(lambda x: x[0], solid)

@@ -139,6 +139,8 @@ def _data() -> ml_collections.ConfigDict:
       border_ratio=0.15,  # Margin, as a fraction of the image side.
       # Fraction of clips with thin limbs, wings, tails and fins, from any side.
       variety=0.0,
+      # Fraction of clips with rigid things: balls, blocks, vessels, furniture.
+      things=0.0,
     )
   )
 

@@ -95,9 +95,7 @@ def _answers(
     data.sizes, num_uniform=16, num_sharp=0, num_near=1, num_volume=1
   )
   for number in log.each("training clips", range(count)):
-    clip = solids.make_clip(
-      data.first_seed + number, data.num_frames, data.sizes.variety
-    )
+    clip = data.sizes.make_clip(data.first_seed + number, data.num_frames)
     made.append(clip)
     pictures.append(clip_records.make_record(clip, small).images)
     occupied.append(_occupied(clip))

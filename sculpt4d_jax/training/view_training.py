@@ -16,7 +16,6 @@ import optax
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax.data.procedural import clip_records
-from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.data.procedural import store as record_store
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import outlines
@@ -60,9 +59,7 @@ def views(
 ) -> Iterator[np.ndarray]:
   """True answers for the clips of a store, each [4]."""
   for index in range(store.num_clips):
-    clip = solids.make_clip(
-      store.first_seed + index, store.num_frames, sizes.variety
-    )
+    clip = sizes.make_clip(store.first_seed + index, store.num_frames)
     yield outlines.as_numbers(clip_records.make_view(clip, sizes))
 
 

@@ -16,8 +16,10 @@ import numpy as np
 from scipy import ndimage
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.data.procedural import body
 from sculpt4d_jax.data.procedural import creatures
 from sculpt4d_jax.data.procedural import solids
+from sculpt4d_jax.data.procedural import things as rigid
 from sculpt4d_jax.geometry import signed_distance
 from sculpt4d_jax.rendering import sphere_tracer
 
@@ -46,6 +48,7 @@ class RecordSizes:
     border_ratio: Margin as a share of the picture.
     variety: Share of clips of other families, with more varied elevation and
       light and with edges like real cut-outs; see `solids.make_clip`.
+    things: Share of clips of rigid things, likewise.
   """
 
   num_uniform: int = 384
@@ -58,6 +61,11 @@ class RecordSizes:
   elevations: tuple[float, float] = (0.0, 0.4)
   border_ratio: float = 0.15
   variety: float = 0.0
+  things: float = 0.0
+
+  def make_clip(self, seed: int, num_frames: int) -> solids.SyntheticClip:
+    """The clip of a seed, of all families that have a share."""
+    return solids.make_clip(seed, num_frames, self.variety, things=self.things)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,15 +131,15 @@ def _geometry(
 
 
 def _is_varied(clip: solids.SyntheticClip) -> bool:
-  return clip.family in creatures.FAMILIES
+  return clip.family in creatures.FAMILIES or clip.family in rigid.FAMILIES
 
 
 def trim(solid: signed_distance.Solid) -> signed_distance.Solid:
   """Drops columns of absent parts, to few sizes that need compilation."""
   cones = int((solid.cone_radii[0, :, 0] > 0).sum())
   boxes = int((solid.box_rounding[0] > 0).sum())
-  cones = next(n for n in (4, 8, solids.NUM_CONES) if n >= cones)
-  boxes = 0 if boxes == 0 else solids.NUM_BOXES
+  cones = next(n for n in (4, 8, body.NUM_CONES) if n >= cones)
+  boxes = 0 if boxes == 0 else body.NUM_BOXES
   return signed_distance.Solid(
     *(x[:, :cones] for x in solid[:4]),
     *(x[:, :boxes] for x in solid[4:8]),
@@ -241,7 +249,7 @@ def render_clip(
   colours = np.concatenate(
     [
       clip.colours[:cones],
-      clip.colours[solids.NUM_CONES :][:boxes],
+      clip.colours[body.NUM_CONES :][:boxes],
     ]
   )
   return np.asarray(_render(solid, colours, view, size))

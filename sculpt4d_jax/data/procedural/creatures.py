@@ -6,30 +6,12 @@ variety.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
+from sculpt4d_jax.data.procedural.body import Body
+
 Array = np.ndarray
-
-
-class Body(Protocol):
-  """Collector of a family's parts; see `solids`."""
-
-  smoothness: float
-
-  def cone(
-    self, start: Array, end: Array, start_radius: float, end_radius: float
-  ) -> Array:
-    """Adds a round cone; returns its end."""
-
-  def ball(self, centre: Array, radius: float) -> None:
-    """Adds a ball."""
-
-  def box(
-    self, centre: Array, rotation: Array, half_size: Array, rounding: float
-  ) -> None:
-    """Adds a rounded box."""
 
 
 Family = Callable[[np.random.Generator, Array, Body], None]

@@ -12,24 +12,29 @@ camera in front (+z). One box for the complete clip scales them to [-0.95,
 0.95]^3.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
+from sculpt4d_jax.data.procedural import body as body_lib
 from sculpt4d_jax.data.procedural import creatures
 from sculpt4d_jax.data.procedural import rotations
+from sculpt4d_jax.data.procedural import things as rigid
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import signed_distance
 
-NUM_CONES = 12
-NUM_BOXES = 4
-# Smaller than the cube, because blends extend beyond the parts' bounds.
-EXTENT = 0.95
 
-_Cone = tuple[np.ndarray, np.ndarray, np.ndarray]  # Start, end, radii.
-# Centre, rotation, half size, rounding.
-_Box = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+class _Kind(NamedTuple):
+  """Families of varied clips, and the stream of random numbers of theirs."""
+
+  families: Mapping[str, creatures.Family]
+  stream: int
+
+
+_CREATURES = _Kind(creatures.FAMILIES, 0xC7EA)
+_THINGS = _Kind(rigid.FAMILIES, 0x7416)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +60,11 @@ class SyntheticClip:
 
 
 def make_clip(
-  seed: int, num_frames: int, variety: float = 0.0, seconds: float = 1.0
+  seed: int,
+  num_frames: int,
+  variety: float = 0.0,
+  seconds: float = 1.0,
+  things: float = 0.0,
 ) -> SyntheticClip:
   """Makes the clip of a seed; seeds are independent of each other.
 
@@ -65,6 +74,7 @@ def make_clip(
     variety: Share of clips from the families of `creatures`, with any yaw and
       several colours.
     seconds: Length of the clip; motions repeat after one to 1.7 seconds.
+    things: Share of clips from the families of `things`, drawn first.
 
   Returns:
     The clip.
@@ -74,13 +84,14 @@ def make_clip(
   """
   if num_frames < 1:
     raise UserError(f"num_frames={num_frames} must be at least 1.")
-  if is_varied(seed, variety):
-    return _varied_clip(seed, num_frames, seconds)
+  for share, kind in ((things, _THINGS), (variety, _CREATURES)):
+    if np.random.default_rng([seed, kind.stream]).uniform() < share:
+      return _varied_clip(seed, num_frames, seconds, kind)
   rng = np.random.default_rng([seed, 0x4D])
   names = sorted(_FAMILIES)
   family = names[rng.integers(len(names))]
   phase = _phase(rng, num_frames, seconds)
-  body = _Body(num_frames)
+  body = body_lib.Body(num_frames)
   _FAMILIES[family](rng, phase, body)
   return SyntheticClip(
     solid=body.solid(yaw=rng.uniform(-0.9, 0.9)),
@@ -90,21 +101,17 @@ def make_clip(
   )
 
 
-def is_varied(seed: int, variety: float) -> bool:
-  """Whether a seed's clip is from the families of `creatures`."""
-  draw = np.random.default_rng([seed, 0xC7EA]).uniform()
-  return bool(draw < variety)
-
-
-def _varied_clip(seed: int, num_frames: int, seconds: float) -> SyntheticClip:
-  rng = np.random.default_rng([seed, 0xC7EA, 1])
-  names = sorted(creatures.FAMILIES)
+def _varied_clip(
+  seed: int, num_frames: int, seconds: float, kind: _Kind
+) -> SyntheticClip:
+  rng = np.random.default_rng([seed, kind.stream, 1])
+  names = sorted(kind.families)
   family = names[rng.integers(len(names))]
-  body = _Body(num_frames)
-  creatures.FAMILIES[family](rng, _phase(rng, num_frames, seconds), body)
+  body = body_lib.Body(num_frames)
+  kind.families[family](rng, _phase(rng, num_frames, seconds), body)
   return SyntheticClip(
     solid=body.solid(yaw=rng.uniform(-np.pi, np.pi)),
-    colours=creatures.colours(rng, NUM_CONES + NUM_BOXES),
+    colours=creatures.colours(rng, body_lib.NUM_CONES + body_lib.NUM_BOXES),
     family=family,
     seed=seed,
   )
@@ -118,141 +125,20 @@ def _phase(
   return 2 * np.pi * (rng.uniform(0.6, 1.0) * times + rng.uniform())
 
 
-class _Body:
-  """Collects the parts of an animation and normalises them."""
-
-  def __init__(self, num_frames: int):
-    self.num_frames = num_frames
-    self.cones: list[_Cone] = []
-    self.boxes: list[_Box] = []
-    self.smoothness = 0.05
-
-  def cone(
-    self,
-    start: np.ndarray,
-    end: np.ndarray,
-    start_radius: np.ndarray | float,
-    end_radius: np.ndarray | float,
-  ) -> np.ndarray:
-    """Adds a round cone between two points [F, 3] or [3]."""
-    start, end = (self._per_frame(x, 3) for x in (start, end))
-    radii = np.stack(
-      [self._per_frame(x) for x in (start_radius, end_radius)], -1
-    )
-    self.cones.append((start, end, radii))
-    return end
-
-  def ball(self, centre: np.ndarray, radius: np.ndarray | float) -> None:
-    """Adds a ball; `centre` [F, 3], `radius` [F] or numbers."""
-    centre = self._per_frame(centre, 3)
-    half = np.array([0.0, 0.02, 0.0])
-    self.cone(centre - half, centre + half, radius, radius)
-
-  def box(
-    self,
-    centre: np.ndarray,
-    rotation: np.ndarray,
-    half_size: np.ndarray,
-    rounding: np.ndarray | float,
-  ) -> None:
-    """Adds a box; `rotation` [F, 3, 3], its columns the box's axes."""
-    rotation = np.broadcast_to(rotation, (self.num_frames, 3, 3))
-    half_size = self._per_frame(half_size, 3)
-    rounding = np.minimum(self._per_frame(rounding), half_size.min(-1) * 0.9)
-    self.boxes.append(
-      (self._per_frame(centre, 3), rotation, half_size, rounding)
-    )
-
-  def _per_frame(
-    self, value: np.ndarray | float, width: int | None = None
-  ) -> np.ndarray:
-    shape = (self.num_frames,) if width is None else (self.num_frames, width)
-    return np.broadcast_to(np.asarray(value, np.float64), shape)
-
-  def solid(self, yaw: float) -> signed_distance.Solid:
-    """All parts, turned by yaw and brought into the cube."""
-    turn = rotations.rotation_about([0, 1, 0], yaw)
-    cones = [(s @ turn.T, e @ turn.T, r) for s, e, r in self.cones]
-    boxes = [(c @ turn.T, turn @ r, h, e) for c, r, h, e in self.boxes]
-    low, high = _bounds(cones, boxes)
-    scale = 2 * EXTENT / (high - low).max()
-    centre = (low + high) / 2
-    cone_arrays = _cone_arrays(cones, centre, scale, self.num_frames)
-    box_arrays = _box_arrays(boxes, centre, scale, self.num_frames)
-    smoothness = np.full(self.num_frames, self.smoothness * scale, np.float32)
-    return signed_distance.Solid(*cone_arrays, *box_arrays, smoothness)
-
-
-def _bounds(
-  cones: Sequence[_Cone], boxes: Sequence[_Box]
-) -> tuple[np.ndarray, np.ndarray]:
-  """The box of all parts in all frames: its low and high corners."""
-  lows, highs = [], []
-  for start, end, radii in cones:
-    for point, radius in ((start, radii[:, :1]), (end, radii[:, 1:])):
-      lows.append((point - radius).min(0))
-      highs.append((point + radius).max(0))
-  for centre, rotation, half_size, _ in boxes:
-    reach = np.einsum("fij,fj->fi", np.abs(rotation), half_size)
-    lows.append((centre - reach).min(0))
-    highs.append((centre + reach).max(0))
-  return np.min(lows, 0), np.max(highs, 0)
-
-
-def _cone_arrays(
-  cones: Sequence[_Cone], centre: np.ndarray, scale: float, num_frames: int
-) -> tuple[np.ndarray, ...]:
-  origin = np.zeros((num_frames, NUM_CONES, 3), np.float32)
-  rotation = np.tile(np.eye(3, dtype=np.float32), (num_frames, NUM_CONES, 1, 1))
-  length = np.ones((num_frames, NUM_CONES), np.float32)
-  radii = np.full(
-    (num_frames, NUM_CONES, 2), signed_distance.ABSENT, np.float32
-  )
-  for part, (start, end, part_radii) in enumerate(cones):
-    axis = end - start
-    span = np.maximum(np.linalg.norm(axis, axis=-1), 1e-3)
-    # If one sphere contained the other, the side would have no tangent.
-    gap = np.abs(part_radii[:, 0] - part_radii[:, 1])
-    span = np.maximum(span, gap * 1.05)
-    origin[:, part] = (start - centre) * scale
-    rotation[:, part] = rotations.follow_axis(axis)
-    length[:, part] = span * scale
-    radii[:, part] = part_radii * scale
-  return origin, rotation, length, radii
-
-
-def _box_arrays(
-  boxes: Sequence[_Box], centre: np.ndarray, scale: float, num_frames: int
-) -> tuple[np.ndarray, ...]:
-  origin = np.zeros((num_frames, NUM_BOXES, 3), np.float32)
-  rotation = np.tile(np.eye(3, dtype=np.float32), (num_frames, NUM_BOXES, 1, 1))
-  half_size = np.full((num_frames, NUM_BOXES, 3), 1e-3, np.float32)
-  rounding = np.full(
-    (num_frames, NUM_BOXES), signed_distance.ABSENT, np.float32
-  )
-  half_size += rounding[..., None]  # Inner size 0.
-  for part, (box_centre, box_rotation, box_half, box_rounding) in enumerate(
-    boxes
-  ):
-    origin[:, part] = (box_centre - centre) * scale
-    rotation[:, part] = box_rotation
-    half_size[:, part] = box_half * scale
-    rounding[:, part] = box_rounding * scale
-  return origin, rotation, half_size, rounding
-
-
 def _colours(
   rng: np.random.Generator, num_cones: int, num_boxes: int
 ) -> np.ndarray:
   """A base colour of the object and a shade of it for every part."""
   base = rng.uniform(0.35, 0.95, 3)
-  shades = base + rng.normal(0, 0.12, (NUM_CONES + NUM_BOXES, 3))
+  shades = base + rng.normal(
+    0, 0.12, (body_lib.NUM_CONES + body_lib.NUM_BOXES, 3)
+  )
   del num_cones, num_boxes  # Absent parts have a colour, too.
   return np.clip(shades, 0.15, 1.0).astype(np.float32)
 
 
 def _limb(
-  body: _Body,
+  body: body_lib.Body,
   root: np.ndarray,
   lengths: Sequence[float],
   angles: Sequence[np.ndarray],
@@ -282,7 +168,7 @@ def _limb(
 
 
 def _quadruped(
-  rng: np.random.Generator, phase: np.ndarray, body: _Body
+  rng: np.random.Generator, phase: np.ndarray, body: body_lib.Body
 ) -> None:
   height, length = rng.uniform(0.5, 0.8), rng.uniform(0.7, 1.1)
   girth, leg = rng.uniform(0.17, 0.28), rng.uniform(0.08, 0.12)
@@ -320,7 +206,9 @@ def _quadruped(
   body.cone(hip, hip + tail, leg, leg * 0.5)
 
 
-def _biped(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
+def _biped(
+  rng: np.random.Generator, phase: np.ndarray, body: body_lib.Body
+) -> None:
   height, torso = rng.uniform(0.7, 0.9), rng.uniform(0.4, 0.6)
   girth, limb = rng.uniform(0.16, 0.24), rng.uniform(0.08, 0.11)
   zero = np.zeros_like(phase)
@@ -357,8 +245,10 @@ def _biped(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
     )
 
 
-def _tentacle(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
-  count = int(rng.integers(7, NUM_CONES + 1))
+def _tentacle(
+  rng: np.random.Generator, phase: np.ndarray, body: body_lib.Body
+) -> None:
+  count = int(rng.integers(7, body_lib.NUM_CONES + 1))
   bend, waves = rng.uniform(0.25, 0.55), rng.uniform(0.5, 1.2)
   thick, thin = rng.uniform(0.18, 0.28), rng.uniform(0.08, 0.13)
   upright = rng.uniform() < 0.5
@@ -380,7 +270,9 @@ def _tentacle(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
     point = end
 
 
-def _bloomer(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
+def _bloomer(
+  rng: np.random.Generator, phase: np.ndarray, body: body_lib.Body
+) -> None:
   arms = int(rng.integers(3, 6))
   core, reach = rng.uniform(0.2, 0.32), rng.uniform(0.35, 0.55)
   thick, thin = rng.uniform(0.12, 0.17), rng.uniform(0.08, 0.12)
@@ -402,7 +294,9 @@ def _bloomer(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
       point = end
 
 
-def _machine(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
+def _machine(
+  rng: np.random.Generator, phase: np.ndarray, body: body_lib.Body
+) -> None:
   base = rng.uniform([0.3, 0.1, 0.25], [0.5, 0.2, 0.45])
   rounding = rng.uniform(0.02, 0.07)
   zero = np.zeros_like(phase)
@@ -425,7 +319,9 @@ def _machine(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
   body.ball(joint, rng.uniform(0.14, 0.24))
 
 
-def _bulger(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
+def _bulger(
+  rng: np.random.Generator, phase: np.ndarray, body: body_lib.Body
+) -> None:
   count = int(rng.integers(2, 5))
   body.smoothness = 0.1
   zero = np.zeros_like(phase)
@@ -456,7 +352,9 @@ def _bulger(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
       body.cone(top, out, 0.1, 0.08)
 
 
-def _splitter(rng: np.random.Generator, phase: np.ndarray, body: _Body) -> None:
+def _splitter(
+  rng: np.random.Generator, phase: np.ndarray, body: body_lib.Body
+) -> None:
   body.smoothness = rng.uniform(0.08, 0.2)
   apart = 0.5 * (1 - np.cos(phase))
   axis = rotations.rotation_about([0, 0, 1], rng.uniform(-0.6, 1.6)) @ np.array(

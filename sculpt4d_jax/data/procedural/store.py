@@ -20,7 +20,6 @@ import numpy as np
 import tqdm
 
 from sculpt4d_jax.data.procedural import clip_records
-from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 
@@ -109,6 +108,9 @@ def _open_arrays(
   if status.exists():
     found = json.loads(status.read_text())
     done = found.pop("done")
+    # A store that is older than a field has its default.
+    defaults = dataclasses.asdict(clip_records.RecordSizes())
+    found["sizes"] = json.loads(json.dumps(defaults)) | found["sizes"]
     if _is_smaller(found, kind) and done == found["num_clips"]:
       _grow(folder, kind, done)
       found = kind
@@ -186,9 +188,7 @@ def _make_clips(
     range(done, num_clips), initial=done, total=num_clips, desc="records"
   )
   for index in progress:
-    clip = solids.make_clip(
-      kind["first_seed"] + index, kind["num_frames"], sizes.variety
-    )
+    clip = sizes.make_clip(kind["first_seed"] + index, kind["num_frames"])
     record = clip_records.make_record(clip, sizes)
     for name, array in arrays.items():
       array[index] = getattr(record, name)

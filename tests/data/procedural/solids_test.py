@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sculpt4d_jax.data.procedural import body
 from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
 
@@ -37,9 +38,9 @@ def test_clips_fill_one_box_for_all_frames():
     for points, radii in clip_records._spheres(clip.solid):
       low = np.minimum(low, (points - radii[:, None]).min(0))
       high = np.maximum(high, (points + radii[:, None]).max(0))
-    assert max(high.max(), -low.min()) <= solids.EXTENT + 1e-3
+    assert max(high.max(), -low.min()) <= body.EXTENT + 1e-3
     # Rounded corners of boxes reach a little less far than sharp ones.
-    assert (high - low).max() >= 2 * solids.EXTENT - 0.1
+    assert (high - low).max() >= 2 * body.EXTENT - 0.1
 
 
 def test_objects_move():
