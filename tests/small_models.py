@@ -10,12 +10,19 @@ from sculpt4d_jax.weights import model_files
 
 
 def write(
-  folder: pathlib.Path, config: ml_collections.ConfigDict
+  folder: pathlib.Path, config: ml_collections.ConfigDict, **details: float
 ) -> pathlib.Path:
-  """Writes a preset's networks with initial values; returns the folder."""
+  """Writes a preset's networks with initial values; returns the folder.
+
+  Args:
+    folder: It is made if it does not exist.
+    config: A preset.
+    **details: What the autoencoder's file says besides its configuration.
+  """
   folder.mkdir(parents=True, exist_ok=True)
   networks = preset_lib.from_config(config).model.parts()
   for name, (kind, part) in networks.items():
     params = nnx.state(kind(part, rngs=nnx.Rngs(0)), nnx.Param)
-    model_files.save(folder / f"{name}.safetensors", params, part, {})
+    said = details if name == "vae" else {}
+    model_files.save(folder / f"{name}.safetensors", params, part, said)
   return folder

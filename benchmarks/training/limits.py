@@ -10,7 +10,7 @@ IoU of fields on coarse grids, without meshes, so that it takes minutes:
   other pictures  the same samples, scored against the next clip: what comes of
                   the average object alone
 
-of procedural clips, and of records that launch.prepare_data made, those trained
+of procedural clips, also of rigid things, and of records that launch.prepare_data made, those trained
 on and those held out. A round trip far above the samples says that the
 transformer needs more training; samples of trained clips far above those of
 held-out ones say that there are too few clips.
@@ -71,17 +71,20 @@ def _kinds(
   preset: preset_lib.Preset,
 ) -> Iterator[tuple[str, list[field_iou.Clip]]]:
   yield "procedural, held out", _procedural(preset)
+  yield "rigid things, held out", _procedural(preset, things=1.0)
   for split in ("train", "test") if _DATA.value else ():
     title = {"train": "records, trained on", "test": "records, held out"}
     yield title[split], _records(preset, split)
 
 
-def _procedural(preset: preset_lib.Preset) -> list[field_iou.Clip]:
+def _procedural(
+  preset: preset_lib.Preset, things: float = 0.0
+) -> list[field_iou.Clip]:
   """Held-out clips, compared at the centres of a grid's cells."""
   frames = preset.data.num_frames
   clips = []
   for seed in range(_FIRST.value, _FIRST.value + _NUM_CLIPS.value):
-    clip = solids.make_clip(seed, frames)
+    clip = solids.make_clip(seed, frames, things=things)
     record = clip_records.make_record(clip, preset.data.sizes)
     truth = field_scores.true_fields(clip)
     at = field_scores.points()

@@ -10,6 +10,7 @@ from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training.stages import runner
 from sculpt4d_jax.training.tasks import presets
 from sculpt4d_jax.weights import model_folders
+from tests import small_models
 from tests.integration import micro
 
 
@@ -39,7 +40,9 @@ def _is_equal(first, second):
 
 
 def test_decoder_learns_and_encoder_and_scale_are_kept(tmp_path):
-  given = _train(tmp_path / "given")
+  given = small_models.write(
+    tmp_path / "given", micro.get_config(), scale_factor=0.7
+  )
   trained = _train(
     tmp_path / "trained",
     init_from=str(given),
@@ -51,7 +54,7 @@ def test_decoder_learns_and_encoder_and_scale_are_kept(tmp_path):
     assert _is_equal(before[name], after[name]), name
   for name in ("latents_proj", "blocks", "field_decoder"):
     assert not _is_equal(before[name], after[name]), name
-  assert facts_after["scale_factor"] == facts["scale_factor"]
+  assert facts_after["scale_factor"] == facts["scale_factor"] == 0.7
 
 
 def test_decoder_alone_needs_weights_of_an_encoder(tmp_path):
