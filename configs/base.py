@@ -270,9 +270,10 @@ def _dit_training() -> ml_collections.ConfigDict:
       # tokens, its points a frame, and its band; see `DiTTaskConfig`.
       context_field_weight=0.0,
       context_field_points=64,
-      # Weight and quantile of the auxiliary loss on decoded shapes, and smallest
-      # factor of the noise; see `DiTTaskConfig`.
+      # Weight, frames (0: all) and quantile of the auxiliary loss on decoded
+      # shapes, and smallest factor of the noise; see `DiTTaskConfig`.
       shape_weight=0.0,
+      shape_frames=0,
       shape_quantile=0.5,
       min_temperature=1.0,
       field_band=0.3,

@@ -9,8 +9,9 @@ learns to read the field off pictures; a wider transformer; tokens at fixed
 anchors, which the transformer knows by their index; four consecutive frames of
 many clips in a step; Muon. Objects are turned until the camera stands in front
 of them, as records of assets are: how far to the side a camera stands cannot be
-seen in a picture. A fifth of the clips are records, a third of the procedural
-ones have thin limbs, wings, tails and fins. The autoencoder starts from tiny's.
+seen in a picture. A fifth of the clips are records; of the procedural
+ones a seventh are rigid things, a third of the others have thin limbs, wings,
+tails and fins. The autoencoder starts from tiny's.
 
 Hardware: two CPU cores. docs/training.md describes experiments,
 weights/small/README.md the weights.
@@ -63,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
       image_size=96,
       max_azimuth=0.0,
       variety=0.3,
+      things=0.15,
     )
   )
   config.records.update(

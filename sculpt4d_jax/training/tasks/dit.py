@@ -55,6 +55,8 @@ class DiTTaskConfig:
       decodes the estimate of the clean latents, and its field is compared at
       points. The flow loss weighs all channels of latents equally, whatever
       they do to the surface.
+    shape_frames: Largest number of frames of a clip that this loss decodes,
+      evenly spaced; 0 takes all. Frames of a clip are alike.
     shape_quantile: Quantile of the field that this loss teaches, see
       `losses.pinball`. At 0.5 a place is filled if that is likelier than not.
       The best expected IoU fills places of lower probability: down to half of
@@ -80,6 +82,7 @@ class DiTTaskConfig:
   context_field_weight: float = 0.0
   context_field_points: int = 64
   shape_weight: float = 0.0
+  shape_frames: int = 0
   shape_quantile: float = 0.5
   min_temperature: float = 1.0
   field_band: float = 0.3
@@ -94,6 +97,10 @@ class DiTTaskConfig:
     for name in ("context_dropout", "temporal_dropout"):
       if not 0 <= getattr(self, name) < 1:
         raise UserError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+    if self.shape_frames < 0:
+      raise UserError(
+        f"shape_frames={self.shape_frames} must be 0, for all, or positive."
+      )
     if not 0 < self.shape_quantile < 1:
       raise UserError(
         f"shape_quantile={self.shape_quantile} must lie between 0 and 1."
@@ -431,6 +438,9 @@ class DiTTask:
     keep: Array,
   ) -> Array:
     """Pinball loss of the field of estimated latents, of clips with pictures."""
+    if self.config.shape_frames:
+      step = -(-latents.shape[1] // self.config.shape_frames)
+      latents, samples = latents[:, ::step], samples[:, ::step]
     # Without its picture a clip may have any shape, the mean of which is none.
     field = vae.query_field(vae.decode(latents / self.scale), samples[..., :3])
     error = losses.pinball(
