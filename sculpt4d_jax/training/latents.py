@@ -5,8 +5,10 @@ noise for all frames of a clip.
 """
 
 import dataclasses
+import hashlib
 import io
 
+from absl import logging
 from flax import nnx
 import jax
 import numpy as np
@@ -23,6 +25,9 @@ from sculpt4d_jax.training.tasks import vae as vae_task
 
 Array = array_types.Array
 
+# Surface rows of a clip by which another clip is noticed.
+_COMPARED_ROWS = 8
+
 
 def encode_store(
   path: paths.PathLike,
@@ -35,8 +40,11 @@ def encode_store(
 ) -> store_batches.LatentStore:
   """Encodes a store, or reads what an earlier call wrote to `path`.
 
+  A file of other clips, of another autoencoder or with other arguments is
+  written anew.
+
   Args:
-    path: An .npz file; its name should identify the autoencoder.
+    path: An .npz file.
     store: Records.
     vae: The trained autoencoder.
     num_uniform: Number of uniform rows of a surface.
@@ -44,12 +52,18 @@ def encode_store(
     seed: Seed of the draws.
   """
   path = paths.of(path)
+  graphdef, params = nnx.split(vae)
+  origin = _origin(store, vae.config, params, (num_uniform, num_choices, seed))
   if path.exists():
     with path.open("rb") as stream, np.load(stream) as file:
-      return store_batches.LatentStore(
-        file["mean"], file["log_variance"], float(file["scale"])
-      )
-  graphdef, params = nnx.split(vae)
+      if "origin" in file and str(file["origin"]) == origin:
+        return store_batches.LatentStore(
+          file["mean"], file["log_variance"], float(file["scale"])
+        )
+    logging.info(
+      "%s has latents of other clips, or of another autoencoder: encoding anew.",
+      path,
+    )
 
   @jax.jit
   def encode(surface: Array, key: Array) -> shape_vae.Posterior:
@@ -79,6 +93,20 @@ def encode_store(
     mean, log_variance, float(second_moment**-0.5)
   )
   content = io.BytesIO()
-  np.savez(content, **dataclasses.asdict(result))
+  np.savez(content, **dataclasses.asdict(result), origin=origin)
   atomic.write_bytes(path, content.getvalue())
   return result
+
+
+def _origin(
+  store: record_store.RecordStore,
+  config: shape_vae.ShapeVAEConfig,
+  params: nnx.State,
+  arguments: tuple[int, ...],
+) -> str:
+  """A hash of everything that latents depend on."""
+  digest = hashlib.sha256(repr((config, arguments)).encode())
+  for value in jax.tree.leaves(params):
+    digest.update(np.asarray(value).tobytes())
+  digest.update(np.asarray(store.surface[:, 0, :_COMPARED_ROWS]).tobytes())
+  return digest.hexdigest()
