@@ -17,7 +17,7 @@ def write(
   Args:
     folder: It is made if it does not exist.
     config: A preset.
-    **details: What the autoencoder's file says besides its configuration.
+    **details: Further facts in the autoencoder's file, such as its scale.
   """
   folder.mkdir(parents=True, exist_ok=True)
   networks = preset_lib.from_config(config).model.parts()
