@@ -99,7 +99,7 @@ class DiTTaskConfig:
         raise UserError(f"{name}={getattr(self, name)} must lie in [0, 1).")
     if self.shape_frames < 0:
       raise UserError(
-        f"shape_frames={self.shape_frames} must be 0, for all, or positive."
+        f"shape_frames={self.shape_frames} must lie above 0, or be 0 for all."
       )
     if not 0 < self.shape_quantile < 1:
       raise UserError(
