@@ -10,10 +10,10 @@ IoU of fields on coarse grids, without meshes, so that it takes minutes:
   other pictures  the same samples, scored against the next clip: what comes of
                   the average object alone
 
-of procedural clips, also of rigid things, and of records that launch.prepare_data made, those trained
-on and those held out. A round trip far above the samples says that the
-transformer needs more training; samples of trained clips far above those of
-held-out ones say that there are too few clips.
+of procedural clips, also of rigid things, and of records that
+launch.prepare_data made, those trained on and those held out. A round trip far
+above the samples says that the transformer needs more training; samples of
+trained clips far above those of held-out ones say that there are too few clips.
 """
 
 from collections.abc import Iterator, Sequence

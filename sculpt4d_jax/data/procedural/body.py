@@ -11,6 +11,8 @@ NUM_CONES = 12
 NUM_BOXES = 4
 # Smaller than the cube, because blends extend beyond the parts' bounds.
 EXTENT = 0.95
+# A ball is a short cone, as a cone needs a direction: half of its axis.
+BALL_HALF_AXIS = np.array([0.0, 0.02, 0.0])
 
 _Cone = tuple[np.ndarray, np.ndarray, np.ndarray]  # Start, end, radii.
 # Centre, rotation, half size, rounding.
@@ -44,7 +46,7 @@ class Body:
   def ball(self, centre: np.ndarray, radius: np.ndarray | float) -> None:
     """Adds a ball; `centre` [F, 3], `radius` [F] or numbers."""
     centre = self._per_frame(centre, 3)
-    half = np.array([0.0, 0.02, 0.0])
+    half = BALL_HALF_AXIS
     self.cone(centre - half, centre + half, radius, radius)
 
   def box(

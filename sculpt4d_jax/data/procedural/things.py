@@ -8,6 +8,7 @@ configuration sets things.
 
 import numpy as np
 
+from sculpt4d_jax.data.procedural import body as body_lib
 from sculpt4d_jax.data.procedural import creatures
 from sculpt4d_jax.data.procedural import rotations
 from sculpt4d_jax.data.procedural.body import Body
@@ -44,7 +45,7 @@ class _Rigid:
 
   def ball(self, centre: Array, radius: float) -> None:
     # As of `Body.ball`, but its axis moves with the thing.
-    half = np.array([0.0, 0.02, 0.0])
+    half = body_lib.BALL_HALF_AXIS
     self.cone(centre - half, centre + half, radius, radius)
 
   def box(self, centre: Array, half_size: Array, rounding: float) -> None:
