@@ -1,19 +1,20 @@
 r"""Tells how close the meshes of a sample are to a ball.
 
   sculpt4d sample world.mp4 -o out/earth
-  python -m benchmarks.roundness --input=out/earth
+  python -m benchmarks.roundness out/earth
 
-For each frame, the IoU with the ball that has the volume and the centre of mass
-of the mesh, on a grid; printed is the mean, the lowest, and the sides of the
-meshes' boxes over the balls' diameters. For clips of objects that are known to
-be round, such as a turning planet, of which there is no true mesh.
+Takes folders or files of sampled clips. For each frame, the IoU with the ball
+that has the volume and the centre of mass of the mesh, on a grid; printed is
+the mean, the lowest, and the sides of the meshes' boxes over the balls'
+diameters. For clips of objects that are known to be round, such as a turning
+planet, of which there is no true mesh.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import pathlib
 
-from absl import flags
+from absl import app
 import numpy as np
 
 from launch import program
@@ -21,9 +22,6 @@ from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.geometry.mesh import TriangleMesh
 from sculpt4d_jax.io.meshes import sequence_input
 
-_INPUT = flags.DEFINE_list(
-  "input", None, "Folders or files of sampled clips.", required=True
-)
 _RESOLUTION = 96
 
 
@@ -58,9 +56,11 @@ def measure(mesh: TriangleMesh) -> Roundness:
   )
 
 
-def main(unused_argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   """Runs the program."""
-  for name in _INPUT.value:
+  if len(argv) < 2:
+    raise app.UsageError("Expected folders or files of sampled clips.")
+  for name in argv[1:]:
     meshes = sequence_input.read(pathlib.Path(name)).meshes
     found = [measure(mesh) for mesh in meshes]
     ious = np.array([each.iou for each in found])
@@ -73,4 +73,4 @@ def main(unused_argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  program.run(main)
+  program.run(main, positional=True)

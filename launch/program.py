@@ -129,4 +129,8 @@ def _program_name() -> str:
 
 
 def _help_hint() -> str:
-  return f"Run python -m launch.{_program_name()} --help for all flags."
+  spec = sys.modules["__main__"].__spec__
+  module = spec.name.removesuffix(".__main__") if spec else ""
+  if not module.startswith("benchmarks."):
+    module = f"launch.{_program_name()}"
+  return f"Run python -m {module} --help for all flags."

@@ -104,6 +104,39 @@ def test_nothing_imports_benchmarks():
         assert name.split(".")[0] != "benchmarks", path
 
 
+def _flags(path):
+  """Name, and whether it is required, of each flag that a module defines."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if not isinstance(node, ast.Call) or not node.args:
+      continue
+    called = getattr(node.func, "attr", "")
+    name = getattr(node.args[0], "value", None)
+    if called.startswith("DEFINE_"):
+      required = any(word.arg == "required" for word in node.keywords)
+      yield name, required
+    elif called == "mark_flag_as_required":
+      yield name, True
+
+
+def test_programs_that_tests_import_go_together_in_one_process():
+  # absl's flags belong to the process: two of one name end the second import,
+  # and a required one ends every program that is run without it.
+  imported = set()
+  for path in _files("tests"):
+    for name in _imports(path):
+      if name.split(".")[0] in ("launch", "benchmarks"):
+        file = ROOT / (name.replace(".", "/") + ".py")
+        imported |= {file} if file.is_file() else set()
+  owners, faults = {}, []
+  for file in sorted(imported):
+    for name, required in _flags(file):
+      if required:
+        faults.append(f"{file} requires --{name}")
+      if owners.setdefault(name, file) != file:
+        faults.append(f"{file} and {owners[name]} define --{name}")
+  assert not faults, "\n".join(faults)
+
+
 def test_the_page_of_rooms_names_every_room():
   page = (ROOT / "docs" / "architecture.md").read_text()
   rooms = page.split("## The rooms")[1].split("```")[1]

@@ -23,16 +23,15 @@ evaluated with another mask without training, because that would measure the
 change of mask instead of the schedule.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
-import itertools
 import pathlib
 import tempfile
 
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks.schedules import coverage
+from benchmarks.schedules import entries as entries_lib
 from launch import program
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import cost
@@ -75,70 +74,6 @@ _NUM_CLIPS = flags.DEFINE_integer(
   "num_sequences", 20, "With --quality: held-out clips.", lower_bound=1
 )
 
-_LENGTH = 6
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """A schedule and its cost.
-
-  Attributes:
-    schedule: Strides by the distance of frames.
-    anchors: Anchor frames.
-    density: Share of block pairs that see each other.
-    operations: Operations of one call of the network.
-    reach: Evenness of two layers' weights.
-  """
-
-  schedule: tuple[int, ...]
-  anchors: tuple[int, ...]
-  density: float
-  operations: int
-  reach: float
-
-  @property
-  def name(self) -> str:
-    """Strides by distance, and whether there is an anchor."""
-    strides = "-".join(map(str, self.schedule))
-    return f"{strides}{'+anchor' if self.anchors else ''}"
-
-  def dominates(self, other: "Entry") -> bool:
-    """Whether it is at least as sparse and as even, and better in one."""
-    pairs = ((other.density, self.density), (self.reach, other.reach))
-    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
-
-
-def enumerate_schedules(
-  blocks: int, length: int = _LENGTH
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-  """Non-decreasing strides of powers of two, with and without anchor."""
-  strides = [1 << k for k in range(blocks.bit_length()) if 1 << k <= blocks]
-  for anchors in ((0,), ()):
-    for schedule in itertools.combinations_with_replacement(strides, length):
-      yield schedule, anchors
-
-
-def price(
-  sizes: cost.Sizes,
-  schedule: tuple[int, ...],
-  anchors: tuple[int, ...],
-  num_frames: int,
-) -> Entry:
-  """Density, operations and reach of a schedule."""
-  blocks = sizes.vae.num_latents // sizes.dit.temporal_block_size
-  mask = bsa.BlockMask(num_frames, blocks, schedule, anchors)
-  dit = dataclasses.replace(
-    sizes.dit, temporal_schedule=schedule, temporal_anchor_frames=anchors
-  )
-  counts = dataclasses.replace(sizes, dit=dit).call(num_frames, "sparse")
-  return Entry(
-    schedule,
-    anchors,
-    mask.density(),
-    sum(counts.values()),
-    coverage.reach(mask),
-  )
-
 
 def main(unused_argv: Sequence[str]) -> None:
   """Runs the program."""
@@ -154,10 +89,12 @@ def main(unused_argv: Sequence[str]) -> None:
       f"{blocks} blocks a frame are no power of two; choose another"
       " --config.model.dit.temporal_block_size."
     )
-  own = price(sizes, dit.temporal_schedule, dit.temporal_anchor_frames, frames)
+  own = entries_lib.price(
+    sizes, dit.temporal_schedule, dit.temporal_anchor_frames, frames
+  )
   entries = [
-    price(sizes, schedule, anchors, frames)
-    for schedule, anchors in enumerate_schedules(blocks)
+    entries_lib.price(sizes, schedule, anchors, frames)
+    for schedule, anchors in entries_lib.enumerate_schedules(blocks)
   ]
   # Strides for distances that do not occur give equal masks.
   distinct = {(e.density, e.reach, e.anchors): e for e in reversed(entries)}
@@ -186,7 +123,9 @@ def main(unused_argv: Sequence[str]) -> None:
 
 
 def _table(
-  own: Entry, listed: Sequence[Entry], columns: dict[str, list[str]]
+  own: entries_lib.Entry,
+  listed: Sequence[entries_lib.Entry],
+  columns: dict[str, list[str]],
 ) -> str:
   rows = [["schedule", "density", "TFLOP a call", "reach", *columns]]
   for number, entry in enumerate([own, *listed]):
@@ -202,7 +141,9 @@ def _table(
   return evaluator.layout(rows, False)
 
 
-def _verdict(own: Entry, better: Sequence[Entry]) -> str:
+def _verdict(
+  own: entries_lib.Entry, better: Sequence[entries_lib.Entry]
+) -> str:
   if not better:
     return f"\nNone dominates {own.name} in density and reach."
   sparsest = min(better, key=lambda e: e.density)
@@ -216,7 +157,9 @@ def _verdict(own: Entry, better: Sequence[Entry]) -> str:
 
 
 def _kernel_times(
-  entries: Sequence[Entry], preset: preset_lib.Preset, num_frames: int
+  entries: Sequence[entries_lib.Entry],
+  preset: preset_lib.Preset,
+  num_frames: int,
 ) -> list[str]:
   """Milliseconds of a layer's forward pass by the compiler's schedule."""
   from sculpt4d_jax.kernels.block_sparse_attention.bench import aot_tpu
@@ -248,7 +191,9 @@ def _kernel_times(
   return times
 
 
-def _print_quality(entries: Sequence[Entry], preset: preset_lib.Preset) -> None:
+def _print_quality(
+  entries: Sequence[entries_lib.Entry], preset: preset_lib.Preset
+) -> None:
   """Trains every schedule; prints scores and differences to the first one."""
   if not pathlib.Path(preset.weights).is_dir():
     raise UserError(

@@ -1,12 +1,11 @@
 r"""Draws the curves of a run as one picture, for a model card.
 
-  python -m benchmarks.training.curves --workdir=runs/small \
-      --output=weights/small/curves.png
+  python -m benchmarks.training.curves runs/small weights/small/curves.png
 
 One column a stage (`vae`, `pictures`, `dit`), one row each for the training
 loss, what is measured on held-out clips, and what is measured on samples.
-Stages are read from `WORKDIR/STAGE/metrics.jsonl`; several folders, separated
-by commas, are drawn one after the other as parts of one training. Wants
+Stages are read from `WORKDIR/STAGE/metrics.jsonl`; several folders are drawn one
+after the other as parts of one training. The last argument is the picture. Wants
 matplotlib.
 """
 
@@ -15,7 +14,7 @@ import json
 import pathlib
 from typing import Any
 
-from absl import flags
+from absl import app
 
 from launch import program
 from sculpt4d_jax.errors import MissingPackageError
@@ -128,20 +127,14 @@ def _smooth(values: Sequence[float]) -> list[float]:
   ]
 
 
-def main(unused_argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   """Draws the curves."""
-  draw(
-    [pathlib.Path(w) for w in flags.FLAGS.workdir],
-    pathlib.Path(flags.FLAGS.output),
-  )
-  print(f"Wrote {flags.FLAGS.output}.")
+  if len(argv) < 3:
+    raise app.UsageError("Expected folders of trainings, then a picture.")
+  *workdirs, output = map(pathlib.Path, argv[1:])
+  draw(workdirs, output)
+  print(f"Wrote {output}.")
 
 
 if __name__ == "__main__":
-  # Here, so that tests can import this module along with other programs.
-  flags.DEFINE_list(
-    "workdir", None, "Folders of runs, in the order of training."
-  )
-  flags.DEFINE_string("output", "curves.png", "The picture.")
-  flags.mark_flag_as_required("workdir")
-  program.run(main)
+  program.run(main, positional=True)

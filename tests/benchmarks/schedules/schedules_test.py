@@ -1,44 +1,14 @@
 import dataclasses
 
-from absl import flags
 import numpy as np
 import pytest
 
 from benchmarks.schedules import coverage
+from benchmarks.schedules import entries
 from configs import sculpt4d
 from sculpt4d_jax.evaluation import cost
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
 from sculpt4d_jax.training import preset as preset_lib
-
-_FLAGS = (
-  "config",
-  "num_frames",
-  "budget",
-  "anchors",
-  "listed",
-  "chip",
-  "quality",
-  "workdir",
-  "num_steps",
-  "seeds",
-  "num_sequences",
-)
-
-
-@pytest.fixture(scope="module", name="lab")
-def _lab():
-  """The program as a module; the flags of other programs are put back."""
-  others = {n: flags.FLAGS[n] for n in _FLAGS if n in flags.FLAGS}
-  for name in others:
-    delattr(flags.FLAGS, name)
-  before = set(flags.FLAGS)
-  from benchmarks.schedules import __main__ as lab
-
-  yield lab
-  for name in set(flags.FLAGS) - before:
-    delattr(flags.FLAGS, name)
-  for name, flag in others.items():
-    flags.FLAGS[name] = flag
 
 
 def reach_by_matrices(mask):
@@ -64,22 +34,22 @@ def test_reach_by_hand():
   assert coverage.reach(mask) == pytest.approx(4 / 32)
 
 
-def test_no_schedule_is_sparser_at_equal_shares(lab):
+def test_no_schedule_is_sparser_at_equal_shares():
   # 1 / stride by distance decides the density, anchors being equal.
   paper = (1, 1, 2, 4, 8, 16)
   own = coverage.shares(paper, 16)
   density = bsa.BlockMask(16, 32, paper).density()
-  for schedule, anchors in lab.enumerate_schedules(32):
+  for schedule, anchors in entries.enumerate_schedules(32):
     if anchors and np.all(np.array(coverage.shares(schedule, 16)) >= own):
       assert bsa.BlockMask(16, 32, schedule).density() >= density
 
 
-def test_enumeration_and_prices(lab):
+def test_enumeration_and_prices():
   # 6 strides, 6 places: 11 choose 6 schedules, each with and without anchor.
-  assert len(list(lab.enumerate_schedules(32))) == 2 * 462
+  assert len(list(entries.enumerate_schedules(32))) == 2 * 462
   model = preset_lib.from_config(sculpt4d.get_config()).model
   sizes = cost.Sizes(model.dit, model.image_encoder, model.vae)
-  entry = lab.price(sizes, (1, 1, 2, 4, 8, 16), (0,), 16)
+  entry = entries.price(sizes, (1, 1, 2, 4, 8, 16), (0,), 16)
   assert round(100 * entry.density, 2) == 35.23  # Table A1.
   assert entry.operations == sum(sizes.call(16, "sparse").values())
   assert entry.name == "1-1-2-4-8-16+anchor"
