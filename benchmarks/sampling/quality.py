@@ -11,10 +11,17 @@ with 95 % bootstrap intervals; then, for every row except the first, the paired
 differences to the first. With --field the decoder's field is compared with the
 true distance on a grid instead of meshes, which takes seconds instead of
 minutes.
+
+  python -m benchmarks.sampling.quality --config=configs/small.py \
+      --setting=num_steps=5 --num_frames=64 --together=16,64 --num_clips=20
+
+samples clips that last four times as long as those of the training, in pieces
+of 16 frames, each by itself, and all 64 at once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import itertools
 import json
 import time
 from typing import Any
@@ -27,6 +34,7 @@ import numpy as np
 from benchmarks.sampling import field_scores
 from benchmarks.sampling import settings as settings_lib
 from launch import program
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out
@@ -46,6 +54,12 @@ _SETTINGS = flags.DEFINE_multi_string(
 )
 _NUM_CLIPS = flags.DEFINE_integer("num_clips", 40, "Held-out clips.")
 _FIRST = flags.DEFINE_integer("first", 0, "Seed of the first of them.")
+_NUM_FRAMES = flags.DEFINE_integer(
+  "num_frames", None, "Frames of a clip, at the preset's rate.", lower_bound=1
+)
+_TOGETHER = flags.DEFINE_list(
+  "together", None, "Frames that are sampled at once, a row each; default: all."
+)
 _FIELD = flags.DEFINE_bool("field", False, "Scores of the field, no meshes.")
 _RESOLUTION = flags.DEFINE_integer("resolution", 48, "Cells of the meshes.")
 _JSON = flags.DEFINE_string("json", None, "File for all numbers, if wanted.")
@@ -81,20 +95,24 @@ def main(unused_argv: Sequence[str]) -> None:
   log = run_log.RunLog()
   folder = model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
   model = model_lib.Sculpt4D.load(preset.model, folder)
+  num_frames = _NUM_FRAMES.value or preset.sampling.num_frames
+  pieces = _pieces(num_frames)
   clips = held_out.make_clips(
     range(_FIRST.value, _FIRST.value + _NUM_CLIPS.value),
-    preset.sampling.num_frames,
+    num_frames,
     preset.data.sizes,
     log,
+    seconds=num_frames / preset.data.num_frames,
     has_truth=not _FIELD.value,
   )
   score = _field_scorer if _FIELD.value else _mesh_scorer
   scorer = score(preset, model, clips)
   rows = {}
-  for text in _SETTINGS.value:
+  for text, together in itertools.product(_SETTINGS.value, pieces):
     sampling = settings_lib.parse(text, dataclasses.asdict(preset.sampling))
-    rows[text] = run(model, clips, sampling, scorer, log)
-    print(_line(text, rows[text]), flush=True)
+    name = text if len(pieces) == 1 else f"{text}, {together} frames at once"
+    rows[name] = run(model, clips, sampling, scorer, log, together)
+    print(_line(name, rows[name]), flush=True)
     if _JSON.value:  # After every row, because rows take long.
       content = json.dumps(_plain(rows), indent=1)
       atomic.write_bytes(_JSON.value, content.encode())
@@ -107,8 +125,18 @@ def run(
   sampling: sampling_lib.SamplingConfig,
   scorer: _Scorer,
   log: run_log.RunLog,
+  together: int,
 ) -> Row:
-  """Samples all clips, some at a time, and scores them."""
+  """Samples all clips, some at a time, and scores them.
+
+  Args:
+    model: Networks with weights.
+    clips: What is sampled.
+    sampling: Settings of the sampler.
+    scorer: Scores a clip.
+    log: Shows progress.
+    together: Frames that are sampled at once; it divides those of a clip.
+  """
   context = np.stack([model.encode(clip.images) for clip in clips])
   noise = np.stack(
     [
@@ -116,8 +144,13 @@ def run(
       for i, clip in enumerate(clips)
     ]
   )
+  # Pieces of a clip are sampled as clips.
+  context, noise = (
+    x.reshape(-1, together, *x.shape[2:]) for x in (context, noise)
+  )
+  pieces_a_clip = len(noise) // len(clips)
   latents, seconds = [], []
-  for first in range(0, len(clips), _CLIPS_AT_A_TIME):
+  for first in range(0, len(noise), _CLIPS_AT_A_TIME):
     some = slice(first, first + _CLIPS_AT_A_TIME)
     inputs = context[some], noise[some]
     if len(inputs[0]) != _CLIPS_AT_A_TIME or not first:
@@ -125,15 +158,30 @@ def run(
     start = time.process_time()
     latents.extend(model.denoise(*inputs, sampling))
     seconds.append((time.process_time() - start) / len(inputs[0]))
+  whole = np.reshape(latents, (len(clips), -1, *latents[0].shape[1:]))
   scores = [
     scorer(index, frames)
-    for index, frames in enumerate(log.each("score", latents))
+    for index, frames in enumerate(log.each("score", whole))
   ]
   return Row(
-    sampling.num_evaluations,
-    float(np.median(seconds)),
+    sampling.num_evaluations * pieces_a_clip,
+    float(np.median(seconds)) * pieces_a_clip,
     evaluator.summarise(scores),
   )
+
+
+def _pieces(num_frames: int) -> list[int]:
+  """Frames that are sampled at once, by row."""
+  try:
+    pieces = [int(text) for text in _TOGETHER.value or [num_frames]]
+  except ValueError:
+    pieces = []
+  if not pieces or any(size < 1 or num_frames % size for size in pieces):
+    raise UserError(
+      f"--together={','.join(_TOGETHER.value)}: expected numbers that divide the"
+      f" {num_frames} frames of a clip."
+    )
+  return pieces
 
 
 def _mesh_scorer(

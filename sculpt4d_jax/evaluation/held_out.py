@@ -69,11 +69,12 @@ def make_clips(
   sizes: clip_records.RecordSizes,
   log: run_log.RunLog,
   *,
+  seconds: float = 1.0,
   has_truth: bool = True,
 ) -> list[HeldOutClip]:
   """Makes the clips of some seeds; see `make_clip`."""
   return [
-    make_clip(seed, num_frames, sizes, has_truth=has_truth)
+    make_clip(seed, num_frames, sizes, seconds=seconds, has_truth=has_truth)
     for seed in log.each("make held-out clips", seeds)
   ]
 
@@ -83,6 +84,7 @@ def make_clip(
   num_frames: int,
   sizes: clip_records.RecordSizes,
   *,
+  seconds: float = 1.0,
   has_truth: bool = True,
 ) -> HeldOutClip:
   """Makes the clip of a seed and its pictures.
@@ -91,9 +93,10 @@ def make_clip(
     seed: Seed of the clip.
     num_frames: Frames of it.
     sizes: Sizes of its record.
+    seconds: Length of the clip.
     has_truth: Whether its true meshes are made, which takes most of the time.
   """
-  clip = solids.make_clip(seed, num_frames)
+  clip = solids.make_clip(seed, num_frames, seconds=seconds)
   record = clip_records.make_record(clip, sizes)
   return HeldOutClip(
     f"{clip.family}-{seed}",
