@@ -54,14 +54,26 @@ def wrong_shapes(request: pytest.FixtureRequest) -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+# How much is logged, and the logger's own level, before any program has run.
+_LOGGER = logging.get_absl_logger()
+_VERBOSITY = logging.get_verbosity(), _LOGGER.level
+
+
 @pytest.fixture(autouse=True)
 def verbosity() -> Iterator[None]:
-  """Programs that run in the tests' process set how much is logged."""
-  logger = logging.get_absl_logger()
-  before, level = logging.get_verbosity(), logger.level
+  """Programs that run in the tests' process set how much is logged.
+
+  Also those of a module's fixtures, which run before its first test's.
+  """
+  _reset_verbosity()
   yield
-  logging.set_verbosity(before)
-  logger.setLevel(level)  # The above would set one where there was none.
+  _reset_verbosity()
+
+
+def _reset_verbosity() -> None:
+  verbosity, level = _VERBOSITY
+  logging.set_verbosity(verbosity)
+  _LOGGER.setLevel(level)  # The above would set one where there was none.
 
 
 @pytest.fixture
