@@ -131,7 +131,7 @@ def run(
 
   Args:
     model: Networks with weights.
-    clips: What is sampled.
+    clips: The clips.
     sampling: Settings of the sampler.
     scorer: Scores a clip.
     log: Shows progress.

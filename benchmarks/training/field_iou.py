@@ -85,6 +85,9 @@ def describe(title: str, rows: dict[str, list[float]]) -> str:
   """A line of the table: means with 95 % bootstrap intervals over clips."""
   cells = [title, str(len(rows["round trip"]))]
   for values in rows.values():
+    if not len(values):
+      cells.append("")
+      continue
     estimate = evaluator.estimate_mean(np.asarray(values))
     cells.append(evaluator.format_estimate(estimate, digits=3))
   return f"| {' | '.join(cells)} |"

@@ -9,6 +9,8 @@ IoU of fields on coarse grids, without meshes, so that it takes minutes:
   sampled         pictures -> latents -> field
   other pictures  the same samples, scored against the next clip: what comes of
                   the average object alone
+  its camera      true shapes, placed by the camera that the weights' head reads
+                  off the pictures; of procedural clips, whose camera is known
 
 of procedural clips, also of rigid things, and of records that
 launch.prepare_data made, those trained on and those held out. A round trip far
@@ -24,6 +26,7 @@ from ml_collections import config_flags
 import numpy as np
 
 from benchmarks.sampling import field_scores
+from benchmarks.training import camera_limit
 from benchmarks.training import field_iou
 from launch import program
 from sculpt4d_jax.data.loading import batches as record_batches
@@ -58,31 +61,31 @@ def main(unused_argv: Sequence[str]) -> None:
   settings = dataclasses.replace(preset.sampling, num_frames=frames)
   print(
     f"| clips of {frames} frames | clips | round trip | sampled |"
-    " other pictures |\n|---|---|---|---|---|"
+    " other pictures | its camera |\n|---|---|---|---|---|---|"
   )
-  for title, clips in _kinds(preset):
-    print(
-      field_iou.describe(title, field_iou.score(model, clips, settings, log)),
-      flush=True,
-    )
+  for title, clips, cameras in _kinds(preset, model):
+    rows = field_iou.score(model, clips, settings, log)
+    rows["its camera"] = cameras
+    print(field_iou.describe(title, rows), flush=True)
 
 
 def _kinds(
-  preset: preset_lib.Preset,
-) -> Iterator[tuple[str, list[field_iou.Clip]]]:
-  yield "procedural, held out", _procedural(preset)
-  yield "rigid things, held out", _procedural(preset, things=1.0)
+  preset: preset_lib.Preset, model: model_lib.Sculpt4D
+) -> Iterator[tuple[str, list[field_iou.Clip], list[float]]]:
+  """Titles, clips, and IoU by the head's camera where there is one."""
+  yield "procedural, held out", *_procedural(preset, model)
+  yield "rigid things, held out", *_procedural(preset, model, things=1.0)
   for split in ("train", "test") if _DATA.value else ():
     title = {"train": "records, trained on", "test": "records, held out"}
-    yield title[split], _records(preset, split)
+    yield title[split], _records(preset, split), []
 
 
 def _procedural(
-  preset: preset_lib.Preset, things: float = 0.0
-) -> list[field_iou.Clip]:
+  preset: preset_lib.Preset, model: model_lib.Sculpt4D, things: float = 0.0
+) -> tuple[list[field_iou.Clip], list[float]]:
   """Held-out clips, compared at the centres of a grid's cells."""
-  frames = preset.data.num_frames
-  clips = []
+  frames, head = preset.data.num_frames, model.view_head
+  clips, cameras = [], []
   for seed in range(_FIRST.value, _FIRST.value + _NUM_CLIPS.value):
     clip = solids.make_clip(seed, frames, things=things)
     record = clip_records.make_record(clip, preset.data.sizes)
@@ -98,7 +101,10 @@ def _procedural(
         truth > 0,
       )
     )
-  return clips
+    if head is not None:
+      taken = np.asarray(head(model.encode(record.images)[None])[0])
+      cameras.append(camera_limit.iou(clip, record.view, taken))
+  return clips, cameras
 
 
 def _records(preset: preset_lib.Preset, split: str) -> list[field_iou.Clip]:
