@@ -7,6 +7,7 @@ One that cannot serve the arguments raises NotImplementedError with the reason.
 
 from collections.abc import Callable
 import functools
+import importlib
 import math
 from typing import Any, Literal
 
@@ -15,8 +16,6 @@ import jax
 from . import errors
 from . import mask as mask_lib
 from . import reference
-from .gpu import attention as pallas_gpu
-from .tpu import attention as pallas_tpu
 from .xla import attention as xla
 
 Implementation = (
@@ -25,9 +24,10 @@ Implementation = (
 
 # Later entries serve what earlier ones decline.
 _AUTOMATIC = ("pallas_tpu", "pallas_gpu", "xla")
-_BACKENDS = {
-  "pallas_tpu": pallas_tpu.attention,
-  "pallas_gpu": pallas_gpu.attention,
+# Pallas takes a while to import: modules that need it are imported when used.
+_BACKENDS: dict[str, Callable[..., Any] | str] = {
+  "pallas_tpu": ".tpu.attention",
+  "pallas_gpu": ".gpu.attention",
   "xla": xla.attention,
   "reference": reference.attention,
 }
@@ -117,13 +117,21 @@ def explain(
   options = dict(scale=query.shape[-1] ** -0.5, token_order="natural")
   for name in _AUTOMATIC:
     try:
-      call = functools.partial(_BACKENDS[name], mask=mask, **options)
+      call = functools.partial(backend(name), mask=mask, **options)
       # Traces the call, which runs all checks but no kernel.
       jax.eval_shape(call, query, query, query)
       reasons[name] = None
     except NotImplementedError as reason:
       reasons[name] = str(reason)
   return reasons
+
+
+def backend(name: str) -> Callable[..., Any]:
+  """The function of a backend, imported at its first use."""
+  found = _BACKENDS[name]
+  if isinstance(found, str):
+    found = importlib.import_module(found, __package__).attention
+  return found
 
 
 def _run(
@@ -140,11 +148,11 @@ def _run(
         f"implementation={implementation!r} is unknown; choose one of"
         f" {sorted(_BACKENDS)}, or None for the first that serves."
       )
-    return _BACKENDS[implementation](*args, **kwargs)
+    return backend(implementation)(*args, **kwargs)
   reasons = []
   for name in _AUTOMATIC:
     try:
-      return _BACKENDS[name](*args, **kwargs)
+      return backend(name)(*args, **kwargs)
     except NotImplementedError as reason:
       reasons.append(f"{name}: {reason}")
   reasons = "; ".join(reasons)

@@ -25,8 +25,10 @@ from scipy import ndimage
 # a point is within 0.87 of the change along the steepest axis.
 _REACH = 0.55
 
-# An axis is steep if the field changes along it by this share of the most.
-_STEEP = 0.3
+# An axis is steep if the field changes along it by this share of the most. Above
+# a ridge, points are closest along the axes that run past it; a larger share
+# leaves more of them out, and at 0.8 some thin sheets are missed.
+_STEEP = 0.6
 
 
 def interpolate(values: np.ndarray, resolution: int) -> np.ndarray:
@@ -35,6 +37,8 @@ def interpolate(values: np.ndarray, resolution: int) -> np.ndarray:
   Points that both grids have keep their values.
   """
   coarse = len(values) - 1
+  if resolution == 2 * coarse:
+    return _doubled(values)
   index = np.arange(resolution + 1) * coarse
   low = np.minimum(index // resolution, coarse - 1)
   weight = ((index - low * resolution) / resolution).astype(np.float32)
@@ -44,6 +48,22 @@ def interpolate(values: np.ndarray, resolution: int) -> np.ndarray:
     w = weight.reshape(shape)
     first, second = values.take(low, axis), values.take(low + 1, axis)
     values = first * (1 - w) + second * w
+  return values
+
+
+def _doubled(values: np.ndarray) -> np.ndarray:
+  """`interpolate` to half the spacing, in a fifth of its time."""
+  half = np.float32(0.5)
+  for axis in range(3):
+    shape = list(values.shape)
+    shape[axis] = 2 * shape[axis] - 1
+    finer = np.empty(shape, np.float32)
+    before = (slice(None),) * axis
+    finer[(*before, slice(None, None, 2))] = values
+    halves = values * half
+    first, second = halves[(*before, slice(None, -1))], halves[(*before, slice(1, None))]
+    np.add(first, second, out=finer[(*before, slice(1, None, 2))])
+    values = finer
   return values
 
 
@@ -72,14 +92,13 @@ def hiding_places(
   Returns:
     Marks, bool [resolution + 1] * 3.
   """
-  inside = values > level
   neighbours = dict(size=3, mode="nearest")
-  explained = ndimage.maximum_filter(inside, **neighbours)
-  explained &= ~ndimage.minimum_filter(inside, **neighbours)
-  change = ndimage.maximum_filter(values, **neighbours)
-  change -= ndimage.minimum_filter(values, **neighbours)
+  highest = ndimage.maximum_filter(values, **neighbours)
+  lowest = ndimage.minimum_filter(values, **neighbours)
+  explained = (highest > level) & (lowest <= level)
   distance = np.abs(values - level)
-  hides = (distance <= _REACH * change) & (distance < band) & ~explained
+  hides = distance <= _REACH * (highest - lowest)
+  hides &= (distance < band) & ~explained
   hides &= _closest_along_steep_axis(values, distance)
   return _around(hides, resolution)
 

@@ -24,9 +24,6 @@ from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import sampling as surface_sampling
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
-from sculpt4d_jax.io.assets import asset_files
-from sculpt4d_jax.io.assets import gltf_animation
-from sculpt4d_jax.io.assets import gltf_container
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
 
@@ -286,6 +283,11 @@ def _any_mesh(file: KnownFile) -> TriangleMesh:
 
 def _first_pose(path: pathlib.Path) -> TriangleMesh:
   """All meshes of a glTF scene as one, at rest."""
+  # Late, as above: these readers import SciPy's geometry and linear algebra.
+  from sculpt4d_jax.io.assets import asset_files
+  from sculpt4d_jax.io.assets import gltf_animation
+  from sculpt4d_jax.io.assets import gltf_container
+
   try:
     return gltf_animation.rest_mesh(gltf_container.GltfFile(path))
   except asset_files.AssetError as error:

@@ -21,13 +21,6 @@ from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
-from sculpt4d_jax.kernels.block_sparse_attention.gpu import (
-  attention as pallas_gpu,
-)
-from sculpt4d_jax.kernels.block_sparse_attention.tpu import (
-  attention as pallas_tpu,
-)
-from sculpt4d_jax.kernels.block_sparse_attention.tpu import tiles as tpu_tiles
 from sculpt4d_jax.kernels.block_sparse_attention.xla import attention as xla
 from sculpt4d_jax.models import dense_attention
 from sculpt4d_jax.models import layers
@@ -347,8 +340,17 @@ def _temporal_backend(name: str | None) -> Any:
   A program may be compiled ahead of time for devices that this machine lacks.
   """
   platform, kind = partitioning.platform()
+  if name is None and platform == "cpu":
+    return "xla"  # The one that serves; the others need not be imported.
   # The chip is passed on, as the default backend may be another one.
   if name in (None, "pallas_tpu") and platform == "tpu":
+    from sculpt4d_jax.kernels.block_sparse_attention.tpu import (
+      attention as pallas_tpu,
+    )
+    from sculpt4d_jax.kernels.block_sparse_attention.tpu import (
+      tiles as tpu_tiles,
+    )
+
     return functools.partial(pallas_tpu.attention, chip=tpu_tiles.chip_of(kind))
   if name in (None, "pallas_gpu") and platform in ("gpu", "cuda"):
     return functools.partial(_on_gpu, name, partitioning.compute_capability())
@@ -359,6 +361,10 @@ def _on_gpu(
   name: str | None, compute_capability: str, *args: Any, **kwargs: Any
 ) -> Any:
   """The GPU kernels; plain JAX if they decline and no backend was named."""
+  from sculpt4d_jax.kernels.block_sparse_attention.gpu import (
+    attention as pallas_gpu,
+  )
+
   try:
     return pallas_gpu.attention(
       *args, compute_capability=compute_capability, **kwargs

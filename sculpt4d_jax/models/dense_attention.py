@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.errors import UserError
-from sculpt4d_jax.models import tpu_attention
 
 Array = array_types.Array
 Float = array_types.Float
@@ -54,6 +53,8 @@ def dot_product_attention(
   if implementation is None:
     implementation = _fastest(query, key)
   if implementation == "splash":
+    from sculpt4d_jax.models import tpu_attention  # Pallas, which CPUs can spare.
+
     return tpu_attention.attend(query, key, value)
   if implementation == "cudnn":
     return jax.nn.dot_product_attention(
@@ -83,8 +84,11 @@ def _fastest(query: Array, key: Array) -> str:
   if platform in ("gpu", "cuda") and is_half:
     # cuDNN's flash attention serves these head widths.
     return "cudnn" if width % 8 == 0 and width <= 128 else "xla"
-  if platform == "tpu" and tpu_attention.serves(query, key):
-    return "splash"
+  if platform == "tpu":
+    from sculpt4d_jax.models import tpu_attention
+
+    if tpu_attention.serves(query, key):
+      return "splash"
   return "xla"
 
 

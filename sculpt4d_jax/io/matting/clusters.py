@@ -3,7 +3,6 @@
 import warnings
 
 import numpy as np
-from scipy.cluster import vq
 
 _JITTER = 1e-3  # Levels; equal colours would give empty clusters.
 
@@ -12,6 +11,8 @@ def find(
   colours: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Divides colours [N, 3]; returns centres [count, 3] and labels [N]."""
+  from scipy.cluster import vq  # Most clips need no clusters, nor this wait.
+
   count = min(count, len(colours))
   samples = colours + rng.normal(scale=_JITTER, size=colours.shape)
   with warnings.catch_warnings():

@@ -154,7 +154,7 @@ def _regions(
 def _fits(clean: np.ndarray, threshold: float) -> bool:
   """Whether differences from the ground [P, 3] are those of ground itself."""
   offset = np.abs(clean.mean(axis=0)).max()
-  median = np.median(np.linalg.norm(clean, axis=-1))
+  median = np.median(ground_lib.lengths(clean))
   return bool(
     offset < _MAX_OFFSET * threshold and median < _MAX_MEDIAN * threshold
   )

@@ -9,7 +9,6 @@ some place for longer are therefore rejected.
 
 import numpy as np
 from scipy import ndimage
-from skimage import morphology
 
 from sculpt4d_jax.io.matting import colour
 from sculpt4d_jax.io.matting import cutout
@@ -77,4 +76,6 @@ def _main_piece(distance: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _hull(mask: np.ndarray) -> np.ndarray:
+  from skimage import morphology  # Late, as few clips come here.
+
   return morphology.convex_hull_image(mask) if mask.any() else mask

@@ -230,9 +230,9 @@ def _shadows(
     darkest: Part of its light that the ground keeps in the darkest shadow.
   """
   behind = frame - difference
-  brightness = np.maximum(np.linalg.norm(behind, axis=-1), 1)
+  brightness = np.maximum(ground_lib.lengths(behind), 1)
   light = (frame * behind).sum(axis=-1) / brightness**2
-  tint = np.linalg.norm(frame - light[..., None] * behind, axis=-1)
+  tint = ground_lib.lengths(frame - light[..., None] * behind)
   # Less light makes a camera's hue less sure, and compression's too.
   limit = ground.threshold + 0.04 * brightness
   is_shade = (tint < limit) & (light > darkest)
@@ -291,7 +291,7 @@ def _matte(
   """Writes colours [H, W, 3] and alpha [H, W] of one frame, where not 0."""
   if not mask.any():
     return
-  distance = np.linalg.norm(difference, axis=-1)
+  distance = ground_lib.lengths(difference)
   if ground.sigma:
     distance = ndimage.gaussian_filter(distance, 0.6)
   # Coarse chroma blurs an outline over four pixels.
@@ -344,7 +344,7 @@ def _without_specks(
   if not count:
     return mask
   area = np.bincount(labels.ravel(), minlength=count + 1) / mask.size
-  peak = ndimage.maximum(distance, labels, np.arange(count + 1))
-  keep = (area > _SPECK) & ((area > 10 * _SPECK) | (peak > 2 * threshold))
+  strong = np.bincount(labels[distance > 2 * threshold], minlength=count + 1)
+  keep = (area > _SPECK) & ((area > 10 * _SPECK) | (strong > 0))
   keep[0] = False
   return keep[labels]
