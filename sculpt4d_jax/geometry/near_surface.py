@@ -61,7 +61,10 @@ def _doubled(values: np.ndarray) -> np.ndarray:
     before = (slice(None),) * axis
     finer[(*before, slice(None, None, 2))] = values
     halves = values * half
-    first, second = halves[(*before, slice(None, -1))], halves[(*before, slice(1, None))]
+    first, second = (
+      halves[(*before, slice(None, -1))],
+      halves[(*before, slice(1, None))],
+    )
     np.add(first, second, out=finer[(*before, slice(1, None, 2))])
     values = finer
   return values

@@ -158,6 +158,9 @@ class Sculpt4D:
     packs = weights == "int8"
     modules, details = {}, {}
     for name, (kind, config) in model.parts().items():
+      # One block in a loop is traced and loaded sooner than all of them one
+      # after the other, which is for training, and computes as fast.
+      config = dataclasses.replace(config, scan_unroll=1)
       graphdef, abstract_params = networks.abstract(kind, config)
       params, details[name] = model_folders.load(
         folder,
@@ -230,14 +233,14 @@ class Sculpt4D:
     Raises:
       ValueError: A known frame is not of this clip, or not of this model.
     """
-    noise = self.draw_noise(config.seed, len(images), config.noise)
+    noise = self._draw(config.seed, len(images), config.noise)
     known = None
     if known_frames:
-      known = self._known(known_frames, noise.shape)
-    context = self.encode(images)[None]
+      known = self._known(known_frames, noise.shape[1:])
+    context = self._encoded(images)
     return self.denoise(
       context,
-      noise[None],
+      noise,
       config,
       on_step,
       known,
@@ -279,14 +282,23 @@ class Sculpt4D:
     self, images: UInt8[np.ndarray, "F S S 3"]
   ) -> Float[Array, "F I W"]:
     """The image tokens of a clip's frames; see `sample`."""
+    return self._encoded(images)[0]
+
+  def _encoded(self, images: np.ndarray) -> Float[Array, "1 F I W"]:
     self._placed_vae = None  # Makes room where it is offloaded.
-    return self._encode(self._encoder, jnp.asarray(images))
+    return self._encode(self._encoder, images)
 
   def draw_noise(
     self, seed: int, num_frames: int, kind: str = "independent"
   ) -> Float[Array, "F N C"]:
     """Draws the noise from which a clip is denoised."""
-    return self._noise(jax.random.key(seed), num_frames, kind)
+    return self._draw(seed, num_frames, kind)[0]
+
+  def _draw(
+    self, seed: int, num_frames: int, kind: str
+  ) -> Float[Array, "1 F N C"]:
+    # As `jax.random.key` takes a whole number, whose program is one more.
+    return self._noise(np.int64(seed), num_frames, kind)
 
   def denoise(
     self,
@@ -315,7 +327,6 @@ class Sculpt4D:
     """
     if config.skips_on_host:
       streaming.check(self._transformer.device)
-    noise = noise * config.temperature
     options = {
       "known": known,
       # Numbers that change no program, so that it is compiled once.
@@ -334,7 +345,9 @@ class Sculpt4D:
       num_frames = min(frames, noise.shape[1])
       with self._transformer.on_mesh(config, num_frames) as place:
         noise, context, options["known"] = place((noise, context, known))
-        contexts, state = self._begin(self._dit, noise, context, **options)
+        noise, contexts, state = self._begin(
+          self._dit, noise, context, np.float32(config.temperature), **options
+        )
         if outlines is not None:
           fitted = {"vae": self._vae_on_device(), "outlines": outlines}
           options |= place(fitted)
@@ -360,17 +373,25 @@ class Sculpt4D:
     whole = len(images) // FRAMES_AT_A_TIME * FRAMES_AT_A_TIME
     rest = encode(images[whole:]) if whole < len(images) else None
     if not whole:
-      return rest
+      return rest[None]
     groups = images[:whole].reshape(-1, FRAMES_AT_A_TIME, *images.shape[1:])
     context = jax.lax.map(encode, groups)
     context = context.reshape(whole, *context.shape[2:])
-    return context if rest is None else jnp.concatenate([context, rest])
+    if rest is not None:
+      context = jnp.concatenate([context, rest])
+    return context[None]
 
   def _begin_impl(
-    self, params: nnx.State, noise: Array, context: Array, **options: Any
-  ) -> tuple[denoising.Contexts, samplers.State]:
+    self,
+    params: nnx.State,
+    noise: Array,
+    context: Array,
+    temperature: Array,
+    **options: Any,
+  ) -> tuple[Array, denoising.Contexts, samplers.State]:
     dit = nnx.merge(self._dit_def, params)
-    return denoising.Denoiser(dit, noise, **options).begin(context)
+    noise = noise * temperature
+    return noise, *denoising.Denoiser(dit, noise, **options).begin(context)
 
   def _advance_impl(
     self, params: nnx.State, noise: Array, *call: Any, **options: Any
@@ -383,11 +404,12 @@ class Sculpt4D:
       options["fitting"] = outlines_lib.fitting(vae, outlines, config)
     return denoising.Denoiser(dit, noise, **options).advance(*call)
 
-  def _noise_impl(self, key: Array, num_frames: int, kind: str) -> Array:
+  def _noise_impl(self, seed: Array, num_frames: int, kind: str) -> Array:
     frames = 1 if kind == "shared" else num_frames
     sizes = self.vae_config.num_latents, self.vae_config.latent_channels
+    key = jax.random.key(seed)
     noise = jax.random.normal(key, (frames, *sizes), jnp.float32)
-    return jnp.broadcast_to(noise, (num_frames, *sizes))
+    return jnp.broadcast_to(noise, (1, num_frames, *sizes))
 
   def encode_surface(
     self,
@@ -421,7 +443,7 @@ class Sculpt4D:
     prepared meanwhile.
     """
     vae = self._vae_on_device()
-    key_values = self._keys_values(vae, jnp.asarray(latents))
+    key_values = self._keys_values(vae, latents)
     # Flattened once: for thousands of points, that takes as long as a tenth of
     # their values.
     leaves = jax.tree.leaves(vae)
