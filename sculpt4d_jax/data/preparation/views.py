@@ -7,6 +7,7 @@ transparent background.
 
 from collections.abc import Iterator
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -14,9 +15,12 @@ from PIL import Image
 from sculpt4d_jax.data.records import schema
 from sculpt4d_jax.geometry import deforming_mesh
 from sculpt4d_jax.geometry import mesh as mesh_lib
-from sculpt4d_jax.geometry import watertight
 from sculpt4d_jax.rendering import cameras
 from sculpt4d_jax.rendering import rasterizer
+
+# Presets import this module, and no program waits for libraries of geometry.
+if TYPE_CHECKING:
+  from sculpt4d_jax.geometry import watertight
 
 DeformingMesh = deforming_mesh.DeformingMesh
 
@@ -27,7 +31,7 @@ _DEPTH_STEPS = 65534
 
 def render_entries(
   mesh: DeformingMesh,
-  repair: watertight.Repair,
+  repair: "watertight.Repair",
   *,
   num_views: int,
   image_size: int,
