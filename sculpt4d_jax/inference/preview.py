@@ -196,11 +196,11 @@ def _video_tile(frame: np.ndarray, size: int) -> Image.Image:
 def _mesh_tile(
   surface: rasterizer.Surface, camera: cameras.Camera, size: int
 ) -> Image.Image:
-  view = surface.render(camera, size, supersampling=2)
+  rgba = surface.picture(camera, size, supersampling=2)
   across = np.linspace(-1, 1, size)
   distance = np.hypot(across[None, :], across[:, None] + 0.15)[..., None]
   background = _SPOT + (_RIM - _SPOT) * np.clip(distance / 1.4, 0, 1) ** 1.5
-  return Image.fromarray(rasterizer.composite(view.rgba, background))
+  return Image.fromarray(rasterizer.composite(rgba, background))
 
 
 def _arrange(rows: Sequence[Sequence[Image.Image]], size: int) -> np.ndarray:

@@ -120,6 +120,17 @@ def test_flat_normals_are_those_of_the_faces():
   np.testing.assert_array_equal(found, [[0, 0, 1], [0, 1, 0], [1, 0, 0]])
 
 
+def test_a_picture_is_the_colours_of_a_render():
+  camera = cameras.perspective(30.0, 20.0)
+  for mesh in (_sphere(), EMPTY):
+    for samples in (1, 2):
+      surface = rasterizer.Surface(mesh)
+      np.testing.assert_array_equal(
+        surface.picture(camera, 24, supersampling=samples),
+        surface.render(camera, 24, supersampling=samples).rgba,
+      )
+
+
 def test_supersampling_smooths_the_outline_only():
   camera = cameras.orthographic(height=2, distance=3)
   plain, smooth = (

@@ -66,8 +66,8 @@ def pack_mesh(
   corners = np.diff(mesh.faces.reshape(-1), prepend=np.int32(0))
   zigzag = ((corners << 1) ^ (corners >> 31)).astype("<u4")
   planes = [_byte_planes(column) for column in steps.T] + [_byte_planes(zigzag)]
-  # Level 9 takes five times longer and saves 1.5 %.
-  packed = zlib.compress(b"".join(planes), 6)
+  # Level 6 takes twice as long and saves 2 %, level 9 thirteen times and 4 %.
+  packed = zlib.compress(b"".join(planes), 4)
   return {
     "vertices": mesh.num_vertices,
     "faces": mesh.num_faces,
