@@ -22,7 +22,9 @@ def face_components(mesh: TriangleMesh) -> np.ndarray:
   graph = sparse.coo_array(
     (ones, edges.T), shape=(mesh.num_vertices, mesh.num_vertices)
   )
-  _, of_vertex = csgraph.connected_components(graph, directed=False)
+  count, of_vertex = csgraph.connected_components(graph, directed=False)
+  if count == 1:  # As most meshes have, which need no numbering.
+    return np.zeros(mesh.num_faces, np.int32)
   _, first, of_face = np.unique(
     of_vertex[mesh.faces[:, 0]], return_index=True, return_inverse=True
   )
@@ -57,6 +59,8 @@ def keep_largest_components(
   if mesh.is_empty:
     return mesh
   component = face_components(mesh)
+  if not component.any():  # The only piece is the largest.
+    return mesh
   # Float64 for sums over a million faces; the factor 2 does not matter.
   face_area = np.linalg.norm(mesh.face_cross_products(), axis=1)
   area = np.bincount(component, weights=face_area)
