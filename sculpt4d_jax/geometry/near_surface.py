@@ -18,7 +18,6 @@ missed only if no coarse point is inside it and it lies next to another surface.
 """
 
 import numpy as np
-from scipy import ndimage
 
 # A point is suspicious if its value is within this many times the change of the
 # field over the neighbouring points. A surface within half a cell's diagonal of
@@ -52,19 +51,17 @@ def interpolate(values: np.ndarray, resolution: int) -> np.ndarray:
 
 
 def _doubled(values: np.ndarray) -> np.ndarray:
-  """`interpolate` to half the spacing, in a fifth of its time."""
+  """`interpolate` to half the spacing, in a quarter of its time."""
   half = np.float32(0.5)
+  dtype = np.result_type(values, half)
   for axis in range(3):
     shape = list(values.shape)
     shape[axis] = 2 * shape[axis] - 1
-    finer = np.empty(shape, np.float32)
+    finer = np.empty(shape, dtype)
     before = (slice(None),) * axis
     finer[(*before, slice(None, None, 2))] = values
     halves = values * half
-    first, second = (
-      halves[(*before, slice(None, -1))],
-      halves[(*before, slice(1, None))],
-    )
+    first, second = (halves[index] for index in _neighbours(axis))
     np.add(first, second, out=finer[(*before, slice(1, None, 2))])
     values = finer
   return values
@@ -95,9 +92,8 @@ def hiding_places(
   Returns:
     Marks, bool [resolution + 1] * 3.
   """
-  neighbours = dict(size=3, mode="nearest")
-  highest = ndimage.maximum_filter(values, **neighbours)
-  lowest = ndimage.minimum_filter(values, **neighbours)
+  highest = _among_neighbours(values, np.maximum)
+  lowest = _among_neighbours(values, np.minimum)
   explained = (highest > level) & (lowest <= level)
   distance = np.abs(values - level)
   hides = distance <= _REACH * (highest - lowest)
@@ -106,18 +102,33 @@ def hiding_places(
   return _around(hides, resolution)
 
 
+def _among_neighbours(values: np.ndarray, choose: np.ufunc) -> np.ndarray:
+  """The largest or smallest value of each point's 3^3 neighbourhood."""
+  for axis in range(values.ndim):
+    but_last, but_first = _neighbours(axis)
+    chosen = values.copy()
+    choose(chosen[but_last], values[but_first], out=chosen[but_last])
+    choose(chosen[but_first], values[but_last], out=chosen[but_first])
+    values = chosen
+  return values
+
+
 def _closest_along_steep_axis(
   values: np.ndarray, distance: np.ndarray
 ) -> np.ndarray:
   """Points at most as far as both neighbours on an axis of steep change."""
   slopes, closest = [], []
   for axis in range(values.ndim):
-    before, after = (_neighbour(values, step, axis) for step in (-1, 1))
-    slopes.append(np.maximum(np.abs(before - values), np.abs(after - values)))
-    closest.append(
-      (distance <= _neighbour(distance, -1, axis))
-      & (distance <= _neighbour(distance, 1, axis))
-    )
+    but_last, but_first = _neighbours(axis)
+    change = np.abs(values[but_first] - values[but_last])
+    slope = np.zeros_like(values)
+    slope[but_last] = change
+    np.maximum(slope[but_first], change, out=slope[but_first])
+    slopes.append(slope)
+    is_closest = np.ones(values.shape, bool)
+    is_closest[but_last] = distance[but_last] <= distance[but_first]
+    is_closest[but_first] &= distance[but_first] <= distance[but_last]
+    closest.append(is_closest)
   steep = _STEEP * np.maximum.reduce(slopes)
   return np.logical_or.reduce(
     [
@@ -127,10 +138,10 @@ def _closest_along_steep_axis(
   )
 
 
-def _neighbour(values: np.ndarray, step: int, axis: int) -> np.ndarray:
-  """Values of the next points along an axis; on the border, their own."""
-  index = np.arange(values.shape[axis]) + step
-  return values.take(np.clip(index, 0, values.shape[axis] - 1), axis)
+def _neighbours(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+  """Indices of all points but the last on an axis, and of all but the first."""
+  before = (slice(None),) * axis
+  return (*before, slice(None, -1)), (*before, slice(1, None))
 
 
 def _around(points: np.ndarray, resolution: int) -> np.ndarray:
