@@ -26,7 +26,7 @@ def end_now(signum: int, frame: object) -> None:
 # "-m" stands for the program's path while Python looks for it. A process that
 # ignores Ctrl-C (nohup, a job in the background) keeps ignoring it.
 if sys.argv[:1] == ["-m"]:
-  # Imports leave no garbage; `program.run` lets the collector begin.
+  # Imports leave no garbage; `exits.set_up` lets the collector begin.
   gc.disable()
   if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, end_now)

@@ -69,9 +69,7 @@ def set_up(name: str) -> None:
     name: Name of the program, for messages.
   """
   host_memory.keep_freed_memory()
-  # What was imported stays: the collector need not look through it each time.
-  gc.freeze()
-  gc.enable()
+  _pass_over_imports()
   quieten_libraries()
   signal.signal(signal.SIGTERM, exit_on_sigterm)
   sys.unraisablehook = note_dropped_error
@@ -201,6 +199,7 @@ def log_platform() -> None:
   """
   import jax  # Not needed for --help.
 
+  _pass_over_imports()  # Of commands that import late.
   compile_cache.use_default()
   logging.info(
     "Python %s, %s",
@@ -216,6 +215,16 @@ def log_platform() -> None:
     jax.process_index(),
     jax.process_count(),
   )
+
+
+def _pass_over_imports() -> None:
+  """Lets Python's collector of garbage begin, with what comes from now on.
+
+  What was imported stays until the end. To look through it for garbage, each
+  time and at the exit, takes as long as a tenth of a short run.
+  """
+  gc.freeze()
+  gc.enable()
 
 
 def _os_error_message(error: OSError) -> str:

@@ -102,10 +102,15 @@ def test_train_runs_all_stages_of_a_preset():
 
 def test_sampling_imports_nothing_that_only_others_need():
   slow = {
+    "igl",
+    "jax.experimental.pallas.tpu",
     "orbax.checkpoint",
+    "scipy.cluster",
+    "scipy.spatial",
     "scipy.stats",
     "sculpt4d_jax.evaluation.held_out",
     "sculpt4d_jax.inference.registering",
+    "sculpt4d_jax.io.assets.gltf_animation",
     "sculpt4d_jax.training.loop",
     "tensorboardX",
     "trimesh",

@@ -345,3 +345,13 @@ def test_programs_that_share_a_model_share_its_default():
     for name in ("sample", "train", "evaluate")
   }
   assert set(found.values()) == {"configs/small.py"}, found
+
+
+def test_garbage_is_collected_from_the_start_of_a_program():
+  code = (
+    "import gc, sys; sys.argv = ['-m']; import launch\n"
+    "assert not gc.isenabled()  # Only while it is imported.\n"
+    "from sculpt4d_jax.cli import exits; exits.set_up('greet')\n"
+    "assert gc.isenabled() and gc.get_freeze_count()"
+  )
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
