@@ -31,8 +31,6 @@ from sculpt4d_jax.models import eight_bits
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models.moe import dispatch
 from sculpt4d_jax.models.moe import exchange
-from sculpt4d_jax.models.moe import grouped_matmul
-from sculpt4d_jax.models.moe import grouped_mlp
 
 Array = array_types.Array
 Float = array_types.Float
@@ -194,6 +192,10 @@ def apply_experts(
   if implementation is None:
     implementation = _fastest(x, weights)
   if implementation == "grouped":
+    from sculpt4d_jax.models.moe import (
+      grouped_mlp,
+    )  # Pallas: a tenth of a second.
+
     return grouped_mlp.apply(x, gates, chosen, weights, gather)
   weights = gather(weights)
   if implementation == "dense":
@@ -218,6 +220,8 @@ def _fastest(x: Array, weights: ExpertWeights) -> str:
   # the results; the grouped kernels are for TPUs.
   if partitioning.platform()[0] != "tpu":
     return "blocked"
+  from sculpt4d_jax.models.moe import grouped_matmul
+
   return "grouped" if grouped_matmul.serves(x.dtype, *widths) else "ragged"
 
 
