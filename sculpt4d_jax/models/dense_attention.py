@@ -53,9 +53,8 @@ def dot_product_attention(
   if implementation is None:
     implementation = _fastest(query, key)
   if implementation == "splash":
-    from sculpt4d_jax.models import (
-      tpu_attention,
-    )  # Pallas, which CPUs can spare.
+    # Late, as it imports Pallas, which CPUs can spare.
+    from sculpt4d_jax.models import tpu_attention
 
     return tpu_attention.attend(query, key, value)
   if implementation == "cudnn":

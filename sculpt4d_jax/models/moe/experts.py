@@ -192,9 +192,8 @@ def apply_experts(
   if implementation is None:
     implementation = _fastest(x, weights)
   if implementation == "grouped":
-    from sculpt4d_jax.models.moe import (
-      grouped_mlp,
-    )  # Pallas: a tenth of a second.
+    # Late, as it imports Pallas, which CPUs can spare.
+    from sculpt4d_jax.models.moe import grouped_mlp
 
     return grouped_mlp.apply(x, gates, chosen, weights, gather)
   weights = gather(weights)
