@@ -14,7 +14,8 @@ share of the processor's peak (measured by a large matrix product) that the
 model's operations reach, and the ratio of the two. --compiled adds PyTorch's
 step after `torch.compile`, which wants a C++ compiler. --sampling times the
 sampling of a clip instead, from pictures to latents: Euler's method, guided at
-every call, with random weights. --profile writes a trace of the JAX step.
+every call if the preset's scale is not 1, with random weights. --profile writes
+a trace of the JAX step.
 """
 
 from collections.abc import Callable, Mapping
@@ -111,7 +112,7 @@ def _time_sampling(
   seconds, processor = _time(samplers)
   print(
     f"{preset.name}: {len(clip.images)} frames, {clip.config.num_steps - 1}"
-    " guided calls"
+    f" calls, guidance {clip.config.guidance_scale:g}"
   )
   for name, values in seconds.items():
     print(

@@ -26,7 +26,7 @@ class Clip:
   Attributes:
     network: Our networks, with random weights.
     params: Their parameters by dotted path.
-    config: Euler's method, guided at every call.
+    config: Euler's method, guided at every call if its scale is not 1.
     images: Pictures, uint8 [F, S, S, 3].
     noise: Initial state [F, N, C].
   """
@@ -97,8 +97,9 @@ def torch_sampler(
     field_freqs=1,
     is_compiled=compiled,
   )
-  images, noise = torch.from_numpy(clip.images), torch.from_numpy(clip.noise)
   config = clip.config
+  images = torch.from_numpy(clip.images)
+  noise = torch.from_numpy(clip.noise) * config.temperature
   return lambda: module.sample(
     images, noise, config.num_steps, config.guidance_scale
   ).numpy()

@@ -160,24 +160,27 @@ class TrainingStep:
   def sample(
     self, images: Tensor, noise: Tensor, num_steps: int, scale: float
   ) -> Tensor:
-    """Euler's method with guidance at every call, both branches in one batch.
+    """Euler's method, guided at every call with both branches in one batch.
 
     Args:
       images: Pictures, uint8 [F, S, S, 3].
       noise: Initial state [F, N, C].
       num_steps: Number of times, both ends included.
-      scale: Scale of guidance.
+      scale: Scale of guidance; 1 needs no branch without the pictures.
     """
     context = self._encode(images[None].float() / 127.5 - 1.0)
-    context = torch.cat((context, torch.zeros_like(context)))
-    ones = torch.ones(2)
+    if scale != 1:
+      context = torch.cat((context, torch.zeros_like(context)))
+    ones = torch.ones(len(context))
     x = noise[None]
     for step in range(num_steps - 1):
       time = ones * (step / (num_steps - 1))
-      with_context, without = self._dit(
-        x.expand(2, -1, -1, -1), time, context, ones
+      velocity, *without = self._dit(
+        x.expand(len(ones), -1, -1, -1), time, context, ones
       )[0].split(1)
-      x = x + (without + scale * (with_context - without)) / (num_steps - 1)
+      for other in without:
+        velocity = other + scale * (velocity - other)
+      x = x + velocity / (num_steps - 1)
     return x[0]
 
   def loss(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -33,8 +33,10 @@ def test_losses_agree_for_patches_in_two_levels_and_known_token_indices():
   step_time.check_agreement(ours, step_time.torch_step(ours))
 
 
-def test_sampled_latents_agree_with_pytorch():
+@pytest.mark.parametrize(("scale", "temperature"), [(3.0, 1.0), (1.0, 0.25)])
+def test_sampled_latents_agree_with_pytorch(scale, temperature):
   config = micro.get_config()
+  config.sampling.update(dict(guidance_scale=scale, temperature=temperature))
   preset = preset_lib.from_config(config)
   clip = sampling_peer.make_clip(preset)
   peer = sampling_peer.torch_sampler(clip, step_time.our_step(preset), False)
