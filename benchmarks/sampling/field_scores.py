@@ -31,9 +31,12 @@ def fields(
   return np.clip(values, -TRUNCATION, TRUNCATION)
 
 
-def true_fields(clip: solids.SyntheticClip) -> np.ndarray:
-  """True distances [F, GRID^3], truncated."""
-  at = np.broadcast_to(points(), (clip.num_frames, GRID**3, 3))
+def true_fields(
+  clip: solids.SyntheticClip, at: np.ndarray | None = None
+) -> np.ndarray:
+  """True distances at the points, or at others [GRID^3, 3]; truncated."""
+  at = points() if at is None else at.astype(np.float32)
+  at = np.broadcast_to(at, (clip.num_frames, *at.shape))
   solid = clip_records.trim(clip.solid)
   values = np.asarray(jax.device_get(clip_records.distances(solid, at)))
   return np.clip(values, -TRUNCATION, TRUNCATION)

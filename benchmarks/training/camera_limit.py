@@ -10,7 +10,6 @@ import numpy as np
 
 from benchmarks.sampling import field_scores
 from sculpt4d_jax import array_types
-from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.inference import outlines
 from sculpt4d_jax.rendering import sphere_tracer
@@ -31,20 +30,11 @@ def iou(
     true: The camera of its pictures.
     taken: The camera that is taken for it, numbers of a `ViewHead`.
   """
-  points = field_scores.points()
-  sources = moved(points, outlines.as_view(taken), true)
-  solid = clip_records.trim(clip.solid)
-  inside = [
-    np.asarray(
-      clip_records.distances(
-        solid, np.broadcast_to(at, (clip.num_frames, *at.shape))
-      )
-    )
-    > 0
-    for at in (points, sources.astype(np.float32))
-  ]
-  both = (inside[0] & inside[1]).sum(1)
-  return float((both / np.maximum((inside[0] | inside[1]).sum(1), 1)).mean())
+  at = moved(field_scores.points(), outlines.as_view(taken), true)
+  placed = field_scores.true_fields(clip, at)
+  return float(
+    field_scores.by_frame(placed, field_scores.true_fields(clip))[0].mean()
+  )
 
 
 def moved(
