@@ -186,8 +186,7 @@ class Surface:
         rgb = _shade(normals, directions, camera, albedo)
       else:
         rgb = np.broadcast_to(albedo, normals.shape)
-      rgba = np.concatenate([rgb, np.ones_like(rgb[:, :1])], axis=1)
-      return hits.scatter(rgba, 0.0)
+      return _opaque(hits, rgb)
 
     center = self._cast(camera, (height, width), 1, vertex_normals)
     samples = center
@@ -221,8 +220,7 @@ class Surface:
       camera, (size, size), supersampling, self._normals
     )
     rgb = _shade(normals, directions, camera, CLAY)
-    rgba = np.concatenate([rgb, np.ones_like(rgb[:, :1])], axis=1)
-    return _average(hits.scatter(rgba, 0.0), supersampling)
+    return _average(_opaque(hits, rgb), supersampling)
 
   def _cast(
     self,
@@ -347,6 +345,12 @@ def _shade(
   # Light is added linearly; the display gamma is 2.2.
   linear = np.asarray(albedo) ** _GAMMA * (ambient + 0.86 * diffuse)
   return np.clip(linear + 0.07 * rim * sky, 0, 1) ** (1 / _GAMMA)
+
+
+def _opaque(hits: _Hits, rgb: np.ndarray) -> np.ndarray:
+  """An image [h, w, 4] of the hits' colours [n, 3], clear where none is."""
+  rgba = np.concatenate([rgb, np.ones_like(rgb[:, :1])], axis=1)
+  return hits.scatter(rgba, 0.0)
 
 
 def _average(rgba: np.ndarray, samples: int) -> np.ndarray:
