@@ -35,8 +35,8 @@ if [[ ! -x $VENV/bin/python ]]; then
   run python3 -m venv "$VENV"
   run "$VENV/bin/pip" install -q -r requirements.txt 'jax[cuda12]'
 fi
-if [[ -n $GPUS ]]; then export CUDA_VISIBLE_DEVICES=$GPUS; fi
-export XLA_PYTHON_CLIENT_MEM_FRACTION=$MEMORY
+variables=(XLA_PYTHON_CLIENT_MEM_FRACTION="$MEMORY")
+if [[ -n $GPUS ]]; then variables+=(CUDA_VISIBLE_DEVICES="$GPUS"); fi
 # shellcheck disable=SC2206  # EXTRA has several flags.
 flags=(--config="$CONFIG" --workdir="$WORKDIR" $EXTRA)
-run "$VENV/bin/python" -m launch.train "${flags[@]}"
+run env "${variables[@]}" "$VENV/bin/python" -m launch.train "${flags[@]}"
