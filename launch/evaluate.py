@@ -74,6 +74,7 @@ from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import output_checks
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 
@@ -223,6 +224,10 @@ def main(unused_argv: Sequence[str]) -> None:
       "--pictures shows a model's clips: give it without --protocol,"
       " --predicted and --truth."
     )
+  if _OUTPUT.value:
+    output_checks.check_file(_OUTPUT.value)
+  if _PICTURES.value:
+    output_checks.check_folder(_PICTURES.value)
   if _PROTOCOL.value:
     score_by_protocol(chosen_protocol())
     return

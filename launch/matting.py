@@ -11,11 +11,11 @@ needs the package onnxruntime (the extra "matting").
 """
 
 from collections.abc import Sequence
-import pathlib
 
 from absl import flags
 
 from launch import program
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.matting import networks
 
 _DOWNLOAD = flags.DEFINE_string(
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]):
   del argv
   if _DOWNLOAD.value:
     network = networks.find(_DOWNLOAD.value)
-    path = networks.download(network, pathlib.Path(_FOLDER.value))
+    path = networks.download(network, paths.on_disk(_FOLDER.value, "--folder"))
     print(f"Use it with --matte=onnx:{path}; its licence is {network.licence}.")
     return
   print("\n".join(networks.table("python -m launch.matting --download")))

@@ -11,7 +11,6 @@ printed are those of held-out clips.
 """
 
 from collections.abc import Sequence
-import pathlib
 
 from absl import flags
 from ml_collections import config_flags
@@ -22,6 +21,9 @@ from sculpt4d_jax.data.procedural import store as record_store
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.io import local_copies
+from sculpt4d_jax.io import output_checks
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training import view_training
 from sculpt4d_jax.weights import view_heads
@@ -49,8 +51,11 @@ def main(unused_argv: Sequence[str]) -> None:
       "The head assumes a camera in front of the object, but this preset has"
       f" data.max_azimuth={preset.data.sizes.max_azimuth}; expected 0."
     )
-  workdir = pathlib.Path(_WORKDIR.value)
-  weights = pathlib.Path(_CHECKPOINT.value or workdir / "weights")
+  workdir = paths.of(_WORKDIR.value)
+  weights = paths.of(_CHECKPOINT.value or workdir / "weights")
+  output_checks.check_folder(weights)
+  # Memory-mapped, hence on a disk.
+  data = local_copies.fetch(workdir / "data")
   log = run_log.RunLog()
   config = view_training.ViewTrainingConfig(num_steps=_NUM_STEPS.value)
   model = model_lib.Sculpt4D.load(preset.model, weights)
@@ -59,7 +64,7 @@ def main(unused_argv: Sequence[str]) -> None:
     ("train", preset.data.num_clips, preset.data.first_seed),
     ("held_out", preset.data.num_held_out, preset.data.held_out_seed),
   ):
-    folder = workdir / "data" / split
+    folder = data / split
     if not (folder / "store.json").is_file():
       raise UserError(
         f"{folder} holds no clips; run launch.train with this --workdir first."

@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
   from sculpt4d_jax.evaluation.protocols import scores
   from sculpt4d_jax.evaluation.views import weight_downloads
   from sculpt4d_jax.io import atomic
+  from sculpt4d_jax.io import output_checks
 
   if args.describe:
     entries = protocol_table.PROTOCOLS.values()
@@ -95,6 +96,8 @@ def run(args: argparse.Namespace) -> None:
       "Two sequences are compared: give the predicted and the true one, or"
       " neither to evaluate a model on held-out clips."
     )
+  if args.output:
+    output_checks.check_file(args.output)
   if args.download:
     if not args.picture_weights:
       raise UserError("--download needs a folder: give --picture_weights too.")

@@ -60,10 +60,12 @@ def run(args: argparse.Namespace) -> None:
   from sculpt4d_jax.inference import figure_run
   from sculpt4d_jax.inference import preview
   from sculpt4d_jax.inference import run_log
+  from sculpt4d_jax.io import output_checks
   from sculpt4d_jax.io import paths
 
   if not args.output.lower().endswith(".png"):
     raise UserError(f"--output={args.output}: expected a name ending in .png.")
+  output_checks.check_file(args.output)
   sheet = figure_run.draw(
     args.input,
     run_log.RunLog(options.progress(args)),

@@ -10,7 +10,8 @@ the extra "matting".
 """
 
 import argparse
-import pathlib
+
+from sculpt4d_jax.io import paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,5 +32,5 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(networks.table("sculpt4d matting --download")))
     return
   network = networks.find(args.download)
-  path = networks.download(network, pathlib.Path(args.folder))
+  path = networks.download(network, paths.on_disk(args.folder, "--folder"))
   print(f"Use it with --matte onnx:{path}; its licence is {network.licence}.")

@@ -1,8 +1,9 @@
 """Arguments that several commands have."""
 
 import argparse
-import os
 from typing import TYPE_CHECKING
+
+from sculpt4d_jax.io import paths
 
 if TYPE_CHECKING:
   import ml_collections
@@ -70,6 +71,8 @@ def progress(args: argparse.Namespace) -> bool:
   return not args.quiet
 
 
-def opened_with(page: os.PathLike) -> str:
+def opened_with(page: paths.PathLike) -> str:
   """The last line of a run that made a page."""
-  return f"Open {os.fspath(page)} in a browser."
+  if paths.is_remote(page):
+    return f"Copy {page} to this machine and open it in a browser."
+  return f"Open {page} in a browser."

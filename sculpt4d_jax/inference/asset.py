@@ -28,6 +28,7 @@ from sculpt4d_jax.inference import asset_pictures
 from sculpt4d_jax.inference import given_files
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io import staged
 from sculpt4d_jax.io.assets import given_asset
 from sculpt4d_jax.io.meshes import bvh
@@ -108,7 +109,7 @@ class Asset:
   camera: camera_fit.FittedCamera | None
   rig: bone_tree.Rig | None
   trajectory: np.ndarray
-  files: tuple[pathlib.Path, ...]
+  files: tuple[paths.LocalPath | paths.StorePath, ...]
   report: dict[str, Any]
 
 
@@ -202,7 +203,7 @@ def make_asset(
     text = json.dumps(report, indent=2) + "\n"
     atomic.write_bytes(staging / REPORT, text.encode())
     names = sorted(p.name for p in staging.iterdir() if p.name[0] != ".")
-  files = tuple(pathlib.Path(folder) / name for name in names)
+  files = tuple(paths.of(folder) / name for name in names)
   return Asset(parts, camera, rig, trajectory, files, report)
 
 

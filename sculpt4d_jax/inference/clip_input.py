@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from PIL import ImageOps
 
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.video.frames import InputError
 
 ClipInput = str | os.PathLike | np.ndarray | Sequence[Any]
@@ -27,7 +28,7 @@ def as_source(clip: ClipInput) -> str | os.PathLike | np.ndarray:
   Raises:
     InputError: It is none of these.
   """
-  if isinstance(clip, (str, os.PathLike)):
+  if isinstance(clip, (str, os.PathLike, paths.StorePath)):
     return clip
   if isinstance(clip, (list, tuple)):
     return _stack([_picture(item, i) for i, item in enumerate(clip)])

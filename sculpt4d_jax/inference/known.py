@@ -24,6 +24,7 @@ from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import sampling as surface_sampling
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.io.meshes import ply_obj
 
@@ -83,7 +84,9 @@ def parse(texts: Iterable[str], num_frames: int | None) -> list[KnownFile]:
       )
     index, path, frame = match.groups()
     file = KnownFile(
-      int(index), pathlib.Path(path), None if frame is None else int(frame)
+      int(index),
+      local_copies.fetch(path),
+      None if frame is None else int(frame),
     )
     if num_frames is not None and file.index >= num_frames:
       raise UserError(

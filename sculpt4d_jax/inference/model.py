@@ -34,7 +34,6 @@ from sculpt4d_jax.inference import denoising
 from sculpt4d_jax.inference import devices as devices_lib
 from sculpt4d_jax.inference import outlines as outlines_lib
 from sculpt4d_jax.inference import sampling as sampling_lib
-from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit as dit_lib
@@ -148,7 +147,7 @@ class Sculpt4D:
       ValueError: The device cannot stream layers.
       model_files.ModelFileError: Weights are missing or do not fit.
     """
-    folder = local_copies.fetch(folder)
+    folder = model_folders.local(folder)
     if not folder.is_dir():
       raise model_files.ModelFileError(
         f"{folder} is no folder of weights: expected one that a training or a"

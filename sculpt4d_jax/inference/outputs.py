@@ -15,6 +15,7 @@ from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import preview
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import output_checks
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.io import staged
 from sculpt4d_jax.io.matting import crop
@@ -111,11 +112,12 @@ def check_writable(folder: paths.PathLike) -> None:
   """Checks before the work that results can be written after it.
 
   Raises:
-    ValueError: The folder is a file, or may not be written to.
+    ValueError: The folder is a file, or may not be written to; in a store, the
+      bucket or the credentials may be missing.
   """
   folder = paths.of(folder)
   if paths.is_remote(folder):
-    folder.exists()  # Fails if the store or the credentials do not work.
+    output_checks.check_folder(folder)
     return
   existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
   if not existing.is_dir():

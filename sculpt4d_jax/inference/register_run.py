@@ -17,6 +17,7 @@ from sculpt4d_jax.inference import outputs
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import registering
 from sculpt4d_jax.inference import run_log
+from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.assets import given_asset
 from sculpt4d_jax.io.matting import crop
@@ -158,8 +159,8 @@ def _read_own(
   path: paths.PathLike,
 ) -> tuple[given_asset.GivenAsset | None, mesh_lib.TriangleMesh]:
   """A user's mesh; for a glTF asset also its materials and skeleton."""
-  is_gltf = str(path).lower().endswith((".glb", ".gltf"))
-  if not is_gltf or not paths.of(path).is_file():
+  path = local_copies.fetch(path)
+  if path.suffix.lower() not in (".glb", ".gltf") or not path.is_file():
     return None, sequence_input.read_mesh(path)
   try:
     given = given_asset.read(path)

@@ -25,6 +25,7 @@ import typing
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import paths
+from sculpt4d_jax.io import uploads
 
 PathLike = str | os.PathLike | paths.StorePath
 
@@ -180,11 +181,27 @@ def new_folder(
 
 @contextlib.contextmanager
 def uploaded_folder(folder: paths.StorePath) -> Iterator[pathlib.Path]:
-  """Yields an empty local folder, which is uploaded on success."""
+  """Yields an empty local folder, which is uploaded on success.
+
+  Raises:
+    OutputError: An object has the name of the folder, the store cannot be used,
+      or another run writes there.
+  """
+  refuse_object(folder)
   with output_errors(folder), tempfile.TemporaryDirectory() as name:
     staging = pathlib.Path(name)
     yield staging
-    paths.upload_folder(staging, folder, last=DESCRIPTIONS)
+    uploads.upload_folder(staging, folder, last=DESCRIPTIONS)
+
+
+def refuse_object(folder: paths.StorePath) -> None:
+  """Raises OutputError if an object has the name of a folder in a store.
+
+  Stores allow both, but then readers find the object.
+  """
+  with output_errors(folder):
+    if folder.object_name and folder.is_file():
+      raise NotADirectoryError(errno.ENOTDIR, "it is an object", str(folder))
 
 
 def _remove_whole(folder: paths.StorePath) -> None:

@@ -8,16 +8,22 @@ version of the object; another version replaces it.
 from collections.abc import Iterator, Mapping
 from concurrent import futures
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import pathlib
 from typing import Any
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import paths
 
-_VERSIONS = ".versions.json"
+try:
+  import fcntl
+except ImportError:  # Windows, where processes are not kept apart.
+  fcntl = None
+
+_VERSIONS, _LOCK = ".versions.json", ".lock"
+OWN = (_VERSIONS, _LOCK)  # Files of this module in a folder of copies.
 _THREADS = 8  # Objects that are copied at a time.
 
 
@@ -50,9 +56,10 @@ def fetch(path: Any, cache: str | pathlib.Path | None = None) -> pathlib.Path:
     cache: The cache's folder; None is the common one.
 
   Returns:
-    The local path; it does not exist if the store has no such object.
+    The local path.
 
   Raises:
+    UserError: The store has no object and no folder of this name.
     StoreError: The store cannot be reached.
   """
   path = paths.of(path)
@@ -62,7 +69,8 @@ def fetch(path: Any, cache: str | pathlib.Path | None = None) -> pathlib.Path:
   target = scratch(path, cache) / path.name
   info = path.info()
   if info is None:
-    return target
+    # The caller would name the copy, which nobody has heard of.
+    raise UserError(f"{path}: there is no such object or folder.")
   with locked(target.parent):
     if info.get("type") == "file":
       _update(target.parent, {path.name: (path, info)})
@@ -116,8 +124,9 @@ def version(info: dict[str, Any]) -> str:
 def locked(folder: pathlib.Path) -> Iterator[None]:
   """Lets only one process of this machine at a time work in a folder."""
   folder.mkdir(parents=True, exist_ok=True)
-  with open(folder / ".lock", "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
+  with open(folder / _LOCK, "w") as lock:
+    if fcntl is not None:
+      fcntl.flock(lock, fcntl.LOCK_EX)
     yield
 
 

@@ -12,70 +12,45 @@ A store differs from a file system in three ways that matter to callers:
   its objects appear one by one. The file that marks a folder as complete is
   therefore written last.
   A store may be unavailable for a while: every operation is retried, with
-  growing pauses, for `PATIENCE` seconds.
+  growing pauses (`retries.py`).
 
 Stores are accessed through fsspec by the packages gcsfs and s3fs, which find
 credentials in the way of their cloud; this module reads none.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent import futures
 import datetime
+import errno
 import fnmatch
 import functools
 import io
 import os
 import pathlib
 import posixpath
-import random
 import re
-import time
 import types
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from absl import logging
-
 from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.io import retries
 
 if TYPE_CHECKING:
   import fsspec
 
 T = TypeVar("T")
 LocalPath = pathlib.Path
+StoreError = retries.StoreError
 
 # Package and extra for each kind of store.
 STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
-PATIENCE = 900.0  # Seconds of retries.
-_FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
 _AT_ONCE = 16  # Objects that are removed at once.
-# Errors that are not retried. Class names, because the cloud libraries that
-# define them may not be installed.
-_FINAL = frozenset(
-  {
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "DefaultCredentialsError",
-    "RefreshError",
-    "ParamValidationError",
-  }
-)
-_FINAL_KINDS = (
-  FileNotFoundError,
-  PermissionError,
-  FileExistsError,
-  IsADirectoryError,
-  NotADirectoryError,
-  ImportError,
-  TypeError,
-  AttributeError,
-  NotImplementedError,
-)
-_AGAIN_CODES = frozenset({408, 429})  # HTTP status below 500.
-
-
-class StoreError(OSError):
-  """A store cannot be used; the message says which and why."""
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+# What is no path of a machine, although nothing forbids it there.
+_NEARLY = re.compile(rf"\s*({'|'.join(STORES)}):", re.IGNORECASE)
+# The clouds' rules are narrower; what they refuse, they explain.
+_BUCKET = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def of(path: Any) -> Any:
@@ -88,14 +63,24 @@ def of(path: Any) -> Any:
     `pathlib.Path` or `StorePath`.
 
   Raises:
-    ValueError: The URL is of another kind, or has no bucket.
+    ValueError: The URL is of another kind, or has no bucket, or it was turned
+      into a `pathlib.Path`, which takes a slash away.
   """
-  if isinstance(path, (StorePath, pathlib.Path)):
+  if isinstance(path, StorePath):
     return path
   text = os.fspath(path)
-  scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text)
-  if scheme is None or scheme[1] == "file":
-    return pathlib.Path(text.removeprefix("file://"))
+  if isinstance(path, pathlib.Path):
+    if _NEARLY.match(path.parts[0] if path.parts else ""):
+      raise UserError(
+        f"{text} was a URL; give it as text, since pathlib.Path changes it."
+      )
+    return path
+  scheme = _SCHEME.match(text)
+  if scheme is not None and scheme[1] == "file":
+    return pathlib.Path(re.sub("^file:(//)?", "", text))
+  # Without this, a misspelt URL would become a folder called "gs:".
+  if scheme is None and not _NEARLY.match(text):
+    return pathlib.Path(text)
   return StorePath(text)
 
 
@@ -131,9 +116,17 @@ class StorePath:
       raise UserError(
         f"{url}: expected a path on this machine, or {known} in a store."
       )
-    parts = [part for part in rest.split("/") if part]
+    # As pathlib has it, except that ".." would be a folder of that name.
+    parts = [part for part in rest.split("/") if part not in ("", ".")]
     if not parts or not rest.split("/")[0]:
       raise UserError(f"{url} names no bucket: expected {scheme}://BUCKET/...")
+    if not _BUCKET.fullmatch(parts[0]):
+      raise UserError(
+        f"{url}: {parts[0]!r} cannot be a bucket's name, which has letters,"
+        " digits, dots, dashes and underscores."
+      )
+    if ".." in parts:
+      raise UserError(f"{url}: a store has no folder '..'.")
     self.scheme = scheme
     self.bucket = parts[0]
     self._parts = tuple(parts)
@@ -240,6 +233,11 @@ class StorePath:
       st_size=int(info["size"] or 0), st_mtime_ns=nanoseconds
     )
 
+  def check_is_object(self) -> None:
+    """Raises UserError if the path names a bucket, which holds no bytes."""
+    if not self.object_name:
+      raise UserError(f"{self} is a bucket; name an object in it: {self}/NAME.")
+
   def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
     """Does nothing: a store has no folders."""
     del parents, exist_ok
@@ -258,11 +256,18 @@ class StorePath:
     return self.read_bytes().decode()
 
   def read_range(self, begin: int, end: int) -> bytes:
-    """The bytes from `begin` to `end`, which must lie in the object."""
+    """The bytes from `begin` to `end`.
+
+    Raises:
+      StoreError: The object is shorter, or the store cannot be used.
+    """
 
     def read(fs: "fsspec.AbstractFileSystem") -> bytes:
       content = fs.cat_file(self.key, start=begin, end=end)
       if len(content) != end - begin:
+        size = int(fs.info(self.key)["size"])
+        if size < end:  # Not a short answer: the object was replaced.
+          raise EOFError(f"it has {size} bytes, and {end} were expected")
         raise OSError(f"received {len(content)} of {end - begin} bytes")
       return content
 
@@ -275,27 +280,35 @@ class StorePath:
     return io.BytesIO(self.read_bytes())
 
   def write_bytes(self, content: bytes) -> None:
-    """Writes the object in one step and checks the size that arrived."""
+    """Writes the object in one step and checks the size that arrived.
+
+    Raises:
+      StoreError: There is no such bucket, or it may not be written to.
+    """
 
     def write(fs: "fsspec.AbstractFileSystem") -> None:
       fs.pipe_file(self.key, content)
       self._check_size(fs, len(content))
 
-    self._try(write)
+    self._write(write)
 
   def write_text(self, text: str) -> None:
     """Writes text as UTF-8; see `write_bytes`."""
     self.write_bytes(text.encode())
 
-  def upload(self, file: pathlib.Path) -> None:
-    """Makes the object from a file."""
+  def upload(self, file: pathlib.Path) -> dict[str, Any]:
+    """Makes the object from a file; errors as in `write_bytes`.
+
+    Returns:
+      The store's metadata of the object.
+    """
     size = file.stat().st_size
 
-    def write(fs: "fsspec.AbstractFileSystem") -> None:
+    def write(fs: "fsspec.AbstractFileSystem") -> dict[str, Any]:
       fs.put_file(os.fspath(file), self.key)
-      self._check_size(fs, size)
+      return self._check_size(fs, size)
 
-    self._try(write)
+    return self._write(write)
 
   def download(self, file: pathlib.Path) -> None:
     """Copies the object into a file, which is replaced atomically."""
@@ -339,9 +352,12 @@ class StorePath:
     except FileNotFoundError:
       return []
     return [
-      (self._of_key(key), info)
+      (path, info)
       for key, info in sorted(found.items())
-      if info.get("type") == "file" and key.rstrip("/") != self.key
+      # Objects whose names end with a slash are folders, made by a console.
+      if info.get("type") == "file"
+      and not key.endswith("/")
+      and (path := self._of_key(key)) not in (None, self)
     ]
 
   def iterdir(self) -> Iterator["StorePath"]:
@@ -352,7 +368,7 @@ class StorePath:
       return
     for info in found:
       path = self._of_key(info["name"])
-      if path != self:
+      if path not in (None, self):
         yield path
 
   def glob(self, pattern: str) -> Iterator["StorePath"]:
@@ -365,69 +381,45 @@ class StorePath:
         else:
           yield path
 
-  def _of_key(self, key: str) -> "StorePath":
-    return StorePath(f"{self.scheme}://{key.strip('/')}")
+  def _of_key(self, key: str) -> "StorePath | None":
+    """The path of a listed object; None for names that no path has."""
+    try:
+      return StorePath(f"{self.scheme}://{key.strip('/')}")
+    except UserError:  # Of another program: "a/../b".
+      return None
 
-  def _check_size(self, fs: "fsspec.AbstractFileSystem", size: int) -> None:
-    found = int(fs.info(self.key)["size"])
-    if found != size:
-      raise OSError(f"{found} of {size} bytes arrived")
+  def _check_size(
+    self, fs: "fsspec.AbstractFileSystem", size: int
+  ) -> dict[str, Any]:
+    info = fs.info(self.key)
+    if int(info["size"]) != size:
+      raise OSError(f"{info['size']} of {size} bytes arrived")
+    return info
+
+  def _write(self, operation: Callable[["fsspec.AbstractFileSystem"], T]) -> T:
+    self.check_is_object()
+    try:
+      return self._try(operation)
+    except FileNotFoundError as error:
+      raise StoreError(
+        errno.ENOENT,
+        f"the store does not find it; is there a bucket {self.bucket}?",
+        str(self),
+      ) from error
 
   def _try(self, operation: Callable[["fsspec.AbstractFileSystem"], T]) -> T:
-    return retry(lambda: operation(file_system(self.scheme)), str(self))
+    try:
+      return retries.retry(
+        lambda: operation(file_system(self.scheme)), str(self)
+      )
+    except FileNotFoundError as error:
+      # The packages name the address of the request, if anything.
+      raise FileNotFoundError(
+        errno.ENOENT, "No such object", str(self)
+      ) from error
 
 
 PathLike = str | os.PathLike | StorePath
-
-
-def retry(operation: Callable[[], T], what: str) -> T:
-  """Calls an operation of a store until it succeeds or patience ends.
-
-  Args:
-    operation: Operation that may be repeated.
-    what: The store's path, for messages.
-
-  Raises:
-    StoreError: It failed for `PATIENCE` seconds, or would fail again.
-    FileNotFoundError: There is no such object.
-  """
-  began, pause = time.monotonic(), _FIRST_PAUSE
-  while True:
-    try:
-      return operation()
-    except Exception as error:
-      if isinstance(error, (FileNotFoundError, ImportError)):
-        raise
-      if _is_final(error):
-        raise StoreError(f"{what}: {_reason(error)}") from error
-      if time.monotonic() - began + pause > PATIENCE:
-        raise StoreError(
-          f"{what} could not be reached for {PATIENCE / 60:.0f} minutes:"
-          f" {_reason(error)}"
-        ) from error
-      if time.monotonic() - began > 2.0:  # Single failures are not reported.
-        logging.warning(
-          "%s: %s; trying again in %.0f s.", what, _reason(error), pause
-        )
-    time.sleep(pause * random.uniform(0.7, 1.3))
-    pause = min(2 * pause, _LAST_PAUSE)
-
-
-def _is_final(error: Exception) -> bool:
-  """Whether a retry would fail in the same way."""
-  if isinstance(error, _FINAL_KINDS):
-    return True
-  if {kind.__name__ for kind in type(error).__mro__} & _FINAL:
-    return True
-  code = getattr(error, "code", None)
-  return (
-    isinstance(code, int) and 400 <= code < 500 and code not in _AGAIN_CODES
-  )
-
-
-def _reason(error: Exception) -> str:
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  return f"{type(error).__name__}: {lines[0]}"[:300]
 
 
 def file_system(scheme: str) -> Any:
@@ -471,28 +463,13 @@ def kvstore(path: Any) -> dict[str, Any]:
       host if "://" in host else f"http://{host}",
     )
     os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "emulator")
-  if path.scheme == "s3" and os.environ.get("AWS_ENDPOINT_URL"):
-    spec["endpoint"] = os.environ["AWS_ENDPOINT_URL"]
+  if path.scheme == "s3" and (endpoint := _s3_endpoint()):
+    spec["endpoint"] = endpoint
     spec["aws_region"] = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
   return spec
 
 
-def upload_folder(
-  folder: pathlib.Path, target: StorePath, last: Sequence[str] = ()
-) -> None:
-  """Copies all files of a folder, except hidden ones, into a store.
-
-  Args:
-    folder: Folder on a disk.
-    target: Destination; files keep their relative names.
-    last: Names of files that are copied after all others, in this order: the
-      files that mark the folder as complete.
-  """
-  files = sorted(
-    path
-    for path in folder.rglob("*")
-    if path.is_file() and not path.name.startswith(".")
-  )
-  rank = {name: number for number, name in enumerate(last, 1)}
-  for path in sorted(files, key=lambda path: rank.get(path.name, 0)):
-    (target / path.relative_to(folder)).upload(path)
+def _s3_endpoint() -> str | None:
+  """The address of another store than Amazon's, as Amazon's library reads it."""
+  names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+  return next((os.environ[n] for n in names if os.environ.get(n)), None)

@@ -188,8 +188,9 @@ def _staged_in_store(
       if path.name not in names
       and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in replaces)
     ]
-  for path in stale:
-    path.unlink(missing_ok=True)
+    # Before the description appears, which must not count them in.
+    for path in stale:
+      path.unlink(missing_ok=True)
 
 
 def check_ways(folder: pathlib.Path, names: Sequence[str]) -> None:

@@ -71,6 +71,9 @@ class Best:
       return
     logging.info("Step %d is among the best: %s %.4g.", step, name, score)
     self._checkpoints.save(state)
+    # A store that is away costs the checkpoint, not the run. The processes must
+    # not differ in their scores; `restore` looks at what was written.
+    self._checkpoints.settle()
     self._checkpoints.wait()
     self._scores[step] = score
     for loser in ranked[keep:]:
@@ -89,6 +92,10 @@ class Best:
     Raises:
       ValueError: There is none.
     """
+    if self._checkpoints is not None:
+      self._checkpoints.reload()
+      whole = self._checkpoints.steps()
+      self._scores = {s: x for s, x in self._scores.items() if s in whole}
     step = self.best_step()
     if step is None:
       raise UserError(
@@ -120,4 +127,10 @@ class Best:
       content = {"metric": self._schedule.best_metric} | {
         str(step): score for step, score in sorted(self._scores.items())
       }
-      atomic.write_bytes(self._path(), json.dumps(content, indent=1).encode())
+      text = json.dumps(content, indent=1)
+      try:
+        atomic.write_bytes(self._path(), text.encode())
+      except atomic.OutputError as error:
+        if not paths.is_remote(self._folder):
+          raise
+        logging.error("%s The run continues without it.", error)

@@ -61,6 +61,10 @@ class Checkpoints:
     """Steps of the complete checkpoints."""
     return sorted(self._manager.all_steps())
 
+  def reload(self) -> None:
+    """Lists the complete checkpoints again, for all processes alike."""
+    self._manager.reload()
+
   def delete(self, step: int) -> None:
     """Removes a checkpoint."""
     self._manager.delete(step)
@@ -88,6 +92,8 @@ class Checkpoints:
     """Turns errors of a save into a one-line CheckpointError."""
     try:
       yield
+    except store_checkpoints.TakenOverError as error:
+      raise CheckpointError(str(error)) from error
     except (OSError, ValueError) as error:
       # TensorStore raises ValueErrors for file errors.
       raise CheckpointError(
@@ -227,6 +233,22 @@ class Checkpoints:
     if not jax.distributed.is_initialized():
       return False
     return self._manager.reached_preemption(step)
+
+  def settle(self) -> None:
+    """Waits until a store has the last save, which may take minutes.
+
+    Only for a store: a disk is as fast as ever, and `save` waits for it.
+    """
+    if self._is_remote:
+      self._manager.settle()
+
+  def wait_for_all(self) -> None:
+    """Waits until the last save of every process has ended.
+
+    Launchers kill the other processes when the first one ends.
+    """
+    self.wait()
+    _wait_for_all("saved")
 
   def wait(self) -> None:
     """Waits for the last save; raises CheckpointError if it failed."""

@@ -1,10 +1,10 @@
 """Goodput: the fraction of a run's time that is spent on training steps.
 
-Time is counted from the start of the process. Time that is not steps has a
-cause: `start` (until training begins), `compile`, `restore`, `data` (making a
-batch and transferring it), `save`, `eval` (held-out clips and samples) and
-`other`. A resumed run counts from its last start; repeated steps count as
-steps.
+Time is counted from the start of the process, or from the end of the stage that
+it trained before. Time that is not steps has a cause: `start` (until training
+begins), `compile`, `restore`, `data` (making a batch and transferring it),
+`save`, `eval` (held-out clips and samples) and `other`. A resumed run counts
+from its last start; repeated steps count as steps.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,9 @@ import time
 
 CAUSES = ("start", "compile", "restore", "data", "save", "eval", "other")
 
+# When the last run of this process ended, on the clock of `time.monotonic`.
+_ENDS: list[float] = []
+
 
 class Goodput:
   """Sums up time by cause, in the thread that trains."""
@@ -22,11 +25,19 @@ class Goodput:
     """Starts to count.
 
     Args:
-      began: `time.monotonic()` of the start; None is the process's own.
+      began: `time.monotonic()` of the start; None is the end of the last run
+        in this process, or the process's own start.
     """
-    self._began = process_start() if began is None else began
+    if began is None:
+      # A process trains stage after stage: hours of the one before are no loss.
+      began = _ENDS[-1] if _ENDS else process_start()
+    self._began = began
     self._seconds = dict.fromkeys(("step", *CAUSES), 0.0)
     self._seconds["start"] = time.monotonic() - self._began
+
+  def end(self) -> None:
+    """Lets the next run of this process count from here."""
+    _ENDS[:] = [time.monotonic()]
 
   def add(self, cause: str, seconds: float) -> None:
     """Counts time that was measured elsewhere."""

@@ -227,6 +227,7 @@ def train(
       can_save = False  # Saving needs all processes.
       raise lost from error
     finally:
+      goodput.end()
       tracer.close()
       writer.close()
       if can_save:
@@ -416,7 +417,10 @@ class _Loop:
     seconds = time.monotonic() - began
     logging.info("Compiled in %.0f s; training.", seconds)
     if jax.process_index() == 0:
-      atomic.write_bytes(path, json.dumps(round(seconds, 1)).encode())
+      try:
+        atomic.write_bytes(path, json.dumps(round(seconds, 1)).encode())
+      except atomic.OutputError as error:  # It is only a hint.
+        logging.warning("%s", error)
     return result
 
   def _batch(self, step: int, rows: np.ndarray):
@@ -446,9 +450,12 @@ class _Loop:
       self.meter.check()
       # After the check: no checkpoint ever holds a state that is not finite.
       with self.goodput.spending("save"), self.meter.spending("save"):
+        # The watchdog must not take a store that is away for a hung step.
+        with self.watchdog.paused():
+          self.checkpoints.settle()
         self.checkpoints.save(state)
     if stops:
-      self.checkpoints.wait()
+      self.checkpoints.wait_for_all()
       logging.info(
         "Told to stop at step %d; the state is saved, and the same command"
         " resumes from it.",

@@ -7,6 +7,7 @@ from absl import logging
 import jax
 
 from sculpt4d_jax.io import paths
+from sculpt4d_jax.io import uploads
 from sculpt4d_jax.training import schedule as schedule_lib
 
 
@@ -42,7 +43,10 @@ class Tracer:
       self._is_on = False
       if self._staging is not None:
         with self._staging as staging:
-          paths.upload_folder(pathlib.Path(staging), self._folder)
+          try:
+            uploads.upload_folder(pathlib.Path(staging), self._folder)
+          except OSError as error:  # The run matters more.
+            logging.error("The trace is lost. %s", error)
         self._staging = None
       logging.info(
         "Traced %d steps into %s; see them with tensorboard"

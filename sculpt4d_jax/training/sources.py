@@ -28,6 +28,7 @@ from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io import paths
+from sculpt4d_jax.io import uploads
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import networks
 from sculpt4d_jax.models import shape_vae
@@ -397,7 +398,7 @@ def _make_stores(
         stores = open_or_make()
     # The mark is written last: it says that the rest is complete.
     if jax.process_index() == 0 and not is_there:
-      paths.upload_folder(local, folder)
+      uploads.upload_folder(local, folder, leave_out=local_copies.OWN)
       (folder / _WHOLE).write_bytes(b"")
     return stores
 

@@ -9,6 +9,7 @@ shards of the devices, each with a checksum:
   FOLDER/STEP.ATTEMPT/arrays.json      their names, shapes, dtypes and chunks
   FOLDER/commits/STEP.ATTEMPT.PROCESS-of-PROCESSES
                                        one object a process, written last
+  FOLDER/owner                         the start of the run that writes here
 
 A checkpoint is complete when the objects of all processes exist; no process
 waits for another, and nothing is renamed. ATTEMPT distinguishes what several
@@ -16,6 +17,10 @@ starts of a run wrote for one step.
 
 A state is copied to the host and written by a thread. TensorStore retries for
 minutes; a save that still fails costs that checkpoint, not the run.
+
+A store has no locks, and a run that seems dead may still write. The newest start
+therefore owns the folder: an older one finds another name in `owner` before it
+commits, and ends.
 """
 
 from collections.abc import Mapping
@@ -24,6 +29,7 @@ import dataclasses
 import functools
 import json
 import re
+import secrets
 import time
 from typing import Any
 
@@ -32,6 +38,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import paths
 
 _COMMIT = re.compile(r"(\d+)\.(\d+)\.(\d+)-of-(\d+)$")
@@ -39,6 +46,10 @@ _MAX_LISTED = 256  # Largest number of checkpoints in a broadcast listing.
 _READ_AHEAD = 64  # Number of arrays that are read at once.
 # TensorStore's retries of a request: more than a quarter of an hour in all.
 _RETRIES = dict(max_retries=40, initial_delay="1s", max_delay="30s")
+
+
+class TakenOverError(UserError):
+  """Another run writes to the folder, and this one has to end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +81,11 @@ class Manager:
     # independent of their clocks. It fits into int32, JAX's default integer.
     self._attempt = int(_told(np.int32(int(time.time()) % 2**31)))
     self._steps: dict[int, int] = {}
+    # Of the first process, which alone decides whether the run has to end.
+    self._owner = f"{self._attempt}-{secrets.token_hex(8)}"
+    self._is_taken_over = False
+    if jax.process_index() == 0:
+      (folder / "owner").write_text(self._owner)
     self.reload()
     # No save is in progress yet: what is not complete will never be.
     if jax.process_index() == 0:
@@ -94,16 +110,29 @@ class Manager:
     return max(self._steps, default=None)
 
   def save(self, step: int, args: Any, force: bool = True) -> None:
-    """Copies a tree of arrays to the host and starts to write it."""
+    """Copies a tree of arrays to the host and starts to write it.
+
+    Raises:
+      TakenOverError: Another run began to write to the folder.
+    """
     del force
-    try:
-      self.wait_until_finished()
-    except Exception as error:
-      logging.error("%s; the run continues without it.", error)
+    self.settle()
+    if bool(_told(np.int32(self._is_taken_over))):
+      raise TakenOverError(
+        f"Another run took over {self._folder}, and this one ends. A second"
+        " run needs another --workdir."
+      )
     arrays = {name: _to_host(x) for name, x in args.item.items()}
     self._pending = self._pool.submit(self._write, step, arrays)
     # Listed at once, so that the step is not saved twice; a failure removes it.
     self._steps[step] = self._attempt
+
+  def settle(self) -> None:
+    """Waits for the last save; a failure is logged and costs that save."""
+    try:
+      self.wait_until_finished()
+    except Exception as error:
+      logging.error("%s; the run continues without it.", error)
 
   def wait_until_finished(self) -> None:
     """Waits for the last save.
@@ -206,6 +235,9 @@ class Manager:
     if is_first:
       # Before the commit, because readers need the commit to find the table.
       (place / "arrays.json").write_text(json.dumps(table))
+      if (self._folder / "owner").read_text() != self._owner:
+        self._is_taken_over = True
+        raise paths.StoreError("another run took over the folder")
     name = f"{step}.{self._attempt}"
     name += f".{jax.process_index()}-of-{jax.process_count()}"
     (self._folder / "commits" / name).write_bytes(b"")

@@ -12,6 +12,7 @@ import numpy as np
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import output_checks
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.weights import dit as dit_weights
 from sculpt4d_jax.weights import image_encoder as image_encoder_weights
@@ -57,6 +58,7 @@ def export(
     ValueError: The folder holds no weights of this project.
     atomic.OutputError: The file cannot be written.
   """
+  output_checks.check_file(output)
   parts = model_folders.open_parts(folder)
   tensors, tables = {}, {}
   for name, part in parts.items():

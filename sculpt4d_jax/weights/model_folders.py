@@ -87,7 +87,7 @@ def load(
     ModelFileError: The weights are missing, damaged, not ours or of another
       size.
   """
-  folder = _local(folder)
+  folder = local(folder)
   if not (folder / DESCRIPTION).is_file():
     state, details = model_files.load(
       folder / f"{part}.safetensors", abstract, config
@@ -118,7 +118,7 @@ def open_parts(folder: paths.PathLike) -> dict[str, StoredPart]:
   Raises:
     ModelFileError: The folder holds none of our weights.
   """
-  folder, parts = _local(folder), {}
+  folder, parts = local(folder), {}
   if (folder / DESCRIPTION).is_file():
     description = _read_description(folder)
     for name, about in description["parts"].items():
@@ -147,11 +147,26 @@ def open_parts(folder: paths.PathLike) -> dict[str, StoredPart]:
   return parts
 
 
-def _local(folder: paths.PathLike) -> pathlib.Path:
-  """A local folder of weights; one in a store is copied first."""
-  if paths.is_remote(folder):
-    return local_copies.fetch(folder)
-  return shipped.find(folder)
+def local(folder: paths.PathLike) -> pathlib.Path:
+  """A local folder of weights; one in a store is copied first.
+
+  Raises:
+    ModelFileError: The folder in a store holds no weights.
+  """
+  folder = paths.of(folder)
+  if not paths.is_remote(folder):
+    return shipped.find(folder)
+  # A whole run would be copied in vain, and takes hours.
+  marks = {
+    DESCRIPTION,
+    *(f"{name}.safetensors" for name in checkpoint_parts.PARTS),
+  }
+  if marks.isdisjoint(path.name for path in folder.iterdir()):
+    raise model_files.ModelFileError(
+      f"{folder} is no folder of weights: expected one that a training or a"
+      " conversion wrote, such as WORKDIR/weights."
+    )
+  return local_copies.fetch(folder)
 
 
 def describe(config: Any, details: Mapping[str, Any]) -> dict[str, Any]:

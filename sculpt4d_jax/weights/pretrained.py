@@ -21,6 +21,7 @@ import numpy as np
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import output_checks
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.models import dit_block
 from sculpt4d_jax.models import networks
@@ -249,6 +250,7 @@ def write(
   if dtype not in DTYPES:
     raise UserError(f"dtype={dtype!r}: choose one of {DTYPES}.")
   folder = paths.of(folder)
+  output_checks.check_folder(folder)
   # Only a folder that a conversion wrote may be replaced.
   if overwrite and folder.exists():
     if not (folder / model_folders.DESCRIPTION).is_file():

@@ -38,6 +38,7 @@ import tomllib
 from typing import Any
 
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.weights import checkpoint_parts
 from sculpt4d_jax.weights import rules as weight_rules
@@ -95,7 +96,7 @@ def read(path: str | pathlib.Path) -> RuleFile:
   Raises:
     ValueError: The file is malformed; the message says where.
   """
-  path = pathlib.Path(path)
+  path = local_copies.fetch(path)
   try:
     text = path.read_text()
     content = (

@@ -1,9 +1,11 @@
 """Compiled programs are kept, unless the user decides otherwise."""
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
 from sculpt4d_jax.cli import compile_cache
+from tests.io import emulated
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +50,25 @@ def test_a_home_that_cannot_be_written_to_is_no_error(tmp_path):
   (tmp_path / "home").write_text("a file")
   assert compile_cache.use_default() is None
   assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_compiled_code_is_kept_in_a_bucket(scheme):
+  events = []
+  with emulated.store(scheme) as bucket:
+    compile_cache.use(bucket / "compiled")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+    jax.monitoring.register_event_listener(
+      lambda name, **_: events.append(name)
+    )
+    try:
+      for _ in range(2):
+        jax.clear_caches()
+        double = jax.jit(lambda x: 2.0 * x + len(scheme))
+        assert float(double(1.0)) == 4.0
+    finally:
+      jax.monitoring.clear_event_listeners()
+      compilation_cache.reset_cache()
+    assert list((bucket / "compiled").iterdir())
+  assert any(name.endswith("/cache_hits") for name in events)

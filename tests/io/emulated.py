@@ -17,6 +17,23 @@ def store(scheme: str, one_in: int = 0) -> Iterator[paths.StorePath]:
     url = stack.enter_context(stores.emulator(scheme))
     if one_in:
       url = stack.enter_context(stores.BadStore(url, one_in)).url
+    yield stack.enter_context(at(scheme, url))
+
+
+@contextlib.contextmanager
+def refusing(scheme: str, status: int) -> Iterator[paths.StorePath]:
+  """A bucket of a store that answers every request with an HTTP status."""
+  stores.skip_without(scheme)
+  with stores.BadStore("http://127.0.0.1:9") as bad:
+    bad.refuses_with = status
+    with at(scheme, bad.url) as bucket:
+      yield bucket
+
+
+@contextlib.contextmanager
+def at(scheme: str, url: str) -> Iterator[paths.StorePath]:
+  """The bucket of a store with this address."""
+  with contextlib.ExitStack() as stack:
     patch = stack.enter_context(pytest.MonkeyPatch.context())
     for name, value in stores.environment(scheme, url).items():
       patch.setenv(name, value)

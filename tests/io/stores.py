@@ -117,13 +117,15 @@ class BadStore:
   """A proxy before a store: one request in `one_in` goes wrong.
 
   In turn the store answers 503, waits, cuts an upload in the middle, cuts the
-  answer in the middle, or closes the connection. `away` makes it refuse all.
+  answer in the middle, or closes the connection. `away` makes it refuse all, and
+  `refuses_with` answer all with an HTTP status, as without permission.
   """
 
   def __init__(self, target: str, one_in: int = 10, seed: int = 0):
     self.target = target.removeprefix("http://")
     self.one_in = one_in
     self.away = False
+    self.refuses_with = 0
     self.faults: dict[str, int] = {}
     self.count = 0
     self._random = random.Random(seed)
@@ -170,6 +172,9 @@ class BadStore:
 
   def serve(self, handler) -> None:
     body = _body(handler)
+    if self.refuses_with:
+      _refuse(handler, self.refuses_with)
+      return
     fault = self._fault(bool(body))
     if fault == "gone":
       handler.close_connection = True
@@ -235,6 +240,19 @@ class BadStore:
       ]
       lines += [f"Content-Length: {len(body)}", "", ""]
       broken.sendall("\r\n".join(lines).encode() + body[: len(body) // 2])
+
+
+def _refuse(handler, status: int) -> None:
+  """Answers as the clouds do: Amazon in XML, Google in JSON."""
+  if "X-Amz-Date" in handler.headers:
+    content = "<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+  else:
+    content = json.dumps({"error": {"code": status, "message": "no"}})
+  handler.send_response(status)
+  handler.send_header("Content-Length", str(len(content)))
+  handler.end_headers()
+  if handler.command != "HEAD":
+    handler.wfile.write(content.encode())
 
 
 def _body(handler) -> bytes:

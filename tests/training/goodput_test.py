@@ -38,6 +38,22 @@ def test_shares_of_a_clock_worked_by_hand(monkeypatch):
     np.testing.assert_allclose(shares[name], seconds / 40.0)
 
 
+def test_a_second_stage_counts_from_the_end_of_the_first(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(goodput, "_ENDS", [])
+  first = goodput.Goodput(began=90.0)
+  now[0] += 3600.0
+  first.end()
+  now[0] += 6.0  # Its weights are written, latents are encoded.
+  second = goodput.Goodput()
+  with second.step():
+    now[0] += 4.0
+  shares = second.shares()
+  np.testing.assert_allclose(shares["badput/start"], 0.6)
+  np.testing.assert_allclose(shares["goodput"], 0.4)
+
+
 def test_this_process_started_a_while_ago():
   age = time.monotonic() - goodput.process_start()
   assert 0 <= age < 24 * 3600

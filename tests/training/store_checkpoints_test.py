@@ -6,8 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from sculpt4d_jax.training import best_checkpoints
 from sculpt4d_jax.training import checkpoints
+from sculpt4d_jax.training import schedule
 from sculpt4d_jax.training import state as state_lib
+from sculpt4d_jax.training import store_checkpoints
 from tests.io import emulated
 
 
@@ -99,6 +102,40 @@ def test_a_checkpoint_of_another_model_is_refused(store):
   saved.close()
   with pytest.raises(ValueError, match="of another model"):
     checkpoints.Checkpoints(folder).restore(_state(0, width=6))
+
+
+def test_the_newest_start_of_a_run_takes_its_folder_over(store):
+  folder = store / "owners"
+  old = checkpoints.Checkpoints(folder)
+  old.save(_state(1))
+  old.wait()
+  new = checkpoints.Checkpoints(folder)
+  old.save(_state(2))  # It cannot know yet.
+  with pytest.raises(checkpoints.CheckpointError, match="took over"):
+    old.save(_state(3))
+  assert new.steps() == [1]
+  new.save(_state(2))
+  new.close()
+  assert checkpoints.Checkpoints(folder).steps() == [1, 2]
+
+
+def test_a_best_checkpoint_that_is_lost_does_not_end_the_run(
+  store, monkeypatch
+):
+  rules = schedule.Schedule(keep_best=2, best_metric="eval/loss")
+  keeper = best_checkpoints.Best(store / "best", rules)
+  keeper.offer(_state(1), {"eval/loss": 3.0})
+
+  def fail(*unused):
+    raise OSError("the store is away")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(store_checkpoints.Manager, "_write_arrays", fail)
+    keeper.offer(_state(2), {"eval/loss": 1.0})
+  assert keeper.best_step() == 2
+  shardings = jax.tree.map(lambda x: x.sharding, _state(0))
+  _assert_equal(keeper.restore(_state(0), shardings), _state(1))
+  keeper.close()
 
 
 _BROADCAST = """

@@ -90,11 +90,13 @@ def write_checkpoint(path, *, seed=0, dtype="float16", change=lambda s: s):
   return tensors
 
 
-def convert(path, folder, configs=None, *, dtype="float32", **options):
+def convert(
+  path, folder, configs=None, *, dtype="float32", overwrite=False, **options
+):
   conversion = pretrained.plan_conversion(
     [open_file.open_file(path)], configs or CONFIGS, **options
   )
-  pretrained.write(conversion, folder, dtype=dtype)
+  pretrained.write(conversion, folder, dtype=dtype, overwrite=overwrite)
   return conversion
 
 

@@ -24,6 +24,7 @@ from sculpt4d_jax.data.preparation import unit_work
 from sculpt4d_jax.data.preparation import units as asset_units
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import output_checks
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.assets import asset_files
 
@@ -75,6 +76,7 @@ def open_output(
     OutputError: It cannot be made.
   """
   folder = paths.of(output)
+  output_checks.check_folder(folder)
   # Through JSON, so that tuples compare equal to the lists of a file.
   kind = json.loads(json.dumps(dataclasses.asdict(settings)))
   path = folder / "settings.json"

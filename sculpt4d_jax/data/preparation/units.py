@@ -21,6 +21,7 @@ from sculpt4d_jax.data.procedural import meshes as procedural_meshes
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import deforming_mesh
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.assets import animated_assets
 from sculpt4d_jax.io.assets import asset_files
 
@@ -266,6 +267,7 @@ def find_assets(folders: Sequence[PathLike]) -> list[Unit]:
   """
   units: dict[str, Unit] = {}
   for folder in folders:
+    folder = paths.on_disk(folder, "--assets")
     credits = read_credits(folder)
     for path in animated_assets.find_assets(folder):
       name = path.relative_to(folder).as_posix()

@@ -16,6 +16,7 @@ import tempfile
 from sculpt4d_jax.errors import MissingPackageError
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation.views import weight_files
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io import staged
 
 PathLike = str | os.PathLike
@@ -37,7 +38,7 @@ def download(folder: PathLike) -> list[str]:
     UserError: A download failed.
     ImportError: A library is missing; the message names it.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.on_disk(folder, "the folder of weights")
   folder.mkdir(parents=True, exist_ok=True)
   done = []
   for key, fetch in _FETCH.items():

@@ -15,6 +15,7 @@ import os
 import pathlib
 
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.io import paths
 
 PathLike = str | os.PathLike
 
@@ -61,7 +62,7 @@ def find(folder: PathLike | None, key: str) -> pathlib.Path:
   """
   entry = FILES[key]
   if folder is not None:
-    path = pathlib.Path(folder) / entry.name
+    path = paths.on_disk(folder, "the folder of weights") / entry.name
     for candidate in (path, path.with_suffix(".safetensors")):
       if candidate.exists():
         return candidate

@@ -16,7 +16,6 @@ frame, so that the map does not flicker.
 """
 
 import os
-import pathlib
 import types
 
 from absl import logging
@@ -24,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from sculpt4d_jax.errors import MissingPackageError
+from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io.matting import cutout
 from sculpt4d_jax.io.matting import networks
 from sculpt4d_jax.io.video.frames import InputError
@@ -56,7 +56,7 @@ class OnnxMatting:
       InputError: The file is missing or is not such a network.
       ImportError: onnxruntime is not installed.
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_copies.fetch(path).expanduser()
     if not path.is_file():
       raise InputError(
         f"The matting network {path} does not exist; give the path of an"

@@ -19,6 +19,7 @@ import numpy as np
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.io import local_copies
 from sculpt4d_jax.io.assets import animated_assets
 from sculpt4d_jax.io.assets import gltf_animation
 from sculpt4d_jax.io.assets import gltf_container
@@ -62,7 +63,7 @@ def read(path: PathLike) -> MeshSequence:
     ValueError: The path does not exist, holds no sequence, or is damaged.
     ImportError: It is a USD file, and usd-core is not installed.
   """
-  path = pathlib.Path(path)
+  path = local_copies.fetch(path)
   if path.is_dir():
     return _read_folder(path)
   if not path.is_file():
@@ -92,7 +93,7 @@ def read_mesh(path: PathLike) -> TriangleMesh:
   Raises:
     ValueError: The file is missing, damaged or of another kind.
   """
-  path = pathlib.Path(path)
+  path = local_copies.fetch(path)
   if not path.is_file():
     raise UserError(f"there is no mesh file at {path}.")
   if path.suffix.lower() in mesh_sequences.SUFFIXES:

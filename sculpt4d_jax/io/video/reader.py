@@ -9,6 +9,8 @@ import stat
 import numpy as np
 
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.io import local_copies
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.video import decoder
 from sculpt4d_jax.io.video import frames as video_frames
 from sculpt4d_jax.io.video import images
@@ -22,7 +24,7 @@ DEFAULT_MAX_SIDE = 1024
 
 
 def read_frames(
-  source: str | os.PathLike | np.ndarray,
+  source: paths.PathLike | np.ndarray,
   *,
   num_frames: int | None = None,
   start: float | None = None,
@@ -57,9 +59,9 @@ def read_frames(
   """
   _check_arguments(num_frames, start, end, fps, max_side)
   window = dict(num_frames=num_frames, start=start, end=end)
-  if not isinstance(source, (str, os.PathLike)):
+  if not isinstance(source, (str, os.PathLike, paths.StorePath)):
     return _read_array(np.asarray(source), window, fps, max_side)
-  path = pathlib.Path(source).expanduser()
+  path = local_copies.fetch(source).expanduser()
   _check_readable(path)
   if path.is_dir():
     return images.read_folder(path, **window, fps=fps, max_side=max_side)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.io import output_checks
 from sculpt4d_jax.io import paths
 from sculpt4d_jax.training import mixed_source
 from sculpt4d_jax.training import preset as preset_lib
@@ -32,6 +33,7 @@ def run(
 
   Raises:
     ValueError: A stage is unknown or cannot run; see `stage.Stage.check`.
+    OutputError: The bucket of the folder cannot be written to.
     model_files.ModelFileError: Weights to start from do not fit.
   """
   workdir = paths.of(workdir)
@@ -41,6 +43,7 @@ def run(
       f"Unknown stages {sorted(unknown)}; choose among {list(ALL_STAGES)}."
     )
   planned = [one for one in make(preset, workdir) if one.name in stages]
+  output_checks.check_folder(workdir)
   mesh = partitioning.make_mesh(preset.mesh)
   for one in planned:
     one.check(mesh, stages)
