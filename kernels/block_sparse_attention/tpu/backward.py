@@ -452,6 +452,10 @@ def _one_pass(
       # independent.
       dimension_semantics=("parallel", "arbitrary", "arbitrary"),
       vmem_limit_bytes=tiles.memory_mib << 20,
+      # Checks of addresses were half of the scalar code between items. All
+      # addresses come from the lists, which hold pieces of the clip only.
+      disable_bounds_checks=True,
+      disable_semaphore_checks=True,
     ),
     cost_estimate=pl.CostEstimate(
       flops=flops,
