@@ -262,7 +262,7 @@ def main(argv: list[str] | None = None) -> None:
   tiles = [Tile(*map(int, text.split("x"))) for text in args.tiles]
   print(
     f"{args.heads} heads x {args.head_dim}, {args.tokens_per_frame} tokens a"
-    f" frame, jax {jax.__version__}, libtpu {aot_tpu._libtpu_version()}"
+    f" frame, jax {jax.__version__}, libtpu {aot_tpu.libtpu_version()}"
   )
   print(
     f"{'package':9}{'mask':7}{'chip':5}{'frames':>7} {'direction':10}{'splash ms':>10}"

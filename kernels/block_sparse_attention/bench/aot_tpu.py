@@ -20,7 +20,7 @@ Needs libtpu: pip install "jax[tpu]".
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from importlib import metadata
@@ -41,6 +41,7 @@ from .. import mask as mask_lib
 from .. import sharded
 from ..tpu import attention as pallas_tpu
 from ..tpu import lists as tpu_lists
+from ..tpu import pair_lists
 from ..tpu import tiles as tpu_tiles
 from . import tpu_schedule
 
@@ -166,19 +167,13 @@ def check(
   """
   mask = call.mask
   tpu_lists.make_lists.cache_clear()
+  pair_lists.make_lists.cache_clear()
   start = time.process_time()
   layout = tpu_lists.make_layout(
     mask, call.tokens_per_frame, tiles.piece_tokens, tiles.lanes
   )
   by_keys = direction == "backward"
-  lists = tpu_lists.make_lists(
-    mask,
-    layout,
-    tiles.tiles(by_keys),
-    tiles.stream,
-    tiles.buffers,
-    by_keys,
-  )
+  lists = _lists(mask, layout, tiles, by_keys)
   list_seconds = time.process_time() - start
   start = time.perf_counter()
   compiled, num_devices = _compile(chip, direction, call, tiles)
@@ -196,9 +191,12 @@ def check(
       blocks,
       uses,
       len(work.words),
-      work.singles_per_item(),
+      work.singles_per_item() if by_keys else 0.0,
       product_flops / peak.flops_per_cycle,
     )
+  num_units = sum(
+    work.num_units + (0 if by_keys else work.num_filled) for work in lists
+  )
   exact_units = mask.density() * (mask.num_frames * layout.segments) ** 2
   heads = call.heads / num_devices
   exact_flops = (5 if by_keys else 2) * passes * 2 * call.head_dim
@@ -210,12 +208,29 @@ def check(
     "compile_s": compile_seconds,
     "temporary_gib": memory.temp_size_in_bytes / 2**30,
     "arguments_gib": memory.argument_size_in_bytes / 2**30,
-    "work": sum(work.num_units for work in lists) / exact_units,
+    "work": num_units / exact_units,
     "estimate_ms": 1e3 * estimate,
     "roofline_ms": 1e3 * roofline,
     "share": roofline / estimate,
     "exchanges": num_devices > 1 and _count_exchanges(compiled.as_text()),
   }
+
+
+def _lists(
+  mask: mask_lib.Mask,
+  layout: tpu_lists.Layout,
+  tiles: tpu_tiles.TileSizes,
+  by_keys: bool,
+) -> Sequence[Any]:
+  """The lists of work of all passes of a direction."""
+  shapes = tiles.tiles(by_keys)
+  if by_keys:
+    return tpu_lists.make_lists(
+      mask, layout, shapes, tiles.stream, tiles.buffers
+    )
+  return pair_lists.make_lists(
+    mask, layout, shapes, tiles.stream, tiles.groups, tiles.buffers
+  )
 
 
 def against_dense(
@@ -338,7 +353,7 @@ def main(argv: list[str] | None = None) -> None:
   args = parser.parse_args(argv)
   print(
     f"{args.heads} heads x {args.head_dim}, {args.tokens_per_frame} tokens a"
-    f" frame, jax {jax.__version__}, libtpu {_libtpu_version()}. v5p: two"
+    f" frame, jax {jax.__version__}, libtpu {libtpu_version()}. v5p: two"
     " cores, half of the heads each."
   )
   print(
@@ -395,7 +410,7 @@ def _check_named(
   return check(chip, direction, call, tiles=tiles, folder=folder)
 
 
-def _libtpu_version() -> str:
+def libtpu_version() -> str:
   try:
     return metadata.version("libtpu")
   except metadata.PackageNotFoundError:

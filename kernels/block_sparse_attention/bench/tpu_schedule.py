@@ -16,8 +16,11 @@ import pathlib
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 from .. import errors
 from ..tpu import lists as tpu_lists
+from ..tpu import pair_lists
 
 _BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?\s*:\s*(>*)")
 _JUMP = re.compile(r"= sbr\.")
@@ -89,25 +92,28 @@ def read_blocks(text: str) -> list[Block]:
   return blocks
 
 
-def forward_uses(work: tpu_lists.WorkList) -> list[Use]:
+def forward_uses(work: pair_lists.PairList) -> list[Use]:
   """Blocks of the forward kernel, in the order of its source."""
+  return _pipeline_uses(work.group, work.pair_items()) + _pipeline_uses(
+    work.num_rows * work.stream, work.full_items()
+  )
+
+
+def _pipeline_uses(pairs: int, counts: np.ndarray) -> list[Use]:
+  """Blocks for items of one form, of which a tile has so many."""
   uses = []
-  for index, size in enumerate(work.sizes):
-    uses += _rest_uses(work, index, 2 * size)
-    some = size * work.stream
-    full = work.full_items(index)
-    if (full == 1).any():
-      uses.append(Use(2 * some, int((full == 1).sum()), 0))
-    full = full[full > 1]
-    if full.size:
-      rounds = int((full // 2).sum())
-      uses += [
-        Use(some, full.size, 0),
-        Use(2 * some, rounds, rounds),
-        Use(2 * some, int((full - 1).sum()) - rounds, rounds),
-        Use(some, int((full % 2 == 1).sum()), 0),
-        Use(some, int((full % 2 == 0).sum()), 0),
-      ]
+  if (counts == 1).any():
+    uses.append(Use(2 * pairs, int((counts == 1).sum()), 0))
+  counts = counts[counts > 1]
+  if counts.size:
+    rounds = int((counts // 2).sum())
+    uses += [
+      Use(pairs, counts.size, 0),
+      Use(2 * pairs, rounds, rounds),
+      Use(2 * pairs, int((counts - 1).sum()) - rounds, rounds),
+      Use(pairs, int((counts % 2 == 1).sum()), 0),
+      Use(pairs, int((counts % 2 == 0).sum()), 0),
+    ]
   return uses
 
 

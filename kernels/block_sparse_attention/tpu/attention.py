@@ -23,6 +23,7 @@ from .. import mask as mask_lib
 from . import backward
 from . import forward
 from . import lists as tpu_lists
+from . import pair_lists
 from . import products
 from . import tiles as tpu_tiles
 
@@ -230,7 +231,14 @@ def _run_forward(
   pieces = _Pieces(static, query.shape)
   output, log_sum_exp = forward.forward(
     *map(pieces.enter, (query, key, value)),
-    _lists(static, by_keys=False),
+    pair_lists.make_lists(
+      static.mask,
+      static.layout,
+      static.tiles.tiles(by_keys=False),
+      static.tiles.stream,
+      static.tiles.groups,
+      static.tiles.buffers,
+    ),
     scale=static.scale,
     valid=static.layout.valid,
     tiles=static.tiles,
@@ -264,7 +272,13 @@ def _run_backward(
   query_bar, key_bar, value_bar = backward.backward(
     *map(pieces.enter, (query, key, value, output_bar.astype(query.dtype))),
     jnp.concatenate(rows, -2),
-    _lists(static, by_keys=True),
+    tpu_lists.make_lists(
+      static.mask,
+      static.layout,
+      static.tiles.tiles(by_keys=True),
+      static.tiles.stream,
+      static.tiles.buffers,
+    ),
     scale=static.scale,
     valid=static.layout.valid,
     tiles=static.tiles,
@@ -275,18 +289,6 @@ def _run_backward(
   key_bar = static.scale * key_bar.astype(jnp.float32)
   return tuple(
     pieces.leave(x.astype(query.dtype)) for x in (query_bar, key_bar, value_bar)
-  )
-
-
-def _lists(static: _Static, by_keys: bool) -> tuple[tpu_lists.WorkList, ...]:
-  tiles = static.tiles
-  return tpu_lists.make_lists(
-    static.mask,
-    static.layout,
-    tiles.tiles(by_keys),
-    tiles.stream,
-    tiles.buffers,
-    by_keys,
   )
 
 

@@ -23,8 +23,9 @@ The softmax is online and in base 2: m is the running maximum of log2(e) *
 scores, l the sum of 2^(. - m), and acc the sum of 2^(. - m) * value.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
+from typing import NamedTuple
 
 import jax
 from jax import lax
@@ -35,12 +36,29 @@ import numpy as np
 
 from ..pallas_types import Index
 from ..pallas_types import Ref
-from . import lists as tpu_lists
+from . import pair_lists
+from . import pair_stream
 from . import products
-from . import stream as tpu_stream
 from . import tiles as tpu_tiles
 
 _ONES = 16  # Rows of ones below the values; 16 fill a bfloat16 register.
+_HUGE = 1e30  # A maximum that makes all weights zero.
+
+
+class _Buffer(NamedTuple):
+  """What stage 1 of an item hands to stage 2."""
+
+  scores: Ref  # [pairs, keys, queries].
+  maxima: Ref  # [groups, 1, queries], of the pairs of a group.
+  turned: Ref  # The transposed values, [pieces, K, keys].
+
+
+class _Group(NamedTuple):
+  """The pieces of an item that one row is multiplied with."""
+
+  row: Index
+  pieces: Sequence[Index]
+  is_fill: jax.Array | None  # Whether it repeats another one and adds nothing.
 
 
 class _Forward:
@@ -48,89 +66,90 @@ class _Forward:
 
   def __init__(
     self,
-    stream: tpu_stream.ItemStream,
+    stream: pair_stream.PairStream,
     query: Ref,
     keys: Ref,
     values: Ref,
     state: Sequence[Ref],
+    work: pair_lists.PairList,
     scale: float,
     valid: int,
-    segments: int,
   ):
-    self.stream = stream
+    self.stream, self.work = stream, work
     self.query, self.keys, self.values = query, keys, values
     self.maximum, self.total, self.output = state
     self.scale, self.valid = scale, valid
-    self.place = functools.partial(products.divide, segments=segments)
+    self.place = functools.partial(products.divide, segments=work.tile[1])
+
+  def full_groups(self, item: Index) -> list[_Group]:
+    """All rows with all pieces."""
+    del item
+    pieces = range(self.work.stream)
+    return [_Group(row, pieces, None) for row in range(self.work.num_rows)]
+
+  def pair_groups(self, item: Index) -> list[_Group]:
+    """The pairs of a pair item, known at run time only."""
+    pairs = [self.stream.pair(item, i) for i in range(self.work.group)]
+    return [_Group(row, [piece], fill) for row, piece, fill in pairs]
 
   def start(
-    self,
-    item: Index,
-    size: int,
-    scores: Ref,
-    maxima: Ref,
-    turned: Ref,
-    pieces: Sequence[Index],
+    self, item: Index, groups: Sequence[_Group], buffer: _Buffer
   ) -> Iterator[None]:
-    """Stage 1 of an item; yields after each pair of pieces.
-
-    Writes scores [pairs, keys, queries], their maxima over the item, and the
-    transposed values [pieces, K, keys].
-    """
-    slot, rows = self.stream.slot(item), self.stream.rows(item, size)
-    for r, row in enumerate(rows):
-      query = self.query[self.place(row)]
+    """Stage 1 of an item; yields after each pair of pieces."""
+    slot, pair = self.stream.slot(item), 0
+    for g, group in enumerate(groups):
+      query = self.query[self.place(group.row)]
       maximum = None
-      for c, piece in enumerate(pieces):
-        # For the first row only; the other rows reuse the transposed values.
-        if r == 0:
-          values = self.values[slot, piece].T
-          turned[c, : values.shape[0]] = values
+      for piece in group.pieces:
+        if pair < self.work.stream:  # Once for all rows.
+          values = self.values[slot, pair].T
+          buffer.turned[pair, : values.shape[0]] = values
         s = (
           products.product(self.keys[slot, piece], query, products.ROWS)
           * self.scale
         )
         s = products.masked_fill(s, self.valid)
-        scores[r * len(pieces) + c] = s
+        buffer.scores[pair] = s
         top = jnp.max(s, 0, keepdims=True)
         maximum = top if maximum is None else jnp.maximum(maximum, top)
+        pair += 1
         yield
-      maxima[r] = maximum
+      buffer.maxima[g] = maximum
 
   def finish(
-    self,
-    item: Index,
-    size: int,
-    scores: Ref,
-    maxima: Ref,
-    turned: Ref,
-    pieces: Sequence[Index],
+    self, item: Index, groups: Sequence[_Group], buffer: _Buffer
   ) -> Iterator[None]:
     """Stage 2 of an item; yields after each pair of pieces.
 
     The running sums are read late, next to their update: where rows are known
     only at run time, a read waits for all earlier writes.
     """
-    rows = [self.place(row) for row in self.stream.rows(item, size)]
+    del item
     shrinks = []
-    for r, row in enumerate(rows):
+    for g, group in enumerate(groups):
+      row = self.place(group.row)
       # Rescales earlier sums to the new maximum.
-      before = self.maximum[row]
-      maxima[r] = jnp.maximum(before, maxima[r])
-      shrinks.append(jnp.exp2(before - maxima[r]))
-    # A second loop: a write between the reads above would hold up the next
-    # read, as two rows known only at run time may be the same for the compiler.
-    for r, row in enumerate(rows):
-      self.maximum[row] = maxima[r]
-    for r, row in enumerate(rows):
-      maximum, total, output = maxima[r], 0.0, 0.0
-      for c in range(len(pieces)):
-        weights = jnp.exp2(scores[r * len(pieces) + c] - maximum)
-        share, sums = self._weigh(turned[c], weights)
+      before, top = self.maximum[row], buffer.maxima[g]
+      if group.is_fill is not None:
+        top = jnp.where(group.is_fill, -jnp.inf, top)
+      after = jnp.maximum(before, top)
+      self.maximum[row] = after
+      shrinks.append(jnp.exp2(before - after))
+      if group.is_fill is not None:
+        after = jnp.where(group.is_fill, _HUGE, after)
+      buffer.maxima[g] = after
+    pair = 0
+    for g, group in enumerate(groups):
+      maximum, total, output = buffer.maxima[g], 0.0, 0.0
+      row = self.place(group.row)
+      for piece in group.pieces:
+        weights = jnp.exp2(buffer.scores[pair] - maximum)
+        share, sums = self._weigh(buffer.turned[piece], weights)
         output, total = output + share, total + sums
-        if c == len(pieces) - 1:
-          self.total[row] = shrinks[r] * self.total[row] + total
-          self.output[row] = shrinks[r] * self.output[row] + output
+        pair += 1
+        if piece is group.pieces[-1]:
+          self.total[row] = shrinks[g] * self.total[row] + total
+          self.output[row] = shrinks[g] * self.output[row] + output
         yield
 
   def _weigh(
@@ -150,72 +169,50 @@ class _Forward:
       return weighted[:width], weighted[width : width + 1]
     return weighted, jnp.sum(weights, 0, keepdims=True)
 
-  def run_rest(
+  def run(
     self,
-    size: int,
-    buffer: Sequence[Ref],
-    first: Index,
-    number: jax.Array,
-  ) -> None:
-    def run(item: jax.Array, start: jax.Array, count: int) -> None:
-      pieces = [start + c for c in range(count)]
-      args = (item, size, *buffer, pieces)
-      _exhaust(self.start(*args))
-      _exhaust(self.finish(*args))
-
-    tpu_stream.for_rest(self.stream, first, number, run)
-
-  def run_full(
-    self,
-    size: int,
-    even: Sequence[Ref],
-    odd: Sequence[Ref],
+    groups: Callable[[Index], list[_Group]],
+    buffers: tuple[_Buffer, _Buffer],
     first: Index,
     numbers: np.ndarray,
     number: jax.Array,
   ) -> None:
-    """Runs full items from `first` on.
+    """Runs items of one form from `first` on.
 
     `numbers` are the item counts of all tiles, known at trace time: code for
     one item and for several is emitted only where some tile needs it.
     """
-    pieces = range(self.stream.size)
 
     # Alone, an item has no neighbour to overlap with.
     def one_step() -> None:
-      self.stream.wait_full(first)
+      self.stream.wait(first)
       self.stream.fetch_ahead(first)
-      _exhaust(self.start(first, size, *even, pieces))
-      _exhaust(self.finish(first, size, *even, pieces))
+      _exhaust(self.start(first, groups(first), buffers[0]))
+      _exhaust(self.finish(first, groups(first), buffers[0]))
 
     if (numbers == 1).any():
       pl.when(number == 1)(one_step)
     if (numbers > 1).any():
       pl.when(number > 1)(
-        lambda: self._run_overlapping(size, even, odd, first, number)
+        lambda: self._run_overlapping(groups, buffers, first, number)
       )
 
   def _run_overlapping(
     self,
-    size: int,
-    even: Sequence[Ref],
-    odd: Sequence[Ref],
+    groups: Callable[[Index], list[_Group]],
+    buffers: tuple[_Buffer, _Buffer],
     first: Index,
     number: jax.Array,
   ) -> None:
     """Software pipeline: stage 2 of an item with stage 1 of the next."""
-    pieces = range(self.stream.size)
+    even, odd = buffers
 
-    def step(
-      item: Index,
-      old: Sequence[Ref],
-      new: Sequence[Ref],
-    ) -> None:
-      self.stream.wait_full(item + 1)
+    def step(item: Index, old: _Buffer, new: _Buffer) -> None:
+      self.stream.wait(item + 1)
       self.stream.fetch_ahead(item)
       _exhaust(
-        self.start(item + 1, size, *new, pieces),
-        self.finish(item, size, *old, pieces),
+        self.start(item + 1, groups(item + 1), new),
+        self.finish(item, groups(item), old),
       )
 
     # Two items an iteration: which buffer holds an item is then known when the
@@ -230,13 +227,14 @@ class _Forward:
 
       return 0
 
-    def last_step(buffer: Sequence[Ref]) -> None:
-      _exhaust(self.finish(first + number - 1, size, *buffer, pieces))
+    def last_step(buffer: _Buffer) -> None:
+      item = first + number - 1
+      _exhaust(self.finish(item, groups(item), buffer))
 
     # Before the loop stage 1 of the first item, after it stage 2 of the last;
     # the loop takes the number - 1 steps between them, two at a time.
-    self.stream.wait_full(first)
-    _exhaust(self.start(first, size, *even, pieces))
+    self.stream.wait(first)
+    _exhaust(self.start(first, groups(first), even))
     lax.fori_loop(0, lax.div(number, 2), two_steps, 0)
     # Every item fetches ahead once, or a later `wait` would never return. The
     # last item has no step that does it.
@@ -256,7 +254,7 @@ def _exhaust(*generators: Iterator[None]) -> None:
 
 def _kernel(
   *refs: Ref,
-  work: tpu_lists.WorkList,
+  work: pair_lists.PairList,
   scale: float,
   valid: int,
   buffers: int,
@@ -270,12 +268,12 @@ def _kernel(
   old_state = () if is_first else (refs.pop(0), refs.pop(0), refs.pop(0))
   results = [refs.pop(0) for _ in range(2 if is_last else 3)]
   keys, values, semaphores, *refs = refs
-  even, odd = refs[:3], refs[3:6]
+  even, odd = _Buffer(*refs[:3]), _Buffer(*refs[3:6])
   # A pass before the last returns its running sums.
   state = maximum, total, output = refs[6:] if is_last else results
   frames, segments = work.tile
   tile = [(f, g) for f in range(frames) for g in range(segments)]
-  stream = tpu_stream.ItemStream(
+  stream = pair_stream.PairStream(
     words,
     pl.program_id(0),
     ((keys_all, keys), (values_all, values)),
@@ -288,7 +286,7 @@ def _kernel(
   @pl.when(index == 0)
   def _() -> None:
     stream.begin()  # The first items of the grid; later ones are prefetched.
-    for turned in (even[2], odd[2]):
+    for turned in (even.turned, odd.turned):
       width = output.shape[-2]
       # Once is enough: stage 1 overwrites the first `width` rows only.
       if turned.shape[1] > width:
@@ -303,14 +301,11 @@ def _kernel(
   else:
     for x, old in zip(state, old_state):
       x[...] = old[...]
-  forward = _Forward(stream, query, keys, values, state, scale, valid, segments)
-  # Static over sizes: a row set's length decides how far a stage is unrolled.
-  for size, first_rest, num_rest, first_full, num_full in stream.sections():
-    size_index = work.sizes.index(size)
-    if work.num_items[size_index][0]:
-      forward.run_rest(size, even, first_rest, num_rest)
-    numbers = work.full_items(size_index)
-    forward.run_full(size, even, odd, first_full, numbers, num_full)
+  forward = _Forward(stream, query, keys, values, state, work, scale, valid)
+  num_pair, num_full = stream.counts()
+  both = even, odd
+  forward.run(forward.pair_groups, both, 0, work.pair_items(), num_pair)
+  forward.run(forward.full_groups, both, num_pair, work.full_items(), num_full)
   if is_last:
     for place in tile:
       # One reciprocal a query instead of K divisions.
@@ -327,7 +322,7 @@ def forward(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
-  lists: tuple[tpu_lists.WorkList, ...],
+  lists: tuple[pair_lists.PairList, ...],
   *,
   scale: float,
   valid: int,
@@ -372,7 +367,7 @@ def _one_pass(
   key: jax.Array,
   value: jax.Array,
   state: Sequence[jax.Array],
-  work: tpu_lists.WorkList,
+  work: pair_lists.PairList,
   *,
   scale: float,
   valid: int,
@@ -385,7 +380,7 @@ def _one_pass(
   frames, segments = work.tile
   grid = (heads, pl.cdiv(num_frames, frames), pl.cdiv(num_segments, segments))
   num_words = work.words.shape[1]
-  num_rows, stream = work.sizes[0], work.stream
+  stream = work.stream
 
   def tile(*shape: int) -> pl.BlockSpec:
     return pl.BlockSpec(
@@ -417,20 +412,23 @@ def _one_pass(
   else:
     out_specs = [tile(*shape) for shape in carried]
     out_shape = [array(*shape) for shape in carried]
-  num_pairs = num_rows * stream
+  num_groups = max(work.num_rows, work.group)
+  num_pairs = work.group
+  if work.full_items().any():
+    num_pairs = max(num_pairs, work.num_rows * stream)
   # In float32 the sums stay on the vector units: the product would round.
   has_ones = tiles.spare_vector_units and value.dtype == jnp.bfloat16
   ones = _ONES if has_ones else 0
   between_stages = [
     pltpu.VMEM((num_pairs, tokens, tokens), jnp.float32),
-    pltpu.VMEM((num_rows, *per_token), jnp.float32),
+    pltpu.VMEM((num_groups, *per_token), jnp.float32),
     pltpu.VMEM((stream, width + ones, tokens), value.dtype),
   ]
   sums = [pltpu.VMEM((*work.tile, *s), jnp.float32) for s in carried * is_last]
   pieces = pltpu.VMEM((buffers, stream, tokens, width), key.dtype)
   # Two products a pair of pieces, two operations a multiply-add.
   flops = 4 * heads * work.num_units * tokens * tokens * width
-  streamed = heads * sum(r + f for r, _, f in work.num_items) * stream
+  streamed = heads * int(work.words[:, 1:3].sum()) * stream
   kernel = functools.partial(
     _kernel,
     work=work,

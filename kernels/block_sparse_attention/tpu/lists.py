@@ -1,4 +1,4 @@
-"""Work lists of the TPU kernels, built on the host.
+"""Pieces of a clip, and the work lists of the backward kernel, on the host.
 
 A frame is cut into pieces: the longest runs of tokens that see the same keys,
 or equal parts of such runs. With power-of-two strides and bit-reversed order a
@@ -25,7 +25,8 @@ They can be moved to a second pass whose tiles are many frames of one segment,
 so that a streamed piece is again seen by the whole tile.
 
 The lists hold the exact mask: no pair of pieces outside it, and none twice.
-Building them takes time and memory proportional to their length.
+Building them takes time and memory proportional to their length. Those of the
+forward kernel are in `pair_lists.py`.
 """
 
 from collections.abc import Iterator
@@ -194,9 +195,8 @@ def make_lists(
   tiles: tuple[tuple[int, int], ...],
   stream: int,
   buffers: int,
-  by_keys: bool = False,
 ) -> tuple[WorkList, ...]:
-  """Builds the work list of every pass.
+  """Builds the work list of every pass: tiles of keys, streamed queries.
 
   Args:
     mask: Mask of blocks.
@@ -204,29 +204,42 @@ def make_lists(
     tiles: Largest number of frames and segments of a tile, for every pass. A
       second pass computes the far pairs of frames.
     stream: Number of pieces of a full item.
-    buffers: Number of items in flight or in use.
-    by_keys: Whether tiles hold keys while queries are streamed (backward pass).
-      The kernel then accumulates into streamed pieces, so `buffers` successive
-      items must share none.
+    buffers: Number of items in flight or in use. The kernel accumulates into
+      streamed pieces, so this many successive items share none.
 
   Returns:
     One list for each tile shape; passes without work are left out.
   """
-  pairs = _Pairs(mask, layout, by_keys)
+  pairs = Pairs(mask, layout, by_keys=True)
   lists = []
   for index, tile in enumerate(tiles):
     # A clip may be smaller than a tile.
     tile = min(tile[0], layout.num_frames), min(tile[1], layout.segments)
     far = None if len(tiles) == 1 else bool(index)
     if far is None or pairs.has(far):
-      lists.append(
-        _make_list(pairs, layout, tile, stream, buffers, far, by_keys)
-      )
+      lists.append(_make_list(pairs, layout, tile, stream, buffers, far))
   return tuple(lists)
 
 
-class _Pairs:
-  """Pairs of pieces that see each other."""
+def tiles_of(
+  layout: Layout, tile: tuple[int, int]
+) -> Iterator[tuple[range, range]]:
+  """Frames and segments of every tile, in the order of the kernels' grid.
+
+  The last tiles may reach past the end of the clip.
+  """
+  frames, segments = tile
+  for frame in range(0, layout.num_frames, frames):
+    for segment in range(0, layout.segments, segments):
+      yield range(frame, frame + frames), range(segment, segment + segments)
+
+
+class Pairs:
+  """Pairs of pieces that see each other.
+
+  `of_tile` asks which keys the queries of a tile see, or, with `by_keys`, which
+  queries see its keys.
+  """
 
   def __init__(self, mask: mask_lib.Mask, layout: Layout, by_keys: bool):
     frames = range(mask.num_frames)
@@ -281,19 +294,17 @@ class _Item(NamedTuple):
 
 
 def _make_list(
-  pairs: _Pairs,
+  pairs: Pairs,
   layout: Layout,
   tile: tuple[int, int],
   stream: int,
   buffers: int,
   far: bool | None,
-  apart: bool,
 ) -> WorkList:
   frames, segments = tile
   num_rows = frames * segments
-  # Few sizes of row sets, as the kernels are unrolled for each: all rows, or 8,
-  # 4, 2, 1. Word 1 has room for 8 row indices of 4 bits, so that a tile has at
-  # most 16 rows.
+  # Few sizes of row sets, as the kernel is unrolled for each: all rows, or 4, 2,
+  # 1. Word 1 has room for 8 row indices of 4 bits.
   sizes = (num_rows,) + tuple(
     1 << bit for bit in reversed(range(4)) if 1 << bit < num_rows
   )
@@ -305,18 +316,13 @@ def _make_list(
     for n in range(1, min(_MAX_RUN, length) + 1)
     if math.gcd(stream, _MAX_RUN) % n == 0
   )
-  tiles = []
-  # The order of the kernels' grid: frames outside, segments inside.
-  for frame in range(0, layout.num_frames, frames):
-    for segment in range(0, layout.segments, segments):
-      rows = pairs.of_tile(
-        range(frame, frame + frames),
-        range(segment, segment + segments),
-        far,
-      )
-      tiles.append(_items_of_tile(rows, sizes, stream, run, along_frames))
-  if apart:
-    tiles = _keep_apart(tiles, buffers)
+  tiles = [
+    _items_of_tile(
+      pairs.of_tile(*corner, far), sizes, stream, run, along_frames
+    )
+    for corner in tiles_of(layout, tile)
+  ]
+  tiles = _keep_apart(tiles, buffers)
   return _pack(tiles, tile, sizes, stream, buffers, run, along_frames)
 
 

@@ -41,6 +41,8 @@ class TileSizes:
       more; None takes `near`.
     forward_far: Replaces `far` in the forward kernel; None takes `far`.
     stream: Number of pieces that are streamed at once.
+    groups: Pairs of pieces that the forward kernel computes at once where only
+      some pieces of a tile see a streamed one, for the near and the far pass.
     buffers: Number of sets of streamed pieces, at least 3: two in use, one in
       flight.
     lanes: Multiple of tokens to which pieces are padded: 128 on a device, 1 is
@@ -58,6 +60,7 @@ class TileSizes:
   forward_near: tuple[int, int] | None = None
   forward_far: tuple[int, int] | None = None
   stream: int = 8
+  groups: tuple[int, int] = (8, 16)
   buffers: int = 3
   lanes: int = LANES
   memory_mib: int = 14
@@ -70,6 +73,11 @@ class TileSizes:
         raise errors.RequestError(
           f"{name} must be a positive whole number, got {value}."
         )
+    if len(self.groups) != 2 or min(self.groups) < 1:
+      raise errors.RequestError(
+        "groups must be two positive numbers of pairs, for the near and the far"
+        f" pass, got {self.groups}."
+      )
     # Scores of a piece are a whole number of registers.
     if self.piece_tokens % self.lanes:
       raise errors.RequestError(
@@ -85,8 +93,8 @@ class TileSizes:
       tile = getattr(self, name)
       if tile is None and name != "near":
         continue
-      # Row indices have 4 bits (`WorkList`). Backward tiles also hold two sums
-      # in float32 for every piece.
+      # Backward tiles also hold two sums in float32 for every piece, and words
+      # have room for 8 of their rows (`WorkList`).
       most = 16 if name.startswith("forward") else 8
       if len(tile) != 2 or min(tile) < 1 or tile[0] * tile[1] > most:
         raise errors.RequestError(
@@ -110,9 +118,9 @@ class TileSizes:
 # By the compiler's static schedule; `aot_tpu` prints it.
 _DEFAULTS: dict[Chip, TileSizes] = {
   # 128 MiB of fast memory; the compiler needs the rest for its own buffers.
-  "v5e": TileSizes(memory_mib=100),
+  "v5e": TileSizes(forward_far=(8, 1), memory_mib=100),
   # 64 MiB for each of the two cores.
-  "v5p": TileSizes(memory_mib=52),
+  "v5p": TileSizes(forward_far=(8, 1), memory_mib=52),
   # Matrix units of 256 x 256 finish a product in a quarter of the time, so the
   # exponentials are the bottleneck: larger tiles read each key fewer times,
   # and sums move to the matrix units.
@@ -122,11 +130,12 @@ _DEFAULTS: dict[Chip, TileSizes] = {
     forward_near=(1, 16),
     forward_far=(16, 1),
     stream=4,
+    groups=(16, 16),
     memory_mib=100,
     spare_vector_units=True,
   ),
   # 16 MiB at least since TPU v2.
-  "unknown": TileSizes(stream=2),
+  "unknown": TileSizes(stream=2, groups=(8, 8)),
 }
 
 

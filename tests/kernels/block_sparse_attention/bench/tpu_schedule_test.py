@@ -9,6 +9,7 @@ from sculpt4d_jax.kernels.block_sparse_attention import mask as mask_lib
 from sculpt4d_jax.kernels.block_sparse_attention.bench import aot_tpu
 from sculpt4d_jax.kernels.block_sparse_attention.bench import tpu_schedule
 from sculpt4d_jax.kernels.block_sparse_attention.tpu import lists as tpu_lists
+from sculpt4d_jax.kernels.block_sparse_attention.tpu import pair_lists
 
 # A grid loop that holds a loop over items with one block of products.
 LISTING = """
@@ -54,18 +55,22 @@ def test_cycles_by_hand():
 def test_uses_hold_all_products(direction):
   mask = mask_lib.BlockMask(12, 16)
   layout = tpu_lists.make_layout(mask, 64, 4, 1)
-  lists = tpu_lists.make_lists(
-    mask, layout, ((1, 4), (4, 1)), 4, 3, direction == "backward"
-  )
+  tiles = ((1, 4), (4, 1))
+  if direction == "backward":
+    lists = tpu_lists.make_lists(mask, layout, tiles, 4, 3)
+    filled = 0
+    assert all(np.isfinite(work.singles_per_item()) for work in lists)
+  else:
+    lists = pair_lists.make_lists(mask, layout, tiles, 4, (8, 6), 3)
+    filled = sum(work.num_filled for work in lists)
+    assert filled
   products = {"forward": 2, "backward": 5}[direction]
   find_uses = getattr(tpu_schedule, f"{direction}_uses")
   total = sum(
     use.products * use.times for work in lists for use in find_uses(work)
   )
-  assert total == products * round(
-    mask.density() * (mask.num_frames * layout.segments) ** 2
-  )
-  assert all(np.isfinite(work.singles_per_item()) for work in lists)
+  pairs = round(mask.density() * (mask.num_frames * layout.segments) ** 2)
+  assert total == products * (pairs + filled)
 
 
 def test_missing_schedule_is_named(tmp_path):

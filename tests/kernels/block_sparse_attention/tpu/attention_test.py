@@ -14,6 +14,7 @@ from sculpt4d_jax.kernels.block_sparse_attention.tpu import (
   attention as pallas_tpu,
 )
 from sculpt4d_jax.kernels.block_sparse_attention.tpu import lists as tpu_lists
+from sculpt4d_jax.kernels.block_sparse_attention.tpu import pair_lists
 from sculpt4d_jax.kernels.block_sparse_attention.tpu import tiles as tpu_tiles
 from tests.kernels.block_sparse_attention import ablation_masks
 
@@ -21,7 +22,12 @@ BlockMask = bsa.BlockMask
 
 # Small enough to compile in seconds: tiles of two pieces, two a step.
 TILES = tpu_tiles.TileSizes(
-  piece_tokens=4, near=(1, 2), far=(2, 1), stream=2, lanes=1
+  piece_tokens=4,
+  near=(1, 2),
+  far=(2, 1),
+  stream=2,
+  groups=(2, 2),
+  lanes=1,
 )
 
 
@@ -88,7 +94,7 @@ def test_any_block_list():
   # whose keys are hidden.
   mask = BlockMask(5, 5, (1, 3), anchor_frames=(1, 4)) & BlockMask(5, 5, (2,))
   tiles = tpu_tiles.TileSizes(
-    piece_tokens=4, near=(2, 2), far=None, stream=2, lanes=4
+    piece_tokens=4, near=(2, 2), far=None, stream=2, groups=(3, 3), lanes=4
   )
   assert_equals_reference(
     inputs_for(mask, 3, heads=1),
@@ -115,6 +121,7 @@ def test_matrix_units_may_sum_the_weights(size):
     near=(1, 2),
     far=None,
     stream=2,
+    groups=(4, 4),
     lanes=8,
     spare_vector_units=True,
   )
@@ -173,30 +180,28 @@ def test_remat_and_scan():
   np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("by_keys", [False, True])
 @pytest.mark.parametrize(
   "mask, tiles",
   [
     (BlockMask(9, 16), ((1, 4), (4, 1))),
-    (BlockMask(16, 32), ((1, 16), (16, 1))),
+    (BlockMask(16, 32), ((1, 8), (8, 1))),
     (BlockMask(16, 32), ((2, 2),)),
     (BlockMask(6, 7, (1, 3, 5), (2,)), ((1, 4), (4, 1))),
     (BlockMask.dense(3, 4), ((1, 4), (4, 1))),
   ],
-  ids=["near_far", "sixteen", "one_pass", "lists", "dense"],
+  ids=["near_far", "eight", "one_pass", "lists", "dense"],
 )
-def test_lists_hold_the_mask_exactly(mask, tiles, by_keys):
+def test_lists_hold_the_mask_exactly(mask, tiles):
   stream, buffers = 4, 3
   layout = tpu_lists.make_layout(mask, 8 * mask.blocks_per_frame, 256, 1)
-  lists = tpu_lists.make_lists(mask, layout, tiles, stream, buffers, by_keys)
+  lists = tpu_lists.make_lists(mask, layout, tiles, stream, buffers)
   order = "bit_reversed" if mask.is_power_of_two else "natural"
   seen = np.zeros((mask.num_frames, layout.segments) * 2, int)
   for work in lists:
     for _, _, row, piece in _pairs(work, layout):
       seen[(*row, *piece)] += 1
   total = mask.num_frames * layout.segments
-  seen = seen.reshape(total, total)
-  seen = seen.T if by_keys else seen
+  seen = seen.reshape(total, total).T  # Tiles hold keys.
   blocks_a_piece = mask.num_blocks / total
   of_piece = (np.arange(total) * blocks_a_piece).astype(int)
   expected = mask.dense_blocks(order)[np.ix_(of_piece, of_piece)]
@@ -232,9 +237,7 @@ def test_sums_are_written_before_they_are_read_again(num_frames):
   mask = BlockMask(num_frames, 32)
   layout = tpu_lists.make_layout(mask, 4096, 256, 128)
   buffers = 3
-  for work in tpu_lists.make_lists(
-    mask, layout, ((1, 4), (4, 1)), 8, buffers, True
-  ):
+  for work in tpu_lists.make_lists(mask, layout, ((1, 4), (4, 1)), 8, buffers):
     pieces = {}
     for tile, item, _, piece in _pairs(work, layout):
       pieces.setdefault(int(work.words[tile, 0]) + item, set()).add(piece)
@@ -246,23 +249,13 @@ def test_sums_are_written_before_they_are_read_again(num_frames):
 def test_tiles_are_no_larger_than_the_clip():
   mask = BlockMask(9, 8, schedule=(1, 1, 2, 4, 8))
   layout = tpu_lists.make_layout(mask, 2048, 256, 128)
-  lists = tpu_lists.make_lists(mask, layout, ((1, 16), (16, 1)), 4, 3)
-  assert [work.tile for work in lists] == [(1, 8), (9, 1)]
-  # Sets of rows: all of the tile, and powers of two.
-  assert [work.sizes for work in lists] == [(8, 4, 2, 1), (9, 8, 4, 2, 1)]
-
-
-def test_lists_of_64_frames_are_exact_and_quick():
-  mask = BlockMask(64, 32)
-  tpu_lists.make_lists.cache_clear()
-  layout = tpu_lists.make_layout(mask, 4096, 256, 128)
-  assert (layout.segments, layout.tokens) == (16, 256)
-  tiles = tpu_tiles.default("v5e")
-  lists = tpu_lists.make_lists(
-    mask, layout, tiles.tiles(False), tiles.stream, tiles.buffers
+  lists = pair_lists.make_lists(
+    mask, layout, ((1, 16), (16, 1)), 4, (16, 16), 3
   )
-  units = sum(work.num_units for work in lists)
-  assert units == round(mask.density() * (64 * 16) ** 2)
+  assert [work.tile for work in lists] == [(1, 8), (9, 1)]
+  lists = tpu_lists.make_lists(mask, layout, ((1, 16), (8, 1)), 4, 3)
+  # Sets of rows: all of the tile, and powers of two.
+  assert [work.sizes for work in lists] == [(8, 4, 2, 1)] * 2
 
 
 def test_what_is_not_served_says_why():
@@ -284,6 +277,8 @@ def test_what_is_not_served_says_why():
 def test_tile_sizes_check_themselves():
   with pytest.raises(ValueError, match="buffers must be at least 3"):
     tpu_tiles.TileSizes(buffers=2)
+  with pytest.raises(ValueError, match="groups must be two positive"):
+    tpu_tiles.TileSizes(groups=(8, 0))
   with pytest.raises(ValueError, match="multiple of lanes=128"):
     tpu_tiles.TileSizes(piece_tokens=100)
   with pytest.raises(ValueError, match="at most 8 pieces"):
@@ -332,7 +327,7 @@ def test_every_schedule_of_the_ablation_in_bfloat16(variant):
     dict(near=(1, 4), far=(4, 1), stream=8),
     dict(near=(2, 2), far=None, stream=4),
     dict(near=(2, 3), far=(5, 1), stream=4, buffers=3),
-    dict(near=(1, 8), far=(8, 1), stream=4, buffers=4),
+    dict(near=(1, 8), far=(8, 1), stream=4, groups=(4, 5), buffers=4),
     dict(forward_near=(1, 16), forward_far=(16, 1), stream=2),
   ],
   ids=str,
