@@ -5,7 +5,8 @@ K] and the output kernel is [H, K, D]. Checkpoints with another order of heads
 are reordered by their importer, not here. Queries and keys are normalised over
 the head's width with one scale shared by all heads.
 
-`TemporalAttention` is the only user of the block-sparse kernels.
+`TemporalAttention` uses the block-sparse kernels; on TPUs the others use their
+dense mode where it is the fastest (`tpu_attention.py`).
 """
 
 from collections.abc import Callable

@@ -41,6 +41,31 @@ def test_outputs_and_gradients_equal_the_dense_evaluation(
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+# Whole pieces of 256 tokens, with and without tokens that are left over.
+@pytest.mark.parametrize("num_tokens", [1024, 1027])
+def test_a_frame_in_pieces_equals_the_dense_evaluation(num_tokens):
+  # Large scores: the share of a single key is then far from 1 / num_tokens.
+  inputs = [4.0 * x for x in _case(num_tokens, num_tokens, 1, 64)]
+  half = [x.astype(jnp.bfloat16) for x in inputs]
+  assert tpu_attention._is_frame(*half[:2])
+
+  def attend(*arrays):
+    return tpu_attention.attend(*arrays, interpret=True)
+
+  out, vjp = jax.vjp(attend, *half[:3])
+  exact = [x.astype(jnp.float32) for x in half]
+  expected, expected_vjp = jax.vjp(_dense, *exact[:3])
+  actual = out, *vjp(half[3])
+  for ours, theirs in zip(
+    actual, (expected, *expected_vjp(exact[3])), strict=True
+  ):
+    # bfloat16 has 8 bits; the last tokens are held to it separately.
+    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs)
+    for part in (slice(None), slice(-4, None)):
+      limit = 2e-2 * np.abs(theirs).max()
+      np.testing.assert_allclose(ours[:, part], theirs[:, part], atol=limit)
+
+
 def test_every_row_of_a_batch_and_every_head_is_its_own():
   query, key, value, _ = _case(260, 256)
   two = lambda x: jnp.concatenate([x, x[:, ::-1]])
@@ -61,3 +86,8 @@ def test_what_the_kernels_serve():
   assert not tpu_attention.serves(frame, array(9, 128, jnp.bfloat16))
   assert not tpu_attention.serves(*[array(512, 80, jnp.bfloat16)] * 2)
   assert not tpu_attention.serves(*[array(512, 64, jnp.float16)] * 2)
+  assert tpu_attention._is_frame(frame, frame)
+  # A context has other tokens; 300 are left over; splash is more precise.
+  assert not tpu_attention._is_frame(frame, array(1370, 128, jnp.bfloat16))
+  assert not tpu_attention._is_frame(*[array(1324, 128, jnp.bfloat16)] * 2)
+  assert not tpu_attention._is_frame(*[array(4097, 128, jnp.float32)] * 2)

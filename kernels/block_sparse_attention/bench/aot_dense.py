@@ -138,7 +138,7 @@ def _splash(
 
 
 def _flash(case: tuple[int, int], tile: Tile) -> Callable[..., jax.Array]:
-  """jax's flash attention of one head, [1, tokens, K]."""
+  """Jax's flash attention of one head, [1, tokens, K]."""
   from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
   shape = padded(case[0], tile.queries), padded(case[1], tile.keys)

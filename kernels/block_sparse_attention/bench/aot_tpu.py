@@ -411,6 +411,7 @@ def _check_named(
 
 
 def libtpu_version() -> str:
+  """The version of libtpu, or that there is none."""
   try:
     return metadata.version("libtpu")
   except metadata.PackageNotFoundError:

@@ -265,6 +265,7 @@ class Pairs:
     self._table, self._seen, self._far = table, seen, far
 
   def has(self, far: bool) -> bool:
+    """Whether there are far pairs, or others."""
     return bool((self._far[self._table] == far).any())
 
   def of_tile(
