@@ -35,6 +35,8 @@ _HEAD_DIMS = (64, 128)
 # Largest blocks: a tile of float32 scores then takes 3 MiB of fast memory.
 _MAX_QUERY_BLOCK = 512
 _MAX_KEY_BLOCK = 1408
+# v6e has room for more, and is faster with it, in bfloat16.
+_MAX_QUERY_BLOCK_V6E = 1408
 # With fewer queries or keys a kernel is not worth its overhead.
 _MIN_KEYS = 256
 # Our kernels take whole pieces of this many tokens, at least so many of them,
@@ -71,7 +73,7 @@ def attend(
   if _is_frame(query, key):
     return _attend_frame(query, key, value, _kernels(interpret))
   num_queries, num_keys = query.shape[1], key.shape[1]
-  block_q = _block(num_queries, _MAX_QUERY_BLOCK)
+  block_q = _block(num_queries, _max_query_block(query.dtype))
   block_kv = _block(num_keys, _MAX_KEY_BLOCK)
   scale = np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
   num_heads = query.shape[2]
@@ -88,6 +90,13 @@ def attend(
   )
   out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(query, key, value, segments)
   return jnp.swapaxes(out, 1, 2)[:, :num_queries]
+
+
+def _max_query_block(dtype: jnp.dtype) -> int:
+  is_v6e = tpu_tiles.chip_of(partitioning.platform()[1]) == "v6e"
+  if is_v6e and dtype == jnp.bfloat16:
+    return _MAX_QUERY_BLOCK_V6E
+  return _MAX_QUERY_BLOCK
 
 
 def _is_frame(query: Array, key: Array) -> bool:

@@ -77,6 +77,20 @@ def test_every_row_of_a_batch_and_every_head_is_its_own():
     )
 
 
+def test_blocks_of_queries_are_as_large_as_the_chip_has_room_for(monkeypatch):
+  kind = "TPU v6 lite"
+  monkeypatch.setattr(
+    tpu_attention.partitioning, "platform", lambda: ("tpu", kind)
+  )
+  block = lambda dtype: tpu_attention._block(
+    4097, tpu_attention._max_query_block(jnp.dtype(dtype))
+  )
+  assert block(jnp.bfloat16) == 1408
+  assert block(jnp.float32) == 384
+  kind = "TPU v5p"
+  assert block(jnp.bfloat16) == 384
+
+
 def test_what_the_kernels_serve():
   array = lambda length, dim, dtype: jax.ShapeDtypeStruct(
     (1, length, 4, dim), dtype

@@ -40,8 +40,15 @@ from . import tpu_schedule
 # context of an image has 37 x 37 patches and one token more.
 CASES = {"spatial": (4097, 4097), "cross": (4097, 1370)}
 _BLOCKS_PER_FRAME = 32
-_SPLASH_PRODUCTS = {"forward": {"fwd": 2}, "backward": {"dkv": 5}}
-_FLASH_PRODUCTS = {"forward": {"": 2}, "backward": {"dkv": 4, "dq": 3}}
+# Products of a tile, by a word of the kernel's name.
+_SPLASH_PRODUCTS = {
+  "forward": {"splash*fwd": 2},
+  "backward": {"splash*dkv": 5},
+}
+_FLASH_PRODUCTS = {
+  "forward": {"flash": 2},
+  "backward": {"flash*dkv": 4, "flash*dq": 3},
+}
 
 
 class Tile(NamedTuple):
@@ -192,16 +199,12 @@ def estimate(
   Raises:
     Exception: The tile does not compile; Mosaic and XLA raise many types.
   """
-  for old in folder.glob("*attention*"):
-    old.unlink()
-  for old in folder.glob("*splash*"):
+  for old in (*folder.glob("*flash*"), *folder.glob("*splash*")):
     old.unlink()
   if package == "flash":
     attend, products = _flash(case, tile), _FLASH_PRODUCTS[direction]
-    name = "flash"
   else:
     attend, products = _splash(package, case, tile), _SPLASH_PRODUCTS[direction]
-    name = "splash"
   function = attend
   if direction == "backward":
     function = lambda q, k, v, g: jax.vjp(attend, q, k, v)[1](g)
@@ -214,7 +217,7 @@ def estimate(
   jax.jit(function).lower(*arguments).compile()
   cycles = [
     estimate_listing(
-      tpu_schedule.find_listing(folder, f"{name}*{kernel}"),
+      tpu_schedule.find_listing(folder, kernel),
       number,
       tile,
       head_dim,
