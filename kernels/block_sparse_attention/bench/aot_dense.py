@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument(
     "--tiles",
     nargs="+",
-    default=["384x1408x1408", "1408x1408x1408", "1408x1408x128"],
+    default=["384x1408x1408", "1408x1408x1408"],
     help="Queries x keys of a tile x keys computed with at once.",
   )
   args = parser.parse_args(argv)

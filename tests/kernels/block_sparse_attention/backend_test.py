@@ -40,6 +40,7 @@ OPTIONS = {
       near=(1, 2),
       far=(2, 1),
       stream=2,
+      groups=(2, 4),
       lanes=1,
       spare_vector_units=True,
     )
