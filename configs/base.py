@@ -137,6 +137,10 @@ def _data() -> ml_collections.ConfigDict:
       max_azimuth=0.4,  # Largest camera azimuth from the front, radians.
       elevations=(0.0, 0.4),  # Radians above the horizon.
       border_ratio=0.15,  # Margin, as a fraction of the image side.
+      # Whether objects are turned and moved until the camera looks level at
+      # their middle, as pictures show them, records too; else they stand
+      # upright.
+      picture_frame=False,
       # Fraction of clips with thin limbs, wings, tails and fins, from any side.
       variety=0.0,
       # Fraction of clips with rigid things: balls, blocks, vessels, furniture.

@@ -284,6 +284,7 @@ def _records(fields: dict[str, Any], data: DataConfig) -> RecordsConfig:
     "num_uniform": data.sizes.num_uniform,
     "num_sharp": data.sizes.num_sharp,
     "image_size": data.sizes.image_size,
+    "picture_frame": data.sizes.picture_frame,
     "border_ratio": tuple(fields["border_ratio"]),
   }
   return RecordsConfig(

@@ -96,6 +96,7 @@ class PosteriorJob:
         "num_uniform",
         "num_sharp",
         "turn_to_camera",
+        "picture_frame",
         "max_elevation",
         "mirror",
       ),

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from sculpt4d_jax.data import placement
 from sculpt4d_jax.data.loading import pictures as example_pictures
 from sculpt4d_jax.data.loading import poses as example_poses
 from sculpt4d_jax.data.loading import precomputed
@@ -47,6 +48,8 @@ class ExampleConfig:
       read.
     turn_to_camera: Whether the object is rotated about y, so that the camera is
       in front of it, and shrunk where it would leave its cube.
+    picture_frame: Whether it is placed in the picture's frame instead; see
+      `placement.py`.
     max_elevation: Largest elevation of a view above or below the horizon,
       radians. A clip without such a view keeps its lowest.
     image_size: Side S of the pictures, pixels.
@@ -70,6 +73,7 @@ class ExampleConfig:
   num_sharp: int = 0
   num_samples: int = 0
   turn_to_camera: bool = False
+  picture_frame: bool = False
   max_elevation: float = math.pi / 2
   image_size: int = 512
   border_ratio: tuple[float, float] = (0.1, 0.25)
@@ -84,6 +88,8 @@ class ExampleConfig:
     unknown = set(self.contents) - set(CONTENTS)
     if unknown or not self.contents:
       raise UserError(f"contents={self.contents} must be some of {CONTENTS}.")
+    if self.picture_frame and not self.turn_to_camera:
+      raise UserError("picture_frame=True needs turn_to_camera=True.")
     low, high = self.border_ratio
     if not 0 <= low <= high < 0.9:
       raise UserError(f"border_ratio={self.border_ratio} must lie in [0, 0.9).")
@@ -159,7 +165,7 @@ class ExampleReader:
     # Clip -> its cameras, and the object's pose for each. Kept in memory: a
     # camera is stored in one entry with the pictures of its view.
     self._cameras: dict[int, np.ndarray] = {}
-    self._poses: dict[int, np.ndarray] = {}
+    self._poses: dict[int, list[placement.Placement]] = {}
 
   def __len__(self) -> int:
     return len(self._clips)
@@ -191,26 +197,21 @@ class ExampleReader:
       )
     return self._cameras[row]
 
-  def poses(self, row: int) -> np.ndarray:
-    """Pose of a clip's object for each of its views [views, 3, 3].
-
-    A pose is a rotation times a scale: points x become x @ pose.T, distances
-    are multiplied by the cube root of its determinant.
-    """
+  def poses(self, row: int) -> list[placement.Placement]:
+    """How a clip's object is placed for each of its views."""
     if not self._config.turn_to_camera:
-      views = len(self.clip(row).entries["view"])
-      return np.broadcast_to(np.eye(3), (views, 3, 3))
+      return placement.upright(len(self.clip(row).entries["view"]))
     if row not in self._poses:
       folder, clip = self._clips[row]
       # Farthest-point samples reach nearly as far out as the object.
       outmost = _entry(folder, clip, "queries", 0)["surface"][..., :3]
       outmost = outmost.reshape(-1, 3).astype(np.float64)
-      self._poses[row] = np.stack(
-        [
-          example_poses.facing(camera[:3, 3], outmost)
-          for camera in self.cameras(row)
-        ]
-      )
+      self._poses[row] = [
+        example_poses.in_picture(camera, outmost)
+        if self._config.picture_frame
+        else example_poses.facing(camera[:3, 3], outmost)
+        for camera in self.cameras(row)
+      ]
     return self._poses[row]
 
   def read(self, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -281,7 +282,7 @@ class ExampleReader:
       example |= self._view(folder, clip, frames, view, view_rng)
     # Turned first: the poses are those of cameras that are not mirrored.
     if config.turn_to_camera:
-      example = example_poses.turn(example, self.poses(row)[view])
+      example = example_poses.place(example, self.poses(row)[view])
     if mirrored:
       example = example_poses.mirror(example)
     # Posteriors and features were computed for the turned and mirrored object.

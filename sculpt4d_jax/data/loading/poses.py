@@ -1,4 +1,4 @@
-"""Rotates an example's object to face the camera, and mirrors it.
+"""Places an example's object as its camera asks for, and mirrors it.
 
 An example is a mapping of arrays from `examples.ExampleReader.read`; everything
 that has a position in space moves together.
@@ -9,46 +9,56 @@ import math
 
 import numpy as np
 
-# Largest coordinate of a rotated object, as after preparation.
-_EXTENT = 0.95
+from sculpt4d_jax.data import placement as placement_lib
+
+Placement = placement_lib.Placement
+
 _MIRROR = np.array([-1.0, 1.0, 1.0])
 
 
-def facing(eye: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """Pose that turns an eye to the front; points [P, 3] stay in their cube."""
+def facing(eye: np.ndarray, points: np.ndarray) -> Placement:
+  """Turns an eye to the front; points [P, 3] stay in their cube."""
   azimuth = math.atan2(eye[0], eye[2])
   sine, cosine = math.sin(azimuth), math.cos(azimuth)
   turn = np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
-  reach = np.abs(points @ turn.T).max()
-  return turn * min(1.0, _EXTENT / reach)
+  return placement_lib.within(Placement(turn, np.zeros(3)), points)
 
 
-def turn(
-  example: Mapping[str, np.ndarray], pose: np.ndarray
+def in_picture(camera_to_world: np.ndarray, points: np.ndarray) -> Placement:
+  """Places an object as a camera sees it that looks at the origin.
+
+  Args:
+    camera_to_world: Rigid transform [4, 4].
+    points: Outmost points of the object in all frames [P, 3]. The middle of
+      their picture is that of the cube.
+  """
+  axes, eye = camera_to_world[:3, :3].T, camera_to_world[:3, 3]
+  seen = points @ axes.T
+  distance = np.linalg.norm(eye)
+  # Where their rays meet the plane through the origin that faces the camera.
+  plane = seen[:, :2] * (distance / (distance - seen[:, 2:]))
+  middle = (plane.min(0) + plane.max(0)) / 2
+  return placement_lib.in_picture(axes, middle, points)
+
+
+def place(
+  example: Mapping[str, np.ndarray], placement: Placement
 ) -> dict[str, np.ndarray]:
-  """The example with its object turned and scaled by a pose [3, 3]."""
+  """The example with its object placed elsewhere."""
   result = dict(example)
-  scale = np.cbrt(np.linalg.det(pose))
-  moved, turned = pose.T.astype(np.float32), (pose / scale).T.astype(np.float32)
   for name in ("surface", "queries"):
     if name in result:
-      rows = result[name]
-      result[name] = np.concatenate(
-        [rows[..., :3] @ moved, rows[..., 3:6] @ turned, rows[..., 6:]], -1
-      )
+      result[name] = placement.surface(result[name])
   if "samples" in result:
-    rows = result["samples"]
-    result["samples"] = np.concatenate(
-      [rows[..., :3] @ moved, rows[..., 3:] * np.float32(scale)], -1
-    )
+    result["samples"] = placement.samples(result["samples"])
   if "depth" in result:
-    result["depth"] = result["depth"] * np.float32(scale)
+    result["depth"] = result["depth"] * np.float32(placement.scale)
   if "normal" in result:
-    result["normal"] = result["normal"] @ turned
+    result["normal"] = placement.directions(result["normal"])
   if "camera_to_world" in result:
     camera = result["camera_to_world"].copy()
-    camera[:3, :3] = (pose / scale) @ camera[:3, :3]
-    camera[:3, 3] = pose @ camera[:3, 3]
+    camera[:3, :3] = placement.rotation @ camera[:3, :3]
+    camera[:3, 3] = placement.points(camera[:3, 3])
     result["camera_to_world"] = camera
   return result
 

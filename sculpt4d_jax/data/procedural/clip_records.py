@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.data import placement
 from sculpt4d_jax.data.procedural import body
 from sculpt4d_jax.data.procedural import creatures
 from sculpt4d_jax.data.procedural import solids
@@ -46,6 +47,8 @@ class RecordSizes:
     max_azimuth: Largest absolute azimuth of cameras, radians.
     elevations: Lowest and highest elevation, radians.
     border_ratio: Margin as a share of the picture.
+    picture_frame: Whether surfaces and samples are in the picture's frame; see
+      `placement.py`. The view stays that of the upright object.
     variety: Share of clips of other families, with more varied elevation and
       light and with edges like real cut-outs; see `solids.make_clip`.
     things: Share of clips of rigid things, likewise.
@@ -60,6 +63,7 @@ class RecordSizes:
   max_azimuth: float = 0.4
   elevations: tuple[float, float] = (0.0, 0.4)
   border_ratio: float = 0.15
+  picture_frame: bool = False
   variety: float = 0.0
   things: float = 0.0
 
@@ -127,7 +131,25 @@ def _geometry(
   drawn = draw_view(rng, sizes)
   if _is_varied(clip):
     drawn = _unusual_view(rng, drawn)
-  return surface, samples, fit_view(clip, drawn, sizes.border_ratio)
+  view = fit_view(clip, drawn, sizes.border_ratio)
+  if sizes.picture_frame:
+    placed = placement_of(view, surface)
+    surface, samples = placed.surface(surface), placed.samples(samples)
+  return surface, samples, view
+
+
+def placement_of(
+  view: sphere_tracer.View, surface: np.ndarray
+) -> placement.Placement:
+  """How an upright object is placed in its picture's frame.
+
+  Args:
+    view: The camera.
+    surface: Rows of the object's surface, position first [F, P, 3 + n].
+  """
+  axes = np.stack([np.asarray(x) for x in sphere_tracer.camera_axes(view)])
+  points = surface[..., :3].reshape(-1, 3)
+  return placement.in_picture(axes, view.centre, points)
 
 
 def _is_varied(clip: solids.SyntheticClip) -> bool:
