@@ -83,6 +83,10 @@ def _dit() -> ml_collections.ConfigDict:
       latent_channels=64,  # The same as the autoencoder's.
       context_width=1024,  # The image encoder's width.
       num_token_indices=0,  # Tokens N with an index embedding; 0: a set.
+      # Whether objects of the training are turned and moved until the camera
+      # looks level at their middle. What is sampled is set upright afterwards
+      # with the elevation that the view head reads off the pictures.
+      picture_frame=False,
       mlp_ratio=4,
       num_moe_blocks=6,  # Number of last blocks with experts.
       num_experts=8,
@@ -137,10 +141,6 @@ def _data() -> ml_collections.ConfigDict:
       max_azimuth=0.4,  # Largest camera azimuth from the front, radians.
       elevations=(0.0, 0.4),  # Radians above the horizon.
       border_ratio=0.15,  # Margin, as a fraction of the image side.
-      # Whether objects are turned and moved until the camera looks level at
-      # their middle, as pictures show them, records too; else they stand
-      # upright.
-      picture_frame=False,
       # Fraction of clips with thin limbs, wings, tails and fins, from any side.
       variety=0.0,
       # Fraction of clips with rigid things: balls, blocks, vessels, furniture.

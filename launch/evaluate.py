@@ -381,7 +381,9 @@ def score_on_records(
   if _OTHER.value:
     folders["other model"] = paths.of(_OTHER.value)
   example = record_batches.whole_clips(
-    preset.records.example, preset.data.num_frames
+    # Meshes are set upright, whatever frame the model was trained in.
+    dataclasses.replace(preset.records.example, picture_frame=False),
+    preset.data.num_frames,
   )
   reader = record_loader.open_split(_DATA.value, "test", example)
   log = run_log.RunLog()

@@ -182,6 +182,7 @@ class Model:
       "seed": sampling.seed,
       "known_frames": known_lib.describe(known),
     }
+    placement = self.networks.placement(clip.images)
     made = pipeline.generate(
       self.networks,
       clip,
@@ -194,6 +195,7 @@ class Model:
         num_uniform=self.config.data.sizes.num_uniform,
         num_sharp=self.config.data.sizes.num_sharp,
         seed=sampling.seed,
+        placement=placement,
       ),
       windows,
       long_clips.open_folder(

@@ -199,13 +199,9 @@ class _Answers:
       sampling = dataclasses.replace(sampling, temporal_mode=temporal_mode)
     size = self._preset.model.image_encoder.image_size
     images, masks = read_pictures(self._folder / "frames" / name, size)
-    latents = jax.block_until_ready(
-      self._model.sample(images, sampling, masks=masks)
+    return pipeline.sample_meshes(
+      self._model, images, masks, sampling, self._preset.surface
     )
-    return [
-      pipeline.extract_mesh(self._model, frame, self._preset.surface)[0]
-      for frame in latents
-    ]
 
 
 def read_pictures(

@@ -11,10 +11,12 @@ from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
+from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.inference import model as model_lib
 
 GRID = 24
 TRUNCATION = 0.1
+_BOUNDS = 1.02
 
 
 def points() -> np.ndarray:
@@ -23,12 +25,27 @@ def points() -> np.ndarray:
 
 
 def fields(
-  model: model_lib.Sculpt4D, latents: np.ndarray, band: float
+  model: model_lib.Sculpt4D,
+  latents: np.ndarray,
+  band: float,
+  placement: placement_lib.Placement | None = None,
 ) -> np.ndarray:
-  """Predicted distances [F, GRID^3], truncated."""
+  """Predicted distances at upright points [F, GRID^3], truncated.
+
+  Args:
+    model: The networks.
+    latents: Those of one clip [F, N, C].
+    band: Distance at which the decoder's field is 1.
+    placement: Result of `Sculpt4D.placement`.
+  """
   at = points()
+  if placement is not None:
+    at = placement.points(at)
+  # The decoder knows nothing of points outside of its cube.
+  outside = np.abs(at).max(1) > _BOUNDS
+  at = np.clip(at, -_BOUNDS, _BOUNDS)
   values = np.array([model.field(frame)(at) * band for frame in latents])
-  return np.clip(values, -TRUNCATION, TRUNCATION)
+  return np.clip(np.where(outside, -1.0, values), -TRUNCATION, TRUNCATION)
 
 
 def true_fields(

@@ -192,8 +192,10 @@ def _mesh_scorer(
   surface = dataclasses.replace(preset.surface, resolution=_RESOLUTION.value)
 
   def score(index: int, latents: np.ndarray) -> evaluator.SequenceMetrics:
-    meshes = [pipeline.extract_mesh(model, x, surface)[0] for x in latents]
     clip = clips[index]
+    meshes, _ = pipeline.extract_meshes(
+      model, latents, surface, model.placement(clip.images)
+    )
     return evaluator.evaluate_sequence(
       meshes, clip.truth, CONVENTIONS, name=clip.name
     )
@@ -210,10 +212,10 @@ def _field_scorer(
   truth = [field_scores.true_fields(clip.clip) for clip in clips]
 
   def score(index: int, latents: np.ndarray) -> evaluator.SequenceMetrics:
-    predicted = field_scores.fields(model, latents, band)
-    return field_scores.sequence_metrics(
-      predicted, truth[index], clips[index].name
-    )
+    clip = clips[index]
+    placement = model.placement(clip.images)
+    predicted = field_scores.fields(model, latents, band, placement)
+    return field_scores.sequence_metrics(predicted, truth[index], clip.name)
 
   return score
 

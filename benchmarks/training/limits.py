@@ -89,8 +89,8 @@ def _procedural(
   for seed in range(_FIRST.value, _FIRST.value + _NUM_CLIPS.value):
     clip = solids.make_clip(seed, frames, things=things)
     record = clip_records.make_record(clip, preset.data.sizes)
-    truth = field_scores.true_fields(clip)
     at = field_scores.points()
+    truth = field_scores.true_fields(clip, record.placement.inverse().points(at))
     clips.append(
       field_iou.Clip(
         record.images,

@@ -180,8 +180,9 @@ def sample_meshes(
   surface: pipeline.SurfaceConfig,
 ) -> Meshes:
   """Samples the model."""
-  latents = model.sample(clip.images, sampling, masks=clip.masks)
-  return [pipeline.extract_mesh(model, frame, surface)[0] for frame in latents]
+  return pipeline.sample_meshes(
+    model, clip.images, clip.masks, sampling, surface
+  )
 
 
 def compare_seeds(

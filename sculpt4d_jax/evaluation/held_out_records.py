@@ -104,8 +104,9 @@ def sample_meshes(
   surface: pipeline.SurfaceConfig,
 ) -> Meshes:
   """Samples the model."""
-  latents = model.sample(record.images, sampling, masks=record.masks)
-  return [pipeline.extract_mesh(model, frame, surface)[0] for frame in latents]
+  return pipeline.sample_meshes(
+    model, record.images, record.masks, sampling, surface
+  )
 
 
 def score(

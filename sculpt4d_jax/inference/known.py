@@ -21,6 +21,7 @@ import numpy as np
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import farthest_points
 from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.geometry import sampling as surface_sampling
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
@@ -131,6 +132,7 @@ def load(
   num_uniform: int,
   num_sharp: int,
   seed: int = 0,
+  placement: placement_lib.Placement | None = None,
 ) -> dict[int, np.ndarray]:
   """Latents [N, C] of all known frames, by their index in the clip.
 
@@ -140,6 +142,7 @@ def load(
     num_uniform: Points by area of a surface, as in the model's training.
     num_sharp: Points on sharp edges.
     seed: Seed of the points and of the one noise.
+    placement: How upright meshes stand in the frame of the clip's latents.
 
   Raises:
     ValueError: A file is damaged or does not match the model, or a mesh is
@@ -153,6 +156,8 @@ def load(
       known[file.index] = read_latents(file, model)
     else:
       mesh = read_mesh(file)
+      if placement is not None:
+        mesh = placement.mesh(mesh)
       known[file.index] = encode_mesh(
         mesh, model, num_uniform=num_uniform, num_sharp=num_sharp, seed=seed
       )

@@ -32,6 +32,7 @@ from sculpt4d_jax import array_types
 from sculpt4d_jax.diffusion import guidance
 from sculpt4d_jax.diffusion import known_frames
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.inference import sampling
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.rendering import sphere_tracer
@@ -81,6 +82,18 @@ def as_numbers(view: sphere_tracer.View) -> np.ndarray:
   """What the head should answer for a camera in front of the object [4]."""
   numbers = [view.elevation, *view.centre, np.log(view.extent)]
   return np.array(numbers, np.float32)
+
+
+def level(numbers: Float[AnyArray, " 4"]) -> Array:
+  """The same camera, seen from an object in the picture's frame [4]."""
+  return jnp.asarray(numbers).at[:3].set(0.0)
+
+
+def placement(numbers: Float[AnyArray, " 4"]) -> placement_lib.Placement:
+  """How an upright object stands in the picture's frame of a camera."""
+  view = as_view(numbers)
+  axes = np.stack([np.asarray(x) for x in sphere_tracer.camera_axes(view)])
+  return placement_lib.in_picture(axes, view.centre)
 
 
 def gather(

@@ -19,6 +19,7 @@ from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import cleanup
 from sculpt4d_jax.geometry import isosurface
 from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.inference import long_clips
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import run_log
@@ -183,6 +184,7 @@ def generate(
   known_frames: Mapping[int, np.ndarray] | None = None,
   windows: windows_lib.Windows | None = None,
   window_folder: long_clips.WindowFolder | None = None,
+  placement: placement_lib.Placement | None = None,
 ) -> Result:
   """Samples a clip's latents and extracts a mesh for every frame.
 
@@ -195,6 +197,7 @@ def generate(
     known_frames: Latents of frames that are given; see `Sculpt4D.sample`.
     windows: Cuts a long clip; None samples all frames at once.
     window_folder: Keeps finished windows, for a run that is interrupted.
+    placement: Result of `Sculpt4D.placement`; the meshes are set upright.
 
   Raises:
     ValueError: No frame has a surface.
@@ -214,7 +217,9 @@ def generate(
         clip.images, sampling, on_step, known_frames, windows, clip.masks
       )
   with log.stage("extract meshes", len(latents)) as bar:
-    meshes, counts = extract_meshes(model, latents, surface, bar.update)
+    meshes, counts = extract_meshes(
+      model, latents, surface, placement, bar.update
+    )
   empty = [i for i, mesh in enumerate(meshes) if mesh.is_empty]
   if len(empty) == len(meshes):
     raise UserError(
@@ -255,6 +260,7 @@ def extract_meshes(
   model: model_lib.Sculpt4D,
   latents: np.ndarray,
   config: SurfaceConfig,
+  placement: placement_lib.Placement | None = None,
   on_frame: Callable[[], object] = lambda: None,
 ) -> tuple[list[mesh_lib.TriangleMesh], list[int]]:
   """The meshes of several frames' latents [F, N, C], and their points.
@@ -266,6 +272,7 @@ def extract_meshes(
     model: The networks.
     latents: Latents of the frames.
     config: Settings of the surfaces.
+    placement: Result of `Sculpt4D.placement`; the meshes are set upright.
     on_frame: Called when a frame is finished, in order.
   """
   pool = concurrent.futures.ThreadPoolExecutor(config.num_workers)
@@ -280,7 +287,22 @@ def extract_meshes(
     # After an error, or a signal, frames that have not started must not run.
     pool.shutdown(wait=False, cancel_futures=True)
   meshes, counts = zip(*results)
+  if placement is not None:
+    meshes = map(placement.inverse().mesh, meshes)
   return list(meshes), list(counts)
+
+
+def sample_meshes(
+  model: model_lib.Sculpt4D,
+  images: np.ndarray,
+  masks: np.ndarray,
+  sampling: model_lib.SamplingConfig,
+  surface: SurfaceConfig,
+) -> list[mesh_lib.TriangleMesh]:
+  """The upright meshes of a clip's pictures; see `Sculpt4D.sample`."""
+  latents = model.sample(images, sampling, masks=masks)
+  placement = model.placement(images)
+  return extract_meshes(model, latents, surface, placement)[0]
 
 
 def extract_mesh(

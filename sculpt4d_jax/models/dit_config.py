@@ -56,6 +56,8 @@ class DiTConfig:
     num_token_indices: Number N of latent tokens a frame that have a learned
       embedding of their index; for tokens in a fixed order, see
       `ShapeVAEConfig.token_order`. 0 treats tokens as a set.
+    picture_frame: Whether the shapes of its latents are placed as pictures show
+      them, and set upright after sampling; see `geometry/placement.py`.
     temporal_mode: "sparse", "full", "token" (a token sees itself in all
       frames) or "none": the per-frame model, without temporal parameters.
     temporal_block_size: Number of tokens of a block.
@@ -100,6 +102,7 @@ class DiTConfig:
   temporal_implementation: str | None = None
   moe_implementation: str | None = None
   num_token_indices: int = 0
+  picture_frame: bool = False
 
   def __post_init__(self):
     # Lists, as configuration files have them, would not be hashable.

@@ -63,7 +63,7 @@ class DataConfig:
     """The section as in its configuration: JSON types, no nesting."""
     fields = dataclasses.asdict(self)
     sizes = fields.pop("sizes")
-    del sizes["near_deviations"]
+    del sizes["near_deviations"], sizes["picture_frame"]
     return fields | {
       name: list(value) if isinstance(value, tuple) else value
       for name, value in sizes.items()
@@ -235,7 +235,8 @@ def from_config(config: ml_collections.ConfigDict) -> Preset:
     ValueError: A field is unknown or missing, or has an invalid value.
   """
   fields = config.to_dict()
-  data = _data(fields.pop("data"))
+  in_picture = fields["model"]["dit"]["picture_frame"]
+  data = _data(fields.pop("data") | {"picture_frame": in_picture})
   model = networks.NetworkConfigs(
     **{
       name: _make(kind, fields["model"].pop(name), f"model.{name}")

@@ -348,10 +348,9 @@ def _sample_and_score(
       model.sample(clip.images, sampling, masks=clip.masks)
     )
     times.append(time.monotonic())
-    meshes = [
-      pipeline.extract_mesh(model, frame, preset.surface)[0]
-      for frame in latents
-    ]
+    meshes, _ = pipeline.extract_meshes(
+      model, latents, preset.surface, model.placement(clip.images)
+    )
     times.append(time.monotonic())
     scores = evaluate.score_clip(
       sequences.ShapeSequence(tuple(meshes)),

@@ -192,6 +192,13 @@ def check_config(path: Any, found: Mapping[str, Any], config: Any) -> None:
     ModelFileError: They differ in a field that determines the weights.
   """
   expected = fields(config)
+  # A file that is older than a field has its default.
+  defaults = {
+    field.name: field.default
+    for field in dataclasses.fields(config)
+    if isinstance(field.default, (bool, int, float, str))
+  }
+  found = defaults | dict(found)
   wrong = [
     f"{name}: the file has {found[name]}, the preset {expected[name]}"
     for name in expected

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from sculpt4d_jax.data import placement
+from sculpt4d_jax.geometry import placement
 from sculpt4d_jax.data.loading import pictures as example_pictures
 from sculpt4d_jax.data.loading import poses as example_poses
 from sculpt4d_jax.data.loading import precomputed
@@ -200,7 +200,7 @@ class ExampleReader:
   def poses(self, row: int) -> list[placement.Placement]:
     """How a clip's object is placed for each of its views."""
     if not self._config.turn_to_camera:
-      return placement.upright(len(self.clip(row).entries["view"]))
+      return [placement.UPRIGHT] * len(self.clip(row).entries["view"])
     if row not in self._poses:
       folder, clip = self._clips[row]
       # Farthest-point samples reach nearly as far out as the object.

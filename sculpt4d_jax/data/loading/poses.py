@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from sculpt4d_jax.data import placement as placement_lib
+from sculpt4d_jax.geometry import placement as placement_lib
 
 Placement = placement_lib.Placement
 
@@ -38,7 +38,8 @@ def in_picture(camera_to_world: np.ndarray, points: np.ndarray) -> Placement:
   # Where their rays meet the plane through the origin that faces the camera.
   plane = seen[:, :2] * (distance / (distance - seen[:, 2:]))
   middle = (plane.min(0) + plane.max(0)) / 2
-  return placement_lib.in_picture(axes, middle, points)
+  placed = placement_lib.in_picture(axes, middle)
+  return placement_lib.within(placed, points)
 
 
 def place(

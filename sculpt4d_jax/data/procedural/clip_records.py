@@ -16,11 +16,11 @@ import numpy as np
 from scipy import ndimage
 
 from sculpt4d_jax import array_types
-from sculpt4d_jax.data import placement
 from sculpt4d_jax.data.procedural import body
 from sculpt4d_jax.data.procedural import creatures
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.data.procedural import things as rigid
+from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.geometry import signed_distance
 from sculpt4d_jax.rendering import sphere_tracer
 
@@ -84,6 +84,8 @@ class Record:
     images: uint8 RGB on white [F, S, S, 3].
     masks: uint8 coverage [F, S, S].
     view: The camera.
+    placement: How the upright object stands in the frame of surface and
+      samples.
   """
 
   surface: np.ndarray
@@ -91,6 +93,7 @@ class Record:
   images: np.ndarray
   masks: np.ndarray
   view: sphere_tracer.View
+  placement: placement_lib.Placement
 
 
 def make_record(
@@ -98,7 +101,7 @@ def make_record(
 ) -> Record:
   """Makes the record of a clip; the same seed gives the same record."""
   rng = np.random.default_rng([clip.seed, seed, 0x5D])
-  surface, samples, view = _geometry(clip, sizes, rng)
+  surface, samples, view, placement = _geometry(clip, sizes, rng)
   rgba = render_clip(clip, view, sizes.image_size)
   if _is_varied(clip):
     rgba = _cut_out(rgba, rng)
@@ -110,6 +113,7 @@ def make_record(
     images=images.astype(np.uint8),
     masks=np.round(255 * alpha[..., 0]).astype(np.uint8),
     view=view,
+    placement=placement,
   )
 
 
@@ -123,8 +127,10 @@ def make_view(
 
 def _geometry(
   clip: solids.SyntheticClip, sizes: RecordSizes, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, sphere_tracer.View]:
-  """Surface rows, distance samples and the view of a record."""
+) -> tuple[
+  np.ndarray, np.ndarray, sphere_tracer.View, placement_lib.Placement
+]:
+  """Surface rows, distance samples, view and placement of a record."""
   solid = trim(clip.solid)
   surface = _surface(clip, solid, sizes, rng)
   samples = _samples(solid, surface, sizes, rng)
@@ -132,24 +138,13 @@ def _geometry(
   if _is_varied(clip):
     drawn = _unusual_view(rng, drawn)
   view = fit_view(clip, drawn, sizes.border_ratio)
-  if sizes.picture_frame:
-    placed = placement_of(view, surface)
-    surface, samples = placed.surface(surface), placed.samples(samples)
-  return surface, samples, view
-
-
-def placement_of(
-  view: sphere_tracer.View, surface: np.ndarray
-) -> placement.Placement:
-  """How an upright object is placed in its picture's frame.
-
-  Args:
-    view: The camera.
-    surface: Rows of the object's surface, position first [F, P, 3 + n].
-  """
+  if not sizes.picture_frame:
+    return surface, samples, view, placement_lib.UPRIGHT
   axes = np.stack([np.asarray(x) for x in sphere_tracer.camera_axes(view)])
+  placement = placement_lib.in_picture(axes, view.centre)
   points = surface[..., :3].reshape(-1, 3)
-  return placement.in_picture(axes, view.centre, points)
+  placement = placement_lib.within(placement, points.astype(np.float64))
+  return placement.surface(surface), placement.samples(samples), view, placement
 
 
 def _is_varied(clip: solids.SyntheticClip) -> bool:

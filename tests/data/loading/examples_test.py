@@ -70,6 +70,36 @@ def test_a_turned_object_is_the_object(index, view, mirrored):
   assert np.abs(surface[..., :3]).max() < 1
 
 
+@pytest.mark.parametrize("view", range(3))
+def test_in_the_pictures_frame_the_camera_looks_level_at_the_middle(
+  index, view
+):
+  example = _reader(index, picture_frame=True).read_variant(
+    1, view, False, np.random.default_rng(0)
+  )
+  camera = example["camera_to_world"]
+  np.testing.assert_allclose(camera[:3, :3], np.eye(3), atol=1e-6)
+  # On the plane through the middle, seen from the eye, the object reaches as
+  # far to the left as to the right, and as far up as down.
+  points = example["surface"][..., :3].reshape(-1, 3) - camera[:3, 3]
+  depth = -points[:, 2:]
+  seen = points[:, :2] / depth * camera[2, 3] + camera[:2, 3]
+  np.testing.assert_allclose(seen.min(0), -seen.max(0), atol=0.02)
+  # Distances stay true of the sphere that the points lie on.
+  surface, samples = example["surface"], example["samples"]
+  radius = camera[2, 3] / 4 * small_records.sphere(1)[1]
+  centres = (surface[..., :3] - radius * surface[..., 3:6]).mean(1)
+  distances = radius - np.linalg.norm(
+    samples[..., :3] - centres[:, None], axis=-1
+  )
+  np.testing.assert_allclose(samples[..., 3], distances, atol=3e-3)
+
+
+def test_the_pictures_frame_needs_a_turned_object(index):
+  with pytest.raises(ValueError, match="turn_to_camera=True"):
+    _config(picture_frame=True, turn_to_camera=False)
+
+
 def test_a_sphere_at_the_side_comes_before_a_camera_at_the_side(index):
   example = _reader(index).read_variant(0, 1, False, np.random.default_rng(0))
   # It slides along +x, where the camera stands: towards the viewer.
@@ -81,7 +111,7 @@ def test_a_sphere_at_the_side_comes_before_a_camera_at_the_side(index):
 def test_an_object_that_leaves_the_cube_is_made_smaller():
   corner = np.array([[0.9, 0.0, 0.9]])
   pose = poses.facing(np.array([1.0, 0.0, 1.0]), corner)
-  turned = corner @ pose.T
+  turned = pose.points(corner)
   np.testing.assert_allclose(turned, [[0, 0, 0.95]], atol=1e-12)
 
 

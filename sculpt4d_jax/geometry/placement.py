@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.geometry import mesh as mesh_lib
 
 Float = array_types.Float
 
@@ -48,10 +49,19 @@ class Placement(NamedTuple):
     """The rotation alone [3, 3]."""
     return self.linear / self.scale
 
+  def inverse(self) -> "Placement":
+    """The way back."""
+    linear = np.linalg.inv(self.linear)
+    return Placement(linear, -linear @ self.shift)
+
   def points(self, points: np.ndarray) -> np.ndarray:
     """Points [..., 3], in their own precision."""
     linear, shift = (x.astype(points.dtype) for x in self)
     return points @ linear.T + shift
+
+  def mesh(self, mesh: mesh_lib.TriangleMesh) -> mesh_lib.TriangleMesh:
+    """A mesh, placed."""
+    return mesh_lib.TriangleMesh(self.points(mesh.vertices), mesh.faces)
 
   def directions(self, directions: np.ndarray) -> np.ndarray:
     """Unit vectors [..., 3], in their own precision."""
@@ -74,9 +84,8 @@ class Placement(NamedTuple):
     return np.concatenate([self.points(rows[..., :3]), distance], -1)
 
 
-def upright(num_placements: int) -> list[Placement]:
-  """Placements that change nothing."""
-  return [Placement(np.eye(3), np.zeros(3))] * num_placements
+# Changes nothing.
+UPRIGHT = Placement(np.eye(3), np.zeros(3))
 
 
 def within(placement: Placement, points: np.ndarray) -> Placement:
@@ -86,18 +95,14 @@ def within(placement: Placement, points: np.ndarray) -> Placement:
 
 
 def in_picture(
-  axes: Float[np.ndarray, "3 3"],
-  centre: Float[np.ndarray, "2"],
-  points: np.ndarray,
+  axes: Float[np.ndarray, "3 3"], centre: Float[np.ndarray, "2"]
 ) -> Placement:
-  """Places an object as a picture shows it.
+  """Places an upright object as a picture shows it.
 
   Args:
     axes: Unit vectors of the camera in its rows: right, up, backward.
     centre: Middle of the picture on the plane through the origin that faces
       the camera, (right, up).
-    points: Points that shall stay in their cube [P, 3].
   """
   axes = np.asarray(axes, np.float64)
-  shift = -np.array([*centre, 0.0], np.float64)
-  return within(Placement(axes, shift), points.astype(np.float64))
+  return Placement(axes, -np.array([*centre, 0.0], np.float64))
