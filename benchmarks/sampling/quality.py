@@ -194,7 +194,7 @@ def _mesh_scorer(
   def score(index: int, latents: np.ndarray) -> evaluator.SequenceMetrics:
     clip = clips[index]
     meshes, _ = pipeline.extract_meshes(
-      model, latents, surface, model.placement(clip.images)
+      model, latents, surface, placement=model.placement(clip.images)
     )
     return evaluator.evaluate_sequence(
       meshes, clip.truth, CONVENTIONS, name=clip.name

@@ -91,7 +91,7 @@ def level(numbers: Float[AnyArray, " 4"]) -> Array:
 
 def placement(numbers: Float[AnyArray, " 4"]) -> placement_lib.Placement:
   """How an upright object stands in the picture's frame of a camera."""
-  view = as_view(numbers)
+  view = as_view(np.asarray(numbers))
   axes = np.stack([np.asarray(x) for x in sphere_tracer.camera_axes(view)])
   return placement_lib.in_picture(axes, view.centre)
 

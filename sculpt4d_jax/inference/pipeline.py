@@ -218,7 +218,7 @@ def generate(
       )
   with log.stage("extract meshes", len(latents)) as bar:
     meshes, counts = extract_meshes(
-      model, latents, surface, placement, bar.update
+      model, latents, surface, bar.update, placement
     )
   empty = [i for i, mesh in enumerate(meshes) if mesh.is_empty]
   if len(empty) == len(meshes):
@@ -260,8 +260,8 @@ def extract_meshes(
   model: model_lib.Sculpt4D,
   latents: np.ndarray,
   config: SurfaceConfig,
-  placement: placement_lib.Placement | None = None,
   on_frame: Callable[[], object] = lambda: None,
+  placement: placement_lib.Placement | None = None,
 ) -> tuple[list[mesh_lib.TriangleMesh], list[int]]:
   """The meshes of several frames' latents [F, N, C], and their points.
 
@@ -272,8 +272,8 @@ def extract_meshes(
     model: The networks.
     latents: Latents of the frames.
     config: Settings of the surfaces.
-    placement: Result of `Sculpt4D.placement`; the meshes are set upright.
     on_frame: Called when a frame is finished, in order.
+    placement: Result of `Sculpt4D.placement`; the meshes are set upright.
   """
   pool = concurrent.futures.ThreadPoolExecutor(config.num_workers)
   try:
@@ -302,7 +302,7 @@ def sample_meshes(
   """The upright meshes of a clip's pictures; see `Sculpt4D.sample`."""
   latents = model.sample(images, sampling, masks=masks)
   placement = model.placement(images)
-  return extract_meshes(model, latents, surface, placement)[0]
+  return extract_meshes(model, latents, surface, placement=placement)[0]
 
 
 def extract_mesh(

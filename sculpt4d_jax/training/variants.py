@@ -349,7 +349,10 @@ def _sample_and_score(
     )
     times.append(time.monotonic())
     meshes, _ = pipeline.extract_meshes(
-      model, latents, preset.surface, model.placement(clip.images)
+      model,
+      latents,
+      preset.surface,
+      placement=model.placement(clip.images),
     )
     times.append(time.monotonic())
     scores = evaluate.score_clip(

@@ -5,6 +5,7 @@ import pytest
 import trimesh
 
 from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.inference import known
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io.meshes import glb
@@ -69,6 +70,17 @@ def test_meshes_become_latents(model, tmp_path, suffix):
     write(tmp_path / f"big{suffix}", box(0.9)), model, **SIZES
   )
   assert np.abs(bigger[0] - latents[0]).max() > 1e-3
+
+
+def test_a_mesh_is_placed_as_its_clip_is(model, tmp_path):
+  placement = placement_lib.Placement(np.eye(3), np.full(3, 0.4))
+  low = write(tmp_path / "low.ply", box())
+  high = write(tmp_path / "high.ply", box(shift=0.4))
+  np.testing.assert_allclose(
+    known.load(low, model, **SIZES, placement=placement)[0],
+    known.load(high, model, **SIZES)[0],
+    atol=1e-5,
+  )
 
 
 def test_a_frame_of_an_animation(tmp_path):

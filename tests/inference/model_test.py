@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import baselines
+from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.models import networks
@@ -230,6 +231,22 @@ def test_frames_meshed_together_equal_single_ones(model, latents):
   assert counts == [count for _, count in single]
   for found, (expected, _) in zip(meshes, single):
     np.testing.assert_array_equal(found.vertices, expected.vertices)
+    np.testing.assert_array_equal(found.faces, expected.faces)
+
+
+def test_meshes_are_set_upright(model, latents):
+  quarter = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+  placement = placement_lib.in_picture(quarter, np.array([0.1, 0.2]))
+  config = pipeline.SurfaceConfig(
+    **(get_config().surface.to_dict() | dict(level=0.0))
+  )
+  placed, _ = pipeline.extract_meshes(model, latents, config)
+  upright, _ = pipeline.extract_meshes(
+    model, latents, config, placement=placement
+  )
+  for found, expected in zip(upright, placed):
+    seen = placement.mesh(found)
+    np.testing.assert_allclose(seen.vertices, expected.vertices, atol=1e-5)
     np.testing.assert_array_equal(found.faces, expected.faces)
 
 

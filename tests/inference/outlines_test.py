@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,9 @@ from sculpt4d_jax.configs import tiny
 from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.inference import outlines as outlines_lib
+from sculpt4d_jax.models import view_head
 from sculpt4d_jax.training import preset as preset_lib
+from tests.inference import small_models
 
 _RADIUS = 0.3
 _SIDE = 32
@@ -65,6 +68,46 @@ def test_numbers_of_a_clip_give_its_view():
     np.testing.assert_allclose(
       getattr(again, name), getattr(view, name), atol=1e-6
     )
+
+
+def test_the_placement_of_a_view_is_that_of_its_record():
+  clip = solids.make_clip(3, 2)
+  sizes = clip_records.RecordSizes(
+    num_uniform=16, num_sharp=4, num_near=4, num_volume=4, image_size=8
+  )
+  sizes = dataclasses.replace(sizes, max_azimuth=0.0, picture_frame=True)
+  record = clip_records.make_record(clip, sizes)
+  upright = clip_records.make_record(
+    clip, dataclasses.replace(sizes, picture_frame=False)
+  )
+  placement = outlines_lib.placement(outlines_lib.as_numbers(record.view))
+  # Up to the scale that keeps the record in its cube.
+  placed = placement.points(upright.surface[..., :3]) * record.placement.scale
+  np.testing.assert_allclose(placed, record.surface[..., :3], atol=1e-5)
+  np.testing.assert_array_equal(record.images, upright.images)
+
+
+def test_the_head_tells_how_objects_stand():
+  model = small_models.random_model()
+  images = np.zeros((20, 16, 16, 3), np.uint8)
+  num_tokens, width = model.encode(images[:1]).shape[1:]
+  head = view_head.ViewHead(
+    view_head.ViewHeadConfig(num_tokens, width), rngs=nnx.Rngs(0)
+  )
+  # The answer is the mean alone: from straight above.
+  head.view_scale[...] = np.zeros(4, np.float32)
+  head.view_mean[...] = np.array([np.pi / 2, 0.1, 0.2, 0], np.float32)
+  model = small_models.random_model(find_view_head=lambda: head)
+  assert model.placement(images) is None  # Shapes of this model are upright.
+  model.dit_config = dataclasses.replace(model.dit_config, picture_frame=True)
+  top = model.placement(images).points(np.array([[0.0, 1.0, 0.0]]))
+  np.testing.assert_allclose(top, [[-0.1, -0.2, 1.0]], atol=1e-6)
+
+
+def test_without_a_head_shapes_stay_as_pictures_show_them():
+  model = small_models.random_model()
+  model.dit_config = dataclasses.replace(model.dit_config, picture_frame=True)
+  assert model.placement(np.zeros((2, 16, 16, 3), np.uint8)) is None
 
 
 def test_points_of_rays_by_hand():
