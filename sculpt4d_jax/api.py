@@ -182,7 +182,7 @@ class Model:
       "seed": sampling.seed,
       "known_frames": known_lib.describe(known),
     }
-    placement = self.networks.placement(clip.images)
+    placement = pipeline.placement(self.networks, clip.images)
     made = pipeline.generate(
       self.networks,
       clip,
@@ -205,6 +205,7 @@ class Model:
         clip.images,
         {name: settings[name] for name in ("weights", "known_frames")},
       ),
+      placement,
     )
     return Result(made, settings, (*clip.stages, *self.stages, *log.stages))
 

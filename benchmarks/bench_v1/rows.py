@@ -18,7 +18,6 @@ import hashlib
 import json
 import pathlib
 
-import jax
 import numpy as np
 from PIL import Image
 

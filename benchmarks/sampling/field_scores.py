@@ -36,7 +36,7 @@ def fields(
     model: The networks.
     latents: Those of one clip [F, N, C].
     band: Distance at which the decoder's field is 1.
-    placement: Result of `Sculpt4D.placement`.
+    placement: Result of `pipeline.placement`.
   """
   at = points()
   if placement is not None:

@@ -194,7 +194,10 @@ def _mesh_scorer(
   def score(index: int, latents: np.ndarray) -> evaluator.SequenceMetrics:
     clip = clips[index]
     meshes, _ = pipeline.extract_meshes(
-      model, latents, surface, placement=model.placement(clip.images)
+      model,
+      latents,
+      surface,
+      placed=pipeline.placement(model, clip.images),
     )
     return evaluator.evaluate_sequence(
       meshes, clip.truth, CONVENTIONS, name=clip.name
@@ -213,7 +216,7 @@ def _field_scorer(
 
   def score(index: int, latents: np.ndarray) -> evaluator.SequenceMetrics:
     clip = clips[index]
-    placement = model.placement(clip.images)
+    placement = pipeline.placement(model, clip.images)
     predicted = field_scores.fields(model, latents, band, placement)
     return field_scores.sequence_metrics(predicted, truth[index], clip.name)
 

@@ -90,7 +90,9 @@ def _procedural(
     clip = solids.make_clip(seed, frames, things=things)
     record = clip_records.make_record(clip, preset.data.sizes)
     at = field_scores.points()
-    truth = field_scores.true_fields(clip, record.placement.inverse().points(at))
+    truth = field_scores.true_fields(
+      clip, record.placement.inverse().points(at)
+    )
     clips.append(
       field_iou.Clip(
         record.images,

@@ -29,6 +29,7 @@ from sculpt4d_jax.evaluation.protocols import evaluate
 from sculpt4d_jax.evaluation.protocols import scores as protocol_scores
 from sculpt4d_jax.geometry import isosurface
 from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.geometry import signed_distance
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
@@ -53,7 +54,9 @@ class HeldOutClip:
     clip: The animated solid.
     images: uint8 [F, S, S, 3], input of the image encoder.
     masks: uint8 [F, S, S], 255 on the object.
-    truth: The true mesh of every frame; empty if they were not made.
+    truth: The true mesh of every frame, upright; empty if they were not made.
+    placement: Place of the upright object in the frame of its record; see
+      `clip_records.Record`.
   """
 
   name: str
@@ -61,6 +64,7 @@ class HeldOutClip:
   images: np.ndarray
   masks: np.ndarray
   truth: Meshes
+  placement: placement_lib.Placement = placement_lib.UPRIGHT
 
 
 def make_clips(
@@ -104,6 +108,7 @@ def make_clip(
     record.images,
     record.masks,
     truth_meshes(clip) if has_truth else [],
+    record.placement,
   )
 
 

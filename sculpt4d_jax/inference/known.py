@@ -142,7 +142,7 @@ def load(
     num_uniform: Points by area of a surface, as in the model's training.
     num_sharp: Points on sharp edges.
     seed: Seed of the points and of the one noise.
-    placement: How upright meshes stand in the frame of the clip's latents.
+    placement: Place of upright meshes in the frame of the clip's latents.
 
   Raises:
     ValueError: A file is damaged or does not match the model, or a mesh is

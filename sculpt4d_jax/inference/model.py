@@ -32,7 +32,6 @@ from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import denoising
 from sculpt4d_jax.inference import devices as devices_lib
-from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.inference import outlines as outlines_lib
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import paths
@@ -55,8 +54,6 @@ UInt8 = array_types.UInt8
 SamplingConfig = sampling_lib.SamplingConfig
 # Frames that the image encoder takes at a time.
 FRAMES_AT_A_TIME = 8
-# Frames that the camera of a clip is read off.
-_PLACING_FRAMES = 16
 
 
 class Sculpt4D:
@@ -263,24 +260,6 @@ class Sculpt4D:
     if self.dit_config.picture_frame:
       numbers = outlines_lib.level(numbers)
     return outlines_lib.gather(numbers, masks)
-
-  def placement(
-    self, images: UInt8[np.ndarray, "F S S 3"]
-  ) -> placement_lib.Placement | None:
-    """How the upright object stands in the frame of a clip's latents.
-
-    None if it is upright there, as in all models but those with
-    `DiTConfig.picture_frame`; also if there is no view head to tell: shapes
-    then stay as pictures show them.
-
-    Args:
-      images: The clip, see `sample`; at most `_PLACING_FRAMES` are looked at.
-    """
-    if not self.dit_config.picture_frame or self.view_head is None:
-      return None
-    step = -(-len(images) // _PLACING_FRAMES)
-    numbers = self.view_head(self._encoded(images[::step]))[0]
-    return outlines_lib.placement(numbers)
 
   def _known(
     self, given: Mapping[int, np.ndarray], shape: tuple[int, ...]

@@ -22,12 +22,15 @@ from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.inference import long_clips
 from sculpt4d_jax.inference import model as model_lib
+from sculpt4d_jax.inference import outlines
 from sculpt4d_jax.inference import run_log
 from sculpt4d_jax.io.matting import crop
 from sculpt4d_jax.io.matting import foreground
 from sculpt4d_jax.io.meshes import ply_obj
 from sculpt4d_jax.io.video import reader
 
+# Frames that the camera of a clip is read off.
+_PLACING_FRAMES = 16
 # A frame takes about a gigabyte of the host's memory at the released grid.
 _FRAMES_AT_A_TIME = 4
 
@@ -184,7 +187,7 @@ def generate(
   known_frames: Mapping[int, np.ndarray] | None = None,
   windows: windows_lib.Windows | None = None,
   window_folder: long_clips.WindowFolder | None = None,
-  placement: placement_lib.Placement | None = None,
+  placed: placement_lib.Placement | None = None,
 ) -> Result:
   """Samples a clip's latents and extracts a mesh for every frame.
 
@@ -197,7 +200,7 @@ def generate(
     known_frames: Latents of frames that are given; see `Sculpt4D.sample`.
     windows: Cuts a long clip; None samples all frames at once.
     window_folder: Keeps finished windows, for a run that is interrupted.
-    placement: Result of `Sculpt4D.placement`; the meshes are set upright.
+    placed: Result of `placement`; the meshes are set upright.
 
   Raises:
     ValueError: No frame has a surface.
@@ -217,9 +220,7 @@ def generate(
         clip.images, sampling, on_step, known_frames, windows, clip.masks
       )
   with log.stage("extract meshes", len(latents)) as bar:
-    meshes, counts = extract_meshes(
-      model, latents, surface, bar.update, placement
-    )
+    meshes, counts = extract_meshes(model, latents, surface, bar.update, placed)
   empty = [i for i, mesh in enumerate(meshes) if mesh.is_empty]
   if len(empty) == len(meshes):
     raise UserError(
@@ -230,6 +231,34 @@ def generate(
     logging.warning("Frames without a surface: %s.", empty)
   scale = model.vae_config.scale_factor
   return Result(clip, latents, meshes, sum(counts), scale)
+
+
+def placement(
+  model: model_lib.Sculpt4D, images: np.ndarray
+) -> placement_lib.Placement | None:
+  """How the upright object stands in the frame of a clip's latents.
+
+  None if it is upright there, as in all models but those with
+  `DiTConfig.picture_frame`; also if there is no view head to tell: shapes then
+  stay as pictures show them.
+
+  Args:
+    model: The networks.
+    images: The clip, see `Sculpt4D.sample`; at most 16 frames are looked at.
+  """
+  if not model.dit_config.picture_frame:
+    return None
+  if model.view_head is None:
+    logging.log_first_n(
+      logging.WARNING,
+      "These weights have no view head, so shapes stay as pictures show them"
+      " instead of upright; launch/train_view.py trains one.",
+      1,
+    )
+    return None
+  step = -(-len(images) // _PLACING_FRAMES)
+  numbers = model.view_head(model.encode(images[::step])[None])[0]
+  return outlines.placement(numbers)
 
 
 def _sample_windows(
@@ -261,7 +290,7 @@ def extract_meshes(
   latents: np.ndarray,
   config: SurfaceConfig,
   on_frame: Callable[[], object] = lambda: None,
-  placement: placement_lib.Placement | None = None,
+  placed: placement_lib.Placement | None = None,
 ) -> tuple[list[mesh_lib.TriangleMesh], list[int]]:
   """The meshes of several frames' latents [F, N, C], and their points.
 
@@ -273,7 +302,7 @@ def extract_meshes(
     latents: Latents of the frames.
     config: Settings of the surfaces.
     on_frame: Called when a frame is finished, in order.
-    placement: Result of `Sculpt4D.placement`; the meshes are set upright.
+    placed: Result of `placement`; the meshes are set upright.
   """
   pool = concurrent.futures.ThreadPoolExecutor(config.num_workers)
   try:
@@ -287,8 +316,8 @@ def extract_meshes(
     # After an error, or a signal, frames that have not started must not run.
     pool.shutdown(wait=False, cancel_futures=True)
   meshes, counts = zip(*results)
-  if placement is not None:
-    meshes = map(placement.inverse().mesh, meshes)
+  if placed is not None:
+    meshes = map(placed.inverse().mesh, meshes)
   return list(meshes), list(counts)
 
 
@@ -301,8 +330,10 @@ def sample_meshes(
 ) -> list[mesh_lib.TriangleMesh]:
   """The upright meshes of a clip's pictures; see `Sculpt4D.sample`."""
   latents = model.sample(images, sampling, masks=masks)
-  placement = model.placement(images)
-  return extract_meshes(model, latents, surface, placement=placement)[0]
+  meshes, _ = extract_meshes(
+    model, latents, surface, placed=placement(model, images)
+  )
+  return meshes
 
 
 def extract_mesh(

@@ -98,9 +98,11 @@ class SampledClips:
       meshes = held_out.sample_meshes(
         model, clip, self._sampling, self._surface
       )
+      # Nothing sets shapes upright here: the view head is trained later.
+      truth = list(map(clip.placement.mesh, clip.truth))
       scores.append(
         evaluator.evaluate_sequence(
-          meshes, clip.truth, self._conventions, name=clip.name
+          meshes, truth, self._conventions, name=clip.name
         )
       )
       sheets.append(preview.contact_sheet(meshes, clip.images, tile_size=128))

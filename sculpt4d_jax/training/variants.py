@@ -352,7 +352,7 @@ def _sample_and_score(
       model,
       latents,
       preset.surface,
-      placement=model.placement(clip.images),
+      placed=pipeline.placement(model, clip.images),
     )
     times.append(time.monotonic())
     scores = evaluate.score_clip(

@@ -241,9 +241,7 @@ def test_meshes_are_set_upright(model, latents):
     **(get_config().surface.to_dict() | dict(level=0.0))
   )
   placed, _ = pipeline.extract_meshes(model, latents, config)
-  upright, _ = pipeline.extract_meshes(
-    model, latents, config, placement=placement
-  )
+  upright, _ = pipeline.extract_meshes(model, latents, config, placed=placement)
   for found, expected in zip(upright, placed):
     seen = placement.mesh(found)
     np.testing.assert_allclose(seen.vertices, expected.vertices, atol=1e-5)

@@ -12,6 +12,7 @@ from sculpt4d_jax.configs import tiny
 from sculpt4d_jax.data.procedural import clip_records
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.inference import outlines as outlines_lib
+from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.models import view_head
 from sculpt4d_jax.training import preset as preset_lib
 from tests.inference import small_models
@@ -98,16 +99,19 @@ def test_the_head_tells_how_objects_stand():
   head.view_scale[...] = np.zeros(4, np.float32)
   head.view_mean[...] = np.array([np.pi / 2, 0.1, 0.2, 0], np.float32)
   model = small_models.random_model(find_view_head=lambda: head)
-  assert model.placement(images) is None  # Shapes of this model are upright.
+  assert (
+    pipeline.placement(model, images) is None
+  )  # Shapes of this model are upright.
   model.dit_config = dataclasses.replace(model.dit_config, picture_frame=True)
-  top = model.placement(images).points(np.array([[0.0, 1.0, 0.0]]))
+  top = pipeline.placement(model, images).points(np.array([[0.0, 1.0, 0.0]]))
   np.testing.assert_allclose(top, [[-0.1, -0.2, 1.0]], atol=1e-6)
 
 
 def test_without_a_head_shapes_stay_as_pictures_show_them():
   model = small_models.random_model()
   model.dit_config = dataclasses.replace(model.dit_config, picture_frame=True)
-  assert model.placement(np.zeros((2, 16, 16, 3), np.uint8)) is None
+  images = np.zeros((2, 16, 16, 3), np.uint8)
+  assert pipeline.placement(model, images) is None
 
 
 def test_points_of_rays_by_hand():

@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 
-from sculpt4d_jax.geometry import placement
 from sculpt4d_jax.data.loading import pictures as example_pictures
 from sculpt4d_jax.data.loading import poses as example_poses
 from sculpt4d_jax.data.loading import precomputed
@@ -19,6 +18,7 @@ from sculpt4d_jax.data.records import index as dataset_index
 from sculpt4d_jax.data.records import schema
 from sculpt4d_jax.data.records import shards as record_files
 from sculpt4d_jax.errors import UserError
+from sculpt4d_jax.geometry import placement
 
 CONTENTS = (
   "geometry",

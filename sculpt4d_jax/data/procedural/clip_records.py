@@ -84,7 +84,7 @@ class Record:
     images: uint8 RGB on white [F, S, S, 3].
     masks: uint8 coverage [F, S, S].
     view: The camera.
-    placement: How the upright object stands in the frame of surface and
+    placement: Place of the upright object in the frame of surface and
       samples.
   """
 
@@ -127,9 +127,7 @@ def make_view(
 
 def _geometry(
   clip: solids.SyntheticClip, sizes: RecordSizes, rng: np.random.Generator
-) -> tuple[
-  np.ndarray, np.ndarray, sphere_tracer.View, placement_lib.Placement
-]:
+) -> tuple[np.ndarray, np.ndarray, sphere_tracer.View, placement_lib.Placement]:
   """Surface rows, distance samples, view and placement of a record."""
   solid = trim(clip.solid)
   surface = _surface(clip, solid, sizes, rng)
