@@ -5,8 +5,8 @@ context 1370. For splash attention, both are padded to the cheapest block size,
 and segment ids keep the padding out of every softmax. Our kernels, with a mask
 that hides nothing, take the 4096 tokens: the few keys that are left over join
 by the log-sum-exp, and the few queries are attended without a kernel. By the
-compilers' schedules ours are faster within a frame on v5e, v5p and v6e;
-`kernels/block_sparse_attention/bench/aot_dense.py` prints both.
+compilers' schedules ours are faster within a frame on v5p and v6e, where they
+are taken; `kernels/block_sparse_attention/bench/aot_dense.py` prints both.
 """
 
 from collections.abc import Callable
@@ -39,6 +39,8 @@ _MAX_KEY_BLOCK = 1408
 _MAX_QUERY_BLOCK_V6E = 1408
 # With fewer queries or keys a kernel is not worth its overhead.
 _MIN_KEYS = 256
+# Chips whose schedules of both were compared.
+_FRAME_CHIPS = ("v5p", "v6e")
 # Our kernels take whole pieces of this many tokens, at least so many of them,
 # and leave over at most so many tokens.
 _PIECE = 256
@@ -70,7 +72,7 @@ def attend(
     value: Values.
     interpret: Runs on any device, slowly.
   """
-  if _is_frame(query, key):
+  if (interpret or _chip() in _FRAME_CHIPS) and _is_frame(query, key):
     return _attend_frame(query, key, value, _kernels(interpret))
   num_queries, num_keys = query.shape[1], key.shape[1]
   block_q = _block(num_queries, _max_query_block(query.dtype))
@@ -93,8 +95,7 @@ def attend(
 
 
 def _max_query_block(dtype: jnp.dtype) -> int:
-  is_v6e = tpu_tiles.chip_of(partitioning.platform()[1]) == "v6e"
-  if is_v6e and dtype == jnp.bfloat16:
+  if _chip() == "v6e" and dtype == jnp.bfloat16:
     return _MAX_QUERY_BLOCK_V6E
   return _MAX_QUERY_BLOCK
 
@@ -114,9 +115,12 @@ def _kernels(interpret: bool) -> Callable[..., tuple[Array, Array]]:
   """Our kernels; tiles of one piece's width for the interpreter."""
   if interpret:
     return functools.partial(pallas_tpu.attention, interpret=True)
-  # Of the mesh's devices, which need not be attached.
-  chip = tpu_tiles.chip_of(partitioning.platform()[1])
-  return functools.partial(pallas_tpu.attention, chip=chip)
+  return functools.partial(pallas_tpu.attention, chip=_chip())
+
+
+def _chip() -> str:
+  """The kind of the mesh's devices, which need not be attached."""
+  return tpu_tiles.chip_of(partitioning.platform()[1])
 
 
 def _attend_frame(
