@@ -9,8 +9,7 @@ learns to read the field off pictures; a wider transformer; tokens at fixed
 anchors, which the transformer knows by their index; four consecutive frames of
 many clips in a step; Muon. Objects are turned until the camera stands in front
 of them, as records of assets are: how far to the side a camera stands cannot be
-seen in a picture. Nor can its elevation: shapes are learned in the picture's
-frame, and set upright after sampling. A fifth of the clips are records; of the procedural
+seen in a picture. A fifth of the clips are records; of the procedural
 ones a seventh are rigid things, a third of the others have thin limbs, wings,
 tails and fins. The autoencoder starts from tiny's.
 
@@ -48,7 +47,6 @@ def get_config() -> ml_collections.ConfigDict:
       num_heads=4,
       context_width=128,
       num_token_indices=32,
-      picture_frame=True,
       num_moe_blocks=2,
       num_experts=4,
       scan_unroll=5,
