@@ -11,8 +11,8 @@
 # Trains on GPUs of a SLURM cluster, with one process per GPU.
 #
 # SLURM sends SIGTERM two minutes before the time limit; the run then saves and
-# ends with code 143, and the job queues again and resumes. So it does after a
-# process or node was lost. More nodes: sbatch --nodes=4 ...
+# ends with code 143, and the job queues again and resumes; also after a process
+# or a node was lost. More nodes: sbatch --nodes=4 ...
 #
 # A task must see all GPUs of its node: JAX takes the one with the task's number
 # there, which --gpus-per-task would hide.

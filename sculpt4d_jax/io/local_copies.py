@@ -69,7 +69,7 @@ def fetch(path: Any, cache: str | pathlib.Path | None = None) -> pathlib.Path:
   target = scratch(path, cache) / path.name
   info = path.info()
   if info is None:
-    # The caller would name the copy, which nobody has heard of.
+    # The caller would name the copy, which the user does not know.
     raise UserError(f"{path}: there is no such object or folder.")
   with locked(target.parent):
     if info.get("type") == "file":

@@ -64,7 +64,7 @@ def upload_folder(
 
 
 def _content_id(info: dict[str, Any]) -> str:
-  """What tells apart two contents of an object, from the store's metadata."""
+  """Identifier of an object's content, from the store's metadata."""
   names = ("crc32c", "md5Hash", "ETag", "etag")
   mark = next((str(info[name]) for name in names if info.get(name)), "")
   return f"{info.get('size')} {mark.strip(chr(34))}"

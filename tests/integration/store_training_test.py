@@ -24,6 +24,8 @@ from tests.io import stores
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
+# Programs that run a few steps take longer to compile than to run.
+_QUICK_COMPILES = "--xla_backend_optimization_level=0"
 # Seconds: a guard against what hangs, on a machine with other work too.
 _LONGEST = 3600
 
@@ -47,6 +49,13 @@ def _program(name, *flags):
   )
   assert result.returncode == 0, result.stderr[-3000:]
   return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XLA_FLAGS", _QUICK_COMPILES)
+    yield
 
 
 def _commits(stage_folder):

@@ -34,9 +34,10 @@ def command(workdir: pathlib.Path, stages: str = "data,vae") -> list[str]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-  """Of a process with so many virtual CPU devices."""
-  flag = f"--xla_force_host_platform_device_count={devices}"
-  return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
+  """Of a process with so many virtual CPU devices; keeps this one's flags."""
+  flags = os.environ.get("XLA_FLAGS", "").split()
+  flags.append(f"--xla_force_host_platform_device_count={devices}")
+  return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
 
 
 class Process(subprocess.Popen):
