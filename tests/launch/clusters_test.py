@@ -165,8 +165,11 @@ def test_a_machine_of_a_slice_starts_again_after_a_loss(
   )
   (tmp_path / "opt/uv").mkdir()
   _fake(tmp_path / "opt/uv", "uv", 'echo "uv $*"')
-  for name in ("gcloud", "tar", "curl", "sh", "sleep"):
+  for name in ("gcloud", "curl", "sleep"):
     _fake(tmp_path, name, f"echo {name}")
+  # At the end of a pipe: who writes to nobody fails.
+  for name in ("tar", "sh"):
+    _fake(tmp_path, name, f"cat >/dev/null; echo {name}")
   (tmp_path / "startup").write_text(script)
   result = _run_with_fakes(tmp_path / "startup", tmp_path, {})
   assert result.returncode == last, result.stderr
@@ -179,7 +182,9 @@ def test_a_preempted_slice_is_requested_again(tmp_path):
   _fake(
     tmp_path,
     "gcloud",
-    'echo "gcloud $*" >>"$LOG"\n[[ $* != *describe* ]] || echo SUSPENDED',
+    # It reads the archive to its end: who writes to nobody fails.
+    'echo "gcloud $*" >>"$LOG"\n[[ $* != *" cp "* ]] || cat >/dev/null\n'
+    "[[ $* != *describe* ]] || echo SUSPENDED",
   )
   _fake(tmp_path, "git", "echo archive")
   # Waits once, then ends the loop.
