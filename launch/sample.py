@@ -113,8 +113,7 @@ _BLEND = flags.DEFINE_integer(
   "blend",
   None,
   "Number of shared frames that a sequential window samples again, to pass"
-  " smoothly from one window to the next; by default three quarters of"
-  " the overlap.",
+  " smoothly from one window to the next; by default all of the overlap.",
 )
 _WINDOWS = flags.DEFINE_enum(
   "windows",

@@ -1,12 +1,14 @@
-"""Frames whose data are known while the others are sampled.
+"""Frames whose data are known, in whole or in part, while others are sampled.
 
-Both wrappers act on a velocity function before guidance or after it:
+The wrappers act on a velocity function before guidance or after it:
 
   on_path   known frames are put back onto their straight path from noise to
             data at every call, so that the network sees all frames at one
             noise level; for weights trained with one time a clip
   clean     known frames are their data, at time 1, and each frame has its own
             time; for weights trained with such times
+  blended   frames move partly towards their data and partly as the network
+            says
 
 Sources: Lugmayr et al., RePaint, 2022 (replacement); Chen et al., Diffusion
 Forcing, 2024 (a time for each frame).
@@ -29,13 +31,19 @@ Wrapper = Callable[[guidance.VelocityFunction], guidance.VelocityFunction]
 
 
 class KnownFrames(NamedTuple):
-  """Which frames are known, bool [B, F], and data like the state [B, F, ...].
+  """Frames that are known or blended, and their data.
 
-  Data of frames that are not known have no effect.
+  Attributes:
+    is_known: Marks of the known frames, bool [B, F].
+    data: Data like the state [B, F, ...]; those of frames that are neither
+      known nor blended have no effect.
+    share: Share of the data in the velocity of blended frames, float [B, F] in
+      [0, 1), 0 where nothing is blended; None blends no frame.
   """
 
   is_known: Array
   data: Array
+  share: Array | None = None
 
   def put(self, x: Array) -> Array:
     """The state with known frames replaced by their data."""
@@ -73,7 +81,29 @@ def clean(known: KnownFrames) -> Wrapper:
   return wrapper
 
 
+def blended(known: KnownFrames, noise: Float[Array, "B F *shape"]) -> Wrapper:
+  """Blends velocities with those of straight paths from noise to the data.
+
+  A blended frame ends as its share of the data and, for the rest, what is
+  sampled. As this holds at every call, the network sees the blend while it
+  samples, and fits the frame's neighbours to it.
+  """
+  share = _over_frames(known.share, noise)
+  direction = paths.velocity(noise, known.data)
+
+  def wrapper(velocity: guidance.VelocityFunction) -> guidance.VelocityFunction:
+    def run(x: Array, time: Array) -> Array:
+      answer = velocity(x, time).astype(jnp.float32)
+      return answer + share * (direction - answer)
+
+    return run
+
+  return wrapper
+
+
 def _over_frames(
-  is_known: Bool[array_types.AnyArray, "B F"], x: array_types.AnyArray
+  of_frames: Bool[array_types.AnyArray, "B F"]
+  | Float[array_types.AnyArray, "B F"],
+  x: array_types.AnyArray,
 ) -> Array:
-  return is_known.reshape(is_known.shape + (1,) * (x.ndim - 2))
+  return of_frames.reshape(of_frames.shape + (1,) * (x.ndim - 2))

@@ -41,9 +41,9 @@ class Windows:
       on endless streams. "averaged" denoises the whole clip at once, and
       averages the velocities of a frame over its windows: the smoothest seams.
     blend: Number of frames, the last of the overlap, that a sequential window
-      samples again instead of taking them as known. Their data pass from the
-      previous window's to its own, so that a difference between two windows is
-      spread over several frames.
+      samples again instead of taking them as known. While it does so, they pass
+      from the previous window's data to its own, so that a difference between
+      two windows is spread over several frames.
   """
 
   size: int
@@ -69,7 +69,7 @@ class Windows:
 
   @property
   def new_weights(self) -> Float[np.ndarray, " blend"]:
-    """Weight of a window's own data in each blended frame, in (0, 1).
+    """Weight of a window's own velocity in each blended frame, in (0, 1).
 
     Half a cosine: the weight changes slowly at both ends of the blend, where a
     linear one would bend the motion.
@@ -102,14 +102,13 @@ def make(
   Args:
     size: Number of frames of a window.
     overlap: Shared frames; by default half a window.
-    blend: Blended frames of a sequential window; by default three quarters of
-      the overlap.
+    blend: Blended frames of a sequential window; by default all of the overlap.
     kind: One of KINDS.
   """
   if overlap is None:
     overlap = size // 2
   if blend is None:
-    blend = 3 * overlap // 4 if kind == "sequential" else 0
+    blend = overlap if kind == "sequential" else 0
   return Windows(size, overlap, kind, blend)
 
 

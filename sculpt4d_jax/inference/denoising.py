@@ -50,7 +50,8 @@ class Denoiser:
     dit: The transformer.
     noise: Initial state.
     config: Steps and guidance; the seed is in the noise.
-    known: Frames whose latents are given; they are returned unchanged.
+    known: Frames whose latents are given, which are returned unchanged, and
+      blended ones.
     windows: Averages velocities over windows of the clips.
     fitting: Fits shapes to outlines; see `outlines.fitting`.
   """
@@ -94,7 +95,10 @@ class Denoiser:
     wrapper = known_frames.clean(self.known)
     if self.config.known == "path":
       wrapper = known_frames.on_path(self.known, self.noise)
-    return guidance.wrap(velocity, wrapper)
+    velocity = guidance.wrap(velocity, wrapper)
+    if self.known.share is None:
+      return velocity
+    return guidance.wrap(velocity, known_frames.blended(self.known, self.noise))
 
 
 def finish(

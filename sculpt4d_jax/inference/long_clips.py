@@ -1,11 +1,12 @@
 """Samples clips of any length, one window after the other.
 
-The frames that a window shares with earlier windows are its known frames,
-except for the last ones, which it samples again and which are blended. Only one
-window is kept in memory. Finished windows are files in a folder, one per
-window, and hold the complete state: an interrupted run reads them and resumes
-with bit-identical results. The noise of a frame depends only on the seed and
-the frame's number, so neither the length nor the windows have to be known in
+The last frames that a window shares with earlier windows are blended: it samples
+them again, and at every call of the network their velocity is partly its own and
+partly towards the earlier windows' latents. Shared frames before these are known.
+Only one window is kept in memory. Finished windows are files in a folder, one
+per window, and hold the complete state: an interrupted run reads them and
+resumes with bit-identical results. The noise of a frame depends only on the seed
+and the frame's number, so neither the length nor the windows have to be known in
 advance, and frames can be read from an endless stream.
 """
 
@@ -233,14 +234,10 @@ def stream(
         [*shown[len(shown) - shared :], *fresh],
         config,
         end - shared,
-        done[len(done) - shared : len(done) - held],
+        done[len(done) - shared :],
         given,
+        windows.new_weights[:held],
       )[shared - held :]
-      weights = windows.new_weights[:held, None, None]
-      for index in range(held):
-        if end - held + index not in given:
-          old = done[len(done) - held + index]
-          latents[index] = old + weights[index] * (latents[index] - old)
       stretch = Stretch(end - held, latents)
       if folder is not None:
         folder.write(number, stretch)
@@ -281,19 +278,35 @@ def _sample_window(
   first: int,
   done: Sequence[np.ndarray],
   given: Mapping[int, np.ndarray],
+  new_weights: Float[np.ndarray, " blend"],
 ) -> np.ndarray:
-  """Latents of the frames from `first` on; shared ones are known already."""
+  """Latents of a window's frames.
+
+  Args:
+    model: The networks.
+    shown: The window's pictures and masks.
+    config: Steps, guidance, seed.
+    first: Number of its first frame.
+    done: Latents of its first frames from earlier windows.
+    given: Latents of the clip's known frames.
+    new_weights: Weight of its own velocity in the last frames of `done`, which
+      are blended; those before are known.
+  """
   images, masks = zip(*shown)
   noise = frame_noise(model, config, range(first, first + len(images)))
+  num_blended = len(new_weights)
   is_known = np.zeros(len(images), bool)
+  is_known[: len(done) - num_blended] = True
+  share = np.zeros(len(images), np.float32)
+  share[len(done) - num_blended : len(done)] = 1 - new_weights
   data = np.zeros(noise.shape, np.float32)
+  data[: len(done)] = np.reshape(done, (-1, *noise.shape[1:]))
   for index in range(len(images)):
-    latents = given.get(first + index)
-    if index < len(done):
-      latents = done[index]
-    if latents is not None:
-      is_known[index], data[index] = True, latents
-  known = known_frames_lib.KnownFrames(is_known[None], data[None])
+    if first + index in given:
+      is_known[index], share[index] = True, 0
+      data[index] = given[first + index]
+  # With shares also where all are 0, so that one program serves all windows.
+  known = known_frames_lib.KnownFrames(is_known[None], data[None], share[None])
   context = model.encode(np.stack(images))[None]
   masks = None if masks[0] is None else np.stack(masks)
   outlines = model.outlines(context, masks, config)

@@ -86,3 +86,37 @@ def test_guided_velocities_are_wrapped_too():
   wrapped = guidance.wrap(velocity, MODES["clean"])
   x = KNOWN.put(samplers.integrate(wrapped, NOISE, calls))
   np.testing.assert_array_equal(x[IS_KNOWN], DATA[IS_KNOWN])
+
+
+SHARE = np.array([[0, 0.25, 0], [0.5, 0, 0]], np.float32)
+PARTLY = known_frames.KnownFrames(np.zeros((2, 3), bool), DATA, SHARE)
+
+
+@pytest.mark.parametrize("solver", samplers.SAMPLERS)
+def test_blended_frames_end_between_data_and_sample_by_hand(solver):
+  """Alone, each frame moves by 2: with share s it ends between both ends."""
+  calls = samplers.calls_of(solver, samplers.euler_times(5))
+  velocity = known_frames.blended(PARTLY, NOISE)(lambda x, time: 0 * x + 2.0)
+  x = samplers.integrate(velocity, NOISE, calls)
+  share = SHARE[..., None]
+  expected = share * DATA + (1 - share) * (NOISE + 2)
+  np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_frames_see_the_blend_of_their_neighbours():
+  """Frame 0 moves towards a mean that frame 1's data are a part of."""
+  moved = known_frames.KnownFrames(PARTLY.is_known, DATA + 1, SHARE)
+  calls = samplers.calls_of("ab2", samplers.euler_times(5))
+  results = [
+    samplers.integrate(
+      known_frames.blended(known, NOISE)(mean_velocity), NOISE, calls
+    )
+    for known in (PARTLY, moved)
+  ]
+  assert (np.abs(results[1] - results[0])[0, 0] > 1e-3).all()
+
+
+def test_without_a_share_nothing_is_blended():
+  none = known_frames.KnownFrames(PARTLY.is_known, DATA, 0 * SHARE)
+  answer = known_frames.blended(none, NOISE)(mean_velocity)(NOISE, jnp.zeros(2))
+  np.testing.assert_array_equal(answer, mean_velocity(NOISE, 0))

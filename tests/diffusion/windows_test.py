@@ -92,6 +92,6 @@ def test_weights_of_a_blend_by_hand():
 
 
 def test_defaults_of_windows():
-  assert windows.make(16) == windows.Windows(16, 8, blend=6)
+  assert windows.make(16) == windows.Windows(16, 8, blend=8)
   assert windows.make(16, 4, 4) == windows.Windows(16, 4, blend=4)
   assert windows.make(16, kind="averaged") == windows.Windows(16, 8, "averaged")

@@ -88,18 +88,39 @@ def test_blended_frames_pass_from_one_window_to_the_next(model, images, whole):
   found = np.concatenate([s.latents for s in stretches])
   np.testing.assert_array_equal(found[:3], whole[:3])
   noise = long_clips.frame_noise(model, config(), range(2, 6))
-  data = np.where(np.arange(4)[:, None, None] < 1, whole[2:6], 0)
+  known = known_frames.KnownFrames(
+    np.array([[True, False, False, False]]),
+    np.where(np.arange(4)[:, None, None] < 2, whole[2:6], 0)[None],
+    np.array([[0, 0.5, 0, 0]], np.float32),
+  )
   own = model.denoise(
-    model.encode(images[2:6])[None],
-    noise[None],
-    config(),
-    known=known_frames.KnownFrames(np.arange(4)[None] < 1, data[None]),
+    model.encode(images[2:6])[None], noise[None], config(), known=known
   )[0]
-  np.testing.assert_allclose(found[3], (whole[3] + own[1]) / 2, atol=1e-6)
-  np.testing.assert_array_equal(found[4], own[2])
+  np.testing.assert_array_equal(found[3:5], own[1:3])
   assert np.abs(own[1] - whole[3]).max() > 1e-4
   together = long_clips.sample(model, images, config(), BLENDED)
   np.testing.assert_array_equal(together, found)
+
+
+def test_frames_after_a_blend_see_it(model, images):
+  """Other latents in the blended frame change the new frames of its window."""
+  samples = []
+  for value in (0.0, 1.0):
+    noise = long_clips.frame_noise(model, config(), range(4))
+    data = np.full(noise.shape, value, np.float32)
+    known = known_frames.KnownFrames(
+      np.zeros((1, 4), bool),
+      data[None],
+      np.array([[0.75, 0, 0, 0]], np.float32),
+    )
+    context = model.encode(images[:4])[None]
+    samples.append(
+      model.denoise(context, noise[None], config(), known=known)[0]
+    )
+  change = samples[1] - samples[0]
+  # Three quarters are the data's; the rest only moves by what frames see.
+  np.testing.assert_allclose(change[0].mean(), 0.75, atol=0.1)
+  assert np.abs(change[1:]).max() > 1e-5
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 4, 5])
