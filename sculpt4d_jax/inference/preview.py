@@ -10,6 +10,7 @@ from PIL import ImageDraw
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.meshes import glb
 from sculpt4d_jax.rendering import cameras
 from sculpt4d_jax.rendering import rasterizer
@@ -29,7 +30,7 @@ _CORNER = 0.07
 
 
 def write_preview(
-  path: PathLike,
+  path: paths.PathLike,
   meshes: Sequence[TriangleMesh],
   video_frames: np.ndarray | None = None,
   *,
@@ -65,7 +66,7 @@ def write_preview(
   save_sheet(path, sheet)
 
 
-def save_sheet(path: PathLike, sheet: np.ndarray) -> None:
+def save_sheet(path: paths.PathLike, sheet: np.ndarray) -> None:
   """Writes a sheet, uint8 [h, w, 3], as PNG.
 
   Raises:

@@ -33,6 +33,7 @@ import numpy as np
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io.assets import asset_files
 from sculpt4d_jax.io.assets import gltf_container
 from sculpt4d_jax.io.meshes import frame_times
@@ -63,7 +64,7 @@ _READ_LIMITS = asset_files.AssetLimits(
 
 
 def write_animated_glb(
-  path: PathLike,
+  path: paths.PathLike,
   meshes: Sequence[TriangleMesh],
   fps: float,
   *,
@@ -100,7 +101,7 @@ def write_animated_glb(
   ]
   if "meshes" in builder.document:
     builder.document["materials"] = [_MATERIAL]
-  atomic.write_bytes(path, builder.glb_bytes(os.fspath(path)))
+  atomic.write_bytes(path, builder.glb_bytes(str(path)))
 
 
 def write_for_players(
@@ -172,7 +173,7 @@ def read_animated_glb(path: PathLike) -> tuple[list[TriangleMesh], float]:
 
 
 def check_sequence(
-  path: PathLike,
+  path: paths.PathLike,
   meshes: Sequence[TriangleMesh],
   fps: float,
   suffixes: Sequence[str],
@@ -185,10 +186,10 @@ def check_sequence(
     fps: A positive, finite number.
     suffixes: Allowed suffixes, for instance (".glb",).
   """
-  suffix = pathlib.Path(path).suffix.lower()
+  suffix = paths.of(path).suffix.lower()
   if suffix not in suffixes:
     raise UserError(
-      f"{os.fspath(path)}: expected a file ending in {' or '.join(suffixes)},"
+      f"{path}: expected a file ending in {' or '.join(suffixes)},"
       f" got {suffix or 'no suffix'!r}."
     )
   if not meshes:

@@ -16,6 +16,7 @@ import numpy as np
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io import staged
 
 TriangleMesh = mesh_lib.TriangleMesh
@@ -25,7 +26,7 @@ _SUFFIXES = (".ply", ".obj")
 
 
 def write_mesh(
-  path: PathLike, mesh: TriangleMesh, *, normals: bool = False
+  path: paths.PathLike, mesh: TriangleMesh, *, normals: bool = False
 ) -> None:
   """Writes one mesh; the suffix (.ply or .obj) chooses the format.
 
@@ -39,7 +40,7 @@ def write_mesh(
     OutputError: The file cannot be written.
   """
   suffix = _checked_suffix(path)
-  check_finite(mesh, os.fspath(path))
+  check_finite(mesh, str(path))
   encode = _ply_bytes if suffix == ".ply" else _obj_bytes
   atomic.write_bytes(path, encode(mesh, normals))
 
@@ -79,8 +80,11 @@ def read_mesh(path: PathLike) -> TriangleMesh:
 
 
 def write_mesh_sequence(
-  folder: PathLike, meshes: Sequence[TriangleMesh], *, normals: bool = False
-) -> list[pathlib.Path]:
+  folder: paths.PathLike,
+  meshes: Sequence[TriangleMesh],
+  *,
+  normals: bool = False,
+) -> list[paths.LocalPath | paths.StorePath]:
   """Writes frame_0000.ply, frame_0001.ply, ...: all or none.
 
   Args:
@@ -102,7 +106,7 @@ def write_mesh_sequence(
   with staged.staged_folder(folder, replaces=["frame_*.ply"]) as staging:
     for name, mesh in zip(names, meshes):
       write_mesh(staging / name, mesh, normals=normals)
-  return [pathlib.Path(folder) / name for name in names]
+  return [paths.of(folder) / name for name in names]
 
 
 def write_frames(
@@ -162,11 +166,11 @@ def check_finite(mesh: TriangleMesh, name: str) -> None:
     )
 
 
-def _checked_suffix(path: PathLike) -> str:
-  suffix = pathlib.Path(path).suffix.lower()
+def _checked_suffix(path: paths.PathLike) -> str:
+  suffix = paths.of(path).suffix.lower()
   if suffix not in _SUFFIXES:
     raise UserError(
-      f"{os.fspath(path)}: expected a mesh file ending in .ply or .obj, got"
+      f"{path}: expected a mesh file ending in .ply or .obj, got"
       f" {suffix or 'no suffix'!r}."
     )
   return suffix

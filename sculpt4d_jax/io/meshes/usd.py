@@ -27,6 +27,7 @@ import numpy as np
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io import usd_modules
 from sculpt4d_jax.io.assets import usd as asset_usd
 from sculpt4d_jax.io.meshes import frame_times
@@ -45,7 +46,7 @@ _MESH_PATH = "/Sculpt4D/Mesh"
 
 
 def write_animated_usd(
-  path: PathLike,
+  path: paths.PathLike,
   meshes: Sequence[TriangleMesh],
   fps: float,
   *,
@@ -69,7 +70,7 @@ def write_animated_usd(
   glb.check_sequence(path, meshes, fps, SUFFIXES)
   codes, rate = time_codes(len(meshes), fps, times)
   pxr = usd_modules.load()
-  path = pathlib.Path(path)
+  path = paths.of(path)
   with atomic.atomic_path(path) as temporary:
     stage = _build_stage(pxr, meshes, codes, rate)
     if path.suffix.lower() == ".usdz":

@@ -15,6 +15,7 @@ from PIL import Image
 
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.io import atomic
+from sculpt4d_jax.io import paths
 from sculpt4d_jax.io import staged
 from sculpt4d_jax.io.matting import crop
 
@@ -32,8 +33,8 @@ _VP9_OPTIONS = {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4"}
 
 
 def write_video(
-  path: str | os.PathLike, frames: np.ndarray, fps: float
-) -> pathlib.Path:
+  path: paths.PathLike, frames: np.ndarray, fps: float
+) -> paths.LocalPath | paths.StorePath:
   """Writes a clip in the format that the suffix of `path` names.
 
   Args:
@@ -51,7 +52,7 @@ def write_video(
     ValueError: Frames are unsuitable or missing, or the suffix is unknown.
     atomic.OutputError: The file cannot be written.
   """
-  path = pathlib.Path(path)
+  path = paths.of(path)
   _check(frames, fps)
   suffix = path.suffix.lower()
   if not suffix:
@@ -81,7 +82,9 @@ def _check(frames: np.ndarray, fps: float) -> None:
     raise UserError(f"fps must be positive, got {fps}.")
 
 
-def _write_pictures(folder: pathlib.Path, frames: np.ndarray) -> pathlib.Path:
+def _write_pictures(
+  folder: paths.LocalPath | paths.StorePath, frames: np.ndarray
+) -> paths.LocalPath | paths.StorePath:
   digits = max(4, len(str(len(frames) - 1)))
   with staged.staged_folder(folder, replaces=["frame_*.png"]) as staging:
     for index, frame in enumerate(frames):
