@@ -348,7 +348,9 @@ def held_out_arguments(preset: preset_lib.Preset) -> dict[str, Any]:
   log = run_log.RunLog()
   folder = model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
   with log.stage("load weights"):
-    model = model_lib.Sculpt4D.load(preset.model, folder)
+    model = model_lib.Sculpt4D.load(
+      preset.model, folder, sampling=preset.sampling
+    )
   clips = held_out_lib.make_clips(
     range(data.held_out_seed, data.held_out_seed + _NUM_SEQUENCES.value),
     data.num_frames,
@@ -397,7 +399,7 @@ def score_on_records(
   summaries = {}
   for title, folder in folders.items():
     with log.stage(f"load weights of {title}"):
-      model = model_lib.Sculpt4D.load(preset.model, folder)
+      model = model_lib.Sculpt4D.load(preset.model, folder, sampling=sampling)
     for name, how in ((title, sampling), (f"{title}, per frame", alone)):
       scores = []
       for record in log.each(f"sample and score {name}", records):

@@ -363,10 +363,8 @@ def load(
       config.model,
       folder,
       dtype=dtype,
-      offload=sampling.offload,
       devices=devices,
-      weights=sampling.weights,
-      stream_layers=sampling.stream_layers,
+      sampling=sampling,
     )
   return Model(config, folder, networks, log.stages)
 

@@ -108,7 +108,9 @@ def clips(count: int, keep: Keep) -> Iterator[sequences.TrackedSequence]:
       nonlocal model
       if model is None:
         folder = model_lib.weights_folder(preset.weights, None)
-        model = model_lib.Sculpt4D.load(preset.model, folder)
+        model = model_lib.Sculpt4D.load(
+          preset.model, folder, sampling=preset.sampling
+        )
       return _sampled(model, preset, seed)
 
     yield keep(f"sampled_{_PRESET}_{seed}_{preset.data.num_frames}", sample)

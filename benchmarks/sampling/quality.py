@@ -94,9 +94,14 @@ def main(unused_argv: Sequence[str]) -> None:
   preset = preset_lib.from_config(_CONFIG.value)
   log = run_log.RunLog()
   folder = model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
-  model = model_lib.Sculpt4D.load(preset.model, folder)
+  settings = {
+    text: settings_lib.parse(text, dataclasses.asdict(preset.sampling))
+    for text in _SETTINGS.value
+  }
   num_frames = _NUM_FRAMES.value or preset.sampling.num_frames
   pieces = _pieces(num_frames)
+  loaded = next(iter(settings.values()))
+  model = model_lib.Sculpt4D.load(preset.model, folder, sampling=loaded)
   clips = held_out.make_clips(
     range(_FIRST.value, _FIRST.value + _NUM_CLIPS.value),
     num_frames,
@@ -108,9 +113,11 @@ def main(unused_argv: Sequence[str]) -> None:
   score = _field_scorer if _FIELD.value else _mesh_scorer
   scorer = score(preset, model, clips)
   rows = {}
-  for text, together in itertools.product(_SETTINGS.value, pieces):
-    sampling = settings_lib.parse(text, dataclasses.asdict(preset.sampling))
+  for (text, sampling), together in itertools.product(settings.items(), pieces):
     name = text if len(pieces) == 1 else f"{text}, {together} frames at once"
+    if _kept(sampling) != _kept(loaded):
+      model = model_lib.Sculpt4D.load(preset.model, folder, sampling=sampling)
+      loaded = sampling
     rows[name] = run(model, clips, sampling, scorer, log, together)
     print(_line(name, rows[name]), flush=True)
     if _JSON.value:  # After every row, because rows take long.
@@ -168,6 +175,11 @@ def run(
     float(np.median(seconds)) * pieces_a_clip,
     evaluator.summarise(scores),
   )
+
+
+def _kept(sampling: sampling_lib.SamplingConfig) -> tuple[str, bool, bool]:
+  """How a model keeps its weights, from when they are loaded on."""
+  return sampling.weights, sampling.stream_layers, sampling.offload
 
 
 def _pieces(num_frames: int) -> list[int]:

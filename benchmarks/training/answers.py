@@ -75,7 +75,9 @@ def main(unused_argv: Sequence[str]) -> None:
 
 def _model_answers(preset: preset_lib.Preset) -> dict[str, Answer]:
   folder = model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
-  model = model_lib.Sculpt4D.load(preset.model, folder)
+  model = model_lib.Sculpt4D.load(
+    preset.model, folder, sampling=preset.sampling
+  )
   alone = dataclasses.replace(preset.sampling, temporal_mode="none")
   sample = held_out.sample_meshes
   return {

@@ -56,7 +56,9 @@ def main(unused_argv: Sequence[str]) -> None:
   preset = preset_lib.from_config(_CONFIG.value)
   log = run_log.RunLog()
   folder = model_lib.weights_folder(preset.weights, _CHECKPOINT.value)
-  model = model_lib.Sculpt4D.load(preset.model, folder)
+  model = model_lib.Sculpt4D.load(
+    preset.model, folder, sampling=preset.sampling
+  )
   frames = preset.data.num_frames
   settings = dataclasses.replace(preset.sampling, num_frames=frames)
   print(

@@ -104,6 +104,8 @@ class Sculpt4D:
     self._vae, self._encoder = place((self._vae, self._encoder))
     self._placed_vae: nnx.State | None = None
     self._streams = stream_layers
+    leaves = jax.tree.leaves(params)
+    self._is_packed = any(leaf.dtype == np.int8 for leaf in leaves)
     self._transformer = devices_lib.Transformer(
       params, dit.config, devices, stream_layers
     )
@@ -126,10 +128,8 @@ class Sculpt4D:
     folder: paths.PathLike,
     *,
     dtype: str | None = None,
-    offload: bool = False,
     devices: Sequence[jax.Device] = (),
-    weights: str = "stored",
-    stream_layers: bool = False,
+    sampling: SamplingConfig | None = None,
   ) -> "Sculpt4D":
     """Builds a preset's networks and reads their weights.
 
@@ -137,11 +137,10 @@ class Sculpt4D:
       model: Configurations of the networks.
       folder: Folder written by a training or a conversion.
       dtype: Dtype of the parameters; see `model_folders.load`.
-      offload: Keeps the image encoder and the autoencoder on the host while
-        they are not used.
       devices: Devices that share a clip; none leaves all to the default one.
-      weights: "stored", or "int8"; see `SamplingConfig`.
-      stream_layers: See `SamplingConfig`.
+      sampling: Says how weights are kept: `offload`, `stream_layers` and
+        `weights`, by default as stored, on the device. The other fields are
+        not used.
 
     Raises:
       ValueError: The device cannot stream layers.
@@ -154,7 +153,9 @@ class Sculpt4D:
         " conversion wrote. A downloaded checkpoint is converted first: see"
         " `sculpt4d convert --help`."
       )
-    packs = weights == "int8"
+    offload = sampling is not None and sampling.offload
+    streams = sampling is not None and sampling.stream_layers
+    packs = sampling is not None and sampling.weights == "int8"
     modules, details = {}, {}
     for name, (kind, config) in model.parts().items():
       # One block in a loop is traced and loaded sooner than all of them one
@@ -168,7 +169,7 @@ class Sculpt4D:
         config,
         dtype,
         # Kernels are packed, or stay, before they reach the device.
-        on_host=packs or stream_layers if name == "dit" else offload,
+        on_host=packs or streams if name == "dit" else offload,
       )
       if "scale_factor" in details[name]:
         # The latents' scale is measured in training, after the config.
@@ -185,7 +186,7 @@ class Sculpt4D:
       **modules,
       details=details,
       offload=offload,
-      stream_layers=stream_layers,
+      stream_layers=streams,
       devices=devices,
       find_view_head=lambda: view_heads.load(folder),
     )
@@ -325,8 +326,14 @@ class Sculpt4D:
       outlines: Outlines of the only clip, from `outlines`, to fit shapes to.
 
     Raises:
-      ValueError: The device cannot keep skips on the host.
+      ValueError: The device cannot keep skips on the host, or weights in 8 bits
+        are asked of a model that was loaded with others.
     """
+    if config.weights == "int8" and not self._is_packed:
+      raise UserError(
+        "weights='int8' packs weights as they are loaded, and these are not"
+        " packed: load the model with sampling.weights='int8'."
+      )
     if config.skips_on_host:
       streaming.check(self._transformer.device)
     options = {

@@ -333,7 +333,9 @@ def _sample_and_score(
   """Scores of all clips, mean seconds by stage and the device."""
   protocol = protocol_table.find(plan.protocol)
   log = run_log.RunLog()
-  model = model_lib.Sculpt4D.load(preset.model, folder)
+  model = model_lib.Sculpt4D.load(
+    preset.model, folder, sampling=preset.sampling
+  )
   first = preset.data.held_out_seed
   clips = _held_out_clips(
     range(first, first + plan.num_clips), num_frames, preset.data.sizes

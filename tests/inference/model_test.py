@@ -137,7 +137,9 @@ def test_seeds_agree_without_noise(model, images, latents):
 
 def test_offloaded_networks_stay_on_the_host(folder, images, latents):
   model = model_lib.Sculpt4D.load(
-    preset_lib.from_config(get_config()).model, folder, offload=True
+    preset_lib.from_config(get_config()).model,
+    folder,
+    sampling=sampling(offload=True),
   )
   on_host = lambda tree: all(
     isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree)
@@ -158,7 +160,9 @@ def test_offloaded_networks_stay_on_the_host(folder, images, latents):
 
 def test_streamed_layers_stay_on_the_host(folder, images, latents):
   model = model_lib.Sculpt4D.load(
-    preset_lib.from_config(get_config()).model, folder, stream_layers=True
+    preset_lib.from_config(get_config()).model,
+    folder,
+    sampling=sampling(stream_layers=True),
   )
   kinds = lambda: {
     streaming.is_streamed(path): leaf.sharding.memory_kind
@@ -170,6 +174,20 @@ def test_streamed_layers_stay_on_the_host(folder, images, latents):
   np.testing.assert_allclose(again, latents, atol=2e-5)
   model.set_weights(model._encoder, jax.device_get(model._dit))
   assert kinds() == {True: "pinned_host", False: "device"}
+
+
+def test_eight_bit_weights_are_those_that_were_loaded(
+  model, folder, images, latents
+):
+  with pytest.raises(ValueError, match="load the model with sampling.weights"):
+    model.sample(images, sampling(weights="int8"))
+  packed = model_lib.Sculpt4D.load(
+    preset_lib.from_config(get_config()).model,
+    folder,
+    sampling=sampling(weights="int8"),
+  )
+  difference = np.abs(packed.sample(images, sampling(weights="int8")) - latents)
+  assert 0 < difference.mean() < 0.05 * np.abs(latents).mean()
 
 
 def test_frames_are_encoded_a_few_at_a_time(model, images, monkeypatch):
