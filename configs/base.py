@@ -302,6 +302,7 @@ def _distillation() -> ml_collections.ConfigDict:
       shortcut_share=0.25,  # Fraction of clips on which long steps are learned.
       shortcut_start=0.2,  # Fraction of steps before these clips count.
       time_sampling="uniform",
+      min_temperature=1.0,  # Lowest factor of the noise; see `dit_training`.
       lora=_lora(),
       seed=0,
       init_from="",  # Folder of the teacher's weights.

@@ -8,21 +8,24 @@ r"""Few-step models distilled from others: four calls instead of ninety-eight.
 Three quarters of a batch train the student on its teacher's guided velocity, a
 quarter on long steps. A step costs 1.7 times a step of the DiT's training.
 
-  tiny            the small model
+  tiny            the model `tiny`
+  small           the model `small`, whose teacher is best without guidance: long
+                  steps alone are learned
   sculpt4d        the released size, all parameters; a copy is the teacher
   sculpt4d-lora   adapters of rank 64 on all linear maps but the experts'; the
                   teacher is the model without them
   SLICE           the released size on a slice of TPUs, by its name in
   SLICE-lora      configs/pods.py, as v5p-64
 
-Only the shapes of these configurations and, at a smaller size, the code were
-tested. There are no weights, and scores are unknown.
+`small` was trained for a while: docs/sampling.md has its scores. Of the released
+size only the shapes and, at a smaller size, the code were tested.
 """
 
 import ml_collections
 
 from sculpt4d_jax.configs import base
 from sculpt4d_jax.configs import pods
+from sculpt4d_jax.configs import small
 from sculpt4d_jax.configs import tiny
 
 _LORA = "-lora"
@@ -33,7 +36,14 @@ def get_config(name: str = "tiny") -> ml_collections.ConfigDict:
   size = name.removesuffix(_LORA)
   if size == "tiny":
     config = tiny.get_config()
-    _small(config.distillation)
+    _on_a_cpu(config.distillation)
+  elif size == "small":
+    config = small.get_config()
+    _on_a_cpu(config.distillation)
+    config.distillation.update(
+      dict(guidance_scale=1.0, min_temperature=0.25, save_every=100)
+    )
+    config.distillation.optimizer.num_steps = 700
   elif size == "sculpt4d":
     config = base.get_config()
   else:
@@ -65,8 +75,8 @@ def get_config(name: str = "tiny") -> ml_collections.ConfigDict:
   return config
 
 
-def _small(training: ml_collections.ConfigDict) -> None:
-  """The small model, one or two hours on one CPU core."""
+def _on_a_cpu(training: ml_collections.ConfigDict) -> None:
+  """The training of a small model, one or two hours on one CPU core."""
   training.update(dict(batch_size=8, guidance_scale=2.0, save_every=250))
   training.optimizer.update(
     dict(

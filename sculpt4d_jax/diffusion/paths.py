@@ -10,6 +10,8 @@ Many other libraries use the opposite direction.
 Source: Hunyuan3D 2.1, flow matching; Liu et al., Flow Straight and Fast, 2022.
 """
 
+import jax
+
 from sculpt4d_jax import array_types
 from sculpt4d_jax.errors import UserError
 
@@ -25,6 +27,24 @@ def interpolate(
   """x_t at the time of each clip, or of each of its frames."""
   t = _expand(time, data.shape)
   return t * data + (1 - t) * noise
+
+
+def cool(
+  key: Array, noise: Float[Array, " B *shape"], lowest: float
+) -> Float[Array, " B *shape"]:
+  """Scales the noise of each clip by a temperature drawn from [lowest, 1].
+
+  For sampling with less noise than was drawn from. At 1 nothing is drawn.
+
+  Args:
+    key: Randomness.
+    noise: Noise of clips.
+    lowest: Lowest temperature, 0 to 1.
+  """
+  if lowest == 1:
+    return noise
+  shape = noise.shape[:1] + (1,) * (noise.ndim - 1)
+  return noise * jax.random.uniform(key, shape, minval=lowest)
 
 
 def velocity(

@@ -57,3 +57,14 @@ def test_the_velocity_leads_to_the_data_from_anywhere(time):
   x = paths.interpolate(noise, data, time)
   found = paths.data_at(x, paths.velocity(noise, data), time)
   np.testing.assert_allclose(found, data, rtol=1e-5, atol=1e-6)
+
+
+def test_cooled_noise_has_one_temperature_a_clip():
+  noise = jnp.ones((500, 2, 3))
+  cooled = paths.cool(jax.random.key(0), noise, 0.25)
+  temperatures = np.asarray(cooled[:, 0, 0])
+  np.testing.assert_array_equal(cooled, temperatures[:, None, None] * noise)
+  # Uniform in [0.25, 1]: the mean of 500 scatters by 0.01 around 0.625.
+  assert 0.25 <= temperatures.min() < 0.27 and 0.98 < temperatures.max() <= 1
+  assert abs(temperatures.mean() - 0.625) < 0.04
+  assert paths.cool(jax.random.key(0), noise, 1.0) is noise

@@ -56,6 +56,8 @@ class DistillationConfig:
       distils the guidance alone.
     shortcut_start: Fraction of the training steps before these clips count.
     time_sampling: One of `time_sampling.NAMES`, for the other clips.
+    min_temperature: Noise of a clip is scaled by a factor drawn uniformly from
+      [this, 1], for sampling with less noise (`sampling.temperature`).
     lora: Adapters that are trained instead of the student's own parameters.
     num_steps: Number of training steps.
     seed: Seed of parameters, batches and noise.
@@ -69,6 +71,7 @@ class DistillationConfig:
   shortcut_start: float
   num_steps: int
   time_sampling: str = "uniform"
+  min_temperature: float = 1.0
   lora: lora_lib.LoRAConfig = lora_lib.LoRAConfig()
   seed: int = 0
   eval_clips: int = 32
@@ -81,6 +84,11 @@ class DistillationConfig:
         raise UserError(
           f"distillation.{name}={getattr(self, name)} must lie in [0, 1)."
         )
+    if not 0 <= self.min_temperature <= 1:
+      raise UserError(
+        f"distillation.min_temperature={self.min_temperature} must lie in"
+        " [0, 1]."
+      )
     if self.lora.also_train:
       raise UserError(
         "distillation.lora.also_train must be empty: the teacher is the student"
@@ -264,7 +272,12 @@ class DistillationTask:
     num_clips = self.config.batch_size
     num_guided = num_clips - self.config.num_shortcuts
     latents = self._sample_latents(batch, latent_key)
-    noise = jax.random.normal(noise_key, latents.shape)
+    # A derived key, so that the other draws are those of a run without.
+    noise = paths.cool(
+      jax.random.fold_in(noise_key, 1),
+      jax.random.normal(noise_key, latents.shape),
+      self.config.min_temperature,
+    )
     time = time_sampling.get(self.config.time_sampling)(time_key, num_clips)
     drawn = shortcuts.draw(step_key, num_clips)
     is_guided = jnp.arange(num_clips) < num_guided

@@ -326,14 +326,10 @@ class DiTTask:
     sampler = time_sampling.get(c.time_sampling)
     time = sampler(time_key, shape[0])
     noise = jax.random.normal(noise_key, shape)
-    if c.min_temperature < 1:
-      # A derived key, so that the other draws are those of a run without.
-      temperature = jax.random.uniform(
-        jax.random.fold_in(noise_key, 1),
-        (shape[0], 1, 1, 1),
-        minval=c.min_temperature,
-      )
-      noise *= temperature
+    # A derived key, so that the other draws are those of a run without.
+    noise = paths.cool(
+      jax.random.fold_in(noise_key, 1), noise, c.min_temperature
+    )
     weight = jnp.ones_like(time)
     if c.frame_times.is_on:
       # A derived key, so that the other draws are those of a run without.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sculpt4d_jax.diffusion import paths
 from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.training import optimizer as optimizer_lib
 from sculpt4d_jax.training import preset as preset_lib
@@ -96,6 +97,21 @@ def test_the_student_starts_as_its_teacher(teacher):
   assert metrics["guidance_loss"] < 1e-10
 
 
+def test_the_noise_has_the_temperatures_of_sampling(teacher, monkeypatch):
+  lowest = []
+  cool = paths.cool
+  monkeypatch.setattr(
+    paths, "cool", lambda *args: lowest.append(args[2]) or cool(*args)
+  )
+  preset = preset_lib.from_config(config(min_temperature=0.25))
+  task = presets.distillation(preset, teacher=teacher)
+  state = start(task, preset.distillation.optimizer)
+  params = state_lib.join(state.params, state.fixed)
+  progress = step_lib.Progress(state.step, params)
+  jax.eval_shape(task.loss, params, batch(), jax.random.key(0), progress)
+  assert lowest == [0.25]
+
+
 @pytest.mark.long  # Compiles a step of three networks.
 def test_guidance_is_learned(trained):
   metrics, _, _ = trained
@@ -150,8 +166,8 @@ def test_adapters_have_the_student_without_them_as_teacher(teacher):
   options.distillation.lora.update(dict(rank=2, modules=("mlp",)))
   metrics, task, state = run(options, teacher, 2)
   assert metrics[0]["guidance_loss"] < 1e-10
-  paths = {path for path, _ in nnx.to_flat_state(state.params)}
-  assert all("adapter" in p or "step_embedding" in p for p in paths)
+  names = {path for path, _ in nnx.to_flat_state(state.params)}
+  assert all("adapter" in p or "step_embedding" in p for p in names)
   whole = task.exported(state_lib.join(state.ema, state.fixed))
   assert not any("adapter" in p for p, _ in nnx.to_flat_state(whole))
 
@@ -165,6 +181,7 @@ def test_what_cannot_work_is_refused():
   for changes, message in (
     (dict(shortcut_share=1.0), "shortcut_share"),
     (dict(batch_size=1), "batch_size=1"),
+    (dict(min_temperature=1.5), "min_temperature=1.5"),
   ):
     with pytest.raises(ValueError, match=message):
       dataclasses.replace(options, **changes)
