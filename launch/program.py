@@ -125,12 +125,14 @@ def _say(message: str) -> None:
 
 
 def _program_name() -> str:
-  return pathlib.Path(sys.argv[0]).stem
+  path = pathlib.Path(sys.argv[0])
+  # A folder with a __main__.py is called by the folder's name.
+  return path.parent.name if path.stem == "__main__" else path.stem
 
 
 def _help_hint() -> str:
   spec = sys.modules["__main__"].__spec__
   module = spec.name.removesuffix(".__main__") if spec else ""
-  if not module.startswith("benchmarks."):
+  if not module.startswith(("benchmarks.", "kernels.")):
     module = f"launch.{_program_name()}"
   return f"Run python -m {module} --help for all flags."

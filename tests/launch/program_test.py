@@ -188,6 +188,14 @@ def test_operating_system_errors_are_messages(script):
   assert stderr == "greet: missing/file.txt: No such file or directory\n"
 
 
+def test_a_program_that_is_a_folder_has_the_name_of_the_folder(tmp_path):
+  script = tmp_path / "greetings" / "__main__.py"
+  script.parent.mkdir()
+  script.write_text(PROGRAM)
+  _, _, stderr = run(script, "--name=Ada", "--deed=bad_mesh")
+  assert stderr.startswith("greetings: vertices must be")
+
+
 def test_errors_of_libraries_keep_their_traceback(script):
   code, _, stderr = run(script, "--name=Ada", "--deed=library_error")
   assert code == 1
