@@ -9,11 +9,9 @@ import dataclasses
 import itertools
 from typing import NamedTuple
 
-import jax
-
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import attention
-from sculpt4d_jax.models import layers
+from sculpt4d_jax.models import remat
 from sculpt4d_jax.models.moe import experts
 
 
@@ -72,7 +70,7 @@ class DiTConfig:
     param_dtype: Dtype of the parameters.
     scan_unroll: Number of blocks in an iteration of a stage's scan; True
       unrolls all.
-    remat_policy: See `layers.scan_layers`; "none" is None, for flags.
+    remat_policy: See `remat.py`; "none" is None, for flags.
     attention_implementation: See `dense_attention.dot_product_attention`.
     temporal_implementation: Backend of the block-sparse kernel.
     moe_implementation: See `experts.apply_experts`.
@@ -122,14 +120,7 @@ class DiTConfig:
       )
     if self.remat_policy == "none":
       object.__setattr__(self, "remat_policy", None)
-    policy = self.remat_policy
-    if policy not in (None, "full", layers.OFFLOAD) and not hasattr(
-      jax.checkpoint_policies, policy
-    ):
-      raise UserError(
-        f"remat_policy={policy!r}: choose None, 'full', {layers.OFFLOAD!r} or a"
-        " name in jax.checkpoint_policies."
-      )
+    remat.check(self.remat_policy)
 
   def _check_sizes(self):
     positive = ("depth", "width", "num_heads", "latent_channels")

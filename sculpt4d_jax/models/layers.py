@@ -27,15 +27,12 @@ from sculpt4d_jax import array_types
 from sculpt4d_jax import partitioning
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import eight_bits
+from sculpt4d_jax.models import remat
 
 Array = array_types.Array
 Initializer = Callable[[Array | None, tuple[int, ...], Any], Array]
 Axes = tuple[str | None, ...]
 Module = TypeVar("Module", bound=nnx.Module)
-
-# A remat policy that jax does not name; see `scan_layers`.
-OFFLOAD = "offload_inputs"
-_LAYER_INPUT = "layer_input"
 
 
 class NoRngs:
@@ -291,11 +288,8 @@ def scan_layers(
       unrolls all. A scan compiles one layer for any number of layers; unrolled,
       XLA may fuse across layers, and residuals are not copied to and from
       stacked arrays.
-    remat_policy: None stores all activations for the backward pass; "full"
-      recomputes each layer from its input; "offload_inputs" does too, and keeps
-      the inputs in the host's memory meanwhile (on accelerators); any other
-      value names a policy of `jax.checkpoint_policies`, such as
-      "dots_with_no_batch_dims_saveable".
+    remat_policy: What is stored for the backward pass, see `remat.py`; None
+      stores all activations.
 
   Returns:
     The last carry, and the stacked ys.
@@ -305,26 +299,17 @@ def scan_layers(
 
   def step(carry: Any, layer: tuple[nnx.State, Any]) -> tuple[Any, Any]:
     layer_params, x = layer
-    if remat_policy == OFFLOAD:
+    if remat_policy == remat.OFFLOAD:
       # The name is saved, hence the unnamed input is not.
-      carry = ad_checkpoint.checkpoint_name(carry, _LAYER_INPUT)
+      carry = ad_checkpoint.checkpoint_name(carry, remat.LAYER_INPUT)
     return body(nnx.merge(graphdef, layer_params), carry, x)
 
   if remat_policy is not None:
-    policy = None
-    if remat_policy == OFFLOAD:
-      policy = jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[_LAYER_INPUT],
-        offload_src="device",
-        offload_dst="pinned_host",
-      )
-    elif remat_policy != "full":
-      policy = getattr(jax.checkpoint_policies, remat_policy)
     # A loop already keeps XLA from merging the recomputation with the forward
     # pass. Unrolled layers, and a single one, which XLA inlines, need a
     # barrier.
     is_loop = unroll == 1 and num_layers > 1
+    policy = remat.policy(remat_policy)
     step = jax.checkpoint(step, policy=policy, prevent_cse=not is_loop)
   if unroll is not True and unroll < num_layers:
     return lax.scan(step, carry, (params, xs), unroll=unroll)

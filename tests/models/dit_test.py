@@ -224,7 +224,8 @@ def gradient(**changes):
   [
     ("full", 1),
     ("full", True),
-    ("dots_with_no_batch_dims_saveable", 1),
+    ("keep_attention", 1),
+    ("keep_products", 1),
     ("offload_inputs", 1),
     ("offload_inputs", True),
   ],

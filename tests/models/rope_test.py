@@ -58,6 +58,14 @@ def test_half_precision_is_rotated_in_float32():
   np.testing.assert_array_equal(rope.rotate(x, rotation), exact)
 
 
+def test_gradients_are_rotated_back():
+  x, bar = jax.random.normal(jax.random.key(0), (2, 2, 3, 4, 2, 8))
+  rotation = rope.frame_rotation(jnp.arange(3), 8)
+  _, pull = jax.vjp(lambda x: rope.rotate(x, rotation), x)
+  (gradient,) = pull(rope.rotate(bar, rotation))
+  np.testing.assert_allclose(gradient, bar, rtol=1e-5, atol=1e-6)
+
+
 def test_odd_heads_are_refused():
   with pytest.raises(ValueError, match="odd"):
     rope.frame_rotation(jnp.arange(2), 7)

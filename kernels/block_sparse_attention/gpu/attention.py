@@ -41,10 +41,12 @@ import functools
 from typing import Any
 
 import jax
+from jax import ad_checkpoint
 import jax.numpy as jnp
 
 from .. import errors
 from .. import mask as mask_lib
+from .. import residuals as residuals_lib
 from . import steps
 from . import tiles as tiles_lib
 from . import walk
@@ -326,7 +328,10 @@ def _forward(
   batch = query.shape[0]
   # The sign of a negative scale goes to the queries (`exponent`).
   inputs = [plan.enter(x) for x in (query * plan.sign, key, value)]
-  output, log_sum_exp = plan.call(plan.kernels().forward, *inputs)
+  output, log_sum_exp = (
+    ad_checkpoint.checkpoint_name(x, residuals_lib.NAME)
+    for x in plan.call(plan.kernels().forward, *inputs)
+  )
   results = tuple(plan.leave(x, batch) for x in (output, log_sum_exp))
   return results, (*inputs, output, log_sum_exp)
 

@@ -14,12 +14,14 @@ import functools
 from typing import NamedTuple
 
 import jax
+from jax import ad_checkpoint
 from jax import custom_batching
 import jax.numpy as jnp
 import numpy as np
 
 from .. import errors
 from .. import mask as mask_lib
+from .. import residuals as residuals_lib
 from . import backward
 from . import forward
 from . import lists as tpu_lists
@@ -182,7 +184,10 @@ def _forward(
   query: jax.Array, key: jax.Array, value: jax.Array, static: _Static
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
   arrays = (query, key, value)
-  output, log_sum_exp = _batched(_run_forward, static)(*arrays)
+  output, log_sum_exp = (
+    ad_checkpoint.checkpoint_name(x, residuals_lib.NAME)
+    for x in _batched(_run_forward, static)(*arrays)
+  )
   return (output, log_sum_exp), (*arrays, output, log_sum_exp)
 
 

@@ -23,7 +23,7 @@ import jax
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import flops
-from sculpt4d_jax.models import layers
+from sculpt4d_jax.models import remat
 from sculpt4d_jax.models import shape_vae
 from sculpt4d_jax.training import preset as preset_lib
 from sculpt4d_jax.training.ahead_of_time import account
@@ -158,7 +158,7 @@ def model_flops(
     once = _dit_flops(preset, num_frames) + keys
     learns = task.train_image_encoder
     model = (1 + _BACKWARD) * once + encoder * (1 + _BACKWARD * learns)
-    again = _REMAT * once if _recomputes(preset.model.dit) else 0
+    again = once * _again(preset.model.dit)
     return {"model": num_clips * model, "hardware": num_clips * (model + again)}
   if what == "distill":
     num_clips = preset.distillation.task.batch_size
@@ -166,7 +166,7 @@ def model_flops(
     once = _dit_flops(preset, preset.data.num_frames) + keys
     # Two forward passes compute the targets.
     model = (1 + _BACKWARD + 2) * once + encoder
-    again = _REMAT * once if _recomputes(preset.model.dit) else 0
+    again = once * _again(preset.model.dit)
     return {"model": num_clips * model, "hardware": num_clips * (model + again)}
   if what == "train_vae":
     options = preset.vae_training.task
@@ -176,7 +176,7 @@ def model_flops(
       num_frames=options.num_frames,
       num_queries=options.num_queries,
     )
-    again = _REMAT * _recomputes(preset.model.vae)
+    again = _again(preset.model.vae)
     return {"model": model, "hardware": model * (1 + again / (1 + _BACKWARD))}
   sampling = preset.sampling
   encoder, keys = _context_flops(preset, sampling.num_frames)
@@ -194,11 +194,11 @@ def kernels(lowered: Any) -> list[str]:
   return sorted(set(re.findall(r'kernel_name = "([^"]+)"', lowered.as_text())))
 
 
-def _recomputes(
+def _again(
   config: dit_config.DiTConfig | shape_vae.ShapeVAEConfig,
-) -> bool:
-  """Whether the backward pass computes every block again."""
-  return config.remat_policy in ("full", layers.OFFLOAD)
+) -> int:
+  """Forward passes that the backward pass repeats whole."""
+  return _REMAT * remat.computes_blocks_again(config.remat_policy)
 
 
 def examine(

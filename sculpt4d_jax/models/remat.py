@@ -1,0 +1,67 @@
+"""What the backward pass keeps of a layer, and what it computes again.
+
+  full             nothing but the layer's input is kept
+  offload_inputs   the same; the inputs wait in the host's memory
+  keep_attention   also the results of our attention kernels, so that these run
+                   once: two arrays of the size of the input a block of the DiT
+  keep_products    also the results of products with weights, some twenty such
+                   arrays; activations, norms and rotations are computed again
+
+Any other value names a policy of `jax.checkpoint_policies`. None keeps all.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from sculpt4d_jax.errors import UserError
+
+FULL = "full"
+OFFLOAD = "offload_inputs"
+KEEP_ATTENTION = "keep_attention"
+KEEP_PRODUCTS = "keep_products"
+
+# Names of arrays that policies keep. The kernels' results have theirs from
+# `kernels/block_sparse_attention`, which does not import this package.
+LAYER_INPUT = "layer_input"
+ATTENTION = "attention_kernel"
+
+_OURS = (FULL, OFFLOAD, KEEP_ATTENTION, KEEP_PRODUCTS)
+
+
+def check(name: str | None) -> None:
+  """Raises UserError if no policy has the name."""
+  if name in (None, *_OURS) or hasattr(jax.checkpoint_policies, name):
+    return
+  raise UserError(
+    f"remat_policy={name!r}: choose None, one of {_OURS} or a name in"
+    " jax.checkpoint_policies."
+  )
+
+
+def policy(name: str) -> Callable[..., Any] | None:
+  """The policy for `jax.checkpoint`; None keeps only inputs."""
+  policies = jax.checkpoint_policies
+  attention = policies.save_only_these_names(ATTENTION)
+  if name == FULL:
+    return None
+  if name == OFFLOAD:
+    return policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=[LAYER_INPUT],
+      offload_src="device",
+      offload_dst="pinned_host",
+    )
+  if name == KEEP_ATTENTION:
+    return attention
+  if name == KEEP_PRODUCTS:
+    return policies.save_from_both_policies(
+      policies.dots_with_no_batch_dims_saveable, attention
+    )
+  return getattr(policies, name)
+
+
+def computes_blocks_again(name: str | None) -> bool:
+  """Whether the backward pass computes whole layers again."""
+  return name in (FULL, OFFLOAD)
