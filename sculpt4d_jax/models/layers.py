@@ -288,7 +288,7 @@ def scan_layers(
       unrolls all. A scan compiles one layer for any number of layers; unrolled,
       XLA may fuse across layers, and residuals are not copied to and from
       stacked arrays.
-    remat_policy: What is stored for the backward pass, see `remat.py`; None
+    remat_policy: Policy of what the backward pass finds stored, see `remat.py`; None
       stores all activations.
 
   Returns:
