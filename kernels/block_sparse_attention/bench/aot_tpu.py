@@ -223,13 +223,16 @@ def _lists(
   by_keys: bool,
 ) -> Sequence[Any]:
   """The lists of work of all passes of a direction."""
-  shapes = tiles.tiles(by_keys)
   if by_keys:
     return tpu_lists.make_lists(
-      mask, layout, shapes, tiles.stream, tiles.buffers
+      mask, layout, tiles.backward_tiles(), tiles.stream, tiles.buffers
     )
   return pair_lists.make_lists(
-    mask, layout, shapes, tiles.stream, tiles.groups, tiles.buffers
+    mask,
+    layout,
+    *tiles.forward_passes(),
+    tiles.buffers,
+    has_full=tiles.joint is None,
   )
 
 

@@ -234,10 +234,9 @@ def _run_forward(
     pair_lists.make_lists(
       static.mask,
       static.layout,
-      static.tiles.tiles(by_keys=False),
-      static.tiles.stream,
-      static.tiles.groups,
+      *static.tiles.forward_passes(),
       static.tiles.buffers,
+      has_full=static.tiles.joint is None,
     ),
     scale=static.scale,
     valid=static.layout.valid,
@@ -275,7 +274,7 @@ def _run_backward(
     tpu_lists.make_lists(
       static.mask,
       static.layout,
-      static.tiles.tiles(by_keys=True),
+      static.tiles.backward_tiles(),
       static.tiles.stream,
       static.tiles.buffers,
     ),

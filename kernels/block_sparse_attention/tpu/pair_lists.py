@@ -89,6 +89,7 @@ def make_lists(
   stream: int,
   groups: tuple[int, ...],
   buffers: int,
+  has_full: bool = True,
 ) -> tuple[PairList, ...]:
   """Builds the work list of every pass.
 
@@ -100,6 +101,7 @@ def make_lists(
     stream: Number of pieces of an item.
     groups: Number of pairs of a pair item, for every pass.
     buffers: Number of items in flight or in use.
+    has_full: Whether there are full items; otherwise all are pair items.
 
   Returns:
     One list for each tile shape; passes without work are left out.
@@ -112,20 +114,19 @@ def make_lists(
     far = None if len(tiles) == 1 else bool(index)
     if far is None or pairs.has(far):
       seen = [
-        _of_tile(pairs.of_tile(frames, segments, far))
+        _of_tile(pairs.rows_of_tile(frames, segments, far))
         for frames, segments in tpu_lists.tiles_of(layout, tile)
       ]
-      lists.append(_make_list(seen, tile, stream, group, buffers))
+      lists.append(_make_list(seen, tile, stream, group, buffers, has_full))
   return tuple(lists)
 
 
-def _of_tile(rows_of_piece: np.ndarray) -> list[_Seen]:
-  """The pieces that a tile sees, frame by frame."""
+def _of_tile(seen_by: np.ndarray) -> list[_Seen]:
+  """The pieces that a tile sees, frame by frame; seen_by [rows, F, segments]."""
   seen = []
-  for frame, segment in zip(*np.nonzero(rows_of_piece)):
-    bits = int(rows_of_piece[frame, segment])
-    rows = tuple(i for i in range(bits.bit_length()) if bits >> i & 1)
-    seen.append((int(frame) << 16 | int(segment), rows))
+  for frame, segment in zip(*np.nonzero(seen_by.any(0))):
+    rows = np.flatnonzero(seen_by[:, frame, segment]).tolist()
+    seen.append((int(frame) << 16 | int(segment), tuple(rows)))
   return seen
 
 
@@ -135,12 +136,13 @@ def _make_list(
   stream: int,
   group: int,
   buffers: int,
+  has_full: bool,
 ) -> PairList:
   num_rows = tile[0] * tile[1]
   items_of_tile, counts, num_filled = [], [], 0
   for seen in tiles:
     by_all = [piece for piece, rows in seen if len(rows) == num_rows]
-    num_full = len(by_all) // stream
+    num_full = len(by_all) // stream if has_full else 0
     left = set(by_all[num_full * stream :])
     rest = [
       (piece, rows)
