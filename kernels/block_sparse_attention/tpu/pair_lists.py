@@ -117,6 +117,9 @@ def make_lists(
         _of_tile(pairs.rows_of_tile(frames, segments, far))
         for frames, segments in tpu_lists.tiles_of(layout, tile)
       ]
+      # An item takes no more pairs than the largest tile has.
+      most = max(sum(len(rows) for _, rows in pieces) for pieces in seen)
+      group = min(group, most)
       lists.append(_make_list(seen, tile, stream, group, buffers, has_full))
   return tuple(lists)
 
