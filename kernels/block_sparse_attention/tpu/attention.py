@@ -231,13 +231,7 @@ def _run_forward(
   pieces = _Pieces(static, query.shape)
   output, log_sum_exp = forward.forward(
     *map(pieces.enter, (query, key, value)),
-    pair_lists.make_lists(
-      static.mask,
-      static.layout,
-      *static.tiles.forward_passes(),
-      static.tiles.buffers,
-      has_full=static.tiles.joint is None,
-    ),
+    pair_lists.for_tiles(static.mask, static.layout, static.tiles),
     scale=static.scale,
     valid=static.layout.valid,
     tiles=static.tiles,
@@ -274,7 +268,7 @@ def _run_backward(
     tpu_lists.make_lists(
       static.mask,
       static.layout,
-      static.tiles.backward_tiles(),
+      static.tiles.tiles(by_keys=True),
       static.tiles.stream,
       static.tiles.buffers,
     ),

@@ -23,9 +23,14 @@ import numpy as np
 
 from .. import mask as mask_lib
 from . import lists as tpu_lists
+from . import tiles as tpu_tiles
 
 HEADER_WORDS = 3
 FILL = 1 << 16  # Bit of a pair that repeats another one.
+# Limits of a joint pass: words of a tile, of which two sets are in the 1 MiB of
+# scalar memory at once, and repeated pairs as a share of the others.
+_MOST_WORDS = 96 << 10
+_MOST_FILLED = 0.25
 
 # A piece as it is encoded in the words, and the rows that see it.
 _Seen = tuple[int, tuple[int, ...]]
@@ -79,6 +84,33 @@ class PairList(NamedTuple):
   def full_items(self) -> np.ndarray:
     """Counts the full items of every tile."""
     return self.words[:, 2]
+
+
+def for_tiles(
+  mask: mask_lib.Mask, layout: tpu_lists.Layout, tiles: tpu_tiles.TileSizes
+) -> tuple[PairList, ...]:
+  """Builds the lists of a joint pass, or of near and far pairs.
+
+  A single frame has too few pairs for a joint pass to be worth while; other
+  clips may have too many for the scalar memory, or too few to fill the items.
+  """
+  if tiles.joint and layout.num_frames > 1:
+    (work,) = make_lists(
+      mask,
+      layout,
+      (tiles.joint.tile,),
+      tiles.joint.stream,
+      (tiles.joint.group,),
+      tiles.buffers,
+      has_full=False,
+    )
+    is_short = work.words.shape[1] <= _MOST_WORDS
+    if is_short and work.num_filled <= _MOST_FILLED * work.num_units:
+      return (work,)
+  shapes = tiles.tiles(by_keys=False)
+  return make_lists(
+    mask, layout, shapes, tiles.stream, tiles.groups, tiles.buffers
+  )
 
 
 @functools.lru_cache(maxsize=32)

@@ -68,9 +68,12 @@ class TileSizes:
     near: Frames and segments of a tile where pieces see runs of pieces.
     far: Frames and segments of a tile where a piece sees only the one piece of
       its own kind in another frame. None joins these pairs to the others.
+    forward_near: Replaces `near` in the forward kernel, which has room for
+      more; None takes `near`.
     forward_far: Replaces `far` in the forward kernel; None takes `far`.
-    joint: A single forward pass in place of those over near and far pairs, for
-      chips with enough fast memory.
+    joint: A single forward pass in place of those over near and far pairs where
+      it suits the mask (`pair_lists.for_tiles`), for chips with enough fast
+      memory.
     stream: Number of pieces that are streamed at once.
     groups: Pairs of pieces that the forward kernel computes at once where only
       some pieces of a tile see a streamed one, for the near and the far pass.
@@ -88,6 +91,7 @@ class TileSizes:
   piece_tokens: int = 256
   near: tuple[int, int] = (1, 4)
   far: tuple[int, int] | None = (4, 1)
+  forward_near: tuple[int, int] | None = None
   forward_far: tuple[int, int] | None = None
   joint: JointPass | None = None
   stream: int = 8
@@ -120,7 +124,7 @@ class TileSizes:
         "buffers must be at least 3, two in use and one in flight, got"
         f" {self.buffers}."
       )
-    for name in ("near", "far", "forward_far"):
+    for name in ("near", "far", "forward_near", "forward_far"):
       tile = getattr(self, name)
       if tile is None and name != "near":
         continue
@@ -138,19 +142,12 @@ class TileSizes:
         " pairs to the others."
       )
 
-  def backward_tiles(self) -> tuple[tuple[int, int], ...]:
-    """The shape of the tile of every backward pass."""
-    return (self.near,) if self.far is None else (self.near, self.far)
-
-  def forward_passes(
-    self,
-  ) -> tuple[tuple[tuple[int, int], ...], int, tuple[int, ...]]:
-    """Tiles of the forward passes, pieces of an item, and pairs by pass."""
-    if self.joint:
-      return (self.joint.tile,), self.joint.stream, (self.joint.group,)
-    far = self.forward_far or self.far
-    tiles = (self.near,) if far is None else (self.near, far)
-    return tiles, self.stream, self.groups
+  def tiles(self, by_keys: bool) -> tuple[tuple[int, int], ...]:
+    """The shape of the tile of the passes over near and far pairs."""
+    near, far = self.near, self.far
+    if not by_keys:
+      near, far = self.forward_near or near, self.forward_far or far
+    return (near,) if far is None else (near, far)
 
 
 # By the compiler's static schedule; `aot_tpu` prints it.
@@ -165,6 +162,8 @@ _DEFAULTS: dict[Chip, TileSizes] = {
   "v6e": TileSizes(
     near=(1, 8),
     far=(8, 1),
+    forward_near=(1, 16),
+    forward_far=(16, 1),
     joint=JointPass(tile=(8, 16), stream=5, group=64),
     stream=4,
     groups=(16, 16),
@@ -191,7 +190,9 @@ def default(chip: Chip | None, dtype: Any = "bfloat16") -> TileSizes:
     )
   tiles = _DEFAULTS[chip]
   if jnp.dtype(dtype).itemsize > 2:
-    tiles = dataclasses.replace(tiles, joint=None, forward_far=None)
+    tiles = dataclasses.replace(
+      tiles, forward_near=None, forward_far=None, joint=None
+    )
   return tiles
 
 

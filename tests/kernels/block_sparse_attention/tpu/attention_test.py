@@ -301,11 +301,12 @@ def test_tile_sizes_check_themselves():
   with pytest.raises(ValueError, match="chip='v9' is unknown"):
     tpu_tiles.default("v9")
   half = tpu_tiles.default("v6e")
-  assert half.forward_passes()[0] != half.backward_tiles()
+  assert half.tiles(False) != half.tiles(True)
   exact = tpu_tiles.default(
     "v6e", "float32"
   )  # Large tiles compile for minutes.
-  assert exact.forward_passes()[0] == exact.backward_tiles()
+  assert exact.tiles(False) == exact.tiles(True)
+  assert half.joint and not exact.joint
   with pytest.raises(ValueError, match="at most 256 pieces"):
     tpu_tiles.JointPass((17, 16), 4, 64)
   with pytest.raises(ValueError, match="must be positive"):
@@ -343,7 +344,7 @@ def test_every_schedule_of_the_ablation_in_bfloat16(variant):
     dict(near=(2, 2), far=None, stream=4),
     dict(near=(2, 3), far=(5, 1), stream=4, buffers=3),
     dict(near=(1, 8), far=(8, 1), stream=4, groups=(4, 5), buffers=4),
-    dict(forward_far=(16, 1), stream=2),
+    dict(forward_near=(1, 16), forward_far=(16, 1), stream=2),
     dict(joint=tpu_tiles.JointPass((8, 16), 5, 64)),
   ],
   ids=str,

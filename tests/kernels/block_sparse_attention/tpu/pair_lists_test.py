@@ -107,18 +107,27 @@ def test_a_joint_pass_has_pair_items_only(num_frames):
   assert work.num_filled <= 0.004 * work.num_units
 
 
+def test_a_joint_pass_gives_way_where_it_does_not_suit():
+  tiles = tpu_tiles.default("v6e")
+  find = lambda mask, tokens: pair_lists.for_tiles(
+    mask, tpu_lists.make_layout(mask, tokens, 256, 128), tiles
+  )
+  # One frame; lists too long for scalar memory; items that would not fill up.
+  assert find(BlockMask(1, 32), 4096)[0].tile == (1, 16)
+  assert find(BlockMask.dense(64, 16), 4096)[0].tile == (1, 16)
+  assert find(BlockMask(2, 32), 1024)[0].full_items().any()
+  # Two sets of words, of 4 bytes each, in 1 MiB.
+  for mask in (BlockMask(128, 32), BlockMask.dense(32, 16)):
+    (work,) = find(mask, 4096)
+    assert work.tile == (8, 16)
+    assert 8 * work.words.shape[1] < 1 << 20
+
+
 def _lists_of_chip(chip, num_frames):
   mask = BlockMask(num_frames, 32)
   layout = tpu_lists.make_layout(mask, 4096, 256, 128)
   assert (layout.segments, layout.tokens) == (16, 256)
-  tiles = tpu_tiles.default(chip)
-  lists = pair_lists.make_lists(
-    mask,
-    layout,
-    *tiles.forward_passes(),
-    tiles.buffers,
-    has_full=tiles.joint is None,
-  )
+  lists = pair_lists.for_tiles(mask, layout, tpu_tiles.default(chip))
   pairs = round(mask.density() * (num_frames * 16) ** 2)
   assert sum(work.num_units for work in lists) == pairs
   return lists
