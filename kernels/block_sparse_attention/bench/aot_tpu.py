@@ -223,13 +223,10 @@ def _lists(
   by_keys: bool,
 ) -> Sequence[Any]:
   """The lists of work of all passes of a direction."""
-  shapes = tiles.tiles(by_keys)
-  if by_keys:
-    return tpu_lists.make_lists(
-      mask, layout, shapes, tiles.stream, tiles.buffers
-    )
-  return pair_lists.make_lists(
-    mask, layout, shapes, tiles.stream, tiles.groups, tiles.buffers
+  if not by_keys:
+    return pair_lists.for_tiles(mask, layout, tiles)
+  return tpu_lists.make_lists(
+    mask, layout, tiles.tiles(by_keys), tiles.stream, tiles.buffers
   )
 
 

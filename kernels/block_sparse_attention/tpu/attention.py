@@ -236,14 +236,7 @@ def _run_forward(
   pieces = _Pieces(static, query.shape)
   output, log_sum_exp = forward.forward(
     *map(pieces.enter, (query, key, value)),
-    pair_lists.make_lists(
-      static.mask,
-      static.layout,
-      static.tiles.tiles(by_keys=False),
-      static.tiles.stream,
-      static.tiles.groups,
-      static.tiles.buffers,
-    ),
+    pair_lists.for_tiles(static.mask, static.layout, static.tiles),
     scale=static.scale,
     valid=static.layout.valid,
     tiles=static.tiles,

@@ -86,12 +86,13 @@ class _Backward:
     for index, (row, piece) in enumerate(pairs):
       if index + _LAG < len(pairs):
         begun.append(self._begin(slot, *pairs[index + _LAG]))
+      place = products.divide(row, self.segments)
       if index % len(pieces) == 0:
-        sums = self.keys_bar[row], self.values_bar[row]
+        sums = self.keys_bar[place], self.values_bar[place]
       *shares, query_share = self._finish(slot, row, piece, *begun.pop(0))
       sums = [x + share for x, share in zip(sums, shares)]
       if index % len(pieces) == len(pieces) - 1:
-        self.keys_bar[row], self.values_bar[row] = sums
+        self.keys_bar[place], self.values_bar[place] = sums
       # The first row adds to the sum that arrived with the piece, later rows to
       # the item's own buffer: the buffer it arrived in is refilled meanwhile.
       is_first = index < len(pieces)
@@ -250,6 +251,7 @@ def _kernel(
   valid: int,
   buffers: int,
   is_first: bool,
+  is_last: bool,
 ) -> None:
   words, key, value, queries_all, outputs_bar_all, rows_all, _ = refs[:7]
   # Inputs, outputs and scratch in one row. The seventh input is the sum of the
@@ -261,6 +263,9 @@ def _kernel(
   out_buffers, pending, out_semaphores, *sums = refs[5:]
   frames, segments = work.tile
   tile = [(f, g) for f in range(frames) for g in range(segments)]
+  if not is_last:
+    # The result is the sums: nothing is left to copy or to turn at the end.
+    sums = results
   head = pl.program_id(0)
   stream = tpu_stream.ItemStream(
     words,
@@ -285,10 +290,9 @@ def _kernel(
     out.reset()
     stream.begin()
 
-  for row, place in enumerate(tile):
-    for i, x in enumerate(sums):
-      # Transposed, [K, tokens]: this is how the products deliver them.
-      x[row] = jnp.zeros_like(x[row]) if is_first else old[i][place].T
+  # Transposed, [K, tokens]: this is how the products deliver them.
+  for i, x in enumerate(sums):
+    x[...] = jnp.zeros_like(x) if is_first else old[i][...]
   backward = _Backward(
     stream,
     (key, value),
@@ -305,9 +309,10 @@ def _kernel(
       backward.run_rest(size, first_rest, num_rest)
     if some_full:
       backward.run_full(size, first_full, num_full)
-  for row, place in enumerate(tile):
-    for x, result in zip(sums, results):
-      result[place] = x[row].T.astype(result.dtype)
+  if is_last:
+    for place in tile:
+      for x, result in zip(sums, results):
+        result[place] = x[place].T.astype(result.dtype)
 
   @pl.when(index == pl.num_programs(1) * pl.num_programs(2) - 1)
   def _() -> None:
@@ -396,7 +401,7 @@ def _one_pass(
   frames, segments = work.tile
   grid = (heads, pl.cdiv(num_frames, frames), pl.cdiv(num_segments, segments))
   num_words = work.words.shape[1]
-  num_rows, stream = work.sizes[0], work.stream
+  stream = work.stream
   tile = pl.BlockSpec(
     (None, frames, segments, tokens, width), lambda h, f, g: (h, f, g, 0, 0)
   )
@@ -406,9 +411,13 @@ def _one_pass(
     memory_space=pltpu.SMEM,
   )
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
-  # Sums between passes stay float32; only the result is rounded.
-  dtype = key.dtype if is_last else jnp.float32
-  bar = jax.ShapeDtypeStruct(key.shape, dtype)
+  # Sums between passes stay float32 and transposed; only the result is rounded.
+  carried = pl.BlockSpec(
+    (None, frames, segments, width, tokens), lambda h, f, g: (h, f, g, 0, 0)
+  )
+  bar = jax.ShapeDtypeStruct(key.shape, key.dtype)
+  if not is_last:
+    bar = jax.ShapeDtypeStruct(query_bar.shape, jnp.float32)
   kernel = functools.partial(
     _kernel,
     work=work,
@@ -416,7 +425,9 @@ def _one_pass(
     valid=valid,
     buffers=buffers,
     is_first=not bars,
+    is_last=is_last,
   )
+  sums = [pltpu.VMEM((frames, segments, width, tokens), jnp.float32)] * 2
   # Five products a pair of pieces, two operations a multiply-add.
   flops = 10 * heads * work.num_units * tokens * tokens * width
   streamed = heads * sum(r + f for r, _, f in work.num_items) * stream
@@ -424,8 +435,8 @@ def _one_pass(
   return pl.pallas_call(
     kernel,
     grid=grid,
-    in_specs=[words, tile, tile] + [anywhere] * 4 + [tile] * len(bars),
-    out_specs=[anywhere, tile, tile],
+    in_specs=[words, tile, tile] + [anywhere] * 4 + [carried] * len(bars),
+    out_specs=[anywhere] + [tile if is_last else carried] * 2,
     out_shape=[
       jax.ShapeDtypeStruct(query_bar.shape, query_bar.dtype),
       bar,
@@ -444,8 +455,7 @@ def _one_pass(
       pltpu.VMEM((_OUT_BUFFERS, stream, width, tokens), jnp.float32),
       pltpu.SMEM((_OUT_BUFFERS,), jnp.int32),
       pltpu.SemaphoreType.DMA((_OUT_BUFFERS,)),
-      pltpu.VMEM((num_rows, width, tokens), jnp.float32),
-      pltpu.VMEM((num_rows, width, tokens), jnp.float32),
+      *sums * is_last,
     ],
     compiler_params=pltpu.CompilerParams(
       # Tiles of one head add to the same sums, so they run in order; heads are

@@ -42,6 +42,7 @@ from . import products
 from . import tiles as tpu_tiles
 
 _ONES = 16  # Rows of ones below the values; 16 fill a bfloat16 register.
+_AHEAD = 16  # Groups whose maxima are updated early: each waits for the last.
 _HUGE = 1e30  # A maximum that makes all weights zero.
 
 
@@ -126,20 +127,27 @@ class _Forward:
     """
     del item
     shrinks = []
-    for g, group in enumerate(groups):
-      row = self.place(group.row)
-      # Rescales earlier sums to the new maximum.
+
+    def rescale(g: int) -> None:
+      """Rescales earlier sums of a group to the new maximum."""
+      row = self.place(groups[g].row)
       before, top = self.maximum[row], buffer.maxima[g]
-      if group.is_fill is not None:
-        top = jnp.where(group.is_fill, -jnp.inf, top)
+      is_fill = groups[g].is_fill
+      if is_fill is not None:
+        top = jnp.where(is_fill, -jnp.inf, top)
       after = jnp.maximum(before, top)
       self.maximum[row] = after
       shrinks.append(jnp.exp2(before - after))
-      if group.is_fill is not None:
-        after = jnp.where(group.is_fill, _HUGE, after)
+      if is_fill is not None:
+        after = jnp.where(is_fill, _HUGE, after)
       buffer.maxima[g] = after
+
+    for g in range(min(_AHEAD, len(groups))):
+      rescale(g)
     pair = 0
     for g, group in enumerate(groups):
+      if g + _AHEAD < len(groups):
+        rescale(g + _AHEAD)
       maximum, total, output = buffer.maxima[g], 0.0, 0.0
       row = self.place(group.row)
       for piece in group.pieces:

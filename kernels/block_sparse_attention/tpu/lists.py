@@ -272,20 +272,26 @@ class Pairs:
     self, frames: range, segments: range, far: bool | None
   ) -> np.ndarray:
     """Bit set of the tile's rows that see each piece, int32 [F, segments]."""
-    # Bit i stands for row i of the tile. The last tiles may reach past the end
-    # of the clip; bits of rows out there are counted but never set.
-    rows = np.zeros(self._table.shape[1:] + self._seen.shape[2:], np.int32)
-    bit = 1
-    for frame in frames:
-      for segment in segments:
+    seen = self.rows_of_tile(frames, segments, far)
+    # Bit i stands for row i of the tile.
+    return np.tensordot(1 << np.arange(len(seen), dtype=np.int32), seen, 1)
+
+  def rows_of_tile(
+    self, frames: range, segments: range, far: bool | None
+  ) -> np.ndarray:
+    """Whether each row of the tile sees each piece, bool [rows, F, segments]."""
+    # The last tiles may reach past the end of the clip: rows out there see
+    # nothing.
+    shape = self._table.shape[1:] + self._seen.shape[2:]
+    rows = np.zeros((len(frames), len(segments), *shape), bool)
+    for f, frame in enumerate(frames):
+      for g, segment in enumerate(segments):
         if frame < len(self._table) and segment < self._seen.shape[1]:
           kinds = self._table[frame]
-          seen = self._seen[kinds, segment]
+          rows[f, g] = self._seen[kinds, segment]
           if far is not None:
-            seen = seen & (self._far[kinds] == far)[:, None]
-          rows += bit * seen
-        bit *= 2
-    return rows
+            rows[f, g] &= (self._far[kinds] == far)[:, None]
+    return rows.reshape(-1, *shape)
 
 
 class _Item(NamedTuple):

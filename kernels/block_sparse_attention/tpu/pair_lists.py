@@ -23,9 +23,14 @@ import numpy as np
 
 from .. import mask as mask_lib
 from . import lists as tpu_lists
+from . import tiles as tpu_tiles
 
 HEADER_WORDS = 3
 FILL = 1 << 16  # Bit of a pair that repeats another one.
+# Limits of a joint pass: words of a tile, of which two sets are in the 1 MiB of
+# scalar memory at once, and repeated pairs as a share of the others.
+_MOST_WORDS = 96 << 10
+_MOST_FILLED = 0.25
 
 # A piece as it is encoded in the words, and the rows that see it.
 _Seen = tuple[int, tuple[int, ...]]
@@ -81,6 +86,33 @@ class PairList(NamedTuple):
     return self.words[:, 2]
 
 
+def for_tiles(
+  mask: mask_lib.Mask, layout: tpu_lists.Layout, tiles: tpu_tiles.TileSizes
+) -> tuple[PairList, ...]:
+  """Builds the lists of a joint pass, or of near and far pairs.
+
+  A single frame has too few pairs for a joint pass to be worth while; other
+  clips may have too many for the scalar memory, or too few to fill the items.
+  """
+  if tiles.joint and layout.num_frames > 1:
+    (work,) = make_lists(
+      mask,
+      layout,
+      (tiles.joint.tile,),
+      tiles.joint.stream,
+      (tiles.joint.group,),
+      tiles.buffers,
+      has_full=False,
+    )
+    is_short = work.words.shape[1] <= _MOST_WORDS
+    if is_short and work.num_filled <= _MOST_FILLED * work.num_units:
+      return (work,)
+  shapes = tiles.tiles(by_keys=False)
+  return make_lists(
+    mask, layout, shapes, tiles.stream, tiles.groups, tiles.buffers
+  )
+
+
 @functools.lru_cache(maxsize=32)
 def make_lists(
   mask: mask_lib.Mask,
@@ -89,6 +121,7 @@ def make_lists(
   stream: int,
   groups: tuple[int, ...],
   buffers: int,
+  has_full: bool = True,
 ) -> tuple[PairList, ...]:
   """Builds the work list of every pass.
 
@@ -100,6 +133,7 @@ def make_lists(
     stream: Number of pieces of an item.
     groups: Number of pairs of a pair item, for every pass.
     buffers: Number of items in flight or in use.
+    has_full: Whether there are full items; otherwise all are pair items.
 
   Returns:
     One list for each tile shape; passes without work are left out.
@@ -112,20 +146,22 @@ def make_lists(
     far = None if len(tiles) == 1 else bool(index)
     if far is None or pairs.has(far):
       seen = [
-        _of_tile(pairs.of_tile(frames, segments, far))
+        _of_tile(pairs.rows_of_tile(frames, segments, far))
         for frames, segments in tpu_lists.tiles_of(layout, tile)
       ]
-      lists.append(_make_list(seen, tile, stream, group, buffers))
+      # An item takes no more pairs than the largest tile has.
+      most = max(sum(len(rows) for _, rows in pieces) for pieces in seen)
+      group = min(group, most)
+      lists.append(_make_list(seen, tile, stream, group, buffers, has_full))
   return tuple(lists)
 
 
-def _of_tile(rows_of_piece: np.ndarray) -> list[_Seen]:
-  """The pieces that a tile sees, frame by frame."""
+def _of_tile(seen_by: np.ndarray) -> list[_Seen]:
+  """The pieces that a tile sees, frame by frame; seen_by [rows, F, segments]."""
   seen = []
-  for frame, segment in zip(*np.nonzero(rows_of_piece)):
-    bits = int(rows_of_piece[frame, segment])
-    rows = tuple(i for i in range(bits.bit_length()) if bits >> i & 1)
-    seen.append((int(frame) << 16 | int(segment), rows))
+  for frame, segment in zip(*np.nonzero(seen_by.any(0))):
+    rows = np.flatnonzero(seen_by[:, frame, segment]).tolist()
+    seen.append((int(frame) << 16 | int(segment), tuple(rows)))
   return seen
 
 
@@ -135,12 +171,13 @@ def _make_list(
   stream: int,
   group: int,
   buffers: int,
+  has_full: bool,
 ) -> PairList:
   num_rows = tile[0] * tile[1]
   items_of_tile, counts, num_filled = [], [], 0
   for seen in tiles:
     by_all = [piece for piece, rows in seen if len(rows) == num_rows]
-    num_full = len(by_all) // stream
+    num_full = len(by_all) // stream if has_full else 0
     left = set(by_all[num_full * stream :])
     rest = [
       (piece, rows)

@@ -1,6 +1,7 @@
 """Tile sizes of the TPU backend, with defaults by generation of the chip."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -25,6 +26,36 @@ _CHIPS: dict[str, Chip] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class JointPass:
+  """One forward pass over all pairs, in items of one form.
+
+  A tile of several frames with all their segments sees most pieces in many of
+  its rows, so that items with a large number of pairs fill up.
+
+  Attributes:
+    tile: Frames and segments of a tile, at most 256 pieces.
+    stream: Number of pieces of an item.
+    group: Number of pairs of an item.
+  """
+
+  tile: tuple[int, int]
+  stream: int
+  group: int
+
+  def __post_init__(self):
+    if len(self.tile) != 2 or min(self.tile) < 1 or math.prod(self.tile) > 256:
+      raise errors.RequestError(
+        "tile must be (frames, segments) of at most 256 pieces in all, got"
+        f" {self.tile}."
+      )
+    if self.stream < 1 or self.group < 1:
+      raise errors.RequestError(
+        "stream and group must be positive, got"
+        f" {self.stream} and {self.group}."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class TileSizes:
   """How the TPU kernels cut their work; see `tpu/lists.py` for the words.
 
@@ -40,6 +71,9 @@ class TileSizes:
     forward_near: Replaces `near` in the forward kernel, which has room for
       more; None takes `near`.
     forward_far: Replaces `far` in the forward kernel; None takes `far`.
+    joint: A single forward pass in place of those over near and far pairs where
+      it suits the mask (`pair_lists.for_tiles`), for chips with enough fast
+      memory.
     stream: Number of pieces that are streamed at once.
     groups: Pairs of pieces that the forward kernel computes at once where only
       some pieces of a tile see a streamed one, for the near and the far pass.
@@ -59,6 +93,7 @@ class TileSizes:
   far: tuple[int, int] | None = (4, 1)
   forward_near: tuple[int, int] | None = None
   forward_far: tuple[int, int] | None = None
+  joint: JointPass | None = None
   stream: int = 8
   groups: tuple[int, int] = (8, 16)
   buffers: int = 3
@@ -108,7 +143,7 @@ class TileSizes:
       )
 
   def tiles(self, by_keys: bool) -> tuple[tuple[int, int], ...]:
-    """The shape of the tile of every pass, backward (by keys) or forward."""
+    """The shape of the tile of the passes over near and far pairs."""
     near, far = self.near, self.far
     if not by_keys:
       near, far = self.forward_near or near, self.forward_far or far
@@ -122,16 +157,17 @@ _DEFAULTS: dict[Chip, TileSizes] = {
   # 64 MiB for each of the two cores.
   "v5p": TileSizes(forward_far=(8, 1), memory_mib=52),
   # Matrix units of 256 x 256 finish a product in a quarter of the time, so the
-  # exponentials are the bottleneck: larger tiles read each key fewer times,
-  # and sums move to the matrix units.
+  # exponentials are the bottleneck: sums move to the matrix units, and items
+  # are large, as each takes some 300 cycles in which the units fill and drain.
   "v6e": TileSizes(
     near=(1, 8),
     far=(8, 1),
     forward_near=(1, 16),
     forward_far=(16, 1),
+    joint=JointPass(tile=(8, 16), stream=5, group=64),
     stream=4,
     groups=(16, 16),
-    memory_mib=100,
+    memory_mib=110,
     spare_vector_units=True,
   ),
   # 16 MiB at least since TPU v2.
@@ -154,7 +190,9 @@ def default(chip: Chip | None, dtype: Any = "bfloat16") -> TileSizes:
     )
   tiles = _DEFAULTS[chip]
   if jnp.dtype(dtype).itemsize > 2:
-    tiles = dataclasses.replace(tiles, forward_near=None, forward_far=None)
+    tiles = dataclasses.replace(
+      tiles, forward_near=None, forward_far=None, joint=None
+    )
   return tiles
 
 

@@ -1,5 +1,6 @@
 """The TPU kernels equal the float32 reference, in Pallas' interpreter."""
 
+import dataclasses
 import functools
 import math
 
@@ -102,6 +103,16 @@ def test_any_block_list():
     tiles=tiles,
     token_order="bit_reversed",
   )
+
+
+def test_one_forward_pass_over_near_and_far_pairs():
+  # More pairs an item than maxima are updated early; the second tile has frames
+  # past the end of the clip. The paper's strides, one block of two tokens each.
+  joint = tpu_tiles.JointPass(tile=(6, 16), stream=4, group=18)
+  tiles = dataclasses.replace(TILES, joint=joint)
+  mask = BlockMask(8, 16)
+  inputs = inputs_for(mask, 2, heads=1)
+  assert_equals_reference(inputs, mask, tiles=tiles)
 
 
 def test_large_logits():
@@ -295,6 +306,11 @@ def test_tile_sizes_check_themselves():
     "v6e", "float32"
   )  # Large tiles compile for minutes.
   assert exact.tiles(False) == exact.tiles(True)
+  assert half.joint and not exact.joint
+  with pytest.raises(ValueError, match="at most 256 pieces"):
+    tpu_tiles.JointPass((17, 16), 4, 64)
+  with pytest.raises(ValueError, match="must be positive"):
+    tpu_tiles.JointPass((8, 16), 0, 64)
   assert tpu_tiles.chip_of("TPU v6 lite") == "v6e"
   assert tpu_tiles.chip_of("TPU v4") == "unknown"
 
@@ -329,6 +345,7 @@ def test_every_schedule_of_the_ablation_in_bfloat16(variant):
     dict(near=(2, 3), far=(5, 1), stream=4, buffers=3),
     dict(near=(1, 8), far=(8, 1), stream=4, groups=(4, 5), buffers=4),
     dict(forward_near=(1, 16), forward_far=(16, 1), stream=2),
+    dict(joint=tpu_tiles.JointPass((8, 16), 5, 64)),
   ],
   ids=str,
 )

@@ -32,19 +32,20 @@ def _items(work, tile):
 
 
 @pytest.mark.parametrize(
-  "mask, tiles, groups",
+  "mask, tiles, groups, has_full",
   [
-    (BlockMask(9, 16), ((1, 4), (4, 1)), (8, 8)),
-    (BlockMask(16, 32), ((1, 16), (16, 1)), (16, 16)),
-    (BlockMask(16, 32), ((2, 2),), (3, 3)),
-    (BlockMask(6, 7, (1, 3, 5), (2,)), ((1, 4), (4, 1)), (5, 2)),
-    (BlockMask.dense(3, 4), ((1, 4), (4, 1)), (4, 4)),
+    (BlockMask(9, 16), ((1, 4), (4, 1)), (8, 8), True),
+    (BlockMask(16, 32), ((1, 16), (16, 1)), (16, 16), True),
+    (BlockMask(16, 32), ((2, 2),), (3, 3), True),
+    (BlockMask(6, 7, (1, 3, 5), (2,)), ((1, 4), (4, 1)), (5, 2), True),
+    (BlockMask.dense(3, 4), ((1, 4), (4, 1)), (4, 4), True),
+    (BlockMask(19, 32), ((8, 16),), (64,), False),
   ],
-  ids=["near_far", "sixteen", "one_pass", "lists", "dense"],
+  ids=["near_far", "sixteen", "one_pass", "lists", "dense", "joint"],
 )
-def test_lists_hold_the_mask_exactly(mask, tiles, groups):
+def test_lists_hold_the_mask_exactly(mask, tiles, groups, has_full):
   layout = tpu_lists.make_layout(mask, 8 * mask.blocks_per_frame, 256, 1)
-  lists = pair_lists.make_lists(mask, layout, tiles, 4, groups, 3)
+  lists = pair_lists.make_lists(mask, layout, tiles, 4, groups, 3, has_full)
   order = "bit_reversed" if mask.is_power_of_two else "natural"
   seen = np.zeros((mask.num_frames, layout.segments) * 2, int)
   num_filled = 0
@@ -90,23 +91,43 @@ def test_pieces_of_few_rows_share_an_item_with_those_of_many():
   assert [(p, len(pairs)) for p, pairs in items] == [([13], 5), ([13], 3)]
 
 
-@pytest.mark.parametrize("chip", ["v5p", "v6e"])
 @pytest.mark.parametrize("num_frames", [16, 64])
-def test_few_pairs_are_repetitions(chip, num_frames):
-  mask = BlockMask(num_frames, 32)
-  layout = tpu_lists.make_layout(mask, 4096, 256, 128)
-  assert (layout.segments, layout.tokens) == (16, 256)
-  tiles = tpu_tiles.default(chip)
-  near, far = pair_lists.make_lists(
-    mask,
-    layout,
-    tiles.tiles(False),
-    tiles.stream,
-    tiles.groups,
-    tiles.buffers,
-  )
-  pairs = round(mask.density() * (num_frames * 16) ** 2)
-  assert near.num_units + far.num_units == pairs
+def test_few_pairs_are_repetitions(num_frames):
+  near, far = _lists_of_chip("v5p", num_frames)
   # Numbers of pairs of near frames are multiples of the group.
   assert near.num_filled == 0
   assert far.num_filled <= 0.06 * far.num_units
+
+
+@pytest.mark.parametrize("num_frames", [16, 32, 64])
+def test_a_joint_pass_has_pair_items_only(num_frames):
+  (work,) = _lists_of_chip("v6e", num_frames)
+  assert not work.full_items().any()
+  assert work.num_rows == 128
+  assert work.num_filled <= 0.004 * work.num_units
+
+
+def test_a_joint_pass_gives_way_where_it_does_not_suit():
+  tiles = tpu_tiles.default("v6e")
+  find = lambda mask, tokens: pair_lists.for_tiles(
+    mask, tpu_lists.make_layout(mask, tokens, 256, 128), tiles
+  )
+  # One frame; lists too long for scalar memory; items that would not fill up.
+  assert find(BlockMask(1, 32), 4096)[0].tile == (1, 16)
+  assert find(BlockMask.dense(64, 16), 4096)[0].tile == (1, 16)
+  assert find(BlockMask(2, 32), 1024)[0].full_items().any()
+  # Two sets of words, of 4 bytes each, in 1 MiB.
+  for mask in (BlockMask(128, 32), BlockMask.dense(32, 16)):
+    (work,) = find(mask, 4096)
+    assert work.tile == (8, 16)
+    assert 8 * work.words.shape[1] < 1 << 20
+
+
+def _lists_of_chip(chip, num_frames):
+  mask = BlockMask(num_frames, 32)
+  layout = tpu_lists.make_layout(mask, 4096, 256, 128)
+  assert (layout.segments, layout.tokens) == (16, 256)
+  lists = pair_lists.for_tiles(mask, layout, tpu_tiles.default(chip))
+  pairs = round(mask.density() * (num_frames * 16) ** 2)
+  assert sum(work.num_units for work in lists) == pairs
+  return lists
