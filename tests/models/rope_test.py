@@ -58,12 +58,23 @@ def test_half_precision_is_rotated_in_float32():
   np.testing.assert_array_equal(rope.rotate(x, rotation), exact)
 
 
-def test_gradients_are_rotated_back():
+@pytest.mark.parametrize("by_product", [False, True])
+def test_gradients_are_rotated_back(by_product):
   x, bar = jax.random.normal(jax.random.key(0), (2, 2, 3, 4, 2, 8))
   rotation = rope.frame_rotation(jnp.arange(3), 8)
-  _, pull = jax.vjp(lambda x: rope.rotate(x, rotation), x)
-  (gradient,) = pull(rope.rotate(bar, rotation))
+  turn = lambda x: rope.rotate(x, rotation, by_product=by_product)
+  (gradient,) = jax.vjp(turn, x)[1](turn(bar))
   np.testing.assert_allclose(gradient, bar, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_product_turns_as_exchanged_pairs_do(dtype):
+  x = jax.random.normal(jax.random.key(0), (2, 3, 4, 2, 8), dtype)
+  rotation = rope.frame_rotation(jnp.arange(3), 8)
+  first, second = (
+    rope.rotate(x, rotation, by_product=flag) for flag in (False, True)
+  )
+  np.testing.assert_array_equal(first, second)
 
 
 def test_odd_heads_are_refused():
