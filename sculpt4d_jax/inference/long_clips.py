@@ -289,7 +289,7 @@ def _sample_window(
     first: Number of its first frame.
     done: Latents of its first frames from earlier windows.
     given: Latents of the clip's known frames.
-    new_weights: Weight of its own velocity in the last frames of `done`, which
+    new_weights: Weight of this window's velocity in the last frames of `done`, which
       are blended; those before are known.
   """
   images, masks = zip(*shown)

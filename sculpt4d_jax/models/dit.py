@@ -36,6 +36,7 @@ from sculpt4d_jax.models import dit_block
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import dit_inputs
 from sculpt4d_jax.models import layers
+from sculpt4d_jax.models import remat
 from sculpt4d_jax.models import streaming
 from sculpt4d_jax.models import time_embedding
 from sculpt4d_jax.models import token_layout
@@ -251,7 +252,7 @@ class DiT(nnx.Module):
     # activations. Its blocks share one context, so it has no place for keys and
     # values, which differ from block to block.
     if (
-      c.remat_policy == "full"
+      c.remat_policy == remat.FULL
       and c.scan_unroll == 1
       and not inference
       and not isinstance(context, ContextKeyValues)

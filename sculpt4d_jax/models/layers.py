@@ -288,8 +288,8 @@ def scan_layers(
       unrolls all. A scan compiles one layer for any number of layers; unrolled,
       XLA may fuse across layers, and residuals are not copied to and from
       stacked arrays.
-    remat_policy: Policy of what the backward pass finds stored, see `remat.py`; None
-      stores all activations.
+    remat_policy: Policy of what the backward pass finds stored, see
+      `remat.py`; None stores all activations.
 
   Returns:
     The last carry, and the stacked ys.

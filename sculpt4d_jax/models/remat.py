@@ -4,7 +4,7 @@
   offload_inputs   the same; the inputs wait in the host's memory
   keep_attention   also the results of our attention kernels, so that these run
                    once: two arrays of the size of the input a block of the DiT
-  keep_products    also the results of products with weights, some twenty such
+  keep_products    also the results of products with weights, ten more such
                    arrays; activations, norms and rotations are computed again
 
 Any other value names a policy of `jax.checkpoint_policies`. None keeps all.
