@@ -9,12 +9,13 @@ the head's width with one scale shared by all heads.
 dense mode where it is the fastest (`tpu_attention.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any, Literal, NamedTuple
 
 import einops
 from flax import nnx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,12 +25,15 @@ from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.kernels import block_sparse_attention as bsa
 from sculpt4d_jax.kernels.block_sparse_attention.xla import attention as xla
 from sculpt4d_jax.models import dense_attention
+from sculpt4d_jax.models import frame_tokens
+from sculpt4d_jax.models import head_layout
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import rope
 
 AnyArray = array_types.AnyArray
 Array = array_types.Array
 Float = array_types.Float
+Tokens = frame_tokens.Tokens
 
 QKNorm = Literal["rms", "layer"] | None
 
@@ -37,10 +41,10 @@ TEMPORAL_MODES = ("sparse", "full", "token", "none")
 
 
 class KeyValues(NamedTuple):
-  """Keys and values of a context, each [..., I, H, K]."""
+  """Keys and values of a context, each [..., I, H, K], or of tokens."""
 
-  key: Array
-  value: Array
+  key: Tokens
+  value: Tokens
 
 
 def _head_norm(kind: QKNorm, head_dim: int, **kwargs: Any) -> nnx.Module | None:
@@ -102,17 +106,27 @@ class _Attention(nnx.Module):
     )
     self.implementation = implementation
 
-  def project_query(self, x: Array) -> Array:
+  def project_query(self, x: Tokens) -> Tokens:
     """Normalised queries [..., H, K]."""
-    query = self.query(x)
-    return query if self.query_norm is None else self.query_norm(query)
+    return _normalise(self.query_norm, _project(self.query, x))
 
-  def project_key_value(self, x: Array) -> KeyValues:
+  def project_key_value(self, x: Tokens) -> KeyValues:
     """Normalised keys, and values, each [..., H, K]."""
-    key = self.key(x)
-    if self.key_norm is not None:
-      key = self.key_norm(key)
-    return KeyValues(key, self.value(x))
+    key = _normalise(self.key_norm, _project(self.key, x))
+    return KeyValues(key, _project(self.value, x))
+
+  def _leave(self, x: Tokens) -> Tokens:
+    """Projects what heads [..., H, K] attended to back to the tokens' width."""
+    return self.out(jax.tree.map(head_layout.heads_outside, x))
+
+
+def _project(linear: layers.Linear, x: Tokens) -> Tokens:
+  """A projection to heads, [..., S, H, K]."""
+  return jax.tree.map(head_layout.heads_outside, linear(x))
+
+
+def _normalise(norm: nnx.Module | None, x: Tokens) -> Tokens:
+  return x if norm is None else jax.tree.map(norm, x)
 
 
 class SelfAttention(_Attention):
@@ -129,10 +143,13 @@ class SelfAttention(_Attention):
     param_dtype: Dtype of the parameters.
   """
 
-  def __call__(self, x: Float[AnyArray, "*B S D"]) -> Float[Array, "*B S D"]:
+  def __call__(
+    self, x: Float[AnyArray, "*B S D"] | frame_tokens.Apart
+  ) -> Float[Array, "*B S D"] | frame_tokens.Apart:
     """Attends from every token to all tokens of its set."""
-    query = self.project_query(x)
-    return self.out(_attend_batched(query, self.project_key_value(x), self))
+    query, context = self.project_query(x), self.project_key_value(x)
+    attend = _attend_apart if isinstance(x, frame_tokens.Apart) else _attend_set
+    return self._leave(attend(query, context, self))
 
 
 class CrossAttention(_Attention):
@@ -147,41 +164,72 @@ class CrossAttention(_Attention):
 
   def __call__(
     self,
-    x: Float[AnyArray, "*B S D"],
+    x: Float[AnyArray, "*B S D"] | frame_tokens.Apart,
     context: Float[AnyArray, "*B I W"] | KeyValues,
-  ) -> Float[Array, "*B S D"]:
+  ) -> Float[Array, "*B S D"] | frame_tokens.Apart:
     """Attends from tokens to a context, or to its `encode_context`."""
     if not isinstance(context, KeyValues):
       context = self.encode_context(context)
-    return self.out(_attend_batched(self.project_query(x), context, self))
+    attend = lambda query: _attend_set(query, context, self)
+    return self._leave(jax.tree.map(attend, self.project_query(x)))
 
 
-def _attend_batched(
-  query: Array, context: KeyValues, module: _Attention
-) -> Array:
-  """Dense attention over any number of leading axes.
+def _attend_set(query: Array, context: KeyValues, module: _Attention) -> Array:
+  """Dense attention of a set to one, over any number of leading axes."""
+  return _map_batches(
+    lambda *arrays: dense_attention.dot_product_attention(
+      *arrays, implementation=module.implementation
+    ),
+    (query, *context),
+    like=query,
+  )
+
+
+def _attend_apart(
+  query: frame_tokens.Apart, context: KeyValues, module: _Attention
+) -> frame_tokens.Apart:
+  """Attention among a frame's tokens, the time token apart."""
+
+  def attend(*arrays: Array) -> tuple[Array, Array]:
+    pairs = [arrays[i : i + 2] for i in (0, 2, 4)]
+    return dense_attention.attend_in_two_parts(
+      *pairs, implementation=module.implementation
+    )
+
+  arrays = (*query, *context.key, *context.value)
+  return frame_tokens.Apart(*_map_batches(attend, arrays, like=tuple(query)))
+
+
+def _map_batches(
+  attend: Callable[..., Any], arrays: Sequence[Array], like: Any
+) -> Any:
+  """Calls `attend` on arrays with one leading axis instead of several.
 
   On a mesh every device attends for its own clips, frames and heads.
+
+  Args:
+    attend: Takes arrays [B, S, H, K] and returns a tree of such.
+    arrays: Arrays [..., S, H, K].
+    like: The tree of arrays that have the shapes of its results.
   """
 
-  def attend(*arrays: Array) -> Array:
+  def attend_flat(*arrays: Array) -> Any:
     # Clips and frames are one batch axis: frames do not see each other here.
-    flat = [y.reshape(-1, *y.shape[-3:]) for y in arrays]
-    out = dense_attention.dot_product_attention(
-      *flat, implementation=module.implementation
-    )
-    return out.reshape(*arrays[0].shape[:-3], *out.shape[1:])
+    leading = arrays[0].shape[:-3]
+    out = attend(*(y.reshape(-1, *y.shape[-3:]) for y in arrays))
+    return jax.tree.map(lambda y: y.reshape(*leading, *y.shape[1:]), out)
 
   if partitioning.current_mesh() is None:
-    return attend(query, *context)
-  num_leading = query.ndim - 3
+    return attend_flat(*arrays)
+  num_leading = arrays[0].ndim - 3
   axes = ("batch", "frames")[:num_leading] + (None,) * (num_leading - 2)
   axes += (None, "heads", None)
   # By hand, because the compiler cannot split a fused kernel.
-  specs = [
-    partitioning.activation_spec(y.shape, axes) for y in (query, *context)
-  ]
-  return partitioning.map_local(attend, (query, *context), specs, specs[0])
+  spec = lambda y: partitioning.activation_spec(y.shape, axes)
+  specs = [spec(y) for y in arrays]
+  return partitioning.map_local(
+    attend_flat, arrays, specs, jax.tree.map(spec, like)
+  )
 
 
 class TemporalAttention(_Attention):
@@ -275,13 +323,17 @@ class TemporalAttention(_Attention):
     rotation = rope.frame_rotation(
       jnp.arange(num_frames), self.head_dim, self.rope_theta
     )
-    # After the norms, whose scales would not commute with a rotation.
-    query = rope.rotate(self.project_query(x), rotation)
     key, value = self.project_key_value(x)
-    key = rope.rotate(key, rotation)  # [B, F, N, H, K]
+    # Heads first, [B, F, H, N, K], as the kernels need them: frames are then
+    # exchanged for heads in whole tiles of [N, K], which nothing need reorder.
+    query, key, value = (
+      jnp.swapaxes(y, -3, -2) for y in (self.project_query(x), key, value)
+    )
+    # After the norms, whose scales would not commute with a rotation.
+    query, key = (rope.rotate(y, rotation) for y in (query, key))
     if mode == "token":
       out = _over_all_frames(_attend_per_token, query, key, value)
-      return self.out(out)
+      return self._leave(jnp.swapaxes(out, -3, -2))
     if mode not in ("sparse", "full"):
       raise UserError(
         f"Unknown temporal mode {mode!r}: choose 'sparse', 'full' or 'token'."
@@ -289,18 +341,18 @@ class TemporalAttention(_Attention):
     mask = self.mask(num_frames, num_tokens, mode)
 
     def attend(*arrays: Array) -> Array:
-      # Each [B, F, N, H, K], all frames of some heads.
-      arrays = [einops.rearrange(y, "b f n h k -> b h (f n) k") for y in arrays]
+      # Each [B, F, H, N, K], all frames of some heads.
+      arrays = [einops.rearrange(y, "b f h n k -> b h (f n) k") for y in arrays]
       out = bsa.block_sparse_attention(
         *arrays,
         mask,
         token_order=token_order,
         implementation=_temporal_backend(self.implementation),
       )
-      return einops.rearrange(out, "b h (f n) k -> b f n h k", f=num_frames)
+      return einops.rearrange(out, "b h (f n) k -> b f h n k", f=num_frames)
 
     out = _over_all_frames(attend, query, key, value)
-    return self.out(out.astype(x.dtype))
+    return self._leave(jnp.swapaxes(out, -3, -2).astype(x.dtype))
 
 
 def _over_all_frames(
@@ -309,14 +361,14 @@ def _over_all_frames(
   key: Array,
   value: Array,
 ) -> Array:
-  """Calls `attend` on arrays [B, F, N, H, K] that hold all frames.
+  """Calls `attend` on arrays [B, F, H, N, K] that hold all frames.
 
   On a mesh every device attends for its own clips and heads, and exchanges
   frames for heads where frames are split.
   """
   if partitioning.current_mesh() is None:
     return attend(query, key, value)
-  axes = ("batch", "frames", None, "heads", None)
+  axes = ("batch", "frames", "heads", None, None)
   spec = partitioning.activation_spec(query.shape, axes)
   frame_axis, head_axis = axes.index("frames"), axes.index("heads")
   # Frames on several devices: each gets all frames of some heads.
@@ -414,10 +466,10 @@ def contiguous_order(mask: bsa.BlockMask) -> np.ndarray | None:
 
 
 def _attend_per_token(query: Array, key: Array, value: Array) -> Array:
-  """Each token attends to itself in every frame; arrays [B, F, N, H, K]."""
+  """Each token attends to itself in every frame; arrays [B, F, H, N, K]."""
   flat = [
-    einops.rearrange(y, "b f n h k -> (b n) f h k") for y in (query, key, value)
+    einops.rearrange(y, "b f h n k -> (b n) f h k") for y in (query, key, value)
   ]
   # Frames are few: flash attention would have nothing to tile.
   out = dense_attention.attend_at_once(*flat)
-  return einops.rearrange(out, "(b n) f h k -> b f n h k", b=len(query))
+  return einops.rearrange(out, "(b n) f h k -> b f h n k", b=len(query))

@@ -78,6 +78,32 @@ def dot_product_attention(
   return _attend_in_chunks(query, key, value, chunk)
 
 
+def attend_in_two_parts(
+  query: tuple[Float[Array, "B S H K"], Float[Array, "B L H K"]],
+  key: tuple[Float[Array, "B S H K"], Float[Array, "B L H K"]],
+  value: tuple[Float[Array, "B S H K"], Float[Array, "B L H K"]],
+  *,
+  implementation: str | None = None,
+) -> tuple[Float[Array, "B S H K"], Float[Array, "B L H K"]]:
+  """`dot_product_attention` of one set in two arrays, many tokens and few.
+
+  Args:
+    query: Queries of both parts.
+    key: Keys of both parts.
+    value: Values of both parts.
+    implementation: As for `dot_product_attention`.
+  """
+  if implementation is None and partitioning.platform()[0] == "tpu":
+    from sculpt4d_jax.models import tpu_attention
+
+    if tpu_attention.serves_frame(query[0], key[0]):
+      return tpu_attention.attend_frame(query, key, value)
+  whole = (jnp.concatenate(parts, 1) for parts in (query, key, value))
+  out = dot_product_attention(*whole, implementation=implementation)
+  num_many = query[0].shape[1]
+  return out[:, :num_many], out[:, num_many:]
+
+
 def _fastest(query: Array, key: Array) -> str:
   platform = partitioning.platform()[0]
   is_half = query.dtype in (jnp.bfloat16, jnp.float16)

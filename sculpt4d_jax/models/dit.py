@@ -20,6 +20,7 @@ each other are neighbours; the output undoes it.
 Source: Sculpt4D; Hunyuan3D 2.1 (`HunYuanDiTPlain`).
 """
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit_block
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import dit_inputs
+from sculpt4d_jax.models import frame_tokens
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import remat
 from sculpt4d_jax.models import streaming
@@ -47,6 +49,7 @@ Float = array_types.Float
 BlockKind = dit_config.BlockKind
 ContextKeyValues = dit_inputs.ContextKeyValues
 DiTConfig = dit_config.DiTConfig
+Tokens = frame_tokens.Tokens
 
 
 class DiTOutput(NamedTuple):
@@ -156,7 +159,8 @@ class DiT(nnx.Module):
       inference,
       on_host,
     )
-    velocity = self.final_linear(self.final_norm(x)[:, :, 1:])
+    normed = jax.tree.map(self.final_norm, x)
+    velocity = self.final_linear(frame_tokens.latents(normed))
     # A bit reversal is its own inverse.
     velocity = token_layout.reorder(velocity, order).astype(latents.dtype)
     return DiTOutput(velocity, aux_losses, load)
@@ -167,7 +171,7 @@ class DiT(nnx.Module):
     time: Float[Array, " B"] | Float[Array, "B F"],
     order: np.ndarray | None = None,
     step: Float[Array, " B"] | None = None,
-  ) -> Float[Array, "B F N+1 D"]:
+  ) -> Tokens:
     """Embeds latents and puts the time token in front of every frame.
 
     Args:
@@ -195,8 +199,7 @@ class DiT(nnx.Module):
     # The step's length is added to the time token instead of being a further
     # one: the pretrained blocks were trained with one token in front.
     token = jnp.broadcast_to(token, (*tokens.shape[:2], 1, tokens.shape[-1]))
-    x = jnp.concatenate((token, tokens), axis=2)
-    return partitioning.constrain(x, "batch", "frames")
+    return _constrain(frame_tokens.lead(token, tokens))
 
   def encode_context(
     self,
@@ -225,7 +228,7 @@ class DiT(nnx.Module):
 
   def _run_stages(
     self,
-    x: Array,
+    x: Tokens,
     context: Array | ContextKeyValues,
     mode: str,
     token_order: str,
@@ -233,7 +236,7 @@ class DiT(nnx.Module):
     frames_at_a_time: int,
     inference: bool,
     on_host: streaming.OnHost,
-  ) -> tuple[Array, Array, Array]:
+  ) -> tuple[Tokens, Array, Array]:
     # Four loops give the same result:
     #
     #   parts in the host's memory             _run_from_host
@@ -265,7 +268,7 @@ class DiT(nnx.Module):
     #   in place    kept = [x0 x1 x2]    block 4 + j reads entry 2 - j
     #   in order    skips = [x2 x1 x0]   the scan gives entry j to block 4 + j
     in_place = c.scan_unroll == 1 and inference
-    skips = []  # Stacked [L, B, F, 1 + N, D], newest first unless in place.
+    skips = []  # Tokens, stacked [L, ...]; newest first unless in place.
     num_taken = 0
     figures = []
     for index, (stage, blocks) in enumerate(
@@ -285,15 +288,14 @@ class DiT(nnx.Module):
 
       def run_block(
         block: dit_block.Block,
-        x: Array,
-        inputs: tuple[attention.KeyValues | None, Array | None],
+        x: Tokens,
+        inputs: tuple[attention.KeyValues | None, Tokens | Array | None],
         pushes: bool = stage.kind.pushes,
-        kept: Array | None = kept,
-      ) -> tuple[Array, dit_block.BlockOutput]:
+        kept: Tokens | None = kept,
+      ) -> tuple[Tokens, dit_block.BlockOutput]:
         key_values, skip = inputs
         if kept is not None:
-          newest = len(kept) - 1
-          skip = jax.lax.dynamic_index_in_dim(kept, newest - skip, 0, False)
+          skip = _read_skip(kept, skip)
         out = block(
           x,
           context if key_values is None else key_values,
@@ -301,7 +303,7 @@ class DiT(nnx.Module):
           temporal_weight=temporal_weight,
           **settings,
         )
-        out = out._replace(x=partitioning.constrain(out.x, "batch", "frames"))
+        out = out._replace(x=_constrain(out.x))
         # The scan stacks the second result: outputs that become skips alone.
         return out.x, out if pushes else out._replace(x=None)
 
@@ -314,7 +316,9 @@ class DiT(nnx.Module):
         remat_policy=c.remat_policy,
       )
       if stage.kind.pushes:
-        made = outputs.x if in_place else jnp.flip(outputs.x, axis=0)
+        made = outputs.x
+        if not in_place:
+          made = jax.tree.map(functools.partial(jnp.flip, axis=0), made)
         skips.insert(0, made)
       if stage.kind.is_moe:
         figures.append((outputs.aux_loss, outputs.router_load))
@@ -322,20 +326,20 @@ class DiT(nnx.Module):
 
   def _run_from_host(
     self,
-    x: Array,
+    x: Tokens,
     context: Array | ContextKeyValues,
     temporal_weight: Array | None,
     settings: dict[str, str | int],
     on_host: streaming.OnHost,
-  ) -> tuple[Array, Array, Array]:
+  ) -> tuple[Tokens, Array, Array]:
     """Like `_run_stages`, with parts in the host's memory."""
 
     def apply(
       block: dit_block.Block,
-      x: Array,
+      x: Tokens,
       context: Array | attention.KeyValues,
-      skip: Array | None,
-    ) -> Array:
+      skip: Tokens | None,
+    ) -> Tokens:
       out = block(x, context, skip, temporal_weight=temporal_weight, **settings)
       return out.x
 
@@ -350,11 +354,11 @@ class DiT(nnx.Module):
 
   def _run_u_shape(
     self,
-    x: Array,
+    x: Tokens,
     context: Array,
     temporal_weight: Array | None,
     settings: dict[str, str | int],
-  ) -> tuple[Array, Array, Array]:
+  ) -> tuple[Tokens, Array, Array]:
     """Like `_run_stages`, but stores only the blocks' inputs."""
     stages, params = [], []
     for kind, run in itertools.groupby(
@@ -369,17 +373,16 @@ class DiT(nnx.Module):
 
       def apply(
         params: nnx.State,
-        x: Array,
-        skip: Array | None,
+        x: Tokens,
+        skip: Tokens | None,
         shared: tuple[Array, Array | None],
         graphdef: nnx.GraphDef = graphdef,
-      ) -> tuple[Array, tuple[Array | None, Array | None]]:
+      ) -> tuple[Tokens, tuple[Array | None, Array | None]]:
         context, temporal_weight = shared
         out = nnx.merge(graphdef, params)(
           x, context, skip, temporal_weight=temporal_weight, **settings
         )
-        x = partitioning.constrain(out.x, "batch", "frames")
-        return x, (out.aux_loss, out.router_load)
+        return _constrain(out.x), (out.aux_loss, out.router_load)
 
       num_blocks = sum(plan.num_blocks for plan in plans)
       stages.append(u_shape.Stage(apply, num_blocks, kind.has_skip))
@@ -416,7 +419,28 @@ class DiT(nnx.Module):
     return override
 
 
-def _take(skips: list[Array], start: int, count: int | None) -> Array:
+def _constrain(x: Tokens) -> Tokens:
+  """Splits tokens over the mesh by clips and frames."""
+  return jax.tree.map(
+    lambda y: partitioning.constrain(y, "batch", "frames"), x
+  )
+
+
+def _take(skips: list[Tokens], start: int, count: int | None) -> Tokens:
   """`count` skips of a list of stacks from `start` on; None takes all."""
-  stack = skips[0] if len(skips) == 1 else jnp.concatenate(skips)
-  return stack if count is None else stack[start : start + count]
+
+  def take(*stacks: Array) -> Array:
+    stack = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
+    return stack if count is None else stack[start : start + count]
+
+  return jax.tree.map(take, *skips)
+
+
+def _read_skip(stacks: Tokens, number: Array) -> Tokens:
+  """The skip that is taken after `number` others, of stacks, newest last."""
+  return jax.tree.map(
+    lambda stack: jax.lax.dynamic_index_in_dim(
+      stack, len(stack) - 1 - number, 0, False
+    ),
+    stacks,
+  )

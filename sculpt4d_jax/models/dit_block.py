@@ -4,11 +4,13 @@ import functools
 from typing import NamedTuple
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit_config
+from sculpt4d_jax.models import frame_tokens
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import token_layout
 from sculpt4d_jax.models.moe import layer as moe
@@ -17,12 +19,13 @@ Array = array_types.Array
 Float = array_types.Float
 BlockKind = dit_config.BlockKind
 DiTConfig = dit_config.DiTConfig
+Tokens = frame_tokens.Tokens
 
 
 class BlockOutput(NamedTuple):
-  """Output [B, F, 1 + N, D]; the router's figures, None without experts."""
+  """Output tokens; the router's figures, None without experts."""
 
-  x: Array
+  x: Tokens
   aux_loss: Array | None
   router_load: Array | None
 
@@ -94,22 +97,23 @@ class Block(nnx.Module):
       self.mlp = layers.MLP(width, hidden, **kwargs)
     self.kind = kind
 
-  def fuse_skip(self, x: Array, skip: Array) -> Array:
-    """Replaces x by a projection of skip and x, both [B, F, 1 + N, D]."""
-    return self.skip_norm(self.skip_linear(jnp.concatenate((skip, x), -1)))
+  def fuse_skip(self, x: Tokens, skip: Tokens) -> Tokens:
+    """Replaces x by a projection of skip and x, both with channels D."""
+    both = jax.tree.map(lambda *y: jnp.concatenate(y, -1), skip, x)
+    return jax.tree.map(self.skip_norm, self.skip_linear(both))
 
   def __call__(
     self,
-    x: Float[Array, "B F U D"],
+    x: Tokens,
     context: Float[Array, "B F I W"] | attention.KeyValues,
-    skip: Float[Array, "B F U D"] | None = None,
+    skip: Tokens | None = None,
     *,
     temporal_mode: str,
     token_order: str = "natural",
     temporal_weight: Float[Array, " B"] | None = None,
     frames_at_a_time: int = 0,
   ) -> BlockOutput:
-    """Applies the block to the frames' tokens, each led by a time token.
+    """Applies the block to the frames' tokens, with channels D.
 
     `skip` is the output of the matching block before the middle, `token_order`
     the order of the latent tokens' blocks; for the rest see `DiT.__call__`.
@@ -117,28 +121,39 @@ class Block(nnx.Module):
     by_frames = functools.partial(token_layout.by_frames, frames_at_a_time)
     if self.kind.has_skip:
       x = by_frames(self.fuse_skip, x, skip)
-    x = by_frames(lambda x: x + self.spatial_attention(self.norm_spatial(x)), x)
+    # Tokens are one array or two, and norms and sums treat each token alike.
+    each, add = jax.tree.map, functools.partial(jax.tree.map, jnp.add)
     x = by_frames(
-      lambda x, context: x + self.cross_attention(self.norm_cross(x), context),
+      lambda x: add(x, self.spatial_attention(each(self.norm_spatial, x))), x
+    )
+    x = by_frames(
+      lambda x, context: add(
+        x, self.cross_attention(each(self.norm_cross, x), context)
+      ),
       x,
       context,
     )
     if temporal_mode != "none":
       update = self.temporal_attention(
-        self.norm_temporal(x[:, :, 1:]),
+        self.norm_temporal(frame_tokens.latents(x)),
         mode=temporal_mode,
         token_order=token_order,
       )
       if temporal_weight is not None:
         weight = temporal_weight.astype(update.dtype)
         update = update * weight[:, None, None, None]
-      # Adding a padded update fuses; writing a slice of x would copy it.
-      x = x + jnp.pad(update, ((0, 0), (0, 0), (1, 0), (0, 0)))
+      x = frame_tokens.add_to_latents(x, update)
     if not self.kind.is_moe:
-      x = by_frames(lambda x: x + self.mlp(self.norm_mlp(x)), x)
+      x = by_frames(lambda x: add(x, self.mlp(each(self.norm_mlp, x))), x)
       return BlockOutput(x, None, None)
+
+    def add_experts(x: Tokens) -> BlockOutput:
+      # Experts take tokens of any frame, so all in one array.
+      normed = frame_tokens.in_one(each(self.norm_mlp, x))
+      y, aux_loss, load = self.moe(normed)
+      return BlockOutput(add(x, frame_tokens.like(x, y)), aux_loss, load)
+
     if frames_at_a_time:  # Sampling, which needs no figures.
-      x = by_frames(lambda x: x + self.moe(self.norm_mlp(x)).y, x)
+      x = by_frames(lambda x: add_experts(x).x, x)
       return BlockOutput(x, jnp.zeros(()), jnp.zeros(self.moe.num_experts))
-    y, aux_loss, load = self.moe(self.norm_mlp(x))
-    return BlockOutput(x + y, aux_loss, load)
+    return add_experts(x)

@@ -108,8 +108,11 @@ class Linear(nnx.Module):
     else:
       self.bias = None
 
-  def __call__(self, x: Array) -> Array:
-    """Maps the last axes of x, [..., *in], to [..., *out]."""
+  def __call__(self, x: Any) -> Any:
+    """Maps the last axes of x, [..., *in], to [..., *out].
+
+    Several arrays, a tree, share one gathered kernel.
+    """
     if self.kernel_scale is None:
       # Cast before it is gathered: half the bytes in bfloat16.
       kernel = partitioning.gather(self.kernel, self.dtype)
@@ -117,12 +120,16 @@ class Linear(nnx.Module):
       kernel = eight_bits.restore(
         self.kernel[...], self.kernel_scale[...], self.dtype
       )
-    y = jnp.tensordot(x.astype(self.dtype), kernel, self.num_in_axes)
-    if self.adapter is not None:
-      y = y + self.adapter(x)
-    if self.bias is not None:
-      y = y + self.bias[...].astype(self.dtype)
-    return y
+
+    def apply(x: Array) -> Array:
+      y = jnp.tensordot(x.astype(self.dtype), kernel, self.num_in_axes)
+      if self.adapter is not None:
+        y = y + self.adapter(x)
+      if self.bias is not None:
+        y = y + self.bias[...].astype(self.dtype)
+      return y
+
+    return jax.tree.map(apply, x)
 
 
 class LayerNorm(nnx.Module):
@@ -243,9 +250,9 @@ class MLP(nnx.Module):
       hidden_features, features, kernel_axes=("mlp", "embed"), **kwargs
     )
 
-  def __call__(self, x: Array) -> Array:
-    """Maps the last axis to hidden units and back."""
-    return self.fc2(gelu(self.fc1(x)))
+  def __call__(self, x: Any) -> Any:
+    """Maps the last axis to hidden units and back; trees as in `Linear`."""
+    return self.fc2(jax.tree.map(gelu, self.fc1(x)))
 
 
 def stack_layers(

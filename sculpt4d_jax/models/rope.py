@@ -58,11 +58,11 @@ def frame_rotation(
 
 
 def rotate(
-  x: Float[Array, "B F N H K"],
+  x: Float[Array, "B F H N K"],
   rotation: Rotation,
   *,
   by_product: bool | None = None,
-) -> Float[Array, "B F N H K"]:
+) -> Float[Array, "B F H N K"]:
   """Rotates the channel pairs of queries or keys by their frame's angles.
 
   Args:

@@ -28,11 +28,12 @@ from sculpt4d_jax import array_types
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit_config
+from sculpt4d_jax.models import frame_tokens
 
 Array = array_types.Array
-Float = array_types.Float
+Tokens = frame_tokens.Tokens
 # Weights of a block and the skip that it takes, both on the device.
-_Fetched = tuple[Any, Array | None]
+_Fetched = tuple[Any, Tokens | None]
 
 # Name of the memory of the host that a device copies from asynchronously.
 MEMORY_KIND = "pinned_host"
@@ -147,18 +148,18 @@ def map_blocks(
 def run(
   stages: Sequence[dit_config.Stage],
   modules: Sequence[nnx.Module],
-  x: Float[Array, "B F U D"],
+  x: Tokens,
   context: Any,
   key_values: Sequence[attention.KeyValues] | None,
-  apply: Callable[[Any, Array, Any, Array | None], Array],
+  apply: Callable[[Any, Tokens, Any, Tokens | None], Tokens],
   on_host: OnHost,
-) -> Float[Array, "B F U D"]:
+) -> Tokens:
   """Applies all blocks.
 
   Args:
     stages: Kinds and numbers of the blocks.
     modules: Stacked blocks of every stage.
-    x: Input of the first block.
+    x: Input of the first block, tokens of all frames.
     context: Context of every block, unless there are key_values.
     key_values: Keys and values of the context for every stage, stacked.
     apply: Function (block, x, context, skip) -> x.
@@ -167,21 +168,23 @@ def run(
   graphdefs, stacks = zip(*map(nnx.split, modules))
   num_skips = sum(s.num_blocks for s in stages if s.kind.pushes)
   # Every skip is written before it is read.
-  size = (max(num_skips, 1), *x.shape)
+  num_stored = max(num_skips, 1)
   if on_host.skips:
     memory = jax.memory.Space.Host
     # Zeros would be made on the device, in full, and copied.
-    skips = jax.device_put(lax.empty(size, x.dtype), memory)
+    make = lambda x: lax.empty((num_stored, *x.shape), x.dtype)
+    skips = jax.device_put(jax.tree.map(make, x), memory)
   else:
     memory = jax.memory.Space.Device
     # Of what depends on nothing, a compiler reserves the second branch of
     # guidance during the first one, too.
-    skips = jnp.broadcast_to(x, size)
+    make = lambda x: jnp.broadcast_to(x, (num_stored, *x.shape))
+    skips = jax.tree.map(make, x)
   first_pushed, first_taken = _firsts(stages)
 
   def fetch(
-    index: int, number: Array | int, x: Array, skips: Array
-  ) -> tuple[Array, _Fetched]:
+    index: int, number: Array | int, x: Tokens, skips: Tokens
+  ) -> tuple[Tokens, _Fetched]:
     """Weights of a block and its skip, copied once x is known."""
     # Else the compiler could start copies long before they are needed, and keep
     # the first block's weights from call to call.
@@ -190,12 +193,17 @@ def run(
     skip = None
     if stages[index].kind.has_skip:
       newest = num_skips - 1 - first_taken[index]
-      skip = jnp.squeeze(to_device(_slice(skips, newest - number)), 0)
+      skip = to_device(_slice(skips, newest - number))
+      skip = jax.tree.map(lambda y: jnp.squeeze(y, 0), skip)
     return x, (params, skip)
 
   def work(
-    index: int, number: Array | int, x: Array, skips: Array, fetched: _Fetched
-  ) -> tuple[Array, Array]:
+    index: int,
+    number: Array | int,
+    x: Tokens,
+    skips: Tokens,
+    fetched: _Fetched,
+  ) -> tuple[Tokens, Tokens]:
     params, skip = fetched
     block = nnx.merge(graphdefs[index], params)
     seen = context
@@ -203,8 +211,13 @@ def run(
       seen = jax.tree.map(lambda y: _item(y, number), key_values[index])
     x = apply(block, x, seen, skip)
     if stages[index].kind.pushes:
-      skips = lax.dynamic_update_index_in_dim(
-        skips, jax.device_put(x, memory), first_pushed[index] + number, 0
+      place_of_x = first_pushed[index] + number
+      skips = jax.tree.map(
+        lambda stack, y: lax.dynamic_update_index_in_dim(
+          stack, y, place_of_x, 0
+        ),
+        skips,
+        jax.device_put(x, memory),
       )
     return x, skips
 
@@ -213,8 +226,8 @@ def run(
     last = stage.num_blocks - 1
 
     def step(
-      carry: tuple[Array, Array, _Fetched], number: Array, index: int = index
-    ) -> tuple[tuple[Array, Array, _Fetched], None]:
+      carry: tuple[Tokens, Tokens, _Fetched], number: Array, index: int = index
+    ) -> tuple[tuple[Tokens, Tokens, _Fetched], None]:
       x, skips, fetched = carry
       # The next block's skip is read before this block writes its own. It does
       # exist: between the last block that writes a skip and the first one that
@@ -249,15 +262,17 @@ def _firsts(
 
 def _layer(stack: Any, number: Array | int, on_host: bool) -> Any:
   """Parameters of a block of a stack, on the device."""
-  params = jax.tree.map(lambda p: _slice(p, number), stack)
+  params = _slice(stack, number)
   if on_host:
     params = to_device(params)
   return jax.tree.map(lambda p: jnp.squeeze(p, 0), params)
 
 
-def _slice(stack: Array, number: Array | int) -> Array:
-  """One entry [1, ...]; shapes change on the device, as a host's may not."""
-  return lax.dynamic_slice_in_dim(stack, number, 1)
+def _slice(stacks: Any, number: Array | int) -> Any:
+  """One entry [1, ...] each; shapes change on the device, as a host's may not."""
+  return jax.tree.map(
+    lambda stack: lax.dynamic_slice_in_dim(stack, number, 1), stacks
+  )
 
 
 def _item(stack: Array, number: Array | int) -> Array:

@@ -15,7 +15,7 @@ from sculpt4d_jax.models import dit_config
 Array = array_types.Array
 
 
-def by_frames(number: int, layer: Callable[..., Array], *arrays: Any) -> Array:
+def by_frames(number: int, layer: Callable[..., Any], *arrays: Any) -> Any:
   """Applies a layer to some frames at a time; 0 takes all.
 
   The layer must not mix frames. Its temporary memory is that of the frames in a
@@ -36,9 +36,12 @@ def by_frames(number: int, layer: Callable[..., Array], *arrays: Any) -> Array:
     x = x.reshape(x.shape[0], -1, group, *x.shape[2:])
     return jnp.swapaxes(x, 0, 1)
 
+  def join(x: jax.Array) -> jax.Array:
+    x = jnp.swapaxes(x, 0, 1)
+    return x.reshape(x.shape[0], num_frames, *x.shape[3:])
+
   out = jax.lax.map(lambda parts: layer(*parts), jax.tree.map(cut, arrays))
-  out = jnp.swapaxes(out, 0, 1)
-  return out.reshape(out.shape[0], num_frames, *out.shape[3:])
+  return jax.tree.map(join, out)
 
 
 def block_order(

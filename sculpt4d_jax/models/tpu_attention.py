@@ -1,15 +1,14 @@
 """Dense attention on TPU: our kernels within a frame, or jax's splash kernels.
 
-Both take multiples of their tiles. A frame here has 1 + 4096 tokens and its
-context 1370. For splash attention, both are padded to the cheapest block size,
-and segment ids keep the padding out of every softmax. Our kernels, with a mask
-that hides nothing, take the 4096 tokens: the few keys that are left over join
-by the log-sum-exp, and the few queries are attended without a kernel. By the
+Both take multiples of their tiles. A frame here has 4096 tokens and one more,
+and its context 1370. For splash attention, both are padded to the cheapest
+block size, and segment ids keep the padding out of every softmax. Our kernels,
+with a mask that hides nothing, take the 4096 tokens: the key of the other one
+joins by the log-sum-exp, and its query is attended without a kernel. By the
 compilers' schedules ours are faster within a frame on v5p and v6e, where they
 are taken; `kernels/block_sparse_attention/bench/aot_dense.py` prints both.
 """
 
-from collections.abc import Callable
 import functools
 import math
 
@@ -25,7 +24,6 @@ from sculpt4d_jax.kernels.block_sparse_attention.tpu import (
   attention as pallas_tpu,
 )
 from sculpt4d_jax.kernels.block_sparse_attention.tpu import tiles as tpu_tiles
-from sculpt4d_jax.models import dense_attention
 
 Array = array_types.Array
 Float = array_types.Float
@@ -41,11 +39,9 @@ _MAX_QUERY_BLOCK_V6E = 1408
 _MIN_KEYS = 256
 # Chips whose schedules of both were compared.
 _FRAME_CHIPS = ("v5p", "v6e")
-# Our kernels take whole pieces of this many tokens, at least so many of them,
-# and leave over at most so many tokens.
+# Our kernels take whole pieces of this many tokens, at least so many of them.
 _PIECE = 256
 _MIN_PIECES = 4
-_MAX_LEFT = 8
 
 
 def serves(query: Array, key: Array) -> bool:
@@ -72,8 +68,8 @@ def attend(
     value: Values.
     interpret: Runs on any device, slowly.
   """
-  if (interpret or _chip() in _FRAME_CHIPS) and _is_frame(query, key):
-    return _attend_frame(query, key, value, _kernels(interpret))
+  if serves_frame(query, key, interpret=interpret):
+    return _by_our_kernels(query, key, value, interpret)[0]
   num_queries, num_keys = query.shape[1], key.shape[1]
   block_q = _block(num_queries, _max_query_block(query.dtype))
   block_kv = _block(num_keys, _MAX_KEY_BLOCK)
@@ -100,22 +96,21 @@ def _max_query_block(dtype: jnp.dtype) -> int:
   return _MAX_QUERY_BLOCK
 
 
-def _is_frame(query: Array, key: Array) -> bool:
-  """Whether tokens attend to each other and are almost whole pieces."""
+def serves_frame(query: Array, key: Array, *, interpret: bool = False) -> bool:
+  """Whether our kernels serve tokens [B, S, H, K] that attend to each other.
+
+  They are served in whole pieces, on the chips where our kernels are faster
+  than splash attention.
+  """
   pieces, left = divmod(query.shape[1], _PIECE)
   return (
-    query.shape == key.shape
+    (interpret or _chip() in _FRAME_CHIPS)
+    and query.shape == key.shape
     and query.dtype == jnp.bfloat16
+    and query.shape[-1] in _HEAD_DIMS
     and pieces >= _MIN_PIECES
-    and left <= _MAX_LEFT
+    and not left
   )
-
-
-def _kernels(interpret: bool) -> Callable[..., tuple[Array, Array]]:
-  """Our kernels; tiles of one piece's width for the interpreter."""
-  if interpret:
-    return functools.partial(pallas_tpu.attention, interpret=True)
-  return functools.partial(pallas_tpu.attention, chip=_chip())
 
 
 def _chip() -> str:
@@ -123,42 +118,80 @@ def _chip() -> str:
   return tpu_tiles.chip_of(partitioning.platform()[1])
 
 
-def _attend_frame(
-  query: Float[Array, "B S H K"],
-  key: Float[Array, "B S H K"],
-  value: Float[Array, "B S H K"],
-  attend: Callable[..., tuple[Array, Array]],
-) -> Float[Array, "B S H K"]:
-  """Attention among the tokens of a frame, by a kernel for whole pieces."""
-  num_tokens = query.shape[1]
-  whole = num_tokens // _PIECE * _PIECE
-  scale = 1.0 / math.sqrt(query.shape[-1])
-  split = lambda x: (x[:, :whole], x[:, whole:])
-  (queries, last_queries), (keys, last_keys), (values, last_values) = map(
-    split, (query, key, value)
-  )
-  out, log_sum_exp = attend(
-    *(jnp.swapaxes(x, 1, 2) for x in (queries, keys, values)),
-    bsa.BlockMask.dense(1, 1),
-    scale=scale,
-  )
-  out = jnp.swapaxes(out, 1, 2)
-  if whole == num_tokens:
-    return out
-  # softmax over both = softmax over the pieces, weighted by their share of the
-  # sum of exponentials, and the keys that are left over by theirs.
+def attend_frame(
+  query: tuple[Float[Array, "B S H K"], Float[Array, "B L H K"]],
+  key: tuple[Float[Array, "B S H K"], Float[Array, "B L H K"]],
+  value: tuple[Float[Array, "B S H K"], Float[Array, "B L H K"]],
+  *,
+  interpret: bool = False,
+) -> tuple[Float[Array, "B S H K"], Float[Array, "B L H K"]]:
+  """Attention among the tokens of a frame: many, in whole pieces, and few.
+
+  Args:
+    query: Queries of the many and of the few.
+    key: Their keys.
+    value: Their values.
+    interpret: Runs on any device, slowly.
+  """
+  scale = 1.0 / math.sqrt(query[0].shape[-1])
+  out, log_sum_exp = _by_our_kernels(query[0], key[0], value[0], interpret)
+  # softmax over both = softmax over the many, weighted by their share of the
+  # sum of exponentials, and the few keys by theirs.
   scores = scale * jnp.einsum(
-    "bqhk,bshk->bqhs", queries, last_keys, preferred_element_type=jnp.float32
+    "bqhk,bshk->bqhs", query[0], key[1], preferred_element_type=jnp.float32
   )
-  log_sum_exp = jnp.swapaxes(log_sum_exp, 1, 2)[..., None]  # [B, Q, H, 1]
   total = jax.nn.logsumexp(
     jnp.concatenate([log_sum_exp, scores], -1), -1, keepdims=True
   )
   out = out * jnp.exp(log_sum_exp - total) + jnp.einsum(
-    "bqhs,bshk->bqhk", jnp.exp(scores - total), last_values.astype(jnp.float32)
+    "bqhs,bshk->bqhk", jnp.exp(scores - total), value[1].astype(jnp.float32)
   )
-  last = dense_attention.attend_at_once(last_queries, key, value)
-  return jnp.concatenate([out.astype(query.dtype), last], 1)
+  return out.astype(query[0].dtype), _attend_to_parts(query[1], key, value)
+
+
+def _by_our_kernels(
+  query: Array, key: Array, value: Array, interpret: bool
+) -> tuple[Array, Array]:
+  """Output [B, S, H, K] and log-sum-exp [B, S, H, 1]."""
+  # In the interpreter tiles have the width of one piece.
+  where = dict(interpret=True) if interpret else dict(chip=_chip())
+  out, log_sum_exp = pallas_tpu.attention(
+    *(jnp.swapaxes(x, 1, 2) for x in (query, key, value)),
+    bsa.BlockMask.dense(1, 1),
+    scale=1.0 / math.sqrt(query.shape[-1]),
+    **where,
+  )
+  return jnp.swapaxes(out, 1, 2), jnp.swapaxes(log_sum_exp, 1, 2)[..., None]
+
+
+def _attend_to_parts(
+  query: Array, keys: tuple[Array, ...], values: tuple[Array, ...]
+) -> Array:
+  """Few queries [B, L, H, K] to keys in several arrays, which stay apart."""
+  scale = 1.0 / math.sqrt(query.shape[-1])
+  scores = [
+    scale
+    * jnp.einsum(
+      "bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32
+    )
+    for key in keys
+  ]
+  maximum = functools.reduce(
+    jnp.maximum, [s.max(-1, keepdims=True) for s in scores]
+  )
+  # It cancels out of the result: no gradient need flow through it.
+  maximum = jax.lax.stop_gradient(maximum)
+  weights = [jnp.exp(s - maximum) for s in scores]
+  total = sum(w.sum(-1, keepdims=True) for w in weights)
+  return sum(
+    jnp.einsum(
+      "bhqs,bshk->bqhk",
+      (w / total).astype(value.dtype),
+      value,
+      preferred_element_type=jnp.float32,
+    )
+    for w, value in zip(weights, values, strict=True)
+  ).astype(query.dtype)
 
 
 def _block(size: int, limit: int) -> int:

@@ -29,12 +29,14 @@ import jax.numpy as jnp
 from sculpt4d_jax import array_types
 
 Array = array_types.Array
+# What goes from block to block: an array, or a tree of them.
+State = Any
 # (params, x, skip or None, shared) -> (x, figures)
-Apply = Callable[[Any, Array, Array | None, Any], tuple[Array, Any]]
+Apply = Callable[[Any, State, State | None, Any], tuple[State, Any]]
 # Parameters of all stages, shared inputs, inputs of every stage's blocks.
-_Residuals = tuple[tuple[Any, ...], Any, tuple[Array, ...]]
+_Residuals = tuple[tuple[Any, ...], Any, tuple[State, ...]]
 # The last block's output, and the figures of all stages.
-_Output = tuple[Array, tuple[Any, ...]]
+_Output = tuple[State, tuple[Any, ...]]
 
 
 class Stage(NamedTuple):
@@ -54,9 +56,9 @@ class Stage(NamedTuple):
 def run(
   stages: tuple[Stage, ...],
   params: tuple[Any, ...],
-  x: Array,
+  x: State,
   shared: Any,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[State, tuple[Any, ...]]:
   """Applies all blocks.
 
   Args:
@@ -71,19 +73,19 @@ def run(
   """
 
   @jax.custom_vjp
-  def u_shape(params: tuple[Any, ...], x: Array, shared: Any) -> _Output:
+  def u_shape(params: tuple[Any, ...], x: State, shared: Any) -> _Output:
     x, figures, _ = _forward(stages, params, x, shared)
     return x, figures
 
   def forward(
-    params: tuple[Any, ...], x: Array, shared: Any
+    params: tuple[Any, ...], x: State, shared: Any
   ) -> tuple[_Output, _Residuals]:
     x, figures, inputs = _forward(stages, params, x, shared)
     return (x, figures), (params, shared, inputs)
 
   def backward(
     residuals: _Residuals, cotangents: _Output
-  ) -> tuple[tuple[Any, ...], Array, Any]:
+  ) -> tuple[tuple[Any, ...], State, Any]:
     return _backward(stages, *residuals, *cotangents)
 
   u_shape.defvjp(forward, backward)
@@ -91,20 +93,20 @@ def run(
 
 
 def _forward(
-  stages: tuple[Stage, ...], params: tuple[Any, ...], x: Array, shared: Any
-) -> tuple[Array, tuple[Any, ...], tuple[Array, ...]]:
+  stages: tuple[Stage, ...], params: tuple[Any, ...], x: State, shared: Any
+) -> tuple[State, tuple[Any, ...], tuple[State, ...]]:
   """Applies all blocks; also returns the inputs of every stage's blocks."""
   inputs, figures, num_taken = [], [], 0
   for stage, stack in zip(stages, params, strict=True):
     skips = _skips(stages, inputs) if stage.has_skip else None
 
     def step(
-      x: Array,
+      x: State,
       block: tuple[Any, Array],
       stage: Stage = stage,
-      skips: Array | None = skips,
+      skips: State | None = skips,
       num_taken: int = num_taken,
-    ) -> tuple[Array, tuple[Array, Any]]:
+    ) -> tuple[State, tuple[State, Any]]:
       params, index = block
       skip = _skip(skips, num_taken + index)
       y, figures = stage.apply(params, x, skip, shared)
@@ -121,10 +123,10 @@ def _backward(
   stages: tuple[Stage, ...],
   params: tuple[Any, ...],
   shared: Any,
-  inputs: tuple[Array, ...],
-  x_bar: Array,
+  inputs: tuple[State, ...],
+  x_bar: State,
   figures_bar: tuple[Any, ...],
-) -> tuple[tuple[Any, ...], Array, Any]:
+) -> tuple[tuple[Any, ...], State, Any]:
   """Gradients of parameters, input and shared inputs, from the last block on.
 
   `first` counts the blocks before the current stage, `num_taken` the skips that
@@ -152,16 +154,16 @@ def _backward(
     num_taken -= stage.num_blocks * stage.has_skip
 
     def step(
-      carry: tuple[Array, Any, Array],
+      carry: tuple[State, Any, State],
       block: tuple[Any, Any, Array],
       stage: Stage = stage,
       num_taken: int = num_taken,
       first: int = first,
-      skip_bars: tuple[Array, ...] = tuple(skip_bars),
-    ) -> tuple[tuple[Array, Any, Array], Any]:
+      skip_bars: tuple[State, ...] = tuple(skip_bars),
+    ) -> tuple[tuple[State, Any, State], Any]:
       x_bar, shared_bar, kept = carry
       params, figure_bar, index = block
-      x = lax.dynamic_index_in_dim(kept, index, keepdims=False)
+      x = _entry(kept, index)
       if stage.num_blocks == 1:
         # XLA inlines a loop of one iteration. It would then merge the
         # recomputation with the forward pass and keep all activations.
@@ -177,7 +179,13 @@ def _backward(
       if stage.has_skip:
         # The input of this block is dead; its place stores the skip's gradient
         # until the block that produced the skip is reached.
-        kept = lax.dynamic_update_index_in_dim(kept, skip_bar, index, 0)
+        kept = jax.tree.map(
+          lambda stack, bar: lax.dynamic_update_index_in_dim(
+            stack, bar, index, 0
+          ),
+          kept,
+          skip_bar,
+        )
       return (x_bar, shared_bar, kept), params_bar
 
     (x_bar, shared_bar, kept), bar = lax.scan(
@@ -193,34 +201,48 @@ def _backward(
 
 
 def _skips(
-  stages: tuple[Stage, ...], inputs: list[Array] | tuple[Array, ...]
-) -> Array:
+  stages: tuple[Stage, ...], inputs: list[State] | tuple[State, ...]
+) -> State:
   """Stacks the inputs of the blocks on the way down, the newest last."""
   down = [x for stage, x in zip(stages, inputs) if not stage.has_skip]
-  return down[0] if len(down) == 1 else jnp.concatenate(down)
+  if len(down) == 1:
+    return down[0]
+  return jax.tree.map(lambda *parts: jnp.concatenate(parts), *down)
 
 
-def _skip(skips: Array | None, number: Array | int) -> Array | None:
-  """The skip that is taken after `number` others: last in, first out."""
-  if skips is None:
-    return None
-  return lax.dynamic_index_in_dim(
-    skips, len(skips) - 1 - number, keepdims=False
+def _entry(stacks: State, index: Array | int) -> State:
+  """One entry of every stack."""
+  return jax.tree.map(
+    lambda stack: lax.dynamic_index_in_dim(stack, index, keepdims=False), stacks
   )
 
 
+def _length(stacks: State) -> int:
+  """Number of entries of the stacks."""
+  return len(jax.tree.leaves(stacks)[0])
+
+
+def _skip(skips: State | None, number: Array | int) -> State | None:
+  """The skip that is taken after `number` others: last in, first out."""
+  if skips is None:
+    return None
+  return _entry(skips, _length(skips) - 1 - number)
+
+
 def _add_skip_bar(
-  x_bar: Array, skip_bars: tuple[Array, ...], number: Array | int
-) -> Array:
+  x_bar: State, skip_bars: tuple[State, ...], number: Array | int
+) -> State:
   """Adds the gradient of the skip that was taken after `number` others.
 
   A number out of range adds nothing: the output of the middle block is no skip,
   and with an even number of blocks neither is that of the block before it.
   """
   for stack in skip_bars:
-    is_here = (number >= 0) & (number < len(stack))
-    index = jnp.clip(number, 0, len(stack) - 1)
-    bar = lax.dynamic_index_in_dim(stack, index, keepdims=False)
-    x_bar = x_bar + jnp.where(is_here, bar, 0)
-    number -= len(stack)
+    length = _length(stack)
+    is_here = (number >= 0) & (number < length)
+    bar = _entry(stack, jnp.clip(number, 0, length - 1))
+    x_bar = jax.tree.map(
+      lambda x, y, is_here=is_here: x + jnp.where(is_here, y, 0), x_bar, bar
+    )
+    number -= length
   return x_bar
