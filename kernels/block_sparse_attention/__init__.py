@@ -9,3 +9,4 @@ from .mask import bit_reversed_tokens
 from .mask import inverse_order
 from .sharded import attend_with_sharded_frames
 from .sharded import with_all_frames
+from .sharded import with_all_frames_of_groups

@@ -123,6 +123,49 @@ def with_all_frames(
   return exchange(attend(*arrays), frame_axis, head_axis)
 
 
+def with_all_frames_of_groups(
+  attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  axis_name: str,
+) -> jax.Array:
+  """`with_all_frames` where heads lie in n groups, outermost in memory.
+
+  What a device sends to another is then one stretch of memory, and so is what
+  it receives: nothing is put in order before or after the exchange.
+
+  Args:
+    attend: Takes and returns arrays [n * F, ...] of all frames of a group.
+    query: This device's frames of the queries, [n, F, ...], by groups.
+    key: Same shape and dtype as query.
+    value: Same shape and dtype as query.
+    axis_name: Mesh axis of n devices along which the frames lie, in order.
+
+  Returns:
+    This device's frames of what `attend` returns, [n, F, ...].
+
+  Raises:
+    ValueError: The groups are not as many as the devices.
+  """
+  num_groups, num_frames = query.shape[:2]
+  if num_groups != lax.axis_size(axis_name):
+    raise errors.RequestError(
+      f"{num_groups} groups of heads for the {lax.axis_size(axis_name)} devices"
+      f" of axis {axis_name!r}: there must be one for each."
+    )
+
+  # Part i goes to device i, and part i of the result came from it.
+  def exchange(x: jax.Array) -> jax.Array:
+    return lax.all_to_all(x, axis_name, 0, 0)
+
+  # One axis of all frames, in the order of the devices.
+  merge = lambda x: x.reshape(num_groups * num_frames, *x.shape[2:])
+  out = attend(*(merge(exchange(x)) for x in (query, key, value)))
+  return exchange(out.reshape(num_groups, num_frames, *out.shape[1:]))
+
+
 def _check_divides(name: str, size: int, axis_name: str) -> None:
   num_devices = lax.axis_size(axis_name)
   if size % num_devices:

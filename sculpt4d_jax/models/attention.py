@@ -278,6 +278,7 @@ class TemporalAttention(_Attention):
       dtype=dtype,
       param_dtype=param_dtype,
     )
+    self.num_heads = num_heads
     self.head_dim = width // num_heads
     self.block_size = block_size
     self.schedule = tuple(schedule)
@@ -320,83 +321,115 @@ class TemporalAttention(_Attention):
         in bit-reversed order.
     """
     num_frames, num_tokens = x.shape[1:3]
-    rotation = rope.frame_rotation(
-      jnp.arange(num_frames), self.head_dim, self.rope_theta
-    )
-    key, value = self.project_key_value(x)
-    # Heads first, [B, F, H, N, K], as the kernels need them: frames are then
-    # exchanged for heads in whole tiles of [N, K], which nothing need reorder.
-    query, key, value = (
-      jnp.swapaxes(y, -3, -2) for y in (self.project_query(x), key, value)
-    )
-    # After the norms, whose scales would not commute with a rotation.
-    query, key = (rope.rotate(y, rotation) for y in (query, key))
-    if mode == "token":
-      out = _over_all_frames(_attend_per_token, query, key, value)
-      return self._leave(jnp.swapaxes(out, -3, -2))
-    if mode not in ("sparse", "full"):
+    if mode not in ("sparse", "full", "token"):
       raise UserError(
         f"Unknown temporal mode {mode!r}: choose 'sparse', 'full' or 'token'."
       )
-    mask = self.mask(num_frames, num_tokens, mode)
-
-    def attend(*arrays: Array) -> Array:
-      # Each [B, F, H, N, K], all frames of some heads.
-      arrays = [einops.rearrange(y, "b f h n k -> b h (f n) k") for y in arrays]
-      out = bsa.block_sparse_attention(
-        *arrays,
-        mask,
-        token_order=token_order,
-        implementation=_temporal_backend(self.implementation),
+    rotation = rope.frame_rotation(
+      jnp.arange(num_frames), self.head_dim, self.rope_theta
+    )
+    # After the norms, whose scales would not commute with a rotation.
+    query, key = (
+      head_layout.groups_outside(rope.rotate(norm(y), rotation))
+      for y, norm in (
+        (self._project(self.query, x), self.query_norm),
+        (self._project(self.key, x), self.key_norm),
       )
-      return einops.rearrange(out, "b h (f n) k -> b f h n k", f=num_frames)
-
+    )
+    value = self._project(self.value, x)
+    attend = _attend_per_token
+    if mode != "token":
+      attend = functools.partial(
+        _attend_frames,
+        mask=self.mask(num_frames, num_tokens, mode),
+        token_order=token_order,
+        implementation=self.implementation,
+      )
     out = _over_all_frames(attend, query, key, value)
-    return self._leave(jnp.swapaxes(out, -3, -2).astype(x.dtype))
+    out = head_layout.groups_outside(out.astype(x.dtype))
+    return self.out(out, ins=out.shape[3:])
+
+  def _project(
+    self, linear: layers.Linear, x: Float[Array, "B F N D"]
+  ) -> Float[Array, "B F N C G K"]:
+    """A projection to heads, in as many groups as devices that exchange them."""
+    num_groups = _num_head_groups(x.shape, self.num_heads)
+    heads = num_groups, self.num_heads // num_groups, self.head_dim
+    return head_layout.groups_outside(linear(x, outs=heads))
+
+
+def _num_head_groups(shape: tuple[int, ...], num_heads: int) -> int:
+  """Devices that exchange frames of x [B, F, N, D] for groups of heads."""
+  mesh = partitioning.current_mesh()
+  if mesh is None:
+    return 1
+  axes = ("batch", "frames", None, None)
+  frame_axis = partitioning.activation_spec(shape, axes)[1]
+  # Heads that are split already are exchanged as they lie on the devices.
+  if frame_axis is None or mesh.shape["tensor"] > 1:
+    return 1
+  size = mesh.shape[frame_axis]
+  return size if num_heads % size == 0 else 1
 
 
 def _over_all_frames(
   attend: Callable[[Array, Array, Array], Array],
-  query: Array,
-  key: Array,
-  value: Array,
-) -> Array:
-  """Calls `attend` on arrays [B, F, H, N, K] that hold all frames.
+  *arrays: Float[Array, "B F N C G K"],
+) -> Float[Array, "B F N C G K"]:
+  """Calls `attend` on arrays [F, B, G, N, K] that hold all frames.
 
   On a mesh every device attends for its own clips and heads, and exchanges
   frames for heads where frames are split.
   """
+
+  def attend_local(*arrays: Array) -> Array:
+    return attend(*(y[0] for y in arrays))[None]
+
+  # The order in memory that both the exchange and the kernels take.
+  arrays = [einops.rearrange(y, "b f n c g k -> c f b g n k") for y in arrays]
   if partitioning.current_mesh() is None:
-    return attend(query, key, value)
-  axes = ("batch", "frames", "heads", None, None)
-  spec = partitioning.activation_spec(query.shape, axes)
-  frame_axis, head_axis = axes.index("frames"), axes.index("heads")
-  # Frames on several devices: each gets all frames of some heads.
-  #
-  #   device     0                       1
-  #   holds      frames 0-7, all heads   frames 8-15, all heads
-  #   attends    all frames, heads 0-7   all frames, heads 8-15
-  if spec[frame_axis] is not None:
-    attend = functools.partial(
-      bsa.with_all_frames,
-      attend,
-      axis_name=spec[frame_axis],
-      frame_axis=frame_axis,
-      head_axis=head_axis,
-    )
-  return partitioning.map_local(attend, (query, key, value), (spec,) * 3, spec)
+    out = attend_local(*arrays)
+  else:
+    axes = (None, "frames", "batch", "heads", None, None)
+    spec = partitioning.activation_spec(arrays[0].shape, axes)
+    # Frames on several devices: each gets all frames of some heads.
+    #
+    #   device     0                       1
+    #   holds      frames 0-7, all heads   frames 8-15, all heads
+    #   attends    all frames, heads 0-7   all frames, heads 8-15
+    if spec[1] is not None and len(arrays[0]) > 1:
+      attend_local = functools.partial(
+        bsa.with_all_frames_of_groups, attend, axis_name=spec[1]
+      )
+    elif spec[1] is not None:
+      attend_local = functools.partial(
+        bsa.with_all_frames,
+        attend_local,
+        axis_name=spec[1],
+        frame_axis=1,
+        head_axis=3,
+      )
+    out = partitioning.map_local(attend_local, arrays, (spec,) * 3, spec)
+  return einops.rearrange(out, "c f b g n k -> b f n c g k")
 
 
-def _temporal_backend(name: str | None) -> Any:
-  """The kernel for the mesh's devices, which need not be attached.
+def _attend_frames(
+  query: Float[Array, "F B G N K"],
+  key: Float[Array, "F B G N K"],
+  value: Float[Array, "F B G N K"],
+  *,
+  mask: bsa.BlockMask,
+  token_order: str,
+  implementation: str | None,
+) -> Float[Array, "F B G N K"]:
+  """Block-sparse attention, by the kernel for the mesh's devices.
 
-  A program may be compiled ahead of time for devices that this machine lacks.
+  They need not be attached: a program may be compiled ahead of time for devices
+  that this machine lacks.
   """
+  arrays = query, key, value
   platform, kind = partitioning.platform()
-  if name is None and platform == "cpu":
-    return "xla"  # The one that serves; the others need not be imported.
-  # The chip is passed on, as the default backend may be another one.
-  if name in (None, "pallas_tpu") and platform == "tpu":
+  if implementation in (None, "pallas_tpu") and platform == "tpu":
     from sculpt4d_jax.kernels.block_sparse_attention.tpu import (
       attention as pallas_tpu,
     )
@@ -404,10 +437,25 @@ def _temporal_backend(name: str | None) -> Any:
       tiles as tpu_tiles,
     )
 
-    return functools.partial(pallas_tpu.attention, chip=tpu_tiles.chip_of(kind))
-  if name in (None, "pallas_gpu") and platform in ("gpu", "cuda"):
-    return functools.partial(_on_gpu, name, partitioning.compute_capability())
-  return name
+    return pallas_tpu.attention_of_frames(
+      *arrays,
+      mask,
+      scale=query.shape[-1] ** -0.5,
+      token_order=token_order,
+      # The chip is passed on, as the default backend may be another one.
+      chip=tpu_tiles.chip_of(kind),
+    )[0]
+  if implementation is None and platform == "cpu":
+    implementation = "xla"  # The one that serves; the others are not imported.
+  elif implementation in (None, "pallas_gpu") and platform in ("gpu", "cuda"):
+    implementation = functools.partial(
+      _on_gpu, implementation, partitioning.compute_capability()
+    )
+  flat = (einops.rearrange(y, "f b g n k -> b g (f n) k") for y in arrays)
+  out = bsa.block_sparse_attention(
+    *flat, mask, token_order=token_order, implementation=implementation
+  )
+  return einops.rearrange(out, "b g (f n) k -> f b g n k", f=len(query))
 
 
 def _on_gpu(
@@ -465,11 +513,15 @@ def contiguous_order(mask: bsa.BlockMask) -> np.ndarray | None:
   return bsa.bit_reversal(mask.blocks_per_frame)
 
 
-def _attend_per_token(query: Array, key: Array, value: Array) -> Array:
-  """Each token attends to itself in every frame; arrays [B, F, H, N, K]."""
+def _attend_per_token(
+  query: Float[Array, "F B G N K"],
+  key: Float[Array, "F B G N K"],
+  value: Float[Array, "F B G N K"],
+) -> Float[Array, "F B G N K"]:
+  """Each token attends to itself in every frame."""
   flat = [
-    einops.rearrange(y, "b f h n k -> (b n) f h k") for y in (query, key, value)
+    einops.rearrange(y, "f b g n k -> (b n) f g k") for y in (query, key, value)
   ]
   # Frames are few: flash attention would have nothing to tile.
   out = dense_attention.attend_at_once(*flat)
-  return einops.rearrange(out, "(b n) f h k -> b f h n k", b=len(query))
+  return einops.rearrange(out, "(b n) f g k -> f b g n k", b=query.shape[1])

@@ -421,9 +421,7 @@ class DiT(nnx.Module):
 
 def _constrain(x: Tokens) -> Tokens:
   """Splits tokens over the mesh by clips and frames."""
-  return jax.tree.map(
-    lambda y: partitioning.constrain(y, "batch", "frames"), x
-  )
+  return jax.tree.map(lambda y: partitioning.constrain(y, "batch", "frames"), x)
 
 
 def _take(skips: list[Tokens], start: int, count: int | None) -> Tokens:

@@ -11,6 +11,7 @@ from sculpt4d_jax import array_types
 from sculpt4d_jax.models import attention
 from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import frame_tokens
+from sculpt4d_jax.models import head_layout
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import token_layout
 from sculpt4d_jax.models.moe import layer as moe
@@ -122,7 +123,8 @@ class Block(nnx.Module):
     if self.kind.has_skip:
       x = by_frames(self.fuse_skip, x, skip)
     # Tokens are one array or two, and norms and sums treat each token alike.
-    each, add = jax.tree.map, functools.partial(jax.tree.map, jnp.add)
+    each = jax.tree.map
+    add = lambda x, y: each(lambda a, b: head_layout.row_major(a + b), x, y)
     x = by_frames(
       lambda x: add(x, self.spatial_attention(each(self.norm_spatial, x))), x
     )

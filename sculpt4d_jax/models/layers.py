@@ -108,10 +108,19 @@ class Linear(nnx.Module):
     else:
       self.bias = None
 
-  def __call__(self, x: Any) -> Any:
+  def __call__(
+    self,
+    x: Any,
+    *,
+    ins: tuple[int, ...] | None = None,
+    outs: tuple[int, ...] | None = None,
+  ) -> Any:
     """Maps the last axes of x, [..., *in], to [..., *out].
 
-    Several arrays, a tree, share one gathered kernel.
+    Args:
+      x: An array, or a tree of several, which share one gathered kernel.
+      ins: Other shape of the same inputs, for instance heads in groups.
+      outs: Other shape of the outputs.
     """
     if self.kernel_scale is None:
       # Cast before it is gathered: half the bytes in bfloat16.
@@ -120,13 +129,19 @@ class Linear(nnx.Module):
       kernel = eight_bits.restore(
         self.kernel[...], self.kernel_scale[...], self.dtype
       )
+    shape = kernel.shape
+    own_ins, own_outs = shape[: self.num_in_axes], shape[self.num_in_axes :]
+    ins, outs = ins or own_ins, outs or own_outs
+    kernel = kernel.reshape(*ins, *outs)
 
     def apply(x: Array) -> Array:
-      y = jnp.tensordot(x.astype(self.dtype), kernel, self.num_in_axes)
+      y = jnp.tensordot(x.astype(self.dtype), kernel, len(ins))
+      leading = y.shape[: y.ndim - len(outs)]
       if self.adapter is not None:
-        y = y + self.adapter(x)
+        own = self.adapter(x.reshape(*leading, *own_ins))
+        y = y + own.reshape(*leading, *outs)
       if self.bias is not None:
-        y = y + self.bias[...].astype(self.dtype)
+        y = y + self.bias[...].astype(self.dtype).reshape(outs)
       return y
 
     return jax.tree.map(apply, x)

@@ -58,11 +58,11 @@ def frame_rotation(
 
 
 def rotate(
-  x: Float[Array, "B F H N K"],
+  x: Float[Array, "B F *S K"],
   rotation: Rotation,
   *,
   by_product: bool | None = None,
-) -> Float[Array, "B F H N K"]:
+) -> Float[Array, "B F *S K"]:
   """Rotates the channel pairs of queries or keys by their frame's angles.
 
   Args:
@@ -81,7 +81,8 @@ def rotate(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rotate(by_product: bool, x: Array, cos: Array, sin: Array) -> Array:
   turned = _by_product(x) if by_product else _by_pairs(x)
-  cos, sin = cos[:, None, None], sin[:, None, None]  # [F, 1, 1, K]
+  shape = (len(cos), *(1,) * (x.ndim - 3), x.shape[-1])  # [F, 1 ..., K]
+  cos, sin = cos.reshape(shape), sin.reshape(shape)
   # float32: in bfloat16 the difference of two similar products loses its
   # digits.
   return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from sculpt4d_jax.models import dit
+from sculpt4d_jax.models import frame_tokens
+from sculpt4d_jax.models import streaming
 from sculpt4d_jax.models import time_embedding
 
 SMALL = dict(
@@ -69,6 +71,53 @@ def block_by_block(module, latents, time, context, mode):
     if kind.pushes:
       skips.append(x)
   return module.final_linear(module.final_norm(x)[:, :, 1:])
+
+
+def _value_and_gradients(module, args):
+  graphdef, params = nnx.split(module)
+
+  def loss(params, latents):
+    out = nnx.merge(graphdef, params)(latents, *args[1:])
+    return (out.velocity**2).sum() + out.aux_losses.sum()
+
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, args[0])
+
+
+# By plain loops, by the U, and by a policy that keeps results of kernels.
+@pytest.mark.parametrize("remat_policy", [None, "full", "keep_attention"])
+def test_a_time_token_apart_changes_nothing(monkeypatch, remat_policy):
+  module = model(
+    temporal="random", depth=5, num_moe_blocks=2, remat_policy=remat_policy
+  )
+  args = inputs()
+  joined = _value_and_gradients(module, args)
+  lead = frame_tokens.lead
+  monkeypatch.setattr(frame_tokens, "lead", functools.partial(lead, apart=True))
+  apart = _value_and_gradients(module, args)
+  for ours, theirs in zip(*map(jax.tree.leaves, (apart, joined)), strict=True):
+    size = np.abs(theirs).max()
+    np.testing.assert_allclose(ours, theirs, atol=2e-6 * max(1.0, size))
+
+
+@pytest.mark.parametrize("on_host", [(), ("skips",)])
+def test_sampling_with_a_time_token_apart(monkeypatch, on_host):
+  module = model(temporal="random", depth=5, num_moe_blocks=2)
+  graphdef, params = nnx.split(module)
+  latents, time, context = inputs()
+
+  def sample(**kwargs):
+    call = lambda params: nnx.merge(graphdef, params)(
+      latents, time, context, inference=True, **kwargs
+    )
+    return jax.jit(call)(params).velocity
+
+  joined = sample()
+  monkeypatch.setattr(
+    frame_tokens, "lead", functools.partial(frame_tokens.lead, apart=True)
+  )
+  kept = streaming.OnHost(**dict.fromkeys(on_host, True))
+  apart = sample(frames_at_a_time=2, on_host=kept)
+  np.testing.assert_allclose(apart, joined, atol=3e-6)
 
 
 def test_full_size_has_the_reference_number_of_parameters():

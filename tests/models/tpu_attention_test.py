@@ -1,10 +1,13 @@
 """Dense attention on TPU, in the interpreter, against a plain softmax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sculpt4d_jax.models import dense_attention
 from sculpt4d_jax.models import tpu_attention
 
 
@@ -41,16 +44,22 @@ def test_outputs_and_gradients_equal_the_dense_evaluation(
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-# Whole pieces of 256 tokens, with and without tokens that are left over.
-@pytest.mark.parametrize("num_tokens", [1024, 1027])
-def test_a_frame_in_pieces_equals_the_dense_evaluation(num_tokens):
+def _joined(parts):
+  return jnp.concatenate(parts, 1)
+
+
+# Whole pieces of 256 tokens, with and without tokens apart from them.
+@pytest.mark.parametrize("num_apart", [0, 3])
+def test_a_frame_in_pieces_equals_the_dense_evaluation(num_apart):
   # Large scores: the share of a single key is then far from 1 / num_tokens.
-  inputs = [4.0 * x for x in _case(num_tokens, num_tokens, 1, 64)]
+  inputs = [4.0 * x for x in _case(1024 + num_apart, 1024 + num_apart, 1, 64)]
   half = [x.astype(jnp.bfloat16) for x in inputs]
-  assert tpu_attention._is_frame(*half[:2])
 
   def attend(*arrays):
-    return tpu_attention.attend(*arrays, interpret=True)
+    if not num_apart:
+      return tpu_attention.attend(*arrays, interpret=True)
+    parts = [(x[:, :1024], x[:, 1024:]) for x in arrays]
+    return _joined(tpu_attention.attend_frame(*parts, interpret=True))
 
   out, vjp = jax.vjp(attend, *half[:3])
   exact = [x.astype(jnp.float32) for x in half]
@@ -64,6 +73,13 @@ def test_a_frame_in_pieces_equals_the_dense_evaluation(num_tokens):
     for part in (slice(None), slice(-4, None)):
       limit = 2e-2 * np.abs(theirs).max()
       np.testing.assert_allclose(ours[:, part], theirs[:, part], atol=limit)
+
+
+def test_two_parts_are_one_set_where_no_kernel_serves():
+  *inputs, _ = _case(20, 20)
+  parts = [(x[:, :17], x[:, 17:]) for x in inputs]
+  out = _joined(dense_attention.attend_in_two_parts(*parts))
+  np.testing.assert_allclose(out, _dense(*inputs), atol=2e-6)
 
 
 def test_every_row_of_a_batch_and_every_head_is_its_own():
@@ -100,8 +116,10 @@ def test_what_the_kernels_serve():
   assert not tpu_attention.serves(frame, array(9, 128, jnp.bfloat16))
   assert not tpu_attention.serves(*[array(512, 80, jnp.bfloat16)] * 2)
   assert not tpu_attention.serves(*[array(512, 64, jnp.float16)] * 2)
-  assert tpu_attention._is_frame(frame, frame)
-  # A context has other tokens; 300 are left over; splash is more precise.
-  assert not tpu_attention._is_frame(frame, array(1370, 128, jnp.bfloat16))
-  assert not tpu_attention._is_frame(*[array(1324, 128, jnp.bfloat16)] * 2)
-  assert not tpu_attention._is_frame(*[array(4097, 128, jnp.float32)] * 2)
+  serves_frame = functools.partial(tpu_attention.serves_frame, interpret=True)
+  pieces = array(4096, 128, jnp.bfloat16)
+  assert serves_frame(pieces, pieces)
+  # A context has other tokens; one is left over; splash is more precise.
+  assert not serves_frame(pieces, array(1370, 128, jnp.bfloat16))
+  assert not serves_frame(frame, frame)
+  assert not serves_frame(*[array(4096, 128, jnp.float32)] * 2)

@@ -22,6 +22,7 @@ import numpy as np
 from .. import errors
 from .. import mask as mask_lib
 from .. import residuals as residuals_lib
+from . import array_order
 from . import backward
 from . import forward
 from . import lists as tpu_lists
@@ -40,6 +41,7 @@ class _Static(NamedTuple):
   scale: float
   tiles: tpu_tiles.TileSizes
   layout: tpu_lists.Layout
+  order: array_order.ArrayOrder
   interpret: bool
 
 
@@ -76,7 +78,56 @@ def attention(
   Raises:
     NotImplementedError: No TPU, or sizes that the kernels do not serve.
   """
-  static = _static(query, mask, scale, token_order, tiles, chip, interpret)
+  tokens_per_frame = query.shape[2] // mask.num_frames
+  static = _static(
+    query, tokens_per_frame, mask, scale, token_order, tiles, chip, interpret
+  )
+  return _attention(query, key, value, static)
+
+
+def attention_of_frames(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: mask_lib.Mask,
+  *,
+  scale: float,
+  token_order: mask_lib.TokenOrder = "natural",
+  tiles: tpu_tiles.TileSizes | None = None,
+  chip: tpu_tiles.Chip | None = None,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+  """`attention` of arrays whose frames are outermost, which stay so.
+
+  Args:
+    query: [F, B, H, N, K]; N tokens a frame.
+    key: Same shape and dtype as query.
+    value: Same shape and dtype as query.
+    mask: As for `attention`, like the other named arguments.
+    scale: See mask.
+    token_order: See mask.
+    tiles: See mask.
+    chip: See mask.
+    interpret: See mask.
+
+  Returns:
+    Output [F, B, H, N, K] in the dtype of query and log-sum-exp [F, B, H, N]
+    float32.
+
+  Raises:
+    NotImplementedError: As for `attention`.
+  """
+  static = _static(
+    query,
+    query.shape[3],
+    mask,
+    scale,
+    token_order,
+    tiles,
+    chip,
+    interpret,
+    array_order.FRAMES_FIRST,
+  )
   return _attention(query, key, value, static)
 
 
@@ -116,19 +167,24 @@ def gradients(
   Raises:
     NotImplementedError: Same as for `attention`.
   """
-  static = _static(query, mask, scale, token_order, tiles, chip, interpret)
+  tokens_per_frame = query.shape[2] // mask.num_frames
+  static = _static(
+    query, tokens_per_frame, mask, scale, token_order, tiles, chip, interpret
+  )
   residuals = (query, key, value, output, log_sum_exp)
   return _backward(static, residuals, (output_bar, log_sum_exp_bar))
 
 
 def _static(
   query: jax.Array,
+  tokens_per_frame: int,
   mask: mask_lib.Mask,
   scale: float,
   token_order: mask_lib.TokenOrder,
   tiles: tpu_tiles.TileSizes | None,
   chip: tpu_tiles.Chip | None,
   interpret: bool,
+  order: array_order.ArrayOrder = array_order.HEADS_FIRST,
 ) -> _Static:
   if not interpret:
     if chip is None:
@@ -138,11 +194,11 @@ def _static(
     tiles = tpu_tiles.default(chip, query.dtype)
   layout = tpu_lists.make_layout(
     mask,
-    query.shape[2] // mask.num_frames,
+    tokens_per_frame,
     tiles.piece_tokens,
     tiles.lanes,
   )
-  return _Static(mask, token_order, scale, tiles, layout, interpret)
+  return _Static(mask, token_order, scale, tiles, layout, order, interpret)
 
 
 def _chip_at_hand() -> tpu_tiles.Chip:
@@ -205,7 +261,11 @@ _attention.defvjp(_forward, _backward)
 def _batched(
   function: Callable[..., tuple[jax.Array, ...]], static: _Static
 ) -> Callable[..., tuple[jax.Array, ...]]:
-  """Makes vmap join its axis to the batch; arrays are [B, H, S, ...]."""
+  """Makes vmap join its axis to the batch; arrays are [B, H, S, ...].
+
+  With frames first they are [F, B, H, N, ...].
+  """
+  at = 1 if static.order.frames_first else 0  # The batch axis.
 
   # The kernels address arrays in main memory by head, so that a new batch axis
   # has to become heads.
@@ -221,10 +281,17 @@ def _batched(
       x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
       for x, batched in zip(arrays, in_batched)
     ]
+
     # vmap of vmap: the call below is batched by this rule again.
-    joined = [x.reshape(-1, *x.shape[2:]) for x in arrays]
-    results = run(*joined)
-    results = tuple(x.reshape(axis_size, -1, *x.shape[1:]) for x in results)
+    def join(x: jax.Array) -> jax.Array:
+      x = jnp.moveaxis(x, 0, at)
+      return x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])
+
+    def split(x: jax.Array) -> jax.Array:
+      x = x.reshape(*x.shape[:at], axis_size, -1, *x.shape[at + 1 :])
+      return jnp.moveaxis(x, at, 0)
+
+    results = tuple(split(x) for x in run(*map(join, arrays)))
     return results, (True,) * len(results)
 
   return run
@@ -240,6 +307,7 @@ def _run_forward(
     scale=static.scale,
     valid=static.layout.valid,
     tiles=static.tiles,
+    order=static.order,
     interpret=static.interpret,
   )
   # [.., 1, tokens] to [.., tokens, 1]: `leave` expects tokens before width.
@@ -280,6 +348,7 @@ def _run_backward(
     scale=static.scale,
     valid=static.layout.valid,
     tiles=static.tiles,
+    order=static.order,
     interpret=static.interpret,
   )
   # Scaled once a token here instead of once a score in the kernel.
@@ -291,11 +360,15 @@ def _run_backward(
 
 
 class _Pieces:
-  """Changes [B, H, S, ...] to the kernels' order and shape, and back."""
+  """Changes arrays to the kernels' order of blocks and shape, and back.
+
+  The arrays are [B, H, S, n], or [F, B, H, N, n] with frames first.
+  """
 
   def __init__(self, static: _Static, shape: tuple[int, ...]):
     self._layout = static.layout
-    self._leading = shape[:2]
+    self._shape = shape[:-1]
+    self._frames_first = static.order.frames_first
     blocks = len(static.layout.block_order)
     # The blocks of a piece must be neighbours in memory, so that one copy moves
     # it; with strides that are powers of two, bit-reversed order makes them so.
@@ -307,11 +380,13 @@ class _Pieces:
     self._order = None if (order == np.arange(blocks)).all() else order
 
   def enter(self, x: jax.Array) -> jax.Array:
-    """[B, H, S, n] -> [B * H, frames, segments, tokens, n]."""
+    """To [heads, frames, segments, tokens, n], or frames before heads."""
     layout = self._layout
     x = self._permute(x, self._order)
-    shape = (-1, layout.num_frames, layout.segments, layout.valid, x.shape[-1])
-    x = x.reshape(shape)
+    leading = (-1, layout.num_frames)
+    if self._frames_first:
+      leading = leading[::-1]
+    x = x.reshape(*leading, layout.segments, layout.valid, x.shape[-1])
     # Scores are [keys, queries]: tokens fill the lanes of registers, 128 on a
     # device.
     #
@@ -322,7 +397,7 @@ class _Pieces:
   def leave(self, x: jax.Array) -> jax.Array:
     """Undoes `enter`."""
     x = x[..., : self._layout.valid, :]
-    x = x.reshape(*self._leading, -1, x.shape[-1])
+    x = x.reshape(*self._shape, x.shape[-1])
     order = self._order
     return self._permute(
       x, None if order is None else mask_lib.inverse_order(order)
@@ -331,5 +406,7 @@ class _Pieces:
   def _permute(self, x: jax.Array, order: np.ndarray | None) -> jax.Array:
     if order is None:
       return x
-    shape = (*x.shape[:2], self._layout.num_frames, self._blocks, -1)
-    return x.reshape(shape)[..., order, :].reshape(x.shape)
+    frames = self._layout.num_frames
+    leading = x.shape[:3] if self._frames_first else (*x.shape[:2], frames)
+    blocks = x.reshape(*leading, self._blocks, -1)
+    return blocks[..., order, :].reshape(x.shape)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from ..pallas_types import Copy
 from ..pallas_types import Index
 from ..pallas_types import Ref
+from . import array_order
 from . import lists as tpu_lists
 from . import products
 from . import stream as tpu_stream
@@ -250,6 +251,7 @@ def _kernel(
   scale: float,
   valid: int,
   buffers: int,
+  order: array_order.ArrayOrder,
   is_first: bool,
   is_last: bool,
 ) -> None:
@@ -279,6 +281,7 @@ def _kernel(
     semaphores,
     work,
     buffers,
+    order,
   )
   out = _Out(
     stream, queries_bar_all, head, out_buffers, pending, out_semaphores
@@ -331,12 +334,14 @@ def backward(
   scale: float,
   valid: int,
   tiles: tpu_tiles.TileSizes,
+  order: array_order.ArrayOrder,
   interpret: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients, up to a factor: those of query and key lack `scale`.
 
   Args:
-    query: [heads, frames, segments, tokens, K], pieces in the kernels' order.
+    query: [heads, frames, segments, tokens, K], or frames first; pieces in the
+      kernels' order.
     key: Same shape and dtype as query.
     value: Same shape and dtype as query.
     output_bar: Cotangent of the output, as query.
@@ -347,18 +352,20 @@ def backward(
     scale: Factor on the scores.
     valid: Tokens of a piece that count, the first ones.
     tiles: Sizes of buffers and units.
+    order: Order of heads and frames in all arrays.
     interpret: Passed to `pl.pallas_call`.
 
   Returns:
     Gradient of query, transposed: [heads, frames, segments, K, tokens] float32;
     gradients of key and value, as key.
   """
-  heads, num_frames, num_segments, tokens, width = query.shape
+  heads, num_frames = order.sizes(query)
+  num_segments, tokens, width = query.shape[2:]
   # Main memory holds the sum over passes and tiles: two tiles of keys see the
   # same queries. Pieces that no key sees in a pass keep their sum, so it starts
   # at zero.
   query_bar = jnp.zeros(
-    (heads, num_frames, num_segments, width, tokens), jnp.float32
+    order.shape(heads, num_frames, num_segments, width, tokens), jnp.float32
   )
   bars = ()
   for index, work in enumerate(lists):
@@ -374,6 +381,7 @@ def backward(
       scale=scale,
       valid=valid,
       tiles=tiles,
+      order=order,
       interpret=interpret,
       is_last=index == len(lists) - 1,
     )
@@ -393,18 +401,18 @@ def _one_pass(
   scale: float,
   valid: int,
   tiles: tpu_tiles.TileSizes,
+  order: array_order.ArrayOrder,
   interpret: bool,
   is_last: bool,
 ) -> Sequence[jax.Array]:
   buffers = tiles.buffers
-  heads, num_frames, num_segments, tokens, width = query.shape
+  heads, num_frames = order.sizes(query)
+  num_segments, tokens, width = query.shape[2:]
   frames, segments = work.tile
   grid = (heads, pl.cdiv(num_frames, frames), pl.cdiv(num_segments, segments))
   num_words = work.words.shape[1]
   stream = work.stream
-  tile = pl.BlockSpec(
-    (None, frames, segments, tokens, width), lambda h, f, g: (h, f, g, 0, 0)
-  )
+  tile = order.block(frames, segments, tokens, width)
   words = pl.BlockSpec(
     (None, 1, num_words),
     lambda h, f, g: (f * grid[2] + g, 0, 0),
@@ -412,9 +420,7 @@ def _one_pass(
   )
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
   # Sums between passes stay float32 and transposed; only the result is rounded.
-  carried = pl.BlockSpec(
-    (None, frames, segments, width, tokens), lambda h, f, g: (h, f, g, 0, 0)
-  )
+  carried = order.block(frames, segments, width, tokens)
   bar = jax.ShapeDtypeStruct(key.shape, key.dtype)
   if not is_last:
     bar = jax.ShapeDtypeStruct(query_bar.shape, jnp.float32)
@@ -424,6 +430,7 @@ def _one_pass(
     scale=scale * products.LOG2_E,
     valid=valid,
     buffers=buffers,
+    order=order,
     is_first=not bars,
     is_last=is_last,
   )

@@ -36,6 +36,7 @@ import numpy as np
 
 from ..pallas_types import Index
 from ..pallas_types import Ref
+from . import array_order
 from . import pair_lists
 from . import pair_stream
 from . import products
@@ -266,6 +267,7 @@ def _kernel(
   scale: float,
   valid: int,
   buffers: int,
+  order: array_order.ArrayOrder,
   is_first: bool,
   is_last: bool,
 ) -> None:
@@ -288,6 +290,7 @@ def _kernel(
     semaphores,
     work,
     buffers,
+    order,
   )
   index = pl.program_id(1) * pl.num_programs(2) + pl.program_id(2)
 
@@ -335,22 +338,26 @@ def forward(
   scale: float,
   valid: int,
   tiles: tpu_tiles.TileSizes,
+  order: array_order.ArrayOrder,
   interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention over the pairs of pieces in the lists.
 
   Args:
-    query: [heads, frames, segments, tokens, K], pieces in the kernels' order.
+    query: [heads, frames, segments, tokens, K], or frames first; pieces in the
+      kernels' order.
     key: Same shape as query.
     value: Same shape as query.
     lists: Work lists of all passes; each query piece occurs at least once.
     scale: Factor on the scores.
     valid: Number of real tokens of a piece; the rest is padding.
     tiles: Sizes of buffers and tiles.
+    order: Order of heads and frames in all arrays.
     interpret: See `pl.pallas_call`.
 
   Returns:
-    Output as query, and log-sum-exp [heads, frames, segments, 1, tokens].
+    Output as query, and log-sum-exp [heads, frames, segments, 1, tokens], in
+    the same order.
   """
   state = ()
   for index, work in enumerate(lists):
@@ -363,6 +370,7 @@ def forward(
       scale=scale,
       valid=valid,
       tiles=tiles,
+      order=order,
       interpret=interpret,
       is_last=index == len(lists) - 1,
     )
@@ -380,25 +388,23 @@ def _one_pass(
   scale: float,
   valid: int,
   tiles: tpu_tiles.TileSizes,
+  order: array_order.ArrayOrder,
   interpret: bool,
   is_last: bool,
 ) -> Sequence[jax.Array]:
   buffers = tiles.buffers
-  heads, num_frames, num_segments, tokens, width = query.shape
+  heads, num_frames = order.sizes(query)
+  num_segments, tokens, width = query.shape[2:]
   frames, segments = work.tile
   grid = (heads, pl.cdiv(num_frames, frames), pl.cdiv(num_segments, segments))
   num_words = work.words.shape[1]
   stream = work.stream
-
-  def tile(*shape: int) -> pl.BlockSpec:
-    return pl.BlockSpec(
-      (None, frames, segments, *shape), lambda h, f, g: (h, f, g, 0, 0)
-    )
+  tile = functools.partial(order.block, frames, segments)
 
   def array(
     *shape: int, dtype: jax.typing.DTypeLike = jnp.float32
   ) -> jax.ShapeDtypeStruct:
-    shape = (heads, num_frames, num_segments, *shape)
+    shape = order.shape(heads, num_frames, num_segments, *shape)
     return jax.ShapeDtypeStruct(shape, dtype)
 
   # Scalar memory: the words are addresses and lengths of loops, which the
@@ -444,6 +450,7 @@ def _one_pass(
     scale=scale * products.LOG2_E,
     valid=valid,
     buffers=buffers,
+    order=order,
     is_first=not state,
     is_last=is_last,
   )

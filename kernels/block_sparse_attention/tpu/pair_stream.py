@@ -8,6 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ..pallas_types import Index
 from ..pallas_types import Ref
+from . import array_order
 from . import pair_lists
 
 
@@ -31,17 +32,19 @@ class PairStream:
     semaphores: Ref,
     work: pair_lists.PairList,
     buffers: int,
+    order: array_order.ArrayOrder,
   ):
     """Binds the references.
 
     Args:
       words: The words of the tile, [1, words] int32 in scalar memory.
-      head: Index of the first axis of the arrays.
-      sources: Arrays [heads, frames, segments, ...] and the buffers [buffers,
-        stream, ...] which they are copied to.
+      head: Index of the head.
+      sources: Arrays [heads, frames, segments, ...] in their order, and the
+        buffers [buffers, stream, ...] which they are copied to.
       semaphores: DMA semaphores [buffers].
       work: The list that `words` belong to.
       buffers: Items in flight or in use.
+      order: Order of the arrays' axes.
     """
     self._words = words
     self._head = head
@@ -49,6 +52,7 @@ class PairStream:
     self._semaphores = semaphores
     self._work = work
     self._buffers = buffers
+    self._order = order
 
   def begin(self) -> None:
     """Starts the copies of the first items of a head."""
@@ -101,7 +105,7 @@ class PairStream:
       frame, segment = place >> 16, place & 0xFFFF
       for array, buffer in self._sources:
         pltpu.make_async_copy(
-          array.at[self._head, frame, segment],
+          self._order.piece(array, self._head, frame, segment),
           buffer.at[slot, index],
           self._semaphores.at[slot],
         ).start()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ..pallas_types import Copy
 from ..pallas_types import Index
 from ..pallas_types import Ref
+from . import array_order
 from . import lists as tpu_lists
 
 # Size of the row sets; first item and number of items, rest and full.
@@ -40,17 +41,19 @@ class ItemStream:
     semaphores: Ref,
     work: tpu_lists.WorkList,
     buffers: int,
+    order: array_order.ArrayOrder,
   ):
     """Binds the references.
 
     Args:
       words: The words of the tile, [1, words] int32 in scalar memory.
-      head: Index of the first axis of the arrays.
-      sources: Arrays [heads, frames, segments, ...] and the buffers [buffers,
-        stream, ...] which they are copied to.
+      head: Index of the head.
+      sources: Arrays [heads, frames, segments, ...] in their order, and the
+        buffers [buffers, stream, ...] which they are copied to.
       semaphores: DMA semaphores [buffers].
       work: The list that `words` belong to.
       buffers: Items in flight or in use.
+      order: Order of the arrays' axes.
     """
     self._words = words
     self._head = head
@@ -58,6 +61,7 @@ class ItemStream:
     self._semaphores = semaphores
     self._work = work
     self._buffers = buffers
+    self._order = order
 
   @property
   def size(self) -> int:
@@ -195,7 +199,7 @@ class ItemStream:
       frame = pl.ds(frame, self._work.run)
     elif is_run:
       segment = pl.ds(segment, self._work.run)
-    return array.at[self._head, frame, segment]
+    return self._order.piece(array, self._head, frame, segment)
 
   def of_buffer(
     self,

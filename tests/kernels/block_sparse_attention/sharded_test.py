@@ -44,6 +44,43 @@ def test_sharded_frames_equal_the_whole_clip(run_on_devices):
   )
 
 
+def test_groups_of_heads_are_exchanged_for_frames(run_on_devices):
+  run_on_devices(
+    4,
+    """
+      import functools
+      import jax, numpy as np
+      from jax.sharding import AxisType, PartitionSpec
+      from sculpt4d_jax.kernels import block_sparse_attention as bsa
+
+      mesh = jax.make_mesh((4,), ("frames",), axis_types=(AxisType.Auto,))
+      spec = PartitionSpec(None, "frames")
+      # Four groups of two heads, eight frames.
+      xs = [jax.random.normal(jax.random.key(i), (4, 8, 2, 6)) for i in range(3)]
+
+      def attend(q, k, v):  # Of all frames, head by head.
+        assert q.shape == (8, 2, 6), q.shape
+        scores = jax.nn.softmax(jax.numpy.einsum("fhk,ghk->hfg", q, k))
+        return jax.numpy.einsum("hfg,ghk->fhk", scores, v)
+
+      exchange = functools.partial(
+          bsa.with_all_frames_of_groups, attend, axis_name="frames")
+      sharded = jax.jit(jax.shard_map(
+          exchange, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec))
+      expected = jax.vmap(attend)(*xs)
+      np.testing.assert_allclose(sharded(*xs), expected, atol=1e-6)
+      text = sharded.lower(*xs).compile().as_text()
+      assert text.count(" all-to-all(") == 4, text.count(" all-to-all(")
+      try:
+        sharded(*(x[:2] for x in xs))
+      except ValueError as error:
+        assert "2 groups of heads for the 4 devices" in str(error), error
+      else:
+        raise AssertionError("not refused")
+      """,
+  )
+
+
 def test_sizes_that_do_not_divide_are_refused(run_on_devices):
   run_on_devices(
     4,

@@ -141,6 +141,63 @@ def test_matrix_units_may_sum_the_weights(size):
   assert_equals_reference(inputs, mask, tolerance=1e-2, tiles=tiles)
 
 
+def frames_first(x, num_frames):
+  """[B, H, S, ...] to [F, B, H, N, ...]."""
+  x = x.reshape(*x.shape[:2], num_frames, -1, *x.shape[3:])
+  return jnp.moveaxis(x, 2, 0)
+
+
+@pytest.mark.parametrize("token_order", ["natural", "bit_reversed"])
+def test_frames_first_equal_heads_first(token_order):
+  # Two passes forward and backward, and runs along frames and along segments.
+  mask = BlockMask(9, 16)
+  inputs = inputs_for(mask, 2, batch=2)
+  keys = jax.random.split(jax.random.key(7), 2)
+  shape = inputs[0].shape
+  bars = [
+    jax.random.normal(keys[0], shape),
+    jax.random.normal(keys[1], shape[:-1]),
+  ]
+  kwargs = dict(
+    mask=mask,
+    scale=0.3,
+    token_order=token_order,
+    tiles=TILES,
+    interpret=True,
+  )
+
+  def both(attend, inputs, bars):
+    results, vjp = jax.vjp(functools.partial(attend, **kwargs), *inputs)
+    return *results, *vjp(tuple(bars))
+
+  expected = jax.jit(functools.partial(both, pallas_tpu.attention))(
+    inputs, bars
+  )
+  turn = functools.partial(frames_first, num_frames=9)
+  actual = jax.jit(functools.partial(both, pallas_tpu.attention_of_frames))(
+    *jax.tree.map(turn, (inputs, bars))
+  )
+  for ours, theirs in zip(actual, map(turn, expected), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_vmap_of_frames_first():
+  mask = BlockMask(3, 4, schedule=(1, 2, 4))
+  inputs = [frames_first(x, 3) for x in inputs_for(mask, 4, batch=2)]
+  attend = functools.partial(
+    pallas_tpu.attention_of_frames,
+    mask=mask,
+    scale=0.3,
+    tiles=TILES,
+    interpret=True,
+  )
+  expected = attend(*inputs)
+  by_clip = jax.vmap(attend, in_axes=1, out_axes=1)
+  alone = by_clip(*(x[:, :, None] for x in inputs))
+  for ours, theirs in zip(alone, expected, strict=True):
+    np.testing.assert_allclose(ours[:, :, 0], theirs, atol=1e-6)
+
+
 def test_vmap_and_shard_map():
   mask = BlockMask(3, 4, schedule=(1, 2, 4))
   query, key, value = inputs_for(mask, 4, batch=2)
