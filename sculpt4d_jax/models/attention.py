@@ -168,17 +168,40 @@ class CrossAttention(_Attention):
     context: Float[AnyArray, "*B I W"] | KeyValues,
   ) -> Float[Array, "*B S D"] | frame_tokens.Apart:
     """Attends from tokens to a context, or to its `encode_context`."""
+    num_keys = None
     if not isinstance(context, KeyValues):
-      context = self.encode_context(context)
-    attend = lambda query: _attend_set(query, context, self)
+      num_keys = context.shape[-2]
+      most_queries = max(y.shape[-2] for y in jax.tree.leaves(x))
+      context = self.encode_context(_fill_context(context, most_queries))
+    attend = lambda query: _attend_set(query, context, self, num_keys)
     return self._leave(jax.tree.map(attend, self.project_query(x)))
 
 
-def _attend_set(query: Array, context: KeyValues, module: _Attention) -> Array:
-  """Dense attention of a set to one, over any number of leading axes."""
+def _fill_context(context: Array, num_queries: int) -> Array:
+  """On TPUs, the padding that keys and values would otherwise get each."""
+  if partitioning.platform()[0] != "tpu":
+    return context
+  from sculpt4d_jax.models import tpu_attention
+
+  num_tokens = context.shape[-2]
+  fill = tpu_attention.padded_keys(num_tokens, num_queries) - num_tokens
+  widths = [(0, 0)] * (context.ndim - 2) + [(0, fill), (0, 0)]
+  return jnp.pad(context, widths)
+
+
+def _attend_set(
+  query: Array,
+  context: KeyValues,
+  module: _Attention,
+  num_keys: int | None = None,
+) -> Array:
+  """Dense attention of a set to one, over any number of leading axes.
+
+  Of the keys the first `num_keys` count; None is all.
+  """
   return _map_batches(
     lambda *arrays: dense_attention.dot_product_attention(
-      *arrays, implementation=module.implementation
+      *arrays, implementation=module.implementation, num_keys=num_keys
     ),
     (query, *context),
     like=query,

@@ -33,6 +33,7 @@ def dot_product_attention(
   *,
   implementation: str | None = None,
   max_scores: int = MAX_SCORES,
+  num_keys: int | None = None,
 ) -> Float[Array, "B Q H K"]:
   """softmax(query . key / sqrt(K)) . value, without a mask.
 
@@ -46,6 +47,7 @@ def dot_product_attention(
       the platform and dtype.
     max_scores: Largest B*H*Q*S computed at once. Above it, "xla" works through
       the queries in chunks and recomputes the scores in the backward pass.
+    num_keys: Number of keys that count, the first ones; None is all.
 
   Raises:
     ValueError: Unknown implementation.
@@ -56,7 +58,8 @@ def dot_product_attention(
     # Late, as it imports Pallas, which CPUs can spare.
     from sculpt4d_jax.models import tpu_attention
 
-    return tpu_attention.attend(query, key, value)
+    return tpu_attention.attend(query, key, value, num_keys=num_keys)
+  key, value = key[:, :num_keys], value[:, :num_keys]
   if implementation == "cudnn":
     return jax.nn.dot_product_attention(
       query, key, value, implementation="cudnn"

@@ -11,6 +11,7 @@ are taken; `kernels/block_sparse_attention/bench/aot_dense.py` prints both.
 
 import functools
 import math
+from typing import Any
 
 import jax
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -24,6 +25,7 @@ from sculpt4d_jax.kernels.block_sparse_attention.tpu import (
   attention as pallas_tpu,
 )
 from sculpt4d_jax.kernels.block_sparse_attention.tpu import tiles as tpu_tiles
+from sculpt4d_jax.models import remat
 
 Array = array_types.Array
 Float = array_types.Float
@@ -58,6 +60,7 @@ def attend(
   key: Float[Array, "B S H K"],
   value: Float[Array, "B S H K"],
   *,
+  num_keys: int | None = None,
   interpret: bool = False,
 ) -> Float[Array, "B Q H K"]:
   """softmax(query . key / sqrt(K)) . value.
@@ -66,28 +69,74 @@ def attend(
     query: Queries.
     key: Keys.
     value: Values.
+    num_keys: Number of keys that count, the first ones; None is all.
     interpret: Runs on any device, slowly.
   """
-  if serves_frame(query, key, interpret=interpret):
+  num_keys = num_keys or key.shape[1]
+  if num_keys == key.shape[1] and serves_frame(query, key, interpret=interpret):
     return _by_our_kernels(query, key, value, interpret)[0]
-  num_queries, num_keys = query.shape[1], key.shape[1]
+  num_queries = query.shape[1]
   block_q = _block(num_queries, _max_query_block(query.dtype))
   block_kv = _block(num_keys, _MAX_KEY_BLOCK)
   scale = np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
-  num_heads = query.shape[2]
-  query = _fill(query * scale, block_q)
-  key, value = _fill(key, block_kv), _fill(value, block_kv)
+  # Of keys and queries, those are scaled that are fewer.
+  query = _fill(query, block_q)
+  key, value = _fill(key * scale, block_kv), _fill(value, block_kv)
+  out = _splash(query, key, value, num_keys, block_q, block_kv, interpret)
+  return jnp.swapaxes(out, 1, 2)[:, :num_queries]
+
+
+def padded_keys(num_keys: int, num_queries: int) -> int:
+  """Keys that `attend` pads to, which a caller may do before they are made."""
+  if min(num_keys, num_queries) < _MIN_KEYS:
+    return num_keys
+  block = _block(num_keys, _MAX_KEY_BLOCK)
+  return -(-num_keys // block) * block
+
+
+# The kernels' own rule, behind one of ours: the names of its results, by which
+# a policy keeps them, are not seen inside of the kernels' compiled function.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _splash(query: Array, key: Array, value: Array, *sizes: int) -> Array:
+  return _splash_forward(query, key, value, *sizes)[0]
+
+
+def _splash_forward(
+  query: Array,
+  key: Array,
+  value: Array,
+  num_keys: int,
+  block_q: int,
+  block_kv: int,
+  interpret: bool,
+) -> tuple[Array, Any]:
+  num_heads = query.shape[1]
   kernel = _kernel(
     query.shape[2], key.shape[2], num_heads, block_q, block_kv, interpret
   )
   segments = splash.SegmentIds(
     q=jnp.zeros((query.shape[2],), jnp.int32),
     # Padding keys are segment 1, which no query is in. Padding queries may
-    # attend; they are cut off below.
+    # attend; they are cut off later.
     kv=(jnp.arange(key.shape[2]) >= num_keys).astype(jnp.int32),
   )
-  out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(query, key, value, segments)
-  return jnp.swapaxes(out, 1, 2)[:, :num_queries]
+  attend = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+  return jax.vjp(lambda *xs: attend(*xs, segments), query, key, value)
+
+
+def _splash_backward(
+  num_keys: int,
+  block_q: int,
+  block_kv: int,
+  interpret: bool,
+  vjp: Any,
+  bar: Array,
+) -> tuple[Array, Array, Array]:
+  del num_keys, block_q, block_kv, interpret
+  return vjp(bar)
+
+
+_splash.defvjp(_splash_forward, _splash_backward)
 
 
 def _max_query_block(dtype: jnp.dtype) -> int:
@@ -231,7 +280,10 @@ def _kernel(
     use_fused_bwd_kernel=True,
   )
   return splash.make_splash_mha_single_device(
-    mask=mask, block_sizes=blocks, interpret=interpret
+    mask=mask,
+    block_sizes=blocks,
+    interpret=interpret,
+    residual_checkpoint_name=remat.ATTENTION,
   )
 
 
