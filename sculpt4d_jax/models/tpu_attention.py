@@ -210,7 +210,9 @@ def _by_our_kernels(
     scale=1.0 / math.sqrt(query.shape[-1]),
     **where,
   )
-  return jnp.swapaxes(out, 1, 2), jnp.swapaxes(log_sum_exp, 1, 2)[..., None]
+  # The barrier keeps the compiler from converting the whole array by itself.
+  out = jax.lax.optimization_barrier(jnp.swapaxes(out, 1, 2))
+  return out, jnp.swapaxes(log_sum_exp, 1, 2)[..., None]
 
 
 def _attend_to_parts(

@@ -329,17 +329,9 @@ def _run_backward(
   # The gradient of the softmax, p * (dp - sum(p * dp)): the sum equals output *
   # output_bar over K. The log-sum-exp has the gradient p, so its cotangent
   # joins with a minus.
-  # As a product, both arrays are read once; else one is converted first.
-  offset = (
-    jnp.einsum(
-      "...k,...k->...",
-      output,
-      output_bar.astype(output.dtype),
-      precision=jax.lax.Precision.HIGHEST,
-      preferred_element_type=jnp.float32,
-    )
-    - log_sum_exp_bar
-  )
+  # The barrier keeps the compiler from converting whole arrays beforehand.
+  output, output_bar = jax.lax.optimization_barrier((output, output_bar))
+  offset = (output.astype(jnp.float32) * output_bar).sum(-1) - log_sum_exp_bar
   # The log-sum-exp is in base 2, because the kernels compute weights by exp2.
   rows = [
     pieces.enter(x[..., None])[..., None, :, 0]

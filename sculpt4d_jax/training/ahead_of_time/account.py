@@ -11,7 +11,8 @@ counts, and the estimates are summed by class:
   collectives   the part not overlapped with other work
 
 A Pallas kernel has no estimate. It is counted with its declared operations and
-bytes, at the chip's peak or the memory's bandwidth, whichever is slower. An
+bytes, at the chip's peak or the memory's bandwidth, whichever is slower. jax's
+splash attention declares nothing and is counted by its operands' shapes. An
 asynchronous collective transfers its bytes at its network's bandwidth, one
 collective after the other on each network; the part finished before its end is
 awaited counts as hidden. For a conditional the longest branch is counted.
@@ -21,6 +22,7 @@ does not predict are missing, so the sum is a lower bound.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 import re
 
 from sculpt4d_jax.training.ahead_of_time import collectives
@@ -31,6 +33,11 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 _FLOPS = re.compile(r'"flops":"?(\d+)')
 _BYTES = re.compile(r'"bytes_accessed":"?(\d+)')
+# Operations a pair of a query and a key, and channel: two products forward, five
+# in the fused backward kernel.
+_SPLASH_FLOPS = {"splash_mha_fwd": 4, "splash_mha_dkv": 10}
+_LAYOUTS = re.compile(r"operand_layout_constraints=\{(.*?)\}, [a-z_]+=")
+_HEADS = re.compile(r"(?:bf16|f32)\[([\d,]+)\]")
 _PRODUCTS = frozenset({"convolution", "dot", "ragged-dot"})
 _ATTENTION = re.compile(r"attention|block_sparse|flash|splash")
 _NORM = re.compile(r"/norm/")  # Name scope set by the layers.
@@ -222,8 +229,9 @@ class _Program:
     seconds = int(cycles.group(1)) / self._rates.clock if cycles else 0.0
     if instruction.op == "custom-call" and not cycles:
       flops, accessed = _FLOPS.search(rest), _BYTES.search(rest)
+      work = int(flops.group(1)) if flops else _splash_flops(instruction)
       seconds = max(
-        int(flops.group(1)) / self._rates.flops if flops else 0.0,
+        work / self._rates.flops,
         int(accessed.group(1)) / self._rates.memory if accessed else 0.0,
       )
     if instruction.op == "custom-call" and seconds:
@@ -239,6 +247,21 @@ class _Program:
       for name in collectives.called(rest)
       for i in self._computations.get(name, ())
     )
+
+
+def _splash_flops(instruction: collectives.Instruction) -> int:
+  """Operations of a kernel of splash attention without a mask; else 0."""
+  layouts = _LAYOUTS.search(instruction.rest)
+  for name, operations in _SPLASH_FLOPS.items():
+    if name in instruction.name and layouts:
+      # The first two arrays of heads are queries and keys, [..., H, S, K].
+      shapes = (
+        [int(n) for n in shape.split(",")]
+        for shape in _HEADS.findall(layouts.group(1))
+      )
+      query, key = [shape for shape in shapes if len(shape) > 2][:2]
+      return operations * math.prod(query) * key[-2]
+  return 0
 
 
 def _scope(rest: str) -> str:

@@ -98,6 +98,26 @@ def test_every_class_by_hand():
   assert found.total == pytest.approx(sum(found.seconds.values()))
 
 
+_SPLASH = """HloModule splash
+
+ENTRY %main (q: bf16[2,4,8,16], k: bf16[2,4,32,16]) -> bf16[2,4,8,16] {
+  %q = bf16[2,4,8,16]{3,2,1,0} parameter(0)
+  %k = bf16[2,4,32,16]{3,2,1,0} parameter(1)
+  ROOT %splash_mha_NAME_segmented.1 = bf16[2,4,8,16]{3,2,1,0} custom-call(%q, %k, %k), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,8,1]{2,1,0}, bf16[2,4,8,16]{3,2,1,0}, bf16[2,4,32,16]{3,2,1,0}, bf16[2,4,32,16]{3,2,1,0}}, frontend_attributes={kernel_metadata={}}
+}
+"""
+
+
+# Two products forward, five backward, of 8 queries with 32 keys: 2 clips of 4
+# heads, 16 wide, two operations a multiply-add.
+@pytest.mark.parametrize("name, products", [("fwd", 2), ("dkv", 5)])
+def test_splash_attention_is_counted_by_its_shapes(name, products):
+  found = account.account(_SPLASH.replace("NAME", name), _RATES)
+  operations = products * 2 * (2 * 4) * 8 * 32 * 16
+  assert found.seconds["attention"] == pytest.approx(operations / 1000.0)
+  assert found.total == found.seconds["attention"]
+
+
 def test_collectives_between_slices_take_their_network():
   one, two = (
     account.account(_PROGRAM, _RATES, slices) for slices in ([0, 0], [0, 1])
