@@ -5,8 +5,8 @@ and its context 1370. For splash attention, both are padded to the cheapest
 block size, and segment ids keep the padding out of every softmax. Our kernels,
 with a mask that hides nothing, take the 4096 tokens: the key of the other one
 joins by the log-sum-exp, and its query is attended without a kernel. By the
-compilers' schedules ours are faster within a frame on v5p and v6e, where they
-are taken; `kernels/block_sparse_attention/bench/aot_dense.py` prints both.
+compilers' schedules ours are faster within a frame on v5e, v5p and v6e, where
+they are taken; `kernels/block_sparse_attention/bench/aot_dense.py` prints both.
 """
 
 import functools
@@ -40,7 +40,7 @@ _MAX_QUERY_BLOCK_V6E = 1408
 # With fewer queries or keys a kernel is not worth its overhead.
 _MIN_KEYS = 256
 # Chips whose schedules of both were compared.
-_FRAME_CHIPS = ("v5p", "v6e")
+_FRAME_CHIPS = ("v5e", "v5p", "v6e")
 # Our kernels take whole pieces of this many tokens, at least so many of them.
 _PIECE = 256
 _MIN_PIECES = 4
