@@ -32,6 +32,7 @@ from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import denoising
 from sculpt4d_jax.inference import devices as devices_lib
+from sculpt4d_jax.inference import mirror
 from sculpt4d_jax.inference import outlines as outlines_lib
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import paths
@@ -236,7 +237,10 @@ class Sculpt4D:
       ValueError: A known frame is not of this clip, or not of this model.
     """
     if config.mirror:
-      once, num_calls = dataclasses.replace(config, mirror=False), len(config.calls)
+      once, num_calls = (
+        dataclasses.replace(config, mirror=False),
+        len(config.calls),
+      )
 
       def sample(
         images: np.ndarray,
@@ -359,6 +363,7 @@ class Sculpt4D:
         seed=0,
         num_frames=1,
         temperature=1.0,
+        mirror=False,
         stream_layers=self._streams,
       ),
       "windows": windows,
@@ -469,7 +474,9 @@ class Sculpt4D:
     """
     if np.ndim(latents) == 3:
       own, mirrored = map(self.field, latents)
-      return lambda points: 0.5 * (own(points) + mirrored(mirror.points(points)))
+      return lambda points: (
+        0.5 * (own(points) + mirrored(mirror.points(points)))
+      )
     vae = self._vae_on_device()
     key_values = self._keys_values(vae, latents)
     # Flattened once: for thousands of points, that takes as long as a tenth of

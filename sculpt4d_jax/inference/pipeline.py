@@ -21,6 +21,7 @@ from sculpt4d_jax.geometry import isosurface
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.inference import long_clips
+from sculpt4d_jax.inference import mirror
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import outlines
 from sculpt4d_jax.inference import run_log
