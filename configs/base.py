@@ -280,6 +280,8 @@ def _dit_training() -> ml_collections.ConfigDict:
       shape_frames=0,
       shape_quantile=0.5,
       min_temperature=1.0,
+      max_temperature=1.0,
+      own_estimates=0.0,  # Fraction of clips that mend the model's estimate.
       field_band=0.3,
       init_from="",  # Folder of weights to start from, or "".
       latent_choices=1,  # Draws of the VAE's query rows for each clip.
@@ -389,6 +391,8 @@ def _sampling() -> ml_collections.ConfigDict:
       # Factor of the noise: 1 draws from the distribution that was learned, less
       # gives shapes nearer to its mean; at 0 all seeds give one result.
       temperature=1.0,
+      # Whether the mirrored clip is sampled too; the mean of both shapes.
+      mirror=False,
       temporal_mode="sparse",  # See model.dit.temporal_mode.
       seed=0,
       # Save memory at the cost of time; `python -m launch.sample --plan` shows

@@ -196,6 +196,7 @@ class Model:
         num_sharp=self.config.data.sizes.num_sharp,
         seed=sampling.seed,
         placement=placement,
+        mirrored=sampling.mirror,
       ),
       windows,
       long_clips.open_folder(

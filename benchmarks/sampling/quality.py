@@ -21,6 +21,7 @@ of 16 frames, each by itself, and all 64 at once.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import itertools
 import json
 import time
@@ -38,6 +39,7 @@ from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.evaluation import evaluator
 from sculpt4d_jax.evaluation import geometry_metrics
 from sculpt4d_jax.evaluation import held_out
+from sculpt4d_jax.inference import mirror
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import pipeline
 from sculpt4d_jax.inference import run_log
@@ -144,7 +146,6 @@ def run(
     log: Shows progress.
     together: Frames that are sampled at once; it divides those of a clip.
   """
-  context = np.stack([model.encode(clip.images) for clip in clips])
   noise = np.stack(
     [
       model.draw_noise(sampling.seed + i, len(clip.images), sampling.noise)
@@ -152,29 +153,50 @@ def run(
     ]
   )
   # Pieces of a clip are sampled as clips.
-  context, noise = (
-    x.reshape(-1, together, *x.shape[2:]) for x in (context, noise)
+  pieces_a_clip = len(noise[0]) // together
+  sample = functools.partial(
+    _sample, model, noise=noise, sampling=sampling, together=together
   )
-  pieces_a_clip = len(noise) // len(clips)
-  latents, seconds = [], []
-  for first in range(0, len(noise), _CLIPS_AT_A_TIME):
-    some = slice(first, first + _CLIPS_AT_A_TIME)
-    inputs = context[some], noise[some]
-    if len(inputs[0]) != _CLIPS_AT_A_TIME or not first:
-      model.denoise(*inputs, sampling)  # Compiles.
-    start = time.process_time()
-    latents.extend(model.denoise(*inputs, sampling))
-    seconds.append((time.process_time() - start) / len(inputs[0]))
-  whole = np.reshape(latents, (len(clips), -1, *latents[0].shape[1:]))
+  images = [clip.images for clip in clips]
+  whole, seconds = sample(images)
+  if sampling.mirror:
+    mirrored, more = sample([mirror.pictures(x) for x in images])
+    whole, seconds = np.stack([whole, mirrored], 2), seconds + more
   scores = [
     scorer(index, frames)
     for index, frames in enumerate(log.each("score", whole))
   ]
   return Row(
     sampling.num_evaluations * pieces_a_clip,
-    float(np.median(seconds)) * pieces_a_clip,
+    seconds * pieces_a_clip,
     evaluator.summarise(scores),
   )
+
+
+def _sample(
+  model: model_lib.Sculpt4D,
+  images: Sequence[np.ndarray],
+  *,
+  noise: np.ndarray,
+  sampling: sampling_lib.SamplingConfig,
+  together: int,
+) -> tuple[np.ndarray, float]:
+  """Latents of all clips [B, F, N, C], and the median seconds of a piece."""
+  context = np.stack([model.encode(x) for x in images])
+  context, pieces = (
+    x.reshape(-1, together, *x.shape[2:]) for x in (context, noise)
+  )
+  latents, seconds = [], []
+  for first in range(0, len(pieces), _CLIPS_AT_A_TIME):
+    some = slice(first, first + _CLIPS_AT_A_TIME)
+    inputs = context[some], pieces[some]
+    if len(inputs[0]) != _CLIPS_AT_A_TIME or not first:
+      model.denoise(*inputs, sampling)  # Compiles.
+    start = time.process_time()
+    latents.extend(model.denoise(*inputs, sampling))
+    seconds.append((time.process_time() - start) / len(inputs[0]))
+  whole = np.reshape(latents, (len(images), -1, *latents[0].shape[1:]))
+  return whole, float(np.median(seconds))
 
 
 def _kept(sampling: sampling_lib.SamplingConfig) -> tuple[str, bool, bool]:

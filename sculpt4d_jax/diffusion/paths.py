@@ -30,9 +30,12 @@ def interpolate(
 
 
 def cool(
-  key: Array, noise: Float[Array, " B *shape"], lowest: float
+  key: Array,
+  noise: Float[Array, " B *shape"],
+  lowest: float,
+  highest: float = 1.0,
 ) -> Float[Array, " B *shape"]:
-  """Scales the noise of each clip by a temperature drawn from [lowest, 1].
+  """Scales the noise of each clip by a temperature, drawn uniformly.
 
   For sampling with less noise than was drawn from. At 1 nothing is drawn.
 
@@ -40,11 +43,12 @@ def cool(
     key: Randomness.
     noise: Noise of clips.
     lowest: Lowest temperature, 0 to 1.
+    highest: Highest temperature, up to 1.
   """
   if lowest == 1:
     return noise
   shape = noise.shape[:1] + (1,) * (noise.ndim - 1)
-  return noise * jax.random.uniform(key, shape, minval=lowest)
+  return noise * jax.random.uniform(key, shape, minval=lowest, maxval=highest)
 
 
 def velocity(

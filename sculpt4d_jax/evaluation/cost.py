@@ -73,16 +73,19 @@ def sample(
   frames = sampling.num_frames
   branches = 1 if sampling.guidance_scale == 1.0 else 2
   context_tokens = sizes.image_encoder.num_tokens
+  clips = sampling.num_clips
   parts = [
-    flops.image_encoder(sizes.image_encoder, frames),
-    flops.times(branches, flops.dit_context(sizes.dit, frames, context_tokens)),
+    flops.image_encoder(sizes.image_encoder, clips * frames),
+    flops.times(
+      clips * branches, flops.dit_context(sizes.dit, frames, context_tokens)
+    ),
     flops.times(
       sampling.num_evaluations, sizes.call(frames, sampling.temporal_mode)
     ),
   ]
   if num_points:
-    parts.append(flops.vae_decoder(sizes.vae, frames))
-    parts.append(flops.field_queries(sizes.vae, frames * num_points))
+    parts.append(flops.vae_decoder(sizes.vae, clips * frames))
+    parts.append(flops.field_queries(sizes.vae, clips * frames * num_points))
   return flops.add(*parts)
 
 

@@ -10,6 +10,7 @@ farthest points as queries, and ONE noise for all meshes of a clip.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 import io
 import pathlib
@@ -23,6 +24,7 @@ from sculpt4d_jax.geometry import farthest_points
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.geometry import sampling as surface_sampling
+from sculpt4d_jax.inference import mirror
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.io import atomic
 from sculpt4d_jax.io import local_copies
@@ -133,6 +135,7 @@ def load(
   num_sharp: int,
   seed: int = 0,
   placement: placement_lib.Placement | None = None,
+  mirrored: bool = False,
 ) -> dict[int, np.ndarray]:
   """Latents [N, C] of all known frames, by their index in the clip.
 
@@ -143,6 +146,8 @@ def load(
     num_sharp: Points on sharp edges.
     seed: Seed of the points and of the one noise.
     placement: Place of upright meshes in the frame of the clip's latents.
+    mirrored: Whether the mirrored clip is sampled too; the latents are then [2,
+      N, C], those of a mesh and of its mirror image.
 
   Raises:
     ValueError: A file is damaged or does not match the model, or a mesh is
@@ -153,28 +158,44 @@ def load(
   known = {}
   for file in files:
     if file.path.suffix.lower() == _LATENTS:
-      known[file.index] = read_latents(file, model)
+      latents = read_latents(file, model)
+      is_pair = latents.ndim == 3
+      known[file.index] = latents[0] if is_pair and not mirrored else latents
     else:
       mesh = read_mesh(file)
       if placement is not None:
         mesh = placement.mesh(mesh)
-      known[file.index] = encode_mesh(
-        mesh, model, num_uniform=num_uniform, num_sharp=num_sharp, seed=seed
+      encode = functools.partial(
+        encode_mesh,
+        model=model,
+        num_uniform=num_uniform,
+        num_sharp=num_sharp,
+        seed=seed,
       )
+      known[file.index] = encode(mesh)
+      if mirrored:
+        both = known[file.index], encode(mirror.mesh(mesh))
+        known[file.index] = np.stack(both)
   return known
 
 
 def write_latents(
   path: str | pathlib.Path, latents: np.ndarray, scale_factor: float
 ) -> None:
-  """Writes a clip's latents [F, N, C], with the factor they are scaled by."""
+  """Writes a clip's latents, with the factor they are scaled by.
+
+  Args:
+    path: An .npz file.
+    latents: [F, N, C], or [F, 2, N, C] with those of its mirror image.
+    scale_factor: Factor of the autoencoder's latents in them.
+  """
   content = io.BytesIO()
   np.savez(content, latents=latents, scale_factor=np.float64(scale_factor))
   atomic.write_bytes(path, content.getvalue())
 
 
 def read_latents(file: KnownFile, model: model_lib.Sculpt4D) -> np.ndarray:
-  """One frame of a file written by `write_latents`, [N, C].
+  """One frame of a file written by `write_latents`, [N, C] or [2, N, C].
 
   Raises:
     ValueError: The file is damaged, of another model, or lacks the frame.
@@ -190,10 +211,11 @@ def read_latents(file: KnownFile, model: model_lib.Sculpt4D) -> np.ndarray:
     ) from error
   vae = model.vae_config
   expected = vae.num_latents, vae.latent_channels
-  if latents.ndim != 3 or latents.shape[1:] != expected:
+  if latents.shape[1:] not in (expected, (2, *expected)):
     raise UserError(
       f"{file.path} holds latents {latents.shape}, but this model's are"
-      f" [frames, {expected[0]}, {expected[1]}]."
+      f" [frames, {expected[0]}, {expected[1]}], or [frames, 2, ...] with"
+      " sampling.mirror."
     )
   if not np.isfinite(latents).all():
     raise UserError(f"{file.path} holds latents that are not finite.")

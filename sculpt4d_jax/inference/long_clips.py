@@ -56,6 +56,7 @@ class WindowFolder:
       ValueError: The folder holds windows that were made with other settings.
     """
     self.folder = pathlib.Path(folder)
+    self._identity = identity
     path = self.folder / _IDENTITY
     # As JSON returns it: tuples become lists.
     wanted = json.loads(json.dumps(identity))
@@ -76,6 +77,10 @@ class WindowFolder:
       with atomic.output_errors(self.folder):
         self.folder.mkdir(parents=True, exist_ok=True)
       atomic.write_bytes(path, json.dumps(wanted, indent=1).encode())
+
+  def of_mirror(self) -> "WindowFolder":
+    """The folder in it for the windows of the mirrored clip."""
+    return WindowFolder(self.folder / "mirrored", self._identity)
 
   def read(self, number: int) -> Stretch | None:
     """A finished window's blended and new frames; None if not finished."""

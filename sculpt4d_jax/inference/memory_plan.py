@@ -135,7 +135,7 @@ def settings_of(
     guides_always=sampling.guides_always,
     stream_layers=sampling.stream_layers,
     skips_on_host=sampling.skips_on_host,
-    calls=len(sampling.calls),
+    calls=sampling.num_clips * len(sampling.calls),
     evaluations=sampling.num_evaluations,
     temporal_mode=sampling.temporal_mode,
   )

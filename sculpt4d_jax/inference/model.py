@@ -32,6 +32,7 @@ from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.inference import denoising
 from sculpt4d_jax.inference import devices as devices_lib
+from sculpt4d_jax.inference import mirror
 from sculpt4d_jax.inference import outlines as outlines_lib
 from sculpt4d_jax.inference import sampling as sampling_lib
 from sculpt4d_jax.io import paths
@@ -215,8 +216,10 @@ class Sculpt4D:
     known_frames: Mapping[int, Float[np.ndarray, "N C"]] | None = None,
     windows: windows_lib.Windows | None = None,
     masks: UInt8[np.ndarray, "F S S"] | None = None,
-  ) -> Float[np.ndarray, "F N C"]:
+  ) -> Float[np.ndarray, "F N C"] | Float[np.ndarray, "F 2 N C"]:
     """Samples the diffusion latents of one clip.
+
+    With `config.mirror`, those of its mirror image too; see `mirror.py`.
 
     Args:
       images: The clip on a white background, cropped; see `io/matting/crop.py`.
@@ -233,6 +236,22 @@ class Sculpt4D:
     Raises:
       ValueError: A known frame is not of this clip, or not of this model.
     """
+    if config.mirror:
+      once, num_calls = (
+        dataclasses.replace(config, mirror=False),
+        len(config.calls),
+      )
+
+      def sample(
+        images: np.ndarray,
+        masks: np.ndarray | None,
+        known_frames: Mapping[int, np.ndarray] | None,
+        number: int,
+      ) -> np.ndarray:
+        step = on_step and (lambda done: on_step(number * num_calls + done))
+        return self.sample(images, once, step, known_frames, windows, masks)
+
+      return mirror.both(sample, images, masks, known_frames)
     noise = self._draw(config.seed, len(images), config.noise)
     known = None
     if known_frames:
@@ -344,6 +363,7 @@ class Sculpt4D:
         seed=0,
         num_frames=1,
         temperature=1.0,
+        mirror=False,
         stream_layers=self._streams,
       ),
       "windows": windows,
@@ -444,13 +464,19 @@ class Sculpt4D:
     return vae.encode_to_diffusion(*batch)[0].astype(jnp.float32)
 
   def field(
-    self, latents: Float[np.ndarray, "N C"]
+    self, latents: Float[np.ndarray, "N C"] | Float[np.ndarray, "2 N C"]
   ) -> Callable[[np.ndarray], Array]:
     """The field of one frame: points [Q, 3] -> values [Q], positive inside.
 
-    Values are returned before they are computed, so that the next points can be
-    prepared meanwhile.
+    Of the latents of a frame and of its mirror image it is the mean. Values are
+    returned before they are computed, so that the next points can be prepared
+    meanwhile.
     """
+    if np.ndim(latents) == 3:
+      own, mirrored = map(self.field, latents)
+      return lambda points: (
+        0.5 * (own(points) + mirrored(mirror.points(points)))
+      )
     vae = self._vae_on_device()
     key_values = self._keys_values(vae, latents)
     # Flattened once: for thousands of points, that takes as long as a tenth of

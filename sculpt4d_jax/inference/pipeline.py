@@ -21,6 +21,7 @@ from sculpt4d_jax.geometry import isosurface
 from sculpt4d_jax.geometry import mesh as mesh_lib
 from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.inference import long_clips
+from sculpt4d_jax.inference import mirror
 from sculpt4d_jax.inference import model as model_lib
 from sculpt4d_jax.inference import outlines
 from sculpt4d_jax.inference import run_log
@@ -127,7 +128,7 @@ class Result:
 
   Attributes:
     clip: The input.
-    latents: float32 [F, N, C].
+    latents: float32 [F, N, C], or [F, 2, N, C] with `sampling.mirror`.
     meshes: Meshes, one a frame; a frame without a surface has no faces.
     num_evaluations: Points of the field evaluated, all frames together.
     scale_factor: Factor of the autoencoder's latents in `latents`.
@@ -214,7 +215,8 @@ def generate(
       model, clip, sampling, log, known_frames, windows, window_folder
     )
   else:
-    with log.stage("denoise", len(sampling.calls)) as bar:
+    num_calls = sampling.num_clips * len(sampling.calls)
+    with log.stage("denoise", num_calls) as bar:
       on_step = lambda done: bar.update(max(0, done - bar.n))
       latents = model.sample(
         clip.images, sampling, on_step, known_frames, windows, clip.masks
@@ -272,17 +274,31 @@ def _sample_windows(
 ) -> np.ndarray:
   """Latents of a long clip, one window after the other."""
   num_windows = len(windows.starts(len(clip.images)))
-  with log.stage("denoise windows", num_windows) as bar:
-    return long_clips.sample(
-      model,
-      clip.images,
-      sampling,
-      windows,
-      folder=window_folder,
-      known_frames=known_frames,
-      masks=clip.masks,
-      on_window=lambda done: bar.update(done - bar.n),
-    )
+  with log.stage("denoise windows", sampling.num_clips * num_windows) as bar:
+
+    def sample(
+      images: np.ndarray,
+      masks: np.ndarray | None,
+      known_frames: Mapping[int, np.ndarray] | None,
+      number: int = 0,
+    ) -> np.ndarray:
+      folder = window_folder
+      if folder is not None and number:
+        folder = folder.of_mirror()
+      return long_clips.sample(
+        model,
+        images,
+        sampling,
+        windows,
+        folder=folder,
+        known_frames=known_frames,
+        masks=masks,
+        on_window=lambda done: bar.update(number * num_windows + done - bar.n),
+      )
+
+    if sampling.mirror:
+      return mirror.both(sample, clip.images, clip.masks, known_frames)
+    return sample(clip.images, clip.masks, known_frames)
 
 
 def extract_meshes(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from flax import nnx
@@ -62,7 +63,13 @@ class DiTTaskConfig:
       The best expected IoU fills places of lower probability: down to half of
       the IoU that can be reached, which 1 minus this should be.
     min_temperature: Noise of a clip is scaled by a factor drawn uniformly from
-      [this, 1], for sampling with less noise (`sampling.temperature`).
+      [this, max_temperature], for sampling with less noise
+      (`sampling.temperature`).
+    max_temperature: See min_temperature.
+    own_estimates: Fraction of clips whose state at a time holds, instead of the
+      data, the model's own estimate of them from the noise, as the sampler's
+      does. What is learned there is to mend an estimate: with little noise a
+      state made of the data would give them away.
     field_band: Distance at which the field saturates: it is the signed distance
       over this, clipped to +-1.
     frame_times: Separate times of frames, for a model that accepts known
@@ -85,6 +92,8 @@ class DiTTaskConfig:
   shape_frames: int = 0
   shape_quantile: float = 0.5
   min_temperature: float = 1.0
+  max_temperature: float = 1.0
+  own_estimates: float = 0.0
   field_band: float = 0.3
   frame_times: frame_times_lib.FrameTimesConfig = (
     frame_times_lib.FrameTimesConfig()
@@ -97,6 +106,13 @@ class DiTTaskConfig:
     for name in ("context_dropout", "temporal_dropout"):
       if not 0 <= getattr(self, name) < 1:
         raise UserError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+    if not 0 <= self.own_estimates <= 1:
+      raise UserError(f"own_estimates={self.own_estimates} must lie in [0, 1].")
+    if self.own_estimates and self.frame_times.is_on:
+      raise UserError(
+        "own_estimates needs one time for all frames of a clip: set it to 0, or"
+        " turn dit_training.frame_times off."
+      )
     if self.shape_frames < 0:
       raise UserError(
         f"shape_frames={self.shape_frames} must lie above 0, or be 0 for all."
@@ -105,9 +121,11 @@ class DiTTaskConfig:
       raise UserError(
         f"shape_quantile={self.shape_quantile} must lie between 0 and 1."
       )
-    if not 0 <= self.min_temperature <= 1:
+    if not 0 <= self.min_temperature <= self.max_temperature <= 1:
       raise UserError(
-        f"min_temperature={self.min_temperature} must lie in [0, 1]."
+        f"min_temperature={self.min_temperature} and"
+        f" max_temperature={self.max_temperature} must lie in [0, 1], in this"
+        " order."
       )
     if self.lora.rank and (
       self.train_image_encoder or self.context_field_weight
@@ -317,8 +335,9 @@ class DiTTask:
     Returns:
       `latent_noise` [B, 1, N, C]; `noise` [B, F, N, C]; `time` [B], or [B, F]
       if frames have separate times; `weight` in the loss, 0 or 1, like `time`;
-      `keep` [B, 1, 1, 1], false where the context is dropped; and with temporal
-      dropout `temporal_weight` [B], 0 where temporal attention is dropped.
+      `keep` [B, 1, 1, 1], false where the context is dropped; with temporal
+      dropout `temporal_weight` [B], 0 where temporal attention is dropped; and
+      with own estimates `mends` [B], true where the state holds one.
     """
     c = self.config
     sample_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
@@ -328,7 +347,10 @@ class DiTTask:
     noise = jax.random.normal(noise_key, shape)
     # A derived key, so that the other draws are those of a run without.
     noise = paths.cool(
-      jax.random.fold_in(noise_key, 1), noise, c.min_temperature
+      jax.random.fold_in(noise_key, 1),
+      noise,
+      c.min_temperature,
+      c.max_temperature,
     )
     weight = jnp.ones_like(time)
     if c.frame_times.is_on:
@@ -351,6 +373,10 @@ class DiTTask:
         jax.random.fold_in(drop_key, 1), 1.0 - c.temporal_dropout, shape[:1]
       )
       draws["temporal_weight"] = kept.astype(jnp.float32)
+    if c.own_estimates:
+      draws["mends"] = jax.random.bernoulli(
+        jax.random.fold_in(drop_key, 2), c.own_estimates, shape[:1]
+      )
     return draws
 
   def loss(
@@ -362,15 +388,26 @@ class DiTTask:
     context = self._context(model, batch)
     # Zeros as context are what guidance calls the unconditional branch with.
     latents = self._latents(batch, draws["latent_noise"])
-    x = paths.interpolate(draws["noise"], latents, time)
-    output = model.dit(
-      x,
-      time,
-      context * draws["keep"],
+    call = functools.partial(
+      model.dit,
+      context=context * draws["keep"],
       temporal_weight=draws.get("temporal_weight"),
     )
-    velocity = paths.velocity(draws["noise"], latents)
+    noise, shown = draws["noise"], latents
+    if "mends" in draws:
+      first = jax.lax.stop_gradient(call(noise, jnp.zeros_like(time)).velocity)
+      mends = draws["mends"][:, None, None, None]
+      shown = jnp.where(mends, noise + first, latents)
+    x = paths.interpolate(noise, shown, time)
+    output = call(x, time)
+    velocity = paths.velocity(noise, latents)
     errors = _squared_errors(output.velocity, velocity, time)
+    if "mends" in draws:
+      # Of the data, as a velocity to them grows beyond bounds near time 1.
+      estimate = paths.data_at(x, output.velocity, time)
+      errors = jnp.where(
+        draws["mends"], _squared_errors(estimate, latents, time), errors
+      )
     matching = errors.mean()
     if time.ndim == 2:  # Known frames have weight 0.
       matching = ((errors * weight).sum(1) / weight.sum(1)).mean()

@@ -2,6 +2,7 @@
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -154,9 +155,58 @@ def test_the_noise_of_a_clip_has_its_temperature():
   assert abs(deviations.mean() - 0.6) < 0.04
 
 
+def test_the_highest_temperature():
+  options = _with_shapes(min_temperature=0.1, max_temperature=0.3)
+  task = presets.dit(preset_lib.from_config(options))
+  clips = {"mean": np.zeros((400, FRAMES, 32, 16), np.float32)}
+  noise = task.draw(clips, jax.random.key(0))["noise"]
+  deviations = np.asarray(noise).std((1, 2, 3))
+  assert 0.09 < deviations.min() < deviations.max() < 0.32
+  assert abs(deviations.mean() - 0.2) < 0.02
+
+
+def test_own_estimates_are_mended():
+  task = presets.dit(preset_lib.from_config(_with_shapes(own_estimates=1.0)))
+  params, clips = task.init_params(), batch() | {"samples": _samples()}
+  draws = task.draw(clips, jax.random.key(1))
+  assert draws["mends"].all()
+  draws |= {"time": np.full(CLIPS, 0.25, np.float32)}
+  _, metrics = jax.jit(task.loss)(params, clips, draws)
+  # The sampler's first step, written out, and the error of the data after the
+  # next one.
+  model = nnx.merge(task.graphdef, params)
+  context = model.image_encoder(clips["images"] / np.float32(127.5) - 1.0)
+  call = lambda x, time: (
+    model.dit(
+      x,
+      jnp.full(CLIPS, time),
+      context * draws["keep"],
+      temporal_weight=draws.get("temporal_weight"),
+    ).velocity
+  )
+  noise = draws["noise"]
+  state = noise + 0.25 * call(noise, 0.0)
+  estimate = state + 0.75 * call(state, 0.25)
+  data = clips["mean"] + np.exp(-2.0) * draws["latent_noise"]
+  expected = np.square(estimate - task.scale * data).mean()
+  np.testing.assert_allclose(metrics["flow_loss"], expected, rtol=1e-4)
+
+
+def test_without_own_estimates_nothing_else_is_drawn():
+  draw = lambda **changes: presets.dit(
+    preset_lib.from_config(_with_shapes(**changes))
+  ).draw(batch(), jax.random.key(3))
+  some, none = draw(own_estimates=0.5), draw()
+  assert "mends" not in none
+  for name, value in none.items():
+    np.testing.assert_array_equal(value, some[name])
+
+
 @pytest.mark.parametrize(
   "changes",
   [
+    dict(min_temperature=0.5, max_temperature=0.4),
+    dict(own_estimates=1.5),
     dict(shape_quantile=1.0),
     dict(shape_frames=-1),
     dict(min_temperature=1.5),
