@@ -16,7 +16,7 @@ other formats.
 Faster:        --preset=fast, or --preset=draft; docs/sampling.md has the scores
 More frames:   --config.sampling.num_frames=16
 Finer meshes:  --config.surface.resolution=192 --config.surface.max_faces=20000
-Other result:  --config.sampling.seed=1 --config.sampling.guidance_scale=3
+Other result:  --config.sampling.temperature=0.25 --config.sampling.seed=1
 Part of it:    --start=1.5 --end=3
 One mesh:      --register, for a single topology in motion
 Cut-out alone: --preview_cutout

@@ -3,7 +3,7 @@
   import sculpt4d_jax as s4d
 
   model = s4d.load("small")
-  result = model.generate("clip.mp4", num_frames=16, seed=1)
+  result = model.generate("clip.mp4", num_frames=16)
   result.save("out")
 
 It uses no flags, global state or signal handlers.

@@ -1,7 +1,7 @@
 """Makes meshes of the clip that is shipped, with the small model.
 
   sculpt4d demo
-  sculpt4d demo -o out/other --seed 1
+  sculpt4d demo -o out/other --set sampling.temperature=0.25 --seed 1
 
 It takes a minute or two on a CPU. Open the viewer.html that it names.
 """

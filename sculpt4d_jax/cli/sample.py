@@ -1,7 +1,7 @@
 r"""Makes an animated mesh of a clip of a moving object.
 
   sculpt4d sample my.mp4 -o out
-  sculpt4d sample my.mp4 -o out --frames 16 --seed 1
+  sculpt4d sample my.mp4 -o out --frames 16
   sculpt4d sample my.mp4 -o out --quality draft          fewer steps
   sculpt4d sample my.mp4 -o out --start 1.5 --end 3      a part of it
   sculpt4d sample pictures/ -o out --matte alpha
@@ -121,7 +121,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     help="sampler by name: draft, fast or quality",
   )
   parser.add_argument("--steps", type=int, help="steps of the sampler")
-  parser.add_argument("--seed", type=int, help="another seed, another result")
+  parser.add_argument("--seed", type=int, help="another seed, another result, with noise (sampling.temperature)")
   parser.add_argument(
     "--resolution", type=int, help="cells of the surface's grid along an axis"
   )

@@ -210,6 +210,13 @@ def generate(
     logging.warning(
       "These weights have no view head, so shapes are not fitted to outlines."
     )
+  if sampling.seed and not sampling.temperature:
+    logging.warning(
+      "At sampling.temperature=0 all seeds give the same result, so seed=%d"
+      " changes nothing: set sampling.temperature, for instance to 0.25, for"
+      " variants.",
+      sampling.seed,
+    )
   if windows is not None and windows.kind == "sequential":
     latents = _sample_windows(
       model, clip, sampling, log, known_frames, windows, window_folder
