@@ -121,7 +121,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     help="sampler by name: draft, fast or quality",
   )
   parser.add_argument("--steps", type=int, help="steps of the sampler")
-  parser.add_argument("--seed", type=int, help="another seed, another result, with noise (sampling.temperature)")
+  parser.add_argument(
+    "--seed",
+    type=int,
+    help="another seed, another result, with noise (sampling.temperature)",
+  )
   parser.add_argument(
     "--resolution", type=int, help="cells of the surface's grid along an axis"
   )

@@ -10,12 +10,15 @@ image, whose field is evaluated at mirrored points.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 
 import numpy as np
 
 from sculpt4d_jax import array_types
+from sculpt4d_jax.diffusion import windows as windows_lib
 from sculpt4d_jax.errors import UserError
 from sculpt4d_jax.geometry import mesh as mesh_lib
+from sculpt4d_jax.inference import sampling as sampling_lib
 
 Array = array_types.Array
 Float = array_types.Float
@@ -37,6 +40,33 @@ def points(x: Float[np.ndarray, "Q 3"]) -> Float[np.ndarray, "Q 3"]:
 def mesh(mesh: mesh_lib.TriangleMesh) -> mesh_lib.TriangleMesh:
   """The mirrored mesh; faces are turned, so that they still face outwards."""
   return mesh_lib.TriangleMesh(points(mesh.vertices), mesh.faces[:, ::-1])
+
+
+def sample(
+  sample_one: Callable[..., Float[np.ndarray, "F N C"]],
+  images: UInt8[np.ndarray, "F S S 3"],
+  config: sampling_lib.SamplingConfig,
+  on_step: Callable[[int], None] | None,
+  known_frames: Mapping[int, np.ndarray] | None,
+  windows: windows_lib.Windows | None,
+  masks: UInt8[np.ndarray, "F S S"] | None,
+) -> Float[np.ndarray, "F 2 N C"]:
+  """Samples a clip and its mirror image by `Sculpt4D.sample`, `sample_one`.
+
+  The other arguments are those of that method.
+  """
+  once, num_calls = dataclasses.replace(config, mirror=False), len(config.calls)
+
+  def sample(
+    images: np.ndarray,
+    masks: np.ndarray | None,
+    known_frames: Mapping[int, np.ndarray] | None,
+    number: int,
+  ) -> np.ndarray:
+    step = on_step and (lambda done: on_step(number * num_calls + done))
+    return sample_one(images, once, step, known_frames, windows, masks)
+
+  return both(sample, images, masks, known_frames)
 
 
 def both(

@@ -237,35 +237,17 @@ class Sculpt4D:
       ValueError: A known frame is not of this clip, or not of this model.
     """
     if config.mirror:
-      once, num_calls = (
-        dataclasses.replace(config, mirror=False),
-        len(config.calls),
+      return mirror.sample(
+        self.sample, images, config, on_step, known_frames, windows, masks
       )
-
-      def sample(
-        images: np.ndarray,
-        masks: np.ndarray | None,
-        known_frames: Mapping[int, np.ndarray] | None,
-        number: int,
-      ) -> np.ndarray:
-        step = on_step and (lambda done: on_step(number * num_calls + done))
-        return self.sample(images, once, step, known_frames, windows, masks)
-
-      return mirror.both(sample, images, masks, known_frames)
     noise = self._draw(config.seed, len(images), config.noise)
     known = None
     if known_frames:
       known = self._known(known_frames, noise.shape[1:])
     context = self._encoded(images)
-    return self.denoise(
-      context,
-      noise,
-      config,
-      on_step,
-      known,
-      windows,
-      self.outlines(context, masks, config),
-    )[0]
+    outlines = self.outlines(context, masks, config)
+    inputs = context, noise, config, on_step, known, windows, outlines
+    return self.denoise(*inputs)[0]
 
   def outlines(
     self,

@@ -94,7 +94,7 @@ def attend_in_two_parts(
     query: Queries of both parts.
     key: Keys of both parts.
     value: Values of both parts.
-    implementation: As for `dot_product_attention`.
+    implementation: See `dot_product_attention`.
   """
   if implementation is None and partitioning.platform()[0] == "tpu":
     from sculpt4d_jax.models import tpu_attention

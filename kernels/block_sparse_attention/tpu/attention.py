@@ -103,7 +103,7 @@ def attention_of_frames(
     query: [F, B, H, N, K]; N tokens a frame.
     key: Same shape and dtype as query.
     value: Same shape and dtype as query.
-    mask: As for `attention`, like the other named arguments.
+    mask: Same as for `attention`, like the other named arguments.
     scale: See mask.
     token_order: See mask.
     tiles: See mask.
@@ -115,7 +115,7 @@ def attention_of_frames(
     float32.
 
   Raises:
-    NotImplementedError: As for `attention`.
+    NotImplementedError: Same as for `attention`.
   """
   static = _static(
     query,
