@@ -71,6 +71,7 @@ def test_rooms_import_lower_rooms_only(path):
       # The command `sculpt4d info` shows which backend would be taken.
       may = (
         "models/attention.py",
+        "models/over_frames.py",
         "models/tpu_attention.py",
         "cli/info.py",
       )

@@ -22,15 +22,14 @@ from sculpt4d_jax.models import dit as dit_lib
 from sculpt4d_jax.models import image_encoder as image_encoder_lib
 from sculpt4d_jax.models import lora as lora_lib
 from sculpt4d_jax.models import shape_vae
-from sculpt4d_jax.training import metrics as metrics_lib
 from sculpt4d_jax.training import parameter_groups
 from sculpt4d_jax.training.ahead_of_time import step_flops
 from sculpt4d_jax.training.tasks import conditional_dit
 from sculpt4d_jax.training.tasks import fields
+from sculpt4d_jax.training.tasks import flow_errors
 
 Array = array_types.Array
 
-_TIME_BUCKETS = 4
 _WINDOWS = 1  # Tells this draw from others of the same seed and step.
 
 
@@ -110,8 +109,7 @@ class DiTTaskConfig:
       raise UserError(f"own_estimates={self.own_estimates} must lie in [0, 1].")
     if self.own_estimates and self.frame_times.is_on:
       raise UserError(
-        "own_estimates needs one time for all frames of a clip: set it to 0, or"
-        " turn dit_training.frame_times off."
+        "own_estimates needs one time for a clip: turn frame_times off."
       )
     if self.shape_frames < 0:
       raise UserError(
@@ -147,31 +145,6 @@ class DiTTaskConfig:
   def frames_of(self, clip_frames: int) -> int:
     """Number of frames in a step of a clip that has `clip_frames`."""
     return self.num_frames or clip_frames
-
-
-def _by_time(errors: Array, time: Array, weight: Array) -> dict[str, Any]:
-  """The loss in equal buckets of time, named by their centres."""
-  # Sums and weights: a micro-batch may have few clips in a bucket or none, and
-  # a mean of means would count those as much as many.
-  bucket = jnp.minimum((time * _TIME_BUCKETS).astype(int), _TIME_BUCKETS - 1)
-  is_in = jax.nn.one_hot(bucket, _TIME_BUCKETS)  # [B, buckets]
-  is_in = is_in * weight[:, None]
-  totals, weights = errors @ is_in, is_in.sum(0)
-  return {
-    _bucket_name(i): metrics_lib.WeightedMean(totals[i], weights[i])
-    for i in range(_TIME_BUCKETS)
-  }
-
-
-def _bucket_name(index: int) -> str:
-  return f"flow_loss_t{(index + 0.5) / _TIME_BUCKETS:.3f}"
-
-
-def _squared_errors(prediction: Array, target: Array, time: Array) -> Array:
-  """Squared errors of the velocity, [B] or [B, F] like the time."""
-  if time.ndim == 2:
-    return losses.squared_error_per_frame(prediction, target)
-  return losses.squared_error_per_clip(prediction, target)
 
 
 def _latent_noise(key: Array, shape: tuple[int, ...]) -> Array:
@@ -354,7 +327,6 @@ class DiTTask:
     )
     weight = jnp.ones_like(time)
     if c.frame_times.is_on:
-      # A derived key, so that the other draws are those of a run without.
       time, is_learned = frame_times_lib.draw(
         jax.random.fold_in(time_key, 1), time, shape[1], c.frame_times, sampler
       )
@@ -401,12 +373,14 @@ class DiTTask:
     x = paths.interpolate(noise, shown, time)
     output = call(x, time)
     velocity = paths.velocity(noise, latents)
-    errors = _squared_errors(output.velocity, velocity, time)
+    errors = flow_errors.squared_errors(output.velocity, velocity, time)
     if "mends" in draws:
       # Of the data, as a velocity to them grows beyond bounds near time 1.
       estimate = paths.data_at(x, output.velocity, time)
       errors = jnp.where(
-        draws["mends"], _squared_errors(estimate, latents, time), errors
+        draws["mends"],
+        flow_errors.squared_errors(estimate, latents, time),
+        errors,
       )
     matching = errors.mean()
     if time.ndim == 2:  # Known frames have weight 0.
@@ -419,7 +393,7 @@ class DiTTask:
       "router_aux_loss": balance,
       "router_max_load": output.router_load.max(initial=0.0),
       "router_min_load": output.router_load.min(initial=1.0),
-    } | _by_time(errors.ravel(), time.ravel(), weight.ravel())
+    } | flow_errors.by_time(errors.ravel(), time.ravel(), weight.ravel())
     if len(output.router_load):
       mean_load = output.router_load.mean(0)
       metrics |= {f"router_load/{e}": x for e, x in enumerate(mean_load)}
@@ -497,8 +471,10 @@ class DiTTask:
     latents = self._latents(batch, _latent_noise(sample_key, shape))
     # Fixed times and a fixed key: the same error for the same parameters, so
     # that curves of runs can be compared.
-    times = (jnp.arange(_TIME_BUCKETS) + 0.5) / _TIME_BUCKETS
-    repeat = lambda x: jnp.repeat(x, _TIME_BUCKETS, 0)
+    times = (
+      jnp.arange(flow_errors.TIME_BUCKETS) + 0.5
+    ) / flow_errors.TIME_BUCKETS
+    repeat = lambda x: jnp.repeat(x, flow_errors.TIME_BUCKETS, 0)
     model = nnx.merge(self.graphdef, params)
     context = self._context(model, batch)
     noise = jax.random.normal(noise_key, (len(times), *shape[1:]))
@@ -506,7 +482,7 @@ class DiTTask:
     output = model.dit(
       paths.interpolate(noise, latents, times), times, repeat(context)
     )
-    errors = _squared_errors(
+    errors = flow_errors.squared_errors(
       output.velocity, paths.velocity(noise, latents), times
     )
     return partitioning.constrain(errors)
@@ -520,5 +496,5 @@ class DiTTask:
     if not results:
       return {}
     errors = np.mean(results, 0)
-    named = {_bucket_name(i): float(e) for i, e in enumerate(errors)}
+    named = {flow_errors.bucket_name(i): float(e) for i, e in enumerate(errors)}
     return named | {"flow_loss": float(errors.mean())}
