@@ -344,20 +344,18 @@ def forward(
   """Attention over the pairs of pieces in the lists.
 
   Args:
-    query: [heads, frames, segments, tokens, K], or frames first; pieces in the
-      kernels' order.
+    query: [heads, frames, segments, tokens, K], pieces in the kernels' order.
     key: Same shape as query.
     value: Same shape as query.
     lists: Work lists of all passes; each query piece occurs at least once.
     scale: Factor on the scores.
     valid: Number of real tokens of a piece; the rest is padding.
     tiles: Sizes of buffers and tiles.
-    order: Order of heads and frames in all arrays.
+    order: Order of heads and frames in all arrays, results too.
     interpret: See `pl.pallas_call`.
 
   Returns:
-    Output as query, and log-sum-exp [heads, frames, segments, 1, tokens], in
-    the same order.
+    Output as query, and log-sum-exp [heads, frames, segments, 1, tokens].
   """
   state = ()
   for index, work in enumerate(lists):
@@ -404,8 +402,8 @@ def _one_pass(
   def array(
     *shape: int, dtype: jax.typing.DTypeLike = jnp.float32
   ) -> jax.ShapeDtypeStruct:
-    shape = order.shape(heads, num_frames, num_segments, *shape)
-    return jax.ShapeDtypeStruct(shape, dtype)
+    whole = order.shape(heads, num_frames, num_segments, *shape)
+    return jax.ShapeDtypeStruct(whole, dtype)
 
   # Scalar memory: the words are addresses and lengths of loops, which the
   # scalar unit computes with.
