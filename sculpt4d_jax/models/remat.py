@@ -2,8 +2,9 @@
 
   full             nothing but the layer's input is kept
   offload_inputs   the same; the inputs wait in the host's memory
-  keep_attention   also the results of our attention kernels, so that these run
-                   once: two arrays of the size of the input a block of the DiT
+  keep_attention   also the results of attention kernels, so that these run
+                   once: three arrays of the size of the input a block of the
+                   DiT
   keep_products    also the results of products with weights, ten more such
                    arrays; activations, norms and rotations are computed again
 
