@@ -32,8 +32,12 @@ _MESHES = {
   "v5e-64": dict(fsdp=8, context=8),
   "gpu-8": dict(fsdp=8, context=1),
 }
-# Slices with room for the results of attention; docs/pods.md has the accounts.
-_KEEP_ATTENTION = ("v5p-64", "v6e-256")
+# What there is room for of the results of attention; docs/pods.md has accounts.
+_REMAT_POLICIES = {
+  "v5p-64": "keep_attention",
+  "v6e-256": "keep_attention",
+  "v5e-64": "keep_temporal",
+}
 _VAE = "-vae"
 
 
@@ -48,8 +52,8 @@ def get_config(name: str = "v5p-64") -> ml_collections.ConfigDict:
   config = base.get_config()
   config.name = f"sculpt4d_{name}"
   config.mesh.update(_MESHES[slice_name])
-  if slice_name in _KEEP_ATTENTION:
-    config.model.dit.remat_policy = "keep_attention"
+  if slice_name in _REMAT_POLICIES:
+    config.model.dit.remat_policy = _REMAT_POLICIES[slice_name]
   if name != slice_name:
     _train_vae(config)
   return config

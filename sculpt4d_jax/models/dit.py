@@ -240,7 +240,7 @@ class DiT(nnx.Module):
     # Four loops give the same result:
     #
     #   parts in the host's memory             _run_from_host
-    #   training that recomputes all blocks    _run_u_shape, the least memory
+    #   training that recomputes blocks        _run_u_shape, the least memory
     #   other training                         below, skips sliced in order
     #   sampling                               below, skips read in place
     c = self.config
@@ -251,11 +251,11 @@ class DiT(nnx.Module):
     )
     if any(on_host):
       return self._run_from_host(x, context, temporal_weight, settings, on_host)
-    # The U recomputes whole blocks, in loops, so it serves no policy that keeps
-    # activations. Its blocks share one context, so it has no place for keys and
-    # values, which differ from block to block.
+    # The U runs blocks in loops and keeps nothing in the host's memory. Its blocks
+    # share one context, so it has no place for keys and values, which differ
+    # from block to block.
     if (
-      c.remat_policy == remat.FULL
+      c.remat_policy not in (None, remat.OFFLOAD)
       and c.scan_unroll == 1
       and not inference
       and not isinstance(context, ContextKeyValues)
@@ -359,7 +359,7 @@ class DiT(nnx.Module):
     temporal_weight: Array | None,
     settings: dict[str, str | int],
   ) -> tuple[Tokens, Array, Array]:
-    """Like `_run_stages`, but stores only the blocks' inputs."""
+    """Like `_run_stages`, but stores skips as inputs of blocks alone."""
     stages, params = [], []
     for kind, run in itertools.groupby(
       zip(self.config.stages, self.stages, strict=True),
@@ -389,7 +389,11 @@ class DiT(nnx.Module):
       stacks = [nnx.split(module)[1] for module in modules]
       params.append(jax.tree.map(lambda *p: jnp.concatenate(p), *stacks))
     x, figures = u_shape.run(
-      tuple(stages), tuple(params), x, (context, temporal_weight)
+      tuple(stages),
+      tuple(params),
+      x,
+      (context, temporal_weight),
+      remat.policy(self.config.remat_policy),
     )
     # Blocks without experts have no figures.
     figures = [figure for figure in figures if figure[0] is not None]

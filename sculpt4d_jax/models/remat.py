@@ -2,9 +2,10 @@
 
   full             nothing but the layer's input is kept
   offload_inputs   the same; the inputs wait in the host's memory
-  keep_attention   also the results of attention kernels, so that these run
-                   once: three arrays of the size of the input a block of the
-                   DiT
+  keep_temporal    also the results of the kernels of attention over frames,
+                   so that these run once: an array of the size of the input a
+                   block of the DiT
+  keep_attention   the same of all attention kernels: three such arrays
   keep_products    also the results of products with weights, ten more such
                    arrays; activations, norms and rotations are computed again
 
@@ -20,6 +21,7 @@ from sculpt4d_jax.errors import UserError
 
 FULL = "full"
 OFFLOAD = "offload_inputs"
+KEEP_TEMPORAL = "keep_temporal"
 KEEP_ATTENTION = "keep_attention"
 KEEP_PRODUCTS = "keep_products"
 
@@ -27,8 +29,9 @@ KEEP_PRODUCTS = "keep_products"
 # `kernels/block_sparse_attention`, which does not import this package.
 LAYER_INPUT = "layer_input"
 ATTENTION = "attention_kernel"
+TEMPORAL = "attention_over_frames_kernel"
 
-_OURS = (FULL, OFFLOAD, KEEP_ATTENTION, KEEP_PRODUCTS)
+_OURS = (FULL, OFFLOAD, KEEP_TEMPORAL, KEEP_ATTENTION, KEEP_PRODUCTS)
 
 
 def check(name: str | None) -> None:
@@ -44,7 +47,7 @@ def check(name: str | None) -> None:
 def policy(name: str) -> Callable[..., Any] | None:
   """The policy for `jax.checkpoint`; None keeps only inputs."""
   policies = jax.checkpoint_policies
-  attention = policies.save_only_these_names(ATTENTION)
+  attention = policies.save_only_these_names(ATTENTION, TEMPORAL)
   if name == FULL:
     return None
   if name == OFFLOAD:
@@ -54,6 +57,8 @@ def policy(name: str) -> Callable[..., Any] | None:
       offload_src="device",
       offload_dst="pinned_host",
     )
+  if name == KEEP_TEMPORAL:
+    return policies.save_only_these_names(TEMPORAL)
   if name == KEEP_ATTENTION:
     return attention
   if name == KEEP_PRODUCTS:

@@ -1,4 +1,4 @@
-"""A U of blocks whose backward pass stores only the blocks' inputs.
+"""A U of blocks that stores the blocks' inputs, and little else.
 
     down      x[b + 1] = block(x[b])                  for b in 0 .. middle
     up        x[b + 1] = block(x[b], skip of b)       after the middle
@@ -15,11 +15,13 @@ store every skip three more times: as an output, reversed, and as an input. In
 the backward pass the gradient of a skip overwrites the stored input of the
 block that took it, which is no longer needed.
 
-All other activations of a block are recomputed. Blocks of one kind run in one
-loop, so each kind is compiled once.
+All other activations of a block are recomputed, but for those that a policy of
+`jax.checkpoint` keeps. Blocks of one kind run in one loop, so each kind is
+compiled once.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -33,8 +35,15 @@ Array = array_types.Array
 State = Any
 # (params, x, skip or None, shared) -> (x, figures)
 Apply = Callable[[Any, State, State | None, Any], tuple[State, Any]]
-# Parameters of all stages, shared inputs, inputs of every stage's blocks.
-_Residuals = tuple[tuple[Any, ...], Any, tuple[State, ...]]
+# What `jax.checkpoint` takes; None keeps nothing.
+Policy = Callable[..., Any] | None
+# A block's gradients from its inputs; its leaves are the kept activations.
+_Pullback = jax.tree_util.Partial
+# Parameters of all stages, shared inputs, inputs and pullbacks of every stage's
+# blocks, stacked.
+_Residuals = tuple[
+  tuple[Any, ...], Any, tuple[State, ...], tuple[_Pullback, ...]
+]
 # The last block's output, and the figures of all stages.
 _Output = tuple[State, tuple[Any, ...]]
 
@@ -58,6 +67,7 @@ def run(
   params: tuple[Any, ...],
   x: State,
   shared: Any,
+  policy: Policy = None,
 ) -> tuple[State, tuple[Any, ...]]:
   """Applies all blocks.
 
@@ -66,6 +76,7 @@ def run(
     params: Parameters of every stage, stacked [L, ...].
     x: Input of the first block.
     shared: Inputs of every block: floating point arrays, or None.
+    policy: What a block keeps for the backward pass beside its input.
 
   Returns:
     The last block's output, and the figures (auxiliary outputs) of every
@@ -74,14 +85,20 @@ def run(
 
   @jax.custom_vjp
   def u_shape(params: tuple[Any, ...], x: State, shared: Any) -> _Output:
-    x, figures, _ = _forward(stages, params, x, shared)
+
+    def apply(stage: Stage, *inputs: Any) -> tuple[State, tuple[Any, None]]:
+      x, figures = stage.apply(*inputs)
+      return x, (figures, None)
+
+    x, figures, _, _ = _forward(stages, apply, params, x, shared)
     return x, figures
 
   def forward(
     params: tuple[Any, ...], x: State, shared: Any
   ) -> tuple[_Output, _Residuals]:
-    x, figures, inputs = _forward(stages, params, x, shared)
-    return (x, figures), (params, shared, inputs)
+    apply = functools.partial(_apply_and_keep, policy)
+    x, figures, inputs, pullbacks = _forward(stages, apply, params, x, shared)
+    return (x, figures), (params, shared, inputs, pullbacks)
 
   def backward(
     residuals: _Residuals, cotangents: _Output
@@ -92,11 +109,43 @@ def run(
   return u_shape(params, x, shared)
 
 
+def _apply_and_keep(
+  policy: Policy, stage: Stage, *inputs: Any
+) -> tuple[State, tuple[Any, _Pullback]]:
+  """Applies a block; also returns its gradients as a function of its inputs."""
+  # Every loop keeps XLA from merging the recomputation with the forward pass.
+  apply = jax.checkpoint(stage.apply, policy=policy, prevent_cse=False)
+  (x, figures), vjp = jax.vjp(apply, *inputs)
+  # Inputs among the residuals are stored elsewhere, or computed again.
+  leaves, tree = jax.tree.flatten(vjp)
+  numbers = {id(leaf): n for n, leaf in enumerate(jax.tree.leaves(inputs))}
+  places = [numbers.get(id(leaf)) for leaf in leaves]
+
+  def pull_back(kept: list[Array], inputs: Any, bars: Any) -> Any:
+    kept, inputs = iter(kept), jax.tree.leaves(inputs)
+    vjp = tree.unflatten(
+      [next(kept) if place is None else inputs[place] for place in places]
+    )
+    return vjp(bars)
+
+  kept = [leaf for leaf, place in zip(leaves, places) if place is None]
+  return x, (figures, _Pullback(pull_back, kept))
+
+
 def _forward(
-  stages: tuple[Stage, ...], params: tuple[Any, ...], x: State, shared: Any
-) -> tuple[State, tuple[Any, ...], tuple[State, ...]]:
-  """Applies all blocks; also returns the inputs of every stage's blocks."""
-  inputs, figures, num_taken = [], [], 0
+  stages: tuple[Stage, ...],
+  apply: Callable[..., tuple[State, tuple[Any, Any]]],
+  params: tuple[Any, ...],
+  x: State,
+  shared: Any,
+) -> tuple[State, tuple[Any, ...], tuple[State, ...], tuple[Any, ...]]:
+  """Applies all blocks.
+
+  Returns:
+    The last output; of every stage's blocks, stacked: figures, inputs, and the
+    last result of `apply`.
+  """
+  inputs, figures, pullbacks, num_taken = [], [], [], 0
   for stage, stack in zip(stages, params, strict=True):
     skips = _skips(stages, inputs) if stage.has_skip else None
 
@@ -109,14 +158,17 @@ def _forward(
     ) -> tuple[State, tuple[State, Any]]:
       params, index = block
       skip = _skip(skips, num_taken + index)
-      y, figures = stage.apply(params, x, skip, shared)
-      return y, (x, figures)
+      y, results = apply(stage, params, x, skip, shared)
+      return y, (x, results)
 
-    x, (kept, figure) = lax.scan(step, x, (stack, jnp.arange(stage.num_blocks)))
+    x, (kept, (figure, pullback)) = lax.scan(
+      step, x, (stack, jnp.arange(stage.num_blocks))
+    )
     inputs.append(kept)
     figures.append(figure)
+    pullbacks.append(pullback)
     num_taken += stage.num_blocks * stage.has_skip
-  return x, tuple(figures), tuple(inputs)
+  return x, tuple(figures), tuple(inputs), tuple(pullbacks)
 
 
 def _backward(
@@ -124,6 +176,7 @@ def _backward(
   params: tuple[Any, ...],
   shared: Any,
   inputs: tuple[State, ...],
+  pullbacks: tuple[_Pullback, ...],
   x_bar: State,
   figures_bar: tuple[Any, ...],
 ) -> tuple[tuple[Any, ...], State, Any]:
@@ -147,22 +200,22 @@ def _backward(
   num_down = first - num_taken
   # Both lists grow at the front: stages are visited from the last to the first.
   params_bar, skip_bars = [], []
-  for stage, stack, kept, figure_bar in reversed(
-    list(zip(stages, params, inputs, figures_bar, strict=True))
+  for stage, stack, kept, pullback, figure_bar in reversed(
+    list(zip(stages, params, inputs, pullbacks, figures_bar, strict=True))
   ):
     first -= stage.num_blocks
     num_taken -= stage.num_blocks * stage.has_skip
 
     def step(
       carry: tuple[State, Any, State],
-      block: tuple[Any, Any, Array],
+      block: tuple[Any, Any, _Pullback, Array],
       stage: Stage = stage,
       num_taken: int = num_taken,
       first: int = first,
       skip_bars: tuple[State, ...] = tuple(skip_bars),
     ) -> tuple[tuple[State, Any, State], Any]:
       x_bar, shared_bar, kept = carry
-      params, figure_bar, index = block
+      params, figure_bar, pull_back, index = block
       x = _entry(kept, index)
       if stage.num_blocks == 1:
         # XLA inlines a loop of one iteration. It would then merge the
@@ -173,8 +226,9 @@ def _backward(
         skip = _skip(skips, num_taken + index)
       else:
         x_bar = _add_skip_bar(x_bar, skip_bars, num_down - 2 - first - index)
-      _, vjp = jax.vjp(stage.apply, params, x, skip, shared)
-      params_bar, x_bar, skip_bar, contribution = vjp((x_bar, figure_bar))
+      params_bar, x_bar, skip_bar, contribution = pull_back(
+        (params, x, skip, shared), (x_bar, figure_bar)
+      )
       shared_bar = jax.tree.map(jnp.add, shared_bar, contribution)
       if stage.has_skip:
         # The input of this block is dead; its place stores the skip's gradient
@@ -191,7 +245,7 @@ def _backward(
     (x_bar, shared_bar, kept), bar = lax.scan(
       step,
       (x_bar, shared_bar, kept),
-      (stack, figure_bar, jnp.arange(stage.num_blocks)),
+      (stack, figure_bar, pullback, jnp.arange(stage.num_blocks)),
       reverse=True,
     )
     params_bar.insert(0, bar)

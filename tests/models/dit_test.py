@@ -84,7 +84,9 @@ def _value_and_gradients(module, args):
 
 
 # By plain loops, by the U, and by a policy that keeps results of kernels.
-@pytest.mark.parametrize("remat_policy", [None, "full", "keep_attention"])
+@pytest.mark.parametrize(
+  "remat_policy", [None, "offload_inputs", "full", "keep_attention"]
+)
 def test_a_time_token_apart_changes_nothing(monkeypatch, remat_policy):
   module = model(
     temporal="random", depth=5, num_moe_blocks=2, remat_policy=remat_policy
@@ -94,9 +96,11 @@ def test_a_time_token_apart_changes_nothing(monkeypatch, remat_policy):
   lead = frame_tokens.lead
   monkeypatch.setattr(frame_tokens, "lead", functools.partial(lead, apart=True))
   apart = _value_and_gradients(module, args)
+  # Sums in another order round otherwise, by how much depends on the processor: at
+  # most one rounding (1.2e-7) in each of some hundred operations in a row.
   for ours, theirs in zip(*map(jax.tree.leaves, (apart, joined)), strict=True):
     size = np.abs(theirs).max()
-    np.testing.assert_allclose(ours, theirs, atol=2e-6 * max(1.0, size))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * max(1.0, size))
 
 
 @pytest.mark.parametrize("on_host", [(), ("skips",)])

@@ -64,7 +64,8 @@ def test_products_run_once_where_their_results_are_kept():
 
 
 def test_the_kernels_have_the_name_that_policies_keep():
-  assert residuals.NAME == remat.ATTENTION
+  assert residuals.name(1) == remat.ATTENTION
+  assert residuals.name(16) == remat.TEMPORAL
 
 
 def test_an_unknown_policy_is_refused():

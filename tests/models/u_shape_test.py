@@ -1,16 +1,22 @@
 """The U whose backward pass keeps inputs only, against plain recursion."""
 
+import functools
+
 import jax
+from jax import ad_checkpoint
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sculpt4d_jax.models import u_shape
 
+_KEPT = jax.checkpoint_policies.save_only_these_names("kept")
+
 
 def _down(weight, x, skip, shared):
   del skip
-  return jnp.tanh(x * weight + shared), (x.mean(),)
+  hidden = ad_checkpoint.checkpoint_name(jnp.sin(x), "kept")
+  return jnp.tanh(hidden * weight + shared), (x.mean(),)
 
 
 def _up(weight, x, skip, shared):
@@ -39,7 +45,10 @@ def _plainly(kinds, params, x, shared):
     ((2, 3), (1, 3)),  # Four stages, two of each way.
   ],
 )
-def test_outputs_figures_and_gradients_are_those_of_plain_recursion(down, up):
+@pytest.mark.parametrize("policy", [None, _KEPT])
+def test_outputs_figures_and_gradients_are_those_of_plain_recursion(
+  down, up, policy
+):
   kinds = [_down] * sum(down) + [_up] * sum(up)
   params = jax.random.normal(jax.random.key(0), (len(kinds),))
   x = jax.random.normal(jax.random.key(1), (4,))
@@ -52,7 +61,7 @@ def test_outputs_figures_and_gradients_are_those_of_plain_recursion(down, up):
 
   def ours(params, x, shared):
     stacks = tuple(jnp.split(params, ends))
-    x, figures = u_shape.run(stages, stacks, x, shared)
+    x, figures = u_shape.run(stages, stacks, x, shared, policy)
     return x, jnp.concatenate([figure[0] for figure in figures])
 
   def loss(function):
@@ -70,3 +79,28 @@ def test_outputs_figures_and_gradients_are_those_of_plain_recursion(down, up):
     loss(ours),
     loss(plain),
   )
+
+
+def _operations(program):
+  """All operations of a program, those of its loops once."""
+  for operation in program.eqns:
+    yield operation
+    for value in jax.tree.leaves(list(operation.params.values())):
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        yield from _operations(inner)
+
+
+@pytest.mark.parametrize("policy,times,stacks", [(None, 2, 2), (_KEPT, 1, 3)])
+def test_what_a_policy_keeps_is_stored_and_not_computed_again(
+  policy, times, stacks
+):
+  stages = (u_shape.Stage(_down, 3, False),)
+  run = functools.partial(u_shape.run, stages, policy=policy)
+  loss = lambda params, x: run((params,), x, jnp.float32(0.7))[0].sum()
+  program = jax.make_jaxpr(jax.grad(loss, (0, 1)))(jnp.ones(3), jnp.ones(4))
+  operations = list(_operations(program.jaxpr))
+  assert sum(o.primitive.name == "sin" for o in operations) == times
+  # The loop stacks the blocks' inputs and figures, and what is kept.
+  forward = next(o for o in operations if o.primitive.name == "scan")
+  assert len(forward.outvars) - forward.params["num_carry"] == stacks

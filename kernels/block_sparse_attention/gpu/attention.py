@@ -328,8 +328,9 @@ def _forward(
   batch = query.shape[0]
   # The sign of a negative scale goes to the queries (`exponent`).
   inputs = [plan.enter(x) for x in (query * plan.sign, key, value)]
+  name = residuals_lib.name(plan.mask.num_frames)
   output, log_sum_exp = (
-    ad_checkpoint.checkpoint_name(x, residuals_lib.NAME)
+    ad_checkpoint.checkpoint_name(x, name)
     for x in plan.call(plan.kernels().forward, *inputs)
   )
   results = tuple(plan.leave(x, batch) for x in (output, log_sum_exp))

@@ -240,8 +240,9 @@ def _forward(
   query: jax.Array, key: jax.Array, value: jax.Array, static: _Static
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
   arrays = (query, key, value)
+  name = residuals_lib.name(static.mask.num_frames)
   output, log_sum_exp = (
-    ad_checkpoint.checkpoint_name(x, residuals_lib.NAME)
+    ad_checkpoint.checkpoint_name(x, name)
     for x in _batched(_run_forward, static)(*arrays)
   )
   return (output, log_sum_exp), (*arrays, output, log_sum_exp)

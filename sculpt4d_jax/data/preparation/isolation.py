@@ -5,7 +5,8 @@ work therefore runs in a separate process with limits of memory and time; the
 caller always gets an `Outcome`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
@@ -13,8 +14,10 @@ import os
 import pickle
 import resource
 import signal
+import sys
 import threading
 import time
+import types
 from typing import Any
 
 _PRELOAD = "sculpt4d_jax.data.preparation.unit_work"
@@ -72,7 +75,8 @@ def run(
   )
   start = time.monotonic()
   with _lock:
-    process.start()
+    with _hidden_main():
+      process.start()
     _running.add(process)
   sender.close()
   patience = 0.0  # In case this is interrupted.
@@ -90,6 +94,21 @@ def run(
   else:
     error = f"it crashed ({_exit_name(process.exitcode)})"
   return Outcome(None, error, took, 0.0, 0)
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+  """Keeps a new process from importing the program that runs.
+
+  multiprocessing would let it do so for objects of `__main__`, of which there are
+  none here, and a program imports much more than its work needs.
+  """
+  main = sys.modules["__main__"]
+  sys.modules["__main__"] = types.ModuleType("__main__")
+  try:
+    yield
+  finally:
+    sys.modules["__main__"] = main
 
 
 def end_all() -> None:
