@@ -1,7 +1,10 @@
 """The whole way from assets to batches, small."""
 
+import importlib.machinery
 import json
 import pathlib
+import sys
+import types
 
 import numpy as np
 from PIL import Image
@@ -273,6 +276,21 @@ def test_bad_work_is_ended_and_named(function, message):
   outcome = isolation.run(function, memory_bytes=8 << 30, seconds=6.0)
   assert message in outcome.error and outcome.value is None
   assert outcome.seconds < _SLEEP / 2  # Ended, not waited for.
+
+
+def _name_of_the_program():
+  return sys.modules["__main__"].__name__  # "__mp_main__" if it was imported.
+
+
+def test_work_does_not_import_the_program_that_runs(monkeypatch):
+  program = types.ModuleType("__main__")
+  program.__spec__ = importlib.machinery.ModuleSpec("this", loader=None)
+  monkeypatch.setitem(sys.modules, "__main__", program)
+  outcome = isolation.run(
+    _name_of_the_program, memory_bytes=8 << 30, seconds=60.0
+  )
+  assert (outcome.value, outcome.error) == ("__main__", "")
+  assert sys.modules["__main__"] is program
 
 
 @pytest.mark.slow
