@@ -27,6 +27,7 @@ from sculpt4d_jax.models import frame_tokens
 from sculpt4d_jax.models import head_layout
 from sculpt4d_jax.models import layers
 from sculpt4d_jax.models import over_frames
+from sculpt4d_jax.models import remat
 from sculpt4d_jax.models import rope
 
 AnyArray = array_types.AnyArray
@@ -121,7 +122,8 @@ class _Attention(nnx.Module):
 
 def _project(linear: layers.Linear, x: Tokens) -> Tokens:
   """A projection to heads, [..., S, H, K]."""
-  return jax.tree.map(head_layout.heads_outside, linear(x))
+  store = lambda y: remat.product(head_layout.heads_outside(y))
+  return jax.tree.map(store, linear(x))
 
 
 def _normalise(norm: nnx.Module | None, x: Tokens) -> Tokens:
@@ -377,7 +379,7 @@ class TemporalAttention(_Attention):
     """A projection to heads, in as many groups as devices that exchange them."""
     num_groups = over_frames.num_head_groups(x.shape, self.num_heads)
     heads = num_groups, self.num_heads // num_groups, self.head_dim
-    return head_layout.groups_outside(linear(x, outs=heads))
+    return remat.product(head_layout.groups_outside(linear(x, outs=heads)))
 
 
 def temporal_mask(

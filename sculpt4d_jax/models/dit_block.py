@@ -13,6 +13,7 @@ from sculpt4d_jax.models import dit_config
 from sculpt4d_jax.models import frame_tokens
 from sculpt4d_jax.models import head_layout
 from sculpt4d_jax.models import layers
+from sculpt4d_jax.models import remat
 from sculpt4d_jax.models import token_layout
 from sculpt4d_jax.models.moe import layer as moe
 
@@ -101,7 +102,8 @@ class Block(nnx.Module):
   def fuse_skip(self, x: Tokens, skip: Tokens) -> Tokens:
     """Replaces x by a projection of skip and x, both with channels D."""
     both = jax.tree.map(lambda *y: jnp.concatenate(y, -1), skip, x)
-    return jax.tree.map(self.skip_norm, self.skip_linear(both))
+    fused = jax.tree.map(remat.product, self.skip_linear(both))
+    return jax.tree.map(self.skip_norm, fused)
 
   def __call__(
     self,
@@ -124,7 +126,8 @@ class Block(nnx.Module):
       x = by_frames(self.fuse_skip, x, skip)
     # Tokens are one array or two, and norms and sums treat each token alike.
     each = jax.tree.map
-    add = lambda x, y: each(lambda a, b: head_layout.row_major(a + b), x, y)
+    store = lambda x: remat.product(head_layout.row_major(x))
+    add = lambda x, y: each(lambda a, b: store(a + b), x, y)
     x = by_frames(
       lambda x: add(x, self.spatial_attention(each(self.norm_spatial, x))), x
     )
@@ -144,7 +147,7 @@ class Block(nnx.Module):
       if temporal_weight is not None:
         weight = temporal_weight.astype(update.dtype)
         update = update * weight[:, None, None, None]
-      x = frame_tokens.add_to_latents(x, update)
+      x = each(remat.product, frame_tokens.add_to_latents(x, update))
     if not self.kind.is_moe:
       x = by_frames(lambda x: add(x, self.mlp(each(self.norm_mlp, x))), x)
       return BlockOutput(x, None, None)

@@ -274,7 +274,8 @@ class MLP(nnx.Module):
 
   def __call__(self, x: Any) -> Any:
     """Maps the last axis to hidden units and back; trees as in `Linear`."""
-    return self.fc2(jax.tree.map(gelu, self.fc1(x)))
+    hidden = jax.tree.map(remat.product, self.fc1(x))
+    return self.fc2(jax.tree.map(gelu, hidden))
 
 
 def stack_layers(

@@ -6,8 +6,10 @@
                    so that these run once: an array of the size of the input a
                    block of the DiT
   keep_attention   the same of all attention kernels: three such arrays
-  keep_products    also the results of products with weights, ten more such
-                   arrays; activations, norms and rotations are computed again
+  keep_products    also what products with weights make, but for the experts':
+                   queries, keys, values, hidden units and the sums to which
+                   layers add, 15 more such arrays; activations, norms and
+                   rotations are computed again
 
 Any other value names a policy of `jax.checkpoint_policies`. None keeps all.
 """
@@ -16,8 +18,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import ad_checkpoint
 
+from sculpt4d_jax import array_types
 from sculpt4d_jax.errors import UserError
+
+Array = array_types.Array
 
 FULL = "full"
 OFFLOAD = "offload_inputs"
@@ -30,6 +36,7 @@ KEEP_PRODUCTS = "keep_products"
 LAYER_INPUT = "layer_input"
 ATTENTION = "attention_kernel"
 TEMPORAL = "attention_over_frames_kernel"
+_PRODUCT = "product"
 
 _OURS = (FULL, OFFLOAD, KEEP_TEMPORAL, KEEP_ATTENTION, KEEP_PRODUCTS)
 
@@ -47,7 +54,6 @@ def check(name: str | None) -> None:
 def policy(name: str) -> Callable[..., Any] | None:
   """The policy for `jax.checkpoint`; None keeps only inputs."""
   policies = jax.checkpoint_policies
-  attention = policies.save_only_these_names(ATTENTION, TEMPORAL)
   if name == FULL:
     return None
   if name == OFFLOAD:
@@ -60,12 +66,15 @@ def policy(name: str) -> Callable[..., Any] | None:
   if name == KEEP_TEMPORAL:
     return policies.save_only_these_names(TEMPORAL)
   if name == KEEP_ATTENTION:
-    return attention
+    return policies.save_only_these_names(ATTENTION, TEMPORAL)
   if name == KEEP_PRODUCTS:
-    return policies.save_from_both_policies(
-      policies.dots_with_no_batch_dims_saveable, attention
-    )
+    return policies.save_only_these_names(ATTENTION, TEMPORAL, _PRODUCT)
   return getattr(policies, name)
+
+
+def product(x: Array) -> Array:
+  """Names what `keep_products` keeps, as it is stored."""
+  return ad_checkpoint.checkpoint_name(x, _PRODUCT)
 
 
 def computes_blocks_again(name: str | None) -> bool:

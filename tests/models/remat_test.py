@@ -13,7 +13,7 @@ def _traced_gradient(name, num_tokens, num_keys):
   """The program of a layer: a product, attention, another product."""
 
   def layer(x, weight):
-    query = jnp.einsum("bqhk,kl->bqhl", x, weight)
+    query = remat.product(jnp.einsum("bqhk,kl->bqhl", x, weight))
     key = query[:, :num_keys]
     out = tpu_attention.attend(query, key, key, interpret=True)
     return jnp.einsum("bqhk,kl->bqhl", jnp.sin(out), weight)
