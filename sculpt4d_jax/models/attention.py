@@ -145,12 +145,18 @@ class SelfAttention(_Attention):
   """
 
   def __call__(
-    self, x: Float[AnyArray, "*B S D"] | frame_tokens.Apart
+    self,
+    x: Float[AnyArray, "*B S D"] | frame_tokens.Apart,
+    num_tokens: int | None = None,
   ) -> Float[Array, "*B S D"] | frame_tokens.Apart:
-    """Attends from every token to all tokens of its set."""
+    """Attends from every token to all tokens of its set.
+
+    Of tokens in one array, the first `num_tokens` count; None is all.
+    """
     query, context = self.project_query(x), self.project_key_value(x)
-    attend = _attend_apart if isinstance(x, frame_tokens.Apart) else _attend_set
-    return self._leave(attend(query, context, self))
+    if isinstance(x, frame_tokens.Apart):
+      return self._leave(_attend_apart(query, context, self))
+    return self._leave(_attend_set(query, context, self, num_tokens))
 
 
 class CrossAttention(_Attention):
@@ -178,16 +184,32 @@ class CrossAttention(_Attention):
     return self._leave(jax.tree.map(attend, self.project_query(x)))
 
 
+def fill_set(x: Float[Array, "*B S D"]) -> Float[Array, "*B _ D"]:
+  """On TPUs, the padding that attention among tokens would otherwise add.
+
+  Layers that treat every token alike may then follow each other without padding
+  and cutting arrays for each of them.
+  """
+  if partitioning.platform()[0] != "tpu":
+    return x
+  from sculpt4d_jax.models import tpu_attention
+
+  return _fill_tokens(x, tpu_attention.padded_set(x.shape[-2], x.dtype))
+
+
 def _fill_context(context: Array, num_queries: int) -> Array:
   """On TPUs, the padding that keys and values would otherwise get each."""
   if partitioning.platform()[0] != "tpu":
     return context
   from sculpt4d_jax.models import tpu_attention
 
-  num_tokens = context.shape[-2]
-  fill = tpu_attention.padded_keys(num_tokens, num_queries) - num_tokens
-  widths = [(0, 0)] * (context.ndim - 2) + [(0, fill), (0, 0)]
-  return jnp.pad(context, widths)
+  num_tokens = tpu_attention.padded_keys(context.shape[-2], num_queries)
+  return _fill_tokens(context, num_tokens)
+
+
+def _fill_tokens(x: Array, num_tokens: int) -> Array:
+  fill = num_tokens - x.shape[-2]
+  return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, fill), (0, 0)])
 
 
 def _attend_set(

@@ -188,9 +188,14 @@ class ViTBlock(nnx.Module):
     self.mlp = layers.MLP(c.width, c.mlp_ratio * c.width, rngs=rngs, **kwargs)
     self.scale2 = layer_scale()
 
-  def __call__(self, x: Float[Array, "*B I D"]) -> Float[Array, "*B I D"]:
-    """Applies attention and the MLP to the tokens of one image."""
-    branch = self.attention(self.norm1(x))
+  def __call__(
+    self, x: Float[Array, "*B I D"], num_tokens: int | None = None
+  ) -> Float[Array, "*B I D"]:
+    """Applies attention and the MLP to the tokens of one image.
+
+    The first `num_tokens` count, the others are padding; None is all.
+    """
+    branch = self.attention(self.norm1(x), num_tokens)
     x = x + self.scale1[...].astype(self.dtype) * branch
     branch = self.mlp(self.norm2(x))
     return x + self.scale2[...].astype(self.dtype) * branch
@@ -290,13 +295,13 @@ class ImageEncoder(nnx.Module):
     c = self.config
     pixels = to_pixels(images, c.image_size, c.pixel_mean, c.pixel_std)
     x, _ = layers.scan_layers(
-      lambda block, x, _: (block(x), None),
+      lambda block, x, _: (block(x, c.num_tokens), None),
       self.blocks,
-      self.embed(pixels),
+      attention.fill_set(self.embed(pixels)),
       unroll=c.scan_unroll,
       remat_policy=c.remat_policy,
     )
-    return self.norm(x)
+    return self.norm(x[..., : c.num_tokens, :])
 
 
 def to_pixels(

@@ -77,7 +77,8 @@ def attend(
     return _by_our_kernels(query, key, value, interpret)[0]
   num_queries = query.shape[1]
   block_q = _block(num_queries, _max_query_block(query.dtype))
-  block_kv = _block(num_keys, _MAX_KEY_BLOCK)
+  # Of the array's size, which a caller may have padded already.
+  block_kv = _block(key.shape[1], _MAX_KEY_BLOCK)
   scale = np.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
   # Of keys and queries, those are scaled that are fewer.
   query = _fill(query, block_q)
@@ -92,6 +93,14 @@ def padded_keys(num_keys: int, num_queries: int) -> int:
     return num_keys
   block = _block(num_keys, _MAX_KEY_BLOCK)
   return -(-num_keys // block) * block
+
+
+def padded_set(num_tokens: int, dtype: jnp.dtype) -> int:
+  """Tokens that `attend` pads to, both as queries and as keys."""
+  if num_tokens < _MIN_KEYS:
+    return num_tokens
+  block = _block(num_tokens, _max_query_block(dtype))
+  return -(-num_tokens // block) * block
 
 
 # The kernels' own rule, behind one of ours: the names of its results, by which

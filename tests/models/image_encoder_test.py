@@ -38,6 +38,14 @@ def test_tokens_of_clips_of_any_size(encoder):
   np.testing.assert_allclose(tokens[1, 2], alone, atol=1e-5)
 
 
+def test_padding_tokens_change_nothing(encoder, monkeypatch):
+  images = _images(2, 16, 16, 3)
+  expected = encoder(images)
+  pad = lambda x: jnp.pad(x, ((0, 0), (0, 3), (0, 0)), constant_values=7.0)
+  monkeypatch.setattr(image_encoder.attention, "fill_set", pad)
+  np.testing.assert_allclose(encoder(images), expected, atol=1e-6)
+
+
 def test_an_image_of_the_right_size_is_only_normalised():
   images = _images(16, 16, 3)
   pixels = image_encoder.to_pixels(images, 16, (0.1, 0.2, 0.3), (1.0, 2.0, 4.0))

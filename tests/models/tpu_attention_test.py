@@ -107,6 +107,17 @@ def test_blocks_of_queries_are_as_large_as_the_chip_has_room_for(monkeypatch):
   assert block(jnp.bfloat16) == 384
 
 
+@pytest.mark.parametrize("num_tokens", [100, 257, 300, 730, 1370, 4097])
+def test_a_padded_set_is_padded_no_further(monkeypatch, num_tokens):
+  monkeypatch.setattr(
+    tpu_attention.partitioning, "platform", lambda: ("tpu", "TPU v5p")
+  )
+  size = tpu_attention.padded_set(num_tokens, jnp.bfloat16)
+  assert num_tokens <= size < num_tokens + 512
+  assert tpu_attention.padded_set(size, jnp.bfloat16) == size
+  assert tpu_attention.padded_keys(size, size) == size
+
+
 def test_what_the_kernels_serve():
   array = lambda length, dim, dtype: jax.ShapeDtypeStruct(
     (1, length, 4, dim), dtype

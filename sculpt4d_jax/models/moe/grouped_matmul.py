@@ -91,6 +91,7 @@ def multiply(
   transposed: bool = False,
   bias: Float[Array, "E M"] | None = None,
   initial: Float[Array, "R M"] | None = None,
+  dtype: Any = None,
 ) -> Float[Array, "R M"]:
   """Multiplies every row by the matrix of its block; unused blocks are skipped.
 
@@ -104,6 +105,7 @@ def multiply(
     bias: Bias of each group, added to unused blocks too.
     initial: Initial value that the product is added to, float32, as is the
       result then; its memory becomes the result's.
+    dtype: Dtype of the result without an initial value; None is the rows'.
   """
   width = kernel.shape[1] if transposed else kernel.shape[2]
   kernel = _fill(kernel, (1, 2))
@@ -112,7 +114,8 @@ def multiply(
     bias = _fill(bias, (1,))
   if initial is not None:
     initial = _fill(initial.astype(jnp.float32), (1,))
-  out = _multiply(rows, kernel, blocks, transposed, bias, initial)
+  dtype = jnp.float32 if initial is not None else dtype or rows.dtype
+  out = _multiply(rows, kernel, blocks, transposed, bias, initial, dtype)
   return out[:, :width]
 
 
@@ -174,6 +177,7 @@ def _multiply(
   transposed: bool,
   bias: Array | None,
   initial: Array | None,
+  dtype: Any,
 ) -> Array:
   """Computes rows @ kernel[expert], or its transpose, + bias + initial."""
   num_blocks = len(blocks.expert)
@@ -253,9 +257,7 @@ def _multiply(
       out_specs=out_spec,
       scratch_shapes=[pltpu.VMEM((block_size, tile_width), jnp.float32)],
     ),
-    out_shape=jax.ShapeDtypeStruct(
-      (len(rows), width), jnp.float32 if has_initial else rows.dtype
-    ),
+    out_shape=jax.ShapeDtypeStruct((len(rows), width), dtype),
     input_output_aliases=aliases,
     cost_estimate=_cost(rows, kernel, width),
   )(*operands)

@@ -12,6 +12,9 @@ processed in chunks ("parts"):
                recomputed         ^
                in backward        +--- one part after the other (lax.scan)
 
+The first part begins the sums, so that no zeros are written and read; the others
+are a loop.
+
 The backward pass recomputes the activations of a part; only the tokens and the
 routing are stored for it. On a mesh the weights of one part are gathered at a
 time, and the gradients of a part are reduced to their shards before the next.
@@ -89,16 +92,20 @@ def _apply(
   rows = dispatch.dispatch(x, plan)
   bias2 = _gather_bias2(gather, weights.bias2)
 
-  def add_part(total: Array, start: Array) -> tuple[Array, None]:
+  def add_part(total: Array | None, start: Array) -> tuple[Array, None]:
     part = gather(_part(weights, start, part_width))
     hidden = _hidden(rows, part, blocks)
+    # Sums over parts are float32; the bias is added once.
     return grouped_matmul.multiply(
-      layers.gelu(hidden), part.kernel2, blocks, initial=total
+      layers.gelu(hidden),
+      part.kernel2,
+      blocks,
+      bias=bias2 if total is None else None,
+      initial=total,
+      dtype=jnp.float32,
     ), None
 
-  # Sums over parts are float32; the bias is added once, as their start.
-  total = _of_rows(bias2.astype(jnp.float32), blocks, len(rows))
-  total, _ = lax.scan(add_part, total, _starts(weights, part_width))
+  total, _ = _over_parts(add_part, None, _starts(weights, part_width))
   return dispatch.combine(total.astype(x.dtype), gates, plan)
 
 
@@ -126,7 +133,7 @@ def _backward(
   gate = gate[:, None]  # [R, 1]
 
   def add_part(
-    carry: tuple[Array, Array], start: Array
+    carry: tuple[Array | None, Array], start: Array
   ) -> tuple[tuple[Array, Array], ExpertWeights]:
     rows_bar, gate_bar = carry
     # The transpose of gathering sums a gradient into the shards, part by part.
@@ -139,7 +146,12 @@ def _backward(
     gate_bar += (activated_bar * activated.astype(jnp.float32)).sum(-1)
     (hidden_bar,) = gelu_vjp((activated_bar * gate).astype(x.dtype))
     rows_bar = grouped_matmul.multiply(
-      hidden_bar, part.kernel1, blocks, transposed=True, initial=rows_bar
+      hidden_bar,
+      part.kernel1,
+      blocks,
+      transposed=True,
+      initial=rows_bar,
+      dtype=jnp.float32,
     )
     (weights_bar,) = to_shards(
       ExpertWeights(
@@ -152,16 +164,16 @@ def _backward(
     return (rows_bar, gate_bar), weights_bar
 
   # In float32: every part adds to these sums.
-  start = jnp.zeros(rows.shape, jnp.float32), jnp.zeros(len(rows), jnp.float32)
-  (rows_bar, gate_bar), parts = lax.scan(
-    add_part, start, _starts(weights, part_width)
+  (rows_bar, gate_bar), parts = _over_parts(
+    add_part,
+    (None, jnp.zeros(len(rows), jnp.float32)),
+    _starts(weights, part_width),
   )
   # The output's bias belongs to no hidden unit, so it is not in the loop.
   bias2, to_shards = jax.vjp(
     functools.partial(_gather_bias2, gather), weights.bias2
   )
-  bias2_of_rows = _of_rows(bias2.astype(jnp.float32), blocks, len(rows))
-  gate_bar += (y_bar * bias2_of_rows).sum(-1)
+  gate_bar += _times_bias(y_bar, bias2, blocks)
   (bias2_bar,) = to_shards(
     _sum_of_experts(y_bar * gate, blocks).astype(bias2.dtype)
   )
@@ -195,6 +207,18 @@ def _gather_bias2(gather: Gather, bias2: Array) -> Array:
   return gather(ExpertWeights(None, None, None, bias2)).bias2
 
 
+def _over_parts(
+  add_part: Callable[[Any, Array], tuple[Any, Any]], carry: Any, starts: Array
+) -> tuple[Any, Any]:
+  """`lax.scan`, whose first step may find None in its carry."""
+  carry, first = add_part(carry, starts[0])
+  stack = lambda y, *others: jnp.concatenate([y[None], *others])
+  if len(starts) == 1:
+    return carry, jax.tree.map(stack, first)
+  carry, others = lax.scan(add_part, carry, starts[1:])
+  return carry, jax.tree.map(stack, first, others)
+
+
 def _starts(weights: ExpertWeights, part_width: int) -> Array:
   return jnp.arange(0, weights.kernel1.shape[2], part_width)
 
@@ -225,12 +249,21 @@ def _hidden(
   return grouped_matmul.multiply(rows, part.kernel1, blocks, bias=part.bias1)
 
 
-def _of_rows(bias: Array, blocks: Any, num_rows: int) -> Array:
-  """Broadcasts the experts' bias [E, D] to their rows [R, D]."""
-  bias = bias[blocks.expert][:, None]
-  num_blocks = len(blocks.expert)
-  shape = (num_blocks, num_rows // num_blocks, bias.shape[-1])
-  return jnp.broadcast_to(bias, shape).reshape(num_rows, -1)
+def _times_bias(
+  rows: Array, bias: Array, blocks: grouped_matmul.Blocks
+) -> Array:
+  """The product of every row with the bias of its expert, [R] in float32."""
+  # With the biases of all experts, which are few: no bias is written for every
+  # row, and the matrix units multiply.
+  products = jnp.matmul(
+    rows,
+    bias.astype(rows.dtype).T,
+    precision=lax.Precision.HIGHEST if rows.dtype == jnp.float32 else None,
+    preferred_element_type=jnp.float32,
+  )
+  is_of = jax.nn.one_hot(blocks.expert, len(bias))  # [num_blocks, E]
+  products = products.reshape(len(is_of), -1, len(bias))
+  return (products * is_of[:, None]).sum(-1).reshape(-1)
 
 
 def _sum_of_experts(rows: Array, blocks: grouped_matmul.Blocks) -> Array:
