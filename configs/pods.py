@@ -32,9 +32,9 @@ _MESHES = {
   "v5e-64": dict(fsdp=8, context=8),
   "gpu-8": dict(fsdp=8, context=1),
 }
-# What there is room for of the results of attention; docs/pods.md has accounts.
+# What there is room for, and pays; docs/pods.md has the accounts.
 _REMAT_POLICIES = {
-  "v5p-64": "keep_attention",
+  "v5p-64": "keep_products",
   "v6e-256": "keep_attention",
   "v5e-64": "keep_temporal",
 }

