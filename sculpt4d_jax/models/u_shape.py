@@ -76,7 +76,7 @@ def run(
     params: Parameters of every stage, stacked [L, ...].
     x: Input of the first block.
     shared: Inputs of every block: floating point arrays, or None.
-    policy: What a block keeps for the backward pass beside its input.
+    policy: Choice of activations kept for the backward pass, besides inputs.
 
   Returns:
     The last block's output, and the figures (auxiliary outputs) of every
