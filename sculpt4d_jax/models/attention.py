@@ -190,25 +190,25 @@ def fill_set(x: Float[Array, "*B S D"]) -> Float[Array, "*B _ D"]:
   Layers that treat every token alike may then follow each other without padding
   and cutting arrays for each of them.
   """
-  if partitioning.platform()[0] != "tpu":
-    return x
-  from sculpt4d_jax.models import tpu_attention
-
-  return _fill_tokens(x, tpu_attention.padded_set(x.shape[-2], x.dtype))
+  return _fill_on_tpu(x, lambda tpu: tpu.padded_set(x.shape[-2], x.dtype))
 
 
 def _fill_context(context: Array, num_queries: int) -> Array:
   """On TPUs, the padding that keys and values would otherwise get each."""
+  num_keys = context.shape[-2]
+  return _fill_on_tpu(
+    context, lambda tpu: tpu.padded_keys(num_keys, num_queries)
+  )
+
+
+def _fill_on_tpu(x: Array, num_tokens: Callable[[Any], int]) -> Array:
+  """Pads tokens to a number that the module of TPU kernels gives."""
   if partitioning.platform()[0] != "tpu":
-    return context
+    return x
+  # Late, as it imports Pallas, which CPUs can spare.
   from sculpt4d_jax.models import tpu_attention
 
-  num_tokens = tpu_attention.padded_keys(context.shape[-2], num_queries)
-  return _fill_tokens(context, num_tokens)
-
-
-def _fill_tokens(x: Array, num_tokens: int) -> Array:
-  fill = num_tokens - x.shape[-2]
+  fill = num_tokens(tpu_attention) - x.shape[-2]
   return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, fill), (0, 0)])
 
 

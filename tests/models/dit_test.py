@@ -83,7 +83,7 @@ def _value_and_gradients(module, args):
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, args[0])
 
 
-# By plain loops, by the U, and by a policy that keeps results of kernels.
+# By plain loops, without and with recomputation, and by the U with two policies.
 @pytest.mark.parametrize(
   "remat_policy", [None, "offload_inputs", "full", "keep_attention"]
 )

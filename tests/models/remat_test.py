@@ -7,6 +7,7 @@ import pytest
 from sculpt4d_jax.kernels.block_sparse_attention import residuals
 from sculpt4d_jax.models import remat
 from sculpt4d_jax.models import tpu_attention
+from tests.models import programs
 
 
 def _traced_gradient(name, num_tokens, num_keys):
@@ -26,15 +27,7 @@ def _traced_gradient(name, num_tokens, num_keys):
 
 
 def _count(program, is_counted):
-  """Number of operations in a program and all that it calls."""
-  total = 0
-  for operation in program.eqns:
-    total += bool(is_counted(operation))
-    for value in jax.tree.leaves(list(operation.params.values())):
-      inner = getattr(value, "jaxpr", value)
-      if hasattr(inner, "eqns") and operation.primitive.name != "pallas_call":
-        total += _count(inner, is_counted)
-  return total
+  return sum(map(bool, map(is_counted, programs.operations(program))))
 
 
 def test_our_kernels_run_once_where_their_results_are_kept():

@@ -1,4 +1,4 @@
-"""The U whose backward pass keeps inputs only, against plain recursion."""
+"""The U that keeps inputs, and what a policy names, against plain recursion."""
 
 import functools
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sculpt4d_jax.models import u_shape
+from tests.models import programs
 
 _KEPT = jax.checkpoint_policies.save_only_these_names("kept")
 
@@ -81,16 +82,6 @@ def test_outputs_figures_and_gradients_are_those_of_plain_recursion(
   )
 
 
-def _operations(program):
-  """All operations of a program, those of its loops once."""
-  for operation in program.eqns:
-    yield operation
-    for value in jax.tree.leaves(list(operation.params.values())):
-      inner = getattr(value, "jaxpr", value)
-      if hasattr(inner, "eqns"):
-        yield from _operations(inner)
-
-
 @pytest.mark.parametrize("policy,times,stacks", [(None, 2, 2), (_KEPT, 1, 3)])
 def test_what_a_policy_keeps_is_stored_and_not_computed_again(
   policy, times, stacks
@@ -99,7 +90,7 @@ def test_what_a_policy_keeps_is_stored_and_not_computed_again(
   run = functools.partial(u_shape.run, stages, policy=policy)
   loss = lambda params, x: run((params,), x, jnp.float32(0.7))[0].sum()
   program = jax.make_jaxpr(jax.grad(loss, (0, 1)))(jnp.ones(3), jnp.ones(4))
-  operations = list(_operations(program.jaxpr))
+  operations = list(programs.operations(program.jaxpr))
   assert sum(o.primitive.name == "sin" for o in operations) == times
   # The loop stacks the blocks' inputs and figures, and what is kept.
   forward = next(o for o in operations if o.primitive.name == "scan")
