@@ -145,6 +145,10 @@ def _data() -> ml_collections.ConfigDict:
       variety=0.0,
       # Fraction of clips with rigid things: balls, blocks, vessels, furniture.
       things=0.0,
+      # Fraction of the rest with figures as games have them: people, beasts.
+      figures=0.0,
+      # Frames of the clips that those of num_frames are cut from; 0: as many.
+      clip_frames=0,
     )
   )
 

@@ -64,6 +64,19 @@ class Body:
       (self._per_frame(centre, 3), rotation, half_size, rounding)
     )
 
+  def move(self, rotation: np.ndarray, place: np.ndarray) -> None:
+    """Turns all parts about the origin by [F, 3, 3], then shifts them [F, 3]."""
+    rotation = np.broadcast_to(rotation, (self.num_frames, 3, 3))
+
+    def moved(point: np.ndarray) -> np.ndarray:
+      return np.einsum("fij,fj->fi", rotation, point) + place
+
+    self.cones = [(moved(s), moved(e), r) for s, e, r in self.cones]
+    self.boxes = [
+      (moved(c), rotation @ r, half, rounding)
+      for c, r, half, rounding in self.boxes
+    ]
+
   def _per_frame(
     self, value: np.ndarray | float, width: int | None = None
   ) -> np.ndarray:

@@ -18,6 +18,7 @@ from scipy import ndimage
 from sculpt4d_jax import array_types
 from sculpt4d_jax.data.procedural import body
 from sculpt4d_jax.data.procedural import creatures
+from sculpt4d_jax.data.procedural import figures as figure_families
 from sculpt4d_jax.data.procedural import solids
 from sculpt4d_jax.data.procedural import things as rigid
 from sculpt4d_jax.geometry import placement as placement_lib
@@ -52,6 +53,10 @@ class RecordSizes:
     variety: Share of clips of other families, with more varied elevation and
       light and with edges like real cut-outs; see `solids.make_clip`.
     things: Share of clips of rigid things, likewise.
+    figures: Share of clips that resemble characters of games, likewise.
+    clip_frames: Frames of the clips that shorter ones are cut from, so that
+      they have the size and place that they have there; 0 makes them as long
+      as they are needed.
   """
 
   num_uniform: int = 384
@@ -66,10 +71,21 @@ class RecordSizes:
   picture_frame: bool = False
   variety: float = 0.0
   things: float = 0.0
+  figures: float = 0.0
+  clip_frames: int = 0
 
   def make_clip(self, seed: int, num_frames: int) -> solids.SyntheticClip:
     """The clip of a seed, of all families that have a share."""
-    return solids.make_clip(seed, num_frames, self.variety, things=self.things)
+    clip = solids.make_clip(
+      seed,
+      max(num_frames, self.clip_frames),
+      self.variety,
+      things=self.things,
+      figures=self.figures,
+    )
+    if clip.num_frames == num_frames:
+      return clip
+    return solids.cut(clip, num_frames)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +162,8 @@ def _geometry(
 
 
 def _is_varied(clip: solids.SyntheticClip) -> bool:
-  return clip.family in creatures.FAMILIES or clip.family in rigid.FAMILIES
+  kinds = (creatures.FAMILIES, rigid.FAMILIES, figure_families.FAMILIES)
+  return any(clip.family in families for families in kinds)
 
 
 def trim(solid: signed_distance.Solid) -> signed_distance.Solid:
@@ -219,7 +236,8 @@ def fit_view(
   """Centres the view on the clip and fits the object into its borders."""
   right, up, backward = (np.asarray(x) for x in sphere_tracer.camera_axes(view))
   low, high = np.full(2, np.inf), np.full(2, -np.inf)
-  for points, radii in _spheres(clip.solid):
+  solid = clip.solid if clip.whole is None else clip.whole
+  for points, radii in _spheres(solid):
     depth = sphere_tracer.CAMERA_DISTANCE - points @ backward
     scale = sphere_tracer.CAMERA_DISTANCE / depth
     for axis, vector in enumerate((right, up)):

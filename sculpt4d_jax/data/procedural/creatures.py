@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sculpt4d_jax.data.procedural import parts
 from sculpt4d_jax.data.procedural.body import Body
 
 Array = np.ndarray
@@ -17,120 +18,97 @@ Array = np.ndarray
 Family = Callable[[np.random.Generator, Array, Body], None]
 
 
-def _point(
-  phase: Array, x: Array | float, y: Array | float, z: Array | float
-) -> Array:
-  """A moving point [F, 3] of coordinates that are [F] or numbers."""
-  zero = np.zeros_like(phase)
-  return np.stack([zero + x, zero + y, zero + z], -1)
-
-
-def _plate(along: Array, up: Array) -> Array:
-  """Rotations [F, 3, 3] with x along `along` and y as close to `up`."""
-  x = along / np.linalg.norm(along, axis=-1, keepdims=True)
-  z = np.cross(x, up)
-  z /= np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), 1e-6)
-  return np.stack([x, np.cross(z, x), z], -1)
-
-
-def _blade(
-  body: Body, root: Array, tip: Array, up: Array, width: float, thickness: float
-) -> None:
-  """A flat box from root to tip [F, 3]; `up` [F, 3] lies in its plane."""
-  half = np.linalg.norm(tip - root, axis=-1) / 2
-  size = np.stack(
-    [half, np.full_like(half, width), np.full_like(half, thickness)], -1
-  )
-  body.box((root + tip) / 2, _plate(tip - root, up), size, thickness * 0.8)
-
-
 def bird(rng: np.random.Generator, phase: Array, body: Body) -> None:
   """A body with two wings that beat, a tail plate and thin legs."""
   body.smoothness = 0.03
   length, girth = rng.uniform(0.4, 0.7), rng.uniform(0.13, 0.2)
   pitch = rng.uniform(-0.2, 0.6)
-  chest = _point(phase, length / 2, 0.05 * np.sin(phase), 0)
-  hip = chest - length * _point(phase, np.cos(pitch), np.sin(pitch), 0)
+  chest = parts.point(phase, length / 2, 0.05 * np.sin(phase), 0)
+  hip = chest - length * parts.point(phase, np.cos(pitch), np.sin(pitch), 0)
   body.cone(hip, chest, girth * 0.6, girth)
-  head = chest + _point(phase, 0.18, 0.16 + 0.03 * np.sin(phase), 0)
+  head = chest + parts.point(phase, 0.18, 0.16 + 0.03 * np.sin(phase), 0)
   body.ball(head, girth * rng.uniform(0.6, 0.9))
-  body.cone(head, head + _point(phase, 0.2, -0.03, 0), 0.05, 0.02)
+  body.cone(head, head + parts.point(phase, 0.2, -0.03, 0), 0.05, 0.02)
   span, width = rng.uniform(0.5, 0.9), rng.uniform(0.1, 0.2)
   beat = rng.uniform(0.0, 0.5) + rng.uniform(0.3, 0.9) * np.sin(phase)
   middle = (hip + chest) / 2
-  forward = _point(phase, 1.0, 0.0, 0.0)
+  forward = parts.point(phase, 1.0, 0.0, 0.0)
   for side in (-1, 1):
-    root = middle + _point(phase, 0, girth * 0.4, side * girth * 0.7)
-    tip = root + span * _point(phase, -0.15, np.sin(beat), side * np.cos(beat))
-    _blade(body, root, tip, forward, width, 0.03)
-  tail = hip - _point(phase, rng.uniform(0.2, 0.4), 0.05 * np.sin(phase), 0)
-  _blade(body, hip, tail, _point(phase, 0, 0, 1.0), 0.1, 0.025)
+    root = middle + parts.point(phase, 0, girth * 0.4, side * girth * 0.7)
+    tip = root + span * parts.point(
+      phase, -0.15, np.sin(beat), side * np.cos(beat)
+    )
+    parts.blade(body, root, tip, forward, width, 0.03)
+  tail = hip - parts.point(
+    phase, rng.uniform(0.2, 0.4), 0.05 * np.sin(phase), 0
+  )
+  parts.blade(body, hip, tail, parts.point(phase, 0, 0, 1.0), 0.1, 0.025)
   if rng.uniform() < 0.7:
     for side in (-1, 1):
-      knee = middle + _point(phase, 0.05, -girth - 0.1, side * 0.08)
+      knee = middle + parts.point(phase, 0.05, -girth - 0.1, side * 0.08)
       swing = 0.1 * side * np.sin(phase)
-      body.cone(knee + _point(phase, 0, 0.12, 0), knee, 0.05, 0.03)
-      body.cone(knee, knee + _point(phase, swing, -0.25, 0), 0.03, 0.03)
+      body.cone(knee + parts.point(phase, 0, 0.12, 0), knee, 0.05, 0.03)
+      body.cone(knee, knee + parts.point(phase, swing, -0.25, 0), 0.03, 0.03)
 
 
 def fish(rng: np.random.Generator, phase: Array, body: Body) -> None:
   """A body that waves from side to side, with fins."""
   body.smoothness = 0.03
   girth, bend = rng.uniform(0.14, 0.3), rng.uniform(0.15, 0.5)
-  point = _point(phase, 0.5, 0, 0)
+  point = parts.point(phase, 0.5, 0, 0)
   centres = [point]
   radii = girth * np.array([0.6, 1.0, 0.9, 0.55, 0.25])
   for index in range(4):
     angle = bend * np.sin(phase - 0.9 * index) * (0.3 + 0.3 * index)
-    end = point - 0.3 * _point(phase, np.cos(angle), 0, np.sin(angle))
+    end = point - 0.3 * parts.point(phase, np.cos(angle), 0, np.sin(angle))
     body.cone(point, end, radii[index], radii[index + 1])
     point = end
     centres.append(end)
-  up = _point(phase, 0, 1.0, 0)
+  up = parts.point(phase, 0, 1.0, 0)
   angle = 1.6 * bend * np.sin(phase - 4.0)
-  tip = point - rng.uniform(0.2, 0.35) * _point(
+  tip = point - rng.uniform(0.2, 0.35) * parts.point(
     phase, np.cos(angle), 0, np.sin(angle)
   )
-  _blade(body, point, tip, up, rng.uniform(0.12, 0.28), 0.03)
+  parts.blade(body, point, tip, up, rng.uniform(0.12, 0.28), 0.03)
   if rng.uniform() < 0.8:
-    top = centres[2] + _point(phase, 0, girth * 0.8, 0)
-    tip = top + rng.uniform(0.12, 0.3) * _point(phase, -0.4, 1.0, 0)
-    _blade(body, top, tip, centres[1] - centres[2], 0.12, 0.025)
+    top = centres[2] + parts.point(phase, 0, girth * 0.8, 0)
+    tip = top + rng.uniform(0.12, 0.3) * parts.point(phase, -0.4, 1.0, 0)
+    parts.blade(body, top, tip, centres[1] - centres[2], 0.12, 0.025)
   for side in (-1, 1):
-    root = centres[1] + _point(phase, 0, -0.3 * girth, side * 0.8 * girth)
+    root = centres[1] + parts.point(phase, 0, -0.3 * girth, side * 0.8 * girth)
     flap = 0.5 + 0.4 * np.sin(2 * phase)
-    tip = root + rng.uniform(0.15, 0.3) * _point(
+    tip = root + rng.uniform(0.15, 0.3) * parts.point(
       phase, -0.4, -0.3 * flap, side * flap
     )
-    _blade(body, root, tip, up, 0.06, 0.025)
+    parts.blade(body, root, tip, up, 0.06, 0.025)
 
 
 def lizard(rng: np.random.Generator, phase: Array, body: Body) -> None:
   """A long low body on thin legs with a tail that waves."""
   body.smoothness = 0.03
   height, girth = rng.uniform(0.2, 0.45), rng.uniform(0.1, 0.18)
-  hip = _point(phase, -0.35, height, 0.04 * np.sin(phase))
-  chest = _point(phase, 0.3, height + 0.03 * np.sin(2 * phase), 0)
+  hip = parts.point(phase, -0.35, height, 0.04 * np.sin(phase))
+  chest = parts.point(phase, 0.3, height + 0.03 * np.sin(2 * phase), 0)
   body.cone(hip, chest, girth, girth * 0.9)
   lift, nod = rng.uniform(0.0, 0.9), 0.15 * np.sin(phase)
-  neck = chest + rng.uniform(0.2, 0.6) * _point(
+  neck = chest + rng.uniform(0.2, 0.6) * parts.point(
     phase, np.cos(lift), np.sin(lift), nod
   )
   body.cone(chest, neck, girth * 0.7, girth * 0.5)
-  snout = neck + _point(phase, rng.uniform(0.12, 0.3), -0.04, nod)
+  snout = neck + parts.point(phase, rng.uniform(0.12, 0.3), -0.04, nod)
   body.cone(neck, snout, girth * 0.8, girth * 0.4)
   leg = rng.uniform(0.035, 0.06)
   for end, gait in ((hip, 0.0), (chest, np.pi)):
     for side in (-1, 1):
       step = np.sin(phase + gait + (np.pi if side > 0 else 0))
-      root = end + _point(phase, 0, -0.2 * girth, side * girth * 0.8)
-      foot = root + _point(phase, 0.22 * step, -height, side * 0.1)
+      root = end + parts.point(phase, 0, -0.2 * girth, side * girth * 0.8)
+      foot = root + parts.point(phase, 0.22 * step, -height, side * 0.1)
       body.cone(root, foot, leg * 1.4, leg)
   point, wave = hip, rng.uniform(0.2, 0.7)
   count = 4
   for index in range(count):
     angle = wave * np.sin(phase - 0.9 * index)
-    end = point - rng.uniform(0.18, 0.26) * _point(
+    end = point - rng.uniform(0.18, 0.26) * parts.point(
       phase, np.cos(angle), 0.25, np.sin(angle)
     )
     thick = girth * (1 - index / count)
@@ -143,21 +121,25 @@ def spindly(rng: np.random.Generator, phase: Array, body: Body) -> None:
   body.smoothness = 0.03
   leg, torso = rng.uniform(0.4, 0.7), rng.uniform(0.25, 0.45)
   limb, girth = rng.uniform(0.035, 0.06), rng.uniform(0.1, 0.17)
-  hip = _point(phase, 0, leg, 0) + _point(phase, 0, 0.03 * np.sin(2 * phase), 0)
+  hip = parts.point(phase, 0, leg, 0) + parts.point(
+    phase, 0, 0.03 * np.sin(2 * phase), 0
+  )
   lean = rng.uniform(-0.2, 0.4)
-  chest = hip + torso * _point(phase, np.sin(lean), np.cos(lean), 0)
+  chest = hip + torso * parts.point(phase, np.sin(lean), np.cos(lean), 0)
   body.cone(hip, chest, girth * rng.uniform(0.7, 1.2), girth)
   head = rng.uniform(0.12, 0.26)
-  top = chest + _point(phase, 0.04, girth + head * 0.8, 0.05 * np.sin(phase))
+  top = chest + parts.point(
+    phase, 0.04, girth + head * 0.8, 0.05 * np.sin(phase)
+  )
   body.ball(top, head)
   swing = rng.uniform(0.2, 0.9)
   for side in (-1, 1):
     step = swing * np.sin(phase + (np.pi if side > 0 else 0))
-    root = hip + _point(phase, 0, 0, side * girth * 0.6)
-    knee = root + leg / 2 * _point(phase, np.sin(step), -np.cos(step), 0)
+    root = hip + parts.point(phase, 0, 0, side * girth * 0.6)
+    knee = root + leg / 2 * parts.point(phase, np.sin(step), -np.cos(step), 0)
     body.cone(root, knee, limb * 1.3, limb)
     shin = step - 0.4 - 0.3 * np.cos(phase)
-    foot = knee + leg / 2 * _point(phase, np.sin(shin), -np.cos(shin), 0)
+    foot = knee + leg / 2 * parts.point(phase, np.sin(shin), -np.cos(shin), 0)
     body.cone(knee, foot, limb, limb)
   hands = []
   for side in (-1, 1):
@@ -166,8 +148,8 @@ def spindly(rng: np.random.Generator, phase: Array, body: Body) -> None:
       phase + rng.uniform(0, 6.28)
     )
     out = rng.uniform(0.1, 0.8)
-    root = chest + _point(phase, 0, 0.02, side * girth)
-    hand = root + rng.uniform(0.4, 0.6) * _point(
+    root = chest + parts.point(phase, 0, 0.02, side * girth)
+    hand = root + rng.uniform(0.4, 0.6) * parts.point(
       phase,
       np.sin(raised) * np.cos(out),
       -np.cos(raised) * np.cos(out),
@@ -178,13 +160,13 @@ def spindly(rng: np.random.Generator, phase: Array, body: Body) -> None:
   if rng.uniform() < 0.6:
     root, hand = hands[rng.integers(2)]
     reach = hand - root
-    tip = hand + rng.uniform(0.5, 1.2) * _point(
+    tip = hand + rng.uniform(0.5, 1.2) * parts.point(
       phase, reach[:, 0], 0.1 + np.abs(reach[:, 1]), reach[:, 2]
     )
     if rng.uniform() < 0.5:
       body.cone(hand, tip, 0.03, 0.03)
     else:
-      _blade(body, hand, tip, _point(phase, 1.0, 0.2, 0), 0.07, 0.025)
+      parts.blade(body, hand, tip, parts.point(phase, 1.0, 0.2, 0), 0.07, 0.025)
 
 
 FAMILIES: dict[str, Family] = {

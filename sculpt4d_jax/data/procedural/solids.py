@@ -20,6 +20,7 @@ import numpy as np
 
 from sculpt4d_jax.data.procedural import body as body_lib
 from sculpt4d_jax.data.procedural import creatures
+from sculpt4d_jax.data.procedural import figures as figure_families
 from sculpt4d_jax.data.procedural import rotations
 from sculpt4d_jax.data.procedural import things as rigid
 from sculpt4d_jax.errors import UserError
@@ -27,14 +28,22 @@ from sculpt4d_jax.geometry import signed_distance
 
 
 class _Kind(NamedTuple):
-  """Families of varied clips, and the stream of random numbers of theirs."""
+  """Families of varied clips, their colours and stream of random numbers."""
 
   families: Mapping[str, creatures.Family]
+  colours: Callable[[np.random.Generator, int], np.ndarray]
   stream: int
+  weights: Mapping[str, float] | None = None  # None draws all alike.
 
 
-_CREATURES = _Kind(creatures.FAMILIES, 0xC7EA)
-_THINGS = _Kind(rigid.FAMILIES, 0x7416)
+_CREATURES = _Kind(creatures.FAMILIES, creatures.colours, 0xC7EA)
+_THINGS = _Kind(rigid.FAMILIES, creatures.colours, 0x7416)
+_FIGURES = _Kind(
+  figure_families.FAMILIES,
+  figure_families.colours,
+  0xF16E,
+  figure_families.WEIGHTS,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +55,15 @@ class SyntheticClip:
     colours: RGB in [0, 1] of cones, then boxes [K + J, 3].
     family: Name of the family that made it.
     seed: Its seed: the same seed gives the same clip.
+    whole: Parts at every frame of the clip that this one is cut from, which
+      cameras are fitted to; None if it is a clip of its own.
   """
 
   solid: signed_distance.Solid
   colours: np.ndarray
   family: str
   seed: int
+  whole: signed_distance.Solid | None = None
 
   @property
   def num_frames(self) -> int:
@@ -65,16 +77,19 @@ def make_clip(
   variety: float = 0.0,
   seconds: float = 1.0,
   things: float = 0.0,
+  figures: float = 0.0,
 ) -> SyntheticClip:
   """Makes the clip of a seed; seeds are independent of each other.
 
   Args:
     seed: Any non-negative number.
     num_frames: Frames F, spread over the clip; at least 1.
-    variety: Share of clips from the families of `creatures`, with any yaw and
-      several colours.
+    variety: Share of what is then left from the families of `creatures`, with
+      any yaw and several colours.
     seconds: Length of the clip; motions repeat after one to 1.7 seconds.
     things: Share of clips from the families of `things`, drawn first.
+    figures: Share of the other clips from the families of `figures`, drawn
+      second.
 
   Returns:
     The clip.
@@ -84,7 +99,8 @@ def make_clip(
   """
   if num_frames < 1:
     raise UserError(f"num_frames={num_frames} must be at least 1.")
-  for share, kind in ((things, _THINGS), (variety, _CREATURES)):
+  kinds = ((things, _THINGS), (figures, _FIGURES), (variety, _CREATURES))
+  for share, kind in kinds:
     if np.random.default_rng([seed, kind.stream]).uniform() < share:
       return _varied_clip(seed, num_frames, seconds, kind)
   rng = np.random.default_rng([seed, 0x4D])
@@ -101,17 +117,30 @@ def make_clip(
   )
 
 
+def cut(clip: SyntheticClip, num_frames: int) -> SyntheticClip:
+  """Some consecutive frames of a clip, from a place that its seed decides."""
+  rng = np.random.default_rng([clip.seed, 0xC07])
+  first = int(rng.integers(clip.num_frames - num_frames + 1))
+  frames = slice(first, first + num_frames)
+  solid = signed_distance.Solid(*(x[frames] for x in clip.solid))
+  return dataclasses.replace(clip, solid=solid, whole=clip.solid)
+
+
 def _varied_clip(
   seed: int, num_frames: int, seconds: float, kind: _Kind
 ) -> SyntheticClip:
   rng = np.random.default_rng([seed, kind.stream, 1])
   names = sorted(kind.families)
-  family = names[rng.integers(len(names))]
+  if kind.weights is None:
+    family = names[rng.integers(len(names))]
+  else:
+    weights = np.array([kind.weights[name] for name in names])
+    family = str(rng.choice(names, p=weights / weights.sum()))
   body = body_lib.Body(num_frames)
   kind.families[family](rng, _phase(rng, num_frames, seconds), body)
   return SyntheticClip(
     solid=body.solid(yaw=rng.uniform(-np.pi, np.pi)),
-    colours=creatures.colours(rng, body_lib.NUM_CONES + body_lib.NUM_BOXES),
+    colours=kind.colours(rng, body_lib.NUM_CONES + body_lib.NUM_BOXES),
     family=family,
     seed=seed,
   )

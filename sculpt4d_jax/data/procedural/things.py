@@ -10,6 +10,7 @@ import numpy as np
 
 from sculpt4d_jax.data.procedural import body as body_lib
 from sculpt4d_jax.data.procedural import creatures
+from sculpt4d_jax.data.procedural import parts
 from sculpt4d_jax.data.procedural import rotations
 from sculpt4d_jax.data.procedural.body import Body
 
@@ -26,7 +27,7 @@ class _Rigid:
     self._body = body
     axis = np.array(_UPRIGHT)
     if rng.uniform() < 0.3:  # It rolls or tumbles.
-      axis = _direction(rng)
+      axis = parts.direction(rng)
     speed = rng.choice([-1.0, 1.0]) * rng.uniform(0.2, 1.0)
     self._turn = rotations.rotation_about(axis, speed * phase)
     hop = rng.uniform(0.0, 0.4) * (rng.uniform() < 0.3)
@@ -54,19 +55,13 @@ class _Rigid:
     )
 
 
-def _direction(rng: np.random.Generator) -> Array:
-  """A random direction [3]."""
-  vector = rng.normal(size=3)
-  return vector / np.linalg.norm(vector)
-
-
 def ball(rng: np.random.Generator, phase: Array, body: Body) -> None:
   """A ball with round patches that rise from it by a fiftieth."""
   thing = _Rigid(rng, phase, body)
   thing.ball(np.zeros(3), 1.0)
   for _ in range(rng.integers(0, 11)):
     radius = rng.uniform(0.6, 0.93)
-    thing.ball(_direction(rng) * (1.02 - radius), radius)
+    thing.ball(parts.direction(rng) * (1.02 - radius), radius)
 
 
 def block(rng: np.random.Generator, phase: Array, body: Body) -> None:
@@ -86,8 +81,8 @@ def lump(rng: np.random.Generator, phase: Array, body: Body) -> None:
   thing = _Rigid(rng, phase, body)
   body.smoothness = rng.uniform(0.05, 0.2)
   for _ in range(rng.integers(2, 6)):
-    start = _direction(rng) * rng.uniform(0.0, 0.5)
-    end = start + _direction(rng) * rng.uniform(0.1, 0.6)
+    start = parts.direction(rng) * rng.uniform(0.0, 0.5)
+    end = start + parts.direction(rng) * rng.uniform(0.1, 0.6)
     thing.cone(start, end, *rng.uniform(0.3, 0.7, 2))
 
 
@@ -141,7 +136,9 @@ def plant(rng: np.random.Generator, phase: Array, body: Body) -> None:
   top = np.array([0.0, tall, 0.0])
   thing.cone(np.zeros(3), top, thick * 1.3, thick)
   for _ in range(rng.integers(2, 8)):
-    lean = _direction(rng) * np.array([1.0, 0.6, 1.0]) * rng.uniform(0.1, 0.4)
+    lean = (
+      parts.direction(rng) * np.array([1.0, 0.6, 1.0]) * rng.uniform(0.1, 0.4)
+    )
     thing.ball(top + lean, rng.uniform(0.15, 0.4))
   if rng.uniform() < 0.5:
     wide = rng.uniform(0.2, 0.35)
