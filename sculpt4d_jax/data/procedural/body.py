@@ -28,6 +28,16 @@ class Body:
     self.boxes: list[_Box] = []
     self.smoothness = 0.05
 
+  @property
+  def cones_left(self) -> int:
+    """Number of cones that there is room for."""
+    return NUM_CONES - len(self.cones)
+
+  @property
+  def boxes_left(self) -> int:
+    """Number of boxes that there is room for."""
+    return NUM_BOXES - len(self.boxes)
+
   def cone(
     self,
     start: np.ndarray,

@@ -68,10 +68,10 @@ def person(rng: np.random.Generator, phase: Array, body: Body) -> None:
   if rng.uniform() < 0.4:  # Hair, a hat or a helmet.
     half = size * rng.uniform([0.7, 0.2, 0.7], [1.3, 0.6, 1.3])
     body.box(head + [0, size * 0.8, 0], np.eye(3), half, size * 0.2)
-  if rng.uniform() < 0.25:  # Something on the back.
+  if rng.uniform() < 0.25 and body.boxes_left:  # Something on the back.
     half = girth * rng.uniform([0.3, 0.5, 0.5], [0.7, 1.2, 1.0])
     body.box(chest - [girth * 1.2, trunk * 0.3, 0], np.eye(3), half, 0.04)
-  if rng.uniform() < 0.3:
+  if rng.uniform() < 0.3 and body.boxes_left:
     hand = hands[rng.integers(2)]
     tip = hand + rng.uniform(0.2, 0.8) * anatomy.up(
       motion.joint(-0.5, 1.5, 0.3)
@@ -152,10 +152,10 @@ def strider(rng: np.random.Generator, phase: Array, body: Body) -> None:
     reach = rng.uniform(0.15, 0.5)
     swing = motion.joint(-0.4, 1.2, 0.4)
     arm = reach * anatomy.down(swing, side * rng.uniform(0.1, 0.9))
-    if winged and len(body.boxes) < 4:
+    if winged and body.boxes_left:
       back = parts.point(phase, -1.0, 0.2, 0)
       parts.blade(body, root, root + arm, back, reach * 0.4, 0.03)
-    elif len(body.cones) < 12:
+    elif body.cones_left:
       body.cone(root, root + arm, leg, leg * 0.8)
   motion.finish(body)
 
@@ -181,6 +181,7 @@ def flyer(rng: np.random.Generator, phase: Array, body: Body) -> None:
   swept = rng.uniform(-0.6, 0.3)
   beat = motion.joint(-0.2, 0.8, 0.2) + rng.uniform(0.2, 0.9) * motion.wave()
   folds, segments = rng.uniform(-0.8, 0.8), int(rng.integers(1, 3))
+  segments = min(segments, body.boxes_left // 2)
   for side in (-1, 1):
     root = chest + parts.point(phase, 0, girth * 0.3, side * girth * 0.7)
     for n in range(segments):
@@ -289,7 +290,7 @@ def crawler(rng: np.random.Generator, phase: Array, body: Body) -> None:
   if rng.uniform() < 0.6:  # Claws, eyes on stalks, or jaws.
     rise, size = motion.joint(-0.3, 1.2, 0.5), rng.uniform(0.05, 0.15)
     for side in (-1, 1):
-      if len(body.cones) >= 12:
+      if not body.cones_left:
         break
       root = front + parts.point(phase, 0, 0, side * half[2] * 0.7)
       tip = root + rng.uniform(0.1, 0.4) * anatomy.up(rise, side * 0.3)
