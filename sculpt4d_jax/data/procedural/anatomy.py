@@ -37,7 +37,7 @@ class Motion:
     return self.strength * np.sin(self.phase + shift)
 
   def joint(self, low: float, high: float, swing: float) -> Array:
-    """An angle [F] about a middle in [low, high], in a rhythm of its own."""
+    """An angle [F] about a middle in [low, high], with its own rhythm."""
     shift = self._rng.uniform(0, 2 * np.pi)
     swing = swing * self._rng.uniform()
     return self._rng.uniform(low, high) + swing * self.wave(shift)

@@ -56,7 +56,7 @@ class SyntheticClip:
     family: Name of the family that made it.
     seed: Its seed: the same seed gives the same clip.
     whole: Parts at every frame of the clip that this one is cut from, which
-      cameras are fitted to; None if it is a clip of its own.
+      cameras are fitted to; None if nothing was cut.
   """
 
   solid: signed_distance.Solid
