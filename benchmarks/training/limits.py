@@ -12,7 +12,7 @@ IoU of fields on coarse grids, without meshes, so that it takes minutes:
   its camera      true shapes, placed by the camera that the weights' head reads
                   off the pictures; of procedural clips, whose camera is known
 
-of procedural clips, also of rigid things, and of records that
+of procedural clips, also of rigid things and of figures, and of records that
 launch.prepare_data made, those trained on and those held out. A round trip far
 above the samples says that the transformer needs more training; samples of
 trained clips far above those of held-out ones say that there are too few clips.
@@ -77,19 +77,20 @@ def _kinds(
   """Titles, clips, and IoU by the head's camera where there is one."""
   yield "procedural, held out", *_procedural(preset, model)
   yield "rigid things, held out", *_procedural(preset, model, things=1.0)
+  yield "figures, held out", *_procedural(preset, model, figures=1.0)
   for split in ("train", "test") if _DATA.value else ():
     title = {"train": "records, trained on", "test": "records, held out"}
     yield title[split], _records(preset, split), []
 
 
 def _procedural(
-  preset: preset_lib.Preset, model: model_lib.Sculpt4D, things: float = 0.0
+  preset: preset_lib.Preset, model: model_lib.Sculpt4D, **shares: float
 ) -> tuple[list[field_iou.Clip], list[float]]:
   """Held-out clips, compared at the centres of a grid's cells."""
   frames, head = preset.data.num_frames, model.view_head
   clips, cameras = [], []
   for seed in range(_FIRST.value, _FIRST.value + _NUM_CLIPS.value):
-    clip = solids.make_clip(seed, frames, things=things)
+    clip = solids.make_clip(seed, frames, **shares)
     record = clip_records.make_record(clip, preset.data.sizes)
     at = field_scores.points()
     truth = field_scores.true_fields(
