@@ -17,10 +17,7 @@ from scipy import ndimage
 
 from sculpt4d_jax import array_types
 from sculpt4d_jax.data.procedural import body
-from sculpt4d_jax.data.procedural import creatures
-from sculpt4d_jax.data.procedural import figures as figure_families
 from sculpt4d_jax.data.procedural import solids
-from sculpt4d_jax.data.procedural import things as rigid
 from sculpt4d_jax.geometry import placement as placement_lib
 from sculpt4d_jax.geometry import signed_distance
 from sculpt4d_jax.rendering import sphere_tracer
@@ -162,8 +159,7 @@ def _geometry(
 
 
 def _is_varied(clip: solids.SyntheticClip) -> bool:
-  kinds = (creatures.FAMILIES, rigid.FAMILIES, figure_families.FAMILIES)
-  return any(clip.family in families for families in kinds)
+  return clip.family in solids.VARIED
 
 
 def trim(solid: signed_distance.Solid) -> signed_distance.Solid:

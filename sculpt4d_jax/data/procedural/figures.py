@@ -213,37 +213,34 @@ def swimmer(rng: np.random.Generator, phase: Array, body: Body) -> None:
   deep = rng.uniform() < 0.5  # A flat body, high or wide.
   length, girth = rng.uniform(0.3, 0.9), rng.uniform(0.1, 0.28)
   bend = rng.uniform(0.1, 0.6)
-  across = (
-    parts.point(phase, 0, 0, 1.0) if is_fish else parts.point(phase, 0, 1.0, 0)
-  )
-  upright = (
-    parts.point(phase, 0, 1.0, 0.01)
-    if is_fish
-    else parts.point(phase, 0, 0.01, 1.0)
-  )
-  count = 3
-  joint, taper = (
-    parts.point(phase, 0, 0, 0),
-    [0.7, 1.0, 0.7, rng.uniform(0.2, 0.5)],
-  )
-  joints = [joint]
-  for n in range(count):
-    angle = bend * (0.2 + 0.5 * n) * motion.wave(-0.9 * n)[:, None]
-    step = (
-      np.cos(angle) * parts.point(phase, -1.0, 0, 0) + np.sin(angle) * across
-    )
-    end = joint + length / count * step
-    body.cone(joint, end, girth * taper[n], girth * taper[n + 1])
-    joint = end
-    joints.append(joint)
+  taper = [0.7, 1.0, 0.7, rng.uniform(0.2, 0.5)]
+  # Nearly along the axes: a plate needs a direction that is not its own.
+  if is_fish:
+    across, upright = (0, 0, 1.0), (0, 1.0, 0.01)
+  else:
+    across, upright = (0, 1.0, 0), (0, 0.01, 1.0)
+  across, upright = (parts.point(phase, *x) for x in (across, upright))
+
+  def backward(angle: Array) -> Array:
+    """Directions [F, 3] at an angle across from straight back."""
+    back = parts.point(phase, -1.0, 0, 0)
+    return np.cos(angle)[:, None] * back + np.sin(angle)[:, None] * across
+
+  steps = [
+    length / 3 * backward(bend * (0.2 + 0.5 * n) * motion.wave(-0.9 * n))
+    for n in range(3)
+  ]
+  joints = [parts.point(phase, 0, 0, 0)]
+  for n, step in enumerate(steps):
+    start, end = girth * taper[n], girth * taper[n + 1]
+    joints.append(body.cone(joints[-1], joints[-1] + step, start, end))
   if deep:
     half = np.array([length * 0.3, girth * rng.uniform(1.2, 2.4), girth * 0.5])
     turn = parts.plate(joints[1] - joints[2], upright)
     body.box((joints[1] + joints[2]) / 2, turn, half, girth * 0.45)
-  angle = 1.6 * bend * motion.wave(-3.5)[:, None]
-  step = np.cos(angle) * parts.point(phase, -1.0, 0, 0) + np.sin(angle) * across
-  tip = joint + rng.uniform(0.15, 0.4) * step
-  parts.blade(body, joint, tip, upright, rng.uniform(0.1, 0.35), 0.03)
+  wag = backward(1.6 * bend * motion.wave(-3.5))
+  tip = joints[-1] + rng.uniform(0.15, 0.4) * wag
+  parts.blade(body, joints[-1], tip, upright, rng.uniform(0.1, 0.35), 0.03)
   if rng.uniform() < 0.5:
     top = joints[1] + girth * 0.7 * upright
     tip = top + rng.uniform(0.1, 0.35) * (

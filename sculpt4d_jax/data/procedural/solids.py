@@ -44,6 +44,10 @@ _FIGURES = _Kind(
   0xF16E,
   figure_families.WEIGHTS,
 )
+# In the order in which they are drawn.
+_KINDS = (_THINGS, _FIGURES, _CREATURES)
+# Names of the families whose views, light and edges vary as well.
+VARIED = frozenset().union(*(kind.families for kind in _KINDS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +103,7 @@ def make_clip(
   """
   if num_frames < 1:
     raise UserError(f"num_frames={num_frames} must be at least 1.")
-  kinds = ((things, _THINGS), (figures, _FIGURES), (variety, _CREATURES))
-  for share, kind in kinds:
+  for share, kind in zip((things, figures, variety), _KINDS):
     if np.random.default_rng([seed, kind.stream]).uniform() < share:
       return _varied_clip(seed, num_frames, seconds, kind)
   rng = np.random.default_rng([seed, 0x4D])
